@@ -1,0 +1,2 @@
+//! The `ingest` service as its own process.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `scheduler` service as its own process.
+fn main() {}

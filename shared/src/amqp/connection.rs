@@ -1,0 +1,466 @@
+//! Keeps one connection to the broker alive and hands out channels on it.
+//!
+//! Recovery is ours, not lapin's: after any loss everything is rebuilt from nothing (connection, topology, channels,
+//! consumers), which is one path instead of two and leaves no stale delivery tag behind. A process has two of these,
+//! one to publish and one to consume, because a broker short of memory stops reading from connections that publish.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use lapin::{
+    Channel, Connection, ConnectionProperties, Event,
+    tcp::{AsyncTcpStream, OwnedTLSConfig},
+    uri::{AMQPScheme, AMQPUri},
+};
+use metrics::{counter, gauge};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    declare::{TopologyError, check, declare},
+    version,
+};
+use crate::reconnect::Reconnect;
+
+/// From the first packet to a ready connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Quorum queues take tens of milliseconds each to create, more on a busy cluster; there are some twenty of them.
+const TOPOLOGY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a caller waits for a channel, including the wait for a connection.
+const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A broker that does not answer a goodbye is left without one.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// lapin gives up after two missed ones; the broker's default of 60 s would mean two minutes of silence.
+const HEARTBEAT_SECONDS: u16 = 20;
+/// A connection that lived this long was a good one, so the next try may come quickly.
+const PROVEN_AFTER: Duration = Duration::from_secs(15);
+/// Events tell of every loss; this is the net under them.
+const LIVENESS_PERIOD: Duration = Duration::from_secs(1);
+
+/// Why the broker could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The URL is none.
+    #[error("failed to read the broker URL: {0}")]
+    Url(String),
+    /// No connection came about in time.
+    #[error("failed to connect to the broker within {} s", CONNECT_TIMEOUT.as_secs())]
+    ConnectTimeout,
+    /// The topology is missing or other than needed.
+    #[error("failed to prepare the broker's topology")]
+    Topology(#[from] TopologyError),
+    /// The topology did not come about in time.
+    #[error("failed to prepare the broker's topology within {} s", TOPOLOGY_TIMEOUT.as_secs())]
+    TopologyTimeout,
+    /// There is no usable connection at the moment.
+    #[error("no channel on connection `{connection}` within {} s: {state}", CHANNEL_TIMEOUT.as_secs())]
+    Unavailable {
+        /// The connection's name.
+        connection: String,
+        /// What it is doing instead.
+        state: BrokerState,
+    },
+    /// The broker or the connection refused.
+    #[error("failed to talk to the broker")]
+    Amqp(#[from] lapin::Error),
+    /// The process is stopping.
+    #[error("the broker connection is stopped")]
+    Stopped,
+}
+
+/// What a connection is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerState {
+    /// Not connected; another attempt follows.
+    Down {
+        /// Why.
+        reason: String,
+    },
+    /// Usable.
+    Up {
+        /// Counts the connections this one replaced, from 1.
+        generation: u64,
+    },
+    /// Connected, but the broker (short of memory or disk) reads nothing from us.
+    Blocked {
+        /// As for `Up`.
+        generation: u64,
+        /// The broker's own words.
+        reason: String,
+    },
+    /// Closed on purpose.
+    Stopped,
+}
+
+impl std::fmt::Display for BrokerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Down { reason } => write!(f, "disconnected ({reason})"),
+            Self::Up { .. } => f.write_str("connected"),
+            Self::Blocked { reason, .. } => write!(f, "blocked by the broker ({reason})"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// What to do about the topology once connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnConnect {
+    /// Create what is missing.
+    #[default]
+    Declare,
+    /// Refuse to work if anything is missing or different; create nothing.
+    Check,
+    /// Trust that it is there.
+    Nothing,
+}
+
+/// Opens one plain connection, without supervision: for commands that ask and leave.
+pub async fn connect(url: &SecretString, name: &str) -> Result<Connection, BrokerError> {
+    dial(parse(url)?, name).await
+}
+
+fn parse(url: &SecretString) -> Result<AMQPUri, BrokerError> {
+    let text = url.expose_secret();
+    let mut uri: AMQPUri = text.parse().map_err(BrokerError::Url)?;
+    // lapin reads an IPv6 host as "none given" and would quietly take localhost.
+    if let Some(url::Host::Ipv6(address)) = url::Url::parse(text).ok().as_ref().and_then(url::Url::host) {
+        uri.authority.host = address.to_string();
+    }
+    uri.query.heartbeat = uri.query.heartbeat.filter(|seconds| *seconds > 0).or(Some(HEARTBEAT_SECONDS));
+    Ok(uri)
+}
+
+fn properties(name: &str) -> ConnectionProperties {
+    ConnectionProperties::default()
+        .with_connection_name(name.into())
+        .with_client_property("product".into(), "Posthaste".into())
+        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into())
+}
+
+/// lapin knows no deadline for the handshake and waits on its own thread, for good if the other side accepts and then
+/// says nothing. A second handle on the socket lets us hang up on it, which ends that thread too.
+async fn dial(uri: AMQPUri, name: &str) -> Result<Connection, BrokerError> {
+    let socket = Arc::new(Mutex::new(None::<OwnedFd>));
+    let shared = Arc::clone(&socket);
+    let connecting = Connection::connector(
+        uri,
+        lapin::runtime::default_runtime()?,
+        async move |uri: AMQPUri, runtime| {
+            let address = (uri.authority.host.clone(), uri.authority.port);
+            let opening = AsyncTcpStream::connect(&runtime, runtime.to_socket_addrs(address));
+            let stream = timeout(CONNECT_TIMEOUT, opening).await.map_err(io::Error::from)??;
+            if let AsyncTcpStream::Plain(tcp) = &stream {
+                *lock(&shared) = Some(tcp.get_ref().as_fd().try_clone_to_owned()?);
+            }
+            match uri.scheme {
+                AMQPScheme::AMQP => Ok(stream),
+                AMQPScheme::AMQPS => {
+                    Ok(stream.into_tls(&uri.authority.host, OwnedTLSConfig::default().as_ref()).await?)
+                }
+            }
+        },
+        properties(name),
+    );
+    let connected = timeout(CONNECT_TIMEOUT, connecting).await;
+    let socket = lock(&socket).take();
+    let Ok(connected) = connected else {
+        hang_up(socket);
+        return Err(BrokerError::ConnectTimeout);
+    };
+    Ok(connected?)
+}
+
+fn hang_up(socket: Option<OwnedFd>) {
+    if let Some(socket) = socket {
+        let _ = std::net::TcpStream::from(socket).shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A handle on one supervised connection; clones share it.
+#[derive(Clone)]
+pub struct Broker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    url: SecretString,
+    on_connect: OnConnect,
+    state: watch::Sender<BrokerState>,
+    connection: Mutex<Option<Arc<Connection>>>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("name", &self.inner.name).field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Starts connecting, and creates the topology whenever connected. `name` is what operators see in the broker's
+    /// list of connections. `stop` closes the connection, so it must be the last token a process cancels: consumers
+    /// still have acks to send while they drain.
+    pub fn start(url: &SecretString, name: &str, stop: CancellationToken) -> Self {
+        Self::start_with(url, name, OnConnect::Declare, stop)
+    }
+
+    /// As [`Broker::start`], with another way to treat the topology.
+    pub fn start_with(url: &SecretString, name: &str, on_connect: OnConnect, stop: CancellationToken) -> Self {
+        let inner = Arc::new(Inner {
+            name: name.to_owned(),
+            url: url.clone(),
+            on_connect,
+            state: watch::Sender::new(BrokerState::Down { reason: "not connected yet".to_owned() }),
+            connection: Mutex::new(None),
+        });
+        tokio::spawn(supervise(Arc::clone(&inner), stop));
+        Self { inner }
+    }
+
+    /// What operators see in the broker's list of connections.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// What the connection is doing now.
+    pub fn state(&self) -> BrokerState {
+        self.inner.state.borrow().clone()
+    }
+
+    /// Follows what the connection is doing.
+    pub fn subscribe(&self) -> watch::Receiver<BrokerState> {
+        self.inner.state.subscribe()
+    }
+
+    /// Whether there is a connection, blocked or not.
+    pub fn is_connected(&self) -> bool {
+        matches!(*self.inner.state.borrow(), BrokerState::Up { .. } | BrokerState::Blocked { .. })
+    }
+
+    /// Whether the broker reads what we write.
+    pub fn is_usable(&self) -> bool {
+        matches!(*self.inner.state.borrow(), BrokerState::Up { .. })
+    }
+
+    /// How many connections there have been; 0 before the first.
+    pub fn generation(&self) -> u64 {
+        self.inner.generation()
+    }
+
+    /// The present connection, for questions about the topology.
+    pub fn connection(&self) -> Option<Arc<Connection>> {
+        self.inner.connection()
+    }
+
+    /// A new channel; waits a bounded time for a usable connection.
+    pub async fn channel(&self) -> Result<Channel, BrokerError> {
+        timeout(CHANNEL_TIMEOUT, self.open_channel()).await.unwrap_or_else(|_| {
+            Err(BrokerError::Unavailable { connection: self.inner.name.clone(), state: self.state() })
+        })
+    }
+
+    async fn open_channel(&self) -> Result<Channel, BrokerError> {
+        self.usable().await?;
+        let connection = self.inner.connection().ok_or_else(|| BrokerError::Unavailable {
+            connection: self.inner.name.clone(),
+            state: self.state(),
+        })?;
+        Ok(connection.create_channel().await?)
+    }
+
+    /// Waits, without a bound, until the connection is usable.
+    pub async fn usable(&self) -> Result<(), BrokerError> {
+        let mut states = self.subscribe();
+        let reached = |state: &BrokerState| matches!(state, BrokerState::Up { .. } | BrokerState::Stopped);
+        match states.wait_for(reached).await.as_deref() {
+            Ok(BrokerState::Up { .. }) => Ok(()),
+            _ => Err(BrokerError::Stopped),
+        }
+    }
+
+    /// Waits until the connection has said goodbye, after `stop`.
+    pub async fn closed(&self) {
+        let _ = self.subscribe().wait_for(|state| *state == BrokerState::Stopped).await;
+    }
+
+    /// Creates again what somebody deleted, unless this process may not create anything.
+    pub(super) async fn restore_topology(&self) -> Result<(), BrokerError> {
+        match self.inner.connection() {
+            Some(connection) if self.inner.on_connect == OnConnect::Declare => self.inner.prepare(&connection).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn connection(&self) -> Option<Arc<Connection>> {
+        lock(&self.connection).clone()
+    }
+
+    fn generation(&self) -> u64 {
+        match *self.state.borrow() {
+            BrokerState::Up { generation } | BrokerState::Blocked { generation, .. } => generation,
+            BrokerState::Down { .. } | BrokerState::Stopped => 0,
+        }
+    }
+
+    fn set(&self, state: BrokerState) {
+        let connected = matches!(state, BrokerState::Up { .. } | BrokerState::Blocked { .. });
+        let blocked = matches!(state, BrokerState::Blocked { .. });
+        gauge!("posthaste_broker_connected", "connection" => self.name.clone()).set(f64::from(u8::from(connected)));
+        gauge!("posthaste_broker_blocked", "connection" => self.name.clone()).set(f64::from(u8::from(blocked)));
+        self.state.send_replace(state);
+    }
+
+    async fn prepare(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let preparing = async {
+            match self.on_connect {
+                OnConnect::Declare => declare(connection).await,
+                OnConnect::Check => check(connection).await,
+                OnConnect::Nothing => Ok(()),
+            }
+        };
+        Ok(timeout(TOPOLOGY_TIMEOUT, preparing).await.map_err(|_| BrokerError::TopologyTimeout)??)
+    }
+
+    /// One connection, from dialling to its end; the error says why it ended.
+    async fn session(&self, generation: u64) -> BrokerError {
+        let connection = match self.open(generation).await {
+            Ok(connection) => connection,
+            Err(error) => return error,
+        };
+        let mut events = Box::pin(connection.events_listener());
+        if let Err(error) = self.prepare(&connection).await {
+            bid_farewell(&connection).await;
+            return error;
+        }
+        *lock(&self.connection) = Some(Arc::clone(&connection));
+        self.set(BrokerState::Up { generation });
+        let error = self.watch_over(&connection, generation, &mut events).await;
+        *lock(&self.connection) = None;
+        error
+    }
+
+    async fn open(&self, generation: u64) -> Result<Arc<Connection>, BrokerError> {
+        let uri = parse(&self.url)?;
+        if generation == 1 && uri.scheme == AMQPScheme::AMQP {
+            self.log_version(&uri).await;
+        }
+        let connection = dial(uri, &self.name).await?;
+        tracing::info!(connection = %self.name, generation, "connected to the broker");
+        Ok(Arc::new(connection))
+    }
+
+    async fn log_version(&self, uri: &AMQPUri) {
+        let Some(version) = version::ask(&uri.authority.host, uri.authority.port).await else { return };
+        if version::is_too_old(&version) {
+            let (major, minor) = version::OLDEST;
+            tracing::warn!(connection = %self.name, %version, "the broker is older than {major}.{minor}, which is the \
+                oldest version Posthaste is made for");
+        } else {
+            tracing::info!(connection = %self.name, %version, "found the broker");
+        }
+    }
+
+    async fn watch_over<S>(&self, connection: &Connection, generation: u64, events: &mut S) -> BrokerError
+    where
+        S: futures_util::Stream<Item = Event> + Unpin,
+    {
+        let mut liveness = tokio::time::interval(LIVENESS_PERIOD);
+        let mut last_error = None;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => self.blocked(generation, reason),
+                    Some(Event::ConnectionUnblocked) => self.set(BrokerState::Up { generation }),
+                    // Channels report here as well; their owners deal with that.
+                    Some(Event::Error(error)) => last_error = Some(error),
+                    _ => {}
+                },
+                _ = liveness.tick() => {}
+            }
+            if !connection.status().connected() {
+                let lost = || io::Error::from(io::ErrorKind::ConnectionAborted).into();
+                return BrokerError::Amqp(last_error.unwrap_or_else(lost));
+            }
+        }
+    }
+
+    fn blocked(&self, generation: u64, reason: String) {
+        tracing::warn!(connection = %self.name, reason, "the broker stopped reading from this connection");
+        self.set(BrokerState::Blocked { generation, reason });
+    }
+}
+
+async fn supervise(inner: Arc<Inner>, stop: CancellationToken) {
+    let mut reconnect = Reconnect::new();
+    for generation in 1.. {
+        let started = Instant::now();
+        let Some(error) = stop.run_until_cancelled(inner.session(generation)).await else { break };
+        if started.elapsed() > PROVEN_AFTER {
+            reconnect.reset();
+        }
+        let reason = chain(&error);
+        tracing::warn!(connection = %inner.name, reason, "the broker connection is down, trying again");
+        inner.set(BrokerState::Down { reason });
+        counter!("posthaste_broker_reconnects_total", "connection" => inner.name.clone()).increment(1);
+        if stop.run_until_cancelled(reconnect.pause()).await.is_none() {
+            break;
+        }
+    }
+    let connection = lock(&inner.connection).take();
+    if let Some(connection) = connection {
+        bid_farewell(&connection).await;
+    }
+    inner.set(BrokerState::Stopped);
+}
+
+/// The error and what caused it, in one line: a supervisor is the edge where its errors are settled.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+async fn bid_farewell(connection: &Connection) {
+    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(url: &str) -> AMQPUri {
+        parse(&url.into()).unwrap()
+    }
+
+    #[test]
+    fn a_url_without_a_heartbeat_gets_ours() {
+        assert_eq!(parsed("amqp://h/%2f").query.heartbeat, Some(HEARTBEAT_SECONDS));
+        assert_eq!(parsed("amqp://h/%2f?heartbeat=0").query.heartbeat, Some(HEARTBEAT_SECONDS));
+        assert_eq!(parsed("amqp://h/%2f?heartbeat=5").query.heartbeat, Some(5));
+    }
+
+    #[test]
+    fn an_ipv6_host_is_not_mistaken_for_localhost() {
+        assert_eq!(parsed("amqp://[2001:db8::1]:5671/v").authority.host, "2001:db8::1");
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_refused_without_repeating_it() {
+        let error = parse(&"http://user:secret@host/".into()).unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+        let error = parse(&"user:secret".into()).unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+}

@@ -1,0 +1,216 @@
+//! What must exist on the broker, as data: exchanges, queues, bindings. Names carry no virtual host.
+//!
+//! Arguments of a queue are frozen when it is first declared, so these mean the same on every RabbitMQ from 3.10 to
+//! 4.x and a change needs new names. What operators may tune (length caps, consumer timeouts) belongs in policies.
+//!
+//! A producer's routing key is `<tenant>.<channel>.<lane>`. Any other shape, or a lane that is none of the three,
+//! matches no intake queue and goes through the alternate exchange into the dead letter queue; because of that
+//! alternate exchange the producer sees an ack, not a return.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::domain::{Lane, Route};
+
+/// Where other backends publish submissions, keyed `<tenant>.<channel>.<lane>`.
+pub const INGRESS: &str = "posthaste.ingress";
+/// Where accepted deliveries are handed to workers, keyed `<channel>.<lane>`.
+pub const WORK: &str = "posthaste.work";
+/// Where facts for the delivery log are published.
+pub const EVENTS: &str = "posthaste.events";
+/// Where dead letters are published, by the broker and by us.
+pub const DLX: &str = "posthaste.dlx";
+/// Where the broker puts what no intake queue is bound for.
+pub const UNROUTABLE: &str = "posthaste.unroutable";
+
+/// Submissions that must not wait behind others.
+pub const INTAKE_HIGH: &str = "posthaste.intake.high";
+/// All other submissions.
+pub const INTAKE_STD: &str = "posthaste.intake.std";
+/// Events on their way to the log writer.
+pub const EVENTS_LOG: &str = "posthaste.events.log";
+/// What a person must look at, on its way into the `dead_letters` table.
+pub const DLQ: &str = "posthaste.dlq";
+
+/// Returns of one message before the broker dead-letters it: far above what restarts cause, far below a hot loop.
+const DELIVERY_LIMIT: i64 = 20;
+/// Brokers from 4.0 on would drop a dead letter after 20 returns, and `-1` means "at once" before 4.0.
+const DLQ_DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// The work queue of a route.
+pub fn work_queue(route: Route) -> String {
+    format!("{WORK}.{route}")
+}
+
+/// The routing key that reaches the work queue of a route.
+pub fn work_key(route: Route) -> String {
+    route.to_string()
+}
+
+/// How an exchange routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeType {
+    /// The key must equal the binding's.
+    Direct,
+    /// Every bound queue gets a copy.
+    Fanout,
+    /// The key must match the binding's pattern.
+    Topic,
+}
+
+/// The value of an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Argument {
+    /// A whole number.
+    Number(i64),
+    /// A text.
+    Text(&'static str),
+}
+
+/// Arguments of an exchange or a queue.
+pub type Arguments = BTreeMap<&'static str, Argument>;
+
+/// A durable exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Exchange {
+    /// Its name.
+    pub name: &'static str,
+    /// How it routes.
+    #[serde(rename = "type")]
+    pub kind: ExchangeType,
+    /// Its arguments.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub arguments: Arguments,
+}
+
+/// A durable queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Queue {
+    /// Its name.
+    pub name: String,
+    /// Its arguments.
+    pub arguments: Arguments,
+}
+
+/// Which messages of an exchange a queue gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Binding {
+    /// From.
+    pub exchange: &'static str,
+    /// To.
+    pub queue: String,
+    /// The key, or its pattern; without meaning on a fanout exchange.
+    pub key: String,
+}
+
+/// Everything that must exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Topology {
+    /// Exchanges, before what refers to them.
+    pub exchanges: Vec<Exchange>,
+    /// Queues.
+    pub queues: Vec<Queue>,
+    /// Bindings.
+    pub bindings: Vec<Binding>,
+}
+
+/// Everything that must exist.
+pub fn topology() -> Topology {
+    Topology { exchanges: exchanges(), queues: queues(), bindings: bindings() }
+}
+
+fn exchanges() -> Vec<Exchange> {
+    let exchange = |name, kind| Exchange { name, kind, arguments: Arguments::new() };
+    let mut ingress = exchange(INGRESS, ExchangeType::Topic);
+    ingress.arguments.insert("alternate-exchange", Argument::Text(UNROUTABLE));
+    vec![
+        exchange(UNROUTABLE, ExchangeType::Fanout),
+        exchange(DLX, ExchangeType::Fanout),
+        ingress,
+        exchange(WORK, ExchangeType::Direct),
+        exchange(EVENTS, ExchangeType::Topic),
+    ]
+}
+
+fn queues() -> Vec<Queue> {
+    // The dead letter queue comes first: at-least-once dead-lettering gets stuck while its target is missing.
+    let mut queues = vec![Queue { name: DLQ.to_owned(), arguments: dlq_arguments() }];
+    let names = [INTAKE_HIGH, INTAKE_STD, EVENTS_LOG].map(str::to_owned).into_iter();
+    let names = names.chain(Route::all().map(work_queue));
+    queues.extend(names.map(|name| Queue { name, arguments: safe_arguments() }));
+    queues
+}
+
+fn dlq_arguments() -> Arguments {
+    Arguments::from([
+        ("x-queue-type", Argument::Text("quorum")),
+        ("x-delivery-limit", Argument::Number(DLQ_DELIVERY_LIMIT)),
+    ])
+}
+
+/// Replicated, refusing rather than dropping when full, and handing on what it gives up with confirms.
+fn safe_arguments() -> Arguments {
+    Arguments::from([
+        ("x-queue-type", Argument::Text("quorum")),
+        ("x-overflow", Argument::Text("reject-publish")),
+        ("x-dead-letter-exchange", Argument::Text(DLX)),
+        ("x-dead-letter-strategy", Argument::Text("at-least-once")),
+        ("x-delivery-limit", Argument::Number(DELIVERY_LIMIT)),
+    ])
+}
+
+fn bindings() -> Vec<Binding> {
+    let binding = |exchange, queue: &str, key: String| Binding { exchange, queue: queue.to_owned(), key };
+    let mut bindings = vec![
+        binding(DLX, DLQ, String::new()),
+        binding(UNROUTABLE, DLQ, String::new()),
+        binding(INGRESS, INTAKE_HIGH, intake_pattern(Lane::High)),
+        binding(INGRESS, INTAKE_STD, intake_pattern(Lane::Normal)),
+        binding(INGRESS, INTAKE_STD, intake_pattern(Lane::Bulk)),
+        binding(EVENTS, EVENTS_LOG, "#".to_owned()),
+    ];
+    bindings.extend(Route::all().map(|route| binding(WORK, &work_queue(route), work_key(route))));
+    bindings
+}
+
+fn intake_pattern(lane: Lane) -> String {
+    format!("*.*.{lane}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_has_one_work_queue_bound_by_its_key() {
+        let topology = topology();
+        for route in Route::all() {
+            let name = work_queue(route);
+            assert_eq!(topology.queues.iter().filter(|queue| queue.name == name).count(), 1, "{name}");
+            let bound: Vec<_> = topology.bindings.iter().filter(|binding| binding.queue == name).collect();
+            assert_eq!(bound.len(), 1, "{name}");
+            assert_eq!((bound[0].exchange, &bound[0].key), (WORK, &work_key(route)));
+        }
+    }
+
+    #[test]
+    fn every_binding_names_an_exchange_and_a_queue_of_the_topology() {
+        let topology = topology();
+        for binding in &topology.bindings {
+            assert!(topology.exchanges.iter().any(|exchange| exchange.name == binding.exchange), "{binding:?}");
+            assert!(topology.queues.iter().any(|queue| queue.name == binding.queue), "{binding:?}");
+        }
+    }
+
+    #[test]
+    fn every_queue_is_replicated_and_has_a_positive_delivery_limit() {
+        for queue in topology().queues {
+            assert_eq!(queue.arguments.get("x-queue-type"), Some(&Argument::Text("quorum")), "{}", queue.name);
+            assert!(matches!(queue.arguments.get("x-delivery-limit"), Some(Argument::Number(1..))), "{}", queue.name);
+            assert_eq!(queue.arguments.contains_key("x-dead-letter-exchange"), queue.name != DLQ, "{}", queue.name);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Asks a broker for its version. It tells every client that greets it, but lapin keeps that to itself, so this greets
+//! once on a connection of its own and leaves; the broker logs one abandoned handshake for it.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// Somebody who answers at all answers a greeting quickly; the version is only worth a log line.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// The greeting of RabbitMQ is about 500 bytes.
+const GREETING_BYTES_MAX: u32 = 64 * 1024;
+
+/// Below this, quorum queues lack what the topology asks for.
+pub(super) const OLDEST: (u32, u32) = (3, 10);
+
+/// The version of the broker that listens there, in plain text only; `None` if it does not tell.
+pub(super) async fn ask(host: &str, port: u16) -> Option<String> {
+    let greeting = tokio::time::timeout(ASK_TIMEOUT, greet(host, port)).await.ok()?.ok()?;
+    find(&greeting)
+}
+
+async fn greet(host: &str, port: u16) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect((host, port)).await?;
+    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+    let (_kind, _channel) = (stream.read_u8().await?, stream.read_u16().await?);
+    let length = stream.read_u32().await?.min(GREETING_BYTES_MAX);
+    let mut greeting = Vec::new();
+    stream.take(length.into()).read_to_end(&mut greeting).await?;
+    Ok(greeting)
+}
+
+/// Finds the entry `version` of the server properties: its name, the type `S`, four bytes of length, the text.
+fn find(greeting: &[u8]) -> Option<String> {
+    const ENTRY: &[u8] = b"\x07versionS";
+    let start = greeting.windows(ENTRY.len()).position(|window| window == ENTRY)? + ENTRY.len();
+    let (length, text) = greeting.get(start..)?.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    String::from_utf8(text.get(..length)?.to_vec()).ok()
+}
+
+/// Whether `version` is known to be older than `OLDEST`.
+pub(super) fn is_too_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_found_in_a_greeting() {
+        let greeting = b"\x00\x0a\x00\x0a\x00\x09\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x063.10.8";
+        assert_eq!(find(greeting).as_deref(), Some("3.10.8"));
+        assert_eq!(find(&greeting[..greeting.len() - 1]), None);
+        assert_eq!(find(b""), None);
+    }
+
+    #[test]
+    fn only_versions_before_the_oldest_supported_are_too_old() {
+        assert!(is_too_old("3.9.27"));
+        assert!(!is_too_old("3.10.8"));
+        assert!(!is_too_old("4.1.0-rc.1"));
+        assert!(!is_too_old("unknown"));
+    }
+}

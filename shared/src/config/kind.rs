@@ -1,0 +1,260 @@
+//! What a setting may look like: each kind pairs a parser with the sentence that says what it takes.
+
+use std::{str::FromStr, time::Duration};
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+use url::Url;
+
+use crate::domain::{Channel, ProviderName};
+
+/// A parser and what it expects, worded to follow "must be".
+pub(super) struct Kind<T> {
+    pub(super) expects: &'static str,
+    pub(super) parse: fn(&str) -> Result<T, Bad>,
+}
+
+/// Why a text is not of its kind.
+pub(super) enum Bad {
+    /// The expectation says it all.
+    Shape,
+    /// There is more to say than the expectation.
+    Because(String),
+}
+
+/// Providers this version can call; the other words of `ProviderName` are known, and refused with the reason.
+const BUILT: &[ProviderName] = &[ProviderName::Smtp, ProviderName::Http, ProviderName::Inbox, ProviderName::Sandbox];
+
+/// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
+const JWT_SECRET_BYTES_MIN: usize = 32;
+/// Longer pauses, in milliseconds, would outlive the retention of what they hold up: a week.
+const DELAY_MS_MAX: u64 = 604_800_000;
+/// Longer waits, in milliseconds, on one call are a hang, not patience: ten minutes, a third of RabbitMQ's own limit.
+const TIMEOUT_MS_MAX: u64 = 600_000;
+/// Tokens that live longer, in seconds, are keys, and those can be revoked: a year.
+const LIFETIME_SECONDS_MAX: u64 = 31_536_000;
+
+macro_rules! between {
+    ($min:literal, $max:literal) => {
+        Kind { expects: concat!("a whole number from ", $min, " to ", $max), parse: whole::<_, $min, $max> }
+    };
+}
+
+pub(super) const PORT: Kind<u16> = between!(1, 65535);
+pub(super) const POOL: Kind<usize> = between!(1, 1000);
+pub(super) const THREADS: Kind<usize> = between!(1, 256);
+pub(super) const CONCURRENCY: Kind<usize> = between!(1, 10000);
+pub(super) const ATTEMPTS: Kind<u16> = between!(1, 1000);
+pub(super) const RETRIES: Kind<u16> = between!(0, 999);
+
+pub(super) const DELAY: Kind<Duration> =
+    Kind { expects: "milliseconds from 0 to 604800000 (a week)", parse: |text| millis(text, 0, DELAY_MS_MAX) };
+pub(super) const TIMEOUT: Kind<Duration> =
+    Kind { expects: "milliseconds from 1 to 600000 (ten minutes)", parse: |text| millis(text, 1, TIMEOUT_MS_MAX) };
+pub(super) const LIFETIME: Kind<Duration> =
+    Kind { expects: "seconds, or a number with s, m, h, d or w, from 1s to 365d", parse: lifetime };
+
+pub(super) const TEXT: Kind<String> = Kind { expects: "a text", parse: |text| Ok(text.to_owned()) };
+pub(super) const SECRET: Kind<SecretString> = Kind { expects: "a secret text", parse: |text| Ok(text.into()) };
+pub(super) const HOST: Kind<String> = Kind { expects: "a host name or an IP address, without scheme and port", parse: host };
+pub(super) const JWT_SECRET: Kind<SecretString> = Kind { expects: "a secret of at least 32 bytes", parse: jwt_secret };
+pub(super) const LOG_FILTER: Kind<String> =
+    Kind { expects: "a level (error, warn, info, debug, trace) or a list of target=level", parse: log_filter };
+pub(super) const MAIL_FROM: Kind<String> =
+    Kind { expects: "an e-mail address, bare or as `Name <address>`", parse: mail_from };
+pub(super) const SWITCH: Kind<bool> = Kind { expects: "true or false", parse: |text| switch(text).ok_or(Bad::Shape) };
+
+pub(super) const POSTGRES_URL: Kind<Url> = Kind {
+    expects: "a postgres:// URL with a host and a database, special characters of the password %-encoded",
+    parse: |text| url_of(text, &["postgres", "postgresql"]).filter(names_database).ok_or(Bad::Shape),
+};
+pub(super) const AMQP_URL: Kind<Url> = Kind {
+    expects: "an amqp:// or amqps:// URL with a host, special characters of the password %-encoded",
+    parse: |text| url_of(text, &["amqp", "amqps"]).filter(Url::has_host).ok_or(Bad::Shape),
+};
+pub(super) const PUBLIC_URL: Kind<Url> =
+    Kind { expects: "an http:// or https:// URL without query and fragment", parse: public_url };
+pub(super) const NETS: Kind<Vec<IpNet>> =
+    Kind { expects: "a comma list of networks or addresses", parse: |text| list(text, net) };
+
+pub(super) const CHANNELS: Kind<Vec<Channel>> = Kind {
+    expects: "`all`, or a comma list of email, sms, push, webhook, in_app, whatsapp",
+    parse: |text| if text == "all" { Ok(Channel::ALL.to_vec()) } else { list(text, |word| word.parse().map_err(|_| Bad::Shape)) },
+};
+pub(super) const EMAIL_BACKENDS: Kind<Vec<ProviderName>> = Kind {
+    expects: "a comma list of smtp, sandbox, in the order they are tried",
+    parse: |text| backends(Channel::Email, text),
+};
+pub(super) const SMS_BACKENDS: Kind<Vec<ProviderName>> =
+    Kind { expects: "sandbox", parse: |text| backends(Channel::Sms, text) };
+pub(super) const PUSH_BACKENDS: Kind<Vec<ProviderName>> =
+    Kind { expects: "sandbox", parse: |text| backends(Channel::Push, text) };
+pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> =
+    Kind { expects: "a comma list of http, sandbox", parse: |text| backends(Channel::Webhook, text) };
+pub(super) const IN_APP_BACKENDS: Kind<Vec<ProviderName>> =
+    Kind { expects: "a comma list of inbox, sandbox", parse: |text| backends(Channel::InApp, text) };
+pub(super) const WHATSAPP_BACKENDS: Kind<Vec<ProviderName>> =
+    Kind { expects: "sandbox", parse: |text| backends(Channel::Whatsapp, text) };
+
+/// How `SMTP_USE_TLS` may be put; which TLS `On` means depends on the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TlsWord {
+    On,
+    Off,
+    StartTls,
+    Tls,
+}
+pub(super) const TLS_WORD: Kind<TlsWord> =
+    Kind { expects: "true, false, starttls, tls or none", parse: |text| tls_word(text).ok_or(Bad::Shape) };
+
+/// What to do about an attempt that may have been sent, before the waiting time is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InDoubt {
+    Resend,
+    Hold,
+}
+pub(super) const IN_DOUBT: Kind<InDoubt> = Kind {
+    expects: "resend or hold",
+    parse: |text| match text {
+        "resend" => Ok(InDoubt::Resend),
+        "hold" => Ok(InDoubt::Hold),
+        _ => Err(Bad::Shape),
+    },
+};
+
+fn within(text: &str, min: u64, max: u64) -> Option<u64> {
+    text.parse().ok().filter(|number| (min..=max).contains(number))
+}
+
+fn whole<T: TryFrom<u64>, const MIN: u64, const MAX: u64>(text: &str) -> Result<T, Bad> {
+    within(text, MIN, MAX).and_then(|number| T::try_from(number).ok()).ok_or(Bad::Shape)
+}
+
+fn millis(text: &str, min: u64, max: u64) -> Result<Duration, Bad> {
+    within(text, min, max).map(Duration::from_millis).ok_or(Bad::Shape)
+}
+
+fn lifetime(text: &str) -> Result<Duration, Bad> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit.trim_start() {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(Bad::Shape),
+    };
+    let most = LIFETIME_SECONDS_MAX / seconds;
+    within(number, 1, most).map(|count| Duration::from_secs(count * seconds)).ok_or(Bad::Shape)
+}
+
+fn host(text: &str) -> Result<String, Bad> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let known = bare.parse::<std::net::IpAddr>().is_ok() || bare.chars().all(name);
+    if known { Ok(bare.to_owned()) } else { Err(Bad::Shape) }
+}
+
+fn jwt_secret(text: &str) -> Result<SecretString, Bad> {
+    if text.len() < JWT_SECRET_BYTES_MIN {
+        return Err(Bad::Because(format!("has {} bytes; it must have at least {JWT_SECRET_BYTES_MIN}", text.len())));
+    }
+    Ok(text.into())
+}
+
+fn log_filter(text: &str) -> Result<String, Bad> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(Bad::Shape),
+    }
+}
+
+fn mail_from(text: &str) -> Result<String, Bad> {
+    let bare = match text.strip_suffix('>') {
+        Some(open) => open.rsplit_once('<').ok_or(Bad::Shape)?.1,
+        None => text,
+    };
+    let (local, domain) = bare.rsplit_once('@').ok_or(Bad::Shape)?;
+    let broken = local.is_empty() || bare.contains(char::is_whitespace) || text.contains(char::is_control);
+    if broken || host(domain).is_err() || domain.is_empty() { Err(Bad::Shape) } else { Ok(text.to_owned()) }
+}
+
+fn switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Some(true),
+        "false" | "0" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn tls_word(text: &str) -> Option<TlsWord> {
+    match text.to_ascii_lowercase().as_str() {
+        "starttls" => Some(TlsWord::StartTls),
+        "tls" => Some(TlsWord::Tls),
+        "none" => Some(TlsWord::Off),
+        other => switch(other).map(|on| if on { TlsWord::On } else { TlsWord::Off }),
+    }
+}
+
+fn url_of(text: &str, schemes: &[&str]) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| schemes.contains(&url.scheme()))
+}
+
+/// PostgreSQL takes the host from the query as well (a socket's folder has no other place).
+fn names_database(url: &Url) -> bool {
+    let asks = |name| url.query_pairs().any(|(key, value)| key == name && !value.is_empty());
+    let host = url.host_str().is_some_and(|host| !host.is_empty()) || asks("host");
+    host && (url.path().len() > 1 || asks("dbname"))
+}
+
+/// Ends in a slash, so that `join` appends to its path.
+fn public_url(text: &str) -> Result<Url, Bad> {
+    let mut url = url_of(text, &["http", "https"]).ok_or(Bad::Shape)?;
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(Bad::Shape);
+    }
+    if !url.path().ends_with('/') {
+        let path = format!("{}/", url.path());
+        url.set_path(&path);
+    }
+    Ok(url)
+}
+
+fn net(text: &str) -> Result<IpNet, Bad> {
+    let address = || std::net::IpAddr::from_str(text).map(IpNet::from);
+    text.parse().or_else(|_| address()).map_err(|_| Bad::Because(format!("`{text}` is no network")))
+}
+
+/// The parts of a comma list; an empty part or a doubled one is a slip.
+fn list<T: PartialEq>(text: &str, part: impl Fn(&str) -> Result<T, Bad>) -> Result<Vec<T>, Bad> {
+    let mut parts = Vec::new();
+    for word in text.split(',').map(str::trim) {
+        let value = part(word)?;
+        if parts.contains(&value) {
+            return Err(Bad::Because(format!("names `{word}` twice")));
+        }
+        parts.push(value);
+    }
+    Ok(parts)
+}
+
+fn backends(channel: Channel, text: &str) -> Result<Vec<ProviderName>, Bad> {
+    list(text, |word| {
+        let name = ProviderName::from_str(word).ok().filter(|name| carriers(channel).contains(name)).ok_or(Bad::Shape)?;
+        let built = BUILT.contains(&name);
+        if built { Ok(name) } else { Err(Bad::Because(format!("`{name}` is not available in this version"))) }
+    })
+}
+
+/// The providers that can carry a channel, in this version or a later one.
+const fn carriers(channel: Channel) -> &'static [ProviderName] {
+    use ProviderName::{Apns, Fcm, Http, Inbox, Sandbox, Sendgrid, Ses, Smtp, Sns, Twilio, Waha, Webpush};
+    match channel {
+        Channel::Email => &[Smtp, Sendgrid, Ses, Sandbox],
+        Channel::Sms => &[Twilio, Sns, Sandbox],
+        Channel::Push => &[Fcm, Apns, Webpush, Sandbox],
+        Channel::Webhook => &[Http, Sandbox],
+        Channel::InApp => &[Inbox, Sandbox],
+        Channel::Whatsapp => &[Waha, Sandbox],
+    }
+}

@@ -1,0 +1,304 @@
+//! The settings: read once from the environment, at the start, into typed structs that are passed down.
+//!
+//! Nothing else reads the environment. A bad start names every fault at once. The table in `table.rs` is the single
+//! home of names, defaults and sentences; `.env.example` and `posthaste config check` are made from it.
+
+mod by_channel;
+mod database;
+mod email;
+mod fault;
+mod kind;
+mod reader;
+mod retry;
+mod setting;
+mod table;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+use url::Url;
+
+pub use by_channel::ByChannel;
+pub use database::DatabaseConfig;
+pub use email::{EmailConfig, SmtpConfig, SmtpTls};
+pub use fault::{ConfigError, ConfigFault};
+pub use reader::Shown;
+pub use retry::RetryConfig;
+pub use table::env_example;
+
+use crate::domain::{Channel, ProviderName, RetryPolicy};
+use reader::Reader;
+
+/// Threads that serve HTTP unless told otherwise: the work is in the database, and two hide its pauses.
+const HTTP_WORKERS_USUAL: usize = 2;
+
+/// Every setting of every process.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The database.
+    pub database: DatabaseConfig,
+    /// The broker.
+    pub broker: BrokerConfig,
+    /// The HTTP side of ingest.
+    pub http: HttpConfig,
+    /// Tokens.
+    pub auth: AuthConfig,
+    /// E-mail.
+    pub email: EmailConfig,
+    /// What sends text messages; empty where nothing does.
+    pub sms: Vec<ProviderName>,
+    /// What sends push notifications; empty where nothing does.
+    pub push: Vec<ProviderName>,
+    /// Webhooks to others.
+    pub webhook: WebhookConfig,
+    /// What delivers to the inbox.
+    pub in_app: Vec<ProviderName>,
+    /// What sends WhatsApp messages; empty where nothing does.
+    pub whatsapp: Vec<ProviderName>,
+    /// How long one call to a provider other than a webhook may take.
+    pub provider_timeout: Duration,
+    /// What a worker takes on.
+    pub worker: WorkerConfig,
+    /// What is logged, in the syntax of `RUST_LOG`.
+    pub log: String,
+    /// When each channel is tried again.
+    pub retry: RetryConfig,
+    /// Waits that hold the parts together.
+    pub timing: TimingConfig,
+    shown: Vec<Shown>,
+}
+
+/// The RabbitMQ broker.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Its URL, password and virtual host included.
+    pub url: SecretString,
+}
+
+/// Where ingest listens.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// The address to bind.
+    pub host: String,
+    /// The port to bind.
+    pub port: u16,
+    /// Where others reach it; ends in a slash, so that `join("webhooks/waha")` appends.
+    pub public_url: Url,
+    /// Threads that serve.
+    pub workers: usize,
+}
+
+/// Tokens.
+#[derive(Clone, Debug)]
+pub struct AuthConfig {
+    /// Signs and checks tokens; only ingest needs it, see [`Config::require_jwt_secret`].
+    pub jwt_secret: Option<SecretString>,
+    /// How long an access token holds.
+    pub jwt_expires_in: Duration,
+    /// How long a refresh token holds.
+    pub jwt_refresh_expires_in: Duration,
+}
+
+/// Webhooks to others.
+#[derive(Clone, Debug)]
+pub struct WebhookConfig {
+    /// What calls them.
+    pub backends: Vec<ProviderName>,
+    /// How long a receiver may take to answer.
+    pub timeout: Duration,
+    /// Private networks they may reach all the same.
+    pub allow_nets: Vec<IpNet>,
+}
+
+/// What a worker takes on.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// The channels it serves.
+    pub channels: Vec<Channel>,
+    /// Deliveries it attempts at once, for each channel and lane.
+    pub concurrency: usize,
+}
+
+/// Waits that hold the parts together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimingConfig {
+    /// A stopping process finishes what it holds for this long.
+    pub drain: Duration,
+    /// A dispatch without a result is looked into this long after it was published.
+    pub audit_after: Duration,
+    /// An outbox row that nobody published is relayed after this long.
+    pub relay_after: Duration,
+    /// A worker's claim outlives the provider's timeout by this.
+    pub lease_margin: Duration,
+}
+
+/// The environment of this process. A value that is not UTF-8 comes with its broken bytes replaced.
+#[expect(clippy::disallowed_methods, reason = "the one legal caller: everything else is handed its settings")]
+pub fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())).collect()
+}
+
+impl Config {
+    /// Reads the settings of this process.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_env_map(environment())
+    }
+
+    /// Reads the settings from names and values, such as a map or an array of pairs.
+    pub fn from_env_map<N, V>(vars: impl IntoIterator<Item = (N, V)>) -> Result<Self, ConfigError>
+    where
+        N: Into<String>,
+        V: Into<String>,
+    {
+        let mut reader = Reader::new(vars.into_iter().map(|(name, value)| (name.into(), value.into())).collect());
+        let built = read(&mut reader);
+        let (config, shown) = reader.finish(built)?;
+        Ok(Self { shown, ..config })
+    }
+
+    /// When and how often a channel is tried again.
+    pub fn retry_policy(&self, channel: Channel) -> RetryPolicy {
+        self.retry.get(channel).clone()
+    }
+
+    /// What carries a channel, first one first; empty where the channel is not set up.
+    pub fn backends(&self, channel: Channel) -> &[ProviderName] {
+        match channel {
+            Channel::Email => &self.email.backends,
+            Channel::Sms => &self.sms,
+            Channel::Push => &self.push,
+            Channel::Webhook => &self.webhook.backends,
+            Channel::InApp => &self.in_app,
+            Channel::Whatsapp => &self.whatsapp,
+        }
+    }
+
+    /// How long one call on a channel may take.
+    pub fn call_timeout(&self, channel: Channel) -> Duration {
+        if channel == Channel::Webhook { self.webhook.timeout } else { self.provider_timeout }
+    }
+
+    /// The secret for tokens, or the sentence that ingest refuses to start with.
+    pub fn require_jwt_secret(&self) -> Result<&SecretString, ConfigError> {
+        self.auth.jwt_secret.as_ref().ok_or_else(|| {
+            let (name, example) = (table::JWT_SECRET.spec.name.to_owned(), Some(table::JWT_SECRET.spec.example));
+            let problem = format!("is missing, and ingest needs it: set it to {}", table::JWT_SECRET.kind.expects);
+            ConfigError { faults: vec![ConfigFault { name, value: None, problem, example }] }
+        })
+    }
+
+    /// Every setting by name, its value with secrets masked, and where that came from: the variable that is set, or
+    /// `default`, `derived`, `unset`.
+    pub fn describe(&self) -> Vec<Shown> {
+        self.shown.clone()
+    }
+}
+
+impl DatabaseConfig {
+    /// Reads only where the database is, for commands that need nothing else.
+    pub fn from_env_map<N, V>(vars: impl IntoIterator<Item = (N, V)>) -> Result<Self, ConfigError>
+    where
+        N: Into<String>,
+        V: Into<String>,
+    {
+        let mut reader = Reader::new(vars.into_iter().map(|(name, value)| (name.into(), value.into())).collect());
+        let built = database::read(&mut reader);
+        reader.finish(built).map(|(config, _)| config)
+    }
+}
+
+/// Reads every part before the first `?`, so that one fault does not hide another.
+fn read(reader: &mut Reader) -> Option<Config> {
+    let database = database::read(reader);
+    let broker = reader.get(&table::AMQP_URL).map(|url| BrokerConfig { url: String::from(url).into() });
+    let http = http(reader);
+    let auth = auth(reader);
+    let email = email::read(reader);
+    let sms = reader.get(&table::SMS_BACKEND).unwrap_or_default();
+    let push = reader.get(&table::PUSH_BACKEND).unwrap_or_default();
+    let whatsapp = reader.get(&table::WHATSAPP_BACKEND).unwrap_or_default();
+    let in_app = reader.get(&table::IN_APP_BACKEND);
+    let webhook = webhook(reader);
+    let provider_timeout = reader.get(&table::PROVIDER_TIMEOUT_MS);
+    let retry = retry::read(reader);
+    let worker = worker(reader);
+    let timing = timing(reader);
+    let log = reader.get(&table::RUST_LOG);
+    Some(Config {
+        database: database?,
+        broker: broker?,
+        http: http?,
+        auth: auth?,
+        email: email?,
+        sms,
+        push,
+        webhook: webhook?,
+        in_app: in_app?,
+        whatsapp,
+        provider_timeout: provider_timeout?,
+        worker: worker?,
+        log: log?,
+        retry: retry?,
+        timing: timing?,
+        shown: Vec::new(),
+    })
+}
+
+fn http(reader: &mut Reader) -> Option<HttpConfig> {
+    let host = reader.get(&table::HOST);
+    let port = reader.get(&table::PORT);
+    let public_url = reader.get(&table::PUBLIC_URL);
+    let workers = reader.get(&table::HTTP_WORKERS);
+    let cores = available_parallelism().map_or(1, usize::from);
+    let (host, port) = (host?, port?);
+    let public_url = public_url.or_else(|| own_url(&host, port));
+    Some(HttpConfig { host, port, public_url: public_url?, workers: workers.unwrap_or(HTTP_WORKERS_USUAL.min(cores)) })
+}
+
+/// Where this machine reaches what listens there: who listens on every address is reached on the loopback one.
+fn own_url(host: &str, port: u16) -> Option<Url> {
+    let host = match host.parse() {
+        Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => Ipv4Addr::LOCALHOST.to_string(),
+        Ok(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => format!("[{}]", Ipv6Addr::LOCALHOST),
+        Ok(IpAddr::V6(ip)) => format!("[{ip}]"),
+        _ => host.to_owned(),
+    };
+    Url::parse(&format!("http://{host}:{port}/")).ok()
+}
+
+fn auth(reader: &mut Reader) -> Option<AuthConfig> {
+    let jwt_secret = reader.get(&table::JWT_SECRET);
+    let access = reader.get(&table::JWT_EXPIRES_IN);
+    let refresh = reader.get(&table::JWT_REFRESH_EXPIRES_IN);
+    Some(AuthConfig { jwt_secret, jwt_expires_in: access?, jwt_refresh_expires_in: refresh? })
+}
+
+fn webhook(reader: &mut Reader) -> Option<WebhookConfig> {
+    let backends = reader.get(&table::WEBHOOK_BACKEND);
+    let timeout = reader.get(&table::WEBHOOK_TIMEOUT);
+    let allow_nets = reader.get(&table::WEBHOOK_ALLOW_NETS).unwrap_or_default();
+    Some(WebhookConfig { backends: backends?, timeout: timeout?, allow_nets })
+}
+
+fn worker(reader: &mut Reader) -> Option<WorkerConfig> {
+    let channels = reader.get(&table::WORKER_CHANNELS);
+    let concurrency = reader.get(&table::WORKER_CONCURRENCY);
+    Some(WorkerConfig { channels: channels?, concurrency: concurrency? })
+}
+
+fn timing(reader: &mut Reader) -> Option<TimingConfig> {
+    let drain = reader.get(&table::DRAIN_TIMEOUT_MS);
+    let audit_after = reader.get(&table::AUDIT_AFTER_MS);
+    let relay_after = reader.get(&table::RELAY_AFTER_MS);
+    let lease_margin = reader.get(&table::LEASE_MARGIN_MS);
+    Some(TimingConfig { drain: drain?, audit_after: audit_after?, relay_after: relay_after?, lease_margin: lease_margin? })
+}
+
+#[cfg(test)]
+mod tests;

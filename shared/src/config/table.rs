@@ -1,0 +1,245 @@
+//! The table of settings: the single home of every name, alias, default, sentence and example. The reader, the
+//! messages of a refused start, `posthaste config check` and `.env.example` are all made from it.
+
+use std::{fmt::Write, time::Duration};
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+use url::Url;
+
+use super::{
+    by_channel::ByChannel,
+    kind::{self, InDoubt, TlsWord},
+    setting::{Known, Row, Secrecy, Setting, Unset},
+};
+use crate::domain::{Channel, ProviderName};
+
+/// Writes the statics and the list of sections from one text, so that no setting can be missing from the list.
+macro_rules! settings {
+    ($($title:literal { $($(#[doc = $doc:literal])+ $name:ident: $type:ty = $setting:expr;)+ })+) => {
+        $($(pub(super) static $name: $type = $setting.doc(concat!($($doc),+));)+)+
+
+        /// Every setting, by section, in the order of `.env.example`.
+        pub(super) fn sections() -> Vec<(&'static str, Vec<&'static dyn Known>)> {
+            vec![$(($title, [$($name.settings()),+].into_iter().flatten().collect())),+]
+        }
+    };
+}
+
+/// A setting whose variable has the name of its static.
+macro_rules! per_channel {
+    ($prefix:literal, $kind:expr, $example:literal) => {
+        ByChannel {
+            email: Setting::new(concat!($prefix, "EMAIL"), $kind, $example),
+            sms: Setting::new(concat!($prefix, "SMS"), $kind, $example),
+            push: Setting::new(concat!($prefix, "PUSH"), $kind, $example),
+            webhook: Setting::new(concat!($prefix, "WEBHOOK"), $kind, $example),
+            in_app: Setting::new(concat!($prefix, "IN_APP"), $kind, $example),
+            whatsapp: Setting::new(concat!($prefix, "WHATSAPP"), $kind, $example),
+        }
+    };
+}
+
+settings! {
+    "Database and broker" {
+        /// The PostgreSQL database. Instead of it the five DB_* settings can be given.
+        DATABASE_URL: Setting<Url> =
+            Setting::new("DATABASE_URL", kind::POSTGRES_URL, "postgres://posthaste:change-me@127.0.0.1:5432/posthaste")
+                .unset(Unset::Derived("made of the DB_* settings")).secrecy(Secrecy::Password);
+        /// The database server, where DATABASE_URL is not set.
+        DB_HOST: Setting<String> = Setting::new("DB_HOST", kind::HOST, "127.0.0.1");
+        /// Its port.
+        DB_PORT: Setting<u16> = Setting::new("DB_PORT", kind::PORT, "5432").unset(Unset::Derived("5432"));
+        /// The role to log in as.
+        DB_USERNAME: Setting<String> = Setting::new("DB_USERNAME", kind::TEXT, "posthaste");
+        /// The role's password.
+        DB_PASSWORD: Setting<SecretString> = Setting::new("DB_PASSWORD", kind::SECRET, "change-me").secrecy(Secrecy::Hidden);
+        /// The database's name.
+        DB_DATABASE: Setting<String> = Setting::new("DB_DATABASE", kind::TEXT, "posthaste");
+        /// Connections to the database that one process holds at most.
+        DATABASE_POOL_SIZE: Setting<usize> = Setting::new("DATABASE_POOL_SIZE", kind::POOL, "16").default("16");
+        /// The RabbitMQ broker; the path is the virtual host.
+        AMQP_URL: Setting<Url> = Setting::new("AMQP_URL", kind::AMQP_URL, "amqp://posthaste:change-me@127.0.0.1:5672/%2f")
+            .unset(Unset::Required).secrecy(Secrecy::Password);
+    }
+    "HTTP" {
+        /// The address ingest listens on.
+        HOST: Setting<String> = Setting::new("HOST", kind::HOST, "127.0.0.1").default("127.0.0.1");
+        /// The port ingest listens on.
+        PORT: Setting<u16> = Setting::new("PORT", kind::PORT, "8080").default("8080");
+        /// Where others reach ingest: links in mails and the callbacks of providers start with it.
+        PUBLIC_URL: Setting<Url> = Setting::new("PUBLIC_URL", kind::PUBLIC_URL, "https://notify.example.com")
+            .unset(Unset::Derived("http://HOST:PORT"));
+        /// Threads that serve HTTP.
+        HTTP_WORKERS: Setting<usize> =
+            Setting::new("HTTP_WORKERS", kind::THREADS, "2").unset(Unset::Derived("2, or 1 on a machine with one core"));
+    }
+    "Tokens" {
+        /// Signs and checks access tokens; ingest does not start without it.
+        JWT_SECRET: Setting<SecretString> = Setting::new("JWT_SECRET", kind::JWT_SECRET, "$(openssl rand -base64 48)")
+            .secrecy(Secrecy::Hidden);
+        /// How long an access token holds.
+        JWT_EXPIRES_IN: Setting<Duration> = Setting::new("JWT_EXPIRES_IN", kind::LIFETIME, "1h").default("1h");
+        /// How long a refresh token holds.
+        JWT_REFRESH_EXPIRES_IN: Setting<Duration> =
+            Setting::new("JWT_REFRESH_EXPIRES_IN", kind::LIFETIME, "7d").default("7d");
+    }
+    "E-mail" {
+        /// What sends e-mail, first one first; the next is asked when one fails. `sandbox` only pretends.
+        EMAIL_BACKEND: Setting<Vec<ProviderName>> = Setting::new("EMAIL_BACKEND", kind::EMAIL_BACKENDS, "smtp")
+            .aliases(&["EMAIL_SERVICE"]).unset(Unset::Derived("smtp where SMTP_HOST is set, else none"));
+        /// The sender of every mail.
+        EMAIL_FROM: Setting<String> =
+            Setting::new("EMAIL_FROM", kind::MAIL_FROM, "noreply@example.com").aliases(&["FROM_EMAIL"]);
+        /// The mail server.
+        SMTP_HOST: Setting<String> = Setting::new("SMTP_HOST", kind::HOST, "smtp.example.com").aliases(&["EMAIL_HOST"]);
+        /// The mail server's port.
+        SMTP_PORT: Setting<u16> = Setting::new("SMTP_PORT", kind::PORT, "587").aliases(&["EMAIL_PORT"])
+            .unset(Unset::Derived("465 with implicit TLS, else 587"));
+        /// The user to log in as; without one nobody logs in.
+        SMTP_USER: Setting<String> = Setting::new("SMTP_USER", kind::TEXT, "mailer@example.com").aliases(&["EMAIL_USER"]);
+        /// That user's password.
+        SMTP_PASSWORD: Setting<SecretString> = Setting::new("SMTP_PASSWORD", kind::SECRET, "change-me")
+            .aliases(&["EMAIL_PASSWORD", "SMTP_PASS"]).secrecy(Secrecy::Hidden);
+        /// Encryption: `true` is STARTTLS, on port 465 implicit TLS; `false` is none; or say `starttls`, `tls`, `none`.
+        SMTP_USE_TLS: Setting<TlsWord> = Setting::new("SMTP_USE_TLS", kind::TLS_WORD, "true").unset(Unset::Derived(
+            "tls on port 465; starttls on 587, and where a password would leave this machine; else none",
+        ));
+        /// The same in nodemailer's words: `true` is implicit TLS; `false` is STARTTLS on port 587, else none.
+        EMAIL_SECURE: Setting<bool> = Setting::new("EMAIL_SECURE", kind::SWITCH, "false");
+    }
+    "Other channels" {
+        /// What sends text messages, first one first. `sandbox` only pretends.
+        SMS_BACKEND: Setting<Vec<ProviderName>> = Setting::new("SMS_BACKEND", kind::SMS_BACKENDS, "sandbox")
+            .aliases(&["SMS_PROVIDER"]).unset(Unset::Derived("none"));
+        /// What sends push notifications. `sandbox` only pretends.
+        PUSH_BACKEND: Setting<Vec<ProviderName>> =
+            Setting::new("PUSH_BACKEND", kind::PUSH_BACKENDS, "sandbox").unset(Unset::Derived("none"));
+        /// What sends WhatsApp messages. `sandbox` only pretends.
+        WHATSAPP_BACKEND: Setting<Vec<ProviderName>> =
+            Setting::new("WHATSAPP_BACKEND", kind::WHATSAPP_BACKENDS, "sandbox").unset(Unset::Derived("none"));
+        /// What delivers to the in-app inbox. `sandbox` only pretends.
+        IN_APP_BACKEND: Setting<Vec<ProviderName>> =
+            Setting::new("IN_APP_BACKEND", kind::IN_APP_BACKENDS, "inbox").default("inbox");
+        /// What calls webhooks. `sandbox` only pretends.
+        WEBHOOK_BACKEND: Setting<Vec<ProviderName>> =
+            Setting::new("WEBHOOK_BACKEND", kind::WEBHOOK_BACKENDS, "http").default("http");
+        /// How long a webhook's receiver may take to answer, in milliseconds.
+        WEBHOOK_TIMEOUT: Setting<Duration> = Setting::new("WEBHOOK_TIMEOUT", kind::TIMEOUT, "15000").default("15000");
+        /// Private networks that webhooks may reach all the same.
+        WEBHOOK_ALLOW_NETS: Setting<Vec<IpNet>> =
+            Setting::new("WEBHOOK_ALLOW_NETS", kind::NETS, "10.20.0.0/16, fd00::/8").unset(Unset::Derived("none"));
+        /// How long a call to any other provider may take, in milliseconds.
+        PROVIDER_TIMEOUT_MS: Setting<Duration> =
+            Setting::new("PROVIDER_TIMEOUT_MS", kind::TIMEOUT, "15000").default("15000");
+    }
+    "Retries" {
+        /// Attempts in all, on every channel but webhook.
+        RETRY_MAX_ATTEMPTS: Setting<u16> = Setting::new("RETRY_MAX_ATTEMPTS", kind::ATTEMPTS, "8").default("8");
+        /// The pause before the first retry, in milliseconds; each later pause is twice as long. Not for webhooks.
+        RETRY_BASE_MS: Setting<Duration> = Setting::new("RETRY_BASE_MS", kind::DELAY, "10000").default("10000");
+        /// The longest pause between two attempts, in milliseconds.
+        RETRY_MAX_MS: Setting<Duration> = Setting::new("RETRY_MAX_MS", kind::DELAY, "3600000").default("3600000");
+        /// Retries of a webhook after its first attempt.
+        WEBHOOK_MAX_RETRIES: Setting<u16> = Setting::new("WEBHOOK_MAX_RETRIES", kind::RETRIES, "3").unset(Unset::Derived("9"));
+        /// The pause before a webhook's first retry, in milliseconds; each later pause is twice as long.
+        WEBHOOK_RETRY_DELAY: Setting<Duration> = Setting::new("WEBHOOK_RETRY_DELAY", kind::DELAY, "1000").unset(Unset::Derived(
+            "the Standard Webhooks schedule: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h",
+        ));
+        /// Attempts on one channel; this wins over the settings above.
+        RETRY_MAX_ATTEMPTS_ON: ByChannel<Setting<u16>> = per_channel!("RETRY_MAX_ATTEMPTS_", kind::ATTEMPTS, "5");
+        /// The first pause on one channel, in milliseconds; this wins over the settings above.
+        RETRY_BASE_MS_ON: ByChannel<Setting<Duration>> = per_channel!("RETRY_BASE_MS_", kind::DELAY, "2000");
+        /// The longest pause on one channel, in milliseconds; this wins over the settings above.
+        RETRY_MAX_MS_ON: ByChannel<Setting<Duration>> = per_channel!("RETRY_MAX_MS_", kind::DELAY, "600000");
+        /// After an attempt that may have been sent: `resend`, or `hold` for the provider's word. Unset: hold for sms and
+        /// whatsapp, else resend.
+        AMBIGUOUS_POLICY_ON: ByChannel<Setting<InDoubt>> = per_channel!("AMBIGUOUS_POLICY_", kind::IN_DOUBT, "hold");
+        /// How long `hold` waits for the provider's word before it sends again, in milliseconds.
+        AMBIGUOUS_HOLD_MS: Setting<Duration> = Setting::new("AMBIGUOUS_HOLD_MS", kind::DELAY, "600000").default("600000");
+    }
+    "Worker and clockwork" {
+        /// The channels this worker serves.
+        WORKER_CHANNELS: Setting<Vec<Channel>> =
+            Setting::new("WORKER_CHANNELS", kind::CHANNELS, "email, webhook").default("all");
+        /// Deliveries a worker attempts at once, for each channel and lane.
+        WORKER_CONCURRENCY: Setting<usize> = Setting::new("WORKER_CONCURRENCY", kind::CONCURRENCY, "64").default("64");
+        /// How long a stopping process finishes what it holds, in milliseconds; below the 10 s most supervisors grant.
+        DRAIN_TIMEOUT_MS: Setting<Duration> = Setting::new("DRAIN_TIMEOUT_MS", kind::TIMEOUT, "9000").default("9000");
+        /// A dispatch without a result is looked into this long after it was published, in milliseconds.
+        AUDIT_AFTER_MS: Setting<Duration> = Setting::new("AUDIT_AFTER_MS", kind::DELAY, "120000").default("120000");
+        /// An outbox row that nobody published is relayed after this long, in milliseconds.
+        RELAY_AFTER_MS: Setting<Duration> = Setting::new("RELAY_AFTER_MS", kind::DELAY, "5000").default("5000");
+        /// A worker's claim on a delivery outlives the provider's timeout by this, in milliseconds.
+        LEASE_MARGIN_MS: Setting<Duration> = Setting::new("LEASE_MARGIN_MS", kind::DELAY, "10000").default("10000");
+    }
+    "Logs" {
+        /// What is logged: a level, or a list such as info,lapin=warn. JSON lines, or readable ones on a terminal.
+        RUST_LOG: Setting<String> = Setting::new("RUST_LOG", kind::LOG_FILTER, "info").default("info");
+    }
+}
+
+/// Every setting.
+pub(super) fn all() -> impl Iterator<Item = &'static dyn Known> {
+    sections().into_iter().flat_map(|(_, settings)| settings)
+}
+
+/// Names that look like ours and belong to clients, the development stack or the fault tests; the services skip them.
+pub(super) const FOREIGN: &[&str] = &[
+    "POSTHASTE_URL", "POSTHASTE_ADMIN_KEY", "POSTHASTE_PRODUCER_KEY", "POSTHASTE_TENANT", "POSTHASTE_WEBHOOK_SECRET",
+    "POSTHASTE_ENCRYPTION_KEY", "POSTHASTE_ABORT_AT",
+];
+/// What tests may name as they like.
+pub(super) const FOREIGN_PREFIX: &str = "POSTHASTE_TEST_";
+/// Nobody else's names start like this, so one that is not in the table is a slip.
+pub(super) const OWN_PREFIXES: &[&str] =
+    &["POSTHASTE_", "RETRY_MAX_ATTEMPTS_", "RETRY_BASE_MS_", "RETRY_MAX_MS_", "AMBIGUOUS_POLICY_"];
+/// Settings that stop the start wherever they are found, and why.
+pub(super) const REFUSED: &[(&str, &str)] = &[(
+    "FCM_SERVER_KEY",
+    "is refused: Google shut down the API it belongs to in 2024; use FCM_CREDENTIALS_PATH with a service account's file",
+)];
+
+const HEAD: &str = "\
+# Settings of Posthaste, read from the environment once, at the start. An empty setting is unset.
+# Copy this file to .env and take the # off the lines you need.
+# It is written from the table in shared/src/config/table.rs, and a test compares the two: change the table, then run
+#   cargo run --package posthaste-shared --example env_example > .env.example
+";
+
+/// The text of `.env.example`.
+pub fn env_example() -> String {
+    let mut text = HEAD.to_owned();
+    for (title, settings) in sections() {
+        text.push_str(&format!("\n# ---- {title} ----\n"));
+        let mut said = "";
+        for setting in settings {
+            if said != setting.spec().doc {
+                said = setting.spec().doc;
+                text.push_str(&format!("\n{}", comment(setting)));
+            }
+            text.push_str(&line(setting));
+        }
+    }
+    text
+}
+
+fn comment(setting: &dyn Known) -> String {
+    let spec = setting.spec();
+    let mut text = format!("#{}\n# Takes {}.", spec.doc, setting.expects());
+    let aliases = if spec.aliases.is_empty() { String::new() } else { format!(" Also read as {}.", spec.aliases.join(", ")) };
+    let unset = match spec.unset {
+        Unset::Nothing => String::new(),
+        Unset::Required => " Required.".to_owned(),
+        Unset::Value(text) | Unset::Derived(text) => format!(" Default: {text}."),
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{unset}{aliases}");
+    text
+}
+
+fn line(setting: &dyn Known) -> String {
+    let spec = setting.spec();
+    let hash = if matches!(spec.unset, Unset::Required) || spec.name == DATABASE_URL.spec.name { "" } else { "# " };
+    format!("{hash}{}={}\n", spec.name, spec.example)
+}

@@ -1,0 +1,9 @@
+//! What crosses a boundary: bodies on the broker, the submission every producer writes, the provider trait.
+
+pub mod guard;
+pub mod provider;
+pub mod submission;
+pub mod wire;
+
+pub use provider::{Order, Provider};
+pub use wire::{AttemptRecord, Event, EventBatch, WorkItem};

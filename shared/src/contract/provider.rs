@@ -1,0 +1,51 @@
+//! The one seam between the worker and every vendor.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+
+use super::submission::Content;
+use crate::domain::{Address, Channel, DeliveryId, MessageId, Outcome, ProviderName, TenantId};
+
+/// Everything a provider may need for one attempt.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The delivery: stable over every attempt, so hand it to the vendor as its idempotency key.
+    pub delivery: DeliveryId,
+    /// The message it belongs to.
+    pub message: MessageId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its channel.
+    pub channel: Channel,
+    /// To whom.
+    pub recipient: Address,
+    /// The person, when the producer named one.
+    pub user_id: Option<String>,
+    /// What to say.
+    pub content: Arc<Content>,
+    /// When the producer's message was accepted.
+    pub accepted_at: DateTime<Utc>,
+    /// The signing secret for webhooks, `whsec_…`: the tenant's.
+    pub webhook_secret: Arc<str>,
+    /// The producer's request id, passed on to systems.
+    pub request_id: Option<String>,
+    /// The W3C trace context of the submission, passed on to systems.
+    pub traceparent: Option<String>,
+    /// Which attempt this is, from 1.
+    pub attempt: u16,
+    /// How long the provider may take; the caller enforces it too.
+    pub timeout: Duration,
+}
+
+/// A future that a provider returns; boxed so that providers can stand behind one pointer.
+pub type Sending<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+
+/// What carries a channel.
+pub trait Provider: Send + Sync {
+    /// Its name in the log, the metrics and the settings.
+    fn name(&self) -> ProviderName;
+
+    /// Makes exactly one attempt. Never retries, sleeps, acknowledges, or logs an address or content.
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a>;
+}

@@ -1,0 +1,504 @@
+//! What a producer writes: the body of `send`, from HTTP or AMQP, checked once by one validator.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::domain::{Address, Channel, Lane, Priority};
+
+/// Longest `title` or `subject`, in bytes; RFC 5322 folds long ones, people do not read them.
+pub const TITLE_BYTES_MAX: usize = 998;
+/// Longest `recipient`, in bytes: the usual limit for URLs, far above any e-mail address (254).
+pub const RECIPIENT_BYTES_MAX: usize = 2048;
+/// Longest text or id that names something (category, user id, type), in bytes.
+pub const NAME_BYTES_MAX: usize = 200;
+/// Largest `metadata`, in bytes of JSON.
+pub const METADATA_BYTES_MAX: usize = 8 * 1024;
+/// All attachments of one message together, in bytes before base64.
+pub const ATTACHMENTS_BYTES_MAX: usize = 20 * 1024 * 1024;
+/// Most attachments of one message.
+pub const ATTACHMENTS_MAX: usize = 50;
+/// Longest `Idempotency-Key` or `message_id`, in bytes.
+pub const KEY_BYTES_MAX: usize = 200;
+/// How far ahead a message may be scheduled.
+pub const SCHEDULE_AHEAD_MAX: chrono::TimeDelta = chrono::TimeDelta::days(366);
+
+/// One thing wrong with a submission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct FieldError {
+    /// The field, in the producer's own spelling; `body` for the whole.
+    pub field: String,
+    /// What to do about it, as a clause.
+    pub message: String,
+}
+
+impl FieldError {
+    /// An error of `field`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// A file that travels with an e-mail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// File name shown to the recipient.
+    pub filename: String,
+    /// MIME type.
+    pub content_type: String,
+    /// The bytes, in base64.
+    pub content: String,
+}
+
+/// What is said, stored once per message and read by the provider.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Content {
+    /// Subject of a mail, title of a notification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// The plain part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The HTML part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub html: Option<String>,
+    /// The producer's data; the whole body of a webhook when it is the only content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<serde_json::value::RawValue>>,
+    /// The kind of notification (`type`), shown in the inbox and in webhook bodies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// What the message is about, for preferences and statistics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
+    /// Where a click on an in-app notification leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action_url: Option<String>,
+    /// The producer's own notes, given back as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Map<String, Value>>,
+    /// Files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
+}
+
+impl std::fmt::Debug for Content {
+    /// Content never shows in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Content(…)")
+    }
+}
+
+/// The body of `POST /api/notifications/send` and of a message on `posthaste.ingress`, as written by the producer.
+/// The spellings of the seed documents are accepted beside ours.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// `email`, `sms`, `push`, `webhook`, `in_app` or `whatsapp`.
+    pub channel: Option<String>,
+    /// To whom: address, phone number, device token, URL or user id.
+    #[serde(alias = "to", alias = "url")]
+    pub recipient: Option<String>,
+    /// The person.
+    #[serde(alias = "userId")]
+    pub user_id: Option<String>,
+    /// Title or subject.
+    #[serde(alias = "subject")]
+    pub title: Option<String>,
+    /// The plain part.
+    #[serde(alias = "text")]
+    pub message: Option<String>,
+    /// The HTML part.
+    pub html: Option<String>,
+    /// What it is about.
+    pub category: Option<String>,
+    /// `low`, `normal`, `high` or `urgent`.
+    pub priority: Option<String>,
+    /// Data for the recipient's program; a webhook's body.
+    #[serde(alias = "payload")]
+    pub data: Option<Box<serde_json::value::RawValue>>,
+    /// The producer's notes.
+    pub metadata: Option<Map<String, Value>>,
+    /// When to send it; past or absent means now.
+    #[serde(alias = "scheduledAt", alias = "scheduled_for")]
+    pub scheduled_at: Option<String>,
+    /// When it is no longer worth sending.
+    #[serde(alias = "expiresAt")]
+    pub expires_at: Option<String>,
+    /// Files.
+    #[serde(default)]
+    pub attachments: Vec<Attachment>,
+    /// The kind of notification.
+    #[serde(rename = "type", alias = "eventType", alias = "event_type")]
+    pub kind: Option<String>,
+    /// Where a click leads.
+    #[serde(alias = "actionUrl")]
+    pub action_url: Option<String>,
+    /// As the header `Idempotency-Key`.
+    pub idempotency_key: Option<String>,
+}
+
+/// A checked submission: everything but whose it is and under which key.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// The channel.
+    pub channel: Channel,
+    /// The lane it takes.
+    pub lane: Lane,
+    /// As asked.
+    pub priority: Priority,
+    /// To whom.
+    pub recipient: Address,
+    /// The person.
+    pub user_id: Option<String>,
+    /// What to say.
+    pub content: Content,
+    /// When to send it, if later than now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// When it is no longer worth sending.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// What the validator needs to know beside the body.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The current time.
+    pub now: DateTime<Utc>,
+    /// Which webhook targets are allowed.
+    pub guard: crate::contract::guard::Guard,
+}
+
+impl Submission {
+    /// Reads a JSON body; an unknown or ill-typed field is named.
+    pub fn parse(body: &[u8]) -> Result<Self, FieldError> {
+        parse_json(body)
+    }
+
+    /// Checks everything that does not depend on the recipient, then the recipient; reports every fault at once.
+    pub fn check(self, rules: &Rules) -> Result<Draft, Vec<FieldError>> {
+        let mut faults = Faults::default();
+        let recipient = self.recipient.clone().or_else(|| self.user_id.clone().filter(|_| self.is_in_app()));
+        let head = self.check_head(rules, &mut faults);
+        let checked = head.and_then(|head| match recipient {
+            Some(text) => faults.take(check_recipient(head.channel, &text, rules)).map(|address| (head, address)),
+            None => faults.refuse("recipient", "is required: to whom should it go?"),
+        });
+        match checked {
+            Some((head, recipient)) if faults.0.is_empty() => Ok(head.into_draft(recipient)),
+            _ => Err(faults.0),
+        }
+    }
+
+    /// Checks a body without looking at `recipient`: for bulk, where there are many.
+    pub fn check_shared(self, rules: &Rules) -> Result<Shared, Vec<FieldError>> {
+        let mut faults = Faults::default();
+        match self.check_head(rules, &mut faults) {
+            Some(head) if faults.0.is_empty() => Ok(head),
+            _ => Err(faults.0),
+        }
+    }
+
+    fn is_in_app(&self) -> bool {
+        self.channel.as_deref().and_then(|c| c.parse().ok()) == Some(Channel::InApp)
+    }
+
+    fn check_head(self, rules: &Rules, faults: &mut Faults) -> Option<Shared> {
+        let channel = faults.word::<Channel>("channel", self.channel.as_deref(), None);
+        let priority = faults.word("priority", self.priority.as_deref(), Some(Priority::default()));
+        let scheduled_at = faults.time("scheduled_at", self.scheduled_at.as_deref()).filter(|at| *at > rules.now);
+        let expires_at = faults.time("expires_at", self.expires_at.as_deref());
+        check_times(scheduled_at, expires_at, rules.now, faults);
+        for (field, text) in [("user_id", &self.user_id), ("category", &self.category), ("type", &self.kind)] {
+            faults.name(field, text.as_deref());
+        }
+        faults.text("title", self.title.as_deref(), TITLE_BYTES_MAX);
+        faults.text("action_url", self.action_url.as_deref(), RECIPIENT_BYTES_MAX);
+        check_metadata(self.metadata.as_ref(), faults);
+        check_attachments(&self.attachments, channel, faults);
+        let content = Content {
+            title: self.title,
+            message: self.message,
+            html: self.html,
+            data: self.data,
+            kind: self.kind,
+            category: self.category,
+            action_url: self.action_url,
+            metadata: self.metadata,
+            attachments: self.attachments,
+        };
+        let (channel, priority) = (channel?, priority?);
+        check_content(channel, &content, faults);
+        Some(Shared { channel, priority, user_id: self.user_id, content, scheduled_at, expires_at })
+    }
+}
+
+/// A checked body that still lacks its recipient.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The channel.
+    pub channel: Channel,
+    /// As asked.
+    pub priority: Priority,
+    /// The person.
+    pub user_id: Option<String>,
+    /// What to say.
+    pub content: Content,
+    /// When to send it, if later than now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// When it is no longer worth sending.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl Shared {
+    fn into_draft(self, recipient: Address) -> Draft {
+        Draft {
+            channel: self.channel,
+            lane: self.priority.lane(),
+            priority: self.priority,
+            recipient,
+            user_id: self.user_id,
+            content: self.content,
+            scheduled_at: self.scheduled_at,
+            expires_at: self.expires_at,
+        }
+    }
+}
+
+/// Reads JSON; the error names the field where serde says one, else `body`.
+pub fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FieldError> {
+    serde_json::from_slice(body).map_err(|error| {
+        let text = error.to_string();
+        let named = ["unknown field `", "missing field `", "duplicate field `"]
+            .iter()
+            .find_map(|lead| text.strip_prefix(lead)?.split_once('`').map(|(field, _)| field.to_owned()));
+        FieldError::new(named.unwrap_or_else(|| "body".to_owned()), text)
+    })
+}
+
+/// A time as producers write it: RFC 3339, or without a zone, which is taken as UTC.
+pub fn parse_time(text: &str) -> Option<DateTime<Utc>> {
+    let zoned = DateTime::parse_from_rfc3339(text).map(|at| at.with_timezone(&Utc));
+    zoned.ok().or_else(|| {
+        ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M"]
+            .iter()
+            .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
+            .map(|at| at.and_utc())
+    })
+}
+
+/// Checks one recipient for `channel`.
+pub fn check_recipient(channel: Channel, text: &str, rules: &Rules) -> Result<Address, FieldError> {
+    let refuse = |message: &str| Err(FieldError::new("recipient", message));
+    if text.is_empty() || text.len() > RECIPIENT_BYTES_MAX {
+        return refuse("must have 1 to 2048 bytes");
+    }
+    if text.chars().any(char::is_control) {
+        return refuse("must not contain control characters");
+    }
+    match channel {
+        Channel::Email if !is_email(text) => refuse("must be one e-mail address such as ada@example.com"),
+        Channel::Sms | Channel::Whatsapp if !is_phone(text) => refuse("must be a phone number in E.164 form: + and 7 to 15 digits"),
+        Channel::Webhook => rules.guard.check_url(text).map(|()| Address::new(text)).map_err(|why| FieldError::new("recipient", why.to_string())),
+        Channel::InApp if text.len() > NAME_BYTES_MAX => refuse("must be a user id of at most 200 bytes"),
+        Channel::Email | Channel::Sms | Channel::Push | Channel::InApp | Channel::Whatsapp => Ok(Address::new(text)),
+    }
+}
+
+/// One mailbox, without a display name (RFC 5321 lengths; quoted local parts are not accepted).
+fn is_email(text: &str) -> bool {
+    let Some((local, domain)) = text.rsplit_once('@') else { return false };
+    let plain = |c: char| !c.is_whitespace() && !"<>()[]\\,;:@\"".contains(c);
+    let label = |l: &str| !l.is_empty() && l.len() <= 63 && !l.starts_with('-') && !l.ends_with('-');
+    text.len() <= 254
+        && (1..=64).contains(&local.len())
+        && local.chars().all(plain)
+        && !local.starts_with('.')
+        && !local.ends_with('.')
+        && domain.split('.').all(label)
+        && domain.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '.')
+}
+
+fn is_phone(text: &str) -> bool {
+    text.strip_prefix('+').is_some_and(|digits| (7..=15).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn check_times(scheduled: Option<DateTime<Utc>>, expires: Option<DateTime<Utc>>, now: DateTime<Utc>, faults: &mut Faults) {
+    if scheduled.is_some_and(|at| at > now + SCHEDULE_AHEAD_MAX) {
+        faults.add("scheduled_at", "must be within a year from now");
+    }
+    if expires.is_some_and(|at| at <= now) {
+        faults.add("expires_at", "must be in the future");
+    } else if expires.zip(scheduled).is_some_and(|(expires, scheduled)| expires <= scheduled) {
+        faults.add("expires_at", "must be after scheduled_at");
+    }
+}
+
+fn check_metadata(metadata: Option<&Map<String, Value>>, faults: &mut Faults) {
+    let bytes = metadata.and_then(|map| serde_json::to_vec(map).ok()).map_or(0, |json| json.len());
+    if bytes > METADATA_BYTES_MAX {
+        faults.add("metadata", "must have at most 8 KiB as JSON");
+    }
+}
+
+fn check_attachments(attachments: &[Attachment], channel: Option<Channel>, faults: &mut Faults) {
+    if !attachments.is_empty() && channel.is_some_and(|channel| channel != Channel::Email) {
+        faults.add("attachments", "travel with e-mail only");
+    }
+    if attachments.len() > ATTACHMENTS_MAX {
+        faults.add("attachments", "must be at most 50");
+    }
+    let mut bytes = 0;
+    for (index, attachment) in attachments.iter().enumerate() {
+        let field = |name: &str| format!("attachments[{index}].{name}");
+        faults.name(&field("filename"), Some(&attachment.filename));
+        faults.name(&field("content_type"), Some(&attachment.content_type));
+        match STANDARD.decode(&attachment.content) {
+            Ok(content) => bytes += content.len(),
+            Err(_) => faults.add(&field("content"), "must be base64"),
+        }
+    }
+    if bytes > ATTACHMENTS_BYTES_MAX {
+        faults.add("attachments", "must have at most 20 MB together");
+    }
+}
+
+fn check_content(channel: Channel, content: &Content, faults: &mut Faults) {
+    let has_text = content.message.as_deref().is_some_and(|text| !text.is_empty());
+    let has_title = content.title.as_deref().is_some_and(|text| !text.is_empty());
+    match channel {
+        Channel::Email if !has_text && content.html.is_none() => faults.add("message", "is required (or html)"),
+        Channel::Sms | Channel::Whatsapp if !has_text => faults.add("message", "is required"),
+        Channel::Whatsapp if content.message.as_deref().is_some_and(|text| text.chars().count() > 4096) => {
+            faults.add("message", "must have at most 4096 characters");
+        }
+        Channel::Push | Channel::InApp if !has_text && !has_title => faults.add("message", "is required (or title)"),
+        Channel::Webhook if content.data.is_none() && !has_text && !has_title => faults.add("data", "is required: it becomes the body"),
+        _ => {}
+    }
+}
+
+/// Collects what is wrong, so that the producer sees everything at once.
+#[derive(Default)]
+struct Faults(Vec<FieldError>);
+
+impl Faults {
+    fn add(&mut self, field: &str, message: impl Into<String>) {
+        self.0.push(FieldError::new(field, message));
+    }
+
+    fn refuse<T>(&mut self, field: &str, message: &str) -> Option<T> {
+        self.add(field, message);
+        None
+    }
+
+    fn take<T>(&mut self, result: Result<T, FieldError>) -> Option<T> {
+        result.map_err(|fault| self.0.push(fault)).ok()
+    }
+
+    fn word<W>(&mut self, field: &str, text: Option<&str>, default: Option<W>) -> Option<W>
+    where
+        W: std::str::FromStr<Err = crate::domain::UnknownWord>,
+    {
+        match text {
+            None if default.is_some() => default,
+            None => self.refuse(field, "is required"),
+            Some(text) => match text.parse() {
+                Ok(word) => Some(word),
+                Err(unknown) => self.refuse(field, &unknown.to_string()),
+            },
+        }
+    }
+
+    fn time(&mut self, field: &str, text: Option<&str>) -> Option<DateTime<Utc>> {
+        let text = text?;
+        let at = parse_time(text);
+        if at.is_none() {
+            self.add(field, "must be an RFC 3339 time such as 2026-01-31T09:00:00Z");
+        }
+        at
+    }
+
+    fn name(&mut self, field: &str, text: Option<&str>) {
+        self.text(field, text, NAME_BYTES_MAX);
+        if text == Some("") {
+            self.add(field, "must not be empty");
+        }
+    }
+
+    /// One line that may end up in a header or a column.
+    fn text(&mut self, field: &str, text: Option<&str>, bytes_max: usize) {
+        let Some(text) = text else { return };
+        if text.len() > bytes_max {
+            self.add(field, format!("must have at most {bytes_max} bytes"));
+        }
+        if text.chars().any(char::is_control) {
+            self.add(field, "must not contain control characters");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::guard::Guard;
+
+    fn check(body: &str) -> Result<Draft, Vec<FieldError>> {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let rules = Rules { now, guard: Guard::new(Vec::new()) };
+        Submission::parse(body.as_bytes()).map_err(|fault| vec![fault])?.check(&rules)
+    }
+
+    fn fields(body: &str) -> Vec<String> {
+        check(body).unwrap_err().into_iter().map(|fault| fault.field).collect()
+    }
+
+    #[test]
+    fn the_printed_spellings_of_every_seed_are_accepted() {
+        for body in [
+            r#"{"user_id":"user123","channel":"email","recipient":"user@example.com","title":"W","message":"T","category":"onboarding","priority":"normal"}"#,
+            r#"{"channel":"email","to":"user@example.com","subject":"W","text":"T","html":"<p>T</p>","userId":"user-123","eventType":"user.registered"}"#,
+            r#"{"channel":"sms","to":"+1234567890","message":"code"}"#,
+            r#"{"channel":"webhook","url":"https://example.com/webhook","payload":{"event":"order.created"}}"#,
+            r#"{"channel":"in-app","userId":"user-123","title":"N","message":"M","type":"info","actionUrl":"/messages/123"}"#,
+            r#"{"channel":"push","recipient":"device-token-here","title":"N","message":"M","data":{"badge":5}}"#,
+        ] {
+            check(body).unwrap_or_else(|faults| panic!("{body}: {faults:?}"));
+        }
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        assert_eq!(fields(r#"{"channel":"email","recipient":"x","priority":"soon","title":"a\nb"}"#), ["priority", "title"]);
+        assert_eq!(fields(r#"{"recipient":"x"}"#), ["channel"]);
+        assert_eq!(fields(r#"{"channel":"email","recipient":"no at","message":"m"}"#), ["recipient"]);
+        assert_eq!(fields(r#"{"channel":"sms","recipient":"12345","message":"m"}"#), ["recipient"]);
+        assert_eq!(fields(r#"{"channel":"webhook","recipient":"https://example.com"}"#), ["data"]);
+        assert_eq!(fields(r#"{"channel":"email","colour":"red"}"#), ["colour"]);
+        assert_eq!(fields("{"), ["body"]);
+    }
+
+    #[test]
+    fn a_time_without_a_zone_is_utc_and_a_past_one_means_now() {
+        let body = |at: &str| format!(r#"{{"channel":"sms","recipient":"+1234567890","message":"m","scheduled_at":"{at}"}}"#);
+        let later = check(&body("2027-02-01T10:00:00.123456")).unwrap().scheduled_at.unwrap();
+        assert_eq!(later.to_rfc3339(), "2027-02-01T10:00:00.123456+00:00");
+        assert_eq!(check(&body("2020-01-01T00:00:00Z")).unwrap().scheduled_at, None);
+        assert_eq!(fields(&body("tomorrow")), ["scheduled_at"]);
+    }
+
+    #[test]
+    fn a_past_expiry_is_refused() {
+        assert_eq!(fields(r#"{"channel":"sms","recipient":"+1234567890","message":"m","expires_at":"2020-01-01T00:00:00Z"}"#), ["expires_at"]);
+    }
+
+    #[test]
+    fn a_header_cannot_be_injected_through_a_recipient() {
+        for address in ["a@b.c\\r\\nBcc: x@y.z", "a@b.c, d@e.f", "<a@b.c>", "a b@c.d", "@b.c", "a@", "a@b..c", "a@-b.c"] {
+            let body = format!(r#"{{"channel":"email","recipient":"{address}","message":"m"}}"#);
+            assert_eq!(fields(&body), ["recipient"], "{address}");
+        }
+    }
+}

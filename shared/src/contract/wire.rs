@@ -1,0 +1,128 @@
+//! Bodies on the broker. Versioned, thin, and without an address, content or secret (invariant P).
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, State, TenantId};
+
+/// The version every body carries; a reader refuses any other.
+pub const VERSION: u8 = 1;
+
+/// A body on the broker, with the AMQP `type` property that names it.
+pub trait Wire: Serialize + for<'de> Deserialize<'de> {
+    /// The AMQP `type` property, such as `work.v1`.
+    const TYPE: &'static str;
+}
+
+/// "This delivery may be sent now": a hint. Only a won claim allows the send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkItem {
+    /// Version.
+    pub v: u8,
+    /// The delivery.
+    pub d: DeliveryId,
+    /// The run the row must still have for the claim to succeed.
+    pub r: i32,
+}
+
+impl Wire for WorkItem {
+    const TYPE: &'static str = "work.v1";
+}
+
+impl WorkItem {
+    /// The hint for `delivery` at `run`.
+    pub const fn new(delivery: DeliveryId, run: i32) -> Self {
+        Self { v: VERSION, d: delivery, r: run }
+    }
+}
+
+/// One call to one provider, as the log keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    /// Who was called.
+    pub provider: ProviderName,
+    /// How it ended.
+    pub outcome: OutcomeClass,
+    /// The provider's status or reply code, or a short word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// One clause on what went wrong; no address, no content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// How long the call took.
+    pub duration_ms: i32,
+    /// The provider's own id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_ref: Option<String>,
+}
+
+/// A fact for the delivery log, and what follows from it. Its identity is (delivery, run, kind).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Whose delivery it is.
+    pub tenant: TenantId,
+    /// The delivery.
+    pub delivery: DeliveryId,
+    /// The run that made it; a row at another run is left alone.
+    pub run: i32,
+    /// The delivery's channel, for the counters.
+    pub channel: Channel,
+    /// What happened.
+    pub kind: EventKind,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The provider call behind it, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<AttemptRecord>,
+    /// The delivery's next state.
+    pub state: State,
+    /// With state `retrying`: milliseconds from when the log writer applies it to the next try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<i64>,
+    /// With state `dead`: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead: Option<DeadReason>,
+    /// Whether the attempt counts towards the channel's maximum.
+    pub spent: bool,
+    /// Whether a worker died on it. Such an event only stands while the row still says `sending`: a real outcome wins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub crash: bool,
+}
+
+/// Many events in one AMQP message: one publish and one confirm for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventBatch {
+    /// Version.
+    pub v: u8,
+    /// The events, at most [`EVENTS_MAX`].
+    pub events: Vec<Event>,
+}
+
+/// Events in one AMQP message: about 20 kB, far below any broker limit.
+pub const EVENTS_MAX: usize = 64;
+
+impl Wire for EventBatch {
+    const TYPE: &'static str = "events.v1";
+}
+
+impl EventBatch {
+    /// A batch of `events`.
+    pub const fn new(events: Vec<Event>) -> Self {
+        Self { v: VERSION, events }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_work_body_is_this_and_nothing_else() {
+        let id = "0191d8a0-0000-7000-8000-000000000001".parse().unwrap();
+        let body = serde_json::to_string(&WorkItem::new(id, 3)).unwrap();
+        assert_eq!(body, r#"{"v":1,"d":"0191d8a0-0000-7000-8000-000000000001","r":3}"#);
+        assert!(serde_json::from_str::<WorkItem>(r#"{"v":1,"d":"x","r":3}"#).is_err());
+    }
+}

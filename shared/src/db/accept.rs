@@ -1,0 +1,393 @@
+//! Acceptance: one statement, one commit, for many submissions: idempotency key + message + deliveries + outbox row.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{DbResult, Store, statement};
+use crate::domain::{Address, BulkId, DeliveryId, MessageId, State, TenantId, channel::Route};
+
+/// SHA-256 of something.
+pub type Hash = [u8; 32];
+
+/// An idempotency key as it is stored.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// SHA-256 of the key.
+    pub key_hash: Hash,
+    /// SHA-256 of what the request asks for: another one under the same key is refused.
+    pub request_hash: Hash,
+    /// The answer to give again.
+    pub response: Vec<u8>,
+}
+
+/// A delivery to store.
+#[derive(Clone, Debug)]
+pub struct NewDelivery {
+    /// Its id.
+    pub id: DeliveryId,
+    /// Its channel and lane.
+    pub route: Route,
+    /// To whom.
+    pub recipient: Address,
+}
+
+/// A message to store.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    /// Its id.
+    pub id: MessageId,
+    /// The person.
+    pub user_id: Option<String>,
+    /// What it is about.
+    pub category: Option<String>,
+    /// `low`, `normal`, `high`, `urgent`.
+    pub priority: &'static str,
+    /// The content as JSON; `None`: the bulk's.
+    pub content: Option<Vec<u8>>,
+    /// When to send it, if later than now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// When it is no longer worth sending.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// To whom and how.
+    pub deliveries: Vec<NewDelivery>,
+}
+
+/// The bulk that messages belong to.
+#[derive(Clone, Debug)]
+pub struct NewBulk {
+    /// Its id.
+    pub id: BulkId,
+    /// The shared content as JSON.
+    pub content: Vec<u8>,
+    /// Recipients that were refused.
+    pub refused: i32,
+}
+
+/// Everything one request asks to be accepted, all or nothing.
+#[derive(Clone, Debug)]
+pub struct Acceptance {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// `http` or `amqp`.
+    pub source: &'static str,
+    /// The producer's request id.
+    pub request_id: Option<String>,
+    /// The W3C trace context.
+    pub traceparent: Option<String>,
+    /// The idempotency key, if the producer gave one.
+    pub key: Option<Key>,
+    /// The bulk, if it is one.
+    pub bulk: Option<NewBulk>,
+    /// The messages.
+    pub messages: Vec<NewMessage>,
+}
+
+impl Acceptance {
+    /// The id that stands for the request as a whole: the bulk's, else the message's.
+    fn subject(&self) -> Uuid {
+        let message = self.messages.first().map(|message| message.id.0);
+        self.bulk.as_ref().map(|bulk| bulk.id.0).or(message).unwrap_or(Uuid::nil())
+    }
+}
+
+/// What became of one acceptance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Stored.
+    New,
+    /// The same request was accepted before: its answer.
+    Replayed(Vec<u8>),
+    /// The key was used for another request.
+    KeyTaken,
+}
+
+/// A batch handed to the broker, as it stands in the outbox.
+#[derive(Clone, Debug, Default)]
+pub struct Dispatch {
+    /// The outbox row.
+    pub outbox_id: i64,
+    /// What to publish.
+    pub items: Vec<DispatchItem>,
+}
+
+/// One delivery that may be sent now.
+#[derive(Clone, Copy, Debug)]
+pub struct DispatchItem {
+    /// The delivery.
+    pub delivery: DeliveryId,
+    /// The run its row is at.
+    pub run: i32,
+    /// The queue it goes to.
+    pub route: Route,
+}
+
+impl Store {
+    /// Stores all of `batch` in one commit. Returns one result per acceptance, in order, and what to publish now.
+    ///
+    /// `relay_after_ms`: when the relay may take the outbox row over, should we die before publishing it.
+    pub async fn accept(&self, batch: &[Acceptance], relay_after_ms: i32) -> DbResult<(Vec<Accepted>, Option<Dispatch>)> {
+        let (outbox_id, won) = self.insert(batch, relay_after_ms).await?;
+        let is_new = |acceptance: &Acceptance| acceptance.key.is_none() || won.contains(&acceptance.subject());
+        let results = if batch.iter().all(is_new) {
+            vec![Accepted::New; batch.len()]
+        } else {
+            self.answers(batch, is_new).await?
+        };
+        let items = batch.iter().filter(|acceptance| is_new(acceptance)).flat_map(queued_items).collect();
+        Ok((results, outbox_id.map(|outbox_id| Dispatch { outbox_id, items })))
+    }
+
+    async fn insert(&self, batch: &[Acceptance], relay_after_ms: i32) -> DbResult<(Option<i64>, Vec<Uuid>)> {
+        Columns::of(batch).bind(relay_after_ms).row(self).await
+    }
+
+    /// The stored answers for the acceptances whose key was taken.
+    async fn answers(&self, batch: &[Acceptance], is_new: impl Fn(&Acceptance) -> bool) -> DbResult<Vec<Accepted>> {
+        let keyed = || batch.iter().filter(|a| !is_new(a)).filter_map(|a| a.key.as_ref().map(|key| (a.tenant, key)));
+        let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
+            .bind::<Array<Int4>, _>(keyed().map(|(tenant, _)| tenant.0).collect::<Vec<_>>())
+            .bind::<Array<Binary>, _>(keyed().map(|(_, key)| key.key_hash.to_vec()).collect::<Vec<_>>());
+        let stored: Vec<(i32, Vec<u8>, Vec<u8>, Vec<u8>)> = query.rows(self).await?;
+        let answer = |acceptance: &Acceptance| {
+            let Some(key) = acceptance.key.as_ref().filter(|_| !is_new(acceptance)) else { return Accepted::New };
+            stored
+                .iter()
+                .find(|(tenant, key_hash, ..)| *tenant == acceptance.tenant.0 && key_hash == &key.key_hash)
+                .filter(|(_, _, request_hash, _)| request_hash == &key.request_hash)
+                .map_or(Accepted::KeyTaken, |(.., response)| Accepted::Replayed(response.clone()))
+        };
+        Ok(batch.iter().map(answer).collect())
+    }
+
+    /// Forgets idempotency keys older than `hours`, at most `limit` of them; says how many.
+    pub async fn forget_keys(&self, hours: i32, limit: i64) -> DbResult<usize> {
+        let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<diesel::sql_types::Int8, _>(limit);
+        query.run(self).await
+    }
+}
+
+fn queued_items(acceptance: &Acceptance) -> impl Iterator<Item = DispatchItem> + '_ {
+    let now = acceptance.messages.iter().filter(|message| message.scheduled_at.is_none());
+    now.flat_map(|message| &message.deliveries).map(|d| DispatchItem { delivery: d.id, run: 0, route: d.route })
+}
+
+/// The batch turned on its side: one array per column, so that the statement's text never changes.
+#[derive(Default)]
+struct Columns {
+    keys: KeyColumns,
+    bulks: BulkColumns,
+    messages: MessageColumns,
+    deliveries: DeliveryColumns,
+}
+
+#[derive(Default)]
+struct KeyColumns {
+    tenant: Vec<i32>,
+    key_hash: Vec<Vec<u8>>,
+    request_hash: Vec<Vec<u8>>,
+    subject: Vec<Uuid>,
+    response: Vec<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct BulkColumns {
+    id: Vec<Uuid>,
+    tenant: Vec<i32>,
+    content: Vec<Vec<u8>>,
+    refused: Vec<i32>,
+}
+
+#[derive(Default)]
+struct MessageColumns {
+    keyed_subject: Vec<Option<Uuid>>,
+    id: Vec<Uuid>,
+    tenant: Vec<i32>,
+    bulk: Vec<Option<Uuid>>,
+    user_id: Vec<Option<String>>,
+    category: Vec<Option<String>>,
+    priority: Vec<&'static str>,
+    content: Vec<Option<Vec<u8>>>,
+    source: Vec<&'static str>,
+    request_id: Vec<Option<String>>,
+    traceparent: Vec<Option<String>>,
+    scheduled_at: Vec<Option<DateTime<Utc>>>,
+    expires_at: Vec<Option<DateTime<Utc>>>,
+}
+
+#[derive(Default)]
+struct DeliveryColumns {
+    keyed_subject: Vec<Option<Uuid>>,
+    id: Vec<Uuid>,
+    message: Vec<Uuid>,
+    tenant: Vec<i32>,
+    channel: Vec<&'static str>,
+    lane: Vec<&'static str>,
+    recipient: Vec<String>,
+    state: Vec<&'static str>,
+    due_at: Vec<Option<DateTime<Utc>>>,
+}
+
+impl Columns {
+    fn of(batch: &[Acceptance]) -> Self {
+        let mut columns = Self::default();
+        // Overlapping batches that wait for each other's keys must take them in one order.
+        let mut keyed: Vec<_> = batch.iter().filter_map(|a| a.key.as_ref().map(|key| (a, key))).collect();
+        keyed.sort_by_key(|(acceptance, key)| (acceptance.tenant, key.key_hash));
+        for (acceptance, key) in keyed {
+            columns.keys.push(acceptance, key);
+        }
+        for acceptance in batch {
+            columns.push(acceptance);
+        }
+        columns
+    }
+
+    fn push(&mut self, acceptance: &Acceptance) {
+        let keyed_subject = acceptance.key.is_some().then(|| acceptance.subject());
+        if let Some(bulk) = &acceptance.bulk {
+            self.bulks.push(acceptance.tenant, bulk);
+        }
+        for message in &acceptance.messages {
+            self.messages.push(acceptance, keyed_subject, message);
+            for delivery in &message.deliveries {
+                self.deliveries.push(acceptance.tenant, keyed_subject, message, delivery);
+            }
+        }
+    }
+
+    fn bind(self, relay_after_ms: i32) -> super::Statement<(Nullable<diesel::sql_types::Int8>, Array<SqlUuid>)> {
+        let Self { keys, bulks, messages, deliveries } = self;
+        statement(ACCEPT)
+            .bind::<Array<Int4>, _>(keys.tenant)
+            .bind::<Array<Binary>, _>(keys.key_hash)
+            .bind::<Array<Binary>, _>(keys.request_hash)
+            .bind::<Array<SqlUuid>, _>(keys.subject)
+            .bind::<Array<Binary>, _>(keys.response)
+            .bind::<Array<SqlUuid>, _>(bulks.id)
+            .bind::<Array<Int4>, _>(bulks.tenant)
+            .bind::<Array<Binary>, _>(bulks.content)
+            .bind::<Array<Int4>, _>(bulks.refused)
+            .bind::<Array<Nullable<SqlUuid>>, _>(messages.keyed_subject)
+            .bind::<Array<SqlUuid>, _>(messages.id)
+            .bind::<Array<Int4>, _>(messages.tenant)
+            .bind::<Array<Nullable<SqlUuid>>, _>(messages.bulk)
+            .bind::<Array<Nullable<Text>>, _>(messages.user_id)
+            .bind::<Array<Nullable<Text>>, _>(messages.category)
+            .bind::<Array<Text>, _>(messages.priority)
+            .bind::<Array<Nullable<Binary>>, _>(messages.content)
+            .bind::<Array<Text>, _>(messages.source)
+            .bind::<Array<Nullable<Text>>, _>(messages.request_id)
+            .bind::<Array<Nullable<Text>>, _>(messages.traceparent)
+            .bind::<Array<Nullable<Timestamptz>>, _>(messages.scheduled_at)
+            .bind::<Array<Nullable<Timestamptz>>, _>(messages.expires_at)
+            .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.keyed_subject)
+            .bind::<Array<SqlUuid>, _>(deliveries.id)
+            .bind::<Array<SqlUuid>, _>(deliveries.message)
+            .bind::<Array<Int4>, _>(deliveries.tenant)
+            .bind::<Array<Text>, _>(deliveries.channel)
+            .bind::<Array<Text>, _>(deliveries.lane)
+            .bind::<Array<Text>, _>(deliveries.recipient)
+            .bind::<Array<Text>, _>(deliveries.state)
+            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at)
+            .bind::<Int4, _>(relay_after_ms)
+    }
+}
+
+impl KeyColumns {
+    fn push(&mut self, acceptance: &Acceptance, key: &Key) {
+        self.tenant.push(acceptance.tenant.0);
+        self.key_hash.push(key.key_hash.to_vec());
+        self.request_hash.push(key.request_hash.to_vec());
+        self.subject.push(acceptance.subject());
+        self.response.push(key.response.clone());
+    }
+}
+
+impl BulkColumns {
+    fn push(&mut self, tenant: TenantId, bulk: &NewBulk) {
+        self.id.push(bulk.id.0);
+        self.tenant.push(tenant.0);
+        self.content.push(bulk.content.clone());
+        self.refused.push(bulk.refused);
+    }
+}
+
+impl MessageColumns {
+    fn push(&mut self, acceptance: &Acceptance, keyed_subject: Option<Uuid>, message: &NewMessage) {
+        self.keyed_subject.push(keyed_subject);
+        self.id.push(message.id.0);
+        self.tenant.push(acceptance.tenant.0);
+        self.bulk.push(acceptance.bulk.as_ref().map(|bulk| bulk.id.0));
+        self.user_id.push(message.user_id.clone());
+        self.category.push(message.category.clone());
+        self.priority.push(message.priority);
+        self.content.push(message.content.clone());
+        self.source.push(acceptance.source);
+        self.request_id.push(acceptance.request_id.clone());
+        self.traceparent.push(acceptance.traceparent.clone());
+        self.scheduled_at.push(message.scheduled_at);
+        self.expires_at.push(message.expires_at);
+    }
+}
+
+impl DeliveryColumns {
+    fn push(&mut self, tenant: TenantId, keyed_subject: Option<Uuid>, message: &NewMessage, delivery: &NewDelivery) {
+        let state = if message.scheduled_at.is_some() { State::Scheduled } else { State::Queued };
+        self.keyed_subject.push(keyed_subject);
+        self.id.push(delivery.id.0);
+        self.message.push(message.id.0);
+        self.tenant.push(tenant.0);
+        self.channel.push(delivery.route.channel.as_str());
+        self.lane.push(delivery.route.lane.as_str());
+        self.recipient.push(delivery.recipient.reveal().to_owned());
+        self.state.push(state.as_str());
+        self.due_at.push(message.scheduled_at);
+    }
+}
+
+/// Keys first: a row of ours in `won` means the request is new. A key that another transaction is inserting makes us wait
+/// for its commit, so nobody ever sees a key "in flight".
+const ACCEPT: &str = "
+WITH won AS (
+    INSERT INTO idempotency_keys (tenant_id, key_hash, request_hash, subject, response)
+    SELECT * FROM unnest(?::int4[], ?::bytea[], ?::bytea[], ?::uuid[], ?::bytea[])
+    ON CONFLICT DO NOTHING RETURNING subject
+), won_ids AS MATERIALIZED (SELECT coalesce(array_agg(subject), '{}') AS ids FROM won
+), new_bulks AS (
+    INSERT INTO bulks (id, tenant_id, content, refused)
+    SELECT * FROM unnest(?::uuid[], ?::int4[], ?::bytea[], ?::int4[])
+    ON CONFLICT DO NOTHING
+), new_messages AS (
+    INSERT INTO messages (id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
+    SELECT id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at
+    FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::uuid[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[],
+                ?::timestamptz[], ?::timestamptz[])
+        AS m(keyed_subject, id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
+    WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
+), fresh AS MATERIALIZED (
+    SELECT id, message_id, tenant_id, channel, lane, recipient, state, due_at
+    FROM unnest(?::uuid[], ?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::text[], ?::timestamptz[])
+        AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, state, due_at)
+    WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
+), new_deliveries AS (
+    INSERT INTO deliveries (id, message_id, tenant_id, channel, lane, recipient, state)
+    SELECT id, message_id, tenant_id, channel, lane, recipient, state FROM fresh
+), new_due AS (
+    INSERT INTO due (delivery_id, due_at, run, why) SELECT id, due_at, 0, 'scheduled' FROM fresh WHERE due_at IS NOT NULL
+), new_outbox AS (
+    INSERT INTO outbox (act_at, deliveries, runs, routes)
+    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(0), array_agg(channel || '.' || lane)
+    FROM fresh WHERE due_at IS NULL HAVING count(*) > 0
+    RETURNING id
+)
+SELECT (SELECT id FROM new_outbox), (SELECT ids FROM won_ids)";
+
+const SELECT_ANSWERS: &str = "
+SELECT k.tenant_id, k.key_hash, k.request_hash, k.response
+FROM unnest(?::int4[], ?::bytea[]) AS asked(tenant_id, key_hash)
+JOIN idempotency_keys k ON k.tenant_id = asked.tenant_id AND k.key_hash = asked.key_hash";
+
+const FORGET_KEYS: &str = "
+DELETE FROM idempotency_keys WHERE (tenant_id, key_hash) IN (
+    SELECT tenant_id, key_hash FROM idempotency_keys WHERE created_at < now() - ? * interval '1 hour' LIMIT ? FOR UPDATE SKIP LOCKED)";

@@ -1,0 +1,101 @@
+//! What waits for a moment, and its release.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{
+    DbResult, Store,
+    accept::{Dispatch, DispatchItem},
+    claim::tries,
+    outbox::item,
+    statement,
+};
+use crate::domain::{Channel, DeliveryId, TenantId, Tries};
+
+/// A claim whose lease ended without an outcome.
+#[derive(Clone, Debug)]
+pub struct Crash {
+    /// The delivery.
+    pub delivery: DeliveryId,
+    /// The run that claimed it.
+    pub run: i32,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its channel.
+    pub channel: Channel,
+    /// What was tried, the lost attempt included; `crashes` counts this one too.
+    pub tries: Tries,
+    /// When the message is no longer worth sending.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl Store {
+    /// Turns up to `limit` due deliveries to `queued` and returns them as a dispatch, whose outbox row stands already.
+    pub async fn release_due(&self, limit: i64, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
+        let query = statement::<(Int8, SqlUuid, Int4, Text)>(RELEASE).bind::<Int8, _>(limit).bind::<Int4, _>(relay_after_ms);
+        let rows: Vec<(i64, Uuid, i32, String)> = query.rows(self).await?;
+        let Some(&(outbox_id, ..)) = rows.as_slice().first() else { return Ok(None) };
+        let items: Vec<DispatchItem> = rows.iter().filter_map(|(_, id, run, route)| item(*id, *run, route)).collect();
+        Ok(Some(Dispatch { outbox_id, items }))
+    }
+
+    /// Takes up to `limit` watches that are due: those whose delivery went on are dropped, the others are set again for
+    /// `again_ms` later and returned. So a watch is only lost once the crash has been written down.
+    pub async fn crashed(&self, limit: i64, again_ms: i32) -> DbResult<Vec<Crash>> {
+        type Row = (Uuid, i32, i32, String, (i16, i16, i16), Option<DateTime<Utc>>);
+        let query = statement::<(SqlUuid, Int4, Int4, Text, (Int2, Int2, Int2), Nullable<Timestamptz>)>(CRASHED)
+            .bind::<Int8, _>(limit)
+            .bind::<Int4, _>(again_ms);
+        let rows: Vec<Row> = query.rows(self).await?;
+        Ok(rows.into_iter().filter_map(crash).collect())
+    }
+
+    /// How late the oldest due row is, in seconds; zero when nothing is late.
+    pub async fn due_lag_seconds(&self) -> DbResult<f64> {
+        let query = statement::<diesel::sql_types::Double>(DUE_LAG);
+        query.row(self).await
+    }
+}
+
+fn crash(row: (Uuid, i32, i32, String, (i16, i16, i16), Option<DateTime<Utc>>)) -> Option<Crash> {
+    let (id, run, tenant, channel, (attempts, deferrals, crashes), expires_at) = row;
+    let tries = tries(attempts, deferrals, crashes.saturating_add(1));
+    Some(Crash { delivery: DeliveryId(id), run, tenant: TenantId(tenant), channel: channel.parse().ok()?, tries, expires_at })
+}
+
+/// The rows are picked behind a fence, so that the planner cannot take more of them than the limit.
+const RELEASE: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT delivery_id, run FROM due WHERE due_at <= now() AND why <> 'watch' ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM due WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked))
+), released AS (
+    UPDATE deliveries d SET state = 'queued', updated_at = clock_timestamp()
+    FROM picked p WHERE d.id = p.delivery_id AND d.run = p.run AND d.state IN ('scheduled', 'retrying')
+    RETURNING d.id, d.run, d.channel || '.' || d.lane AS route
+), boxed AS (
+    INSERT INTO outbox (act_at, deliveries, runs, routes)
+    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route) FROM released HAVING count(*) > 0
+    RETURNING id
+)
+SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+
+const CRASHED: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT w.delivery_id, w.run, d.state = 'sending' AND d.run = w.run AS held, d.lease_until <= now() AS late
+    FROM (SELECT * FROM due WHERE due_at <= now() AND why = 'watch' ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED) w
+    LEFT JOIN deliveries d ON d.id = w.delivery_id
+), gone AS (
+    DELETE FROM due WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked WHERE held IS NOT TRUE))
+), again AS (
+    UPDATE due SET due_at = now() + ? * interval '1 millisecond'
+    WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked WHERE held))
+)
+SELECT d.id, d.run, d.tenant_id, d.channel, d.attempts, d.deferrals, d.crashes, m.expires_at
+FROM picked p JOIN deliveries d ON d.id = p.delivery_id JOIN messages m ON m.id = d.message_id
+WHERE p.held AND p.late";
+
+const DUE_LAG: &str = "
+SELECT coalesce(greatest(extract(epoch FROM now() - (SELECT due_at FROM due ORDER BY due_at LIMIT 1)), 0), 0)::float8 AS lag";
+

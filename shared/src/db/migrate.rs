@@ -1,0 +1,65 @@
+//! The schema: embedded migrations, run under one lock.
+
+use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl};
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{DbResult, Store, statement};
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations");
+
+/// One migration at a time, whoever starts it.
+const LOCK: i64 = 0x706f_7374_6861_7374;
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// No connection.
+    #[error("failed to connect to the database")]
+    Connect(#[from] diesel::ConnectionError),
+    /// The lock could not be taken.
+    #[error("failed to lock the schema")]
+    Lock(#[from] diesel::result::Error),
+    /// A migration failed; those before it stand.
+    #[error("failed to migrate the schema")]
+    Migrate(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The task was torn down.
+    #[error("the migration was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// Runs every pending migration on its own connection; returns the versions that ran.
+pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
+    let mut conn = AsyncPgConnection::establish(url.expose_secret()).await?;
+    diesel::sql_query("SELECT pg_advisory_lock($1)").bind::<diesel::sql_types::Int8, _>(LOCK).execute(&mut conn).await?;
+    // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
+    tokio::task::spawn_blocking(move || {
+        let mut harness = AsyncMigrationHarness::new(conn);
+        let ran = harness.run_pending_migrations(MIGRATIONS).map_err(MigrateError::Migrate)?;
+        Ok(ran.iter().map(ToString::to_string).collect())
+    })
+    .await?
+}
+
+impl Store {
+    /// Names of migrations this version has and the database lacks.
+    pub async fn pending_migrations(&self) -> DbResult<Vec<String>> {
+        use diesel::migration::MigrationSource;
+        let query = statement::<diesel::sql_types::Text>("SELECT version::text FROM __diesel_schema_migrations");
+        let applied: Vec<String> = match query.rows(self).await {
+            Ok(applied) => applied,
+            Err(error) if error.is_unavailable() => return Err(error),
+            // Without the table nothing has run yet.
+            Err(_) => Vec::new(),
+        };
+        let known = MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).unwrap_or_default();
+        let versions = known.iter().map(|migration| migration.name().version().to_string());
+        Ok(versions.filter(|version| !applied.contains(version)).collect())
+    }
+
+    /// Makes the daily partitions up to `ahead` days from now; says how many were missing.
+    pub async fn ensure_partitions(&self, ahead: i32) -> DbResult<i32> {
+        let query = statement::<diesel::sql_types::Int4>("SELECT ensure_partitions(?) AS made").bind::<diesel::sql_types::Int4, _>(ahead);
+        query.row(self).await
+    }
+}

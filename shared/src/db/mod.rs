@@ -1,0 +1,137 @@
+//! PostgreSQL: the truth. One file per table or aggregate; the hot paths are single statements over arrays.
+//!
+//! No transaction is open across a network call, and nothing here knows that a broker exists.
+
+pub mod accept;
+pub mod claim;
+pub mod due;
+pub mod events;
+pub mod inbox;
+pub mod keys;
+pub mod letters;
+pub mod messages;
+pub mod migrate;
+pub mod outbox;
+pub mod schema;
+mod statement;
+pub mod tenants;
+
+use std::time::Duration;
+
+use deadpool::{Runtime, managed::Timeouts};
+use diesel::ConnectionError;
+use diesel_async::{
+    AsyncConnection, AsyncPgConnection, SimpleAsyncConnection,
+    pooled_connection::{
+        AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
+        deadpool::{Object, Pool},
+    },
+};
+use futures_util::FutureExt;
+use secrecy::{ExposeSecret, SecretString};
+
+pub use statement::{Statement, statement};
+
+/// How long a caller waits for a connection. Below the 2 s within which ingest promises its 503.
+const CONNECT_WAIT_MAX: Duration = Duration::from_millis(1500);
+
+/// What every connection is set to.
+///
+/// * Generic plans: the hot statements are the same text for every batch, and planning one over all partitions costs
+///   more than running it.
+/// * No sequential scans, hash or merge joins: a plan cached while a table was still empty must not survive into the
+///   hour when it has ten million rows. All our joins are look-ups by key.
+/// * Timeouts: a statement that hangs must not hold its locks; nothing may sit idle inside a transaction.
+const SESSION_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+    SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
+    SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '10s'; \
+    SET timezone = 'UTC'; SET application_name = 'posthaste'";
+
+/// A database call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// No connection could be had in time, or it broke: try again later.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database refused the statement.
+    #[error("the database refused a statement")]
+    Refused(#[source] diesel::result::Error),
+}
+
+impl DbError {
+    /// Whether trying again later can help without anything else changing.
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<diesel::result::Error> for DbError {
+    fn from(error: diesel::result::Error) -> Self {
+        use diesel::result::{DatabaseErrorKind, Error};
+        match error {
+            Error::DatabaseError(DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand, _)
+            | Error::BrokenTransactionManager => Self::Unavailable(Box::new(error)),
+            // A server that is shutting down or starting up says so in words: SQLSTATE class 57P, which diesel does not carry.
+            Error::DatabaseError(_, ref info) if says_going_away(info.message()) => Self::Unavailable(Box::new(error)),
+            // Lost a race that a second try wins: deadlock, serialisation, statement or lock timeout.
+            Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Unavailable(Box::new(error)),
+            Error::DatabaseError(_, ref info) if says_try_again(info.message()) => Self::Unavailable(Box::new(error)),
+            other => Self::Refused(other),
+        }
+    }
+}
+
+fn says_going_away(message: &str) -> bool {
+    ["terminating connection", "the database system is", "connection closed", "server closed the connection", "error communicating with the server"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
+fn says_try_again(message: &str) -> bool {
+    ["deadlock detected", "canceling statement due to"].iter().any(|words| message.contains(words))
+}
+
+/// The result of a database call.
+pub type DbResult<T> = Result<T, DbError>;
+
+/// The database: a pool of connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool<AsyncPgConnection>,
+}
+
+impl Store {
+    /// Opens a pool of at most `size` connections to `url`; nothing is dialled before the first use.
+    pub fn open(url: &SecretString, size: usize) -> Result<Self, deadpool::managed::BuildError> {
+        let mut config = ManagerConfig::default();
+        config.recycling_method = RecyclingMethod::Fast;
+        config.custom_setup = Box::new(|url| connect(url).boxed());
+        let manager = AsyncDieselConnectionManager::new_with_config(url.expose_secret(), config);
+        let timeouts = Timeouts { wait: Some(CONNECT_WAIT_MAX), create: Some(CONNECT_WAIT_MAX), recycle: Some(CONNECT_WAIT_MAX) };
+        let pool = Pool::builder(manager).max_size(size).timeouts(timeouts).runtime(Runtime::Tokio1).build()?;
+        Ok(Self { pool })
+    }
+
+    /// A connection of the pool.
+    pub async fn conn(&self) -> DbResult<Object<AsyncPgConnection>> {
+        self.pool.get().await.map_err(|error| DbError::Unavailable(Box::new(error)))
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> DbResult<()> {
+        Ok(self.conn().await?.batch_execute("SELECT 1").await?)
+    }
+}
+
+async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
+    let mut conn = AsyncPgConnection::establish(url).await?;
+    conn.batch_execute(SESSION_SETTINGS).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
+}
+
+/// Bounds of a set of time-ordered ids: given to the planner so that it opens only the partitions in question.
+fn bounds(ids: &[uuid::Uuid]) -> (uuid::Uuid, uuid::Uuid) {
+    let low = ids.iter().min().copied().unwrap_or(uuid::Uuid::nil());
+    let high = ids.iter().max().copied().unwrap_or(uuid::Uuid::nil());
+    (low, high)
+}

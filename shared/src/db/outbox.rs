@@ -1,0 +1,114 @@
+//! The outbox: every batch handed to the broker, from its commit until the audit has seen each delivery go on.
+
+use diesel::sql_types::{Array, Bool, Int4, Int8, Text, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{
+    DbResult, Store,
+    accept::{Dispatch, DispatchItem},
+    statement,
+};
+use crate::domain::{DeliveryId, channel::Route};
+
+impl Store {
+    /// Takes up to `limit` rows that nobody published in time; they are ours for `lease_ms`.
+    pub async fn take_unpublished(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<Dispatch>> {
+        let query = statement::<(Int8, Array<SqlUuid>, Array<Int4>, Array<Text>)>(TAKE).bind::<Int4, _>(lease_ms).bind::<Int8, _>(limit);
+        let rows: Vec<(i64, Vec<Uuid>, Vec<i32>, Vec<String>)> = query.rows(self).await?;
+        Ok(rows.into_iter().map(dispatch).collect())
+    }
+
+    /// Notes that every delivery of these rows is with the broker; the audit looks at them `audit_after_ms` from now.
+    pub async fn mark_published(&self, mut rows: Vec<i64>, audit_after_ms: i32) -> DbResult<()> {
+        rows.sort_unstable();
+        let query = statement::<()>(PUBLISHED).bind::<Int4, _>(audit_after_ms).bind::<Array<Int8>, _>(rows);
+        query.run(self).await?;
+        Ok(())
+    }
+
+    /// Looks at up to `limit` published rows whose time has come. A row whose deliveries all went on is deleted; what a
+    /// worker still holds gets a watch; what is still queued on a route in `empty` was lost by the broker, and the row
+    /// goes back to the relay; anything else is looked at again later, at growing intervals.
+    pub async fn audit(&self, limit: i64, empty: &[Route]) -> DbResult<Audited> {
+        let routes: Vec<String> = empty.iter().map(Route::to_string).collect();
+        let query = statement::<(Int8, Int8, Int8)>(AUDIT).bind::<Int8, _>(limit).bind::<Array<Text>, _>(routes);
+        let (seen, lost, watched): (i64, i64, i64) = query.row(self).await?;
+        Ok(Audited { seen, lost, watched })
+    }
+
+    /// Rows not yet with the broker, and the age of the oldest in seconds.
+    pub async fn outbox_pending(&self) -> DbResult<(i64, f64)> {
+        let query = statement::<(Int8, diesel::sql_types::Double)>(PENDING);
+        query.row(self).await
+    }
+
+    /// Whether any published row waits for the audit: without one there is no need to ask the broker for its depths.
+    pub async fn audit_waits(&self) -> DbResult<bool> {
+        let query = statement::<Bool>("SELECT EXISTS (SELECT 1 FROM outbox WHERE published_at IS NOT NULL AND act_at <= now()) AS waits");
+        query.row(self).await
+    }
+}
+
+/// What one audit pass found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audited {
+    /// Outbox rows looked at.
+    pub seen: i64,
+    /// Rows handed back to the relay because the broker lost deliveries of theirs.
+    pub lost: i64,
+    /// Deliveries put under watch because a worker has held them for so long.
+    pub watched: i64,
+}
+
+fn dispatch((outbox_id, ids, runs, routes): (i64, Vec<Uuid>, Vec<i32>, Vec<String>)) -> Dispatch {
+    let items = ids.into_iter().zip(runs).zip(routes).filter_map(|((id, run), route)| item(id, run, &route)).collect();
+    Dispatch { outbox_id, items }
+}
+
+/// An item from its columns; a route this version does not know is left to the audit.
+pub(super) fn item(id: Uuid, run: i32, route: &str) -> Option<DispatchItem> {
+    let (channel, lane) = route.split_once('.')?;
+    let route = Route { channel: channel.parse().ok()?, lane: lane.parse().ok()? };
+    Some(DispatchItem { delivery: DeliveryId(id), run, route })
+}
+
+const TAKE: &str = "
+UPDATE outbox SET act_at = now() + ? * interval '1 millisecond'
+WHERE id = ANY (ARRAY(SELECT id FROM outbox WHERE published_at IS NULL AND act_at <= now() ORDER BY act_at LIMIT ? FOR UPDATE SKIP LOCKED))
+RETURNING id, deliveries, runs, routes";
+
+const PUBLISHED: &str = "
+UPDATE outbox SET published_at = now(), act_at = now() + ? * interval '1 millisecond' WHERE id = ANY (?::int8[]) AND published_at IS NULL";
+
+const AUDIT: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT id, created_at, deliveries, runs, routes FROM outbox
+    WHERE published_at IS NOT NULL AND act_at <= now() ORDER BY act_at LIMIT ? FOR UPDATE SKIP LOCKED
+), waiting AS MATERIALIZED (
+    SELECT p.id AS row_id, d.id, u.run, u.route, d.state, d.run AS now_run, d.lease_until,
+           d.state = 'queued' AND u.route = ANY (?::text[]) AS lost
+    FROM picked p
+    CROSS JOIN LATERAL unnest(p.deliveries, p.runs, p.routes) AS u(id, run, route)
+    JOIN deliveries d ON d.id = u.id
+    WHERE (d.state = 'queued' AND d.run = u.run) OR (d.state = 'sending' AND d.run = u.run + 1)
+), shrunk AS MATERIALIZED (
+    SELECT row_id, array_agg(id) AS deliveries, array_agg(run) AS runs, array_agg(route) AS routes, bool_or(lost) AS lost
+    FROM waiting GROUP BY row_id
+), gone AS (
+    DELETE FROM outbox WHERE id = ANY (ARRAY(SELECT id FROM picked EXCEPT SELECT row_id FROM shrunk))
+), kept AS (
+    UPDATE outbox o
+    SET deliveries = s.deliveries, runs = s.runs, routes = s.routes,
+        published_at = CASE WHEN s.lost THEN NULL ELSE o.published_at END,
+        act_at = CASE WHEN s.lost THEN now() ELSE now() + greatest(now() - o.created_at, interval '1 second') END
+    FROM shrunk s WHERE o.id = s.row_id
+), watched AS (
+    INSERT INTO due (delivery_id, due_at, run, why)
+    SELECT id, greatest(lease_until, now()), now_run, 'watch' FROM waiting WHERE state = 'sending'
+    ON CONFLICT (delivery_id) DO NOTHING
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM picked), (SELECT count(*) FROM shrunk WHERE lost), (SELECT count(*) FROM watched)";
+
+const PENDING: &str = "
+SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS age FROM outbox WHERE published_at IS NULL";

@@ -1,0 +1,64 @@
+//! From the outbox to the broker: the one way a delivery gets into a work queue.
+//!
+//! Whoever committed an outbox row posts it here and goes on. If the broker is away, the process dies, or too much is
+//! waiting, the row simply stays unpublished and the relay takes it over.
+
+use crate::{
+    amqp::{Outgoing, Publisher, topology},
+    batch::{Batcher, Limits},
+    contract::{WorkItem, wire::Wire},
+    db::{
+        Store,
+        accept::{Dispatch, DispatchItem},
+    },
+};
+
+/// One flush joins up to 64 commits and waits once for all their confirms; four flushes hide each other's round trip.
+/// 1024 waiting commits is more than a second of full load: beyond that the broker is not keeping up.
+const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 4, queue_max: 1024 };
+
+/// Publishes outbox rows and notes that they are with the broker. Cheap to clone.
+#[derive(Clone)]
+pub struct Dispatcher {
+    rows: Batcher<Dispatch, bool>,
+}
+
+impl Dispatcher {
+    /// Starts publishing; the audit looks at a row `audit_after_ms` after it was published.
+    pub fn start(publisher: Publisher, store: Store, audit_after_ms: i32) -> Self {
+        let rows = Batcher::start(LIMITS, move |rows| publish(publisher.clone(), store.clone(), audit_after_ms, rows));
+        Self { rows }
+    }
+
+    /// Publishes a row in the background; what does not fit or fails is left to the relay.
+    pub fn post(&self, row: Dispatch) {
+        if self.rows.post(row).is_err() {
+            metrics::counter!("posthaste_dispatch_left_to_relay_total").increment(1);
+        }
+    }
+
+    /// Publishes a row and says whether every delivery of it is with the broker.
+    pub async fn publish(&self, row: Dispatch) -> bool {
+        self.rows.submit(row).await.unwrap_or(false)
+    }
+}
+
+async fn publish(publisher: Publisher, store: Store, audit_after_ms: i32, rows: Vec<Dispatch>) -> Vec<bool> {
+    let outgoing = rows.iter().flat_map(|row| &row.items).map(outgoing).collect();
+    let mut results = publisher.publish_all(outgoing).await.into_iter();
+    // A row counts only when all of it is confirmed: its relay then repeats the rest, and the claim sorts repeats out.
+    let done: Vec<bool> = rows.iter().map(|row| results.by_ref().take(row.items.len()).filter(Result::is_err).count() == 0).collect();
+    let published: Vec<i64> = rows.iter().zip(&done).filter(|(_, done)| **done).map(|(row, _)| row.outbox_id).collect();
+    if !published.is_empty()
+        && let Err(error) = store.mark_published(published, audit_after_ms).await
+    {
+        // The relay will publish them once more: time lost, nothing else.
+        tracing::warn!(%error, "published outbox rows could not be marked");
+    }
+    done
+}
+
+fn outgoing(item: &DispatchItem) -> Outgoing {
+    let body = serde_json::to_vec(&WorkItem::new(item.delivery, item.run)).unwrap_or_default();
+    Outgoing::new(topology::WORK, item.route.to_string(), item.delivery.to_string(), WorkItem::TYPE, body)
+}

@@ -1,0 +1,81 @@
+//! The facts of the delivery log.
+
+use super::{State, word::words};
+
+words!(
+    /// What a row of the delivery log says. With the delivery and its run it is the row's identity, so repeating
+    /// an event changes nothing.
+    EventKind {
+        /// The provider took it.
+        Sent = "sent",
+        /// The recipient's side has it.
+        Delivered = "delivered",
+        /// The recipient's side said no.
+        Failed = "failed",
+        /// The try failed and another one is due.
+        Retrying = "retrying",
+        /// The try may or may not have reached the recipient.
+        Ambiguous = "ambiguous",
+        /// We could not.
+        Dead = "dead",
+        /// Switched off.
+        Suppressed = "suppressed",
+        /// Its time ran out.
+        Expired = "expired",
+        /// The producer took it back.
+        Cancelled = "cancelled",
+        /// An admin started it again.
+        Replayed = "replayed",
+    }
+);
+
+impl EventKind {
+    /// The kind of event that moves a delivery into `state`; `None` for states no event reports.
+    pub const fn of(state: State) -> Option<Self> {
+        match state {
+            State::Sent => Some(Self::Sent),
+            State::Delivered => Some(Self::Delivered),
+            State::Failed | State::Bounced => Some(Self::Failed),
+            State::Retrying => Some(Self::Retrying),
+            State::Dead => Some(Self::Dead),
+            State::Suppressed => Some(Self::Suppressed),
+            State::Expired => Some(Self::Expired),
+            State::Cancelled => Some(Self::Cancelled),
+            State::Scheduled | State::Queued | State::Sending => None,
+        }
+    }
+}
+
+words!(
+    /// Why something became a dead letter.
+    DeadReason {
+        /// The body is no valid submission.
+        Schema = "schema",
+        /// The tenant is unknown, or the publisher may not speak for it.
+        Tenant = "tenant",
+        /// The body exceeds the limit.
+        TooLarge = "too_large",
+        /// No queue is bound for its routing key.
+        Unroutable = "unroutable",
+        /// The broker gave up redelivering it, or it cannot be read.
+        Poison = "poison",
+        /// Every try failed.
+        AttemptsExhausted = "attempts_exhausted",
+        /// Our own settings or credentials keep it from being sent.
+        Misconfigured = "misconfigured",
+        /// Workers died on it again and again.
+        ExpiredCrashes = "expired_crashes",
+    }
+);
+
+words!(
+    /// Where a dead letter comes from.
+    DeadOrigin {
+        /// A delivery that ended as `dead`.
+        Delivery = "delivery",
+        /// A body published to the ingress exchange that was refused.
+        Intake = "intake",
+        /// The broker gave it up.
+        Broker = "broker",
+    }
+);

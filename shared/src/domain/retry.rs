@@ -1,0 +1,270 @@
+//! What follows an attempt: the whole retry policy as one pure function.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DeadReason, EventKind, Outcome, State};
+
+/// How long to wait before the n-th retry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// `base`, then twice as long each time, up to `max`.
+    Exponential {
+        /// The first delay.
+        base: Duration,
+        /// The longest delay.
+        max: Duration,
+    },
+    /// These delays in turn.
+    Fixed(Vec<Duration>),
+}
+
+/// When and how often a channel is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts in all, the first one included.
+    pub max_attempts: u16,
+    /// The delays between them.
+    pub schedule: Schedule,
+    /// Whether an attempt whose outcome is unknown is made again at once in the schedule (`resend`) or only after a
+    /// wait for the provider's word (`hold`).
+    pub ambiguous: AmbiguousPolicy,
+}
+
+/// What to do about an attempt that may have been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AmbiguousPolicy {
+    /// Send again on the usual schedule, under the same provider idempotency key.
+    Resend,
+    /// Wait this long for the provider's echo, then send again.
+    Hold(Duration),
+}
+
+/// A throttled delivery gives up after this many deferrals, so that no delivery can circle for ever.
+pub const DEFERRALS_MAX: u16 = 100;
+/// Workers that died on one delivery before it is taken out as poison (RabbitMQ's own limit, 20, lies far behind).
+pub const CRASHES_MAX: u16 = 3;
+/// A provider's `Retry-After` is honoured up to this long.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Jitter lengthens a delay by at most this share; it never shortens one.
+const JITTER_SHARE: f64 = 0.1;
+
+impl RetryPolicy {
+    /// The pause before try `tries_made + 1`, jitter (0 ≤ `jitter` < 1) included.
+    fn delay(&self, tries_made: u16, jitter: f64) -> Duration {
+        let retry = tries_made.saturating_sub(1);
+        let plain = match &self.schedule {
+            Schedule::Exponential { base, max } => {
+                let factor = 2u32.checked_pow(u32::from(retry)).unwrap_or(u32::MAX);
+                base.checked_mul(factor).unwrap_or(*max).min(*max)
+            }
+            Schedule::Fixed(delays) => delays.get(usize::from(retry)).or(delays.last()).copied().unwrap_or_default(),
+        };
+        lengthen(plain, jitter)
+    }
+}
+
+fn lengthen(delay: Duration, jitter: f64) -> Duration {
+    delay.mul_f64(1.0 + JITTER_SHARE * jitter.clamp(0.0, 1.0))
+}
+
+/// What has been tried so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tries {
+    /// Attempts that count, the one just made included.
+    pub attempts: u16,
+    /// Attempts that did not count because the provider asked to wait.
+    pub deferrals: u16,
+    /// Attempts whose worker died.
+    pub crashes: u16,
+}
+
+/// What follows: the next state, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What the delivery log says.
+    pub kind: EventKind,
+    /// The delivery's next state.
+    pub state: State,
+    /// The wait before the next try; set exactly when `state` is `Retrying`.
+    pub delay: Option<Duration>,
+    /// Why it died; set exactly when `state` is `Dead`.
+    pub dead: Option<DeadReason>,
+    /// Whether the attempt counts towards `max_attempts`.
+    pub spent: bool,
+}
+
+impl Verdict {
+    /// An end in `state`, reported as `kind`.
+    pub const fn end(kind: EventKind, state: State) -> Self {
+        Self { kind, state, delay: None, dead: None, spent: true }
+    }
+
+    /// An end as a dead letter.
+    pub const fn dead(kind: EventKind, reason: DeadReason) -> Self {
+        Self { kind, state: State::Dead, delay: None, dead: Some(reason), spent: true }
+    }
+
+    const fn again(kind: EventKind, delay: Duration, spent: bool) -> Self {
+        Self { kind, state: State::Retrying, delay: Some(delay), dead: None, spent }
+    }
+}
+
+/// Decides what follows `outcome`.
+///
+/// `time_left` is what remains until the message expires; a retry that would come later than that ends as `expired`.
+/// `jitter` is uniform in 0..1.
+pub fn decide(outcome: &Outcome, tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> Verdict {
+    let verdict = match outcome {
+        Outcome::Sent(receipt) if receipt.arrived => Verdict::end(EventKind::Delivered, State::Delivered),
+        Outcome::Sent(_) => Verdict::end(EventKind::Sent, State::Sent),
+        Outcome::Rejected(_) | Outcome::AddressDead(_) => Verdict::end(EventKind::Failed, State::Failed),
+        Outcome::Misconfigured(_) => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
+        Outcome::Throttled(_, retry_after) => throttled(*retry_after, tries, policy, jitter),
+        Outcome::Transient(_, retry_after) => again(EventKind::Retrying, *retry_after, tries, policy, jitter),
+        Outcome::Unknown(_) => unknown(tries, policy, jitter),
+    };
+    within(verdict, time_left)
+}
+
+/// Decides what follows a worker that died holding the delivery: nobody knows whether the provider was called.
+pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> Verdict {
+    if tries.crashes >= CRASHES_MAX {
+        return Verdict::dead(EventKind::Ambiguous, DeadReason::ExpiredCrashes);
+    }
+    within(unknown(tries, policy, jitter), time_left)
+}
+
+fn again(kind: EventKind, retry_after: Option<Duration>, tries: Tries, policy: &RetryPolicy, jitter: f64) -> Verdict {
+    if tries.attempts >= policy.max_attempts {
+        let kind = if kind == EventKind::Retrying { EventKind::Dead } else { kind };
+        return Verdict::dead(kind, DeadReason::AttemptsExhausted);
+    }
+    let delay = policy.delay(tries.attempts, jitter).max(asked(retry_after, jitter));
+    Verdict::again(kind, delay, true)
+}
+
+fn throttled(retry_after: Option<Duration>, tries: Tries, policy: &RetryPolicy, jitter: f64) -> Verdict {
+    if tries.deferrals >= DEFERRALS_MAX {
+        return Verdict::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
+    }
+    let delay = match retry_after {
+        Some(_) => asked(retry_after, jitter),
+        None => policy.delay(tries.deferrals.saturating_add(1), jitter),
+    };
+    Verdict::again(EventKind::Retrying, delay, false)
+}
+
+fn unknown(tries: Tries, policy: &RetryPolicy, jitter: f64) -> Verdict {
+    let held = match policy.ambiguous {
+        AmbiguousPolicy::Resend => None,
+        AmbiguousPolicy::Hold(wait) => Some(wait),
+    };
+    again(EventKind::Ambiguous, held, tries, policy, jitter)
+}
+
+fn asked(retry_after: Option<Duration>, jitter: f64) -> Duration {
+    retry_after.map(|wait| lengthen(wait.min(RETRY_AFTER_MAX), jitter)).unwrap_or_default()
+}
+
+fn within(verdict: Verdict, time_left: Option<Duration>) -> Verdict {
+    match (verdict.delay, time_left) {
+        (Some(delay), Some(left)) if delay >= left => {
+            let kind = if verdict.kind == EventKind::Retrying { EventKind::Expired } else { verdict.kind };
+            Verdict { kind, state: State::Expired, delay: None, ..verdict }
+        }
+        _ => verdict,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Fault, Receipt};
+
+    fn policy() -> RetryPolicy {
+        RetryPolicy {
+            max_attempts: 4,
+            schedule: Schedule::Exponential { base: Duration::from_secs(1), max: Duration::from_secs(3) },
+            ambiguous: AmbiguousPolicy::Resend,
+        }
+    }
+
+    fn tries(attempts: u16) -> Tries {
+        Tries { attempts, ..Tries::default() }
+    }
+
+    fn transient() -> Outcome {
+        Outcome::Transient(Fault::default(), None)
+    }
+
+    #[test]
+    fn delays_double_up_to_the_maximum_and_then_the_delivery_is_dead() {
+        let delays: Vec<_> = (1..=3).map(|n| decide(&transient(), tries(n), None, &policy(), 0.0).delay).collect();
+        assert_eq!(delays, [1, 2, 3].map(|s| Some(Duration::from_secs(s))));
+        let last = decide(&transient(), tries(4), None, &policy(), 0.0);
+        assert_eq!((last.state, last.dead), (State::Dead, Some(DeadReason::AttemptsExhausted)));
+    }
+
+    #[test]
+    fn jitter_only_lengthens_and_by_at_most_a_tenth() {
+        let delay = decide(&transient(), tries(1), None, &policy(), 0.999).delay.unwrap();
+        assert!(delay >= Duration::from_secs(1) && delay <= Duration::from_millis(1100), "{delay:?}");
+    }
+
+    #[test]
+    fn retry_after_is_never_undercut() {
+        let asked = Duration::from_secs(60);
+        for outcome in [Outcome::Transient(Fault::default(), Some(asked)), Outcome::Throttled(Fault::default(), Some(asked))] {
+            assert!(decide(&outcome, tries(1), None, &policy(), 0.0).delay.unwrap() >= asked);
+        }
+    }
+
+    #[test]
+    fn a_throttled_delivery_waits_without_spending_an_attempt() {
+        let verdict = decide(&Outcome::Throttled(Fault::default(), None), tries(4), None, &policy(), 0.0);
+        assert_eq!((verdict.state, verdict.spent), (State::Retrying, false));
+    }
+
+    #[test]
+    fn a_throttled_delivery_cannot_circle_for_ever() {
+        let tries = Tries { deferrals: DEFERRALS_MAX, ..Tries::default() };
+        assert_eq!(decide(&Outcome::Throttled(Fault::default(), None), tries, None, &policy(), 0.0).state, State::Dead);
+    }
+
+    #[test]
+    fn a_retry_after_the_expiry_is_not_made() {
+        let verdict = decide(&transient(), tries(1), Some(Duration::from_millis(500)), &policy(), 0.0);
+        assert_eq!((verdict.kind, verdict.state, verdict.delay), (EventKind::Expired, State::Expired, None));
+    }
+
+    #[test]
+    fn doubt_is_reported_as_doubt_whether_or_not_another_try_follows() {
+        let unknown = Outcome::Unknown(Fault::default());
+        assert_eq!(decide(&unknown, tries(1), None, &policy(), 0.0).kind, EventKind::Ambiguous);
+        let last = decide(&unknown, tries(4), None, &policy(), 0.0);
+        assert_eq!((last.kind, last.state), (EventKind::Ambiguous, State::Dead));
+    }
+
+    #[test]
+    fn a_held_channel_waits_for_the_echo_first() {
+        let hold = RetryPolicy { ambiguous: AmbiguousPolicy::Hold(Duration::from_secs(600)), ..policy() };
+        let verdict = decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0);
+        assert!(verdict.delay.unwrap() >= Duration::from_secs(600));
+    }
+
+    #[test]
+    fn the_third_crash_takes_the_delivery_out() {
+        let crashed = |crashes| decide_crash(Tries { attempts: 1, deferrals: 0, crashes }, None, &policy(), 0.0);
+        assert_eq!(crashed(2).state, State::Retrying);
+        assert_eq!(crashed(3).dead, Some(DeadReason::ExpiredCrashes));
+    }
+
+    #[test]
+    fn a_receipt_that_says_arrived_is_delivered() {
+        let arrived = Outcome::Sent(Receipt { arrived: true, ..Receipt::default() });
+        assert_eq!(decide(&arrived, tries(1), None, &policy(), 0.0).state, State::Delivered);
+        assert_eq!(decide(&Outcome::Sent(Receipt::default()), tries(1), None, &policy(), 0.0).state, State::Sent);
+    }
+}

@@ -1,0 +1,15 @@
+//! What every part of Posthaste shares. Layers import downwards only:
+//! `domain` (pure words and rules) ← `contract` (what crosses a boundary) ← `amqp` and `db`, which do not see
+//! each other; `dispatch` joins those two. `config` and `telemetry` stand beside them.
+
+pub mod amqp;
+pub mod batch;
+pub mod clock;
+pub mod config;
+pub mod contract;
+pub mod db;
+pub mod dispatch;
+pub mod domain;
+pub mod reconnect;
+pub mod telemetry;
+pub mod token;

@@ -1,0 +1,2 @@
+//! The `worker` service as its own process.
+fn main() {}

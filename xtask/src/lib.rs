@@ -1,0 +1,67 @@
+//! What a developer or newcomer runs: `cargo xtask up`, `test`, `bench` and `faults`.
+//!
+//! The commands share three building blocks, which the end-to-end tests use as well:
+//! [`servers`] starts private PostgreSQL and RabbitMQ servers, [`sinks`] are small real receivers
+//! for webhooks and mail, and [`process`] starts and ends child processes without leaving any behind.
+//! Nothing here is part of the product: no service depends on this crate.
+
+pub mod bench;
+pub mod cargo;
+pub mod env_file;
+pub mod faults;
+pub mod http;
+pub mod process;
+pub mod progress;
+pub mod random;
+pub mod servers;
+pub mod sinks;
+pub mod stop;
+pub mod test;
+pub mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The command line of `cargo xtask`.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+#[command(about = "Runs, tests and measures Posthaste on this machine")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build and run the whole platform with private servers, until Ctrl-C
+    Up(up::Args),
+    /// Run every test against private servers
+    Test(test::Args),
+    /// Measure throughput and latency
+    Bench(bench::Args),
+    /// Kill and cut things under load, and check that nothing is lost
+    Faults(faults::Args),
+}
+
+impl Cli {
+    /// Runs the chosen command and says what the process should exit with.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Up(args) => up::run(&args),
+            Command::Test(args) => test::run(&args),
+            Command::Bench(args) => bench::run(&args),
+            Command::Faults(args) => faults::run(&args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,342 @@
+//! A private PostgreSQL: one data directory, one TCP port on the loopback interface, no Unix socket.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use nix::unistd::{User, geteuid};
+
+use super::container::Container;
+use super::find::PostgresPrograms;
+use super::host::Host;
+use super::native::Native;
+use super::ports::ServerPorts;
+use super::server::{Probe, Server};
+use super::{DATABASE, ServersConfig};
+use crate::process::{Mark, output_of, without_variables};
+
+const NAME: &str = "postgres";
+const IMAGE: &str = "postgres:15";
+
+/// "Fast shutdown": ends sessions, writes a checkpoint. SIGTERM would wait for clients to leave.
+const GENTLE: Signal = Signal::SIGINT;
+
+/// Describes the server; nothing is started yet.
+pub(super) fn server(
+    config: &ServersConfig,
+    ports: &ServerPorts,
+    programs: Option<PostgresPrograms>,
+) -> Result<Server> {
+    let version = programs
+        .as_ref()
+        .map_or_else(|| IMAGE.to_owned(), |programs| programs.version.clone());
+    let identity = identity(&config.dir);
+    let (psql, host): (Vec<String>, Box<dyn Host>) = match programs {
+        Some(programs) => {
+            let psql = vec![
+                programs.program("psql").display().to_string(),
+                format!("--port={}", ports.postgres),
+            ];
+            (psql, Box::new(native(config, ports, &programs, identity)?))
+        }
+        None => {
+            let container = container(config, ports, identity);
+            let psql = ["docker", "exec", &container.name, "psql"]
+                .map(str::to_owned)
+                .to_vec();
+            (psql, Box::new(container))
+        }
+    };
+    Ok(Server {
+        name: NAME,
+        version,
+        dir: config.dir.clone(),
+        ports: vec![ports.postgres],
+        host,
+        probe: Box::new(Psql { command: psql }),
+        gentle: GENTLE,
+        stop: config.stop.clone(),
+        detached: false,
+    })
+}
+
+/// A name that only this directory's server has. PostgreSQL shows it in the command line of all its
+/// processes (as `cluster_name`), and it fits its limit of 63 characters.
+pub(super) fn identity(dir: &Path) -> String {
+    format!("posthaste-{:016x}", fingerprint(dir))
+}
+
+/// FNV-1a: must stay the same from one build to the next, which the standard hasher does not promise.
+fn fingerprint(dir: &Path) -> u64 {
+    let bytes = dir.as_os_str().as_encoded_bytes();
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Where the data is; the home may be a link to elsewhere.
+pub(super) fn data_dir(dir: &Path) -> PathBuf {
+    dir.join(NAME).join("data")
+}
+
+fn native(
+    config: &ServersConfig,
+    ports: &ServerPorts,
+    programs: &PostgresPrograms,
+    identity: String,
+) -> Result<Native> {
+    let account = Account::needed()?;
+    let home = home(&config.dir, &identity, account.as_ref())?;
+    let as_account = move |program: &Path| command(program, &home, account.as_ref());
+    let data = data_dir(&config.dir)
+        .parent()
+        .and_then(|home| home.canonicalize().ok())
+        .context("the home of postgres is gone")?
+        .join("data");
+    if !data.join("PG_VERSION").is_file() {
+        create_data(
+            &data,
+            as_account(&programs.program("initdb")),
+            as_account(Path::new("rm")),
+        )?;
+    }
+    let server = programs.program("postgres");
+    let settings = settings(config, ports, &identity);
+    let start = move || {
+        let mut start = as_account(&server);
+        start.arg("-D").arg(&data).args(&settings);
+        start
+    };
+    Ok(Native {
+        command: Box::new(start),
+        mark: Mark::CommandLine {
+            program: NAME,
+            word: identity,
+        },
+        gentle: GENTLE,
+        log: config.log_of(NAME),
+        pid_file: config.pid_file_of(NAME),
+        running: None.into(),
+    })
+}
+
+/// Settings go on the command line, so that a change here reaches data that already exists. Durability
+/// (`fsync`, `synchronous_commit`) stays as shipped: the tests kill this server and count what is left.
+fn settings(config: &ServersConfig, ports: &ServerPorts, identity: &str) -> Vec<String> {
+    let settings = [
+        "listen_addresses=127.0.0.1".to_owned(),
+        format!("port={}", ports.postgres),
+        "unix_socket_directories=".to_owned(),
+        format!("max_connections={}", config.max_connections),
+        "shared_buffers=256MB".to_owned(),
+        format!("cluster_name={identity}"),
+    ];
+    settings
+        .into_iter()
+        .flat_map(|setting| ["-c".to_owned(), setting])
+        .collect()
+}
+
+/// Creates the data beside its final place and renames it, so that an interrupted start leaves nothing
+/// half made. As root only the server's account may touch these files everywhere, so it also tidies up.
+fn create_data(data: &Path, mut initdb: Command, mut rm: Command) -> Result<()> {
+    let unfinished = data.with_extension("unfinished");
+    output_of(rm.arg("-rf").arg(&unfinished))?;
+    initdb.arg("-D").arg(&unfinished);
+    initdb.args([
+        "--username=postgres",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+    ]);
+    output_of(&mut initdb).context("failed to create the database files")?;
+    fs::rename(&unfinished, data).with_context(|| format!("failed to create {}", data.display()))
+}
+
+/// A command as the account that PostgreSQL runs under, blind to the person's own `PG…` settings.
+fn command(program: &Path, home: &Path, account: Option<&Account>) -> Command {
+    let mut command = Command::new(program);
+    without_variables(&mut command, &["PG"]);
+    command.current_dir(home).env("HOME", home);
+    if let Some(account) = account {
+        command.uid(account.uid).gid(account.gid);
+    }
+    command
+}
+
+/// The system account that runs PostgreSQL when we are root, as which it refuses to run.
+#[derive(Clone, Debug)]
+struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    fn needed() -> Result<Option<Self>> {
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        match User::from_name("postgres")? {
+            Some(user) => Ok(Some(Self {
+                uid: user.uid.as_raw(),
+                gid: user.gid.as_raw(),
+            })),
+            None => bail!(
+                "PostgreSQL does not run as root, and there is no account `postgres` to run it; run this as an ordinary user"
+            ),
+        }
+    }
+
+    /// Asks the kernel rather than reading permission bits, which would miss access lists.
+    fn can_use(&self, dir: &Path) -> bool {
+        let mut test = Command::new("test");
+        test.arg("-w")
+            .arg(dir)
+            .current_dir("/")
+            .uid(self.uid)
+            .gid(self.gid)
+            .stdin(Stdio::null());
+        test.status().is_ok_and(|status| status.success())
+    }
+}
+
+/// The home of the server, owned by its account. When the account cannot reach our directory (a checkout
+/// below `/root`, say), the home is a link to a directory in `/var/tmp`.
+fn home(dir: &Path, identity: &str, account: Option<&Account>) -> Result<PathBuf> {
+    let home = dir.join(NAME);
+    let Some(account) = account else {
+        fs::create_dir_all(&home)
+            .with_context(|| format!("failed to create {}", home.display()))?;
+        return Ok(home.canonicalize()?);
+    };
+    if !home.is_symlink() {
+        own(&home, account)?;
+        if account.can_use(&home) {
+            return Ok(home.canonicalize()?);
+        }
+        let context = || {
+            format!(
+                "the account `postgres` cannot reach {}, which already holds other files",
+                home.display()
+            )
+        };
+        fs::remove_dir(&home).with_context(context)?;
+        symlink(Path::new("/var/tmp").join(identity), &home)?;
+    }
+    let elsewhere = fs::read_link(&home)?;
+    own(&elsewhere, account)?;
+    if !account.can_use(&elsewhere) {
+        bail!(
+            "the account `postgres` can use neither {} nor {}",
+            dir.display(),
+            elsewhere.display()
+        );
+    }
+    Ok(elsewhere)
+}
+
+/// Creates a directory for the account alone. One that somebody else put there is refused, because
+/// `/var/tmp` is open to everybody.
+fn own(dir: &Path, account: &Account) -> Result<()> {
+    let context = || format!("failed to prepare {}", dir.display());
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(error).with_context(context);
+        }
+        _ => {}
+    }
+    let found = dir.symlink_metadata().with_context(context)?;
+    if !found.is_dir() || ![0, account.uid].contains(&found.uid()) {
+        bail!("{} belongs to somebody else; delete it", dir.display());
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).with_context(context)?;
+    chown(dir, Some(account.uid), Some(account.gid)).with_context(context)
+}
+
+fn container(config: &ServersConfig, ports: &ServerPorts, identity: String) -> Container {
+    let name = format!("{identity}-{NAME}");
+    let options = [
+        format!("--publish=127.0.0.1:{}:5432", ports.postgres),
+        format!("--volume={name}:/var/lib/postgresql/data"),
+        "--env=POSTGRES_HOST_AUTH_METHOD=trust".to_owned(),
+        "--env=POSTGRES_INITDB_ARGS=--encoding=UTF8 --locale=C.UTF-8".to_owned(),
+        "--shm-size=256m".to_owned(),
+    ];
+    let settings = [
+        format!("max_connections={}", config.max_connections),
+        "shared_buffers=256MB".to_owned(),
+    ];
+    Container {
+        name,
+        image: IMAGE,
+        options: options.into(),
+        arguments: settings
+            .into_iter()
+            .flat_map(|setting| ["-c".to_owned(), setting])
+            .collect(),
+        pid_file: config.pid_file_of(NAME),
+    }
+}
+
+/// Asks the server with its own client program.
+#[derive(Debug)]
+struct Psql {
+    command: Vec<String>,
+}
+
+impl Psql {
+    fn query(&self, sql: &str) -> Result<String> {
+        let Some((program, rest)) = self.command.split_first() else {
+            bail!("no psql to run");
+        };
+        let mut psql = Command::new(program);
+        without_variables(&mut psql, &["PG"]);
+        psql.env("PGCONNECT_TIMEOUT", "5").args(rest);
+        psql.args([
+            "--host=127.0.0.1",
+            "--username=postgres",
+            "--dbname=postgres",
+        ]);
+        psql.args([
+            "--no-psqlrc",
+            "--no-password",
+            "--tuples-only",
+            "--no-align",
+            "--command",
+            sql,
+        ]);
+        output_of(&mut psql)
+    }
+}
+
+impl Probe for Psql {
+    fn is_ready(&self) -> bool {
+        self.query("SELECT 1").is_ok()
+    }
+
+    /// Creates our database on the first start.
+    fn finish(&self) -> Result<()> {
+        let existing = self.query(&format!(
+            "SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'"
+        ))?;
+        if existing.trim().is_empty() {
+            self.query(&format!("CREATE DATABASE {DATABASE}"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_of_a_directory_never_changes() {
+        assert_eq!(identity(Path::new("/a/b")), "posthaste-363e289cb38ee0cc");
+        assert_ne!(identity(Path::new("/a/c")), identity(Path::new("/a/b")));
+    }
+}
