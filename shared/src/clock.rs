@@ -3,7 +3,10 @@
 use chrono::{DateTime, Utc};
 
 /// The present moment.
-#[expect(clippy::disallowed_methods, reason = "the one legal caller: everything else takes a time as an argument or asks here")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one legal caller: everything else takes a time as an argument or asks here"
+)]
 pub fn now() -> DateTime<Utc> {
     Utc::now()
 }

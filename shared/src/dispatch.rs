@@ -4,13 +4,14 @@
 //! waiting, the row simply stays unpublished and the relay takes it over.
 
 use crate::{
-    amqp::{Outgoing, Publisher, topology},
+    amqp::{Outgoing, PublishError, Publisher, topology},
     batch::{Batcher, Limits},
-    contract::{WorkItem, wire::Wire},
+    contract::WorkItem,
     db::{
         Store,
         accept::{Dispatch, DispatchItem},
     },
+    faultpoint,
 };
 
 /// One flush joins up to 64 commits and waits once for all their confirms; four flushes hide each other's round trip.
@@ -44,11 +45,15 @@ impl Dispatcher {
 }
 
 async fn publish(publisher: Publisher, store: Store, audit_after_ms: i32, rows: Vec<Dispatch>) -> Vec<bool> {
-    let outgoing = rows.iter().flat_map(|row| &row.items).map(outgoing).collect();
+    faultpoint::pass(faultpoint::BEFORE_PUBLISH);
+    let Ok(outgoing) = rows.iter().flat_map(|row| &row.items).map(outgoing).collect() else {
+        return vec![false; rows.len()];
+    };
     let mut results = publisher.publish_all(outgoing).await.into_iter();
     // A row counts only when all of it is confirmed: its relay then repeats the rest, and the claim sorts repeats out.
     let done: Vec<bool> = rows.iter().map(|row| results.by_ref().take(row.items.len()).filter(Result::is_err).count() == 0).collect();
     let published: Vec<i64> = rows.iter().zip(&done).filter(|(_, done)| **done).map(|(row, _)| row.outbox_id).collect();
+    faultpoint::pass(faultpoint::AFTER_PUBLISH);
     if !published.is_empty()
         && let Err(error) = store.mark_published(published, audit_after_ms).await
     {
@@ -58,7 +63,7 @@ async fn publish(publisher: Publisher, store: Store, audit_after_ms: i32, rows: 
     done
 }
 
-fn outgoing(item: &DispatchItem) -> Outgoing {
-    let body = serde_json::to_vec(&WorkItem::new(item.delivery, item.run)).unwrap_or_default();
-    Outgoing::new(topology::WORK, item.route.to_string(), item.delivery.to_string(), WorkItem::TYPE, body)
+fn outgoing(item: &DispatchItem) -> Result<Outgoing, PublishError> {
+    let work = WorkItem::new(item.delivery, item.run);
+    Outgoing::json(topology::WORK, item.route.to_string(), item.delivery.to_string(), &work)
 }

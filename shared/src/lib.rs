@@ -10,6 +10,8 @@ pub mod contract;
 pub mod db;
 pub mod dispatch;
 pub mod domain;
+pub mod faultpoint;
+pub mod probe;
 pub mod reconnect;
 pub mod telemetry;
 pub mod token;

@@ -1,1 +1,21 @@
-//! harness
+//! The harness of the end-to-end tests: real servers, real processes, sinks that play the outside world.
+//!
+//! A [`Stack`] is one Posthaste with a database and a virtual host of its own, run from the built binaries; its processes
+//! are killed when it is dropped. [`check::ledger`] compares what was accepted with what arrived and with the log.
+
+pub mod amqp;
+pub mod api;
+pub mod check;
+pub mod proxy;
+pub mod servers;
+pub mod stack;
+pub mod wait;
+
+pub use api::Api;
+pub use servers::TestServers;
+pub use stack::{Role, Stack};
+pub use wait::eventually;
+pub use xtask::sinks::{
+    http::{HttpSink, Reply},
+    smtp::{self, SmtpSink},
+};

@@ -6,16 +6,11 @@ use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Result, bail};
 
-use crate::process;
 use crate::stop::Stop;
+use crate::{environment, process};
 
 /// The packages whose programs make up a running platform.
-const PROGRAM_PACKAGES: [&str; 4] = [
-    "posthaste-cli",
-    "posthaste-ingest",
-    "posthaste-worker",
-    "posthaste-scheduler",
-];
+const PROGRAM_PACKAGES: [&str; 4] = ["posthaste-cli", "posthaste-ingest", "posthaste-worker", "posthaste-scheduler"];
 
 /// How the programs are built.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,19 +33,15 @@ impl Profile {
 
 /// The directory of the workspace.
 pub fn workspace_root() -> PathBuf {
-    let manifest_dir = env::var_os("CARGO_MANIFEST_DIR")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    manifest_dir
-        .parent()
-        .map_or(manifest_dir.clone(), Path::to_owned)
+    let manifest_dir =
+        environment::get("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest_dir.parent().map_or(manifest_dir.clone(), Path::to_owned)
 }
 
 /// Cargo's target directory: the one this program was built in, wherever a user's configuration put it.
 pub fn target_dir() -> PathBuf {
     let program = env::current_exe().unwrap_or_default();
-    let tagged = program
-        .ancestors()
-        .find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    let tagged = program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
     tagged.map_or_else(|| workspace_root().join("target"), Path::to_owned)
 }
 
@@ -62,16 +53,10 @@ pub fn program_dir(profile: Profile) -> PathBuf {
 /// A Cargo command in the workspace, without the variables that `cargo run` set for this program: some
 /// build scripts watch those, and everything would be built anew each time.
 pub fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = Command::new(environment::get("CARGO").unwrap_or_else(|| "cargo".to_owned()));
     process::without_variables(
         &mut command,
-        &[
-            "CARGO_PKG_",
-            "CARGO_MANIFEST_",
-            "CARGO_BIN_",
-            "CARGO_CRATE_",
-            "CARGO_PRIMARY_",
-        ],
+        &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"],
     );
     command.current_dir(workspace_root());
     command
@@ -97,8 +82,5 @@ pub fn build_programs(profile: Profile, stop: &Stop) -> Result<PathBuf> {
 
 /// The exit code that passes on how a child ended.
 pub fn exit_code(status: ExitStatus) -> ExitCode {
-    status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .map_or(ExitCode::FAILURE, ExitCode::from)
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

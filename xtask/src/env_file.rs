@@ -20,37 +20,24 @@ impl EnvFile {
     pub fn open(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_default();
         let values = text.lines().filter_map(|line| line.split_once('='));
-        let values = values
-            .map(|(name, value)| (name.trim().to_owned(), unquoted(value.trim())))
-            .collect();
-        Self {
-            path: path.to_owned(),
-            values,
-        }
+        let values = values.map(|(name, value)| (name.trim().to_owned(), unquoted(value.trim()))).collect();
+        Self { path: path.to_owned(), values }
     }
 
     /// The value of a name; an empty one counts as absent.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.values
-            .get(name)
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// Sets names and writes the file.
     pub fn set<'a>(&mut self, values: impl IntoIterator<Item = (&'a str, String)>) -> Result<()> {
-        self.values.extend(
-            values
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value)),
-        );
+        self.values.extend(values.into_iter().map(|(name, value)| (name.to_owned(), value)));
         self.write()
     }
 
     /// Forgets names and writes the file.
     pub fn remove(&mut self, names: &[&str]) -> Result<()> {
-        self.values
-            .retain(|name, _| !names.contains(&name.as_str()));
+        self.values.retain(|name, _| !names.contains(&name.as_str()));
         self.write()
     }
 
@@ -59,11 +46,7 @@ impl EnvFile {
     fn write(&self) -> Result<()> {
         crate::process::create_parent(&self.path)?;
         let unfinished = self.path.with_extension("unfinished");
-        let text: String = self
-            .values
-            .iter()
-            .map(|(name, value)| format!("{name}={}\n", quoted(value)))
-            .collect();
+        let text: String = self.values.iter().map(|(name, value)| format!("{name}={}\n", quoted(value))).collect();
         fs::OpenOptions::new()
             .create(true)
             .write(true)
@@ -79,18 +62,11 @@ impl EnvFile {
 /// Quotes only what a shell would read differently, so that the simplest reader copes with the rest.
 fn quoted(value: &str) -> String {
     let harmless = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
-    if value.chars().all(harmless) {
-        value.to_owned()
-    } else {
-        format!("'{}'", value.replace('\'', r"'\''"))
-    }
+    if value.chars().all(harmless) { value.to_owned() } else { format!("'{}'", value.replace('\'', r"'\''")) }
 }
 
 fn unquoted(value: &str) -> String {
-    match value
-        .strip_prefix('\'')
-        .and_then(|rest| rest.strip_suffix('\''))
-    {
+    match value.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) {
         Some(inner) => inner.replace(r"'\''", "'"),
         None => value.to_owned(),
     }
@@ -105,10 +81,7 @@ mod tests {
         for value in ["postgres://a@127.0.0.1:1/b", "it's & more; $HOME", ""] {
             assert_eq!(unquoted(&quoted(value)), value);
         }
-        assert_eq!(
-            quoted("amqp://guest:guest@127.0.0.1:5672/%2f"),
-            "amqp://guest:guest@127.0.0.1:5672/%2f"
-        );
+        assert_eq!(quoted("amqp://guest:guest@127.0.0.1:5672/%2f"), "amqp://guest:guest@127.0.0.1:5672/%2f");
     }
 
     #[test]

@@ -54,20 +54,15 @@ pub fn post(url: &str, bearer: Option<&str>, body: &Value) -> Result<Response> {
 }
 
 fn exchange(method: &str, url: &str, bearer: Option<&str>, body: &[u8]) -> Result<Response> {
-    let rest = url
-        .strip_prefix("http://")
-        .with_context(|| format!("not an http:// URL: {url}"))?;
+    let rest = url.strip_prefix("http://").with_context(|| format!("not an http:// URL: {url}"))?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let authorization = bearer
-        .map(|credential| format!("Authorization: Bearer {credential}\r\n"))
-        .unwrap_or_default();
+    let authorization = bearer.map(|credential| format!("Authorization: Bearer {credential}\r\n")).unwrap_or_default();
     let head = format!(
         "{method} /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n{authorization}\r\n",
         body.len()
     );
-    let answer =
-        talk(host, head.as_bytes(), body).with_context(|| format!("{method} {url} failed"))?;
+    let answer = talk(host, head.as_bytes(), body).with_context(|| format!("{method} {url} failed"))?;
     parse(&answer).with_context(|| format!("{method} {url} was not answered with HTTP"))
 }
 
@@ -88,15 +83,10 @@ fn parse(answer: &[u8]) -> Result<Response> {
         bail!("it broke off early");
     };
     let chunked = head.headers.iter().any(|header| {
-        header.name.eq_ignore_ascii_case("transfer-encoding")
-            && header.value.eq_ignore_ascii_case(b"chunked")
+        header.name.eq_ignore_ascii_case("transfer-encoding") && header.value.eq_ignore_ascii_case(b"chunked")
     });
     let rest = answer.get(end..).unwrap_or_default();
-    let body = if chunked {
-        dechunk(rest)?.context("it broke off early")?.0
-    } else {
-        rest.to_vec()
-    };
+    let body = if chunked { dechunk(rest)?.context("it broke off early")?.0 } else { rest.to_vec() };
     Ok(Response { status, body })
 }
 
@@ -107,24 +97,18 @@ pub(crate) fn dechunk(input: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
     let mut at = 0;
     loop {
         let rest = input.get(at..).unwrap_or_default();
-        let size = httparse::parse_chunk_size(rest)
-            .map_err(|_| anyhow::anyhow!("a chunk has no valid size"))?;
+        let size = httparse::parse_chunk_size(rest).map_err(|_| anyhow::anyhow!("a chunk has no valid size"))?;
         let httparse::Status::Complete((line, size)) = size else {
             return Ok(None);
         };
         let size = usize::try_from(size)?;
         if size == 0 {
-            return Ok(end_of_trailer(rest.get(line..).unwrap_or_default())
-                .map(|end| (content, at + line + end)));
+            return Ok(end_of_trailer(rest.get(line..).unwrap_or_default()).map(|end| (content, at + line + end)));
         }
         let Some(chunk) = rest.get(line..line.saturating_add(size).saturating_add(2)) else {
             return Ok(None);
         };
-        content.extend_from_slice(
-            chunk
-                .strip_suffix(b"\r\n")
-                .context("a chunk is longer than it says")?,
-        );
+        content.extend_from_slice(chunk.strip_suffix(b"\r\n").context("a chunk is longer than it says")?);
         at += line + size + 2;
     }
 }
@@ -133,10 +117,7 @@ fn end_of_trailer(input: &[u8]) -> Option<usize> {
     if input.starts_with(b"\r\n") {
         return Some(2);
     }
-    input
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .map(|start| start + 4)
+    input.windows(4).position(|window| window == b"\r\n\r\n").map(|start| start + 4)
 }
 
 #[cfg(test)]
@@ -154,11 +135,7 @@ mod tests {
     fn an_unfinished_chunked_body_is_not_an_error_yet() -> Result<()> {
         let whole = b"3\r\nabc\r\n0\r\n\r\nGET";
         for end in 0..whole.len() - 3 {
-            assert_eq!(
-                dechunk(whole.get(..end).unwrap_or_default())?,
-                None,
-                "after {end} bytes"
-            );
+            assert_eq!(dechunk(whole.get(..end).unwrap_or_default())?, None, "after {end} bytes");
         }
         assert_eq!(dechunk(whole)?, Some((b"abc".to_vec(), whole.len() - 3)));
         Ok(())
@@ -167,11 +144,7 @@ mod tests {
     #[test]
     fn a_failure_says_what_the_server_said() -> Result<()> {
         let answer = parse(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nnope")?;
-        assert!(
-            answer
-                .success()
-                .is_err_and(|error| error.to_string().contains("nope"))
-        );
+        assert!(answer.success().is_err_and(|error| error.to_string().contains("nope")));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod cargo;
 pub mod env_file;
+pub mod environment;
 pub mod faults;
 pub mod http;
 pub mod process;
@@ -35,8 +36,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Build and run the whole platform with private servers, until Ctrl-C
+    #[command(long_about = up::LONG_ABOUT)]
     Up(up::Args),
     /// Run every test against private servers
+    #[command(long_about = test::LONG_ABOUT)]
     Test(test::Args),
     /// Measure throughput and latency
     Bench(bench::Args),

@@ -3,7 +3,7 @@
 //! A process id alone proves nothing, because the number may belong to somebody else by now. So nothing
 //! here signals a process that it did not start itself, unless a [`Mark`] shows that it is ours.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::environment;
 use crate::stop::Stop;
 
 /// How long killed processes may take to disappear.
@@ -40,18 +41,9 @@ impl Process {
             .append(true)
             .open(log)
             .with_context(|| format!("failed to open {}", log.display()))?;
-        command
-            .stdin(Stdio::null())
-            .stderr(output.try_clone()?)
-            .stdout(output)
-            .process_group(0);
-        let child = command
-            .spawn()
-            .with_context(|| format!("failed to start {program}"))?;
-        let process = Self {
-            child,
-            pid_file: pid_file.to_owned(),
-        };
+        command.stdin(Stdio::null()).stderr(output.try_clone()?).stdout(output).process_group(0);
+        let child = command.spawn().with_context(|| format!("failed to start {program}"))?;
+        let process = Self { child, pid_file: pid_file.to_owned() };
         fs::write(pid_file, format!("{}\n", process.pid()))
             .with_context(|| format!("failed to write {}", pid_file.display()))?;
         Ok(process)
@@ -105,11 +97,8 @@ impl Drop for Process {
 /// whole group. It has no input: a group that is not the terminal's own may not read from it.
 pub fn run(command: &mut Command, stop: &Stop) -> Result<ExitStatus> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdin(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("failed to start {program}"))?;
+    let mut child =
+        command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| format!("failed to start {program}"))?;
     let mut told = None;
     loop {
         if let Some(status) = child.try_wait()? {
@@ -125,11 +114,7 @@ pub fn run(command: &mut Command, stop: &Stop) -> Result<ExitStatus> {
 }
 
 fn wanted_signal(stop: &Stop) -> Option<Signal> {
-    if stop.forced() {
-        Some(Signal::SIGKILL)
-    } else {
-        stop.requested().then_some(Signal::SIGTERM)
-    }
+    if stop.forced() { Some(Signal::SIGKILL) } else { stop.requested().then_some(Signal::SIGTERM) }
 }
 
 fn signal_group(leader: u32, signal: Option<Signal>) {
@@ -141,10 +126,7 @@ fn signal_group(leader: u32, signal: Option<Signal>) {
 /// Runs a short command and returns what it printed; a failure carries what it said.
 pub fn output_of(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("failed to run {program}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("failed to run {program}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("{program} failed ({}): {}", output.status, said.trim());
@@ -154,10 +136,8 @@ pub fn output_of(command: &mut Command) -> Result<String> {
 
 /// Whether a program of this name is on the PATH.
 pub fn on_path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    let path = environment::get("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Sends a signal; false when there is no such process, or it is not ours to signal.
@@ -175,11 +155,8 @@ pub fn log_tail(log: &Path, lines: usize) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
-    let tail: Vec<String> = all
-        .iter()
-        .skip(all.len().saturating_sub(lines))
-        .map(|line| format!("    {line}"))
-        .collect();
+    let tail: Vec<String> =
+        all.iter().skip(all.len().saturating_sub(lines)).map(|line| format!("    {line}")).collect();
     format!("the end of {}:\n{}", log.display(), tail.join("\n"))
 }
 
@@ -197,8 +174,8 @@ pub enum Mark {
     },
     /// An exact `NAME=value` of its environment, which its children inherit.
     Environment(String),
-    /// An executable below a directory.
-    ProgramBelow(PathBuf),
+    /// One of these executables, also after a build has replaced the file.
+    Program(Vec<PathBuf>),
 }
 
 impl Mark {
@@ -207,23 +184,16 @@ impl Mark {
         let read = |file| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         match self {
             Self::CommandLine { program, word } => {
-                read("comm").trim_ascii_end() == program.as_bytes()
-                    && contains(&read("cmdline"), word.as_bytes())
+                read("comm").trim_ascii_end() == program.as_bytes() && contains(&read("cmdline"), word.as_bytes())
             }
-            Self::Environment(entry) => read("environ")
-                .split(|byte| *byte == 0)
-                .any(|found| found == entry.as_bytes()),
-            Self::ProgramBelow(dir) => fs::read_link(format!("/proc/{pid}/exe"))
-                .is_ok_and(|program| program.starts_with(dir)),
+            Self::Environment(entry) => read("environ").split(|byte| *byte == 0).any(|found| found == entry.as_bytes()),
+            Self::Program(files) => program_of(pid).is_some_and(|program| files.contains(&program)),
         }
     }
 
     /// Every process that carries the mark.
     pub fn processes(&self) -> Vec<u32> {
-        all_processes()
-            .into_iter()
-            .filter(|pid| self.is_on(*pid))
-            .collect()
+        all_processes().into_iter().filter(|pid| self.is_on(*pid)).collect()
     }
 
     /// Sends a signal to every process that carries the mark.
@@ -242,31 +212,26 @@ impl Mark {
         };
         // Not the caller's `Stop`: a person in a hurry wants the dead bodies gone as well.
         if !Stop::default().wait_until(KILL_LIMIT, gone) {
-            bail!(
-                "processes {:?} do not end although they were killed",
-                self.processes()
-            );
+            bail!("processes {:?} do not end although they were killed", self.processes());
         }
         Ok(())
     }
 }
 
+/// The file that a process executes. Linux adds a word to the path once the file is gone.
+fn program_of(pid: u32) -> Option<PathBuf> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let path = program.to_str()?;
+    Some(path.strip_suffix(" (deleted)").unwrap_or(path).into())
+}
+
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len().max(1))
-        .any(|window| window == needle)
+    haystack.windows(needle.len().max(1)).any(|window| window == needle)
 }
 
 fn all_processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-        })
-        .collect()
+    entries.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect()
 }
 
 /// Creates the directory that a file is going to live in.
@@ -278,12 +243,8 @@ pub fn create_parent(file: &Path) -> Result<()> {
 /// Takes away every variable whose name starts with one of `prefixes`, so that settings of the person's
 /// own servers do not leak into private ones.
 pub fn without_variables(command: &mut Command, prefixes: &[&str]) {
-    let foreign = |name: &OsStr| {
-        prefixes
-            .iter()
-            .any(|prefix| name.to_string_lossy().starts_with(prefix))
-    };
-    for (name, _) in std::env::vars_os().filter(|(name, _)| foreign(name)) {
+    let foreign = |name: &OsString| prefixes.iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
+    for name in environment::names().into_iter().filter(foreign) {
         command.env_remove(name);
     }
 }

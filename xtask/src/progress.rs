@@ -19,26 +19,17 @@ pub struct Progress {
 impl Progress {
     /// Prints to standard output.
     pub fn console() -> Self {
-        Self {
-            started: Instant::now(),
-            silent: false,
-        }
+        Self { started: Instant::now(), silent: false }
     }
 
     /// Prints nothing: for tests.
     pub fn silent() -> Self {
-        Self {
-            started: Instant::now(),
-            silent: true,
-        }
+        Self { started: Instant::now(), silent: true }
     }
 
     /// Prints one line with the elapsed time before it.
     pub fn line(&self, text: impl Display) {
-        self.plain(format_args!(
-            "[{:6.1} s] {text}",
-            self.started.elapsed().as_secs_f64()
-        ));
+        self.plain(format_args!("[{:6.1} s] {text}", self.started.elapsed().as_secs_f64()));
     }
 
     /// Prints text as it is.
@@ -53,10 +44,7 @@ impl Progress {
         self.line(format_args!("{what} …"));
         let began = Instant::now();
         let done = work()?;
-        self.line(format_args!(
-            "{what}: done in {:.1} s",
-            began.elapsed().as_secs_f64()
-        ));
+        self.line(format_args!("{what}: done in {:.1} s", began.elapsed().as_secs_f64()));
         Ok(done)
     }
 }

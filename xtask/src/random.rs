@@ -16,10 +16,7 @@ pub fn bytes<const N: usize>() -> Result<[u8; N]> {
 
 /// A random secret of 64 hexadecimal digits (256 bits).
 pub fn secret() -> Result<String> {
-    Ok(bytes::<32>()?
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(bytes::<32>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A random number from `low` up to, but not including, `high`.

@@ -29,11 +29,7 @@ impl Stop {
     /// Asks to stop; asking again asks to hurry.
     pub fn request(&self) {
         let mut urgency = self.urgency();
-        *urgency = if *urgency == Urgency::None {
-            Urgency::Stop
-        } else {
-            Urgency::Force
-        };
+        *urgency = if *urgency == Urgency::None { Urgency::Stop } else { Urgency::Force };
         self.0.1.notify_all();
     }
 
@@ -86,11 +82,7 @@ impl Stop {
     /// runtime lives. A closed terminal (SIGHUP) ends everything just as Ctrl-C does.
     pub fn on_signals(&self, runtime: &Handle) -> Result<()> {
         let _inside = runtime.enter();
-        for kind in [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ] {
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
             runtime.spawn(self.clone().follow(signal(kind)?));
         }
         Ok(())

@@ -1,9 +1,110 @@
-//! t
-use std::process::ExitCode;
-/// a
+//! `cargo xtask test`: every test of the workspace, against private servers.
+//!
+//! The tests find the servers and the built programs through four variables, so one set of servers
+//! serves them all; each test takes a database and a virtual host of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+
+use anyhow::Result;
+use tokio::runtime::Runtime;
+
+use crate::cargo::{self, Profile, cargo};
+use crate::process;
+use crate::progress::Progress;
+use crate::servers::{Install, Servers, ServersConfig};
+use crate::stop::Stop;
+
+/// Every test may hold a pool of its own.
+const CONNECTIONS_MAX: u16 = 400;
+
+/// What `cargo xtask test --help` says.
+pub const LONG_ABOUT: &str = "Runs every test of the workspace against private servers.\n\n\
+    PostgreSQL and RabbitMQ are found or installed as `cargo xtask up` does, run with their data below \
+    `.local/test`, empty at the beginning, and are stopped at the end. The tests run with cargo-nextest when it is \
+    installed, else with `cargo test`.";
+
+/// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// r
-pub fn run(_args: &Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("x")
+pub struct Args {
+    /// Fail instead of installing a missing PostgreSQL or RabbitMQ
+    #[arg(long)]
+    no_install: bool,
+    /// Passed on to the test runner, such as `-p posthaste-shared` or a part of a test's name
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "RUNNER ARGUMENT")]
+    rest: Vec<String>,
+}
+
+/// Runs the command; the exit code is the test runner's.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let stop = Stop::default();
+    stop.on_signals(runtime.handle())?;
+    let progress = Progress::console();
+    let programs = progress.step("building", || cargo::build_programs(Profile::Dev, &stop))?;
+    let servers = Servers::start(&config(args, &stop), &progress)?;
+    let status = Runner { servers: &servers, programs: &programs, args, stop: &stop }.run()?;
+    progress.step("stopping the servers", || servers.stop())?;
+    Ok(cargo::exit_code(status))
+}
+
+fn config(args: &Args, stop: &Stop) -> ServersConfig {
+    ServersConfig {
+        // The tests create and delete virtual hosts through it.
+        management: true,
+        max_connections: CONNECTIONS_MAX,
+        install: if args.no_install { Install::Refused } else { Install::Allowed },
+        fresh: true,
+        stop: stop.clone(),
+        ..ServersConfig::below(cargo::workspace_root().join(".local/test"))
+    }
+}
+
+struct Runner<'a> {
+    servers: &'a Servers,
+    programs: &'a Path,
+    args: &'a Args,
+    stop: &'a Stop,
+}
+
+impl Runner<'_> {
+    /// nextest runs no documentation tests, so a whole run adds those.
+    fn run(&self) -> Result<ExitStatus> {
+        if !nextest_is_installed() {
+            return self.cargo(&["test"]);
+        }
+        let status = self.cargo(&["nextest", "run"])?;
+        if status.success() && self.args.rest.is_empty() { self.cargo(&["test", "--doc"]) } else { Ok(status) }
+    }
+
+    fn cargo(&self, command: &[&str]) -> Result<ExitStatus> {
+        let mut cargo = cargo();
+        cargo.args(command);
+        if !self.chooses_packages() {
+            cargo.arg("--workspace");
+        }
+        cargo.args(&self.args.rest).envs(self.variables());
+        process::run(&mut cargo, self.stop)
+    }
+
+    fn chooses_packages(&self) -> bool {
+        let chooses = |argument: &String| argument.starts_with("-p") || argument.starts_with("--package");
+        self.args.rest.iter().any(chooses)
+    }
+
+    fn variables(&self) -> [(&'static str, PathBuf); 4] {
+        let management = self.servers.management_url().unwrap_or_default();
+        [
+            ("POSTHASTE_TEST_DATABASE_URL", self.servers.addresses.maintenance_url().into()),
+            ("POSTHASTE_TEST_AMQP_URL", self.servers.amqp_url().into()),
+            ("POSTHASTE_TEST_MANAGEMENT_URL", management.into()),
+            ("POSTHASTE_TEST_BIN_DIR", self.programs.into()),
+        ]
+    }
+}
+
+fn nextest_is_installed() -> bool {
+    let mut ask = Command::new("cargo");
+    ask.args(["nextest", "--version"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    ask.status().is_ok_and(|status| status.success())
 }

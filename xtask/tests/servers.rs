@@ -15,9 +15,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Result<Self> {
-        let dir = xtask::cargo::target_dir()
-            .join("tmp")
-            .join(format!("{name}-{}", std::process::id()));
+        let dir = xtask::cargo::target_dir().join("tmp").join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir)?;
         Ok(Self(dir.canonicalize()?))
     }
@@ -25,6 +23,10 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        // Below a directory that the database's account cannot reach, its home is a link to elsewhere.
+        if let Ok(elsewhere) = std::fs::read_link(self.0.join("postgres")) {
+            let _ = std::fs::remove_dir_all(elsewhere);
+        }
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -34,14 +36,8 @@ fn start(dir: &Path) -> Result<Servers> {
 }
 
 fn psql(servers: &Servers, sql: &str) -> Result<String> {
-    let psql = Command::new("psql")
-        .args([&servers.database_url(), "-XAtc", sql])
-        .output()?;
-    ensure!(
-        psql.status.success(),
-        "{}",
-        String::from_utf8_lossy(&psql.stderr)
-    );
+    let psql = Command::new("psql").args([&servers.database_url(), "-XAtc", sql]).output()?;
+    ensure!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
     Ok(String::from_utf8_lossy(&psql.stdout).trim().to_owned())
 }
 
@@ -52,13 +48,8 @@ fn processes_of(dir: &Path) -> Vec<String> {
         .arg(r#"for p in /proc/[0-9]*; do grep -qsF -- "$0" $p/cmdline $p/environ && [ $p != /proc/$$ ] && cat $p/comm; done; true"#)
         .arg(dir)
         .output();
-    let text = output
-        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-        .unwrap_or_default();
-    text.lines()
-        .filter(|name| !["grep", "sh"].contains(name))
-        .map(str::to_owned)
-        .collect()
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().filter(|name| !["grep", "sh"].contains(name)).map(str::to_owned).collect()
 }
 
 #[test]
@@ -66,10 +57,7 @@ fn data_and_ports_survive_a_stop_and_nothing_runs_on() -> Result<()> {
     let scratch = Scratch::new("reuse")?;
     let first = start(&scratch.0)?;
     let url = first.database_url();
-    psql(
-        &first,
-        "CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)",
-    )?;
+    psql(&first, "CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)")?;
     assert_eq!(psql(&first, "SHOW fsync")?, "on");
     assert!(read_pid(&scratch.0.join("pids/postgres")).is_some());
     ensure!(start(&scratch.0).is_err_and(|error| error.to_string().contains("already uses")));
@@ -113,10 +101,7 @@ fn what_a_killed_run_left_is_taken_over() -> Result<()> {
     psql(&first, "CREATE TABLE kept ()")?;
     let old = (first.postgres.pid(), first.rabbitmq.pid());
     first.detach();
-    ensure!(
-        !processes_of(&scratch.0.join("")).is_empty(),
-        "detached servers run on"
-    );
+    ensure!(!processes_of(&scratch.0.join("")).is_empty(), "detached servers run on");
     let second = start(&scratch.0)?;
     assert_ne!((second.postgres.pid(), second.rabbitmq.pid()), old);
     psql(&second, "SELECT FROM kept")?;
@@ -129,10 +114,7 @@ fn a_taken_port_and_a_stop_end_a_start() -> Result<()> {
     let port = Ports::open(&scratch.0).remembered("amqp")?;
     let squatter = std::net::TcpListener::bind(("127.0.0.1", port))?;
     let error = start(&scratch.0).err().context("started on a taken port")?;
-    ensure!(
-        error.to_string().contains(&format!("port {port}")),
-        "{error}"
-    );
+    ensure!(error.to_string().contains(&format!("port {port}")), "{error}");
     drop(squatter);
     let config = ServersConfig::below(&scratch.0);
     config.stop.request();

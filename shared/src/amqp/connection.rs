@@ -7,7 +7,10 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,9 +49,9 @@ const LIVENESS_PERIOD: Duration = Duration::from_secs(1);
 /// Why the broker could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// The URL is none.
-    #[error("failed to read the broker URL: {0}")]
-    Url(String),
+    /// The URL is none. What it says instead may hold the password, so it is not repeated.
+    #[error("the broker URL is not of the form amqp://user:password@host:port/vhost")]
+    Url,
     /// No connection came about in time.
     #[error("failed to connect to the broker within {} s", CONNECT_TIMEOUT.as_secs())]
     ConnectTimeout,
@@ -128,7 +131,7 @@ pub async fn connect(url: &SecretString, name: &str) -> Result<Connection, Broke
 
 fn parse(url: &SecretString) -> Result<AMQPUri, BrokerError> {
     let text = url.expose_secret();
-    let mut uri: AMQPUri = text.parse().map_err(BrokerError::Url)?;
+    let mut uri: AMQPUri = text.parse().map_err(|_| BrokerError::Url)?;
     // lapin reads an IPv6 host as "none given" and would quietly take localhost.
     if let Some(url::Host::Ipv6(address)) = url::Url::parse(text).ok().as_ref().and_then(url::Url::host) {
         uri.authority.host = address.to_string();
@@ -199,6 +202,7 @@ struct Inner {
     on_connect: OnConnect,
     state: watch::Sender<BrokerState>,
     connection: Mutex<Option<Arc<Connection>>>,
+    generation: AtomicU64,
 }
 
 impl std::fmt::Debug for Broker {
@@ -223,6 +227,7 @@ impl Broker {
             on_connect,
             state: watch::Sender::new(BrokerState::Down { reason: "not connected yet".to_owned() }),
             connection: Mutex::new(None),
+            generation: AtomicU64::new(0),
         });
         tokio::spawn(supervise(Arc::clone(&inner), stop));
         Self { inner }
@@ -255,7 +260,7 @@ impl Broker {
 
     /// How many connections there have been; 0 before the first.
     pub fn generation(&self) -> u64 {
-        self.inner.generation()
+        self.inner.generation.load(Ordering::Relaxed)
     }
 
     /// The present connection, for questions about the topology.
@@ -272,10 +277,10 @@ impl Broker {
 
     async fn open_channel(&self) -> Result<Channel, BrokerError> {
         self.usable().await?;
-        let connection = self.inner.connection().ok_or_else(|| BrokerError::Unavailable {
-            connection: self.inner.name.clone(),
-            state: self.state(),
-        })?;
+        let connection = self
+            .inner
+            .connection()
+            .ok_or_else(|| BrokerError::Unavailable { connection: self.inner.name.clone(), state: self.state() })?;
         Ok(connection.create_channel().await?)
     }
 
@@ -308,13 +313,6 @@ impl Inner {
         lock(&self.connection).clone()
     }
 
-    fn generation(&self) -> u64 {
-        match *self.state.borrow() {
-            BrokerState::Up { generation } | BrokerState::Blocked { generation, .. } => generation,
-            BrokerState::Down { .. } | BrokerState::Stopped => 0,
-        }
-    }
-
     fn set(&self, state: BrokerState) {
         let connected = matches!(state, BrokerState::Up { .. } | BrokerState::Blocked { .. });
         let blocked = matches!(state, BrokerState::Blocked { .. });
@@ -335,8 +333,8 @@ impl Inner {
     }
 
     /// One connection, from dialling to its end; the error says why it ended.
-    async fn session(&self, generation: u64) -> BrokerError {
-        let connection = match self.open(generation).await {
+    async fn session(&self) -> BrokerError {
+        let connection = match self.open().await {
             Ok(connection) => connection,
             Err(error) => return error,
         };
@@ -345,20 +343,21 @@ impl Inner {
             bid_farewell(&connection).await;
             return error;
         }
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         *lock(&self.connection) = Some(Arc::clone(&connection));
         self.set(BrokerState::Up { generation });
+        tracing::info!(connection = %self.name, generation, "the broker connection is ready");
         let error = self.watch_over(&connection, generation, &mut events).await;
         *lock(&self.connection) = None;
         error
     }
 
-    async fn open(&self, generation: u64) -> Result<Arc<Connection>, BrokerError> {
+    async fn open(&self) -> Result<Arc<Connection>, BrokerError> {
         let uri = parse(&self.url)?;
-        if generation == 1 && uri.scheme == AMQPScheme::AMQP {
+        let connection = dial(uri.clone(), &self.name).await?;
+        if self.generation.load(Ordering::Relaxed) == 0 && uri.scheme == AMQPScheme::AMQP {
             self.log_version(&uri).await;
         }
-        let connection = dial(uri, &self.name).await?;
-        tracing::info!(connection = %self.name, generation, "connected to the broker");
         Ok(Arc::new(connection))
     }
 
@@ -405,9 +404,9 @@ impl Inner {
 
 async fn supervise(inner: Arc<Inner>, stop: CancellationToken) {
     let mut reconnect = Reconnect::new();
-    for generation in 1.. {
+    loop {
         let started = Instant::now();
-        let Some(error) = stop.run_until_cancelled(inner.session(generation)).await else { break };
+        let Some(error) = stop.run_until_cancelled(inner.session()).await else { break };
         if started.elapsed() > PROVEN_AFTER {
             reconnect.reset();
         }

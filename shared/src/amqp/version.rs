@@ -53,7 +53,8 @@ mod tests {
 
     #[test]
     fn the_version_is_found_in_a_greeting() {
-        let greeting = b"\x00\x0a\x00\x0a\x00\x09\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x063.10.8";
+        let greeting =
+            b"\x00\x0a\x00\x0a\x00\x09\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x063.10.8";
         assert_eq!(find(greeting).as_deref(), Some("3.10.8"));
         assert_eq!(find(&greeting[..greeting.len() - 1]), None);
         assert_eq!(find(b""), None);

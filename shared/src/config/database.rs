@@ -61,7 +61,10 @@ fn compare(reader: &mut Reader, url: &Url, parts: &Parts) {
         (table::DB_PORT.spec.name, parts.port.is_some_and(|port| port != url.port().unwrap_or(POSTGRES_PORT))),
         (table::DB_USERNAME.spec.name, differs(parts.user.as_deref(), Some(&text(url.username())))),
         (table::DB_PASSWORD.spec.name, differs(password, Some(&text(url.password().unwrap_or_default())))),
-        (table::DB_DATABASE.spec.name, differs(parts.database.as_deref(), Some(&text(url.path().trim_start_matches('/'))))),
+        (
+            table::DB_DATABASE.spec.name,
+            differs(parts.database.as_deref(), Some(&text(url.path().trim_start_matches('/')))),
+        ),
     ] {
         if different {
             reader.disagree(table::DATABASE_URL.spec.name, name);

@@ -1,10 +1,10 @@
 //! What a setting may look like: each kind pairs a parser with the sentence that says what it takes.
 
-use std::{str::FromStr, time::Duration};
+use std::{net::IpAddr, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 use secrecy::SecretString;
-use url::Url;
+use url::{Host, Url};
 
 use crate::domain::{Channel, ProviderName};
 
@@ -54,9 +54,12 @@ pub(super) const TIMEOUT: Kind<Duration> =
 pub(super) const LIFETIME: Kind<Duration> =
     Kind { expects: "seconds, or a number with s, m, h, d or w, from 1s to 365d", parse: lifetime };
 
-pub(super) const TEXT: Kind<String> = Kind { expects: "a text", parse: |text| Ok(text.to_owned()) };
-pub(super) const SECRET: Kind<SecretString> = Kind { expects: "a secret text", parse: |text| Ok(text.into()) };
-pub(super) const HOST: Kind<String> = Kind { expects: "a host name or an IP address, without scheme and port", parse: host };
+/// The expectation that says nothing.
+pub(super) const ANY_TEXT: &str = "any text";
+pub(super) const TEXT: Kind<String> = Kind { expects: ANY_TEXT, parse: |text| Ok(text.to_owned()) };
+pub(super) const SECRET: Kind<SecretString> = Kind { expects: ANY_TEXT, parse: |text| Ok(text.into()) };
+pub(super) const HOST: Kind<String> =
+    Kind { expects: "a host name or an IP address, without scheme and port", parse: host };
 pub(super) const JWT_SECRET: Kind<SecretString> = Kind { expects: "a secret of at least 32 bytes", parse: jwt_secret };
 pub(super) const LOG_FILTER: Kind<String> =
     Kind { expects: "a level (error, warn, info, debug, trace) or a list of target=level", parse: log_filter };
@@ -79,7 +82,9 @@ pub(super) const NETS: Kind<Vec<IpNet>> =
 
 pub(super) const CHANNELS: Kind<Vec<Channel>> = Kind {
     expects: "`all`, or a comma list of email, sms, push, webhook, in_app, whatsapp",
-    parse: |text| if text == "all" { Ok(Channel::ALL.to_vec()) } else { list(text, |word| word.parse().map_err(|_| Bad::Shape)) },
+    parse: |text| {
+        if text == "all" { Ok(Channel::ALL.to_vec()) } else { list(text, |word| word.parse().map_err(|_| Bad::Shape)) }
+    },
 };
 pub(super) const EMAIL_BACKENDS: Kind<Vec<ProviderName>> = Kind {
     expects: "a comma list of smtp, sandbox, in the order they are tried",
@@ -148,11 +153,12 @@ fn lifetime(text: &str) -> Result<Duration, Bad> {
     within(number, 1, most).map(|count| Duration::from_secs(count * seconds)).ok_or(Bad::Shape)
 }
 
+/// An address in brackets is taken without them.
 fn host(text: &str) -> Result<String, Bad> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let known = bare.parse::<std::net::IpAddr>().is_ok() || bare.chars().all(name);
-    if known { Ok(bare.to_owned()) } else { Err(Bad::Shape) }
+    let named = bare.chars().all(name) && Host::parse(bare).is_ok();
+    if named || bare.parse::<IpAddr>().is_ok() { Ok(bare.to_owned()) } else { Err(Bad::Shape) }
 }
 
 fn jwt_secret(text: &str) -> Result<SecretString, Bad> {
@@ -176,7 +182,7 @@ fn mail_from(text: &str) -> Result<String, Bad> {
     };
     let (local, domain) = bare.rsplit_once('@').ok_or(Bad::Shape)?;
     let broken = local.is_empty() || bare.contains(char::is_whitespace) || text.contains(char::is_control);
-    if broken || host(domain).is_err() || domain.is_empty() { Err(Bad::Shape) } else { Ok(text.to_owned()) }
+    if broken || host(domain).is_err() { Err(Bad::Shape) } else { Ok(text.to_owned()) }
 }
 
 fn switch(text: &str) -> Option<bool> {
@@ -221,7 +227,7 @@ fn public_url(text: &str) -> Result<Url, Bad> {
 }
 
 fn net(text: &str) -> Result<IpNet, Bad> {
-    let address = || std::net::IpAddr::from_str(text).map(IpNet::from);
+    let address = || IpAddr::from_str(text).map(IpNet::from);
     text.parse().or_else(|_| address()).map_err(|_| Bad::Because(format!("`{text}` is no network")))
 }
 
@@ -240,7 +246,8 @@ fn list<T: PartialEq>(text: &str, part: impl Fn(&str) -> Result<T, Bad>) -> Resu
 
 fn backends(channel: Channel, text: &str) -> Result<Vec<ProviderName>, Bad> {
     list(text, |word| {
-        let name = ProviderName::from_str(word).ok().filter(|name| carriers(channel).contains(name)).ok_or(Bad::Shape)?;
+        let name =
+            ProviderName::from_str(word).ok().filter(|name| carriers(channel).contains(name)).ok_or(Bad::Shape)?;
         let built = BUILT.contains(&name);
         if built { Ok(name) } else { Err(Bad::Because(format!("`{name}` is not available in this version"))) }
     })

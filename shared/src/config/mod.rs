@@ -141,7 +141,9 @@ pub struct TimingConfig {
 /// The environment of this process. A value that is not UTF-8 comes with its broken bytes replaced.
 #[expect(clippy::disallowed_methods, reason = "the one legal caller: everything else is handed its settings")]
 pub fn environment() -> BTreeMap<String, String> {
-    std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())).collect()
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .collect()
 }
 
 impl Config {
@@ -297,7 +299,12 @@ fn timing(reader: &mut Reader) -> Option<TimingConfig> {
     let audit_after = reader.get(&table::AUDIT_AFTER_MS);
     let relay_after = reader.get(&table::RELAY_AFTER_MS);
     let lease_margin = reader.get(&table::LEASE_MARGIN_MS);
-    Some(TimingConfig { drain: drain?, audit_after: audit_after?, relay_after: relay_after?, lease_margin: lease_margin? })
+    Some(TimingConfig {
+        drain: drain?,
+        audit_after: audit_after?,
+        relay_after: relay_after?,
+        lease_margin: lease_margin?,
+    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::{
     by_channel::ByChannel,
     fault::{ConfigError, ConfigFault},
     kind::Bad,
-    setting::{Known, Secrecy, Setting, Spec, Unset},
+    setting::{Secrecy, Setting, Spec, Unset},
     table,
 };
 use crate::domain::Channel;
@@ -60,8 +60,6 @@ impl Reader {
     pub(super) fn is_set<T>(&self, setting: &Setting<T>) -> bool {
         names(&setting.spec).any(|name| self.vars.contains_key(name))
     }
-
-    /// The name under which a setting was given, for a message about it.
 
     /// Notes that a setting is missing; `why` follows its name.
     pub(super) fn missing<T>(&mut self, setting: &Setting<T>, why: &str) {
@@ -157,7 +155,11 @@ fn nearest(name: &str) -> Option<&'static str> {
     let bare = name.strip_prefix("POSTHASTE_").unwrap_or(name);
     let known = table::all().flat_map(|setting| names(setting.spec())).chain(table::FOREIGN.iter().copied());
     let far = |candidate: &str| letters_apart(name, candidate).min(letters_apart(bare, candidate));
-    known.map(|candidate| (far(candidate), candidate)).min().filter(|(far, _)| *far <= SLIP_LETTERS_MAX).map(|(_, near)| near)
+    known
+        .map(|candidate| (far(candidate), candidate))
+        .min()
+        .filter(|(far, _)| *far <= SLIP_LETTERS_MAX)
+        .map(|(_, near)| near)
 }
 
 /// The Levenshtein distance: letters to add, drop or change to make one text of the other.

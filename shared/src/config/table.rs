@@ -1,7 +1,7 @@
 //! The table of settings: the single home of every name, alias, default, sentence and example. The reader, the
 //! messages of a refused start, `posthaste config check` and `.env.example` are all made from it.
 
-use std::{fmt::Write, time::Duration};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::SecretString;
@@ -124,53 +124,53 @@ settings! {
         /// What calls webhooks. `sandbox` only pretends.
         WEBHOOK_BACKEND: Setting<Vec<ProviderName>> =
             Setting::new("WEBHOOK_BACKEND", kind::WEBHOOK_BACKENDS, "http").default("http");
-        /// How long a webhook's receiver may take to answer, in milliseconds.
+        /// How long a webhook's receiver may take to answer.
         WEBHOOK_TIMEOUT: Setting<Duration> = Setting::new("WEBHOOK_TIMEOUT", kind::TIMEOUT, "15000").default("15000");
         /// Private networks that webhooks may reach all the same.
         WEBHOOK_ALLOW_NETS: Setting<Vec<IpNet>> =
-            Setting::new("WEBHOOK_ALLOW_NETS", kind::NETS, "10.20.0.0/16, fd00::/8").unset(Unset::Derived("none"));
-        /// How long a call to any other provider may take, in milliseconds.
+            Setting::new("WEBHOOK_ALLOW_NETS", kind::NETS, "10.20.0.0/16,fd00::/8").unset(Unset::Derived("none"));
+        /// How long a call to any other provider may take.
         PROVIDER_TIMEOUT_MS: Setting<Duration> =
             Setting::new("PROVIDER_TIMEOUT_MS", kind::TIMEOUT, "15000").default("15000");
     }
     "Retries" {
         /// Attempts in all, on every channel but webhook.
         RETRY_MAX_ATTEMPTS: Setting<u16> = Setting::new("RETRY_MAX_ATTEMPTS", kind::ATTEMPTS, "8").default("8");
-        /// The pause before the first retry, in milliseconds; each later pause is twice as long. Not for webhooks.
+        /// The pause before the first retry; each later pause is twice as long. Not for webhooks.
         RETRY_BASE_MS: Setting<Duration> = Setting::new("RETRY_BASE_MS", kind::DELAY, "10000").default("10000");
-        /// The longest pause between two attempts, in milliseconds.
+        /// The longest pause between two attempts.
         RETRY_MAX_MS: Setting<Duration> = Setting::new("RETRY_MAX_MS", kind::DELAY, "3600000").default("3600000");
         /// Retries of a webhook after its first attempt.
         WEBHOOK_MAX_RETRIES: Setting<u16> = Setting::new("WEBHOOK_MAX_RETRIES", kind::RETRIES, "3").unset(Unset::Derived("9"));
-        /// The pause before a webhook's first retry, in milliseconds; each later pause is twice as long.
+        /// The pause before a webhook's first retry; each later pause is twice as long.
         WEBHOOK_RETRY_DELAY: Setting<Duration> = Setting::new("WEBHOOK_RETRY_DELAY", kind::DELAY, "1000").unset(Unset::Derived(
             "the Standard Webhooks schedule: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h",
         ));
         /// Attempts on one channel; this wins over the settings above.
         RETRY_MAX_ATTEMPTS_ON: ByChannel<Setting<u16>> = per_channel!("RETRY_MAX_ATTEMPTS_", kind::ATTEMPTS, "5");
-        /// The first pause on one channel, in milliseconds; this wins over the settings above.
+        /// The first pause on one channel; this wins over the settings above.
         RETRY_BASE_MS_ON: ByChannel<Setting<Duration>> = per_channel!("RETRY_BASE_MS_", kind::DELAY, "2000");
-        /// The longest pause on one channel, in milliseconds; this wins over the settings above.
+        /// The longest pause on one channel; this wins over the settings above.
         RETRY_MAX_MS_ON: ByChannel<Setting<Duration>> = per_channel!("RETRY_MAX_MS_", kind::DELAY, "600000");
         /// After an attempt that may have been sent: `resend`, or `hold` for the provider's word. Unset: hold for sms and
         /// whatsapp, else resend.
         AMBIGUOUS_POLICY_ON: ByChannel<Setting<InDoubt>> = per_channel!("AMBIGUOUS_POLICY_", kind::IN_DOUBT, "hold");
-        /// How long `hold` waits for the provider's word before it sends again, in milliseconds.
+        /// How long `hold` waits for the provider's word before it sends again.
         AMBIGUOUS_HOLD_MS: Setting<Duration> = Setting::new("AMBIGUOUS_HOLD_MS", kind::DELAY, "600000").default("600000");
     }
     "Worker and clockwork" {
         /// The channels this worker serves.
         WORKER_CHANNELS: Setting<Vec<Channel>> =
-            Setting::new("WORKER_CHANNELS", kind::CHANNELS, "email, webhook").default("all");
+            Setting::new("WORKER_CHANNELS", kind::CHANNELS, "email,webhook").default("all");
         /// Deliveries a worker attempts at once, for each channel and lane.
         WORKER_CONCURRENCY: Setting<usize> = Setting::new("WORKER_CONCURRENCY", kind::CONCURRENCY, "64").default("64");
-        /// How long a stopping process finishes what it holds, in milliseconds; below the 10 s most supervisors grant.
+        /// How long a stopping process finishes what it holds; below the 10 s most supervisors grant.
         DRAIN_TIMEOUT_MS: Setting<Duration> = Setting::new("DRAIN_TIMEOUT_MS", kind::TIMEOUT, "9000").default("9000");
-        /// A dispatch without a result is looked into this long after it was published, in milliseconds.
+        /// A dispatch without a result is looked into this long after it was published.
         AUDIT_AFTER_MS: Setting<Duration> = Setting::new("AUDIT_AFTER_MS", kind::DELAY, "120000").default("120000");
-        /// An outbox row that nobody published is relayed after this long, in milliseconds.
+        /// An outbox row that nobody published is relayed after this long.
         RELAY_AFTER_MS: Setting<Duration> = Setting::new("RELAY_AFTER_MS", kind::DELAY, "5000").default("5000");
-        /// A worker's claim on a delivery outlives the provider's timeout by this, in milliseconds.
+        /// A worker's claim on a delivery outlives the provider's timeout by this.
         LEASE_MARGIN_MS: Setting<Duration> = Setting::new("LEASE_MARGIN_MS", kind::DELAY, "10000").default("10000");
     }
     "Logs" {
@@ -186,8 +186,13 @@ pub(super) fn all() -> impl Iterator<Item = &'static dyn Known> {
 
 /// Names that look like ours and belong to clients, the development stack or the fault tests; the services skip them.
 pub(super) const FOREIGN: &[&str] = &[
-    "POSTHASTE_URL", "POSTHASTE_ADMIN_KEY", "POSTHASTE_PRODUCER_KEY", "POSTHASTE_TENANT", "POSTHASTE_WEBHOOK_SECRET",
-    "POSTHASTE_ENCRYPTION_KEY", "POSTHASTE_ABORT_AT",
+    "POSTHASTE_URL",
+    "POSTHASTE_ADMIN_KEY",
+    "POSTHASTE_PRODUCER_KEY",
+    "POSTHASTE_TENANT",
+    "POSTHASTE_WEBHOOK_SECRET",
+    "POSTHASTE_ENCRYPTION_KEY",
+    "POSTHASTE_ABORT_AT",
 ];
 /// What tests may name as they like.
 pub(super) const FOREIGN_PREFIX: &str = "POSTHASTE_TEST_";
@@ -202,9 +207,9 @@ pub(super) const REFUSED: &[(&str, &str)] = &[(
 
 const HEAD: &str = "\
 # Settings of Posthaste, read from the environment once, at the start. An empty setting is unset.
-# Copy this file to .env and take the # off the lines you need.
+# Copy this file to .env, take the # off the lines you need, and load it: set -a; . ./.env; set +a
 # It is written from the table in shared/src/config/table.rs, and a test compares the two: change the table, then run
-#   cargo run --package posthaste-shared --example env_example > .env.example
+#   POSTHASTE_TEST_BLESS=1 cargo test --package posthaste-tests --test tidy
 ";
 
 /// The text of `.env.example`.
@@ -224,18 +229,19 @@ pub fn env_example() -> String {
     text
 }
 
+/// The sentence, and below it what the setting takes, what holds without it, and its other names.
 fn comment(setting: &dyn Known) -> String {
     let spec = setting.spec();
-    let mut text = format!("#{}\n# Takes {}.", spec.doc, setting.expects());
-    let aliases = if spec.aliases.is_empty() { String::new() } else { format!(" Also read as {}.", spec.aliases.join(", ")) };
+    let takes = Some(setting.expects()).filter(|text| *text != kind::ANY_TEXT).map(|text| format!(" Takes {text}."));
     let unset = match spec.unset {
-        Unset::Nothing => String::new(),
-        Unset::Required => " Required.".to_owned(),
-        Unset::Value(text) | Unset::Derived(text) => format!(" Default: {text}."),
+        Unset::Nothing => None,
+        Unset::Required => Some(" Required.".to_owned()),
+        Unset::Value(text) | Unset::Derived(text) => Some(format!(" Default: {text}.")),
     };
-    // Writing to a String cannot fail.
-    let _ = writeln!(text, "{unset}{aliases}");
-    text
+    let aliases = (!spec.aliases.is_empty()).then(|| format!(" Also read as {}.", spec.aliases.join(", ")));
+    let facts: String = [takes, unset, aliases].into_iter().flatten().collect();
+    let second = if facts.is_empty() { facts } else { format!("#{facts}\n") };
+    format!("#{}\n{second}", spec.doc)
 }
 
 fn line(setting: &dyn Known) -> String {

@@ -1,1 +1,170 @@
-//! (being written)
+//! Dead letters: what a person must look at, from deliveries that died and from publishes that were refused.
+//!
+//! A tenant sees its own, an operator (no scope) everybody's, those of unknown tenants included. What is done about
+//! them, replaying or dropping, is in `replay`.
+
+mod filter;
+mod replay;
+
+use chrono::{DateTime, Utc};
+use diesel::{
+    ExpressionMethods, NullableExpressionMethods, OptionalExtension, QueryDsl, Queryable,
+    dsl::sql,
+    sql_types::{Array, Binary, Bool, Nullable, Text, Uuid as SqlUuid},
+};
+use diesel_async::RunQueryDsl;
+use serde::Serialize;
+use uuid::Uuid;
+
+pub use filter::{LetterFilter, LetterStatus};
+pub use replay::{IntakeLetter, LetterAction, Pass, Replay, RunningReplay};
+
+use super::{DbResult, Store, schema::dead_letters, statement};
+use crate::domain::{Channel, DeadOrigin, DeadReason, TenantId};
+
+/// Largest body that is kept for a replay: four times what the intake takes.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// A dead letter as people see it; the body stays in the database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Queryable)]
+pub struct DeadLetter {
+    /// Its id.
+    pub id: Uuid,
+    /// The slug of its tenant; `None` if nobody could tell.
+    pub tenant: Option<String>,
+    /// The message whose delivery died.
+    pub message_id: Option<Uuid>,
+    /// The delivery that died.
+    pub delivery_id: Option<Uuid>,
+    /// The channel, as far as it is known.
+    pub channel: Option<String>,
+    /// `delivery`, `intake` or `broker`.
+    pub origin: String,
+    /// A word of [`DeadReason`].
+    pub reason: String,
+    /// What happened, as a clause.
+    pub detail: String,
+    /// The `message_id` property of a refused publish.
+    pub amqp_id: Option<String>,
+    /// The routing key of a refused publish.
+    pub routing_key: Option<String>,
+    /// Whether the body of the refused publish was kept.
+    pub has_body: bool,
+    /// `open`, `replayed` or `dropped`.
+    pub status: String,
+    /// The replay that moved it.
+    pub replay_id: Option<Uuid>,
+    /// When it was written down.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A letter to write down that belongs to no delivery of ours.
+#[derive(Clone, Debug)]
+pub struct NewLetter {
+    /// Its id; a second letter with the same one is not written.
+    pub id: Uuid,
+    /// The slug of the tenant it names; an unknown one is left out.
+    pub tenant: Option<String>,
+    /// The channel it names.
+    pub channel: Option<Channel>,
+    /// Who gave it up.
+    pub origin: DeadOrigin,
+    /// Why.
+    pub reason: DeadReason,
+    /// Why, as a clause.
+    pub detail: String,
+    /// The `message_id` property.
+    pub amqp_id: Option<String>,
+    /// The routing key it was published with; `None` if it was no submission.
+    pub routing_key: Option<String>,
+    /// The body, to be replayed; cut off letters beyond [`BODY_BYTES_MAX`].
+    pub body: Option<Vec<u8>>,
+}
+
+/// What is selected for a [`DeadLetter`], in its order.
+macro_rules! columns {
+    () => {
+        (
+            dead_letters::id,
+            sql::<Nullable<Text>>("(SELECT slug FROM tenants WHERE tenants.id = dead_letters.tenant_id)"),
+            dead_letters::message_id,
+            dead_letters::delivery_id,
+            dead_letters::channel,
+            dead_letters::origin,
+            dead_letters::reason,
+            dead_letters::detail,
+            dead_letters::amqp_id,
+            dead_letters::routing_key,
+            dead_letters::body.is_not_null(),
+            dead_letters::status,
+            dead_letters::replay_id,
+            dead_letters::created_at,
+        )
+    };
+}
+
+impl Store {
+    /// Up to `limit` letters, newest first; `before` is the id of the last one of the page before (an unknown id gives
+    /// an empty page).
+    pub async fn letters_list(
+        &self,
+        scope: Option<TenantId>,
+        filter: &LetterFilter,
+        before: Option<Uuid>,
+        limit: i64,
+    ) -> DbResult<Vec<DeadLetter>> {
+        let mut query = filter.query(scope);
+        if let Some(before) = before {
+            let older = sql::<Bool>("(created_at, id) < (SELECT c.created_at, c.id FROM dead_letters c WHERE c.id = ");
+            query = query.filter(older.bind::<SqlUuid, _>(before).sql(")"));
+        }
+        let page = query.order((dead_letters::created_at.desc(), dead_letters::id.desc())).limit(limit).select(columns!());
+        Ok(page.load(&mut *self.conn().await?).await?)
+    }
+
+    /// One letter, if it exists and `scope` may see it.
+    pub async fn letter(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<Option<DeadLetter>> {
+        let one = LetterFilter { ids: Some(vec![id]), ..LetterFilter::default() };
+        let query = one.query(scope).select(columns!());
+        Ok(query.first(&mut *self.conn().await?).await.optional()?)
+    }
+
+    /// How many open letters match: what a replay or drop with this filter would move.
+    pub async fn letters_match(&self, scope: Option<TenantId>, filter: &LetterFilter) -> DbResult<i64> {
+        Ok(filter.open(scope).count().get_result(&mut *self.conn().await?).await?)
+    }
+
+    /// Writes letters down, each id once; says how many were new.
+    pub async fn insert_letters(&self, letters: Vec<NewLetter>) -> DbResult<usize> {
+        let columns = |of: fn(&NewLetter) -> Option<String>| letters.iter().map(of).collect::<Vec<_>>();
+        let query = statement::<()>(INSERT)
+            .bind::<Array<SqlUuid>, _>(letters.iter().map(|letter| letter.id).collect::<Vec<_>>())
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.tenant.as_deref())))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| letter.channel.map(|channel| channel.to_string())))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.origin.to_string())))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.reason.to_string())))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(Some(&letter.detail))))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.amqp_id.as_deref())))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.routing_key.as_deref())))
+            .bind::<Array<Nullable<Binary>>, _>(letters.into_iter().map(body).collect::<Vec<_>>());
+        query.run(self).await
+    }
+}
+
+/// PostgreSQL's text knows no NUL, and what strangers publish may hold one.
+fn clean(text: Option<&str>) -> Option<String> {
+    text.map(|text| text.replace('\0', ""))
+}
+
+/// A body that is too long is better left out than kept in half: half of it would replay as something else.
+fn body(letter: NewLetter) -> Option<Vec<u8>> {
+    letter.body.filter(|body| body.len() <= BODY_BYTES_MAX)
+}
+
+const INSERT: &str = "
+INSERT INTO dead_letters (id, tenant_id, channel, origin, reason, detail, amqp_id, routing_key, body)
+SELECT l.id, t.id, l.channel, l.origin, l.reason, l.detail, l.amqp_id, l.routing_key, l.body
+FROM unnest(?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[])
+    AS l(id, tenant, channel, origin, reason, detail, amqp_id, routing_key, body)
+LEFT JOIN tenants t ON t.slug = l.tenant
+ON CONFLICT (id) DO NOTHING";

@@ -40,9 +40,7 @@ impl Container {
 
     fn state(&self, field: &str) -> Option<String> {
         let format = format!("{{{{.State.{field}}}}}");
-        let answer = self
-            .docker(&["container", "inspect", "--format", &format, &self.name])
-            .ok()?;
+        let answer = self.docker(&["container", "inspect", "--format", &format, &self.name]).ok()?;
         Some(answer.trim().to_owned())
     }
 }
@@ -53,12 +51,15 @@ impl Host for Container {
         self.kill_all()
     }
 
+    fn erase(&self) -> Result<()> {
+        // It fails when there is no such volume, which is what we want.
+        let _ = self.docker(&["volume", "rm", "--force", &self.name]);
+        Ok(())
+    }
+
     fn launch(&self) -> Result<()> {
         let mut run = Command::new("docker");
-        run.args(["run", "--detach", "--name", &self.name])
-            .args(&self.options)
-            .arg(self.image)
-            .args(&self.arguments);
+        run.args(["run", "--detach", "--name", &self.name]).args(&self.options).arg(self.image).args(&self.arguments);
         output_of(&mut run)?;
         let pid = self.pid().unwrap_or_default();
         process::create_parent(&self.pid_file)?;
@@ -67,8 +68,7 @@ impl Host for Container {
     }
 
     fn is_running(&self) -> bool {
-        self.state("Running")
-            .is_some_and(|running| running == "true")
+        self.state("Running").is_some_and(|running| running == "true")
     }
 
     fn pid(&self) -> Option<u32> {
@@ -99,14 +99,8 @@ impl Host for Container {
     fn detach(&self) {}
 
     fn last_words(&self) -> String {
-        let log = Command::new("docker")
-            .args(["logs", "--tail", "10", &self.name])
-            .output();
+        let log = Command::new("docker").args(["logs", "--tail", "10", &self.name]).output();
         let (out, err) = log.map(|log| (log.stdout, log.stderr)).unwrap_or_default();
-        format!(
-            "the end of its log:\n{}{}",
-            String::from_utf8_lossy(&out),
-            String::from_utf8_lossy(&err)
-        )
+        format!("the end of its log:\n{}{}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err))
     }
 }

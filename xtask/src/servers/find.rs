@@ -36,33 +36,17 @@ impl PostgresPrograms {
     }
 
     fn in_dir(dir: PathBuf) -> Option<Self> {
-        let complete = ["postgres", "initdb", "psql"]
-            .iter()
-            .all(|name| dir.join(name).is_file());
-        let said = output_of(
-            Command::new(dir.join("postgres"))
-                .arg("--version")
-                .current_dir("/"),
-        )
-        .ok()?;
-        let version = said
-            .split_whitespace()
-            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-        complete.then_some(Self {
-            dir,
-            major: major_and_minor(version)?.0,
-            version: version.to_owned(),
-        })
+        let complete = ["postgres", "initdb", "psql"].iter().all(|name| dir.join(name).is_file());
+        let said = output_of(Command::new(dir.join("postgres")).arg("--version").current_dir("/")).ok()?;
+        let version = said.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+        complete.then_some(Self { dir, major: major_and_minor(version)?.0, version: version.to_owned() })
     }
 }
 
 /// The newest PostgreSQL of this machine, or the one that made `data_major`, since data belongs to one
 /// major version. Nothing when there is none; an error when there are only wrong ones.
 pub(super) fn postgres(data_major: Option<u32>) -> Result<Option<PostgresPrograms>> {
-    let found: Vec<PostgresPrograms> = postgres_dirs()
-        .into_iter()
-        .filter_map(PostgresPrograms::in_dir)
-        .collect();
+    let found: Vec<PostgresPrograms> = postgres_dirs().into_iter().filter_map(PostgresPrograms::in_dir).collect();
     let Some(newest) = found.iter().max_by_key(|programs| programs.major) else {
         return Ok(None);
     };
@@ -86,18 +70,10 @@ pub(super) fn postgres(data_major: Option<u32>) -> Result<Option<PostgresProgram
 }
 
 fn postgres_dirs() -> Vec<PathBuf> {
-    let versions = fs::read_dir(POSTGRES_VERSIONS)
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut dirs: Vec<PathBuf> = versions
-        .map(|version| version.path().join("bin"))
-        .filter(|dir| dir.is_dir())
-        .collect();
-    dirs.extend(
-        on_path("postgres")
-            .and_then(|program| program.canonicalize().ok()?.parent().map(Path::to_owned)),
-    );
+    let versions = fs::read_dir(POSTGRES_VERSIONS).into_iter().flatten().flatten();
+    let mut dirs: Vec<PathBuf> =
+        versions.map(|version| version.path().join("bin")).filter(|dir| dir.is_dir()).collect();
+    dirs.extend(on_path("postgres").and_then(|program| program.canonicalize().ok()?.parent().map(Path::to_owned)));
     dirs
 }
 
@@ -115,12 +91,8 @@ impl RabbitmqPrograms {
         let script = script.canonicalize().ok()?;
         let scripts = script.parent()?;
         scripts.join("rabbitmq-env").is_file().then_some(())?;
-        let plugins = fs::read_dir(scripts.parent()?.join("plugins"))
-            .ok()?
-            .flatten();
-        let version = plugins
-            .filter_map(|plugin| version_of_core(plugin.file_name().to_str()?))
-            .next()?;
+        let plugins = fs::read_dir(scripts.parent()?.join("plugins")).ok()?.flatten();
+        let version = plugins.filter_map(|plugin| version_of_core(plugin.file_name().to_str()?)).next()?;
         Some(Self { script, version })
     }
 }
@@ -133,15 +105,8 @@ fn version_of_core(plugin: &str) -> Option<String> {
 
 /// The RabbitMQ of this machine. Nothing when there is none; an error when it is too old.
 pub(super) fn rabbitmq() -> Result<Option<RabbitmqPrograms>> {
-    let candidates = [
-        Some(PathBuf::from(RABBITMQ_SCRIPT)),
-        on_path("rabbitmq-server"),
-    ];
-    let Some(found) = candidates
-        .iter()
-        .flatten()
-        .find_map(|script| RabbitmqPrograms::at(script))
-    else {
+    let candidates = [Some(PathBuf::from(RABBITMQ_SCRIPT)), on_path("rabbitmq-server")];
+    let Some(found) = candidates.iter().flatten().find_map(|script| RabbitmqPrograms::at(script)) else {
         return Ok(None);
     };
     if major_and_minor(&found.version).is_some_and(|version| version < RABBITMQ_MIN) {
@@ -157,9 +122,7 @@ pub(super) fn rabbitmq() -> Result<Option<RabbitmqPrograms>> {
 
 /// The first two numbers of a version such as `15.8`, `17beta1` or `3.10.8`.
 fn major_and_minor(version: &str) -> Option<(u32, u32)> {
-    let mut numbers = version
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|number| number.parse().ok());
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next().flatten().unwrap_or(0)))
 }
 

@@ -10,6 +10,8 @@ use nix::sys::signal::Signal;
 pub(super) trait Host: Debug + Send + Sync {
     /// Ends whatever an earlier run left on the same data, politely first.
     fn end_leftovers(&self) -> Result<()>;
+    /// Deletes the data. The server does not run.
+    fn erase(&self) -> Result<()>;
     /// Starts the server; whether it answers is not waited for.
     fn launch(&self) -> Result<()>;
     /// Whether its main process exists.

@@ -31,15 +31,9 @@ impl Found {
     fn look(config: &ServersConfig) -> Result<Self> {
         // Without /proc nobody could tell our processes from others; there a container is the way.
         if !cfg!(target_os = "linux") {
-            return Ok(Self {
-                postgres: None,
-                rabbitmq: None,
-            });
+            return Ok(Self { postgres: None, rabbitmq: None });
         }
-        Ok(Self {
-            postgres: find::postgres(data_major(config))?,
-            rabbitmq: find::rabbitmq()?,
-        })
+        Ok(Self { postgres: find::postgres(data_major(config))?, rabbitmq: find::rabbitmq()? })
     }
 
     /// The Debian packages of what is not there.
@@ -52,11 +46,7 @@ impl Found {
 
 /// The major version of PostgreSQL that made the data, if there is any.
 fn data_major(config: &ServersConfig) -> Option<u32> {
-    fs::read_to_string(super::postgres::data_dir(&config.dir).join("PG_VERSION"))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    fs::read_to_string(super::postgres::data_dir(&config.dir).join("PG_VERSION")).ok()?.trim().parse().ok()
 }
 
 /// Finds both servers; installs the missing ones; else leaves them to a Docker engine.
@@ -78,9 +68,7 @@ pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Re
         return complete(Found::look(config)?);
     }
     if container::engine_is_reachable() {
-        progress.line(format_args!(
-            "{names} not found: running containers on the Docker engine instead"
-        ));
+        progress.line(format_args!("{names} not found: running containers on the Docker engine instead"));
         return Ok(found);
     }
     bail!(
@@ -91,10 +79,7 @@ pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Re
 fn complete(found: Found) -> Result<Found> {
     match found.missing_packages().as_slice() {
         [] => Ok(found),
-        missing => bail!(
-            "{} still not found after installing; see what apt-get said above",
-            missing.join(" and ")
-        ),
+        missing => bail!("{} still not found after installing; see what apt-get said above", missing.join(" and ")),
     }
 }
 
@@ -111,43 +96,25 @@ impl AptGet {
             return Some(Self { prefix: &[] });
         }
         let mut sudo = Command::new("sudo");
-        sudo.args(["-n", "true"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        sudo.status()
-            .is_ok_and(|status| status.success())
-            .then_some(Self {
-                prefix: &["sudo", "-n"],
-            })
+        sudo.args(["-n", "true"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        sudo.status().is_ok_and(|status| status.success()).then_some(Self { prefix: &["sudo", "-n"] })
     }
 
     /// A failed update is no reason to give up, since the lists that are there may do.
     fn install(&self, packages: &[&str], progress: &Progress, stop: &Stop) -> Result<()> {
-        progress.line(format_args!(
-            "installing Debian packages with apt-get: {}",
-            packages.join(" ")
-        ));
+        progress.line(format_args!("installing Debian packages with apt-get: {}", packages.join(" ")));
         progress.line("(Debian may also start its own instances on the standard ports; Posthaste does not use them)");
         let _ = self.run(&["update", "-qq"], stop)?;
         let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
         arguments.extend(packages);
         if !self.run(&arguments, stop)? {
-            bail!(
-                "apt-get could not install {}; its messages are above",
-                packages.join(" ")
-            );
+            bail!("apt-get could not install {}; its messages are above", packages.join(" "));
         }
         Ok(())
     }
 
     fn run(&self, arguments: &[&str], stop: &Stop) -> Result<bool> {
-        let command = [
-            self.prefix,
-            &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"],
-            arguments,
-        ]
-        .concat();
+        let command = [self.prefix, &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"], arguments].concat();
         let Some((program, rest)) = command.split_first() else {
             bail!("no command to run");
         };

@@ -53,6 +53,8 @@ pub struct ServersConfig {
     pub max_connections: u16,
     /// Whether missing servers may be installed.
     pub install: Install,
+    /// Whether to begin with empty servers instead of the data of the last run.
+    pub fresh: bool,
     /// Ends a start that is under way, and hurries a stop.
     pub stop: Stop,
 }
@@ -65,6 +67,7 @@ impl ServersConfig {
             management: false,
             max_connections: 200,
             install: Install::Refused,
+            fresh: false,
             stop: Stop::default(),
         }
     }
@@ -72,10 +75,7 @@ impl ServersConfig {
     /// Where the servers will listen, known before they start.
     pub fn addresses(&self) -> Result<Addresses> {
         let mut ports = Ports::open(&self.dir);
-        Ok(Addresses {
-            ports: ServerPorts::choose(&mut ports)?,
-            management: self.management,
-        })
+        Ok(Addresses { ports: ServerPorts::choose(&mut ports)?, management: self.management })
     }
 
     fn log_of(&self, name: &str) -> PathBuf {
@@ -90,10 +90,7 @@ impl ServersConfig {
     fn settled(&self) -> Result<Self> {
         let context = || format!("failed to create {}", self.dir.display());
         fs::create_dir_all(&self.dir).with_context(context)?;
-        Ok(Self {
-            dir: self.dir.canonicalize().with_context(context)?,
-            ..self.clone()
-        })
+        Ok(Self { dir: self.dir.canonicalize().with_context(context)?, ..self.clone() })
     }
 }
 
@@ -116,10 +113,7 @@ impl Addresses {
     }
 
     fn url_of_database(&self, name: &str) -> String {
-        format!(
-            "postgres://postgres@127.0.0.1:{}/{name}",
-            self.ports.postgres
-        )
+        format!("postgres://postgres@127.0.0.1:{}/{name}", self.ports.postgres)
     }
 
     /// The broker's default virtual host.
@@ -129,8 +123,7 @@ impl Addresses {
 
     /// RabbitMQ's management HTTP API with its credentials, when it was asked for.
     pub fn management_url(&self) -> Option<String> {
-        self.management
-            .then(|| format!("http://guest:guest@127.0.0.1:{}", self.ports.management))
+        self.management.then(|| format!("http://guest:guest@127.0.0.1:{}", self.ports.management))
     }
 }
 
@@ -155,24 +148,21 @@ impl Servers {
     /// are ended first; its data and ports are kept.
     pub fn start(config: &ServersConfig, progress: &Progress) -> Result<Self> {
         let config = config.settled()?;
-        let lock = lock(&config.dir)?;
+        let lock = lock(&config.dir.join("servers.lock"))?;
         let addresses = config.addresses()?;
         let found = install::find_or_install(&config, progress)?;
         let postgres = postgres::server(&config, &addresses.ports, found.postgres)?;
         let rabbitmq = rabbitmq::server(&config, &addresses.ports, found.rabbitmq)?;
-        let servers = Self {
-            postgres,
-            rabbitmq,
-            addresses,
-            _lock: lock,
-        };
+        let servers = Self { postgres, rabbitmq, addresses, _lock: lock };
+        if config.fresh {
+            in_parallel(|| servers.postgres.erase(), || servers.rabbitmq.erase())?;
+        }
         servers.start_both(progress)?;
         Ok(servers)
     }
 
     fn start_both(&self, progress: &Progress) -> Result<()> {
-        let start =
-            |server: &Server| progress.step(&format!("starting {server}"), || server.start());
+        let start = |server: &Server| progress.step(&format!("starting {server}"), || server.start());
         in_parallel(|| start(&self.postgres), || start(&self.rabbitmq))
     }
 
@@ -206,59 +196,38 @@ impl Servers {
 impl Drop for Servers {
     /// Both at once; a server alone would also stop when it is dropped, but only after the other.
     fn drop(&mut self) {
-        let _ = in_parallel(
-            || self.postgres.stop_unless_detached(),
-            || self.rabbitmq.stop_unless_detached(),
-        );
+        let _ = in_parallel(|| self.postgres.stop_unless_detached(), || self.rabbitmq.stop_unless_detached());
     }
 }
 
 /// Does two things at once; the first failure is the answer, once both have ended.
-fn in_parallel(
-    one: impl FnOnce() -> Result<()> + Send,
-    other: impl FnOnce() -> Result<()> + Send,
-) -> Result<()> {
+fn in_parallel(one: impl FnOnce() -> Result<()> + Send, other: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     std::thread::scope(|scope| {
         let other = scope.spawn(other);
         let one = one();
-        one.and(
-            other
-                .join()
-                .unwrap_or_else(|_| Err(anyhow!("a helper thread panicked"))),
-        )
+        one.and(other.join().unwrap_or_else(|_| Err(anyhow!("a helper thread panicked"))))
     })
 }
 
-/// Claims the directory for this process. The lock ends with the process, however that ends, and
-/// children do not inherit it.
-pub fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
-    crate::process::create_parent(&path)?;
+/// Claims a directory for this process by locking a file in it. The lock ends with the process, however
+/// that ends, and children do not inherit it.
+pub fn lock(path: &Path) -> Result<File> {
+    crate::process::create_parent(path)?;
     let context = || format!("failed to lock {}", path.display());
-    let mut file = OpenOptions::new()
-        .create(true)
-        .read(true)
-        .write(true)
-        .truncate(false)
-        .open(&path)
-        .with_context(context)?;
+    let mut options = OpenOptions::new();
+    let mut file = options.create(true).read(true).write(true).truncate(false).open(path).with_context(context)?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => bail!("{}", already_used(dir, &mut file)),
+        Err(TryLockError::WouldBlock) => bail!("{}", already_used(path, &mut file)),
         Err(TryLockError::Error(error)) => return Err(error).with_context(context),
     }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .with_context(context)?;
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(context)?;
     Ok(file)
 }
 
-fn already_used(dir: &Path, lock: &mut File) -> String {
+fn already_used(path: &Path, lock: &mut File) -> String {
     let mut owner = String::new();
     let _ = lock.read_to_string(&mut owner);
-    format!(
-        "process {} already uses {}; stop it first",
-        owner.trim(),
-        dir.display()
-    )
+    let dir = path.parent().unwrap_or(path);
+    format!("process {} already uses {}; stop it first", owner.trim(), dir.display())
 }

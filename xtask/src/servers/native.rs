@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use super::host::Host;
@@ -18,6 +18,10 @@ const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
 
 /// Starts the server's program and knows its processes by their mark.
 pub(super) struct Native {
+    /// Where the data is.
+    pub(super) data: PathBuf,
+    /// What must be there before a start; does nothing if it is.
+    pub(super) prepare: Box<dyn Fn() -> Result<()> + Send + Sync>,
     pub(super) command: Box<dyn Fn() -> Command + Send + Sync>,
     pub(super) mark: Mark,
     pub(super) gentle: Signal,
@@ -37,14 +41,22 @@ impl Host for Native {
         if let Some(main) = process::read_pid(&self.pid_file).filter(|pid| self.mark.is_on(*pid)) {
             self.mark.signal(Signal::SIGCONT);
             process::send(main, self.gentle);
-            Stop::default().wait_until(LEFTOVER_GRACE, || {
-                !self.is_running() && !self.mark.is_on(main)
-            });
+            Stop::default().wait_until(LEFTOVER_GRACE, || !self.is_running() && !self.mark.is_on(main));
         }
         self.kill_all()
     }
 
+    fn erase(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.data) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("failed to delete {}", self.data.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn launch(&self) -> Result<()> {
+        (self.prepare)()?;
         *self.running() = Some(Process::spawn((self.command)(), &self.log, &self.pid_file)?);
         Ok(())
     }
@@ -84,9 +96,6 @@ impl Host for Native {
 
 impl fmt::Debug for Native {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Native")
-            .field("mark", &self.mark)
-            .field("pid", &self.pid())
-            .finish_non_exhaustive()
+        f.debug_struct("Native").field("mark", &self.mark).field("pid", &self.pid()).finish_non_exhaustive()
     }
 }

@@ -108,9 +108,7 @@ pub fn check_address(host: &str, port: u16) -> Result<()> {
     match TcpListener::bind((host, port)) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            bail!(
-                "port {port} is taken by another program; stop it, or choose another port with --port"
-            )
+            bail!("port {port} is taken by another program; stop it, or choose another port with --port")
         }
         Err(error) => Err(error).with_context(|| format!("cannot listen on {host} port {port}")),
     }

@@ -31,23 +31,16 @@ pub(super) fn server(
     ports: &ServerPorts,
     programs: Option<PostgresPrograms>,
 ) -> Result<Server> {
-    let version = programs
-        .as_ref()
-        .map_or_else(|| IMAGE.to_owned(), |programs| programs.version.clone());
+    let version = programs.as_ref().map_or_else(|| IMAGE.to_owned(), |programs| programs.version.clone());
     let identity = identity(&config.dir);
     let (psql, host): (Vec<String>, Box<dyn Host>) = match programs {
         Some(programs) => {
-            let psql = vec![
-                programs.program("psql").display().to_string(),
-                format!("--port={}", ports.postgres),
-            ];
+            let psql = vec![programs.program("psql").display().to_string(), format!("--port={}", ports.postgres)];
             (psql, Box::new(native(config, ports, &programs, identity)?))
         }
         None => {
             let container = container(config, ports, identity);
-            let psql = ["docker", "exec", &container.name, "psql"]
-                .map(str::to_owned)
-                .to_vec();
+            let psql = ["docker", "exec", &container.name, "psql"].map(str::to_owned).to_vec();
             (psql, Box::new(container))
         }
     };
@@ -73,9 +66,7 @@ pub(super) fn identity(dir: &Path) -> String {
 /// FNV-1a: must stay the same from one build to the next, which the standard hasher does not promise.
 fn fingerprint(dir: &Path) -> u64 {
     let bytes = dir.as_os_str().as_encoded_bytes();
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Where the data is; the home may be a link to elsewhere.
@@ -91,32 +82,20 @@ fn native(
 ) -> Result<Native> {
     let account = Account::needed()?;
     let home = home(&config.dir, &identity, account.as_ref())?;
-    let as_account = move |program: &Path| command(program, &home, account.as_ref());
-    let data = data_dir(&config.dir)
-        .parent()
-        .and_then(|home| home.canonicalize().ok())
-        .context("the home of postgres is gone")?
-        .join("data");
-    if !data.join("PG_VERSION").is_file() {
-        create_data(
-            &data,
-            as_account(&programs.program("initdb")),
-            as_account(Path::new("rm")),
-        )?;
-    }
-    let server = programs.program("postgres");
+    let data = home.join("data");
     let settings = settings(config, ports, &identity);
-    let start = move || {
-        let mut start = as_account(&server);
-        start.arg("-D").arg(&data).args(&settings);
-        start
-    };
+    let runner = Runner { home, account };
+    let (creator, initdb, new_data) = (runner.clone(), programs.program("initdb"), data.clone());
+    let (starter, server, old_data) = (runner, programs.program("postgres"), data.clone());
     Ok(Native {
-        command: Box::new(start),
-        mark: Mark::CommandLine {
-            program: NAME,
-            word: identity,
-        },
+        data,
+        prepare: Box::new(move || creator.create_data(&initdb, &new_data)),
+        command: Box::new(move || {
+            let mut start = starter.command(&server);
+            start.arg("-D").arg(&old_data).args(&settings);
+            start
+        }),
+        mark: Mark::CommandLine { program: NAME, word: identity },
         gentle: GENTLE,
         log: config.log_of(NAME),
         pid_file: config.pid_file_of(NAME),
@@ -135,37 +114,41 @@ fn settings(config: &ServersConfig, ports: &ServerPorts, identity: &str) -> Vec<
         "shared_buffers=256MB".to_owned(),
         format!("cluster_name={identity}"),
     ];
-    settings
-        .into_iter()
-        .flat_map(|setting| ["-c".to_owned(), setting])
-        .collect()
+    settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]).collect()
 }
 
-/// Creates the data beside its final place and renames it, so that an interrupted start leaves nothing
-/// half made. As root only the server's account may touch these files everywhere, so it also tidies up.
-fn create_data(data: &Path, mut initdb: Command, mut rm: Command) -> Result<()> {
-    let unfinished = data.with_extension("unfinished");
-    output_of(rm.arg("-rf").arg(&unfinished))?;
-    initdb.arg("-D").arg(&unfinished);
-    initdb.args([
-        "--username=postgres",
-        "--auth=trust",
-        "--encoding=UTF8",
-        "--locale=C.UTF-8",
-    ]);
-    output_of(&mut initdb).context("failed to create the database files")?;
-    fs::rename(&unfinished, data).with_context(|| format!("failed to create {}", data.display()))
+/// Runs PostgreSQL's programs under the right account, blind to the person's own `PG…` settings.
+#[derive(Clone)]
+struct Runner {
+    home: PathBuf,
+    account: Option<Account>,
 }
 
-/// A command as the account that PostgreSQL runs under, blind to the person's own `PG…` settings.
-fn command(program: &Path, home: &Path, account: Option<&Account>) -> Command {
-    let mut command = Command::new(program);
-    without_variables(&mut command, &["PG"]);
-    command.current_dir(home).env("HOME", home);
-    if let Some(account) = account {
-        command.uid(account.uid).gid(account.gid);
+impl Runner {
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        without_variables(&mut command, &["PG"]);
+        command.current_dir(&self.home).env("HOME", &self.home);
+        if let Some(account) = &self.account {
+            command.uid(account.uid).gid(account.gid);
+        }
+        command
     }
-    command
+
+    /// Creates the data if there is none: beside its final place, then renamed, so that an interrupted
+    /// start leaves nothing half made.
+    fn create_data(&self, initdb: &Path, data: &Path) -> Result<()> {
+        if data.join("PG_VERSION").is_file() {
+            return Ok(());
+        }
+        let unfinished = data.with_extension("unfinished");
+        output_of(self.command(Path::new("rm")).arg("-rf").arg(&unfinished))?;
+        let mut initdb = self.command(initdb);
+        initdb.arg("-D").arg(&unfinished);
+        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]);
+        output_of(&mut initdb).context("failed to create the database files")?;
+        fs::rename(&unfinished, data).with_context(|| format!("failed to create {}", data.display()))
+    }
 }
 
 /// The system account that runs PostgreSQL when we are root, as which it refuses to run.
@@ -181,10 +164,7 @@ impl Account {
             return Ok(None);
         }
         match User::from_name("postgres")? {
-            Some(user) => Ok(Some(Self {
-                uid: user.uid.as_raw(),
-                gid: user.gid.as_raw(),
-            })),
+            Some(user) => Ok(Some(Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() })),
             None => bail!(
                 "PostgreSQL does not run as root, and there is no account `postgres` to run it; run this as an ordinary user"
             ),
@@ -194,12 +174,7 @@ impl Account {
     /// Asks the kernel rather than reading permission bits, which would miss access lists.
     fn can_use(&self, dir: &Path) -> bool {
         let mut test = Command::new("test");
-        test.arg("-w")
-            .arg(dir)
-            .current_dir("/")
-            .uid(self.uid)
-            .gid(self.gid)
-            .stdin(Stdio::null());
+        test.arg("-w").arg(dir).current_dir("/").uid(self.uid).gid(self.gid).stdin(Stdio::null());
         test.status().is_ok_and(|status| status.success())
     }
 }
@@ -209,8 +184,7 @@ impl Account {
 fn home(dir: &Path, identity: &str, account: Option<&Account>) -> Result<PathBuf> {
     let home = dir.join(NAME);
     let Some(account) = account else {
-        fs::create_dir_all(&home)
-            .with_context(|| format!("failed to create {}", home.display()))?;
+        fs::create_dir_all(&home).with_context(|| format!("failed to create {}", home.display()))?;
         return Ok(home.canonicalize()?);
     };
     if !home.is_symlink() {
@@ -218,25 +192,24 @@ fn home(dir: &Path, identity: &str, account: Option<&Account>) -> Result<PathBuf
         if account.can_use(&home) {
             return Ok(home.canonicalize()?);
         }
-        let context = || {
-            format!(
-                "the account `postgres` cannot reach {}, which already holds other files",
-                home.display()
-            )
-        };
+        let context =
+            || format!("the account `postgres` cannot reach {}, which already holds other files", home.display());
         fs::remove_dir(&home).with_context(context)?;
-        symlink(Path::new("/var/tmp").join(identity), &home)?;
+        link_to_new_directory(&home, &Path::new("/var/tmp").join(identity), account)?;
     }
     let elsewhere = fs::read_link(&home)?;
     own(&elsewhere, account)?;
     if !account.can_use(&elsewhere) {
-        bail!(
-            "the account `postgres` can use neither {} nor {}",
-            dir.display(),
-            elsewhere.display()
-        );
+        bail!("the account `postgres` can use neither {} nor {}", dir.display(), elsewhere.display());
     }
     Ok(elsewhere)
+}
+
+/// Whatever is there already is data that nothing refers to any more: the link to it has been deleted.
+fn link_to_new_directory(link: &Path, elsewhere: &Path, account: &Account) -> Result<()> {
+    own(elsewhere, account)?;
+    fs::remove_dir_all(elsewhere).with_context(|| format!("failed to empty {}", elsewhere.display()))?;
+    symlink(elsewhere, link).with_context(|| format!("failed to create {}", link.display()))
 }
 
 /// Creates a directory for the account alone. One that somebody else put there is refused, because
@@ -266,18 +239,12 @@ fn container(config: &ServersConfig, ports: &ServerPorts, identity: String) -> C
         "--env=POSTGRES_INITDB_ARGS=--encoding=UTF8 --locale=C.UTF-8".to_owned(),
         "--shm-size=256m".to_owned(),
     ];
-    let settings = [
-        format!("max_connections={}", config.max_connections),
-        "shared_buffers=256MB".to_owned(),
-    ];
+    let settings = [format!("max_connections={}", config.max_connections), "shared_buffers=256MB".to_owned()];
     Container {
         name,
         image: IMAGE,
         options: options.into(),
-        arguments: settings
-            .into_iter()
-            .flat_map(|setting| ["-c".to_owned(), setting])
-            .collect(),
+        arguments: settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]).collect(),
         pid_file: config.pid_file_of(NAME),
     }
 }
@@ -296,19 +263,8 @@ impl Psql {
         let mut psql = Command::new(program);
         without_variables(&mut psql, &["PG"]);
         psql.env("PGCONNECT_TIMEOUT", "5").args(rest);
-        psql.args([
-            "--host=127.0.0.1",
-            "--username=postgres",
-            "--dbname=postgres",
-        ]);
-        psql.args([
-            "--no-psqlrc",
-            "--no-password",
-            "--tuples-only",
-            "--no-align",
-            "--command",
-            sql,
-        ]);
+        psql.args(["--host=127.0.0.1", "--username=postgres", "--dbname=postgres"]);
+        psql.args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--command", sql]);
         output_of(&mut psql)
     }
 }
@@ -320,9 +276,7 @@ impl Probe for Psql {
 
     /// Creates our database on the first start.
     fn finish(&self) -> Result<()> {
-        let existing = self.query(&format!(
-            "SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'"
-        ))?;
+        let existing = self.query(&format!("SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'"))?;
         if existing.trim().is_empty() {
             self.query(&format!("CREATE DATABASE {DATABASE}"))?;
         }

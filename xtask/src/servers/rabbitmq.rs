@@ -38,19 +38,14 @@ pub(super) fn server(
     ports: &ServerPorts,
     programs: Option<RabbitmqPrograms>,
 ) -> Result<Server> {
-    let version = programs
-        .as_ref()
-        .map_or_else(|| IMAGE.to_owned(), |programs| programs.version.clone());
+    let version = programs.as_ref().map_or_else(|| IMAGE.to_owned(), |programs| programs.version.clone());
     let host: Box<dyn Host> = match programs {
         Some(programs) => Box::new(native(config, ports, &programs)?),
         None => Box::new(container(config, ports)),
     };
     let mut used = vec![ports.amqp];
     used.extend(config.management.then_some(ports.management));
-    let probe = Greeting {
-        amqp: ports.amqp,
-        management: config.management.then_some(ports.management),
-    };
+    let probe = Greeting { amqp: ports.amqp, management: config.management.then_some(ports.management) };
     Ok(Server {
         name: NAME,
         version,
@@ -64,19 +59,16 @@ pub(super) fn server(
     })
 }
 
-fn native(
-    config: &ServersConfig,
-    ports: &ServerPorts,
-    programs: &RabbitmqPrograms,
-) -> Result<Native> {
+fn native(config: &ServersConfig, ports: &ServerPorts, programs: &RabbitmqPrograms) -> Result<Native> {
     let home = config.dir.join(NAME);
     write_configuration(&home, config, ports)?;
     let environment = environment(&home, ports);
-    let pid_entry = format!("RABBITMQ_PID_FILE={}", home.join("pid").display());
     let script = programs.script.clone();
     Ok(Native {
+        data: home.join("mnesia"),
+        prepare: Box::new(|| Ok(())),
+        mark: Mark::Environment(format!("RABBITMQ_PID_FILE={}", home.join("pid").display())),
         command: Box::new(move || command(&script, &home, &environment)),
-        mark: Mark::Environment(pid_entry),
         gentle: GENTLE,
         log: config.log_of(NAME),
         pid_file: config.pid_file_of(NAME),
@@ -88,20 +80,9 @@ fn native(
 /// the process id we know is the broker's own; `-noinput` undoes what that setting is named after.
 fn command(script: &Path, home: &Path, environment: &[(&'static str, String)]) -> Command {
     let mut command = Command::new(script);
-    without_variables(
-        &mut command,
-        &[
-            "RABBITMQ_",
-            "ERL_",
-            "LOG_BASE",
-            "MNESIA_BASE",
-            "NOTIFY_SOCKET",
-        ],
-    );
+    without_variables(&mut command, &["RABBITMQ_", "ERL_", "LOG_BASE", "MNESIA_BASE", "NOTIFY_SOCKET"]);
     command.env("RABBITMQ_ALLOW_INPUT", "1").arg("-noinput");
-    command
-        .envs(environment.iter().map(|(name, value)| (name, value)))
-        .current_dir(home);
+    command.envs(environment.iter().map(|(name, value)| (name, value))).current_dir(home);
     command
 }
 
@@ -129,25 +110,17 @@ fn environment(home: &Path, ports: &ServerPorts) -> Vec<(&'static str, String)> 
         ("RABBITMQ_ADVANCED_CONFIG_FILE", below("advanced.config")),
         ("RABBITMQ_CONF_ENV_FILE", "/dev/null".to_owned()),
         ("RABBITMQ_PID_FILE", below("pid")),
-        (
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-            "-kernel inet_dist_use_interface {127,0,0,1}".to_owned(),
-        ),
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}".to_owned()),
     ]
 }
 
 fn write_configuration(home: &Path, config: &ServersConfig, ports: &ServerPorts) -> Result<()> {
-    let plugins = if config.management {
-        "[rabbitmq_management].\n"
-    } else {
-        "[].\n"
-    };
+    let plugins = if config.management { "[rabbitmq_management].\n" } else { "[].\n" };
     let files = [
         (home.join("rabbitmq.conf"), configuration(config, ports)),
         (home.join("enabled_plugins"), plugins.to_owned()),
     ];
-    fs::create_dir_all(home.join("conf.d"))
-        .with_context(|| format!("failed to create {}", home.display()))?;
+    fs::create_dir_all(home.join("conf.d")).with_context(|| format!("failed to create {}", home.display()))?;
     for (path, text) in files {
         fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
     }
@@ -165,10 +138,7 @@ fn configuration(config: &ServersConfig, ports: &ServerPorts) -> String {
         ports.amqp
     );
     if config.management {
-        text += &format!(
-            "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n",
-            ports.management
-        );
+        text += &format!("management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n", ports.management);
     }
     text
 }
@@ -181,18 +151,10 @@ fn container(config: &ServersConfig, ports: &ServerPorts) -> Container {
         format!("--publish=127.0.0.1:{}:5672", ports.amqp),
         format!("--volume={name}:/var/lib/rabbitmq"),
     ];
-    options.extend(
-        config
-            .management
-            .then(|| format!("--publish=127.0.0.1:{}:15672", ports.management)),
-    );
+    options.extend(config.management.then(|| format!("--publish=127.0.0.1:{}:15672", ports.management)));
     Container {
         name,
-        image: if config.management {
-            IMAGE_WITH_MANAGEMENT
-        } else {
-            IMAGE
-        },
+        image: if config.management { IMAGE_WITH_MANAGEMENT } else { IMAGE },
         options,
         arguments: Vec::new(),
         pid_file: config.pid_file_of(NAME),

@@ -66,11 +66,7 @@ impl Server {
         while !self.probe.is_ready() {
             self.stop.check()?;
             if !self.is_running() {
-                bail!(
-                    "{} ended instead of starting; {}",
-                    self.name,
-                    self.host.last_words()
-                );
+                bail!("{} ended instead of starting; {}", self.name, self.host.last_words());
             }
             if Instant::now() > deadline {
                 bail!("{} does not answer; {}", self.name, self.host.last_words());
@@ -78,6 +74,12 @@ impl Server {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// Stops it and deletes all its data; the next start begins anew.
+    pub fn erase(&self) -> Result<()> {
+        self.host.end_leftovers()?;
+        self.host.erase()
     }
 
     /// Stops it in good order, waits for its end, and kills it if that takes too long.

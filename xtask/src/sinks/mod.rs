@@ -1,1 +1,70 @@
-//! s
+//! Small real servers that receive what Posthaste sends: the demonstration's and every test's audience.
+//!
+//! They speak the protocol over real sockets, write down what arrives, and misbehave on request. They
+//! need a Tokio runtime, on which their tasks run until the sink is dropped.
+
+pub mod http;
+mod record;
+pub mod smtp;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+pub use http::HttpSink;
+pub use smtp::SmtpSink;
+
+/// A listening socket and the tasks of its connections. Dropping it closes them all at once, and the
+/// address may be bound again right away: that is how a test takes a receiver away and brings it back.
+#[derive(Debug)]
+struct Listening {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Serves every connection in a task of its own.
+    async fn start<S, F>(address: SocketAddr, serve: S) -> std::io::Result<Self>
+    where
+        S: Fn(TcpStream) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Self { address, task: tokio::spawn(accept_all(listener, serve)) })
+    }
+}
+
+/// How long to wait before accepting again after it failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The set belongs to this task, so that ending the task ends every connection.
+async fn accept_all<S, F>(listener: TcpListener, serve: S)
+where
+    S: Fn(TcpStream) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    connections.spawn(serve(stream));
+                }
+                // Out of file descriptors, most likely: some connection will end.
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,87 @@
+//! Puts a message aside for a person, with the reason on it. `basic.reject` cannot carry a reason.
+
+use std::borrow::Cow;
+
+use super::{
+    consumer::Delivery,
+    properties::truncated,
+    publisher::{Headers, Outgoing, PublishError, Publisher},
+    topology::DLX,
+};
+use crate::domain::DeadReason;
+
+/// Header: why, as a [`DeadReason`].
+pub const REASON: &str = "x-posthaste-reason";
+/// Header: one clause on what went wrong.
+pub const DETAIL: &str = "x-posthaste-detail";
+/// Header: the queue it was taken from.
+pub const QUEUE: &str = "x-posthaste-queue";
+/// Header: the exchange it was published to.
+pub const EXCHANGE: &str = "x-posthaste-exchange";
+/// Header: the key it was published with.
+pub const ROUTING_KEY: &str = "x-posthaste-routing-key";
+/// Header: who published it, as checked by the broker. The property itself may only name ourselves.
+pub const USER_ID: &str = "x-posthaste-user-id";
+
+/// A detail is a clause, not a document.
+const DETAIL_BYTES_MAX: usize = 2 * 1024;
+/// Foreign headers are kept as far as this; they must not crowd out ours.
+const FOREIGN_BYTES_MAX: usize = 16 * 1024;
+/// What AMQP can carry in a property.
+const SHORT_BYTES_MAX: usize = 255;
+
+/// Publishes a copy of `delivery`, taken from `queue`, to the dead letter exchange. Finish the delivery only after this
+/// returned `Ok`: until then the original is the only copy.
+pub async fn dead_letter(
+    publisher: &Publisher,
+    queue: &str,
+    delivery: &Delivery,
+    reason: DeadReason,
+    detail: &str,
+) -> Result<(), PublishError> {
+    publisher.publish_one(letter(queue, delivery, reason, detail)).await
+}
+
+fn letter(queue: &str, delivery: &Delivery, reason: DeadReason, detail: &str) -> Outgoing {
+    let properties = &delivery.properties;
+    let clipped = |text: Option<&str>| truncated(text.unwrap_or_default(), SHORT_BYTES_MAX).to_owned();
+    Outgoing {
+        exchange: DLX,
+        routing_key: Cow::Owned(clipped(Some(&delivery.routing_key))),
+        message_id: clipped(properties.message_id()),
+        kind: Cow::Owned(clipped(properties.kind())),
+        headers: headers(queue, delivery, reason, detail),
+        correlation_id: properties.correlation_id().map(|id| clipped(Some(id))),
+        content_type: Cow::Owned(clipped(properties.content_type())),
+        body: delivery.body.clone(),
+    }
+}
+
+fn headers(queue: &str, delivery: &Delivery, reason: DeadReason, detail: &str) -> Headers {
+    let ours = [
+        (REASON, reason.as_str()),
+        (DETAIL, truncated(detail, DETAIL_BYTES_MAX)),
+        (QUEUE, queue),
+        (EXCHANGE, &delivery.exchange),
+        (ROUTING_KEY, &delivery.routing_key),
+        (USER_ID, delivery.properties.user_id().unwrap_or_default()),
+    ];
+    let ours = ours.into_iter().filter(|(name, value)| *name != USER_ID || !value.is_empty());
+    let mut headers: Headers = ours.map(|(name, value)| (Cow::Borrowed(name), value.to_owned())).collect();
+    headers.extend(foreign(delivery));
+    headers
+}
+
+/// The publisher's own headers. Names with `x-` belong to the broker, which acts on some of them, or to us.
+fn foreign(delivery: &Delivery) -> impl Iterator<Item = (Cow<'static, str>, String)> {
+    let headers = delivery.properties.headers().into_iter().filter(|(name, _)| !name.starts_with("x-"));
+    let headers = headers.map(|(name, value)| match value {
+        serde_json::Value::String(text) => (name, text),
+        other => (name, other.to_string()),
+    });
+    let mut room = FOREIGN_BYTES_MAX;
+    headers.map_while(move |(name, value)| {
+        room = room.checked_sub(name.len() + value.len())?;
+        Some((Cow::Owned(name), value))
+    })
+}

@@ -1,0 +1,123 @@
+//! The HTTP API as a caller sees it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use reqwest::{Method, StatusCode, header::HeaderMap};
+use serde_json::Value;
+
+use crate::eventually;
+
+/// How long anything may take that should happen at once.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A caller with a credential.
+#[derive(Clone)]
+pub struct Api {
+    client: reqwest::Client,
+    base: String,
+    credential: String,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: StatusCode,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// Body, `null` if it is no JSON.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The body of a 2xx; anything else fails with what was said.
+    pub fn ok(self) -> Result<Value> {
+        anyhow::ensure!(self.status.is_success(), "{} {}", self.status, self.body);
+        Ok(self.body)
+    }
+
+    /// The names of the fields a problem complains about.
+    pub fn fields(&self) -> Vec<String> {
+        let errors = self.body["errors"].as_array().cloned().unwrap_or_default();
+        errors.iter().filter_map(|error| error["field"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+impl Api {
+    /// A caller of `base` with `credential` as bearer.
+    pub fn new(base: &str, credential: &str) -> Self {
+        Self { client: reqwest::Client::new(), base: base.to_owned(), credential: credential.to_owned() }
+    }
+
+    /// A request with a body and further headers.
+    pub async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Vec<u8>>) -> Result<Answer> {
+        let mut request = self.client.request(method, format!("{}{path}", self.base)).timeout(SOON);
+        if !self.credential.is_empty() {
+            request = request.bearer_auth(&self.credential);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body);
+        }
+        let response = request.send().await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await?;
+        Ok(Answer { status, headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
+    }
+
+    /// GET.
+    pub async fn get(&self, path: &str) -> Result<Answer> {
+        self.request(Method::GET, path, &[], None).await
+    }
+
+    /// POST of JSON.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Answer> {
+        self.request(Method::POST, path, &[], Some(serde_json::to_vec(body)?)).await
+    }
+
+    /// `send` that must be accepted; the message's id.
+    pub async fn send(&self, body: &Value) -> Result<String> {
+        let answer = self.post("/api/notifications/send", body).await?;
+        anyhow::ensure!(answer.status == StatusCode::ACCEPTED, "{} {}", answer.status, answer.body);
+        answer.body["id"].as_str().map(str::to_owned).context("a 202 carries the id")
+    }
+
+    /// `send` under an idempotency key.
+    pub async fn send_keyed(&self, key: &str, body: &Value) -> Result<Answer> {
+        self.request(Method::POST, "/api/notifications/send", &[("Idempotency-Key", key)], Some(serde_json::to_vec(body)?)).await
+    }
+
+    /// The message as it stands.
+    pub async fn message(&self, id: &str) -> Result<Value> {
+        self.get(&format!("/api/messages/{id}")).await?.ok()
+    }
+
+    /// The timeline as it stands.
+    pub async fn timeline(&self, id: &str) -> Result<Value> {
+        self.get(&format!("/api/messages/{id}/timeline")).await?.ok()
+    }
+
+    /// Waits until the message has `status`.
+    pub async fn wait_status(&self, id: &str, status: &str) -> Result<Value> {
+        self.wait_status_within(id, status, SOON).await
+    }
+
+    /// Waits until the message has `status`.
+    pub async fn wait_status_within(&self, id: &str, status: &str, limit: Duration) -> Result<Value> {
+        let found = eventually(&format!("message {id} becomes {status}"), limit, || async {
+            self.message(id).await.ok().filter(|message| message["status"] == status)
+        });
+        match found.await {
+            Ok(message) => Ok(message),
+            Err(late) => Err(late.context(format!("it stands at {:?}", self.timeline(id).await))),
+        }
+    }
+}

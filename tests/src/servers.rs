@@ -1,0 +1,81 @@
+//! Where the tests find PostgreSQL and RabbitMQ: those that `cargo xtask test` started, or private ones to be killed.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use xtask::{progress::Progress, servers::{Servers, ServersConfig}};
+
+/// A PostgreSQL and a RabbitMQ to make databases and virtual hosts on.
+#[derive(Clone)]
+pub struct TestServers {
+    /// Superuser URL of PostgreSQL's maintenance database.
+    pub database_url: String,
+    /// URL of RabbitMQ's default virtual host.
+    pub amqp_url: String,
+    /// RabbitMQ's management API.
+    pub management_url: String,
+    /// The servers themselves, when they are this test's own.
+    pub own: Option<Arc<Servers>>,
+}
+
+impl TestServers {
+    /// The servers all tests share.
+    pub fn shared() -> Result<Self> {
+        let setting = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: run the tests with `cargo xtask test`"));
+        Ok(Self {
+            database_url: setting("POSTHASTE_TEST_DATABASE_URL")?,
+            amqp_url: setting("POSTHASTE_TEST_AMQP_URL")?,
+            management_url: setting("POSTHASTE_TEST_MANAGEMENT_URL")?,
+            own: None,
+        })
+    }
+
+    /// Servers of this test alone, so that it may kill them. They end with it.
+    pub fn private(name: &str) -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("posthaste-{name}-{}", std::process::id()));
+        let config = ServersConfig { management: true, ..ServersConfig::below(dir) };
+        let servers = Servers::start(&config, &Progress::silent())?;
+        Ok(Self {
+            database_url: config.addresses()?.maintenance_url(),
+            amqp_url: servers.amqp_url(),
+            management_url: servers.management_url().context("the private broker has no management API")?,
+            own: Some(Arc::new(servers)),
+        })
+    }
+
+    /// The servers themselves; only a test that made its own may ask.
+    pub fn own(&self) -> &Servers {
+        self.own.as_deref().expect("only private servers may be killed")
+    }
+
+    /// Makes an empty database and returns its URL.
+    pub async fn create_database(&self, name: &str) -> Result<String> {
+        let (client, connection) = tokio_postgres::connect(&self.database_url, tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        client.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+        let (base, _) = self.database_url.rsplit_once('/').context("a database URL ends in a name")?;
+        Ok(format!("{base}/{name}"))
+    }
+
+    /// Makes an empty virtual host and returns its URL.
+    pub async fn create_vhost(&self, name: &str) -> Result<String> {
+        let client = reqwest::Client::new();
+        let base = &self.management_url;
+        client.put(format!("{base}/api/vhosts/{name}")).send().await?.error_for_status()?;
+        let all = serde_json::json!({"configure": ".*", "write": ".*", "read": ".*"});
+        client.put(format!("{base}/api/permissions/{name}/guest")).json(&all).send().await?.error_for_status()?;
+        let (base, _) = self.amqp_url.rsplit_once('/').context("a broker URL ends in a virtual host")?;
+        Ok(format!("{base}/{name}"))
+    }
+
+    /// Deletes a virtual host with all its queues; a broker with a hundred dead ones gets slow.
+    pub fn delete_vhost(&self, name: &str) {
+        let url = format!("{}/api/vhosts/{name}", self.management_url);
+        // Runs in drop, where nothing can be awaited; a failure only leaves litter on a throw-away server.
+        let _ = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async { reqwest::Client::new().delete(url).send().await.map_err(anyhow::Error::from) })
+        })
+        .join();
+    }
+}

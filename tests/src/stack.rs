@@ -1,0 +1,307 @@
+//! One Posthaste under test.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use nix::{sys::signal::Signal, unistd::Pid};
+
+use crate::{Api, TestServers, eventually};
+
+/// What a process of the stack does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Everything in one process.
+    All,
+    /// HTTP API and intake.
+    Ingest,
+    /// Sends.
+    Worker,
+    /// Waits and writes down.
+    Scheduler,
+}
+
+impl Role {
+    fn command(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::All => ("posthaste", &["run"]),
+            Self::Ingest => ("posthaste-ingest", &[]),
+            Self::Worker => ("posthaste-worker", &[]),
+            Self::Scheduler => ("posthaste-scheduler", &[]),
+        }
+    }
+}
+
+struct Process {
+    role: Role,
+    port: u16,
+    child: Child,
+    log: PathBuf,
+}
+
+/// One Posthaste: a database, a virtual host, processes, and keys of its first tenant.
+pub struct Stack {
+    /// The servers it stands on.
+    pub servers: TestServers,
+    /// Its database.
+    pub database_url: String,
+    /// Its virtual host.
+    pub amqp_url: String,
+    /// The first tenant's admin key.
+    pub admin_key: String,
+    /// The first tenant's producer key.
+    pub producer_key: String,
+    /// The first tenant's webhook secret.
+    pub webhook_secret: String,
+    settings: BTreeMap<String, String>,
+    vhost: String,
+    dir: PathBuf,
+    processes: BTreeMap<String, Process>,
+}
+
+/// Retries in milliseconds, receivers on loopback, and leases that end while a test watches.
+const SETTINGS: &[(&str, &str)] = &[
+    ("WEBHOOK_ALLOW_NETS", "127.0.0.0/8"),
+    ("WEBHOOK_RETRY_DELAY", "200"),
+    ("WEBHOOK_MAX_RETRIES", "8"),
+    ("WEBHOOK_TIMEOUT", "2000"),
+    ("RETRY_BASE_MS", "200"),
+    ("RETRY_MAX_MS", "1000"),
+    ("PROVIDER_TIMEOUT_MS", "2000"),
+    ("LEASE_MARGIN_MS", "500"),
+    ("AUDIT_AFTER_MS", "3000"),
+    ("RELAY_AFTER_MS", "1000"),
+    ("SMS_BACKEND", "sandbox"),
+    ("PUSH_BACKEND", "sandbox"),
+    ("WHATSAPP_BACKEND", "sandbox"),
+    ("JWT_SECRET", "0123456789abcdef0123456789abcdef0123456789abcdef"),
+    ("RUST_LOG", "info"),
+];
+
+impl Stack {
+    /// A database and a virtual host with the schema and the first tenant in place; no process runs yet.
+    pub async fn prepare(servers: TestServers, settings: &[(&str, &str)]) -> Result<Self> {
+        let id = format!("t{}", uuid::Uuid::now_v7().simple());
+        let dir = std::env::temp_dir().join(&id);
+        std::fs::create_dir_all(&dir)?;
+        let database_url = servers.create_database(&id).await?;
+        let amqp_url = servers.create_vhost(&id).await?;
+        let all = SETTINGS.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut stack = Self {
+            servers,
+            database_url,
+            amqp_url,
+            admin_key: String::new(),
+            producer_key: String::new(),
+            webhook_secret: String::new(),
+            settings: all,
+            vhost: id,
+            dir,
+            processes: BTreeMap::new(),
+        };
+        stack.cli(&["migrate"])?;
+        let tenant = stack.cli_json(&["tenant", "create", "acme"])?;
+        stack.webhook_secret = text(&tenant, "webhook_secret")?;
+        stack.admin_key = stack.create_key("acme", "admin")?;
+        stack.producer_key = stack.create_key("acme", "producer")?;
+        Ok(stack)
+    }
+
+    /// An all-in-one stack on the shared servers, ready for requests.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// As [`Stack::start`], with further settings.
+    pub async fn start_with(settings: &[(&str, &str)]) -> Result<Self> {
+        let mut stack = Self::prepare(TestServers::shared()?, settings).await?;
+        stack.launch("all", Role::All, &[]).await?;
+        Ok(stack)
+    }
+
+    /// A stack of separate processes on the shared servers: one ingest, `workers` workers, one scheduler.
+    pub async fn start_apart(workers: usize, settings: &[(&str, &str)]) -> Result<Self> {
+        let mut stack = Self::prepare(TestServers::shared()?, settings).await?;
+        stack.launch("ingest", Role::Ingest, &[]).await?;
+        stack.launch("scheduler", Role::Scheduler, &[]).await?;
+        for n in 0..workers {
+            stack.launch(&format!("worker{n}"), Role::Worker, &[]).await?;
+        }
+        Ok(stack)
+    }
+
+    /// Starts a process and waits until it is ready.
+    pub async fn launch(&mut self, name: &str, role: Role, settings: &[(&str, &str)]) -> Result<()> {
+        self.spawn(name, role, settings)?;
+        self.ready(name).await
+    }
+
+    /// Starts a process without waiting.
+    pub fn spawn(&mut self, name: &str, role: Role, settings: &[(&str, &str)]) -> Result<()> {
+        let port = xtask::servers::ports::find_free()?;
+        let log = self.dir.join(format!("{name}-{port}.log"));
+        let (program, args) = role.command();
+        let mut command = self.command(program)?;
+        command.args(args).env("PORT", port.to_string()).envs(settings.iter().copied());
+        let child = command.stdin(Stdio::null()).stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?).spawn()?;
+        self.processes.insert(name.to_owned(), Process { role, port, child, log });
+        Ok(())
+    }
+
+    /// Waits until a process says it is ready.
+    pub async fn ready(&mut self, name: &str) -> Result<()> {
+        let port = self.process(name)?.port;
+        let url = format!("http://127.0.0.1:{port}/health/ready");
+        let ready = eventually("ready", Duration::from_secs(30), || async {
+            let answer = reqwest::get(&url).await.ok()?;
+            answer.status().is_success().then_some(())
+        });
+        ready.await.with_context(|| format!("{name} did not get ready; its log:\n{}", self.log_of(name)))
+    }
+
+    /// Kills a process the hard way and waits for its end.
+    pub fn kill9(&mut self, name: &str) -> Result<()> {
+        let process = self.process_mut(name)?;
+        process.child.kill()?;
+        process.child.wait()?;
+        Ok(())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.process(name)?.child.id())?;
+        Ok(nix::sys::signal::kill(Pid::from_raw(pid), signal)?)
+    }
+
+    /// Waits for a process to end by itself.
+    pub async fn ended(&mut self, name: &str, limit: Duration) -> Result<ExitStatus> {
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.process_mut(name)?.child.try_wait()? {
+                return Ok(status);
+            }
+            anyhow::ensure!(start.elapsed() < limit, "{name} still runs after {limit:?}; its log:\n{}", self.log_of(name));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The process id.
+    pub fn pid(&self, name: &str) -> Result<u32> {
+        Ok(self.process(name)?.child.id())
+    }
+
+    /// The port of a process's HTTP listener.
+    pub fn port(&self, name: &str) -> Result<u16> {
+        Ok(self.process(name)?.port)
+    }
+
+    /// The API as seen by the first tenant's producer, at the first process that serves it.
+    pub fn producer(&self) -> Api {
+        self.api(&self.producer_key)
+    }
+
+    /// The API as seen by the first tenant's admin.
+    pub fn admin(&self) -> Api {
+        self.api(&self.admin_key)
+    }
+
+    /// The API with some credential.
+    pub fn api(&self, credential: &str) -> Api {
+        let serving = self.processes.values().find(|process| matches!(process.role, Role::All | Role::Ingest));
+        let port = serving.map_or(0, |process| process.port);
+        Api::new(&format!("http://127.0.0.1:{port}"), credential)
+    }
+
+    /// The API of one process.
+    pub fn api_of(&self, name: &str) -> Result<Api> {
+        Ok(Api::new(&format!("http://127.0.0.1:{}", self.port(name)?), &self.producer_key))
+    }
+
+    /// Makes a key.
+    pub fn create_key(&self, tenant: &str, role: &str) -> Result<String> {
+        text(&self.cli_json(&["key", "create", "--tenant", tenant, "--role", role])?, "key")
+    }
+
+    /// Runs the `posthaste` command; fails with what it printed unless it exits with 0.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let output = self.command("posthaste")?.args(args).output()?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        anyhow::ensure!(output.status.success(), "posthaste {}: {}\n{out}{err}", args.join(" "), output.status);
+        Ok(out.into_owned())
+    }
+
+    /// Runs the `posthaste` command with `--json`.
+    pub fn cli_json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        let out = self.cli(&[args, &["--json"]].concat())?;
+        serde_json::from_str(&out).with_context(|| format!("posthaste {} printed no JSON: {out}", args.join(" ")))
+    }
+
+    /// A connection to its database, past every service.
+    pub async fn sql(&self) -> Result<tokio_postgres::Client> {
+        let (client, connection) = tokio_postgres::connect(&self.database_url, tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// One number from its database.
+    pub async fn count(&self, query: &str) -> Result<i64> {
+        Ok(self.sql().await?.query_one(query, &[]).await?.get(0))
+    }
+
+    /// Everything its processes ever logged.
+    pub fn logs(&self) -> Result<String> {
+        let mut all = String::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            all.push_str(&std::fs::read_to_string(entry?.path())?);
+        }
+        Ok(all)
+    }
+
+    fn log_of(&self, name: &str) -> String {
+        let log = self.processes.get(name).and_then(|process| std::fs::read_to_string(&process.log).ok()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    fn command(&self, program: &str) -> Result<Command> {
+        let dir = std::env::var("POSTHASTE_TEST_BIN_DIR").context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
+        let mut command = Command::new(PathBuf::from(dir).join(program));
+        command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default());
+        command.envs(&self.settings).env("DATABASE_URL", &self.database_url).env("AMQP_URL", &self.amqp_url);
+        Ok(command)
+    }
+
+    fn process(&self, name: &str) -> Result<&Process> {
+        self.processes.get(name).with_context(|| format!("no process is called {name}"))
+    }
+
+    fn process_mut(&mut self, name: &str) -> Result<&mut Process> {
+        self.processes.get_mut(name).with_context(|| format!("no process is called {name}"))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let names: Vec<String> = self.processes.keys().cloned().collect();
+        for name in &names {
+            if std::thread::panicking() {
+                eprintln!("--- log of {name}\n{}", self.log_of(name));
+            }
+            // It may have ended already.
+            let _ = self.kill9(name);
+        }
+        if self.servers.own.is_none() {
+            self.servers.delete_vhost(&self.vhost);
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn text(value: &serde_json::Value, field: &str) -> Result<String> {
+    value[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {value}"))
+}

@@ -1,0 +1,394 @@
+//! The rules of the house that the compiler cannot hold. Each is a function over text, and each is shown to be able
+//! to fail by a planted violation.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    iter::Peekable,
+    path::{Path, PathBuf},
+    str::Chars,
+};
+
+/// Set to anything, this makes `.env.example` anew instead of comparing it.
+const BLESS: &str = "POSTHASTE_TEST_BLESS";
+/// Folders that hold nothing of ours.
+const SKIPPED: [&str; 3] = ["target", ".git", ".local"];
+/// What the pure layer must not touch: no broker, database, network, runtime, environment or clock.
+const IMPURE: [&str; 9] =
+    ["tokio", "diesel", "lapin", "reqwest", "std::env", "env::var", "Utc::now", "SystemTime::now", "Instant::now"];
+/// Layers under `shared/src`, and the modules each must not see.
+const BLIND: [(&str, &[&str]); 4] = [
+    ("domain", &["contract", "amqp", "db", "config", "telemetry", "dispatch", "clock"]),
+    ("contract", &["amqp", "db", "config", "dispatch"]),
+    ("amqp", &["db", "dispatch"]),
+    ("db", &["amqp", "dispatch"]),
+];
+/// Names that say nothing about what is inside.
+const EMPTY_NAMES: [&str; 9] =
+    ["util", "utils", "helper", "helpers", "common", "misc", "types", "shared_types", "stuff"];
+/// Who may sleep on a thread: the development stack polls processes that cannot be waited for.
+const MAY_SLEEP: &str = "xtask/";
+
+#[test]
+fn the_example_of_the_environment_is_the_table_of_settings() {
+    let file = root().join(".env.example");
+    if shared::config::environment().contains_key(BLESS) {
+        fs::write(&file, shared::config::env_example()).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    let stale = first_difference(&written, &shared::config::env_example());
+    assert_eq!(stale, None, "make .env.example anew: {BLESS}=1 cargo test --package posthaste-tests --test tidy");
+}
+
+#[test]
+fn a_stale_example_is_noticed() {
+    assert_eq!(first_difference("A=1\nB=2\n", "A=1\nB=2\n"), None);
+    assert_eq!(first_difference("A=1\nB=3\n", "A=1\nB=2\n"), Some("line 2: `B=3`, should be `B=2`".to_owned()));
+    assert!(first_difference("A=1\n", "A=1\nB=2\n").is_some() && first_difference("A=1", "A=1\n").is_some());
+}
+
+#[test]
+fn no_test_is_skipped_nothing_is_left_to_do_and_nobody_sleeps() {
+    assert_clean(sources().flat_map(|(path, code)| shortcuts(&path, &code)));
+}
+
+#[test]
+fn a_shortcut_is_noticed() {
+    let found = |path, text: &str| shortcuts(path, &code_of(text)).len();
+    for text in [
+        "#[ignore]",
+        "#[ignore = \"slow\"]",
+        "todo!()",
+        "unimplemented!(\"x\")",
+        "std::thread::sleep(d)",
+        "thread :: sleep(d)",
+    ] {
+        assert_eq!(found("worker/src/lib.rs", text), 1, "{text}");
+    }
+    assert_eq!(found("xtask/src/up.rs", "thread::sleep(d)"), 0);
+    assert_eq!(
+        found(
+            "worker/src/lib.rs",
+            "// todo!()\n/* #[ignore] */ let x = \"thread::sleep\"; r#\"todo!\"\"#; my_todo!();"
+        ),
+        0
+    );
+}
+
+#[test]
+fn the_domain_is_pure() {
+    assert_clean(
+        sources()
+            .filter(|(path, _)| path.starts_with("shared/src/domain/"))
+            .flat_map(|(path, code)| impurities(&path, &code)),
+    );
+}
+
+#[test]
+fn an_impure_domain_is_noticed() {
+    for text in [
+        "use tokio::time;",
+        "use std::{env, fmt};\nlet x = env::var(n);",
+        "let at = chrono::Utc::now();",
+        "use diesel::prelude::*;",
+    ] {
+        assert!(!impurities("domain/x.rs", &code_of(text)).is_empty(), "{text}");
+    }
+    assert!(
+        impurities("domain/x.rs", &code_of("/// Like tokio.\nlet id = Uuid::now_v7(); let tokio_like = 1;")).is_empty()
+    );
+}
+
+#[test]
+fn layers_see_only_what_lies_below_them() {
+    let blind = |path: &str| {
+        BLIND.iter().find(|(layer, _)| path.starts_with(&format!("shared/src/{layer}/"))).map(|(_, above)| *above)
+    };
+    assert_clean(sources().flat_map(|(path, code)| peeks(&path, &code, blind(&path).unwrap_or_default())));
+}
+
+#[test]
+fn a_peek_into_another_layer_is_noticed() {
+    for text in [
+        "use crate::db::Store;",
+        "use crate::{amqp, db};",
+        "use crate::{config::Config,\n db::Store};",
+        "fn f(_: crate::db::Store) {}",
+        "use super::super::db;",
+    ] {
+        assert_eq!(peeks("amqp/x.rs", &code_of(text), &["db"]).len(), 1, "{text}");
+    }
+    for text in [
+        "use crate::domain::Channel;",
+        "let db = 1;",
+        "// crate::db",
+        "use crate::dbx;",
+        "use serde::Deserialize;\nlet db = a::b();",
+    ] {
+        assert!(peeks("amqp/x.rs", &code_of(text), &["db"]).is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn every_migration_goes_up_and_down() {
+    let folders = entries(&root().join("migrations")).into_iter().filter(|path| path.is_dir());
+    assert_clean(folders.flat_map(|folder| half_migrations(&relative(&folder), &names(&folder))));
+}
+
+#[test]
+fn a_migration_without_a_way_back_is_noticed() {
+    let files = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    assert!(half_migrations("2026-01-01-000000_add_x", &files(&["up.sql", "down.sql"])).is_empty());
+    assert_eq!(
+        half_migrations("2026-01-01-000000_add_x", &files(&["up.sql"])),
+        ["2026-01-01-000000_add_x has no down.sql"]
+    );
+    assert_eq!(half_migrations("x", &files(&[])).len(), 2);
+}
+
+#[test]
+fn every_decision_is_in_the_list_of_decisions() {
+    let folder = root().join("docs/adr");
+    let list = fs::read_to_string(folder.join("README.md")).unwrap_or_default();
+    assert_clean(unlisted(&list, &names(&folder)));
+}
+
+#[test]
+fn an_unlisted_decision_is_noticed() {
+    let files = ["README.md", "0001-one.md", "0002-two.md"].map(str::to_owned).into();
+    assert_eq!(
+        unlisted("* [One](0001-one.md)\n* 0002-two.md", &files),
+        ["docs/adr/README.md does not link 0002-two.md"]
+    );
+    assert!(unlisted("[One](0001-one.md) [Two](./0002-two.md)", &files).is_empty());
+}
+
+#[test]
+fn every_module_says_what_it_is_about() {
+    assert_clean(sources().filter_map(|(path, _)| empty_name(&path)));
+}
+
+#[test]
+fn a_name_that_says_nothing_is_noticed() {
+    for path in ["worker/src/util.rs", "shared/src/helpers/mod.rs", "ingest/src/types.rs", "tests/tests/common/mod.rs"]
+    {
+        assert!(empty_name(path).is_some(), "{path}");
+    }
+    for path in ["worker/src/utility_bills.rs", "shared/src/domain/retry.rs", "docs/misc"] {
+        assert_eq!(empty_name(path), None, "{path}");
+    }
+}
+
+#[test]
+fn comments_and_texts_are_no_code() {
+    for (text, code) in [
+        ("a // b\nc", "a \nc"),
+        ("a /* b /* c */ d */ e", "a  e"),
+        (r#"f("x // \" y") + 1"#, r#"f("") + 1"#),
+        ("f(r#\"x \" y\"#)", "f(\"\")"),
+        (r"let c = '\''; let d = '/'; 'a: loop", "let c = ''; let d = ''; 'a: loop"),
+        ("let c = '\"'; x<'static>()", "let c = ''; x<'static>()"),
+        ("br\"x\" br_ard for_r", "b\"\" br_ard for_r"),
+    ] {
+        assert_eq!(code_of(text), code);
+    }
+}
+
+#[test]
+fn the_rules_see_the_files() {
+    let files = sources().count();
+    assert!(files > 20, "only {files} files found: a rule that reads nothing finds nothing");
+}
+
+/// Where two texts differ first.
+fn first_difference(written: &str, wanted: &str) -> Option<String> {
+    if written == wanted {
+        return None;
+    }
+    let (mut written, mut wanted) = (written.split('\n'), wanted.split('\n'));
+    (1..).find_map(|line| match (written.next(), wanted.next()) {
+        (one, other) if one == other && one.is_some() => None,
+        (one, other) => {
+            Some(format!("line {line}: `{}`, should be `{}`", one.unwrap_or("the end"), other.unwrap_or("the end")))
+        }
+    })
+}
+
+/// Skipped tests, unfinished code and blocked threads.
+fn shortcuts(path: &str, code: &str) -> Vec<String> {
+    let dense: String = code.split_whitespace().collect();
+    let mut found: Vec<&str> = Vec::new();
+    found.extend(dense.contains("#[ignore").then_some("#[ignore]"));
+    found.extend(has_path(code, "todo!").then_some("todo!"));
+    found.extend(has_path(code, "unimplemented!").then_some("unimplemented!"));
+    found.extend((has_path(code, "thread::sleep") && !path.starts_with(MAY_SLEEP)).then_some("thread::sleep"));
+    found.into_iter().map(|what| format!("{path} has {what}")).collect()
+}
+
+fn impurities(path: &str, code: &str) -> Vec<String> {
+    IMPURE.iter().filter(|what| has_path(code, what)).map(|what| format!("{path} touches {what}")).collect()
+}
+
+/// Modules of this crate that a file must not see and mentions all the same: in a path or in a `use`.
+fn peeks(path: &str, code: &str, forbidden: &[&str]) -> Vec<String> {
+    let imports: String = code
+        .split(';')
+        .filter_map(|part| part.rfind("use ").map(|at| &part[at..]))
+        .filter(|import| is_own(import))
+        .collect();
+    let crate_path = |module: &str| format!("crate::{module}");
+    let seen = |module: &&&str| has_path(code, &crate_path(module)) || has_path(&imports, module);
+    forbidden.iter().filter(seen).map(|module| format!("{path} sees {module}")).collect()
+}
+
+fn is_own(import: &str) -> bool {
+    let dense: String = import.split_whitespace().collect();
+    dense.starts_with("usecrate::") || dense.starts_with("usesuper::super::")
+}
+
+fn half_migrations(folder: &str, files: &BTreeSet<String>) -> Vec<String> {
+    ["up.sql", "down.sql"]
+        .iter()
+        .filter(|file| !files.contains(**file))
+        .map(|file| format!("{folder} has no {file}"))
+        .collect()
+}
+
+fn unlisted(list: &str, files: &BTreeSet<String>) -> Vec<String> {
+    let linked = |file: &str| list.contains(&format!("]({file})")) || list.contains(&format!("](./{file})"));
+    let decisions = files.iter().filter(|file| file.ends_with(".md") && *file != "README.md");
+    decisions.filter(|file| !linked(file)).map(|file| format!("docs/adr/README.md does not link {file}")).collect()
+}
+
+fn empty_name(path: &str) -> Option<String> {
+    let stem = path.strip_suffix(".rs")?;
+    let empty = stem.split('/').find(|part| EMPTY_NAMES.contains(part))?;
+    Some(format!("{path}: `{empty}` says nothing about what is inside"))
+}
+
+/// Whether the code has this path or word, whole and with or without spaces between its parts.
+fn has_path(code: &str, wanted: &str) -> bool {
+    let spaced: Vec<_> = code.split("::").map(str::trim).collect();
+    let code = spaced.join("::");
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(wanted).any(|(at, _)| {
+        let (before, after) = (&code[..at], &code[at + wanted.len()..]);
+        !before.ends_with(in_word) && !after.starts_with(in_word)
+    })
+}
+
+/// The text of a Rust file without comments, and with every text and character in it empty.
+fn code_of(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, rest.peek()) {
+            ('/', Some('/')) => code.push_str(if rest.by_ref().any(|c| c == '\n') { "\n" } else { "" }),
+            ('/', Some('*')) => skip_block(&mut rest),
+            ('"', _) => {
+                skip_quoted(&mut rest, '"');
+                code.push_str("\"\"");
+            }
+            ('r', Some('"' | '#')) if !ends_in_word(&code) => code.push_str(&raw(&mut rest)),
+            ('\'', _) => code.push_str(&quote(&mut rest)),
+            _ => code.push(c),
+        }
+    }
+    code
+}
+
+/// Whether an `r` that follows would be the end of a name; `b` alone makes a byte string of it.
+fn ends_in_word(code: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    code.strip_suffix('b').unwrap_or(code).ends_with(word)
+}
+
+fn skip_block(rest: &mut Peekable<Chars<'_>>) {
+    let mut depth = 1;
+    rest.next();
+    while depth > 0
+        && let Some(c) = rest.next()
+    {
+        match (c, rest.peek()) {
+            ('*', Some('/')) => depth -= 1,
+            ('/', Some('*')) => depth += 1,
+            _ => continue,
+        }
+        rest.next();
+    }
+}
+
+fn skip_quoted(rest: &mut Peekable<Chars<'_>>, end: char) {
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' => drop(rest.next()),
+            _ if c == end => return,
+            _ => {}
+        }
+    }
+}
+
+/// What follows an `r`: a raw text, or a raw name such as `r#type`.
+fn raw(rest: &mut Peekable<Chars<'_>>) -> String {
+    let mut hashes = String::new();
+    while let Some(hash) = rest.next_if_eq(&'#') {
+        hashes.push(hash);
+    }
+    if rest.next_if_eq(&'"').is_none() {
+        return format!("r{hashes}");
+    }
+    let end = format!("\"{hashes}");
+    let mut seen = String::new();
+    while !seen.ends_with(&end) {
+        match rest.next() {
+            Some(c) => seen.push(c),
+            None => break,
+        }
+    }
+    "\"\"".to_owned()
+}
+
+/// What follows a `'`: a character, or the name of a lifetime.
+fn quote(rest: &mut Peekable<Chars<'_>>) -> String {
+    let mut ahead = rest.clone();
+    let first = ahead.next();
+    if first != Some('\\') && ahead.next() != Some('\'') {
+        return "'".to_owned();
+    }
+    skip_quoted(rest, '\'');
+    "''".to_owned()
+}
+
+fn assert_clean(found: impl IntoIterator<Item = String>) {
+    let found: Vec<_> = found.into_iter().collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).to_string_lossy().into_owned()
+}
+
+/// Every Rust file of the workspace: its path from the root, and its code.
+fn sources() -> impl Iterator<Item = (String, String)> {
+    let files = files_below(&root()).into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "rs"));
+    files.map(|path| (relative(&path), code_of(&fs::read_to_string(&path).unwrap())))
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let skipped = |path: &PathBuf| path.file_name().is_some_and(|name| SKIPPED.iter().any(|skipped| name == *skipped));
+    let inside = entries(folder).into_iter().filter(|path| !skipped(path));
+    inside.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+/// What is in a folder; nothing where there is no such folder.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).map(|list| list.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    entries(folder).iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect()
+}
