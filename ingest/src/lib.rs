@@ -1,1 +1,208 @@
-//! ingest
+//! Ingest: one request becomes one accepted message, or a problem. Over HTTP and over AMQP, with the same bodies, the same
+//! validator and the same promise: what is answered with 202, or acknowledged, is committed to disk.
+//!
+//! The way in: `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`; or `intake` →
+//! `envelope` → `accept`. Everything that is asked rather than submitted goes through `app::Db`.
+
+mod accept;
+mod admin;
+mod app;
+mod auth;
+mod body;
+mod bulk;
+mod cache;
+mod dead_letters;
+mod docs;
+mod envelope;
+mod health;
+mod idempotency;
+mod inbox;
+mod intake;
+mod messages;
+mod notifications;
+mod observe;
+pub mod openapi;
+mod params;
+pub mod problem;
+pub mod routes;
+mod server;
+mod webhooks;
+
+use std::{io, sync::Arc, time::Duration};
+
+use actix_web::web::Data;
+use secrecy::SecretString;
+use shared::{
+    amqp::{Broker, Publisher},
+    config::{Config, ConfigError},
+    contract::guard::Guard,
+    db::Store,
+    dispatch::Dispatcher,
+    probe::Parts,
+    reconnect::Reconnect,
+    telemetry::install_metrics,
+};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use accept::Acceptor;
+use app::{App, Db, Pieces};
+use auth::Credentials;
+use intake::{Consumers, Intake, Users};
+
+/// `source` of what came over HTTP.
+pub(crate) const HTTP: &str = "http";
+/// `source` of what came over AMQP.
+pub(crate) const AMQP: &str = "amqp";
+
+/// Connections for questions at least, however small the pool is set.
+const QUESTION_CONNECTIONS_MIN: usize = 2;
+/// How long the broker connections may take to say goodbye.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why ingest could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// A setting is missing.
+    #[error("failed to read the settings of ingest")]
+    Config(#[from] ConfigError),
+    /// The pool could not be made.
+    #[error("failed to prepare the database connections")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The address cannot be listened on, or the server broke.
+    #[error("failed to serve HTTP on {host}:{port}")]
+    Serve {
+        /// The address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Serves HTTP and takes from the intake queues until `stop`. Servers that are away are waited for.
+pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<(), IngestError> {
+    run_beside(config, Parts::new(), stop).await
+}
+
+/// As [`run`]; `/health` also shows the parts of other services in the same process.
+pub async fn run_beside(config: Arc<Config>, others: Parts, stop: CancellationToken) -> Result<(), IngestError> {
+    let jwt_secret = config.require_jwt_secret()?.clone();
+    let stores = Stores::open(&config)?;
+    describe();
+    // An early end of the server must end the intake as well.
+    let (stop, hang_up) = (stop.child_token(), CancellationToken::new());
+    let publishing = Broker::start(&config.broker.url, "posthaste ingest publishing", hang_up.clone());
+    let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
+    let publisher = Publisher::start(&publishing);
+    let acceptor = acceptor(&config, &stores, publisher.clone());
+    let app = Data::new(App::new(Pieces {
+        config: &config,
+        jwt_secret: jwt_secret.clone(),
+        store: stores.questions.clone(),
+        acceptor: acceptor.clone(),
+        broker: publishing.clone(),
+        metrics: install_metrics(),
+        others,
+    }));
+    let intake = intake(&config, jwt_secret, &stores, acceptor, publisher);
+    let taking = take(intake, &app, stores.questions, &consuming, stop.clone());
+    let served = server::serve(&config.http, app, stop.clone()).await;
+    stop.cancel();
+    let drained = timeout(config.timing.drain, taking).await.is_ok();
+    hang_up.cancel();
+    let goodbye = async { futures_util::join!(publishing.closed(), consuming.closed()) };
+    let said = timeout(GOODBYE_TIMEOUT, goodbye).await.is_ok();
+    tracing::info!(drained, said, "ingest has stopped");
+    served.map_err(|source| IngestError::Serve { host: config.http.host.clone(), port: config.http.port, source })
+}
+
+/// Two pools, so that questions can never keep a commit waiting.
+struct Stores {
+    acceptance: Store,
+    questions: Store,
+}
+
+impl Stores {
+    fn open(config: &Config) -> Result<Self, IngestError> {
+        let open = |size| Store::open(&config.database.url, size).map_err(|error| IngestError::Database(error.into()));
+        let rest = config.database.pool_size.saturating_sub(accept::CONNECTIONS);
+        Ok(Self { acceptance: open(accept::CONNECTIONS)?, questions: open(rest.max(QUESTION_CONNECTIONS_MIN))? })
+    }
+}
+
+fn acceptor(config: &Config, stores: &Stores, publisher: Publisher) -> Acceptor {
+    let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
+    let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
+    Acceptor::start(stores.acceptance.clone(), dispatcher, config.timing.relay_after)
+}
+
+fn intake(
+    config: &Config,
+    jwt_secret: SecretString,
+    stores: &Stores,
+    acceptor: Acceptor,
+    publisher: Publisher,
+) -> Intake {
+    let db = Db::new(stores.questions.clone());
+    Intake {
+        acceptor,
+        publisher,
+        credentials: Credentials::new(db.clone(), jwt_secret),
+        users: Users::new(db),
+        guard: Guard::new(config.webhook.allow_nets.clone()),
+    }
+}
+
+/// Waits for the schema, then takes from the intake queues until stopped.
+fn take(intake: Intake, app: &Data<App>, store: Store, consuming: &Broker, stop: CancellationToken) -> JoinHandle<()> {
+    let consumers = Consumers::open(consuming, &stop);
+    app.parts.add(health::IntakePart(consumers.health()));
+    let app = app.clone();
+    tokio::spawn(async move {
+        if stop.run_until_cancelled(await_schema(&store)).await.is_some() {
+            app.schema_is_current();
+            intake::run(Arc::new(intake), consumers, stop).await;
+        }
+    })
+}
+
+/// Waits until every migration of this version has run; who runs them is the operator's business.
+async fn await_schema(store: &Store) {
+    let mut pauses = Reconnect::new();
+    loop {
+        match store.pending_migrations().await {
+            Ok(pending) if pending.is_empty() => return,
+            Ok(pending) => {
+                tracing::warn!(pending = pending.join(", "), "waiting for migrations: run `posthaste migrate`")
+            }
+            Err(error) => tracing::warn!(%error, "waiting for the database"),
+        }
+        pauses.pause().await;
+    }
+}
+
+/// Says what the metrics of ingest mean.
+fn describe() {
+    metrics::describe_counter!(
+        "posthaste_messages_accepted_total",
+        "Messages committed to disk, by channel and source."
+    );
+    metrics::describe_counter!(
+        "posthaste_requests_refused_total",
+        "HTTP requests answered with a problem, by its code."
+    );
+    metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
+    metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");
+    metrics::describe_histogram!(
+        "posthaste_http_request_seconds",
+        "From a request's headers to its answer, by route and status."
+    );
+    metrics::describe_counter!("posthaste_intake_refused_total", "AMQP submissions dead-lettered, by reason.");
+    metrics::describe_counter!(
+        "posthaste_intake_held_total",
+        "Times a batch of the intake had to wait for the database or broker."
+    );
+}

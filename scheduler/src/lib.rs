@@ -1,1 +1,136 @@
-//! scheduler
+//! Everything that waits, and the log writer: small, idempotent, leaderless loops, safe with any number of schedulers.
+//!
+//! A loop on a period is a [`task::Task`]; the log writer and the dead letter drainer follow a queue. Each has a file of
+//! its own, and none knows of another: they meet in the database.
+
+mod audit;
+mod crashes;
+mod crew;
+mod dead_letter_drainer;
+mod found;
+mod log_writer;
+mod outbox_relay;
+mod partitions;
+mod probe;
+mod release_due;
+mod replays;
+pub mod task;
+mod trouble;
+
+use std::sync::Arc;
+
+use shared::{
+    amqp::{Broker, Consumer, DLQ, EVENTS_LOG, Publisher},
+    config::Config,
+    db::{DbError, Store},
+    dispatch::Dispatcher,
+    probe::{BrokerPart, DatabasePart, Parts},
+    reconnect::Reconnect,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crew::Crew;
+use task::millis;
+
+/// Why the scheduler does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The pool of database connections could not be made.
+    #[error("failed to set up the database connections")]
+    Pool(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database refused to say which migrations ran.
+    #[error("failed to check the schema")]
+    Schema(#[from] DbError),
+    /// The schema is older than this version.
+    #[error("migrations are pending ({}): run `posthaste migrate`", .0.join(", "))]
+    Pending(Vec<String>),
+    /// A loop ended that never should: a bug.
+    #[error("`{0}` ended by itself")]
+    Ended(&'static str),
+}
+
+/// Runs the scheduler until stopped.
+pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<(), RunError> {
+    run_with(config, Parts::new(), stop).await
+}
+
+/// As [`run`], and adds what it needs and does to `parts`, for readiness checks.
+pub async fn run_with(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
+    let store = Store::open(&config.database.url, config.database.pool_size).map_err(|error| RunError::Pool(Box::new(error)))?;
+    parts.add(DatabasePart(store.clone()));
+    // Nothing is consumed or released before the schema is the one this version knows.
+    let Some(checked) = stop.run_until_cancelled(schema_is_current(&store)).await else { return Ok(()) };
+    checked?;
+    let line = Line::start(&config, store);
+    parts.add(BrokerPart { broker: line.publishing.clone(), needed: true });
+    let mut crew = Crew::new(stop);
+    line.staff(&mut crew, &config);
+    crew.show(&parts);
+    let ended = crew.attend(&line.tracker, config.timing.drain).await;
+    line.end().await;
+    ended
+}
+
+/// Waits for the database, and refuses to go on if its schema is not ours.
+async fn schema_is_current(store: &Store) -> Result<(), RunError> {
+    let mut reconnect = Reconnect::new();
+    loop {
+        match store.pending_migrations().await {
+            Ok(pending) if pending.is_empty() => return Ok(()),
+            Ok(pending) => return Err(RunError::Pending(pending)),
+            Err(error) if error.is_unavailable() => tracing::warn!(error = trouble::chain(&error), "waiting for the database"),
+            Err(error) => return Err(error.into()),
+        }
+        reconnect.pause().await;
+    }
+}
+
+/// What the loops stand on.
+struct Line {
+    store: Store,
+    publishing: Broker,
+    consuming: Broker,
+    publisher: Publisher,
+    dispatcher: Dispatcher,
+    /// Publishes that outlive the turn that began them.
+    tracker: TaskTracker,
+    /// Closes the connections; cancelled last, since draining needs them.
+    hang_up: CancellationToken,
+}
+
+impl Line {
+    fn start(config: &Config, store: Store) -> Self {
+        let hang_up = CancellationToken::new();
+        let connect = |name| Broker::start(&config.broker.url, name, hang_up.clone());
+        let (publishing, consuming) = (connect("scheduler publishing"), connect("scheduler consuming"));
+        let publisher = Publisher::start(&publishing);
+        let dispatcher = Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after));
+        Self { store, publishing, consuming, publisher, dispatcher, tracker: TaskTracker::new(), hang_up }
+    }
+
+    /// One loop each.
+    fn staff(&self, crew: &mut Crew, config: &Arc<Config>) {
+        let Self { store, publisher, dispatcher, .. } = self;
+        let relay_after = millis(config.timing.relay_after);
+        crew.keep(release_due::ReleaseDue::new(store.clone(), dispatcher.clone(), self.tracker.clone(), relay_after));
+        crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), Arc::clone(config)));
+        crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
+        crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
+        crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
+        crew.keep(partitions::Partitions(store.clone()));
+        let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, crew.stop());
+        crew.follow("log_writer", events, |consumer, trouble, stop| {
+            log_writer::LogWriter::new(store.clone(), publisher.clone(), consumer, trouble, stop).run()
+        });
+        let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, crew.stop());
+        crew.follow("dead_letter_drainer", letters, |consumer, trouble, stop| {
+            dead_letter_drainer::DeadLetterDrainer::new(store.clone(), consumer, trouble, stop).run()
+        });
+    }
+
+    async fn end(self) {
+        self.hang_up.cancel();
+        self.publishing.closed().await;
+        self.consuming.closed().await;
+    }
+}

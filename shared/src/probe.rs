@@ -200,7 +200,13 @@ impl Part for BrokerPart {
 }
 
 /// Answers `/health`, `/health/live`, `/health/ready` and `/metrics` on a listener of its own until stopped.
-pub async fn serve(host: &str, port: u16, parts: Parts, metrics: MetricsHandle, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    host: &str,
+    port: u16,
+    parts: Parts,
+    metrics: MetricsHandle,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let listener = TcpListener::bind((host, port)).await?;
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Some(Ok(permit)) = stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
@@ -253,7 +259,9 @@ fn health(report: &Report) -> String {
 
 fn http(status: &str, content_type: &str, body: &str) -> String {
     let length = body.len();
-    format!("HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    )
 }
 
 #[cfg(test)]
@@ -295,11 +303,17 @@ mod tests {
         let stop = CancellationToken::new();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let down = parts([Fixed("consumers", Health::Down("none".to_owned()))]);
-        let serving = tokio::spawn({ let stop = stop.clone(); async move { serve("127.0.0.1", port, down, install_metrics(), stop).await } });
+        let serving = tokio::spawn({
+            let stop = stop.clone();
+            async move { serve("127.0.0.1", port, down, install_metrics(), stop).await }
+        });
         assert!(ask(port, "GET /health/live HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
         let ready = ask(port, "GET /health/ready?x=1 HTTP/1.1").await;
         assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
-        assert!(ready.ends_with(r#"{"status":"down","parts":{"consumers":{"status":"down","detail":"none"}}}"#), "{ready}");
+        assert!(
+            ready.ends_with(r#"{"status":"down","parts":{"consumers":{"status":"down","detail":"none"}}}"#),
+            "{ready}"
+        );
         assert!(ask(port, "GET /metrics HTTP/1.1").await.contains("posthaste_build_info"));
         assert!(ask(port, "POST /health HTTP/1.1").await.starts_with("HTTP/1.1 405 "));
         stop.cancel();

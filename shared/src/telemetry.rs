@@ -29,8 +29,7 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Starts logging for a process; `log` is in the syntax of `RUST_LOG`. Does nothing where logging is set up already.
 pub fn init(service: &str, log: &str) {
-    let filter =
-        EnvFilter::try_new(log).unwrap_or_else(|_| EnvFilter::default().add_directive(LevelFilter::INFO.into()));
+    let filter = filter(log);
     let layer = if std::io::stderr().is_terminal() {
         fmt::layer().with_writer(std::io::stderr).boxed()
     } else {
@@ -38,6 +37,16 @@ pub fn init(service: &str, log: &str) {
     };
     // Refused only where a subscriber stands already: in tests, or when one process runs several services.
     let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
+}
+
+/// What is logged, less what others would log of people: lapin writes returned messages out, bodies and all.
+fn filter(log: &str) -> EnvFilter {
+    let asked =
+        EnvFilter::try_new(log).unwrap_or_else(|_| EnvFilter::default().add_directive(LevelFilter::INFO.into()));
+    match "lapin::returned_messages=off".parse() {
+        Ok(silence) => asked.add_directive(silence),
+        Err(_) => asked,
+    }
 }
 
 fn json_layer<S, W>(service: &str, writer: W) -> impl Layer<S>

@@ -1,4 +1,5 @@
 //! The broker layer against a real RabbitMQ. Every test works in a virtual host of its own.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 const PATIENCE: Duration = Duration::from_secs(30);
 const NO_LINGER: Duration = Duration::ZERO;
 
+#[expect(clippy::disallowed_methods, reason = "the test runner says where its broker is")]
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo xtask test`, which starts a RabbitMQ"))
 }
@@ -50,14 +52,18 @@ impl Vhost {
         let vhost = Self { name: format!("test-{}", uuid::Uuid::now_v7()), management, stop: CancellationToken::new() };
         vhost.request("PUT", &format!("/api/vhosts/{}", vhost.name), &json!({}));
         let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
-        vhost.request("PUT", &format!("/api/permissions/{}/{}", vhost.name, vhost.management.username()), &all);
+        vhost.request("PUT", &format!("/api/permissions/{}/{}", vhost.name, vhost.amqp().username()), &all);
         vhost
     }
 
-    fn url(&self) -> SecretString {
+    fn amqp(&self) -> url::Url {
         let mut url: url::Url = setting("POSTHASTE_TEST_AMQP_URL").parse().unwrap();
         url.set_path(&self.name);
-        String::from(url).into()
+        url
+    }
+
+    fn url(&self) -> SecretString {
+        String::from(self.amqp()).into()
     }
 
     async fn connect(&self) -> Connection {
@@ -270,7 +276,7 @@ async fn a_full_queue_refuses_and_what_it_confirmed_is_in_it() {
     until("the queue refuses", async || {
         let results = publisher.publish_all(many(20)).await;
         confirmed += results.iter().filter(|result| result.is_ok()).count();
-        results.iter().any(|result| *result == Err(PublishError::Refused))
+        results.contains(&Err(PublishError::Refused))
     })
     .await;
     let connection = broker.connection().unwrap();
@@ -326,7 +332,7 @@ async fn an_ingress_key_of_another_shape_or_lane_ends_in_the_dead_letter_queue()
         let mut consumer = vhost.consumer(&broker, queue, 10);
         let found = exactly(&mut consumer, expected.len()).await;
         assert_eq!(found.iter().map(|delivery| delivery.routing_key.as_str()).collect::<BTreeSet<_>>(), expected);
-        assert!(found.iter().all(|delivery| delivery.exchange == INGRESS && ids(&found).contains(&queue)));
+        assert!(found.iter().all(|delivery| delivery.exchange == INGRESS));
     }
 }
 
@@ -556,19 +562,21 @@ async fn a_dead_letter_carries_its_reason_and_origin_but_no_death_header() {
     headers.insert("x-posthaste-reason".into(), AMQPValue::LongString("forged".into()));
     headers.insert("app".into(), AMQPValue::LongInt(3));
     let id = "i".repeat(255);
+    let user = vhost.amqp().username().to_owned();
     let properties = BasicProperties::default()
         .with_message_id(id.as_str().into())
-        .with_user_id("guest".into())
+        .with_user_id(user.as_str().into())
         .with_type("notify.v1".into())
         .with_headers(headers);
     let foreign = vhost.connect().await;
     let channel = foreign.create_channel().await.unwrap();
     let (key, options) = ("acme.email.high", BasicPublishOptions::default());
+    #[expect(clippy::disallowed_methods, reason = "plays a foreign publisher, which does not have ours")]
     channel.basic_publish(INGRESS.into(), key.into(), options, b"no json", properties).await.unwrap();
 
     let mut intake = vhost.consumer(&broker, INTAKE_HIGH, 1);
     let delivery = exactly(&mut intake, 1).await.pop().unwrap();
-    assert_eq!(delivery.properties.user_id(), Some("guest"));
+    assert_eq!(delivery.properties.user_id(), Some(user.as_str()));
     let detail = "ñ".repeat(2000);
     amqp::dead_letter(&publisher, INTAKE_HIGH, &delivery, DeadReason::Schema, &detail).await.unwrap();
     intake.acker().done(delivery.tag);
@@ -583,7 +591,7 @@ async fn a_dead_letter_carries_its_reason_and_origin_but_no_death_header() {
     assert_eq!(headers.remove(amqp::DETAIL), Some(json!("ñ".repeat(1024))));
     let expected = json!({
         amqp::REASON: "schema", amqp::QUEUE: INTAKE_HIGH, amqp::EXCHANGE: INGRESS, amqp::ROUTING_KEY: key,
-        amqp::USER_ID: "guest", "app": "3",
+        amqp::USER_ID: user, "app": "3",
     });
     assert_eq!(json!(headers), expected);
 }
@@ -614,7 +622,7 @@ async fn rates_are_printed() {
     let publishing = vhost.ready_broker("publish").await;
     let consuming = vhost.ready_broker("consume").await;
     let publisher = Publisher::start(&publishing);
-    let rate = |count: usize, since: Instant| count as f64 / since.elapsed().as_secs_f64();
+    let rate = |count: usize, since: Instant| f64::from(u32::try_from(count).unwrap()) / since.elapsed().as_secs_f64();
 
     publish(&publisher, many(1000)).await;
     let messages = many(MESSAGES);
@@ -656,5 +664,5 @@ async fn rates_are_printed() {
         (0..200).map(|index| Outgoing { exchange: EVENTS, body: vec![b' '; 20_000], ..work(index.to_string()) });
     publish(&publisher, batch.collect()).await;
     println!("bodies of 20 kB: {:.0} per second", rate(200, started));
-    exactly(&mut events, 200.min(64)).await;
+    exactly(&mut events, 64).await;
 }

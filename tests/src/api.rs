@@ -112,7 +112,8 @@ impl Api {
 
     /// Waits until the message has `status`.
     pub async fn wait_status_within(&self, id: &str, status: &str, limit: Duration) -> Result<Value> {
-        let found = eventually(&format!("message {id} becomes {status}"), limit, || async {
+        let what = format!("message {id} becomes {status}");
+        let found = eventually(&what, limit, || async {
             self.message(id).await.ok().filter(|message| message["status"] == status)
         });
         match found.await {

@@ -19,3 +19,8 @@ pub use xtask::sinks::{
     http::{HttpSink, Reply},
     smtp::{self, SmtpSink},
 };
+
+/// A variable of the environment, as `cargo xtask test` set it.
+fn setting(name: &str) -> Option<String> {
+    shared::config::environment().remove(name)
+}

@@ -21,7 +21,7 @@ pub struct TestServers {
 impl TestServers {
     /// The servers all tests share.
     pub fn shared() -> Result<Self> {
-        let setting = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: run the tests with `cargo xtask test`"));
+        let setting = |name: &str| crate::setting(name).with_context(|| format!("{name} is not set: run the tests with `cargo xtask test`"));
         Ok(Self {
             database_url: setting("POSTHASTE_TEST_DATABASE_URL")?,
             amqp_url: setting("POSTHASTE_TEST_AMQP_URL")?,

@@ -143,12 +143,16 @@ impl Stack {
 
     /// Starts a process without waiting.
     pub fn spawn(&mut self, name: &str, role: Role, settings: &[(&str, &str)]) -> Result<()> {
-        let port = xtask::servers::ports::find_free()?;
+        let asked = settings.iter().find(|(name, _)| *name == "PORT").map(|(_, port)| port.parse());
+        let port = match asked {
+            Some(Ok(port)) => port,
+            _ => xtask::servers::ports::find_free()?,
+        };
         let log = self.dir.join(format!("{name}-{port}.log"));
         let (program, args) = role.command();
         let mut command = self.command(program)?;
         command.args(args).env("PORT", port.to_string()).envs(settings.iter().copied());
-        let child = command.stdin(Stdio::null()).stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?).spawn()?;
+        let child = command.stdin(Stdio::null()).stdout(append(&log)?).stderr(append(&log)?).spawn()?;
         self.processes.insert(name.to_owned(), Process { role, port, child, log });
         Ok(())
     }
@@ -269,9 +273,9 @@ impl Stack {
     }
 
     fn command(&self, program: &str) -> Result<Command> {
-        let dir = std::env::var("POSTHASTE_TEST_BIN_DIR").context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
+        let dir = crate::setting("POSTHASTE_TEST_BIN_DIR").context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
         let mut command = Command::new(PathBuf::from(dir).join(program));
-        command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default());
+        command.env_clear().env("PATH", crate::setting("PATH").unwrap_or_default());
         command.envs(&self.settings).env("DATABASE_URL", &self.database_url).env("AMQP_URL", &self.amqp_url);
         Ok(command)
     }
@@ -300,6 +304,10 @@ impl Drop for Stack {
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+fn append(log: &std::path::Path) -> Result<File> {
+    Ok(File::options().create(true).append(true).open(log)?)
 }
 
 fn text(value: &serde_json::Value, field: &str) -> Result<String> {

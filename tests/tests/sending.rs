@@ -63,7 +63,7 @@ async fn a_mail_arrives_with_text_html_and_attachment_under_a_stable_message_id(
     let port = mail.address().port().to_string();
     let stack = Stack::start_with(&[("EMAIL_BACKEND", "smtp"), ("SMTP_HOST", "127.0.0.1"), ("SMTP_PORT", &port), ("SMTP_USE_TLS", "false"), ("EMAIL_FROM", "shop@example.com")]).await?;
     let api = stack.producer();
-    mail.reply_to_content(smtp::Reply::Sequence(vec![smtp::Reply::line(451, "try later"), smtp::Reply::line(250, "ok")]));
+    mail.reply_to_content(smtp::Reply::Sequence(vec![smtp::Reply::Code(451, "try later".to_owned()), smtp::Reply::Code(250, "ok".to_owned())]));
     let id = api
         .send(&json!({"channel": "email", "to": "ada@example.com", "subject": "Grüße", "text": "plain part", "html": "<p>html part</p>",
             "attachments": [{"filename": "bill.txt", "content_type": "text/plain", "content": STANDARD.encode("the bill")}]}))
@@ -86,7 +86,7 @@ async fn an_address_the_mail_server_refuses_for_good_fails_and_is_not_tried_agai
     let mail = SmtpSink::start_local().await?;
     let port = mail.address().port().to_string();
     let stack = Stack::start_with(&[("SMTP_HOST", "127.0.0.1"), ("SMTP_PORT", &port), ("SMTP_USE_TLS", "false"), ("EMAIL_FROM", "shop@example.com")]).await?;
-    mail.reply_to_recipients(smtp::Reply::line(550, "5.1.1 no such user"));
+    mail.reply_to_recipients(smtp::Reply::Code(550, "5.1.1 no such user".to_owned()));
     let api = stack.producer();
     let id = api.send(&json!({"channel": "email", "recipient": "gone@example.com", "message": "m"})).await?;
     api.wait_status(&id, "failed").await?;

@@ -1,1 +1,177 @@
-//! worker
+//! The worker: takes deliveries that may be sent now, sends them, and says how it went.
+//!
+//! It owns no truth. What it may send is decided by the claim (a row of the database), what came of it is written down
+//! by the log writer (from the events published here). Killed at any moment, it loses nothing.
+//!
+//! `pool` moves deliveries, `attempt` makes one attempt, `providers` know the vendors, `outcomes` reports.
+
+mod attempt;
+mod health;
+mod measures;
+mod outcomes;
+mod pool;
+pub mod providers;
+pub mod registry;
+mod retry_after;
+mod secrets;
+pub mod signals;
+#[cfg(test)]
+mod testing;
+
+use std::{sync::Arc, time::Duration};
+
+use shared::{
+    amqp::{Broker, ConsumerHealth, Publisher},
+    config::Config,
+    db::Store,
+    domain::{Channel, Lane, Route},
+    probe::{BrokerPart, DatabasePart, Parts},
+};
+use tokio::{task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+pub use health::ConsumersPart;
+
+use attempt::Desk;
+use outcomes::Outcomes;
+use pool::{Pool, Shop};
+use registry::{Registry, RegistryError};
+use secrets::Secrets;
+
+/// Of the time to stop, this share is left to providers to answer; the rest is for writing down what they did not.
+const ANSWER_SHARE: f64 = 0.8;
+/// Saying goodbye to the broker takes a round trip; one that is away should not hold up the end.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why a worker did not start or went on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The pool of connections could not be made.
+    #[error("failed to set up the database pool")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A provider could not be set up.
+    #[error("failed to set up the providers")]
+    Providers(#[from] RegistryError),
+    /// A pool ended although nobody stopped it: a fault of this program.
+    #[error("a pool of the worker ended by itself")]
+    PoolEnded,
+}
+
+/// A worker at work. Dropping it stops nothing; its token does.
+pub struct Worker {
+    store: Store,
+    publishing: Broker,
+    consuming: Broker,
+    pools: JoinSet<()>,
+    consumers: Vec<Arc<ConsumerHealth>>,
+    stop: CancellationToken,
+    give_up: CancellationToken,
+    hang_up: CancellationToken,
+}
+
+/// Works until `stop`, then finishes what was begun within the drain time of the settings.
+pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<(), WorkerError> {
+    run_watched(config, &Parts::new(), stop).await
+}
+
+/// As [`run`]; what the worker needs is added to `parts`, for whoever watches the process.
+pub async fn run_watched(config: Arc<Config>, parts: &Parts, stop: CancellationToken) -> Result<(), WorkerError> {
+    let worker = Worker::start(&config, stop)?;
+    worker.show(parts);
+    worker.finished().await
+}
+
+impl Worker {
+    /// Starts the pools. Servers that are away are waited for; only settings that do not fit are an error.
+    pub fn start(config: &Config, stop: CancellationToken) -> Result<Self, WorkerError> {
+        let store = Store::open(&config.database.url, config.database.pool_size)
+            .map_err(|error| WorkerError::Database(error.into()))?;
+        let registry = Registry::build(config, &store)?;
+        measures::describe();
+        let hang_up = CancellationToken::new();
+        let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", hang_up.clone());
+        let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", hang_up.clone());
+        let (hurry, give_up) = countdown(config.timing.drain, &stop);
+        let publisher = Publisher::start(&publishing);
+        let outcomes = Outcomes::start(publisher.clone(), give_up.clone());
+        let shop = Shop { store: store.clone(), publisher, outcomes, stop: stop.clone() };
+        let secrets = Arc::new(Secrets::new(store.clone()));
+        let mut pools = JoinSet::new();
+        let mut consumers = Vec::new();
+        for route in Route::all().filter(|route| config.worker.channels.contains(&route.channel)) {
+            let desk = desk(config, &registry, route, &secrets, hurry.clone());
+            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency(config, route.lane));
+            consumers.push(pool.health());
+            let give_up = give_up.clone();
+            pools.spawn(async move { give_up.run_until_cancelled(pool.run()).await.unwrap_or_default() });
+        }
+        Ok(Self { store, publishing, consuming, pools, consumers, stop, give_up, hang_up })
+    }
+
+    /// Adds what this worker needs to `parts`: its database, its broker, its consumers.
+    pub fn show(&self, parts: &Parts) {
+        parts.add(DatabasePart(self.store.clone()));
+        parts.add(BrokerPart { broker: self.consuming.clone(), needed: true });
+        parts.add(self.health());
+    }
+
+    /// How its consumers are doing.
+    pub fn health(&self) -> ConsumersPart {
+        ConsumersPart::new(self.consumers.clone())
+    }
+
+    /// Waits for the end: nothing more is taken in after `stop`, what was begun is finished, acknowledgements are out.
+    pub async fn finished(mut self) -> Result<(), WorkerError> {
+        let mut result = Ok(());
+        while let Some(ended) = self.pools.join_next().await {
+            if ended.is_err() || !self.stop.is_cancelled() {
+                result = Err(WorkerError::PoolEnded);
+                self.stop.cancel();
+            }
+        }
+        self.give_up.cancel();
+        self.hang_up.cancel();
+        let closed = async { tokio::join!(self.consuming.closed(), self.publishing.closed()) };
+        if timeout(GOODBYE_TIMEOUT, closed).await.is_err() {
+            tracing::warn!("the broker connections were not closed in time");
+        }
+        result
+    }
+}
+
+/// After `stop`: the moment to cut providers short, and the moment to leave everything to the next worker.
+fn countdown(drain: Duration, stop: &CancellationToken) -> (CancellationToken, CancellationToken) {
+    let (hurry, give_up) = (CancellationToken::new(), CancellationToken::new());
+    let (hurrying, giving_up, stop) = (hurry.clone(), give_up.clone(), stop.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = giving_up.cancelled() => return,
+        }
+        tokio::time::sleep(drain.mul_f64(ANSWER_SHARE)).await;
+        hurrying.cancel();
+        tokio::time::sleep(drain.mul_f64(1.0 - ANSWER_SHARE)).await;
+        giving_up.cancel();
+    });
+    (hurry, give_up)
+}
+
+fn desk(config: &Config, registry: &Registry, route: Route, secrets: &Arc<Secrets>, hurry: CancellationToken) -> Desk {
+    Desk {
+        route,
+        providers: registry.providers(route.channel),
+        policy: config.retry_policy(route.channel),
+        timeout: config.call_timeout(route.channel),
+        lease_margin: config.timing.lease_margin,
+        secrets: (route.channel == Channel::Webhook).then(|| Arc::clone(secrets)),
+        hurry,
+    }
+}
+
+/// Bulk gets half: it is in no hurry, and its attempts compete with the others for the same providers.
+fn concurrency(config: &Config, lane: Lane) -> usize {
+    match lane {
+        Lane::High | Lane::Normal => config.worker.concurrency,
+        Lane::Bulk => (config.worker.concurrency / 2).max(1),
+    }
+}

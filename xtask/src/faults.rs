@@ -1,14 +1,29 @@
-//! `cargo xtask faults`.
+//! `cargo xtask faults`: the long fault run. The run itself is a program of the test package, because it uses the harness.
 
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::Result;
+
+use crate::{
+    cargo::{self, Profile},
+    process,
+    stop::Stop,
+};
 
 /// Options of `cargo xtask faults`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Passed on: --kills N, --messages N, --connections N, --seed N.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
 
-/// Runs the command.
-pub fn run(_args: &Args) -> anyhow::Result<ExitCode> {
-    bail!("`cargo xtask faults` is not there yet")
+/// Builds the platform and has everything killed at random under load; the exit code says whether the ledger holds.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let stop = Stop::default();
+    let programs = cargo::build_programs(Profile::Release, &stop)?;
+    let mut faults = cargo::cargo();
+    faults.args(["run", "--quiet", "--package", "posthaste-tests", "--bin", "faults", "--"]).args(&args.options);
+    faults.env("POSTHASTE_TEST_BIN_DIR", programs);
+    Ok(cargo::exit_code(process::run(&mut faults, &stop)?))
 }

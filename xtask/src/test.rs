@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let programs = progress.step("building", || cargo::build_programs(Profile::Dev, &stop))?;
     let servers = Servers::start(&config(args, &stop), &progress)?;
     let status = Runner { servers: &servers, programs: &programs, args, stop: &stop }.run()?;
-    progress.step("stopping the servers", || servers.stop())?;
+    servers.kill9()?;
     Ok(cargo::exit_code(status))
 }
 

@@ -9,14 +9,14 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
 use lapin::{
-    Channel, Connection, ConnectionProperties, Event,
+    Channel, Connection, ConnectionProperties, ErrorKind, Event,
     tcp::{AsyncTcpStream, OwnedTLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
@@ -43,8 +43,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT_SECONDS: u16 = 20;
 /// A connection that lived this long was a good one, so the next try may come quickly.
 const PROVEN_AFTER: Duration = Duration::from_secs(15);
+/// A message that breaks the connection is dead-lettered after its delivery limit of 20, so the sooner we have met it
+/// that often, the sooner everybody else is served again. Beyond this it is something else, or has no limit.
+const UNREADABLE_MAX: u32 = 25;
 /// Events tell of every loss; this is the net under them.
 const LIVENESS_PERIOD: Duration = Duration::from_secs(1);
+
+/// Asking for the version leaves a line in the broker's log, so once per process is enough.
+static VERSION_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Why the broker could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +61,9 @@ pub enum BrokerError {
     /// No connection came about in time.
     #[error("failed to connect to the broker within {} s", CONNECT_TIMEOUT.as_secs())]
     ConnectTimeout,
+    /// A question on an open connection stayed without an answer.
+    #[error("the broker did not answer in time")]
+    AnswerTimeout,
     /// The topology is missing or other than needed.
     #[error("failed to prepare the broker's topology")]
     Topology(#[from] TopologyError),
@@ -72,6 +81,12 @@ pub enum BrokerError {
     /// The broker or the connection refused.
     #[error("failed to talk to the broker")]
     Amqp(#[from] lapin::Error),
+    /// lapin takes an id, key or header name that is not UTF-8 for a broken connection, and its consumer gets it again.
+    #[error(
+        "the broker sent what lapin cannot read, most likely a message with an id, key or header name that is not UTF-8 \
+         at the head of a queue consumed here; the broker dead-letters it after its delivery limit"
+    )]
+    Unreadable(#[source] lapin::Error),
     /// The process is stopping.
     #[error("the broker connection is stopped")]
     Stopped,
@@ -276,12 +291,19 @@ impl Broker {
     }
 
     async fn open_channel(&self) -> Result<Channel, BrokerError> {
-        self.usable().await?;
-        let connection = self
-            .inner
-            .connection()
-            .ok_or_else(|| BrokerError::Unavailable { connection: self.inner.name.clone(), state: self.state() })?;
-        Ok(connection.create_channel().await?)
+        let mut states = self.subscribe();
+        loop {
+            self.usable().await?;
+            states.borrow_and_update();
+            if let Some(connection) = self.inner.connection() {
+                match connection.create_channel().await {
+                    // We noticed the loss before the supervisor did.
+                    Err(_) if !connection.status().connected() => {}
+                    answer => return Ok(answer?),
+                }
+            }
+            states.changed().await.map_err(|_| BrokerError::Stopped)?;
+        }
     }
 
     /// Waits, without a bound, until the connection is usable.
@@ -355,7 +377,7 @@ impl Inner {
     async fn open(&self) -> Result<Arc<Connection>, BrokerError> {
         let uri = parse(&self.url)?;
         let connection = dial(uri.clone(), &self.name).await?;
-        if self.generation.load(Ordering::Relaxed) == 0 && uri.scheme == AMQPScheme::AMQP {
+        if uri.scheme == AMQPScheme::AMQP && !VERSION_ASKED.swap(true, Ordering::Relaxed) {
             self.log_version(&uri).await;
         }
         Ok(Arc::new(connection))
@@ -390,8 +412,7 @@ impl Inner {
                 _ = liveness.tick() => {}
             }
             if !connection.status().connected() {
-                let lost = || io::Error::from(io::ErrorKind::ConnectionAborted).into();
-                return BrokerError::Amqp(last_error.unwrap_or_else(lost));
+                return loss(last_error);
             }
         }
     }
@@ -402,12 +423,22 @@ impl Inner {
     }
 }
 
+fn loss(error: Option<lapin::Error>) -> BrokerError {
+    match error {
+        Some(error) if matches!(error.kind(), ErrorKind::ParsingError(_)) => BrokerError::Unreadable(error),
+        Some(error) => BrokerError::Amqp(error),
+        None => BrokerError::Amqp(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
+    }
+}
+
 async fn supervise(inner: Arc<Inner>, stop: CancellationToken) {
     let mut reconnect = Reconnect::new();
+    let mut unreadable = 0;
     loop {
         let started = Instant::now();
         let Some(error) = stop.run_until_cancelled(inner.session()).await else { break };
-        if started.elapsed() > PROVEN_AFTER {
+        unreadable = if matches!(error, BrokerError::Unreadable(_)) { unreadable + 1 } else { 0 };
+        if started.elapsed() > PROVEN_AFTER || (1..=UNREADABLE_MAX).contains(&unreadable) {
             reconnect.reset();
         }
         let reason = chain(&error);

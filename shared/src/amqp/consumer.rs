@@ -19,7 +19,10 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel,
-    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+        QueueDeclareOptions,
+    },
     types::{FieldTable, ShortString},
 };
 use metrics::{counter, gauge};
@@ -134,6 +137,8 @@ struct Stream {
     deliveries: lapin::Consumer,
     generation: u64,
     ended: bool,
+    /// It ended without an error: the broker ended it alone.
+    is_cancelled: bool,
 }
 
 impl fmt::Debug for Consumer {
@@ -263,17 +268,20 @@ impl Consumer {
         self.acker.release(stream.generation).await;
         // The broker returns the unfinished messages to the queue when the channel closes.
         let _ = timeout(Duration::from_secs(1), stream.channel.close(200, "done".into())).await;
-        // A consumer that is lost again and again must not keep the broker busy registering it.
-        self.reconnect.pause().await;
+        // A consumer that is lost again and again must not keep the broker busy registering it. A lost connection needs
+        // no pause here: its own comes before the next channel.
+        if stream.is_cancelled {
+            self.reconnect.pause().await;
+        }
     }
 
     async fn consume(&self) -> Result<Stream, BrokerError> {
         let channel = self.broker.channel().await?;
         let deliveries = timeout(ANSWER_TIMEOUT, subscribe(&channel, &self.queue, self.prefetch))
             .await
-            .map_err(|_| BrokerError::ConnectTimeout)??;
+            .map_err(|_| BrokerError::AnswerTimeout)??;
         let generation = self.acker.adopt(channel.clone()).await;
-        Ok(Stream { channel, deliveries, generation, ended: false })
+        Ok(Stream { channel, deliveries, generation, ended: false, is_cancelled: false })
     }
 
     async fn repair(&self, error: &BrokerError) {
@@ -320,7 +328,10 @@ impl Stream {
         match item {
             Some(Ok(delivery)) => return Some(received(delivery, self.generation, acker)),
             Some(Err(error)) => tracing::warn!(queue, %error, "the consumer failed"),
-            None => tracing::warn!(queue, "the broker cancelled the consumer"),
+            None => {
+                self.is_cancelled = true;
+                tracing::warn!(queue, "the broker cancelled the consumer");
+            }
         }
         self.ended = true;
         None
@@ -391,9 +402,10 @@ impl Acker {
         lock(&self.desk.book).ledger.open()
     }
 
-    /// Writes every ack that is due or not.
+    /// Writes every ack, due or not, and waits until the broker has read them.
     pub async fn flush(&self) {
         self.desk.speak(true).await;
+        self.desk.be_heard().await;
     }
 
     fn delivered(&self, tag: Tag) {
@@ -411,7 +423,7 @@ impl Acker {
 
     /// Lets go of the channel of `generation`, having said what can still be said.
     async fn release(&self, generation: u64) {
-        self.flush().await;
+        self.desk.speak(true).await;
         let mut channel = self.desk.channel.lock().await;
         if lock(&self.desk.book).generation == generation {
             *channel = None;
@@ -427,7 +439,10 @@ impl Desk {
             let due = lock(&self.book).ledger.due(Instant::now());
             let time = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into());
             tokio::select! {
-                () = last.cancelled() => return self.speak(true).await,
+                () = last.cancelled() => {
+                    self.speak(true).await;
+                    return self.be_heard().await;
+                }
                 () = self.changed.notified() => {}
                 () = time, if due.is_some() => self.speak(false).await,
             }
@@ -482,6 +497,17 @@ impl Desk {
         };
         self.count_stale(unsaid);
     }
+
+    /// A question that makes the broker's channel process work off what we said. It keeps but 32 acks in flight to a
+    /// quorum queue and forgets the others if the channel closes meanwhile: measured on 3.10.8, of 200 single acks
+    /// written just before a close, 167 messages came back.
+    async fn be_heard(&self) {
+        let channel = self.channel.lock().await;
+        let Some(channel) = channel.as_ref().filter(|channel| channel.status().connected()) else { return };
+        let name = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
+        let asking = channel.queue_declare(name, QueueDeclareOptions::durable().passive(), FieldTable::default());
+        let _ = timeout(ANSWER_TIMEOUT, asking).await;
+    }
 }
 
 /// Returns how many deliveries the broker was not told about, because the channel is gone.
@@ -492,6 +518,7 @@ async fn say(channel: &Channel, words: &[Word]) -> usize {
     words.iter().zip(said).filter(|(_, said)| !said).map(|(word, _)| word.count()).sum()
 }
 
+#[expect(clippy::disallowed_methods, reason = "the one legal caller: it speaks for the ledger, in order")]
 async fn utter(channel: &Channel, word: Word) -> lapin::Result<()> {
     match word {
         Word::DoneThrough(number, _) => channel.basic_ack(number, BasicAckOptions { multiple: true }).await,

@@ -374,7 +374,7 @@ impl Owner {
         let channel = self.broker.channel().await?;
         timeout(PUBLISH_TIMEOUT, channel.confirm_select(ConfirmSelectOptions::default()))
             .await
-            .map_err(|_| BrokerError::ConnectTimeout)??;
+            .map_err(|_| BrokerError::AnswerTimeout)??;
         Ok(Some(channel))
     }
 
@@ -486,6 +486,7 @@ async fn fly(channel: &Channel, flight: Vec<Batch>) -> Result<(), Option<lapin::
     if in_time && failure.is_none() { Ok(()) } else { Err(failure) }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the one legal caller: persistent, mandatory and confirmed")]
 async fn send(channel: &Channel, message: &Outgoing) -> lapin::Result<Confirmation> {
     let options = BasicPublishOptions { mandatory: true, immediate: false };
     let (Ok(key), Ok(exchange), Ok(properties)) =

@@ -122,6 +122,9 @@ pub struct DispatchItem {
     pub route: Route,
 }
 
+/// Tenant, key hash, request hash, response.
+type StoredAnswer = (i32, Vec<u8>, Vec<u8>, Vec<u8>);
+
 impl Store {
     /// Stores all of `batch` in one commit. Returns one result per acceptance, in order, and what to publish now.
     ///
@@ -148,7 +151,7 @@ impl Store {
         let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
             .bind::<Array<Int4>, _>(keyed().map(|(tenant, _)| tenant.0).collect::<Vec<_>>())
             .bind::<Array<Binary>, _>(keyed().map(|(_, key)| key.key_hash.to_vec()).collect::<Vec<_>>());
-        let stored: Vec<(i32, Vec<u8>, Vec<u8>, Vec<u8>)> = query.rows(self).await?;
+        let stored: Vec<StoredAnswer> = query.rows(self).await?;
         let answer = |acceptance: &Acceptance| {
             let Some(key) = acceptance.key.as_ref().filter(|_| !is_new(acceptance)) else { return Accepted::New };
             stored

@@ -1,7 +1,7 @@
 //! What waits for a moment, and its release.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Double, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     outbox::item,
     statement,
 };
-use crate::domain::{Channel, DeliveryId, TenantId, Tries};
+use crate::domain::{Channel, DeliveryId, ProviderName, TenantId, Tries};
 
 /// A claim whose lease ended without an outcome.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct Crash {
     pub channel: Channel,
     /// What was tried, the lost attempt included; `crashes` counts this one too.
     pub tries: Tries,
+    /// The provider of an earlier attempt, if there was one.
+    pub provider: Option<ProviderName>,
     /// When the message is no longer worth sending.
     pub expires_at: Option<DateTime<Utc>>,
 }
@@ -43,25 +45,34 @@ impl Store {
     /// Takes up to `limit` watches that are due: those whose delivery went on are dropped, the others are set again for
     /// `again_ms` later and returned. So a watch is only lost once the crash has been written down.
     pub async fn crashed(&self, limit: i64, again_ms: i32) -> DbResult<Vec<Crash>> {
-        type Row = (Uuid, i32, i32, String, (i16, i16, i16), Option<DateTime<Utc>>);
-        let query = statement::<(SqlUuid, Int4, Int4, Text, (Int2, Int2, Int2), Nullable<Timestamptz>)>(CRASHED)
+        type SqlRow = (SqlUuid, Int4, Int4, Text, (Int2, Int2, Int2), Nullable<Text>, Nullable<Timestamptz>);
+        let query = statement::<SqlRow>(CRASHED)
             .bind::<Int8, _>(limit)
             .bind::<Int4, _>(again_ms);
-        let rows: Vec<Row> = query.rows(self).await?;
+        let rows: Vec<CrashRow> = query.rows(self).await?;
         Ok(rows.into_iter().filter_map(crash).collect())
     }
 
-    /// How late the oldest due row is, in seconds; zero when nothing is late.
-    pub async fn due_lag_seconds(&self) -> DbResult<f64> {
-        let query = statement::<diesel::sql_types::Double>(DUE_LAG);
+    /// Seconds until the next delivery is due, negative when it is late; `None` when none waits. Watches do not count.
+    pub async fn due_in_seconds(&self) -> DbResult<Option<f64>> {
+        let query = statement::<Nullable<Double>>(DUE_IN);
         query.row(self).await
     }
 }
 
-fn crash(row: (Uuid, i32, i32, String, (i16, i16, i16), Option<DateTime<Utc>>)) -> Option<Crash> {
-    let (id, run, tenant, channel, (attempts, deferrals, crashes), expires_at) = row;
-    let tries = tries(attempts, deferrals, crashes.saturating_add(1));
-    Some(Crash { delivery: DeliveryId(id), run, tenant: TenantId(tenant), channel: channel.parse().ok()?, tries, expires_at })
+type CrashRow = (Uuid, i32, i32, String, (i16, i16, i16), Option<String>, Option<DateTime<Utc>>);
+
+fn crash(row: CrashRow) -> Option<Crash> {
+    let (id, run, tenant, channel, (attempts, deferrals, crashes), provider, expires_at) = row;
+    Some(Crash {
+        delivery: DeliveryId(id),
+        run,
+        tenant: TenantId(tenant),
+        channel: channel.parse().ok()?,
+        tries: tries(attempts, deferrals, crashes.saturating_add(1)),
+        provider: provider.and_then(|name| name.parse().ok()),
+        expires_at,
+    })
 }
 
 /// The rows are picked behind a fence, so that the planner cannot take more of them than the limit.
@@ -92,10 +103,9 @@ WITH picked AS MATERIALIZED (
     UPDATE due SET due_at = now() + ? * interval '1 millisecond'
     WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked WHERE held))
 )
-SELECT d.id, d.run, d.tenant_id, d.channel, d.attempts, d.deferrals, d.crashes, m.expires_at
+SELECT d.id, d.run, d.tenant_id, d.channel, d.attempts, d.deferrals, d.crashes, d.provider, m.expires_at
 FROM picked p JOIN deliveries d ON d.id = p.delivery_id JOIN messages m ON m.id = d.message_id
 WHERE p.held AND p.late";
 
-const DUE_LAG: &str = "
-SELECT coalesce(greatest(extract(epoch FROM now() - (SELECT due_at FROM due ORDER BY due_at LIMIT 1)), 0), 0)::float8 AS lag";
-
+const DUE_IN: &str = "
+SELECT extract(epoch FROM (SELECT due_at FROM due WHERE why <> 'watch' ORDER BY due_at LIMIT 1) - now())::float8 AS seconds";

@@ -4,20 +4,58 @@ use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uu
 use uuid::Uuid;
 
 use super::{DbResult, Store, bounds, statement};
-use crate::contract::{AttemptRecord, Event};
+use crate::{
+    contract::{AttemptRecord, Event},
+    domain::{Channel, DeadReason, DeliveryId, EventKind, TenantId},
+};
+
+/// The code of the attempt that a crash report brings along: its worker died, and nobody knows what the provider did.
+pub const WORKER_LOST: &str = "worker_lost";
+
+/// What a batch of events changed; repeats change nothing and are not counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Log rows written, by kind.
+    pub written: Vec<(EventKind, u64)>,
+    /// Further tries that are due now, by channel.
+    pub retries: Vec<(Channel, u64)>,
+    /// Dead letters written, by reason.
+    pub dead: Vec<(DeadReason, u64)>,
+}
 
 impl Store {
     /// Writes `events` down in one commit: log row, counters, the delivery's next state, its next due row, its dead
-    /// letter. Repeating an event changes nothing; an event of an older run is logged and otherwise ignored.
-    pub async fn record(&self, mut events: Vec<Event>) -> DbResult<()> {
+    /// letter. Repeating an event changes nothing. An attempt is logged even if its run is over; what is no attempt, or
+    /// only supposes one (a crash report), is logged only if it moves the delivery.
+    pub async fn record(&self, mut events: Vec<Event>) -> DbResult<Recorded> {
         // One lock order for every writer.
         events.sort_by_key(|event| (event.delivery, event.run));
-        bind(&events).run(self).await?;
-        Ok(())
+        let rows: Vec<(String, String, i64)> = bind(&events).rows(self).await?;
+        Ok(Recorded { written: tally(&rows, "written"), retries: tally(&rows, "retry"), dead: tally(&rows, "dead") })
+    }
+
+    /// Whose these deliveries are and on which channel, for those that exist.
+    pub async fn delivery_owners(&self, ids: &[DeliveryId]) -> DbResult<Vec<(DeliveryId, TenantId, Channel)>> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let (low, high) = bounds(&ids);
+        let query = statement::<(SqlUuid, Int4, Text)>(OWNERS)
+            .bind::<Array<SqlUuid>, _>(ids)
+            .bind::<SqlUuid, _>(low)
+            .bind::<SqlUuid, _>(high);
+        let rows: Vec<(Uuid, i32, String)> = query.rows(self).await?;
+        let owner = |(id, tenant, channel): (Uuid, i32, String)| Some((DeliveryId(id), TenantId(tenant), channel.parse().ok()?));
+        Ok(rows.into_iter().filter_map(owner).collect())
     }
 }
 
-fn bind(events: &[Event]) -> super::Statement<()> {
+const OWNERS: &str = "SELECT id, tenant_id, channel FROM deliveries WHERE id = ANY (?::uuid[]) AND id BETWEEN ? AND ?";
+
+fn tally<W: std::str::FromStr>(rows: &[(String, String, i64)], what: &str) -> Vec<(W, u64)> {
+    let ours = rows.iter().filter(|(kind, ..)| kind == what);
+    ours.filter_map(|(_, word, n)| Some((word.parse().ok()?, u64::try_from(*n).ok()?))).collect()
+}
+
+fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
     let ids: Vec<Uuid> = events.iter().map(|event| event.delivery.0).collect();
     let (low, high) = bounds(&ids);
     statement(RECORD)
@@ -29,15 +67,19 @@ fn bind(events: &[Event]) -> super::Statement<()> {
         .bind::<Array<Timestamptz>, _>(column(events, |e| e.at))
         .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| Some(a.provider.as_str())))
         .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| Some(a.outcome.as_str())))
-        .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| a.code.clone()))
-        .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| a.detail.clone()))
+        .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| clean(a.code.as_deref())))
+        .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| clean(a.detail.as_deref())))
         .bind::<Array<Nullable<Int4>>, _>(attempts(events, |a| Some(a.duration_ms)))
-        .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| a.provider_ref.clone()))
+        .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| clean(a.provider_ref.as_deref())))
         .bind::<Array<Text>, _>(column(events, |e| e.state.as_str()))
         .bind::<Array<Nullable<Int8>>, _>(column(events, |e| e.delay_ms))
         .bind::<Array<Nullable<Text>>, _>(column(events, |e| e.dead.map(|reason| reason.as_str())))
+        .bind::<Array<Nullable<SqlUuid>>, _>(column(events, |e| e.dead.map(|_| Uuid::now_v7())))
         .bind::<Array<Bool>, _>(column(events, |e| e.spent))
         .bind::<Array<Bool>, _>(column(events, |e| e.crash))
+        .bind::<SqlUuid, _>(low)
+        .bind::<SqlUuid, _>(high)
+        .bind::<Text, _>(WORKER_LOST)
         .bind::<SqlUuid, _>(low)
         .bind::<SqlUuid, _>(high)
 }
@@ -50,36 +92,55 @@ fn attempts<T>(events: &[Event], of: impl Fn(&AttemptRecord) -> Option<T>) -> Ve
     events.iter().map(|event| event.attempt.as_ref().and_then(&of)).collect()
 }
 
+/// PostgreSQL's text knows no NUL, and a provider's answer may hold one.
+fn clean(text: Option<&str>) -> Option<String> {
+    text.map(|text| text.replace('\0', ""))
+}
+
 /// `moved` is guarded by run and state, so applying an event twice does nothing. A real outcome that arrives after its
-/// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome.
+/// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome. Where the
+/// outcome comes after the crash report, `told` takes the supposed attempt out of the log again: there was one call, so
+/// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row.
 const RECORD: &str = "
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::int4[], ?::text[], ?::timestamptz[], ?::text[], ?::text[], ?::text[], ?::text[],
-                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::bool[], ?::bool[])
+                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::uuid[], ?::bool[], ?::bool[])
         AS e(delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref,
-             state, delay_ms, dead, spent, crash)
+             state, delay_ms, dead, letter_id, spent, crash)
+), moved AS (
+    UPDATE deliveries d
+    SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
+        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int
+    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash) e
+    WHERE d.id = e.delivery_id AND d.run = e.run AND d.id BETWEEN ? AND ?
+      AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL))
+    RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail
 ), logged AS (
     INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref)
     SELECT delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref FROM e
+    WHERE (provider IS NOT NULL AND NOT crash) OR (delivery_id, run, kind) IN (SELECT id, run, kind FROM moved)
     ON CONFLICT DO NOTHING
     RETURNING tenant_id, channel, kind, at
+), told AS (
+    UPDATE delivery_events x SET provider = NULL, outcome = NULL, duration_ms = NULL
+    FROM (SELECT * FROM e WHERE provider IS NOT NULL AND NOT crash AND kind <> 'ambiguous'
+          AND delivery_id NOT IN (SELECT id FROM moved WHERE crashes = 0)) e
+    WHERE x.delivery_id = e.delivery_id AND x.run = e.run AND x.kind = 'ambiguous' AND x.code = ? AND x.delivery_id BETWEEN ? AND ?
 ), counted AS (
     INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
     SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
-), moved AS (
-    UPDATE deliveries d
-    SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
-        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int
-    FROM e
-    WHERE d.id = e.delivery_id AND d.run = e.run AND d.id BETWEEN ? AND ?
-      AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL))
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.channel, e.delay_ms, e.dead, e.detail
 ), waiting AS (
     INSERT INTO due (delivery_id, due_at, run, why)
     SELECT id, clock_timestamp() + delay_ms * interval '1 millisecond', run, 'retry' FROM moved WHERE delay_ms IS NOT NULL
     ON CONFLICT (delivery_id) DO UPDATE SET due_at = excluded.due_at, run = excluded.run, why = excluded.why
+), letters AS (
+    INSERT INTO dead_letters (id, tenant_id, message_id, delivery_id, channel, origin, reason, detail)
+    SELECT letter_id, tenant_id, message_id, id, channel, CASE dead WHEN 'poison' THEN 'broker' ELSE 'delivery' END, dead,
+           coalesce(detail, CASE dead WHEN 'poison' THEN 'the broker gave up handing it to workers' ELSE '' END)
+    FROM moved WHERE dead IS NOT NULL
 )
-INSERT INTO dead_letters (id, tenant_id, message_id, delivery_id, channel, origin, reason, detail)
-SELECT gen_random_uuid(), tenant_id, message_id, id, channel, 'delivery', dead, coalesce(detail, '') FROM moved WHERE dead IS NOT NULL";
+SELECT 'written', kind, count(*) FROM logged GROUP BY 2
+UNION ALL SELECT 'retry', channel, count(*) FROM moved WHERE delay_ms IS NOT NULL GROUP BY 2
+UNION ALL SELECT 'dead', dead, count(*) FROM moved WHERE dead IS NOT NULL GROUP BY 2";

@@ -6,9 +6,10 @@
 mod filter;
 mod replay;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use chrono::{DateTime, Utc};
 use diesel::{
-    ExpressionMethods, NullableExpressionMethods, OptionalExtension, QueryDsl, Queryable,
+    ExpressionMethods, OptionalExtension, QueryDsl, Queryable,
     dsl::sql,
     sql_types::{Array, Binary, Bool, Nullable, Text, Uuid as SqlUuid},
 };
@@ -103,6 +104,22 @@ macro_rules! columns {
     };
 }
 
+impl NewLetter {
+    /// The id of a letter that brings none along: the same parts give the same id (a UUIDv8, RFC 9562), so a message
+    /// that the broker delivers twice becomes one letter.
+    pub fn id_of(parts: &[&[u8]]) -> Uuid {
+        let mut context = Context::new(&SHA256);
+        for part in parts {
+            // With its length, no part can pass for the end of the one before.
+            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            context.update(part);
+        }
+        let mut bytes = [0; 16];
+        bytes.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }
+}
+
 impl Store {
     /// Up to `limit` letters, newest first; `before` is the id of the last one of the page before (an unknown id gives
     /// an empty page).
@@ -134,10 +151,14 @@ impl Store {
         Ok(filter.open(scope).count().get_result(&mut *self.conn().await?).await?)
     }
 
-    /// Writes letters down, each id once; says how many were new.
-    pub async fn insert_letters(&self, letters: Vec<NewLetter>) -> DbResult<usize> {
+    /// Writes letters down, each id once, and returns the ids that were new. A letter that was replayed or dropped and
+    /// comes once more is open again, and counts as written now: whatever was done about it did not help.
+    pub async fn insert_letters(&self, mut letters: Vec<NewLetter>) -> DbResult<Vec<Uuid>> {
+        // A statement may touch a row once only, and writers that overlap must take the rows in one order.
+        letters.sort_by_key(|letter| letter.id);
+        letters.dedup_by_key(|letter| letter.id);
         let columns = |of: fn(&NewLetter) -> Option<String>| letters.iter().map(of).collect::<Vec<_>>();
-        let query = statement::<()>(INSERT)
+        let query = statement::<SqlUuid>(INSERT)
             .bind::<Array<SqlUuid>, _>(letters.iter().map(|letter| letter.id).collect::<Vec<_>>())
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.tenant.as_deref())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| letter.channel.map(|channel| channel.to_string())))
@@ -147,7 +168,7 @@ impl Store {
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.amqp_id.as_deref())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.routing_key.as_deref())))
             .bind::<Array<Nullable<Binary>>, _>(letters.into_iter().map(body).collect::<Vec<_>>());
-        query.run(self).await
+        query.rows(self).await
     }
 }
 
@@ -167,4 +188,21 @@ SELECT l.id, t.id, l.channel, l.origin, l.reason, l.detail, l.amqp_id, l.routing
 FROM unnest(?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[])
     AS l(id, tenant, channel, origin, reason, detail, amqp_id, routing_key, body)
 LEFT JOIN tenants t ON t.slug = l.tenant
-ON CONFLICT (id) DO NOTHING";
+ON CONFLICT (id) DO UPDATE
+SET status = 'open', replay_id = NULL, created_at = now(), reason = excluded.reason, detail = excluded.detail
+WHERE dead_letters.status <> 'open'
+RETURNING id";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_parts_give_the_same_id_and_others_another() {
+        let id = NewLetter::id_of(&[b"queue", b"", b"body"]);
+        assert_eq!(id, NewLetter::id_of(&[b"queue", b"", b"body"]));
+        for other in [&[b"queue".as_slice(), b"body", b""][..], &[b"queueb", b"", b"ody"], &[b"queue", b"body"]] {
+            assert_ne!(id, NewLetter::id_of(other));
+        }
+    }
+}

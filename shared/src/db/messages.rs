@@ -4,7 +4,7 @@
 //! lie within a day of the message's: with that range given, only the partitions in question are opened.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{DbResult, Store, statement};
@@ -142,21 +142,31 @@ type MessageRow = (
 );
 type SqlDelivery = (SqlUuid, SqlUuid, Text, Text, Text, Nullable<Text>, Int8, Timestamptz);
 type DeliveryRow = (Uuid, Uuid, String, String, String, Option<String>, i64, DateTime<Utc>);
-type SqlEvent =
-    ((SqlUuid, Int4, Text, Timestamptz), (Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int4>, Nullable<Text>));
-type EventRow =
-    ((Uuid, i32, String, DateTime<Utc>), (Option<String>, Option<String>, Option<String>, Option<String>, Option<i32>, Option<String>));
+type SqlEvent = (
+    (SqlUuid, Int4, Text, Timestamptz),
+    (Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int4>, Nullable<Text>),
+);
+type EventRow = (
+    (Uuid, i32, String, DateTime<Utc>),
+    (Option<String>, Option<String>, Option<String>, Option<String>, Option<i32>, Option<String>),
+);
 
 impl Store {
     /// A message of the tenant.
     pub async fn message(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<Option<StoredMessage>> {
-        let query = statement::<SqlMessage>(SELECT_ONE).bind::<SqlUuid, _>(id.0).bind::<Nullable<Int4>, _>(number(scope));
+        let query =
+            statement::<SqlMessage>(SELECT_ONE).bind::<SqlUuid, _>(id.0).bind::<Nullable<Int4>, _>(number(scope));
         let rows: Vec<MessageRow> = query.rows(self).await?;
         Ok(self.with_deliveries(rows).await?.pop())
     }
 
     /// A page of messages of the tenant, newest first.
-    pub async fn messages(&self, scope: Option<TenantId>, filter: MessageFilter, page: Page) -> DbResult<Vec<StoredMessage>> {
+    pub async fn messages(
+        &self,
+        scope: Option<TenantId>,
+        filter: MessageFilter,
+        page: Page,
+    ) -> DbResult<Vec<StoredMessage>> {
         let low = filter.from.map_or(Uuid::nil(), floor);
         let high = filter.to.map_or(Uuid::max(), |to| floor(to + TimeDelta::milliseconds(1)));
         let high = page.before.map_or(high, |before| before.0.min(high));
@@ -176,7 +186,11 @@ impl Store {
     }
 
     /// What the log says about a message's deliveries, oldest first; `None` if the tenant has no such message.
-    pub async fn timeline(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<Option<(StoredMessage, Vec<StoredEvent>)>> {
+    pub async fn timeline(
+        &self,
+        scope: Option<TenantId>,
+        id: MessageId,
+    ) -> DbResult<Option<(StoredMessage, Vec<StoredEvent>)>> {
         let Some(message) = self.message(scope, id).await? else { return Ok(None) };
         let ids: Vec<Uuid> = message.deliveries.iter().map(|delivery| delivery.id.0).collect();
         let (low, high) = super::bounds(&ids);
@@ -210,7 +224,8 @@ impl Store {
             .bind::<SqlUuid, _>(high);
         let rows: Vec<(i32, DateTime<Utc>, Option<String>, i64)> = query.rows(self).await?;
         let Some(&(refused, created_at, ..)) = rows.first() else { return Ok(None) };
-        let states = rows.iter().filter_map(|(_, _, state, count)| Some((state.as_deref()?.parse().ok()?, *count))).collect();
+        let states =
+            rows.iter().filter_map(|(_, _, state, count)| Some((state.as_deref()?.parse().ok()?, *count))).collect();
         Ok(Some(BulkCounts { refused, created_at, states }))
     }
 
@@ -283,10 +298,20 @@ impl From<MessageRow> for StoredMessage {
 /// A row with a word that this version does not know is left out.
 fn delivery((_, id, channel, recipient, state, provider, attempts, updated_at): DeliveryRow) -> Option<StoredDelivery> {
     let (channel, state) = (channel.parse().ok()?, state.parse().ok()?);
-    Some(StoredDelivery { id: DeliveryId(id), channel, recipient: Address::new(recipient), state, provider, attempts, updated_at })
+    Some(StoredDelivery {
+        id: DeliveryId(id),
+        channel,
+        recipient: Address::new(recipient),
+        state,
+        provider,
+        attempts,
+        updated_at,
+    })
 }
 
-fn event(((delivery, run, kind, at), (provider, outcome, code, detail, duration_ms, provider_ref)): EventRow) -> Option<StoredEvent> {
+fn event(
+    ((delivery, run, kind, at), (provider, outcome, code, detail, duration_ms, provider_ref)): EventRow,
+) -> Option<StoredEvent> {
     let outcome = outcome.and_then(|word| word.parse().ok());
     let attempt = provider.map(|provider| StoredAttempt { provider, outcome, code, duration_ms, provider_ref });
     Some(StoredEvent { delivery: DeliveryId(delivery), run, kind: kind.parse().ok()?, at, attempt, detail })
@@ -387,7 +412,11 @@ mod tests {
         let id = Uuid::now_v7();
         let (low, high) = reach(&[id]);
         assert!(low == id && high > Uuid::now_v7());
-        assert_eq!(reach(&[Uuid::from_u128(u128::MAX)]).1, Uuid::max(), "an id that is none of ours is searched in vain, not refused");
+        assert_eq!(
+            reach(&[Uuid::from_u128(u128::MAX)]).1,
+            Uuid::max(),
+            "an id that is none of ours is searched in vain, not refused"
+        );
     }
 
     #[test]

@@ -62,4 +62,19 @@ impl Store {
         let query = statement::<diesel::sql_types::Int4>("SELECT ensure_partitions(?) AS made").bind::<diesel::sql_types::Int4, _>(ahead);
         query.row(self).await
     }
+
+    /// For how many days after today there are partitions, as the catalogue has them: what `ensure_partitions` claims
+    /// to have made is worth checking.
+    pub async fn partition_days_ahead(&self) -> DbResult<i64> {
+        let query = statement::<diesel::sql_types::Int8>(DAYS_AHEAD);
+        query.row(self).await
+    }
 }
+
+const DAYS_AHEAD: &str = "
+SELECT min(days) FROM (
+    SELECT count(*) FILTER (WHERE right(c.relname, 8) > to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')) AS days
+    FROM pg_class p LEFT JOIN pg_inherits i ON i.inhparent = p.oid LEFT JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE p.oid IN ('messages'::regclass, 'deliveries'::regclass, 'delivery_events'::regclass)
+    GROUP BY p.oid
+) ahead";

@@ -10,12 +10,22 @@ use super::{
 };
 use crate::domain::{DeliveryId, channel::Route};
 
+/// Id, deliveries, runs, routes.
+type Row = (i64, Vec<Uuid>, Vec<i32>, Vec<String>);
+
 impl Store {
     /// Takes up to `limit` rows that nobody published in time; they are ours for `lease_ms`.
     pub async fn take_unpublished(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<Dispatch>> {
         let query = statement::<(Int8, Array<SqlUuid>, Array<Int4>, Array<Text>)>(TAKE).bind::<Int4, _>(lease_ms).bind::<Int8, _>(limit);
-        let rows: Vec<(i64, Vec<Uuid>, Vec<i32>, Vec<String>)> = query.rows(self).await?;
+        let rows: Vec<Row> = query.rows(self).await?;
         Ok(rows.into_iter().map(dispatch).collect())
+    }
+
+    /// Gives back rows that were taken and could not be published, so that nobody waits for the end of their lease.
+    pub async fn give_back_unpublished(&self, rows: Vec<i64>) -> DbResult<()> {
+        let query = statement::<()>(GIVE_BACK).bind::<Array<Int8>, _>(rows);
+        query.run(self).await?;
+        Ok(())
     }
 
     /// Notes that every delivery of these rows is with the broker; the audit looks at them `audit_after_ms` from now.
@@ -60,7 +70,7 @@ pub struct Audited {
     pub watched: i64,
 }
 
-fn dispatch((outbox_id, ids, runs, routes): (i64, Vec<Uuid>, Vec<i32>, Vec<String>)) -> Dispatch {
+fn dispatch((outbox_id, ids, runs, routes): Row) -> Dispatch {
     let items = ids.into_iter().zip(runs).zip(routes).filter_map(|((id, run), route)| item(id, run, &route)).collect();
     Dispatch { outbox_id, items }
 }
@@ -76,6 +86,8 @@ const TAKE: &str = "
 UPDATE outbox SET act_at = now() + ? * interval '1 millisecond'
 WHERE id = ANY (ARRAY(SELECT id FROM outbox WHERE published_at IS NULL AND act_at <= now() ORDER BY act_at LIMIT ? FOR UPDATE SKIP LOCKED))
 RETURNING id, deliveries, runs, routes";
+
+const GIVE_BACK: &str = "UPDATE outbox SET act_at = now() WHERE id = ANY (?::int8[]) AND published_at IS NULL";
 
 const PUBLISHED: &str = "
 UPDATE outbox SET published_at = now(), act_at = now() + ? * interval '1 millisecond' WHERE id = ANY (?::int8[]) AND published_at IS NULL";

@@ -47,7 +47,7 @@ impl Container {
 
 impl Host for Container {
     fn end_leftovers(&self) -> Result<()> {
-        let _ = self.docker(&["stop", "--time", "10", &self.name]);
+        let _ = self.docker(&["stop", "-t", "10", &self.name]);
         self.kill_all()
     }
 

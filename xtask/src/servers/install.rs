@@ -59,7 +59,8 @@ pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Re
     let names = packages.join(" and ");
     if config.install == Install::Refused {
         bail!(
-            "{names} not found, and installing is not allowed here; install it (apt-get install {}), or name servers of your own in DATABASE_URL and AMQP_URL",
+            "{names} not found, and installing is not allowed here; install it (apt-get install {}), or name servers \
+             of your own in DATABASE_URL and AMQP_URL",
             packages.join(" ")
         );
     }
@@ -72,7 +73,8 @@ pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Re
         return Ok(found);
     }
     bail!(
-        "{names} not found, and neither apt-get (as root or with sudo) nor a Docker engine is usable; install PostgreSQL 15 and RabbitMQ 3.10 or newer, or name servers of your own in DATABASE_URL and AMQP_URL"
+        "{names} not found, and neither apt-get (as root or with sudo) nor a Docker engine is usable; install \
+         PostgreSQL 15 and RabbitMQ 3.10 or newer, or name servers of your own in DATABASE_URL and AMQP_URL"
     )
 }
 

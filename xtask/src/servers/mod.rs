@@ -18,6 +18,7 @@
 //! # } // dropping `servers` stops both
 //! ```
 
+mod account;
 mod container;
 mod find;
 mod host;
@@ -184,6 +185,11 @@ impl Servers {
     /// Stops both in good order; whatever does not end in time is killed.
     pub fn stop(&self) -> Result<()> {
         in_parallel(|| self.postgres.stop(), || self.rabbitmq.stop())
+    }
+
+    /// Kills both at once; the quick end of servers whose data nobody needs any more.
+    pub fn kill9(&self) -> Result<()> {
+        in_parallel(|| self.postgres.kill9(), || self.rabbitmq.kill9())
     }
 
     /// Leaves both running when this process ends. The next start on the directory takes them over.

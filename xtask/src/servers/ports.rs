@@ -97,7 +97,8 @@ pub(super) fn check_free(ports: &[u16], server: &str, dir: &Path) -> Result<()> 
     match ports.iter().find(|port| !is_free(**port)) {
         None => Ok(()),
         Some(port) => bail!(
-            "port {port}, which {server} used last time, is taken by another program; stop that program, or delete {} to have new ports chosen",
+            "port {port} of our {server} is taken by another program; stop that program, or delete {} to have new \
+             ports chosen",
             dir.join("ports").display()
         ),
     }

@@ -1,15 +1,14 @@
 //! A private PostgreSQL: one data directory, one TCP port on the loopback interface, no Unix socket.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use nix::unistd::{User, geteuid};
 
+use super::account::{self, Account};
 use super::container::Container;
 use super::find::PostgresPrograms;
 use super::host::Host;
@@ -81,7 +80,7 @@ fn native(
     identity: String,
 ) -> Result<Native> {
     let account = Account::needed()?;
-    let home = home(&config.dir, &identity, account.as_ref())?;
+    let home = account::home(&config.dir.join(NAME), &identity, account.as_ref())?;
     let data = home.join("data");
     let settings = settings(config, ports, &identity);
     let runner = Runner { home, account };
@@ -149,85 +148,6 @@ impl Runner {
         output_of(&mut initdb).context("failed to create the database files")?;
         fs::rename(&unfinished, data).with_context(|| format!("failed to create {}", data.display()))
     }
-}
-
-/// The system account that runs PostgreSQL when we are root, as which it refuses to run.
-#[derive(Clone, Debug)]
-struct Account {
-    uid: u32,
-    gid: u32,
-}
-
-impl Account {
-    fn needed() -> Result<Option<Self>> {
-        if !geteuid().is_root() {
-            return Ok(None);
-        }
-        match User::from_name("postgres")? {
-            Some(user) => Ok(Some(Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() })),
-            None => bail!(
-                "PostgreSQL does not run as root, and there is no account `postgres` to run it; run this as an ordinary user"
-            ),
-        }
-    }
-
-    /// Asks the kernel rather than reading permission bits, which would miss access lists.
-    fn can_use(&self, dir: &Path) -> bool {
-        let mut test = Command::new("test");
-        test.arg("-w").arg(dir).current_dir("/").uid(self.uid).gid(self.gid).stdin(Stdio::null());
-        test.status().is_ok_and(|status| status.success())
-    }
-}
-
-/// The home of the server, owned by its account. When the account cannot reach our directory (a checkout
-/// below `/root`, say), the home is a link to a directory in `/var/tmp`.
-fn home(dir: &Path, identity: &str, account: Option<&Account>) -> Result<PathBuf> {
-    let home = dir.join(NAME);
-    let Some(account) = account else {
-        fs::create_dir_all(&home).with_context(|| format!("failed to create {}", home.display()))?;
-        return Ok(home.canonicalize()?);
-    };
-    if !home.is_symlink() {
-        own(&home, account)?;
-        if account.can_use(&home) {
-            return Ok(home.canonicalize()?);
-        }
-        let context =
-            || format!("the account `postgres` cannot reach {}, which already holds other files", home.display());
-        fs::remove_dir(&home).with_context(context)?;
-        link_to_new_directory(&home, &Path::new("/var/tmp").join(identity), account)?;
-    }
-    let elsewhere = fs::read_link(&home)?;
-    own(&elsewhere, account)?;
-    if !account.can_use(&elsewhere) {
-        bail!("the account `postgres` can use neither {} nor {}", dir.display(), elsewhere.display());
-    }
-    Ok(elsewhere)
-}
-
-/// Whatever is there already is data that nothing refers to any more: the link to it has been deleted.
-fn link_to_new_directory(link: &Path, elsewhere: &Path, account: &Account) -> Result<()> {
-    own(elsewhere, account)?;
-    fs::remove_dir_all(elsewhere).with_context(|| format!("failed to empty {}", elsewhere.display()))?;
-    symlink(elsewhere, link).with_context(|| format!("failed to create {}", link.display()))
-}
-
-/// Creates a directory for the account alone. One that somebody else put there is refused, because
-/// `/var/tmp` is open to everybody.
-fn own(dir: &Path, account: &Account) -> Result<()> {
-    let context = || format!("failed to prepare {}", dir.display());
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(error).with_context(context);
-        }
-        _ => {}
-    }
-    let found = dir.symlink_metadata().with_context(context)?;
-    if !found.is_dir() || ![0, account.uid].contains(&found.uid()) {
-        bail!("{} belongs to somebody else; delete it", dir.display());
-    }
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).with_context(context)?;
-    chown(dir, Some(account.uid), Some(account.gid)).with_context(context)
 }
 
 fn container(config: &ServersConfig, ports: &ServerPorts, identity: String) -> Container {

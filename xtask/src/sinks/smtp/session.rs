@@ -102,7 +102,8 @@ impl Session {
         let auth = if options.credentials.is_some() { "250-AUTH PLAIN LOGIN\r\n" } else { "" };
         let size = options.size_max;
         self.say(&format!(
-            "250-sink.localhost\r\n250-PIPELINING\r\n250-SIZE {size}\r\n{auth}250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n250 SMTPUTF8"
+            "250-sink.localhost\r\n250-PIPELINING\r\n250-SIZE {size}\r\n{auth}250-8BITMIME\r\n\
+             250-ENHANCEDSTATUSCODES\r\n250 SMTPUTF8"
         ))
         .await
     }

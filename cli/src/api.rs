@@ -1,0 +1,197 @@
+//! The HTTP API as a producer sees it: what `send` and `message` talk to.
+
+use std::{fmt, net::IpAddr, time::Duration};
+
+use anyhow::{Context, bail};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+use url::{Host, Url};
+
+use crate::settings::given;
+
+const USUAL_URL: &str = "http://127.0.0.1:8080";
+/// Ingest answers within two seconds even when its database is away.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the API is, and who asks.
+#[derive(Debug, clap::Args)]
+pub struct Access {
+    /// Where ingest listens [default: http://127.0.0.1:8080]
+    #[arg(long, env = "POSTHASTE_URL", hide_env_values = true)]
+    url: Option<String>,
+    /// An API key or a token; the variable keeps it out of the process list
+    #[arg(long, env = "POSTHASTE_PRODUCER_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
+/// A client of the API.
+pub struct Api {
+    client: Client,
+    base: Url,
+    key: String,
+}
+
+/// An answer that was not refused.
+pub struct Answer {
+    /// Its JSON body.
+    pub body: Value,
+    /// Whether it repeats the answer to an earlier request under the same idempotency key.
+    pub replayed: bool,
+}
+
+/// A refusal in the form of RFC 9457.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Problem {
+    status: u16,
+    title: String,
+    detail: String,
+    code: String,
+    errors: Vec<FieldFault>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct FieldFault {
+    field: String,
+    message: String,
+}
+
+impl fmt::Display for Problem {
+    /// The sentence, then a line for each field.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentence = if self.detail.is_empty() { &self.title } else { &self.detail };
+        write!(f, "{sentence} ({} {})", self.status, self.code)?;
+        self.errors.iter().try_for_each(|fault| write!(f, "\n  {}: {}", fault.field, fault.message))
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl Access {
+    /// Opens the API.
+    pub fn open(self) -> anyhow::Result<Api> {
+        let text = given(self.url).unwrap_or_else(|| USUAL_URL.to_owned());
+        let mut base = Url::parse(&text)
+            .with_context(|| format!("`{text}` is no URL: set POSTHASTE_URL to something like {USUAL_URL}"))?;
+        // Without the last slash the last part of a path would be replaced, not continued.
+        if !base.path().ends_with('/') {
+            let path = format!("{}/", base.path());
+            base.set_path(&path);
+        }
+        let key = given(self.key)
+            .context("there is no key: set POSTHASTE_PRODUCER_KEY or --key; `posthaste key create --tenant NAME --role producer` makes one")?;
+        let mut builder = Client::builder().timeout(ANSWER_TIMEOUT);
+        if is_here(&base) {
+            builder = builder.no_proxy();
+        }
+        Ok(Api { client: builder.build()?, base, key })
+    }
+}
+
+/// No proxy leads to this machine.
+fn is_here(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
+        Some(Host::Ipv6(ip)) => IpAddr::from(ip).is_loopback(),
+        None => false,
+    }
+}
+
+impl Api {
+    /// Asks for something.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        Ok(self.call(self.client.get(self.base.join(path)?)).await?.body)
+    }
+
+    /// Submits something, under a key where one is given.
+    pub async fn post(&self, path: &str, body: &Value, idempotency_key: Option<&str>) -> anyhow::Result<Answer> {
+        let mut request = self.client.post(self.base.join(path)?).json(body);
+        if let Some(key) = idempotency_key {
+            request = request.header("Idempotency-Key", key);
+        }
+        self.call(request).await
+    }
+
+    async fn call(&self, request: RequestBuilder) -> anyhow::Result<Answer> {
+        let sent = request.bearer_auth(&self.key).send().await;
+        let answer = sent.with_context(|| {
+            format!(
+                "no answer from {}: start Posthaste with `posthaste run` or `cargo xtask up`, or set POSTHASTE_URL",
+                self.base
+            )
+        })?;
+        read(answer).await
+    }
+}
+
+async fn read(answer: Response) -> anyhow::Result<Answer> {
+    let status = answer.status();
+    let replayed = answer.headers().get("Idempotent-Replayed").is_some_and(|value| value == "true");
+    let text = answer.text().await.context("the answer broke off")?;
+    if !status.is_success() {
+        bail!(problem(status, &text));
+    }
+    let body = serde_json::from_str(&text).context("the answer is no JSON: is POSTHASTE_URL really Posthaste?")?;
+    Ok(Answer { body, replayed })
+}
+
+/// What was refused and why, also where something between us and ingest answered.
+fn problem(status: StatusCode, text: &str) -> Problem {
+    let told: Option<Problem> = serde_json::from_str(text).ok();
+    let told = told.filter(|problem| !problem.title.is_empty() || !problem.detail.is_empty());
+    told.unwrap_or_else(|| {
+        let title = status.canonical_reason().unwrap_or("refused").to_owned();
+        Problem { status: status.as_u16(), title, code: "without a reason".to_owned(), ..Problem::default() }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_reads_as_a_sentence_and_its_fields() {
+        let text = r#"{"type":"x","title":"Bad request","status":400,"detail":"Correct the fields and send again.",
+            "code":"validation","errors":[{"field":"recipient","message":"is required"}]}"#;
+        let shown = problem(StatusCode::BAD_REQUEST, text).to_string();
+        assert_eq!(shown, "Correct the fields and send again. (400 validation)\n  recipient: is required");
+    }
+
+    #[test]
+    fn a_gateway_that_answers_in_html_is_told_by_its_status() {
+        for text in ["<html>", "", "{}", "null"] {
+            assert_eq!(
+                problem(StatusCode::BAD_GATEWAY, text).to_string(),
+                "Bad Gateway (502 without a reason)",
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_base_with_a_path_is_kept() {
+        let access = Access { url: Some("https://example.com/notify".to_owned()), key: Some("k".to_owned()) };
+        assert_eq!(access.open().unwrap().base.join("api/x").unwrap().as_str(), "https://example.com/notify/api/x");
+    }
+
+    #[test]
+    fn empty_settings_are_unset() {
+        let access = Access { url: Some(String::new()), key: Some(" ".to_owned()) };
+        assert!(access.open().err().unwrap().to_string().contains("POSTHASTE_PRODUCER_KEY"));
+    }
+
+    #[test]
+    fn only_this_machine_is_reached_past_proxies() {
+        for (url, here) in [
+            ("http://127.0.0.1:8080/", true),
+            ("http://localhost/", true),
+            ("http://[::1]/", true),
+            ("https://example.com/", false),
+        ] {
+            assert_eq!(is_here(&Url::parse(url).unwrap()), here, "{url}");
+        }
+    }
+}

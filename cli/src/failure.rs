@@ -1,0 +1,98 @@
+//! How a command ends that could not do its work: one line with the whole chain, and what to do about it.
+
+use std::{
+    error::Error,
+    io::{self, ErrorKind},
+    process::ExitCode,
+};
+
+use shared::{
+    amqp::BrokerError,
+    db::{DbError, migrate::MigrateError},
+};
+
+const DATABASE_AWAY: &str = "check DATABASE_URL and that PostgreSQL runs; `posthaste doctor` shows more";
+const BROKER_AWAY: &str = "check AMQP_URL and that RabbitMQ runs; `posthaste doctor` shows more";
+
+/// Prints why the command failed and returns the exit code for it.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    if is_closed_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("error: {}", chain(error));
+    if let Some(hint) = error.chain().find_map(hint) {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::FAILURE
+}
+
+/// The error and its causes, in one sentence. Many libraries print their cause themselves; nothing is said twice.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut said: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !said.last().is_some_and(|last| last.ends_with(&cause)) {
+            said.push(cause);
+        }
+    }
+    said.join(": ")
+}
+
+/// Whoever read our output, such as `head`, has seen enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let closed = |cause: &io::Error| cause.kind() == ErrorKind::BrokenPipe;
+    error.downcast_ref::<io::Error>().is_some_and(closed)
+}
+
+fn hint(cause: &(dyn Error + 'static)) -> Option<&'static str> {
+    if let Some(error) = cause.downcast_ref::<DbError>() {
+        return Some(database_hint(error));
+    }
+    if let Some(MigrateError::Connect(_)) = cause.downcast_ref() {
+        return Some(DATABASE_AWAY);
+    }
+    cause.downcast_ref::<BrokerError>().map(|_| BROKER_AWAY)
+}
+
+fn database_hint(error: &DbError) -> &'static str {
+    let reason = error.source().map(ToString::to_string).unwrap_or_default();
+    if error.is_unavailable() {
+        DATABASE_AWAY
+    } else if reason.contains("does not exist") {
+        "the schema is missing or old: run `posthaste migrate`"
+    } else {
+        "`posthaste doctor` shows what state the database is in"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_that_was_printed_already_is_not_repeated() {
+        let error = anyhow::anyhow!("refused").context("IO error: refused").context("failed to connect");
+        assert_eq!(chain(&error), "failed to connect: IO error: refused");
+    }
+
+    #[test]
+    fn a_missing_table_is_answered_with_migrate() {
+        let missing = diesel::result::Error::QueryBuilderError("relation \"tenants\" does not exist".into());
+        let error = anyhow::Error::from(DbError::Refused(missing)).context("failed to list tenants");
+        assert!(error.chain().find_map(hint).unwrap().contains("posthaste migrate"));
+    }
+
+    #[test]
+    fn a_database_that_is_away_is_answered_with_its_setting() {
+        let away = DbError::Unavailable("refused".into());
+        let error = Err::<(), _>(away).context("failed to list tenants").unwrap_err();
+        assert!(error.chain().find_map(hint).unwrap().contains("DATABASE_URL"));
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_failure() {
+        assert!(is_closed_pipe(&io::Error::from(ErrorKind::BrokenPipe).into()));
+        assert!(!is_closed_pipe(&anyhow::anyhow!("something else")));
+    }
+}

@@ -1,0 +1,254 @@
+//! `posthaste run`: the services, all in one process or some of them.
+
+mod health;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow};
+use clap::ValueEnum;
+use health::ServicePart;
+use shared::{
+    config::{self, Config},
+    faultpoint,
+    probe::{self, Parts},
+    telemetry,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::chain;
+
+/// What a service needs beyond its own drain to close its connections.
+const STOP_MARGIN: Duration = Duration::from_secs(1);
+/// Aborts the process at a named point; for the fault tests.
+const ABORT_AT: &str = "POSTHASTE_ABORT_AT";
+
+/// Run the services in one process, until SIGTERM or Ctrl-C
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  posthaste run                         # ingest, worker and scheduler
+  posthaste run --only worker,scheduler # leave ingest to other machines
+
+On SIGTERM or Ctrl-C each service finishes what it holds, within DRAIN_TIMEOUT_MS; a second signal ends at once.")]
+pub struct Args {
+    /// Only these services, comma-separated
+    #[arg(long, value_delimiter = ',', value_name = "SERVICE")]
+    only: Vec<Service>,
+}
+
+/// What `posthaste run` can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Service {
+    /// The HTTP API and the AMQP intake
+    Ingest,
+    /// Sends what is due
+    Worker,
+    /// Writes outcomes down and releases what waited
+    Scheduler,
+}
+
+/// How something ended that should run until it is stopped, and what it was.
+type Ended = (&'static str, anyhow::Result<()>);
+
+impl Service {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Worker => "worker",
+            Self::Scheduler => "scheduler",
+        }
+    }
+
+    async fn run(self, config: Arc<Config>, health: Parts, stop: CancellationToken) -> Ended {
+        let ended = match self {
+            Self::Ingest => ingest::run_beside(config, health, stop).await.map_err(anyhow::Error::from),
+            Self::Worker => worker::run_watched(config, &health, stop).await.map_err(anyhow::Error::from),
+            Self::Scheduler => scheduler::run_with(config, health, stop).await.map_err(anyhow::Error::from),
+        };
+        (self.name(), ended)
+    }
+}
+
+impl Args {
+    /// Runs the services until a signal, or until one of them fails.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let config = Arc::new(Config::from_env()?);
+        telemetry::init("posthaste", &config.log);
+        arm_faults()?;
+        let stop = CancellationToken::new();
+        stop_on_signals(stop.clone())?;
+        tokio::spawn(telemetry::install_metrics().keep_up(stop.clone()));
+        let failures = attend(self.start(&config, &stop), stop, config.timing.drain + STOP_MARGIN).await;
+        Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Starts the services. Ingest shows the health of the whole process; without it, a bare listener does.
+    fn start(&self, config: &Arc<Config>, stop: &CancellationToken) -> JoinSet<Ended> {
+        let (mut running, health) = (JoinSet::new(), Parts::new());
+        for service in self.services() {
+            tracing::info!(name = service.name(), version = env!("CARGO_PKG_VERSION"), "starting");
+            let parts =
+                if service == Service::Ingest { health.clone() } else { ServicePart::add_to(&health, service.name()) };
+            running.spawn(service.run(Arc::clone(config), parts, stop.clone()));
+        }
+        if !self.services().any(|service| service == Service::Ingest) {
+            running.spawn(show(Arc::clone(config), health, stop.clone()));
+        }
+        running
+    }
+
+    fn services(&self) -> impl Iterator<Item = Service> {
+        let all = [Service::Ingest, Service::Worker, Service::Scheduler];
+        all.into_iter().filter(|service| self.only.is_empty() || self.only.contains(service))
+    }
+}
+
+/// Shows the health and the metrics of a process without ingest, where ingest would.
+async fn show(config: Arc<Config>, health: Parts, stop: CancellationToken) -> Ended {
+    let (http, metrics) = (&config.http, telemetry::install_metrics());
+    let served = probe::serve(&http.host, http.port, health, metrics, stop).await;
+    ("health", served.with_context(|| format!("failed to listen on {}:{}", http.host, http.port)))
+}
+
+fn arm_faults() -> anyhow::Result<()> {
+    match config::environment().get(ABORT_AT).filter(|spec| !spec.is_empty()) {
+        Some(spec) => faultpoint::arm(spec).map_err(|expected| anyhow!("{ABORT_AT}={spec} must be {expected}")),
+        None => Ok(()),
+    }
+}
+
+/// The first signal asks for an orderly end, the second one is an order.
+fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for Ctrl-C")?;
+    tokio::spawn(async move {
+        for count in 0.. {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if count > 0 {
+                tracing::warn!(
+                    "a second signal: leaving at once; what was under way is taken up again after the next start"
+                );
+                std::process::exit(1);
+            }
+            tracing::info!("stopping: finishing what is under way");
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+/// Waits for the end of every service and returns what went wrong, which is logged as it happens. A service that ends
+/// before it was asked to takes the others with it.
+async fn attend(mut running: JoinSet<Ended>, stop: CancellationToken, patience: Duration) -> Vec<anyhow::Error> {
+    let mut failures = Vec::new();
+    loop {
+        let failure = match next(&mut running, &stop, patience).await {
+            Ok(None) => return failures,
+            Ok(Some(ended)) => failure_of(ended, stop.is_cancelled()),
+            Err(late) => {
+                running.abort_all();
+                Some(late)
+            }
+        };
+        if let Some(failure) = failure {
+            tracing::error!(error = chain(&failure), "stopping every service");
+            failures.push(failure);
+        }
+        stop.cancel();
+    }
+}
+
+/// The next service that ends; once they were asked to stop, their time is bounded.
+async fn next(
+    running: &mut JoinSet<Ended>,
+    stop: &CancellationToken,
+    patience: Duration,
+) -> anyhow::Result<Option<Result<Ended, JoinError>>> {
+    if let Some(ended) = stop.run_until_cancelled(running.join_next()).await {
+        return Ok(ended);
+    }
+    let count = running.len();
+    let late = |_| anyhow!("{count} of the services did not stop within {} s", patience.as_secs());
+    timeout(patience, running.join_next()).await.map_err(late)
+}
+
+fn failure_of(ended: Result<Ended, JoinError>, asked_to: bool) -> Option<anyhow::Error> {
+    match ended {
+        // Aborted by us, because it was late; that was told.
+        Err(error) if error.is_cancelled() => None,
+        Err(panic) => Some(anyhow::Error::from(panic).context("a service panicked")),
+        Ok((name, Err(error))) => Some(error.context(format!("{name} failed"))),
+        Ok((name, Ok(()))) if !asked_to => Some(anyhow!("{name} ended by itself")),
+        Ok((_, Ok(()))) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    fn asked(only: &[Service]) -> Vec<Service> {
+        Args { only: only.to_vec() }.services().collect()
+    }
+
+    async fn obedient(stop: CancellationToken) -> Ended {
+        stop.cancelled().await;
+        ("worker", Ok(()))
+    }
+
+    #[test]
+    fn all_services_run_unless_some_are_named() {
+        assert_eq!(asked(&[]).len(), 3);
+        assert_eq!(
+            asked(&[Service::Scheduler, Service::Worker, Service::Worker]),
+            [Service::Worker, Service::Scheduler]
+        );
+    }
+
+    async fn failures(running: JoinSet<Ended>, stop: CancellationToken) -> Vec<String> {
+        attend(running, stop, PATIENCE).await.iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn a_signal_ends_every_service_in_good_order() {
+        let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+        running.spawn(obedient(stop.clone()));
+        running.spawn(obedient(stop.clone()));
+        stop.cancel();
+        assert!(failures(running, stop).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_service_that_fails_takes_the_others_with_it() {
+        for (how, wanted) in [(Err(anyhow!("no database")), "ingest failed"), (Ok(()), "ingest ended by itself")] {
+            let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+            running.spawn(obedient(stop.clone()));
+            running.spawn(async move { ("ingest", how) });
+            assert_eq!(failures(running, stop).await, [wanted]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failure() {
+        let (stop, mut running) = (CancellationToken::new(), JoinSet::<Ended>::new());
+        running.spawn(async { panic!("a bug") });
+        assert_eq!(failures(running, stop).await, ["a service panicked"]);
+    }
+
+    #[tokio::test]
+    async fn a_service_that_does_not_stop_is_not_waited_for() {
+        let (stop, mut running) = (CancellationToken::new(), JoinSet::<Ended>::new());
+        running.spawn(std::future::pending());
+        stop.cancel();
+        assert_eq!(failures(running, stop).await, ["1 of the services did not stop within 0 s"]);
+    }
+}

@@ -1,0 +1,96 @@
+//! The few settings that a command needs, so that it runs where the others are not set.
+
+use anyhow::{Context, bail};
+use secrecy::{ExposeSecret, SecretString};
+use shared::{
+    config::{self, DatabaseConfig},
+    db::{Store, tenants::Tenant},
+    domain::TenantId,
+};
+use url::Url;
+
+/// A command does one thing after the other.
+const POOL_SIZE: usize = 2;
+
+/// A variable; an empty one is unset.
+fn variable(name: &str) -> Option<String> {
+    config::environment().remove(name).filter(|value| !value.trim().is_empty())
+}
+
+/// An option from the command line or its variable; an empty one is unset.
+pub fn given(option: Option<String>) -> Option<String> {
+    option.filter(|value| !value.trim().is_empty())
+}
+
+/// Where the database is.
+pub fn database() -> anyhow::Result<DatabaseConfig> {
+    Ok(DatabaseConfig::from_env_map(config::environment())?)
+}
+
+/// The database.
+pub fn store() -> anyhow::Result<Store> {
+    Ok(Store::open(&database()?.url, POOL_SIZE)?)
+}
+
+/// Where the broker is.
+pub fn broker_url() -> anyhow::Result<SecretString> {
+    let url = variable("AMQP_URL")
+        .context("AMQP_URL is missing: set it to the broker, for example amqp://user:password@127.0.0.1:5672/%2f")?;
+    Ok(url.into())
+}
+
+/// A server's URL as it may be shown: without password, and without options, where a password can stand as well.
+pub fn shown(url: &SecretString) -> String {
+    let parsed = Url::parse(url.expose_secret()).ok().and_then(|mut url| {
+        url.set_password(None).ok()?;
+        url.set_query(None);
+        Some(url)
+    });
+    parsed.map_or_else(|| "the server".to_owned(), String::from)
+}
+
+/// What signs tokens.
+pub fn jwt_secret() -> anyhow::Result<SecretString> {
+    let secret = variable("JWT_SECRET").context("JWT_SECRET is missing: set it to the one that ingest runs with")?;
+    Ok(secret.into())
+}
+
+/// Who sits at the keyboard, for the record of what was done.
+pub fn actor() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| variable(name));
+    user.map_or_else(|| "cli".to_owned(), |user| format!("cli:{user}"))
+}
+
+/// The tenant of that name.
+pub async fn tenant(store: &Store, slug: &str) -> anyhow::Result<Tenant> {
+    match store.tenant_by_slug(slug).await.context("failed to look the tenant up")? {
+        Some(tenant) => Ok(tenant),
+        None => {
+            bail!("there is no tenant `{slug}`: see `posthaste tenant list`, or run `posthaste tenant create {slug}`")
+        }
+    }
+}
+
+/// The tenant of that name, where one is asked for.
+pub async fn tenant_id(store: &Store, slug: Option<&str>) -> anyhow::Result<Option<TenantId>> {
+    match slug {
+        Some(slug) => Ok(Some(tenant(store, slug).await?.id)),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_url_has_no_password() {
+        for (url, wanted) in [
+            ("postgres://ada:hunter2@db:5432/posthaste?password=hunter2", "postgres://ada@db:5432/posthaste"),
+            ("amqp://ada:hunter2@mq/%2f", "amqp://ada@mq/%2f"),
+            ("hunter2", "the server"),
+        ] {
+            assert_eq!(shown(&url.into()), wanted);
+        }
+    }
+}

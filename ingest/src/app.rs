@@ -1,0 +1,136 @@
+//! What every handler shares.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use shared::{
+    amqp::Broker,
+    clock,
+    config::Config,
+    contract::{guard::Guard, submission::Rules},
+    db::{DbResult, Store},
+    probe::{BrokerPart, DatabasePart, Parts},
+    telemetry::MetricsHandle,
+};
+use tokio::{runtime::Handle, time::timeout};
+
+use crate::{accept::Acceptor, auth::Credentials, health::SchemaPart, problem::Problem};
+
+/// How long a question to the database may take; longer lists run into the statement timeout behind it.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The database, asked from an HTTP thread.
+#[derive(Clone)]
+pub struct Db {
+    store: Store,
+    runtime: Handle,
+}
+
+impl Db {
+    /// Asks on the runtime of the caller.
+    pub fn new(store: Store) -> Self {
+        Self { store, runtime: Handle::current() }
+    }
+
+    /// Runs `ask` in a task of the main runtime. A client that hangs up drops its handler wherever it stands, and the
+    /// HTTP threads end before the rest of the process: neither may cut a connection of the pool off in mid-sentence.
+    pub async fn run<T, F, Fut>(&self, ask: F) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: FnOnce(Store) -> Fut + Send + 'static,
+        Fut: Future<Output = DbResult<T>> + Send + 'static,
+    {
+        let asking = self.runtime.spawn(ask(self.store.clone()));
+        match timeout(QUESTION_TIMEOUT, asking).await {
+            Ok(Ok(answer)) => Ok(answer?),
+            Ok(Err(_)) => Err(Problem::internal()),
+            Err(_) => Err(Problem::unavailable()),
+        }
+    }
+}
+
+/// What every handler shares; one per process.
+pub struct App {
+    /// The database.
+    pub db: Db,
+    /// Accepts messages.
+    pub acceptor: Acceptor,
+    /// Knows who is asking.
+    pub credentials: Credentials,
+    /// The connection that publishes; asked for the depths of the queues.
+    pub broker: Broker,
+    /// What is counted.
+    pub metrics: MetricsHandle,
+    /// What ingest needs for its work.
+    pub parts: Parts,
+    /// The parts of other services in the same process.
+    pub others: Parts,
+    /// The OpenAPI document as JSON.
+    pub openapi: String,
+    schema_is_current: Arc<AtomicBool>,
+    guard: Guard,
+}
+
+/// What an [`App`] is made of.
+pub struct Pieces<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// The secret of tokens.
+    pub jwt_secret: SecretString,
+    /// The database, for questions.
+    pub store: Store,
+    /// Accepts messages.
+    pub acceptor: Acceptor,
+    /// The connection that publishes.
+    pub broker: Broker,
+    /// What is counted.
+    pub metrics: MetricsHandle,
+    /// The parts of other services in the same process.
+    pub others: Parts,
+}
+
+impl App {
+    /// Puts the pieces together.
+    pub fn new(pieces: Pieces<'_>) -> Self {
+        let Pieces { config, jwt_secret, store, acceptor, broker, metrics, others } = pieces;
+        let (parts, schema_is_current) = (Parts::new(), Arc::new(AtomicBool::new(false)));
+        parts.add(DatabasePart(store.clone()));
+        parts.add(BrokerPart { broker: broker.clone(), needed: false });
+        parts.add(SchemaPart(Arc::clone(&schema_is_current)));
+        let db = Db::new(store);
+        Self {
+            credentials: Credentials::new(db.clone(), jwt_secret),
+            db,
+            acceptor,
+            broker,
+            metrics,
+            parts,
+            others,
+            openapi: crate::openapi::document(),
+            schema_is_current,
+            guard: Guard::new(config.webhook.allow_nets.clone()),
+        }
+    }
+
+    /// What the validator needs to know now.
+    pub fn rules(&self) -> Rules {
+        Rules { now: clock::now(), guard: self.guard.clone() }
+    }
+
+    /// Refuses to work on tables that are not there yet.
+    pub fn require_schema(&self) -> Result<(), Problem> {
+        if self.schema_is_current.load(Ordering::Relaxed) { Ok(()) } else { Err(Problem::unavailable()) }
+    }
+
+    /// Every migration of this version has run.
+    pub fn schema_is_current(&self) {
+        self.schema_is_current.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,229 @@
+//! Who is asking: an API key or a token becomes an identity; the tenant comes from nowhere else.
+//!
+//! Keys and tenants are remembered for half a minute, so a request under load asks the database nothing; a revoked key
+//! holds for as long.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use actix_web::{
+    FromRequest, HttpRequest,
+    dev::Payload,
+    http::header::{AUTHORIZATION, HeaderMap},
+    web::Data,
+};
+use secrecy::SecretString;
+use shared::{
+    contract::submission::NAME_BYTES_MAX,
+    db::accept::Hash,
+    domain::TenantId,
+    token::{self, KEY_PREFIX, Role},
+};
+
+use crate::{
+    app::{App, Db},
+    cache::Cache,
+    problem::{Code, Problem},
+};
+
+/// How long what was found holds.
+const FOUND_TTL: Duration = Duration::from_secs(30);
+/// How long "there is no such key" holds: short, so that a new key works at once.
+const MISSING_TTL: Duration = Duration::from_secs(2);
+/// Remembered keys, real and invented; about 200 bytes each.
+const KEYS_MAX: usize = 10_000;
+/// Remembered tenants.
+const TENANTS_MAX: usize = 10_000;
+/// Longest credential looked at; a token is about 300 bytes.
+const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;
+/// Longest slug of a tenant, as the schema has it.
+const SLUG_BYTES_MAX: usize = 63;
+
+/// The bearer of a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// What it may do.
+    pub role: Role,
+    /// The `sub` of a token, or the id of a key.
+    pub subject: String,
+}
+
+impl Identity {
+    /// The tenant whose things it sees; an operator sees everybody's.
+    pub fn scope(&self) -> Option<TenantId> {
+        (self.role != Role::Operator).then_some(self.tenant)
+    }
+}
+
+/// Checks credentials.
+pub struct Credentials {
+    db: Db,
+    jwt_secret: SecretString,
+    keys: Cache<Hash, Option<Arc<Identity>>>,
+    tenants: Cache<String, Option<TenantId>>,
+}
+
+impl Credentials {
+    /// Checks tokens against `jwt_secret` and keys against the database.
+    pub fn new(db: Db, jwt_secret: SecretString) -> Self {
+        Self { db, jwt_secret, keys: Cache::new(KEYS_MAX), tenants: Cache::new(TENANTS_MAX) }
+    }
+
+    /// Who holds this credential.
+    pub async fn identify(&self, credential: &str) -> Result<Arc<Identity>, Problem> {
+        if credential.starts_with(KEY_PREFIX) { self.by_key(credential).await } else { self.by_token(credential).await }
+    }
+
+    /// The tenant with this slug, if there is one.
+    pub async fn tenant(&self, slug: &str) -> Result<Option<TenantId>, Problem> {
+        if !is_slug(slug) {
+            return Ok(None);
+        }
+        if let Some(remembered) = self.tenants.get(slug) {
+            return Ok(remembered);
+        }
+        let asked = slug.to_owned();
+        let found = self.db.run(async move |store| store.tenant_by_slug(&asked).await).await?.map(|tenant| tenant.id);
+        self.tenants.put(slug.to_owned(), found, ttl(found.is_some()));
+        Ok(found)
+    }
+
+    async fn by_key(&self, key: &str) -> Result<Arc<Identity>, Problem> {
+        let hash = token::hash_key(key);
+        let unknown = || refuse("This API key is unknown or revoked; make a new one with `posthaste key create`.");
+        if let Some(remembered) = self.keys.get(&hash) {
+            return remembered.ok_or_else(unknown);
+        }
+        let found = self.db.run(async move |store| store.key_by_hash(&hash).await).await?;
+        let identity =
+            found.map(|key| Arc::new(Identity { tenant: key.tenant_id, role: key.role, subject: key.id.to_string() }));
+        self.keys.put(hash, identity.clone(), ttl(identity.is_some()));
+        identity.ok_or_else(unknown)
+    }
+
+    async fn by_token(&self, text: &str) -> Result<Arc<Identity>, Problem> {
+        let claims = token::decode(&self.jwt_secret, text)
+            .map_err(|error| Problem::new(Code::Unauthenticated, format!("Get a new token: {error}.")))?;
+        if !is_subject(&claims.sub) {
+            return Err(refuse("Get a new token: its `sub` must have 1 to 200 bytes and no control characters."));
+        }
+        let tenant =
+            self.tenant(&claims.tenant).await?.ok_or_else(|| refuse("Get a new token: its tenant is unknown."))?;
+        Ok(Arc::new(Identity { tenant, role: claims.role, subject: claims.sub }))
+    }
+}
+
+fn ttl(found: bool) -> Duration {
+    if found { FOUND_TTL } else { MISSING_TTL }
+}
+
+fn refuse(detail: &'static str) -> Problem {
+    Problem::new(Code::Unauthenticated, detail)
+}
+
+/// Anything else cannot be in the database, and some of it not even be asked for.
+fn is_slug(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=SLUG_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain)
+}
+
+fn is_subject(text: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// The credential in `Authorization: Bearer …`.
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let missing = || refuse("Send `Authorization: Bearer <API key or token>`.");
+    let header = headers.get(AUTHORIZATION).ok_or_else(missing)?;
+    let (scheme, credential) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(missing)?;
+    let credential = credential.trim();
+    let usable =
+        scheme.eq_ignore_ascii_case("bearer") && !credential.is_empty() && credential.len() <= CREDENTIAL_BYTES_MAX;
+    if usable { Ok(credential) } else { Err(missing()) }
+}
+
+async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<Identity>, Problem> {
+    let app = request.app_data::<Data<App>>().ok_or_else(Problem::internal)?;
+    let identity = app.credentials.identify(bearer(request.headers())?).await?;
+    if !roles.contains(&identity.role) {
+        let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+        let detail = format!("Use a credential with one of these roles: {}.", names.join(", "));
+        return Err(Problem::new(Code::Forbidden, detail));
+    }
+    app.require_schema()?;
+    Ok(identity)
+}
+
+/// An extractor for each set of roles, so that a route's signature says who may use it.
+macro_rules! extractors {
+    ($($(#[$doc:meta])* $name:ident: $roles:expr;)+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name(pub Arc<Identity>);
+
+        impl FromRequest for $name {
+            type Error = Problem;
+            type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+
+            fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+                let request = request.clone();
+                Box::pin(async move { authorize(request, $roles).await.map($name) })
+            }
+        }
+    )+};
+}
+
+extractors! {
+    /// May submit.
+    Producer: &[Role::Producer, Role::Admin];
+    /// May look at messages, and take them back.
+    Reader: &[Role::Producer, Role::Admin, Role::Operator];
+    /// May manage its tenant, or all of them.
+    Admin: &[Role::Admin, Role::Operator];
+    /// Any bearer.
+    Anyone: Role::ALL;
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+
+    use super::*;
+
+    fn credential(header: &'static [u8]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::from_bytes(header).unwrap());
+        bearer(&headers).ok().map(str::to_owned)
+    }
+
+    #[test]
+    fn a_bearer_credential_is_found_whatever_the_case_of_the_scheme() {
+        assert_eq!(credential(b"Bearer ph_abc").as_deref(), Some("ph_abc"));
+        assert_eq!(credential(b"bearer   ph_abc ").as_deref(), Some("ph_abc"));
+    }
+
+    #[test]
+    fn anything_else_is_no_credential() {
+        for bad in [&b""[..], b"Bearer", b"Bearer ", b"Basic ph_abc", b"ph_abc", b"Bearer\tph_abc", b"Bearer \xff"] {
+            assert_eq!(credential(bad), None, "{bad:?}");
+        }
+        assert_eq!(bearer(&HeaderMap::new()).unwrap_err().code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn only_what_can_be_a_slug_is_looked_up() {
+        assert!(is_slug("demo-1"));
+        for bad in ["", "Demo", "de mo", "d\0", &"x".repeat(64)] {
+            assert!(!is_slug(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_operator_sees_every_tenant_and_nobody_else_does() {
+        for role in Role::ALL {
+            let identity = Identity { tenant: TenantId(7), role: *role, subject: "x".to_owned() };
+            assert_eq!(identity.scope().is_none(), *role == Role::Operator);
+        }
+    }
+}

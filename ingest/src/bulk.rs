@@ -1,0 +1,373 @@
+//! Submitting many at once: one content, up to 10,000 recipients, each a message of its own.
+
+use std::collections::{BTreeMap, HashSet};
+
+use actix_web::{HttpRequest, HttpResponse, web::Data};
+use chrono::{DateTime, Utc};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use shared::{
+    contract::submission::{FieldError, Rules, Shared, Submission, check_recipient, parse_json},
+    db::{
+        accept::{Acceptance, NewBulk, NewDelivery, NewMessage},
+        messages::BulkCounts,
+    },
+    domain::{Address, BulkId, Channel, DeliveryId, Lane, MessageId, Route, State},
+};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    auth::{Producer, Reader},
+    body::JsonBody,
+    envelope::{Hashes, Origin, status, to_json},
+    idempotency::{self, Kind},
+    notifications::{hashes, origin, respond},
+    observe::Trace,
+    openapi::BulkBody,
+    params::Id,
+    problem::Problem,
+};
+
+/// Most recipients of one call.
+const RECIPIENTS_MAX: usize = 10_000;
+/// From here on a request takes the bulk lane, whatever its priority: it must not stand before single messages.
+const BULK_LANE_FROM: usize = 101;
+
+/// The answer to a bulk.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = BulkAccepted)]
+pub struct BulkAnswer {
+    /// The bulk, for `GET /api/bulk/{id}`.
+    pub bulk_id: Uuid,
+    /// Recipients accepted.
+    pub sent: usize,
+    /// Recipients refused.
+    pub failed: usize,
+    /// One for each recipient, in the order of the request.
+    pub results: Vec<BulkResult>,
+}
+
+/// What became of one recipient.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BulkResult {
+    /// As in `recipients`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
+    /// As in `user_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// The message, if accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// `queued`, `scheduled` or `refused`.
+    pub status: &'static str,
+    /// Why it was refused: `invalid`, `duplicate` or `no_address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<crate::openapi::FieldErrorBody>)]
+    pub errors: Vec<FieldError>,
+}
+
+/// Sends one content to many recipients.
+///
+/// Every recipient is checked alone: a bad one is refused with a reason, a doubled one gets one message, and the rest is
+/// accepted, all in one commit. `user_ids` stand for inboxes; for other channels name `recipients`, since Posthaste keeps
+/// no addresses of people yet (`no_address`). Calls with more than 100 recipients take the bulk lane.
+///
+/// Roles: producer, admin.
+#[utoipa::path(post, path = "/api/notifications/send-bulk", tag = "submitting",
+    request_body(content = BulkBody, examples(
+        ("recipients" = (summary = "By address", value = json!({"recipients": ["ada@example.com", "bob@example.com"], "channel": "email",
+            "title": "Important Announcement", "message": "We have an important update to share...", "category": "announcement"}))),
+        ("user_ids" = (summary = "By person", value = json!({"user_ids": ["user1", "user2", "user3"], "channel": "in_app",
+            "title": "Important Announcement", "message": "We have an important update to share..."}))))),
+    responses((status = 202, description = "Accepted, each recipient as its result says; also when every one was refused", body = BulkAnswer,
+        headers(("Idempotent-Replayed" = String, description = "`true` when this is the first answer given again")))))]
+pub async fn send(
+    producer: Producer,
+    trace: Trace,
+    app: Data<App>,
+    request: HttpRequest,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let bytes = body.read().await?;
+    let (people, mut submission) = split(&bytes).map_err(Problem::malformed)?;
+    let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
+    let rules = app.rules();
+    let head = check(&people, submission, &rules)?;
+    let hashes = hashes(key, Kind::Bulk, &bytes);
+    let (acceptance, answer) = seal(people, head, &rules, origin(&producer.0, trace), hashes);
+    respond(app.acceptor.accept_bulk(acceptance).await, answer)
+}
+
+/// To whom, as written.
+#[derive(Debug)]
+enum People {
+    Users(Vec<String>),
+    Recipients(Vec<String>),
+}
+
+impl People {
+    fn list(&self) -> &[String] {
+        match self {
+            Self::Users(list) | Self::Recipients(list) => list,
+        }
+    }
+
+    const fn field(&self) -> &'static str {
+        match self {
+            Self::Users(_) => "user_ids",
+            Self::Recipients(_) => "recipients",
+        }
+    }
+}
+
+/// Takes the recipients out of the body; what remains is a submission like any other.
+fn split(body: &[u8]) -> Result<(People, Submission), FieldError> {
+    let mut members: BTreeMap<String, Box<RawValue>> = parse_json(body)?;
+    let users = members.remove("user_ids").or_else(|| members.remove("userIds"));
+    let recipients = members.remove("recipients");
+    if ["recipient", "to", "url"].iter().any(|name| members.contains_key(*name)) {
+        return Err(FieldError::new("recipient", "name `recipients` or `user_ids` instead"));
+    }
+    let people = match (users, recipients) {
+        (Some(users), None) => People::Users(list("user_ids", &users)?),
+        (None, Some(recipients)) => People::Recipients(list("recipients", &recipients)?),
+        _ => return Err(FieldError::new("recipients", "give either `recipients` or `user_ids`, a list of texts")),
+    };
+    Ok((people, Submission::parse(&to_json(&members))?))
+}
+
+fn list<T: DeserializeOwned>(field: &str, value: &RawValue) -> Result<T, FieldError> {
+    serde_json::from_str(value.get()).map_err(|_| FieldError::new(field, "must be a list of texts"))
+}
+
+/// Checks what all share; a fault in it refuses the call as a whole.
+fn check(people: &People, submission: Submission, rules: &Rules) -> Result<Shared, Problem> {
+    let count = people.list().len();
+    let head = submission.check_shared(rules);
+    if (1..=RECIPIENTS_MAX).contains(&count) {
+        return head.map_err(Problem::validation);
+    }
+    let mut faults = head.err().unwrap_or_default();
+    faults.push(FieldError::new(people.field(), format!("must be 1 to {RECIPIENTS_MAX}, not {count}")));
+    Err(Problem::validation(faults))
+}
+
+/// What to store for the bulk, and the answer to give once it is stored.
+fn seal(people: People, head: Shared, rules: &Rules, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+    let bulk = BulkId::generate();
+    let (messages, results) = messages(people, &head, rules);
+    let (sent, failed) = (messages.len(), results.len() - messages.len());
+    let answer = to_json(&BulkAnswer { bulk_id: bulk.0, sent, failed, results });
+    let refused = i32::try_from(failed).unwrap_or(i32::MAX);
+    let acceptance = Acceptance {
+        tenant: origin.tenant,
+        source: origin.source,
+        request_id: Some(origin.trace.request_id),
+        traceparent: Some(origin.trace.traceparent),
+        key: hashes.map(|hashes| hashes.with(&answer)),
+        bulk: Some(NewBulk { id: bulk, content: to_json(&head.content), refused }),
+        messages,
+    };
+    (acceptance, answer)
+}
+
+fn messages(people: People, head: &Shared, rules: &Rules) -> (Vec<NewMessage>, Vec<BulkResult>) {
+    let by_user = matches!(people, People::Users(_));
+    let (People::Users(list) | People::Recipients(list)) = people;
+    let lane = if list.len() >= BULK_LANE_FROM { Lane::Bulk } else { head.priority.lane() };
+    let mut seen = HashSet::with_capacity(list.len());
+    let mut messages = Vec::with_capacity(list.len());
+    let mut results = Vec::with_capacity(list.len());
+    for text in list {
+        let verdict = address(head.channel, by_user, &text, rules).and_then(|address| {
+            let new = seen.insert(address.clone());
+            new.then_some(address)
+                .ok_or_else(|| Refusal::new("duplicate", FieldError::new("recipient", "is listed twice")))
+        });
+        let verdict = verdict.map(|address| message(head, lane, address, by_user));
+        results.push(result(by_user, text, head.scheduled_at.is_some(), &verdict));
+        messages.extend(verdict);
+    }
+    (messages, results)
+}
+
+/// Why a recipient is refused.
+struct Refusal {
+    reason: &'static str,
+    error: FieldError,
+}
+
+impl Refusal {
+    const fn new(reason: &'static str, error: FieldError) -> Self {
+        Self { reason, error }
+    }
+}
+
+fn address(channel: Channel, by_user: bool, text: &str, rules: &Rules) -> Result<Address, Refusal> {
+    let name = |mut error: FieldError| {
+        error.field = if by_user { "user_id" } else { "recipient" }.to_owned();
+        Refusal::new("invalid", error)
+    };
+    if by_user && channel != Channel::InApp {
+        let message = format!("no {channel} address of this person is known; name `recipients`");
+        return Err(Refusal::new("no_address", FieldError::new("user_id", message)));
+    }
+    check_recipient(channel, text, rules).map_err(name)
+}
+
+fn message(head: &Shared, lane: Lane, recipient: Address, by_user: bool) -> NewMessage {
+    let own_id = by_user.then(|| recipient.reveal().to_owned());
+    NewMessage {
+        id: MessageId::generate(),
+        user_id: own_id.or_else(|| head.user_id.clone()),
+        category: head.content.category.clone(),
+        priority: head.priority.as_str(),
+        content: None,
+        scheduled_at: head.scheduled_at,
+        expires_at: head.expires_at,
+        deliveries: vec![NewDelivery {
+            id: DeliveryId::generate(),
+            route: Route { channel: head.channel, lane },
+            recipient,
+        }],
+    }
+}
+
+fn result(by_user: bool, text: String, scheduled: bool, verdict: &Result<NewMessage, Refusal>) -> BulkResult {
+    let (user_id, recipient) = if by_user { (Some(text), None) } else { (None, Some(text)) };
+    match verdict {
+        Ok(message) => {
+            let status = status(scheduled).as_str();
+            BulkResult { recipient, user_id, id: Some(message.id.0), status, reason: None, errors: Vec::new() }
+        }
+        Err(refusal) => {
+            let (reason, errors) = (Some(refusal.reason), vec![refusal.error.clone()]);
+            BulkResult { recipient, user_id, id: None, status: "refused", reason, errors }
+        }
+    }
+}
+
+/// Where the deliveries of a bulk stand.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Bulk, example = json!({"id": "0191d8a0-0000-7000-8000-000000000001", "created_at": "2026-01-31T09:00:00Z", "total": 1000,
+    "accepted": 998, "refused": 2, "scheduled": 0, "queued": 10, "sending": 4, "retrying": 1, "sent": 0, "delivered": 980, "failed": 3,
+    "bounced": 0, "dead": 0, "suppressed": 0, "cancelled": 0, "expired": 0}))]
+pub struct BulkView {
+    /// The bulk.
+    pub id: Uuid,
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+    /// Recipients in the request.
+    pub total: i64,
+    /// Those accepted.
+    pub accepted: i64,
+    /// Those refused.
+    pub refused: i64,
+    /// How many of the accepted stand in each state; every state is there.
+    #[serde(flatten)]
+    #[schema(value_type = BTreeMap<String, i64>)]
+    pub states: BTreeMap<&'static str, i64>,
+}
+
+/// Live counts of a bulk.
+///
+/// Roles: producer, admin, operator.
+#[utoipa::path(get, path = "/api/bulk/{id}", tag = "submitting", params(("id" = Uuid, Path, description = "The `bulk_id`")),
+    responses((status = 200, description = "The counts at this moment", body = BulkView)))]
+pub async fn show(reader: Reader, id: Id, app: Data<App>) -> Result<HttpResponse, Problem> {
+    let (scope, bulk) = (reader.0.scope(), BulkId(id.0));
+    let counts = app.db.run(async move |store| store.bulk_counts(scope, bulk).await).await?;
+    let counts = counts.ok_or_else(|| Problem::not_found("bulk"))?;
+    Ok(HttpResponse::Ok().json(view(bulk, &counts)))
+}
+
+fn view(id: BulkId, counts: &BulkCounts) -> BulkView {
+    let accepted: i64 = counts.states.iter().map(|(_, count)| count).sum();
+    let refused = i64::from(counts.refused);
+    let mut states: BTreeMap<&'static str, i64> = State::ALL.iter().map(|state| (state.as_str(), 0)).collect();
+    states.extend(counts.states.iter().map(|(state, count)| (state.as_str(), *count)));
+    BulkView { id: id.0, created_at: counts.created_at, total: accepted + refused, accepted, refused, states }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::{contract::guard::Guard, domain::TenantId, telemetry::TraceContext};
+
+    use super::*;
+    use crate::problem::Code;
+
+    fn rules() -> Rules {
+        Rules { now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), guard: Guard::default() }
+    }
+
+    fn accept(body: &str) -> Result<(Acceptance, serde_json::Value), Problem> {
+        let (people, submission) = split(body.as_bytes()).map_err(Problem::malformed)?;
+        let head = check(&people, submission, &rules())?;
+        let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };
+        let (acceptance, answer) = seal(people, head, &rules(), origin, None);
+        Ok((acceptance, serde_json::from_slice(&answer).unwrap()))
+    }
+
+    #[test]
+    fn the_printed_request_is_taken_and_says_that_no_address_is_known() {
+        let body = r#"{"user_ids":["user1","user2","user3"],"channel":"email","title":"T","message":"M","category":"announcement"}"#;
+        let (acceptance, answer) = accept(body).unwrap();
+        assert_eq!((&answer["sent"], &answer["failed"]), (&0.into(), &3.into()));
+        assert_eq!(answer["results"][2]["reason"], "no_address");
+        assert_eq!((acceptance.messages.len(), acceptance.bulk.unwrap().refused), (0, 3));
+    }
+
+    #[test]
+    fn a_bad_and_a_doubled_recipient_are_refused_alone() {
+        let body = r#"{"recipients":["a@example.com","nobody","a@example.com","b@example.com"],"channel":"email","message":"M"}"#;
+        let (acceptance, answer) = accept(body).unwrap();
+        let reasons: Vec<_> =
+            answer["results"].as_array().unwrap().iter().map(|result| result["reason"].as_str()).collect();
+        assert_eq!(reasons, [None, Some("invalid"), Some("duplicate"), None]);
+        assert_eq!((&answer["sent"], &answer["failed"]), (&2.into(), &2.into()));
+        assert_eq!(acceptance.messages.len(), 2);
+        assert!(acceptance.messages.iter().all(|message| message.content.is_none()), "the bulk holds the content");
+    }
+
+    #[test]
+    fn a_large_call_takes_the_bulk_lane_and_a_small_one_its_priority() {
+        let body = |n: usize| {
+            let users: Vec<String> = (0..n).map(|i| format!("\"u{i}\"")).collect();
+            format!(r#"{{"user_ids":[{}],"channel":"in_app","message":"M","priority":"high"}}"#, users.join(","))
+        };
+        let lane = |n| accept(&body(n)).unwrap().0.messages[0].deliveries[0].route.lane;
+        assert_eq!((lane(100), lane(101)), (Lane::High, Lane::Bulk));
+        assert_eq!(accept(&body(10_001)).unwrap_err().code(), Code::ValidationFailed);
+        assert_eq!(accept(&body(0)).unwrap_err().code(), Code::ValidationFailed);
+    }
+
+    #[test]
+    fn what_all_share_refuses_the_whole_call() {
+        for body in [
+            r#"{"recipients":["a@example.com"],"channel":"fax","message":"M"}"#,
+            r#"{"recipients":["a@example.com"],"user_ids":["a"],"channel":"email","message":"M"}"#,
+            r#"{"recipients":["a@example.com"],"recipient":"b@example.com","channel":"email","message":"M"}"#,
+            r#"{"recipients":"a@example.com","channel":"email","message":"M"}"#,
+            r#"{"recipients":[1],"channel":"email","message":"M"}"#,
+            r#"{"channel":"email","message":"M"}"#,
+            r#"{"recipients":["a@example.com"],"channel":"email","message":"M","colour":"red"}"#,
+        ] {
+            assert_eq!(accept(body).unwrap_err().code().status(), 400, "{body}");
+        }
+    }
+
+    #[test]
+    fn every_state_is_counted_even_where_nothing_stands() {
+        let counts =
+            BulkCounts { refused: 1, created_at: rules().now, states: vec![(State::Delivered, 2), (State::Failed, 1)] };
+        let view = serde_json::to_value(view(BulkId(Uuid::nil()), &counts)).unwrap();
+        assert_eq!((&view["total"], &view["accepted"], &view["refused"]), (&4.into(), &3.into(), &1.into()));
+        assert!(State::ALL.iter().all(|state| view[state.as_str()].is_i64()), "{view}");
+    }
+}

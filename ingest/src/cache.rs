@@ -1,0 +1,98 @@
+//! Remembers answers of the database for a while, so that a request under load costs none.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+/// While one caller asks anew for what has just gone stale, the others use the old answer for this long: without it,
+/// each expiry would send everybody to the database at once.
+const GRACE: Duration = Duration::from_secs(2);
+
+struct Entry<V> {
+    value: V,
+    until: Instant,
+}
+
+/// Answers by key, each with its own time to live; at most `max` of them.
+pub struct Cache<K, V> {
+    entries: RwLock<HashMap<K, Entry<V>>>,
+    max: usize,
+}
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    /// An empty cache.
+    pub fn new(max: usize) -> Self {
+        Self { entries: RwLock::default(), max }
+    }
+
+    /// What is remembered. `None` also tells one caller after each expiry to ask anew.
+    pub fn get<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let now = Instant::now();
+        let remembered = {
+            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+            let entry = entries.get(key)?;
+            (entry.until > now).then(|| entry.value.clone())
+        };
+        remembered.or_else(|| self.take_turn(key, now))
+    }
+
+    /// The first one in after an expiry prolongs the old answer for the others and goes to ask.
+    fn take_turn<Q>(&self, key: &Q, now: Instant) -> Option<V>
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get_mut(key)?;
+        if entry.until > now {
+            return Some(entry.value.clone());
+        }
+        entry.until = now + GRACE;
+        None
+    }
+
+    /// Remembers an answer. A full cache forgets what is stale, else everything: it fills up again by itself.
+    pub fn put(&self, key: K, value: V, ttl: Duration) {
+        let now = Instant::now();
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= self.max && !entries.contains_key(&key) {
+            entries.retain(|_, entry| entry.until > now);
+        }
+        if entries.len() >= self.max && !entries.contains_key(&key) {
+            entries.clear();
+        }
+        entries.insert(key, Entry { value, until: now + ttl });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_remembered_until_it_is_stale_and_then_one_caller_asks() {
+        let cache = Cache::new(8);
+        cache.put("a", 1, Duration::from_secs(60));
+        assert_eq!((cache.get("a"), cache.get("b")), (Some(1), None));
+        cache.put("a", 2, Duration::ZERO);
+        assert_eq!(cache.get("a"), None, "the first one asks");
+        assert_eq!(cache.get("a"), Some(2), "the others go on with the old answer meanwhile");
+    }
+
+    #[test]
+    fn it_never_holds_more_than_its_bound() {
+        let cache = Cache::new(4);
+        for key in 0..100 {
+            cache.put(key, key, Duration::from_secs(60));
+            assert!(cache.entries.read().unwrap().len() <= 4);
+        }
+        assert_eq!(cache.get(&99), Some(99));
+    }
+}

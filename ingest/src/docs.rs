@@ -1,0 +1,65 @@
+//! The specifications and the page to try them on. Everything comes out of the binary; no network is needed.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web::Data};
+
+use crate::{
+    app::App,
+    problem::{Code, Problem},
+};
+
+const ASYNCAPI: &str = include_str!("../../docs/asyncapi.yaml");
+
+/// What the Swagger page is told: where the document is.
+pub type UiConfig = Arc<utoipa_swagger_ui::Config<'static>>;
+
+/// The Swagger page on our document.
+pub fn ui_config() -> UiConfig {
+    Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").persist_authorization(true))
+}
+
+/// This API as an OpenAPI 3.1 document.
+#[utoipa::path(get, path = "/openapi.json", tag = "specifications", security(()), responses(
+    (status = 200, description = "The document", body = serde_json::Value)))]
+pub async fn openapi(app: Data<App>) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(app.openapi.clone())
+}
+
+/// The AMQP side as an AsyncAPI 3.0 document.
+#[utoipa::path(get, path = "/asyncapi.yaml", tag = "specifications", security(()), responses(
+    (status = 200, description = "The document", body = String, content_type = "application/yaml")))]
+pub async fn asyncapi() -> HttpResponse {
+    HttpResponse::Ok().content_type("application/yaml").body(ASYNCAPI)
+}
+
+/// Every problem that this API answers, for people.
+#[utoipa::path(get, path = "/docs/problems", tag = "specifications", security(()), responses(
+    (status = 200, description = "The page", body = String, content_type = "text/html")))]
+pub async fn problems() -> HttpResponse {
+    let row = |code: &Code| {
+        let (word, status, title) = (code.as_str(), code.status(), code.title());
+        format!("<tr id=\"{word}\"><td><code>{word}</code></td><td>{status}</td><td>{title}.</td></tr>")
+    };
+    let rows: String = Code::ALL.iter().map(row).collect();
+    let page = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Problems · Posthaste</title>\
+         <style>body{{font:1rem/1.5 system-ui;max-width:50rem;margin:2rem auto}}td{{padding:.2rem .8rem}}tr:target{{background:#ffd}}</style>\
+         <h1>Problems</h1><p>Errors are RFC 9457 problem details. The <code>code</code> is one of these; <code>detail</code> says what to do.</p>\
+         <table>{rows}</table></html>"
+    );
+    HttpResponse::Ok().content_type("text/html; charset=utf-8").body(page)
+}
+
+/// `/docs` itself: the page's own links are relative to `/docs/`.
+pub async fn ui_root() -> HttpResponse {
+    HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "/docs/")).finish()
+}
+
+/// The files of the Swagger page.
+pub async fn ui(request: HttpRequest, config: Data<UiConfig>) -> Result<HttpResponse, Problem> {
+    let path = request.match_info().get("file").unwrap_or_default();
+    let file = utoipa_swagger_ui::serve(path, Arc::clone(&config)).map_err(|_| Problem::internal())?;
+    let file = file.ok_or_else(|| Problem::new(Code::NotFound, "Start at /docs/."))?;
+    Ok(HttpResponse::Ok().content_type(file.content_type).body(file.bytes.into_owned()))
+}

@@ -1,0 +1,107 @@
+//! From a checked submission to what is stored for it, and the answer that stands for it; the same for HTTP and AMQP.
+
+use serde::Serialize;
+use shared::{
+    contract::submission::Draft,
+    db::accept::{Acceptance, Hash, Key, NewDelivery, NewMessage},
+    domain::{Channel, DeliveryId, MessageId, Route, State, TenantId},
+    telemetry::TraceContext,
+};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Who asks, and by which way.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Whose message it is.
+    pub tenant: TenantId,
+    /// `http` or `amqp`.
+    pub source: &'static str,
+    /// Travels along with the message.
+    pub trace: TraceContext,
+}
+
+/// What an idempotency key stands for.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashes {
+    /// SHA-256 of the key.
+    pub key: Hash,
+    /// SHA-256 of what the request asks for.
+    pub request: Hash,
+}
+
+impl Hashes {
+    /// The key as it is stored, with the answer to give again.
+    pub fn with(self, response: &[u8]) -> Key {
+        Key { key_hash: self.key, request_hash: self.request, response: response.to_vec() }
+    }
+}
+
+/// The answer to an accepted message.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Accepted)]
+pub struct SendAnswer {
+    /// The message.
+    pub id: Uuid,
+    /// `queued`, or `scheduled` for a later `scheduled_at`.
+    #[schema(value_type = String, example = "queued")]
+    pub status: State,
+    /// What will be sent: one delivery for each channel.
+    pub deliveries: Vec<DeliveryAnswer>,
+}
+
+/// A delivery of an accepted message.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AcceptedDelivery)]
+pub struct DeliveryAnswer {
+    /// The delivery; a webhook's `webhook-id`.
+    pub id: Uuid,
+    /// Its channel.
+    #[schema(value_type = String, example = "webhook")]
+    pub channel: Channel,
+    /// As the message's.
+    #[schema(value_type = String, example = "queued")]
+    pub status: State,
+}
+
+/// What to store for a draft, and the answer to give once it is stored.
+pub fn seal(draft: Draft, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+    let (message, status) = (MessageId::generate(), status(draft.scheduled_at.is_some()));
+    let delivery = NewDelivery {
+        id: DeliveryId::generate(),
+        route: Route { channel: draft.channel, lane: draft.lane },
+        recipient: draft.recipient,
+    };
+    let deliveries = vec![DeliveryAnswer { id: delivery.id.0, channel: draft.channel, status }];
+    let answer = to_json(&SendAnswer { id: message.0, status, deliveries });
+    let message = NewMessage {
+        id: message,
+        user_id: draft.user_id,
+        category: draft.content.category.clone(),
+        priority: draft.priority.as_str(),
+        content: Some(to_json(&draft.content)),
+        scheduled_at: draft.scheduled_at,
+        expires_at: draft.expires_at,
+        deliveries: vec![delivery],
+    };
+    let acceptance = Acceptance {
+        tenant: origin.tenant,
+        source: origin.source,
+        request_id: Some(origin.trace.request_id),
+        traceparent: Some(origin.trace.traceparent),
+        key: hashes.map(|hashes| hashes.with(&answer)),
+        bulk: None,
+        messages: vec![message],
+    };
+    (acceptance, answer)
+}
+
+/// The status of what was just accepted.
+pub const fn status(scheduled: bool) -> State {
+    if scheduled { State::Scheduled } else { State::Queued }
+}
+
+/// Bytes of JSON. Nothing that is answered here has names that are no strings, so it always has a JSON form.
+pub fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}

@@ -1,0 +1,105 @@
+//! Whether ingest is well, for people and orchestrators, and what it has counted.
+//!
+//! Acceptance needs the database and nothing else: a broker that is away degrades the process and does not make it
+//! unready, or an outage of the broker would take acceptance along with it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use actix_web::{HttpResponse, http::StatusCode, web::Data};
+use serde::Serialize;
+use shared::{
+    amqp::ConsumerHealth,
+    probe::{Checking, Health, Part, Report},
+};
+use utoipa::ToSchema;
+
+use crate::app::App;
+
+/// Whether every migration of this version has run.
+pub struct SchemaPart(pub Arc<AtomicBool>);
+
+impl Part for SchemaPart {
+    fn name(&self) -> &'static str {
+        "schema"
+    }
+
+    fn check(&self) -> Checking<'_> {
+        let health = match self.0.load(Ordering::Relaxed) {
+            true => Health::Up,
+            false => Health::Down("migrations are pending: run `posthaste migrate`".to_owned()),
+        };
+        Box::pin(std::future::ready(health))
+    }
+}
+
+/// Whether the broker has our intake consumers registered.
+pub struct IntakePart(pub Vec<Arc<ConsumerHealth>>);
+
+impl Part for IntakePart {
+    fn name(&self) -> &'static str {
+        "intake"
+    }
+
+    fn check(&self) -> Checking<'_> {
+        let idle: Vec<&str> = self.0.iter().filter(|queue| !queue.is_consuming()).map(|queue| queue.queue()).collect();
+        let health = match idle.is_empty() {
+            true => Health::Up,
+            false => Health::Degraded(format!("not consuming {}", idle.join(", "))),
+        };
+        Box::pin(std::future::ready(health))
+    }
+}
+
+/// How the process is, and each of its parts.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health, example = json!({"status": "degraded", "parts": {"database": {"status": "ok"}, "broker": {"status": "degraded", "detail": "disconnected"}}}))]
+pub struct HealthAnswer {
+    /// `ok`, `degraded` (works, with something missing) or `down`.
+    pub status: String,
+    /// Each part: its `status`, and with anything but `ok` a `detail`.
+    #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
+    pub parts: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
+/// Every part of the process, other services in the same process included.
+///
+/// 200 while ingest does its work, even if something is missing (`degraded`); 503 when it cannot (`down`).
+#[utoipa::path(get, path = "/health", tag = "health", security(()), responses(
+    (status = 200, description = "Works; `status` says whether something is missing", body = HealthAnswer),
+    (status = 503, description = "Does not work", body = HealthAnswer)))]
+pub async fn all(app: Data<App>) -> HttpResponse {
+    let (own, others) = futures_util::join!(app.parts.report(), app.others.report());
+    answer(&own.beside(others))
+}
+
+/// Whether the process runs at all: 200 whenever it can answer.
+#[utoipa::path(get, path = "/health/live", tag = "health", security(()), responses(
+    (status = 200, description = "Runs", body = HealthAnswer, example = json!({"status": "ok", "parts": {}}))))]
+pub async fn live() -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body("{\"status\":\"ok\",\"parts\":{}}")
+}
+
+/// Whether requests should be sent here: the database answers and its schema is current.
+///
+/// The broker may be away: acceptance goes on, and what was accepted is published later.
+#[utoipa::path(get, path = "/health/ready", tag = "health", security(()), responses(
+    (status = 200, description = "Ready", body = HealthAnswer),
+    (status = 503, description = "Not ready", body = HealthAnswer)))]
+pub async fn ready(app: Data<App>) -> HttpResponse {
+    answer(&app.parts.report().await)
+}
+
+/// Everything that is counted, in the text format of Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "health", security(()), responses(
+    (status = 200, description = "The metrics", body = String, content_type = "text/plain")))]
+pub async fn metrics(app: Data<App>) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(app.metrics.render())
+}
+
+fn answer(report: &Report) -> HttpResponse {
+    let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    HttpResponse::build(status).json(report)
+}

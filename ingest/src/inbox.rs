@@ -1,0 +1,398 @@
+//! The inbox of a person: what in-app messages put there, read and removed by its owner.
+
+use std::sync::Arc;
+
+use actix_web::{HttpResponse, web::Data};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
+use shared::{db::inbox::InboxItem, domain::TenantId, token::Role};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    auth::{Anyone, Identity},
+    body::JsonBody,
+    params::{self, Id, Params, PathUser, Text},
+    problem::{Code, Problem},
+};
+
+/// Most ids of one call.
+const IDS_MAX: usize = 1000;
+
+/// A notification in an inbox.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Notification)]
+pub struct ItemView {
+    /// Its id, which is its delivery's.
+    pub id: Uuid,
+    /// Its title.
+    pub title: Option<String>,
+    /// Its text.
+    pub message: Option<String>,
+    /// Its kind.
+    pub r#type: Option<String>,
+    /// What it is about.
+    pub category: Option<String>,
+    /// Data for the program that shows it.
+    #[schema(value_type = Option<Object>)]
+    pub data: Option<Box<RawValue>>,
+    /// The producer's notes.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Box<RawValue>>,
+    /// Where a click leads: the submission's `action_url`, else that of its `data`.
+    pub action_url: Option<String>,
+    /// Whether it was read.
+    pub read: bool,
+    /// When it was read.
+    pub read_at: Option<DateTime<Utc>>,
+    /// When it arrived.
+    pub created_at: DateTime<Utc>,
+}
+
+/// The parts of a message's content that an inbox shows.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Shown {
+    title: Option<String>,
+    message: Option<String>,
+    kind: Option<String>,
+    category: Option<String>,
+    data: Option<Box<RawValue>>,
+    metadata: Option<Box<RawValue>>,
+    action_url: Option<String>,
+}
+
+impl From<InboxItem> for ItemView {
+    fn from(item: InboxItem) -> Self {
+        let shown: Shown = serde_json::from_slice(&item.content).unwrap_or_default();
+        let action_url = shown.action_url.or_else(|| link(shown.data.as_deref()?));
+        Self {
+            id: item.id,
+            title: shown.title,
+            message: shown.message,
+            r#type: shown.kind,
+            category: shown.category,
+            data: shown.data,
+            metadata: shown.metadata,
+            action_url,
+            read: item.read_at.is_some(),
+            read_at: item.read_at,
+            created_at: item.created_at,
+        }
+    }
+}
+
+fn link(data: &RawValue) -> Option<String> {
+    let data: Value = serde_json::from_str(data.get()).ok()?;
+    data.get("action_url").and_then(Value::as_str).map(str::to_owned)
+}
+
+/// A page of an inbox.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct NotificationList {
+    /// The notifications, newest first.
+    pub notifications: Vec<ItemView>,
+    /// Unread ones in the whole inbox.
+    pub unread_count: i64,
+    /// Where the next page begins; `null` on the last one.
+    pub next_cursor: Option<String>,
+}
+
+/// How many notifications nobody has read.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UnreadCount {
+    /// So many.
+    pub unread_count: i64,
+}
+
+/// What a change to an inbox did.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct InboxChange {
+    /// Notifications that were changed; those that were so already do not count.
+    pub updated: usize,
+    /// Unread ones that remain.
+    pub unread_count: i64,
+}
+
+/// Which inbox.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct WhoseQuery {
+    /// Whose inbox, for producers and admins; everybody else has their own.
+    #[param(value_type = Option<String>)]
+    user_id: Option<Text>,
+}
+
+/// Which part of which inbox.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct InboxQuery {
+    /// Whose inbox, for producers and admins; everybody else has their own.
+    #[param(value_type = Option<String>)]
+    user_id: Option<Text>,
+    /// Entries of a page, 1 to 200; 50 unless given.
+    #[param(value_type = Option<u16>)]
+    limit: Option<Text>,
+    /// The `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Text>,
+}
+
+/// Which part of the inbox that the path names.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// Entries of a page, 1 to 200; 50 unless given.
+    #[param(value_type = Option<u16>)]
+    limit: Option<Text>,
+    /// The `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Text>,
+}
+
+/// Which notifications.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IdsBody {
+    /// Up to 1000 ids; unknown ones change nothing.
+    #[schema(max_items = 1000)]
+    ids: Vec<Uuid>,
+}
+
+/// An inbox that the caller may use.
+struct Inbox {
+    tenant: TenantId,
+    user: String,
+}
+
+impl Inbox {
+    /// The caller's own inbox, or the one asked for if the caller's role may see it.
+    fn of(caller: &Arc<Identity>, asked: Option<Text>) -> Result<Self, Problem> {
+        let user = params::given(asked).unwrap_or_else(|| caller.subject.clone());
+        let may = user == caller.subject || matches!(caller.role, Role::Admin | Role::Producer | Role::Operator);
+        if !may {
+            return Err(Problem::new(Code::Forbidden, "Leave out `user_id`: this role has its own inbox only."));
+        }
+        Ok(Self { tenant: caller.tenant, user })
+    }
+
+    async fn page(self, app: &App, limit: Option<Text>, cursor: Option<Text>) -> Result<HttpResponse, Problem> {
+        let (limit, before) = (params::limit(limit)?, params::cursor(cursor)?);
+        let Self { tenant, user } = self;
+        let asking = async move |store: shared::db::Store| {
+            let rows = store.inbox_list(tenant, &user, before, limit + 1).await?;
+            Ok((rows, store.inbox_unread(tenant, &user).await?))
+        };
+        let (rows, unread_count) = app.db.run(asking).await?;
+        let (rows, next_cursor) = params::page_of(rows, limit, |item| item.id);
+        let notifications = rows.into_iter().map(ItemView::from).collect();
+        Ok(HttpResponse::Ok().json(NotificationList { notifications, unread_count, next_cursor }))
+    }
+
+    async fn unread(self, app: &App) -> Result<HttpResponse, Problem> {
+        let Self { tenant, user } = self;
+        let unread_count = app.db.run(async move |store| store.inbox_unread(tenant, &user).await).await?;
+        Ok(HttpResponse::Ok().json(UnreadCount { unread_count }))
+    }
+
+    async fn mark(self, app: &App, ids: Option<Vec<Uuid>>) -> Result<HttpResponse, Problem> {
+        let Self { tenant, user } = self;
+        let asking = async move |store: shared::db::Store| {
+            let updated = match ids {
+                Some(ids) => store.inbox_mark_read(tenant, &user, ids).await?,
+                None => store.inbox_mark_all_read(tenant, &user).await?,
+            };
+            Ok(InboxChange { updated, unread_count: store.inbox_unread(tenant, &user).await? })
+        };
+        Ok(HttpResponse::Ok().json(app.db.run(asking).await?))
+    }
+
+    async fn delete(self, app: &App, ids: Vec<Uuid>) -> Result<InboxChange, Problem> {
+        let Self { tenant, user } = self;
+        let asking = async move |store: shared::db::Store| {
+            let updated = store.inbox_delete(tenant, &user, ids).await?;
+            Ok(InboxChange { updated, unread_count: store.inbox_unread(tenant, &user).await? })
+        };
+        app.db.run(asking).await
+    }
+
+    /// Whether the notification is in this inbox: a list that begins right after it has it as its first entry.
+    async fn has(&self, app: &App, id: Uuid) -> Result<bool, Problem> {
+        let (tenant, user) = (self.tenant, self.user.clone());
+        let before = Uuid::from_u128(id.as_u128().saturating_add(1));
+        let rows = app.db.run(async move |store| store.inbox_list(tenant, &user, Some(before), 1).await).await?;
+        Ok(rows.iter().any(|item| item.id == id))
+    }
+}
+
+async fn ids(body: JsonBody) -> Result<Vec<Uuid>, Problem> {
+    let IdsBody { ids } = body.parse().await?;
+    if ids.len() > IDS_MAX {
+        let error = shared::contract::submission::FieldError::new("ids", format!("must be at most {IDS_MAX}"));
+        return Err(Problem::validation(vec![error]));
+    }
+    Ok(ids)
+}
+
+/// The caller's inbox.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(get, path = "/api/notifications", tag = "inbox", params(InboxQuery),
+    responses((status = 200, description = "A page of the inbox, newest first", body = NotificationList)))]
+pub async fn list(caller: Anyone, query: Params<InboxQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
+    let InboxQuery { user_id, limit, cursor } = query.0;
+    Inbox::of(&caller.0, user_id)?.page(&app, limit, cursor).await
+}
+
+/// How many notifications the caller has not read.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(get, path = "/api/notifications/unread-count", tag = "inbox", params(WhoseQuery),
+    responses((status = 200, description = "The count", body = UnreadCount)))]
+pub async fn unread(caller: Anyone, query: Params<WhoseQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, query.0.user_id)?.unread(&app).await
+}
+
+/// A person's inbox.
+///
+/// Roles: producer, admin, operator; a user its own.
+#[utoipa::path(get, path = "/api/notifications/user/{user_id}", tag = "inbox",
+    params(("user_id" = String, Path, description = "The person"), PageQuery),
+    responses((status = 200, description = "A page of the inbox, newest first", body = NotificationList)))]
+pub async fn list_of(
+    caller: Anyone,
+    user: PathUser,
+    query: Params<PageQuery>,
+    app: Data<App>,
+) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, Some(user.0))?.page(&app, query.0.limit, query.0.cursor).await
+}
+
+/// How many notifications a person has not read.
+///
+/// Roles: producer, admin, operator; a user its own.
+#[utoipa::path(get, path = "/api/notifications/user/{user_id}/unread-count", tag = "inbox",
+    params(("user_id" = String, Path, description = "The person")),
+    responses((status = 200, description = "The count", body = UnreadCount)))]
+pub async fn unread_of(caller: Anyone, user: PathUser, app: Data<App>) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, Some(user.0))?.unread(&app).await
+}
+
+/// Marks notifications as read.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/mark-as-read", tag = "inbox", params(WhoseQuery),
+    request_body(content = IdsBody, example = json!({"ids": ["0191d8a0-0000-7000-8000-000000000001"]})),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn mark(
+    caller: Anyone,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
+    inbox.mark(&app, Some(ids(body).await?)).await
+}
+
+/// Marks every notification as read.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/mark-all-as-read", tag = "inbox", params(WhoseQuery),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn mark_all(caller: Anyone, query: Params<WhoseQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, query.0.user_id)?.mark(&app, None).await
+}
+
+/// Marks every notification as read; another name of `mark-all-as-read`.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/read-all", tag = "inbox", params(WhoseQuery),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn read_all(caller: Anyone, query: Params<WhoseQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
+    mark_all(caller, query, app).await
+}
+
+/// Marks one notification as read.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/{id}/read", tag = "inbox",
+    params(("id" = Uuid, Path, description = "The notification"), WhoseQuery),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn read(caller: Anyone, id: Id, query: Params<WhoseQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
+    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
+    if !inbox.has(&app, id.0).await? {
+        return Err(Problem::not_found("notification"));
+    }
+    inbox.mark(&app, Some(vec![id.0])).await
+}
+
+/// Removes notifications.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/delete", tag = "inbox", params(WhoseQuery),
+    request_body(content = IdsBody, example = json!({"ids": ["0191d8a0-0000-7000-8000-000000000001"]})),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn delete_many(
+    caller: Anyone,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
+    let change = inbox.delete(&app, ids(body).await?).await?;
+    Ok(HttpResponse::Ok().json(change))
+}
+
+/// Removes one notification.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(delete, path = "/api/notifications/{id}", tag = "inbox",
+    params(("id" = Uuid, Path, description = "The notification"), WhoseQuery),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn delete(
+    caller: Anyone,
+    id: Id,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+) -> Result<HttpResponse, Problem> {
+    let change = Inbox::of(&caller.0, query.0.user_id)?.delete(&app, vec![id.0]).await?;
+    if change.updated == 0 { Err(Problem::not_found("notification")) } else { Ok(HttpResponse::Ok().json(change)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(role: Role) -> Arc<Identity> {
+        Arc::new(Identity { tenant: TenantId(1), role, subject: "ada".to_owned() })
+    }
+
+    fn of(role: Role, asked: Option<&str>) -> Option<String> {
+        let asked = asked.map(|user| Text::try_from(user.to_owned()).unwrap());
+        Inbox::of(&caller(role), asked).ok().map(|inbox| inbox.user)
+    }
+
+    #[test]
+    fn a_user_has_one_inbox_and_a_producer_all_of_the_tenant() {
+        assert_eq!(of(Role::User, None).as_deref(), Some("ada"));
+        assert_eq!(of(Role::User, Some("ada")).as_deref(), Some("ada"));
+        assert_eq!(of(Role::User, Some("eve")), None);
+        assert_eq!(of(Role::Agent, Some("eve")), None);
+        assert_eq!(of(Role::Producer, Some("eve")).as_deref(), Some("eve"));
+    }
+
+    #[test]
+    fn an_item_shows_the_content_and_finds_its_link_in_the_data() {
+        let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let content = br#"{"title":"T","message":"M","kind":"info","data":{"action_url":"/x","n":1.0}}"#.to_vec();
+        let item = InboxItem { id: Uuid::nil(), user_id: "ada".to_owned(), content, read_at: Some(at), created_at: at };
+        let view = serde_json::to_value(ItemView::from(item)).unwrap();
+        assert_eq!((&view["type"], &view["action_url"], &view["read"]), (&"info".into(), &"/x".into(), &true.into()));
+        assert_eq!(view["data"]["n"], 1.0);
+    }
+}

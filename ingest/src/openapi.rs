@@ -1,0 +1,486 @@
+//! The OpenAPI document. Routes describe themselves where they are written; here is what they share: the document's head,
+//! the bodies whose types live elsewhere, and the problems that any route may answer.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use utoipa::{
+    Modify, OpenApi, ToSchema,
+    openapi::{
+        ContentBuilder, OpenApi as Tree, Ref, RefOr, Response, ResponseBuilder, Responses,
+        header::HeaderBuilder,
+        path::{Operation, ParameterBuilder, ParameterIn, PathItem},
+        schema::{Object, Schema, Type},
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+        server::Server,
+    },
+};
+use uuid::Uuid;
+
+use crate::{
+    admin, bulk, dead_letters, docs, health, idempotency, inbox, messages, notifications,
+    problem::{CONTENT_TYPE, Code},
+    webhooks,
+};
+
+const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
+A `202` means: committed to disk.
+
+* Credentials: `Authorization: Bearer <API key or token>`. Keys begin with `ph_`; tokens are JWT (HS256). The tenant comes \
+from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
+* Errors are RFC 9457 problems with a `code` from a closed list: [/docs/problems](/docs/problems).
+* Every answer carries `X-Request-Id`; `traceparent` is taken or made, and travels on to webhooks.
+* Times are RFC 3339; one without a zone is taken as UTC. Lists are newest first and go on at `next_cursor`.
+* The same submissions can be published to RabbitMQ: [/asyncapi.yaml](/asyncapi.yaml).";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Posthaste", description = ABOUT, license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
+    paths(
+        notifications::send, notifications::test, bulk::send, bulk::show,
+        messages::list, messages::show, messages::timeline, messages::cancel,
+        inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
+        inbox::delete_many, inbox::delete,
+        dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
+        webhooks::signing_secret, admin::queues,
+        health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
+    ),
+    components(schemas(ProblemBody, FieldErrorBody)),
+    modifiers(&Shared),
+    security(("bearer" = [])),
+    tags(
+        (name = "submitting", description = "Messages in"),
+        (name = "messages", description = "What became of them"),
+        (name = "inbox", description = "In-app notifications of a person"),
+        (name = "dead letters", description = "What a person must look at"),
+        (name = "managing", description = "Secrets and queues"),
+        (name = "health", description = "For orchestrators and monitoring; public"),
+        (name = "specifications", description = "What this page is made of; public"),
+    )
+)]
+struct Document;
+
+/// The document as it is.
+pub fn tree() -> Tree {
+    let mut tree = Document::openapi();
+    tree.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    tree.servers = Some(vec![Server::new("/")]);
+    tree
+}
+
+/// The document as JSON.
+pub fn document() -> String {
+    tree().to_json().unwrap_or_default()
+}
+
+/// A problem (RFC 9457).
+#[derive(ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody {
+    /// Where the kind is explained.
+    #[schema(example = "/docs/problems#validation_failed")]
+    pub r#type: String,
+    /// What the kind means.
+    pub title: String,
+    /// The HTTP status.
+    #[schema(example = 400)]
+    pub status: u16,
+    /// What to do about it.
+    pub detail: String,
+    /// The kind; see the closed list at `/docs/problems`.
+    #[schema(example = "validation_failed")]
+    pub code: String,
+    /// Each field that is not valid.
+    #[schema(required = false)]
+    pub errors: Vec<FieldErrorBody>,
+}
+
+/// A field that is not valid.
+#[derive(ToSchema)]
+#[schema(as = FieldError)]
+pub struct FieldErrorBody {
+    /// The field, in the producer's own spelling; `body` for the whole.
+    #[schema(example = "recipient")]
+    pub field: String,
+    /// What is wrong with it.
+    #[schema(example = "must be one e-mail address such as ada@example.com")]
+    pub message: String,
+}
+
+/// What every submission says, whoever it is for.
+///
+/// Accepted spellings beside these: `subject` for `title`, `text` for `message`, `payload` for `data`, `userId`, `eventType` and
+/// `event_type` for `type`, `actionUrl`, `scheduledAt` and `scheduled_for`, `expiresAt`.
+#[derive(ToSchema)]
+#[schema(as = SubmissionHead)]
+pub struct SharedBody {
+    /// `email`, `sms`, `push`, `webhook`, `in_app` (or `in-app`) or `whatsapp`.
+    #[schema(example = "webhook")]
+    pub channel: String,
+    /// The person.
+    #[schema(max_length = 200)]
+    pub user_id: Option<String>,
+    /// Subject of a mail, title of a notification.
+    #[schema(max_length = 998)]
+    pub title: Option<String>,
+    /// The plain part.
+    pub message: Option<String>,
+    /// The HTML part, of a mail.
+    pub html: Option<String>,
+    /// What it is about.
+    #[schema(max_length = 200)]
+    pub category: Option<String>,
+    /// `low`, `normal`, `high` or `urgent`; `normal` unless given.
+    #[schema(example = "normal")]
+    pub priority: Option<String>,
+    /// Data for the recipient's program; a webhook's whole body when it is the only content.
+    #[schema(value_type = Option<serde_json::Value>)]
+    pub data: Option<serde_json::Value>,
+    /// Notes of the producer, given back as they are; at most 8 KiB.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<serde_json::Value>,
+    /// When to send it, within a year; a past time means now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// When it is no longer worth sending.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Files that travel with a mail, 20 MB together.
+    #[schema(max_items = 50, required = false)]
+    pub attachments: Vec<AttachmentBody>,
+    /// The kind of notification, shown in the inbox and in webhook bodies.
+    #[schema(max_length = 200)]
+    pub r#type: Option<String>,
+    /// Where a click on an in-app notification leads.
+    #[schema(max_length = 2048)]
+    pub action_url: Option<String>,
+    /// As the header `Idempotency-Key`.
+    #[schema(min_length = 1, max_length = 200)]
+    pub idempotency_key: Option<String>,
+}
+
+/// A file.
+#[derive(ToSchema)]
+#[schema(as = Attachment)]
+pub struct AttachmentBody {
+    /// Its name.
+    pub filename: String,
+    /// Its media type.
+    #[schema(example = "application/pdf")]
+    pub content_type: String,
+    /// Its bytes in base64.
+    #[schema(format = Byte)]
+    pub content: String,
+}
+
+/// One message.
+#[derive(ToSchema)]
+#[schema(as = Submission)]
+pub struct SendBody {
+    /// To whom: address, phone number (E.164), device token, URL or user id. `to` and `url` are accepted too. May be left out
+    /// for `in_app` where `user_id` is given.
+    #[schema(max_length = 2048)]
+    pub recipient: Option<String>,
+    /// The rest.
+    #[schema(inline)]
+    #[serde(flatten)]
+    pub shared: SharedBody,
+}
+
+/// One content for many recipients. Either `recipients` or `user_ids`.
+#[derive(ToSchema)]
+#[schema(as = BulkSubmission)]
+pub struct BulkBody {
+    /// To whom, by address.
+    #[schema(min_items = 1, max_items = 10_000)]
+    pub recipients: Option<Vec<String>>,
+    /// To whom, by user id; for `in_app`.
+    #[schema(min_items = 1, max_items = 10_000)]
+    pub user_ids: Option<Vec<String>>,
+    /// The rest.
+    #[schema(inline)]
+    #[serde(flatten)]
+    pub shared: SharedBody,
+}
+
+/// A dead letter.
+#[derive(ToSchema)]
+#[schema(as = DeadLetter)]
+pub struct DeadLetterBody {
+    /// Its id.
+    pub id: Uuid,
+    /// The slug of its tenant; `null` if nobody could tell.
+    pub tenant: Option<String>,
+    /// The message whose delivery died.
+    pub message_id: Option<Uuid>,
+    /// The delivery that died.
+    pub delivery_id: Option<Uuid>,
+    /// The channel, as far as it is known.
+    pub channel: Option<String>,
+    /// `delivery`, `intake` or `broker`.
+    #[schema(example = "delivery")]
+    pub origin: String,
+    /// Why.
+    #[schema(example = "attempts_exhausted")]
+    pub reason: String,
+    /// What happened, in a clause.
+    pub detail: String,
+    /// The `message_id` property of a refused publish.
+    pub amqp_id: Option<String>,
+    /// The routing key of a refused publish.
+    pub routing_key: Option<String>,
+    /// Whether the body of the refused publish was kept.
+    pub has_body: bool,
+    /// `open`, `replayed` or `dropped`.
+    #[schema(example = "open")]
+    pub status: String,
+    /// The replay that moved it.
+    pub replay_id: Option<Uuid>,
+    /// When it was written down.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Which dead letters. What is not given does not restrict.
+#[derive(ToSchema)]
+#[schema(as = DeadLetterFilter)]
+pub struct LetterFilterBody {
+    /// One of these.
+    pub ids: Option<Vec<Uuid>>,
+    /// The channel.
+    pub channel: Option<String>,
+    /// The reason.
+    pub reason: Option<String>,
+    /// The message, or the AMQP `message_id`.
+    pub message_id: Option<String>,
+    /// The slug of a tenant, for operators.
+    pub tenant: Option<String>,
+    /// Written down at this time or later.
+    pub since: Option<DateTime<Utc>>,
+    /// Written down before this time.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// A replay or drop and how far it has got.
+#[derive(ToSchema)]
+#[schema(as = Replay)]
+pub struct ReplayStateBody {
+    /// Its id.
+    pub id: Uuid,
+    /// `replay` or `drop`.
+    #[schema(example = "replay")]
+    pub action: String,
+    /// Which letters were meant.
+    #[schema(value_type = Object)]
+    pub filter: serde_json::Value,
+    /// Who asked for it: role and subject.
+    #[schema(example = "admin:0191d8a0-0000-7000-8000-000000000001")]
+    pub actor: String,
+    /// Why.
+    pub note: String,
+    /// Letters a second.
+    pub rate: Option<i32>,
+    /// Open letters that matched when it began.
+    pub matched: i32,
+    /// Letters moved so far.
+    pub replayed: i32,
+    /// Letters that could not be moved.
+    pub skipped: i32,
+    /// `running`, `done` or `cancelled`.
+    #[schema(example = "done")]
+    pub status: String,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// Adds what all operations share, by what each of them is: whether it needs a credential, takes a body, names a thing.
+struct Shared;
+
+impl Modify for Shared {
+    fn modify(&self, tree: &mut Tree) {
+        if let Some(components) = tree.components.as_mut() {
+            let bearer = HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .description(Some("An API key (`ph_…`) or a token (JWT)"));
+            components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
+        }
+        for (path, item) in &mut tree.paths.paths {
+            for (method, operation) in operations(item) {
+                operation.operation_id = Some(operation_id(path, method));
+                complete(path, method, operation);
+            }
+        }
+    }
+}
+
+/// The operations of a path, of the methods that we use.
+pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let all = [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)];
+    all.into_iter().filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation)))
+}
+
+/// `post_notifications_send`: what generated clients call their methods.
+fn operation_id(path: &str, method: &'static str) -> String {
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "api");
+    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
+}
+
+fn complete(path: &str, method: &str, operation: &mut Operation) {
+    let is_public =
+        operation.security.as_ref().is_some_and(|schemes| schemes.iter().all(|scheme| *scheme == Default::default()));
+    let submits =
+        operation.tags.as_ref().is_some_and(|tags| tags.iter().any(|tag| tag == "submitting")) && method == "post";
+    let mut codes = if is_public {
+        vec![]
+    } else {
+        vec![Code::Unauthenticated, Code::Forbidden, Code::Unavailable, Code::Internal]
+    };
+    if operation.request_body.is_some() {
+        codes.extend([
+            Code::MalformedBody,
+            Code::ValidationFailed,
+            Code::RequestTimeout,
+            Code::PayloadTooLarge,
+            Code::UnsupportedMediaType,
+        ]);
+    }
+    if !is_public && (method == "get" || operation.parameters.is_some()) {
+        codes.push(Code::InvalidParameter);
+    }
+    if path.contains("{id}") {
+        codes.push(Code::NotFound);
+    }
+    if path.ends_with("/cancel") {
+        codes.push(Code::StateConflict);
+    }
+    if submits {
+        codes.extend([
+            Code::InvalidIdempotencyKey,
+            Code::TargetNotAllowed,
+            Code::IdempotencyKeyReused,
+            Code::Overloaded,
+        ]);
+        operation.parameters.get_or_insert_default().push(RefOr::T(key_parameter()));
+    }
+    add_problems(&mut operation.responses, &codes);
+}
+
+fn key_parameter() -> utoipa::openapi::path::Parameter {
+    ParameterBuilder::new()
+        .name(idempotency::HEADER)
+        .parameter_in(ParameterIn::Header)
+        .description(Some("1 to 200 bytes; makes the request safe to repeat"))
+        .schema(Some(text_schema()))
+        .example(Some(json!("order-42")))
+        .build()
+}
+
+fn text_schema() -> Schema {
+    Schema::Object(Object::with_type(Type::String))
+}
+
+/// One response per status; its description lists the codes it may carry.
+fn add_problems(responses: &mut Responses, codes: &[Code]) {
+    let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+    for code in codes {
+        by_status.entry(code.status()).or_default().push(*code);
+    }
+    for (status, codes) in by_status {
+        let entry = responses.responses.entry(status.to_string());
+        entry.or_insert_with(|| RefOr::T(problem_response(&codes)));
+    }
+}
+
+fn problem_response(codes: &[Code]) -> Response {
+    let texts: Vec<String> = codes.iter().map(|code| format!("`{}`: {}", code.as_str(), code.title())).collect();
+    let examples = codes.iter().map(|code| {
+        let body = json!({"type": code.uri(), "title": code.title(), "status": code.status(), "detail": "…", "code": code.as_str()});
+        (code.as_str(), utoipa::openapi::example::ExampleBuilder::new().value(Some(body)).build())
+    });
+    let content =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples).build();
+    let mut response = ResponseBuilder::new().description(texts.join("; ")).content(CONTENT_TYPE, content);
+    if codes.iter().any(|code| code.status() == 503) {
+        let header =
+            HeaderBuilder::new().schema(Some(text_schema())).description(Some("Seconds after which to try again"));
+        response = response.header("Retry-After", header.build());
+    }
+    response.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use shared::contract::submission::Submission;
+
+    use super::*;
+
+    #[test]
+    fn every_documented_field_of_a_submission_is_accepted_and_every_example_too() {
+        let tree = serde_json::to_value(tree()).unwrap();
+        let examples =
+            &tree["paths"]["/api/notifications/send"]["post"]["requestBody"]["content"]["application/json"]["examples"];
+        for (name, example) in examples.as_object().unwrap() {
+            let body = serde_json::to_vec(&example["value"]).unwrap();
+            Submission::parse(&body).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let text = tree["components"]["schemas"]["Submission"].to_string();
+        let fields = [
+            "channel",
+            "recipient",
+            "user_id",
+            "title",
+            "message",
+            "html",
+            "category",
+            "priority",
+            "data",
+            "metadata",
+            "scheduled_at",
+            "expires_at",
+            "attachments",
+            "type",
+            "action_url",
+            "idempotency_key",
+        ];
+        for field in fields {
+            assert!(text.contains(&format!("\"{field}\"")), "{field} is not documented: {text}");
+            let probe = format!("{{\"{field}\":null}}");
+            let refused =
+                Submission::parse(probe.as_bytes()).err().is_some_and(|error| error.message.contains("unknown field"));
+            assert!(!refused, "{field} is documented and not accepted");
+        }
+    }
+
+    #[test]
+    fn every_operation_has_a_summary_an_id_of_its_own_and_says_what_can_go_wrong() {
+        let mut tree = tree();
+        let mut ids = BTreeSet::new();
+        for (path, item) in &mut tree.paths.paths {
+            for (_, operation) in operations(item) {
+                assert!(operation.summary.is_some(), "{path}");
+                assert!(ids.insert(operation.operation_id.clone()), "{path}: {:?}", operation.operation_id);
+                let is_public = ["/health", "/metrics", "/docs", "/openapi", "/asyncapi"]
+                    .iter()
+                    .any(|public| path.starts_with(public));
+                assert_eq!(operation.responses.responses.contains_key("401"), !is_public, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_document_is_openapi_3_1() {
+        assert_eq!(serde_json::to_value(tree()).unwrap()["openapi"], "3.1.0");
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let text = document();
+        let schemas = serde_json::from_str::<serde_json::Value>(&text).unwrap()["components"]["schemas"].clone();
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(schemas.get(name).is_some(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Every way a request can fail, as RFC 9457 problem details.
+//!
+//! The list is closed: clients match on `code`, and the OpenAPI document is made from the same table. `detail` says what
+//! to do; what went wrong inside us goes to the log and never to the caller.
+
+use std::{borrow::Cow, fmt};
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{
+        StatusCode,
+        header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+};
+use serde::Serialize;
+use shared::{contract::submission::FieldError, db::DbError};
+
+/// What every problem's media type is.
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
+/// How long a client should wait after a 503: a batch or a fail-over is over by then, or the next answer says the same.
+const RETRY_AFTER_SECONDS: u32 = 1;
+/// How a forbidden webhook target reads in the validator's message.
+const TARGET_PREFIX: &str = "target_not_allowed";
+
+/// One row per problem: code, status, title.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $status:literal, $title:literal;)+) => {
+        /// What kind of problem it is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[$doc])* $variant),+ }
+
+        impl Code {
+            /// Every kind there is.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word that clients match on.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code),+ }
+            }
+
+            /// The HTTP status.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$variant => $status),+ }
+            }
+
+            /// What it means, the same for every occurrence.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title),+ }
+            }
+
+            /// Where it is explained, relative to the API.
+            pub const fn uri(self) -> &'static str {
+                match self { $(Self::$variant => concat!("/docs/problems#", $code)),+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The body is no JSON, or a field has the wrong type or an unknown name.
+    MalformedBody = "malformed_body", 400, "The body cannot be read";
+    /// The body can be read but says something impossible; `errors` names every field.
+    ValidationFailed = "validation_failed", 400, "Some fields are not valid";
+    /// A parameter of the path or query is unknown or not valid.
+    InvalidParameter = "invalid_parameter", 400, "A parameter is not valid";
+    /// The webhook target lies inside a private or special network.
+    TargetNotAllowed = "target_not_allowed", 400, "The target is not allowed";
+    /// The idempotency key is too long or given twice with different values.
+    InvalidIdempotencyKey = "invalid_idempotency_key", 400, "The idempotency key is not valid";
+    /// No credential, or one that does not hold.
+    Unauthenticated = "unauthenticated", 401, "A valid credential is needed";
+    /// The credential's role may not do this.
+    Forbidden = "forbidden", 403, "The role of the credential does not allow this";
+    /// There is no such thing, or it belongs to another tenant.
+    NotFound = "not_found", 404, "There is no such thing";
+    /// The path exists, but not with this method.
+    MethodNotAllowed = "method_not_allowed", 405, "The path does not take this method";
+    /// The body did not arrive in time.
+    RequestTimeout = "request_timeout", 408, "The request took too long to arrive";
+    /// The thing is in a state in which this cannot be done.
+    StateConflict = "state_conflict", 409, "The state does not allow this";
+    /// The body is larger than the limit.
+    PayloadTooLarge = "payload_too_large", 413, "The body is too large";
+    /// The body is not JSON by its headers.
+    UnsupportedMediaType = "unsupported_media_type", 415, "The media type is not supported";
+    /// The idempotency key was used for another request.
+    IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
+    /// Our fault.
+    Internal = "internal", 500, "Something went wrong on our side";
+    /// More is waiting than can be stored in time.
+    Overloaded = "overloaded", 503, "Too much is waiting";
+    /// The database cannot be reached.
+    Unavailable = "unavailable", 503, "The service is not available at the moment";
+}
+
+/// A problem: what kind, and what the caller should do about it.
+#[derive(Debug)]
+pub struct Problem {
+    code: Code,
+    detail: Cow<'static, str>,
+    errors: Vec<FieldError>,
+    allow: &'static [&'static str],
+}
+
+/// The body of a problem.
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    code: &'static str,
+    #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
+    errors: &'a [FieldError],
+}
+
+impl Problem {
+    /// A problem with a sentence that says what to do.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, detail: detail.into(), errors: Vec::new(), allow: &[] }
+    }
+
+    /// What is wrong with the fields of a body that can be read.
+    pub fn validation(errors: Vec<FieldError>) -> Self {
+        let forbidden = errors.iter().find(|error| error.message.starts_with(TARGET_PREFIX));
+        let (code, detail) = match (forbidden, errors.len()) {
+            (Some(_), _) => (Code::TargetNotAllowed, "Name a webhook target that is reachable from the internet."),
+            (None, 1) => (Code::ValidationFailed, "Correct the field that `errors` names and send the request again."),
+            (None, _) => (Code::ValidationFailed, "Correct the fields that `errors` names and send the request again."),
+        };
+        Self { errors, ..Self::new(code, detail) }
+    }
+
+    /// A body that cannot be read as what it should be.
+    pub fn malformed(error: FieldError) -> Self {
+        let detail = format!("Send a JSON object as the API description has it: {error}.");
+        Self { errors: vec![error], ..Self::new(Code::MalformedBody, detail) }
+    }
+
+    /// A parameter that is not valid.
+    pub fn parameter(name: &str, message: impl Into<String>) -> Self {
+        let error = FieldError::new(name, message);
+        Self {
+            errors: vec![error.clone()],
+            ..Self::new(Code::InvalidParameter, format!("Correct the parameter `{name}`: it {}.", error.message))
+        }
+    }
+
+    /// There is no such thing for this caller.
+    pub fn not_found(thing: &str) -> Self {
+        Self::new(Code::NotFound, format!("Check the id: this tenant has no such {thing}."))
+    }
+
+    /// A path that takes other methods only.
+    pub fn method_not_allowed(allow: &'static [&'static str]) -> Self {
+        Self { allow, ..Self::new(Code::MethodNotAllowed, format!("Use one of: {}.", allow.join(", "))) }
+    }
+
+    /// Too much is waiting.
+    pub fn overloaded() -> Self {
+        Self::new(
+            Code::Overloaded,
+            "Nothing was stored for certain; repeat the request, with the same idempotency key, after a second.",
+        )
+    }
+
+    /// The database cannot be reached.
+    pub fn unavailable() -> Self {
+        Self::new(
+            Code::Unavailable,
+            "The database did not answer in time; repeat the request, with the same idempotency key, after a second.",
+        )
+    }
+
+    /// Our fault; the request id leads to the log line.
+    pub fn internal() -> Self {
+        Self::new(
+            Code::Internal,
+            "Report this with the X-Request-Id of the answer; repeating the request may not help.",
+        )
+    }
+
+    /// What kind it is.
+    pub const fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The body: also the `error` of an answer over AMQP.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self.body()).unwrap_or_default()
+    }
+
+    fn body(&self) -> Body<'_> {
+        let Self { code, detail, errors, .. } = self;
+        Body { r#type: code.uri(), title: code.title(), status: code.status(), detail, code: code.as_str(), errors }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        metrics::counter!("posthaste_requests_refused_total", "code" => self.code.as_str()).increment(1);
+        let mut response = HttpResponse::build(self.status_code());
+        response.content_type(CONTENT_TYPE);
+        match self.code.status() {
+            401 => drop(response.insert_header((WWW_AUTHENTICATE, "Bearer realm=\"posthaste\""))),
+            503 => drop(response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS))),
+            _ => {}
+        }
+        if !self.allow.is_empty() {
+            response.insert_header((ALLOW, self.allow.join(", ")));
+        }
+        response.body(serde_json::to_vec(&self.body()).unwrap_or_default())
+    }
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Self {
+        if error.is_unavailable() {
+            return Self::unavailable();
+        }
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        tracing::error!(%error, source, "a statement was refused");
+        Self::internal()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_code_is_unique_well_formed_and_has_an_error_status() {
+        let codes: HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        let titles: HashSet<_> = Code::ALL.iter().map(|code| code.title()).collect();
+        assert_eq!((codes.len(), titles.len()), (Code::ALL.len(), Code::ALL.len()));
+        for code in Code::ALL {
+            let text = code.as_str();
+            assert!(text.starts_with(|c: char| c.is_ascii_lowercase()), "{text}");
+            assert!(text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_.-".contains(c)), "{text}");
+            assert!((400..600).contains(&code.status()), "{text}");
+            assert!(code.uri().ends_with(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_status_that_the_contract_names_has_a_code() {
+        for status in [400, 401, 403, 404, 409, 413, 415, 422, 503] {
+            assert!(Code::ALL.iter().any(|code| code.status() == status), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_503_says_when_to_come_back_and_a_401_how() {
+        assert_eq!(Problem::overloaded().error_response().headers().get(RETRY_AFTER).unwrap(), "1");
+        assert_eq!(Problem::unavailable().error_response().headers().get(RETRY_AFTER).unwrap(), "1");
+        assert!(Problem::new(Code::Unauthenticated, "x").error_response().headers().contains_key(WWW_AUTHENTICATE));
+        assert_eq!(Problem::method_not_allowed(&["GET"]).error_response().headers().get(ALLOW).unwrap(), "GET");
+    }
+
+    #[test]
+    fn a_forbidden_target_has_a_code_of_its_own() {
+        let errors = |message: &str| Problem::validation(vec![FieldError::new("recipient", message)]).code();
+        assert_eq!(errors("target_not_allowed: private"), Code::TargetNotAllowed);
+        assert_eq!(errors("must be an address"), Code::ValidationFailed);
+    }
+}

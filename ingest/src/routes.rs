@@ -1,0 +1,111 @@
+//! The URL table: one screen, one line per path.
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::Method,
+    web::{self, ServiceConfig},
+};
+
+use crate::{
+    admin, bulk, dead_letters, docs, health, inbox, messages, notifications,
+    observe::RouteTimings,
+    problem::{Code, Problem},
+    webhooks,
+};
+
+/// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
+macro_rules! routes {
+    ($($path:literal { $($method:ident $handler:path),+ })+) => {
+        /// Every path with its methods; the page under `/docs` is not among them.
+        pub const TABLE: &[(&str, &[&str])] = &[$(($path, &[$(stringify!($method)),+])),+];
+
+        fn table(config: &mut ServiceConfig) {
+            $(
+                config.service(
+                    web::resource($path)
+                        .app_data(RouteTimings::new($path))
+                        $(.route(web::method(Method::$method).to($handler)))+
+                        .default_service(web::to(|| async { refuse(&[$(stringify!($method)),+]) })),
+                );
+            )+
+        }
+    };
+}
+
+// The first match wins, so the busiest stand first and `{id}` after the words it would swallow.
+routes! {
+    "/api/notifications/send"                        { POST notifications::send }
+    "/api/notifications/send-bulk"                   { POST bulk::send }
+    "/api/notifications/test"                        { POST notifications::test }
+    "/api/bulk/{id}"                                 { GET bulk::show }
+    "/api/messages"                                  { GET messages::list }
+    "/api/messages/{id}"                             { GET messages::show }
+    "/api/messages/{id}/timeline"                    { GET messages::timeline }
+    "/api/messages/{id}/cancel"                      { POST messages::cancel }
+    "/api/notifications"                             { GET inbox::list }
+    "/api/notifications/unread-count"                { GET inbox::unread }
+    "/api/notifications/mark-as-read"                { POST inbox::mark }
+    "/api/notifications/mark-all-as-read"            { POST inbox::mark_all }
+    "/api/notifications/read-all"                    { POST inbox::read_all }
+    "/api/notifications/delete"                      { POST inbox::delete_many }
+    "/api/notifications/user/{user_id}"              { GET inbox::list_of }
+    "/api/notifications/user/{user_id}/unread-count" { GET inbox::unread_of }
+    "/api/notifications/{id}/read"                   { POST inbox::read }
+    "/api/notifications/{id}"                        { DELETE inbox::delete }
+    "/api/admin/dead-letters"                        { GET dead_letters::list }
+    "/api/admin/dead-letters/replay"                 { POST dead_letters::replay }
+    "/api/admin/dead-letters/drop"                   { POST dead_letters::drop }
+    "/api/admin/dead-letters/{id}"                   { GET dead_letters::show }
+    "/api/admin/replays/{id}"                        { GET dead_letters::progress }
+    "/api/admin/queues"                              { GET admin::queues }
+    "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/health"                                        { GET health::all }
+    "/health/live"                                   { GET health::live }
+    "/health/ready"                                  { GET health::ready }
+    "/metrics"                                       { GET health::metrics }
+    "/openapi.json"                                  { GET docs::openapi }
+    "/asyncapi.yaml"                                 { GET docs::asyncapi }
+    "/docs/problems"                                 { GET docs::problems }
+}
+
+/// Every route, the page under `/docs`, and the answer to everything else.
+pub fn configure(config: &mut ServiceConfig) {
+    table(config);
+    config
+        .service(web::resource("/docs").route(web::get().to(docs::ui_root)))
+        .service(web::resource("/docs/{file:.*}").route(web::get().to(docs::ui)))
+        .default_service(web::to(|| async {
+            Problem::new(Code::NotFound, "Look up the path at /docs.").error_response()
+        }));
+}
+
+fn refuse(allow: &'static [&'static str]) -> HttpResponse {
+    Problem::method_not_allowed(allow).error_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::openapi;
+
+    #[test]
+    fn the_document_describes_every_route_and_no_other() {
+        let routed: BTreeSet<(String, String)> = TABLE
+            .iter()
+            .flat_map(|(path, methods)| methods.iter().map(|method| ((*path).to_owned(), (*method).to_owned())))
+            .collect();
+        let mut tree = openapi::tree();
+        let described: BTreeSet<(String, String)> = tree
+            .paths
+            .paths
+            .iter_mut()
+            .flat_map(|(path, item)| {
+                let methods: Vec<String> = openapi::operations(item).map(|(method, _)| method.to_uppercase()).collect();
+                methods.into_iter().map(|method| (path.clone(), method))
+            })
+            .collect();
+        assert_eq!(routed, described);
+    }
+}

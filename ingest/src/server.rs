@@ -1,0 +1,77 @@
+//! The HTTP server: its bounds, and how it leaves.
+
+use std::{io, time::Duration};
+
+use actix_web::{App as Site, HttpServer, dev::ServerHandle, middleware::from_fn, web::Data};
+use shared::config::HttpConfig;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::App,
+    docs::ui_config,
+    observe::{Traffic, observe},
+    routes,
+};
+
+/// A client that has not sent its headers by then is cut off.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than the usual 60 s of load balancers, so that they close idle connections and not we.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// A client that does not read its answer's end is cut off.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Every request but a bulk has its answer within two seconds; a stopping process waits for the rest this long.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Without a request for so long, the last answers are written as well.
+const QUIET: Duration = Duration::from_millis(150);
+const QUIET_STEP: Duration = Duration::from_millis(10);
+
+/// Serves until `stop`, then answers what is under way and returns.
+pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken) -> io::Result<()> {
+    let (traffic, ui) = (Data::new(Traffic::default()), Data::new(ui_config()));
+    let leaving = traffic.clone();
+    let site = move || {
+        Site::new()
+            .app_data(app.clone())
+            .app_data(traffic.clone())
+            .app_data(ui.clone())
+            .configure(routes::configure)
+            .wrap(from_fn(observe))
+    };
+    let server = HttpServer::new(site)
+        .workers(config.workers)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+        .keep_alive(KEEP_ALIVE)
+        .disable_signals()
+        .bind((config.host.as_str(), config.port))?
+        .run();
+    let handle = server.handle();
+    let leave = async {
+        stop.cancelled().await;
+        leave(&handle, &leaving).await;
+    };
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended,
+        () = leave => {}
+    }
+    server.await
+}
+
+/// Takes no new connections, answers what is under way, and goes. The server's own graceful stop would wait for idle
+/// connections to time out; here each answer closes its connection, and idle ones are simply dropped.
+async fn leave(handle: &ServerHandle, traffic: &Traffic) {
+    handle.pause().await;
+    traffic.stop();
+    let deadline = Instant::now() + LEAVE_TIMEOUT;
+    let mut quiet_since = Instant::now();
+    while quiet_since.elapsed() < QUIET && Instant::now() < deadline {
+        sleep(QUIET_STEP).await;
+        if traffic.under_way() > 0 {
+            quiet_since = Instant::now();
+        }
+    }
+    // Not awaited: the stop is over when the server itself has ended, which the caller waits for.
+    drop(handle.stop(false));
+}

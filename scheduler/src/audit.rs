@@ -1,0 +1,81 @@
+//! Looks whether everything that was handed to the broker went on, so that nothing depends on a broker never losing
+//! anything.
+
+use std::time::Duration;
+
+use metrics::counter;
+use shared::{
+    amqp::{
+        Broker,
+        declare::depths,
+        topology::work_queue,
+    },
+    db::{
+        Store,
+        outbox::Audited,
+    },
+    domain::Route,
+};
+use tokio::time::timeout;
+
+use crate::task::{Report, Task, TaskError};
+
+/// Outbox rows of one pass.
+const LIMIT: i64 = 200;
+/// Passes before the depths of the queues are asked for again.
+const PASSES_MAX: usize = 25;
+/// A healthy broker tells the depth of all queues in a few milliseconds.
+const DEPTHS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The task.
+pub struct Audit {
+    store: Store,
+    broker: Broker,
+}
+
+impl Audit {
+    /// Asks `broker` which queues are empty.
+    pub const fn new(store: Store, broker: Broker) -> Self {
+        Self { store, broker }
+    }
+
+    /// The routes whose queues are empty. Without an answer there is none, and nothing counts as lost.
+    async fn empty_routes(&self) -> Vec<Route> {
+        let Some(connection) = self.broker.connection() else { return Vec::new() };
+        let Ok(Ok(depths)) = timeout(DEPTHS_TIMEOUT, depths(&connection)).await else { return Vec::new() };
+        let is_empty = |route: &Route| {
+            let queue = work_queue(*route);
+            depths.iter().any(|depth| depth.name == queue && depth.messages_ready == 0)
+        };
+        Route::all().filter(is_empty).collect()
+    }
+}
+
+impl Task for Audit {
+    const NAME: &'static str = "audit";
+    const PERIOD: Duration = Duration::from_secs(5);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        if !self.store.audit_waits().await? {
+            return Ok(Report::Done);
+        }
+        let empty = self.empty_routes().await;
+        for _ in 0..PASSES_MAX {
+            let audited = self.store.audit(LIMIT, &empty).await?;
+            tell(audited);
+            if audited.seen < LIMIT {
+                return Ok(Report::Done);
+            }
+        }
+        Ok(Report::More)
+    }
+}
+
+fn tell(audited: Audited) {
+    let count = |n: i64| u64::try_from(n).unwrap_or(0);
+    counter!("posthaste_audit_lost_total").increment(count(audited.lost));
+    counter!("posthaste_audit_watched_total").increment(count(audited.watched));
+    if audited.lost > 0 {
+        tracing::warn!(rows = audited.lost, "the broker lost deliveries; they are handed to it again");
+    }
+}

@@ -1,0 +1,89 @@
+//! The running loops: how they start, are watched and come to an end together.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use shared::{
+    amqp::{Consumer, ConsumerHealth},
+    probe::Parts,
+};
+use tokio::{task::JoinSet, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    RunError,
+    probe::{ConsumersPart, Pulse, TasksPart},
+    task::{Task, keep},
+    trouble::Trouble,
+};
+
+/// All loops of this process.
+pub struct Crew {
+    stop: CancellationToken,
+    loops: JoinSet<&'static str>,
+    pulses: Vec<Arc<Pulse>>,
+    consumers: Vec<Arc<ConsumerHealth>>,
+}
+
+impl Crew {
+    /// Nobody yet.
+    pub fn new(stop: CancellationToken) -> Self {
+        Self { stop, loops: JoinSet::new(), pulses: Vec::new(), consumers: Vec::new() }
+    }
+
+    /// Ends every loop.
+    pub const fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Adds a task.
+    pub fn keep<T: Task>(&mut self, task: T) {
+        let pulse = Arc::new(Pulse::new(T::NAME, T::PERIOD));
+        self.pulses.push(Arc::clone(&pulse));
+        let kept = keep(task, pulse, self.stop.clone());
+        self.loops.spawn(async move {
+            kept.await;
+            T::NAME
+        });
+    }
+
+    /// Adds a loop that follows a queue. How often it turns is up to the queue, so only its failures are shown.
+    pub fn follow<F, Fut>(&mut self, name: &'static str, consumer: Consumer, start: F)
+    where
+        F: FnOnce(Consumer, Trouble, CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let pulse = Arc::new(Pulse::new(name, Duration::MAX / 2));
+        self.pulses.push(Arc::clone(&pulse));
+        self.consumers.push(consumer.health());
+        let following = start(consumer, Trouble::new(pulse), self.stop.clone());
+        self.loops.spawn(async move {
+            following.await;
+            name
+        });
+    }
+
+    /// Shows how the loops are.
+    pub fn show(&self, parts: &Parts) {
+        parts.add(TasksPart(self.pulses.clone()));
+        parts.add(ConsumersPart(self.consumers.clone()));
+    }
+
+    /// Waits for `stop`, then for the loops and the publishes of `tracker` to finish what they hold, at most `drain`.
+    /// What is not finished by then is taken up by another scheduler, or after the next start.
+    pub async fn attend(mut self, tracker: &TaskTracker, drain: Duration) -> Result<(), RunError> {
+        if let Some(ended) = self.stop.clone().run_until_cancelled(self.loops.join_next()).await {
+            let name = ended.and_then(Result::ok).unwrap_or("a loop that panicked");
+            self.stop.cancel();
+            return Err(RunError::Ended(name));
+        }
+        tracker.close();
+        let finished = async {
+            while self.loops.join_next().await.is_some() {}
+            tracker.wait().await;
+        };
+        if timeout(drain, finished).await.is_err() {
+            tracing::warn!(drain_ms = drain.as_millis(), "not everything was finished in time; it is taken up again");
+        }
+        Ok(())
+    }
+}

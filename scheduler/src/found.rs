@@ -1,0 +1,282 @@
+//! What a message in the dead letter queue says about how it got there. Pure: text in, letter out.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use shared::{
+    amqp::{DETAIL, DLQ, Delivery, QUEUE, REASON, ROUTING_KEY, topology},
+    contract::{WorkItem, wire::VERSION},
+    db::letters::NewLetter,
+    domain::{Channel, DeadOrigin, DeadReason},
+};
+use uuid::Uuid;
+
+/// Header: an id that whoever put the message aside gave the letter.
+const LETTER_ID: &str = "x-posthaste-letter-id";
+/// What the names of the queues begin with that hold submissions.
+const INTAKE_PREFIX: &str = "posthaste.intake.";
+
+/// A message of the dead letter queue.
+#[derive(Debug, Default)]
+pub struct Found {
+    exchange: String,
+    routing_key: String,
+    message_id: Option<String>,
+    headers: BTreeMap<String, Value>,
+    body: Vec<u8>,
+}
+
+/// What is to be done about it.
+#[derive(Debug)]
+pub enum Kind {
+    /// Write a letter.
+    Letter(NewLetter),
+    /// A work message the broker gave up: its delivery dies, and only if there is no such delivery a letter is written.
+    Work(WorkItem, NewLetter),
+}
+
+/// Who gave it up.
+#[derive(Debug, PartialEq, Eq)]
+enum Cause<'a> {
+    /// We did, and said why.
+    Refused { reason: DeadReason, queue: &'a str },
+    /// The broker, having handed it out from `queue` too often.
+    GivenUp { reason: &'a str, queue: &'a str },
+    /// The ingress exchange: no queue is bound for its key.
+    Unroutable,
+    /// Somebody else, without a word.
+    Unknown,
+}
+
+impl From<Delivery> for Found {
+    fn from(delivery: Delivery) -> Self {
+        Self {
+            message_id: delivery.properties.message_id().filter(|id| !id.is_empty()).map(str::to_owned),
+            headers: delivery.properties.headers(),
+            exchange: delivery.exchange,
+            routing_key: delivery.routing_key,
+            body: delivery.body,
+        }
+    }
+}
+
+impl Found {
+    /// What is to be done about it.
+    pub fn kind(self) -> Kind {
+        let item = self.work_item();
+        let letter = self.letter();
+        match item {
+            Some(item) => Kind::Work(item, letter),
+            None => Kind::Letter(letter),
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.as_str()
+    }
+
+    fn cause(&self) -> Cause<'_> {
+        // An old death header of a producer says nothing about a message that never was in a queue of ours.
+        if self.exchange == topology::INGRESS {
+            return Cause::Unroutable;
+        }
+        let death = self.headers.get("x-death").and_then(|deaths| deaths.get(0));
+        let word = |field: &str| death.and_then(|death| death.get(field)).and_then(Value::as_str);
+        let queue = word("queue").or(self.header("x-first-death-queue"));
+        if let Some(queue) = queue {
+            return Cause::GivenUp { reason: word("reason").or(self.header("x-first-death-reason")).unwrap_or("unknown"), queue };
+        }
+        match self.header(REASON).map(str::parse) {
+            Some(Ok(reason)) => Cause::Refused { reason, queue: self.header(QUEUE).unwrap_or_default() },
+            _ => Cause::Unknown,
+        }
+    }
+
+    /// The work message, if it is one that the broker gave up.
+    fn work_item(&self) -> Option<WorkItem> {
+        let Cause::GivenUp { queue, .. } = self.cause() else { return None };
+        let is_work = channel_of_work(queue).is_some();
+        serde_json::from_slice::<WorkItem>(&self.body).ok().filter(|item| is_work && item.v == VERSION)
+    }
+
+    fn letter(self) -> NewLetter {
+        let cause = self.cause();
+        let (origin, reason) = (cause.origin(), cause.reason());
+        let routing_key = self.submitted_with(&cause).map(str::to_owned);
+        let mut words = routing_key.as_deref().unwrap_or_default().split('.');
+        let tenant = words.next().filter(|slug| !slug.is_empty()).map(str::to_owned);
+        let channel = words.next().and_then(|word| word.parse().ok()).or_else(|| channel_of_work(cause.queue()));
+        NewLetter {
+            id: self.id(&cause),
+            // Whoever may not speak for a tenant must not write into its letters either.
+            tenant: tenant.filter(|_| reason != DeadReason::Tenant),
+            channel,
+            origin,
+            reason,
+            detail: cause.detail(self.header(DETAIL)),
+            amqp_id: self.message_id,
+            routing_key,
+            body: Some(self.body),
+        }
+    }
+
+    /// The key a producer published it with; `None` if no producer did.
+    fn submitted_with(&self, cause: &Cause<'_>) -> Option<&str> {
+        match cause {
+            Cause::Refused { queue, .. } | Cause::GivenUp { queue, .. } if !queue.starts_with(INTAKE_PREFIX) => None,
+            Cause::Unknown => None,
+            // What we refused, and what was replayed, carries its first key in a header.
+            Cause::Refused { .. } | Cause::GivenUp { .. } => Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key)),
+            Cause::Unroutable => Some(&self.routing_key),
+        }
+    }
+
+    /// The same for every time the broker delivers it.
+    fn id(&self, cause: &Cause<'_>) -> Uuid {
+        let given = self.header(LETTER_ID).and_then(|id| id.parse().ok());
+        let parts = [cause.queue(), &self.exchange, &self.routing_key, self.message_id.as_deref().unwrap_or_default()];
+        given.unwrap_or_else(|| {
+            let [queue, exchange, key, id] = parts.map(str::as_bytes);
+            NewLetter::id_of(&[queue, exchange, key, id, &self.body])
+        })
+    }
+}
+
+impl<'a> Cause<'a> {
+    /// The queue it was taken from.
+    const fn queue(&self) -> &'a str {
+        match self {
+            Self::Refused { queue, .. } | Self::GivenUp { queue, .. } => queue,
+            Self::Unroutable | Self::Unknown => DLQ,
+        }
+    }
+
+    fn origin(&self) -> DeadOrigin {
+        match self {
+            Self::Refused { queue, .. } if queue.starts_with(INTAKE_PREFIX) || queue.is_empty() => DeadOrigin::Intake,
+            Self::Refused { .. } | Self::GivenUp { .. } | Self::Unknown => DeadOrigin::Broker,
+            Self::Unroutable => DeadOrigin::Intake,
+        }
+    }
+
+    const fn reason(&self) -> DeadReason {
+        match self {
+            Self::Refused { reason, .. } => *reason,
+            Self::Unroutable => DeadReason::Unroutable,
+            Self::GivenUp { .. } | Self::Unknown => DeadReason::Poison,
+        }
+    }
+
+    fn detail(&self, given: Option<&str>) -> String {
+        match self {
+            Self::Refused { .. } => given.unwrap_or_default().to_owned(),
+            Self::GivenUp { reason, queue } => format!("the broker gave it up ({reason}) in {queue}"),
+            Self::Unroutable => "no queue takes this routing key: use <tenant>.<channel>.<high, normal or bulk>".to_owned(),
+            Self::Unknown => "it was published to the dead letter queue without a reason".to_owned(),
+        }
+    }
+}
+
+/// The channel of a work queue, by its name.
+fn channel_of_work(queue: &str) -> Option<Channel> {
+    let route = queue.strip_prefix(topology::WORK)?.strip_prefix('.')?;
+    route.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use shared::domain::DeliveryId;
+
+    fn found(exchange: &str, key: &str, headers: Value, body: &[u8]) -> Found {
+        let headers = serde_json::from_value(headers).unwrap();
+        Found { exchange: exchange.to_owned(), routing_key: key.to_owned(), message_id: Some("m-1".to_owned()), headers, body: body.to_vec() }
+    }
+
+    fn letter(found: Found) -> NewLetter {
+        match found.kind() {
+            Kind::Letter(letter) => letter,
+            Kind::Work(item, _) => panic!("{item:?}"),
+        }
+    }
+
+    fn refused(queue: &str, reason: &str) -> Value {
+        json!({REASON: reason, DETAIL: "unknown field `colour`", QUEUE: queue, ROUTING_KEY: "acme.in-app.normal"})
+    }
+
+    fn given_up(queue: &str) -> Value {
+        json!({"x-death": [{"queue": queue, "reason": "delivery_limit", "count": 1}], "x-first-death-queue": queue})
+    }
+
+    #[test]
+    fn what_the_intake_refused_says_why_and_whose_it_is() {
+        let letter = letter(found(topology::DLX, "x", refused("posthaste.intake.std", "schema"), b"{"));
+        assert_eq!((letter.origin, letter.reason), (DeadOrigin::Intake, DeadReason::Schema));
+        assert_eq!((letter.tenant.as_deref(), letter.channel), (Some("acme"), Some(Channel::InApp)));
+        assert_eq!((letter.detail.as_str(), letter.amqp_id.as_deref()), ("unknown field `colour`", Some("m-1")));
+        assert_eq!(letter.routing_key.as_deref(), Some("acme.in-app.normal"));
+    }
+
+    #[test]
+    fn a_letter_about_a_forged_tenant_is_not_shown_to_that_tenant() {
+        let letter = letter(found(topology::DLX, "x", refused("posthaste.intake.std", "tenant"), b"{}"));
+        assert_eq!((letter.tenant, letter.routing_key.as_deref()), (None, Some("acme.in-app.normal")));
+    }
+
+    #[test]
+    fn a_key_without_a_queue_is_unroutable_whatever_its_headers_say() {
+        for headers in [json!({}), refused("posthaste.work.sms.high", "schema"), given_up("posthaste.intake.std")] {
+            let letter = letter(found(topology::INGRESS, "acme.sms.soon", headers, b"{}"));
+            assert_eq!((letter.origin, letter.reason), (DeadOrigin::Intake, DeadReason::Unroutable));
+            assert_eq!((letter.tenant.as_deref(), letter.channel), (Some("acme"), Some(Channel::Sms)));
+            assert_eq!(letter.routing_key.as_deref(), Some("acme.sms.soon"));
+        }
+    }
+
+    #[test]
+    fn a_work_message_the_broker_gave_up_is_about_its_delivery() {
+        let item = WorkItem::new(DeliveryId::generate(), 4);
+        let body = serde_json::to_vec(&item).unwrap();
+        let found_work = found(topology::DLX, "sms.high", given_up("posthaste.work.sms.high"), &body);
+        let Kind::Work(same, letter) = found_work.kind() else { panic!("no work") };
+        assert_eq!((same, letter.channel, letter.routing_key), (item, Some(Channel::Sms), None));
+        let elsewhere = letter_of_queue("posthaste.events.log", &body);
+        assert_eq!((elsewhere.origin, elsewhere.reason, elsewhere.tenant), (DeadOrigin::Broker, DeadReason::Poison, None));
+        let unreadable = letter_of_queue("posthaste.work.sms.high", b"garbage");
+        assert_eq!((unreadable.origin, unreadable.reason), (DeadOrigin::Broker, DeadReason::Poison));
+    }
+
+    fn letter_of_queue(queue: &str, body: &[u8]) -> NewLetter {
+        letter(found(topology::DLX, "sms.high", given_up(queue), body))
+    }
+
+    #[test]
+    fn a_submission_the_broker_gave_up_keeps_its_key_even_after_a_replay() {
+        let first = letter(found(topology::DLX, "acme.sms.high", given_up("posthaste.intake.high"), b"{}"));
+        assert_eq!((first.origin, first.routing_key.as_deref()), (DeadOrigin::Broker, Some("acme.sms.high")));
+        let mut headers = given_up("posthaste.intake.std");
+        headers[ROUTING_KEY] = json!("acme.sms.high");
+        let replayed = letter(found(topology::DLX, "posthaste.intake.std", headers, b"{}"));
+        assert_eq!((replayed.tenant.as_deref(), replayed.routing_key.as_deref()), (Some("acme"), Some("acme.sms.high")));
+    }
+
+    #[test]
+    fn a_poisoned_event_and_a_message_without_a_word_come_from_the_broker() {
+        let event = letter(found(topology::DLX, "", refused("posthaste.events.log", "poison"), b"{}"));
+        assert_eq!((event.origin, event.routing_key), (DeadOrigin::Broker, None));
+        let stray = letter(found("", DLQ, json!({REASON: "no such word"}), b"?"));
+        assert_eq!((stray.origin, stray.reason, stray.tenant), (DeadOrigin::Broker, DeadReason::Poison, None));
+    }
+
+    #[test]
+    fn a_message_that_comes_twice_is_one_letter_and_another_one_another() {
+        let id = |key: &str, body: &[u8]| letter(found(topology::INGRESS, key, json!({}), body)).id;
+        assert_eq!(id("acme.sms.soon", b"{}"), id("acme.sms.soon", b"{}"));
+        assert_ne!(id("acme.sms.soon", b"{}"), id("globex.sms.soon", b"{}"));
+        assert_ne!(id("acme.sms.soon", b"{}"), id("acme.sms.soon", b"[]"));
+        let given = Uuid::now_v7();
+        let named = letter(found(topology::DLX, "", json!({LETTER_ID: given.to_string()}), b"{}"));
+        assert_eq!(named.id, given);
+    }
+}

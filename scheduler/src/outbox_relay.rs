@@ -1,0 +1,96 @@
+//! Publishes what whoever committed it could not: the broker was away, or the process died in between.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use metrics::{counter, gauge};
+use shared::{
+    amqp::Broker,
+    db::{Store, accept::Dispatch},
+    dispatch::Dispatcher,
+};
+
+use crate::task::{Report, Task, TaskError, count_of, gauge_of};
+
+/// Rows taken at first, when nobody knows how large they are.
+const ROWS_MIN: usize = 16;
+/// Rows taken when they are small.
+const ROWS_MAX: usize = 1024;
+/// Deliveries to publish in one turn: a second or two of a broker's work, far from the time limit of a publish.
+const DELIVERIES_AIM: usize = 20_000;
+/// How long the rows taken are ours. Longer than a publish may take, or they would go out twice.
+const LEASE_MS: i32 = 30_000;
+
+/// The task.
+pub struct OutboxRelay {
+    store: Store,
+    dispatcher: Dispatcher,
+    broker: Broker,
+    rows: usize,
+}
+
+impl OutboxRelay {
+    /// Publishes through `dispatcher`, which speaks on `broker`.
+    pub const fn new(store: Store, dispatcher: Dispatcher, broker: Broker) -> Self {
+        Self { store, dispatcher, broker, rows: ROWS_MIN }
+    }
+
+    async fn gauge(&self) -> Result<i64, TaskError> {
+        let (pending, age) = self.store.outbox_pending().await?;
+        gauge!("posthaste_outbox_pending").set(gauge_of(pending));
+        gauge!("posthaste_outbox_oldest_seconds").set(age);
+        Ok(pending)
+    }
+
+    /// Publishes rows side by side; those that failed are given back at once.
+    async fn relay(&self, rows: Vec<Dispatch>) -> Result<(), TaskError> {
+        let ids: Vec<i64> = rows.iter().map(|row| row.outbox_id).collect();
+        let published = join_all(rows.into_iter().map(|row| self.dispatcher.publish(row))).await;
+        let failed: Vec<i64> = ids.into_iter().zip(published).filter(|(_, done)| !done).map(|(id, _)| id).collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let count = failed.len();
+        self.store.give_back_unpublished(failed).await?;
+        Err(TaskError::Unpublished(count))
+    }
+}
+
+impl Task for OutboxRelay {
+    const NAME: &'static str = "outbox_relay";
+    const PERIOD: Duration = Duration::from_millis(500);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        // Without a broker nothing is taken: a row keeps its place, and nobody spins.
+        if self.gauge().await? == 0 || !self.broker.is_usable() {
+            return Ok(Report::Done);
+        }
+        let rows = self.store.take_unpublished(i64::try_from(self.rows).unwrap_or(i64::MAX), LEASE_MS).await?;
+        let (taken, deliveries) = (rows.len(), rows.iter().map(|row| row.items.len()).sum());
+        counter!("posthaste_outbox_relayed_total").increment(count_of(deliveries));
+        self.relay(rows).await?;
+        let full = taken >= self.rows;
+        self.rows = next_rows(taken, deliveries).unwrap_or(self.rows);
+        Ok(if full { Report::More } else { Report::Done })
+    }
+}
+
+/// How many rows hold what one turn should publish, judging by the last ones; `None` if there were none.
+fn next_rows(taken: usize, deliveries: usize) -> Option<usize> {
+    let each = deliveries.div_ceil(taken.max(1)).max(1);
+    (taken > 0).then(|| (DELIVERIES_AIM / each).clamp(ROWS_MIN, ROWS_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_take_many_small_rows_or_few_large_ones() {
+        assert_eq!(next_rows(0, 0), None);
+        assert_eq!(next_rows(16, 16), Some(ROWS_MAX));
+        assert_eq!(next_rows(16, 16 * 256), Some(78));
+        assert_eq!(next_rows(16, 16 * 10_000), Some(ROWS_MIN));
+        assert_eq!(next_rows(3, 0), Some(ROWS_MAX));
+    }
+}

@@ -1,0 +1,35 @@
+//! Makes the partitions of the days to come and forgets what is kept for a while only.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use shared::db::Store;
+
+use crate::task::{Report, Task, TaskError, count_of, gauge_of};
+
+/// Partitions are made this many days ahead: a week in which somebody can notice that they are not.
+const DAYS_AHEAD: i32 = 7;
+/// What a producer was promised: a key is known for three days.
+const KEY_HOURS: i32 = 72;
+/// Keys forgotten in one statement: some tens of milliseconds.
+const KEYS_LIMIT: i64 = 5000;
+
+/// The task.
+pub struct Partitions(pub Store);
+
+impl Task for Partitions {
+    const NAME: &'static str = "partitions";
+    /// Keys add up: more often than partitions need, so that no turn has hours of them to forget.
+    const PERIOD: Duration = Duration::from_secs(600);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let made = self.0.ensure_partitions(DAYS_AHEAD).await?;
+        if made > 0 {
+            tracing::info!(made, "made partitions");
+        }
+        gauge!("posthaste_partition_days_ahead").set(gauge_of(self.0.partition_days_ahead().await?));
+        let forgotten = count_of(self.0.forget_keys(KEY_HOURS, KEYS_LIMIT).await?);
+        counter!("posthaste_idempotency_keys_forgotten_total").increment(forgotten);
+        Ok(if forgotten >= KEYS_LIMIT.unsigned_abs() { Report::More } else { Report::Done })
+    }
+}

@@ -1,0 +1,119 @@
+//! Whether the loops still turn and the queues are still read, for readiness checks.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use shared::{
+    amqp::ConsumerHealth,
+    probe::{Checking, Health, Part},
+};
+
+/// A turn that takes longer than this on top of its period hangs: statements end after 10 s, publishes too, and the
+/// longest wait between two tries is 15 s.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+
+/// The heartbeat of one loop.
+#[derive(Debug)]
+pub struct Pulse {
+    name: &'static str,
+    period: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    turned: Instant,
+    failure: Option<String>,
+}
+
+impl Pulse {
+    /// The heartbeat of a loop that turns at least once in `period`.
+    pub fn new(name: &'static str, period: Duration) -> Self {
+        Self { name, period, state: Mutex::new(State { turned: Instant::now(), failure: None }) }
+    }
+
+    /// The loop's name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Notes a turn that went well.
+    pub fn beat(&self) {
+        *self.lock() = State { turned: Instant::now(), failure: None };
+    }
+
+    /// Notes a turn that failed.
+    pub fn failed(&self, failure: String) {
+        *self.lock() = State { turned: Instant::now(), failure: Some(failure) };
+    }
+
+    /// How the loop is.
+    pub fn health(&self) -> Health {
+        let state = self.lock();
+        let silence = state.turned.elapsed();
+        match &state.failure {
+            _ if silence > self.period + STALLED_AFTER => Health::Down(format!("{} has not turned for {} s", self.name, silence.as_secs())),
+            Some(failure) => Health::Degraded(format!("{} fails: {failure}", self.name)),
+            None => Health::Up,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All loops as one part: as well as the worst of them.
+pub struct TasksPart(pub Vec<Arc<Pulse>>);
+
+impl Part for TasksPart {
+    fn name(&self) -> &'static str {
+        "tasks"
+    }
+
+    fn check(&self) -> Checking<'_> {
+        Box::pin(std::future::ready(worst(self.0.iter().map(|pulse| pulse.health()))))
+    }
+}
+
+/// The queues this process reads.
+pub struct ConsumersPart(pub Vec<Arc<ConsumerHealth>>);
+
+impl Part for ConsumersPart {
+    fn name(&self) -> &'static str {
+        "consumers"
+    }
+
+    fn check(&self) -> Checking<'_> {
+        let idle = self.0.iter().filter(|consumer| !consumer.is_consuming());
+        let health = worst(idle.map(|consumer| Health::Down(format!("not consuming {}", consumer.queue()))));
+        Box::pin(std::future::ready(health))
+    }
+}
+
+/// The worst of several, with what is wrong with each that is equally bad.
+fn worst(all: impl Iterator<Item = Health>) -> Health {
+    all.fold(Health::Up, |worst, next| match (worst, next) {
+        (Health::Up, next) => next,
+        (worst, Health::Up) => worst,
+        (Health::Down(one), Health::Down(other)) => Health::Down(format!("{one}; {other}")),
+        (Health::Down(one), _) | (_, Health::Down(one)) => Health::Down(one),
+        (Health::Degraded(one), Health::Degraded(other)) => Health::Degraded(format!("{one}; {other}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_loop_speaks_for_all() {
+        let degraded = |text: &str| Health::Degraded(text.to_owned());
+        let down = |text: &str| Health::Down(text.to_owned());
+        assert_eq!(worst([].into_iter()), Health::Up);
+        assert_eq!(worst([Health::Up, degraded("a"), Health::Up, degraded("b")].into_iter()), degraded("a; b"));
+        assert_eq!(worst([degraded("a"), down("b"), Health::Up, degraded("c"), down("d")].into_iter()), down("b; d"));
+    }
+}

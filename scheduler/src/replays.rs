@@ -1,0 +1,205 @@
+//! Replays and drops dead letters: pass by pass, at the rate that was asked for.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use metrics::counter;
+use shared::{
+    amqp::{Headers, INTAKE_STD, Outgoing, PublishError, Publisher, ROUTING_KEY},
+    db::{
+        Store,
+        letters::{IntakeLetter, Pass, Replay, RunningReplay},
+    },
+    dispatch::Dispatcher,
+};
+use uuid::Uuid;
+
+use crate::{
+    task::{Report, Task, TaskError},
+    trouble::chain,
+};
+
+/// Replays that are worked at side by side.
+const REPLAYS_MAX: i64 = 16;
+/// Letters of one pass: one statement of some tens of milliseconds.
+const PASS_MAX: i64 = 1000;
+/// Header: the letter that a submission was replayed from.
+const REPLAY: &str = "x-posthaste-replay";
+
+/// The task.
+pub struct Replays {
+    store: Store,
+    publisher: Publisher,
+    dispatcher: Dispatcher,
+    relay_after_ms: i32,
+    progress: HashMap<Uuid, Progress>,
+}
+
+/// What this process remembers of a replay. Losing it costs time only.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    /// Letters up to this one were looked at.
+    after: Option<Uuid>,
+    /// When its last pass began.
+    passed: Instant,
+}
+
+/// What became of one replay in a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The rate, or another scheduler, allows no more for now.
+    Wait,
+    /// There may be more to move.
+    More,
+}
+
+impl Replays {
+    /// Deliveries go out through `dispatcher`, refused publishes through `publisher`.
+    pub fn new(store: Store, publisher: Publisher, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
+        Self { store, publisher, dispatcher, relay_after_ms, progress: HashMap::new() }
+    }
+
+    async fn advance(&mut self, running: &RunningReplay) -> Result<Step, TaskError> {
+        let replay = &running.replay;
+        let now = Instant::now();
+        let known = self.progress.get(&replay.id).copied();
+        let since = known.map_or(Duration::ZERO, |progress| now.duration_since(progress.passed));
+        let limit = allowance(replay.rate, running.seconds, replay.replayed, since);
+        let after = known.and_then(|progress| progress.after);
+        if limit <= 0 {
+            self.progress.entry(replay.id).or_insert(Progress { after, passed: now });
+            return Ok(Step::Wait);
+        }
+        // From the start again, should this pass fail.
+        self.progress.insert(replay.id, Progress { after: None, passed: now });
+        let pass = self.store.replay_pass(replay, limit, after, self.relay_after_ms).await?;
+        let (seen, last) = (pass.seen, pass.last);
+        self.hand_on(replay, pass).await?;
+        self.progress.insert(replay.id, Progress { after: last, passed: now });
+        // A pass that found nothing behind its start looks once more from the beginning before the replay is over.
+        Ok(if replay.rate.is_none() && (seen > 0 || after.is_some()) { Step::More } else { Step::Wait })
+    }
+
+    async fn hand_on(&self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
+        counter!("posthaste_letters_moved_total", "action" => replay.action.clone()).increment(u64::try_from(pass.moved).unwrap_or(0));
+        if let Some(dispatch) = pass.dispatch {
+            self.dispatcher.post(dispatch);
+        }
+        if pass.intake.is_empty() {
+            return Ok(());
+        }
+        self.republish(replay, pass.intake).await
+    }
+
+    /// Publishes refused submissions straight to an intake queue. A letter moves only once the broker has its message.
+    async fn republish(&self, replay: &Replay, letters: Vec<IntakeLetter>) -> Result<(), TaskError> {
+        let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
+        let results = self.publisher.publish_all(letters.into_iter().map(outgoing).collect()).await;
+        let (mut done, mut hopeless, mut failure) = (Vec::new(), Vec::new(), None);
+        for (id, result) in ids.into_iter().zip(results) {
+            match result {
+                Ok(()) => done.push(id),
+                Err(PublishError::Invalid(_)) => hopeless.push(id),
+                Err(error) => failure = Some(error),
+            }
+        }
+        self.store.letters_republished(replay.id, done, hopeless).await?;
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+impl Task for Replays {
+    const NAME: &'static str = "replays";
+    const PERIOD: Duration = Duration::from_millis(250);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let running = self.store.replays_running(REPLAYS_MAX).await?;
+        self.progress.retain(|id, _| running.iter().any(|running| running.replay.id == *id));
+        let (mut more, mut failed) = (false, 0);
+        for running in &running {
+            match self.advance(running).await {
+                Ok(step) => more |= step == Step::More,
+                Err(error) => {
+                    // One that cannot go on must not hold up the others.
+                    tracing::warn!(replay = %running.replay.id, error = chain(&error), "a replay could not go on");
+                    failed += 1;
+                }
+            }
+        }
+        match failed {
+            0 => Ok(if more { Report::More } else { Report::Done }),
+            _ => Err(TaskError::Replays(failed)),
+        }
+    }
+}
+
+/// How many letters a pass may move: never more than the rate allows since the replay began, and, for a replay that fell
+/// behind, no more than it allows for the time since the last pass.
+fn allowance(rate: Option<i32>, seconds: f64, moved: i32, since: Duration) -> i64 {
+    let Some(rate) = rate else { return PASS_MAX };
+    let in_all = whole(seconds * f64::from(rate)).saturating_add(1) - i64::from(moved);
+    let now = whole((since.as_secs_f64().min(1.0) * f64::from(rate)).ceil()).max(1);
+    in_all.min(now).min(PASS_MAX)
+}
+
+/// The whole part of a number: the standard library has that for seconds only.
+fn whole(number: f64) -> i64 {
+    Duration::try_from_secs_f64(number).map_or(i64::MAX, |seconds| i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX))
+}
+
+fn outgoing(letter: IntakeLetter) -> Outgoing {
+    let id = letter.id.to_string();
+    let headers: Headers = vec![(REPLAY.into(), id.clone()), (ROUTING_KEY.into(), letter.routing_key)];
+    Outgoing {
+        exchange: "",
+        routing_key: INTAKE_STD.into(),
+        // The same id is the same idempotency key, so a repeat is harmless; a message that had none gets the letter's.
+        message_id: letter.amqp_id.unwrap_or(id),
+        kind: "".into(),
+        headers,
+        correlation_id: None,
+        content_type: "application/json".into(),
+        body: letter.body,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(seconds: f64, moved: i32, since_ms: u64) -> i64 {
+        allowance(Some(10), seconds, moved, Duration::from_millis(since_ms))
+    }
+
+    #[test]
+    fn a_rate_is_kept_from_the_first_letter_on() {
+        assert_eq!(after(0.0, 0, 0), 1);
+        assert_eq!(after(0.25, 1, 250), 2);
+        assert_eq!(after(0.25, 3, 250), 0);
+        assert_eq!(after(60.0, 601, 250), 0);
+    }
+
+    #[test]
+    fn what_fell_behind_catches_up_at_the_rate() {
+        assert_eq!(after(3600.0, 0, 500), 5);
+        assert_eq!(after(3600.0, 0, 60_000), 10);
+    }
+
+    #[test]
+    fn without_a_rate_a_pass_is_as_large_as_it_goes() {
+        assert_eq!(allowance(None, 0.0, 1_000_000, Duration::ZERO), PASS_MAX);
+        assert_eq!(allowance(Some(i32::MAX), 1e9, 0, Duration::from_secs(1)), PASS_MAX);
+    }
+
+    #[test]
+    fn a_replayed_submission_keeps_its_id_and_its_key() {
+        let letter = IntakeLetter { id: Uuid::now_v7(), amqp_id: None, routing_key: "acme.sms.high".to_owned(), body: b"{}".to_vec() };
+        let unnamed = outgoing(letter.clone());
+        assert_eq!((unnamed.exchange, &*unnamed.routing_key, unnamed.message_id), ("", INTAKE_STD, letter.id.to_string()));
+        let named = outgoing(IntakeLetter { amqp_id: Some("order-7".to_owned()), ..letter });
+        assert_eq!(named.message_id, "order-7");
+        assert!(named.headers.contains(&(ROUTING_KEY.into(), "acme.sms.high".to_owned())));
+    }
+}

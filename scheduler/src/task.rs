@@ -1,0 +1,160 @@
+//! A loop that keeps one kind of work going: on a period, and again at once while there is more.
+//!
+//! A task takes no input, may be repeated at any time and is safe with any number of schedulers: what it finds to do, it
+//! finds in the database, and takes under a lock that dies with it. So nothing here elects, leases or hands over.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use metrics::histogram;
+use shared::{amqp::PublishError, db::DbError};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{probe::Pulse, trouble::Trouble};
+
+/// A rest differs from the period by at most this share, so that schedulers do not march in step.
+const JITTER_SHARE: f64 = 0.1;
+
+/// What a turn says about the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// All is done: the next turn after a period.
+    Done,
+    /// There was more than one turn takes: at once again.
+    More,
+    /// All is done, and something is expected by then: the next turn after this long, or a period if that is shorter.
+    Expect(Duration),
+}
+
+/// Why a turn failed. All of it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// The broker.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The broker took some of a batch only.
+    #[error("{0} outbox rows are not with the broker")]
+    Unpublished(usize),
+    /// Some of what runs side by side failed; each was logged.
+    #[error("{0} replays could not go on")]
+    Replays(usize),
+}
+
+/// One kind of work.
+pub trait Task: Send + 'static {
+    /// Its name in logs and metrics.
+    const NAME: &'static str;
+    /// From one turn to the next.
+    const PERIOD: Duration;
+
+    /// Takes one turn: a bounded batch of whatever there is to do.
+    fn run(&mut self) -> impl Future<Output = Result<Report, TaskError>> + Send;
+}
+
+/// Keeps a task going until stopped. A turn that is under way is finished.
+pub async fn keep<T: Task>(mut task: T, pulse: Arc<Pulse>, stop: CancellationToken) {
+    let mut trouble = Trouble::new(pulse);
+    while !stop.is_cancelled() {
+        let started = Instant::now();
+        let turn = task.run().await;
+        histogram!("posthaste_task_seconds", "task" => T::NAME).record(started.elapsed());
+        let pause = match &turn {
+            Ok(report) => {
+                trouble.over();
+                rest(*report, T::PERIOD, jitter())
+            }
+            Err(error) => trouble.met(error),
+        };
+        // Even without a rest the others get a turn.
+        let rested = stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        if rested.is_none() {
+            return;
+        }
+    }
+}
+
+fn rest(report: Report, period: Duration, jitter: f64) -> Duration {
+    match report {
+        Report::Done => period.mul_f64(1.0 + JITTER_SHARE * (2.0 * jitter - 1.0)),
+        Report::More => Duration::ZERO,
+        Report::Expect(wait) => wait.min(period),
+    }
+}
+
+/// A random number in 0..1: the last bytes of a UUIDv7 are.
+pub fn jitter() -> f64 {
+    let [.., a, b, c, d] = Uuid::now_v7().into_bytes();
+    f64::from(u32::from_be_bytes([a, b, c, d])) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// A number as metrics take it.
+pub fn gauge_of(n: i64) -> f64 {
+    f64::from(i32::try_from(n).unwrap_or(i32::MAX))
+}
+
+/// A count as counters take it.
+pub fn count_of(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+/// A wait as the database takes it.
+pub fn millis(wait: Duration) -> i32 {
+    i32::try_from(wait.as_millis()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::probe::Health;
+
+    const PERIOD: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn a_rest_is_about_a_period_or_until_what_is_expected_or_none() {
+        assert_eq!(rest(Report::Done, PERIOD, 0.0), Duration::from_millis(90));
+        assert!(rest(Report::Done, PERIOD, 0.999) < Duration::from_millis(110));
+        assert_eq!(rest(Report::More, PERIOD, 0.5), Duration::ZERO);
+        assert_eq!(rest(Report::Expect(Duration::from_millis(7)), PERIOD, 0.5), Duration::from_millis(7));
+        assert_eq!(rest(Report::Expect(PERIOD * 9), PERIOD, 0.5), PERIOD);
+    }
+
+    #[test]
+    fn jitter_is_between_zero_and_one_and_varies() {
+        let drawn: Vec<_> = (0..100).map(|_| jitter()).collect();
+        assert!(drawn.iter().all(|n| (0.0..1.0).contains(n)));
+        assert!(drawn.iter().any(|n| *n < 0.5) && drawn.iter().any(|n| *n >= 0.5), "{drawn:?}");
+    }
+
+    struct Failing(u32, CancellationToken);
+
+    impl Task for Failing {
+        const NAME: &'static str = "failing";
+        const PERIOD: Duration = Duration::from_millis(1);
+
+        async fn run(&mut self) -> Result<Report, TaskError> {
+            self.0 += 1;
+            match self.0 {
+                1 => Err(TaskError::Unpublished(2)),
+                2 => Ok(Report::More),
+                _ => {
+                    self.1.cancel();
+                    Ok(Report::Done)
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_failed_is_tried_again_until_it_is_stopped() {
+        let (stop, pulse) = (CancellationToken::new(), Arc::new(Pulse::new("failing", PERIOD)));
+        keep(Failing(0, stop.clone()), Arc::clone(&pulse), stop).await;
+        assert_eq!(pulse.health(), Health::Up);
+    }
+}

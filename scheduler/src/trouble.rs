@@ -1,0 +1,84 @@
+//! Failures in a row: told once, counted, and waited out for longer and longer.
+//!
+//! When a server is away, every loop fails on every turn. The first failure of a row is worth a line in the log, and so
+//! is its end; what lies between is in the metrics.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use shared::reconnect::Reconnect;
+use tokio_util::sync::CancellationToken;
+
+use crate::probe::Pulse;
+
+/// The failures of one loop.
+pub struct Trouble {
+    pulse: Arc<Pulse>,
+    reconnect: Reconnect,
+    failures: u64,
+}
+
+impl Trouble {
+    /// No failure yet.
+    pub fn new(pulse: Arc<Pulse>) -> Self {
+        Self { pulse, reconnect: Reconnect::new(), failures: 0 }
+    }
+
+    /// Notes a failure and says how long to wait before the next try.
+    pub fn met(&mut self, error: &dyn Error) -> Duration {
+        let (task, error) = (self.pulse.name(), chain(error));
+        metrics::counter!("posthaste_task_failures_total", "task" => task).increment(1);
+        if self.failures == 0 {
+            tracing::warn!(task, error, "a task failed and is tried again");
+        }
+        self.failures += 1;
+        self.pulse.failed(error);
+        self.reconnect.next()
+    }
+
+    /// As [`Trouble::met`], and waits; false if `stop` came first.
+    pub fn wait_out<'a>(&mut self, error: &dyn Error, stop: &'a CancellationToken) -> impl Future<Output = bool> + Send + use<'a> {
+        let pause = self.met(error);
+        async move { stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() }
+    }
+
+    /// Notes a success.
+    pub fn over(&mut self) {
+        if self.failures > 0 {
+            tracing::info!(task = self.pulse.name(), failures = self.failures, "a task works again");
+        }
+        self.failures = 0;
+        self.reconnect.reset();
+        self.pulse.beat();
+    }
+}
+
+/// The error and what caused it, in one line: a loop is the edge where its errors are settled.
+pub fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::probe::Health;
+
+    #[test]
+    fn failures_in_a_row_are_waited_out_longer_and_shown_until_they_are_over() {
+        let pulse = Arc::new(Pulse::new("a_task", Duration::from_secs(1)));
+        let mut trouble = Trouble::new(Arc::clone(&pulse));
+        let error = std::io::Error::other("away");
+        let waits: Vec<_> = (0..20).map(|_| trouble.met(&error)).collect();
+        assert!(waits.iter().rev().take(10).min() > waits.first(), "{waits:?}");
+        assert_eq!(pulse.health(), Health::Degraded("a_task fails: away".to_owned()));
+        trouble.over();
+        assert_eq!(pulse.health(), Health::Up);
+        assert!(trouble.met(&error) < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let error = shared::db::DbError::Unavailable("connection refused".into());
+        assert_eq!(chain(&error), "the database cannot be reached: connection refused");
+    }
+}

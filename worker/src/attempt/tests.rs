@@ -1,0 +1,184 @@
+use super::*;
+use crate::testing::SECRET;
+use shared::{
+    contract::provider::Sending,
+    domain::{Address, Channel, Lane, MessageId, Receipt, Schedule, retry::AmbiguousPolicy},
+};
+
+/// What a provider does when it is called.
+enum Act {
+    Answer(Outcome),
+    Panic,
+    Hang,
+}
+
+struct Stub(Act);
+
+impl Provider for Stub {
+    fn name(&self) -> ProviderName {
+        ProviderName::Sandbox
+    }
+
+    fn send<'a>(&'a self, _: &'a Order) -> Sending<'a> {
+        match &self.0 {
+            Act::Answer(outcome) => Box::pin(std::future::ready(outcome.clone())),
+            Act::Panic => panic!("on purpose"),
+            Act::Hang => Box::pin(std::future::pending()),
+        }
+    }
+}
+
+fn desk(provider: Option<Act>) -> Desk {
+    let stub = |act| -> Arc<dyn Provider> { Arc::new(Stub(act)) };
+    let providers: Vec<_> = provider.into_iter().map(stub).collect();
+    Desk {
+        route: Route { channel: Channel::Sms, lane: Lane::Normal },
+        providers: providers.into(),
+        policy: RetryPolicy {
+            max_attempts: 3,
+            schedule: Schedule::Exponential { base: Duration::from_secs(10), max: Duration::from_secs(60) },
+            ambiguous: AmbiguousPolicy::Resend,
+        },
+        timeout: Duration::from_millis(50),
+        lease_margin: Duration::from_secs(10),
+        secrets: None,
+        hurry: CancellationToken::new(),
+    }
+}
+
+fn claim(attempts: u16) -> Claim {
+    Claim {
+        delivery: DeliveryId::generate(),
+        run: i32::from(attempts),
+        message: MessageId::generate(),
+        tenant: TenantId(1),
+        recipient: Address::new("+15550001234"),
+        tries: Tries { attempts, ..Tries::default() },
+        user_id: None,
+        content: br#"{"message":"hello"}"#.to_vec(),
+        accepted_at: clock::now(),
+        expires_at: None,
+        request_id: None,
+        traceparent: None,
+    }
+}
+
+fn fault() -> Fault {
+    Fault::new("500", "no")
+}
+
+async fn attempted(act: Act, claim: Claim) -> Event {
+    attempt(&desk(Some(act)), claim, Instant::now()).await
+}
+
+fn unknown_code(event: &Event) -> Option<&str> {
+    let attempt = event.attempt.as_ref()?;
+    assert_eq!((event.kind, attempt.outcome), (EventKind::Ambiguous, OutcomeClass::Unknown));
+    attempt.code.as_deref()
+}
+
+#[tokio::test]
+async fn an_attempt_is_recorded_with_what_the_provider_said() {
+    let receipt = Receipt { provider_ref: Some("SM1".to_owned()), code: Some("201".to_owned()), arrived: false };
+    let claim = claim(1);
+    let event = attempted(Act::Answer(Outcome::Sent(receipt)), claim.clone()).await;
+    assert_eq!((event.delivery, event.run, event.tenant), (claim.delivery, claim.run, claim.tenant));
+    assert_eq!((event.kind, event.state, event.spent, event.crash), (EventKind::Sent, State::Sent, true, false));
+    let attempt = event.attempt.unwrap();
+    assert_eq!((attempt.provider, attempt.outcome), (ProviderName::Sandbox, OutcomeClass::Sent));
+    assert_eq!((attempt.code.as_deref(), attempt.provider_ref.as_deref()), (Some("201"), Some("SM1")));
+}
+
+#[tokio::test]
+async fn a_failure_is_retried_later_and_the_last_one_is_a_dead_letter() {
+    let failed = || Act::Answer(Outcome::Transient(fault(), None));
+    let first = attempted(failed(), claim(1)).await;
+    assert_eq!((first.kind, first.state, first.dead), (EventKind::Retrying, State::Retrying, None));
+    assert!((10_000..=11_000).contains(&first.delay_ms.unwrap()), "{:?}", first.delay_ms);
+    assert_eq!(first.attempt.unwrap().detail.as_deref(), Some("no"));
+    let last = attempted(failed(), claim(3)).await;
+    assert_eq!((last.state, last.dead), (State::Dead, Some(DeadReason::AttemptsExhausted)));
+}
+
+#[tokio::test]
+async fn a_provider_that_panics_leaves_an_unknown_outcome() {
+    assert_eq!(unknown_code(&attempted(Act::Panic, claim(1)).await), Some("panic"));
+}
+
+#[tokio::test]
+async fn a_provider_that_hangs_is_cut_short_with_an_unknown_outcome() {
+    assert_eq!(unknown_code(&attempted(Act::Hang, claim(1)).await), Some("timeout"));
+}
+
+#[tokio::test]
+async fn a_process_in_a_hurry_cuts_its_provider_short_and_calls_no_other() {
+    let patient = Desk { timeout: Duration::from_secs(3600), ..desk(Some(Act::Hang)) };
+    let (event, ()) = tokio::join!(attempt(&patient, claim(1), Instant::now()), async { patient.hurry.cancel() });
+    assert_eq!(unknown_code(&event), Some("shutdown"));
+    let event = attempt(&patient, claim(1), Instant::now()).await;
+    assert_eq!((event.state, event.attempt, event.spent), (State::Retrying, None, false));
+}
+
+#[tokio::test]
+async fn a_claim_that_could_end_before_the_answer_is_not_used() {
+    let desk = desk(Some(Act::Panic));
+    let long_ago = Instant::now().checked_sub(desk.lease_margin).unwrap();
+    let event = attempt(&desk, claim(1), long_ago).await;
+    assert_eq!((event.state, event.attempt, event.spent), (State::Retrying, None, false));
+}
+
+#[tokio::test]
+async fn an_expired_message_is_not_sent() {
+    let past = clock::now() - chrono::TimeDelta::seconds(1);
+    let event = attempted(Act::Panic, Claim { expires_at: Some(past), ..claim(1) }).await;
+    assert_eq!(
+        (event.kind, event.state, event.attempt, event.spent),
+        (EventKind::Expired, State::Expired, None, false)
+    );
+}
+
+#[tokio::test]
+async fn a_retry_after_the_expiry_is_not_planned() {
+    let soon = clock::now() + chrono::TimeDelta::seconds(5);
+    let event =
+        attempted(Act::Answer(Outcome::Transient(fault(), None)), Claim { expires_at: Some(soon), ..claim(1) }).await;
+    assert_eq!((event.kind, event.state, event.delay_ms), (EventKind::Expired, State::Expired, None));
+    assert!(event.attempt.is_some());
+}
+
+#[tokio::test]
+async fn a_channel_that_is_not_set_up_makes_a_dead_letter_without_an_attempt() {
+    let event = attempt(&desk(None), claim(1), Instant::now()).await;
+    assert_eq!((event.state, event.dead, event.attempt), (State::Dead, Some(DeadReason::Misconfigured), None));
+    assert!(Obstacle::NoProvider.detail(&desk(None)).contains("SMS_BACKEND"));
+}
+
+#[tokio::test]
+async fn content_that_cannot_be_read_makes_a_dead_letter_without_an_attempt() {
+    let event = attempted(Act::Panic, Claim { content: b"{".to_vec(), ..claim(1) }).await;
+    assert_eq!((event.state, event.dead, event.attempt), (State::Dead, Some(DeadReason::Schema), None));
+}
+
+#[tokio::test]
+async fn a_strangers_words_are_bounded_and_fit_into_a_column() {
+    let detail = format!("\0{}", "ä".repeat(DETAIL_BYTES_MAX));
+    let event = attempted(Act::Answer(Outcome::Rejected(Fault::new("4\n00", detail))), claim(1)).await;
+    let attempt = event.attempt.unwrap();
+    assert_eq!(attempt.code.as_deref(), Some("400"));
+    let detail = attempt.detail.unwrap();
+    assert!(detail.len() <= DETAIL_BYTES_MAX && detail.chars().all(|c| c == 'ä'), "{}", detail.len());
+}
+
+#[test]
+fn jitter_differs_between_deliveries_and_runs_and_stays_below_one() {
+    let values: Vec<f64> = (0..100).map(|run| Subject::of(&Claim { run, ..claim(1) }).jitter()).collect();
+    assert!(values.iter().all(|value| (0.0..1.0).contains(value)));
+    assert!(values.iter().any(|value| *value < 0.25) && values.iter().any(|value| *value > 0.75), "{values:?}");
+    let same = claim(1);
+    assert_ne!(Subject::of(&same).jitter(), Subject::of(&Claim { run: 2, ..same }).jitter());
+}
+
+#[test]
+fn the_secret_of_the_tests_has_the_form_of_a_real_one() {
+    assert!(crate::providers::webhook::standard_webhooks::sign(SECRET, "id", 0, b"").is_some());
+}

@@ -1,0 +1,55 @@
+//! What a worker counts. No label ever holds an address, and none a tenant: series would grow with the customers.
+
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, histogram};
+use shared::domain::{Channel, OutcomeClass, ProviderName, Route};
+
+/// Says what each metric means, for whoever reads `/metrics`.
+pub fn describe() {
+    describe_counter!("posthaste_delivery_attempts_total", "Provider calls by how they ended.");
+    describe_histogram!("posthaste_delivery_seconds", "How long a provider call took.");
+    describe_histogram!(
+        "posthaste_end_to_end_seconds",
+        "From acceptance to the provider's yes, for deliveries sent on the first attempt."
+    );
+    describe_counter!("posthaste_claims_total", "Deliveries taken from a queue by whether the claim was won.");
+    describe_counter!("posthaste_ambiguous_total", "Provider calls after which nobody knows whether they sent.");
+    describe_gauge!("posthaste_worker_in_flight", "Deliveries claimed and not yet answered by their provider.");
+    describe_counter!("posthaste_egress_blocked_total", "Webhooks not sent because they lead inside.");
+}
+
+/// A provider call that ended as `outcome` after `took`.
+pub fn attempted(channel: Channel, provider: ProviderName, outcome: OutcomeClass, took: Duration) {
+    let (channel, provider) = (channel.as_str(), provider.as_str());
+    counter!("posthaste_delivery_attempts_total", "channel" => channel, "provider" => provider, "outcome" => outcome.as_str()).increment(1);
+    histogram!("posthaste_delivery_seconds", "channel" => channel, "provider" => provider).record(took);
+    if outcome == OutcomeClass::Unknown {
+        counter!("posthaste_ambiguous_total", "channel" => channel).increment(1);
+    }
+}
+
+/// A delivery sent on its first attempt, `age` after its message was accepted.
+pub fn sent_at_once(route: Route, age: Duration) {
+    histogram!("posthaste_end_to_end_seconds", "channel" => route.channel.as_str(), "lane" => route.lane.as_str())
+        .record(age);
+}
+
+/// A claim that won `won` of `asked` deliveries.
+pub fn claimed(won: usize, asked: usize) {
+    let count = |result: &'static str, n: usize| {
+        counter!("posthaste_claims_total", "result" => result).increment(u64::try_from(n).unwrap_or(u64::MAX));
+    };
+    count("won", won);
+    count("lost", asked.saturating_sub(won));
+}
+
+/// The gauge of deliveries a pool has in flight.
+pub fn in_flight(route: Route) -> metrics::Gauge {
+    metrics::gauge!("posthaste_worker_in_flight", "channel" => route.channel.as_str(), "lane" => route.lane.as_str())
+}
+
+/// A webhook that was not sent because it leads inside.
+pub fn egress_blocked() {
+    counter!("posthaste_egress_blocked_total").increment(1);
+}

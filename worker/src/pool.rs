@@ -1,0 +1,300 @@
+//! One pool: the deliveries of one channel and lane, from the work queue through the claim to the acknowledgement.
+//!
+//! ```text
+//! queue ─▶ room for attempts ─▶ batch ─▶ claim ─▶ a task each: attempt ─▶ event confirmed ─▶ ack
+//!                                          └ not won: whoever lost a worker is watched, then ack
+//! ```
+//!
+//! A delivery stays unacknowledged from the queue to the confirmed event, so a worker that dies loses nothing; the
+//! claim's fence keeps what the broker then repeats from being sent twice.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use shared::{
+    amqp::{Acker, Broker, Consumer, ConsumerHealth, Delivery, Publisher, dead_letter},
+    contract::{
+        WorkItem,
+        wire::{VERSION, Wire},
+    },
+    db::{DbResult, Store, claim::Claim},
+    domain::{DeadReason, DeliveryId},
+    faultpoint,
+    reconnect::Reconnect,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+use crate::{
+    attempt::{Desk, attempt},
+    measures,
+    outcomes::Outcomes,
+};
+
+/// Deliveries in one claim: beyond this a statement costs as much for each row as several statements would.
+const CLAIM_MAX: usize = 64;
+/// While claims are under way, another one waits for at least this much room, so that claims grow with the load.
+const CLAIM_USUAL: usize = 16;
+/// Claims under way at once: enough to hide the database's answer time.
+const FLIGHTS_MAX: usize = 4;
+/// While claims are under way, a batch waits this long for more; far below the time the deliveries spend elsewhere.
+const LINGER: Duration = Duration::from_millis(2);
+/// Unacknowledged deliveries for each attempt at once: the second waits for its event's confirm, or to be claimed.
+const PREFETCH_PER_ATTEMPT: usize = 2;
+
+/// What the pools of a worker share.
+#[derive(Clone)]
+pub struct Shop {
+    /// The database.
+    pub store: Store,
+    /// For what cannot be read.
+    pub publisher: Publisher,
+    /// For what was attempted.
+    pub outcomes: Outcomes,
+    /// Ends the taking in.
+    pub stop: CancellationToken,
+}
+
+/// A pool before it runs.
+pub struct Pool {
+    bench: Arc<Bench>,
+    consumer: Consumer,
+}
+
+/// What a pool's tasks share.
+struct Bench {
+    shop: Shop,
+    desk: Desk,
+    queue: String,
+    lease_ms: i32,
+    acker: Acker,
+    room: Arc<Semaphore>,
+    room_usual: usize,
+    flights: Arc<Semaphore>,
+    tasks: TaskTracker,
+    in_flight: metrics::Gauge,
+}
+
+impl Pool {
+    /// A pool that makes up to `concurrency` attempts at once. Nothing happens before [`Pool::run`].
+    pub fn open(broker: &Broker, shop: Shop, desk: Desk, concurrency: usize) -> Self {
+        let queue = shared::amqp::work_queue(desk.route);
+        let prefetch = u16::try_from(concurrency.saturating_mul(PREFETCH_PER_ATTEMPT)).unwrap_or(u16::MAX);
+        let consumer = Consumer::open(broker, queue.clone(), prefetch, &shop.stop);
+        let lease = desk.timeout + desk.lease_margin;
+        let bench = Bench {
+            queue,
+            lease_ms: i32::try_from(lease.as_millis()).unwrap_or(i32::MAX),
+            acker: consumer.acker(),
+            room: Arc::new(Semaphore::new(concurrency)),
+            room_usual: CLAIM_USUAL.min(concurrency / 2).max(1),
+            flights: Arc::new(Semaphore::new(FLIGHTS_MAX)),
+            tasks: TaskTracker::new(),
+            in_flight: measures::in_flight(desk.route),
+            shop,
+            desk,
+        };
+        Self { bench: Arc::new(bench), consumer }
+    }
+
+    /// How the pool's consumer is doing.
+    pub fn health(&self) -> Arc<ConsumerHealth> {
+        self.consumer.health()
+    }
+
+    /// Works until stopped, then gives back what was not begun and finishes the rest, however long that takes. Dropping
+    /// it half-way loses nothing: what is not acknowledged is delivered again.
+    pub async fn run(mut self) {
+        while let Some((batch, room, flight)) = self.next().await {
+            let bench = Arc::clone(&self.bench);
+            self.bench.tasks.spawn(async move { bench.take_on(batch, room, flight).await });
+        }
+        self.consumer.cancel().await;
+        self.bench.tasks.close();
+        self.bench.tasks.wait().await;
+        self.bench.acker.flush().await;
+    }
+
+    /// The next deliveries with room for an attempt each; `None` once stopped.
+    async fn next(&mut self) -> Option<(Vec<Delivery>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let bench = Arc::clone(&self.bench);
+        let (mut room, flight) = bench.shop.stop.run_until_cancelled(bench.room()).await??;
+        let alone = bench.flights.available_permits() + 1 == FLIGHTS_MAX;
+        let batch = self.consumer.next_batch(room.num_permits(), if alone { Duration::ZERO } else { LINGER }).await?;
+        // What is left of the room goes back when it is dropped here.
+        let room = room.split(batch.len()).unwrap_or(room);
+        Some((batch, room, flight))
+    }
+}
+
+impl Bench {
+    /// Room for attempts and a claim. With no claim under way a single free place will do; otherwise more are worth
+    /// waiting for.
+    async fn room(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let places = |count: usize| Arc::clone(&self.room).acquire_many_owned(u32::try_from(count).unwrap_or(1));
+        let all_flights = u32::try_from(FLIGHTS_MAX).unwrap_or(1);
+        let mut room = tokio::select! {
+            biased;
+            room = places(self.room_usual) => room.ok()?,
+            _idle = self.flights.acquire_many(all_flights) => places(1).await.ok()?,
+        };
+        let more = self.room.available_permits().min(CLAIM_MAX.saturating_sub(room.num_permits()));
+        if let Ok(more) = Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(more).unwrap_or(0)) {
+            room.merge(more);
+        }
+        let flight = Arc::clone(&self.flights).acquire_owned().await.ok()?;
+        Some((room, flight))
+    }
+
+    /// Claims a batch and starts an attempt for each delivery that was won.
+    async fn take_on(
+        self: Arc<Self>,
+        batch: Vec<Delivery>,
+        mut room: OwnedSemaphorePermit,
+        flight: OwnedSemaphorePermit,
+    ) {
+        let batch = self.sort_out(batch);
+        let hints: Vec<WorkItem> = batch.iter().map(|(hint, _)| *hint).collect();
+        let claimed_at = Instant::now();
+        let Some((claims, doubt)) = self.claim(&hints).await else {
+            return batch.iter().for_each(|(_, delivery)| self.acker.requeue(delivery.tag));
+        };
+        drop(flight);
+        measures::claimed(claims.len(), hints.len());
+        let mut won: HashMap<(DeliveryId, i32), Claim> =
+            claims.into_iter().map(|claim| ((claim.delivery, claim.run), claim)).collect();
+        let mut lost = Vec::new();
+        for (hint, delivery) in batch {
+            match (won.remove(&(hint.d, hint.r.saturating_add(1))), room.split(1)) {
+                (Some(claim), Some(place)) => self.start(claim, claimed_at, delivery, place),
+                _ => lost.push((hint, delivery)),
+            }
+        }
+        drop(room);
+        self.let_go(lost, doubt).await;
+    }
+
+    /// The hints of a batch. What is none is put aside for a person.
+    fn sort_out(self: &Arc<Self>, batch: Vec<Delivery>) -> Vec<(WorkItem, Delivery)> {
+        let mut hints = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            match read(&delivery) {
+                Ok(hint) => hints.push((hint, delivery)),
+                Err(detail) => {
+                    let bench = Arc::clone(self);
+                    self.tasks.spawn(async move { bench.put_aside(delivery, &detail).await });
+                }
+            }
+        }
+        hints
+    }
+
+    async fn put_aside(&self, delivery: Delivery, detail: &str) {
+        tracing::error!(
+            queue = self.queue,
+            detail,
+            "a message on the work queue cannot be read, it goes to the dead letters"
+        );
+        let put = || dead_letter(&self.shop.publisher, &self.queue, &delivery, DeadReason::Poison, detail);
+        let mut reconnect = Reconnect::new();
+        while let Err(error) = put().await {
+            tracing::warn!(queue = self.queue, %error, "a dead letter is not with the broker yet");
+            if self.shop.stop.run_until_cancelled(reconnect.pause()).await.is_none() {
+                return self.acker.requeue(delivery.tag);
+            }
+        }
+        self.acker.done(delivery.tag);
+    }
+
+    /// Claims, however long the database stays away; `None` once stopped. True: an earlier try may have claimed without
+    /// our hearing of it, so what is not won may be held by nobody.
+    async fn claim(&self, hints: &[WorkItem]) -> Option<(Vec<Claim>, bool)> {
+        if hints.is_empty() {
+            return Some((Vec::new(), false));
+        }
+        let mut doubt = false;
+        let claim = || self.shop.store.claim(hints, self.lease_ms);
+        let claims = self.until_done("deliveries cannot be claimed yet", claim, || doubt = true).await?;
+        Some((claims, doubt))
+    }
+
+    /// Repeats a database call until it succeeds; `None` once stopped.
+    async fn until_done<T, F: Future<Output = DbResult<T>>>(
+        &self,
+        trouble: &str,
+        call: impl Fn() -> F,
+        mut failed: impl FnMut(),
+    ) -> Option<T> {
+        let mut reconnect = Reconnect::new();
+        loop {
+            match call().await {
+                Ok(done) => return Some(done),
+                Err(error) => {
+                    tracing::warn!(queue = self.queue, %error, cause = ?std::error::Error::source(&error), "{trouble}")
+                }
+            }
+            failed();
+            self.shop.stop.run_until_cancelled(reconnect.pause()).await?;
+        }
+    }
+
+    fn start(self: &Arc<Self>, claim: Claim, claimed_at: Instant, delivery: Delivery, place: OwnedSemaphorePermit) {
+        let bench = Arc::clone(self);
+        let span = bench.span(&claim);
+        let work = async move {
+            bench.in_flight.increment(1.0);
+            let event = attempt(&bench.desk, claim, claimed_at).await;
+            bench.in_flight.decrement(1.0);
+            drop(place);
+            if bench.shop.outcomes.record(event).await {
+                faultpoint::pass(faultpoint::AFTER_EVENT);
+                bench.acker.done(delivery.tag);
+            }
+        };
+        self.tasks.spawn(work.instrument(span));
+    }
+
+    fn span(&self, claim: &Claim) -> tracing::Span {
+        // 00-<trace id>-<span id>-<flags>
+        let trace_id = claim.traceparent.as_deref().and_then(|trace| trace.split('-').nth(1));
+        tracing::info_span!(
+            "delivery",
+            message.id = %claim.message,
+            delivery.id = %claim.delivery,
+            tenant.id = claim.tenant.0,
+            channel = self.desk.route.channel.as_str(),
+            provider = self.desk.providers.first().map(|provider| provider.name().as_str()),
+            attempt = claim.tries.attempts,
+            trace.id = trace_id,
+        )
+    }
+
+    /// Acknowledges what others hold or ended. What the broker delivers once more may be held by a worker that died, so
+    /// somebody has to look when its lease ends.
+    async fn let_go(&self, lost: Vec<(WorkItem, Delivery)>, doubt: bool) {
+        let (orphans, others): (Vec<_>, Vec<_>) =
+            lost.into_iter().partition(|(_, delivery)| doubt || delivery.redelivered);
+        self.acker.done_all(others.iter().map(|(_, delivery)| delivery.tag));
+        if orphans.is_empty() {
+            return;
+        }
+        let hints: Vec<WorkItem> = orphans.iter().map(|(hint, _)| *hint).collect();
+        let watch = || self.shop.store.watch(&hints);
+        match self.until_done("a watch cannot be set yet", watch, || ()).await {
+            Some(_) => self.acker.done_all(orphans.iter().map(|(_, delivery)| delivery.tag)),
+            None => orphans.iter().for_each(|(_, delivery)| self.acker.requeue(delivery.tag)),
+        }
+    }
+}
+
+fn read(delivery: &Delivery) -> Result<WorkItem, String> {
+    if delivery.properties.kind() != Some(WorkItem::TYPE) {
+        return Err(format!("its type is not {}", WorkItem::TYPE));
+    }
+    let hint: WorkItem = serde_json::from_slice(&delivery.body).map_err(|error| error.to_string())?;
+    if hint.v == VERSION { Ok(hint) } else { Err(format!("its version is not {VERSION}")) }
+}

@@ -1,0 +1,6 @@
+//! E-mail.
+
+mod compose;
+pub mod smtp;
+mod smtp_connection;
+mod smtp_reply;

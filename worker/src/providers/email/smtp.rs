@@ -1,0 +1,146 @@
+//! E-mail through an SMTP server.
+//!
+//! The conversation is led step by step instead of by the mail library's transport, because only the step tells an
+//! attempt that certainly failed from one that may have been sent.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lettre::{
+    message::Mailbox,
+    transport::smtp::{
+        authentication::Credentials,
+        client::{AsyncSmtpConnection, TlsParameters},
+        commands::{Data, Rcpt},
+        extension::ClientId,
+        response::Response,
+    },
+};
+use secrecy::ExposeSecret;
+use shared::{
+    config::{EmailConfig, SmtpConfig, SmtpTls},
+    contract::{Order, Provider, provider::Sending},
+    domain::{Fault, Outcome, ProviderName, Receipt},
+};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+
+use super::{
+    compose::{ComposeError, Mail, compose},
+    smtp_connection::{Connections, Encryption, Failure, Server},
+    smtp_reply::{Step, queue_id},
+};
+
+/// Connections at once. Servers limit them per client, often to twenty; a mail waits its turn within its timeout.
+const CONNECTIONS_MAX: usize = 16;
+
+/// Why the settings do not make a mail server.
+#[derive(Debug, thiserror::Error)]
+pub enum SmtpSetupError {
+    /// SMTP is named as a backend without a server or a sender.
+    #[error("SMTP_HOST and EMAIL_FROM must be set")]
+    Incomplete,
+    /// The sender is no address.
+    #[error("EMAIL_FROM must be an e-mail address, bare or as `Name <address>`")]
+    From(#[source] lettre::address::AddressError),
+    /// TLS could not be prepared.
+    #[error("failed to prepare TLS for SMTP_HOST")]
+    Tls(#[source] lettre::transport::smtp::Error),
+}
+
+/// The mail server of the settings.
+pub struct Smtp {
+    from: Mailbox,
+    connections: Connections,
+    room: Semaphore,
+}
+
+impl Smtp {
+    /// A mail server that is dialled with the first mail.
+    pub fn new(config: &EmailConfig) -> Result<Self, SmtpSetupError> {
+        let (Some(smtp), Some(from)) = (&config.smtp, &config.from) else { return Err(SmtpSetupError::Incomplete) };
+        let from = from.parse().map_err(SmtpSetupError::From)?;
+        Ok(Self { from, connections: Connections::new(server(smtp)?), room: Semaphore::new(CONNECTIONS_MAX) })
+    }
+
+    async fn mail(&self, order: &Order) -> Outcome {
+        let mail = match self.compose(order).await {
+            Ok(mail) => mail,
+            Err(error) => return Outcome::Rejected(Fault::new(error.code(), error.to_string())),
+        };
+        let handed_over = AtomicBool::new(false);
+        match timeout(order.timeout, self.transmit(&mail, &handed_over)).await {
+            Ok(Ok(response)) => taken(&response),
+            Ok(Err(failure)) => failure.into_outcome(),
+            Err(_) => timed_out(handed_over.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Megabytes of attachments take long enough to encode that others should not wait for it.
+    async fn compose(&self, order: &Order) -> Result<Mail, ComposeError> {
+        if order.content.attachments.is_empty() {
+            return compose(&self.from, order);
+        }
+        let (from, order) = (self.from.clone(), order.clone());
+        spawn_blocking(move || compose(&from, &order)).await.unwrap_or(Err(ComposeError::Content))
+    }
+
+    /// Sets `handed_over` right before the content goes out. Being dropped half-way closes the connection.
+    async fn transmit(&self, mail: &Mail, handed_over: &AtomicBool) -> Result<Response, Failure> {
+        let _turn = self.room.acquire().await;
+        let mut connection = self.connections.announce(mail).await?;
+        let result = hand_over(&mut connection, mail, handed_over).await;
+        self.connections.put_back(connection, result.as_ref().err());
+        result
+    }
+}
+
+impl Provider for Smtp {
+    fn name(&self) -> ProviderName {
+        ProviderName::Smtp
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.mail(order))
+    }
+}
+
+fn server(config: &SmtpConfig) -> Result<Server, SmtpSetupError> {
+    let tls = || TlsParameters::new(config.host.clone()).map_err(SmtpSetupError::Tls);
+    let encryption = match config.tls {
+        SmtpTls::None => Encryption::None,
+        SmtpTls::StartTls => Encryption::StartTls(tls()?),
+        SmtpTls::Tls => Encryption::Tls(tls()?),
+    };
+    let login = config.user.as_ref().zip(config.password.as_ref());
+    let credentials = login.map(|(user, password)| Credentials::new(user.clone(), password.expose_secret().to_owned()));
+    Ok(Server { host: config.host.clone(), port: config.port, hello: ClientId::default(), encryption, credentials })
+}
+
+async fn hand_over(
+    connection: &mut AsyncSmtpConnection,
+    mail: &Mail,
+    handed_over: &AtomicBool,
+) -> Result<Response, Failure> {
+    let broken = |step| move |error| Failure::Broken(step, error);
+    connection.command(Rcpt::new(mail.recipient.clone(), Vec::new())).await.map_err(broken(Step::Recipient))?;
+    connection.command(Data).await.map_err(broken(Step::Data))?;
+    handed_over.store(true, Ordering::Relaxed);
+    connection.message(&mail.bytes).await.map_err(broken(Step::Content))
+}
+
+fn taken(response: &Response) -> Outcome {
+    let provider_ref = response.message().find_map(queue_id);
+    Outcome::Sent(Receipt { provider_ref, code: Some(response.code().to_string()), arrived: false })
+}
+
+fn timed_out(handed_over: bool) -> Outcome {
+    match handed_over {
+        true => Outcome::Unknown(Fault::new("timeout", "the mail server did not confirm the mail in time")),
+        false => Outcome::Transient(
+            Fault::new("timeout", "the mail server did not get as far as taking the mail in time"),
+            None,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! The inbox: a row per delivery, written many at a time.
+
+use shared::{
+    batch::{Batcher, Limits},
+    contract::{Order, Provider, provider::Sending},
+    db::{Store, inbox::NewItem},
+    domain::{Fault, Outcome, ProviderName, Receipt},
+};
+
+/// One commit takes as many rows as a claim brings; a second one hides the first one's round trip. More items wait
+/// than all lanes together attempt at once.
+const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 1024 };
+
+/// Puts notifications into the inbox of the person named by the recipient.
+pub struct Inbox {
+    rows: Batcher<NewItem, bool>,
+}
+
+impl Inbox {
+    /// An inbox in `store`. Needs a Tokio runtime, on which its writer runs.
+    pub fn start(store: Store) -> Self {
+        Self { rows: Batcher::start(LIMITS, move |items| write(store.clone(), items)) }
+    }
+
+    async fn put(&self, order: &Order) -> Outcome {
+        let Ok(content) = serde_json::to_vec(&*order.content) else {
+            return Outcome::Rejected(Fault::new("content", "the content has no JSON form"));
+        };
+        let (delivery, tenant) = (order.delivery, order.tenant);
+        let item = NewItem { delivery, tenant, user_id: order.recipient.reveal().to_owned(), content };
+        match self.rows.submit(item).await {
+            Ok(true) => Outcome::Sent(Receipt { arrived: true, ..Receipt::default() }),
+            // Certain enough: should the row stand all the same, the next attempt finds it and changes nothing.
+            Ok(false) | Err(_) => Outcome::Transient(Fault::new("database", "the inbox could not be written"), None),
+        }
+    }
+}
+
+impl Provider for Inbox {
+    fn name(&self) -> ProviderName {
+        ProviderName::Inbox
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.put(order))
+    }
+}
+
+async fn write(store: Store, items: Vec<NewItem>) -> Vec<bool> {
+    let count = items.len();
+    let written = store.inbox_insert(items).await;
+    if let Err(error) = &written {
+        tracing::warn!(%error, count, "inbox rows could not be written");
+    }
+    vec![written.is_ok(); count]
+}

@@ -1,0 +1,6 @@
+//! Everything that carries a channel: one vendor, one file.
+
+pub mod email;
+pub mod in_app;
+pub mod sandbox;
+pub mod webhook;

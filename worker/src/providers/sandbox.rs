@@ -1,0 +1,157 @@
+//! A provider that only pretends, on every channel, so that each way an attempt can end may be tried without a vendor.
+//!
+//! What happens is decided by the recipient alone, and so is the same each time. A word anywhere in the recipient
+//! counts, such as `fail-429@example.com` or `https://example.com/fail-once`; of a phone number (`+` and digits) the
+//! last four digits count, such as `+4915100000429`.
+//!
+//! | word in the recipient          | phone ends in | outcome                                            |
+//! |--------------------------------|---------------|----------------------------------------------------|
+//! | `fail-transient` or `fail-500` | 0500          | transient, every time                              |
+//! | `fail-429`                     | 0429          | throttled, every time                              |
+//! | `fail-reject`                  | 0400          | rejected: the delivery fails                       |
+//! | `fail-dead`                    | 0410          | address dead: the delivery fails                   |
+//! | `fail-misconfigured`           | 0401          | misconfigured: a dead letter                       |
+//! | `fail-timeout`                 | 0408          | unknown: may have been sent                        |
+//! | `fail-once`                    | 0001          | transient on the first attempt, then sent          |
+//! | `fail-twice`                   | 0002          | transient on the first two attempts, then sent     |
+//! | anything else                  | anything else | sent, with the reference `sandbox-<delivery id>`   |
+//!
+//! As with real providers, a sent webhook or in-app notification has arrived; elsewhere `sent` only means taken.
+
+use shared::{
+    contract::{Order, Provider, provider::Sending},
+    domain::{Channel, Fault, Outcome, ProviderName, Receipt},
+};
+
+/// The sandbox.
+pub struct Sandbox;
+
+/// What a recipient asks to see.
+#[derive(Clone, Copy)]
+enum Act {
+    Transient,
+    Throttled,
+    Rejected,
+    AddressDead,
+    Misconfigured,
+    Unknown,
+    /// Transient on that many attempts.
+    FailFirst(u16),
+}
+
+const WORDS: &[(&str, Act)] = &[
+    ("fail-transient", Act::Transient),
+    ("fail-500", Act::Transient),
+    ("fail-429", Act::Throttled),
+    ("fail-reject", Act::Rejected),
+    ("fail-dead", Act::AddressDead),
+    ("fail-misconfigured", Act::Misconfigured),
+    ("fail-timeout", Act::Unknown),
+    ("fail-once", Act::FailFirst(1)),
+    ("fail-twice", Act::FailFirst(2)),
+];
+
+const DIGITS: &[(&str, Act)] = &[
+    ("0500", Act::Transient),
+    ("0429", Act::Throttled),
+    ("0400", Act::Rejected),
+    ("0410", Act::AddressDead),
+    ("0401", Act::Misconfigured),
+    ("0408", Act::Unknown),
+    ("0001", Act::FailFirst(1)),
+    ("0002", Act::FailFirst(2)),
+];
+
+impl Provider for Sandbox {
+    fn name(&self) -> ProviderName {
+        ProviderName::Sandbox
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(std::future::ready(pretend(order)))
+    }
+}
+
+fn pretend(order: &Order) -> Outcome {
+    let fault = |code: &str| Fault::new(code, "the sandbox was asked for this outcome");
+    match act(order.recipient.reveal()) {
+        Some(Act::Transient) => Outcome::Transient(fault("500"), None),
+        Some(Act::Throttled) => Outcome::Throttled(fault("429"), None),
+        Some(Act::Rejected) => Outcome::Rejected(fault("400")),
+        Some(Act::AddressDead) => Outcome::AddressDead(fault("410")),
+        Some(Act::Misconfigured) => Outcome::Misconfigured(fault("401")),
+        Some(Act::Unknown) => Outcome::Unknown(fault("timeout")),
+        Some(Act::FailFirst(attempts)) if order.attempt <= attempts => Outcome::Transient(fault("500"), None),
+        Some(Act::FailFirst(_)) | None => sent(order),
+    }
+}
+
+fn act(recipient: &str) -> Option<Act> {
+    let phone = recipient.strip_prefix('+').is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()));
+    let find = |table: &[(&str, Act)], fits: &dyn Fn(&str) -> bool| {
+        table.iter().find(|(key, _)| fits(key)).map(|(_, act)| *act)
+    };
+    match phone {
+        true => find(DIGITS, &|digits| recipient.ends_with(digits)),
+        false => find(WORDS, &|word| recipient.contains(word)),
+    }
+}
+
+fn sent(order: &Order) -> Outcome {
+    let arrived = matches!(order.channel, Channel::Webhook | Channel::InApp);
+    Outcome::Sent(Receipt { provider_ref: Some(format!("sandbox-{}", order.delivery)), code: None, arrived })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::order;
+    use shared::domain::OutcomeClass::{self, *};
+
+    async fn class(channel: Channel, recipient: &str, attempt: u16) -> OutcomeClass {
+        let order = Order { attempt, ..order(channel, recipient, "{}") };
+        Sandbox.send(&order).await.class()
+    }
+
+    #[tokio::test]
+    async fn the_recipient_alone_decides_how_an_attempt_ends() {
+        for (recipient, phone, expected) in [
+            ("fail-transient@example.com", "+15550000500", Transient),
+            ("fail-500@example.com", "+15550000500", Transient),
+            ("fail-429@example.com", "+15550000429", Throttled),
+            ("fail-reject@example.com", "+15550000400", Rejected),
+            ("fail-dead@example.com", "+15550000410", AddressDead),
+            ("fail-misconfigured@example.com", "+15550000401", Misconfigured),
+            ("fail-timeout@example.com", "+15550000408", Unknown),
+            ("ada@example.com", "+15550001234", Sent),
+            ("0500@example.com", "+15550005000", Sent),
+        ] {
+            assert_eq!(class(Channel::Email, recipient, 1).await, expected, "{recipient}");
+            assert_eq!(class(Channel::Sms, phone, 1).await, expected, "{phone}");
+        }
+    }
+
+    #[tokio::test]
+    async fn some_recipients_fail_only_at_first() {
+        for (recipient, failures) in
+            [("fail-once@x.example", 1), ("+15550000001", 1), ("fail-twice", 2), ("+15550000002", 2)]
+        {
+            for attempt in 1..=4 {
+                let expected = if attempt <= failures { Transient } else { Sent };
+                assert_eq!(class(Channel::Push, recipient, attempt).await, expected, "{recipient} {attempt}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_has_a_reference_and_has_arrived_where_real_providers_would_know() {
+        for (channel, expected) in
+            [(Channel::Webhook, true), (Channel::InApp, true), (Channel::Email, false), (Channel::Sms, false)]
+        {
+            let order = order(channel, "somebody", "{}");
+            let Outcome::Sent(receipt) = Sandbox.send(&order).await else { panic!("not sent") };
+            assert_eq!(receipt.provider_ref, Some(format!("sandbox-{}", order.delivery)));
+            assert_eq!(receipt.arrived, expected, "{channel}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Webhooks over HTTP/1.1, signed as Standard Webhooks.
+
+use std::{borrow::Cow, error::Error, io, time::Duration};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use reqwest::{
+    Client, Response, StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use shared::{
+    clock,
+    config::WebhookConfig,
+    contract::{
+        Order, Provider,
+        guard::{Guard, Refusal},
+        provider::Sending,
+        submission::Content,
+    },
+    domain::{Fault, MessageId, Outcome, ProviderName, Receipt},
+};
+
+use super::{
+    resolver::{GuardedResolver, ResolveError},
+    standard_webhooks,
+};
+use crate::{measures, retry_after};
+
+/// A receiver that cannot be connected to within this will not answer in time either.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the 5 s after which the most common servers close an idle connection: writing into one that is just being
+/// closed is an attempt of unknown outcome. A receiver in steady use keeps its connections all the same.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Idle connections to one receiver; more than all lanes together attempt at once are of no use.
+const IDLE_PER_HOST_MAX: usize = 256;
+/// An answer is read this far, so that its connection can be used again; nothing of it is kept.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// The status is the answer; its body is not worth a longer wait than a new connection would cost.
+const ANSWER_BODY_TIMEOUT: Duration = Duration::from_millis(500);
+
+const AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
+
+/// The HTTP client for addresses that tenants name: it follows nothing, trusts no proxy setting, unpacks nothing.
+pub struct Http {
+    client: Client,
+    guard: Guard,
+}
+
+impl Http {
+    /// A client for these settings. The error is that of the TLS set-up.
+    pub fn new(config: &WebhookConfig) -> reqwest::Result<Self> {
+        let guard = Guard::new(config.allow_nets.clone());
+        let client = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .referer(false)
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT.min(config.timeout.mul_f64(0.8)))
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+            .dns_resolver(GuardedResolver::shared(guard.clone()))
+            .build()?;
+        Ok(Self { client, guard })
+    }
+
+    async fn post(&self, order: &Order) -> Outcome {
+        if let Err(refusal) = self.guard.check_url(order.recipient.reveal()) {
+            return refused(refusal);
+        }
+        let Ok(url) = Url::parse(order.recipient.reveal()) else { return refused(Refusal::NotHttp) };
+        let Ok(body) = body(order) else {
+            return Outcome::Rejected(Fault::new("content", "the content has no JSON form"));
+        };
+        let Some(headers) = headers(order, &body, clock::now()) else {
+            let detail = "the tenant's webhook secret is not `whsec_` and base64";
+            return Outcome::Misconfigured(Fault::new("secret", detail));
+        };
+        let request = self.client.post(url).headers(headers).body(body.into_owned()).timeout(order.timeout);
+        match request.send().await {
+            Ok(response) => answered(response).await,
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+impl Provider for Http {
+    fn name(&self) -> ProviderName {
+        ProviderName::Http
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.post(order))
+    }
+}
+
+/// The body of a webhook that has more to say than its data.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    id: MessageId,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    created_at: String,
+}
+
+/// The producer's data byte for byte where it stands alone, else the envelope.
+fn body(order: &Order) -> serde_json::Result<Cow<'_, str>> {
+    let content: &Content = &order.content;
+    let said = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if let Some(data) = content.data.as_deref().filter(|_| !said(&content.title) && !said(&content.message)) {
+        return Ok(Cow::Borrowed(data.get()));
+    }
+    let envelope = Envelope {
+        id: order.message,
+        kind: content.kind.as_deref(),
+        title: content.title.as_deref(),
+        message: content.message.as_deref(),
+        data: content.data.as_deref(),
+        metadata: content.metadata.as_ref(),
+        created_at: order.accepted_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+    };
+    serde_json::to_string(&envelope).map(Cow::Owned)
+}
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// `None`: the secret cannot sign.
+fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
+    let id = order.delivery.to_string();
+    let signature = standard_webhooks::sign(&order.webhook_secret, &id, now.timestamp(), body.as_bytes())?;
+    let mut headers = HeaderMap::with_capacity(12);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.timestamp()));
+    headers.insert(WEBHOOK_SIGNATURE, HeaderValue::try_from(signature).ok()?);
+    let id = HeaderValue::try_from(id).ok()?;
+    headers.insert(IDEMPOTENCY_KEY, id.clone());
+    headers.insert(WEBHOOK_ID, id);
+    // Somebody else's text: what is no header value is left out.
+    for (name, value) in [(REQUEST_ID, &order.request_id), (TRACEPARENT, &order.traceparent)] {
+        if let Some(value) = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    Some(headers)
+}
+
+async fn answered(response: Response) -> Outcome {
+    let status = response.status();
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let outcome = judge(status, retry_after.and_then(|value| retry_after::parse(value, clock::now())));
+    // Whatever comes of the body changes nothing.
+    let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, read_away(response)).await;
+    outcome
+}
+
+async fn read_away(mut response: Response) {
+    let mut room = ANSWER_BYTES_MAX;
+    while let Ok(Some(chunk)) = response.chunk().await {
+        match room.checked_sub(chunk.len()) {
+            Some(left) => room = left,
+            None => return,
+        }
+    }
+}
+
+/// What a status means; `retry_after` is the wait that came with it.
+fn judge(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
+    let code = status.as_u16();
+    let fault = |detail: String| Fault::new(status.as_str(), detail);
+    let plain = || fault(format!("the receiver answered {code}"));
+    match code {
+        200..=299 => {
+            Outcome::Sent(Receipt { code: Some(status.as_str().to_owned()), arrived: true, provider_ref: None })
+        }
+        300..=399 => {
+            Outcome::Transient(fault(format!("the receiver answered {code}; redirects are not followed")), retry_after)
+        }
+        408 | 409 | 425 => Outcome::Transient(plain(), retry_after),
+        410 => Outcome::Rejected(fault("the receiver answered 410: it is gone for good".to_owned())),
+        429 => Outcome::Throttled(plain(), retry_after),
+        400..=499 => Outcome::Rejected(plain()),
+        _ => Outcome::Transient(plain(), retry_after),
+    }
+}
+
+fn refused(refusal: Refusal) -> Outcome {
+    if refusal == Refusal::Private {
+        measures::egress_blocked();
+        return Outcome::Rejected(Fault::new(
+            "target_not_allowed",
+            "the address lies inside a network that webhooks may not reach",
+        ));
+    }
+    Outcome::Rejected(Fault::new("bad_url", format!("the URL {refusal}")))
+}
+
+/// An error without an answer. Until a connection stands nothing was sent; after that nobody knows.
+fn failed(error: &reqwest::Error) -> Outcome {
+    if error.is_builder() {
+        return refused(Refusal::NotHttp);
+    }
+    if error.is_connect() {
+        return unconnected(error);
+    }
+    let (code, detail) = match error.is_timeout() {
+        true => ("timeout", "the receiver did not answer in time"),
+        false if broken(error) => ("reset", "the connection broke before an answer came"),
+        false => ("bad_answer", "what came back was no HTTP answer"),
+    };
+    Outcome::Unknown(Fault::new(code, detail))
+}
+
+fn unconnected(error: &reqwest::Error) -> Outcome {
+    let (code, detail) = match cause::<ResolveError>(error) {
+        Some(ResolveError::Refused(refusal)) => return refused(*refusal),
+        Some(ResolveError::Unknown(_)) => ("dns", "the receiver's name could not be resolved"),
+        None if is_tls(error) => ("tls", "no TLS connection could be made with the receiver"),
+        None => ("connect", "the receiver could not be connected to"),
+    };
+    Outcome::Transient(Fault::new(code, detail), None)
+}
+
+/// The TLS library reports through I/O errors of this kind; the sockets below it never do.
+fn is_tls(error: &reqwest::Error) -> bool {
+    causes(error)
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::InvalidData)
+}
+
+/// The HTTP library's own error type cannot be named from here, so its text has to tell an end without an answer from
+/// an answer that could not be read.
+fn broken(error: &reqwest::Error) -> bool {
+    cause::<io::Error>(error).is_some()
+        || causes(error).any(|cause| cause.to_string().contains("before message completed"))
+}
+
+fn cause<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// An I/O error leaves what it wraps out of its sources, so it is looked into.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause| {
+        let cause: &(dyn Error + 'static) = *cause;
+        match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => cause.source(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+use super::*;
+use crate::testing::{Doorman, SECRET, order};
+use serde_json::{Value, json};
+use shared::domain::{Channel, OutcomeClass};
+use xtask::sinks::{
+    SmtpSink,
+    http::{HttpSink, Reply, Request},
+};
+
+const WAIT: Duration = Duration::from_secs(10);
+
+fn http(allowed: &[&str]) -> Http {
+    let allow_nets = allowed.iter().map(|net| net.parse().unwrap()).collect();
+    Http::new(&WebhookConfig { backends: vec![ProviderName::Http], timeout: WAIT, allow_nets }).unwrap()
+}
+
+/// Loopback is where the receivers of a test are.
+fn local() -> Http {
+    http(&["127.0.0.0/8", "::1/128"])
+}
+
+fn webhook(url: &str, content: &Value) -> Order {
+    order(Channel::Webhook, url, &content.to_string())
+}
+
+async fn posted(order: &Order, sink: &HttpSink) -> Request {
+    let outcome = local().post(order).await;
+    assert_eq!(outcome.class(), OutcomeClass::Sent, "{outcome:?}");
+    Request::clone(&sink.wait_for(1, WAIT).await.unwrap()[0])
+}
+
+async fn outcome_of(reply: Reply) -> Outcome {
+    let sink = HttpSink::start_local().await.unwrap();
+    sink.reply_to("/", reply);
+    let order = Order { timeout: Duration::from_millis(300), ..webhook(&sink.url("/"), &json!({"data": 1})) };
+    local().post(&order).await
+}
+
+fn code(outcome: &Outcome) -> (OutcomeClass, &str) {
+    (outcome.class(), outcome.fault().and_then(|fault| fault.code.as_deref()).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn a_request_is_signed_and_carries_its_ids() {
+    let sink = HttpSink::start_local().await.unwrap();
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let order = Order {
+        request_id: Some("req-1".to_owned()),
+        traceparent: Some(trace.to_owned()),
+        ..webhook(&sink.url("/hook?x=1"), &json!({"data": {"a": 1}}))
+    };
+    let request = posted(&order, &sink).await;
+    let id = order.delivery.to_string();
+    assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/hook?x=1"));
+    for (name, value) in [
+        ("content-type", "application/json"),
+        ("webhook-id", &id),
+        ("idempotency-key", &id),
+        ("x-request-id", "req-1"),
+        ("traceparent", trace),
+    ] {
+        assert_eq!(request.header(name), Some(value), "{name}");
+    }
+    assert!(request.header("user-agent").unwrap().starts_with("Posthaste/"));
+    let timestamp: i64 = request.header("webhook-timestamp").unwrap().parse().unwrap();
+    assert!((clock::now().timestamp() - timestamp).abs() <= 10);
+    assert_eq!(
+        request.header("webhook-signature"),
+        standard_webhooks::sign(SECRET, &id, timestamp, &request.body).as_deref()
+    );
+}
+
+#[tokio::test]
+async fn data_that_stands_alone_is_sent_byte_for_byte() {
+    let sink = HttpSink::start_local().await.unwrap();
+    let data = r#"{ "b":1.0,  "a":[ 1e3 ] , "ü":"\u00fc"}"#;
+    let order = order(Channel::Webhook, &sink.url("/"), &format!(r#"{{"data":{data},"type":"t"}}"#));
+    assert_eq!(posted(&order, &sink).await.text(), data);
+}
+
+#[tokio::test]
+async fn a_message_with_more_than_data_becomes_an_envelope() {
+    let sink = HttpSink::start_local().await.unwrap();
+    let content =
+        json!({"title": "T", "message": "M", "data": {"n": 1}, "kind": "order.created", "metadata": {"k": "v"}});
+    let order = webhook(&sink.url("/"), &content);
+    let expected = json!({
+        "id": order.message.to_string(), "type": "order.created", "title": "T", "message": "M",
+        "data": {"n": 1}, "metadata": {"k": "v"}, "created_at": "2026-11-20T12:00:00.000Z",
+    });
+    assert_eq!(posted(&order, &sink).await.json().unwrap(), expected);
+    sink.clear();
+    let order = webhook(&sink.url("/"), &json!({"message": "M"}));
+    let expected = json!({"id": order.message.to_string(), "message": "M", "created_at": "2026-11-20T12:00:00.000Z"});
+    assert_eq!(posted(&order, &sink).await.json().unwrap(), expected);
+}
+
+#[test]
+fn each_status_has_its_meaning() {
+    use OutcomeClass::{Rejected, Sent, Throttled, Transient};
+    for (status, class) in [
+        (200, Sent),
+        (204, Sent),
+        (299, Sent),
+        (301, Transient),
+        (302, Transient),
+        (304, Transient),
+        (308, Transient),
+        (400, Rejected),
+        (401, Rejected),
+        (404, Rejected),
+        (410, Rejected),
+        (422, Rejected),
+        (408, Transient),
+        (409, Transient),
+        (425, Transient),
+        (429, Throttled),
+        (500, Transient),
+        (502, Transient),
+        (503, Transient),
+        (504, Transient),
+        (599, Transient),
+    ] {
+        let outcome = judge(StatusCode::from_u16(status).unwrap(), None);
+        assert_eq!(outcome.class(), class, "{status}");
+        let said = match &outcome {
+            Outcome::Sent(receipt) => receipt.code.as_deref(),
+            failed => failed.fault().and_then(|fault| fault.code.as_deref()),
+        };
+        assert_eq!(said, Some(status.to_string().as_str()));
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_may_say_when_to_come_back() {
+    let asked = Some(Duration::from_secs(17));
+    let with = |status| Reply::status(status).with_header("Retry-After", "17");
+    assert!(matches!(outcome_of(with(429)).await, Outcome::Throttled(_, wait) if wait == asked));
+    assert!(matches!(outcome_of(with(503)).await, Outcome::Transient(_, wait) if wait == asked));
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let (sink, elsewhere) = (HttpSink::start_local().await.unwrap(), HttpSink::start_local().await.unwrap());
+    sink.reply_to("/", Reply::status(307).with_header("Location", &elsewhere.url("/")));
+    let outcome = local().post(&webhook(&sink.url("/"), &json!({"data": 1}))).await;
+    assert_eq!(code(&outcome), (OutcomeClass::Transient, "307"));
+    assert!(elsewhere.requests().is_empty());
+}
+
+#[tokio::test]
+async fn once_the_request_was_written_silence_is_an_unknown_outcome() {
+    assert_eq!(code(&outcome_of(Reply::Hang).await), (OutcomeClass::Unknown, "timeout"));
+    assert_eq!(code(&outcome_of(Reply::CloseAfterBody).await), (OutcomeClass::Unknown, "reset"));
+    assert_eq!(code(&outcome_of(Reply::CloseBeforeReading).await), (OutcomeClass::Unknown, "reset"));
+    assert_eq!(code(&outcome_of(Reply::Garbage).await), (OutcomeClass::Unknown, "bad_answer"));
+}
+
+#[tokio::test]
+async fn without_a_connection_nothing_was_sent() {
+    let plain = SmtpSink::start_local().await.unwrap();
+    let outcome = local().post(&webhook(&format!("https://{}/", plain.address()), &json!({"data": 1}))).await;
+    assert_eq!(code(&outcome), (OutcomeClass::Transient, "tls"));
+    let sink = HttpSink::start_local().await.unwrap();
+    let closed = sink.url("/");
+    drop(sink);
+    let outcome = loop {
+        // The listener ends with its task, a moment after the sink.
+        let outcome = local().post(&webhook(&closed, &json!({"data": 1}))).await;
+        if code(&outcome).0 == OutcomeClass::Transient {
+            break outcome;
+        }
+    };
+    assert_eq!(code(&outcome), (OutcomeClass::Transient, "connect"));
+    let outcome = local().post(&webhook("http://nowhere.invalid/", &json!({"data": 1}))).await;
+    assert_eq!(code(&outcome), (OutcomeClass::Transient, "dns"));
+}
+
+#[tokio::test]
+async fn no_way_leads_inside() {
+    let canary = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    canary.set_nonblocking(true).unwrap();
+    let port = canary.local_addr().unwrap().port();
+    let guarded = http(&[]);
+    for host in ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]"] {
+        let outcome = guarded.post(&webhook(&format!("http://{host}:{port}/"), &json!({"data": 1}))).await;
+        assert_eq!(code(&outcome), (OutcomeClass::Rejected, "target_not_allowed"), "{host}");
+    }
+    // As if the name had been public when it was submitted: only the resolver stands in the way now.
+    let error = guarded.client.post(format!("http://localhost:{port}/")).send().await.unwrap_err();
+    assert_eq!(code(&failed(&error)), (OutcomeClass::Rejected, "target_not_allowed"));
+    assert_eq!(canary.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "somebody came");
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_a_small_answer_and_a_large_one_is_not_read_to_its_end() {
+    let sink = HttpSink::start_local().await.unwrap();
+    let door = Doorman::before(sink.address()).await;
+    let (http, order) = (local(), webhook(&format!("http://{}/", door.address), &json!({"data": 1})));
+    sink.reply_to("/", Reply::Status(200, Vec::new(), vec![b'x'; 1000]));
+    for _ in 0..5 {
+        assert_eq!(http.post(&order).await.class(), OutcomeClass::Sent);
+    }
+    assert_eq!(door.visitors(), 1);
+    sink.reply_to("/", Reply::Status(200, Vec::new(), vec![b'x'; 10 * 1024 * 1024]));
+    for _ in 0..2 {
+        assert_eq!(http.post(&order).await.class(), OutcomeClass::Sent);
+    }
+    assert_eq!(door.visitors(), 2);
+}
+
+#[tokio::test]
+async fn no_outcome_repeats_an_address_or_content() {
+    let sink = HttpSink::start_local().await.unwrap();
+    let port = sink.address().port().to_string();
+    for reply in [Reply::status(400), Reply::status(500), Reply::Garbage, Reply::CloseAfterBody, Reply::Hang] {
+        sink.reply_to("/secret-path", reply);
+        let order = webhook(&sink.url("/secret-path"), &json!({"data": "secret-data"}));
+        let outcome = local().post(&Order { timeout: Duration::from_millis(300), ..order }).await;
+        let said = format!("{outcome:?}");
+        assert!(!said.contains("secret") && !said.contains("127.0.0.1") && !said.contains(&port), "{said}");
+    }
+}

@@ -1,0 +1,70 @@
+//! Names of webhook targets, resolved and vetted in one step: what was checked is what is dialled.
+//!
+//! A name that is public when it is submitted may lead inside when it is dialled (DNS rebinding), so the check belongs
+//! here. The HTTP client connects to nothing but the addresses returned; it does not ask for IP literals, which
+//! therefore have to be checked before.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use shared::contract::guard::{Guard, Refusal};
+
+/// Resolves by the system's resolver and lets nothing pass that the guard refuses.
+pub struct GuardedResolver(pub Guard);
+
+/// Why a name was not dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// It has no address, or nobody could be asked.
+    #[error("the name could not be resolved")]
+    Unknown(#[source] io::Error),
+    /// One of its addresses is forbidden. One is enough: which of them is dialled is chance.
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = self.0.clone();
+        Box::pin(async move {
+            let addresses: Addrs = Box::new(vetted(&guard, name.as_str()).await?.into_iter());
+            Ok(addresses)
+        })
+    }
+}
+
+impl GuardedResolver {
+    /// The resolver as the HTTP client takes it.
+    pub fn shared(guard: Guard) -> Arc<Self> {
+        Arc::new(Self(guard))
+    }
+}
+
+/// Port 0 stands for the port of the URL, which the client fills in.
+async fn vetted(guard: &Guard, name: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+    let addresses: Vec<_> = tokio::net::lookup_host((name, 0)).await.map_err(ResolveError::Unknown)?.collect();
+    addresses.iter().try_for_each(|address| guard.check_ip(address.ip())).map_err(ResolveError::Refused)?;
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_leads_inside_is_refused() {
+        assert!(matches!(vetted(&Guard::default(), "localhost").await, Err(ResolveError::Refused(Refusal::Private))));
+    }
+
+    #[tokio::test]
+    async fn an_exempt_network_may_be_named() {
+        let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+        let addresses = vetted(&guard, "localhost").await.unwrap();
+        assert!(!addresses.is_empty() && addresses.iter().all(|address| address.ip().is_loopback()));
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_no_refusal() {
+        assert!(matches!(vetted(&Guard::default(), "nowhere.invalid").await, Err(ResolveError::Unknown(_))));
+    }
+}

@@ -1,0 +1,80 @@
+//! Which providers carry which channel, built once from the settings.
+
+use std::sync::Arc;
+
+use shared::{
+    config::{ByChannel, Config},
+    contract::Provider,
+    db::Store,
+    domain::{Channel, ProviderName},
+};
+
+use crate::providers::{
+    email::smtp::{Smtp, SmtpSetupError},
+    in_app::inbox::Inbox,
+    sandbox::Sandbox,
+    webhook::http::Http,
+};
+
+/// Providers in the order they are asked.
+pub type Providers = Arc<[Arc<dyn Provider>]>;
+
+/// Why the providers could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The mail server's settings do not fit.
+    #[error("failed to set up provider `smtp`")]
+    Smtp(#[source] SmtpSetupError),
+    /// The HTTP client could not be made.
+    #[error("failed to set up provider `http`")]
+    Http(#[source] reqwest::Error),
+    /// A setting names what this version cannot call.
+    #[error("provider `{0}` is not available in this version")]
+    NotBuilt(ProviderName),
+}
+
+/// The providers of every channel.
+pub struct Registry(ByChannel<Providers>);
+
+impl Registry {
+    /// Builds what the settings name, for the channels this worker serves. Nothing is dialled yet.
+    pub fn build(config: &Config, store: &Store) -> Result<Self, RegistryError> {
+        let mut first_error = None;
+        let providers = ByChannel::make(|channel| {
+            let names = if config.worker.channels.contains(&channel) { config.backends(channel) } else { &[] };
+            let built: Result<Vec<_>, _> = names.iter().map(|name| provider(*name, config, store)).collect();
+            built.map_err(|error| first_error = Some(error)).unwrap_or_default().into()
+        });
+        first_error.map_or(Ok(Self(providers)), Err)
+    }
+
+    /// What carries `channel`, first one first; empty where the channel is not set up.
+    pub fn providers(&self, channel: Channel) -> Providers {
+        Arc::clone(self.0.get(channel))
+    }
+}
+
+fn provider(name: ProviderName, config: &Config, store: &Store) -> Result<Arc<dyn Provider>, RegistryError> {
+    use ProviderName as Name;
+    match name {
+        Name::Smtp => Ok(Arc::new(Smtp::new(&config.email).map_err(RegistryError::Smtp)?)),
+        Name::Http => Ok(Arc::new(Http::new(&config.webhook).map_err(RegistryError::Http)?)),
+        Name::Inbox => Ok(Arc::new(Inbox::start(store.clone()))),
+        Name::Sandbox => Ok(Arc::new(Sandbox)),
+        Name::Sendgrid | Name::Ses | Name::Twilio | Name::Sns | Name::Fcm | Name::Apns | Name::Webpush | Name::Waha => {
+            Err(RegistryError::NotBuilt(name))
+        }
+    }
+}
+
+/// The setting that gives a channel its providers.
+pub const fn backend_setting(channel: Channel) -> &'static str {
+    match channel {
+        Channel::Email => "EMAIL_BACKEND",
+        Channel::Sms => "SMS_BACKEND",
+        Channel::Push => "PUSH_BACKEND",
+        Channel::Webhook => "WEBHOOK_BACKEND",
+        Channel::InApp => "IN_APP_BACKEND",
+        Channel::Whatsapp => "WHATSAPP_BACKEND",
+    }
+}

@@ -1,0 +1,72 @@
+//! What the tests of this crate share.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use shared::{
+    contract::Order,
+    domain::{Address, Channel, DeliveryId, MessageId, TenantId},
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+};
+
+/// A webhook secret of the right form.
+pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// The first attempt of a delivery of `content`, which is the stored JSON.
+pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
+    Order {
+        delivery: DeliveryId::generate(),
+        message: MessageId::generate(),
+        tenant: TenantId(1),
+        channel,
+        recipient: Address::new(recipient),
+        user_id: None,
+        content: Arc::new(serde_json::from_str(content).unwrap()),
+        accepted_at: "2026-11-20T12:00:00Z".parse().unwrap(),
+        webhook_secret: Arc::from(SECRET),
+        request_id: None,
+        traceparent: None,
+        attempt: 1,
+        timeout: Duration::from_secs(10),
+    }
+}
+
+/// Stands before a server and counts who comes.
+pub struct Doorman {
+    /// Where it listens.
+    pub address: SocketAddr,
+    visitors: Arc<AtomicUsize>,
+}
+
+impl Doorman {
+    /// Lets every connection through to `server`.
+    pub async fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (address, visitors) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+        let count = Arc::clone(&visitors);
+        tokio::spawn(async move {
+            while let Ok((mut visitor, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut inside = TcpStream::connect(server).await?;
+                    copy_bidirectional(&mut visitor, &mut inside).await
+                });
+            }
+        });
+        Self { address, visitors }
+    }
+
+    /// Connections so far.
+    pub fn visitors(&self) -> usize {
+        self.visitors.load(Ordering::Relaxed)
+    }
+}
