@@ -104,7 +104,11 @@ fn execute(command: Command, out: Output) -> anyhow::Result<ExitCode> {
     if !command.is_service() {
         builder.worker_threads(COMMAND_THREADS);
     }
-    builder.enable_all().build()?.block_on(command.run(out))
+    let runtime = builder.enable_all().build()?;
+    let ended = runtime.block_on(command.run(out));
+    // The process is over. Taking the runtime down would only cut lapin's tasks off under its own thread, which panics.
+    std::mem::forget(runtime);
+    ended
 }
 
 #[cfg(test)]

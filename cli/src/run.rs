@@ -8,13 +8,11 @@ use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use health::ServicePart;
 use shared::{
-    config::{self, Config},
-    faultpoint,
+    config::Config,
     probe::{self, Parts},
-    telemetry,
+    service, telemetry,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
     task::{JoinError, JoinSet},
     time::timeout,
 };
@@ -24,8 +22,6 @@ use crate::failure::chain;
 
 /// What a service needs beyond its own drain to close its connections.
 const STOP_MARGIN: Duration = Duration::from_secs(1);
-/// Aborts the process at a named point; for the fault tests.
-const ABORT_AT: &str = "POSTHASTE_ABORT_AT";
 
 /// Run the services in one process, until SIGTERM or Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -65,9 +61,9 @@ impl Service {
 
     async fn run(self, config: Arc<Config>, health: Parts, stop: CancellationToken) -> Ended {
         let ended = match self {
-            Self::Ingest => ingest::run_beside(config, health, stop).await.map_err(anyhow::Error::from),
-            Self::Worker => worker::run_watched(config, &health, stop).await.map_err(anyhow::Error::from),
-            Self::Scheduler => scheduler::run_with(config, health, stop).await.map_err(anyhow::Error::from),
+            Self::Ingest => ingest::run(config, health, stop).await.map_err(anyhow::Error::from),
+            Self::Worker => worker::run(config, health, stop).await.map_err(anyhow::Error::from),
+            Self::Scheduler => scheduler::run(config, health, stop).await.map_err(anyhow::Error::from),
         };
         (self.name(), ended)
     }
@@ -76,12 +72,7 @@ impl Service {
 impl Args {
     /// Runs the services until a signal, or until one of them fails.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Arc::new(Config::from_env()?);
-        telemetry::init("posthaste", &config.log);
-        arm_faults()?;
-        let stop = CancellationToken::new();
-        stop_on_signals(stop.clone())?;
-        tokio::spawn(telemetry::install_metrics().keep_up(stop.clone()));
+        let (config, stop) = service::begin("posthaste")?;
         let failures = attend(self.start(&config, &stop), stop, config.timing.drain + STOP_MARGIN).await;
         Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -112,36 +103,6 @@ async fn show(config: Arc<Config>, health: Parts, stop: CancellationToken) -> En
     let (http, metrics) = (&config.http, telemetry::install_metrics());
     let served = probe::serve(&http.host, http.port, health, metrics, stop).await;
     ("health", served.with_context(|| format!("failed to listen on {}:{}", http.host, http.port)))
-}
-
-fn arm_faults() -> anyhow::Result<()> {
-    match config::environment().get(ABORT_AT).filter(|spec| !spec.is_empty()) {
-        Some(spec) => faultpoint::arm(spec).map_err(|expected| anyhow!("{ABORT_AT}={spec} must be {expected}")),
-        None => Ok(()),
-    }
-}
-
-/// The first signal asks for an orderly end, the second one is an order.
-fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for Ctrl-C")?;
-    tokio::spawn(async move {
-        for count in 0.. {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if count > 0 {
-                tracing::warn!(
-                    "a second signal: leaving at once; what was under way is taken up again after the next start"
-                );
-                std::process::exit(1);
-            }
-            tracing::info!("stopping: finishing what is under way");
-            stop.cancel();
-        }
-    });
-    Ok(())
 }
 
 /// Waits for the end of every service and returns what went wrong, which is logged as it happens. A service that ends

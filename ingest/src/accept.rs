@@ -61,8 +61,8 @@ pub enum AcceptError {
 impl From<AcceptError> for Problem {
     fn from(error: AcceptError) -> Self {
         match error {
-            AcceptError::Full | AcceptError::Late | AcceptError::Stopping => Self::overloaded(),
-            AcceptError::Unavailable => Self::unavailable(),
+            AcceptError::Full => Self::overloaded(),
+            AcceptError::Late | AcceptError::Unavailable | AcceptError::Stopping => Self::unavailable(),
             AcceptError::Refused => Self::internal(),
         }
     }

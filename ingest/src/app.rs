@@ -47,8 +47,18 @@ impl Db {
         F: FnOnce(Store) -> Fut + Send + 'static,
         Fut: Future<Output = DbResult<T>> + Send + 'static,
     {
+        self.run_within(QUESTION_TIMEOUT, ask).await
+    }
+
+    /// As [`Db::run`], with another bound on the wait.
+    pub async fn run_within<T, F, Fut>(&self, bound: Duration, ask: F) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: FnOnce(Store) -> Fut + Send + 'static,
+        Fut: Future<Output = DbResult<T>> + Send + 'static,
+    {
         let asking = self.runtime.spawn(ask(self.store.clone()));
-        match timeout(QUESTION_TIMEOUT, asking).await {
+        match timeout(bound, asking).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(Problem::internal()),
             Err(_) => Err(Problem::unavailable()),

@@ -29,6 +29,8 @@ use crate::{
 const FOUND_TTL: Duration = Duration::from_secs(30);
 /// How long "there is no such key" holds: short, so that a new key works at once.
 const MISSING_TTL: Duration = Duration::from_secs(2);
+/// How long a look-up may take: it comes before the commit, and both together have about two seconds.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Remembered keys, real and invented; about 200 bytes each.
 const KEYS_MAX: usize = 10_000;
 /// Remembered tenants.
@@ -84,7 +86,11 @@ impl Credentials {
             return Ok(remembered);
         }
         let asked = slug.to_owned();
-        let found = self.db.run(async move |store| store.tenant_by_slug(&asked).await).await?.map(|tenant| tenant.id);
+        let found = self
+            .db
+            .run_within(LOOK_UP_TIMEOUT, async move |store| store.tenant_by_slug(&asked).await)
+            .await?
+            .map(|tenant| tenant.id);
         self.tenants.put(slug.to_owned(), found, ttl(found.is_some()));
         Ok(found)
     }
@@ -95,7 +101,7 @@ impl Credentials {
         if let Some(remembered) = self.keys.get(&hash) {
             return remembered.ok_or_else(unknown);
         }
-        let found = self.db.run(async move |store| store.key_by_hash(&hash).await).await?;
+        let found = self.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.key_by_hash(&hash).await).await?;
         let identity =
             found.map(|key| Arc::new(Identity { tenant: key.tenant_id, role: key.role, subject: key.id.to_string() }));
         self.keys.put(hash, identity.clone(), ttl(identity.is_some()));

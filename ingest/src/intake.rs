@@ -140,20 +140,28 @@ impl Refusal {
         Self { reason: DeadReason::Schema, detail: detail.into(), problem }
     }
 
-    /// Names the fields and says what is wrong with them. Some messages of the parser quote what they found; content has
-    /// no place in a dead letter's detail, so of those only the position is kept.
-    fn fields(errors: &[FieldError], problem: Problem) -> Self {
-        let tell = |error: &FieldError| match error.field.as_str() {
-            "body" => format!("body: is no JSON of a submission{}", position(&error.message)),
-            field => format!("{field}: {}", error.message.split(", expected").next().unwrap_or_default()),
-        };
-        Self::schema(errors.iter().map(tell).collect::<Vec<_>>().join("; "), problem)
+    fn invalid(errors: Vec<FieldError>) -> Self {
+        Self::schema(told(&errors), Problem::validation(errors))
+    }
+
+    fn malformed(error: FieldError) -> Self {
+        Self::schema(told(std::slice::from_ref(&error)), Problem::malformed(error))
     }
 
     fn tenant(detail: String) -> Self {
         let problem = Problem::new(Code::Forbidden, format!("Publish as a user of that tenant: {detail}."));
         Self { reason: DeadReason::Tenant, detail, problem }
     }
+}
+
+/// Names the fields and says what is wrong with them. Some messages of the parser quote what they found; content has no
+/// place in a dead letter's detail, so of those only the position is kept.
+fn told(errors: &[FieldError]) -> String {
+    let tell = |error: &FieldError| match error.field.as_str() {
+        "body" => format!("body: is no JSON of a submission{}", position(&error.message)),
+        field => format!("{field}: {}", error.message.split(", expected").next().unwrap_or_default()),
+    };
+    errors.iter().map(tell).collect::<Vec<_>>().join("; ")
 }
 
 fn position(message: &str) -> String {
@@ -220,8 +228,7 @@ impl Intake {
 
     fn read(&self, delivery: &Delivery, key: &Key<'_>, tenant: TenantId) -> Result<(Acceptance, Vec<u8>), Refusal> {
         let id = message_id(delivery)?;
-        let mut submission = Submission::parse(&delivery.body)
-            .map_err(|error| Refusal::fields(std::slice::from_ref(&error), Problem::malformed(error.clone())))?;
+        let mut submission = Submission::parse(&delivery.body).map_err(Refusal::malformed)?;
         let in_body = submission.idempotency_key.take();
         if in_body.is_some_and(|in_body| in_body != id) {
             return Err(invalid("idempotency_key", "must be the same as the property message_id"));
@@ -231,8 +238,7 @@ impl Intake {
         }
         submission.channel = Some(key.channel.to_string());
         let rules = Rules { now: clock::now(), guard: self.guard.clone() };
-        let mut draft =
-            submission.check(&rules).map_err(|errors| Refusal::fields(&errors, Problem::validation(errors.clone())))?;
+        let mut draft = submission.check(&rules).map_err(Refusal::invalid)?;
         draft.lane = key.lane;
         let request = idempotency::request_hash(Kind::Send, &delivery.body, &[("channel", key.channel.as_str())]);
         let hashes = Hashes { key: idempotency::key_hash(&id), request };
@@ -249,8 +255,7 @@ fn refuse_schema(detail: String, code: Code) -> Refusal {
 }
 
 fn invalid(field: &str, message: &str) -> Refusal {
-    let error = FieldError::new(field, message);
-    Refusal::fields(std::slice::from_ref(&error), Problem::validation(vec![error.clone()]))
+    Refusal::invalid(vec![FieldError::new(field, message)])
 }
 
 /// A mapped user speaks for its own tenant only, and a tenant with mapped users is spoken for by them only.
@@ -434,10 +439,7 @@ mod tests {
 
     #[test]
     fn a_dead_letters_detail_names_the_field_and_quotes_no_content() {
-        let faults = |body: &str| {
-            let error = Submission::parse(body.as_bytes()).unwrap_err();
-            Refusal::fields(&[error.clone()], Problem::malformed(error)).detail
-        };
+        let faults = |body: &str| Refusal::malformed(Submission::parse(body.as_bytes()).unwrap_err()).detail;
         assert_eq!(faults(r#"{"channel":"sms","colour":"secret"}"#), "colour: unknown field `colour`");
         let wrong_type = faults(r#"{"channel":"sms","metadata":"secret"}"#);
         assert!(wrong_type.starts_with("body: is no JSON of a submission at line 1"), "{wrong_type}");

@@ -36,10 +36,9 @@ use shared::{
     amqp::{Broker, Publisher},
     config::{Config, ConfigError},
     contract::guard::Guard,
-    db::Store,
+    db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::Parts,
-    reconnect::Reconnect,
     telemetry::install_metrics,
 };
 use tokio::{task::JoinHandle, time::timeout};
@@ -57,6 +56,8 @@ pub(crate) const AMQP: &str = "amqp";
 
 /// Connections for questions at least, however small the pool is set.
 const QUESTION_CONNECTIONS_MIN: usize = 2;
+/// How long the start waits for the broker: a connection and the declaration of the topology take under a second.
+const BROKER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the broker connections may take to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -66,6 +67,9 @@ pub enum IngestError {
     /// A setting is missing.
     #[error("failed to read the settings of ingest")]
     Config(#[from] ConfigError),
+    /// The schema is not the one this version knows.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// The pool could not be made.
     #[error("failed to prepare the database connections")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -82,13 +86,9 @@ pub enum IngestError {
     },
 }
 
-/// Serves HTTP and takes from the intake queues until `stop`. Servers that are away are waited for.
-pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<(), IngestError> {
-    run_beside(config, Parts::new(), stop).await
-}
-
-/// As [`run`]; `/health` also shows the parts of other services in the same process.
-pub async fn run_beside(config: Arc<Config>, others: Parts, stop: CancellationToken) -> Result<(), IngestError> {
+/// Serves HTTP and takes from the intake queues until `stop`. Servers that are away are waited for. `/health` also shows
+/// `others`: the parts of other services in the same process.
+pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) -> Result<(), IngestError> {
     let jwt_secret = config.require_jwt_secret()?.clone();
     let stores = Stores::open(&config)?;
     describe();
@@ -109,13 +109,20 @@ pub async fn run_beside(config: Arc<Config>, others: Parts, stop: CancellationTo
     }));
     let intake = intake(&config, jwt_secret, &stores, acceptor, publisher);
     let taking = take(intake, &app, stores.questions, &consuming, stop.clone());
+    // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
+    if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
+        tracing::warn!("the broker is not there yet: what is accepted meanwhile is sent later");
+    }
     let served = server::serve(&config.http, app, stop.clone()).await;
     stop.cancel();
-    let drained = timeout(config.timing.drain, taking).await.is_ok();
+    let drained = timeout(config.timing.drain, taking).await;
     hang_up.cancel();
     let goodbye = async { futures_util::join!(publishing.closed(), consuming.closed()) };
     let said = timeout(GOODBYE_TIMEOUT, goodbye).await.is_ok();
-    tracing::info!(drained, said, "ingest has stopped");
+    tracing::info!(drained = drained.is_ok(), said, "ingest has stopped");
+    if let Ok(Ok(took)) = drained {
+        took?;
+    }
     served.map_err(|source| IngestError::Serve { host: config.http.host.clone(), port: config.http.port, source })
 }
 
@@ -156,32 +163,29 @@ fn intake(
     }
 }
 
-/// Waits for the schema, then takes from the intake queues until stopped.
-fn take(intake: Intake, app: &Data<App>, store: Store, consuming: &Broker, stop: CancellationToken) -> JoinHandle<()> {
+/// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.
+fn take(
+    intake: Intake,
+    app: &Data<App>,
+    store: Store,
+    consuming: &Broker,
+    stop: CancellationToken,
+) -> JoinHandle<Result<(), SchemaError>> {
     let consumers = Consumers::open(consuming, &stop);
     app.parts.add(health::IntakePart(consumers.health()));
     let app = app.clone();
     tokio::spawn(async move {
-        if stop.run_until_cancelled(await_schema(&store)).await.is_some() {
-            app.schema_is_current();
-            intake::run(Arc::new(intake), consumers, stop).await;
-        }
-    })
-}
-
-/// Waits until every migration of this version has run; who runs them is the operator's business.
-async fn await_schema(store: &Store) {
-    let mut pauses = Reconnect::new();
-    loop {
-        match store.pending_migrations().await {
-            Ok(pending) if pending.is_empty() => return,
-            Ok(pending) => {
-                tracing::warn!(pending = pending.join(", "), "waiting for migrations: run `posthaste migrate`")
+        match stop.run_until_cancelled(store.await_schema()).await {
+            None => return Ok(()),
+            Some(Ok(())) => app.schema_is_current(),
+            Some(Err(error)) => {
+                stop.cancel();
+                return Err(error);
             }
-            Err(error) => tracing::warn!(%error, "waiting for the database"),
         }
-        pauses.pause().await;
-    }
+        intake::run(Arc::new(intake), consumers, stop).await;
+        Ok(())
+    })
 }
 
 /// Says what the metrics of ingest mean.

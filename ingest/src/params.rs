@@ -5,7 +5,7 @@ use std::{
     str::FromStr,
 };
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Query};
+use actix_web::{FromRequest, HttpRequest, dev::Payload, error::QueryPayloadError, web::Query};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error};
@@ -67,7 +67,12 @@ impl<T: DeserializeOwned> FromRequest for Params<T> {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let query = Query::<T>::from_query(request.query_string());
-        let refuse = |error| Problem::new(Code::InvalidParameter, format!("Correct the query: {error}."));
+        let refuse = |error| match error {
+            QueryPayloadError::Deserialize(error) => {
+                Problem::new(Code::InvalidParameter, format!("Correct the query: {error}."))
+            }
+            _ => Problem::new(Code::InvalidParameter, "Correct the query: it cannot be read."),
+        };
         ready(query.map(|query| Self(query.into_inner())).map_err(refuse))
     }
 }

@@ -134,8 +134,10 @@ impl Problem {
 
     /// A body that cannot be read as what it should be.
     pub fn malformed(error: FieldError) -> Self {
-        let detail = format!("Send a JSON object as the API description has it: {error}.");
-        Self { errors: vec![error], ..Self::new(Code::MalformedBody, detail) }
+        Self {
+            errors: vec![error],
+            ..Self::new(Code::MalformedBody, "Send JSON as /docs describes it; `errors` says where it differs.")
+        }
     }
 
     /// A parameter that is not valid.
@@ -159,17 +161,14 @@ impl Problem {
 
     /// Too much is waiting.
     pub fn overloaded() -> Self {
-        Self::new(
-            Code::Overloaded,
-            "Nothing was stored for certain; repeat the request, with the same idempotency key, after a second.",
-        )
+        Self::new(Code::Overloaded, "Nothing was stored; repeat the request after a second.")
     }
 
-    /// The database cannot be reached.
+    /// The database cannot be reached, or did not say in time whether it has stored the request.
     pub fn unavailable() -> Self {
         Self::new(
             Code::Unavailable,
-            "The database did not answer in time; repeat the request, with the same idempotency key, after a second.",
+            "Repeat the request after a second, a submission with the same idempotency key: it may have been stored.",
         )
     }
 

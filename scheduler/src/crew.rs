@@ -25,12 +25,12 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// Nobody yet.
-    pub fn new(stop: CancellationToken) -> Self {
-        Self { stop, loops: JoinSet::new(), pulses: Vec::new(), consumers: Vec::new() }
+    /// Nobody yet. All of them end with `stop`.
+    pub fn new(stop: &CancellationToken) -> Self {
+        Self { stop: stop.child_token(), loops: JoinSet::new(), pulses: Vec::new(), consumers: Vec::new() }
     }
 
-    /// Ends every loop.
+    /// What ends every loop.
     pub const fn stop(&self) -> &CancellationToken {
         &self.stop
     }
@@ -71,7 +71,9 @@ impl Crew {
     /// Waits for `stop`, then for the loops and the publishes of `tracker` to finish what they hold, at most `drain`.
     /// What is not finished by then is taken up by another scheduler, or after the next start.
     pub async fn attend(mut self, tracker: &TaskTracker, drain: Duration) -> Result<(), RunError> {
-        if let Some(ended) = self.stop.clone().run_until_cancelled(self.loops.join_next()).await {
+        let ended = self.stop.clone().run_until_cancelled(self.loops.join_next()).await;
+        // A loop that obeyed the stop may be seen before the stop itself.
+        if let Some(ended) = ended.filter(|_| !self.stop.is_cancelled()) {
             let name = ended.and_then(Result::ok).unwrap_or("a loop that panicked");
             self.stop.cancel();
             return Err(RunError::Ended(name));

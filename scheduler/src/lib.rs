@@ -22,10 +22,9 @@ use std::sync::Arc;
 use shared::{
     amqp::{Broker, Consumer, DLQ, EVENTS_LOG, Publisher},
     config::Config,
-    db::{DbError, Store},
+    db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::{BrokerPart, DatabasePart, Parts},
-    reconnect::Reconnect,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -38,51 +37,29 @@ pub enum RunError {
     /// The pool of database connections could not be made.
     #[error("failed to set up the database connections")]
     Pool(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database refused to say which migrations ran.
-    #[error("failed to check the schema")]
-    Schema(#[from] DbError),
-    /// The schema is older than this version.
-    #[error("migrations are pending ({}): run `posthaste migrate`", .0.join(", "))]
-    Pending(Vec<String>),
+    /// The schema is not the one this version knows.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// A loop ended that never should: a bug.
     #[error("`{0}` ended by itself")]
     Ended(&'static str),
 }
 
-/// Runs the scheduler until stopped.
-pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<(), RunError> {
-    run_with(config, Parts::new(), stop).await
-}
-
-/// As [`run`], and adds what it needs and does to `parts`, for readiness checks.
-pub async fn run_with(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
+/// Runs the scheduler until stopped. What it needs and does is added to `parts`, for whoever watches the process.
+pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
     let store = Store::open(&config.database.url, config.database.pool_size).map_err(|error| RunError::Pool(Box::new(error)))?;
     parts.add(DatabasePart(store.clone()));
     // Nothing is consumed or released before the schema is the one this version knows.
-    let Some(checked) = stop.run_until_cancelled(schema_is_current(&store)).await else { return Ok(()) };
+    let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
     checked?;
     let line = Line::start(&config, store);
     parts.add(BrokerPart { broker: line.publishing.clone(), needed: true });
-    let mut crew = Crew::new(stop);
+    let mut crew = Crew::new(&stop);
     line.staff(&mut crew, &config);
     crew.show(&parts);
     let ended = crew.attend(&line.tracker, config.timing.drain).await;
     line.end().await;
     ended
-}
-
-/// Waits for the database, and refuses to go on if its schema is not ours.
-async fn schema_is_current(store: &Store) -> Result<(), RunError> {
-    let mut reconnect = Reconnect::new();
-    loop {
-        match store.pending_migrations().await {
-            Ok(pending) if pending.is_empty() => return Ok(()),
-            Ok(pending) => return Err(RunError::Pending(pending)),
-            Err(error) if error.is_unavailable() => tracing::warn!(error = trouble::chain(&error), "waiting for the database"),
-            Err(error) => return Err(error.into()),
-        }
-        reconnect.pause().await;
-    }
 }
 
 /// What the loops stand on.

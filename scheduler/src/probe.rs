@@ -25,13 +25,13 @@ pub struct Pulse {
 #[derive(Debug)]
 struct State {
     turned: Instant,
-    failure: Option<String>,
+    failing: bool,
 }
 
 impl Pulse {
     /// The heartbeat of a loop that turns at least once in `period`.
     pub fn new(name: &'static str, period: Duration) -> Self {
-        Self { name, period, state: Mutex::new(State { turned: Instant::now(), failure: None }) }
+        Self { name, period, state: Mutex::new(State { turned: Instant::now(), failing: false }) }
     }
 
     /// The loop's name.
@@ -41,22 +41,24 @@ impl Pulse {
 
     /// Notes a turn that went well.
     pub fn beat(&self) {
-        *self.lock() = State { turned: Instant::now(), failure: None };
+        *self.lock() = State { turned: Instant::now(), failing: false };
     }
 
-    /// Notes a turn that failed.
-    pub fn failed(&self, failure: String) {
-        *self.lock() = State { turned: Instant::now(), failure: Some(failure) };
+    /// Notes a turn that failed. Why is for the log: anybody may read a health report.
+    pub fn failed(&self) {
+        *self.lock() = State { turned: Instant::now(), failing: true };
     }
 
     /// How the loop is.
     pub fn health(&self) -> Health {
         let state = self.lock();
         let silence = state.turned.elapsed();
-        match &state.failure {
-            _ if silence > self.period + STALLED_AFTER => Health::Down(format!("{} has not turned for {} s", self.name, silence.as_secs())),
-            Some(failure) => Health::Degraded(format!("{} fails: {failure}", self.name)),
-            None => Health::Up,
+        if silence > self.period + STALLED_AFTER {
+            Health::Down(format!("{} has not turned for {} s", self.name, silence.as_secs()))
+        } else if state.failing {
+            Health::Degraded(format!("{} fails and is tried again", self.name))
+        } else {
+            Health::Up
         }
     }
 

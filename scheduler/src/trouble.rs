@@ -31,7 +31,7 @@ impl Trouble {
             tracing::warn!(task, error, "a task failed and is tried again");
         }
         self.failures += 1;
-        self.pulse.failed(error);
+        self.pulse.failed();
         self.reconnect.next()
     }
 
@@ -70,7 +70,7 @@ mod tests {
         let error = std::io::Error::other("away");
         let waits: Vec<_> = (0..20).map(|_| trouble.met(&error)).collect();
         assert!(waits.iter().rev().take(10).min() > waits.first(), "{waits:?}");
-        assert_eq!(pulse.health(), Health::Degraded("a_task fails: away".to_owned()));
+        assert_eq!(pulse.health(), Health::Degraded("a_task fails and is tried again".to_owned()));
         trouble.over();
         assert_eq!(pulse.health(), Health::Up);
         assert!(trouble.met(&error) < Duration::from_secs(1));

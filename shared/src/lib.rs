@@ -13,5 +13,6 @@ pub mod domain;
 pub mod faultpoint;
 pub mod probe;
 pub mod reconnect;
+pub mod service;
 pub mod telemetry;
 pub mod token;

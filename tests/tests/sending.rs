@@ -69,7 +69,7 @@ async fn a_mail_arrives_with_text_html_and_attachment_under_a_stable_message_id(
             "attachments": [{"filename": "bill.txt", "content_type": "text/plain", "content": STANDARD.encode("the bill")}]}))
         .await?;
     api.wait_status(&id, "sent").await?;
-    let mails = mail.mails_to("ada@example.com");
+    let mails: Vec<_> = mail.mails_to("ada@example.com").into_iter().filter(|mail| mail.accepted).collect();
     let [arrived] = mails.as_slice() else { panic!("one mail, not {}", mails.len()) };
     let text = arrived.text();
     for part in ["plain part", "<p>html part</p>", "bill.txt", "multipart/alternative"] {
@@ -187,7 +187,7 @@ async fn a_scheduled_message_waits_and_can_be_taken_back() -> Result<()> {
 
 #[tokio::test]
 async fn a_message_that_is_no_longer_worth_sending_expires() -> Result<()> {
-    let (stack, sink) = (Stack::start_with(&[("WEBHOOK_RETRY_DELAY", "60000")]).await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::start_with(&[("WEBHOOK_RETRY_DELAY", "60000"), ("RETRY_MAX_MS", "60000")]).await?, HttpSink::start_local().await?);
     sink.reply_by_default(Reply::status(500));
     let api = stack.producer();
     let soon = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(30);

@@ -66,7 +66,7 @@ async fn main() {
     let smtp = SmtpSink::start_local().await.unwrap();
     let vars = vec![("DATABASE_URL", db.clone()), ("AMQP_URL", amqp.clone()), ("WEBHOOK_ALLOW_NETS", "127.0.0.0/8".into()), ("SMTP_HOST", "127.0.0.1".into()),
         ("SMTP_PORT", smtp.address().port().to_string()), ("SMTP_USE_TLS", "none".into()), ("EMAIL_FROM", "a@example.com".into()), ("SMS_BACKEND", "sandbox".into()),
-        ("LEASE_MARGIN_MS", "500".into()), ("WEBHOOK_TIMEOUT", "2000".into())];
+        ("LEASE_MARGIN_MS", "500".into()), ("WORKER_CONCURRENCY", std::env::var("CONC").unwrap_or("64".into())), ("WEBHOOK_TIMEOUT", "2000".into())];
     let config = cfg(&vars);
     let wait = |target: usize| { let log = log.clone(); async move { let t = Instant::now(); while log.count.load(Ordering::Relaxed) < target { assert!(t.elapsed() < Duration::from_secs(60), "{} of {target}", log.count.load(Ordering::Relaxed)); tokio::time::sleep(Duration::from_millis(5)).await; } } };
 
@@ -88,7 +88,7 @@ async fn main() {
     accept(&store, &dispatcher, tenant, 20, Channel::InApp, &|i| format!("user{}", i % 2), r#"{"title":"t","message":"m"}"#).await;
     let sms = accept(&store, &dispatcher, tenant, 1, Channel::Sms, &|_| "+15550000400".into(), r#"{"message":"m"}"#).await;
     let push = accept(&store, &dispatcher, tenant, 1, Channel::Push, &|_| "tok".into(), r#"{"message":"m"}"#).await;
-    publisher.publish_one(Outgoing::new("posthaste.work", "webhook.normal", "poison", "work.v1", b"{nonsense".to_vec())).await.unwrap();
+    publisher.publish_one(Outgoing { body: b"{nonsense".to_vec(), ..Outgoing::json("posthaste.work", "webhook.normal", "poison", &WorkItem::new(ids[0], 0)).unwrap() }).await.unwrap();
     wait(before + 42).await;
     assert_eq!(smtp.mails().len(), 20);
     assert_eq!(store.inbox_unread(tenant, "user0").await.unwrap(), 10);
@@ -137,9 +137,13 @@ async fn main() {
     for r in http.requests() { *per.entry(r.header("webhook-id").unwrap().to_owned()).or_default() += 1; }
     assert!(ids.iter().all(|id| per.get(&id.to_string()) == Some(&1)));
     for line in metrics.render().lines().filter(|l| !l.starts_with('#') && !l.contains("bucket") && (l.contains("claims") || l.contains("attempts") || l.contains("in_flight") || l.contains("end_to_end") || l.contains("stale"))) { eprintln!("   {line}"); }
+    let t = Instant::now();
     lstop.cancel();
     reading.await.unwrap();
+    eprintln!("read {:?}", t.elapsed());
     stop_all.cancel();
     broker.closed().await;
+    eprintln!("closed {:?}", t.elapsed());
     tokio::task::spawn_blocking(move || servers.stop().unwrap()).await.unwrap();
+    eprintln!("stopped {:?}", t.elapsed());
 }

@@ -14,7 +14,6 @@ pub mod providers;
 pub mod registry;
 mod retry_after;
 mod secrets;
-pub mod signals;
 #[cfg(test)]
 mod testing;
 
@@ -23,7 +22,7 @@ use std::{sync::Arc, time::Duration};
 use shared::{
     amqp::{Broker, ConsumerHealth, Publisher},
     config::Config,
-    db::Store,
+    db::{Store, migrate::SchemaError},
     domain::{Channel, Lane, Route},
     probe::{BrokerPart, DatabasePart, Parts},
 };
@@ -49,6 +48,9 @@ pub enum WorkerError {
     /// The pool of connections could not be made.
     #[error("failed to set up the database pool")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The schema is not the one this version knows.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// A provider could not be set up.
     #[error("failed to set up the providers")]
     Providers(#[from] RegistryError),
@@ -59,7 +61,6 @@ pub enum WorkerError {
 
 /// A worker at work. Dropping it stops nothing; its token does.
 pub struct Worker {
-    store: Store,
     publishing: Broker,
     consuming: Broker,
     pools: JoinSet<()>,
@@ -69,23 +70,23 @@ pub struct Worker {
     hang_up: CancellationToken,
 }
 
-/// Works until `stop`, then finishes what was begun within the drain time of the settings.
-pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<(), WorkerError> {
-    run_watched(config, &Parts::new(), stop).await
-}
-
-/// As [`run`]; what the worker needs is added to `parts`, for whoever watches the process.
-pub async fn run_watched(config: Arc<Config>, parts: &Parts, stop: CancellationToken) -> Result<(), WorkerError> {
-    let worker = Worker::start(&config, stop)?;
-    worker.show(parts);
+/// Works until `stop`, then finishes what was begun within the drain time of the settings. What the worker needs is added
+/// to `parts`, for whoever watches the process.
+pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), WorkerError> {
+    let store = Store::open(&config.database.url, config.database.pool_size)
+        .map_err(|error| WorkerError::Database(error.into()))?;
+    parts.add(DatabasePart(store.clone()));
+    // Nothing is claimed before the schema is the one this version knows.
+    let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
+    checked?;
+    let worker = Worker::start(&config, store, stop)?;
+    worker.show(&parts);
     worker.finished().await
 }
 
 impl Worker {
     /// Starts the pools. Servers that are away are waited for; only settings that do not fit are an error.
-    pub fn start(config: &Config, stop: CancellationToken) -> Result<Self, WorkerError> {
-        let store = Store::open(&config.database.url, config.database.pool_size)
-            .map_err(|error| WorkerError::Database(error.into()))?;
+    pub fn start(config: &Config, store: Store, stop: CancellationToken) -> Result<Self, WorkerError> {
         let registry = Registry::build(config, &store)?;
         measures::describe();
         let hang_up = CancellationToken::new();
@@ -105,12 +106,11 @@ impl Worker {
             let give_up = give_up.clone();
             pools.spawn(async move { give_up.run_until_cancelled(pool.run()).await.unwrap_or_default() });
         }
-        Ok(Self { store, publishing, consuming, pools, consumers, stop, give_up, hang_up })
+        Ok(Self { publishing, consuming, pools, consumers, stop, give_up, hang_up })
     }
 
-    /// Adds what this worker needs to `parts`: its database, its broker, its consumers.
+    /// Adds what this worker needs to `parts`: its broker and its consumers.
     pub fn show(&self, parts: &Parts) {
-        parts.add(DatabasePart(self.store.clone()));
         parts.add(BrokerPart { broker: self.consuming.clone(), needed: true });
         parts.add(self.health());
     }

@@ -2,14 +2,14 @@
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::sql_types::{Int4, Int8, Text, Timestamptz};
+use diesel::sql_types::{Int4, Text, Timestamptz};
 use shared::{
     clock,
-    db::{DbResult, Store, statement},
+    db::{DbResult, Store, letters::LetterFilter, statement},
 };
 
 use super::finding::Finding;
-use crate::settings;
+use crate::{output::count, settings};
 
 /// Below this, `server_version_num` says a release that Posthaste is not made for.
 const VERSION_MIN: i32 = 150_000;
@@ -18,7 +18,7 @@ const SKEW_WARN: TimeDelta = TimeDelta::milliseconds(500);
 /// Beyond this, tokens are refused as well.
 const SKEW_FAIL: TimeDelta = TimeDelta::seconds(30);
 /// Days for which partitions should be there: a weekend without a scheduler.
-const DAYS_AHEAD_WARN: i32 = 2;
+const DAYS_AHEAD_WARN: i64 = 2;
 /// Seconds an outbox row may wait: the relay takes it over after five, so a quarter of a minute means that none runs.
 const OUTBOX_SECONDS: (f64, f64) = (15.0, 60.0);
 /// Seconds a due row may be late.
@@ -103,16 +103,17 @@ async fn migrations(store: &Store) -> Finding {
 }
 
 async fn partitions(store: &Store) -> Finding {
-    let days: DbResult<i32> = statement::<Int4>(DAYS_AHEAD).row(store).await;
-    settled("partitions", days.context("failed to look for partitions").map(partition_days))
+    let days = store.partition_days_ahead().await.context("failed to look for partitions");
+    settled("partitions", days.map(partition_days))
 }
 
-fn partition_days(days: i32) -> Finding {
+fn partition_days(days: i64) -> Finding {
     let advice = "posthaste migrate makes them at once; a scheduler keeps it up: posthaste run --only scheduler";
+    let detail = format!("made for {} ahead", count(days, "day"));
     match days {
-        ..0 => Finding::fail("partitions", "there is none for today: nothing can be accepted", advice),
-        0..DAYS_AHEAD_WARN => Finding::warn("partitions", format!("they end in {days} days"), advice),
-        DAYS_AHEAD_WARN.. => Finding::ok("partitions", format!("made for today and {days} days ahead")),
+        ..=0 => Finding::fail("partitions", "none beyond today: soon nothing can be accepted, if not already", advice),
+        1..DAYS_AHEAD_WARN => Finding::warn("partitions", detail, advice),
+        DAYS_AHEAD_WARN.. => Finding::ok("partitions", detail),
     }
 }
 
@@ -143,22 +144,16 @@ fn due_lag(late: f64) -> Finding {
 }
 
 async fn letters(store: &Store) -> Finding {
-    let open: DbResult<i64> =
-        statement::<Int8>("SELECT count(*) FROM dead_letters WHERE status = 'open'").row(store).await;
+    let every = LetterFilter { all: true, ..LetterFilter::default() };
+    let open = store.letters_match(None, &every).await.context("failed to count the dead letters");
     settled(
         "dead letters",
-        open.context("failed to count the dead letters").map(|open| match open {
+        open.map(|open| match open {
             0 => Finding::ok("dead letters", "none is open"),
             open => Finding::warn("dead letters", format!("{open} open"), "posthaste dead list --status open"),
         }),
     )
 }
-
-/// The last of the coming days, from today on without a gap, that every table has a partition for; -1 without today's.
-const DAYS_AHEAD: &str = "
-SELECT coalesce(min(n), 31) - 1 AS days FROM generate_series(0, 30) AS n
-WHERE EXISTS (SELECT 1 FROM unnest(ARRAY['messages', 'deliveries', 'delivery_events']) AS parent
-              WHERE to_regclass(parent || to_char((now() AT TIME ZONE 'UTC') + make_interval(days => n), '_YYYYMMDD')) IS NULL)";
 
 #[cfg(test)]
 mod tests {
@@ -186,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_partition_for_today_is_a_failure_and_few_days_are_a_warning() {
-        let verdicts = [-1, 0, 1, 2, 30].map(|days| partition_days(days).verdict);
-        assert_eq!(verdicts, [Verdict::Fail, Verdict::Warn, Verdict::Warn, Verdict::Ok, Verdict::Ok]);
+    fn running_out_of_partitions_is_a_failure_and_few_days_are_a_warning() {
+        let verdicts = [0, 1, 2, 7].map(|days| partition_days(days).verdict);
+        assert_eq!(verdicts, [Verdict::Fail, Verdict::Warn, Verdict::Ok, Verdict::Ok]);
     }
 }

@@ -1,7 +1,8 @@
 //! Messages as their producers ask for them: one, its log, a filtered list, a bulk's counts, and taking one back.
 //!
-//! A scope of `None` means every tenant. Deliveries are made right after their message by the same process, so their ids
-//! lie within a day of the message's: with that range given, only the partitions in question are opened.
+//! A scope of `None` means every tenant. Deliveries are made right after their message, and messages right after their
+//! bulk, by one process: their ids lie within a minute of each other. With that range given, only the partitions in
+//! question are opened, and even a poor plan reads no more than a minute's rows.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -9,9 +10,6 @@ use uuid::Uuid;
 
 use super::{DbResult, Store, statement};
 use crate::domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, OutcomeClass, State, TenantId};
-
-/// How far the ids of deliveries may lie behind the id of their message or bulk.
-const SPREAD: TimeDelta = TimeDelta::days(1);
 
 /// A message with its deliveries.
 #[derive(Clone, Debug)]
@@ -174,7 +172,7 @@ impl Store {
             .bind::<Nullable<Text>, _>(filter.status.map(State::as_str))
             .bind::<Nullable<Text>, _>(filter.channel.map(Channel::as_str))
             .bind::<Nullable<Text>, _>(filter.user_id)
-            .bind::<Nullable<Text>, _>(filter.text.as_deref().map(str::to_lowercase))
+            .bind::<Nullable<Text>, _>(filter.text.clone())
             .bind::<Nullable<Text>, _>(filter.text.as_deref().map(as_stored))
             .bind::<Nullable<Int4>, _>(number(scope))
             .bind::<SqlUuid, _>(low)
@@ -205,23 +203,15 @@ impl Store {
     /// Takes back whatever of a message waits to be sent, with its log row and counter; says how many deliveries.
     /// What a worker has claimed meanwhile is left alone.
     pub async fn cancel(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<i64> {
-        let (low, high) = reach(&[id.0]);
-        let query = statement::<Int8>(CANCEL)
-            .bind::<SqlUuid, _>(id.0)
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high)
-            .bind::<Nullable<Int4>, _>(number(scope));
+        let query = statement::<Int8>(CANCEL).bind::<SqlUuid, _>(id.0).bind::<Nullable<Int4>, _>(number(scope));
         query.row(self).await
     }
 
     /// Where the deliveries of a bulk stand.
     pub async fn bulk_counts(&self, scope: Option<TenantId>, id: BulkId) -> DbResult<Option<BulkCounts>> {
-        let (low, high) = reach(&[id.0]);
         let query = statement::<(Int4, Timestamptz, Nullable<Text>, Int8)>(SELECT_BULK)
             .bind::<SqlUuid, _>(id.0)
-            .bind::<Nullable<Int4>, _>(number(scope))
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high);
+            .bind::<Nullable<Int4>, _>(number(scope));
         let rows: Vec<(i32, DateTime<Utc>, Option<String>, i64)> = query.rows(self).await?;
         let Some(&(refused, created_at, ..)) = rows.first() else { return Ok(None) };
         let states =
@@ -232,11 +222,7 @@ impl Store {
     async fn with_deliveries(&self, rows: Vec<MessageRow>) -> DbResult<Vec<StoredMessage>> {
         let mut messages: Vec<StoredMessage> = rows.into_iter().map(StoredMessage::from).collect();
         let ids: Vec<Uuid> = messages.iter().map(|message| message.id.0).collect();
-        let (low, high) = reach(&ids);
-        let query = statement::<SqlDelivery>(SELECT_DELIVERIES)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high);
+        let query = statement::<SqlDelivery>(SELECT_DELIVERIES).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<DeliveryRow> = if messages.is_empty() { Vec::new() } else { query.rows(self).await? };
         for row in rows {
             let owner = messages.iter_mut().find(|message| message.id.0 == row.0);
@@ -252,16 +238,6 @@ fn number(scope: Option<TenantId>) -> Option<i32> {
     scope.map(|tenant| tenant.0)
 }
 
-/// The ids that deliveries of these messages, or messages and deliveries of these bulks, can have.
-fn reach(ids: &[Uuid]) -> (Uuid, Uuid) {
-    let (low, high) = super::bounds(ids);
-    let made = high.get_timestamp().and_then(|stamp| {
-        let (seconds, nanos) = stamp.to_unix();
-        DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
-    });
-    (low, made.and_then(|made| made.checked_add_signed(SPREAD)).map_or(Uuid::max(), floor))
-}
-
 /// The smallest UUIDv7 of a moment, as `uuid7_floor` of the schema has it.
 fn floor(at: DateTime<Utc>) -> Uuid {
     let millis = u128::try_from(at.timestamp_millis()).unwrap_or_default();
@@ -270,7 +246,7 @@ fn floor(at: DateTime<Utc>) -> Uuid {
 
 /// How a text reads inside stored JSON.
 fn as_stored(text: &str) -> String {
-    let json = serde_json::to_string(&text.to_lowercase()).unwrap_or_default();
+    let json = serde_json::to_string(text).unwrap_or_default();
     json.trim_start_matches('"').strip_suffix('"').unwrap_or_default().to_owned()
 }
 
@@ -323,46 +299,68 @@ SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_i
 FROM messages m LEFT JOIN bulks b ON b.id = m.bulk_id
 WHERE m.id = ? AND m.tenant_id = coalesce(?, m.tenant_id)";
 
+/// The smallest UUIDv7 a minute after another one.
+macro_rules! minute_after {
+    ($id:literal) => {
+        concat!(
+            "(lpad(to_hex(('x' || translate(left(",
+            $id,
+            "::text, 13), '-', ''))::bit(48)::bigint + 60000), 12, '0') || '00000000000000000000')::uuid"
+        )
+    };
+}
+
 /// Walks the ids downwards and stops at the limit, so a list costs what it shows. `f` is one row of constants that the
-/// planner folds in; `$filter` is the only difference between a tenant's list and everybody's, because a condition that
-/// is sometimes absent would take the index away from both.
+/// planner folds in. A tenant's list compares and orders by (tenant, id): were the tenant a mere equation, the planner
+/// could walk everybody's ids instead, and a quiet tenant's list would read through a busy one's messages.
 macro_rules! list {
-    ($filter:literal) => {
+    ($range:literal, $order:literal) => {
         concat!(
             "
 SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,
        CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
        m.scheduled_at, m.expires_at, m.created_at
-FROM (SELECT ?::text AS status, ?::text AS channel, ?::text AS user_id, ?::text AS part, ?::text AS json_part, ?::int4 AS tenant_id) f
+FROM (SELECT ?::text AS status, ?::text AS channel, ?::text AS user_id, lower(?::text) AS part, lower(?::text) AS json_part,
+             ?::int4 AS tenant_id, ?::uuid AS low, ?::uuid AS high) f
 CROSS JOIN messages m LEFT JOIN bulks b ON b.id = m.bulk_id
-WHERE ",
-            $filter,
-            " AND m.id >= ? AND m.id < ? AND (f.user_id IS NULL OR m.user_id = f.user_id)
+WHERE m.id >= f.low AND m.id < f.high AND ",
+            $range,
+            " AND (f.user_id IS NULL OR m.user_id = f.user_id)
   AND ((f.status IS NULL AND f.channel IS NULL) OR EXISTS (
-        SELECT 1 FROM deliveries d
-        WHERE d.message_id = m.id AND d.id >= m.id AND d.id < uuid7_floor(m.created_at + interval '1 day')
-          AND (f.status IS NULL OR d.state = f.status) AND (f.channel IS NULL OR d.channel = f.channel)))
+        SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
+            minute_after!("m.id"),
+            " AND (f.status IS NULL OR d.state = f.status) AND (f.channel IS NULL OR d.channel = f.channel)))
   AND (f.part IS NULL
        OR EXISTS (
-        SELECT 1 FROM deliveries d
-        WHERE d.message_id = m.id AND d.id >= m.id AND d.id < uuid7_floor(m.created_at + interval '1 day')
-          AND strpos(lower(d.recipient), f.part) > 0)
+        SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
+            minute_after!("m.id"),
+            " AND strpos(lower(d.recipient), f.part) > 0)
        OR CASE WHEN octet_length(coalesce(m.content, b.content)) <= 1048576
                THEN strpos(lower(convert_from(coalesce(m.content, b.content), 'UTF8')), f.json_part) > 0 END)
-ORDER BY m.id DESC LIMIT ? OFFSET ?"
+ORDER BY ",
+            $order,
+            " LIMIT ? OFFSET ?"
         )
     };
 }
 
-const LIST_OF_TENANT: &str = list!("m.tenant_id = f.tenant_id");
-const LIST_OF_ALL: &str = list!("f.tenant_id IS NULL");
+const LIST_OF_TENANT: &str = list!(
+    "(m.tenant_id, m.id) >= (f.tenant_id, f.low) AND (m.tenant_id, m.id) < (f.tenant_id, f.high)",
+    "m.tenant_id DESC, m.id DESC"
+);
+const LIST_OF_ALL: &str = list!("f.tenant_id IS NULL", "m.id DESC");
 
-const SELECT_DELIVERIES: &str = "
+/// Fenced in, so that each message looks up its own deliveries instead of all together reading a range of them.
+const SELECT_DELIVERIES: &str = concat!(
+    "
 SELECT d.message_id, d.id, d.channel, d.recipient, d.state, d.provider,
        (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.provider IS NOT NULL), d.updated_at
-FROM unnest(?::uuid[]) AS asked(id) JOIN deliveries d ON d.message_id = asked.id
-WHERE d.id BETWEEN ? AND ?
-ORDER BY d.id";
+FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (
+    SELECT * FROM deliveries d WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
+    minute_after!("asked.id"),
+    " OFFSET 0) d
+ORDER BY d.id"
+);
 
 const SELECT_EVENTS: &str = "
 SELECT e.delivery_id, e.run, e.kind, e.at, e.provider, e.outcome, e.code, e.detail, e.duration_ms, e.provider_ref
@@ -372,11 +370,15 @@ ORDER BY e.at, e.run, e.kind";
 
 /// Due rows that the release is taking at this moment are left to it: it drops what is no longer waiting, and waiting for
 /// its lock while holding the delivery's could deadlock.
-const CANCEL: &str = "
+const CANCEL: &str = concat!(
+    "
 WITH moved AS (
-    UPDATE deliveries SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp()
-    WHERE message_id = ? AND id BETWEEN ? AND ? AND tenant_id = coalesce(?, tenant_id) AND state IN ('scheduled', 'queued', 'retrying')
-    RETURNING id, run, tenant_id, channel
+    UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp()
+    FROM (SELECT ?::uuid AS id, ?::int4 AS tenant_id) asked
+    WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
+    minute_after!("asked.id"),
+    " AND (asked.tenant_id IS NULL OR d.tenant_id = asked.tenant_id) AND d.state IN ('scheduled', 'queued', 'retrying')
+    RETURNING d.id, d.run, d.tenant_id, d.channel
 ), gone AS (
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(
         SELECT delivery_id FROM due WHERE delivery_id = ANY (ARRAY(SELECT id FROM moved)) FOR UPDATE SKIP LOCKED))
@@ -391,15 +393,22 @@ WITH moved AS (
     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
 )
-SELECT count(*) AS cancelled FROM moved";
+SELECT count(*) AS cancelled FROM moved"
+);
 
-const SELECT_BULK: &str = "
+const SELECT_BULK: &str = concat!(
+    "
 SELECT b.refused, b.created_at, d.state, count(d.id)
 FROM bulks b
-LEFT JOIN messages m ON m.bulk_id = b.id
-LEFT JOIN deliveries d ON d.message_id = m.id AND d.id >= m.id AND d.id < uuid7_floor(m.created_at + interval '1 day')
-WHERE b.id = ? AND b.tenant_id = coalesce(?, b.tenant_id) AND (m.id IS NULL OR m.id BETWEEN ? AND ?)
-GROUP BY b.refused, b.created_at, d.state";
+LEFT JOIN messages m ON m.bulk_id = b.id AND m.id >= b.id AND m.id < ",
+    minute_after!("b.id"),
+    "
+LEFT JOIN deliveries d ON d.message_id = m.id AND d.id >= m.id AND d.id < ",
+    minute_after!("m.id"),
+    "
+WHERE b.id = ? AND b.tenant_id = coalesce(?, b.tenant_id)
+GROUP BY b.refused, b.created_at, d.state"
+);
 
 #[cfg(test)]
 mod tests {
@@ -421,7 +430,7 @@ mod tests {
 
     #[test]
     fn a_text_is_searched_as_json_has_it() {
-        assert_eq!(as_stored("Say \"Hi\"\n"), "say \\\"hi\\\"\\n");
+        assert_eq!(as_stored("say \"hi\"\n"), "say \\\"hi\\\"\\n");
         assert_eq!(as_stored("\""), "\\\"");
     }
 }

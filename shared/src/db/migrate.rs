@@ -5,6 +5,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{DbResult, Store, statement};
+use crate::reconnect::Reconnect;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations");
 
@@ -41,7 +42,32 @@ pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     .await?
 }
 
+/// Why a service must not go on with the database it has.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The database is behind.
+    #[error("the database lacks {}: run `posthaste migrate`, then start again", .0.join(", "))]
+    Pending(Vec<String>),
+    /// The database refused the question.
+    #[error("the schema could not be compared")]
+    Refused(#[from] super::DbError),
+}
+
 impl Store {
+    /// Waits for the database, however long it stays away, and refuses to go on if its schema is not ours.
+    pub async fn await_schema(&self) -> Result<(), SchemaError> {
+        let mut reconnect = Reconnect::new();
+        loop {
+            match self.pending_migrations().await {
+                Ok(pending) if pending.is_empty() => return Ok(()),
+                Ok(pending) => return Err(SchemaError::Pending(pending)),
+                Err(error) if error.is_unavailable() => tracing::warn!(%error, "waiting for the database"),
+                Err(error) => return Err(error.into()),
+            }
+            reconnect.pause().await;
+        }
+    }
+
     /// Names of migrations this version has and the database lacks.
     pub async fn pending_migrations(&self) -> DbResult<Vec<String>> {
         use diesel::migration::MigrationSource;

@@ -85,6 +85,16 @@ async fn main() {
                 Some(x) = b.next_batch(10, Duration::ZERO) => for d in x { count += 1; ba.requeue(d.tag) } } }
             println!("requeued {count}");
         }
+        "cancel" => { // one message is in intake.high: drop next_batch every few ms until it comes
+            let broker = Broker::start(&config.broker.url, "scratch", stop.clone());
+            broker.usable().await.unwrap();
+            let mut b = Consumer::open(&broker, INTAKE_HIGH, 10, &stop);
+            let t = Instant::now();
+            let mut got = None;
+            for _ in 0..n { if let Ok(Some(x)) = tokio::time::timeout(Duration::from_micros(700), b.next_batch(10, Duration::ZERO)).await { got = Some(x.len()); break } }
+            println!("dropping: {got:?} after {:?}", t.elapsed());
+            if got.is_none() { println!("then waiting: {:?} after {:?}", tokio::time::timeout(Duration::from_secs(5), b.next_batch(10, Duration::ZERO)).await.map(|x| x.map(|x| x.len())), t.elapsed()); }
+        }
         "replay" => { // action filter rate
             let action = if args[2] == "drop" { LetterAction::Drop } else { LetterAction::Replay };
             let filter: LetterFilter = serde_json::from_str(&args[3]).unwrap();

@@ -1,0 +1,228 @@
+//! The commands as a shell sees them, on a real database of their own: what they print, how they exit, what they leave.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use shared::{
+    db::{Store, statement},
+    domain::TenantId,
+    token::{self, Role, hash_key},
+};
+use url::Url;
+use uuid::Uuid;
+
+const JWT_SECRET: &str = "0123456789abcdef0123456789abcdef";
+/// Nobody listens there.
+const NO_BROKER: &str = "amqp://guest:guest@127.0.0.1:1/none";
+
+#[expect(clippy::disallowed_methods, reason = "the test runner says where its database is")]
+fn servers_database() -> Url {
+    let url = std::env::var("POSTHASTE_TEST_DATABASE_URL");
+    url.unwrap_or_else(|_| panic!("POSTHASTE_TEST_DATABASE_URL is not set: run `cargo xtask test`")).parse().unwrap()
+}
+
+/// An empty database, and commands that work on it.
+struct Desk {
+    url: Url,
+}
+
+impl Desk {
+    async fn new() -> Self {
+        let mut url = servers_database();
+        let name = format!("commands_{}", Uuid::now_v7().simple());
+        admin(format!("CREATE DATABASE {name}")).await;
+        url.set_path(&name);
+        Self { url }
+    }
+
+    async fn migrated() -> Self {
+        let desk = Self::new().await;
+        desk.ok(&["migrate"]);
+        desk
+    }
+
+    fn store(&self) -> Store {
+        Store::open(&self.url.to_string().into(), 2).unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
+        command.args(args).env_clear().env("DATABASE_URL", self.url.as_str());
+        command.env("AMQP_URL", NO_BROKER).env("JWT_SECRET", JWT_SECRET);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// What a command prints that must succeed.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(&[args, &["--json"]].concat())).unwrap()
+    }
+
+    /// What a command complains about that must exit with `code`.
+    fn fails(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stdout));
+        text(&output.stdout) + &text(&output.stderr)
+    }
+
+    async fn gone(self) {
+        admin(format!("DROP DATABASE {} WITH (FORCE)", self.url.path().trim_start_matches('/'))).await;
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+async fn admin(sql: String) {
+    let server = Store::open(&servers_database().to_string().into(), 1).unwrap();
+    statement::<()>(sql.leak()).run(&server).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_schema_is_missing_then_pending_then_current() {
+    let desk = Desk::new().await;
+    assert!(desk.fails(1, &["tenant", "list"]).contains("run `posthaste migrate`"));
+    assert!(desk.fails(1, &["migrate", "--check"]).contains("pending: "));
+    assert!(desk.ok(&["migrate"]).starts_with("ran "));
+    assert_eq!(desk.ok(&["migrate"]), "the schema is up to date\n");
+    assert_eq!(desk.json(&["migrate", "--check"]), serde_json::json!({ "pending": [] }));
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn a_tenant_is_created_once_and_found_by_name() {
+    let desk = Desk::migrated().await;
+    let made = desk.json(&["tenant", "create", "acme"]);
+    assert!(made["webhook_secret"].as_str().unwrap().starts_with("whsec_"), "{made}");
+    assert!(desk.fails(1, &["tenant", "create", "acme"]).contains("exists already"));
+    for bad in ["Acme", "a.b", "-a", "", &"a".repeat(64)] {
+        assert!(desk.fails(1, &["tenant", "create", "--", bad]).contains("lower-case"), "{bad}");
+    }
+    assert_eq!(desk.json(&["tenant", "list"])[0]["slug"], "acme");
+    let (store, id) = (desk.store(), made["id"].as_i64().unwrap());
+    let found = store.tenant_by_slug("acme").await.unwrap().unwrap();
+    assert_eq!(i64::from(found.id.0), id);
+    assert_eq!(store.tenant_by_id(found.id).await.unwrap().unwrap().slug, "acme");
+    assert!(store.tenant_by_slug("nobody").await.unwrap().is_none());
+    assert!(store.tenant_by_id(TenantId(-1)).await.unwrap().is_none());
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn a_broker_user_speaks_for_one_tenant_at_a_time() {
+    let desk = Desk::migrated().await;
+    desk.ok(&["tenant", "create", "acme"]);
+    desk.ok(&["tenant", "create", "globex"]);
+    desk.ok(&["tenant", "map-amqp-user", "shop", "--tenant", "acme"]);
+    desk.ok(&["tenant", "map-amqp-user", "shop", "--tenant", "globex"]);
+    let store = desk.store();
+    let (acme, globex) = (
+        store.tenant_by_slug("acme").await.unwrap().unwrap().id,
+        store.tenant_by_slug("globex").await.unwrap().unwrap().id,
+    );
+    assert_eq!(store.amqp_mapping("shop").await.unwrap(), Some(globex));
+    assert!(store.tenant_has_amqp_users(globex).await.unwrap() && !store.tenant_has_amqp_users(acme).await.unwrap());
+    assert_eq!(store.amqp_users().await.unwrap(), [("shop".to_owned(), globex)]);
+    assert!(desk.fails(1, &["tenant", "map-amqp-user", "shop", "--tenant", "nobody"]).contains("no tenant `nobody`"));
+    desk.ok(&["tenant", "unmap-amqp-user", "shop"]);
+    assert_eq!(store.amqp_mapping("shop").await.unwrap(), None);
+    desk.fails(1, &["tenant", "unmap-amqp-user", "shop"]);
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn a_key_holds_until_it_is_revoked_and_is_never_shown_again() {
+    let desk = Desk::migrated().await;
+    desk.ok(&["tenant", "create", "acme"]);
+    let made = desk.json(&["key", "create", "--tenant", "acme", "--role", "producer", "--name", "shop"]);
+    let (id, key) = (made["id"].as_str().unwrap(), made["key"].as_str().unwrap());
+    let store = desk.store();
+    let held = store.key_by_hash(&hash_key(key)).await.unwrap().unwrap();
+    assert_eq!((held.id.to_string().as_str(), held.tenant_slug.as_str(), held.role), (id, "acme", Role::Producer));
+    assert!(!desk.ok(&["key", "list"]).contains(key));
+    let other = TenantId(held.tenant_id.0 + 1);
+    assert!(!store.revoke_key(held.id, Some(other)).await.unwrap(), "the key of another tenant");
+    desk.ok(&["key", "revoke", id]);
+    assert!(store.key_by_hash(&hash_key(key)).await.unwrap().is_none());
+    assert!(desk.fails(1, &["key", "revoke", id]).contains("revoked already"));
+    assert_eq!(desk.json(&["key", "list", "--tenant", "acme"])[0]["name"], "shop");
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn a_token_is_what_ingest_accepts() {
+    let desk = Desk::new().await;
+    let printed = desk.ok(&["token", "--tenant", "acme", "--sub", "ada", "--role", "user", "--ttl", "5m"]);
+    let claims = token::decode(&JWT_SECRET.into(), printed.trim_end()).unwrap();
+    assert_eq!((claims.sub.as_str(), claims.tenant.as_str(), claims.role), ("ada", "acme", Role::User));
+    assert_eq!(claims.exp - claims.iat.unwrap(), 300);
+    let unset = desk
+        .command(&["token", "--tenant", "a", "--sub", "b", "--role", "user"])
+        .env("JWT_SECRET", "")
+        .output()
+        .unwrap();
+    assert!(unset.status.code() == Some(1) && text(&unset.stderr).contains("JWT_SECRET is missing"));
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_counted_and_wait_for_a_scheduler() {
+    let desk = Desk::migrated().await;
+    let store = desk.store();
+    let letters = "INSERT INTO dead_letters (id, channel, origin, reason) SELECT gen_random_uuid(), 'sms', 'intake', 'schema' FROM generate_series(1, 3)";
+    statement::<()>(letters).run(&store).await.unwrap();
+    assert_eq!(desk.json(&["dead", "list", "--reason", "schema", "--since", "1h"]).as_array().unwrap().len(), 3);
+    assert_eq!(desk.json(&["dead", "list", "--until", "1h"]).as_array().unwrap().len(), 0);
+    assert_eq!(desk.json(&["dead", "replay", "--channel", "sms", "--dry-run"])["matched"], 3);
+    let begun = desk.json(&["dead", "drop", "--all", "--note", "a test", "--no-wait"]);
+    let id = begun["replay_id"].as_str().unwrap();
+    let seen = desk.json(&["dead", "status", id]);
+    assert_eq!((&seen["status"], &seen["note"], &seen["matched"]), (&"running".into(), &"a test".into(), &3.into()));
+    desk.ok(&["dead", "cancel", id]);
+    assert_eq!(desk.json(&["dead", "status", id])["status"], "cancelled");
+    desk.fails(2, &["dead", "replay", "--note", "no filter"]);
+    desk.fails(2, &["dead", "drop", "--all"]);
+    assert!(desk.fails(1, &["dead", "list", "--tenant", "nobody"]).contains("no tenant `nobody`"));
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn settings_are_checked_and_secrets_masked() {
+    let desk = Desk::new().await;
+    let shown = desk.ok(&["config", "check"]);
+    assert!(shown.contains("JWT_SECRET") && !shown.contains(JWT_SECRET), "{shown}");
+    let wrong = desk
+        .command(&["config", "check"])
+        .env("RETRY_BASE_MS", "soon")
+        .env("POSTHASTE_COLOUR", "red")
+        .output()
+        .unwrap();
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stdout).contains("RETRY_BASE_MS") && text(&wrong.stdout).contains("POSTHASTE_COLOUR"));
+    assert!(desk.ok(&["config", "example"]).contains("\nAMQP_URL="));
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn the_doctor_names_what_is_missing_and_looks_at_the_rest() {
+    let desk = Desk::migrated().await;
+    let report = desk.fails(1, &["doctor"]);
+    for wanted in
+        ["ok    settings", "ok    database", "ok    migrations", "ok    partitions", "fail  broker", "check AMQP_URL"]
+    {
+        assert!(report.contains(wanted), "{wanted} in\n{report}");
+    }
+    assert!(!report.contains("guest:guest"), "{report}");
+    desk.gone().await;
+}
