@@ -63,7 +63,7 @@ pub struct Credentials {
     db: Db,
     jwt_secret: SecretString,
     keys: Cache<Hash, Option<Arc<Identity>>>,
-    tenants: Cache<String, Option<TenantId>>,
+    tenants: Cache<String, TenantId>,
 }
 
 impl Credentials {
@@ -77,13 +77,14 @@ impl Credentials {
         if credential.starts_with(KEY_PREFIX) { self.by_key(credential).await } else { self.by_token(credential).await }
     }
 
-    /// The tenant with this slug, if there is one.
+    /// The tenant with this slug, if there is one. A missing one is asked for each time: only a token of ours or a publisher
+    /// of ours can name one, and a refused publish that is replayed right after its tenant was made must find it.
     pub async fn tenant(&self, slug: &str) -> Result<Option<TenantId>, Problem> {
         if !is_slug(slug) {
             return Ok(None);
         }
         if let Some(remembered) = self.tenants.get(slug) {
-            return Ok(remembered);
+            return Ok(Some(remembered));
         }
         let asked = slug.to_owned();
         let found = self
@@ -91,7 +92,9 @@ impl Credentials {
             .run_within(LOOK_UP_TIMEOUT, async move |store| store.tenant_by_slug(&asked).await)
             .await?
             .map(|tenant| tenant.id);
-        self.tenants.put(slug.to_owned(), found, ttl(found.is_some()));
+        if let Some(tenant) = found {
+            self.tenants.put(slug.to_owned(), tenant, FOUND_TTL);
+        }
         Ok(found)
     }
 
@@ -104,7 +107,8 @@ impl Credentials {
         let found = self.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.key_by_hash(&hash).await).await?;
         let identity =
             found.map(|key| Arc::new(Identity { tenant: key.tenant_id, role: key.role, subject: key.id.to_string() }));
-        self.keys.put(hash, identity.clone(), ttl(identity.is_some()));
+        let ttl = if identity.is_some() { FOUND_TTL } else { MISSING_TTL };
+        self.keys.put(hash, identity.clone(), ttl);
         identity.ok_or_else(unknown)
     }
 
@@ -118,10 +122,6 @@ impl Credentials {
             self.tenant(&claims.tenant).await?.ok_or_else(|| refuse("Get a new token: its tenant is unknown."))?;
         Ok(Arc::new(Identity { tenant, role: claims.role, subject: claims.sub }))
     }
-}
-
-fn ttl(found: bool) -> Duration {
-    if found { FOUND_TTL } else { MISSING_TTL }
 }
 
 fn refuse(detail: &'static str) -> Problem {

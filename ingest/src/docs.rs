@@ -28,7 +28,7 @@ pub async fn openapi(app: Data<App>) -> HttpResponse {
 
 /// The AMQP side as an AsyncAPI 3.0 document.
 #[utoipa::path(get, path = "/asyncapi.yaml", tag = "specifications", security(()), responses(
-    (status = 200, description = "The document", body = String, content_type = "application/yaml")))]
+    (status = 200, description = "The document", body = serde_json::Value, content_type = "application/yaml")))]
 pub async fn asyncapi() -> HttpResponse {
     HttpResponse::Ok().content_type("application/yaml").body(ASYNCAPI)
 }

@@ -289,7 +289,7 @@ pub struct ListQuery {
     /// Accepted at or before this time.
     #[param(value_type = Option<String>, format = DateTime)]
     to: Option<Text>,
-    /// A part of the recipient or the content, in any case. Narrow it down with `from`: it reads what it searches.
+    /// A part of the recipient or the content, in any case.
     #[param(value_type = Option<String>)]
     q: Option<Text>,
     /// Entries of a page, 1 to 200; 50 unless given.
@@ -314,8 +314,9 @@ impl ListQuery {
             text: params::given(self.q),
         };
         let limit = params::limit(self.limit)?;
-        let offset = params::skip(self.page, limit)?;
-        Ok((filter, Page { before: params::cursor(self.cursor)?.map(MessageId), offset, limit: limit + 1 }))
+        let skip = params::skip(self.page, limit)?;
+        let (skip, limit) = (usize::try_from(skip).unwrap_or_default(), usize::try_from(limit).unwrap_or_default());
+        Ok((filter, Page { before: params::cursor(self.cursor)?.map(MessageId), skip, limit }))
     }
 }
 
@@ -330,15 +331,18 @@ pub struct MessageList {
 
 /// Messages, newest first.
 ///
+/// A filter that hardly anything passes may answer a short page, even an empty one, after two seconds of search; its
+/// `next_cursor` goes on where it ended.
+///
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/messages", tag = "messages", params(ListQuery),
     responses((status = 200, description = "A page of messages", body = MessageList)))]
 pub async fn list(reader: Reader, query: Params<ListQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
     let (scope, (filter, page)) = (reader.0.scope(), query.0.read()?);
-    let rows = app.db.run(async move |store| store.messages(scope, filter, page).await).await?;
-    let (rows, next_cursor) = params::page_of(rows, page.limit - 1, |message| message.id.0);
-    Ok(HttpResponse::Ok()
-        .json(MessageList { messages: rows.into_iter().map(MessageView::from).collect(), next_cursor }))
+    let page = app.db.run(async move |store| store.messages(scope, filter, page).await).await?;
+    let messages = page.messages.into_iter().map(MessageView::from).collect();
+    let next_cursor = page.next.map(|id| params::cursor_after(id.0));
+    Ok(HttpResponse::Ok().json(MessageList { messages, next_cursor }))
 }
 
 /// Takes back whatever of a message has not been sent.

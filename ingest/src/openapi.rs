@@ -108,6 +108,30 @@ pub struct FieldErrorBody {
     pub message: String,
 }
 
+/// The channels, as the description spells them.
+#[derive(ToSchema)]
+#[schema(as = Channel, rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words are the domain's; a test compares them")]
+pub enum ChannelWord {
+    Email,
+    Sms,
+    Push,
+    Webhook,
+    InApp,
+    Whatsapp,
+}
+
+/// The priorities, as the description spells them.
+#[derive(ToSchema)]
+#[schema(as = Priority, rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words are the domain's; a test compares them")]
+pub enum PriorityWord {
+    Low,
+    Normal,
+    High,
+    Urgent,
+}
+
 /// What every submission says, whoever it is for.
 ///
 /// Accepted spellings beside these: `subject` for `title`, `text` for `message`, `payload` for `data`, `userId`, `eventType` and
@@ -115,9 +139,8 @@ pub struct FieldErrorBody {
 #[derive(ToSchema)]
 #[schema(as = SubmissionHead)]
 pub struct SharedBody {
-    /// `email`, `sms`, `push`, `webhook`, `in_app` (or `in-app`) or `whatsapp`.
-    #[schema(example = "webhook")]
-    pub channel: String,
+    /// What kind of address it goes to; `in-app` is accepted for `in_app`.
+    pub channel: ChannelWord,
     /// The person.
     #[schema(max_length = 200)]
     pub user_id: Option<String>,
@@ -131,9 +154,8 @@ pub struct SharedBody {
     /// What it is about.
     #[schema(max_length = 200)]
     pub category: Option<String>,
-    /// `low`, `normal`, `high` or `urgent`; `normal` unless given.
-    #[schema(example = "normal")]
-    pub priority: Option<String>,
+    /// Picks the lane; `normal` unless given.
+    pub priority: Option<PriorityWord>,
     /// Data for the recipient's program; a webhook's whole body when it is the only content.
     #[schema(value_type = Option<serde_json::Value>)]
     pub data: Option<serde_json::Value>,
@@ -412,7 +434,10 @@ fn problem_response(codes: &[Code]) -> Response {
 mod tests {
     use std::collections::BTreeSet;
 
-    use shared::contract::submission::Submission;
+    use shared::{
+        contract::submission::Submission,
+        domain::{Channel, Priority},
+    };
 
     use super::*;
 
@@ -451,6 +476,15 @@ mod tests {
                 Submission::parse(probe.as_bytes()).err().is_some_and(|error| error.message.contains("unknown field"));
             assert!(!refused, "{field} is documented and not accepted");
         }
+    }
+
+    #[test]
+    fn the_described_words_are_those_of_the_domain() {
+        let tree = serde_json::to_value(tree()).unwrap();
+        let described = |name: &str| tree["components"]["schemas"][name]["enum"].clone();
+        let channels: Vec<&str> = Channel::ALL.iter().map(|word| word.as_str()).collect();
+        let priorities: Vec<&str> = Priority::ALL.iter().map(|word| word.as_str()).collect();
+        assert_eq!((described("Channel"), described("Priority")), (channels.into(), priorities.into()));
     }
 
     #[test]

@@ -160,8 +160,9 @@ CREATE TABLE dead_letters (
     replay_id   uuid,
     created_at  timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX dead_letters_status ON dead_letters (status, id);
-CREATE INDEX dead_letters_tenant ON dead_letters (tenant_id, id);
+CREATE INDEX dead_letters_created ON dead_letters (created_at, id);
+CREATE INDEX dead_letters_tenant ON dead_letters (tenant_id, created_at, id);
+CREATE INDEX dead_letters_open ON dead_letters (created_at, id) WHERE status = 'open';
 
 -- What an admin did to dead letters, and how far it got.
 CREATE TABLE replays (

@@ -5,15 +5,8 @@ use std::time::Duration;
 
 use metrics::counter;
 use shared::{
-    amqp::{
-        Broker,
-        declare::depths,
-        topology::work_queue,
-    },
-    db::{
-        Store,
-        outbox::Audited,
-    },
+    amqp::{Broker, declare::depths, work_queue},
+    db::{Store, outbox::Audited},
     domain::Route,
 };
 use tokio::time::timeout;

@@ -11,10 +11,7 @@ use shared::{
     amqp::{Outgoing, Publisher, topology},
     clock,
     config::Config,
-    contract::{
-        AttemptRecord, Event, EventBatch,
-        wire::EVENTS_MAX,
-    },
+    contract::{AttemptRecord, Event, EventBatch, wire::EVENTS_MAX},
     db::{Store, due::Crash, events::WORKER_LOST},
     domain::{OutcomeClass, ProviderName, RetryPolicy, retry::decide_crash},
 };
@@ -72,7 +69,13 @@ impl Task for Crashes {
 }
 
 /// What the log says about a claim that was lost: an attempt whose outcome nobody knows, unless nobody could have made one.
-fn event(crash: &Crash, provider: Option<ProviderName>, policy: &RetryPolicy, now: DateTime<Utc>, jitter: f64) -> Event {
+fn event(
+    crash: &Crash,
+    provider: Option<ProviderName>,
+    policy: &RetryPolicy,
+    now: DateTime<Utc>,
+    jitter: f64,
+) -> Event {
     let time_left = crash.expires_at.map(|expiry| (expiry - now).to_std().unwrap_or_default());
     let verdict = decide_crash(crash.tries, time_left, policy, jitter);
     Event {
@@ -85,6 +88,7 @@ fn event(crash: &Crash, provider: Option<ProviderName>, policy: &RetryPolicy, no
         attempt: provider.map(attempt),
         state: verdict.state,
         delay_ms: verdict.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
+        detail: None,
         dead: verdict.dead,
         spent: verdict.spent,
         crash: true,
@@ -106,7 +110,9 @@ fn attempt(provider: ProviderName) -> AttemptRecord {
 mod tests {
     use super::*;
     use chrono::TimeDelta;
-    use shared::domain::{Channel, DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy};
+    use shared::domain::{
+        Channel, DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy,
+    };
 
     fn policy() -> RetryPolicy {
         let schedule = Schedule::Fixed(vec![Duration::from_secs(2)]);

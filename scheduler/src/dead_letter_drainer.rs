@@ -106,6 +106,7 @@ fn death(item: WorkItem, tenant: TenantId, channel: Channel) -> Event {
         attempt: None,
         state: State::Dead,
         delay_ms: None,
+        detail: Some("the broker gave up handing it to workers".to_owned()),
         dead: Some(DeadReason::Poison),
         spent: true,
         crash: false,

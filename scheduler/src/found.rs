@@ -84,7 +84,10 @@ impl Found {
         let word = |field: &str| death.and_then(|death| death.get(field)).and_then(Value::as_str);
         let queue = word("queue").or(self.header("x-first-death-queue"));
         if let Some(queue) = queue {
-            return Cause::GivenUp { reason: word("reason").or(self.header("x-first-death-reason")).unwrap_or("unknown"), queue };
+            return Cause::GivenUp {
+                reason: word("reason").or(self.header("x-first-death-reason")).unwrap_or("unknown"),
+                queue,
+            };
         }
         match self.header(REASON).map(str::parse) {
             Some(Ok(reason)) => Cause::Refused { reason, queue: self.header(QUEUE).unwrap_or_default() },
@@ -126,7 +129,9 @@ impl Found {
             Cause::Refused { queue, .. } | Cause::GivenUp { queue, .. } if !queue.starts_with(INTAKE_PREFIX) => None,
             Cause::Unknown => None,
             // What we refused, and what was replayed, carries its first key in a header.
-            Cause::Refused { .. } | Cause::GivenUp { .. } => Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key)),
+            Cause::Refused { .. } | Cause::GivenUp { .. } => {
+                Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key))
+            }
             Cause::Unroutable => Some(&self.routing_key),
         }
     }
@@ -171,7 +176,9 @@ impl<'a> Cause<'a> {
         match self {
             Self::Refused { .. } => given.unwrap_or_default().to_owned(),
             Self::GivenUp { reason, queue } => format!("the broker gave it up ({reason}) in {queue}"),
-            Self::Unroutable => "no queue takes this routing key: use <tenant>.<channel>.<high, normal or bulk>".to_owned(),
+            Self::Unroutable => {
+                "no queue takes this routing key: use <tenant>.<channel>.<high, normal or bulk>".to_owned()
+            }
             Self::Unknown => "it was published to the dead letter queue without a reason".to_owned(),
         }
     }
@@ -191,7 +198,13 @@ mod tests {
 
     fn found(exchange: &str, key: &str, headers: Value, body: &[u8]) -> Found {
         let headers = serde_json::from_value(headers).unwrap();
-        Found { exchange: exchange.to_owned(), routing_key: key.to_owned(), message_id: Some("m-1".to_owned()), headers, body: body.to_vec() }
+        Found {
+            exchange: exchange.to_owned(),
+            routing_key: key.to_owned(),
+            message_id: Some("m-1".to_owned()),
+            headers,
+            body: body.to_vec(),
+        }
     }
 
     fn letter(found: Found) -> NewLetter {
@@ -242,7 +255,10 @@ mod tests {
         let Kind::Work(same, letter) = found_work.kind() else { panic!("no work") };
         assert_eq!((same, letter.channel, letter.routing_key), (item, Some(Channel::Sms), None));
         let elsewhere = letter_of_queue("posthaste.events.log", &body);
-        assert_eq!((elsewhere.origin, elsewhere.reason, elsewhere.tenant), (DeadOrigin::Broker, DeadReason::Poison, None));
+        assert_eq!(
+            (elsewhere.origin, elsewhere.reason, elsewhere.tenant),
+            (DeadOrigin::Broker, DeadReason::Poison, None)
+        );
         let unreadable = letter_of_queue("posthaste.work.sms.high", b"garbage");
         assert_eq!((unreadable.origin, unreadable.reason), (DeadOrigin::Broker, DeadReason::Poison));
     }
@@ -258,7 +274,10 @@ mod tests {
         let mut headers = given_up("posthaste.intake.std");
         headers[ROUTING_KEY] = json!("acme.sms.high");
         let replayed = letter(found(topology::DLX, "posthaste.intake.std", headers, b"{}"));
-        assert_eq!((replayed.tenant.as_deref(), replayed.routing_key.as_deref()), (Some("acme"), Some("acme.sms.high")));
+        assert_eq!(
+            (replayed.tenant.as_deref(), replayed.routing_key.as_deref()),
+            (Some("acme"), Some("acme.sms.high"))
+        );
     }
 
     #[test]

@@ -52,7 +52,13 @@ struct Stopped;
 
 impl LogWriter {
     /// Reads with `consumer`; what cannot be written is put aside through `publisher`.
-    pub fn new(store: Store, publisher: Publisher, consumer: Consumer, trouble: Trouble, stop: CancellationToken) -> Self {
+    pub fn new(
+        store: Store,
+        publisher: Publisher,
+        consumer: Consumer,
+        trouble: Trouble,
+        stop: CancellationToken,
+    ) -> Self {
         let acker = consumer.acker();
         Self { store, publisher, consumer, acker, trouble, stop }
     }
@@ -86,7 +92,8 @@ impl LogWriter {
         if batch.tags.is_empty() {
             return Ok(());
         }
-        histogram!("posthaste_log_writer_batch_size").record(f64::from(u32::try_from(batch.events.len()).unwrap_or(u32::MAX)));
+        histogram!("posthaste_log_writer_batch_size")
+            .record(f64::from(u32::try_from(batch.events.len()).unwrap_or(u32::MAX)));
         for bad in self.record(&batch.events).await? {
             self.put_event_aside(&bad, batch.tags.first().copied()).await?;
         }
@@ -122,7 +129,8 @@ impl LogWriter {
         let Some(tag) = tag else { return Ok(()) };
         let body = serde_json::to_vec(&EventBatch::new(vec![refused.event.clone()])).unwrap_or_default();
         let (exchange, routing_key) = (String::new(), String::new());
-        let alone = Delivery { tag, redelivered: false, exchange, routing_key, properties: Properties::default(), body };
+        let alone =
+            Delivery { tag, redelivered: false, exchange, routing_key, properties: Properties::default(), body };
         self.dead_letter(&alone, &chain(&refused.error)).await
     }
 

@@ -39,7 +39,9 @@ impl ReleaseDue {
     }
 
     async fn release(&mut self, flight: OwnedSemaphorePermit) -> Result<Report, TaskError> {
-        let Some(dispatch) = self.store.release_due(self.limit, self.relay_after_ms).await? else { return Ok(Report::Done) };
+        let Some(dispatch) = self.store.release_due(self.limit, self.relay_after_ms).await? else {
+            return Ok(Report::Done);
+        };
         faultpoint::pass(faultpoint::AFTER_RELEASE);
         let released = dispatch.items.len();
         counter!("posthaste_released_total").increment(count_of(released));
@@ -68,7 +70,9 @@ impl Task for ReleaseDue {
         gauge!("posthaste_scheduler_lag_seconds").set(due_in.map_or(0.0, |seconds| (-seconds).max(0.0)));
         match due_in {
             None => return Ok(Report::Done),
-            Some(seconds) if seconds > 0.0 => return Ok(Report::Expect(Duration::try_from_secs_f64(seconds).unwrap_or(Self::PERIOD))),
+            Some(seconds) if seconds > 0.0 => {
+                return Ok(Report::Expect(Duration::try_from_secs_f64(seconds).unwrap_or(Self::PERIOD)));
+            }
             Some(_) => {}
         }
         // The semaphore is never closed.
@@ -80,7 +84,11 @@ impl Task for ReleaseDue {
 /// Twice as many after a release that was full (some due rows may belong to deliveries that moved on), half as many
 /// after one that was not.
 fn next(limit: i64, released: i64) -> (i64, Report) {
-    if released >= limit / 10 * 9 { ((limit * 2).min(LIMIT_MAX), Report::More) } else { ((limit / 2).max(LIMIT_MIN), Report::Done) }
+    if released >= limit / 10 * 9 {
+        ((limit * 2).min(LIMIT_MAX), Report::More)
+    } else {
+        ((limit / 2).max(LIMIT_MIN), Report::Done)
+    }
 }
 
 #[cfg(test)]

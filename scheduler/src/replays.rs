@@ -83,7 +83,8 @@ impl Replays {
     }
 
     async fn hand_on(&self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
-        counter!("posthaste_letters_moved_total", "action" => replay.action.clone()).increment(u64::try_from(pass.moved).unwrap_or(0));
+        counter!("posthaste_letters_moved_total", "action" => replay.action.clone())
+            .increment(u64::try_from(pass.moved).unwrap_or(0));
         if let Some(dispatch) = pass.dispatch {
             self.dispatcher.post(dispatch);
         }
@@ -195,9 +196,17 @@ mod tests {
 
     #[test]
     fn a_replayed_submission_keeps_its_id_and_its_key() {
-        let letter = IntakeLetter { id: Uuid::now_v7(), amqp_id: None, routing_key: "acme.sms.high".to_owned(), body: b"{}".to_vec() };
+        let letter = IntakeLetter {
+            id: Uuid::now_v7(),
+            amqp_id: None,
+            routing_key: "acme.sms.high".to_owned(),
+            body: b"{}".to_vec(),
+        };
         let unnamed = outgoing(letter.clone());
-        assert_eq!((unnamed.exchange, &*unnamed.routing_key, unnamed.message_id), ("", INTAKE_STD, letter.id.to_string()));
+        assert_eq!(
+            (unnamed.exchange, &*unnamed.routing_key, unnamed.message_id),
+            ("", INTAKE_STD, letter.id.to_string())
+        );
         let named = outgoing(IntakeLetter { amqp_id: Some("order-7".to_owned()), ..letter });
         assert_eq!(named.message_id, "order-7");
         assert!(named.headers.contains(&(ROUTING_KEY.into(), "acme.sms.high".to_owned())));

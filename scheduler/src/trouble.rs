@@ -36,7 +36,11 @@ impl Trouble {
     }
 
     /// As [`Trouble::met`], and waits; false if `stop` came first.
-    pub fn wait_out<'a>(&mut self, error: &dyn Error, stop: &'a CancellationToken) -> impl Future<Output = bool> + Send + use<'a> {
+    pub fn wait_out<'a>(
+        &mut self,
+        error: &dyn Error,
+        stop: &'a CancellationToken,
+    ) -> impl Future<Output = bool> + Send + use<'a> {
         let pause = self.met(error);
         async move { stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() }
     }

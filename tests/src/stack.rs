@@ -293,7 +293,8 @@ impl Drop for Stack {
     fn drop(&mut self) {
         let names: Vec<String> = self.processes.keys().cloned().collect();
         for name in &names {
-            if std::thread::panicking() {
+            // A test that fails with an error does not panic: POSTHASTE_TEST_LOGS=1 shows the logs of any test.
+            if std::thread::panicking() || crate::setting("POSTHASTE_TEST_LOGS").is_some() {
                 eprintln!("--- log of {name}\n{}", self.log_of(name));
             }
             // It may have ended already.

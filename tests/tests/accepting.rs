@@ -154,16 +154,15 @@ async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Resu
         .await?;
     // What waits in the broker is read while no worker takes it.
     let backend = harness::amqp::Backend::connect(&stack.amqp_url).await?;
+    let channel = backend.channel().await?;
     let waiting = harness::eventually("the work arrives", SOON, || async {
-        let channel = backend.channel().await.ok()?;
         channel.basic_get("posthaste.work.email.normal".into(), lapin::options::BasicGetOptions { no_ack: false }).await.ok()?
     })
     .await?;
     let on_the_wire = format!("{:?} {}", waiting.properties, String::from_utf8_lossy(&waiting.data));
     stack.launch("worker", Role::Worker, &[]).await?;
     stack.launch("scheduler", Role::Scheduler, &[]).await?;
-    drop(waiting);
-    drop(backend);
+    drop((waiting, channel, backend));
     api.wait_status(&id, "sent").await?;
     let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", stack.port("worker")?)).await?.text().await?;
     let everything = format!("{on_the_wire}\n{}\n{metrics}", stack.logs()?);

@@ -21,7 +21,7 @@ use shared::{
     },
     faultpoint,
 };
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -92,7 +92,8 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
     let provider = desk.providers.first().ok_or(Obstacle::NoProvider)?;
     let content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
     let late_at = claimed_at + desk.lease_margin.saturating_sub(GRACE).max(GRACE);
-    let secret = timeout_at(late_at, secret(desk, claim.tenant)).await?;
+    let secret = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(secret(desk, claim.tenant)));
+    let webhook_secret = secret.await.ok().flatten().ok_or(Obstacle::Late)?;
     if Instant::now() >= late_at || desk.hurry.is_cancelled() {
         return Err(Obstacle::Late);
     }
@@ -105,17 +106,13 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
         user_id: claim.user_id,
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
-        webhook_secret: secret,
+        webhook_secret,
         request_id: claim.request_id,
         traceparent: claim.traceparent,
         attempt: claim.tries.attempts,
         timeout: desk.timeout,
     };
     Ok((Arc::clone(provider), order))
-}
-
-async fn timeout_at<T>(at: Instant, future: impl Future<Output = T>) -> Result<T, Obstacle> {
-    tokio::time::timeout_at(at.into(), future).await.map_err(|_| Obstacle::Late)
 }
 
 async fn secret(desk: &Desk, tenant: TenantId) -> Arc<str> {
@@ -178,8 +175,8 @@ impl Subject {
             // As if somebody had asked to wait: it spends no attempt, and it cannot go on for ever.
             Obstacle::Late => self.decide(desk, &Outcome::Throttled(Fault::default(), None), now),
         };
-        let event = Event { spent: false, ..self.event(desk, verdict, now) };
-        log(&event, Some(&obstacle.detail(desk)));
+        let event = Event { spent: false, detail: Some(obstacle.detail(desk)), ..self.event(desk, verdict, now) };
+        log(&event, event.detail.as_deref());
         event
     }
 
@@ -206,6 +203,7 @@ impl Subject {
             attempt: None,
             state: verdict.state,
             delay_ms: verdict.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
+            detail: None,
             dead: verdict.dead,
             spent: verdict.spent,
             crash: false,

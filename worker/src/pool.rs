@@ -20,7 +20,7 @@ use shared::{
         WorkItem,
         wire::{VERSION, Wire},
     },
-    db::{DbResult, Store, claim::Claim},
+    db::{DbError, Store, claim::Claim},
     domain::{DeadReason, DeliveryId},
     faultpoint,
     reconnect::Reconnect,
@@ -77,6 +77,15 @@ struct Bench {
     flights: Arc<Semaphore>,
     tasks: TaskTracker,
     in_flight: metrics::Gauge,
+}
+
+/// A claim as it came back.
+struct Won {
+    claims: Vec<Claim>,
+    /// Right before it was asked for: leases run from there.
+    claimed_at: Instant,
+    /// Whether an earlier try may have claimed without our hearing of it: what is not won may then be held by nobody.
+    doubt: bool,
 }
 
 impl Pool {
@@ -159,8 +168,7 @@ impl Bench {
     ) {
         let batch = self.sort_out(batch);
         let hints: Vec<WorkItem> = batch.iter().map(|(hint, _)| *hint).collect();
-        let claimed_at = Instant::now();
-        let Some((claims, doubt)) = self.claim(&hints).await else {
+        let Some(Won { claims, claimed_at, doubt }) = self.claim(&hints).await else {
             return batch.iter().for_each(|(_, delivery)| self.acker.requeue(delivery.tag));
         };
         drop(flight);
@@ -210,36 +218,26 @@ impl Bench {
         self.acker.done(delivery.tag);
     }
 
-    /// Claims, however long the database stays away; `None` once stopped. True: an earlier try may have claimed without
-    /// our hearing of it, so what is not won may be held by nobody.
-    async fn claim(&self, hints: &[WorkItem]) -> Option<(Vec<Claim>, bool)> {
-        if hints.is_empty() {
-            return Some((Vec::new(), false));
+    /// Claims, however long the database stays away; `None` once stopped.
+    async fn claim(&self, hints: &[WorkItem]) -> Option<Won> {
+        let mut won = Won { claims: Vec::new(), claimed_at: Instant::now(), doubt: false };
+        let mut reconnect = Reconnect::new();
+        while !hints.is_empty() {
+            won.claimed_at = Instant::now();
+            match self.shop.store.claim(hints, self.lease_ms).await {
+                Ok(claims) => return Some(Won { claims, ..won }),
+                Err(error) => self.wait_out(&error, &mut reconnect).await?,
+            }
+            won.doubt = true;
         }
-        let mut doubt = false;
-        let claim = || self.shop.store.claim(hints, self.lease_ms);
-        let claims = self.until_done("deliveries cannot be claimed yet", claim, || doubt = true).await?;
-        Some((claims, doubt))
+        Some(won)
     }
 
-    /// Repeats a database call until it succeeds; `None` once stopped.
-    async fn until_done<T, F: Future<Output = DbResult<T>>>(
-        &self,
-        trouble: &str,
-        call: impl Fn() -> F,
-        mut failed: impl FnMut(),
-    ) -> Option<T> {
-        let mut reconnect = Reconnect::new();
-        loop {
-            match call().await {
-                Ok(done) => return Some(done),
-                Err(error) => {
-                    tracing::warn!(queue = self.queue, %error, cause = ?std::error::Error::source(&error), "{trouble}")
-                }
-            }
-            failed();
-            self.shop.stop.run_until_cancelled(reconnect.pause()).await?;
-        }
+    /// A pause after a database call that failed; `None` once stopped.
+    async fn wait_out(&self, error: &DbError, reconnect: &mut Reconnect) -> Option<()> {
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        tracing::warn!(queue = self.queue, %error, cause, "deliveries wait for the database");
+        self.shop.stop.run_until_cancelled(reconnect.pause()).await
     }
 
     fn start(self: &Arc<Self>, claim: Claim, claimed_at: Instant, delivery: Delivery, place: OwnedSemaphorePermit) {
@@ -283,11 +281,13 @@ impl Bench {
             return;
         }
         let hints: Vec<WorkItem> = orphans.iter().map(|(hint, _)| *hint).collect();
-        let watch = || self.shop.store.watch(&hints);
-        match self.until_done("a watch cannot be set yet", watch, || ()).await {
-            Some(_) => self.acker.done_all(orphans.iter().map(|(_, delivery)| delivery.tag)),
-            None => orphans.iter().for_each(|(_, delivery)| self.acker.requeue(delivery.tag)),
+        let mut reconnect = Reconnect::new();
+        while let Err(error) = self.shop.store.watch(&hints).await {
+            if self.wait_out(&error, &mut reconnect).await.is_none() {
+                return orphans.iter().for_each(|(_, delivery)| self.acker.requeue(delivery.tag));
+            }
         }
+        self.acker.done_all(orphans.iter().map(|(_, delivery)| delivery.tag));
     }
 }
 

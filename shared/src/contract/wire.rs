@@ -80,6 +80,9 @@ pub struct Event {
     /// With state `retrying`: milliseconds from when the log writer applies it to the next try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<i64>,
+    /// One clause for people where no provider call says it; no address, no content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// With state `dead`: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead: Option<DeadReason>,

@@ -68,7 +68,7 @@ fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
         .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| Some(a.provider.as_str())))
         .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| Some(a.outcome.as_str())))
         .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| clean(a.code.as_deref())))
-        .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| clean(a.detail.as_deref())))
+        .bind::<Array<Nullable<Text>>, _>(column(events, |e| clean(detail(e))))
         .bind::<Array<Nullable<Int4>>, _>(attempts(events, |a| Some(a.duration_ms)))
         .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| clean(a.provider_ref.as_deref())))
         .bind::<Array<Text>, _>(column(events, |e| e.state.as_str()))
@@ -90,6 +90,12 @@ fn column<T>(events: &[Event], of: impl Fn(&Event) -> T) -> Vec<T> {
 
 fn attempts<T>(events: &[Event], of: impl Fn(&AttemptRecord) -> Option<T>) -> Vec<Option<T>> {
     events.iter().map(|event| event.attempt.as_ref().and_then(&of)).collect()
+}
+
+/// What there is to say: the provider call's own words, else the event's.
+fn detail(event: &Event) -> Option<&str> {
+    let call = event.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref());
+    call.or(event.detail.as_deref())
 }
 
 /// PostgreSQL's text knows no NUL, and a provider's answer may hold one.
@@ -138,7 +144,7 @@ WITH e AS MATERIALIZED (
 ), letters AS (
     INSERT INTO dead_letters (id, tenant_id, message_id, delivery_id, channel, origin, reason, detail)
     SELECT letter_id, tenant_id, message_id, id, channel, CASE dead WHEN 'poison' THEN 'broker' ELSE 'delivery' END, dead,
-           coalesce(detail, CASE dead WHEN 'poison' THEN 'the broker gave up handing it to workers' ELSE '' END)
+           coalesce(detail, '')
     FROM moved WHERE dead IS NOT NULL
 )
 SELECT 'written', kind, count(*) FROM logged GROUP BY 2

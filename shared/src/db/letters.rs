@@ -135,7 +135,8 @@ impl Store {
             let older = sql::<Bool>("(created_at, id) < (SELECT c.created_at, c.id FROM dead_letters c WHERE c.id = ");
             query = query.filter(older.bind::<SqlUuid, _>(before).sql(")"));
         }
-        let page = query.order((dead_letters::created_at.desc(), dead_letters::id.desc())).limit(limit).select(columns!());
+        let page =
+            query.order((dead_letters::created_at.desc(), dead_letters::id.desc())).limit(limit).select(columns!());
         Ok(page.load(&mut *self.conn().await?).await?)
     }
 

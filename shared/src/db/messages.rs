@@ -4,12 +4,21 @@
 //! bulk, by one process: their ids lie within a minute of each other. With that range given, only the partitions in
 //! question are opened, and even a poor plan reads no more than a minute's rows.
 
+use std::time::{Duration, Instant};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Statement, Store, statement};
 use crate::domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, OutcomeClass, State, TenantId};
+
+/// Messages looked at by the first statement of a search; enough for any page without a filter.
+const WINDOW_MIN: i64 = 1000;
+/// Messages looked at by one statement: about a quarter of a second.
+const WINDOW_MAX: i64 = 16_000;
+/// How long a search goes on before it answers with what it has.
+const SEARCH_TIME: Duration = Duration::from_secs(2);
 
 /// A message with its deliveries.
 #[derive(Clone, Debug)]
@@ -114,9 +123,18 @@ pub struct Page {
     /// Only what is older than this.
     pub before: Option<MessageId>,
     /// Skipped before the first.
-    pub offset: i64,
+    pub skip: usize,
     /// At most so many.
-    pub limit: i64,
+    pub limit: usize,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug)]
+pub struct MessagePage {
+    /// Newest first. Fewer than asked for, although there are more, when the search took too long.
+    pub messages: Vec<StoredMessage>,
+    /// What the next part begins before; `None`: there is no more.
+    pub next: Option<MessageId>,
 }
 
 /// A bulk and where its deliveries stand.
@@ -158,29 +176,35 @@ impl Store {
         Ok(self.with_deliveries(rows).await?.pop())
     }
 
-    /// A page of messages of the tenant, newest first.
-    pub async fn messages(
-        &self,
-        scope: Option<TenantId>,
-        filter: MessageFilter,
-        page: Page,
-    ) -> DbResult<Vec<StoredMessage>> {
-        let low = filter.from.map_or(Uuid::nil(), floor);
-        let high = filter.to.map_or(Uuid::max(), |to| floor(to + TimeDelta::milliseconds(1)));
-        let high = page.before.map_or(high, |before| before.0.min(high));
-        let query = statement::<SqlMessage>(if scope.is_some() { LIST_OF_TENANT } else { LIST_OF_ALL })
-            .bind::<Nullable<Text>, _>(filter.status.map(State::as_str))
-            .bind::<Nullable<Text>, _>(filter.channel.map(Channel::as_str))
-            .bind::<Nullable<Text>, _>(filter.user_id)
-            .bind::<Nullable<Text>, _>(filter.text.clone())
-            .bind::<Nullable<Text>, _>(filter.text.as_deref().map(as_stored))
-            .bind::<Nullable<Int4>, _>(number(scope))
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high)
-            .bind::<Int8, _>(page.limit)
-            .bind::<Int8, _>(page.offset);
+    /// A page of messages of the tenant, newest first. A filter that hardly anything passes could read through every
+    /// message there is; the search ends when its time is up, and says where to go on.
+    pub async fn messages(&self, scope: Option<TenantId>, filter: MessageFilter, page: Page) -> DbResult<MessagePage> {
+        let (mut ids, next) = self.search(&Search::new(scope, filter, page.before), page.skip + page.limit).await?;
+        let ids = ids.split_off(page.skip.min(ids.len()));
+        let query = statement::<SqlMessage>(SELECT_MANY).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<MessageRow> = query.rows(self).await?;
-        self.with_deliveries(rows).await
+        Ok(MessagePage { messages: self.with_deliveries(rows).await?, next: next.map(MessageId) })
+    }
+
+    /// The ids of the first `wanted` messages that match, and where to go on if there may be more.
+    async fn search(&self, search: &Search, wanted: usize) -> DbResult<(Vec<Uuid>, Option<Uuid>)> {
+        let (started, mut high, mut window) = (Instant::now(), search.high, WINDOW_MIN);
+        let mut ids: Vec<Uuid> = Vec::new();
+        loop {
+            // One more than wanted tells whether there are more.
+            ids.extend(search.matches(high, window, count(wanted + 1 - ids.len())).rows::<Uuid>(self).await?);
+            if ids.len() > wanted {
+                ids.truncate(wanted);
+                let last = ids.last().copied();
+                return Ok((ids, last));
+            }
+            let end: Vec<Uuid> = search.end_of(high, window).rows(self).await?;
+            let Some(&end) = end.first() else { return Ok((ids, None)) };
+            if started.elapsed() > SEARCH_TIME {
+                return Ok((ids, Some(end)));
+            }
+            (high, window) = (end, (window * 2).min(WINDOW_MAX));
+        }
     }
 
     /// What the log says about a message's deliveries, oldest first; `None` if the tenant has no such message.
@@ -232,6 +256,52 @@ impl Store {
         }
         Ok(messages)
     }
+}
+
+/// A list that is being searched, window by window.
+struct Search {
+    scope: Option<TenantId>,
+    filter: MessageFilter,
+    low: Uuid,
+    high: Uuid,
+}
+
+impl Search {
+    fn new(scope: Option<TenantId>, filter: MessageFilter, before: Option<MessageId>) -> Self {
+        let low = filter.from.map_or(Uuid::nil(), floor);
+        let high =
+            filter.to.and_then(|to| to.checked_add_signed(TimeDelta::milliseconds(1))).map_or(Uuid::max(), floor);
+        Self { scope, filter, low, high: before.map_or(high, |before| before.0.min(high)) }
+    }
+
+    /// Those of the `window` messages below `high` that match.
+    fn matches(&self, high: Uuid, window: i64, limit: i64) -> Statement<SqlUuid> {
+        let Self { scope, filter, low, .. } = self;
+        statement::<SqlUuid>(if scope.is_some() { MATCHES_OF_TENANT } else { MATCHES_OF_ALL })
+            .bind::<Nullable<Text>, _>(filter.status.map(State::as_str))
+            .bind::<Nullable<Text>, _>(filter.channel.map(Channel::as_str))
+            .bind::<Nullable<Text>, _>(filter.user_id.clone())
+            .bind::<Nullable<Text>, _>(filter.text.clone())
+            .bind::<Nullable<Text>, _>(filter.text.as_deref().map(as_stored))
+            .bind::<Nullable<Int4>, _>(number(*scope))
+            .bind::<SqlUuid, _>(*low)
+            .bind::<SqlUuid, _>(high)
+            .bind::<Int8, _>(window)
+            .bind::<Int8, _>(limit)
+    }
+
+    /// The last of the `window` messages below `high`; none if there are not so many.
+    fn end_of(&self, high: Uuid, window: i64) -> Statement<SqlUuid> {
+        statement::<SqlUuid>(if self.scope.is_some() { END_OF_TENANT } else { END_OF_ALL })
+            .bind::<Nullable<Int4>, _>(number(self.scope))
+            .bind::<SqlUuid, _>(self.low)
+            .bind::<SqlUuid, _>(high)
+            .bind::<Int8, _>(window - 1)
+    }
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn number(scope: Option<TenantId>) -> Option<i32> {
@@ -310,22 +380,24 @@ macro_rules! minute_after {
     };
 }
 
-/// Walks the ids downwards and stops at the limit, so a list costs what it shows. `f` is one row of constants that the
-/// planner folds in. A tenant's list compares and orders by (tenant, id): were the tenant a mere equation, the planner
-/// could walk everybody's ids instead, and a quiet tenant's list would read through a busy one's messages.
-macro_rules! list {
+/// Walks the ids downwards, at most a window of them, and stops at the limit: a list costs what it shows. `f` is one row
+/// of constants that the planner folds in. A tenant's list compares and orders by (tenant, id): were the tenant a mere
+/// equation, the planner could walk everybody's ids instead, and a quiet tenant's list would read through a busy one's.
+macro_rules! search {
     ($range:literal, $order:literal) => {
         concat!(
             "
-SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,
-       CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
-       m.scheduled_at, m.expires_at, m.created_at
-FROM (SELECT ?::text AS status, ?::text AS channel, ?::text AS user_id, lower(?::text) AS part, lower(?::text) AS json_part,
-             ?::int4 AS tenant_id, ?::uuid AS low, ?::uuid AS high) f
-CROSS JOIN messages m LEFT JOIN bulks b ON b.id = m.bulk_id
-WHERE m.id >= f.low AND m.id < f.high AND ",
+SELECT m.id
+FROM (SELECT ?::text AS status, ?::text AS channel, ?::text AS user_id, lower(?::text) AS part, lower(?::text) AS json_part) f
+CROSS JOIN (
+    SELECT m.* FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS low, ?::uuid AS high) r CROSS JOIN messages m
+    WHERE m.id >= r.low AND m.id < r.high AND ",
             $range,
-            " AND (f.user_id IS NULL OR m.user_id = f.user_id)
+            " ORDER BY ",
+            $order,
+            " LIMIT ?) m
+LEFT JOIN bulks b ON b.id = m.bulk_id
+WHERE (f.user_id IS NULL OR m.user_id = f.user_id)
   AND ((f.status IS NULL AND f.channel IS NULL) OR EXISTS (
         SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
             minute_after!("m.id"),
@@ -339,16 +411,44 @@ WHERE m.id >= f.low AND m.id < f.high AND ",
                THEN strpos(lower(convert_from(coalesce(m.content, b.content), 'UTF8')), f.json_part) > 0 END)
 ORDER BY ",
             $order,
-            " LIMIT ? OFFSET ?"
+            " LIMIT ?"
         )
     };
 }
 
-const LIST_OF_TENANT: &str = list!(
-    "(m.tenant_id, m.id) >= (f.tenant_id, f.low) AND (m.tenant_id, m.id) < (f.tenant_id, f.high)",
+/// Where a window ends.
+macro_rules! end {
+    ($range:literal, $order:literal) => {
+        concat!(
+            "
+SELECT m.id FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS low, ?::uuid AS high) r CROSS JOIN messages m
+WHERE m.id >= r.low AND m.id < r.high AND ",
+            $range,
+            " ORDER BY ",
+            $order,
+            " OFFSET ? LIMIT 1"
+        )
+    };
+}
+
+const MATCHES_OF_TENANT: &str = search!(
+    "(m.tenant_id, m.id) >= (r.tenant_id, r.low) AND (m.tenant_id, m.id) < (r.tenant_id, r.high)",
     "m.tenant_id DESC, m.id DESC"
 );
-const LIST_OF_ALL: &str = list!("f.tenant_id IS NULL", "m.id DESC");
+const MATCHES_OF_ALL: &str = search!("r.tenant_id IS NULL", "m.id DESC");
+const END_OF_TENANT: &str = end!(
+    "(m.tenant_id, m.id) >= (r.tenant_id, r.low) AND (m.tenant_id, m.id) < (r.tenant_id, r.high)",
+    "m.tenant_id DESC, m.id DESC"
+);
+const END_OF_ALL: &str = end!("r.tenant_id IS NULL", "m.id DESC");
+
+const SELECT_MANY: &str = "
+SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,
+       CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
+       m.scheduled_at, m.expires_at, m.created_at
+FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (SELECT * FROM messages m WHERE m.id = asked.id OFFSET 0) m
+LEFT JOIN bulks b ON b.id = m.bulk_id
+ORDER BY m.id DESC";
 
 /// Fenced in, so that each message looks up its own deliveries instead of all together reading a range of them.
 const SELECT_DELIVERIES: &str = concat!(
@@ -418,14 +518,7 @@ mod tests {
     fn the_floor_of_a_moment_is_below_every_id_of_it_and_above_those_before() {
         let at = DateTime::from_timestamp_millis(1_800_000_000_123).unwrap();
         assert_eq!(floor(at).to_string(), "01a3185c-507b-0000-0000-000000000000");
-        let id = Uuid::now_v7();
-        let (low, high) = reach(&[id]);
-        assert!(low == id && high > Uuid::now_v7());
-        assert_eq!(
-            reach(&[Uuid::from_u128(u128::MAX)]).1,
-            Uuid::max(),
-            "an id that is none of ours is searched in vain, not refused"
-        );
+        assert_eq!(floor(DateTime::<Utc>::MIN_UTC), Uuid::nil());
     }
 
     #[test]

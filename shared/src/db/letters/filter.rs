@@ -4,11 +4,10 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use diesel::{
-    BoolExpressionMethods, ExpressionMethods, QueryDsl,
+    BoolExpressionMethods, ExpressionMethods, IntoSql, QueryDsl,
     dsl::{now, sql},
     pg::Pg,
     sql_types::{Bool, Text, Timestamptz},
-    IntoSql,
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use uuid::Uuid;
@@ -114,7 +113,8 @@ impl LetterFilter {
             query = query.filter(dead_letters::tenant_id.eq(tenant));
         }
         if let Some(slug) = self.tenant.clone() {
-            let same = sql::<Bool>("tenant_id = (SELECT t.id FROM tenants t WHERE t.slug = ").bind::<Text, _>(slug).sql(")");
+            let same =
+                sql::<Bool>("tenant_id = (SELECT t.id FROM tenants t WHERE t.slug = ").bind::<Text, _>(slug).sql(")");
             query = query.filter(same);
         }
         if let Some(status) = self.status {
@@ -173,7 +173,13 @@ mod tests {
 
     #[test]
     fn what_a_filter_does_not_know_it_refuses() {
-        for bad in [r#"{"chanel":"sms"}"#, r#"{"channel":"fax"}"#, r#"{"since":"yesterday"}"#, r#"{"ids":["1"]}"#, r#"{"status":"lost"}"#] {
+        for bad in [
+            r#"{"chanel":"sms"}"#,
+            r#"{"channel":"fax"}"#,
+            r#"{"since":"yesterday"}"#,
+            r#"{"ids":["1"]}"#,
+            r#"{"status":"lost"}"#,
+        ] {
             assert!(serde_json::from_str::<LetterFilter>(bad).is_err(), "{bad}");
         }
     }

@@ -176,7 +176,8 @@ impl Store {
 
     /// Ends a running replay where it is; says whether there was one. What has moved stays moved.
     pub async fn cancel_replay(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<bool> {
-        let query = statement::<()>(CANCEL).bind::<SqlUuid, _>(id).bind::<Nullable<Int4>, _>(scope.map(|tenant| tenant.0));
+        let query =
+            statement::<()>(CANCEL).bind::<SqlUuid, _>(id).bind::<Nullable<Int4>, _>(scope.map(|tenant| tenant.0));
         Ok(query.run(self).await? > 0)
     }
 
@@ -189,7 +190,13 @@ impl Store {
 
     /// Moves up to `limit` letters of a replay, beginning after `after`. When none is left from the start on, the
     /// replay is done.
-    pub async fn replay_pass(&self, replay: &Replay, limit: i64, after: Option<Uuid>, relay_after_ms: i32) -> DbResult<Pass> {
+    pub async fn replay_pass(
+        &self,
+        replay: &Replay,
+        limit: i64,
+        after: Option<Uuid>,
+        relay_after_ms: i32,
+    ) -> DbResult<Pass> {
         let step = Step { replay, relay_after_ms };
         let pass = async |conn: &mut AsyncPgConnection| step.run(conn, limit, after).await;
         Ok(AsyncPgConnection::transaction(&mut *self.conn().await?, pass).await?)
@@ -218,7 +225,8 @@ impl Step<'_> {
             return Ok(Pass::default());
         }
         let candidates = self.candidates(conn, limit, after).await?;
-        let mut pass = Pass { seen: candidates.len(), last: candidates.last().map(|letter| letter.id), ..Pass::default() };
+        let mut pass =
+            Pass { seen: candidates.len(), last: candidates.last().map(|letter| letter.id), ..Pass::default() };
         if candidates.is_empty() && after.is_none() {
             self.finish(conn).await?;
         } else if self.replay.action == LetterAction::Drop.as_str() {
@@ -238,7 +246,12 @@ impl Step<'_> {
         Ok(locked > 0)
     }
 
-    async fn candidates(&self, conn: &mut AsyncPgConnection, limit: i64, after: Option<Uuid>) -> Result<Vec<Candidate>, Error> {
+    async fn candidates(
+        &self,
+        conn: &mut AsyncPgConnection,
+        limit: i64,
+        after: Option<Uuid>,
+    ) -> Result<Vec<Candidate>, Error> {
         let filter: LetterFilter = serde_json::from_value(self.replay.filter.clone())
             .map_err(|error| Error::DeserializationError(Box::new(error)))?;
         let open = LetterFilter { status: Some(LetterStatus::Open), ..filter };
@@ -250,8 +263,12 @@ impl Step<'_> {
         if let Some(after) = after {
             query = query.filter(dead_letters::id.gt(after));
         }
-        let columns =
-            (dead_letters::id, dead_letters::delivery_id.is_not_null(), sql::<Bool>(IS_SUBMISSION), sql::<Int8>(CANDIDATE_BYTES));
+        let columns = (
+            dead_letters::id,
+            dead_letters::delivery_id.is_not_null(),
+            sql::<Bool>(IS_SUBMISSION),
+            sql::<Int8>(CANDIDATE_BYTES),
+        );
         let letters = query.order(dead_letters::id).limit(limit).select(columns).load(conn).await?;
         Ok(bounded(letters))
     }

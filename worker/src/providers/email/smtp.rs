@@ -21,7 +21,11 @@ use shared::{
     contract::{Order, Provider, provider::Sending},
     domain::{Fault, Outcome, ProviderName, Receipt},
 };
-use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::spawn_blocking,
+    time::timeout,
+};
 
 use super::{
     compose::{ComposeError, Mail, compose},
@@ -67,7 +71,7 @@ impl Smtp {
             Err(error) => return Outcome::Rejected(Fault::new(error.code(), error.to_string())),
         };
         let handed_over = AtomicBool::new(false);
-        match timeout(order.timeout, self.transmit(&mail, &handed_over)).await {
+        match timeout(order.timeout, self.transmit(order, &mail, &handed_over)).await {
             Ok(Ok(response)) => taken(&response),
             Ok(Err(failure)) => failure.into_outcome(),
             Err(_) => timed_out(handed_over.load(Ordering::Relaxed)),
@@ -83,9 +87,15 @@ impl Smtp {
         spawn_blocking(move || compose(&from, &order)).await.unwrap_or(Err(ComposeError::Content))
     }
 
+    /// Waits for a connection to be free; half the time there is must be left for using it.
+    async fn turn(&self, order: &Order) -> Result<Option<SemaphorePermit<'_>>, Failure> {
+        let busy = || Outcome::Throttled(Fault::new("busy", "every connection to the mail server is in use"), None);
+        timeout(order.timeout / 2, self.room.acquire()).await.map(Result::ok).map_err(|_| Failure::Unable(busy()))
+    }
+
     /// Sets `handed_over` right before the content goes out. Being dropped half-way closes the connection.
-    async fn transmit(&self, mail: &Mail, handed_over: &AtomicBool) -> Result<Response, Failure> {
-        let _turn = self.room.acquire().await;
+    async fn transmit(&self, order: &Order, mail: &Mail, handed_over: &AtomicBool) -> Result<Response, Failure> {
+        let _turn = self.turn(order).await?;
         let mut connection = self.connections.announce(mail).await?;
         let result = hand_over(&mut connection, mail, handed_over).await;
         self.connections.put_back(connection, result.as_ref().err());
