@@ -139,8 +139,8 @@ impl App {
         if self.schema_is_current.load(Ordering::Relaxed) { Ok(()) } else { Err(Problem::unavailable()) }
     }
 
-    /// Every migration of this version has run.
-    pub fn schema_is_current(&self) {
+    /// Every migration of this version has run: work may begin.
+    pub fn mark_schema_current(&self) {
         self.schema_is_current.store(true, Ordering::Relaxed);
     }
 }

@@ -63,3 +63,28 @@ pub async fn ui(request: HttpRequest, config: Data<UiConfig>) -> Result<HttpResp
     let file = file.ok_or_else(|| Problem::new(Code::NotFound, "Start at /docs/."))?;
     Ok(HttpResponse::Ok().content_type(file.content_type).body(file.bytes.into_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::contract::submission::Submission;
+
+    use super::*;
+
+    #[test]
+    fn the_asyncapi_document_describes_fields_that_are_accepted() {
+        let body = ASYNCAPI.split("\n    Submission:\n").nth(1).unwrap().split("\n    Reply:\n").next().unwrap();
+        let is_field = |line: &&str| line.starts_with("        ") && !line.starts_with("         ");
+        let fields: Vec<&str> = body
+            .lines()
+            .filter(is_field)
+            .filter_map(|line| line.trim().split_once(':'))
+            .map(|(name, _)| name)
+            .collect();
+        let fields: Vec<&str> = fields.into_iter().filter(|name| !name.contains(' ')).collect();
+        assert!(fields.len() > 10, "{fields:?}");
+        for field in fields {
+            let refused = Submission::parse(format!("{{\"{field}\":null}}").as_bytes()).err();
+            assert!(!refused.is_some_and(|error| error.message.contains("unknown field")), "{field}");
+        }
+    }
+}

@@ -5,15 +5,12 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
+use actix_web::web::Data;
 use shared::{
     amqp::{
         self, Acker, Broker, Consumer, ConsumerHealth, Delivery, Headers, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher,
     },
-    clock,
-    contract::{
-        guard::Guard,
-        submission::{FieldError, Rules, Submission},
-    },
+    contract::submission::{FieldError, Submission},
     db::accept::{Acceptance, Accepted},
     domain::{Channel, DeadReason, Lane, TenantId},
     reconnect::Reconnect,
@@ -24,9 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     AMQP,
-    accept::{AcceptError, Acceptor, Verdict},
-    app::Db,
-    auth::Credentials,
+    accept::{AcceptError, Verdict},
+    app::{App, Db},
     body::is_json,
     cache::Cache,
     envelope::{Hashes, Origin, seal},
@@ -51,30 +47,18 @@ const OWN_PREFIX: &str = "posthaste.";
 
 /// Takes submissions from the broker.
 pub struct Intake {
-    /// Commits them.
-    pub acceptor: Acceptor,
-    /// Publishes dead letters and answers.
-    pub publisher: Publisher,
-    /// Knows the tenants.
-    pub credentials: Credentials,
-    /// Knows the broker users.
-    pub users: Users,
-    /// Knows which webhook targets are allowed.
-    pub guard: Guard,
+    app: Data<App>,
+    publisher: Publisher,
+    users: Users,
 }
 
 /// Broker users that speak for one tenant only.
-pub struct Users {
+struct Users {
     db: Db,
     remembered: Cache<(), Arc<HashMap<String, TenantId>>>,
 }
 
 impl Users {
-    /// As the database has them.
-    pub fn new(db: Db) -> Self {
-        Self { db, remembered: Cache::new(1) }
-    }
-
     async fn map(&self) -> Result<Arc<HashMap<String, TenantId>>, Problem> {
         if let Some(map) = self.remembered.get(&()) {
             return Ok(map);
@@ -200,6 +184,12 @@ fn key_of(delivery: &Delivery) -> &str {
 }
 
 impl Intake {
+    /// Accepts with `app`, and publishes dead letters and answers with `publisher`.
+    pub fn new(app: Data<App>, publisher: Publisher) -> Self {
+        let users = Users { db: app.db.clone(), remembered: Cache::new(1) };
+        Self { app, publisher, users }
+    }
+
     async fn judge(&self, delivery: &Delivery) -> Judgement {
         match self.check(delivery).await {
             Ok((acceptance, answer)) => Judgement::Accept(Box::new(acceptance), answer),
@@ -217,7 +207,7 @@ impl Intake {
     }
 
     async fn tenant(&self, key: &Key<'_>, delivery: &Delivery) -> Result<TenantId, Option<Refusal>> {
-        let found = self.credentials.tenant(key.tenant).await.map_err(|_| None)?;
+        let found = self.app.credentials.tenant(key.tenant).await.map_err(|_| None)?;
         let tenant = found.ok_or_else(|| Refusal::tenant("the tenant of the routing key is unknown".to_owned()))?;
         if !is_replay(delivery) {
             let users = self.users.map().await.map_err(|_| None)?;
@@ -237,8 +227,7 @@ impl Intake {
             return Err(invalid("channel", "must be the same as in the routing key"));
         }
         submission.channel = Some(key.channel.to_string());
-        let rules = Rules { now: clock::now(), guard: self.guard.clone() };
-        let mut draft = submission.check(&rules).map_err(Refusal::invalid)?;
+        let mut draft = submission.check(&self.app.rules()).map_err(Refusal::invalid)?;
         draft.lane = key.lane;
         let request = idempotency::request_hash(Kind::Send, &delivery.body, &[("channel", key.channel.as_str())]);
         let hashes = Hashes { key: idempotency::key_hash(&id), request };
@@ -334,7 +323,8 @@ impl Round<'_> {
                 Judgement::Later => later.push(delivery),
             }
         }
-        let verdicts = if valid.is_empty() { Vec::new() } else { self.intake.acceptor.accept_batch(acceptances).await };
+        let verdicts =
+            if valid.is_empty() { Vec::new() } else { self.intake.app.acceptor.accept_batch(acceptances).await };
         for ((delivery, answer), verdict) in valid.into_iter().zip(answers).zip(verdicts) {
             match concluded(verdict, answer) {
                 Ok(answer) => self.finish(&delivery, answer),

@@ -31,11 +31,9 @@ mod webhooks;
 use std::{io, sync::Arc, time::Duration};
 
 use actix_web::web::Data;
-use secrecy::SecretString;
 use shared::{
     amqp::{Broker, Publisher},
     config::{Config, ConfigError},
-    contract::guard::Guard,
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::Parts,
@@ -45,9 +43,8 @@ use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use accept::Acceptor;
-use app::{App, Db, Pieces};
-use auth::Credentials;
-use intake::{Consumers, Intake, Users};
+use app::{App, Pieces};
+use intake::{Consumers, Intake};
 
 /// `source` of what came over HTTP.
 pub(crate) const HTTP: &str = "http";
@@ -58,6 +55,8 @@ pub(crate) const AMQP: &str = "amqp";
 const QUESTION_CONNECTIONS_MIN: usize = 2;
 /// How long the start waits for the broker: a connection and the declaration of the topology take under a second.
 const BROKER_PATIENCE: Duration = Duration::from_secs(3);
+/// What the intake has to finish its batch, however short the drain is set; a commit takes a tenth of that.
+const INTAKE_PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// How long the broker connections may take to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -100,14 +99,14 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
     let acceptor = acceptor(&config, &stores, publisher.clone());
     let app = Data::new(App::new(Pieces {
         config: &config,
-        jwt_secret: jwt_secret.clone(),
+        jwt_secret,
         store: stores.questions.clone(),
-        acceptor: acceptor.clone(),
+        acceptor,
         broker: publishing.clone(),
         metrics: install_metrics(),
         others,
     }));
-    let intake = intake(&config, jwt_secret, &stores, acceptor, publisher);
+    let intake = Intake::new(app.clone(), publisher);
     let taking = take(intake, &app, stores.questions, &consuming, stop.clone());
     // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
@@ -115,7 +114,8 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
     }
     let served = server::serve(&config.http, app, stop.clone()).await;
     stop.cancel();
-    let drained = timeout(config.timing.drain, taking).await;
+    let patience = config.timing.drain.saturating_sub(server::LEAVE_TIMEOUT).max(INTAKE_PATIENCE_MIN);
+    let drained = timeout(patience, taking).await;
     hang_up.cancel();
     let goodbye = async { futures_util::join!(publishing.closed(), consuming.closed()) };
     let said = timeout(GOODBYE_TIMEOUT, goodbye).await.is_ok();
@@ -146,23 +146,6 @@ fn acceptor(config: &Config, stores: &Stores, publisher: Publisher) -> Acceptor 
     Acceptor::start(stores.acceptance.clone(), dispatcher, config.timing.relay_after)
 }
 
-fn intake(
-    config: &Config,
-    jwt_secret: SecretString,
-    stores: &Stores,
-    acceptor: Acceptor,
-    publisher: Publisher,
-) -> Intake {
-    let db = Db::new(stores.questions.clone());
-    Intake {
-        acceptor,
-        publisher,
-        credentials: Credentials::new(db.clone(), jwt_secret),
-        users: Users::new(db),
-        guard: Guard::new(config.webhook.allow_nets.clone()),
-    }
-}
-
 /// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.
 fn take(
     intake: Intake,
@@ -177,7 +160,7 @@ fn take(
     tokio::spawn(async move {
         match stop.run_until_cancelled(store.await_schema()).await {
             None => return Ok(()),
-            Some(Ok(())) => app.schema_is_current(),
+            Some(Ok(())) => app.mark_schema_current(),
             Some(Err(error)) => {
                 stop.cancel();
                 return Err(error);

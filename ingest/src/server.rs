@@ -21,7 +21,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// A client that does not read its answer's end is cut off.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Every request but a bulk has its answer within two seconds; a stopping process waits for the rest this long.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a request for so long, the last answers are written as well.
 const QUIET: Duration = Duration::from_millis(150);
 const QUIET_STEP: Duration = Duration::from_millis(10);

@@ -36,19 +36,20 @@ impl Secrets {
     /// The tenant's secret; empty if there is no such tenant. Waits for the database if the secret was never read, as
     /// long as it takes; a secret that is merely old is used until a newer one can be had.
     pub async fn get(&self, tenant: TenantId) -> Arc<str> {
-        let old = match self.remembered(tenant) {
-            Some((secret, true)) => return secret,
-            Some((secret, false)) => Some(secret),
-            None => None,
-        };
+        match self.remembered(tenant) {
+            Some((secret, true)) => secret,
+            // Boxed, because a query's future is large and this one is part of every attempt's.
+            Some((secret, false)) => Box::pin(self.read(tenant)).await.unwrap_or(secret),
+            None => Box::pin(self.insist(tenant)).await,
+        }
+    }
+
+    async fn insist(&self, tenant: TenantId) -> Arc<str> {
         let mut reconnect = Reconnect::new();
         loop {
-            match (self.read(tenant).await, &old) {
-                (Ok(secret), _) => return secret,
-                (Err(_), Some(old)) => return Arc::clone(old),
-                (Err(error), None) => {
-                    tracing::warn!(%error, tenant.id = %tenant, "a webhook secret cannot be read yet")
-                }
+            match self.read(tenant).await {
+                Ok(secret) => return secret,
+                Err(error) => tracing::warn!(%error, tenant.id = %tenant, "a webhook secret cannot be read yet"),
             }
             reconnect.pause().await;
         }
