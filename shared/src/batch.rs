@@ -125,7 +125,14 @@ mod tests {
                 items.into_iter().map(|n| n * 2).collect()
             }
         });
-        let calls: Vec<_> = (0..50u32).map(|n| tokio::spawn({ let batcher = batcher.clone(); async move { batcher.submit(n).await } })).collect();
+        let calls: Vec<_> = (0..50u32)
+            .map(|n| {
+                tokio::spawn({
+                    let batcher = batcher.clone();
+                    async move { batcher.submit(n).await }
+                })
+            })
+            .collect();
         gate.add_permits(50);
         for (n, call) in (0..50u32).zip(calls) {
             assert_eq!(call.await.unwrap(), Ok(n * 2));
@@ -139,7 +146,10 @@ mod tests {
     async fn a_full_queue_refuses_at_once() {
         let limits = Limits { batch_max: 1, parallel_max: 1, queue_max: 1 };
         let batcher: Batcher<u32, u32> = Batcher::start(limits, |_| std::future::pending());
-        let first = tokio::spawn({ let batcher = batcher.clone(); async move { batcher.submit(1).await } });
+        let first = tokio::spawn({
+            let batcher = batcher.clone();
+            async move { batcher.submit(1).await }
+        });
         // One item is in flight and one in the queue once a third is refused.
         let mut refused = None;
         let mut waiting = Vec::new();

@@ -14,9 +14,10 @@ use crate::{
     faultpoint,
 };
 
-/// One flush joins up to 64 commits and waits once for all their confirms; four flushes hide each other's round trip.
+/// One flush joins up to 64 commits and waits once for all their confirms; two hide each other's round trip, and more would
+/// only make them smaller.
 /// 1024 waiting commits is more than a second of full load: beyond that the broker is not keeping up.
-const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 4, queue_max: 1024 };
+const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 1024 };
 
 /// Publishes outbox rows and notes that they are with the broker. Cheap to clone.
 #[derive(Clone)]
@@ -51,7 +52,8 @@ async fn publish(publisher: Publisher, store: Store, audit_after_ms: i32, rows: 
     };
     let mut results = publisher.publish_all(outgoing).await.into_iter();
     // A row counts only when all of it is confirmed: its relay then repeats the rest, and the claim sorts repeats out.
-    let done: Vec<bool> = rows.iter().map(|row| results.by_ref().take(row.items.len()).filter(Result::is_err).count() == 0).collect();
+    let done: Vec<bool> =
+        rows.iter().map(|row| results.by_ref().take(row.items.len()).filter(Result::is_err).count() == 0).collect();
     let published: Vec<i64> = rows.iter().zip(&done).filter(|(_, done)| **done).map(|(row, _)| row.outbox_id).collect();
     faultpoint::pass(faultpoint::AFTER_PUBLISH);
     if !published.is_empty()

@@ -28,8 +28,17 @@ pub const AFTER_RELEASE: &str = "after_release";
 pub const AFTER_RECORD: &str = "after_record";
 
 /// Every point, for the settings check and the fault tests.
-pub const ALL: &[&str] =
-    &[BEFORE_COMMIT, AFTER_COMMIT, BEFORE_PUBLISH, AFTER_PUBLISH, AFTER_CLAIM, AFTER_PROVIDER, AFTER_EVENT, AFTER_RELEASE, AFTER_RECORD];
+pub const ALL: &[&str] = &[
+    BEFORE_COMMIT,
+    AFTER_COMMIT,
+    BEFORE_PUBLISH,
+    AFTER_PUBLISH,
+    AFTER_CLAIM,
+    AFTER_PROVIDER,
+    AFTER_EVENT,
+    AFTER_RELEASE,
+    AFTER_RECORD,
+];
 
 struct Armed {
     point: &'static str,

@@ -40,7 +40,10 @@ impl Backend {
     /// The properties a good citizen sets.
     pub fn properties(message_id: &str) -> Result<BasicProperties> {
         let id = ShortString::try_new(message_id).context("a message id has at most 255 bytes")?;
-        Ok(BasicProperties::default().with_message_id(id).with_content_type("application/json".into()).with_delivery_mode(2))
+        Ok(BasicProperties::default()
+            .with_message_id(id)
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2))
     }
 
     /// A channel for anything else.

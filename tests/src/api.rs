@@ -56,7 +56,13 @@ impl Api {
     }
 
     /// A request with a body and further headers.
-    pub async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Vec<u8>>) -> Result<Answer> {
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer> {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).timeout(SOON);
         if !self.credential.is_empty() {
             request = request.bearer_auth(&self.credential);
@@ -92,7 +98,13 @@ impl Api {
 
     /// `send` under an idempotency key.
     pub async fn send_keyed(&self, key: &str, body: &Value) -> Result<Answer> {
-        self.request(Method::POST, "/api/notifications/send", &[("Idempotency-Key", key)], Some(serde_json::to_vec(body)?)).await
+        self.request(
+            Method::POST,
+            "/api/notifications/send",
+            &[("Idempotency-Key", key)],
+            Some(serde_json::to_vec(body)?),
+        )
+        .await
     }
 
     /// The message as it stands.

@@ -32,7 +32,12 @@ pub struct Ledger {
 impl Ledger {
     /// Fails unless every invariant holds.
     pub fn hold(&self) -> Result<()> {
-        let sound = self.unknown == 0 && self.unended == 0 && self.lost == 0 && self.unexplained == 0 && self.unlogged == 0 && self.counters_agree;
+        let sound = self.unknown == 0
+            && self.unended == 0
+            && self.lost == 0
+            && self.unexplained == 0
+            && self.unlogged == 0
+            && self.counters_agree;
         anyhow::ensure!(sound, "an invariant is broken: {self:#?}");
         Ok(())
     }
@@ -42,14 +47,16 @@ impl Ledger {
 pub async fn ledger(stack: &Stack, sink: &HttpSink, accepted: &[String], limit: Duration) -> Result<Ledger> {
     // A message that was accepted without an answer (its 202 was lost) must end as well.
     let open = "SELECT count(*) FROM deliveries WHERE state IN ('scheduled', 'queued', 'sending', 'retrying')";
-    let ended = eventually("every delivery ends", limit, || async { (stack.count(open).await.ok()? == 0).then_some(()) }).await;
+    let ended =
+        eventually("every delivery ends", limit, || async { (stack.count(open).await.ok()? == 0).then_some(()) }).await;
     let sql = stack.sql().await?;
     let mut ledger = Ledger { accepted: accepted.len(), ..Ledger::default() };
     if ended.is_err() {
         ledger.unended = usize::try_from(stack.count(open).await?)?;
     }
     let rows = sql.query("SELECT message_id::text, id::text, state FROM deliveries", &[]).await?;
-    let by_message: HashMap<String, (String, String)> = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+    let by_message: HashMap<String, (String, String)> =
+        rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
     let mut seen: HashMap<String, usize> = HashMap::new();
     for request in sink.requests() {
         *seen.entry(request.header("webhook-id").unwrap_or("none").to_owned()).or_default() += 1;
@@ -62,7 +69,8 @@ pub async fn ledger(stack: &Stack, sink: &HttpSink, accepted: &[String], limit: 
         }
     }
     let attempts = "SELECT delivery_id::text, count(*) FROM delivery_events WHERE provider IS NOT NULL GROUP BY 1";
-    let attempts: HashMap<String, i64> = sql.query(attempts, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let attempts: HashMap<String, i64> =
+        sql.query(attempts, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect();
     let again = "SELECT delivery_id::text, count(DISTINCT run) FROM delivery_events WHERE kind IN ('retrying', 'ambiguous', 'replayed') GROUP BY 1";
     let again: HashMap<String, i64> = sql.query(again, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect();
     for (delivery, times) in &seen {
@@ -71,7 +79,8 @@ pub async fn ledger(stack: &Stack, sink: &HttpSink, accepted: &[String], limit: 
         ledger.unexplained += (times - 1).saturating_sub(count(&again));
         ledger.unlogged += times.saturating_sub(count(&attempts));
     }
-    ledger.ambiguous = usize::try_from(stack.count("SELECT count(*) FROM delivery_events WHERE kind = 'ambiguous'").await?)?;
+    ledger.ambiguous =
+        usize::try_from(stack.count("SELECT count(*) FROM delivery_events WHERE kind = 'ambiguous'").await?)?;
     let differing = "SELECT count(*) FROM (SELECT date_trunc('minute', at) m, tenant_id, channel, kind, count(*) n FROM delivery_events GROUP BY 1, 2, 3, 4) e \
         FULL JOIN event_counts c ON (c.minute, c.tenant_id, c.channel, c.kind) = (e.m, e.tenant_id, e.channel, e.kind) WHERE e.n IS DISTINCT FROM c.n";
     ledger.counters_agree = stack.count(differing).await? == 0;

@@ -64,7 +64,11 @@ async fn carry(mut client: TcpStream, target: SocketAddr, state: watch::Receiver
     tokio::select! { ended = there => ended, ended = back => ended }
 }
 
-async fn pump(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin), mut state: watch::Receiver<Line>) -> std::io::Result<()> {
+async fn pump(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    mut state: watch::Receiver<Line>,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let line = *state.borrow_and_update();

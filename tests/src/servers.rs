@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use xtask::{progress::Progress, servers::{Servers, ServersConfig}};
+use xtask::{
+    progress::Progress,
+    servers::{Servers, ServersConfig},
+};
 
 /// A PostgreSQL and a RabbitMQ to make databases and virtual hosts on.
 #[derive(Clone)]
@@ -21,7 +24,9 @@ pub struct TestServers {
 impl TestServers {
     /// The servers all tests share.
     pub fn shared() -> Result<Self> {
-        let setting = |name: &str| crate::setting(name).with_context(|| format!("{name} is not set: run the tests with `cargo xtask test`"));
+        let setting = |name: &str| {
+            crate::setting(name).with_context(|| format!("{name} is not set: run the tests with `cargo xtask test`"))
+        };
         Ok(Self {
             database_url: setting("POSTHASTE_TEST_DATABASE_URL")?,
             amqp_url: setting("POSTHASTE_TEST_AMQP_URL")?,

@@ -91,7 +91,8 @@ impl Stack {
         std::fs::create_dir_all(&dir)?;
         let database_url = servers.create_database(&id).await?;
         let amqp_url = servers.create_vhost(&id).await?;
-        let all = SETTINGS.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let all =
+            SETTINGS.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut stack = Self {
             servers,
             database_url,
@@ -189,7 +190,11 @@ impl Stack {
             if let Some(status) = self.process_mut(name)?.child.try_wait()? {
                 return Ok(status);
             }
-            anyhow::ensure!(start.elapsed() < limit, "{name} still runs after {limit:?}; its log:\n{}", self.log_of(name));
+            anyhow::ensure!(
+                start.elapsed() < limit,
+                "{name} still runs after {limit:?}; its log:\n{}",
+                self.log_of(name)
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -267,13 +272,15 @@ impl Stack {
     }
 
     fn log_of(&self, name: &str) -> String {
-        let log = self.processes.get(name).and_then(|process| std::fs::read_to_string(&process.log).ok()).unwrap_or_default();
+        let log =
+            self.processes.get(name).and_then(|process| std::fs::read_to_string(&process.log).ok()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
     fn command(&self, program: &str) -> Result<Command> {
-        let dir = crate::setting("POSTHASTE_TEST_BIN_DIR").context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
+        let dir = crate::setting("POSTHASTE_TEST_BIN_DIR")
+            .context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
         let mut command = Command::new(PathBuf::from(dir).join(program));
         command.env_clear().env("PATH", crate::setting("PATH").unwrap_or_default());
         command.envs(&self.settings).env("DATABASE_URL", &self.database_url).env("AMQP_URL", &self.amqp_url);

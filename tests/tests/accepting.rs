@@ -16,7 +16,10 @@ async fn invariant_k_a_hundred_requests_under_one_key_at_two_ingests_make_one_me
     stack.launch("two", Role::Ingest, &[]).await?;
     let (one, two) = (stack.api_of("one")?, stack.api_of("two")?);
     let body = note("once");
-    let answers = try_join_all((0..100).map(|n| if n % 2 == 0 { one.send_keyed("k-1", &body) } else { two.send_keyed("k-1", &body) })).await?;
+    let answers = try_join_all(
+        (0..100).map(|n| if n % 2 == 0 { one.send_keyed("k-1", &body) } else { two.send_keyed("k-1", &body) }),
+    )
+    .await?;
     let first = &answers[0].body;
     assert!(answers.iter().all(|answer| answer.status.as_u16() == 202 && answer.body == *first));
     assert_eq!(answers.iter().filter(|answer| answer.header("idempotent-replayed").is_none()).count(), 1);
@@ -48,7 +51,10 @@ async fn bad_input_gets_a_problem_that_names_the_field() -> Result<()> {
         (json!({"channel": "in_app", "recipient": "ada", "message": "m", "colour": "red"}), "colour"),
         (json!({"channel": "in_app", "recipient": "ada", "message": "m", "priority": "now"}), "priority"),
         (json!({"channel": "in_app", "recipient": "ada", "message": "m", "scheduled_at": "soon"}), "scheduled_at"),
-        (json!({"channel": "in_app", "recipient": "ada", "message": "m", "expires_at": "2020-01-01T00:00:00Z"}), "expires_at"),
+        (
+            json!({"channel": "in_app", "recipient": "ada", "message": "m", "expires_at": "2020-01-01T00:00:00Z"}),
+            "expires_at",
+        ),
         (json!({"channel": "in_app", "recipient": "a\u{0}da", "message": "m"}), "recipient"),
     ] {
         let answer = api.post("/api/notifications/send", &body).await?;
@@ -92,9 +98,15 @@ async fn every_route_asks_who_is_there_and_what_he_may() -> Result<()> {
     }
     let forged = format!("{}x", token("admin")?.trim());
     assert_eq!(stack.api(&forged).get("/api/messages").await?.status.as_u16(), 401);
-    assert_eq!(stack.api(token("user")?.trim()).post("/api/notifications/send", &note("m")).await?.status.as_u16(), 403);
+    assert_eq!(
+        stack.api(token("user")?.trim()).post("/api/notifications/send", &note("m")).await?.status.as_u16(),
+        403
+    );
     assert_eq!(stack.producer().get("/api/admin/dead-letters").await?.status.as_u16(), 403);
-    assert_eq!(stack.api(token("producer")?.trim()).post("/api/notifications/send", &note("m")).await?.status.as_u16(), 202);
+    assert_eq!(
+        stack.api(token("producer")?.trim()).post("/api/notifications/send", &note("m")).await?.status.as_u16(),
+        202
+    );
     for open in ["/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/asyncapi.yaml"] {
         assert_eq!(stack.api("").get(open).await?.status.as_u16(), 200, "{open}");
     }
@@ -145,7 +157,8 @@ async fn lists_filter_and_page_and_refuse_what_they_do_not_know() -> Result<()> 
 
 #[tokio::test]
 async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Result<()> {
-    let mut stack = Stack::prepare(TestServers::shared()?, &[("RUST_LOG", "debug"), ("EMAIL_BACKEND", "sandbox")]).await?;
+    let mut stack =
+        Stack::prepare(TestServers::shared()?, &[("RUST_LOG", "debug"), ("EMAIL_BACKEND", "sandbox")]).await?;
     stack.launch("ingest", Role::Ingest, &[]).await?;
     let canaries = ["canary-address", "canary-content", "canary-title", "canary-secret"];
     let api = stack.producer();
@@ -156,7 +169,10 @@ async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Resu
     let backend = harness::amqp::Backend::connect(&stack.amqp_url).await?;
     let channel = backend.channel().await?;
     let waiting = harness::eventually("the work arrives", SOON, || async {
-        channel.basic_get("posthaste.work.email.normal".into(), lapin::options::BasicGetOptions { no_ack: false }).await.ok()?
+        channel
+            .basic_get("posthaste.work.email.normal".into(), lapin::options::BasicGetOptions { no_ack: false })
+            .await
+            .ok()?
     })
     .await?;
     let on_the_wire = format!("{:?} {}", waiting.properties, String::from_utf8_lossy(&waiting.data));
@@ -167,7 +183,11 @@ async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Resu
     let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", stack.port("worker")?)).await?.text().await?;
     let everything = format!("{on_the_wire}\n{}\n{metrics}", stack.logs()?);
     for canary in canaries {
-        assert!(!everything.contains(canary), "{canary} leaked: {}", everything.lines().find(|line| line.contains(canary)).unwrap_or_default());
+        assert!(
+            !everything.contains(canary),
+            "{canary} leaked: {}",
+            everything.lines().find(|line| line.contains(canary)).unwrap_or_default()
+        );
     }
     assert!(everything.contains(&id) || metrics.contains("posthaste_"), "there was something to search");
     Ok(())
@@ -178,7 +198,10 @@ async fn a_hundred_thousand_byte_webhook_body_arrives_byte_for_byte() -> Result<
     let (stack, sink) = (Stack::start().await?, HttpSink::start_local().await?);
     let data = format!(r#"{{"big": "{}",  "number": 1.10, "dup": 1, "dup": 2}}"#, "ä".repeat(50_000));
     let body = format!(r#"{{"channel":"webhook","recipient":"{}","data":{data}}}"#, sink.url("/big"));
-    let answer = stack.producer().request(reqwest::Method::POST, "/api/notifications/send", &[], Some(body.into_bytes())).await?;
+    let answer = stack
+        .producer()
+        .request(reqwest::Method::POST, "/api/notifications/send", &[], Some(body.into_bytes()))
+        .await?;
     let id = answer.ok()?["id"].as_str().unwrap().to_owned();
     stack.producer().wait_status(&id, "delivered").await?;
     assert_eq!(sink.requests()[0].text(), data);

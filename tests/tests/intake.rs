@@ -40,7 +40,8 @@ async fn what_is_wrong_becomes_a_dead_letter_with_its_reason_and_the_consumer_li
     let backend = Backend::connect(&stack.amqp_url).await?;
     let named = Backend::properties;
     let nul = json!({"channel": "in_app", "recipient": "a\u{0}b", "message": "m"}).to_string().into_bytes();
-    let unknown = json!({"channel": "in_app", "recipient": "ada", "message": "m", "colour": "red"}).to_string().into_bytes();
+    let unknown =
+        json!({"channel": "in_app", "recipient": "ada", "message": "m", "colour": "red"}).to_string().into_bytes();
     let big = json!({"channel": "in_app", "recipient": "ada", "message": "m".repeat(1 << 20)}).to_string().into_bytes();
     let no_id = lapin::BasicProperties::default().with_content_type("application/json".into());
     let cases: Vec<(&str, lapin::BasicProperties, Vec<u8>, &str)> = vec![
@@ -61,17 +62,33 @@ async fn what_is_wrong_becomes_a_dead_letter_with_its_reason_and_the_consumer_li
     backend.publish("acme.in_app.normal", named("fine")?, &body("still alive")).await?;
     let count = "SELECT count(*) FROM dead_letters";
     let all = i64::try_from(cases.len())?;
-    eventually("every bad one is a dead letter", SOON, || async { (stack.count(count).await.ok()? == all).then_some(()) }).await?;
+    eventually("every bad one is a dead letter", SOON, || async {
+        (stack.count(count).await.ok()? == all).then_some(())
+    })
+    .await?;
     for (.., reason) in &cases {
         let expected = cases.iter().filter(|case| case.3 == *reason).count();
-        assert_eq!(stack.count(&format!("{count} WHERE reason = '{reason}'")).await?, i64::try_from(expected)?, "{reason}");
+        assert_eq!(
+            stack.count(&format!("{count} WHERE reason = '{reason}'")).await?,
+            i64::try_from(expected)?,
+            "{reason}"
+        );
     }
     let seen = letters(&stack).await;
-    let letter = |id: &str| seen.iter().find(|letter| letter["detail"].as_str().is_some_and(|detail| detail.contains(id)) || letter["amqp_id"] == id).cloned();
+    let letter = |id: &str| {
+        seen.iter()
+            .find(|letter| {
+                letter["detail"].as_str().is_some_and(|detail| detail.contains(id)) || letter["amqp_id"] == id
+            })
+            .cloned()
+    };
     let unknown = letter("unknown-field").expect("a letter names its AMQP id");
     assert_eq!((&unknown["origin"], &unknown["status"]), (&json!("intake"), &json!("open")));
     assert!(unknown["detail"].as_str().unwrap().contains("colour"), "{unknown}");
-    eventually("the good one arrives", SOON, || async { (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(()) }).await?;
+    eventually("the good one arrives", SOON, || async {
+        (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(())
+    })
+    .await?;
     Ok(())
 }
 
@@ -87,7 +104,10 @@ async fn a_valid_message_with_old_death_headers_is_delivered() -> Result<()> {
     headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])));
     headers.insert("x-first-death-reason".into(), AMQPValue::LongString(LongString::from("rejected")));
     backend.publish("acme.in_app.bulk", Backend::properties("old")?.with_headers(headers), &body("m")).await?;
-    eventually("it is delivered", SOON, || async { (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(()) }).await
+    eventually("it is delivered", SOON, || async {
+        (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -98,7 +118,9 @@ async fn whoever_asks_for_a_reply_gets_the_id_or_the_error() -> Result<()> {
     let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
     let replies = channel.queue_declare("".into(), exclusive, FieldTable::default()).await?.name().clone();
     let asking = |id: &str| -> Result<lapin::BasicProperties> {
-        Ok(Backend::properties(id)?.with_reply_to(replies.clone()).with_correlation_id(ShortString::try_new(format!("about-{id}"))?))
+        Ok(Backend::properties(id)?
+            .with_reply_to(replies.clone())
+            .with_correlation_id(ShortString::try_new(format!("about-{id}"))?))
     };
     backend.publish("acme.in_app.normal", asking("good")?, &body("m")).await?;
     backend.publish("acme.in_app.normal", asking("bad")?, b"{}").await?;
@@ -122,7 +144,8 @@ async fn a_broker_user_that_is_mapped_to_a_tenant_speaks_for_no_other() -> Resul
     stack.cli(&["tenant", "create", "globex"])?;
     stack.cli(&["tenant", "map-amqp-user", "guest", "--tenant", "globex"])?;
     let backend = Backend::connect(&stack.amqp_url).await?;
-    let by_guest = |id: &str| -> Result<lapin::BasicProperties> { Ok(Backend::properties(id)?.with_user_id("guest".into())) };
+    let by_guest =
+        |id: &str| -> Result<lapin::BasicProperties> { Ok(Backend::properties(id)?.with_user_id("guest".into())) };
     backend.publish("globex.in_app.normal", by_guest("own")?, &body("m")).await?;
     backend.publish("globex.in_app.normal", Backend::properties("anonymous")?, &body("m")).await?;
     backend.publish("acme.in_app.normal", by_guest("foreign")?, &body("m")).await?;
@@ -130,7 +153,10 @@ async fn a_broker_user_that_is_mapped_to_a_tenant_speaks_for_no_other() -> Resul
         (stack.count("SELECT count(*) FROM dead_letters WHERE reason = 'tenant'").await.ok()? == 2).then_some(())
     })
     .await?;
-    eventually("one is delivered", SOON, || async { (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(()) }).await
+    eventually("one is delivered", SOON, || async {
+        (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(())
+    })
+    .await
 }
 
 #[tokio::test]

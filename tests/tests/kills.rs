@@ -40,7 +40,13 @@ async fn row_1_invariant_l_k_an_ingest_that_dies_at_any_point_loses_and_doubles_
         for n in 0..20 {
             let key = format!("{point}-{n}");
             let answer = doomed.send_keyed(&key, &webhook(&sink)).await;
-            keys.push((key, answer.ok().filter(|answer| answer.status.as_u16() == 202).and_then(|answer| answer.body["id"].as_str().map(str::to_owned))));
+            keys.push((
+                key,
+                answer
+                    .ok()
+                    .filter(|answer| answer.status.as_u16() == 202)
+                    .and_then(|answer| answer.body["id"].as_str().map(str::to_owned)),
+            ));
         }
         stack.ended("doomed", SOON).await?;
         for (key, first) in keys {
@@ -160,13 +166,18 @@ async fn row_10_invariant_d_every_work_message_three_times_and_out_of_order_is_o
     let mut bodies = Vec::new();
     while bodies.len() < accepted.len() {
         let got = eventually("the work arrives", SOON, || async {
-            channel.basic_get("posthaste.work.webhook.normal".into(), lapin::options::BasicGetOptions { no_ack: true }).await.ok()?
+            channel
+                .basic_get("posthaste.work.webhook.normal".into(), lapin::options::BasicGetOptions { no_ack: true })
+                .await
+                .ok()?
         })
         .await?;
         bodies.push(got.data.clone());
     }
     for body in bodies.iter().rev().chain(&bodies).chain(bodies.iter().rev()) {
-        backend.publish_to("posthaste.work", "webhook.normal", harness::amqp::Backend::properties("again")?, body).await?;
+        backend
+            .publish_to("posthaste.work", "webhook.normal", harness::amqp::Backend::properties("again")?, body)
+            .await?;
     }
     stack.launch("worker0", Role::Worker, &[]).await?;
     stack.launch("worker1", Role::Worker, &[]).await?;
@@ -186,7 +197,8 @@ async fn row_11_invariant_l_a_deleted_queue_is_declared_again_and_what_was_in_it
         accepted.push(stack.producer().send(&webhook(&sink)).await?);
     }
     let published = "SELECT count(*) FROM outbox WHERE published_at IS NULL";
-    eventually("all is with the broker", SOON, || async { (stack.count(published).await.ok()? == 0).then_some(()) }).await?;
+    eventually("all is with the broker", SOON, || async { (stack.count(published).await.ok()? == 0).then_some(()) })
+        .await?;
     stack.launch("worker0", Role::Worker, &[("WORKER_CHANNELS", "email")]).await?;
     let backend = harness::amqp::Backend::connect(&stack.amqp_url).await?;
     backend.channel().await?.queue_delete("posthaste.work.webhook.normal".into(), Default::default()).await?;
@@ -250,9 +262,17 @@ async fn row_20_two_schedulers_release_what_is_due_at_one_second_once() -> Resul
     let sink = HttpSink::start_local().await?;
     let mut stack = Stack::start_apart(2, &[]).await?;
     stack.launch("second", Role::Scheduler, &[]).await?;
-    let at = (chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(4)).to_rfc3339();
+    let at = (chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(4))
+        .to_rfc3339();
     let users: Vec<String> = (0..5_000).map(|n| format!("user{n}")).collect();
-    stack.producer().post("/api/notifications/send-bulk", &json!({"user_ids": users, "channel": "in_app", "message": "m", "scheduled_at": at})).await?.ok()?;
+    stack
+        .producer()
+        .post(
+            "/api/notifications/send-bulk",
+            &json!({"user_ids": users, "channel": "in_app", "message": "m", "scheduled_at": at}),
+        )
+        .await?
+        .ok()?;
     let one = json!({"channel": "webhook", "recipient": sink.url("/hook"), "data": {}, "scheduled_at": at});
     let accepted = vec![stack.producer().send(&one).await?];
     let ledger = check::ledger(&stack, &sink, &accepted, LATER).await?;

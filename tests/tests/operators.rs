@@ -9,7 +9,12 @@ async fn dead(stack: &Stack, sink: &HttpSink, count: usize) -> Result<Vec<String
     sink.reply_by_default(Reply::status(500));
     let mut ids = Vec::new();
     for n in 0..count {
-        ids.push(stack.producer().send(&json!({"channel": "webhook", "recipient": sink.url("/hook"), "data": {"n": n}})).await?);
+        ids.push(
+            stack
+                .producer()
+                .send(&json!({"channel": "webhook", "recipient": sink.url("/hook"), "data": {"n": n}}))
+                .await?,
+        );
     }
     for id in &ids {
         stack.producer().wait_status(id, "dead").await?;
@@ -38,10 +43,17 @@ async fn a_dead_letter_is_seen_previewed_and_replayed_as_a_new_run_of_the_same_d
     let shown = admin.get(&format!("/api/admin/dead-letters/{}", letter["id"].as_str().unwrap())).await?.ok()?;
     assert_eq!(shown["id"], letter["id"]);
 
-    let replay = |body: Value| { let admin = admin.clone(); async move { admin.post("/api/admin/dead-letters/replay", &body).await } };
+    let replay = |body: Value| {
+        let admin = admin.clone();
+        async move { admin.post("/api/admin/dead-letters/replay", &body).await }
+    };
     assert_eq!(replay(json!({"filter": {}, "reason": "r"})).await?.status.as_u16(), 400, "an empty filter");
     assert_eq!(replay(json!({"filter": {"channel": "webhook"}})).await?.status.as_u16(), 400, "no reason");
-    assert_eq!(replay(json!({"filter": {"colour": "red"}, "reason": "r"})).await?.status.as_u16(), 400, "an unknown filter");
+    assert_eq!(
+        replay(json!({"filter": {"colour": "red"}, "reason": "r"})).await?.status.as_u16(),
+        400,
+        "an unknown filter"
+    );
     let preview = replay(json!({"filter": {"channel": "webhook"}, "dry_run": true, "reason": "r"})).await?;
     assert_eq!((preview.status.as_u16(), &preview.body["matched"]), (200, &json!(3)));
     assert_eq!(stack.count("SELECT count(*) FROM dead_letters WHERE status = 'open'").await?, 3);
@@ -53,12 +65,19 @@ async fn a_dead_letter_is_seen_previewed_and_replayed_as_a_new_run_of_the_same_d
     assert_eq!((&state["replayed"], &state["skipped"]), (&json!(1), &json!(0)));
     stack.producer().wait_status(&ids[0], "delivered").await?;
     let timeline = stack.producer().timeline(&ids[0]).await?;
-    let kinds: Vec<_> = timeline["events"].as_array().unwrap().iter().map(|event| event["kind"].as_str().unwrap()).collect();
+    let kinds: Vec<_> =
+        timeline["events"].as_array().unwrap().iter().map(|event| event["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["accepted", "retrying", "dead", "replayed", "delivered"], "history is kept");
     assert_eq!(stack.count("SELECT count(*) FROM dead_letters WHERE status = 'replayed'").await?, 1);
 
-    admin.post("/api/admin/dead-letters/drop", &json!({"filter": {"message_id": ids[1]}, "reason": "not wanted"})).await?.ok()?;
-    eventually("it is dropped", SOON, || async { (stack.count("SELECT count(*) FROM dead_letters WHERE status = 'dropped'").await.ok()? == 1).then_some(()) }).await?;
+    admin
+        .post("/api/admin/dead-letters/drop", &json!({"filter": {"message_id": ids[1]}, "reason": "not wanted"}))
+        .await?
+        .ok()?;
+    eventually("it is dropped", SOON, || async {
+        (stack.count("SELECT count(*) FROM dead_letters WHERE status = 'dropped'").await.ok()? == 1).then_some(())
+    })
+    .await?;
     check::ledger(&stack, &sink, &ids, SOON).await?.hold()
 }
 
@@ -70,7 +89,10 @@ async fn row_25_two_replays_at_once_move_each_letter_once() -> Result<()> {
     sink.reply_by_default(Reply::ok());
     let admin = stack.admin();
     let body = json!({"filter": {"reason": "attempts_exhausted"}, "reason": "twice"});
-    let (one, two) = tokio::try_join!(admin.post("/api/admin/dead-letters/replay", &body), admin.post("/api/admin/dead-letters/replay", &body))?;
+    let (one, two) = tokio::try_join!(
+        admin.post("/api/admin/dead-letters/replay", &body),
+        admin.post("/api/admin/dead-letters/replay", &body)
+    )?;
     let (one, two) = (finished(&stack, &one.ok()?).await?, finished(&stack, &two.ok()?).await?);
     assert_eq!(one["replayed"].as_i64().unwrap() + two["replayed"].as_i64().unwrap(), 60, "{one} {two}");
     for id in &ids {
@@ -89,10 +111,16 @@ async fn a_refused_publish_is_replayed_once_its_tenant_exists() -> Result<()> {
     let backend = Backend::connect(&stack.amqp_url).await?;
     let body = json!({"channel": "in_app", "recipient": "ada", "message": "m"}).to_string();
     backend.publish("late.in_app.normal", Backend::properties("early")?, body.as_bytes()).await?;
-    eventually("it is refused", SOON, || async { (stack.count("SELECT count(*) FROM dead_letters").await.ok()? == 1).then_some(()) }).await?;
+    eventually("it is refused", SOON, || async {
+        (stack.count("SELECT count(*) FROM dead_letters").await.ok()? == 1).then_some(())
+    })
+    .await?;
     stack.cli(&["tenant", "create", "late"])?;
     stack.cli(&["dead", "replay", "--reason", "tenant", "--note", "the tenant exists now"])?;
-    eventually("it is delivered", SOON, || async { (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(()) }).await?;
+    eventually("it is delivered", SOON, || async {
+        (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(())
+    })
+    .await?;
     assert_eq!(stack.count("SELECT count(*) FROM dead_letters WHERE status = 'replayed'").await?, 1);
     Ok(())
 }
@@ -111,7 +139,15 @@ async fn the_command_line_does_what_an_operator_needs_at_night() -> Result<()> {
         stack.producer().wait_status(id, "delivered").await?;
     }
     assert!(stack.cli(&["dead", "replay", "--note", "no filter"]).is_err());
-    for command in [&["doctor"][..], &["topology", "check"], &["topology", "print"], &["config", "check"], &["migrate", "--check"], &["tenant", "list"], &["key", "list"]] {
+    for command in [
+        &["doctor"][..],
+        &["topology", "check"],
+        &["topology", "print"],
+        &["config", "check"],
+        &["migrate", "--check"],
+        &["tenant", "list"],
+        &["key", "list"],
+    ] {
         let printed = stack.cli(command)?;
         assert!(!printed.is_empty(), "{command:?}");
         assert!(!printed.contains("0123456789abcdef0123456789abcdef"), "{command:?} shows a secret");

@@ -40,7 +40,10 @@ async fn a_webhook_arrives_signed_and_its_timeline_tells_what_happened() -> Resu
     let timeline = api.timeline(id).await?;
     assert_eq!(events(&timeline), ["accepted", "delivered"]);
     let attempt = &timeline["attempts"][0];
-    assert_eq!((&attempt["provider"], &attempt["outcome"], &attempt["code"]), (&json!("http"), &json!("sent"), &json!("200")));
+    assert_eq!(
+        (&attempt["provider"], &attempt["outcome"], &attempt["code"]),
+        (&json!("http"), &json!("sent"), &json!("200"))
+    );
     check::ledger(&stack, &sink, &[id.to_owned()], SOON).await?.hold()
 }
 
@@ -61,9 +64,19 @@ fn is_signed(request: &xtask::sinks::http::Request, secret: &str) -> bool {
 async fn a_mail_arrives_with_text_html_and_attachment_under_a_stable_message_id() -> Result<()> {
     let mail = SmtpSink::start_local().await?;
     let port = mail.address().port().to_string();
-    let stack = Stack::start_with(&[("EMAIL_BACKEND", "smtp"), ("SMTP_HOST", "127.0.0.1"), ("SMTP_PORT", &port), ("SMTP_USE_TLS", "false"), ("EMAIL_FROM", "shop@example.com")]).await?;
+    let stack = Stack::start_with(&[
+        ("EMAIL_BACKEND", "smtp"),
+        ("SMTP_HOST", "127.0.0.1"),
+        ("SMTP_PORT", &port),
+        ("SMTP_USE_TLS", "false"),
+        ("EMAIL_FROM", "shop@example.com"),
+    ])
+    .await?;
     let api = stack.producer();
-    mail.reply_to_content(smtp::Reply::Sequence(vec![smtp::Reply::Code(451, "try later".to_owned()), smtp::Reply::Code(250, "ok".to_owned())]));
+    mail.reply_to_content(smtp::Reply::Sequence(vec![
+        smtp::Reply::Code(451, "try later".to_owned()),
+        smtp::Reply::Code(250, "ok".to_owned()),
+    ]));
     let id = api
         .send(&json!({"channel": "email", "to": "ada@example.com", "subject": "Grüße", "text": "plain part", "html": "<p>html part</p>",
             "attachments": [{"filename": "bill.txt", "content_type": "text/plain", "content": STANDARD.encode("the bill")}]}))
@@ -85,7 +98,13 @@ async fn a_mail_arrives_with_text_html_and_attachment_under_a_stable_message_id(
 async fn an_address_the_mail_server_refuses_for_good_fails_and_is_not_tried_again() -> Result<()> {
     let mail = SmtpSink::start_local().await?;
     let port = mail.address().port().to_string();
-    let stack = Stack::start_with(&[("SMTP_HOST", "127.0.0.1"), ("SMTP_PORT", &port), ("SMTP_USE_TLS", "false"), ("EMAIL_FROM", "shop@example.com")]).await?;
+    let stack = Stack::start_with(&[
+        ("SMTP_HOST", "127.0.0.1"),
+        ("SMTP_PORT", &port),
+        ("SMTP_USE_TLS", "false"),
+        ("EMAIL_FROM", "shop@example.com"),
+    ])
+    .await?;
     mail.reply_to_recipients(smtp::Reply::Code(550, "5.1.1 no such user".to_owned()));
     let api = stack.producer();
     let id = api.send(&json!({"channel": "email", "recipient": "gone@example.com", "message": "m"})).await?;
@@ -132,7 +151,19 @@ async fn each_answer_of_a_receiver_leads_where_it_should() -> Result<()> {
         ("/hang", Reply::Hang, "dead", 3, "unknown"),
         ("/drop", Reply::Sequence(vec![Reply::CloseAfterBody, Reply::ok()]), "delivered", 2, "sent"),
         ("/garbage", Reply::Sequence(vec![Reply::Garbage, Reply::ok()]), "delivered", 2, "sent"),
-        ("/busy", Reply::Sequence(vec![Reply::status(429), Reply::status(429), Reply::status(429), Reply::status(429), Reply::ok()]), "delivered", 5, "sent"),
+        (
+            "/busy",
+            Reply::Sequence(vec![
+                Reply::status(429),
+                Reply::status(429),
+                Reply::status(429),
+                Reply::status(429),
+                Reply::ok(),
+            ]),
+            "delivered",
+            5,
+            "sent",
+        ),
     ];
     let mut accepted = Vec::new();
     for (path, reply, ..) in &cases {
@@ -169,10 +200,15 @@ async fn retry_after_is_never_undercut() -> Result<()> {
 async fn a_scheduled_message_waits_and_can_be_taken_back() -> Result<()> {
     let (stack, sink) = (Stack::start().await?, HttpSink::start_local().await?);
     let api = stack.producer();
-    let at = |seconds: i64| (chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(seconds)).to_rfc3339();
+    let at = |seconds: i64| {
+        (chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(seconds))
+            .to_rfc3339()
+    };
     let scheduled = |seconds| json!({"channel": "webhook", "recipient": sink.url("/later"), "data": {}, "scheduled_at": at(seconds)});
     let soon_due = at(2);
-    let soon = api.send(&json!({"channel": "webhook", "recipient": sink.url("/soon"), "data": {}, "scheduled_at": soon_due})).await?;
+    let soon = api
+        .send(&json!({"channel": "webhook", "recipient": sink.url("/soon"), "data": {}, "scheduled_at": soon_due}))
+        .await?;
     let taken_back = api.send(&scheduled(3600)).await?;
     assert_eq!(api.message(&taken_back).await?["status"], "scheduled");
     let cancelled = api.post(&format!("/api/messages/{taken_back}/cancel"), &json!({})).await?.ok()?;
@@ -187,11 +223,16 @@ async fn a_scheduled_message_waits_and_can_be_taken_back() -> Result<()> {
 
 #[tokio::test]
 async fn a_message_that_is_no_longer_worth_sending_expires() -> Result<()> {
-    let (stack, sink) = (Stack::start_with(&[("WEBHOOK_RETRY_DELAY", "60000"), ("RETRY_MAX_MS", "60000")]).await?, HttpSink::start_local().await?);
+    let (stack, sink) = (
+        Stack::start_with(&[("WEBHOOK_RETRY_DELAY", "60000"), ("RETRY_MAX_MS", "60000")]).await?,
+        HttpSink::start_local().await?,
+    );
     sink.reply_by_default(Reply::status(500));
     let api = stack.producer();
     let soon = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(30);
-    let id = api.send(&json!({"channel": "webhook", "recipient": sink.url("/x"), "data": {}, "expires_at": soon.to_rfc3339()})).await?;
+    let id = api
+        .send(&json!({"channel": "webhook", "recipient": sink.url("/x"), "data": {}, "expires_at": soon.to_rfc3339()}))
+        .await?;
     api.wait_status(&id, "expired").await?;
     assert_eq!(sink.requests().len(), 1);
     Ok(())
@@ -199,7 +240,12 @@ async fn a_message_that_is_no_longer_worth_sending_expires() -> Result<()> {
 
 #[tokio::test]
 async fn the_sandbox_plays_every_outcome_by_recipient() -> Result<()> {
-    let stack = Stack::start_with(&[("EMAIL_BACKEND", "sandbox"), ("RETRY_MAX_ATTEMPTS", "3"), ("AMBIGUOUS_POLICY_SMS", "resend")]).await?;
+    let stack = Stack::start_with(&[
+        ("EMAIL_BACKEND", "sandbox"),
+        ("RETRY_MAX_ATTEMPTS", "3"),
+        ("AMBIGUOUS_POLICY_SMS", "resend"),
+    ])
+    .await?;
     let api = stack.producer();
     for (channel, recipient, status) in [
         ("email", "ok@example.com", "sent"),
@@ -235,7 +281,10 @@ async fn a_bulk_reports_each_recipient_and_counts_live() -> Result<()> {
     assert_eq!((&counts["accepted"], &counts["delivered"]), (&json!(3), &json!(3)));
 
     let many: Vec<String> = (0..10_000).map(|n| format!("user{n}")).collect();
-    let answer = producer.post("/api/notifications/send-bulk", &json!({"user_ids": many, "channel": "in_app", "message": "m"})).await?.ok()?;
+    let answer = producer
+        .post("/api/notifications/send-bulk", &json!({"user_ids": many, "channel": "in_app", "message": "m"}))
+        .await?
+        .ok()?;
     assert_eq!(answer["sent"], 10_000);
     let bulk = format!("/api/bulk/{}", answer["bulk_id"].as_str().unwrap());
     eventually("10,000 delivered", Duration::from_secs(60), || async {
@@ -243,7 +292,9 @@ async fn a_bulk_reports_each_recipient_and_counts_live() -> Result<()> {
     })
     .await?;
     for bad in [json!([]), json!((0..10_001).map(|n| n.to_string()).collect::<Vec<_>>())] {
-        let answer = producer.post("/api/notifications/send-bulk", &json!({"user_ids": bad, "channel": "in_app", "message": "m"})).await?;
+        let answer = producer
+            .post("/api/notifications/send-bulk", &json!({"user_ids": bad, "channel": "in_app", "message": "m"}))
+            .await?;
         assert_eq!(answer.status.as_u16(), 400);
     }
     Ok(())

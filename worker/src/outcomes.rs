@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 /// The routing key of events that workers publish.
 const ROUTING_KEY: &str = "outcome";
-/// Four confirms under way hide the disks of a replicated queue behind each other. What waits is bounded by what the
+/// Two confirms under way hide the disks of a replicated queue behind each other. What waits is bounded by what the
 /// consumers may hold; this bound lies above it.
-const LIMITS: Limits = Limits { batch_max: EVENTS_MAX, parallel_max: 4, queue_max: 4096 };
+const LIMITS: Limits = Limits { batch_max: EVENTS_MAX, parallel_max: 2, queue_max: 4096 };
 
 /// Publishes events. Cheap to clone.
 #[derive(Clone)]

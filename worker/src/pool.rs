@@ -40,9 +40,7 @@ const CLAIM_MAX: usize = 64;
 /// While claims are under way, another one waits for at least this much room, so that claims grow with the load.
 const CLAIM_USUAL: usize = 16;
 /// Claims under way at once: enough to hide the database's answer time.
-const FLIGHTS_MAX: usize = 4;
-/// While claims are under way, a batch waits this long for more; far below the time the deliveries spend elsewhere.
-const LINGER: Duration = Duration::from_millis(2);
+const FLIGHTS_MAX: usize = 2;
 /// Unacknowledged deliveries for each attempt at once: the second waits for its event's confirm, or to be claimed.
 const PREFETCH_PER_ATTEMPT: usize = 2;
 
@@ -132,8 +130,8 @@ impl Pool {
     async fn next(&mut self) -> Option<(Vec<Delivery>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let bench = Arc::clone(&self.bench);
         let (mut room, flight) = bench.shop.stop.run_until_cancelled(bench.room()).await??;
-        let alone = bench.flights.available_permits() + 1 == FLIGHTS_MAX;
-        let batch = self.consumer.next_batch(room.num_permits(), if alone { Duration::ZERO } else { LINGER }).await?;
+        // No waiting for more: while both claims are under way deliveries pile up by themselves.
+        let batch = self.consumer.next_batch(room.num_permits(), Duration::ZERO).await?;
         // What is left of the room goes back when it is dropped here.
         let room = room.split(batch.len()).unwrap_or(room);
         Some((batch, room, flight))

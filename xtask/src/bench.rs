@@ -151,7 +151,8 @@ struct BenchServers {
 impl BenchServers {
     fn start(bench: &Bench, side: &str) -> Result<Self> {
         let names = ["PG_PORT", "RMQ_PORT", "RMQ_DIST_PORT", "RMQ_MGMT_PORT", "EPMD_PORT", "REDIS_PORT"];
-        let ports = names.iter().map(|name| Ok((*name, ports::find_free()?.to_string()))).collect::<Result<Vec<_>>>()?;
+        let ports =
+            names.iter().map(|name| Ok((*name, ports::find_free()?.to_string()))).collect::<Result<Vec<_>>>()?;
         let servers = Self { script: bench.tools.join("servers.sh"), dir: bench.dir.join("servers"), ports };
         let wanted: &[&str] = match side {
             "ours" => &["pg", "rmq"],

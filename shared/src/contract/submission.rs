@@ -300,8 +300,14 @@ pub fn check_recipient(channel: Channel, text: &str, rules: &Rules) -> Result<Ad
     }
     match channel {
         Channel::Email if !is_email(text) => refuse("must be one e-mail address such as ada@example.com"),
-        Channel::Sms | Channel::Whatsapp if !is_phone(text) => refuse("must be a phone number in E.164 form: + and 7 to 15 digits"),
-        Channel::Webhook => rules.guard.check_url(text).map(|()| Address::new(text)).map_err(|why| FieldError::new("recipient", why.to_string())),
+        Channel::Sms | Channel::Whatsapp if !is_phone(text) => {
+            refuse("must be a phone number in E.164 form: + and 7 to 15 digits")
+        }
+        Channel::Webhook => rules
+            .guard
+            .check_url(text)
+            .map(|()| Address::new(text))
+            .map_err(|why| FieldError::new("recipient", why.to_string())),
         Channel::InApp if text.len() > NAME_BYTES_MAX => refuse("must be a user id of at most 200 bytes"),
         Channel::Email | Channel::Sms | Channel::Push | Channel::InApp | Channel::Whatsapp => Ok(Address::new(text)),
     }
@@ -322,10 +328,16 @@ fn is_email(text: &str) -> bool {
 }
 
 fn is_phone(text: &str) -> bool {
-    text.strip_prefix('+').is_some_and(|digits| (7..=15).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()))
+    text.strip_prefix('+')
+        .is_some_and(|digits| (7..=15).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn check_times(scheduled: Option<DateTime<Utc>>, expires: Option<DateTime<Utc>>, now: DateTime<Utc>, faults: &mut Faults) {
+fn check_times(
+    scheduled: Option<DateTime<Utc>>,
+    expires: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    faults: &mut Faults,
+) {
     if scheduled.is_some_and(|at| at > now + SCHEDULE_AHEAD_MAX) {
         faults.add("scheduled_at", "must be within a year from now");
     }
@@ -375,7 +387,9 @@ fn check_content(channel: Channel, content: &Content, faults: &mut Faults) {
             faults.add("message", "must have at most 4096 characters");
         }
         Channel::Push | Channel::InApp if !has_text && !has_title => faults.add("message", "is required (or title)"),
-        Channel::Webhook if content.data.is_none() && !has_text && !has_title => faults.add("data", "is required: it becomes the body"),
+        Channel::Webhook if content.data.is_none() && !has_text && !has_title => {
+            faults.add("data", "is required: it becomes the body")
+        }
         _ => {}
     }
 }
@@ -471,7 +485,10 @@ mod tests {
 
     #[test]
     fn every_fault_is_named() {
-        assert_eq!(fields(r#"{"channel":"email","recipient":"x","priority":"soon","title":"a\nb"}"#), ["priority", "title"]);
+        assert_eq!(
+            fields(r#"{"channel":"email","recipient":"x","priority":"soon","title":"a\nb"}"#),
+            ["priority", "title"]
+        );
         assert_eq!(fields(r#"{"recipient":"x"}"#), ["channel"]);
         assert_eq!(fields(r#"{"channel":"email","recipient":"no at","message":"m"}"#), ["recipient"]);
         assert_eq!(fields(r#"{"channel":"sms","recipient":"12345","message":"m"}"#), ["recipient"]);
@@ -482,7 +499,8 @@ mod tests {
 
     #[test]
     fn a_time_without_a_zone_is_utc_and_a_past_one_means_now() {
-        let body = |at: &str| format!(r#"{{"channel":"sms","recipient":"+1234567890","message":"m","scheduled_at":"{at}"}}"#);
+        let body =
+            |at: &str| format!(r#"{{"channel":"sms","recipient":"+1234567890","message":"m","scheduled_at":"{at}"}}"#);
         let later = check(&body("2027-02-01T10:00:00.123456")).unwrap().scheduled_at.unwrap();
         assert_eq!(later.to_rfc3339(), "2027-02-01T10:00:00.123456+00:00");
         assert_eq!(check(&body("2020-01-01T00:00:00Z")).unwrap().scheduled_at, None);
@@ -491,12 +509,16 @@ mod tests {
 
     #[test]
     fn a_past_expiry_is_refused() {
-        assert_eq!(fields(r#"{"channel":"sms","recipient":"+1234567890","message":"m","expires_at":"2020-01-01T00:00:00Z"}"#), ["expires_at"]);
+        assert_eq!(
+            fields(r#"{"channel":"sms","recipient":"+1234567890","message":"m","expires_at":"2020-01-01T00:00:00Z"}"#),
+            ["expires_at"]
+        );
     }
 
     #[test]
     fn a_header_cannot_be_injected_through_a_recipient() {
-        for address in ["a@b.c\\r\\nBcc: x@y.z", "a@b.c, d@e.f", "<a@b.c>", "a b@c.d", "@b.c", "a@", "a@b..c", "a@-b.c"] {
+        for address in ["a@b.c\\r\\nBcc: x@y.z", "a@b.c, d@e.f", "<a@b.c>", "a b@c.d", "@b.c", "a@", "a@b..c", "a@-b.c"]
+        {
             let body = format!(r#"{{"channel":"email","recipient":"{address}","message":"m"}}"#);
             assert_eq!(fields(&body), ["recipient"], "{address}");
         }

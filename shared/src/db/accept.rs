@@ -129,7 +129,11 @@ impl Store {
     /// Stores all of `batch` in one commit. Returns one result per acceptance, in order, and what to publish now.
     ///
     /// `relay_after_ms`: when the relay may take the outbox row over, should we die before publishing it.
-    pub async fn accept(&self, batch: &[Acceptance], relay_after_ms: i32) -> DbResult<(Vec<Accepted>, Option<Dispatch>)> {
+    pub async fn accept(
+        &self,
+        batch: &[Acceptance],
+        relay_after_ms: i32,
+    ) -> DbResult<(Vec<Accepted>, Option<Dispatch>)> {
         let (outbox_id, won) = self.insert(batch, relay_after_ms).await?;
         let is_new = |acceptance: &Acceptance| acceptance.key.is_none() || won.contains(&acceptance.subject());
         let results = if batch.iter().all(is_new) {

@@ -35,7 +35,8 @@ pub struct Crash {
 impl Store {
     /// Turns up to `limit` due deliveries to `queued` and returns them as a dispatch, whose outbox row stands already.
     pub async fn release_due(&self, limit: i64, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
-        let query = statement::<(Int8, SqlUuid, Int4, Text)>(RELEASE).bind::<Int8, _>(limit).bind::<Int4, _>(relay_after_ms);
+        let query =
+            statement::<(Int8, SqlUuid, Int4, Text)>(RELEASE).bind::<Int8, _>(limit).bind::<Int4, _>(relay_after_ms);
         let rows: Vec<(i64, Uuid, i32, String)> = query.rows(self).await?;
         let Some(&(outbox_id, ..)) = rows.as_slice().first() else { return Ok(None) };
         let items: Vec<DispatchItem> = rows.iter().filter_map(|(_, id, run, route)| item(*id, *run, route)).collect();
@@ -46,9 +47,7 @@ impl Store {
     /// `again_ms` later and returned. So a watch is only lost once the crash has been written down.
     pub async fn crashed(&self, limit: i64, again_ms: i32) -> DbResult<Vec<Crash>> {
         type SqlRow = (SqlUuid, Int4, Int4, Text, (Int2, Int2, Int2), Nullable<Text>, Nullable<Timestamptz>);
-        let query = statement::<SqlRow>(CRASHED)
-            .bind::<Int8, _>(limit)
-            .bind::<Int4, _>(again_ms);
+        let query = statement::<SqlRow>(CRASHED).bind::<Int8, _>(limit).bind::<Int4, _>(again_ms);
         let rows: Vec<CrashRow> = query.rows(self).await?;
         Ok(rows.into_iter().filter_map(crash).collect())
     }

@@ -43,7 +43,9 @@ impl Store {
             .bind::<SqlUuid, _>(low)
             .bind::<SqlUuid, _>(high);
         let rows: Vec<(Uuid, i32, String)> = query.rows(self).await?;
-        let owner = |(id, tenant, channel): (Uuid, i32, String)| Some((DeliveryId(id), TenantId(tenant), channel.parse().ok()?));
+        let owner = |(id, tenant, channel): (Uuid, i32, String)| {
+            Some((DeliveryId(id), TenantId(tenant), channel.parse().ok()?))
+        };
         Ok(rows.into_iter().filter_map(owner).collect())
     }
 }

@@ -67,7 +67,8 @@ impl Store {
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.rows(self).await?;
-        let item = |(id, user_id, content, read_at, created_at)| InboxItem { id, user_id, content, read_at, created_at };
+        let item =
+            |(id, user_id, content, read_at, created_at)| InboxItem { id, user_id, content, read_at, created_at };
         Ok(rows.into_iter().map(item).collect())
     }
 

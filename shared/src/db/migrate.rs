@@ -32,7 +32,10 @@ pub enum MigrateError {
 /// Runs every pending migration on its own connection; returns the versions that ran.
 pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     let mut conn = AsyncPgConnection::establish(url.expose_secret()).await?;
-    diesel::sql_query("SELECT pg_advisory_lock($1)").bind::<diesel::sql_types::Int8, _>(LOCK).execute(&mut conn).await?;
+    diesel::sql_query("SELECT pg_advisory_lock($1)")
+        .bind::<diesel::sql_types::Int8, _>(LOCK)
+        .execute(&mut conn)
+        .await?;
     // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
     tokio::task::spawn_blocking(move || {
         let mut harness = AsyncMigrationHarness::new(conn);
@@ -85,7 +88,8 @@ impl Store {
 
     /// Makes the daily partitions up to `ahead` days from now; says how many were missing.
     pub async fn ensure_partitions(&self, ahead: i32) -> DbResult<i32> {
-        let query = statement::<diesel::sql_types::Int4>("SELECT ensure_partitions(?) AS made").bind::<diesel::sql_types::Int4, _>(ahead);
+        let query = statement::<diesel::sql_types::Int4>("SELECT ensure_partitions(?) AS made")
+            .bind::<diesel::sql_types::Int4, _>(ahead);
         query.row(self).await
     }
 

@@ -82,9 +82,15 @@ impl From<diesel::result::Error> for DbError {
 }
 
 fn says_going_away(message: &str) -> bool {
-    ["terminating connection", "the database system is", "connection closed", "server closed the connection", "error communicating with the server"]
-        .iter()
-        .any(|words| message.contains(words))
+    [
+        "terminating connection",
+        "the database system is",
+        "connection closed",
+        "server closed the connection",
+        "error communicating with the server",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
 }
 
 fn says_try_again(message: &str) -> bool {
@@ -107,7 +113,8 @@ impl Store {
         config.recycling_method = RecyclingMethod::Fast;
         config.custom_setup = Box::new(|url| connect(url).boxed());
         let manager = AsyncDieselConnectionManager::new_with_config(url.expose_secret(), config);
-        let timeouts = Timeouts { wait: Some(CONNECT_WAIT_MAX), create: Some(CONNECT_WAIT_MAX), recycle: Some(CONNECT_WAIT_MAX) };
+        let timeouts =
+            Timeouts { wait: Some(CONNECT_WAIT_MAX), create: Some(CONNECT_WAIT_MAX), recycle: Some(CONNECT_WAIT_MAX) };
         let pool = Pool::builder(manager).max_size(size).timeouts(timeouts).runtime(Runtime::Tokio1).build()?;
         Ok(Self { pool })
     }

@@ -16,7 +16,9 @@ type Row = (i64, Vec<Uuid>, Vec<i32>, Vec<String>);
 impl Store {
     /// Takes up to `limit` rows that nobody published in time; they are ours for `lease_ms`.
     pub async fn take_unpublished(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<Dispatch>> {
-        let query = statement::<(Int8, Array<SqlUuid>, Array<Int4>, Array<Text>)>(TAKE).bind::<Int4, _>(lease_ms).bind::<Int8, _>(limit);
+        let query = statement::<(Int8, Array<SqlUuid>, Array<Int4>, Array<Text>)>(TAKE)
+            .bind::<Int4, _>(lease_ms)
+            .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.rows(self).await?;
         Ok(rows.into_iter().map(dispatch).collect())
     }
@@ -54,7 +56,9 @@ impl Store {
 
     /// Whether any published row waits for the audit: without one there is no need to ask the broker for its depths.
     pub async fn audit_waits(&self) -> DbResult<bool> {
-        let query = statement::<Bool>("SELECT EXISTS (SELECT 1 FROM outbox WHERE published_at IS NOT NULL AND act_at <= now()) AS waits");
+        let query = statement::<Bool>(
+            "SELECT EXISTS (SELECT 1 FROM outbox WHERE published_at IS NOT NULL AND act_at <= now()) AS waits",
+        );
         query.row(self).await
     }
 }

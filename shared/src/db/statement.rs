@@ -71,7 +71,9 @@ impl<Row> QueryFragment<Pg> for Statement<Row> {
         let mut binds = self.binds.iter();
         for (index, piece) in self.text.split('?').enumerate() {
             if index > 0 {
-                let bind = binds.next().ok_or_else(|| diesel::result::Error::QueryBuilderError("fewer binds than `?`".into()))?;
+                let bind = binds
+                    .next()
+                    .ok_or_else(|| diesel::result::Error::QueryBuilderError("fewer binds than `?`".into()))?;
                 bind.walk_ast(out.reborrow())?;
             }
             out.push_sql(piece);

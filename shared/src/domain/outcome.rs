@@ -119,7 +119,9 @@ impl Outcome {
         match self {
             Self::Sent(_) => None,
             Self::Transient(fault, _) | Self::Throttled(fault, _) => Some(fault),
-            Self::Rejected(fault) | Self::AddressDead(fault) | Self::Misconfigured(fault) | Self::Unknown(fault) => Some(fault),
+            Self::Rejected(fault) | Self::AddressDead(fault) | Self::Misconfigured(fault) | Self::Unknown(fault) => {
+                Some(fault)
+            }
         }
     }
 }

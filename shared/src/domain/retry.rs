@@ -115,7 +115,13 @@ impl Verdict {
 ///
 /// `time_left` is what remains until the message expires; a retry that would come later than that ends as `expired`.
 /// `jitter` is uniform in 0..1.
-pub fn decide(outcome: &Outcome, tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> Verdict {
+pub fn decide(
+    outcome: &Outcome,
+    tries: Tries,
+    time_left: Option<Duration>,
+    policy: &RetryPolicy,
+    jitter: f64,
+) -> Verdict {
     let verdict = match outcome {
         Outcome::Sent(receipt) if receipt.arrived => Verdict::end(EventKind::Delivered, State::Delivered),
         Outcome::Sent(_) => Verdict::end(EventKind::Sent, State::Sent),
@@ -216,7 +222,9 @@ mod tests {
     #[test]
     fn retry_after_is_never_undercut() {
         let asked = Duration::from_secs(60);
-        for outcome in [Outcome::Transient(Fault::default(), Some(asked)), Outcome::Throttled(Fault::default(), Some(asked))] {
+        for outcome in
+            [Outcome::Transient(Fault::default(), Some(asked)), Outcome::Throttled(Fault::default(), Some(asked))]
+        {
             assert!(decide(&outcome, tries(1), None, &policy(), 0.0).delay.unwrap() >= asked);
         }
     }

@@ -94,17 +94,25 @@ impl Load {
         let port = Arc::new(stack.port("ingest")?);
         let key = stack.producer_key.clone();
         let url = sink.url("/hook");
-        let clients: Vec<_> = (0..args.connections).map(|_| {
-            let (stop, accepted, next, url) = (Arc::clone(&stop), Arc::clone(&accepted), Arc::clone(&next), url.clone());
-            let api = Api::new(&format!("http://127.0.0.1:{port}"), &key);
-            tokio::spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    let id = insist(&api, &format!("key-{n}"), &json!({"channel": "webhook", "recipient": url, "data": {"n": n}})).await;
-                    accepted.lock().unwrap().push(id);
-                }
+        let clients: Vec<_> = (0..args.connections)
+            .map(|_| {
+                let (stop, accepted, next, url) =
+                    (Arc::clone(&stop), Arc::clone(&accepted), Arc::clone(&next), url.clone());
+                let api = Api::new(&format!("http://127.0.0.1:{port}"), &key);
+                tokio::spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        let id = insist(
+                            &api,
+                            &format!("key-{n}"),
+                            &json!({"channel": "webhook", "recipient": url, "data": {"n": n}}),
+                        )
+                        .await;
+                        accepted.lock().unwrap().push(id);
+                    }
+                })
             })
-        }).collect();
+            .collect();
         Ok(Self { stop, accepted, clients })
     }
 

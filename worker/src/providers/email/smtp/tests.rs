@@ -168,6 +168,17 @@ async fn a_kept_connection_that_died_is_replaced_without_an_attempt_lost() {
 }
 
 #[tokio::test]
+async fn a_mail_that_gets_no_turn_in_time_spends_no_attempt() {
+    let sink = SmtpSink::start_local().await.unwrap();
+    let smtp = smtp(&sink, None);
+    let all = smtp.room.acquire_many(u32::try_from(CONNECTIONS_MAX).unwrap()).await.unwrap();
+    let outcome = smtp.mail(&within(SHORT, to("ada@example.org", "m"))).await;
+    assert_eq!(code(&outcome), (OutcomeClass::Throttled, "busy"));
+    drop(all);
+    assert_eq!(smtp.mail(&to("ada@example.org", "m")).await.class(), OutcomeClass::Sent);
+}
+
+#[tokio::test]
 async fn files_arrive_with_their_names_and_bytes() {
     let sink = SmtpSink::start_local().await.unwrap();
     let content = serde_json::json!({
