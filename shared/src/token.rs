@@ -288,7 +288,7 @@ mod tests {
             good(),
             with("aud", json!(["other", ISSUER])),
             with("nbf", json!(now)),
-            with("iat", json!(now as f64 + 0.5)),
+            with("iat", json!(f64::from(u32::try_from(now).unwrap()) + 0.5)),
         ] {
             assert!(decoded(&claims).is_ok(), "{claims}");
         }
