@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -14,6 +15,9 @@ const CHOICE: (u16, u16) = (15_000, 32_000);
 
 /// How many random ports are tried before giving up; even on a busy machine nearly all are free.
 const TRIES: usize = 100;
+
+/// How long the ports of processes that were just ended may stay taken.
+const CLOSE_GRACE: Duration = Duration::from_secs(3);
 
 /// The remembered ports of one directory (the file `ports` in it).
 #[derive(Debug)]
@@ -92,9 +96,15 @@ pub fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
-/// Fails in plain words when one of the ports is taken.
+/// Fails in plain words when one of the ports is taken, and stays so: the sockets of a killed process close a moment
+/// after it is gone.
 pub(super) fn check_free(ports: &[u16], server: &str, dir: &Path) -> Result<()> {
-    match ports.iter().find(|port| !is_free(**port)) {
+    let taken = || ports.iter().find(|port| !is_free(**port));
+    let since = Instant::now();
+    while taken().is_some() && since.elapsed() < CLOSE_GRACE {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    match taken() {
         None => Ok(()),
         Some(port) => bail!(
             "port {port} of our {server} is taken by another program; stop that program, or delete {} to have new \
