@@ -24,7 +24,7 @@ use shared::{
     config::Config,
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
-    probe::{BrokerPart, DatabasePart, Parts},
+    probe::{BrokerPart, DatabasePart, Parts, Starting},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -49,6 +49,7 @@ pub enum RunError {
 pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
     let store = Store::open(&config.database.url, config.database.pool_size)
         .map_err(|error| RunError::Pool(Box::new(error)))?;
+    parts.add(Starting(probe::CONSUMERS));
     parts.add(DatabasePart(store.clone()));
     // Nothing is consumed or released before the schema is the one this version knows.
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };

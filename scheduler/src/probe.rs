@@ -14,6 +14,9 @@ use shared::{
 /// longest wait between two tries is 15 s.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
+/// The name of the part that says whether the queues are read.
+pub const CONSUMERS: &str = "consumers";
+
 /// The heartbeat of one loop.
 #[derive(Debug)]
 pub struct Pulse {
@@ -85,7 +88,7 @@ pub struct ConsumersPart(pub Vec<Arc<ConsumerHealth>>);
 
 impl Part for ConsumersPart {
     fn name(&self) -> &'static str {
-        "consumers"
+        CONSUMERS
     }
 
     fn check(&self) -> Checking<'_> {

@@ -90,6 +90,19 @@ impl Parts {
     }
 }
 
+/// Stands in for the part of this name until it is there: a process that has not begun is not ready.
+pub struct Starting(pub &'static str);
+
+impl Part for Starting {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    fn check(&self) -> Checking<'_> {
+        Box::pin(std::future::ready(Health::Down("has not begun yet".to_owned())))
+    }
+}
+
 async fn check(part: &dyn Part) -> Health {
     let late = || Health::Down(format!("no answer within {} ms", CHECK_TIMEOUT.as_millis()));
     timeout(CHECK_TIMEOUT, part.check()).await.unwrap_or_else(|_| late())

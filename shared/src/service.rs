@@ -91,6 +91,7 @@ where
         tokio::pin!(working);
         // The listener only ends by itself when it could not be opened.
         tokio::select! {
+            biased; // what is not ready yet must be on the list before anybody can ask
             worked = &mut working => return Ok(worked?),
             watched = watching => watched.map_err(|source| ListenError { host: host.clone(), port, source })?,
         }

@@ -7,6 +7,9 @@ use shared::{
     probe::{Checking, Health, Part},
 };
 
+/// The part's name.
+pub const NAME: &str = "consumers";
+
 /// The consumers of a worker as a part that it cannot do without.
 pub struct ConsumersPart {
     consumers: Vec<Arc<ConsumerHealth>>,
@@ -30,7 +33,7 @@ impl ConsumersPart {
 
 impl Part for ConsumersPart {
     fn name(&self) -> &'static str {
-        "consumers"
+        NAME
     }
 
     fn check(&self) -> Checking<'_> {

@@ -24,7 +24,7 @@ use shared::{
     config::Config,
     db::{Store, migrate::SchemaError},
     domain::{Channel, Lane, Route},
-    probe::{BrokerPart, DatabasePart, Parts},
+    probe::{BrokerPart, DatabasePart, Parts, Starting},
 };
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -75,6 +75,7 @@ pub struct Worker {
 pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), WorkerError> {
     let store = Store::open(&config.database.url, config.database.pool_size)
         .map_err(|error| WorkerError::Database(error.into()))?;
+    parts.add(Starting(health::NAME));
     parts.add(DatabasePart(store.clone()));
     // Nothing is claimed before the schema is the one this version knows.
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
