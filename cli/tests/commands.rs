@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use shared::{
+    config::DatabaseConfig,
     db::{Store, statement},
     domain::TenantId,
     token::{self, Role, hash_key},
@@ -43,7 +44,7 @@ impl Desk {
     }
 
     fn store(&self) -> Store {
-        Store::open(&self.url.to_string().into(), 2).unwrap()
+        Store::open(&DatabaseConfig::plain(&self.url), 2).unwrap()
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -85,7 +86,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 async fn admin(sql: String) {
-    let server = Store::open(&servers_database().to_string().into(), 1).unwrap();
+    let server = Store::open(&DatabaseConfig::plain(&servers_database()), 1).unwrap();
     statement::<()>(sql.leak()).run(&server).await.unwrap();
 }
 

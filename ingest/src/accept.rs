@@ -26,7 +26,7 @@ use crate::problem::Problem;
 
 /// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms; 4096 waiting are
 /// more than a second and a half of a slow disk's work, after which a caller would get a 503 anyway.
-const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096 };
+const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(3) };
 /// Bulks committed at once; each is one statement over thousands of rows.
 const BULKS_PARALLEL_MAX: usize = 2;
 /// Connections that acceptance keeps busy at most: the batches, the bulks, and two queues of the intake.

@@ -134,7 +134,7 @@ struct Stores {
 
 impl Stores {
     fn open(config: &Config) -> Result<Self, IngestError> {
-        let open = |size| Store::open(&config.database.url, size).map_err(|error| IngestError::Database(error.into()));
+        let open = |size| Store::open(&config.database, size).map_err(|error| IngestError::Database(error.into()));
         let rest = config.database.pool_size.saturating_sub(accept::CONNECTIONS);
         Ok(Self { acceptance: open(accept::CONNECTIONS)?, questions: open(rest.max(QUESTION_CONNECTIONS_MIN))? })
     }

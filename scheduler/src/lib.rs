@@ -47,8 +47,8 @@ pub enum RunError {
 
 /// Runs the scheduler until stopped. What it needs and does is added to `parts`, for whoever watches the process.
 pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
-    let store = Store::open(&config.database.url, config.database.pool_size)
-        .map_err(|error| RunError::Pool(Box::new(error)))?;
+    let store =
+        Store::open(&config.database, config.database.pool_size).map_err(|error| RunError::Pool(Box::new(error)))?;
     parts.add(Starting(probe::CONSUMERS));
     parts.add(DatabasePart(store.clone()));
     // Nothing is consumed or released before the schema is the one this version knows.

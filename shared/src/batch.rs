@@ -3,9 +3,12 @@
 //! A lone item is flushed at once, so idle latency stays that of a single statement; under load the batch grows by
 //! itself to `batch_max`, so a statement, a commit or a confirm wait is shared by many.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
 /// The bounds of a batcher.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +19,8 @@ pub struct Limits {
     pub parallel_max: usize,
     /// Items waiting for a flush; beyond it `submit` waits and `try_submit` refuses.
     pub queue_max: usize,
+    /// The least time between two flushes: an item on its own is flushed at once, those that follow closely share one.
+    pub spacing: Duration,
 }
 
 /// Why an item was not flushed.
@@ -88,11 +93,21 @@ where
     let flush = Arc::new(flush);
     let flights = Arc::new(Semaphore::new(limits.parallel_max));
     let mut slots = Vec::with_capacity(limits.batch_max);
+    let mut next_flush = Instant::now();
     // The permit comes first: while every flight is busy, items pile up, and that pile is the next batch.
     while let Ok(permit) = Arc::clone(&flights).acquire_owned().await {
         if waiting.recv_many(&mut slots, limits.batch_max).await == 0 {
             return;
         }
+        if Instant::now() < next_flush {
+            sleep_until(next_flush).await;
+            while slots.len() < limits.batch_max
+                && let Ok(slot) = waiting.try_recv()
+            {
+                slots.push(slot);
+            }
+        }
+        next_flush = Instant::now() + limits.spacing;
         let (items, replies): (Vec<T>, Vec<_>) = slots.drain(..).unzip();
         let flush = Arc::clone(&flush);
         tokio::spawn(async move {
@@ -116,7 +131,7 @@ mod tests {
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let gate = Arc::new(Semaphore::new(0));
         let (seen, wait) = (Arc::clone(&sizes), Arc::clone(&gate));
-        let limits = Limits { batch_max: 64, parallel_max: 1, queue_max: 1000 };
+        let limits = Limits { batch_max: 64, parallel_max: 1, queue_max: 1000, spacing: Duration::ZERO };
         let batcher = Batcher::start(limits, move |items: Vec<u32>| {
             seen.lock().unwrap().push(items.len());
             let wait = Arc::clone(&wait);
@@ -144,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_refuses_at_once() {
-        let limits = Limits { batch_max: 1, parallel_max: 1, queue_max: 1 };
+        let limits = Limits { batch_max: 1, parallel_max: 1, queue_max: 1, spacing: Duration::ZERO };
         let batcher: Batcher<u32, u32> = Batcher::start(limits, |_| std::future::pending());
         let first = tokio::spawn({
             let batcher = batcher.clone();

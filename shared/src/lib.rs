@@ -13,6 +13,7 @@ pub mod domain;
 pub mod faultpoint;
 pub mod probe;
 pub mod reconnect;
+pub mod seal;
 pub mod service;
 pub mod telemetry;
 pub mod token;

@@ -37,10 +37,6 @@ pub fn begin(name: &str) -> Result<(Arc<Config>, CancellationToken), BeginError>
     if let Some(spec) = environment().get(ABORT_AT).filter(|spec| !spec.is_empty()) {
         faultpoint::arm(spec).map_err(BeginError::FaultPoint)?;
     }
-    // Whoever sets it counts on encryption; until there is some, silence would be a lie.
-    if environment().get("POSTHASTE_ENCRYPTION_KEY").is_some_and(|key| !key.is_empty()) {
-        tracing::warn!("POSTHASTE_ENCRYPTION_KEY is not used in this version: contents are stored unencrypted");
-    }
     let stop = CancellationToken::new();
     let listen = |kind| signal(kind).map_err(BeginError::Signals);
     let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);

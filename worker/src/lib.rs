@@ -73,7 +73,7 @@ pub struct Worker {
 /// Works until `stop`, then finishes what was begun within the drain time of the settings. What the worker needs is added
 /// to `parts`, for whoever watches the process.
 pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), WorkerError> {
-    let store = Store::open(&config.database.url, config.database.pool_size)
+    let store = Store::open(&config.database, config.database.pool_size)
         .map_err(|error| WorkerError::Database(error.into()))?;
     parts.add(Starting(health::NAME));
     parts.add(DatabasePart(store.clone()));

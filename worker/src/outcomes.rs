@@ -1,5 +1,7 @@
 //! The way of events to the log writer: many in one AMQP message, each known to be with the broker before anybody goes on.
 
+use std::time::Duration;
+
 use shared::{
     amqp::{Outgoing, Publisher, topology},
     batch::{Batcher, Limits},
@@ -13,7 +15,8 @@ use uuid::Uuid;
 const ROUTING_KEY: &str = "outcome";
 /// Two confirms under way hide the disks of a replicated queue behind each other. What waits is bounded by what the
 /// consumers may hold; this bound lies above it.
-const LIMITS: Limits = Limits { batch_max: EVENTS_MAX, parallel_max: 2, queue_max: 4096 };
+const LIMITS: Limits =
+    Limits { batch_max: EVENTS_MAX, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(8) };
 
 /// Publishes events. Cheap to clone.
 #[derive(Clone)]

@@ -41,6 +41,8 @@ const CLAIM_MAX: usize = 64;
 const CLAIM_USUAL: usize = 16;
 /// Claims under way at once: enough to hide the database's answer time.
 const FLIGHTS_MAX: usize = 2;
+/// The least time between two claims of a pool. Without it four workers side by side claim one or two deliveries at a time.
+const CLAIM_SPACING: Duration = Duration::from_millis(8);
 /// Unacknowledged deliveries for each attempt at once: the second waits for its event's confirm, or to be claimed.
 const PREFETCH_PER_ATTEMPT: usize = 2;
 
@@ -61,6 +63,8 @@ pub struct Shop {
 pub struct Pool {
     bench: Arc<Bench>,
     consumer: Consumer,
+    /// Before it, deliveries gather for one claim.
+    next_claim: Instant,
 }
 
 /// What a pool's tasks share.
@@ -105,7 +109,7 @@ impl Pool {
             shop,
             desk,
         };
-        Self { bench: Arc::new(bench), consumer }
+        Self { bench: Arc::new(bench), consumer, next_claim: Instant::now() }
     }
 
     /// How the pool's consumer is doing.
@@ -130,8 +134,9 @@ impl Pool {
     async fn next(&mut self) -> Option<(Vec<Delivery>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let bench = Arc::clone(&self.bench);
         let (mut room, flight) = bench.shop.stop.run_until_cancelled(bench.room()).await??;
-        // No waiting for more: while both claims are under way deliveries pile up by themselves.
-        let batch = self.consumer.next_batch(room.num_permits(), Duration::ZERO).await?;
+        // A delivery on its own is claimed at once; those that follow closely share a claim.
+        let batch = self.consumer.next_batch_after(room.num_permits(), self.next_claim).await?;
+        self.next_claim = Instant::now() + CLAIM_SPACING;
         // What is left of the room goes back when it is dropped here.
         let room = room.split(batch.len()).unwrap_or(room);
         Some((batch, room, flight))

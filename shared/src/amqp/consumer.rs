@@ -26,7 +26,10 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use metrics::{counter, gauge};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{timeout, timeout_at},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -180,8 +183,19 @@ impl Consumer {
     /// Waits for a message, then adds what else is there or comes within `linger`, up to `max`. `None` once stopped,
     /// and only then: losses are repaired in here. May be dropped and called again without losing a message.
     pub async fn next_batch(&mut self, max: usize, linger: Duration) -> Option<Vec<Delivery>> {
+        self.batch_by(max, move || Instant::now() + linger).await
+    }
+
+    /// The next deliveries, at least one and at most `max`, together with those that come before `moment`; `None` once
+    /// stopped. A caller that names the moment a little after its last batch takes what comes alone at once, and what
+    /// follows closely in company.
+    pub async fn next_batch_after(&mut self, max: usize, moment: Instant) -> Option<Vec<Delivery>> {
+        self.batch_by(max, move || moment).await
+    }
+
+    async fn batch_by(&mut self, max: usize, deadline: impl FnOnce() -> Instant) -> Option<Vec<Delivery>> {
         let stop = self.stop.clone();
-        stop.run_until_cancelled(self.gather(max.max(1), linger)).await?;
+        stop.run_until_cancelled(self.gather(max.max(1), deadline)).await?;
         let batch = std::mem::take(&mut self.batch);
         self.health.delivered(&batch);
         self.reconnect.reset();
@@ -210,15 +224,15 @@ impl Consumer {
     }
 
     /// Fills the batch with at least one delivery.
-    async fn gather(&mut self, max: usize, linger: Duration) {
+    async fn gather(&mut self, max: usize, deadline: impl FnOnce() -> Instant) {
         while self.batch.is_empty() {
             self.register().await;
             self.take_next().await;
             self.take_ready(max);
         }
-        let deadline = tokio::time::Instant::now() + linger;
-        while !linger.is_zero() && self.batch.len() < max && self.is_alive() {
-            if tokio::time::timeout_at(deadline, self.take_next()).await.is_err() {
+        let deadline = deadline();
+        while self.batch.len() < max && self.is_alive() && Instant::now() < deadline {
+            if timeout_at(deadline.into(), self.take_next()).await.is_err() {
                 return;
             }
             self.take_ready(max);

@@ -3,6 +3,8 @@
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+use crate::seal::Sealer;
+
 use super::{reader::Reader, setting::Setting, table};
 
 /// The PostgreSQL database.
@@ -12,6 +14,15 @@ pub struct DatabaseConfig {
     pub url: SecretString,
     /// Connections that one process holds at most.
     pub pool_size: usize,
+    /// Seals what people wrote and where they can be reached.
+    pub sealer: Sealer,
+}
+
+impl DatabaseConfig {
+    /// One that seals nothing, for tools and tests.
+    pub fn plain(url: &Url) -> Self {
+        Self { url: url.to_string().into(), pool_size: 1, sealer: Sealer::default() }
+    }
 }
 
 const POSTGRES_PORT: u16 = 5432;
@@ -37,7 +48,14 @@ pub(super) fn read(reader: &mut Reader) -> Option<DatabaseConfig> {
         None if reader.is_set(&table::DATABASE_URL) => return None,
         None => compose(reader, &parts)?,
     };
-    Some(DatabaseConfig { url: String::from(url).into(), pool_size: pool_size? })
+    Some(DatabaseConfig { url: String::from(url).into(), pool_size: pool_size?, sealer: sealer(reader)? })
+}
+
+fn sealer(reader: &mut Reader) -> Option<Sealer> {
+    let newest = reader.get(&table::ENCRYPTION_KEY);
+    let previous = reader.get(&table::ENCRYPTION_KEY_PREVIOUS).unwrap_or_default();
+    // Each key was checked when it was read; an old one without a new one only opens what it sealed.
+    Sealer::new(newest.iter().chain(&previous)).ok()
 }
 
 fn parts(reader: &mut Reader) -> Parts {

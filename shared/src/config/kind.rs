@@ -6,7 +6,10 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use url::{Host, Url};
 
-use crate::domain::{Channel, ProviderName};
+use crate::{
+    domain::{Channel, ProviderName},
+    seal::Sealer,
+};
 
 /// A parser and what it expects, worded to follow "must be".
 pub(super) struct Kind<T> {
@@ -61,6 +64,12 @@ pub(super) const SECRET: Kind<SecretString> = Kind { expects: ANY_TEXT, parse: |
 pub(super) const HOST: Kind<String> =
     Kind { expects: "a host name or an IP address, without scheme and port", parse: host };
 pub(super) const JWT_SECRET: Kind<SecretString> = Kind { expects: "a secret of at least 32 bytes", parse: jwt_secret };
+pub(super) const ENCRYPTION_KEY: Kind<SecretString> =
+    Kind { expects: "32 bytes in base64, from `openssl rand -base64 32`", parse: encryption_key };
+pub(super) const ENCRYPTION_KEYS: Kind<Vec<SecretString>> = Kind {
+    expects: "a comma list of keys, each 32 bytes in base64",
+    parse: |text| text.split(',').map(encryption_key).collect(),
+};
 pub(super) const LOG_FILTER: Kind<String> =
     Kind { expects: "a level (error, warn, info, debug, trace) or a list of target=level", parse: log_filter };
 pub(super) const MAIL_FROM: Kind<String> =
@@ -166,6 +175,11 @@ fn jwt_secret(text: &str) -> Result<SecretString, Bad> {
         return Err(Bad::Because(format!("has {} bytes; it must have at least {JWT_SECRET_BYTES_MIN}", text.len())));
     }
     Ok(text.into())
+}
+
+fn encryption_key(text: &str) -> Result<SecretString, Bad> {
+    let key = SecretString::from(text.trim());
+    Sealer::new([&key]).map(|_| key).map_err(|_| Bad::Shape)
 }
 
 fn log_filter(text: &str) -> Result<String, Bad> {

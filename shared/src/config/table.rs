@@ -62,6 +62,14 @@ settings! {
         AMQP_URL: Setting<Url> = Setting::new("AMQP_URL", kind::AMQP_URL, "amqp://posthaste:change-me@127.0.0.1:5672/%2f")
             .unset(Unset::Required).secrecy(Secrecy::Password);
     }
+    "Encryption" {
+        /// Encrypts contents, recipients and secrets in the database. Unset: they are stored as they are.
+        ENCRYPTION_KEY: Setting<SecretString> =
+            Setting::new("POSTHASTE_ENCRYPTION_KEY", kind::ENCRYPTION_KEY, "$(openssl rand -base64 32)").secrecy(Secrecy::Hidden);
+        /// Keys used before, which still decrypt until `posthaste rotate-keys` has written everything anew.
+        ENCRYPTION_KEY_PREVIOUS: Setting<Vec<SecretString>> =
+            Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, "").secrecy(Secrecy::Hidden);
+    }
     "HTTP" {
         /// The address ingest listens on.
         HOST: Setting<String> = Setting::new("HOST", kind::HOST, "127.0.0.1").default("127.0.0.1");
@@ -191,7 +199,6 @@ pub(super) const FOREIGN: &[&str] = &[
     "POSTHASTE_PRODUCER_KEY",
     "POSTHASTE_TENANT",
     "POSTHASTE_WEBHOOK_SECRET",
-    "POSTHASTE_ENCRYPTION_KEY",
     "POSTHASTE_ABORT_AT",
 ];
 /// What tests may name as they like.

@@ -266,6 +266,7 @@ impl Columns {
     fn bind(self, relay_after_ms: i32) -> super::Statement<(Nullable<diesel::sql_types::Int8>, Array<SqlUuid>)> {
         let Self { keys, bulks, messages, deliveries } = self;
         statement(ACCEPT)
+            .near(messages.id.iter().chain(&deliveries.id))
             .bind::<Array<Int4>, _>(keys.tenant)
             .bind::<Array<Binary>, _>(keys.key_hash)
             .bind::<Array<Binary>, _>(keys.request_hash)
@@ -366,7 +367,7 @@ WITH won AS (
     SELECT * FROM unnest(?::uuid[], ?::int4[], ?::bytea[], ?::int4[])
     ON CONFLICT DO NOTHING
 ), new_messages AS (
-    INSERT INTO messages (id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
+    INSERT INTO messages@ (id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
     SELECT id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at
     FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::uuid[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[],
                 ?::timestamptz[], ?::timestamptz[])
@@ -378,7 +379,7 @@ WITH won AS (
         AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, state, due_at)
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), new_deliveries AS (
-    INSERT INTO deliveries (id, message_id, tenant_id, channel, lane, recipient, state)
+    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, state)
     SELECT id, message_id, tenant_id, channel, lane, recipient, state FROM fresh
 ), new_due AS (
     INSERT INTO due (delivery_id, due_at, run, why) SELECT id, due_at, 0, 'scheduled' FROM fresh WHERE due_at IS NOT NULL

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, bounds, statement};
+use super::{DbResult, Store, statement};
 use crate::{
     contract::WorkItem,
     domain::{Address, DeliveryId, MessageId, TenantId, Tries},
@@ -54,13 +54,11 @@ impl Store {
         let mut hints = hints.to_vec();
         hints.sort_by_key(|hint| hint.d);
         let ids: Vec<Uuid> = hints.iter().map(|hint| hint.d.0).collect();
-        let (low, high) = bounds(&ids);
         let query = statement::<SqlRow>(CLAIM)
+            .near(&ids)
             .bind::<Int4, _>(lease_ms)
             .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Int4>, _>(hints.iter().map(|hint| hint.r).collect::<Vec<_>>())
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high);
+            .bind::<Array<Int4>, _>(hints.iter().map(|hint| hint.r).collect::<Vec<_>>());
         let rows: Vec<Row> = query.rows(self).await?;
         Ok(rows.into_iter().map(Claim::from).collect())
     }
@@ -69,12 +67,10 @@ impl Store {
     /// still holds, for the moment its lease ends. Says how many.
     pub async fn watch(&self, hints: &[WorkItem]) -> DbResult<usize> {
         let ids: Vec<Uuid> = hints.iter().map(|hint| hint.d.0).collect();
-        let (low, high) = bounds(&ids);
         let query = statement::<()>(WATCH)
+            .near(&ids)
             .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Int4>, _>(hints.iter().map(|hint| hint.r).collect::<Vec<_>>())
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high);
+            .bind::<Array<Int4>, _>(hints.iter().map(|hint| hint.r).collect::<Vec<_>>());
         query.run(self).await
     }
 }
@@ -106,13 +102,14 @@ pub(super) fn tries(attempts: i16, deferrals: i16, crashes: i16) -> Tries {
     Tries { attempts: count(attempts), deferrals: count(deferrals), crashes: count(crashes) }
 }
 
+/// A message may have been accepted a moment before the midnight that its delivery came after: `messages` stays whole.
 const CLAIM: &str = "
 WITH claimed AS (
-    UPDATE deliveries d
+    UPDATE deliveries@ d
     SET state = 'sending', run = d.run + 1, attempts = d.attempts + 1, updated_at = clock_timestamp(),
         lease_until = clock_timestamp() + h.lease_ms * interval '1 millisecond'
     FROM (SELECT *, ?::int4 AS lease_ms FROM unnest(?::uuid[], ?::int4[]) AS u(id, run)) h
-    WHERE d.id = h.id AND d.run = h.run AND d.state = 'queued' AND d.id BETWEEN ? AND ?
+    WHERE d.id = h.id AND d.run = h.run AND d.state = 'queued'
     RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.attempts, d.deferrals, d.crashes
 )
 SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.attempts, c.deferrals, c.crashes,
@@ -122,6 +119,6 @@ FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id 
 const WATCH: &str = "
 INSERT INTO due (delivery_id, due_at, run, why)
 SELECT d.id, greatest(d.lease_until, now()), d.run, 'watch'
-FROM unnest(?::uuid[], ?::int4[]) AS h(id, run) JOIN deliveries d ON d.id = h.id
-WHERE d.run = h.run + 1 AND d.state = 'sending' AND d.id BETWEEN ? AND ?
+FROM unnest(?::uuid[], ?::int4[]) AS h(id, run) JOIN deliveries@ d ON d.id = h.id
+WHERE d.run = h.run + 1 AND d.state = 'sending'
 ON CONFLICT (delivery_id) DO NOTHING";

@@ -3,7 +3,7 @@
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, bounds, statement};
+use super::{DbResult, Store, statement};
 use crate::{
     contract::{AttemptRecord, Event},
     domain::{Channel, DeadReason, DeliveryId, EventKind, TenantId},
@@ -37,11 +37,7 @@ impl Store {
     /// Whose these deliveries are and on which channel, for those that exist.
     pub async fn delivery_owners(&self, ids: &[DeliveryId]) -> DbResult<Vec<(DeliveryId, TenantId, Channel)>> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        let (low, high) = bounds(&ids);
-        let query = statement::<(SqlUuid, Int4, Text)>(OWNERS)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high);
+        let query = statement::<(SqlUuid, Int4, Text)>(OWNERS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<(Uuid, i32, String)> = query.rows(self).await?;
         let owner = |(id, tenant, channel): (Uuid, i32, String)| {
             Some((DeliveryId(id), TenantId(tenant), channel.parse().ok()?))
@@ -50,7 +46,7 @@ impl Store {
     }
 }
 
-const OWNERS: &str = "SELECT id, tenant_id, channel FROM deliveries WHERE id = ANY (?::uuid[]) AND id BETWEEN ? AND ?";
+const OWNERS: &str = "SELECT id, tenant_id, channel FROM deliveries@ WHERE id = ANY (?::uuid[])";
 
 fn tally<W: std::str::FromStr>(rows: &[(String, String, i64)], what: &str) -> Vec<(W, u64)> {
     let ours = rows.iter().filter(|(kind, ..)| kind == what);
@@ -59,8 +55,8 @@ fn tally<W: std::str::FromStr>(rows: &[(String, String, i64)], what: &str) -> Ve
 
 fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
     let ids: Vec<Uuid> = events.iter().map(|event| event.delivery.0).collect();
-    let (low, high) = bounds(&ids);
     statement(RECORD)
+        .near(&ids)
         .bind::<Array<SqlUuid>, _>(ids)
         .bind::<Array<Int4>, _>(column(events, |e| e.run))
         .bind::<Array<Text>, _>(column(events, |e| e.kind.as_str()))
@@ -79,11 +75,7 @@ fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
         .bind::<Array<Nullable<SqlUuid>>, _>(column(events, |e| e.dead.map(|_| Uuid::now_v7())))
         .bind::<Array<Bool>, _>(column(events, |e| e.spent))
         .bind::<Array<Bool>, _>(column(events, |e| e.crash))
-        .bind::<SqlUuid, _>(low)
-        .bind::<SqlUuid, _>(high)
         .bind::<Text, _>(WORKER_LOST)
-        .bind::<SqlUuid, _>(low)
-        .bind::<SqlUuid, _>(high)
 }
 
 fn column<T>(events: &[Event], of: impl Fn(&Event) -> T) -> Vec<T> {
@@ -116,24 +108,24 @@ WITH e AS MATERIALIZED (
         AS e(delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref,
              state, delay_ms, dead, letter_id, spent, crash)
 ), moved AS (
-    UPDATE deliveries d
+    UPDATE deliveries@ d
     SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
         attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int
     FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash) e
-    WHERE d.id = e.delivery_id AND d.run = e.run AND d.id BETWEEN ? AND ?
+    WHERE d.id = e.delivery_id AND d.run = e.run
       AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL))
     RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail
 ), logged AS (
-    INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref)
+    INSERT INTO delivery_events@ (delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref)
     SELECT delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref FROM e
     WHERE (provider IS NOT NULL AND NOT crash) OR (delivery_id, run, kind) IN (SELECT id, run, kind FROM moved)
     ON CONFLICT DO NOTHING
     RETURNING tenant_id, channel, kind, at
 ), told AS (
-    UPDATE delivery_events x SET provider = NULL, outcome = NULL, duration_ms = NULL
+    UPDATE delivery_events@ x SET provider = NULL, outcome = NULL, duration_ms = NULL
     FROM (SELECT * FROM e WHERE provider IS NOT NULL AND NOT crash AND kind <> 'ambiguous'
           AND delivery_id NOT IN (SELECT id FROM moved WHERE crashes = 0)) e
-    WHERE x.delivery_id = e.delivery_id AND x.run = e.run AND x.kind = 'ambiguous' AND x.code = ? AND x.delivery_id BETWEEN ? AND ?
+    WHERE x.delivery_id = e.delivery_id AND x.run = e.run AND x.kind = 'ambiguous' AND x.code = ?
 ), counted AS (
     INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
     SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged

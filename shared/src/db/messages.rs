@@ -215,11 +215,7 @@ impl Store {
     ) -> DbResult<Option<(StoredMessage, Vec<StoredEvent>)>> {
         let Some(message) = self.message(scope, id).await? else { return Ok(None) };
         let ids: Vec<Uuid> = message.deliveries.iter().map(|delivery| delivery.id.0).collect();
-        let (low, high) = super::bounds(&ids);
-        let query = statement::<SqlEvent>(SELECT_EVENTS)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(high);
+        let query = statement::<SqlEvent>(SELECT_EVENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<EventRow> = query.rows(self).await?;
         Ok(Some((message, rows.into_iter().filter_map(event).collect())))
     }
@@ -464,8 +460,7 @@ ORDER BY d.id"
 
 const SELECT_EVENTS: &str = "
 SELECT e.delivery_id, e.run, e.kind, e.at, e.provider, e.outcome, e.code, e.detail, e.duration_ms, e.provider_ref
-FROM unnest(?::uuid[]) AS asked(id) JOIN delivery_events e ON e.delivery_id = asked.id
-WHERE e.delivery_id BETWEEN ? AND ?
+FROM unnest(?::uuid[]) AS asked(id) JOIN delivery_events@ e ON e.delivery_id = asked.id
 ORDER BY e.at, e.run, e.kind";
 
 /// Due rows that the release is taking at this moment are left to it: it drops what is no longer waiting, and waiting for

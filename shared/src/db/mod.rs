@@ -28,7 +28,9 @@ use diesel_async::{
     },
 };
 use futures_util::FutureExt;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
+
+use crate::{config::DatabaseConfig, seal::Sealer};
 
 pub use statement::{Statement, statement};
 
@@ -43,7 +45,7 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_millis(1500);
 ///   hour when it has ten million rows. All our joins are look-ups by key.
 /// * Timeouts: a statement that hangs must not hold its locks; nothing may sit idle inside a transaction.
 const SESSION_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
-    SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
+    SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; SET jit = off; \
     SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '10s'; \
     SET timezone = 'UTC'; SET application_name = 'posthaste'";
 
@@ -104,19 +106,25 @@ pub type DbResult<T> = Result<T, DbError>;
 #[derive(Clone)]
 pub struct Store {
     pool: Pool<AsyncPgConnection>,
+    sealer: Sealer,
 }
 
 impl Store {
-    /// Opens a pool of at most `size` connections to `url`; nothing is dialled before the first use.
-    pub fn open(url: &SecretString, size: usize) -> Result<Self, deadpool::managed::BuildError> {
+    /// Opens a pool of at most `size` connections to `database`; nothing is dialled before the first use.
+    pub fn open(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
         let mut config = ManagerConfig::default();
         config.recycling_method = RecyclingMethod::Fast;
         config.custom_setup = Box::new(|url| connect(url).boxed());
-        let manager = AsyncDieselConnectionManager::new_with_config(url.expose_secret(), config);
+        let manager = AsyncDieselConnectionManager::new_with_config(database.url.expose_secret(), config);
         let timeouts =
             Timeouts { wait: Some(CONNECT_WAIT_MAX), create: Some(CONNECT_WAIT_MAX), recycle: Some(CONNECT_WAIT_MAX) };
         let pool = Pool::builder(manager).max_size(size).timeouts(timeouts).runtime(Runtime::Tokio1).build()?;
-        Ok(Self { pool })
+        Ok(Self { pool, sealer: database.sealer.clone() })
+    }
+
+    /// What seals and opens.
+    pub const fn sealer(&self) -> &Sealer {
+        &self.sealer
     }
 
     /// A connection of the pool.
@@ -134,11 +142,4 @@ async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
     let mut conn = AsyncPgConnection::establish(url).await?;
     conn.batch_execute(SESSION_SETTINGS).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
-}
-
-/// Bounds of a set of time-ordered ids: given to the planner so that it opens only the partitions in question.
-fn bounds(ids: &[uuid::Uuid]) -> (uuid::Uuid, uuid::Uuid) {
-    let low = ids.iter().min().copied().unwrap_or(uuid::Uuid::nil());
-    let high = ids.iter().max().copied().unwrap_or(uuid::Uuid::nil());
-    (low, high)
 }

@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 
+use chrono::{DateTime, NaiveDate, Utc};
 use diesel::{
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
@@ -13,22 +14,34 @@ use diesel::{
     sql_types::HasSqlType,
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
+use uuid::Uuid;
 
 use super::{DbResult, Store};
+
+/// Stands behind the name of a partitioned table in a statement's text: the partition to open, if it is just one.
+pub const DAY: char = '@';
 
 /// A fixed SQL text with its binds. `Row` is the tuple of SQL types it returns.
 pub struct Statement<Row> {
     text: &'static str,
+    partition: String,
     binds: Vec<Box<dyn QueryFragment<Pg> + Send>>,
     row: PhantomData<fn() -> Row>,
 }
 
 /// A statement with the text `text`, in which each `?` stands for the next bind.
 pub const fn statement<Row>(text: &'static str) -> Statement<Row> {
-    Statement { text, binds: Vec::new(), row: PhantomData }
+    Statement { text, partition: String::new(), binds: Vec::new(), row: PhantomData }
 }
 
 impl<Row> Statement<Row> {
+    /// Opens only the partition that holds all of `ids`, where there is one. A statement over a parent table locks and
+    /// opens every partition of it, which for a batch of a few rows costs more than the rows.
+    pub fn near<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
+        self.partition = partition(ids);
+        self
+    }
+
     /// Binds the next `?`.
     pub fn bind<St, V>(mut self, value: V) -> Self
     where
@@ -76,10 +89,31 @@ impl<Row> QueryFragment<Pg> for Statement<Row> {
                     .ok_or_else(|| diesel::result::Error::QueryBuilderError("fewer binds than `?`".into()))?;
                 bind.walk_ast(out.reborrow())?;
             }
-            out.push_sql(piece);
+            for (index, part) in piece.split(DAY).enumerate() {
+                if index > 0 {
+                    out.push_sql(&self.partition);
+                }
+                out.push_sql(part);
+            }
         }
         Ok(())
     }
+}
+
+/// The suffix of the one daily partition that holds all of these time-ordered ids; empty if they are of several days, or
+/// of a day so far from now that its partition may be gone or not be there yet.
+fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
+    let mut days = ids.into_iter().map(day);
+    let today = Utc::now().date_naive();
+    let Some(Some(first)) = days.next() else { return String::new() };
+    let near = (today - first).num_days().abs() <= 1;
+    if near && days.all(|day| day == Some(first)) { first.format("_%Y%m%d").to_string() } else { String::new() }
+}
+
+/// The UTC day in which a UUIDv7 was made.
+fn day(id: &Uuid) -> Option<NaiveDate> {
+    let (seconds, nanos) = id.get_timestamp()?.to_unix();
+    Some(DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?.date_naive())
 }
 
 /// Without a static id the text itself is the key of the prepared statement.
@@ -104,5 +138,28 @@ where
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_bind_param::<St, V>(&self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::{NoContext, Timestamp};
+
+    use super::*;
+
+    fn id(at: DateTime<Utc>) -> Uuid {
+        Uuid::new_v7(Timestamp::from_unix(NoContext, u64::try_from(at.timestamp()).unwrap(), 0))
+    }
+
+    #[test]
+    fn only_ids_of_one_near_day_name_a_partition() {
+        let now = Utc::now();
+        let (today, yesterday) = (id(now), id(now - chrono::Duration::days(1)));
+        assert_eq!(partition([&today, &id(now)]), now.format("_%Y%m%d").to_string());
+        assert_eq!(partition([&yesterday]), (now - chrono::Duration::days(1)).format("_%Y%m%d").to_string());
+        assert_eq!(partition([&today, &yesterday]), "", "two days");
+        assert_eq!(partition([&id(now - chrono::Duration::days(3))]), "", "long ago");
+        assert_eq!(partition([&Uuid::nil()]), "", "not time-ordered");
+        assert_eq!(partition([]), "");
     }
 }

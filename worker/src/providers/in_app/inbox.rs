@@ -1,5 +1,7 @@
 //! The inbox: a row per delivery, written many at a time.
 
+use std::time::Duration;
+
 use shared::{
     batch::{Batcher, Limits},
     contract::{Order, Provider, provider::Sending},
@@ -9,7 +11,7 @@ use shared::{
 
 /// One commit takes as many rows as a claim brings; a second one hides the first one's round trip. More items wait
 /// than all lanes together attempt at once.
-const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 1024 };
+const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 1024, spacing: Duration::ZERO };
 
 /// Puts notifications into the inbox of the person named by the recipient.
 pub struct Inbox {

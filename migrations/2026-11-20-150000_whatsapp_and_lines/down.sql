@@ -1,0 +1,2 @@
+DROP TABLE wa_inbound, waha_events, provider_refs, parked, lines, wa_sessions;
+ALTER TABLE deliveries DROP COLUMN line, DROP COLUMN rank, DROP COLUMN recipient_hash;

@@ -1,0 +1,110 @@
+-- WhatsApp sessions, and the lines in which deliveries wait for a slot. Sealed columns hold what the encryption key covers.
+
+CREATE TABLE wa_sessions (
+    id                  uuid        PRIMARY KEY,
+    tenant_id           integer     NOT NULL REFERENCES tenants,
+    name                text        NOT NULL, -- the session's name at WAHA
+    base_url            text        NOT NULL,
+    api_key             bytea,      -- sealed
+    webhook_secret      bytea,      -- sealed
+    previous_secret     bytea,      -- sealed; still verifies until previous_until
+    previous_until      timestamptz,
+    signature           text        NOT NULL DEFAULT 'both', -- waha, seed or both
+    allow_ips           text[]      NOT NULL DEFAULT '{}',
+    on_limit            text        NOT NULL DEFAULT 'queue', -- queue or reject
+    state               text        NOT NULL DEFAULT 'STOPPED', -- as WAHA says it
+    state_at            timestamptz NOT NULL DEFAULT now(),
+    is_wanted           boolean     NOT NULL DEFAULT false, -- started by its admin: what WAHA forgot is put back
+    last_event_at       timestamptz, -- any webhook of it
+    checked_at          timestamptz, -- when it was last compared with WAHA
+    fetched_until       timestamptz, -- inbound messages up to here are known
+    created_at          timestamptz NOT NULL DEFAULT now(),
+    updated_at          timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (tenant_id, name)
+);
+CREATE INDEX wa_sessions_name ON wa_sessions (name);
+
+-- A line is where deliveries wait for a slot: one for each WhatsApp session (with the session's id), and one for each share
+-- of a tenant in a channel. `slots` are the moments taken within the window, oldest first.
+CREATE TABLE lines (
+    id            uuid          PRIMARY KEY,
+    tenant_id     integer       NOT NULL,
+    kind          text          NOT NULL, -- session or share
+    route         text          NOT NULL, -- <channel>.<lane>; of a session: its channel
+    rate          integer,      -- slots in any 60 seconds; NULL: no limit
+    daily_cap     integer,      -- slots in a UTC day; NULL: no cap
+    gap_ms        integer       NOT NULL DEFAULT 0, -- least pause between two slots
+    jitter_ms     integer       NOT NULL DEFAULT 0, -- chance lengthens a pause by up to this
+    slots         timestamptz[] NOT NULL DEFAULT '{}',
+    day           date          NOT NULL DEFAULT current_date,
+    day_slots     integer       NOT NULL DEFAULT 0,
+    is_open       boolean       NOT NULL DEFAULT true, -- a session that is not WORKING is shut
+    blocked_until timestamptz   NOT NULL DEFAULT '-infinity', -- asked to wait, by the provider or a breaker
+    free_at       timestamptz   NOT NULL DEFAULT '-infinity', -- when the next slot can be had
+    waiting       integer       NOT NULL DEFAULT 0  -- its rows in `parked`
+) WITH (fillfactor = 50);
+CREATE INDEX lines_free ON lines (free_at) WHERE waiting > 0 AND is_open AND kind = 'session';
+CREATE INDEX lines_shares ON lines (route, id) WHERE waiting > 0 AND kind = 'share';
+
+-- Deliveries that wait in a line; their state is `queued`.
+CREATE TABLE parked (
+    delivery_id uuid     PRIMARY KEY,
+    line        uuid     NOT NULL,
+    run         integer  NOT NULL,
+    rank        smallint NOT NULL -- urgent 3, high 2, normal 1, low 0
+);
+CREATE INDEX parked_next ON parked (line, rank DESC, delivery_id);
+
+ALTER TABLE deliveries ADD COLUMN line uuid;                -- the line it must get a slot from
+ALTER TABLE deliveries ADD COLUMN rank smallint NOT NULL DEFAULT 1;
+ALTER TABLE deliveries ADD COLUMN recipient_hash bytea;     -- fingerprint, for exact search and erasure
+
+-- What a provider called a delivery, so that what it tells later finds it.
+CREATE TABLE provider_refs (
+    provider    text        NOT NULL,
+    ref         text        NOT NULL,
+    delivery_id uuid        NOT NULL,
+    tenant_id   integer     NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (provider, ref, delivery_id)
+);
+CREATE INDEX provider_refs_created ON provider_refs (created_at);
+
+-- Every webhook of WAHA, once; `pending` ones are the queue of its processing.
+CREATE TABLE waha_events (
+    id           uuid        PRIMARY KEY,
+    tenant_id    integer     NOT NULL,
+    session_id   uuid        NOT NULL,
+    dedup        bytea       NOT NULL, -- SHA-256 of what makes it the same event
+    event        text        NOT NULL,
+    body         bytea       NOT NULL, -- sealed
+    status       text        NOT NULL DEFAULT 'pending', -- pending, done or ignored
+    tries        smallint    NOT NULL DEFAULT 0,
+    due_at       timestamptz NOT NULL DEFAULT now(),
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (session_id, dedup)
+);
+CREATE INDEX waha_events_pending ON waha_events (due_at) WHERE status = 'pending';
+CREATE INDEX waha_events_created ON waha_events (created_at);
+
+-- Messages from people, each once.
+CREATE TABLE wa_inbound (
+    id          uuid        PRIMARY KEY,
+    tenant_id   integer     NOT NULL,
+    session_id  uuid        NOT NULL,
+    waha_id     text        NOT NULL,
+    chat_hash   bytea       NOT NULL, -- fingerprint of the sender's number
+    sender      text        NOT NULL, -- sealed: E.164 where known, else the chat id
+    recipient   text        NOT NULL, -- sealed
+    kind        text        NOT NULL, -- text, image, document, …
+    content     bytea       NOT NULL, -- sealed JSON: {body, media?}
+    country     text,       -- the number's country prefix, e.g. +49
+    sent_at     timestamptz NOT NULL, -- normalised
+    raw_sent_at text        NOT NULL, -- as WAHA wrote it
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (session_id, waha_id)
+);
+CREATE INDEX wa_inbound_tenant ON wa_inbound (tenant_id, id);
+
+ALTER TABLE parked SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE lines SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
