@@ -9,6 +9,7 @@ pub mod events;
 pub mod inbox;
 pub mod keys;
 pub mod letters;
+pub mod lines;
 pub mod messages;
 pub mod migrate;
 pub mod outbox;
@@ -30,7 +31,10 @@ use diesel_async::{
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 
-use crate::{config::DatabaseConfig, seal::Sealer};
+use crate::{
+    config::DatabaseConfig,
+    seal::{SealError, Sealer},
+};
 
 pub use statement::{Statement, statement};
 
@@ -58,6 +62,9 @@ pub enum DbError {
     /// The database refused the statement.
     #[error("the database refused a statement")]
     Refused(#[source] diesel::result::Error),
+    /// A stored value could not be sealed or opened.
+    #[error("a stored value could not be encrypted or decrypted")]
+    Sealed(#[from] SealError),
 }
 
 impl DbError {
