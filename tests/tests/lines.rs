@@ -94,6 +94,26 @@ async fn a_daily_cap_a_gap_and_a_block_hold_as_well() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_tenants_limit_holds_over_all_of_its_sessions() -> Result<()> {
+    let stack = Stack::start().await?;
+    let sql = stack.sql().await?;
+    line(&stack, 20, "").await?;
+    let other = "0191d8a0-0000-7000-8000-0000000000bb";
+    sql.batch_execute(&format!(
+        "INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES ('{other}', 1, 'session', 'whatsapp', 20);
+         INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES (gen_random_uuid(), 1, 'tenant', 'whatsapp', 25)"
+    ))
+    .await?;
+    let both =
+        format!("SELECT array_agg(n ORDER BY line) FROM take_slots(ARRAY['{LINE}', '{other}']::uuid[], ARRAY[15, 15])");
+    assert_eq!(sql.query_one(&both, &[]).await?.get::<_, Vec<i32>>(0), [15, 10]);
+    assert_eq!(sql.query_one(&both, &[]).await?.get::<_, Vec<i32>>(0), [0, 0]);
+    let asleep = "SELECT count(*) FROM lines WHERE kind = 'session' AND free_at > now() + interval '55 seconds'";
+    assert_eq!(stack.count(asleep).await?, 2, "both sleep until the tenant has a slot again");
+    Ok(())
+}
+
+#[tokio::test]
 async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bulk() -> Result<()> {
     let stack = Stack::start_with(&[("WORKER_CONCURRENCY", "8")]).await?;
     let sink = HttpSink::start_local().await?;
