@@ -26,6 +26,7 @@ mod params;
 pub mod problem;
 pub mod routes;
 mod server;
+mod turns;
 mod webhooks;
 
 use std::{io, sync::Arc, time::Duration};
@@ -45,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 use accept::Acceptor;
 use app::{App, Pieces};
 use intake::{Consumers, Intake};
+use turns::Turns;
 
 /// `source` of what came over HTTP.
 pub(crate) const HTTP: &str = "http";
@@ -96,7 +98,8 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
     let publishing = Broker::start(&config.broker.url, "posthaste ingest publishing", hang_up.clone());
     let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
     let publisher = Publisher::start(&publishing);
-    let acceptor = acceptor(&config, &stores, publisher.clone());
+    let turns = Turns::watch(consuming.clone(), stop.clone());
+    let acceptor = acceptor(&config, &stores, publisher.clone(), turns);
     let app = Data::new(App::new(Pieces {
         config: &config,
         jwt_secret,
@@ -140,10 +143,10 @@ impl Stores {
     }
 }
 
-fn acceptor(config: &Config, stores: &Stores, publisher: Publisher) -> Acceptor {
+fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, turns: Turns) -> Acceptor {
     let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
     let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
-    Acceptor::start(stores.acceptance.clone(), dispatcher, config.timing.relay_after)
+    Acceptor::start(stores.acceptance.clone(), dispatcher, turns, config.timing.relay_after)
 }
 
 /// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.
