@@ -249,7 +249,10 @@ mod tests {
         assert!(two.follow(&first).is_some());
         assert!(two.follow(&origin).is_none(), "one is missing");
         assert!(one.follow(&first).is_none(), "one stands twice");
-        let forged = Chained { deed: ["admin:b", "POST /api/admin/keys", "k"].map(str::to_owned), ..entry(&origin, ["", "", ""]) };
+        let forged = Chained {
+            deed: ["admin:b", "POST /api/admin/keys", "k"].map(str::to_owned),
+            ..entry(&origin, ["", "", ""])
+        };
         assert!(forged.follow(&origin).is_none(), "one was changed");
         let rehashed = entry(&origin, ["admin:b", "POST /api/admin/keys", "k"]);
         assert!(two.follow(&rehashed.follow(&origin).unwrap()).is_none(), "one was changed and hashed anew");

@@ -47,8 +47,7 @@ impl Store {
     }
 }
 
-const OF_TENANT: &str =
-    "SELECT http_requests_per_minute, whatsapp_per_minute FROM tenant_limits WHERE tenant_id = ?";
+const OF_TENANT: &str = "SELECT http_requests_per_minute, whatsapp_per_minute FROM tenant_limits WHERE tenant_id = ?";
 
 const SET: &str = "
 INSERT INTO tenant_limits (tenant_id, http_requests_per_minute, whatsapp_per_minute) VALUES (?, ?, ?)

@@ -59,13 +59,7 @@ impl Store {
     /// Puts the token `new` into the place of `old` and returns what the family grants; `None` if `old` does not hold.
     /// An `old` that was replaced before revokes the family. Of two callers with the same token the first gets a new one
     /// and the second revokes it: whoever asks with a used token may have stolen it.
-    pub async fn rotate_family(
-        &self,
-        family: Uuid,
-        old: Hash,
-        new: Hash,
-        holds: Duration,
-    ) -> DbResult<Option<Grant>> {
+    pub async fn rotate_family(&self, family: Uuid, old: Hash, new: Hash, holds: Duration) -> DbResult<Option<Grant>> {
         let query = statement::<(Bool, Text, Text, Text, Int4)>(ROTATE)
             .bind::<Binary, _>(old.to_vec())
             .bind::<Binary, _>(old.to_vec())
