@@ -7,10 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use shared::db::{Store, audit::Link};
 
-use crate::{
-    output::{Output, count},
-    progress, settings,
-};
+use crate::{output::Output, progress, settings};
 
 /// Entries read at once: some megabytes.
 const BATCH: i64 = 5000;
@@ -78,7 +75,8 @@ impl Verify {
             Found::Whole(Link { id, hash }) => {
                 let anchor = format!("{id}:{}", hex(&hash));
                 out.print(&json!({ "holds": true, "entries": id, "anchor": anchor }), |_| {
-                    format!("{} hold\nanchor: {anchor}", count(id, "entry").replace("entrys", "entries"))
+                    let held = if id == 1 { "1 entry holds".to_owned() } else { format!("{id} entries hold") };
+                    format!("{held}\nanchor: {anchor}")
                 })?;
                 Ok(ExitCode::SUCCESS)
             }

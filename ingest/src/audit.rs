@@ -191,8 +191,7 @@ async fn write(store: &Store, deed: Deed, waiting: &AtomicUsize) {
         if !said || !goes_on {
             let Deed { tenant, actor, action, target, request_id } = &deed;
             let tenant = tenant.map(|tenant| tenant.0);
-            let said = "an audit entry could not be written";
-            tracing::error!(%error, tenant, actor, action, target, request_id, goes_on, said);
+            tracing::error!(%error, tenant, actor, action, target, request_id, goes_on, "an audit entry could not be written");
             metrics::counter!("posthaste_audit_retried_total").increment(1);
         }
         if !goes_on {
