@@ -16,7 +16,7 @@ use std::{
 };
 
 use actix_web::{
-    HttpMessage, HttpResponse,
+    HttpMessage, HttpRequest, HttpResponse,
     dev::{ServiceRequest, ServiceResponse},
     http::Method,
     web::Data,
@@ -30,7 +30,7 @@ use shared::{
     domain::TenantId,
     reconnect::Reconnect,
     telemetry::{TraceContext, masked},
-    token::Role,
+    token::{self, Role},
 };
 use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
@@ -39,7 +39,6 @@ use uuid::Uuid;
 use crate::{
     app::App,
     auth::{Admin, Identity},
-    observe::RouteTimings,
     params::{self, Params, Text},
     problem::Problem,
 };
@@ -64,6 +63,9 @@ const SUBMISSIONS: [(Method, &str); 8] = [
 const INBOX: &str = "/api/notifications/";
 /// What is done there to many items at once.
 const INBOX_WORDS: [&str; 4] = ["mark-as-read", "mark-all-as-read", "read-all", "delete"];
+
+/// What a path calls the id of a person.
+const PERSON: &str = "user_id";
 
 /// What a handler tells the gate about its answer.
 #[derive(Clone, Debug, Default)]
@@ -106,28 +108,36 @@ fn is_inbox(path: &str) -> bool {
     path.strip_prefix(INBOX).is_some_and(|rest| INBOX_WORDS.contains(&rest) || is_item(rest))
 }
 
+/// A person in the log, which outlives the person: recognised by whoever knows the id, and readable for nobody.
+fn person(tenant: TenantId, id: &str) -> String {
+    let hash = token::hash_key(&format!("{tenant}/{id}"));
+    let start = hash.first_chunk().copied().unwrap_or_default();
+    format!("person:{:032x}", u128::from_be_bytes(start))
+}
+
 /// Watches over one call that may change something. A client that hangs up ends the call wherever it stands, and what was
-/// begun in the database goes on: such a call is written down by its path, as one whose end nobody saw.
+/// begun in the database goes on: such a call is written down as one whose end nobody saw.
 pub struct Watch {
     app: Data<App>,
     deed: Option<Deed>,
+    caller: TenantId,
 }
 
 impl Watch {
     /// Over this request, if it is one to watch.
     pub fn over(app: &Data<App>, request: &ServiceRequest, identity: &Identity) -> Option<Self> {
-        let (method, path) = (request.method(), request.path());
-        if !is_recorded(method, path) {
+        if !is_recorded(request.method(), request.path()) {
             return None;
         }
-        // What a person is called may be an address, and the log outlives the person; what staff is called must stay.
-        let actor = identity.actor();
-        let actor = if identity.role == Role::User { masked(&actor) } else { actor };
-        let request_id = request.extensions().get::<TraceContext>().map(|trace| trace.request_id.clone());
-        let action = masked(&format!("{method} {path}"));
+        let action = format!("{} {}", request.method(), request.match_pattern()?);
+        let actor = match identity.role {
+            Role::User => format!("{}:{}", identity.role, person(identity.tenant, &identity.subject)),
+            _ => identity.actor(),
+        };
+        let request_id = request.extensions().get::<TraceContext>().map(|trace| masked(&trace.request_id));
         let target = "(interrupted)".to_owned();
         let deed = Deed { tenant: Some(identity.tenant), actor, action, target, request_id };
-        Some(Self { app: app.clone(), deed: Some(deed) })
+        Some(Self { app: app.clone(), deed: Some(deed), caller: identity.tenant })
     }
 
     /// Writes the call down if it has changed something.
@@ -137,12 +147,15 @@ impl Watch {
         if !response.status().is_success() || remark.is_unchanged {
             return;
         }
-        let request = response.request();
-        let Some(route) = request.app_data::<RouteTimings>().map(RouteTimings::pattern) else { return };
-        let ids: Vec<&str> = request.match_info().iter().map(|(_, id)| id).collect();
-        let target = masked(&remark.made.unwrap_or_else(|| ids.join("/")));
-        let (action, tenant) = (format!("{} {route}", request.method()), remark.tenant.or(deed.tenant));
-        self.app.recorder.record(Deed { action, target, tenant, ..deed }).await;
+        let target = remark.made.map_or_else(|| self.ids(response.request()), |made| masked(&made));
+        let tenant = remark.tenant.or(deed.tenant);
+        self.app.recorder.record(Deed { target, tenant, ..deed }).await;
+    }
+
+    /// The ids in the path.
+    fn ids(&self, request: &HttpRequest) -> String {
+        let shown = |(name, id): (&str, &str)| if name == PERSON { person(self.caller, id) } else { masked(id) };
+        request.match_info().iter().map(shown).collect::<Vec<_>>().join("/")
     }
 }
 
@@ -266,6 +279,8 @@ mod tests {
     use super::*;
     use crate::routes::TABLE;
 
+    const PERSON_OF_USER123: &str = "person:16a21656b1978c977230a3036d38f930";
+
     #[test]
     fn what_changes_something_is_recorded_but_submissions_and_inboxes_are_not() {
         for (method, path) in [
@@ -289,6 +304,13 @@ mod tests {
         ] {
             assert!(!is_recorded(&method, path), "{method} {path}");
         }
+    }
+
+    #[test]
+    fn a_person_is_recognised_and_not_readable() {
+        // printf '1/user123' | sha256sum | head -c 32
+        assert_eq!(person(TenantId(1), "user123"), PERSON_OF_USER123);
+        assert_ne!(person(TenantId(2), "user123"), PERSON_OF_USER123);
     }
 
     #[test]

@@ -72,7 +72,7 @@ async fn admit(app: &App, request: &ServiceRequest) -> (Option<Caller>, Option<V
 
 fn is_free(path: &str) -> bool {
     let below = |free: &&str| path.strip_prefix(*free).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    FREE.iter().any(|free| below(&free))
+    FREE.iter().any(below)
 }
 
 fn finish<B>(response: &mut ServiceResponse<B>, verdict: Option<Verdict>) {

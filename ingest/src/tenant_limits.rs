@@ -2,7 +2,11 @@
 
 use actix_web::{HttpResponse, web::Data};
 use serde::{Deserialize, Deserializer, Serialize};
-use shared::{contract::submission::FieldError, db::limits::TenantLimits, token::Role};
+use shared::{
+    contract::submission::FieldError,
+    db::{Store, limits::TenantLimits},
+    token::Role,
+};
 use utoipa::ToSchema;
 
 use crate::{
@@ -111,7 +115,11 @@ pub async fn set(
     let http_max = if admin.0.role == Role::Operator { PER_MINUTE_MAX } else { usual.min(PER_MINUTE_MAX) };
     let old = app.db.run(async move |store| store.tenant_limits(tenant).await).await?;
     let limits = asked.onto(old, http_max)?;
-    app.db.run(async move |store| store.set_tenant_limits(tenant, limits).await).await?;
+    let store_both = async move |store: Store| {
+        store.set_tenant_limits(tenant, limits).await?;
+        store.limit_sessions(tenant, limits.whatsapp_per_minute).await
+    };
+    app.db.run(store_both).await?;
     app.refresh_limits().await;
     Ok(audit::of_tenant(HttpResponse::Ok().json(LimitsView::from(limits)), tenant))
 }

@@ -358,6 +358,24 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_is_a_masked_log_line() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::registry().with(json_layer("test", Masking(move || writer.clone())));
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(log_panic));
+        let ended = tracing::subscriber::with_default(subscriber, || {
+            std::panic::catch_unwind(|| panic!("no mailbox of ada@example.com at +491701234567"))
+        });
+        std::panic::set_hook(usual);
+        assert!(ended.is_err());
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["panic"], "no mailbox of ***@*** at +***");
+        assert!(line["location"].as_str().unwrap().contains("telemetry.rs"), "{text}");
+    }
+
+    #[test]
     fn a_log_line_is_one_json_object_with_service_fields_and_spans() {
         let lines = Lines::default();
         let writer = lines.clone();

@@ -253,6 +253,8 @@ async fn a_tenants_own_limit_wins_over_the_settings() -> Result<()> {
     let own =
         put(&admin, "/api/admin/limits", &json!({"http_requests_per_minute": 1000, "whatsapp_per_minute": 60})).await?;
     assert_eq!(own.ok()?["whatsapp_per_minute"], 60);
+    let line = "SELECT rate::bigint FROM lines WHERE kind = 'tenant'";
+    assert_eq!(stack.count(line).await?, 60, "the line that all its sessions share");
     for bad in [
         json!({"http_requests_per_minute": 1001}),
         json!({"http_requests_per_minute": 0}),
