@@ -3,6 +3,7 @@
 //! Tables for people, `--json` for programs. Exit codes: 0 done, 1 failed, 2 used wrongly.
 
 mod api;
+mod audit;
 mod config;
 mod dead;
 mod doctor;
@@ -60,6 +61,8 @@ enum Command {
     #[command(subcommand)]
     Dead(dead::Command),
     #[command(subcommand)]
+    Audit(audit::Command),
+    #[command(subcommand)]
     Topology(topology::Command),
     #[command(subcommand)]
     Config(config::Command),
@@ -77,6 +80,7 @@ impl Command {
             Self::Send(args) => args.run(out).await,
             Self::Message(command) => command.run(out).await,
             Self::Dead(command) => command.run(out).await,
+            Self::Audit(command) => command.run(out).await,
             Self::Topology(command) => command.run(out).await,
             Self::Config(command) => command.run(out),
             Self::Doctor(args) => args.run(out).await,

@@ -21,7 +21,10 @@ use shared::{
 };
 use tokio::{runtime::Handle, time::timeout};
 
-use crate::{accept::Acceptor, auth::Credentials, health::SchemaPart, problem::Problem};
+use crate::{
+    accept::Acceptor, audit::Recorder, auth::Credentials, health::SchemaPart, limits::Limits, problem::Problem,
+    tokens::Issuer,
+};
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +77,12 @@ pub struct App {
     pub acceptor: Acceptor,
     /// Knows who is asking.
     pub credentials: Credentials,
+    /// Makes tokens.
+    pub issuer: Issuer,
+    /// Knows how often a caller may ask.
+    pub limits: Limits,
+    /// Writes the audit log.
+    pub recorder: Recorder,
     /// The connection that publishes; asked for the depths of the queues.
     pub broker: Broker,
     /// What is counted.
@@ -114,8 +123,11 @@ impl App {
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
-        let db = Db::new(store);
+        let (recorder, db) = (Recorder::new(store.clone()), Db::new(store));
         Self {
+            issuer: Issuer::new(jwt_secret.clone(), &config.auth),
+            limits: Limits::new(config.http.rate),
+            recorder,
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,
@@ -132,6 +144,13 @@ impl App {
     /// What the validator needs to know now.
     pub fn rules(&self) -> Rules {
         Rules { now: clock::now(), guard: self.guard.clone() }
+    }
+
+    /// Takes a change of limits over at once, as far as the database can be asked.
+    pub async fn refresh_limits(&self) {
+        if let Ok(own) = self.db.run(async move |store| store.http_limits().await).await {
+            self.limits.set(own);
+        }
     }
 
     /// Refuses to work on tables that are not there yet.

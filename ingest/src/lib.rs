@@ -1,12 +1,13 @@
 //! Ingest: one request becomes one accepted message, or a problem. Over HTTP and over AMQP, with the same bodies, the same
 //! validator and the same promise: what is answered with 202, or acknowledged, is committed to disk.
 //!
-//! The way in: `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`; or `intake` →
+//! The way in: `gate` → `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`; or `intake` →
 //! `envelope` → `accept`. Everything that is asked rather than submitted goes through `app::Db`.
 
 mod accept;
 mod admin;
 mod app;
+mod audit;
 mod auth;
 mod body;
 mod bulk;
@@ -14,10 +15,13 @@ mod cache;
 mod dead_letters;
 mod docs;
 mod envelope;
+mod gate;
 mod health;
 mod idempotency;
 mod inbox;
 mod intake;
+mod keys;
+mod limits;
 mod messages;
 mod notifications;
 mod observe;
@@ -26,6 +30,9 @@ mod params;
 pub mod problem;
 pub mod routes;
 mod server;
+mod tenant_limits;
+mod tenants;
+mod tokens;
 mod turns;
 mod webhooks;
 
@@ -110,7 +117,8 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
         others,
     }));
     let intake = Intake::new(app.clone(), publisher);
-    let taking = take(intake, &app, stores.questions, &consuming, stop.clone());
+    let taking = take(intake, &app, stores.questions.clone(), &consuming, stop.clone());
+    tokio::spawn(keep_limits(app.clone(), stores.questions, stop.clone()));
     // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
         tracing::warn!("the broker is not there yet: what is accepted meanwhile is sent later");
@@ -163,7 +171,10 @@ fn take(
     tokio::spawn(async move {
         match stop.run_until_cancelled(store.await_schema()).await {
             None => return Ok(()),
-            Some(Ok(())) => app.mark_schema_current(),
+            Some(Ok(())) => {
+                app.limits.read(&store).await;
+                app.mark_schema_current();
+            }
             Some(Err(error)) => {
                 stop.cancel();
                 return Err(error);
@@ -172,6 +183,11 @@ fn take(
         intake::run(Arc::new(intake), consumers, stop).await;
         Ok(())
     })
+}
+
+/// Keeps the limits of tenants as the database has them.
+async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
+    limits::keep_up(&app, store, stop).await;
 }
 
 /// Says what the metrics of ingest mean.
@@ -189,6 +205,14 @@ fn describe() {
     metrics::describe_histogram!(
         "posthaste_http_request_seconds",
         "From a request's headers to its answer, by route and status."
+    );
+    metrics::describe_counter!(
+        "posthaste_audit_retried_total",
+        "Times an audit entry could not be written; it is tried again until it is."
+    );
+    metrics::describe_counter!(
+        "posthaste_audit_lost_entries_total",
+        "Audit entries that could not be written at all; the log has them."
     );
     metrics::describe_counter!("posthaste_intake_refused_total", "AMQP submissions dead-lettered, by reason.");
     metrics::describe_counter!(

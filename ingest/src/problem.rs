@@ -86,6 +86,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "The media type is not supported";
     /// The idempotency key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
+    /// More requests than the limit.
+    RateLimited = "rate_limited", 429, "Too many requests";
     /// Our fault.
     Internal = "internal", 500, "Something went wrong on our side";
     /// More is waiting than can be stored in time.
@@ -101,6 +103,7 @@ pub struct Problem {
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
     allow: &'static [&'static str],
+    retry_after: Option<u64>,
 }
 
 /// The body of a problem.
@@ -118,7 +121,7 @@ struct Body<'a> {
 impl Problem {
     /// A problem with a sentence that says what to do.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), allow: &[] }
+        Self { code, detail: detail.into(), errors: Vec::new(), allow: &[], retry_after: None }
     }
 
     /// What is wrong with the fields of a body that can be read.
@@ -157,6 +160,17 @@ impl Problem {
     /// A path that takes other methods only.
     pub fn method_not_allowed(allow: &'static [&'static str]) -> Self {
         Self { allow, ..Self::new(Code::MethodNotAllowed, format!("Use one of: {}.", allow.join(", "))) }
+    }
+
+    /// More requests than the limit; the next one fits after so many seconds.
+    pub fn rate_limited(retry_after: u64) -> Self {
+        let detail = format!("Wait {retry_after} s, then go on no faster than the RateLimit headers allow.");
+        Self { retry_after: Some(retry_after), ..Self::new(Code::RateLimited, detail) }
+    }
+
+    /// A change that the state of the thing does not allow.
+    pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::StateConflict, detail)
     }
 
     /// Too much is waiting.
@@ -213,6 +227,7 @@ impl ResponseError for Problem {
         response.content_type(CONTENT_TYPE);
         match self.code.status() {
             401 => drop(response.insert_header((WWW_AUTHENTICATE, "Bearer realm=\"posthaste\""))),
+            429 => drop(response.insert_header((RETRY_AFTER, self.retry_after.unwrap_or(1)))),
             503 => drop(response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS))),
             _ => {}
         }
@@ -256,7 +271,7 @@ mod tests {
 
     #[test]
     fn every_status_that_the_contract_names_has_a_code() {
-        for status in [400, 401, 403, 404, 409, 413, 415, 422, 503] {
+        for status in [400, 401, 403, 404, 409, 413, 415, 422, 429, 503] {
             assert!(Code::ALL.iter().any(|code| code.status() == status), "{status}");
         }
     }
@@ -265,6 +280,7 @@ mod tests {
     fn a_503_says_when_to_come_back_and_a_401_how() {
         assert_eq!(Problem::overloaded().error_response().headers().get(RETRY_AFTER).unwrap(), "1");
         assert_eq!(Problem::unavailable().error_response().headers().get(RETRY_AFTER).unwrap(), "1");
+        assert_eq!(Problem::rate_limited(7).error_response().headers().get(RETRY_AFTER).unwrap(), "7");
         assert!(Problem::new(Code::Unauthenticated, "x").error_response().headers().contains_key(WWW_AUTHENTICATE));
         assert_eq!(Problem::method_not_allowed(&["GET"]).error_response().headers().get(ALLOW).unwrap(), "GET");
     }

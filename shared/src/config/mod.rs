@@ -92,6 +92,17 @@ pub struct HttpConfig {
     pub public_url: Url,
     /// Threads that serve.
     pub workers: usize,
+    /// How often a caller may ask.
+    pub rate: RateConfig,
+}
+
+/// How often a caller may ask, unless its tenant has a limit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateConfig {
+    /// The time that `requests` are counted in.
+    pub window: Duration,
+    /// Requests of each credential.
+    pub requests: u32,
 }
 
 /// Tokens.
@@ -257,10 +268,13 @@ fn http(reader: &mut Reader) -> Option<HttpConfig> {
     let port = reader.get(&table::PORT);
     let public_url = reader.get(&table::PUBLIC_URL);
     let workers = reader.get(&table::HTTP_WORKERS);
+    let (window, requests) = (reader.get(&table::RATE_LIMIT_WINDOW_MS), reader.get(&table::RATE_LIMIT_MAX_REQUESTS));
     let cores = available_parallelism().map_or(1, usize::from);
     let (host, port) = (host?, port?);
     let public_url = public_url.or_else(|| own_url(&host, port));
-    Some(HttpConfig { host, port, public_url: public_url?, workers: workers.unwrap_or(HTTP_WORKERS_USUAL.min(cores)) })
+    let rate = RateConfig { window: window?, requests: requests? };
+    let workers = workers.unwrap_or(HTTP_WORKERS_USUAL.min(cores));
+    Some(HttpConfig { host, port, public_url: public_url?, workers, rate })
 }
 
 /// Where this machine reaches what listens there: who listens on every address is reached on the loopback one.

@@ -3,16 +3,19 @@
 //! No transaction is open across a network call, and nothing here knows that a broker exists.
 
 pub mod accept;
+pub mod audit;
 pub mod claim;
 pub mod due;
 pub mod events;
 pub mod inbox;
 pub mod keys;
 pub mod letters;
+pub mod limits;
 pub mod lines;
 pub mod messages;
 pub mod migrate;
 pub mod outbox;
+pub mod refresh;
 pub mod schema;
 mod statement;
 pub mod tenants;
