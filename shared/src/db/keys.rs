@@ -61,7 +61,9 @@ impl Store {
             api_keys::name.eq(name),
             api_keys::hash.eq(hash.to_vec()),
         );
-        diesel::insert_into(api_keys::table).values(values).execute(&mut *self.conn().await?).await?;
+        let mut conn = self.within(Some(tenant)).await?;
+        let made = diesel::insert_into(api_keys::table).values(values).execute(&mut *conn).await;
+        conn.done(made).await?;
         Ok(id)
     }
 
@@ -77,7 +79,9 @@ impl Store {
         if let Some(tenant) = tenant {
             query = query.filter(api_keys::tenant_id.eq(tenant.0));
         }
-        let rows: Vec<Listed> = query.load(&mut *self.conn().await?).await?;
+        let mut conn = self.within(tenant).await?;
+        let rows = query.load::<Listed>(&mut *conn).await;
+        let rows = conn.done(rows).await?;
         Ok(rows.into_iter().map(KeyListing::from).collect())
     }
 
@@ -85,14 +89,14 @@ impl Store {
     pub async fn revoke_key(&self, id: Uuid, tenant: Option<TenantId>) -> DbResult<bool> {
         let held = api_keys::table.filter(api_keys::id.eq(id)).filter(api_keys::revoked_at.is_null());
         let revoked = api_keys::revoked_at.eq(now);
-        let mut conn = self.conn().await?;
+        let mut conn = self.within(tenant).await?;
         let rows = match tenant {
             Some(tenant) => {
-                diesel::update(held.filter(api_keys::tenant_id.eq(tenant.0))).set(revoked).execute(&mut *conn).await?
+                diesel::update(held.filter(api_keys::tenant_id.eq(tenant.0))).set(revoked).execute(&mut *conn).await
             }
-            None => diesel::update(held).set(revoked).execute(&mut *conn).await?,
+            None => diesel::update(held).set(revoked).execute(&mut *conn).await,
         };
-        Ok(rows > 0)
+        Ok(conn.done(rows).await? > 0)
     }
 
     /// The key with this hash, if it holds and its role is one this version knows.
