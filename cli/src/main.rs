@@ -13,6 +13,7 @@ mod migrate;
 mod moment;
 mod output;
 mod progress;
+mod rotate_keys;
 mod run;
 mod send;
 mod settings;
@@ -64,6 +65,7 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Doctor(doctor::Args),
+    RotateKeys(rotate_keys::Args),
 }
 
 impl Command {
@@ -80,6 +82,7 @@ impl Command {
             Self::Topology(command) => command.run(out).await,
             Self::Config(command) => command.run(out),
             Self::Doctor(args) => args.run(out).await,
+            Self::RotateKeys(args) => args.run(out).await,
         }
     }
 

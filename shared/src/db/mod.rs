@@ -5,7 +5,7 @@
 pub mod accept;
 pub mod claim;
 pub mod due;
-
+pub mod erasure;
 pub mod events;
 pub mod inbox;
 pub mod keys;
@@ -14,8 +14,8 @@ pub mod lines;
 pub mod messages;
 pub mod migrate;
 pub mod outbox;
-
-
+pub mod retention;
+pub mod rotation;
 pub mod schema;
 mod scope;
 pub mod seal_check;
