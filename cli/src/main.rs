@@ -13,6 +13,7 @@ mod migrate;
 mod moment;
 mod output;
 mod progress;
+mod retention;
 mod rotate_keys;
 mod run;
 mod send;
@@ -66,6 +67,8 @@ enum Command {
     Config(config::Command),
     Doctor(doctor::Args),
     RotateKeys(rotate_keys::Args),
+    #[command(subcommand)]
+    Retention(retention::Command),
 }
 
 impl Command {
@@ -83,6 +86,7 @@ impl Command {
             Self::Config(command) => command.run(out),
             Self::Doctor(args) => args.run(out).await,
             Self::RotateKeys(args) => args.run(out).await,
+            Self::Retention(command) => command.run(out).await,
         }
     }
 

@@ -26,6 +26,7 @@ mod params;
 pub mod problem;
 pub mod routes;
 mod server;
+mod users;
 mod webhooks;
 
 use std::{io, sync::Arc, time::Duration};

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     admin, bulk, dead_letters, docs, health, idempotency, inbox, messages, notifications,
     problem::{CONTENT_TYPE, Code},
-    webhooks,
+    users, webhooks,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -43,7 +43,7 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
-        webhooks::signing_secret, admin::queues,
+        webhooks::signing_secret, admin::queues, users::erase,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
     components(schemas(ProblemBody, FieldErrorBody)),
@@ -54,7 +54,7 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         (name = "messages", description = "What became of them"),
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
-        (name = "managing", description = "Secrets and queues"),
+        (name = "managing", description = "People, secrets and queues"),
         (name = "health", description = "For orchestrators and monitoring; public"),
         (name = "specifications", description = "What this page is made of; public"),
     )

@@ -10,7 +10,7 @@ use crate::{
     admin, bulk, dead_letters, docs, health, inbox, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    webhooks,
+    users, webhooks,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -59,6 +59,7 @@ routes! {
     "/api/admin/replays/{id}"                        { GET dead_letters::progress }
     "/api/admin/queues"                              { GET admin::queues }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/api/users/{user_id}"                           { DELETE users::erase }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }
