@@ -98,7 +98,9 @@ impl Run {
         let (store, default_days) = (settings::store()?, default_days()?);
         let keeping = store.retention_list().await.context("failed to read the retention")?;
         if default_days.is_none() && keeping.iter().all(|tenant| tenant.days.is_none()) {
-            bail!("everything is kept for ever: set RETENTION_DAYS, or `posthaste retention set --tenant NAME --days N`");
+            bail!(
+                "everything is kept for ever: set RETENTION_DAYS, or `posthaste retention set --tenant NAME --days N`"
+            );
         }
         let spinner = progress::spinner(if self.dry_run { "counting" } else { "removing" });
         let pass = store.retain(default_days, self.dry_run, None).await.context("failed to remove old things")?;
@@ -109,7 +111,8 @@ impl Run {
                 vec![one.tenant.clone().unwrap_or_else(|| "(all)".to_owned()), one.table.clone(), one.rows.to_string()]
             };
             let head = if self.dry_run { "WOULD GO" } else { "GONE" };
-            let mut text = table_or(&["TENANT", "TABLE", head], removed.iter().map(row).collect(), "nothing is old enough");
+            let mut text =
+                table_or(&["TENANT", "TABLE", head], removed.iter().map(row).collect(), "nothing is old enough");
             for (day, why) in kept {
                 text.push_str(&format!("\n{day} stays as a whole: {why}"));
             }

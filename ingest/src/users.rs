@@ -65,7 +65,7 @@ pub struct ErasedCounts {
     params(("user_id" = String, Path, description = "The person")),
     responses((status = 200, description = "What was erased", body = Erasure)))]
 pub async fn erase(caller: Anyone, user: PathUser, app: Data<App>) -> Result<HttpResponse, Problem> {
-    let (tenant, user) = (caller.0.tenant, String::from(user.0));
+    let (tenant, user) = (caller.0.tenant, user.0.into_inner());
     if caller.0.role != Role::Admin && !(caller.0.role == Role::User && caller.0.subject == user) {
         return Err(Problem::new(Code::Forbidden, "Use an admin's credential, or the person's own."));
     }

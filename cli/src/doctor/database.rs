@@ -109,7 +109,8 @@ async fn floor(store: &Store) -> Finding {
 }
 
 fn walls(floor: &Floor) -> Finding {
-    let advice = "run posthaste migrate as the owner of the database, then: GRANT posthaste_services TO the services' login";
+    let advice =
+        "run posthaste migrate as the owner of the database, then: GRANT posthaste_services TO the services' login";
     match floor {
         Floor { is_bound: false, .. } => {
             Finding::fail("tenant walls", "this login may not act as the role posthaste_services", advice)

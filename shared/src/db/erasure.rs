@@ -204,11 +204,8 @@ impl Eraser<'_> {
                 continue;
             }
             let sealed = self.store.sealer().seal(&serde_json::to_vec(&answer).unwrap_or_default())?;
-            let query = self
-                .tenants::<()>(ANSWER)
-                .bind::<Binary, _>(key)
-                .bind::<Binary, _>(stored)
-                .bind::<Binary, _>(sealed);
+            let query =
+                self.tenants::<()>(ANSWER).bind::<Binary, _>(key).bind::<Binary, _>(stored).bind::<Binary, _>(sealed);
             self.erased.idempotency_responses += i64::try_from(query.run(self.store).await?).unwrap_or_default();
         }
         Ok(())
@@ -240,8 +237,7 @@ impl Eraser<'_> {
     async fn letters(&mut self) -> DbResult<()> {
         let mut after = Uuid::nil();
         loop {
-            let query =
-                self.tenants::<(SqlUuid, Binary)>(LETTERS).bind::<SqlUuid, _>(after).bind::<Int8, _>(OPENED);
+            let query = self.tenants::<(SqlUuid, Binary)>(LETTERS).bind::<SqlUuid, _>(after).bind::<Int8, _>(OPENED);
             let rows: Vec<(Uuid, Vec<u8>)> = query.rows(self.store).await?;
             let Some(&(last, _)) = rows.last() else { return Ok(()) };
             let mut theirs = Vec::new();
@@ -283,8 +279,7 @@ impl Eraser<'_> {
     async fn webhooks(&mut self, phones: &[String]) -> DbResult<()> {
         let (mut after, blank) = (Uuid::nil(), self.store.sealer().seal(b"{}")?);
         loop {
-            let query =
-                self.tenants::<(SqlUuid, Binary)>(WEBHOOKS).bind::<SqlUuid, _>(after).bind::<Int8, _>(OPENED);
+            let query = self.tenants::<(SqlUuid, Binary)>(WEBHOOKS).bind::<SqlUuid, _>(after).bind::<Int8, _>(OPENED);
             let rows: Vec<(Uuid, Vec<u8>)> = query.rows(self.store).await?;
             let Some(&(last, _)) = rows.last() else { return Ok(()) };
             let mut theirs = Vec::new();
@@ -337,7 +332,8 @@ const PICK: &str = concat!(
 WHERE m.tenant_id = f.tenant_id AND m.user_id = f.user_id AND m.created_at <= f.asked_at AND m.id > f.after ORDER BY m.id LIMIT ?"
 );
 
-const EXPIRE: &str = "UPDATE messages SET expires_at = least(expires_at, now()) WHERE tenant_id = ? AND id = ANY (?::uuid[])";
+const EXPIRE: &str =
+    "UPDATE messages SET expires_at = least(expires_at, now()) WHERE tenant_id = ? AND id = ANY (?::uuid[])";
 
 /// The message keeps content of its own, an empty one: the bulk's is no longer its.
 const EMPTY: &str = concat!(
@@ -401,7 +397,8 @@ const NAMELESS: &str = concat!(
 JOIN messages m ON m.id = x.message_id WHERE m.user_id IS NULL LIMIT ?"
 );
 
-const WEBHOOKS: &str = "SELECT w.id, w.body FROM waha_events w WHERE w.tenant_id = ? AND w.id > ? ORDER BY w.id LIMIT ?";
+const WEBHOOKS: &str =
+    "SELECT w.id, w.body FROM waha_events w WHERE w.tenant_id = ? AND w.id > ? ORDER BY w.id LIMIT ?";
 
 const EMPTY_WEBHOOKS: &str = "
 UPDATE waha_events w SET body = f.blank, status = CASE w.status WHEN 'pending' THEN 'ignored' ELSE w.status END

@@ -264,11 +264,10 @@ impl Store {
 
     /// Those of the `window` messages below `high` whose recipients or content hold `text`, once they are opened.
     async fn opened_matches(&self, search: &Search, text: &str, high: Uuid, window: i64) -> DbResult<Vec<Uuid>> {
-        let candidates: Vec<Uuid> =
-            Search { filter: MessageFilter { text: None, ..search.filter.clone() }, ..*search }
-                .matches(high, window, window)
-                .rows(self)
-                .await?;
+        let candidates: Vec<Uuid> = Search { filter: MessageFilter { text: None, ..search.filter.clone() }, ..*search }
+            .matches(high, window, window)
+            .rows(self)
+            .await?;
         let (part, json_part) = (text.to_lowercase(), as_stored(text).to_lowercase());
         let mut found = Vec::new();
         for ids in candidates.chunks(OPENED_TOGETHER) {
@@ -327,7 +326,8 @@ impl Store {
         }
         let ids: Vec<Uuid> = messages.iter().map(|message| message.id.0).collect();
         let query = statement::<SqlDelivery>(SELECT_DELIVERIES).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<DeliveryRow> = if messages.is_empty() { Vec::new() } else { query.within(scope).rows(self).await? };
+        let rows: Vec<DeliveryRow> =
+            if messages.is_empty() { Vec::new() } else { query.within(scope).rows(self).await? };
         for mut row in rows {
             row.3 = self.sealer().open_text(row.3)?;
             let owner = messages.iter_mut().find(|message| message.id.0 == row.0);
@@ -550,7 +550,8 @@ ORDER BY d.id"
 );
 
 /// Whether something was ever sent exactly there.
-const IS_RECIPIENT: &str = "SELECT EXISTS (SELECT 1 FROM deliveries d WHERE d.recipient_hash = ANY (?::bytea[])) AS found";
+const IS_RECIPIENT: &str =
+    "SELECT EXISTS (SELECT 1 FROM deliveries d WHERE d.recipient_hash = ANY (?::bytea[])) AS found";
 
 /// The fence keeps the planner from walking the messages in their order in search of a rare recipient.
 const TO_RECIPIENT: &str = "

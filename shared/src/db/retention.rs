@@ -202,12 +202,13 @@ impl Run<'_> {
                 self.pass.more = true;
                 return Ok(());
             }
-            let query = statement::<(Array<SqlUuid>, Int8, Int8, Int8)>(if self.dry { COUNT_MESSAGES } else { MESSAGES })
-                .bind::<Int4, _>(tenant)
-                .bind::<SqlUuid, _>(after)
-                .bind::<Timestamptz, _>(expiry.before)
-                .bind::<Int8, _>(BATCH)
-                .within(Some(TenantId(tenant)));
+            let query =
+                statement::<(Array<SqlUuid>, Int8, Int8, Int8)>(if self.dry { COUNT_MESSAGES } else { MESSAGES })
+                    .bind::<Int4, _>(tenant)
+                    .bind::<SqlUuid, _>(after)
+                    .bind::<Timestamptz, _>(expiry.before)
+                    .bind::<Int8, _>(BATCH)
+                    .within(Some(TenantId(tenant)));
             let (last, messages, deliveries, events): Counts = query.row(self.store).await?;
             for (table, rows) in [("messages", messages), ("deliveries", deliveries), ("delivery_events", events)] {
                 self.note(Some(slug.clone()), table, rows);
@@ -289,14 +290,27 @@ macro_rules! older {
             $table,
             [
                 concat!(
-                    "WITH gone AS (DELETE FROM ", $table, " WHERE ctid = ANY (ARRAY(
-    SELECT x.ctid FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS before) f CROSS JOIN ", $table, " x
-    WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.", $moment, " < f.before", $over, " LIMIT ?)) RETURNING 1)
+                    "WITH gone AS (DELETE FROM ",
+                    $table,
+                    " WHERE ctid = ANY (ARRAY(
+    SELECT x.ctid FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS before) f CROSS JOIN ",
+                    $table,
+                    " x
+    WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.",
+                    $moment,
+                    " < f.before",
+                    $over,
+                    " LIMIT ?)) RETURNING 1)
 SELECT count(*) FROM gone"
                 ),
                 concat!(
-                    "SELECT count(*) FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS before) f CROSS JOIN ", $table, " x
-WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.", $moment, " < f.before", $over
+                    "SELECT count(*) FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS before) f CROSS JOIN ",
+                    $table,
+                    " x
+WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.",
+                    $moment,
+                    " < f.before",
+                    $over
                 ),
             ],
         )

@@ -133,7 +133,11 @@ impl Column {
     /// The next keys after one, and whether their values are of the newest key.
     fn scan(&self) -> String {
         let Self { table, name, key, is_text, only, .. } = self;
-        let head = if *is_text { format!("left(t.{name}, length($2))") } else { format!("encode(substr(t.{name}, 1, 8), 'hex')") };
+        let head = if *is_text {
+            format!("left(t.{name}, length($2))")
+        } else {
+            format!("encode(substr(t.{name}, 1, 8), 'hex')")
+        };
         let (shown, columns, order, after) = (key.shown(), key.columns(), key.order(), key.parsed("$1"));
         format!(
             "SELECT {shown} AS k, {head} <> $2 AS stale, octet_length(t.{name})::int8 AS size FROM {table} t \

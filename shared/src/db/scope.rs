@@ -10,8 +10,7 @@ use diesel::{
     sql_types::{Array, Bool, Text},
 };
 use diesel_async::{
-    AsyncConnection, AsyncPgConnection, RunQueryDsl, TransactionManager,
-    pooled_connection::deadpool::Object,
+    AsyncConnection, AsyncPgConnection, RunQueryDsl, TransactionManager, pooled_connection::deadpool::Object,
 };
 
 use super::{DbResult, Store, statement};

@@ -56,7 +56,6 @@ impl CreateTenantError {
 
 type Row = (i32, String, String, DateTime<Utc>);
 
-
 impl Store {
     /// Creates a tenant.
     pub async fn create_tenant(&self, slug: &str, webhook_secret: &SecretString) -> Result<Tenant, CreateTenantError> {
