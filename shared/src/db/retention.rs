@@ -44,8 +44,8 @@ pub struct Removed {
 pub struct Pass {
     /// What went, or would go.
     pub removed: Vec<Removed>,
-    /// Days that every tenant's time would let go, and why they stay.
-    pub kept: Vec<(NaiveDate, String)>,
+    /// Days that stay as a whole although every tenant is through with them, since something in them is alive.
+    pub kept: Vec<NaiveDate>,
     /// There was more than the time allowed.
     pub more: bool,
 }
@@ -72,6 +72,8 @@ struct Run<'a> {
     default_days: Option<i32>,
     dry: bool,
     until: Option<Instant>,
+    /// Days that a dry run would drop: their rows are counted.
+    dropped: Vec<NaiveDate>,
     pass: Pass,
 }
 
@@ -95,7 +97,7 @@ impl Store {
     /// Removes what is kept no longer, or only says what that would be (`dry`). Ends after about `time`, if given.
     pub async fn retain(&self, default_days: Option<i32>, dry: bool, time: Option<Duration>) -> DbResult<Pass> {
         let until = time.map(|time| Instant::now() + time);
-        let mut run = Run { store: self, default_days, dry, until, pass: Pass::default() };
+        let mut run = Run { store: self, default_days, dry, until, dropped: Vec::new(), pass: Pass::default() };
         let expiries = run.expiries().await?;
         if let Some(newest) = expiries.iter().map(|expiry| expiry.before).max() {
             run.days(newest).await?;
@@ -141,9 +143,14 @@ impl Run<'_> {
                 return Ok(());
             }
             let Some((verdict, messages, deliveries, events)) = self.drop_day(day).await? else { continue };
-            if let Some(why) = verdict.strip_prefix("kept: ") {
-                self.pass.kept.push((day, why.to_owned()));
-                continue;
+            match verdict.as_str() {
+                DROPPED => {}
+                WOULD_DROP => self.dropped.push(day),
+                ALIVE => {
+                    self.pass.kept.push(day);
+                    continue;
+                }
+                _ => continue,
             }
             for (table, rows) in [("messages", messages), ("deliveries", deliveries), ("delivery_events", events)] {
                 let table = format!("{table}_{}", day.format("%Y%m%d"));
@@ -207,6 +214,7 @@ impl Run<'_> {
                     .bind::<Int4, _>(tenant)
                     .bind::<SqlUuid, _>(after)
                     .bind::<Timestamptz, _>(expiry.before)
+                    .bind::<Array<Date>, _>(self.dropped.clone())
                     .bind::<Int8, _>(BATCH)
                     .within(Some(TenantId(tenant)));
             let (last, messages, deliveries, events): Counts = query.row(self.store).await?;
@@ -218,6 +226,11 @@ impl Run<'_> {
         }
     }
 }
+
+/// The verdicts of `drop_day` that mean something here; anything else is a day that somebody keeps.
+const DROPPED: &str = "dropped";
+const WOULD_DROP: &str = "to be dropped";
+const ALIVE: &str = "kept: something in it is still alive";
 
 const LIST: &str = "SELECT t.slug, r.days FROM tenants t LEFT JOIN retention r ON r.tenant_id = t.id ORDER BY t.id";
 
@@ -247,8 +260,11 @@ macro_rules! over {
         concat!(
             "
 WITH picked AS MATERIALIZED (
-    SELECT m.id FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS after, ?::timestamptz AS before) f CROSS JOIN messages m
-    WHERE m.tenant_id = f.tenant_id AND m.id > f.after AND m.id < uuid7_floor(f.before) ORDER BY m.id LIMIT ?
+    SELECT m.id FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS after, ?::timestamptz AS before, ?::date[] AS dropped) f CROSS JOIN messages m
+    WHERE m.tenant_id = f.tenant_id AND m.id > f.after AND m.id < uuid7_floor(f.before)
+      AND NOT EXISTS (SELECT 1 FROM unnest(f.dropped) AS g(day)
+          WHERE m.id >= uuid7_floor(g.day::timestamp AT TIME ZONE 'UTC') AND m.id < uuid7_floor((g.day + 1)::timestamp AT TIME ZONE 'UTC'))
+    ORDER BY m.id LIMIT ?
 ), over AS MATERIALIZED (
     SELECT p.id FROM picked p WHERE NOT EXISTS (
         SELECT 1 FROM deliveries d WHERE d.message_id = p.id AND d.id >= p.id AND d.id < ",
