@@ -14,6 +14,8 @@ mod migrate;
 mod moment;
 mod output;
 mod progress;
+mod retention;
+mod rotate_keys;
 mod run;
 mod send;
 mod settings;
@@ -67,6 +69,9 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Doctor(doctor::Args),
+    RotateKeys(rotate_keys::Args),
+    #[command(subcommand)]
+    Retention(retention::Command),
 }
 
 impl Command {
@@ -84,6 +89,8 @@ impl Command {
             Self::Topology(command) => command.run(out).await,
             Self::Config(command) => command.run(out),
             Self::Doctor(args) => args.run(out).await,
+            Self::RotateKeys(args) => args.run(out).await,
+            Self::Retention(command) => command.run(out).await,
         }
     }
 

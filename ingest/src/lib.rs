@@ -34,6 +34,7 @@ mod tenant_limits;
 mod tenants;
 mod tokens;
 mod turns;
+mod users;
 mod webhooks;
 
 use std::{io, sync::Arc, time::Duration};

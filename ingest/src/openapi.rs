@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     admin, audit, bulk, dead_letters, docs, health, idempotency, inbox, keys, messages, notifications,
     problem::{CONTENT_TYPE, Code},
-    tenant_limits, tenants, tokens, webhooks,
+    tenant_limits, tenants, tokens, users, webhooks,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -46,7 +46,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
         webhooks::signing_secret, admin::queues, tokens::issue, tokens::renew,
-        tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list,
+        tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list, users::erase,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
     components(schemas(ProblemBody, FieldErrorBody)),
@@ -58,7 +58,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
         (name = "tokens", description = "Short-lived credentials for an API key"),
-        (name = "managing", description = "Tenants, keys, limits, the audit log, secrets and queues"),
+        (name = "managing", description = "Tenants, people, keys, limits, the audit log, secrets and queues"),
         (name = "health", description = "For orchestrators and monitoring; public"),
         (name = "specifications", description = "What this page is made of; public"),
     )

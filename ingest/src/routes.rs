@@ -10,7 +10,7 @@ use crate::{
     admin, audit, bulk, dead_letters, docs, health, inbox, keys, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    tenant_limits, tenants, tokens, webhooks,
+    tenant_limits, tenants, tokens, users, webhooks,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -66,6 +66,7 @@ routes! {
     "/api/auth/token"                                { POST tokens::issue }
     "/api/auth/refresh"                              { POST tokens::renew }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/api/users/{user_id}"                           { DELETE users::erase }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }

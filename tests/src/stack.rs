@@ -137,6 +137,14 @@ impl Stack {
         Ok(stack)
     }
 
+    /// Changes a setting for whatever is started from now on, commands too; `None`: it is not set.
+    pub fn set(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => drop(self.settings.insert(name.to_owned(), value.to_owned())),
+            None => drop(self.settings.remove(name)),
+        }
+    }
+
     /// Starts a process and waits until it is ready.
     pub async fn launch(&mut self, name: &str, role: Role, settings: &[(&str, &str)]) -> Result<()> {
         self.spawn(name, role, settings)?;

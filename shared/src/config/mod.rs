@@ -69,6 +69,8 @@ pub struct Config {
     pub log: String,
     /// When each channel is tried again.
     pub retry: RetryConfig,
+    /// Days that tenants without a number of their own keep messages; `None`: for ever.
+    pub retention_days: Option<i32>,
     /// Waits that hold the parts together.
     pub timing: TimingConfig,
     shown: Vec<Shown>,
@@ -242,6 +244,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let retry = retry::read(reader);
     let worker = worker(reader);
     let timing = timing(reader);
+    let retention_days = reader.get(&table::RETENTION_DAYS);
     let log = reader.get(&table::RUST_LOG);
     Some(Config {
         database: database?,
@@ -258,6 +261,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         worker: worker?,
         log: log?,
         retry: retry?,
+        retention_days,
         timing: timing?,
         shown: Vec::new(),
     })

@@ -70,6 +70,10 @@ settings! {
         ENCRYPTION_KEY_PREVIOUS: Setting<Vec<SecretString>> =
             Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, "$(cat the-old-key)").secrecy(Secrecy::Hidden);
     }
+    "Retention" {
+        /// Days after which messages and everything about them are removed, for tenants without a number of their own.
+        RETENTION_DAYS: Setting<i32> = Setting::new("RETENTION_DAYS", kind::DAYS, "90").unset(Unset::Derived("for ever"));
+    }
     "HTTP" {
         /// The address ingest listens on.
         HOST: Setting<String> = Setting::new("HOST", kind::HOST, "127.0.0.1").default("127.0.0.1");

@@ -65,7 +65,9 @@ impl Store {
             api_keys::name.eq(name),
             api_keys::hash.eq(hash.to_vec()),
         );
-        diesel::insert_into(api_keys::table).values(values).execute(&mut *self.conn().await?).await?;
+        let mut conn = self.within(Some(tenant)).await?;
+        let made = diesel::insert_into(api_keys::table).values(values).execute(&mut *conn).await;
+        conn.done(made).await?;
         Ok(id)
     }
 
@@ -81,13 +83,15 @@ impl Store {
         if let Some(tenant) = tenant {
             query = query.filter(api_keys::tenant_id.eq(tenant.0));
         }
-        let rows: Vec<Listed> = query.load(&mut *self.conn().await?).await?;
+        let mut conn = self.within(tenant).await?;
+        let rows = query.load::<Listed>(&mut *conn).await;
+        let rows = conn.done(rows).await?;
         Ok(rows.into_iter().map(KeyListing::from).collect())
     }
 
     /// Ends a key, of this tenant if one is given; says whose it was, if there was one that held.
     pub async fn revoke_key(&self, id: Uuid, tenant: Option<TenantId>) -> DbResult<Option<TenantId>> {
-        let query = statement::<Int4>(REVOKE).bind::<SqlUuid, _>(id).bind::<Nullable<Int4>, _>(tenant.map(|it| it.0));
+        let query = statement::<Int4>(REVOKE).bind::<SqlUuid, _>(id).bind::<Nullable<Int4>, _>(tenant.map(|it| it.0)).within(tenant);
         let rows: Vec<i32> = query.rows(self).await?;
         Ok(rows.into_iter().next().map(TenantId))
     }
