@@ -15,6 +15,7 @@ pub mod outbox;
 pub mod schema;
 mod statement;
 pub mod tenants;
+pub mod wa_sessions;
 
 use std::time::Duration;
 
@@ -30,7 +31,10 @@ use diesel_async::{
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 
-use crate::{config::DatabaseConfig, seal::Sealer};
+use crate::{
+    config::DatabaseConfig,
+    seal::{SealError, Sealer},
+};
 
 pub use statement::{Statement, statement};
 
@@ -58,6 +62,9 @@ pub enum DbError {
     /// The database refused the statement.
     #[error("the database refused a statement")]
     Refused(#[source] diesel::result::Error),
+    /// A stored value could not be sealed or opened.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
 }
 
 impl DbError {

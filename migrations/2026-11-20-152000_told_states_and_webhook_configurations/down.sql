@@ -1,0 +1,4 @@
+DROP INDEX wa_inbound_chat;
+DROP TABLE webhook_configurations;
+DROP INDEX wa_sessions_check;
+ALTER TABLE wa_sessions DROP COLUMN told_at;
