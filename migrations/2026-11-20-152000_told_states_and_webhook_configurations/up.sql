@@ -1,5 +1,7 @@
 -- WAHA's own clock orders what it says of a session's state; ours does not.
 ALTER TABLE wa_sessions ADD COLUMN told_at timestamptz;
+ALTER TABLE wa_sessions ADD COLUMN unreachable_since timestamptz;             -- its WAHA has not answered since
+ALTER TABLE wa_sessions ADD COLUMN needs_fetch boolean NOT NULL DEFAULT false; -- messages from people may have been missed
 CREATE INDEX wa_sessions_check ON wa_sessions (checked_at NULLS FIRST) WHERE is_wanted;
 
 -- Where a tenant wants to hear of events. Sealed columns hold what the encryption key covers.
@@ -21,3 +23,7 @@ CREATE INDEX webhook_configurations_tenant ON webhook_configurations (tenant_id,
 
 -- Inbound messages of one chat, newest first.
 CREATE INDEX wa_inbound_chat ON wa_inbound (tenant_id, chat_hash, id);
+
+-- Not yet handed to the tenant's webhooks.
+ALTER TABLE wa_inbound ADD COLUMN is_forwarded boolean NOT NULL DEFAULT false;
+CREATE INDEX wa_inbound_forward ON wa_inbound (id) WHERE NOT is_forwarded;

@@ -4,6 +4,7 @@
 
 pub mod accept;
 pub mod claim;
+pub mod configurations;
 pub mod due;
 pub mod events;
 pub mod inbox;
@@ -15,7 +16,9 @@ pub mod outbox;
 pub mod schema;
 mod statement;
 pub mod tenants;
+pub mod wa_inbound;
 pub mod wa_sessions;
+pub mod waha_events;
 
 use std::time::Duration;
 
