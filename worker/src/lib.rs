@@ -12,7 +12,6 @@ mod outcomes;
 mod pool;
 pub mod providers;
 pub mod registry;
-mod retry_after;
 mod secrets;
 #[cfg(test)]
 mod testing;
