@@ -61,6 +61,8 @@ pub struct Config {
     pub in_app: Vec<ProviderName>,
     /// What sends WhatsApp messages; empty where nothing does.
     pub whatsapp: Vec<ProviderName>,
+    /// The WAHA of the session `default`.
+    pub waha: WahaConfig,
     /// How long one call to a provider other than a webhook may take.
     pub provider_timeout: Duration,
     /// What a worker takes on.
@@ -114,6 +116,17 @@ pub struct WebhookConfig {
     pub timeout: Duration,
     /// Private networks they may reach all the same.
     pub allow_nets: Vec<IpNet>,
+}
+
+/// The WAHA of the session `default`; the sessions that tenants make have their own.
+#[derive(Clone, Debug)]
+pub struct WahaConfig {
+    /// Where it is; ends in a slash.
+    pub base_url: Option<Url>,
+    /// The key to it.
+    pub api_key: Option<SecretString>,
+    /// Signs what it tells us.
+    pub webhook_secret: Option<SecretString>,
 }
 
 /// What a worker takes on.
@@ -227,6 +240,11 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let whatsapp = reader.get(&table::WHATSAPP_BACKEND).unwrap_or_default();
     let in_app = reader.get(&table::IN_APP_BACKEND);
     let webhook = webhook(reader);
+    let waha = WahaConfig {
+        base_url: reader.get(&table::WAHA_BASE_URL),
+        api_key: reader.get(&table::WAHA_API_KEY),
+        webhook_secret: reader.get(&table::WAHA_WEBHOOK_SECRET),
+    };
     let provider_timeout = reader.get(&table::PROVIDER_TIMEOUT_MS);
     let retry = retry::read(reader);
     let worker = worker(reader);
@@ -243,6 +261,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         webhook: webhook?,
         in_app: in_app?,
         whatsapp,
+        waha,
         provider_timeout: provider_timeout?,
         worker: worker?,
         log: log?,

@@ -141,6 +141,16 @@ settings! {
         PROVIDER_TIMEOUT_MS: Setting<Duration> =
             Setting::new("PROVIDER_TIMEOUT_MS", kind::TIMEOUT, "15000").default("15000");
     }
+    "WhatsApp" {
+        /// Where WAHA is. With it the first tenant has a session called `default`, which is started there.
+        WAHA_BASE_URL: Setting<Url> = Setting::new("WAHA_BASE_URL", kind::PUBLIC_URL, "http://127.0.0.1:3000");
+        /// The API key of that WAHA.
+        WAHA_API_KEY: Setting<SecretString> =
+            Setting::new("WAHA_API_KEY", kind::SECRET, "change-me").secrecy(Secrecy::Hidden);
+        /// Signs what that WAHA tells about the session `default`. Unset: its webhooks are refused.
+        WAHA_WEBHOOK_SECRET: Setting<SecretString> = Setting::new("WAHA_WEBHOOK_SECRET", kind::SECRET, "change-me")
+            .aliases(&["WEBHOOK_SECRET"]).secrecy(Secrecy::Hidden);
+    }
     "Retries" {
         /// Attempts in all, on every channel but webhook.
         RETRY_MAX_ATTEMPTS: Setting<u16> = Setting::new("RETRY_MAX_ATTEMPTS", kind::ATTEMPTS, "8").default("8");

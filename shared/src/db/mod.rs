@@ -4,6 +4,7 @@
 
 pub mod accept;
 pub mod claim;
+pub mod configurations;
 pub mod due;
 pub mod events;
 pub mod inbox;
@@ -15,6 +16,9 @@ pub mod outbox;
 pub mod schema;
 mod statement;
 pub mod tenants;
+pub mod wa_inbound;
+pub mod wa_sessions;
+pub mod waha_events;
 
 use std::time::Duration;
 
@@ -30,7 +34,10 @@ use diesel_async::{
 use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 
-use crate::{config::DatabaseConfig, seal::Sealer};
+use crate::{
+    config::DatabaseConfig,
+    seal::{SealError, Sealer},
+};
 
 pub use statement::{Statement, statement};
 
@@ -58,6 +65,9 @@ pub enum DbError {
     /// The database refused the statement.
     #[error("the database refused a statement")]
     Refused(#[source] diesel::result::Error),
+    /// A stored value could not be sealed or opened.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
 }
 
 impl DbError {

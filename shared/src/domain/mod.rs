@@ -10,6 +10,7 @@ pub mod event;
 pub mod id;
 pub mod outcome;
 pub mod retry;
+pub mod session;
 mod word;
 
 pub use word::UnknownWord;
@@ -21,3 +22,4 @@ pub use event::{DeadOrigin, DeadReason, EventKind};
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
 pub use retry::{RetryPolicy, Schedule, Tries, Verdict};
+pub use session::{OnLimit, SignatureRule};
