@@ -28,6 +28,7 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
         message: MessageId::generate(),
         tenant: TenantId(1),
         channel,
+        line: None,
         recipient: Address::new(recipient),
         user_id: None,
         content: Arc::new(serde_json::from_str(content).unwrap()),

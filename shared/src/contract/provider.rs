@@ -3,6 +3,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::submission::Content;
 use crate::domain::{Address, Channel, DeliveryId, MessageId, Outcome, ProviderName, TenantId};
@@ -20,6 +21,8 @@ pub struct Order {
     pub channel: Channel,
     /// To whom.
     pub recipient: Address,
+    /// The line it has a slot of: its WhatsApp session.
+    pub line: Option<Uuid>,
     /// The person, when the producer named one.
     pub user_id: Option<String>,
     /// What to say.
