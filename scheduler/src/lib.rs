@@ -8,6 +8,7 @@ mod crashes;
 mod crew;
 mod dead_letter_drainer;
 mod found;
+mod holds;
 mod log_writer;
 mod outbox_relay;
 mod partitions;
@@ -103,6 +104,7 @@ impl Line {
         crew.keep(sessions);
         crew.keep(shares);
         crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), Arc::clone(config)));
+        crew.keep(holds::Holds::new(store.clone(), publisher.clone()));
         crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
         crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));

@@ -1,7 +1,7 @@
 //! Circuit breakers: their state is shared by every worker, and the lines behind an open one stand still.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Bool, Int4, Text, Timestamptz};
+use diesel::sql_types::{Array, Bool, Int4, Int8, Text, Timestamptz};
 
 use super::{DbResult, Store, statement};
 use crate::domain::BreakerState;
@@ -54,6 +54,13 @@ impl Store {
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
+    /// How many breakers are in each state, by scope: `session` or `host`.
+    pub async fn count_breakers(&self) -> DbResult<Vec<(String, BreakerState, i64)>> {
+        let rows: Vec<(String, String, i64)> = statement::<(Text, Text, Int8)>(COUNT).rows(self).await?;
+        let known = |(scope, state, n): (String, String, i64)| Some((scope, state.parse().ok()?, n));
+        Ok(rows.into_iter().filter_map(known).collect())
+    }
+
     /// Counts a failure. The breaker opens for `open_ms` at the `failures_max`th in a row, or where the probe failed; the lines
     /// behind it then wait that long.
     pub async fn breaker_failed(&self, key: &str, failures_max: i32, open_ms: i32) -> DbResult<Option<Breaker>> {
@@ -101,6 +108,8 @@ fn breaker((key, state, failures, since, retry_at): Row) -> Option<Breaker> {
 }
 
 const SELECT: &str = "SELECT key, state, failures, since, retry_at FROM breakers WHERE key = ANY (?::text[])";
+
+const COUNT: &str = "SELECT split_part(key, '/', 2) AS scope, state, count(*) FROM breakers GROUP BY 1, 2";
 
 /// The lines behind a breaker: the session's own, or those of every session of the host.
 macro_rules! lines_behind {

@@ -28,13 +28,6 @@ pub struct Begun<'a> {
     pub hold_ms: i32,
 }
 
-/// Settled calls of one look.
-#[derive(Clone, Debug, Default)]
-pub struct Swept {
-    /// Deliveries that wait although their message came back: each was sent.
-    pub sent: Vec<About>,
-}
-
 impl Store {
     /// Notes a call before it is made. Says whether an earlier one of the same delivery has an unknown end.
     pub async fn begin_hold(&self, begun: Begun<'_>) -> DbResult<bool> {
@@ -86,10 +79,10 @@ impl Store {
 
     /// Looks at up to `limit` calls that should have ended: forgets those of deliveries that did, and returns the deliveries
     /// that wait although their message came back.
-    pub async fn sweep_holds(&self, limit: i64) -> DbResult<Swept> {
+    pub async fn sweep_holds(&self, limit: i64) -> DbResult<Vec<About>> {
         let query = statement::<(Int4, SqlUuid, Int4, Text)>(SWEEP).bind::<Int8, _>(limit);
         let rows: Vec<(i32, Uuid, i32, String)> = query.rows(self).await?;
-        Ok(Swept { sent: rows.into_iter().filter_map(about).collect() })
+        Ok(rows.into_iter().filter_map(about).collect())
     }
 
     fn chat_hashes(&self, session: Uuid, chat_id: &str) -> Vec<Vec<u8>> {
