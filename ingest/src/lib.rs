@@ -11,6 +11,8 @@ mod auth;
 mod body;
 mod bulk;
 mod cache;
+mod carrier;
+mod channels;
 mod dead_letters;
 mod docs;
 mod envelope;
@@ -27,6 +29,7 @@ pub mod problem;
 pub mod routes;
 mod server;
 mod webhooks;
+mod whatsapp;
 
 use std::{io, sync::Arc, time::Duration};
 

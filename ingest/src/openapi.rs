@@ -19,9 +19,9 @@ use utoipa::{
 use uuid::Uuid;
 
 use crate::{
-    admin, bulk, dead_letters, docs, health, idempotency, inbox, messages, notifications,
+    admin, bulk, channels, dead_letters, docs, health, idempotency, inbox, messages, notifications,
     problem::{CONTENT_TYPE, Code},
-    webhooks,
+    webhooks, whatsapp,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -43,7 +43,8 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
-        webhooks::signing_secret, admin::queues,
+        whatsapp::send, whatsapp::send_bulk, whatsapp::list, whatsapp::show, whatsapp::stats,
+        webhooks::signing_secret, admin::queues, channels::list,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
     components(schemas(ProblemBody, FieldErrorBody)),
@@ -52,6 +53,7 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
     tags(
         (name = "submitting", description = "Messages in"),
         (name = "messages", description = "What became of them"),
+        (name = "whatsapp", description = "Messages of WhatsApp sessions"),
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
         (name = "managing", description = "Secrets and queues"),
@@ -178,6 +180,32 @@ pub struct SharedBody {
     /// As the header `Idempotency-Key`.
     #[schema(min_length = 1, max_length = 200)]
     pub idempotency_key: Option<String>,
+    /// WhatsApp: the session that carries it, by id or name; unless given, the only one or the one called `default`.
+    #[schema(max_length = 200)]
+    pub session_id: Option<String>,
+    /// WhatsApp: over the session's pace `queue` (it waits) or `reject` (429); unless given, as the session has it.
+    #[schema(example = "queue")]
+    pub on_limit: Option<String>,
+    /// WhatsApp: accept it although the session is not WORKING; it waits until it is.
+    pub queue_when_offline: Option<bool>,
+    /// WhatsApp: a file; the text is its caption.
+    pub media: Option<MediaBody>,
+}
+
+/// A file of a WhatsApp message. Either `data` or `url`.
+#[derive(ToSchema)]
+#[schema(as = Media)]
+pub struct MediaBody {
+    /// Its media type; it decides how WhatsApp shows it.
+    #[schema(example = "image/jpeg")]
+    pub mimetype: String,
+    /// The name shown.
+    pub filename: Option<String>,
+    /// Its bytes in base64, 20 MB at most.
+    #[schema(format = Byte)]
+    pub data: Option<String>,
+    /// Where WAHA fetches it.
+    pub url: Option<String>,
 }
 
 /// A file.
