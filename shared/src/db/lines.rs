@@ -12,7 +12,7 @@ use super::{
     outbox::item,
     statement,
 };
-use crate::domain::channel::Route;
+use crate::domain::{TenantId, channel::Route};
 
 /// Outbox row, delivery, run, route.
 type SqlRow = (Int8, SqlUuid, Int4, Text);
@@ -57,6 +57,17 @@ impl Store {
     pub async fn line_room(&self, line: Uuid) -> DbResult<(i32, f64)> {
         let rows: Vec<(i32, f64)> = statement::<(Int4, Double)>(ROOM).bind::<SqlUuid, _>(line).rows(self).await?;
         Ok(rows.first().copied().unwrap_or((0, 1.0)))
+    }
+
+    /// Limits all sessions of a tenant together to `per_minute` slots, or no longer.
+    pub async fn limit_sessions(&self, tenant: TenantId, per_minute: Option<i32>) -> DbResult<()> {
+        let query = statement::<()>(if per_minute.is_some() { LIMIT_TENANT } else { FREE_TENANT });
+        let query = query.bind::<Int4, _>(tenant.0);
+        match per_minute {
+            Some(rate) => query.bind::<Int4, _>(rate).run(self).await?,
+            None => query.run(self).await?,
+        };
+        Ok(())
     }
 
     /// Deliveries that wait in lines, and lines that have some.
@@ -125,6 +136,12 @@ WITH turn AS MATERIALIZED (
     RETURNING id
 )
 SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+
+const LIMIT_TENANT: &str = "
+INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES (gen_random_uuid(), ?, 'tenant', 'whatsapp', ?)
+ON CONFLICT (tenant_id) WHERE kind = 'tenant' DO UPDATE SET rate = excluded.rate";
+
+const FREE_TENANT: &str = "DELETE FROM lines WHERE tenant_id = ? AND kind = 'tenant'";
 
 const FREE_IN: &str = "
 SELECT extract(epoch FROM (
