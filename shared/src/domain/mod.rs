@@ -9,6 +9,7 @@ pub mod delivery;
 pub mod event;
 pub mod id;
 pub mod outcome;
+pub mod phone;
 pub mod retry;
 pub mod session;
 mod word;
