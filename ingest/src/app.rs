@@ -18,13 +18,17 @@ use shared::{
     db::{DbResult, Store},
     probe::{BrokerPart, DatabasePart, Parts},
     telemetry::MetricsHandle,
+    waha::Waha,
 };
 use tokio::{runtime::Handle, time::timeout};
+use url::Url;
 
-use crate::{accept::Acceptor, auth::Credentials, health::SchemaPart, problem::Problem};
+use crate::{accept::Acceptor, auth::Credentials, health::SchemaPart, problem::Problem, waha::Hooks};
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// An admin waits for each call to WAHA; a session is made and started within a second.
+const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
 /// The database, asked from an HTTP thread.
 #[derive(Clone)]
@@ -72,6 +76,14 @@ pub struct App {
     pub db: Db,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// Keeps what WAHA tells.
+    pub hooks: Hooks,
+    /// Calls WAHA.
+    pub waha: Waha,
+    /// How long one call to WAHA may take.
+    pub waha_timeout: Duration,
+    /// Where others reach this API; ends in a slash.
+    pub public_url: Url,
     /// Knows who is asking.
     pub credentials: Credentials,
     /// The connection that publishes; asked for the depths of the queues.
@@ -98,6 +110,10 @@ pub struct Pieces<'a> {
     pub store: Store,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// The database, for the webhooks of WAHA.
+    pub hooks: Store,
+    /// Calls WAHA.
+    pub waha: Waha,
     /// The connection that publishes.
     pub broker: Broker,
     /// What is counted.
@@ -109,13 +125,17 @@ pub struct Pieces<'a> {
 impl App {
     /// Puts the pieces together.
     pub fn new(pieces: Pieces<'_>) -> Self {
-        let Pieces { config, jwt_secret, store, acceptor, broker, metrics, others } = pieces;
+        let Pieces { config, jwt_secret, store, acceptor, hooks, waha, broker, metrics, others } = pieces;
         let (parts, schema_is_current) = (Parts::new(), Arc::new(AtomicBool::new(false)));
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
         let db = Db::new(store);
         Self {
+            hooks: Hooks::start(hooks, db.clone()),
+            waha,
+            waha_timeout: config.provider_timeout.min(WAHA_TIMEOUT_MAX),
+            public_url: config.http.public_url.clone(),
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,

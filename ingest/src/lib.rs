@@ -26,6 +26,7 @@ mod params;
 pub mod problem;
 pub mod routes;
 mod server;
+mod waha;
 mod webhooks;
 
 use std::{io, sync::Arc, time::Duration};
@@ -34,10 +35,12 @@ use actix_web::web::Data;
 use shared::{
     amqp::{Broker, Publisher},
     config::{Config, ConfigError},
+    contract::guard::Guard,
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::Parts,
     telemetry::install_metrics,
+    waha::Waha,
 };
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -72,6 +75,9 @@ pub enum IngestError {
     /// The pool could not be made.
     #[error("failed to prepare the database connections")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The HTTP client that calls WAHA could not be made.
+    #[error("failed to prepare the HTTP client")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The address cannot be listened on, or the server broke.
     #[error("failed to serve HTTP on {host}:{port}")]
     Serve {
@@ -102,6 +108,8 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
         jwt_secret,
         store: stores.questions.clone(),
         acceptor,
+        hooks: stores.hooks.clone(),
+        waha: callers(&config)?,
         broker: publishing.clone(),
         metrics: install_metrics(),
         others,
@@ -126,17 +134,28 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
     served.map_err(|source| IngestError::Serve { host: config.http.host.clone(), port: config.http.port, source })
 }
 
-/// Two pools, so that questions can never keep a commit waiting.
+/// Calls WAHA, within the limits that hold for addresses of tenants.
+fn callers(config: &Config) -> Result<Waha, IngestError> {
+    let guard = Guard::new(config.webhook.allow_nets.clone());
+    Waha::new(guard, config.waha.base_url.as_ref()).map_err(|error| IngestError::Client(error.into()))
+}
+
+/// Pools of their own, so that questions can never keep a commit waiting.
 struct Stores {
     acceptance: Store,
+    hooks: Store,
     questions: Store,
 }
 
 impl Stores {
     fn open(config: &Config) -> Result<Self, IngestError> {
         let open = |size| Store::open(&config.database, size).map_err(|error| IngestError::Database(error.into()));
-        let rest = config.database.pool_size.saturating_sub(accept::CONNECTIONS);
-        Ok(Self { acceptance: open(accept::CONNECTIONS)?, questions: open(rest.max(QUESTION_CONNECTIONS_MIN))? })
+        let rest = config.database.pool_size.saturating_sub(accept::CONNECTIONS + waha::CONNECTIONS);
+        Ok(Self {
+            acceptance: open(accept::CONNECTIONS)?,
+            hooks: open(waha::CONNECTIONS)?,
+            questions: open(rest.max(QUESTION_CONNECTIONS_MIN))?,
+        })
     }
 }
 
@@ -180,6 +199,10 @@ fn describe() {
     metrics::describe_counter!(
         "posthaste_requests_refused_total",
         "HTTP requests answered with a problem, by its code."
+    );
+    metrics::describe_counter!(
+        "posthaste_waha_webhooks_total",
+        "Webhooks of WAHA that verified, by whether they were new."
     );
     metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
     metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");

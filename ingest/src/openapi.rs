@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     admin, bulk, dead_letters, docs, health, idempotency, inbox, messages, notifications,
     problem::{CONTENT_TYPE, Code},
-    webhooks,
+    waha, webhooks,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -43,6 +43,7 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
+        waha::receive, waha::health,
         webhooks::signing_secret, admin::queues,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
@@ -54,6 +55,7 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         (name = "messages", description = "What became of them"),
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
+        (name = "whatsapp", description = "Sessions at WAHA, and what it tells"),
         (name = "managing", description = "Secrets and queues"),
         (name = "health", description = "For orchestrators and monitoring; public"),
         (name = "specifications", description = "What this page is made of; public"),
@@ -337,7 +339,7 @@ impl Modify for Shared {
 
 /// The operations of a path, of the methods that we use.
 pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
-    let all = [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)];
+    let all = [("get", &mut item.get), ("post", &mut item.post), ("put", &mut item.put), ("delete", &mut item.delete)];
     all.into_iter().filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation)))
 }
 
@@ -495,7 +497,7 @@ mod tests {
             for (_, operation) in operations(item) {
                 assert!(operation.summary.is_some(), "{path}");
                 assert!(ids.insert(operation.operation_id.clone()), "{path}: {:?}", operation.operation_id);
-                let is_public = ["/health", "/metrics", "/docs", "/openapi", "/asyncapi"]
+                let is_public = ["/health", "/metrics", "/docs", "/openapi", "/asyncapi", "/webhooks/health"]
                     .iter()
                     .any(|public| path.starts_with(public));
                 assert_eq!(operation.responses.responses.contains_key("401"), !is_public, "{path}");

@@ -10,7 +10,7 @@ use crate::{
     admin, bulk, dead_letters, docs, health, inbox, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    webhooks,
+    waha, webhooks,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -37,6 +37,8 @@ routes! {
     "/api/notifications/send"                        { POST notifications::send }
     "/api/notifications/send-bulk"                   { POST bulk::send }
     "/api/notifications/test"                        { POST notifications::test }
+    "/webhooks/waha"                                 { POST waha::receive }
+    "/webhooks/health"                               { GET waha::health }
     "/api/bulk/{id}"                                 { GET bulk::show }
     "/api/messages"                                  { GET messages::list }
     "/api/messages/{id}"                             { GET messages::show }
