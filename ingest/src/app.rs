@@ -18,15 +18,23 @@ use shared::{
     db::{DbResult, Store},
     probe::{BrokerPart, DatabasePart, Parts},
     telemetry::MetricsHandle,
-    waha::Waha,
+    waha::{Host, Waha},
 };
 use tokio::{runtime::Handle, time::timeout};
 use url::Url;
 
-use crate::{accept::Acceptor, auth::Credentials, health::SchemaPart, problem::Problem, waha::Hooks};
+use crate::{
+    accept::Acceptor,
+    auth::Credentials,
+    health::{SchemaPart, WahaPart},
+    problem::Problem,
+    waha::Hooks,
+};
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the 900 ms a part of the health report has.
+const WAHA_PING_TIMEOUT: Duration = Duration::from_millis(700);
 /// An admin waits for each call to WAHA; a session is made and started within a second.
 const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
@@ -80,6 +88,8 @@ pub struct App {
     pub hooks: Hooks,
     /// Calls WAHA.
     pub waha: Waha,
+    /// The WAHA of the settings.
+    pub waha_host: Option<Host>,
     /// How long one call to WAHA may take.
     pub waha_timeout: Duration,
     /// Where others reach this API; ends in a slash.
@@ -98,6 +108,7 @@ pub struct App {
     pub openapi: String,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
+    runtime: Handle,
 }
 
 /// What an [`App`] is made of.
@@ -133,6 +144,11 @@ impl App {
         let db = Db::new(store);
         Self {
             hooks: Hooks::start(hooks, db.clone()),
+            waha_host: config
+                .waha
+                .base_url
+                .as_ref()
+                .and_then(|url| waha.host(url.as_str(), config.waha.api_key.as_ref(), WAHA_PING_TIMEOUT).ok()),
             waha,
             waha_timeout: config.provider_timeout.min(WAHA_TIMEOUT_MAX),
             public_url: config.http.public_url.clone(),
@@ -146,7 +162,21 @@ impl App {
             openapi: crate::openapi::document(),
             schema_is_current,
             guard: Guard::new(config.webhook.allow_nets.clone()),
+            runtime: Handle::current(),
         }
+    }
+
+    /// Runs a call to somebody else in a task of the main runtime, so that a client that hangs up does not cut it off.
+    pub async fn elsewhere<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.runtime.spawn(call).await.map_err(|_| Problem::internal())
+    }
+
+    /// From now on `/health` shows how the sessions' WAHA is.
+    pub fn watch_waha(&self) {
+        self.parts.add(WahaPart { db: self.db.clone(), host: self.waha_host.clone() });
     }
 
     /// What the validator needs to know now.

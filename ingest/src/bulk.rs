@@ -235,6 +235,8 @@ fn message(head: &Shared, lane: Lane, recipient: Address, by_user: bool) -> NewM
             id: DeliveryId::generate(),
             route: Route { channel: head.channel, lane },
             recipient,
+            line: None,
+            rank: head.priority.rank(),
         }],
     }
 }

@@ -71,6 +71,8 @@ pub fn seal(draft: Draft, origin: Origin, hashes: Option<Hashes>) -> (Acceptance
         id: DeliveryId::generate(),
         route: Route { channel: draft.channel, lane: draft.lane },
         recipient: draft.recipient,
+        line: None,
+        rank: draft.priority.rank(),
     };
     let deliveries = vec![DeliveryAnswer { id: delivery.id.0, channel: draft.channel, status }];
     let answer = to_json(&SendAnswer { id: message.0, status, deliveries });

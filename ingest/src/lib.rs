@@ -26,6 +26,7 @@ mod params;
 pub mod problem;
 pub mod routes;
 mod server;
+mod sessions;
 mod waha;
 mod webhooks;
 
@@ -179,7 +180,7 @@ fn take(
     tokio::spawn(async move {
         match stop.run_until_cancelled(store.await_schema()).await {
             None => return Ok(()),
-            Some(Ok(())) => app.mark_schema_current(),
+            Some(Ok(())) => begin(&app, store).await,
             Some(Err(error)) => {
                 stop.cancel();
                 return Err(error);
@@ -188,6 +189,16 @@ fn take(
         intake::run(Arc::new(intake), consumers, stop).await;
         Ok(())
     })
+}
+
+/// The tables are there. While nobody listened, WAHA may have given up on webhooks: what they said is fetched.
+async fn begin(app: &App, store: Store) {
+    app.mark_schema_current();
+    match store.mark_missed().await {
+        Ok(0) if app.waha_host.is_none() => {}
+        Ok(_) => app.watch_waha(),
+        Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),
+    }
 }
 
 /// Says what the metrics of ingest mean.

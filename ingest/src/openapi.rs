@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     admin, bulk, dead_letters, docs, health, idempotency, inbox, messages, notifications,
     problem::{CONTENT_TYPE, Code},
-    waha, webhooks,
+    sessions, waha, webhooks,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -43,7 +43,8 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
-        waha::receive, waha::health,
+        sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
+        sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
         webhooks::signing_secret, admin::queues,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),

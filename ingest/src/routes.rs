@@ -10,7 +10,7 @@ use crate::{
     admin, bulk, dead_letters, docs, health, inbox, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    waha, webhooks,
+    sessions, waha, webhooks,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -39,6 +39,13 @@ routes! {
     "/api/notifications/test"                        { POST notifications::test }
     "/webhooks/waha"                                 { POST waha::receive }
     "/webhooks/health"                               { GET waha::health }
+    "/sessions"                                      { GET sessions::list, POST sessions::create }
+    "/sessions/{id}"                                 { GET sessions::show, PUT sessions::update, DELETE sessions::remove }
+    "/sessions/{id}/start"                           { POST sessions::start }
+    "/sessions/{id}/stop"                            { POST sessions::stop }
+    "/sessions/{id}/restart"                         { POST sessions::restart }
+    "/sessions/{id}/logout"                          { POST sessions::logout }
+    "/sessions/{id}/qr"                              { GET sessions::qr }
     "/api/bulk/{id}"                                 { GET bulk::show }
     "/api/messages"                                  { GET messages::list }
     "/api/messages/{id}"                             { GET messages::show }

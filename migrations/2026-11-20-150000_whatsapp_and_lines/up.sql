@@ -41,7 +41,9 @@ CREATE TABLE lines (
     is_open       boolean       NOT NULL DEFAULT true, -- a session that is not WORKING is shut
     blocked_until timestamptz   NOT NULL DEFAULT '-infinity', -- asked to wait, by the provider or a breaker
     free_at       timestamptz   NOT NULL DEFAULT '-infinity', -- when the next slot can be had
-    waiting       integer       NOT NULL DEFAULT 0  -- its rows in `parked`
+    waiting       integer       NOT NULL DEFAULT 0, -- its rows in `parked`
+    released      integer       NOT NULL DEFAULT 0, -- handed to the broker and not yet seen by a claim
+    released_at   timestamptz   NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 50);
 CREATE INDEX lines_free ON lines (free_at) WHERE waiting > 0 AND is_open AND kind = 'session';
 CREATE INDEX lines_shares ON lines (route, id) WHERE waiting > 0 AND kind = 'share';
@@ -108,3 +110,65 @@ CREATE INDEX wa_inbound_tenant ON wa_inbound (tenant_id, id);
 
 ALTER TABLE parked SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 ALTER TABLE lines SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
+
+-- `lines.waiting` is always the number of its parked rows, whoever parks and takes out.
+CREATE FUNCTION count_parked() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE lines l SET waiting = l.waiting + changed.n
+    FROM (SELECT line, CASE TG_OP WHEN 'INSERT' THEN count(*) ELSE -count(*) END AS n FROM rows GROUP BY line ORDER BY line) changed
+    WHERE l.id = changed.line;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER parked_came AFTER INSERT ON parked REFERENCING NEW TABLE AS rows FOR EACH STATEMENT EXECUTE FUNCTION count_parked();
+CREATE TRIGGER parked_went AFTER DELETE ON parked REFERENCING OLD TABLE AS rows FOR EACH STATEMENT EXECUTE FUNCTION count_parked();
+
+-- The window in which slots are counted. A slot is taken a moment before its call reaches the provider, so the window is
+-- longer than the minute by more than that moment may last: the provider never sees more than the limit in any minute.
+CREATE FUNCTION slot_window() RETURNS interval LANGUAGE sql IMMUTABLE AS $$ SELECT interval '62 seconds' $$;
+
+-- How many slots of a line can be had at a moment.
+CREATE FUNCTION slots_free(l lines, at timestamptz) RETURNS integer LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN NOT l.is_open OR l.blocked_until > at THEN 0
+        WHEN l.gap_ms + l.jitter_ms > 0 AND l.free_at > at THEN 0
+        ELSE greatest(0, least(
+            coalesce(l.rate, 1000000) - (SELECT count(*) FROM unnest(l.slots) AS s(at_) WHERE s.at_ > at - slot_window()),
+            coalesce(l.daily_cap, 1000000) - CASE WHEN l.day = (at AT TIME ZONE 'UTC')::date THEN l.day_slots ELSE 0 END,
+            CASE WHEN l.gap_ms + l.jitter_ms > 0 THEN 1 ELSE 1000000 END))::integer
+    END
+$$;
+
+-- Takes up to `wanted` slots of each line; strict with any number of callers, since each line is locked while it counts.
+-- `asked` must be sorted and without repeats.
+CREATE FUNCTION take_slots(asked uuid[], wanted integer[]) RETURNS TABLE (line uuid, n integer) LANGUAGE plpgsql AS $$
+DECLARE
+    l    lines;
+    at   timestamptz;
+    kept timestamptz[];
+BEGIN
+    FOR i IN 1 .. coalesce(cardinality(asked), 0) LOOP
+        SELECT * INTO l FROM lines WHERE id = asked[i] FOR UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        at := clock_timestamp();
+        n := least(wanted[i], slots_free(l, at));
+        line := asked[i];
+        kept := ARRAY(SELECT s.at_ FROM unnest(l.slots) AS s(at_) WHERE s.at_ > at - slot_window() ORDER BY 1) || array_fill(at, ARRAY[n]);
+        UPDATE lines SET
+            slots = kept,
+            day = (at AT TIME ZONE 'UTC')::date,
+            day_slots = n + CASE WHEN day = (at AT TIME ZONE 'UTC')::date THEN day_slots ELSE 0 END,
+            released = greatest(0, lines.released - wanted[i]),
+            free_at = CASE
+                WHEN rate IS NOT NULL AND cardinality(kept) >= rate THEN kept[cardinality(kept) - rate + 1] + slot_window()
+                WHEN n = 0 AND gap_ms + jitter_ms > 0 THEN free_at
+                ELSE at + (gap_ms + random() * jitter_ms) * interval '1 millisecond' END
+        WHERE id = asked[i];
+        -- A day that is used up, and whoever asked us to wait, come on top.
+        UPDATE lines SET free_at = greatest(free_at, blocked_until,
+            CASE WHEN daily_cap IS NOT NULL AND day_slots >= daily_cap THEN ((day + 1)::timestamp AT TIME ZONE 'UTC') ELSE '-infinity' END)
+        WHERE id = asked[i] AND (blocked_until > at OR day_slots >= daily_cap);
+        RETURN NEXT;
+    END LOOP;
+END
+$$;

@@ -92,6 +92,7 @@ fn event(
         dead: verdict.dead,
         spent: verdict.spent,
         crash: true,
+        report: false,
     }
 }
 

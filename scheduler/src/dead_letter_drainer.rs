@@ -110,5 +110,6 @@ fn death(item: WorkItem, tenant: TenantId, channel: Channel) -> Event {
         dead: Some(DeadReason::Poison),
         spent: true,
         crash: false,
+        report: false,
     }
 }

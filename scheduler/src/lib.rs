@@ -13,9 +13,12 @@ mod outbox_relay;
 mod partitions;
 mod probe;
 mod release_due;
+mod release_lines;
 mod replays;
 pub mod task;
 mod trouble;
+mod waha_events;
+mod waha_forward;
 
 use std::sync::Arc;
 
@@ -92,6 +95,17 @@ impl Line {
         let Self { store, publisher, dispatcher, .. } = self;
         let relay_after = millis(config.timing.relay_after);
         crew.keep(release_due::ReleaseDue::new(store.clone(), dispatcher.clone(), self.tracker.clone(), relay_after));
+        let (sessions, shares) = release_lines::tasks(
+            store.clone(),
+            dispatcher.clone(),
+            self.tracker.clone(),
+            self.consuming.clone(),
+            relay_after,
+        );
+        crew.keep(sessions);
+        crew.keep(shares);
+        crew.keep(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
+        crew.keep(waha_forward::WahaForward::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), Arc::clone(config)));
         crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));

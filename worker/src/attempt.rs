@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use shared::{
     clock,
-    contract::{AttemptRecord, Event, Order, Provider},
+    contract::{AttemptRecord, Event, Order, Provider, submission::Content},
     db::claim::Claim,
     domain::{
         DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, RetryPolicy, Route, State,
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     measures,
     registry::{Providers, backend_setting},
-    secrets::Secrets,
+    secrets::{Secrets, Signing},
 };
 
 /// Providers end a call that takes too long themselves, and know more about how far it came; this much later it is
@@ -90,10 +90,12 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
         return Err(Obstacle::Expired);
     }
     let provider = desk.providers.first().ok_or(Obstacle::NoProvider)?;
-    let content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
-    let late_at = claimed_at + desk.lease_margin.saturating_sub(GRACE).max(GRACE);
-    let secret = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(secret(desk, claim.tenant)));
-    let webhook_secret = secret.await.ok().flatten().ok_or(Obstacle::Late)?;
+    let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    let in_time = desk.lease_margin.saturating_sub(GRACE).max(GRACE);
+    let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
+    let signing = signing(desk, &claim, &content);
+    let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
+    let (webhook_secret, webhook_headers) = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
     if Instant::now() >= late_at || desk.hurry.is_cancelled() {
         return Err(Obstacle::Late);
     }
@@ -103,10 +105,12 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
         tenant: claim.tenant,
         channel: desk.route.channel,
         recipient: claim.recipient,
+        line: claim.line,
         user_id: claim.user_id,
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
         webhook_secret,
+        webhook_headers,
         request_id: claim.request_id,
         traceparent: claim.traceparent,
         attempt: claim.tries.attempts,
@@ -115,12 +119,16 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
     Ok((Arc::clone(provider), order))
 }
 
-async fn secret(desk: &Desk, tenant: TenantId) -> Arc<str> {
+async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
     match &desk.secrets {
-        Some(secrets) => secrets.get(tenant).await,
-        None => Arc::from(""),
+        Some(secrets) => secrets.get(claim.tenant, content.configuration, claim.recipient.reveal()).await,
+        None => (Arc::from(""), Arc::from([])),
     }
 }
+
+/// How long a slot may be used after it was taken; the window in which slots are counted is longer than a minute by more
+/// than that.
+const SLOT_HOLDS: Duration = Duration::from_secs(1);
 
 /// Calls the provider; whatever it does, an outcome comes back.
 async fn call(desk: &Desk, provider: &dyn Provider, order: &Order) -> Outcome {
@@ -207,6 +215,7 @@ impl Subject {
             dead: verdict.dead,
             spent: verdict.spent,
             crash: false,
+            report: false,
         }
     }
 }

@@ -21,7 +21,7 @@ use shared::{
         wire::{VERSION, Wire},
     },
     db::{DbError, Store, claim::Claim},
-    domain::{DeadReason, DeliveryId},
+    domain::{Channel, DeadReason, DeliveryId},
     faultpoint,
     reconnect::Reconnect,
 };
@@ -227,7 +227,11 @@ impl Bench {
         let mut reconnect = Reconnect::new();
         while !hints.is_empty() {
             won.claimed_at = Instant::now();
-            match self.shop.store.claim(hints, self.lease_ms).await {
+            let claimed = match self.desk.route.channel {
+                Channel::Whatsapp => self.shop.store.claim_in_line(hints, self.lease_ms).await,
+                _ => self.shop.store.claim(hints, self.lease_ms).await,
+            };
+            match claimed {
                 Ok(claims) => return Some(Won { claims, ..won }),
                 Err(error) => self.wait_out(&error, &mut reconnect).await?,
             }

@@ -40,6 +40,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<DatabaseConfig> {
     let url = reader.get(&table::DATABASE_URL);
     let parts = parts(reader);
     let pool_size = reader.get(&table::DATABASE_POOL_SIZE);
+    let sealer = sealer(reader);
     let url = match url {
         Some(url) => {
             compare(reader, &url, &parts);
@@ -48,7 +49,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<DatabaseConfig> {
         None if reader.is_set(&table::DATABASE_URL) => return None,
         None => compose(reader, &parts)?,
     };
-    Some(DatabaseConfig { url: String::from(url).into(), pool_size: pool_size?, sealer: sealer(reader)? })
+    Some(DatabaseConfig { url: String::from(url).into(), pool_size: pool_size?, sealer: sealer? })
 }
 
 fn sealer(reader: &mut Reader) -> Option<Sealer> {

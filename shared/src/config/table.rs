@@ -68,7 +68,7 @@ settings! {
             Setting::new("POSTHASTE_ENCRYPTION_KEY", kind::ENCRYPTION_KEY, "$(openssl rand -base64 32)").secrecy(Secrecy::Hidden);
         /// Keys used before, which still decrypt until `posthaste rotate-keys` has written everything anew.
         ENCRYPTION_KEY_PREVIOUS: Setting<Vec<SecretString>> =
-            Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, "").secrecy(Secrecy::Hidden);
+            Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, "$(cat the-old-key)").secrecy(Secrecy::Hidden);
     }
     "HTTP" {
         /// The address ingest listens on.

@@ -3,6 +3,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::submission::Content;
 use crate::domain::{Address, Channel, DeliveryId, MessageId, Outcome, ProviderName, TenantId};
@@ -20,14 +21,19 @@ pub struct Order {
     pub channel: Channel,
     /// To whom.
     pub recipient: Address,
+    /// The line it has a slot of: its WhatsApp session.
+    pub line: Option<Uuid>,
     /// The person, when the producer named one.
     pub user_id: Option<String>,
     /// What to say.
     pub content: Arc<Content>,
     /// When the producer's message was accepted.
     pub accepted_at: DateTime<Utc>,
-    /// The signing secret for webhooks, `whsec_…`: the tenant's.
+    /// Signs webhooks: the secret of the configuration, else the tenant's, `whsec_…`; two with a space between them while one
+    /// replaces the other.
     pub webhook_secret: Arc<str>,
+    /// Further headers of webhooks, from the configuration.
+    pub webhook_headers: Arc<[(String, String)]>,
     /// The producer's request id, passed on to systems.
     pub request_id: Option<String>,
     /// The W3C trace context of the submission, passed on to systems.

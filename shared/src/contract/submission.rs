@@ -83,6 +83,9 @@ pub struct Content {
     /// Files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Attachment>,
+    /// The webhook configuration it goes to, which signs it; never a producer's to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<uuid::Uuid>,
 }
 
 impl std::fmt::Debug for Content {
@@ -228,6 +231,7 @@ impl Submission {
             action_url: self.action_url,
             metadata: self.metadata,
             attachments: self.attachments,
+            configuration: None,
         };
         let (channel, priority) = (channel?, priority?);
         check_content(channel, &content, faults);

@@ -91,6 +91,39 @@ pub struct Event {
     /// Whether a worker died on it. Such an event only stands while the row still says `sending`: a real outcome wins.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crash: bool,
+    /// Whether the provider told it afterwards: that it arrived, was read, bounced. A state never moves backwards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub report: bool,
+}
+
+impl Event {
+    /// What a provider told about a delivery after the call, at the run that made the call.
+    pub const fn report(about: (TenantId, DeliveryId, i32, Channel), kind: EventKind, at: DateTime<Utc>) -> Self {
+        let (tenant, delivery, run, channel) = about;
+        let state = match kind {
+            EventKind::Sent => State::Sent,
+            EventKind::Failed => State::Failed,
+            EventKind::Bounced => State::Bounced,
+            // Whatever a person did with it shows that it arrived.
+            _ => State::Delivered,
+        };
+        Self {
+            tenant,
+            delivery,
+            run,
+            channel,
+            kind,
+            at,
+            attempt: None,
+            state,
+            delay_ms: None,
+            detail: None,
+            dead: None,
+            spent: true,
+            crash: false,
+            report: true,
+        }
+    }
 }
 
 /// Many events in one AMQP message: one publish and one confirm for all of them.

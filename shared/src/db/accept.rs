@@ -1,11 +1,15 @@
 //! Acceptance: one statement, one commit, for many submissions: idempotency key + message + deliveries + outbox row.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{DbResult, Store, statement};
-use crate::domain::{Address, BulkId, DeliveryId, MessageId, State, TenantId, channel::Route};
+use crate::{
+    domain::{Address, BulkId, DeliveryId, Lane, MessageId, State, TenantId, channel::Route},
+    seal::{SealError, Sealer},
+};
 
 /// SHA-256 of something.
 pub type Hash = [u8; 32];
@@ -30,6 +34,25 @@ pub struct NewDelivery {
     pub route: Route,
     /// To whom.
     pub recipient: Address,
+    /// The line in which it must get a slot before it is sent: its WhatsApp session.
+    pub line: Option<Uuid>,
+    /// Its place in that line: urgent 3, high 2, normal 1, low 0.
+    pub rank: i16,
+}
+
+impl NewDelivery {
+    /// The line it waits in from the start: the one it needs a slot of, or, on the bulk lane, its tenant's share, so that
+    /// tenants take turns. Anything else goes straight to the broker.
+    fn parks_in(&self, tenant: TenantId) -> Option<Uuid> {
+        self.line.or_else(|| (self.route.lane == Lane::Bulk).then(|| share(tenant, self.route)))
+    }
+}
+
+/// The line of a tenant's share in a route: an id made of nothing else (a UUIDv8, RFC 9562).
+pub fn share(tenant: TenantId, route: Route) -> Uuid {
+    let name = format!("{tenant}/{route}");
+    let hash = digest(&SHA256, name.as_bytes());
+    Uuid::new_v8(hash.as_ref().first_chunk().copied().unwrap_or_default())
 }
 
 /// A message to store.
@@ -146,7 +169,7 @@ impl Store {
     }
 
     async fn insert(&self, batch: &[Acceptance], relay_after_ms: i32) -> DbResult<(Option<i64>, Vec<Uuid>)> {
-        Columns::of(batch).bind(relay_after_ms).row(self).await
+        Columns::of(batch, self.sealer())?.bind(relay_after_ms).row(self).await
     }
 
     /// The stored answers for the acceptances whose key was taken.
@@ -157,14 +180,15 @@ impl Store {
             .bind::<Array<Binary>, _>(keyed().map(|(_, key)| key.key_hash.to_vec()).collect::<Vec<_>>());
         let stored: Vec<StoredAnswer> = query.rows(self).await?;
         let answer = |acceptance: &Acceptance| {
-            let Some(key) = acceptance.key.as_ref().filter(|_| !is_new(acceptance)) else { return Accepted::New };
-            stored
+            let Some(key) = acceptance.key.as_ref().filter(|_| !is_new(acceptance)) else { return Ok(Accepted::New) };
+            let same = stored
                 .iter()
                 .find(|(tenant, key_hash, ..)| *tenant == acceptance.tenant.0 && key_hash == &key.key_hash)
-                .filter(|(_, _, request_hash, _)| request_hash == &key.request_hash)
-                .map_or(Accepted::KeyTaken, |(.., response)| Accepted::Replayed(response.clone()))
+                .filter(|(_, _, request_hash, _)| request_hash == &key.request_hash);
+            let Some((.., response)) = same else { return Ok(Accepted::KeyTaken) };
+            Ok(Accepted::Replayed(self.sealer().open(response.clone())?))
         };
-        Ok(batch.iter().map(answer).collect())
+        batch.iter().map(answer).collect()
     }
 
     /// Forgets idempotency keys older than `hours`, at most `limit` of them; says how many.
@@ -176,7 +200,8 @@ impl Store {
 
 fn queued_items(acceptance: &Acceptance) -> impl Iterator<Item = DispatchItem> + '_ {
     let now = acceptance.messages.iter().filter(|message| message.scheduled_at.is_none());
-    now.flat_map(|message| &message.deliveries).map(|d| DispatchItem { delivery: d.id, run: 0, route: d.route })
+    let at_once = now.flat_map(|message| &message.deliveries).filter(|d| d.parks_in(acceptance.tenant).is_none());
+    at_once.map(|d| DispatchItem { delivery: d.id, run: 0, route: d.route })
 }
 
 /// The batch turned on its side: one array per column, so that the statement's text never changes.
@@ -231,41 +256,47 @@ struct DeliveryColumns {
     channel: Vec<&'static str>,
     lane: Vec<&'static str>,
     recipient: Vec<String>,
+    recipient_hash: Vec<Option<Vec<u8>>>,
     state: Vec<&'static str>,
     due_at: Vec<Option<DateTime<Utc>>>,
+    line: Vec<Option<Uuid>>,
+    rank: Vec<i16>,
+    park: Vec<Option<Uuid>>,
 }
 
 impl Columns {
-    fn of(batch: &[Acceptance]) -> Self {
+    fn of(batch: &[Acceptance], sealer: &Sealer) -> Result<Self, SealError> {
         let mut columns = Self::default();
         // Overlapping batches that wait for each other's keys must take them in one order.
         let mut keyed: Vec<_> = batch.iter().filter_map(|a| a.key.as_ref().map(|key| (a, key))).collect();
         keyed.sort_by_key(|(acceptance, key)| (acceptance.tenant, key.key_hash));
         for (acceptance, key) in keyed {
-            columns.keys.push(acceptance, key);
+            columns.keys.push(acceptance, key, sealer)?;
         }
         for acceptance in batch {
-            columns.push(acceptance);
+            columns.push(acceptance, sealer)?;
         }
-        columns
+        Ok(columns)
     }
 
-    fn push(&mut self, acceptance: &Acceptance) {
+    fn push(&mut self, acceptance: &Acceptance, sealer: &Sealer) -> Result<(), SealError> {
         let keyed_subject = acceptance.key.is_some().then(|| acceptance.subject());
         if let Some(bulk) = &acceptance.bulk {
-            self.bulks.push(acceptance.tenant, bulk);
+            self.bulks.push(acceptance.tenant, bulk, sealer)?;
         }
         for message in &acceptance.messages {
-            self.messages.push(acceptance, keyed_subject, message);
+            self.messages.push(acceptance, keyed_subject, message, sealer)?;
             for delivery in &message.deliveries {
-                self.deliveries.push(acceptance.tenant, keyed_subject, message, delivery);
+                self.deliveries.push(acceptance.tenant, keyed_subject, message, delivery, sealer)?;
             }
         }
+        Ok(())
     }
 
     fn bind(self, relay_after_ms: i32) -> super::Statement<(Nullable<diesel::sql_types::Int8>, Array<SqlUuid>)> {
         let Self { keys, bulks, messages, deliveries } = self;
-        statement(ACCEPT)
+        let waits = deliveries.park.iter().any(Option::is_some);
+        let statement = statement(if waits { ACCEPT_AND_PARK } else { ACCEPT })
             .near(messages.id.iter().chain(&deliveries.id))
             .bind::<Array<Int4>, _>(keys.tenant)
             .bind::<Array<Binary>, _>(keys.key_hash)
@@ -296,33 +327,49 @@ impl Columns {
             .bind::<Array<Text>, _>(deliveries.channel)
             .bind::<Array<Text>, _>(deliveries.lane)
             .bind::<Array<Text>, _>(deliveries.recipient)
+            .bind::<Array<Nullable<Binary>>, _>(deliveries.recipient_hash)
             .bind::<Array<Text>, _>(deliveries.state)
-            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at)
+            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at);
+        if !waits {
+            return statement.bind::<Int4, _>(relay_after_ms);
+        }
+        statement
+            .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.line)
+            .bind::<Array<Int2>, _>(deliveries.rank)
+            .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.park)
             .bind::<Int4, _>(relay_after_ms)
     }
 }
 
 impl KeyColumns {
-    fn push(&mut self, acceptance: &Acceptance, key: &Key) {
+    fn push(&mut self, acceptance: &Acceptance, key: &Key, sealer: &Sealer) -> Result<(), SealError> {
         self.tenant.push(acceptance.tenant.0);
         self.key_hash.push(key.key_hash.to_vec());
         self.request_hash.push(key.request_hash.to_vec());
         self.subject.push(acceptance.subject());
-        self.response.push(key.response.clone());
+        self.response.push(sealer.seal(&key.response)?);
+        Ok(())
     }
 }
 
 impl BulkColumns {
-    fn push(&mut self, tenant: TenantId, bulk: &NewBulk) {
+    fn push(&mut self, tenant: TenantId, bulk: &NewBulk, sealer: &Sealer) -> Result<(), SealError> {
         self.id.push(bulk.id.0);
         self.tenant.push(tenant.0);
-        self.content.push(bulk.content.clone());
+        self.content.push(sealer.seal(&bulk.content)?);
         self.refused.push(bulk.refused);
+        Ok(())
     }
 }
 
 impl MessageColumns {
-    fn push(&mut self, acceptance: &Acceptance, keyed_subject: Option<Uuid>, message: &NewMessage) {
+    fn push(
+        &mut self,
+        acceptance: &Acceptance,
+        keyed_subject: Option<Uuid>,
+        message: &NewMessage,
+        sealer: &Sealer,
+    ) -> Result<(), SealError> {
         self.keyed_subject.push(keyed_subject);
         self.id.push(message.id.0);
         self.tenant.push(acceptance.tenant.0);
@@ -330,17 +377,25 @@ impl MessageColumns {
         self.user_id.push(message.user_id.clone());
         self.category.push(message.category.clone());
         self.priority.push(message.priority);
-        self.content.push(message.content.clone());
+        self.content.push(message.content.as_ref().map(|content| sealer.seal(content)).transpose()?);
         self.source.push(acceptance.source);
         self.request_id.push(acceptance.request_id.clone());
         self.traceparent.push(acceptance.traceparent.clone());
         self.scheduled_at.push(message.scheduled_at);
         self.expires_at.push(message.expires_at);
+        Ok(())
     }
 }
 
 impl DeliveryColumns {
-    fn push(&mut self, tenant: TenantId, keyed_subject: Option<Uuid>, message: &NewMessage, delivery: &NewDelivery) {
+    fn push(
+        &mut self,
+        tenant: TenantId,
+        keyed_subject: Option<Uuid>,
+        message: &NewMessage,
+        delivery: &NewDelivery,
+        sealer: &Sealer,
+    ) -> Result<(), SealError> {
         let state = if message.scheduled_at.is_some() { State::Scheduled } else { State::Queued };
         self.keyed_subject.push(keyed_subject);
         self.id.push(delivery.id.0);
@@ -348,15 +403,25 @@ impl DeliveryColumns {
         self.tenant.push(tenant.0);
         self.channel.push(delivery.route.channel.as_str());
         self.lane.push(delivery.route.lane.as_str());
-        self.recipient.push(delivery.recipient.reveal().to_owned());
+        let recipient = delivery.recipient.reveal();
+        let hash = || sealer.fingerprint(&tenant.to_string(), recipient).to_vec();
+        self.recipient.push(sealer.seal_text(recipient)?);
+        self.recipient_hash.push(sealer.is_on().then(hash));
         self.state.push(state.as_str());
         self.due_at.push(message.scheduled_at);
+        self.line.push(delivery.line);
+        self.rank.push(delivery.rank);
+        self.park.push(delivery.parks_in(tenant));
+        Ok(())
     }
 }
 
 /// Keys first: a row of ours in `won` means the request is new. A key that another transaction is inserting makes us wait
-/// for its commit, so nobody ever sees a key "in flight".
-const ACCEPT: &str = "
+/// for its commit, so nobody ever sees a key "in flight". `$columns`, `$types` and `$parking` are what lines add.
+macro_rules! accept {
+    ($columns:literal, $types:literal, $at_once:literal, $stored:literal, $parking:literal) => {
+        concat!(
+            "
 WITH won AS (
     INSERT INTO idempotency_keys (tenant_id, key_hash, request_hash, subject, response)
     SELECT * FROM unnest(?::int4[], ?::bytea[], ?::bytea[], ?::uuid[], ?::bytea[])
@@ -374,22 +439,52 @@ WITH won AS (
         AS m(keyed_subject, id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), fresh AS MATERIALIZED (
-    SELECT id, message_id, tenant_id, channel, lane, recipient, state, due_at
-    FROM unnest(?::uuid[], ?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::text[], ?::timestamptz[])
-        AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, state, due_at)
+    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::timestamptz[]",
+            $types,
+            ") AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, recipient_hash, state, due_at",
+            $columns,
+            ")
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), new_deliveries AS (
-    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, state)
-    SELECT id, message_id, tenant_id, channel, lane, recipient, state FROM fresh
+    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, state",
+            $stored,
+            ")
+    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, state",
+            $stored,
+            " FROM fresh
 ), new_due AS (
-    INSERT INTO due (delivery_id, due_at, run, why) SELECT id, due_at, 0, 'scheduled' FROM fresh WHERE due_at IS NOT NULL
+    INSERT INTO due (delivery_id, due_at, run, why) SELECT id, due_at, 0, 'scheduled' FROM fresh WHERE due_at IS NOT NULL",
+            $parking,
+            "
 ), new_outbox AS (
     INSERT INTO outbox (act_at, deliveries, runs, routes)
     SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(0), array_agg(channel || '.' || lane)
-    FROM fresh WHERE due_at IS NULL HAVING count(*) > 0
+    FROM fresh WHERE due_at IS NULL",
+            $at_once,
+            " HAVING count(*) > 0
     RETURNING id
 )
-SELECT (SELECT id FROM new_outbox), (SELECT ids FROM won_ids)";
+SELECT (SELECT id FROM new_outbox), (SELECT ids FROM won_ids)"
+        )
+    };
+}
+
+const ACCEPT: &str = accept!("", "", "", "", "");
+
+/// The same where something waits in a line. A session's line is there; a tenant's share is made when it is first needed.
+const ACCEPT_AND_PARK: &str = accept!(
+    ", line, rank, park",
+    ", ?::uuid[], ?::int2[], ?::uuid[]",
+    " AND park IS NULL",
+    ", line, rank",
+    "
+), new_shares AS (
+    INSERT INTO lines (id, tenant_id, kind, route)
+    SELECT DISTINCT park, tenant_id, 'share', channel || '.' || lane FROM fresh WHERE park IS NOT NULL AND line IS NULL ORDER BY 1
+    ON CONFLICT DO NOTHING
+), new_parked AS (
+    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, park, 0, rank FROM fresh WHERE park IS NOT NULL AND due_at IS NULL"
+);
 
 const SELECT_ANSWERS: &str = "
 SELECT k.tenant_id, k.key_hash, k.request_hash, k.response

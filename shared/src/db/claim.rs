@@ -8,6 +8,7 @@ use super::{DbResult, Store, statement};
 use crate::{
     contract::WorkItem,
     domain::{Address, DeliveryId, MessageId, TenantId, Tries},
+    seal::Sealer,
 };
 
 /// A delivery that is ours to send, with all that is needed for it.
@@ -23,6 +24,8 @@ pub struct Claim {
     pub tenant: TenantId,
     /// To whom.
     pub recipient: Address,
+    /// The line it got a slot of: its WhatsApp session.
+    pub line: Option<Uuid>,
     /// What was tried, this attempt included.
     pub tries: Tries,
     /// The person.
@@ -40,27 +43,40 @@ pub struct Claim {
 }
 
 type Row = (
-    (Uuid, i32, Uuid, i32, String, (i16, i16, i16)),
+    (Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16)),
     (Option<String>, Vec<u8>, DateTime<Utc>, Option<DateTime<Utc>>, Option<String>, Option<String>),
 );
 type SqlRow = (
-    (SqlUuid, Int4, SqlUuid, Int4, Text, (Int2, Int2, Int2)),
+    (SqlUuid, Int4, SqlUuid, Int4, (Text, Nullable<SqlUuid>), (Int2, Int2, Int2)),
     (Nullable<Text>, Binary, Timestamptz, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>),
 );
 
 impl Store {
     /// Claims what is still waiting at the run its hint names. What is not returned is somebody else's, or ended.
     pub async fn claim(&self, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
-        let mut hints = hints.to_vec();
-        hints.sort_by_key(|hint| hint.d);
-        let ids: Vec<Uuid> = hints.iter().map(|hint| hint.d.0).collect();
+        let (ids, runs) = sorted(hints);
         let query = statement::<SqlRow>(CLAIM)
             .near(&ids)
             .bind::<Int4, _>(lease_ms)
             .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Int4>, _>(hints.iter().map(|hint| hint.r).collect::<Vec<_>>());
-        let rows: Vec<Row> = query.rows(self).await?;
-        Ok(rows.into_iter().map(Claim::from).collect())
+            .bind::<Array<Int4>, _>(runs);
+        self.claims(query.rows(self).await?)
+    }
+
+    /// As [`Store::claim`], for deliveries that need a slot of their line: those of the highest rank get what slots there
+    /// are, the others go back into their line, where the release finds them.
+    pub async fn claim_in_line(&self, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
+        let (ids, runs) = sorted(hints);
+        let query = statement::<SqlRow>(CLAIM_IN_LINE)
+            .near(&ids)
+            .bind::<Array<SqlUuid>, _>(ids)
+            .bind::<Array<Int4>, _>(runs)
+            .bind::<Int4, _>(lease_ms);
+        self.claims(query.rows(self).await?)
+    }
+
+    fn claims(&self, rows: Vec<Row>) -> DbResult<Vec<Claim>> {
+        Ok(rows.into_iter().map(|row| Claim::of(row, self.sealer())).collect())
     }
 
     /// Of `hints`, which the broker delivered once more and whose claim failed: sets a watch on those that some worker
@@ -75,16 +91,30 @@ impl Store {
     }
 }
 
-impl From<Row> for Claim {
-    fn from((delivery, message): Row) -> Self {
-        let (id, run, message_id, tenant, recipient, (attempts, deferrals, crashes)) = delivery;
+/// Ids and runs, in the one lock order of all claims.
+fn sorted(hints: &[WorkItem]) -> (Vec<Uuid>, Vec<i32>) {
+    let mut hints = hints.to_vec();
+    hints.sort_by_key(|hint| hint.d);
+    hints.iter().map(|hint| (hint.d.0, hint.r)).unzip()
+}
+
+impl Claim {
+    fn of((delivery, message): Row, sealer: &Sealer) -> Self {
+        let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes)) = delivery;
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
+        // The claim stands. What cannot be opened ends as a dead letter by itself, and holds up nobody beside it.
+        let opened = sealer.open(content).and_then(|content| Ok((content, sealer.open_text(recipient)?)));
+        let (content, recipient) = opened.unwrap_or_else(|error| {
+            tracing::error!(delivery.id = %id, %error, "the content of a delivery cannot be opened");
+            Default::default()
+        });
         Self {
             delivery: DeliveryId(id),
             run,
             message: MessageId(message_id),
             tenant: TenantId(tenant),
             recipient: Address::new(recipient),
+            line,
             tries: tries(attempts, deferrals, crashes),
             user_id,
             content,
@@ -110,9 +140,38 @@ WITH claimed AS (
         lease_until = clock_timestamp() + h.lease_ms * interval '1 millisecond'
     FROM (SELECT *, ?::int4 AS lease_ms FROM unnest(?::uuid[], ?::int4[]) AS u(id, run)) h
     WHERE d.id = h.id AND d.run = h.run AND d.state = 'queued'
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.attempts, d.deferrals, d.crashes
+    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes
 )
-SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.attempts, c.deferrals, c.crashes,
+SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes,
+       m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
+FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
+
+/// Slots first, then the claims they allow. A slot is lost where a claim then fails: the limit holds all the same.
+const CLAIM_IN_LINE: &str = "
+WITH hinted AS MATERIALIZED (
+    SELECT d.id, d.run, d.line, d.rank FROM unnest(?::uuid[], ?::int4[]) AS u(id, run) JOIN deliveries@ d ON d.id = u.id
+    WHERE d.run = u.run AND d.state = 'queued'
+), asked AS (
+    SELECT array_agg(line ORDER BY line) AS lines, array_agg(n ORDER BY line) AS wanted
+    FROM (SELECT line, count(*)::int4 AS n FROM hinted WHERE line IS NOT NULL GROUP BY line) g
+), granted AS MATERIALIZED (
+    SELECT t.line, t.n FROM asked CROSS JOIN LATERAL take_slots(asked.lines, asked.wanted) t
+), ranked AS MATERIALIZED (
+    SELECT h.id, h.run, h.line, h.rank,
+           h.line IS NULL OR row_number() OVER (PARTITION BY h.line ORDER BY h.rank DESC, h.id) <= coalesce(g.n, 0) AS has_slot
+    FROM hinted h LEFT JOIN granted g ON g.line = h.line
+), claimed AS (
+    UPDATE deliveries@ d
+    SET state = 'sending', run = d.run + 1, attempts = d.attempts + 1, updated_at = clock_timestamp(),
+        lease_until = clock_timestamp() + r.lease_ms * interval '1 millisecond'
+    FROM (SELECT *, ?::int4 AS lease_ms FROM ranked WHERE has_slot) r
+    WHERE d.id = r.id AND d.run = r.run AND d.state = 'queued'
+    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes
+), put_back AS (
+    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM ranked WHERE NOT has_slot
+    ON CONFLICT DO NOTHING
+)
+SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes,
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
 FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 

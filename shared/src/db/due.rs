@@ -83,13 +83,17 @@ WITH picked AS MATERIALIZED (
 ), released AS (
     UPDATE deliveries d SET state = 'queued', updated_at = clock_timestamp()
     FROM picked p WHERE d.id = p.delivery_id AND d.run = p.run AND d.state IN ('scheduled', 'retrying')
-    RETURNING d.id, d.run, d.channel || '.' || d.lane AS route
+    RETURNING d.id, d.run, d.channel || '.' || d.lane AS route, d.line, d.rank
+), lined_up AS (
+    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM released WHERE line IS NOT NULL
+    ON CONFLICT (delivery_id) DO UPDATE SET run = excluded.run
 ), boxed AS (
     INSERT INTO outbox (act_at, deliveries, runs, routes)
-    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route) FROM released HAVING count(*) > 0
+    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route)
+    FROM released WHERE line IS NULL HAVING count(*) > 0
     RETURNING id
 )
-SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released WHERE released.line IS NULL";
 
 const CRASHED: &str = "
 WITH picked AS MATERIALIZED (

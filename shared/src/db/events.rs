@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{DbResult, Store, statement};
 use crate::{
     contract::{AttemptRecord, Event},
-    domain::{Channel, DeadReason, DeliveryId, EventKind, TenantId},
+    domain::{Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId},
 };
 
 /// The code of the attempt that a crash report brings along: its worker died, and nobody knows what the provider did.
@@ -23,15 +23,41 @@ pub struct Recorded {
     pub dead: Vec<(DeadReason, u64)>,
 }
 
+/// A delivery that a provider named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Referred {
+    /// What the provider calls it.
+    pub name: String,
+    /// Tenant, delivery, run and channel, as [`Event::report`] takes them.
+    pub about: (TenantId, DeliveryId, i32, Channel),
+}
+
 impl Store {
     /// Writes `events` down in one commit: log row, counters, the delivery's next state, its next due row, its dead
     /// letter. Repeating an event changes nothing. An attempt is logged even if its run is over; what is no attempt, or
     /// only supposes one (a crash report), is logged only if it moves the delivery.
     pub async fn record(&self, mut events: Vec<Event>) -> DbResult<Recorded> {
-        // One lock order for every writer.
-        events.sort_by_key(|event| (event.delivery, event.run));
-        let rows: Vec<(String, String, i64)> = bind(&events).rows(self).await?;
+        // One lock order for every writer; and what was told of a call afterwards comes after the call.
+        events.sort_by_key(|event| (event.report, event.delivery, event.run));
+        let (calls, reports) = events.split_at(events.partition_point(|event| !event.report));
+        let mut rows: Vec<(String, String, i64)> = Vec::new();
+        for part in [calls, reports].into_iter().filter(|part| !part.is_empty()) {
+            rows.extend(bind(part).rows::<(String, String, i64)>(self).await?);
+        }
         Ok(Recorded { written: tally(&rows, "written"), retries: tally(&rows, "retry"), dead: tally(&rows, "dead") })
+    }
+
+    /// The deliveries that a provider knows by these names, with the run their row is at.
+    pub async fn deliveries_by_ref(&self, provider: ProviderName, refs: Vec<String>) -> DbResult<Vec<Referred>> {
+        let query = statement::<(Text, SqlUuid, Int4, Int4, Text)>(BY_REF)
+            .bind::<Text, _>(provider.as_str())
+            .bind::<Array<Text>, _>(refs);
+        let rows: Vec<(String, Uuid, i32, i32, String)> = query.rows(self).await?;
+        let referred = |(name, id, run, tenant, channel): (String, Uuid, i32, i32, String)| {
+            let about = (TenantId(tenant), DeliveryId(id), run, channel.parse().ok()?);
+            Some(Referred { name, about })
+        };
+        Ok(rows.into_iter().filter_map(referred).collect())
     }
 
     /// Whose these deliveries are and on which channel, for those that exist.
@@ -45,6 +71,12 @@ impl Store {
         Ok(rows.into_iter().filter_map(owner).collect())
     }
 }
+
+const BY_REF: &str = "
+SELECT r.ref, d.id, d.run, d.tenant_id, d.channel
+FROM (SELECT ?::text AS provider) p CROSS JOIN unnest(?::text[]) AS asked(ref)
+JOIN provider_refs r ON r.provider = p.provider AND r.ref = asked.ref
+JOIN deliveries d ON d.id = r.delivery_id";
 
 const OWNERS: &str = "SELECT id, tenant_id, channel FROM deliveries@ WHERE id = ANY (?::uuid[])";
 
@@ -75,6 +107,7 @@ fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
         .bind::<Array<Nullable<SqlUuid>>, _>(column(events, |e| e.dead.map(|_| Uuid::now_v7())))
         .bind::<Array<Bool>, _>(column(events, |e| e.spent))
         .bind::<Array<Bool>, _>(column(events, |e| e.crash))
+        .bind::<Array<Bool>, _>(column(events, |e| e.report))
         .bind::<Text, _>(WORKER_LOST)
 }
 
@@ -104,23 +137,30 @@ fn clean(text: Option<&str>) -> Option<String> {
 const RECORD: &str = "
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::int4[], ?::text[], ?::timestamptz[], ?::text[], ?::text[], ?::text[], ?::text[],
-                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::uuid[], ?::bool[], ?::bool[])
+                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::uuid[], ?::bool[], ?::bool[], ?::bool[])
         AS e(delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref,
-             state, delay_ms, dead, letter_id, spent, crash)
+             state, delay_ms, dead, letter_id, spent, crash, report)
 ), moved AS (
     UPDATE deliveries@ d
     SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
         attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int
-    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash) e
+    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'delivered') e
     WHERE d.id = e.delivery_id AND d.run = e.run
-      AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL))
+      AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
+           OR (e.report AND e.state <> 'sent' AND (d.state = 'sent' OR (d.state = 'delivered' AND e.state = 'bounced'))))
     RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail
 ), logged AS (
     INSERT INTO delivery_events@ (delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref)
     SELECT delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref FROM e
     WHERE (provider IS NOT NULL AND NOT crash) OR (delivery_id, run, kind) IN (SELECT id, run, kind FROM moved)
+       OR (report AND EXISTS (SELECT 1 FROM deliveries@ d WHERE d.id = e.delivery_id AND d.run = e.run))
     ON CONFLICT DO NOTHING
     RETURNING tenant_id, channel, kind, at
+), named AS (
+    INSERT INTO provider_refs (provider, ref, delivery_id, tenant_id)
+    SELECT provider, provider_ref, delivery_id, tenant_id FROM e
+    WHERE provider_ref IS NOT NULL AND outcome = 'sent' AND provider IN ('waha', 'twilio', 'sendgrid', 'ses', 'sns')
+    ON CONFLICT DO NOTHING
 ), told AS (
     UPDATE delivery_events@ x SET provider = NULL, outcome = NULL, duration_ms = NULL
     FROM (SELECT * FROM e WHERE provider IS NOT NULL AND NOT crash AND kind <> 'ambiguous'

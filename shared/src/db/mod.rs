@@ -10,6 +10,7 @@ pub mod events;
 pub mod inbox;
 pub mod keys;
 pub mod letters;
+pub mod lines;
 pub mod messages;
 pub mod migrate;
 pub mod outbox;
@@ -66,7 +67,7 @@ pub enum DbError {
     #[error("the database refused a statement")]
     Refused(#[source] diesel::result::Error),
     /// A stored value could not be sealed or opened.
-    #[error(transparent)]
+    #[error("a stored value could not be encrypted or decrypted")]
     Sealed(#[from] SealError),
 }
 

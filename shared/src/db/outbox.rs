@@ -106,7 +106,8 @@ WITH picked AS MATERIALIZED (
     FROM picked p
     CROSS JOIN LATERAL unnest(p.deliveries, p.runs, p.routes) AS u(id, run, route)
     JOIN deliveries d ON d.id = u.id
-    WHERE (d.state = 'queued' AND d.run = u.run) OR (d.state = 'sending' AND d.run = u.run + 1)
+    WHERE (d.state = 'queued' AND d.run = u.run AND NOT EXISTS (SELECT 1 FROM parked k WHERE k.delivery_id = d.id))
+       OR (d.state = 'sending' AND d.run = u.run + 1)
 ), shrunk AS MATERIALIZED (
     SELECT row_id, array_agg(id) AS deliveries, array_agg(run) AS runs, array_agg(route) AS routes, bool_or(lost) AS lost
     FROM waiting GROUP BY row_id

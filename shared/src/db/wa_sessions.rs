@@ -257,6 +257,17 @@ impl Store {
         statement::<()>(WANT).bind::<Bool, _>(is_wanted).bind::<SqlUuid, _>(id).run(self).await.map(drop)
     }
 
+    /// Messages from people may have been missed on the way to us: those of every started session are fetched. Says how many
+    /// sessions there are, started or not.
+    pub async fn mark_missed(&self) -> DbResult<i64> {
+        statement::<Int8>(MARK_MISSED).row(self).await
+    }
+
+    /// Started sessions whose WAHA does not answer.
+    pub async fn unreachable_sessions(&self) -> DbResult<i64> {
+        statement::<Int8>(UNREACHABLE).row(self).await
+    }
+
     async fn sessions_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Session>> {
         let rows: Vec<Row> = query.rows(self).await?;
         rows.into_iter().map(|row| self.open_session(row)).collect()
@@ -385,5 +396,13 @@ UPDATE lines l SET is_open = s.is_working,
     blocked_until = CASE WHEN s.is_working AND NOT l.is_open THEN '-infinity' ELSE l.blocked_until END,
     free_at = CASE WHEN s.is_working AND NOT l.is_open THEN least(l.free_at, now()) ELSE l.free_at END
 FROM s WHERE l.id = s.id";
+
+const MARK_MISSED: &str = "
+WITH missed AS (
+    UPDATE wa_sessions SET needs_fetch = true, checked_at = NULL WHERE is_wanted AND fetched_until < now() - interval '5 seconds'
+)
+SELECT count(*) FROM wa_sessions";
+
+const UNREACHABLE: &str = "SELECT count(*) FROM wa_sessions WHERE is_wanted AND unreachable_since IS NOT NULL";
 
 const WANT: &str = "UPDATE wa_sessions SET is_wanted = ?, checked_at = NULL, updated_at = now() WHERE id = ?";

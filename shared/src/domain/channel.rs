@@ -57,6 +57,16 @@ impl Priority {
             Self::High | Self::Urgent => Lane::High,
         }
     }
+
+    /// Its place in a line: the higher the sooner.
+    pub const fn rank(self) -> i16 {
+        match self {
+            Self::Low => 0,
+            Self::Normal => 1,
+            Self::High => 2,
+            Self::Urgent => 3,
+        }
+    }
 }
 
 /// A channel and a lane: names one work queue and its routing key.

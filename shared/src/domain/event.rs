@@ -26,6 +26,18 @@ words!(
         Cancelled = "cancelled",
         /// An admin started it again.
         Replayed = "replayed",
+        /// The provider gave it back after taking it.
+        Bounced = "bounced",
+        /// The person saw it.
+        Read = "read",
+        /// A voice or video message was played.
+        Played = "played",
+        /// A mail was opened.
+        Opened = "opened",
+        /// A link in it was followed.
+        Clicked = "clicked",
+        /// The person called it unwanted.
+        Complained = "complained",
     }
 );
 
@@ -35,7 +47,8 @@ impl EventKind {
         match state {
             State::Sent => Some(Self::Sent),
             State::Delivered => Some(Self::Delivered),
-            State::Failed | State::Bounced => Some(Self::Failed),
+            State::Failed => Some(Self::Failed),
+            State::Bounced => Some(Self::Bounced),
             State::Retrying => Some(Self::Retrying),
             State::Dead => Some(Self::Dead),
             State::Suppressed => Some(Self::Suppressed),

@@ -5,6 +5,7 @@
 
 mod error;
 pub mod event;
+pub mod hook;
 pub mod mac;
 mod message;
 mod session;

@@ -52,6 +52,7 @@ fn claim(attempts: u16) -> Claim {
         run: i32::from(attempts),
         message: MessageId::generate(),
         tenant: TenantId(1),
+        line: None,
         recipient: Address::new("+15550001234"),
         tries: Tries { attempts, ..Tries::default() },
         user_id: None,

@@ -359,7 +359,7 @@ WITH asked AS (SELECT ?::uuid AS replay_id
     SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, lease_until = NULL, updated_at = clock_timestamp()
     FROM (SELECT DISTINCT delivery_id FROM letters) l
     WHERE d.id = l.delivery_id AND d.state = 'dead'
-    RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route
+    RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route, d.line, d.rank
 ), logged AS (
     INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
     SELECT id, run, 'replayed', tenant_id, channel, clock_timestamp() FROM revived
@@ -377,12 +377,16 @@ WITH asked AS (SELECT ?::uuid AS replay_id
     RETURNING 1
 ), noted AS (
     UPDATE replays r SET replayed = r.replayed + (SELECT count(*) FROM moved) FROM asked WHERE r.id = asked.replay_id
+), lined_up AS (
+    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM revived WHERE line IS NOT NULL
+    ON CONFLICT (delivery_id) DO UPDATE SET run = excluded.run
 ), boxed AS (
     INSERT INTO outbox (act_at, deliveries, runs, routes)
-    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route) FROM revived HAVING count(*) > 0
+    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route)
+    FROM revived WHERE line IS NULL HAVING count(*) > 0
     RETURNING id
 )
-SELECT boxed.id, revived.id, revived.run, revived.route FROM boxed CROSS JOIN revived";
+SELECT boxed.id, revived.id, revived.run, revived.route FROM boxed CROSS JOIN revived WHERE revived.line IS NULL";
 
 const DROP: &str = "
 WITH asked AS (SELECT ?::uuid AS replay_id

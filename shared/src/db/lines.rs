@@ -1,0 +1,127 @@
+//! Lines: where deliveries wait for a slot of a WhatsApp session, or for the turn of their tenant.
+//!
+//! A line's row is locked by whoever counts its slots, so a limit holds with any number of workers. What is released is
+//! only a hint: the slot itself is taken with the claim ([`Store::claim_in_line`]).
+
+use diesel::sql_types::{Double, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{
+    DbResult, Store,
+    accept::{Dispatch, DispatchItem},
+    outbox::item,
+    statement,
+};
+use crate::domain::channel::Route;
+
+/// Outbox row, delivery, run, route.
+type SqlRow = (Int8, SqlUuid, Int4, Text);
+type Row = (i64, Uuid, i32, String);
+
+impl Store {
+    /// Takes what has a slot out of up to `limit` sessions' lines, highest rank first, and puts it into one outbox row to be
+    /// published now. Two schedulers never take the same.
+    pub async fn release_sessions(&self, limit: i64, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
+        let query = statement::<SqlRow>(RELEASE_SESSIONS).bind::<Int8, _>(limit).bind::<Int4, _>(relay_after_ms);
+        Ok(dispatch(query.rows(self).await?))
+    }
+
+    /// Takes up to `room` deliveries of a route out of the tenants' shares, in equal parts, and puts them into one outbox
+    /// row. Tenants take turns: who was served longest ago comes first.
+    pub async fn release_shares(&self, route: Route, room: i32, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
+        let query = statement::<SqlRow>(RELEASE_SHARES)
+            .bind::<Text, _>(route.to_string())
+            .bind::<Int4, _>(room.min(SHARES_MAX))
+            .bind::<Int4, _>(room)
+            .bind::<Int4, _>(relay_after_ms);
+        Ok(dispatch(query.rows(self).await?))
+    }
+
+    /// Seconds until a waiting session has a slot, negative for one that is late; `None` if nothing waits.
+    pub async fn session_free_in_seconds(&self) -> DbResult<Option<f64>> {
+        statement::<Nullable<Double>>(FREE_IN).row(self).await
+    }
+
+    /// The routes in which some tenant's share waits.
+    pub async fn routes_with_shares(&self) -> DbResult<Vec<Route>> {
+        let rows: Vec<String> = statement::<Text>(SHARE_ROUTES).rows(self).await?;
+        let route = |text: &String| {
+            let (channel, lane) = text.split_once('.')?;
+            Some(Route { channel: channel.parse().ok()?, lane: lane.parse().ok()? })
+        };
+        Ok(rows.iter().filter_map(route).collect())
+    }
+
+    /// Deliveries that wait in lines, and lines that have some.
+    pub async fn waiting_in_lines(&self) -> DbResult<(i64, i64)> {
+        statement::<(Int8, Int8)>(
+            "SELECT coalesce(sum(waiting), 0)::int8 AS deliveries, count(*) AS lines FROM lines WHERE waiting > 0",
+        )
+        .row(self)
+        .await
+    }
+}
+
+/// Shares served in one pass.
+const SHARES_MAX: i32 = 256;
+
+fn dispatch(rows: Vec<Row>) -> Option<Dispatch> {
+    let outbox_id = rows.first().map(|(outbox_id, ..)| *outbox_id)?;
+    let items: Vec<DispatchItem> = rows.iter().filter_map(|(_, id, run, route)| item(*id, *run, route)).collect();
+    Some(Dispatch { outbox_id, items })
+}
+
+/// A hint that is lost with its worker stops counting as on its way after half a minute.
+const RELEASE_SESSIONS: &str = "
+WITH ready AS MATERIALIZED (
+    SELECT l.id, CASE WHEN l.released_at > now() - interval '30 seconds' THEN l.released ELSE 0 END AS out,
+           slots_free(l, now()) AS free
+    FROM lines l WHERE l.waiting > 0 AND l.is_open AND l.kind = 'session' AND l.free_at <= now()
+    ORDER BY l.free_at LIMIT ? FOR UPDATE SKIP LOCKED
+), picked AS MATERIALIZED (
+    SELECT p.delivery_id, p.run, p.line FROM ready r CROSS JOIN LATERAL (
+        SELECT delivery_id, run, line FROM parked WHERE line = r.id ORDER BY rank DESC, delivery_id
+        LIMIT greatest(0, least(r.free - r.out, 200))) p
+), gone AS (
+    DELETE FROM parked WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked))
+), released AS MATERIALIZED (
+    SELECT d.id, d.run, d.channel || '.' || d.lane AS route, p.line
+    FROM picked p JOIN deliveries d ON d.id = p.delivery_id WHERE d.run = p.run AND d.state = 'queued'
+), pushed AS (
+    UPDATE lines l SET released = k.out + k.n, released_at = now(), free_at = now() + interval '1 second'
+    FROM (SELECT r.id, r.out, (SELECT count(*) FROM released x WHERE x.line = r.id) AS n FROM ready r) k
+    WHERE l.id = k.id
+), boxed AS (
+    INSERT INTO outbox (act_at, deliveries, runs, routes)
+    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route) FROM released HAVING count(*) > 0
+    RETURNING id
+)
+SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+
+const RELEASE_SHARES: &str = "
+WITH turn AS MATERIALIZED (
+    SELECT id FROM lines WHERE route = ? AND waiting > 0 AND kind = 'share' ORDER BY released_at, id LIMIT ? FOR UPDATE SKIP LOCKED
+), part AS (SELECT greatest(1, ?::int4 / greatest(1, count(*))) AS n FROM turn
+), picked AS MATERIALIZED (
+    SELECT p.delivery_id, p.run FROM turn t CROSS JOIN part CROSS JOIN LATERAL (
+        SELECT delivery_id, run FROM parked WHERE line = t.id ORDER BY rank DESC, delivery_id LIMIT part.n) p
+), gone AS (
+    DELETE FROM parked WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked))
+), served AS (
+    UPDATE lines SET released_at = now() WHERE id = ANY (ARRAY(SELECT id FROM turn))
+), released AS MATERIALIZED (
+    SELECT d.id, d.run, d.channel || '.' || d.lane AS route
+    FROM picked p JOIN deliveries d ON d.id = p.delivery_id WHERE d.run = p.run AND d.state = 'queued'
+), boxed AS (
+    INSERT INTO outbox (act_at, deliveries, runs, routes)
+    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route) FROM released HAVING count(*) > 0
+    RETURNING id
+)
+SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+
+const FREE_IN: &str = "
+SELECT extract(epoch FROM (
+    SELECT greatest(free_at, now() - interval '1 day') FROM lines WHERE waiting > 0 AND is_open AND kind = 'session' ORDER BY free_at LIMIT 1
+) - now())::float8 AS seconds";
+
+const SHARE_ROUTES: &str = "SELECT DISTINCT route FROM lines WHERE waiting > 0 AND kind = 'share'";
