@@ -41,7 +41,7 @@ use shared::{
     dispatch::Dispatcher,
     probe::Parts,
     telemetry::install_metrics,
-    waha::Waha,
+    waha::{Waha, hook},
 };
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -116,7 +116,7 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
         others,
     }));
     let intake = Intake::new(app.clone(), publisher);
-    let taking = take(intake, &app, stores.questions, &consuming, stop.clone());
+    let taking = take(intake, &app, &config, stores.questions, &consuming, stop.clone());
     // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
         tracing::warn!("the broker is not there yet: what is accepted meanwhile is sent later");
@@ -170,17 +170,18 @@ fn acceptor(config: &Config, stores: &Stores, publisher: Publisher) -> Acceptor 
 fn take(
     intake: Intake,
     app: &Data<App>,
+    config: &Arc<Config>,
     store: Store,
     consuming: &Broker,
     stop: CancellationToken,
 ) -> JoinHandle<Result<(), SchemaError>> {
     let consumers = Consumers::open(consuming, &stop);
     app.parts.add(health::IntakePart(consumers.health()));
-    let app = app.clone();
+    let (app, config) = (app.clone(), Arc::clone(config));
     tokio::spawn(async move {
         match stop.run_until_cancelled(store.await_schema()).await {
             None => return Ok(()),
-            Some(Ok(())) => begin(&app, store).await,
+            Some(Ok(())) => begin(&app, &config, store, &stop).await,
             Some(Err(error)) => {
                 stop.cancel();
                 return Err(error);
@@ -192,13 +193,15 @@ fn take(
 }
 
 /// The tables are there. While nobody listened, WAHA may have given up on webhooks: what they said is fetched.
-async fn begin(app: &App, store: Store) {
-    app.mark_schema_current();
-    match store.mark_missed().await {
+async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
+    match store.begin_hooks(&hook::url(&app.public_url)).await {
         Ok(0) if app.waha_host.is_none() => {}
         Ok(_) => app.watch_waha(),
         Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),
     }
+    app.mark_schema_current();
+    let (app, config, stop) = (app.clone(), Arc::clone(config), stop.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(sessions::keep_default(&app, &config.waha, &store)).await });
 }
 
 /// Says what the metrics of ingest mean.

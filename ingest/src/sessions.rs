@@ -3,17 +3,24 @@
 use std::{
     future::{Future, Ready, ready},
     sync::Arc,
+    time::Duration,
 };
 
 use actix_web::{FromRequest, HttpRequest, HttpResponse, dev::Payload, web::Data};
 use chrono::{DateTime, Utc};
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 use shared::{
+    config::WahaConfig,
     contract::submission::FieldError,
-    db::wa_sessions::{Pace, Removed, SaveError, Session, Settings},
+    db::{
+        Store,
+        wa_sessions::{Pace, Removed, SaveError, Session, Settings},
+    },
     domain::{OnLimit, SignatureRule, TenantId},
     waha::{Host, Qr, WahaError, hook},
 };
+use url::Url;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -291,7 +298,7 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<App>) -> Result<
 pub async fn create(admin: Admin, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let settings = body.parse::<SessionBody>().await?.apply(&app, None)?;
     let (tenant, name) = (admin.0.tenant, settings.name.clone());
-    let saving = async move |store: shared::db::Store| match store.create_session(tenant, &settings).await {
+    let saving = async move |store: Store| match store.create_session(tenant, &settings).await {
         Ok(id) => Ok(Ok(store.session(id).await?)),
         Err(SaveError::Taken) => Ok(Err(taken())),
         Err(SaveError::Database(error)) => Err(error),
@@ -335,7 +342,7 @@ pub async fn update(admin: Admin, id: SessionRef, app: Data<App>, body: JsonBody
     let before = find(&app, admin.0.tenant, id).await?;
     let settings = body.apply(&app, Some(&before.settings))?;
     let (id, names) = (before.id, [before.settings.name.clone(), settings.name.clone()]);
-    let saving = async move |store: shared::db::Store| match store.update_session(&before, &settings).await {
+    let saving = async move |store: Store| match store.update_session(&before, &settings).await {
         Ok(()) => Ok(Ok(store.session(id).await?)),
         Err(SaveError::Taken) => Ok(Err(taken())),
         Err(SaveError::Database(error)) => Err(error),
@@ -479,7 +486,7 @@ where
         app.db.run(async move |store| store.want_session(id, is_wanted).await).await?;
     }
     let state = app.elsewhere(act(host, session)).await?.map_err(|error| refused(&error))?;
-    let noting = async move |store: shared::db::Store| {
+    let noting = async move |store: Store| {
         store.set_state(id, &state, None).await?;
         store.session(id).await
     };
@@ -520,6 +527,63 @@ impl From<Qr> for QrView {
 fn host(app: &Arc<App>, session: &Session) -> Result<Host, Problem> {
     let settings = &session.settings;
     app.waha.host(&settings.base_url, settings.api_key.as_ref(), app.waha_timeout).map_err(|error| refused(&error))
+}
+
+/// The name of the session that the settings make.
+const DEFAULT: &str = "default";
+/// From one look for the first tenant to the next.
+const TENANT_PAUSE: Duration = Duration::from_secs(5);
+
+/// Makes or changes the first tenant's session `default` as the settings say, once there is a tenant.
+pub async fn keep_default(app: &App, config: &WahaConfig, store: &Store) {
+    let Some(url) = &config.base_url else { return };
+    while let Err(error) = ensure_default(url, config, store).await {
+        match error {
+            Some(error) => tracing::warn!(%error, "the session `default` could not be set up yet"),
+            None => tracing::debug!("the session `default` waits for the first tenant"),
+        }
+        tokio::time::sleep(TENANT_PAUSE).await;
+    }
+    app.hooks.forget(DEFAULT);
+    // Made after this process told where it is reached.
+    if let Err(error) = store.begin_hooks(&hook::url(&app.public_url)).await {
+        tracing::warn!(%error, "the session `default` does not know yet where its webhooks go");
+    }
+}
+
+/// The error is `None` while there is no tenant.
+async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result<(), Option<SaveError>> {
+    let tenants = store.list_tenants().await.map_err(SaveError::Database)?;
+    let tenant = tenants.first().ok_or(None)?.id;
+    let before = store.session_of(tenant, DEFAULT).await.map_err(SaveError::Database)?;
+    let Some(before) = before else {
+        let settings = Settings {
+            name: DEFAULT.to_owned(),
+            base_url: url.to_string(),
+            api_key: config.api_key.clone(),
+            webhook_secret: config.webhook_secret.clone(),
+            signature: SignatureRule::default(),
+            allow_ips: Vec::new(),
+            on_limit: OnLimit::default(),
+            pace: Pace::default(),
+        };
+        let id = store.create_session(tenant, &settings).await?;
+        store.want_session(id, true).await.map_err(SaveError::Database)?;
+        return Ok(());
+    };
+    let plain = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
+    let secrets = |settings: &Settings| (plain(&settings.api_key), plain(&settings.webhook_secret));
+    let settings = Settings {
+        base_url: url.to_string(),
+        api_key: config.api_key.clone().or_else(|| before.settings.api_key.clone()),
+        webhook_secret: config.webhook_secret.clone().or_else(|| before.settings.webhook_secret.clone()),
+        ..before.settings.clone()
+    };
+    let is_same = settings.base_url == before.settings.base_url && secrets(&settings) == secrets(&before.settings);
+    if !is_same {
+        store.update_session(&before, &settings).await?;
+    }
+    Ok(())
 }
 
 /// What a failed call to WAHA means for whoever asked for it.

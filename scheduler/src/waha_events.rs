@@ -13,7 +13,7 @@ use shared::{
     contract::{Event, EventBatch, wire::EVENTS_MAX},
     db::{Store, events::Referred, wa_inbound::NewInbound, waha_events::PendingEvent},
     domain::{EventKind, ProviderName, phone::country_prefix},
-    waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, reference},
+    waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference},
 };
 use uuid::Uuid;
 
@@ -110,14 +110,19 @@ impl WahaEvents {
     /// What WAHA tells back of our own sending. A delivery whose outcome nobody knows, because the answer was lost, is known
     /// to have been sent once its message comes back.
     async fn echo(&self, work: &mut Work) -> Result<(), TaskError> {
+        let mut events = Vec::new();
         for (event, echo) in std::mem::take(&mut work.echoes) {
             // Typed on the phone: nothing of ours.
-            match echo.by_api {
-                true => work.done.push(event.id),
-                false => work.ignored.push(event.id),
+            if !echo.by_api {
+                work.ignored.push(event.id);
+                continue;
             }
+            work.done.push(event.id);
+            let name = reference(event.session, &echo.waha_id);
+            let settled = self.store.resolve_hold(event.session, &echo.chat_id, &echo.body, &name).await?;
+            events.extend(settled.map(|about| Event::report(about, EventKind::Sent, echo.sent_at)));
         }
-        Ok(())
+        self.publish(&events).await
     }
 
     async fn publish(&self, events: &[Event]) -> Result<(), TaskError> {
@@ -175,7 +180,8 @@ fn sort(events: Vec<PendingEvent>) -> Work {
 
 fn inbound(event: &PendingEvent, message: FromPerson) -> NewInbound {
     let FromPerson { waha_id, sender, recipient, kind, content, sent_at, raw_sent_at } = message;
-    let country = country_prefix(&sender);
+    let country = country_prefix(&sender).map(str::to_owned);
+    let waha_id = own_id(&waha_id).to_owned();
     let (tenant, session) = (event.tenant, event.session);
     NewInbound { tenant, session, waha_id, sender, recipient, kind, content, country, sent_at, raw_sent_at }
 }

@@ -6,6 +6,7 @@
 //! `pool` moves deliveries, `attempt` makes one attempt, `providers` know the vendors, `outcomes` reports.
 
 mod attempt;
+mod breakers;
 mod health;
 mod measures;
 mod outcomes;

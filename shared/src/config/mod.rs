@@ -63,6 +63,8 @@ pub struct Config {
     pub whatsapp: Vec<ProviderName>,
     /// The WAHA of the session `default`.
     pub waha: WahaConfig,
+    /// When a provider that keeps failing is left alone.
+    pub breaker: BreakerConfig,
     /// How long one call to a provider other than a webhook may take.
     pub provider_timeout: Duration,
     /// What a worker takes on.
@@ -127,6 +129,15 @@ pub struct WahaConfig {
     pub api_key: Option<SecretString>,
     /// Signs what it tells us.
     pub webhook_secret: Option<SecretString>,
+}
+
+/// When a provider that keeps failing is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerConfig {
+    /// After so many failures in a row.
+    pub failures: i32,
+    /// For so long, before one probe is made.
+    pub open: Duration,
 }
 
 /// What a worker takes on.
@@ -237,7 +248,8 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let email = email::read(reader);
     let sms = reader.get(&table::SMS_BACKEND).unwrap_or_default();
     let push = reader.get(&table::PUSH_BACKEND).unwrap_or_default();
-    let whatsapp = reader.get(&table::WHATSAPP_BACKEND).unwrap_or_default();
+    let whatsapp = reader.get(&table::WHATSAPP_BACKEND);
+    let (breaker_failures, breaker_open) = (reader.get(&table::BREAKER_FAILURES), reader.get(&table::BREAKER_OPEN_MS));
     let in_app = reader.get(&table::IN_APP_BACKEND);
     let webhook = webhook(reader);
     let waha = WahaConfig {
@@ -260,8 +272,9 @@ fn read(reader: &mut Reader) -> Option<Config> {
         push,
         webhook: webhook?,
         in_app: in_app?,
-        whatsapp,
+        whatsapp: whatsapp?,
         waha,
+        breaker: BreakerConfig { failures: breaker_failures?, open: breaker_open? },
         provider_timeout: provider_timeout?,
         worker: worker?,
         log: log?,

@@ -44,6 +44,18 @@ pub struct Order {
     pub timeout: Duration,
 }
 
+/// Why a call is not made now, and for how long not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBack {
+    /// One clause for people; no address, no content.
+    pub reason: &'static str,
+    /// The wait.
+    pub wait: Duration,
+}
+
+/// The answer of a gate.
+pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<(), HeldBack>> + Send + 'a>>;
+
 /// A future that a provider returns; boxed so that providers can stand behind one pointer.
 pub type Sending<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
@@ -51,6 +63,11 @@ pub type Sending<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 pub trait Provider: Send + Sync {
     /// Its name in the log, the metrics and the settings.
     fn name(&self) -> ProviderName;
+
+    /// Whether a call may be made now. A delivery that is held back spends no attempt, and none is logged.
+    fn gate<'a>(&'a self, _order: &'a Order) -> Asking<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Makes exactly one attempt. Never retries, sleeps, acknowledges, or logs an address or content.
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a>;

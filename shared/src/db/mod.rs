@@ -3,10 +3,12 @@
 //! No transaction is open across a network call, and nothing here knows that a broker exists.
 
 pub mod accept;
+pub mod breakers;
 pub mod claim;
 pub mod configurations;
 pub mod due;
 pub mod events;
+pub mod holds;
 pub mod inbox;
 pub mod keys;
 pub mod letters;

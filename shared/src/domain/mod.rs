@@ -4,6 +4,7 @@
 //! rule can be tested as a table.
 
 pub mod address;
+pub mod breaker;
 pub mod channel;
 pub mod delivery;
 pub mod event;
@@ -17,6 +18,7 @@ mod word;
 pub use word::UnknownWord;
 
 pub use address::Address;
+pub use breaker::BreakerState;
 pub use channel::{Channel, Lane, Priority, Route};
 pub use delivery::State;
 pub use event::{DeadOrigin, DeadReason, EventKind};

@@ -1,6 +1,6 @@
-//! Telephone numbers: E.164 outside, chat ids at WhatsApp.
+//! Phone numbers in E.164 form, and the chats they have on WhatsApp.
 
-/// Country codes of two digits (ITU-T E.164); 1 and 7 have one digit, all others three.
+/// Country codes of two digits (ITU-T E.164 assignments); 1 and 7 stand alone, all others have three.
 const TWO_DIGITS: &[&str] = &[
     "20", "27", "30", "31", "32", "33", "34", "36", "39", "40", "41", "43", "44", "45", "46", "47", "48", "49", "51",
     "52", "53", "54", "55", "56", "57", "58", "60", "61", "62", "63", "64", "65", "66", "81", "82", "84", "86", "90",
@@ -13,15 +13,25 @@ pub fn is_e164(text: &str) -> bool {
         .is_some_and(|digits| (7..=15).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The country prefix of a number in E.164 form: `+49`.
-pub fn country_prefix(number: &str) -> Option<String> {
-    let digits = number.strip_prefix('+').filter(|_| is_e164(number))?;
-    let length = match digits.get(..2)? {
-        two if two.starts_with(['1', '7']) => 1,
-        two if TWO_DIGITS.contains(&two) => 2,
+/// The country prefix of a number, such as `+49`; `None` for what is no number in E.164 form.
+pub fn country_prefix(number: &str) -> Option<&str> {
+    let digits = number.strip_prefix('+')?;
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let length = match digits.get(..1)? {
+        "1" | "7" => 1,
+        _ if digits.get(..2).is_some_and(|code| TWO_DIGITS.contains(&code)) => 2,
         _ => 3,
     };
-    Some(format!("+{}", digits.get(..length)?))
+    number.get(..=length)
+}
+
+/// Whether a number is Brazilian with a ninth digit. WhatsApp knows some of these under the form without it, so only WAHA
+/// can tell the chat.
+pub fn is_brazilian_mobile(number: &str) -> bool {
+    let national = number.strip_prefix("+55").filter(|rest| rest.len() == 11);
+    national.and_then(|rest| rest.get(2..3)) == Some("9")
 }
 
 /// The number behind a chat id of WhatsApp, in E.164 form; whatever is no number's chat (a group, a hidden id) stays as it is.
@@ -37,19 +47,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_have_one_two_or_three_digits() {
+    fn prefixes_have_one_to_three_digits() {
         for (number, prefix) in [
-            ("+12025550123", Some("+1")),
+            ("+1234567890", Some("+1")),
             ("+79161234567", Some("+7")),
             ("+4915112345678", Some("+49")),
-            ("+5511987654321", Some("+55")),
-            ("+353861234567", Some("+353")),
+            ("+351912345678", Some("+351")),
             ("+0987654321", Some("+098")),
             ("4915112345678", None),
-            ("+49", None),
-            ("+49x15112345", None),
+            ("+49x", None),
+            ("+", None),
         ] {
-            assert_eq!(country_prefix(number).as_deref(), prefix, "{number}");
+            assert_eq!(country_prefix(number), prefix, "{number}");
+        }
+    }
+
+    #[test]
+    fn only_long_brazilian_mobiles_need_a_look() {
+        assert!(is_brazilian_mobile("+5511987654321"));
+        for other in ["+551187654321", "+4911987654321", "+5511887654321", "120363@g.us"] {
+            assert!(!is_brazilian_mobile(other), "{other}");
         }
     }
 

@@ -200,8 +200,8 @@ pub struct FromPerson {
 pub struct FromUs {
     /// Its id at WAHA.
     pub waha_id: String,
-    /// To whom: E.164 where the number is known, else the chat id.
-    pub recipient: String,
+    /// The chat it went to.
+    pub chat_id: String,
     /// What it said.
     pub body: String,
     /// Whether it was sent through WAHA's interface, not typed on the phone.
@@ -270,7 +270,13 @@ fn message(event: &str, payload: &Value, told_at: DateTime<Utc>) -> Meaning {
     let body = said(payload);
     if payload.get("fromMe").and_then(Value::as_bool) == Some(true) {
         let by_api = text(payload, "source") == "api";
-        return Meaning::Echo(FromUs { waha_id, recipient: number_of_chat(&to), body, by_api, sent_at });
+        return Meaning::Echo(FromUs {
+            waha_id,
+            chat_id: to.replace("@s.whatsapp.net", "@c.us"),
+            body,
+            by_api,
+            sent_at,
+        });
     }
     if from.is_empty() || from == "status@broadcast" {
         return Meaning::Nothing;
@@ -369,15 +375,19 @@ pub fn moment(raw: &str) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(text.parse().ok()?)
 }
 
-/// Under what a message of a session stands in `provider_refs`. Only the last part of its id tells messages apart; the chat
-/// in it may be written as a number in one event and as a hidden id in the next.
-pub fn reference(session: Uuid, waha_id: &str) -> String {
+/// The part of a message's id that tells messages of a session apart. The chat before it may be written as a number in one
+/// event and as a hidden id in the next, and a number must not stand anywhere in the open.
+pub fn own_id(waha_id: &str) -> &str {
     let mut parts = waha_id.split('_');
-    let own = match (parts.next(), parts.next(), parts.next()) {
+    match (parts.next(), parts.next(), parts.next()) {
         (Some("true" | "false"), Some(chat), Some(own)) if chat.contains('@') && !own.is_empty() => own,
         _ => waha_id,
-    };
-    format!("{session}/{own}")
+    }
+}
+
+/// Under what a message of a session stands in `provider_refs`.
+pub fn reference(session: Uuid, waha_id: &str) -> String {
+    format!("{session}/{}", own_id(waha_id))
 }
 
 #[cfg(test)]
@@ -484,7 +494,7 @@ mod tests {
         )) else {
             panic!("no echo")
         };
-        assert!(echo.by_api && echo.recipient == "+4915112345678");
+        assert!(echo.by_api && echo.chat_id == "4915112345678@c.us");
     }
 
     #[test]

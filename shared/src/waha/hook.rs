@@ -52,6 +52,10 @@ fn is_masked(key: &str) -> bool {
 pub fn with_webhook(config: Option<SessionConfig>, url: &str, secret: Option<&SecretString>) -> SessionConfig {
     let mut config = config.unwrap_or_default();
     let former = config.webhooks.iter().position(|webhook| webhook.url == url).map(|at| config.webhooks.remove(at));
+    // Left from when we were reached elsewhere: the same path, signed with our key.
+    let key = |webhook: &WebhookSpec| webhook.hmac.as_ref().and_then(|hmac| hmac.key.clone());
+    let ours = secret.map(|secret| secret.expose_secret().to_owned());
+    config.webhooks.retain(|other| !other.url.ends_with(PATH) || ours.is_none() || key(other) != ours);
     config.webhooks.push(WebhookSpec {
         url: url.to_owned(),
         events: vec![ALL_EVENTS.to_owned()],

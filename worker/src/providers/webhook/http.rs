@@ -184,7 +184,7 @@ fn judge(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
     let plain = || fault(format!("the receiver answered {code}"));
     match code {
         200..=299 => {
-            Outcome::Sent(Receipt { code: Some(status.as_str().to_owned()), arrived: true, provider_ref: None })
+            Outcome::Sent(Receipt { code: Some(status.as_str().to_owned()), arrived: true, ..Receipt::default() })
         }
         300..=399 => {
             Outcome::Transient(fault(format!("the receiver answered {code}; redirects are not followed")), retry_after)
