@@ -11,6 +11,7 @@ mod auth;
 mod body;
 mod bulk;
 mod cache;
+mod configurations;
 mod dead_letters;
 mod docs;
 mod envelope;

@@ -19,7 +19,7 @@ use utoipa::{
 use uuid::Uuid;
 
 use crate::{
-    admin, bulk, dead_letters, docs, health, idempotency, inbox, messages, notifications,
+    admin, bulk, configurations, dead_letters, docs, health, idempotency, inbox, messages, notifications,
     problem::{CONTENT_TYPE, Code},
     sessions, waha, webhooks,
 };
@@ -45,6 +45,7 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
+        configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
         webhooks::signing_secret, admin::queues,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),

@@ -7,7 +7,7 @@ use actix_web::{
 };
 
 use crate::{
-    admin, bulk, dead_letters, docs, health, inbox, messages, notifications,
+    admin, bulk, configurations, dead_letters, docs, health, inbox, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
     sessions, waha, webhooks,
@@ -68,6 +68,8 @@ routes! {
     "/api/admin/replays/{id}"                        { GET dead_letters::progress }
     "/api/admin/queues"                              { GET admin::queues }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
+    "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }

@@ -297,9 +297,12 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<App>) -> Result<
     responses((status = 201, description = "Created", body = SessionView), (status = 409, description = "The name is taken")))]
 pub async fn create(admin: Admin, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let settings = body.parse::<SessionBody>().await?.apply(&app, None)?;
-    let (tenant, name) = (admin.0.tenant, settings.name.clone());
+    let (tenant, name, url) = (admin.0.tenant, settings.name.clone(), hook::url(&app.public_url));
     let saving = async move |store: Store| match store.create_session(tenant, &settings).await {
-        Ok(id) => Ok(Ok(store.session(id).await?)),
+        Ok(id) => {
+            store.set_hook(id, &url).await?;
+            Ok(Ok(store.session(id).await?))
+        }
         Err(SaveError::Taken) => Ok(Err(taken())),
         Err(SaveError::Database(error)) => Err(error),
     };
@@ -483,7 +486,12 @@ where
     let session = find(app, tenant, id).await?;
     let (id, host) = (session.id, host(app, &session)?);
     if let Some(is_wanted) = is_wanted {
-        app.db.run(async move |store| store.want_session(id, is_wanted).await).await?;
+        let url = hook::url(&app.public_url);
+        let noting = async move |store: Store| {
+            store.set_hook(id, &url).await?;
+            store.want_session(id, is_wanted).await
+        };
+        app.db.run(noting).await?;
     }
     let state = app.elsewhere(act(host, session)).await?.map_err(|error| refused(&error))?;
     let noting = async move |store: Store| {

@@ -277,6 +277,12 @@ impl Store {
         statement::<Int8>(MARK_MISSED).row(self).await
     }
 
+    /// Notes where the webhooks of a session go.
+    pub async fn set_hook(&self, id: Uuid, hook_url: &str) -> DbResult<()> {
+        let query = statement::<()>("UPDATE wa_sessions SET hook_url = ? WHERE id = ?");
+        query.bind::<Text, _>(hook_url.to_owned()).bind::<SqlUuid, _>(id).run(self).await.map(drop)
+    }
+
     /// Takes up to `limit` sessions that are to be compared with WAHA now; nobody else gets them before the next time.
     pub async fn take_checks(&self, limit: i64) -> DbResult<Vec<Session>> {
         let ids: Vec<Uuid> = statement::<SqlUuid>(TAKE_CHECKS).bind::<Int8, _>(limit).rows(self).await?;
