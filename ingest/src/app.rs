@@ -19,13 +19,25 @@ use shared::{
     domain::{Channel, ProviderName},
     probe::{BrokerPart, DatabasePart, Parts},
     telemetry::MetricsHandle,
+    waha::{Host, Waha},
 };
 use tokio::{runtime::Handle, time::timeout};
+use url::Url;
 
-use crate::{accept::Acceptor, auth::Credentials, health::SchemaPart, problem::Problem};
+use crate::{
+    accept::Acceptor,
+    auth::Credentials,
+    health::{SchemaPart, WahaPart},
+    problem::Problem,
+    waha::Hooks,
+};
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the 900 ms a part of the health report has.
+const WAHA_PING_TIMEOUT: Duration = Duration::from_millis(700);
+/// An admin waits for each call to WAHA; a session is made and started within a second.
+const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
 /// The database, asked from an HTTP thread.
 #[derive(Clone)]
@@ -73,6 +85,16 @@ pub struct App {
     pub db: Db,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// Keeps what WAHA tells.
+    pub hooks: Hooks,
+    /// Calls WAHA.
+    pub waha: Waha,
+    /// The WAHA of the settings.
+    pub waha_host: Option<Host>,
+    /// How long one call to WAHA may take.
+    pub waha_timeout: Duration,
+    /// Where others reach this API; ends in a slash.
+    pub public_url: Url,
     /// Knows who is asking.
     pub credentials: Credentials,
     /// The connection that publishes; asked for the depths of the queues.
@@ -91,6 +113,7 @@ pub struct App {
     pub sends_by_waha: bool,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
+    runtime: Handle,
 }
 
 /// What an [`App`] is made of.
@@ -103,6 +126,10 @@ pub struct Pieces<'a> {
     pub store: Store,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// The database, for the webhooks of WAHA.
+    pub hooks: Store,
+    /// Calls WAHA.
+    pub waha: Waha,
     /// The connection that publishes.
     pub broker: Broker,
     /// What is counted.
@@ -114,13 +141,22 @@ pub struct Pieces<'a> {
 impl App {
     /// Puts the pieces together.
     pub fn new(pieces: Pieces<'_>) -> Self {
-        let Pieces { config, jwt_secret, store, acceptor, broker, metrics, others } = pieces;
+        let Pieces { config, jwt_secret, store, acceptor, hooks, waha, broker, metrics, others } = pieces;
         let (parts, schema_is_current) = (Parts::new(), Arc::new(AtomicBool::new(false)));
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
         let db = Db::new(store);
         Self {
+            hooks: Hooks::start(hooks, db.clone()),
+            waha_host: config
+                .waha
+                .base_url
+                .as_ref()
+                .and_then(|url| waha.host(url.as_str(), config.waha.api_key.as_ref(), WAHA_PING_TIMEOUT).ok()),
+            waha,
+            waha_timeout: config.provider_timeout.min(WAHA_TIMEOUT_MAX),
+            public_url: config.http.public_url.clone(),
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,
@@ -133,7 +169,21 @@ impl App {
             sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
             schema_is_current,
             guard: Guard::new(config.webhook.allow_nets.clone()),
+            runtime: Handle::current(),
         }
+    }
+
+    /// Runs a call to somebody else in a task of the main runtime, so that a client that hangs up does not cut it off.
+    pub async fn elsewhere<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.runtime.spawn(call).await.map_err(|_| Problem::internal())
+    }
+
+    /// From now on `/health` shows how the sessions' WAHA is.
+    pub fn watch_waha(&self) {
+        self.parts.add(WahaPart { db: self.db.clone(), host: self.waha_host.clone() });
     }
 
     /// What the validator needs to know now.

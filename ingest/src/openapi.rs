@@ -19,9 +19,9 @@ use utoipa::{
 use uuid::Uuid;
 
 use crate::{
-    admin, bulk, channels, dead_letters, docs, health, idempotency, inbox, messages, notifications,
+    admin, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, messages, notifications,
     problem::{CONTENT_TYPE, Code},
-    webhooks, whatsapp,
+    sessions, waha, webhooks, whatsapp,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -44,6 +44,9 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
         whatsapp::send, whatsapp::send_bulk, whatsapp::list, whatsapp::show, whatsapp::stats,
+        sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
+        sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
+        configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
         webhooks::signing_secret, admin::queues, channels::list,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
@@ -53,9 +56,9 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
     tags(
         (name = "submitting", description = "Messages in"),
         (name = "messages", description = "What became of them"),
-        (name = "whatsapp", description = "Messages of WhatsApp sessions"),
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
+        (name = "whatsapp", description = "Sessions at WAHA, their messages, and what it tells"),
         (name = "managing", description = "Secrets and queues"),
         (name = "health", description = "For orchestrators and monitoring; public"),
         (name = "specifications", description = "What this page is made of; public"),
@@ -365,7 +368,7 @@ impl Modify for Shared {
 
 /// The operations of a path, of the methods that we use.
 pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
-    let all = [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)];
+    let all = [("get", &mut item.get), ("post", &mut item.post), ("put", &mut item.put), ("delete", &mut item.delete)];
     all.into_iter().filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation)))
 }
 
@@ -523,7 +526,7 @@ mod tests {
             for (_, operation) in operations(item) {
                 assert!(operation.summary.is_some(), "{path}");
                 assert!(ids.insert(operation.operation_id.clone()), "{path}: {:?}", operation.operation_id);
-                let is_public = ["/health", "/metrics", "/docs", "/openapi", "/asyncapi"]
+                let is_public = ["/health", "/metrics", "/docs", "/openapi", "/asyncapi", "/webhooks/health"]
                     .iter()
                     .any(|public| path.starts_with(public));
                 assert_eq!(operation.responses.responses.contains_key("401"), !is_public, "{path}");

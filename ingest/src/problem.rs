@@ -92,6 +92,10 @@ codes! {
     SessionBusy = "session_limit_reached", 429, "The WhatsApp session is at its limit";
     /// Our fault.
     Internal = "internal", 500, "Something went wrong on our side";
+    /// WAHA answered and would not do it.
+    WahaRefused = "waha_refused", 502, "WAHA refused the call";
+    /// WAHA does not answer.
+    WahaUnavailable = "waha_unavailable", 503, "WAHA cannot be reached";
     /// More is waiting than can be stored in time.
     Overloaded = "overloaded", 503, "Too much is waiting";
     /// The database cannot be reached.

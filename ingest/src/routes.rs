@@ -7,10 +7,10 @@ use actix_web::{
 };
 
 use crate::{
-    admin, bulk, channels, dead_letters, docs, health, inbox, messages, notifications,
+    admin, bulk, channels, configurations, dead_letters, docs, health, inbox, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    webhooks, whatsapp,
+    sessions, waha, webhooks, whatsapp,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -37,6 +37,15 @@ routes! {
     "/api/notifications/send"                        { POST notifications::send }
     "/api/notifications/send-bulk"                   { POST bulk::send }
     "/api/notifications/test"                        { POST notifications::test }
+    "/webhooks/waha"                                 { POST waha::receive }
+    "/webhooks/health"                               { GET waha::health }
+    "/sessions"                                      { GET sessions::list, POST sessions::create }
+    "/sessions/{id}"                                 { GET sessions::show, PUT sessions::update, DELETE sessions::remove }
+    "/sessions/{id}/start"                           { POST sessions::start }
+    "/sessions/{id}/stop"                            { POST sessions::stop }
+    "/sessions/{id}/restart"                         { POST sessions::restart }
+    "/sessions/{id}/logout"                          { POST sessions::logout }
+    "/sessions/{id}/qr"                              { GET sessions::qr }
     "/api/bulk/{id}"                                 { GET bulk::show }
     "/api/messages"                                  { GET messages::list }
     "/api/messages/{id}"                             { GET messages::show }
@@ -65,6 +74,8 @@ routes! {
     "/api/admin/replays/{id}"                        { GET dead_letters::progress }
     "/api/admin/queues"                              { GET admin::queues }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
+    "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }

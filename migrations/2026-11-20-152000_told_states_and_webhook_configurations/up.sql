@@ -1,5 +1,6 @@
 -- WAHA's own clock orders what it says of a session's state; ours does not.
 ALTER TABLE wa_sessions ADD COLUMN told_at timestamptz;
+ALTER TABLE wa_sessions ADD COLUMN hook_url text;                             -- where its webhooks go
 ALTER TABLE wa_sessions ADD COLUMN unreachable_since timestamptz;             -- its WAHA has not answered since
 ALTER TABLE wa_sessions ADD COLUMN needs_fetch boolean NOT NULL DEFAULT false; -- messages from people may have been missed
 CREATE INDEX wa_sessions_check ON wa_sessions (checked_at NULLS FIRST) WHERE is_wanted;

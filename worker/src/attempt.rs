@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use shared::{
     clock,
-    contract::{AttemptRecord, Event, Order, Provider, provider::HeldBack},
+    contract::{AttemptRecord, Event, Order, Provider, provider::HeldBack, submission::Content},
     db::claim::Claim,
     domain::{
         DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, RetryPolicy, Route, State,
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     measures,
     registry::{Providers, backend_setting},
-    secrets::Secrets,
+    secrets::{Secrets, Signing},
 };
 
 /// Providers end a call that takes too long themselves, and know more about how far it came; this much later it is
@@ -95,11 +95,12 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
         return Err(Obstacle::Expired);
     }
     let provider = desk.providers.first().ok_or(Obstacle::NoProvider)?;
-    let content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
     let in_time = desk.lease_margin.saturating_sub(GRACE).max(GRACE);
     let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
-    let secret = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(secret(desk, claim.tenant)));
-    let webhook_secret = secret.await.ok().flatten().ok_or(Obstacle::Late)?;
+    let signing = signing(desk, &claim, &content);
+    let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
+    let (webhook_secret, webhook_headers) = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
     if Instant::now() >= late_at || desk.hurry.is_cancelled() {
         return Err(Obstacle::Late);
     }
@@ -114,6 +115,7 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
         webhook_secret,
+        webhook_headers,
         request_id: claim.request_id,
         traceparent: claim.traceparent,
         attempt: claim.tries.attempts,
@@ -122,10 +124,10 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
     Ok((Arc::clone(provider), order))
 }
 
-async fn secret(desk: &Desk, tenant: TenantId) -> Arc<str> {
+async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
     match &desk.secrets {
-        Some(secrets) => secrets.get(tenant).await,
-        None => Arc::from(""),
+        Some(secrets) => secrets.get(claim.tenant, content.configuration, claim.recipient.reveal()).await,
+        None => (Arc::from(""), Arc::from([])),
     }
 }
 

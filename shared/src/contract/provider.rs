@@ -29,8 +29,11 @@ pub struct Order {
     pub content: Arc<Content>,
     /// When the producer's message was accepted.
     pub accepted_at: DateTime<Utc>,
-    /// The signing secret for webhooks, `whsec_…`: the tenant's.
+    /// Signs webhooks: the secret of the configuration, else the tenant's, `whsec_…`; two with a space between them while one
+    /// replaces the other.
     pub webhook_secret: Arc<str>,
+    /// Further headers of webhooks, from the configuration.
+    pub webhook_headers: Arc<[(String, String)]>,
     /// The producer's request id, passed on to systems.
     pub request_id: Option<String>,
     /// The W3C trace context of the submission, passed on to systems.

@@ -109,6 +109,9 @@ pub struct Content {
     /// Files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Attachment>,
+    /// The webhook configuration it goes to, which signs it; never a producer's to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<uuid::Uuid>,
     /// The file of a WhatsApp message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media: Option<Media>,
@@ -311,6 +314,7 @@ impl Submission {
             action_url: self.action_url,
             metadata: self.metadata,
             attachments: self.attachments,
+            configuration: None,
             media: self.media,
         };
         let (channel, priority) = (channel?, priority?);

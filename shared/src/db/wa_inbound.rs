@@ -111,9 +111,9 @@ type Row = (
 type SqlRow =
     ((SqlUuid, Int4, SqlUuid, Text, Text, Text), (Text, Binary, Nullable<Text>, Timestamptz, Text, Timestamptz));
 
-/// The realm of a tenant's chat fingerprints.
+/// The realm of a tenant's fingerprints: that of its recipients, so that one number is found in both directions.
 fn realm(tenant: TenantId) -> String {
-    format!("whatsapp/{tenant}")
+    tenant.to_string()
 }
 
 /// A fixed text that reads messages.

@@ -86,6 +86,12 @@ pub struct Session {
     pub checked_at: Option<DateTime<Utc>>,
     /// Messages from people up to here are known.
     pub fetched_until: Option<DateTime<Utc>>,
+    /// Where its webhooks go.
+    pub hook_url: Option<String>,
+    /// Since when its WAHA does not answer.
+    pub unreachable_since: Option<DateTime<Utc>>,
+    /// Messages from people may have been missed.
+    pub needs_fetch: bool,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// When its settings were last changed.
@@ -141,12 +147,14 @@ type Row = (
     (Uuid, i32, String, String, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<DateTime<Utc>>),
     (String, Vec<String>, String, String, DateTime<Utc>, bool),
     (Option<DateTime<Utc>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, DateTime<Utc>, DateTime<Utc>),
+    (Option<String>, Option<DateTime<Utc>>, bool),
     (Option<i32>, Option<i32>, Option<i32>, Option<i32>),
 );
 type SqlRow = (
     (SqlUuid, Int4, Text, Text, Nullable<Binary>, Nullable<Binary>, Nullable<Binary>, Nullable<Timestamptz>),
     (Text, Array<Text>, Text, Text, Timestamptz, Bool),
     (Nullable<Timestamptz>, Nullable<Timestamptz>, Nullable<Timestamptz>, Timestamptz, Timestamptz),
+    (Nullable<Text>, Nullable<Timestamptz>, Bool),
     (Nullable<Int4>, Nullable<Int4>, Nullable<Int4>, Nullable<Int4>),
 );
 
@@ -157,6 +165,7 @@ macro_rules! select {
             "SELECT s.id, s.tenant_id, s.name, s.base_url, s.api_key, s.webhook_secret, s.previous_secret, s.previous_until, ",
             "s.signature, s.allow_ips, s.on_limit, s.state, s.state_at, s.is_wanted, ",
             "s.last_event_at, s.checked_at, s.fetched_until, s.created_at, s.updated_at, ",
+            "s.hook_url, s.unreachable_since, s.needs_fetch, ",
             "l.rate, l.daily_cap, l.gap_ms, l.jitter_ms ",
             "FROM wa_sessions s LEFT JOIN lines l ON l.id = s.id ",
             $rest
@@ -257,6 +266,57 @@ impl Store {
         statement::<()>(WANT).bind::<Bool, _>(is_wanted).bind::<SqlUuid, _>(id).run(self).await.map(drop)
     }
 
+    /// Whoever takes webhooks begins to, at `hook_url`. Those before may have missed messages from people: they are fetched
+    /// for every started session. Says how many sessions there are, started or not.
+    pub async fn begin_hooks(&self, hook_url: &str) -> DbResult<i64> {
+        statement::<()>(MOVE_HOOKS)
+            .bind::<Text, _>(hook_url.to_owned())
+            .bind::<Text, _>(hook_url.to_owned())
+            .run(self)
+            .await?;
+        statement::<Int8>(MARK_MISSED).row(self).await
+    }
+
+    /// Notes where the webhooks of a session go.
+    pub async fn set_hook(&self, id: Uuid, hook_url: &str) -> DbResult<()> {
+        let query = statement::<()>("UPDATE wa_sessions SET hook_url = ? WHERE id = ?");
+        query.bind::<Text, _>(hook_url.to_owned()).bind::<SqlUuid, _>(id).run(self).await.map(drop)
+    }
+
+    /// Takes up to `limit` sessions that are to be compared with WAHA now; nobody else gets them before the next time.
+    pub async fn take_checks(&self, limit: i64) -> DbResult<Vec<Session>> {
+        let ids: Vec<Uuid> = statement::<SqlUuid>(TAKE_CHECKS).bind::<Int8, _>(limit).rows(self).await?;
+        if ids.is_empty() { Ok(Vec::new()) } else { self.sessions_by_id(ids).await }
+    }
+
+    /// Notes what a comparison with WAHA came to: whether it answers, whether messages from people may have been missed, and
+    /// up to when they were fetched.
+    pub async fn note_check(
+        &self,
+        id: Uuid,
+        is_reachable: bool,
+        needs_fetch: bool,
+        fetched_until: Option<DateTime<Utc>>,
+    ) -> DbResult<()> {
+        let query = statement::<()>(NOTE_CHECK)
+            .bind::<Bool, _>(is_reachable)
+            .bind::<Bool, _>(needs_fetch)
+            .bind::<Nullable<Timestamptz>, _>(fetched_until)
+            .bind::<Bool, _>(needs_fetch)
+            .bind::<SqlUuid, _>(id);
+        query.run(self).await.map(drop)
+    }
+
+    /// How many sessions are in each state.
+    pub async fn count_sessions(&self) -> DbResult<Vec<(String, i64)>> {
+        statement::<(Text, Int8)>("SELECT state, count(*) FROM wa_sessions GROUP BY state").rows(self).await
+    }
+
+    /// Started sessions whose WAHA does not answer.
+    pub async fn unreachable_sessions(&self) -> DbResult<i64> {
+        statement::<Int8>(UNREACHABLE).row(self).await
+    }
+
     async fn sessions_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Session>> {
         let rows: Vec<Row> = query.rows(self).await?;
         rows.into_iter().map(|row| self.open_session(row)).collect()
@@ -267,6 +327,7 @@ impl Store {
             (id, tenant, name, base_url, api_key, webhook_secret, previous_secret, previous_until),
             (signature, allow_ips, on_limit, state, state_at, is_wanted),
             (last_event_at, checked_at, fetched_until, created_at, updated_at),
+            (hook_url, unreachable_since, needs_fetch),
             (rate, daily_cap, gap_ms, jitter_ms),
         ) = row;
         let settings = Settings {
@@ -298,6 +359,9 @@ impl Store {
             last_event_at,
             checked_at,
             fetched_until,
+            hook_url,
+            unreachable_since,
+            needs_fetch,
             created_at,
             updated_at,
         })
@@ -386,4 +450,35 @@ UPDATE lines l SET is_open = s.is_working,
     free_at = CASE WHEN s.is_working AND NOT l.is_open THEN least(l.free_at, now()) ELSE l.free_at END
 FROM s WHERE l.id = s.id";
 
-const WANT: &str = "UPDATE wa_sessions SET is_wanted = ?, checked_at = NULL, updated_at = now() WHERE id = ?";
+const MARK_MISSED: &str = "
+WITH missed AS (
+    UPDATE wa_sessions SET needs_fetch = true, checked_at = NULL WHERE is_wanted AND fetched_until < now() - interval '5 seconds'
+)
+SELECT count(*) FROM wa_sessions";
+
+const MOVE_HOOKS: &str = "UPDATE wa_sessions SET hook_url = ?, checked_at = NULL WHERE hook_url IS DISTINCT FROM ?";
+
+/// A session that does not work is looked at more often. After a gap, and after every outage of the database is one, webhooks
+/// may have been lost.
+const TAKE_CHECKS: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT id FROM wa_sessions
+    WHERE (is_wanted OR state <> 'STOPPED')
+      AND (checked_at IS NULL OR checked_at < now() - CASE state WHEN 'WORKING' THEN interval '45 seconds' ELSE interval '12 seconds' END)
+    ORDER BY checked_at NULLS FIRST LIMIT ? FOR UPDATE SKIP LOCKED
+)
+UPDATE wa_sessions s SET needs_fetch = s.needs_fetch OR s.checked_at < now() - interval '2 minutes' IS TRUE, checked_at = now()
+FROM picked WHERE s.id = picked.id
+RETURNING s.id";
+
+/// While webhooks arrive, what they tell is known; WAHA repeats one for some minutes.
+const NOTE_CHECK: &str = "
+UPDATE wa_sessions SET unreachable_since = CASE WHEN ? THEN NULL ELSE coalesce(unreachable_since, now()) END,
+    needs_fetch = ?,
+    fetched_until = greatest(fetched_until, ?::timestamptz, CASE WHEN NOT ? AND NOT needs_fetch THEN last_event_at - interval '5 minutes' END)
+WHERE id = ?";
+
+const UNREACHABLE: &str = "SELECT count(*) FROM wa_sessions WHERE is_wanted AND unreachable_since IS NOT NULL";
+
+const WANT: &str = "
+UPDATE wa_sessions SET is_wanted = ?, checked_at = NULL, fetched_until = coalesce(fetched_until, now()), updated_at = now() WHERE id = ?";

@@ -4,6 +4,9 @@
 //! operator named, is exempt. Nothing is followed, repeated or logged here.
 
 mod error;
+pub mod event;
+pub mod hook;
+pub mod mac;
 mod message;
 mod session;
 

@@ -133,12 +133,19 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// `None`: the secret cannot sign.
 fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     let id = order.delivery.to_string();
-    let signature = standard_webhooks::sign(&order.webhook_secret, &id, now.timestamp(), body.as_bytes())?;
-    let mut headers = HeaderMap::with_capacity(12);
+    let sign = |secret| standard_webhooks::sign(secret, &id, now.timestamp(), body.as_bytes());
+    let signatures = order.webhook_secret.split(' ').map(sign).collect::<Option<Vec<String>>>()?;
+    let mut headers = HeaderMap::with_capacity(12 + order.webhook_headers.len());
+    // First, so that none of them replaces one of ours.
+    for (name, value) in &*order.webhook_headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            headers.insert(name, value);
+        }
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.timestamp()));
-    headers.insert(WEBHOOK_SIGNATURE, HeaderValue::try_from(signature).ok()?);
+    headers.insert(WEBHOOK_SIGNATURE, HeaderValue::try_from(signatures.join(" ")).ok()?);
     let id = HeaderValue::try_from(id).ok()?;
     headers.insert(IDEMPOTENCY_KEY, id.clone());
     headers.insert(WEBHOOK_ID, id);

@@ -26,7 +26,7 @@ use shared::{
         wa_sessions::Session,
     },
     domain::{Channel, Fault, Outcome, ProviderName, Receipt, phone::is_brazilian_mobile, retry::AmbiguousPolicy},
-    waha::{FileData, Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of},
+    waha::{FileData, Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of, event},
 };
 use uuid::Uuid;
 
@@ -184,7 +184,7 @@ impl Waha {
                 for key in keys(session) {
                     self.breakers.passed(&key).await;
                 }
-                let provider_ref = id.map(|id| format!("{}/{id}", session.id));
+                let provider_ref = id.map(|id| event::reference(session.id, &id));
                 let note = is_again.then(|| "sent again after an unknown end: possibly a duplicate".to_owned());
                 Outcome::Sent(Receipt { provider_ref, code: Some("201".to_owned()), note, arrived: false })
             }
