@@ -16,18 +16,31 @@ use shared::{
     config::Config,
     contract::{guard::Guard, submission::Rules},
     db::{DbResult, Store},
+    domain::{Channel, ProviderName},
     probe::{BrokerPart, DatabasePart, Parts},
     telemetry::MetricsHandle,
+    waha::{Host, Waha},
 };
 use tokio::{runtime::Handle, time::timeout};
+use url::Url;
 
 use crate::{
-    accept::Acceptor, audit::Recorder, auth::Credentials, health::SchemaPart, limits::Limits, problem::Problem,
+    accept::Acceptor,
+    audit::Recorder,
+    auth::Credentials,
+    health::{SchemaPart, WahaPart},
+    limits::Limits,
+    problem::Problem,
     tokens::Issuer,
+    waha::Hooks,
 };
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the 900 ms a part of the health report has.
+const WAHA_PING_TIMEOUT: Duration = Duration::from_millis(700);
+/// An admin waits for each call to WAHA; a session is made and started within a second.
+const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
 /// The database, asked from an HTTP thread.
 #[derive(Clone)]
@@ -75,6 +88,16 @@ pub struct App {
     pub db: Db,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// Keeps what WAHA tells.
+    pub hooks: Hooks,
+    /// Calls WAHA.
+    pub waha: Waha,
+    /// The WAHA of the settings.
+    pub waha_host: Option<Host>,
+    /// How long one call to WAHA may take.
+    pub waha_timeout: Duration,
+    /// Where others reach this API; ends in a slash.
+    pub public_url: Url,
     /// Knows who is asking.
     pub credentials: Credentials,
     /// Makes tokens.
@@ -93,8 +116,13 @@ pub struct App {
     pub others: Parts,
     /// The OpenAPI document as JSON.
     pub openapi: String,
+    /// What carries each channel.
+    pub channels: Vec<(Channel, Vec<ProviderName>)>,
+    /// Whether WhatsApp messages go out through sessions, or only as a pretence.
+    pub sends_by_waha: bool,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
+    runtime: Handle,
 }
 
 /// What an [`App`] is made of.
@@ -107,6 +135,10 @@ pub struct Pieces<'a> {
     pub store: Store,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// The database, for the webhooks of WAHA.
+    pub hooks: Store,
+    /// Calls WAHA.
+    pub waha: Waha,
     /// The connection that publishes.
     pub broker: Broker,
     /// What is counted.
@@ -118,7 +150,7 @@ pub struct Pieces<'a> {
 impl App {
     /// Puts the pieces together.
     pub fn new(pieces: Pieces<'_>) -> Self {
-        let Pieces { config, jwt_secret, store, acceptor, broker, metrics, others } = pieces;
+        let Pieces { config, jwt_secret, store, acceptor, hooks, waha, broker, metrics, others } = pieces;
         let (parts, schema_is_current) = (Parts::new(), Arc::new(AtomicBool::new(false)));
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
@@ -128,6 +160,15 @@ impl App {
             issuer: Issuer::new(jwt_secret.clone(), &config.auth),
             limits: Limits::new(config.http.rate),
             recorder,
+            hooks: Hooks::start(hooks, db.clone()),
+            waha_host: config
+                .waha
+                .base_url
+                .as_ref()
+                .and_then(|url| waha.host(url.as_str(), config.waha.api_key.as_ref(), WAHA_PING_TIMEOUT).ok()),
+            waha,
+            waha_timeout: config.provider_timeout.min(WAHA_TIMEOUT_MAX),
+            public_url: config.http.public_url.clone(),
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,
@@ -136,9 +177,25 @@ impl App {
             parts,
             others,
             openapi: crate::openapi::document(),
+            channels: Channel::ALL.iter().map(|channel| (*channel, config.backends(*channel).to_vec())).collect(),
+            sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
             schema_is_current,
             guard: Guard::new(config.webhook.allow_nets.clone()),
+            runtime: Handle::current(),
         }
+    }
+
+    /// Runs a call to somebody else in a task of the main runtime, so that a client that hangs up does not cut it off.
+    pub async fn elsewhere<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.runtime.spawn(call).await.map_err(|_| Problem::internal())
+    }
+
+    /// From now on `/health` shows how the sessions' WAHA is.
+    pub fn watch_waha(&self) {
+        self.parts.add(WahaPart { db: self.db.clone(), host: self.waha_host.clone() });
     }
 
     /// What the validator needs to know now.

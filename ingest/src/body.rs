@@ -8,10 +8,11 @@ use std::{
 use actix_web::{
     FromRequest, HttpRequest,
     dev::Payload,
+    error::PayloadError,
     http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap},
     web::{Bytes, BytesMut},
 };
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
 use shared::contract::submission::parse_json;
 
@@ -21,6 +22,8 @@ use crate::problem::{Code, Problem};
 pub const BODY_BYTES_MAX: usize = 30 * 1024 * 1024;
 /// How long a body may take to arrive. 30 MiB in that time is 1 MiB/s; whoever is slower would hold memory for minutes.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is read of a body that is refused, so that its sender hears why.
+const DISCARD_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What is reserved before anything has arrived, whatever the headers promise.
 const CAPACITY_MAX: usize = 64 * 1024;
 
@@ -45,7 +48,8 @@ impl JsonBody {
     /// The bytes of the body.
     pub async fn read(self) -> Result<Bytes, Problem> {
         let late = |_| Problem::new(Code::RequestTimeout, "Send the whole body within 30 seconds.");
-        tokio::time::timeout(BODY_TIMEOUT, collect(self.payload, self.length)).await.map_err(late)?
+        let collecting = collect(self.payload, self.length, BODY_BYTES_MAX);
+        tokio::time::timeout(BODY_TIMEOUT, collecting).await.map_err(late)?.map_err(|fault| fault.problem(too_large))
     }
 
     /// The body as a value; a fault in it is named.
@@ -57,6 +61,62 @@ impl JsonBody {
     pub async fn parse_or_default<T: DeserializeOwned + Default>(self) -> Result<T, Problem> {
         let body = self.read().await?;
         if body.is_empty() { Ok(T::default()) } else { parse_json(&body).map_err(Problem::malformed) }
+    }
+}
+
+/// A body of which nothing is known yet.
+pub struct RawBody {
+    payload: Payload,
+    length: Option<usize>,
+}
+
+impl FromRequest for RawBody {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        ready(Ok(Self { payload: payload.take(), length }))
+    }
+}
+
+impl RawBody {
+    /// The bytes of the body, if there are at most `max`. What is longer is read to its end and thrown away, within bounds:
+    /// whoever still writes does not read the answer.
+    pub async fn read(self, max: usize) -> Result<Bytes, Problem> {
+        let late = |_| Problem::new(Code::RequestTimeout, "Send the whole body within 30 seconds.");
+        let mut payload = self.payload;
+        let length = self.length;
+        let reading = async {
+            if length.is_none_or(|length| length <= max) {
+                match collect(&mut payload, length, max).await {
+                    Err(Fault::TooLarge) => {}
+                    other => return other.map_err(|fault| fault.problem(too_large)),
+                }
+            }
+            let mut room = DISCARD_BYTES_MAX;
+            while let Some(Ok(chunk)) = payload.next().await {
+                let Some(left) = room.checked_sub(chunk.len()) else { break };
+                room = left;
+            }
+            Err(Problem::new(Code::PayloadTooLarge, format!("Send at most {} KiB.", max / 1024)))
+        };
+        tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(late)?
+    }
+}
+
+/// Why a body could not be had.
+enum Fault {
+    TooLarge,
+    Broken,
+}
+
+impl Fault {
+    fn problem(self, too_large: impl FnOnce() -> Problem) -> Problem {
+        match self {
+            Self::TooLarge => too_large(),
+            Self::Broken => Problem::new(Code::MalformedBody, "Send the body in full, as long as Content-Length says."),
+        }
     }
 }
 
@@ -92,18 +152,22 @@ fn too_large() -> Problem {
 }
 
 /// A body in one piece, as almost all are, is not copied.
-async fn collect(mut payload: Payload, length: Option<usize>) -> Result<Bytes, Problem> {
+async fn collect(
+    mut payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin,
+    length: Option<usize>,
+    max: usize,
+) -> Result<Bytes, Fault> {
     let Some(first) = payload.next().await else { return Ok(Bytes::new()) };
     let first = first.map_err(broken)?;
-    if length == Some(first.len()) {
+    if length == Some(first.len()) && first.len() <= max {
         return Ok(first);
     }
     let mut body = BytesMut::with_capacity(length.unwrap_or_default().min(CAPACITY_MAX));
     let mut next = Some(Ok(first));
     while let Some(chunk) = next {
         let chunk = chunk.map_err(broken)?;
-        if body.len() + chunk.len() > BODY_BYTES_MAX {
-            return Err(too_large());
+        if body.len() + chunk.len() > max {
+            return Err(Fault::TooLarge);
         }
         body.extend_from_slice(&chunk);
         next = payload.next().await;
@@ -111,8 +175,8 @@ async fn collect(mut payload: Payload, length: Option<usize>) -> Result<Bytes, P
     Ok(body.freeze())
 }
 
-fn broken(_: actix_web::error::PayloadError) -> Problem {
-    Problem::new(Code::MalformedBody, "Send the body in full, as long as Content-Length says.")
+fn broken(_: PayloadError) -> Fault {
+    Fault::Broken
 }
 
 #[cfg(test)]

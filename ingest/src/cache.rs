@@ -63,6 +63,15 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// Forgets an answer.
+    pub fn forget<Q>(&self, key: &Q)
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
     /// Remembers an answer. A full cache forgets what is stale, else everything: it fills up again by itself.
     pub fn put(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();

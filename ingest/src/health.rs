@@ -13,10 +13,11 @@ use serde::Serialize;
 use shared::{
     amqp::ConsumerHealth,
     probe::{Checking, Health, Part, Report},
+    waha::{Host, WahaError},
 };
 use utoipa::ToSchema;
 
-use crate::app::App;
+use crate::app::{App, Db};
 
 /// Whether every migration of this version has run.
 pub struct SchemaPart(pub Arc<AtomicBool>);
@@ -32,6 +33,38 @@ impl Part for SchemaPart {
             false => Health::Down("migrations are pending: run `posthaste migrate`".to_owned()),
         };
         Box::pin(std::future::ready(health))
+    }
+}
+
+/// Whether the WAHA of the sessions answers. Nothing but WhatsApp depends on it.
+pub struct WahaPart {
+    /// Knows which sessions cannot be reached.
+    pub db: Db,
+    /// The WAHA of the settings.
+    pub host: Option<Host>,
+}
+
+impl Part for WahaPart {
+    fn name(&self) -> &'static str {
+        "waha"
+    }
+
+    fn check(&self) -> Checking<'_> {
+        Box::pin(async {
+            if let Some(host) = &self.host
+                && let Err(error) = host.ping().await
+            {
+                // An old version has no such path, and answers all the same.
+                if !matches!(error, WahaError::NotFound | WahaError::Refused(_) | WahaError::BadKey) {
+                    return Health::Degraded(format!("WAHA_BASE_URL: {error}"));
+                }
+            }
+            match self.db.run(async |store| store.unreachable_sessions().await).await {
+                Ok(0) => Health::Up,
+                Ok(count) => Health::Degraded(format!("the WAHA of {count} started sessions does not answer")),
+                Err(_) => Health::Degraded("the sessions are not known while the database is away".to_owned()),
+            }
+        })
     }
 }
 

@@ -12,6 +12,9 @@ mod auth;
 mod body;
 mod bulk;
 mod cache;
+mod carrier;
+mod channels;
+mod configurations;
 mod dead_letters;
 mod docs;
 mod envelope;
@@ -35,7 +38,10 @@ mod tenants;
 mod tokens;
 mod turns;
 mod users;
+mod sessions;
+mod waha;
 mod webhooks;
+mod whatsapp;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -43,10 +49,12 @@ use actix_web::web::Data;
 use shared::{
     amqp::{Broker, Publisher},
     config::{Config, ConfigError},
+    contract::guard::Guard,
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::Parts,
     telemetry::install_metrics,
+    waha::{Waha, hook},
 };
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -82,6 +90,9 @@ pub enum IngestError {
     /// The pool could not be made.
     #[error("failed to prepare the database connections")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The HTTP client that calls WAHA could not be made.
+    #[error("failed to prepare the HTTP client")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The address cannot be listened on, or the server broke.
     #[error("failed to serve HTTP on {host}:{port}")]
     Serve {
@@ -113,12 +124,14 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
         jwt_secret,
         store: stores.questions.clone(),
         acceptor,
+        hooks: stores.hooks.clone(),
+        waha: callers(&config)?,
         broker: publishing.clone(),
         metrics: install_metrics(),
         others,
     }));
     let intake = Intake::new(app.clone(), publisher);
-    let taking = take(intake, &app, stores.questions.clone(), &consuming, stop.clone());
+    let taking = take(intake, &app, &config, stores.questions.clone(), &consuming, stop.clone());
     tokio::spawn(keep_limits(app.clone(), stores.questions, stop.clone()));
     // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
@@ -138,17 +151,28 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
     served.map_err(|source| IngestError::Serve { host: config.http.host.clone(), port: config.http.port, source })
 }
 
-/// Two pools, so that questions can never keep a commit waiting.
+/// Calls WAHA, within the limits that hold for addresses of tenants.
+fn callers(config: &Config) -> Result<Waha, IngestError> {
+    let guard = Guard::new(config.webhook.allow_nets.clone());
+    Waha::new(guard, config.waha.base_url.as_ref()).map_err(|error| IngestError::Client(error.into()))
+}
+
+/// Pools of their own, so that questions can never keep a commit waiting.
 struct Stores {
     acceptance: Store,
+    hooks: Store,
     questions: Store,
 }
 
 impl Stores {
     fn open(config: &Config) -> Result<Self, IngestError> {
         let open = |size| Store::open(&config.database, size).map_err(|error| IngestError::Database(error.into()));
-        let rest = config.database.pool_size.saturating_sub(accept::CONNECTIONS);
-        Ok(Self { acceptance: open(accept::CONNECTIONS)?, questions: open(rest.max(QUESTION_CONNECTIONS_MIN))? })
+        let rest = config.database.pool_size.saturating_sub(accept::CONNECTIONS + waha::CONNECTIONS);
+        Ok(Self {
+            acceptance: open(accept::CONNECTIONS)?,
+            hooks: open(waha::CONNECTIONS)?,
+            questions: open(rest.max(QUESTION_CONNECTIONS_MIN))?,
+        })
     }
 }
 
@@ -162,19 +186,20 @@ fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, turns: Turns
 fn take(
     intake: Intake,
     app: &Data<App>,
+    config: &Arc<Config>,
     store: Store,
     consuming: &Broker,
     stop: CancellationToken,
 ) -> JoinHandle<Result<(), SchemaError>> {
     let consumers = Consumers::open(consuming, &stop);
     app.parts.add(health::IntakePart(consumers.health()));
-    let app = app.clone();
+    let (app, config) = (app.clone(), Arc::clone(config));
     tokio::spawn(async move {
         match stop.run_until_cancelled(store.await_schema()).await {
             None => return Ok(()),
             Some(Ok(())) => {
                 app.limits.read(&store).await;
-                app.mark_schema_current();
+                begin(&app, &config, store, &stop).await;
             }
             Some(Err(error)) => {
                 stop.cancel();
@@ -191,6 +216,18 @@ async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
     limits::keep_up(&app, store, stop).await;
 }
 
+/// The tables are there. While nobody listened, WAHA may have given up on webhooks: what they said is fetched.
+async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
+    match store.begin_hooks(&hook::url(&app.public_url)).await {
+        Ok(0) if app.waha_host.is_none() => {}
+        Ok(_) => app.watch_waha(),
+        Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),
+    }
+    app.mark_schema_current();
+    let (app, config, stop) = (app.clone(), Arc::clone(config), stop.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(sessions::keep_default(&app, &config.waha, &store)).await });
+}
+
 /// Says what the metrics of ingest mean.
 fn describe() {
     metrics::describe_counter!(
@@ -200,6 +237,10 @@ fn describe() {
     metrics::describe_counter!(
         "posthaste_requests_refused_total",
         "HTTP requests answered with a problem, by its code."
+    );
+    metrics::describe_counter!(
+        "posthaste_waha_webhooks_total",
+        "Webhooks of WAHA that verified, by whether they were new."
     );
     metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
     metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");

@@ -68,6 +68,8 @@ codes! {
     TargetNotAllowed = "target_not_allowed", 400, "The target is not allowed";
     /// The idempotency key is too long or given twice with different values.
     InvalidIdempotencyKey = "invalid_idempotency_key", 400, "The idempotency key is not valid";
+    /// The WhatsApp session does not work at the moment.
+    SessionNotWorking = "session_not_working", 400, "The WhatsApp session is not working";
     /// No credential, or one that does not hold.
     Unauthenticated = "unauthenticated", 401, "A valid credential is needed";
     /// The credential's role may not do this.
@@ -88,8 +90,14 @@ codes! {
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
     /// More requests than the limit.
     RateLimited = "rate_limited", 429, "Too many requests";
+    /// The WhatsApp session has no slot free at its pace.
+    SessionBusy = "session_limit_reached", 429, "The WhatsApp session is at its limit";
     /// Our fault.
     Internal = "internal", 500, "Something went wrong on our side";
+    /// WAHA answered and would not do it.
+    WahaRefused = "waha_refused", 502, "WAHA refused the call";
+    /// WAHA does not answer.
+    WahaUnavailable = "waha_unavailable", 503, "WAHA cannot be reached";
     /// More is waiting than can be stored in time.
     Overloaded = "overloaded", 503, "Too much is waiting";
     /// The database cannot be reached.
@@ -171,6 +179,12 @@ impl Problem {
     /// A change that the state of the thing does not allow.
     pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::StateConflict, detail)
+    }
+
+    /// A WhatsApp session whose pace is used up for so many seconds.
+    pub fn session_busy(retry_after: u64) -> Self {
+        let detail = format!("Wait {retry_after} s for a free slot, or send it with `on_limit` `queue`.");
+        Self { retry_after: Some(retry_after), ..Self::new(Code::SessionBusy, detail) }
     }
 
     /// Too much is waiting.

@@ -7,10 +7,10 @@ use actix_web::{
 };
 
 use crate::{
-    admin, audit, bulk, dead_letters, docs, health, inbox, keys, messages, notifications,
+    admin, audit, bulk, channels, configurations, dead_letters, docs, health, inbox, keys, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    tenant_limits, tenants, tokens, users, webhooks,
+    sessions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -37,6 +37,15 @@ routes! {
     "/api/notifications/send"                        { POST notifications::send }
     "/api/notifications/send-bulk"                   { POST bulk::send }
     "/api/notifications/test"                        { POST notifications::test }
+    "/webhooks/waha"                                 { POST waha::receive }
+    "/webhooks/health"                               { GET waha::health }
+    "/sessions"                                      { GET sessions::list, POST sessions::create }
+    "/sessions/{id}"                                 { GET sessions::show, PUT sessions::update, DELETE sessions::remove }
+    "/sessions/{id}/start"                           { POST sessions::start }
+    "/sessions/{id}/stop"                            { POST sessions::stop }
+    "/sessions/{id}/restart"                         { POST sessions::restart }
+    "/sessions/{id}/logout"                          { POST sessions::logout }
+    "/sessions/{id}/qr"                              { GET sessions::qr }
     "/api/bulk/{id}"                                 { GET bulk::show }
     "/api/messages"                                  { GET messages::list }
     "/api/messages/{id}"                             { GET messages::show }
@@ -52,6 +61,12 @@ routes! {
     "/api/notifications/user/{user_id}/unread-count" { GET inbox::unread_of }
     "/api/notifications/{id}/read"                   { POST inbox::read }
     "/api/notifications/{id}"                        { DELETE inbox::delete }
+    "/messages/send"                                 { POST whatsapp::send }
+    "/messages/bulk"                                 { POST whatsapp::send_bulk }
+    "/messages/stats"                                { GET whatsapp::stats }
+    "/messages"                                      { GET whatsapp::list }
+    "/messages/{id}"                                 { GET whatsapp::show }
+    "/api/admin/notifications/channels"              { GET channels::list }
     "/api/admin/dead-letters"                        { GET dead_letters::list }
     "/api/admin/dead-letters/replay"                 { POST dead_letters::replay }
     "/api/admin/dead-letters/drop"                   { POST dead_letters::drop }
@@ -67,6 +82,8 @@ routes! {
     "/api/auth/refresh"                              { POST tokens::renew }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
     "/api/users/{user_id}"                           { DELETE users::erase }
+    "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
+    "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }

@@ -8,6 +8,7 @@ mod crashes;
 mod crew;
 mod dead_letter_drainer;
 mod found;
+mod holds;
 mod log_writer;
 mod outbox_relay;
 mod partitions;
@@ -18,20 +19,28 @@ mod replays;
 mod retention;
 pub mod task;
 mod trouble;
+mod waha_events;
+mod waha_forward;
+mod waha_sessions;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use shared::{
     amqp::{Broker, Consumer, DLQ, EVENTS_LOG, Publisher},
     config::Config,
+    contract::guard::Guard,
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::{BrokerPart, DatabasePart, Parts, Starting},
+    waha::Waha,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crew::Crew;
 use task::millis;
+
+/// How long one question to WAHA may take; it answers from memory.
+const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(6);
 
 /// Why the scheduler does not run.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +48,9 @@ pub enum RunError {
     /// The pool of database connections could not be made.
     #[error("failed to set up the database connections")]
     Pool(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The HTTP client that calls WAHA could not be made.
+    #[error("failed to set up the HTTP client")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The schema is not the one this version knows.
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -56,7 +68,9 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
     // Nothing is consumed or released before the schema is the one this version knows.
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
     checked?;
-    let line = Line::start(&config, store);
+    let guard = Guard::new(config.webhook.allow_nets.clone());
+    let waha = Waha::new(guard, config.waha.base_url.as_ref()).map_err(|error| RunError::Client(Box::new(error)))?;
+    let line = Line::start(&config, store, waha);
     parts.add(BrokerPart { broker: line.publishing.clone(), needed: true });
     let mut crew = Crew::new(&stop);
     line.staff(&mut crew, &config);
@@ -69,6 +83,7 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
 /// What the loops stand on.
 struct Line {
     store: Store,
+    waha: Waha,
     publishing: Broker,
     consuming: Broker,
     publisher: Publisher,
@@ -80,13 +95,13 @@ struct Line {
 }
 
 impl Line {
-    fn start(config: &Config, store: Store) -> Self {
+    fn start(config: &Config, store: Store, waha: Waha) -> Self {
         let hang_up = CancellationToken::new();
         let connect = |name| Broker::start(&config.broker.url, name, hang_up.clone());
         let (publishing, consuming) = (connect("scheduler publishing"), connect("scheduler consuming"));
         let publisher = Publisher::start(&publishing);
         let dispatcher = Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after));
-        Self { store, publishing, consuming, publisher, dispatcher, tracker: TaskTracker::new(), hang_up }
+        Self { store, waha, publishing, consuming, publisher, dispatcher, tracker: TaskTracker::new(), hang_up }
     }
 
     /// One loop each.
@@ -103,7 +118,12 @@ impl Line {
         );
         crew.keep(sessions);
         crew.keep(shares);
+        crew.keep(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
+        let call_timeout = config.provider_timeout.min(WAHA_TIMEOUT_MAX);
+        crew.keep(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
+        crew.keep(waha_forward::WahaForward::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), Arc::clone(config)));
+        crew.keep(holds::Holds::new(store.clone(), publisher.clone()));
         crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
         crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));

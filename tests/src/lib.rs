@@ -9,11 +9,13 @@ pub mod check;
 pub mod proxy;
 pub mod servers;
 pub mod stack;
+pub mod waha;
 pub mod wait;
 
 pub use api::Api;
 pub use servers::TestServers;
 pub use stack::{Role, Stack};
+pub use waha::Waha;
 pub use wait::eventually;
 pub use xtask::sinks::{
     http::{HttpSink, Reply},

@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use shared::{
     clock,
-    contract::{AttemptRecord, Event, Order, Provider},
+    contract::{AttemptRecord, Event, Order, Provider, provider::HeldBack, submission::Content},
     db::claim::Claim,
     domain::{
         DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, RetryPolicy, Route, State,
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     measures,
     registry::{Providers, backend_setting},
-    secrets::Secrets,
+    secrets::{Secrets, Signing},
 };
 
 /// Providers end a call that takes too long themselves, and know more about how far it came; this much later it is
@@ -65,6 +65,9 @@ pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
         Ok(ready) => ready,
         Err(obstacle) => return subject.without_call(desk, obstacle),
     };
+    if let Err(held) = gate(desk, &*provider, &order).await {
+        return subject.without_call(desk, Obstacle::HeldBack(held));
+    }
     let started = Instant::now();
     let outcome = call(desk, &*provider, &order).await;
     faultpoint::pass(faultpoint::AFTER_PROVIDER);
@@ -72,7 +75,7 @@ pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
 }
 
 /// Why no provider is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Obstacle {
     /// The message is no longer worth sending.
     Expired,
@@ -83,6 +86,8 @@ enum Obstacle {
     /// The call could outlive the claim (the process was stopped for a while, or waits for the database), and then
     /// somebody else might make it too; or this process is about to end.
     Late,
+    /// The provider is left alone for a while.
+    HeldBack(HeldBack),
 }
 
 async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<dyn Provider>, Order), Obstacle> {
@@ -90,11 +95,12 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
         return Err(Obstacle::Expired);
     }
     let provider = desk.providers.first().ok_or(Obstacle::NoProvider)?;
-    let content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
     let in_time = desk.lease_margin.saturating_sub(GRACE).max(GRACE);
     let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
-    let secret = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(secret(desk, claim.tenant)));
-    let webhook_secret = secret.await.ok().flatten().ok_or(Obstacle::Late)?;
+    let signing = signing(desk, &claim, &content);
+    let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
+    let (webhook_secret, webhook_headers) = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
     if Instant::now() >= late_at || desk.hurry.is_cancelled() {
         return Err(Obstacle::Late);
     }
@@ -109,6 +115,7 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
         webhook_secret,
+        webhook_headers,
         request_id: claim.request_id,
         traceparent: claim.traceparent,
         attempt: claim.tries.attempts,
@@ -117,16 +124,22 @@ async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<
     Ok((Arc::clone(provider), order))
 }
 
-async fn secret(desk: &Desk, tenant: TenantId) -> Arc<str> {
+async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
     match &desk.secrets {
-        Some(secrets) => secrets.get(tenant).await,
-        None => Arc::from(""),
+        Some(secrets) => secrets.get(claim.tenant, content.configuration, claim.recipient.reveal()).await,
+        None => (Arc::from(""), Arc::from([])),
     }
 }
 
 /// How long a slot may be used after it was taken; the window in which slots are counted is longer than a minute by more
 /// than that.
 const SLOT_HOLDS: Duration = Duration::from_secs(1);
+
+/// A gate that cannot say in time lets through: the call itself has the last word.
+async fn gate(desk: &Desk, provider: &dyn Provider, order: &Order) -> Result<(), HeldBack> {
+    let asking = timeout(desk.lease_margin / 2, desk.hurry.run_until_cancelled(provider.gate(order)));
+    asking.await.ok().flatten().unwrap_or(Ok(()))
+}
 
 /// Calls the provider; whatever it does, an outcome comes back.
 async fn call(desk: &Desk, provider: &dyn Provider, order: &Order) -> Outcome {
@@ -174,14 +187,18 @@ impl Subject {
 
     fn without_call(self, desk: &Desk, obstacle: Obstacle) -> Event {
         let now = clock::now();
+        let detail = obstacle.detail(desk);
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
             Obstacle::NoProvider => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
             // As if somebody had asked to wait: it spends no attempt, and it cannot go on for ever.
             Obstacle::Late => self.decide(desk, &Outcome::Throttled(Fault::default(), None), now),
+            Obstacle::HeldBack(HeldBack { wait, .. }) => {
+                self.decide(desk, &Outcome::Throttled(Fault::default(), Some(wait)), now)
+            }
         };
-        let event = Event { spent: false, detail: Some(obstacle.detail(desk)), ..self.event(desk, verdict, now) };
+        let event = Event { spent: false, detail: Some(detail), ..self.event(desk, verdict, now) };
         log(&event, event.detail.as_deref());
         event
     }
@@ -220,12 +237,13 @@ impl Subject {
 
 impl Obstacle {
     /// One clause for people.
-    fn detail(self, desk: &Desk) -> String {
+    fn detail(&self, desk: &Desk) -> String {
         let channel = desk.route.channel;
         match self {
             Self::Expired => "its time ran out before it could be sent".to_owned(),
             Self::NoProvider => format!("nothing carries channel `{channel}`: set {}", backend_setting(channel)),
             Self::BadContent => "its stored content cannot be read".to_owned(),
+            Self::HeldBack(held) => held.reason.to_owned(),
             Self::Late => "its claim could have ended before the provider's answer".to_owned(),
         }
     }
@@ -234,7 +252,7 @@ impl Obstacle {
 fn record(provider: ProviderName, outcome: Outcome, took: Duration) -> AttemptRecord {
     let class = outcome.class();
     let (code, detail, provider_ref) = match outcome {
-        Outcome::Sent(receipt) => (receipt.code, None, receipt.provider_ref),
+        Outcome::Sent(receipt) => (receipt.code, receipt.note, receipt.provider_ref),
         Outcome::Transient(fault, _) | Outcome::Throttled(fault, _) => (fault.code, Some(fault.detail), None),
         Outcome::Rejected(fault)
         | Outcome::AddressDead(fault)

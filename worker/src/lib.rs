@@ -6,13 +6,13 @@
 //! `pool` moves deliveries, `attempt` makes one attempt, `providers` know the vendors, `outcomes` reports.
 
 mod attempt;
+mod breakers;
 mod health;
 mod measures;
 mod outcomes;
 mod pool;
 pub mod providers;
 pub mod registry;
-mod retry_after;
 mod secrets;
 #[cfg(test)]
 mod testing;

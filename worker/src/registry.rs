@@ -14,6 +14,7 @@ use crate::providers::{
     in_app::inbox::Inbox,
     sandbox::Sandbox,
     webhook::http::Http,
+    whatsapp::waha::Waha,
 };
 
 /// Providers in the order they are asked.
@@ -28,6 +29,9 @@ pub enum RegistryError {
     /// The HTTP client could not be made.
     #[error("failed to set up provider `http`")]
     Http(#[source] reqwest::Error),
+    /// The HTTP client could not be made.
+    #[error("failed to set up provider `waha`")]
+    Waha(#[source] reqwest::Error),
     /// A setting names what this version cannot call.
     #[error("provider `{0}` is not available in this version")]
     NotBuilt(ProviderName),
@@ -61,7 +65,8 @@ fn provider(name: ProviderName, config: &Config, store: &Store) -> Result<Arc<dy
         Name::Http => Ok(Arc::new(Http::new(&config.webhook).map_err(RegistryError::Http)?)),
         Name::Inbox => Ok(Arc::new(Inbox::start(store.clone()))),
         Name::Sandbox => Ok(Arc::new(Sandbox)),
-        Name::Sendgrid | Name::Ses | Name::Twilio | Name::Sns | Name::Fcm | Name::Apns | Name::Webpush | Name::Waha => {
+        Name::Waha => Ok(Arc::new(Waha::new(config, store.clone()).map_err(RegistryError::Waha)?)),
+        Name::Sendgrid | Name::Ses | Name::Twilio | Name::Sns | Name::Fcm | Name::Apns | Name::Webpush => {
             Err(RegistryError::NotBuilt(name))
         }
     }

@@ -26,7 +26,8 @@ pub(super) enum Bad {
 }
 
 /// Providers this version can call; the other words of `ProviderName` are known, and refused with the reason.
-const BUILT: &[ProviderName] = &[ProviderName::Smtp, ProviderName::Http, ProviderName::Inbox, ProviderName::Sandbox];
+const BUILT: &[ProviderName] =
+    &[ProviderName::Smtp, ProviderName::Http, ProviderName::Inbox, ProviderName::Sandbox, ProviderName::Waha];
 
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
 const JWT_SECRET_BYTES_MIN: usize = 32;
@@ -51,6 +52,7 @@ pub(super) const THREADS: Kind<usize> = between!(1, 256);
 pub(super) const CONCURRENCY: Kind<usize> = between!(1, 10000);
 pub(super) const ATTEMPTS: Kind<u16> = between!(1, 1000);
 pub(super) const DAYS: Kind<i32> = between!(1, 36500);
+pub(super) const FAILURES: Kind<i32> = between!(1, 10000);
 pub(super) const RETRIES: Kind<u16> = between!(0, 999);
 pub(super) const REQUESTS: Kind<u32> = between!(1, 100000000);
 
@@ -114,7 +116,7 @@ pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> =
 pub(super) const IN_APP_BACKENDS: Kind<Vec<ProviderName>> =
     Kind { expects: "a comma list of inbox, sandbox", parse: |text| backends(Channel::InApp, text) };
 pub(super) const WHATSAPP_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "sandbox", parse: |text| backends(Channel::Whatsapp, text) };
+    Kind { expects: "a comma list of waha, sandbox", parse: |text| backends(Channel::Whatsapp, text) };
 
 /// How `SMTP_USE_TLS` may be put; which TLS `On` means depends on the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,6 +61,10 @@ pub struct Config {
     pub in_app: Vec<ProviderName>,
     /// What sends WhatsApp messages; empty where nothing does.
     pub whatsapp: Vec<ProviderName>,
+    /// The WAHA of the session `default`.
+    pub waha: WahaConfig,
+    /// When a provider that keeps failing is left alone.
+    pub breaker: BreakerConfig,
     /// How long one call to a provider other than a webhook may take.
     pub provider_timeout: Duration,
     /// What a worker takes on.
@@ -127,6 +131,26 @@ pub struct WebhookConfig {
     pub timeout: Duration,
     /// Private networks they may reach all the same.
     pub allow_nets: Vec<IpNet>,
+}
+
+/// The WAHA of the session `default`; the sessions that tenants make have their own.
+#[derive(Clone, Debug)]
+pub struct WahaConfig {
+    /// Where it is; ends in a slash.
+    pub base_url: Option<Url>,
+    /// The key to it.
+    pub api_key: Option<SecretString>,
+    /// Signs what it tells us.
+    pub webhook_secret: Option<SecretString>,
+}
+
+/// When a provider that keeps failing is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerConfig {
+    /// After so many failures in a row.
+    pub failures: i32,
+    /// For so long, before one probe is made.
+    pub open: Duration,
 }
 
 /// What a worker takes on.
@@ -237,9 +261,15 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let email = email::read(reader);
     let sms = reader.get(&table::SMS_BACKEND).unwrap_or_default();
     let push = reader.get(&table::PUSH_BACKEND).unwrap_or_default();
-    let whatsapp = reader.get(&table::WHATSAPP_BACKEND).unwrap_or_default();
+    let whatsapp = reader.get(&table::WHATSAPP_BACKEND);
+    let (breaker_failures, breaker_open) = (reader.get(&table::BREAKER_FAILURES), reader.get(&table::BREAKER_OPEN_MS));
     let in_app = reader.get(&table::IN_APP_BACKEND);
     let webhook = webhook(reader);
+    let waha = WahaConfig {
+        base_url: reader.get(&table::WAHA_BASE_URL),
+        api_key: reader.get(&table::WAHA_API_KEY),
+        webhook_secret: reader.get(&table::WAHA_WEBHOOK_SECRET),
+    };
     let provider_timeout = reader.get(&table::PROVIDER_TIMEOUT_MS);
     let retry = retry::read(reader);
     let worker = worker(reader);
@@ -256,7 +286,9 @@ fn read(reader: &mut Reader) -> Option<Config> {
         push,
         webhook: webhook?,
         in_app: in_app?,
-        whatsapp,
+        whatsapp: whatsapp?,
+        waha,
+        breaker: BreakerConfig { failures: breaker_failures?, open: breaker_open? },
         provider_timeout: provider_timeout?,
         worker: worker?,
         log: log?,

@@ -135,9 +135,9 @@ settings! {
         /// What sends push notifications. `sandbox` only pretends.
         PUSH_BACKEND: Setting<Vec<ProviderName>> =
             Setting::new("PUSH_BACKEND", kind::PUSH_BACKENDS, "sandbox").unset(Unset::Derived("none"));
-        /// What sends WhatsApp messages. `sandbox` only pretends.
+        /// What sends WhatsApp messages: `waha` through the sessions of each tenant. `sandbox` only pretends.
         WHATSAPP_BACKEND: Setting<Vec<ProviderName>> =
-            Setting::new("WHATSAPP_BACKEND", kind::WHATSAPP_BACKENDS, "sandbox").unset(Unset::Derived("none"));
+            Setting::new("WHATSAPP_BACKEND", kind::WHATSAPP_BACKENDS, "waha").default("waha");
         /// What delivers to the in-app inbox. `sandbox` only pretends.
         IN_APP_BACKEND: Setting<Vec<ProviderName>> =
             Setting::new("IN_APP_BACKEND", kind::IN_APP_BACKENDS, "inbox").default("inbox");
@@ -152,6 +152,16 @@ settings! {
         /// How long a call to any other provider may take.
         PROVIDER_TIMEOUT_MS: Setting<Duration> =
             Setting::new("PROVIDER_TIMEOUT_MS", kind::TIMEOUT, "15000").default("15000");
+    }
+    "WhatsApp" {
+        /// Where WAHA is. With it the first tenant has a session called `default`, which is started there.
+        WAHA_BASE_URL: Setting<Url> = Setting::new("WAHA_BASE_URL", kind::PUBLIC_URL, "http://127.0.0.1:3000");
+        /// The API key of that WAHA.
+        WAHA_API_KEY: Setting<SecretString> =
+            Setting::new("WAHA_API_KEY", kind::SECRET, "change-me").secrecy(Secrecy::Hidden);
+        /// Signs what that WAHA tells about the session `default`. Unset: its webhooks are refused.
+        WAHA_WEBHOOK_SECRET: Setting<SecretString> = Setting::new("WAHA_WEBHOOK_SECRET", kind::SECRET, "change-me")
+            .aliases(&["WEBHOOK_SECRET"]).secrecy(Secrecy::Hidden);
     }
     "Retries" {
         /// Attempts in all, on every channel but webhook.
@@ -177,6 +187,12 @@ settings! {
         AMBIGUOUS_POLICY_ON: ByChannel<Setting<InDoubt>> = per_channel!("AMBIGUOUS_POLICY_", kind::IN_DOUBT, "hold");
         /// How long `hold` waits for the provider's word before it sends again.
         AMBIGUOUS_HOLD_MS: Setting<Duration> = Setting::new("AMBIGUOUS_HOLD_MS", kind::DELAY, "600000").default("600000");
+    }
+    "Circuit breakers" {
+        /// Failures in a row after which a WhatsApp session, or the host of its WAHA, is left alone for a while.
+        BREAKER_FAILURES: Setting<i32> = Setting::new("BREAKER_FAILURES", kind::FAILURES, "5").default("5");
+        /// How long it is left alone before one message is sent to see whether it works again.
+        BREAKER_OPEN_MS: Setting<Duration> = Setting::new("BREAKER_OPEN_MS", kind::TIMEOUT, "30000").default("30000");
     }
     "Worker and clockwork" {
         /// The channels this worker serves.

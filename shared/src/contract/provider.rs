@@ -29,8 +29,11 @@ pub struct Order {
     pub content: Arc<Content>,
     /// When the producer's message was accepted.
     pub accepted_at: DateTime<Utc>,
-    /// The signing secret for webhooks, `whsec_…`: the tenant's.
+    /// Signs webhooks: the secret of the configuration, else the tenant's, `whsec_…`; two with a space between them while one
+    /// replaces the other.
     pub webhook_secret: Arc<str>,
+    /// Further headers of webhooks, from the configuration.
+    pub webhook_headers: Arc<[(String, String)]>,
     /// The producer's request id, passed on to systems.
     pub request_id: Option<String>,
     /// The W3C trace context of the submission, passed on to systems.
@@ -41,6 +44,18 @@ pub struct Order {
     pub timeout: Duration,
 }
 
+/// Why a call is not made now, and for how long not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBack {
+    /// One clause for people; no address, no content.
+    pub reason: &'static str,
+    /// The wait.
+    pub wait: Duration,
+}
+
+/// The answer of a gate.
+pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<(), HeldBack>> + Send + 'a>>;
+
 /// A future that a provider returns; boxed so that providers can stand behind one pointer.
 pub type Sending<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
@@ -48,6 +63,11 @@ pub type Sending<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 pub trait Provider: Send + Sync {
     /// Its name in the log, the metrics and the settings.
     fn name(&self) -> ProviderName;
+
+    /// Whether a call may be made now. A delivery that is held back spends no attempt, and none is logged.
+    fn gate<'a>(&'a self, _order: &'a Order) -> Asking<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Makes exactly one attempt. Never retries, sleeps, acknowledges, or logs an address or content.
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a>;

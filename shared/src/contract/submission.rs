@@ -5,7 +5,7 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::domain::{Address, Channel, Lane, Priority};
+use crate::domain::{Address, Channel, Lane, OnLimit, Priority};
 
 /// Longest `title` or `subject`, in bytes; RFC 5322 folds long ones, people do not read them.
 pub const TITLE_BYTES_MAX: usize = 998;
@@ -19,6 +19,8 @@ pub const METADATA_BYTES_MAX: usize = 8 * 1024;
 pub const ATTACHMENTS_BYTES_MAX: usize = 20 * 1024 * 1024;
 /// Most attachments of one message.
 pub const ATTACHMENTS_MAX: usize = 50;
+/// Longest text of a WhatsApp message, in characters.
+pub const WHATSAPP_CHARS_MAX: usize = 4096;
 /// Longest `Idempotency-Key` or `message_id`, in bytes.
 pub const KEY_BYTES_MAX: usize = 200;
 /// How far ahead a message may be scheduled.
@@ -53,6 +55,30 @@ pub struct Attachment {
     pub content: String,
 }
 
+/// A file that travels with a WhatsApp message; its text becomes the caption.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Media {
+    /// MIME type; it decides how WhatsApp shows the file.
+    pub mimetype: String,
+    /// File name shown to the recipient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filename: Option<String>,
+    /// The bytes, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// Where they are fetched from, instead of `data`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+impl std::fmt::Debug for Media {
+    /// Content never shows in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Media(…)")
+    }
+}
+
 /// What is said, stored once per message and read by the provider.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Content {
@@ -83,6 +109,25 @@ pub struct Content {
     /// Files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Attachment>,
+    /// The webhook configuration it goes to, which signs it; never a producer's to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<uuid::Uuid>,
+    /// The file of a WhatsApp message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media: Option<Media>,
+}
+
+impl Content {
+    /// How a WhatsApp message of this reads in statistics.
+    pub fn kind_of_message(&self) -> &'static str {
+        let Some(media) = &self.media else { return "text" };
+        match media.mimetype.split('/').next().unwrap_or_default() {
+            "image" => "image",
+            "video" => "video",
+            "audio" => "audio",
+            _ => "document",
+        }
+    }
 }
 
 impl std::fmt::Debug for Content {
@@ -139,6 +184,28 @@ pub struct Submission {
     pub action_url: Option<String>,
     /// As the header `Idempotency-Key`.
     pub idempotency_key: Option<String>,
+    /// The WhatsApp session that carries it, by id or name.
+    #[serde(alias = "sessionId", alias = "session")]
+    pub session_id: Option<String>,
+    /// What happens over the session's pace: `queue` or `reject`; unset: as the session has it.
+    #[serde(alias = "onLimit")]
+    pub on_limit: Option<String>,
+    /// Whether it may wait for a session that does not work at the moment.
+    #[serde(alias = "queueWhenOffline")]
+    pub queue_when_offline: Option<bool>,
+    /// The file of a WhatsApp message.
+    pub media: Option<Media>,
+}
+
+/// What a WhatsApp message asks of its session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionAsk {
+    /// Which one, by id or name; `None`: the tenant's only one, or the one called `default`.
+    pub session: Option<String>,
+    /// What happens over its pace; `None`: as the session has it.
+    pub on_limit: Option<OnLimit>,
+    /// Whether it may wait for a session that does not work at the moment.
+    pub queue_when_offline: bool,
 }
 
 /// A checked submission: everything but whose it is and under which key.
@@ -160,6 +227,8 @@ pub struct Draft {
     pub scheduled_at: Option<DateTime<Utc>>,
     /// When it is no longer worth sending.
     pub expires_at: Option<DateTime<Utc>>,
+    /// What it asks of its WhatsApp session; empty on other channels.
+    pub session: SessionAsk,
 }
 
 /// What the validator needs to know beside the body.
@@ -218,6 +287,23 @@ impl Submission {
         faults.text("action_url", self.action_url.as_deref(), RECIPIENT_BYTES_MAX);
         check_metadata(self.metadata.as_ref(), faults);
         check_attachments(&self.attachments, channel, faults);
+        check_media(self.media.as_ref(), rules, faults);
+        let of_whatsapp = [
+            ("session_id", self.session_id.is_some()),
+            ("on_limit", self.on_limit.is_some()),
+            ("queue_when_offline", self.queue_when_offline.is_some()),
+            ("media", self.media.is_some()),
+        ];
+        for (field, _) in of_whatsapp.iter().filter(|(_, is_set)| *is_set && channel != Some(Channel::Whatsapp)) {
+            faults.add(field, "is for channel whatsapp only");
+        }
+        faults.name("session_id", self.session_id.as_deref());
+        let on_limit = self.on_limit.as_deref().and_then(|text| faults.word("on_limit", Some(text), None));
+        let session = SessionAsk {
+            session: self.session_id,
+            on_limit,
+            queue_when_offline: self.queue_when_offline.unwrap_or(false),
+        };
         let content = Content {
             title: self.title,
             message: self.message,
@@ -228,10 +314,12 @@ impl Submission {
             action_url: self.action_url,
             metadata: self.metadata,
             attachments: self.attachments,
+            configuration: None,
+            media: self.media,
         };
         let (channel, priority) = (channel?, priority?);
         check_content(channel, &content, faults);
-        Some(Shared { channel, priority, user_id: self.user_id, content, scheduled_at, expires_at })
+        Some(Shared { channel, priority, user_id: self.user_id, content, scheduled_at, expires_at, session })
     }
 }
 
@@ -250,6 +338,8 @@ pub struct Shared {
     pub scheduled_at: Option<DateTime<Utc>>,
     /// When it is no longer worth sending.
     pub expires_at: Option<DateTime<Utc>>,
+    /// What it asks of its WhatsApp session; empty on other channels.
+    pub session: SessionAsk,
 }
 
 impl Shared {
@@ -263,6 +353,7 @@ impl Shared {
             content: self.content,
             scheduled_at: self.scheduled_at,
             expires_at: self.expires_at,
+            session: self.session,
         }
     }
 }
@@ -377,13 +468,36 @@ fn check_attachments(attachments: &[Attachment], channel: Option<Channel>, fault
     }
 }
 
+/// WAHA fetches what is named by URL from inside the operator's network, so the address guard applies as to webhooks.
+fn check_media(media: Option<&Media>, rules: &Rules, faults: &mut Faults) {
+    let Some(media) = media else { return };
+    faults.name("media.mimetype", Some(&media.mimetype));
+    faults.name("media.filename", media.filename.as_deref());
+    match (&media.data, &media.url) {
+        (Some(data), None) => match STANDARD.decode(data) {
+            Ok(bytes) if bytes.len() > ATTACHMENTS_BYTES_MAX => faults.add("media.data", "must have at most 20 MB"),
+            Ok(_) => {}
+            Err(_) => faults.add("media.data", "must be base64"),
+        },
+        (None, Some(url)) => {
+            if let Err(why) = rules.guard.check_url(url) {
+                faults.add("media.url", why.to_string());
+            }
+        }
+        _ => faults.add("media", "must have either data or url"),
+    }
+}
+
 fn check_content(channel: Channel, content: &Content, faults: &mut Faults) {
     let has_text = content.message.as_deref().is_some_and(|text| !text.is_empty());
     let has_title = content.title.as_deref().is_some_and(|text| !text.is_empty());
     match channel {
         Channel::Email if !has_text && content.html.is_none() => faults.add("message", "is required (or html)"),
-        Channel::Sms | Channel::Whatsapp if !has_text => faults.add("message", "is required"),
-        Channel::Whatsapp if content.message.as_deref().is_some_and(|text| text.chars().count() > 4096) => {
+        Channel::Sms if !has_text => faults.add("message", "is required"),
+        Channel::Whatsapp if !has_text && content.media.is_none() => faults.add("message", "is required (or media)"),
+        Channel::Whatsapp
+            if content.message.as_deref().is_some_and(|text| text.chars().count() > WHATSAPP_CHARS_MAX) =>
+        {
             faults.add("message", "must have at most 4096 characters");
         }
         Channel::Push | Channel::InApp if !has_text && !has_title => faults.add("message", "is required (or title)"),

@@ -52,6 +52,13 @@ impl Store {
         Ok(rows.iter().filter_map(route).collect())
     }
 
+    /// How many more deliveries a line could let through right now, what waits in it taken off; and, where that is none, the
+    /// seconds until its next slot.
+    pub async fn line_room(&self, line: Uuid) -> DbResult<(i32, f64)> {
+        let rows: Vec<(i32, f64)> = statement::<(Int4, Double)>(ROOM).bind::<SqlUuid, _>(line).rows(self).await?;
+        Ok(rows.first().copied().unwrap_or((0, 1.0)))
+    }
+
     /// Limits all sessions of a tenant together to `per_minute` slots, or no longer.
     pub async fn limit_sessions(&self, tenant: TenantId, per_minute: Option<i32>) -> DbResult<()> {
         let query = statement::<()>(if per_minute.is_some() { LIMIT_TENANT } else { FREE_TENANT });
@@ -140,5 +147,11 @@ const FREE_IN: &str = "
 SELECT extract(epoch FROM (
     SELECT greatest(free_at, now() - interval '1 day') FROM lines WHERE waiting > 0 AND is_open AND kind = 'session' ORDER BY free_at LIMIT 1
 ) - now())::float8 AS seconds";
+
+const ROOM: &str = "
+SELECT slots_free(l, now()) - l.waiting - CASE WHEN l.released_at > now() - interval '30 seconds' THEN l.released ELSE 0 END AS room,
+       greatest(1, extract(epoch FROM greatest(l.blocked_until, CASE WHEN l.rate <= cardinality(l.slots)
+           THEN l.slots[cardinality(l.slots) - l.rate + 1] + slot_window() END, least(l.free_at, now() + interval '1 day')) - now()))::float8
+FROM lines l WHERE l.id = ?";
 
 const SHARE_ROUTES: &str = "SELECT DISTINCT route FROM lines WHERE waiting > 0 AND kind = 'share'";

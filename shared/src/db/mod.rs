@@ -4,10 +4,13 @@
 
 pub mod accept;
 pub mod audit;
+pub mod breakers;
 pub mod claim;
+pub mod configurations;
 pub mod due;
 pub mod erasure;
 pub mod events;
+pub mod holds;
 pub mod inbox;
 pub mod keys;
 pub mod letters;
@@ -24,6 +27,10 @@ mod scope;
 pub mod seal_check;
 mod statement;
 pub mod tenants;
+pub mod wa_inbound;
+pub mod wa_outbound;
+pub mod wa_sessions;
+pub mod waha_events;
 
 use std::time::Duration;
 

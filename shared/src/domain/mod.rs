@@ -4,20 +4,25 @@
 //! rule can be tested as a table.
 
 pub mod address;
+pub mod breaker;
 pub mod channel;
 pub mod delivery;
 pub mod event;
 pub mod id;
 pub mod outcome;
+pub mod phone;
 pub mod retry;
+pub mod session;
 mod word;
 
 pub use word::UnknownWord;
 
 pub use address::Address;
+pub use breaker::BreakerState;
 pub use channel::{Channel, Lane, Priority, Route};
 pub use delivery::State;
 pub use event::{DeadOrigin, DeadReason, EventKind};
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
 pub use retry::{RetryPolicy, Schedule, Tries, Verdict};
+pub use session::{OnLimit, SignatureRule};

@@ -61,6 +61,8 @@ pub struct Receipt {
     pub provider_ref: Option<String>,
     /// The status or reply code, as text.
     pub code: Option<String>,
+    /// One clause on what is special about it; no address, no content.
+    pub note: Option<String>,
     /// Whether the recipient's side itself has it now (a webhook answered 2xx, an inbox row stands).
     pub arrived: bool,
 }

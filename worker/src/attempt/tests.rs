@@ -80,7 +80,7 @@ fn unknown_code(event: &Event) -> Option<&str> {
 
 #[tokio::test]
 async fn an_attempt_is_recorded_with_what_the_provider_said() {
-    let receipt = Receipt { provider_ref: Some("SM1".to_owned()), code: Some("201".to_owned()), arrived: false };
+    let receipt = Receipt { provider_ref: Some("SM1".to_owned()), code: Some("201".to_owned()), ..Receipt::default() };
     let claim = claim(1);
     let event = attempted(Act::Answer(Outcome::Sent(receipt)), claim.clone()).await;
     assert_eq!((event.delivery, event.run, event.tenant), (claim.delivery, claim.run, claim.tenant));

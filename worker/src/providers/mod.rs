@@ -4,3 +4,4 @@ pub mod email;
 pub mod in_app;
 pub mod sandbox;
 pub mod webhook;
+pub mod whatsapp;

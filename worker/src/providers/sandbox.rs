@@ -99,7 +99,7 @@ fn act(recipient: &str) -> Option<Act> {
 
 fn sent(order: &Order) -> Outcome {
     let arrived = matches!(order.channel, Channel::Webhook | Channel::InApp);
-    Outcome::Sent(Receipt { provider_ref: Some(format!("sandbox-{}", order.delivery)), code: None, arrived })
+    Outcome::Sent(Receipt { provider_ref: Some(format!("sandbox-{}", order.delivery)), arrived, ..Receipt::default() })
 }
 
 #[cfg(test)]

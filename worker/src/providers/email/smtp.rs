@@ -139,7 +139,7 @@ async fn hand_over(
 
 fn taken(response: &Response) -> Outcome {
     let provider_ref = response.message().find_map(queue_id);
-    Outcome::Sent(Receipt { provider_ref, code: Some(response.code().to_string()), arrived: false })
+    Outcome::Sent(Receipt { provider_ref, code: Some(response.code().to_string()), ..Receipt::default() })
 }
 
 fn timed_out(handed_over: bool) -> Outcome {

@@ -1,6 +1,6 @@
 //! Webhooks over HTTP/1.1, signed as Standard Webhooks.
 
-use std::{borrow::Cow, error::Error, io, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use reqwest::{
@@ -19,13 +19,11 @@ use shared::{
         submission::Content,
     },
     domain::{Fault, MessageId, Outcome, ProviderName, Receipt},
+    egress::{self, Trouble, resolver::GuardedResolver, retry_after},
 };
 
-use super::{
-    resolver::{GuardedResolver, ResolveError},
-    standard_webhooks,
-};
-use crate::{measures, retry_after};
+use super::standard_webhooks;
+use crate::measures;
 
 /// A receiver that cannot be connected to within this will not answer in time either.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,13 +49,7 @@ impl Http {
     /// A client for these settings. The error is that of the TLS set-up.
     pub fn new(config: &WebhookConfig) -> reqwest::Result<Self> {
         let guard = Guard::new(config.allow_nets.clone());
-        let client = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT.min(config.timeout.mul_f64(0.8)))
+        let client = egress::client(CONNECT_TIMEOUT.min(config.timeout.mul_f64(0.8)))
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
             .dns_resolver(GuardedResolver::shared(guard.clone()))
@@ -141,12 +133,19 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// `None`: the secret cannot sign.
 fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     let id = order.delivery.to_string();
-    let signature = standard_webhooks::sign(&order.webhook_secret, &id, now.timestamp(), body.as_bytes())?;
-    let mut headers = HeaderMap::with_capacity(12);
+    let sign = |secret| standard_webhooks::sign(secret, &id, now.timestamp(), body.as_bytes());
+    let signatures = order.webhook_secret.split(' ').map(sign).collect::<Option<Vec<String>>>()?;
+    let mut headers = HeaderMap::with_capacity(12 + order.webhook_headers.len());
+    // First, so that none of them replaces one of ours.
+    for (name, value) in &*order.webhook_headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            headers.insert(name, value);
+        }
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.timestamp()));
-    headers.insert(WEBHOOK_SIGNATURE, HeaderValue::try_from(signature).ok()?);
+    headers.insert(WEBHOOK_SIGNATURE, HeaderValue::try_from(signatures.join(" ")).ok()?);
     let id = HeaderValue::try_from(id).ok()?;
     headers.insert(IDEMPOTENCY_KEY, id.clone());
     headers.insert(WEBHOOK_ID, id);
@@ -185,7 +184,7 @@ fn judge(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
     let plain = || fault(format!("the receiver answered {code}"));
     match code {
         200..=299 => {
-            Outcome::Sent(Receipt { code: Some(status.as_str().to_owned()), arrived: true, provider_ref: None })
+            Outcome::Sent(Receipt { code: Some(status.as_str().to_owned()), arrived: true, ..Receipt::default() })
         }
         300..=399 => {
             Outcome::Transient(fault(format!("the receiver answered {code}; redirects are not followed")), retry_after)
@@ -211,57 +210,18 @@ fn refused(refusal: Refusal) -> Outcome {
 
 /// An error without an answer. Until a connection stands nothing was sent; after that nobody knows.
 fn failed(error: &reqwest::Error) -> Outcome {
-    if error.is_builder() {
-        return refused(Refusal::NotHttp);
+    let trouble = Trouble::of(error);
+    let fault = |detail: &str| Fault::new(trouble.as_str(), detail);
+    let (later, unknown) = (|detail| Outcome::Transient(fault(detail), None), |detail| Outcome::Unknown(fault(detail)));
+    match trouble {
+        Trouble::Refused(refusal) => refused(refusal),
+        Trouble::Dns => later("the receiver's name could not be resolved"),
+        Trouble::Tls => later("no TLS connection could be made with the receiver"),
+        Trouble::Connect => later("the receiver could not be connected to"),
+        Trouble::Timeout => unknown("the receiver did not answer in time"),
+        Trouble::Reset => unknown("the connection broke before an answer came"),
+        Trouble::BadAnswer => unknown("what came back was no HTTP answer"),
     }
-    if error.is_connect() {
-        return unconnected(error);
-    }
-    let (code, detail) = match error.is_timeout() {
-        true => ("timeout", "the receiver did not answer in time"),
-        false if broken(error) => ("reset", "the connection broke before an answer came"),
-        false => ("bad_answer", "what came back was no HTTP answer"),
-    };
-    Outcome::Unknown(Fault::new(code, detail))
-}
-
-fn unconnected(error: &reqwest::Error) -> Outcome {
-    let (code, detail) = match cause::<ResolveError>(error) {
-        Some(ResolveError::Refused(refusal)) => return refused(*refusal),
-        Some(ResolveError::Unknown(_)) => ("dns", "the receiver's name could not be resolved"),
-        None if is_tls(error) => ("tls", "no TLS connection could be made with the receiver"),
-        None => ("connect", "the receiver could not be connected to"),
-    };
-    Outcome::Transient(Fault::new(code, detail), None)
-}
-
-/// The TLS library reports through I/O errors of this kind; the sockets below it never do.
-fn is_tls(error: &reqwest::Error) -> bool {
-    causes(error)
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::InvalidData)
-}
-
-/// The HTTP library's own error type cannot be named from here, so its text has to tell an end without an answer from
-/// an answer that could not be read.
-fn broken(error: &reqwest::Error) -> bool {
-    cause::<io::Error>(error).is_some()
-        || causes(error).any(|cause| cause.to_string().contains("before message completed"))
-}
-
-fn cause<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
-    causes(error).find_map(|cause| cause.downcast_ref())
-}
-
-/// An I/O error leaves what it wraps out of its sources, so it is looked into.
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |cause| {
-        let cause: &(dyn Error + 'static) = *cause;
-        match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped),
-            None => cause.source(),
-        }
-    })
 }
 
 #[cfg(test)]

@@ -189,7 +189,7 @@ async fn no_way_leads_inside() {
     // As if the name had been public when it was submitted: only the resolver stands in the way now.
     let error = guarded.client.post(format!("http://localhost:{port}/")).send().await.unwrap_err();
     assert_eq!(code(&failed(&error)), (OutcomeClass::Rejected, "target_not_allowed"));
-    assert_eq!(canary.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "somebody came");
+    assert_eq!(canary.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody came");
 }
 
 #[tokio::test]

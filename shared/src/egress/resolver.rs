@@ -6,8 +6,8 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use crate::contract::guard::{Guard, Refusal};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use shared::contract::guard::{Guard, Refusal};
 
 /// Resolves by the system's resolver and lets nothing pass that the guard refuses.
 pub struct GuardedResolver(pub Guard);

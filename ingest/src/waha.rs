@@ -1,0 +1,261 @@
+//! What WAHA tells us: verified, kept, and answered at once; the scheduler works it through.
+//!
+//! The name of the session only chooses the keys to try. Whatever does not verify gets one and the same answer.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{HeaderMap, HeaderName},
+    web::Data,
+};
+use ipnet::IpNet;
+use serde::Serialize;
+use shared::{
+    batch::{Batcher, Limits, SubmitError},
+    clock,
+    db::{Store, wa_sessions::Session, waha_events::NewEvent},
+    domain::{SignatureRule, TenantId},
+    waha::{
+        event::Envelope,
+        mac::{Claims, HMAC, HMAC_ALGORITHM, Keys, SIGNATURE},
+    },
+};
+use tokio::{sync::Semaphore, time::timeout};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    app::{App, Db},
+    body::RawBody,
+    cache::Cache,
+    problem::{Code, Problem},
+};
+
+/// Largest body: media travel as links, so real ones have some kilobytes.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// As acceptance has it: two commits at once, and what piles up meanwhile is the next one.
+const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(3) };
+/// Connections that keeping webhooks holds at most.
+pub const CONNECTIONS: usize = LIMITS.parallel_max;
+/// From a verified body to its commit; WAHA gives up later, and tries again.
+const DEADLINE: Duration = Duration::from_millis(1800);
+/// How long the sessions of a name are remembered.
+const SESSIONS_TTL: Duration = Duration::from_secs(5);
+/// What was remembered for less than this is not asked for again, whatever does not verify.
+const SESSIONS_AGE_MIN: Duration = Duration::from_secs(1);
+/// How long a look-up may take.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Look-ups under way at once: anybody can make up names.
+const LOOK_UPS_MAX: usize = 4;
+/// Remembered names, real and made up.
+const NAMES_MAX: usize = 20_000;
+/// Longest name of a session.
+pub const NAME_BYTES_MAX: usize = 64;
+const REQUEST_ID: &str = "x-webhook-request-id";
+
+/// Keeps what WAHA tells. One per process.
+pub struct Hooks {
+    db: Db,
+    batcher: Batcher<NewEvent, Result<bool, KeepError>>,
+    sessions: Cache<String, Arc<Known>>,
+    look_ups: Semaphore,
+}
+
+/// Why a webhook was not kept; WAHA tries again.
+#[derive(Clone, Copy, Debug)]
+struct KeepError;
+
+/// The sessions of one name, of whatever tenants.
+struct Known {
+    candidates: Vec<Candidate>,
+    read_at: Instant,
+}
+
+/// A session that may be meant.
+struct Candidate {
+    id: Uuid,
+    tenant: TenantId,
+    rule: SignatureRule,
+    nets: Vec<IpNet>,
+    is_open: bool,
+    keys: Vec<Keys>,
+}
+
+impl Candidate {
+    fn of(session: &Session) -> Self {
+        let settings = &session.settings;
+        let previous = session.previous_secret.iter().map(|secret| Keys::new(secret, session.previous_until));
+        Self {
+            id: session.id,
+            tenant: session.tenant,
+            rule: settings.signature,
+            nets: settings.allow_ips.iter().filter_map(|text| parse_net(text)).collect(),
+            is_open: settings.allow_ips.is_empty(),
+            // A previous secret without an end would never go.
+            keys: settings
+                .webhook_secret
+                .iter()
+                .map(|secret| Keys::new(secret, None))
+                .chain(previous.filter(|_| session.previous_until.is_some()))
+                .collect(),
+        }
+    }
+
+    fn admits(&self, peer: Option<IpAddr>) -> bool {
+        self.is_open || peer.is_some_and(|peer| self.nets.iter().any(|net| net.contains(&peer)))
+    }
+}
+
+/// A network, or one address.
+pub fn parse_net(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+impl Hooks {
+    /// Starts keeping webhooks in `store`; sessions are looked up in `db`.
+    pub fn start(store: Store, db: Db) -> Self {
+        let flush = move |events: Vec<NewEvent>| {
+            let (store, size) = (store.clone(), events.len());
+            async move {
+                match store.keep_events(events).await {
+                    Ok(kept) => kept.into_iter().map(Ok).collect(),
+                    Err(error) => {
+                        let source = std::error::Error::source(&error).map(ToString::to_string);
+                        tracing::warn!(%error, source, size, "webhooks of WAHA were not kept");
+                        vec![Err(KeepError); size]
+                    }
+                }
+            }
+        };
+        Self {
+            db,
+            batcher: Batcher::start(LIMITS, flush),
+            sessions: Cache::new(NAMES_MAX),
+            look_ups: Semaphore::new(LOOK_UPS_MAX),
+        }
+    }
+
+    /// A session of this name was changed.
+    pub fn forget(&self, name: &str) {
+        self.sessions.forget(name);
+    }
+
+    /// The session that vouches for `body`: whose id, and whose.
+    async fn verify(
+        &self,
+        name: &str,
+        claims: &Claims,
+        peer: Option<IpAddr>,
+        body: &[u8],
+    ) -> Result<(Uuid, TenantId), Problem> {
+        let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
+        if !is_name {
+            return Err(refuse());
+        }
+        let now = clock::now();
+        let vouches = |candidate: &&Candidate| {
+            candidate.admits(peer) && claims.hold(candidate.keys.iter(), candidate.rule, body, now)
+        };
+        let find = |known: &Known| known.candidates.iter().find(vouches).map(|found| (found.id, found.tenant));
+        if let Some(known) = self.sessions.get(name) {
+            match find(&known) {
+                Some(found) => return Ok(found),
+                None if known.read_at.elapsed() < SESSIONS_AGE_MIN => return Err(refuse()),
+                // A secret may have been replaced by another process.
+                None => {}
+            }
+        }
+        find(&*self.look_up(name).await?).ok_or_else(refuse)
+    }
+
+    async fn look_up(&self, name: &str) -> Result<Arc<Known>, Problem> {
+        let permit = timeout(LOOK_UP_TIMEOUT, self.look_ups.acquire()).await;
+        let _permit = permit.map_err(|_| Problem::overloaded())?.map_err(|_| Problem::unavailable())?;
+        // Somebody else may just have asked.
+        if let Some(known) = self.sessions.get(name).filter(|known| known.read_at.elapsed() < SESSIONS_AGE_MIN) {
+            return Ok(known);
+        }
+        let (asked, read_at) = (name.to_owned(), Instant::now());
+        let sessions =
+            self.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.sessions_named(&asked).await).await?;
+        let known = Arc::new(Known { candidates: sessions.iter().map(Candidate::of).collect(), read_at });
+        self.sessions.put(name.to_owned(), Arc::clone(&known), SESSIONS_TTL);
+        Ok(known)
+    }
+
+    /// Keeps a webhook; says whether it is new.
+    async fn keep(&self, event: NewEvent) -> Result<bool, Problem> {
+        match timeout(DEADLINE, self.batcher.try_submit(event)).await {
+            Ok(Ok(Ok(is_new))) => Ok(is_new),
+            Ok(Err(SubmitError::Full)) => Err(Problem::overloaded()),
+            Ok(Ok(Err(KeepError)) | Err(SubmitError::Abandoned)) | Err(_) => Err(Problem::unavailable()),
+        }
+    }
+}
+
+fn refuse() -> Problem {
+    Problem::new(Code::Unauthenticated, "Sign the raw body with the webhook secret of the session that it names.")
+}
+
+/// What became of a webhook.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Received {
+    /// It is kept.
+    pub received: bool,
+    /// It was kept before, and nothing follows from it.
+    pub duplicate: bool,
+}
+
+/// Takes what WAHA tells.
+///
+/// The signature is the authentication: `X-Webhook-Hmac` (hexadecimal HMAC-SHA512 of the raw body, with
+/// `X-Webhook-Hmac-Algorithm: sha512`) or `X-Waha-Signature: sha256=…` (HMAC-SHA256), by the webhook secret of the session.
+/// Where both are sent, both must hold. The answer comes once the event is on disk; a repeat answers `duplicate: true`.
+#[utoipa::path(post, path = "/webhooks/waha", tag = "whatsapp", security(()),
+    request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
+        "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
+    responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
+pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+    let body = body.read(BODY_BYTES_MAX).await?;
+    let headers = request.headers();
+    let claims = Claims::read(&values(headers, HMAC), &values(headers, HMAC_ALGORITHM), &values(headers, SIGNATURE));
+    let claims = claims.ok_or_else(refuse)?;
+    let envelope = Envelope::read(&body).map_err(|fault| {
+        Problem::new(Code::MalformedBody, format!("Send an event of WAHA as JSON with `event` and `session`: {fault}."))
+    })?;
+    app.require_schema()?;
+    let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
+    let (session, tenant) = app.hooks.verify(&envelope.session, &claims, peer, &body).await?;
+    let dedup = envelope.dedup(&body, values(headers, REQUEST_ID).first().copied(), clock::now());
+    let event = NewEvent { tenant, session, dedup, event: envelope.event.into_owned(), body: body.to_vec() };
+    let is_new = app.hooks.keep(event).await?;
+    metrics::counter!("posthaste_waha_webhooks_total", "duplicate" => if is_new { "false" } else { "true" })
+        .increment(1);
+    Ok(HttpResponse::Ok().json(Received { received: true, duplicate: !is_new }))
+}
+
+fn values<'a>(headers: &'a HeaderMap, name: &'static str) -> Vec<&'a [u8]> {
+    headers.get_all(HeaderName::from_static(name)).map(|value| value.as_bytes()).collect()
+}
+
+/// Whether webhooks can be taken.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WebhooksHealth {
+    /// `ok`.
+    #[schema(example = "ok")]
+    pub status: String,
+}
+
+/// Whether webhooks of providers can be taken: the database answers and its schema is current.
+#[utoipa::path(get, path = "/webhooks/health", tag = "whatsapp", security(()), responses(
+    (status = 200, description = "They can", body = WebhooksHealth), (status = 503, description = "They cannot")))]
+pub async fn health(app: Data<App>) -> Result<HttpResponse, Problem> {
+    app.require_schema()?;
+    app.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.ping().await).await?;
+    Ok(HttpResponse::Ok().json(WebhooksHealth { status: "ok".to_owned() }))
+}

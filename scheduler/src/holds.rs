@@ -1,0 +1,69 @@
+//! Settles calls whose answer was lost, once the message itself came back; and counts the circuit breakers.
+//!
+//! Most echoes find a delivery that waits already, and are settled where they arrive. This is for those that overtook the
+//! loss: they came while the call was still under way, or its worker died after them.
+
+use std::time::Duration;
+
+use metrics::gauge;
+use shared::{
+    amqp::{Outgoing, Publisher, topology},
+    clock,
+    contract::{Event, EventBatch, wire::EVENTS_MAX},
+    db::{Store, holds::About},
+    domain::{BreakerState, EventKind},
+};
+use uuid::Uuid;
+
+use crate::task::{Report, Task, TaskError};
+
+/// Calls looked at in one turn.
+const LIMIT: i64 = 500;
+/// Where these events stand among the others.
+const ROUTING_KEY: &str = "events.echo";
+
+/// The task.
+pub struct Holds {
+    store: Store,
+    publisher: Publisher,
+}
+
+impl Holds {
+    /// Reports through `publisher`.
+    pub const fn new(store: Store, publisher: Publisher) -> Self {
+        Self { store, publisher }
+    }
+
+    async fn settle(&self, sent: Vec<About>) -> Result<(), TaskError> {
+        let events: Vec<Event> =
+            sent.into_iter().map(|about| Event::report(about, EventKind::Sent, clock::now())).collect();
+        let batches = events.chunks(EVENTS_MAX).map(|part| EventBatch::new(part.to_vec()));
+        let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, ROUTING_KEY, Uuid::now_v7(), &batch));
+        let results = self.publisher.publish_all(outgoing.collect::<Result<_, _>>()?).await;
+        Ok(results.into_iter().collect::<Result<(), _>>()?)
+    }
+
+    async fn show_breakers(&self) -> Result<(), TaskError> {
+        let counts = self.store.count_breakers().await?;
+        for scope in ["session", "host"] {
+            for state in BreakerState::ALL {
+                let found = counts.iter().find(|(of, is, _)| of == scope && is == state).map_or(0, |(.., n)| *n);
+                gauge!("posthaste_breaker_state", "provider" => "waha", "scope" => scope, "state" => state.as_str())
+                    .set(f64::from(i32::try_from(found).unwrap_or(i32::MAX)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Task for Holds {
+    const NAME: &'static str = "holds";
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let sent = self.store.sweep_holds(LIMIT).await?;
+        self.settle(sent).await?;
+        self.show_breakers().await?;
+        Ok(Report::Done)
+    }
+}

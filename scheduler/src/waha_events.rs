@@ -1,0 +1,275 @@
+//! Works through what WAHA told: messages from people are kept, states and acknowledgements are passed on.
+//!
+//! Events are taken for a while, not locked: whatever they lead to may be repeated, so one that was taken by a scheduler
+//! that died is simply taken again.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::counter;
+use shared::{
+    amqp::{Outgoing, Publisher, topology},
+    clock,
+    contract::{Event, EventBatch, wire::EVENTS_MAX},
+    db::{Store, events::Referred, wa_inbound::NewInbound, waha_events::PendingEvent},
+    domain::{EventKind, ProviderName, phone::country_prefix},
+    waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference},
+};
+use uuid::Uuid;
+
+use crate::task::{Report, Task, TaskError, count_of};
+
+/// Events taken in one turn.
+const LIMIT: i64 = 500;
+/// Nobody else gets a taken event for this long.
+const LEASE_MS: i32 = 30_000;
+/// An acknowledgement may overtake the outcome of its own message; after this it is somebody else's message.
+const PATIENCE: TimeDelta = TimeDelta::minutes(10);
+/// The first pause before an acknowledgement is looked at again; each later pause is twice as long.
+const PAUSE_MS: i32 = 250;
+const PAUSE_MS_MAX: i32 = 60_000;
+/// An event that brought its schedulers down so often is left alone.
+const TRIES_MAX: i16 = 50;
+/// Where reports of providers stand among the events.
+const ROUTING_KEY: &str = "events.report";
+
+/// The task.
+pub struct WahaEvents {
+    store: Store,
+    publisher: Publisher,
+}
+
+/// What a turn does with its events.
+#[derive(Default)]
+struct Work {
+    inbound: Vec<NewInbound>,
+    states: Vec<(Uuid, String, DateTime<Utc>)>,
+    acks: Vec<Acked>,
+    echoes: Vec<(PendingEvent, FromUs)>,
+    done: Vec<Uuid>,
+    ignored: Vec<Uuid>,
+    later: Vec<PendingEvent>,
+}
+
+struct Acked {
+    event: PendingEvent,
+    waha_id: String,
+    ack: Ack,
+    at: DateTime<Utc>,
+}
+
+impl WahaEvents {
+    /// Reports through `publisher`.
+    pub const fn new(store: Store, publisher: Publisher) -> Self {
+        Self { store, publisher }
+    }
+
+    async fn work_through(&self, mut work: Work) -> Result<(), TaskError> {
+        let (people, new) = (work.inbound.len(), self.store.keep_inbound(std::mem::take(&mut work.inbound)).await?);
+        counter!("posthaste_waha_inbound_total").increment(count_of(new));
+        tracing::debug!(people, new, "kept messages from people");
+        for (session, state, at) in std::mem::take(&mut work.states) {
+            self.store.set_state(session, &state, Some(at)).await?;
+        }
+        self.echo(&mut work).await?;
+        self.report(&mut work).await?;
+        let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
+        self.store.put_off_events(work.later.iter().map(|event| event.id).collect(), waits).await?;
+        self.store.end_events(work.done, work.ignored).await?;
+        Ok(())
+    }
+
+    /// Passes acknowledgements on to the deliveries they are about; those whose message is not known yet wait.
+    async fn report(&self, work: &mut Work) -> Result<(), TaskError> {
+        if work.acks.is_empty() {
+            return Ok(());
+        }
+        let asked = work.acks.iter().flat_map(|acked| names(acked.event.session, &acked.waha_id)).collect();
+        let known = self.store.deliveries_by_ref(ProviderName::Waha, asked).await?;
+        let now = clock::now();
+        let mut events = Vec::new();
+        for acked in std::mem::take(&mut work.acks) {
+            let own = names(acked.event.session, &acked.waha_id);
+            let found: Vec<&Referred> = known
+                .iter()
+                .filter(|referred| own.contains(&referred.name) && referred.about.0 == acked.event.tenant)
+                .collect();
+            if found.is_empty() {
+                match now - acked.event.created_at > PATIENCE {
+                    true => work.ignored.push(acked.event.id),
+                    false => work.later.push(acked.event),
+                }
+                continue;
+            }
+            work.done.push(acked.event.id);
+            events.extend(found.into_iter().filter_map(|referred| told(referred, acked.ack, acked.at)));
+        }
+        self.publish(&events).await
+    }
+
+    /// What WAHA tells back of our own sending. A delivery whose outcome nobody knows, because the answer was lost, is known
+    /// to have been sent once its message comes back.
+    async fn echo(&self, work: &mut Work) -> Result<(), TaskError> {
+        let mut events = Vec::new();
+        for (event, echo) in std::mem::take(&mut work.echoes) {
+            // Typed on the phone: nothing of ours.
+            if !echo.by_api {
+                work.ignored.push(event.id);
+                continue;
+            }
+            work.done.push(event.id);
+            let name = reference(event.session, &echo.waha_id);
+            let settled = self.store.resolve_hold(event.session, &echo.chat_id, &echo.body, &name).await?;
+            events.extend(settled.map(|about| Event::report(about, EventKind::Sent, echo.sent_at)));
+        }
+        self.publish(&events).await
+    }
+
+    async fn publish(&self, events: &[Event]) -> Result<(), TaskError> {
+        let batches = events.chunks(EVENTS_MAX).map(|part| EventBatch::new(part.to_vec()));
+        let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, ROUTING_KEY, Uuid::now_v7(), &batch));
+        let results = self.publisher.publish_all(outgoing.collect::<Result<_, _>>()?).await;
+        Ok(results.into_iter().collect::<Result<(), _>>()?)
+    }
+}
+
+impl Task for WahaEvents {
+    const NAME: &'static str = "waha_events";
+    const PERIOD: Duration = Duration::from_millis(200);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let events = self.store.take_events(LIMIT, LEASE_MS).await?;
+        if events.is_empty() {
+            return Ok(Report::Done);
+        }
+        let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
+        let heard: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
+        self.store.note_heard(heard.into_iter().collect()).await?;
+        self.work_through(sort(events)).await?;
+        Ok(report)
+    }
+}
+
+/// What each event leads to.
+fn sort(events: Vec<PendingEvent>) -> Work {
+    let mut work = Work::default();
+    for event in events {
+        let body = event.body.as_deref().filter(|_| event.tries < TRIES_MAX);
+        let meaning = body.map_or(Meaning::Nothing, |body| meaning(body, event.created_at));
+        match meaning {
+            Meaning::Person(message) => {
+                work.done.push(event.id);
+                work.inbound.push(inbound(&event, *message));
+            }
+            Meaning::State { state, at } => {
+                work.done.push(event.id);
+                work.states.push((event.session, state, at));
+            }
+            Meaning::Ack { waha_id, ack, at } => work.acks.push(Acked { event, waha_id, ack, at }),
+            Meaning::Echo(echo) => work.echoes.push((event, echo)),
+            Meaning::Failure => {
+                counter!("posthaste_waha_errors_total").increment(1);
+                tracing::warn!(session.id = %event.session, "WAHA reports an error of its own");
+                work.done.push(event.id);
+            }
+            Meaning::Nothing => work.ignored.push(event.id),
+        }
+    }
+    work
+}
+
+fn inbound(event: &PendingEvent, message: FromPerson) -> NewInbound {
+    let FromPerson { waha_id, sender, recipient, kind, content, sent_at, raw_sent_at } = message;
+    let country = country_prefix(&sender).map(str::to_owned);
+    let waha_id = own_id(&waha_id).to_owned();
+    let (tenant, session) = (event.tenant, event.session);
+    NewInbound { tenant, session, waha_id, sender, recipient, kind, content, country, sent_at, raw_sent_at }
+}
+
+/// How a message may be named: by what tells it apart, or by its id as WAHA writes it.
+fn names(session: Uuid, waha_id: &str) -> [String; 2] {
+    [reference(session, waha_id), format!("{session}/{waha_id}")]
+}
+
+fn told(referred: &Referred, ack: Ack, at: DateTime<Utc>) -> Option<Event> {
+    let kind = match ack {
+        Ack::Error => EventKind::Failed,
+        Ack::Pending => return None,
+        Ack::Server => EventKind::Sent,
+        Ack::Device => EventKind::Delivered,
+        Ack::Read => EventKind::Read,
+        Ack::Played => EventKind::Played,
+    };
+    let detail = (ack == Ack::Error).then(|| "WhatsApp did not take the message".to_owned());
+    Some(Event { detail, ..Event::report(referred.about, kind, at) })
+}
+
+fn pause_ms(tries: i16) -> i32 {
+    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(0).min(16);
+    PAUSE_MS.saturating_mul(1 << doublings).min(PAUSE_MS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use shared::domain::{Channel, DeliveryId, State, TenantId};
+
+    use super::*;
+
+    fn event(body: &Value) -> PendingEvent {
+        PendingEvent {
+            id: Uuid::now_v7(),
+            tenant: TenantId(1),
+            session: Uuid::now_v7(),
+            event: "message".to_owned(),
+            body: Some(body.to_string().into_bytes()),
+            tries: 1,
+            created_at: clock::now(),
+        }
+    }
+
+    #[test]
+    fn each_event_goes_where_it_belongs_and_what_is_not_known_is_ignored() {
+        let work = sort(vec![
+            event(
+                &json!({"event": "message", "session": "s", "payload": {"id": "1", "from": "4915112345678@c.us", "body": "hi"}}),
+            ),
+            event(&json!({"event": "session.status", "session": "s", "payload": {"status": "WORKING"}})),
+            event(&json!({"event": "message.ack", "session": "s", "payload": {"id": "1", "ack": 2}})),
+            event(
+                &json!({"event": "message.any", "session": "s", "payload": {"id": "2", "fromMe": true, "source": "api"}}),
+            ),
+            event(&json!({"event": "api.error", "session": "s"})),
+            event(&json!({"event": "label.upsert", "session": "s"})),
+        ]);
+        let counts = (work.inbound.len(), work.states.len(), work.acks.len(), work.echoes.len());
+        assert_eq!((counts, work.done.len(), work.ignored.len()), ((1, 1, 1, 1), 3, 1));
+        assert_eq!(work.inbound.first().and_then(|message| message.country.as_deref()), Some("+49"));
+    }
+
+    #[test]
+    fn what_cannot_be_decrypted_or_was_tried_too_often_is_ignored() {
+        let body = json!({"event": "message", "session": "s", "payload": {"id": "1", "from": "4915112345678@c.us"}});
+        let work =
+            sort(vec![PendingEvent { body: None, ..event(&body) }, PendingEvent { tries: TRIES_MAX, ..event(&body) }]);
+        assert_eq!((work.inbound.len(), work.ignored.len()), (0, 2));
+    }
+
+    #[test]
+    fn an_acknowledgement_becomes_what_it_says() {
+        let about = (TenantId(1), DeliveryId::generate(), 3, Channel::Whatsapp);
+        let referred = Referred { name: "x".to_owned(), about };
+        let told = |ack| told(&referred, ack, clock::now()).map(|event| (event.kind, event.state, event.run));
+        assert_eq!(told(Ack::Error), Some((EventKind::Failed, State::Failed, 3)));
+        assert_eq!(told(Ack::Pending), None);
+        assert_eq!(told(Ack::Server), Some((EventKind::Sent, State::Sent, 3)));
+        assert_eq!(told(Ack::Device), Some((EventKind::Delivered, State::Delivered, 3)));
+        assert_eq!(told(Ack::Read), Some((EventKind::Read, State::Delivered, 3)));
+    }
+
+    #[test]
+    fn pauses_grow_and_have_a_bound() {
+        assert_eq!((pause_ms(1), pause_ms(2), pause_ms(5)), (250, 500, 4000));
+        assert_eq!((pause_ms(30), pause_ms(i16::MAX)), (PAUSE_MS_MAX, PAUSE_MS_MAX));
+    }
+}

@@ -1,0 +1,196 @@
+//! Circuit breakers: their state is shared by every worker, and the lines behind an open one stand still.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Bool, Int4, Int8, Text, Timestamptz};
+
+use super::{DbResult, Store, statement};
+use crate::domain::BreakerState;
+
+/// A breaker as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// What it stands before.
+    pub key: String,
+    /// Its state.
+    pub state: BreakerState,
+    /// Failures in a row.
+    pub failures: i32,
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// Open: when a probe may be made. Half open: when the probe counts as lost.
+    pub retry_at: DateTime<Utc>,
+}
+
+type Row = (String, String, i32, DateTime<Utc>, DateTime<Utc>);
+type SqlRow = (Text, Text, Int4, Timestamptz, Timestamptz);
+
+impl Breaker {
+    /// How long it keeps calls back at `now`.
+    pub fn holds_back(&self, now: DateTime<Utc>) -> Option<std::time::Duration> {
+        match self.state {
+            BreakerState::Closed => None,
+            BreakerState::Open | BreakerState::HalfOpen => (self.retry_at - now).to_std().ok(),
+        }
+    }
+}
+
+/// The key of one session's breaker.
+pub fn session_key(session: uuid::Uuid) -> String {
+    format!("waha/session/{session}")
+}
+
+/// The key of a WAHA host's breaker.
+pub fn host_key(base_url: &str) -> String {
+    let origin = url::Url::parse(base_url).map(|url| url.origin().ascii_serialization());
+    format!("{HOST}{}", origin.unwrap_or_default())
+}
+
+const HOST: &str = "waha/host/";
+
+impl Store {
+    /// The breakers with these keys that ever were in trouble.
+    pub async fn breakers(&self, keys: Vec<String>) -> DbResult<Vec<Breaker>> {
+        let rows: Vec<Row> = statement::<SqlRow>(SELECT).bind::<Array<Text>, _>(keys).rows(self).await?;
+        Ok(rows.into_iter().filter_map(breaker).collect())
+    }
+
+    /// How many breakers are in each state, by scope: `session` or `host`.
+    pub async fn count_breakers(&self) -> DbResult<Vec<(String, BreakerState, i64)>> {
+        let rows: Vec<(String, String, i64)> = statement::<(Text, Text, Int8)>(COUNT).rows(self).await?;
+        let known = |(scope, state, n): (String, String, i64)| Some((scope, state.parse().ok()?, n));
+        Ok(rows.into_iter().filter_map(known).collect())
+    }
+
+    /// Counts a failure. The breaker opens for `open_ms` at the `failures_max`th in a row, or where the probe failed; the lines
+    /// behind it then wait that long.
+    pub async fn breaker_failed(&self, key: &str, failures_max: i32, open_ms: i32) -> DbResult<Option<Breaker>> {
+        let query = statement::<SqlRow>(FAILED)
+            .bind::<Text, _>(key.to_owned())
+            .bind::<Int4, _>(failures_max)
+            .bind::<Int4, _>(open_ms)
+            .bind::<Text, _>(HOST);
+        let rows: Vec<Row> = query.rows(self).await?;
+        Ok(rows.into_iter().find_map(breaker))
+    }
+
+    /// A call got through: the breaker closes, and the lines behind it move again.
+    pub async fn breaker_passed(&self, key: &str) -> DbResult<()> {
+        let query = statement::<()>(PASSED).bind::<Text, _>(key.to_owned()).bind::<Text, _>(HOST);
+        query.run(self).await.map(drop)
+    }
+
+    /// Asks to make the one probe of a breaker whose time has come; at most one caller is told yes, until `probe_ms` are over.
+    pub async fn breaker_probe(&self, key: &str, probe_ms: i32) -> DbResult<bool> {
+        let query = statement::<Bool>(PROBE).bind::<Int4, _>(probe_ms).bind::<Text, _>(key.to_owned());
+        Ok(!query.rows::<bool>(self).await?.is_empty())
+    }
+
+    /// WAHA said, in answer to a call that began at `began`, that a session does not work: its line is shut until it does.
+    /// What was heard of the session since then is newer and stands.
+    pub async fn shut_session(&self, session: uuid::Uuid, state: &str, began: DateTime<Utc>) -> DbResult<()> {
+        let query = statement::<()>(SHUT)
+            .bind::<Text, _>(state.to_owned())
+            .bind::<Text, _>(state.to_owned())
+            .bind::<diesel::sql_types::Uuid, _>(session)
+            .bind::<Timestamptz, _>(began);
+        query.run(self).await.map(drop)
+    }
+
+    /// Keeps a line still for a while, as its provider asked.
+    pub async fn block_line(&self, line: uuid::Uuid, wait_ms: i32) -> DbResult<()> {
+        let query = statement::<()>(BLOCK).bind::<diesel::sql_types::Uuid, _>(line).bind::<Int4, _>(wait_ms);
+        query.run(self).await.map(drop)
+    }
+}
+
+fn breaker((key, state, failures, since, retry_at): Row) -> Option<Breaker> {
+    Some(Breaker { key, state: state.parse().ok()?, failures, since, retry_at })
+}
+
+const SELECT: &str = "SELECT key, state, failures, since, retry_at FROM breakers WHERE key = ANY (?::text[])";
+
+const COUNT: &str = "SELECT split_part(key, '/', 2) AS scope, state, count(*) FROM breakers GROUP BY 1, 2";
+
+/// The lines behind a breaker: the session's own, or those of every session of the host.
+macro_rules! lines_behind {
+    ($key:literal, $host:literal) => {
+        concat!(
+            "(SELECT s.id FROM wa_sessions s WHERE s.id::text = split_part(",
+            $key,
+            ", '/', 3) AND ",
+            $key,
+            " NOT LIKE ",
+            $host,
+            " || '%' UNION ALL SELECT s.id FROM wa_sessions s WHERE ",
+            $key,
+            " LIKE ",
+            $host,
+            " || '%' AND left(s.base_url, length(",
+            $key,
+            ") - length(",
+            $host,
+            ")) = substr(",
+            $key,
+            ", length(",
+            $host,
+            ") + 1))"
+        )
+    };
+}
+
+const FAILED: &str = concat!(
+    "
+WITH asked AS (SELECT ?::text AS key, ?::int4 AS failures_max, now() + ?::int4 * interval '1 millisecond' AS until, ?::text AS host
+), before AS (SELECT b.state FROM breakers b JOIN asked a ON b.key = a.key
+), counted AS (
+    INSERT INTO breakers AS b (key, provider, state, failures, retry_at)
+    SELECT key, split_part(key, '/', 1), CASE WHEN failures_max <= 1 THEN 'open' ELSE 'closed' END, 1, until FROM asked
+    ON CONFLICT (key) DO UPDATE SET
+        failures = b.failures + 1,
+        state = CASE WHEN b.state = 'half_open' OR b.failures + 1 >= (SELECT failures_max FROM asked) THEN 'open' ELSE b.state END,
+        since = CASE WHEN b.state = 'half_open' OR (b.state = 'closed' AND b.failures + 1 >= (SELECT failures_max FROM asked))
+                     THEN now() ELSE b.since END,
+        retry_at = CASE WHEN b.state = 'open' THEN b.retry_at ELSE excluded.retry_at END
+    RETURNING key, state, failures, since, retry_at
+), stopped AS (
+    UPDATE lines l SET blocked_until = greatest(l.blocked_until, c.retry_at), free_at = greatest(l.free_at, c.retry_at)
+    FROM counted c, asked a
+    WHERE c.state = 'open' AND coalesce((SELECT state FROM before), 'closed') <> 'open' AND l.id IN ",
+    lines_behind!("c.key", "a.host"),
+    "
+)
+SELECT key, state, failures, since, retry_at FROM counted"
+);
+
+const PASSED: &str = concat!(
+    "
+WITH asked AS (SELECT ?::text AS key, ?::text AS host
+), before AS (SELECT b.state FROM breakers b JOIN asked a ON b.key = a.key
+), closed AS (
+    UPDATE breakers b SET state = 'closed', failures = 0, since = CASE WHEN b.state = 'closed' THEN b.since ELSE now() END
+    FROM asked a WHERE b.key = a.key AND (b.state <> 'closed' OR b.failures > 0)
+    RETURNING b.key
+)
+UPDATE lines l SET blocked_until = '-infinity', free_at = least(l.free_at, now())
+FROM closed c, asked a
+WHERE (SELECT state FROM before) <> 'closed' AND l.blocked_until > now() AND l.id IN ",
+    lines_behind!("c.key", "a.host")
+);
+
+const PROBE: &str = "
+UPDATE breakers SET state = 'half_open', since = CASE WHEN state = 'half_open' THEN since ELSE now() END,
+    retry_at = now() + ? * interval '1 millisecond'
+WHERE key = ? AND state IN ('open', 'half_open') AND retry_at <= now()
+RETURNING true";
+
+const SHUT: &str = "
+WITH s AS (
+    UPDATE wa_sessions SET state_at = CASE WHEN state = ? THEN state_at ELSE now() END, state = ?
+    WHERE id = ? AND state_at <= ?
+    RETURNING id
+)
+UPDATE lines SET is_open = false WHERE id IN (SELECT id FROM s)";
+
+const BLOCK: &str = "
+UPDATE lines l SET blocked_until = greatest(l.blocked_until, w.until), free_at = greatest(l.free_at, w.until)
+FROM (SELECT ?::uuid AS id, now() + ? * interval '1 millisecond' AS until) w WHERE l.id = w.id";

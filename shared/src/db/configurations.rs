@@ -1,0 +1,187 @@
+//! Where tenants want to hear of events: URL, events, further headers, and a secret of its own (sealed).
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{DbResult, Statement, Store, statement};
+use crate::{domain::TenantId, seal::SealError};
+
+/// What an admin sets.
+#[derive(Clone)]
+pub struct ConfigurationSettings {
+    /// Its name.
+    pub name: String,
+    /// Where events go.
+    pub url: String,
+    /// Which; `None`: all.
+    pub events: Option<Vec<String>>,
+    /// Further headers, as texts.
+    pub headers: Map<String, Value>,
+    /// Whether events go there at present.
+    pub is_active: bool,
+}
+
+impl std::fmt::Debug for ConfigurationSettings {
+    /// Headers may hold credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigurationSettings").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A webhook configuration of a tenant.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// Its id.
+    pub id: Uuid,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// What its admin set.
+    pub settings: ConfigurationSettings,
+    /// Signs what goes there, `whsec_…`.
+    pub secret: SecretString,
+    /// Signed before, and still does until `previous_until`.
+    pub previous_secret: Option<SecretString>,
+    /// Until when the previous secret signs too.
+    pub previous_until: Option<DateTime<Utc>>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+impl Configuration {
+    /// Whether events of this name go there.
+    pub fn wants(&self, event: &str) -> bool {
+        let listed = self.settings.events.as_ref();
+        self.settings.is_active && listed.is_none_or(|events| events.iter().any(|name| name == event))
+    }
+}
+
+type Row = (
+    (Uuid, i32, String, String, Option<Vec<String>>, Vec<u8>, Vec<u8>),
+    (Option<Vec<u8>>, Option<DateTime<Utc>>, bool, DateTime<Utc>, DateTime<Utc>),
+);
+type SqlRow = (
+    (SqlUuid, Int4, Text, Text, Nullable<Array<Text>>, Binary, Binary),
+    (Nullable<Binary>, Nullable<Timestamptz>, Bool, Timestamptz, Timestamptz),
+);
+
+/// A fixed text that reads configurations.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, tenant_id, name, url, events, headers, secret, ",
+            "previous_secret, previous_until, is_active, created_at, updated_at FROM webhook_configurations ",
+            $rest
+        )
+    };
+}
+
+impl Store {
+    /// Makes a configuration.
+    pub async fn create_configuration(
+        &self,
+        tenant: TenantId,
+        settings: &ConfigurationSettings,
+        secret: &SecretString,
+    ) -> DbResult<Uuid> {
+        let id = Uuid::now_v7();
+        let secret = self.sealer().seal(secret.expose_secret().as_bytes())?;
+        let query = self.bind_configuration(statement::<()>(CREATE), settings)?;
+        query.bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0).bind::<Binary, _>(secret).run(self).await?;
+        Ok(id)
+    }
+
+    /// Writes the settings of a configuration anew; says whether the tenant has it.
+    pub async fn update_configuration(
+        &self,
+        tenant: TenantId,
+        id: Uuid,
+        settings: &ConfigurationSettings,
+    ) -> DbResult<bool> {
+        let query = self.bind_configuration(statement::<()>(UPDATE), settings)?;
+        Ok(query.bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).run(self).await? > 0)
+    }
+
+    /// Removes a configuration; says whether the tenant had it.
+    pub async fn remove_configuration(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
+        let query = statement::<()>(REMOVE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
+        Ok(query.run(self).await? > 0)
+    }
+
+    /// One configuration of a tenant.
+    pub async fn configuration(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<Configuration>> {
+        let query = statement(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
+        Ok(self.configurations_of(query).await?.into_iter().next())
+    }
+
+    /// Up to `limit` configurations of a tenant, newest first; those older than `before`, if given.
+    pub async fn list_configurations(
+        &self,
+        tenant: TenantId,
+        before: Option<Uuid>,
+        limit: i64,
+    ) -> DbResult<Vec<Configuration>> {
+        let query = statement(LIST)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
+            .bind::<Int8, _>(limit);
+        self.configurations_of(query).await
+    }
+
+    /// The active configurations of these tenants.
+    pub async fn active_configurations(&self, tenants: Vec<TenantId>) -> DbResult<Vec<Configuration>> {
+        let tenants: Vec<i32> = tenants.into_iter().map(|tenant| tenant.0).collect();
+        self.configurations_of(statement(ACTIVE).bind::<Array<Int4>, _>(tenants)).await
+    }
+
+    fn bind_configuration<T>(&self, query: Statement<T>, settings: &ConfigurationSettings) -> DbResult<Statement<T>> {
+        let headers = serde_json::to_vec(&settings.headers).unwrap_or_default();
+        Ok(query
+            .bind::<Text, _>(settings.name.clone())
+            .bind::<Text, _>(settings.url.clone())
+            .bind::<Nullable<Array<Text>>, _>(settings.events.clone())
+            .bind::<Binary, _>(self.sealer().seal(&headers)?)
+            .bind::<Bool, _>(settings.is_active))
+    }
+
+    async fn configurations_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Configuration>> {
+        let rows: Vec<Row> = query.rows(self).await?;
+        let secret = |sealed: Vec<u8>| -> DbResult<SecretString> {
+            let plain = String::from_utf8(self.sealer().open(sealed)?).map_err(|_| SealError::Damaged)?;
+            Ok(plain.into())
+        };
+        let open = |row: Row| {
+            let ((id, tenant, name, url, events, headers, sealed), rest) = row;
+            let (previous, previous_until, is_active, created_at, updated_at) = rest;
+            let headers = serde_json::from_slice(&self.sealer().open(headers)?).unwrap_or_default();
+            Ok(Configuration {
+                id,
+                tenant: TenantId(tenant),
+                settings: ConfigurationSettings { name, url, events, headers, is_active },
+                secret: secret(sealed)?,
+                previous_secret: previous.map(secret).transpose()?,
+                previous_until,
+                created_at,
+                updated_at,
+            })
+        };
+        rows.into_iter().map(open).collect()
+    }
+}
+
+const CREATE: &str = "
+INSERT INTO webhook_configurations (name, url, events, headers, is_active, id, tenant_id, secret) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+
+const UPDATE: &str = "
+UPDATE webhook_configurations SET name = ?, url = ?, events = ?, headers = ?, is_active = ?, updated_at = now()
+WHERE tenant_id = ? AND id = ?";
+
+const REMOVE: &str = "DELETE FROM webhook_configurations WHERE tenant_id = ? AND id = ?";
+
+const ONE: &str = select!("WHERE tenant_id = ? AND id = ?");
+const LIST: &str = select!("WHERE tenant_id = ? AND id < ? ORDER BY id DESC LIMIT ?");
+const ACTIVE: &str = select!("WHERE tenant_id = ANY (?::int4[]) AND is_active ORDER BY id");

@@ -1,0 +1,109 @@
+//! How a session must be set up at WAHA for its webhooks to reach us.
+
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::{Hmac, Retries, SessionConfig, WebhookSpec};
+
+/// Where WAHA's webhooks go, below the public URL.
+const PATH: &str = "webhooks/waha";
+/// WAHA's word for all events; only the engine's own raw ones are left out.
+const ALL_EVENTS: &str = "*";
+/// WAHA's usual two seconds fifteen times would give up within half a minute.
+const RETRIES: Retries = Retries { policy: None, delay_seconds: Some(4), attempts: Some(30) };
+
+/// The URL that webhooks of WAHA are sent to, where others reach us at `public_url`.
+pub fn url(public_url: &Url) -> String {
+    public_url.join(PATH).map_or_else(|_| format!("{public_url}{PATH}"), String::from)
+}
+
+/// What a session's configuration lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Nothing.
+    Nothing,
+    /// The webhook, or its key, is not the one it should be.
+    Webhook,
+    /// It shows no key. It may have none; some versions do not show it.
+    Key,
+}
+
+/// What `config` lacks for webhooks to be sent to `url`, signed with `secret`.
+pub fn lack(config: Option<&SessionConfig>, url: &str, secret: Option<&SecretString>) -> Lack {
+    let webhook = config.and_then(|config| config.webhooks.iter().find(|webhook| webhook.url == url));
+    let Some(webhook) = webhook.filter(|webhook| !webhook.events.is_empty()) else { return Lack::Webhook };
+    let shown = webhook.hmac.as_ref().and_then(|hmac| hmac.key.as_deref()).filter(|key| !is_masked(key));
+    match (shown, secret.map(ExposeSecret::expose_secret)) {
+        (None, None) => Lack::Nothing,
+        (None, Some(_)) => match webhook.hmac.as_ref().is_some_and(|hmac| hmac.key.is_some()) {
+            true => Lack::Nothing,
+            false => Lack::Key,
+        },
+        (Some(shown), secret) if Some(shown) == secret => Lack::Nothing,
+        (Some(_), _) => Lack::Webhook,
+    }
+}
+
+fn is_masked(key: &str) -> bool {
+    !key.is_empty() && key.chars().all(|c| matches!(c, '*' | '•' | 'x'))
+}
+
+/// `config` with our webhook in it; everything else stays as it is.
+pub fn with_webhook(config: Option<SessionConfig>, url: &str, secret: Option<&SecretString>) -> SessionConfig {
+    let mut config = config.unwrap_or_default();
+    let former = config.webhooks.iter().position(|webhook| webhook.url == url).map(|at| config.webhooks.remove(at));
+    // Left from when we were reached elsewhere: the same path, signed with our key.
+    let key = |webhook: &WebhookSpec| webhook.hmac.as_ref().and_then(|hmac| hmac.key.clone());
+    let ours = secret.map(|secret| secret.expose_secret().to_owned());
+    config.webhooks.retain(|other| !other.url.ends_with(PATH) || ours.is_none() || key(other) != ours);
+    config.webhooks.push(WebhookSpec {
+        url: url.to_owned(),
+        events: vec![ALL_EVENTS.to_owned()],
+        hmac: secret.map(|secret| Hmac { key: Some(secret.expose_secret().to_owned()) }),
+        retries: Some(RETRIES),
+        rest: former.map(|former| former.rest).unwrap_or_default(),
+    });
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const URL: &str = "https://notify.example.com/webhooks/waha";
+
+    #[test]
+    fn the_webhook_is_put_in_once_and_what_else_is_there_stays() {
+        let secret = SecretString::from("s3cret");
+        let before: SessionConfig = serde_json::from_value(json!({"debug": true, "webhooks": [
+            {"url": "https://other.example.com", "events": ["message"]}, {"url": URL, "events": ["message"], "hmac": {"key": "old"}}]})).unwrap();
+        assert_eq!(lack(Some(&before), URL, Some(&secret)), Lack::Webhook, "another key");
+        let after = with_webhook(Some(before), URL, Some(&secret));
+        assert_eq!((after.webhooks.len(), lack(Some(&after), URL, Some(&secret))), (2, Lack::Nothing));
+        assert_eq!(after.rest.get("debug"), Some(&json!(true)));
+        assert_eq!(with_webhook(Some(after.clone()), URL, Some(&secret)), after);
+    }
+
+    #[test]
+    fn what_is_forgotten_shows_and_what_is_hidden_does_not() {
+        let secret = SecretString::from("s3cret");
+        let config = |webhooks: serde_json::Value| serde_json::from_value(json!({"webhooks": webhooks})).unwrap();
+        let lack = |config: &SessionConfig| lack(Some(config), URL, Some(&secret));
+        assert_eq!(super::lack(None, URL, Some(&secret)), Lack::Webhook);
+        assert_eq!(lack(&config(json!([]))), Lack::Webhook);
+        assert_eq!(lack(&config(json!([{"url": URL, "events": []}]))), Lack::Webhook);
+        assert_eq!(lack(&config(json!([{"url": URL, "events": ["*"]}]))), Lack::Key);
+        assert_eq!(lack(&config(json!([{"url": URL, "events": ["*"], "hmac": {}}]))), Lack::Key);
+        assert_eq!(lack(&config(json!([{"url": URL, "events": ["*"], "hmac": {"key": "****"}}]))), Lack::Nothing);
+    }
+
+    #[test]
+    fn the_url_is_below_the_public_one() {
+        assert_eq!(
+            url(&Url::parse("https://example.com/notify/").unwrap()),
+            "https://example.com/notify/webhooks/waha"
+        );
+    }
+}

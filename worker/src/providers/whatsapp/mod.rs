@@ -1,0 +1,3 @@
+//! WhatsApp.
+
+pub mod waha;

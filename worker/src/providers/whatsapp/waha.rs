@@ -1,0 +1,329 @@
+//! WhatsApp through WAHA: each delivery goes out by the session whose line gave it a slot.
+//!
+//! WAHA takes no idempotency key, so an answer that is lost leaves open whether the message was sent. A row in `holds` is
+//! written before each call; the message's own echo (`message.any`, `source: api`) finds it there.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use shared::{
+    clock,
+    config::Config,
+    contract::{
+        Order, Provider,
+        guard::Guard,
+        provider::{Asking, HeldBack, Sending},
+        submission::{Content, Media},
+    },
+    db::{
+        DbResult, Store,
+        breakers::{host_key, session_key},
+        holds::Begun,
+        wa_sessions::Session,
+    },
+    domain::{Channel, Fault, Outcome, ProviderName, Receipt, phone::is_brazilian_mobile, retry::AmbiguousPolicy},
+    waha::{FileData, Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of, event},
+};
+use uuid::Uuid;
+
+use crate::breakers::Breakers;
+
+/// How long a session's settings are used without asking again.
+const SESSION_TTL: Duration = Duration::from_secs(3);
+/// How long a number is taken to be where it was found.
+const NUMBER_TTL: Duration = Duration::from_secs(3600);
+/// Sessions and numbers remembered; beyond it all are forgotten and looked up again.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// The provider.
+pub struct Waha {
+    store: Store,
+    client: Client,
+    breakers: Breakers,
+    hold: Duration,
+    sessions: Remembered<Uuid, Option<Arc<Session>>>,
+    numbers: Remembered<(Uuid, String), String>,
+}
+
+/// What a call is made with.
+struct Call {
+    session: Arc<Session>,
+    host: Host,
+    chat_id: String,
+    message: Outgoing,
+    began: DateTime<Utc>,
+}
+
+impl Waha {
+    /// Sends through the sessions in `store`. The error is that of the TLS set-up.
+    pub fn new(config: &Config, store: Store) -> reqwest::Result<Self> {
+        let guard = Guard::new(config.webhook.allow_nets.clone());
+        let hold = match config.retry_policy(Channel::Whatsapp).ambiguous {
+            AmbiguousPolicy::Hold(wait) => wait,
+            AmbiguousPolicy::Resend => Duration::ZERO,
+        };
+        Ok(Self {
+            client: Client::new(guard, config.waha.base_url.as_ref())?,
+            breakers: Breakers::new(store.clone(), config.breaker),
+            store,
+            hold,
+            sessions: Remembered::new(SESSION_TTL),
+            numbers: Remembered::new(NUMBER_TTL),
+        })
+    }
+
+    async fn session(&self, order: &Order) -> DbResult<Option<Arc<Session>>> {
+        let Some(id) = order.line else { return Ok(None) };
+        let session = match self.sessions.get(&id) {
+            Some(remembered) => remembered,
+            None => {
+                let found = self.store.session(id).await?.map(Arc::new);
+                self.sessions.put(id, found.clone());
+                found
+            }
+        };
+        // A line is its tenant's own; that a delivery can only name such a line is checked where it is accepted.
+        Ok(session.filter(|session| session.tenant == order.tenant))
+    }
+
+    async fn held_back(&self, order: &Order) -> Result<(), HeldBack> {
+        let Ok(Some(session)) = self.session(order).await else { return Ok(()) };
+        self.breakers.gate(&keys(&session), order.timeout).await
+    }
+
+    async fn attempt(&self, order: &Order) -> Outcome {
+        let began = Instant::now();
+        let session = match self.session(order).await {
+            Ok(Some(session)) => session,
+            Ok(None) => {
+                return Outcome::Misconfigured(Fault::new("no_session", "it has no WhatsApp session, or that is gone"));
+            }
+            Err(_) => return unread(),
+        };
+        let call = match self.prepare(order, session).await {
+            Ok(call) => call,
+            Err(outcome) => return outcome,
+        };
+        let begun = Begun {
+            delivery: order.delivery,
+            tenant: order.tenant,
+            session: call.session.id,
+            chat_id: &call.chat_id,
+            body: order.content.message.as_deref().unwrap_or_default(),
+            hold_ms: i32::try_from(self.hold.as_millis()).unwrap_or(i32::MAX),
+        };
+        // Without its row a lost answer could never be settled, so there is no call without it.
+        let Ok(is_again) = self.store.begin_hold(begun).await else { return unread() };
+        let left = order.timeout.saturating_sub(began.elapsed());
+        let sending = call.host.send(&call.session.settings.name, &call.chat_id, &call.message);
+        let result = match tokio::time::timeout(left, sending).await {
+            Ok(result) => result.map(|sent| sent.id),
+            Err(_) => Err(WahaError::Unanswered(shared::egress::Trouble::Timeout)),
+        };
+        self.settle(order, &call, result, is_again).await
+    }
+
+    async fn prepare(&self, order: &Order, session: Arc<Session>) -> Result<Call, Outcome> {
+        let settings = &session.settings;
+        let host = self.client.host(&settings.base_url, settings.api_key.as_ref(), order.timeout);
+        let host = host.map_err(|error| match error {
+            WahaError::Unreachable(_) => {
+                let detail = "the session's base_url lies inside a network that may not be reached";
+                Outcome::Misconfigured(Fault::new("target_not_allowed", detail))
+            }
+            _ => Outcome::Misconfigured(Fault::new("api_key", "the session's api_key cannot stand in a header")),
+        })?;
+        let chat_id = self.chat_id(order, &session, &host).await?;
+        let message = outgoing(&order.content);
+        Ok(Call { session, host, chat_id, message, began: clock::now() })
+    }
+
+    /// Where a number is on WhatsApp. Asked only where it may be elsewhere than its digits say.
+    async fn chat_id(&self, order: &Order, session: &Session, host: &Host) -> Result<String, Outcome> {
+        let recipient = order.recipient.reveal();
+        if !is_brazilian_mobile(recipient) {
+            return Ok(chat_id_of(recipient));
+        }
+        let key = (session.id, recipient.to_owned());
+        if let Some(known) = self.numbers.get(&key) {
+            return Ok(known);
+        }
+        match host.check_exists(&session.settings.name, recipient.trim_start_matches('+')).await {
+            Ok(check) if !check.exists => {
+                Err(Outcome::Rejected(Fault::new("not_on_whatsapp", "the number is not on WhatsApp")))
+            }
+            Ok(check) => {
+                let chat_id = check.chat_id.unwrap_or_else(|| chat_id_of(recipient));
+                self.numbers.put(key, chat_id.clone());
+                Ok(chat_id)
+            }
+            Err(WahaError::NotImplemented) => Ok(chat_id_of(recipient)),
+            // Nothing was sent, whatever became of the question.
+            Err(WahaError::Unanswered(trouble)) => {
+                let detail = "WAHA did not say where the number is on WhatsApp";
+                Err(Outcome::Transient(Fault::new(trouble.as_str(), detail), None))
+            }
+            Err(error) => Err(self.failed(session, clock::now(), error).await),
+        }
+    }
+
+    async fn settle(
+        &self,
+        order: &Order,
+        call: &Call,
+        result: Result<Option<String>, WahaError>,
+        is_again: bool,
+    ) -> Outcome {
+        let session = &call.session;
+        let outcome = match result {
+            Ok(id) => {
+                for key in keys(session) {
+                    self.breakers.passed(&key).await;
+                }
+                let provider_ref = id.map(|id| event::reference(session.id, &id));
+                let note = is_again.then(|| "sent again after an unknown end: possibly a duplicate".to_owned());
+                Outcome::Sent(Receipt { provider_ref, code: Some("201".to_owned()), note, arrived: false })
+            }
+            Err(error) => self.failed(session, call.began, error).await,
+        };
+        match &outcome {
+            Outcome::Unknown(_) => {}
+            // An earlier call of unknown end may still come back: its row stays.
+            other if is_again && !matches!(other, Outcome::Sent(_)) => {}
+            Outcome::Sent(receipt) => self.end_hold(order, receipt.provider_ref.clone()).await,
+            _ => self.end_hold(order, None).await,
+        }
+        outcome
+    }
+
+    /// A row that is left behind is swept up once the delivery has ended.
+    async fn end_hold(&self, order: &Order, provider_ref: Option<String>) {
+        if let Err(error) = self.store.end_hold(order.tenant, order.delivery, provider_ref).await {
+            tracing::debug!(%error, "the end of a call could not be noted");
+        }
+    }
+
+    /// What a failed call means, for the delivery, for its session's line and for the breakers.
+    async fn failed(&self, session: &Session, began: DateTime<Utc>, error: WahaError) -> Outcome {
+        let fault = |detail: &str| Fault::new(error.code(), detail);
+        let [own, host] = keys(session);
+        match &error {
+            WahaError::SessionStatus { status } => {
+                self.shut(session, status, began).await;
+                Outcome::Throttled(fault("the session is not WORKING; it waits until it is"), None)
+            }
+            WahaError::NotFound => {
+                self.shut(session, "STOPPED", began).await;
+                Outcome::Throttled(fault("WAHA does not know the session; it waits until it does"), None)
+            }
+            WahaError::NotImplemented => Outcome::Rejected(fault("the session's engine cannot send this")),
+            WahaError::BadKey => Outcome::Misconfigured(fault("WAHA refused the session's api_key")),
+            WahaError::TooMany(wait) => {
+                let pause = wait.unwrap_or(TOO_MANY_WAIT);
+                self.block(session, pause).await;
+                Outcome::Throttled(fault("WAHA asked to wait"), Some(pause))
+            }
+            WahaError::Refused(status) => Outcome::Rejected(fault(&format!("WAHA refused the message with {status}"))),
+            WahaError::Failed(status, wait) => {
+                self.breakers.failed(&own).await;
+                Outcome::Transient(fault(&format!("WAHA failed with {status}")), *wait)
+            }
+            WahaError::Unreachable(shared::egress::Trouble::Refused(_)) => {
+                Outcome::Misconfigured(fault("the session's base_url lies inside a network that may not be reached"))
+            }
+            WahaError::Unreachable(_) => {
+                self.breakers.failed(&host).await;
+                Outcome::Transient(fault("WAHA could not be reached"), None)
+            }
+            WahaError::Unanswered(_) => {
+                self.breakers.failed(&own).await;
+                self.breakers.failed(&host).await;
+                Outcome::Unknown(fault("WAHA did not answer; it waits for the message to come back"))
+            }
+            WahaError::Unreadable => Outcome::Unknown(fault("WAHA's answer cannot be read")),
+        }
+    }
+
+    async fn shut(&self, session: &Session, status: &str, began: DateTime<Utc>) {
+        if let Err(error) = self.store.shut_session(session.id, status, began).await {
+            tracing::warn!(%error, session.id = %session.id, "a session's line could not be shut");
+        }
+    }
+
+    async fn block(&self, session: &Session, wait: Duration) {
+        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        if let Err(error) = self.store.block_line(session.id, wait_ms).await {
+            tracing::warn!(%error, session.id = %session.id, "a session's line could not be kept still");
+        }
+    }
+}
+
+/// How long a session rests that WAHA wants to rest without saying how long.
+const TOO_MANY_WAIT: Duration = Duration::from_secs(10);
+
+impl Provider for Waha {
+    fn name(&self) -> ProviderName {
+        ProviderName::Waha
+    }
+
+    fn gate<'a>(&'a self, order: &'a Order) -> Asking<'a> {
+        Box::pin(self.held_back(order))
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.attempt(order))
+    }
+}
+
+fn keys(session: &Session) -> [String; 2] {
+    [session_key(session.id), host_key(&session.settings.base_url)]
+}
+
+fn unread() -> Outcome {
+    Outcome::Transient(Fault::new("database", "the session's settings could not be read"), None)
+}
+
+fn outgoing(content: &Content) -> Outgoing {
+    let text = content.message.clone().filter(|text| !text.is_empty());
+    match &content.media {
+        None => Outgoing::Text(text.unwrap_or_default()),
+        Some(media) => Outgoing::File { kind: MediaKind::of(&media.mimetype), file: file(media), caption: text },
+    }
+}
+
+fn file(media: &Media) -> OutgoingFile {
+    let data = match (&media.data, &media.url) {
+        (Some(data), _) => FileData::Base64(data.clone()),
+        (None, url) => FileData::Url(url.clone().unwrap_or_default()),
+    };
+    OutgoingFile { mimetype: media.mimetype.clone(), filename: media.filename.clone(), data }
+}
+
+/// Answers that hold for a while.
+struct Remembered<K, V> {
+    ttl: Duration,
+    entries: Mutex<HashMap<K, (Instant, V)>>,
+}
+
+impl<K: Eq + std::hash::Hash, V: Clone> Remembered<K, V> {
+    fn new(ttl: Duration) -> Self {
+        Self { ttl, entries: Mutex::default() }
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(key).filter(|(at, _)| at.elapsed() < self.ttl).map(|(_, value)| value.clone())
+    }
+
+    fn put(&self, key: K, value: V) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= REMEMBERED_MAX {
+            entries.clear();
+        }
+        entries.insert(key, (Instant::now(), value));
+    }
+}
