@@ -58,6 +58,11 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         None
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Forgets an answer.
     pub fn forget<Q>(&self, key: &Q)
     where
@@ -103,5 +108,7 @@ mod tests {
             assert!(cache.entries.read().unwrap().len() <= 4);
         }
         assert_eq!(cache.get(&99), Some(99));
+        cache.clear();
+        assert_eq!(cache.get(&99), None);
     }
 }
