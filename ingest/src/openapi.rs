@@ -19,7 +19,8 @@ use utoipa::{
 use uuid::Uuid;
 
 use crate::{
-    admin, audit, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, keys, messages, notifications,
+    admin, audit, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, keys, messages,
+    notifications,
     problem::{CONTENT_TYPE, Code},
     sessions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
 };

@@ -91,7 +91,10 @@ impl Store {
 
     /// Ends a key, of this tenant if one is given; says whose it was, if there was one that held.
     pub async fn revoke_key(&self, id: Uuid, tenant: Option<TenantId>) -> DbResult<Option<TenantId>> {
-        let query = statement::<Int4>(REVOKE).bind::<SqlUuid, _>(id).bind::<Nullable<Int4>, _>(tenant.map(|it| it.0)).within(tenant);
+        let query = statement::<Int4>(REVOKE)
+            .bind::<SqlUuid, _>(id)
+            .bind::<Nullable<Int4>, _>(tenant.map(|it| it.0))
+            .within(tenant);
         let rows: Vec<i32> = query.rows(self).await?;
         Ok(rows.into_iter().next().map(TenantId))
     }
