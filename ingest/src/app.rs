@@ -16,6 +16,7 @@ use shared::{
     config::Config,
     contract::{guard::Guard, submission::Rules},
     db::{DbResult, Store},
+    domain::{Channel, ProviderName},
     probe::{BrokerPart, DatabasePart, Parts},
     telemetry::MetricsHandle,
     waha::{Host, Waha},
@@ -106,6 +107,10 @@ pub struct App {
     pub others: Parts,
     /// The OpenAPI document as JSON.
     pub openapi: String,
+    /// What carries each channel.
+    pub channels: Vec<(Channel, Vec<ProviderName>)>,
+    /// Whether WhatsApp messages go out through sessions, or only as a pretence.
+    pub sends_by_waha: bool,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
     runtime: Handle,
@@ -160,6 +165,8 @@ impl App {
             parts,
             others,
             openapi: crate::openapi::document(),
+            channels: Channel::ALL.iter().map(|channel| (*channel, config.backends(*channel).to_vec())).collect(),
+            sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
             schema_is_current,
             guard: Guard::new(config.webhook.allow_nets.clone()),
             runtime: Handle::current(),

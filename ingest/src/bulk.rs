@@ -21,6 +21,7 @@ use crate::{
     app::App,
     auth::{Producer, Reader},
     body::JsonBody,
+    carrier::{self, Wanted},
     envelope::{Hashes, Origin, status, to_json},
     idempotency::{self, Kind},
     notifications::{hashes, origin, respond},
@@ -100,14 +101,27 @@ pub async fn send(
     let rules = app.rules();
     let head = check(&people, submission, &rules)?;
     let hashes = hashes(key, Kind::Bulk, &bytes);
-    let (acceptance, answer) = seal(people, head, &rules, origin(&producer.0, trace), hashes);
+    let tenant = producer.0.tenant;
+    let session = match carrier::choose(&app, tenant, head.channel, &head.session, wanted(&people, &head)).await {
+        Ok(session) => session,
+        Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
+    };
+    let line = session.map(|session| session.id);
+    let (acceptance, answer) = seal(people, head, &rules, origin(&producer.0, trace), hashes, line);
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
+}
+
+/// How much is asked of the session that carries it.
+pub fn wanted(people: &People, head: &Shared) -> Wanted {
+    Wanted { messages: people.list().len(), is_scheduled: head.scheduled_at.is_some(), must_wait: false }
 }
 
 /// To whom, as written.
 #[derive(Debug)]
-enum People {
+pub enum People {
+    /// People, by their ids.
     Users(Vec<String>),
+    /// Addresses.
     Recipients(Vec<String>),
 }
 
@@ -148,22 +162,47 @@ fn list<T: DeserializeOwned>(field: &str, value: &RawValue) -> Result<T, FieldEr
 
 /// Checks what all share; a fault in it refuses the call as a whole.
 fn check(people: &People, submission: Submission, rules: &Rules) -> Result<Shared, Problem> {
+    check_parts(people, submission, rules).map_err(Problem::validation)
+}
+
+/// Checks what all share, and how many there are.
+pub fn check_parts(people: &People, submission: Submission, rules: &Rules) -> Result<Shared, Vec<FieldError>> {
     let count = people.list().len();
     let head = submission.check_shared(rules);
     if (1..=RECIPIENTS_MAX).contains(&count) {
-        return head.map_err(Problem::validation);
+        return head;
     }
     let mut faults = head.err().unwrap_or_default();
     faults.push(FieldError::new(people.field(), format!("must be 1 to {RECIPIENTS_MAX}, not {count}")));
-    Err(Problem::validation(faults))
+    Err(faults)
 }
 
 /// What to store for the bulk, and the answer to give once it is stored.
-fn seal(people: People, head: Shared, rules: &Rules, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+fn seal(
+    people: People,
+    head: Shared,
+    rules: &Rules,
+    origin: Origin,
+    hashes: Option<Hashes>,
+    line: Option<Uuid>,
+) -> (Acceptance, Vec<u8>) {
+    seal_with(people, head, rules, origin, hashes, line, |answer| to_json(&answer))
+}
+
+/// As [`seal`], with an answer of another form.
+pub fn seal_with(
+    people: People,
+    head: Shared,
+    rules: &Rules,
+    origin: Origin,
+    hashes: Option<Hashes>,
+    line: Option<Uuid>,
+    say: impl FnOnce(BulkAnswer) -> Vec<u8>,
+) -> (Acceptance, Vec<u8>) {
     let bulk = BulkId::generate();
-    let (messages, results) = messages(people, &head, rules);
+    let (messages, results) = messages(people, &head, rules, line);
     let (sent, failed) = (messages.len(), results.len() - messages.len());
-    let answer = to_json(&BulkAnswer { bulk_id: bulk.0, sent, failed, results });
+    let answer = say(BulkAnswer { bulk_id: bulk.0, sent, failed, results });
     let refused = i32::try_from(failed).unwrap_or(i32::MAX);
     let acceptance = Acceptance {
         tenant: origin.tenant,
@@ -177,7 +216,7 @@ fn seal(people: People, head: Shared, rules: &Rules, origin: Origin, hashes: Opt
     (acceptance, answer)
 }
 
-fn messages(people: People, head: &Shared, rules: &Rules) -> (Vec<NewMessage>, Vec<BulkResult>) {
+fn messages(people: People, head: &Shared, rules: &Rules, line: Option<Uuid>) -> (Vec<NewMessage>, Vec<BulkResult>) {
     let by_user = matches!(people, People::Users(_));
     let (People::Users(list) | People::Recipients(list)) = people;
     let lane = if list.len() >= BULK_LANE_FROM { Lane::Bulk } else { head.priority.lane() };
@@ -190,7 +229,7 @@ fn messages(people: People, head: &Shared, rules: &Rules) -> (Vec<NewMessage>, V
             new.then_some(address)
                 .ok_or_else(|| Refusal::new("duplicate", FieldError::new("recipient", "is listed twice")))
         });
-        let verdict = verdict.map(|address| message(head, lane, address, by_user));
+        let verdict = verdict.map(|address| message(head, lane, address, by_user, line));
         results.push(result(by_user, text, head.scheduled_at.is_some(), &verdict));
         messages.extend(verdict);
     }
@@ -221,7 +260,7 @@ fn address(channel: Channel, by_user: bool, text: &str, rules: &Rules) -> Result
     check_recipient(channel, text, rules).map_err(name)
 }
 
-fn message(head: &Shared, lane: Lane, recipient: Address, by_user: bool) -> NewMessage {
+fn message(head: &Shared, lane: Lane, recipient: Address, by_user: bool, line: Option<Uuid>) -> NewMessage {
     let own_id = by_user.then(|| recipient.reveal().to_owned());
     NewMessage {
         id: MessageId::generate(),
@@ -235,8 +274,9 @@ fn message(head: &Shared, lane: Lane, recipient: Address, by_user: bool) -> NewM
             id: DeliveryId::generate(),
             route: Route { channel: head.channel, lane },
             recipient,
-            line: None,
+            line,
             rank: head.priority.rank(),
+            kind: head.content.kind_of_message(),
         }],
     }
 }
@@ -312,7 +352,7 @@ mod tests {
         let (people, submission) = split(body.as_bytes()).map_err(Problem::malformed)?;
         let head = check(&people, submission, &rules())?;
         let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };
-        let (acceptance, answer) = seal(people, head, &rules(), origin, None);
+        let (acceptance, answer) = seal(people, head, &rules(), origin, None, None);
         Ok((acceptance, serde_json::from_slice(&answer).unwrap()))
     }
 

@@ -65,17 +65,31 @@ pub struct DeliveryAnswer {
 }
 
 /// What to store for a draft, and the answer to give once it is stored.
-pub fn seal(draft: Draft, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+///
+/// `line` is the WhatsApp session that carries it.
+pub fn seal(draft: Draft, origin: Origin, hashes: Option<Hashes>, line: Option<Uuid>) -> (Acceptance, Vec<u8>) {
+    seal_with(draft, origin, hashes, line, |answer| to_json(&answer))
+}
+
+/// As [`seal`], with an answer of another form.
+pub fn seal_with(
+    draft: Draft,
+    origin: Origin,
+    hashes: Option<Hashes>,
+    line: Option<Uuid>,
+    say: impl FnOnce(SendAnswer) -> Vec<u8>,
+) -> (Acceptance, Vec<u8>) {
     let (message, status) = (MessageId::generate(), status(draft.scheduled_at.is_some()));
     let delivery = NewDelivery {
         id: DeliveryId::generate(),
         route: Route { channel: draft.channel, lane: draft.lane },
         recipient: draft.recipient,
-        line: None,
+        line,
         rank: draft.priority.rank(),
+        kind: draft.content.kind_of_message(),
     };
     let deliveries = vec![DeliveryAnswer { id: delivery.id.0, channel: draft.channel, status }];
-    let answer = to_json(&SendAnswer { id: message.0, status, deliveries });
+    let answer = say(SendAnswer { id: message.0, status, deliveries });
     let message = NewMessage {
         id: message,
         user_id: draft.user_id,

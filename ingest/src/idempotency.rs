@@ -24,6 +24,10 @@ pub enum Kind {
     Bulk,
     /// A test notification.
     Test,
+    /// One message of a WhatsApp session.
+    SessionSend,
+    /// Many messages of a WhatsApp session.
+    SessionBulk,
 }
 
 impl Kind {
@@ -32,6 +36,8 @@ impl Kind {
             Self::Send => "send",
             Self::Bulk => "bulk",
             Self::Test => "test",
+            Self::SessionSend => "session_send",
+            Self::SessionBulk => "session_bulk",
         }
     }
 }

@@ -5,12 +5,12 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
-use actix_web::web::Data;
+use actix_web::{ResponseError, web::Data};
 use shared::{
     amqp::{
         self, Acker, Broker, Consumer, ConsumerHealth, Delivery, Headers, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher,
     },
-    contract::submission::{FieldError, Submission},
+    contract::submission::{Draft, FieldError, Submission},
     db::accept::{Acceptance, Accepted},
     domain::{Channel, DeadReason, Lane, TenantId},
     reconnect::Reconnect,
@@ -25,6 +25,7 @@ use crate::{
     app::{App, Db},
     body::is_json,
     cache::Cache,
+    carrier::{self, Wanted},
     envelope::{Hashes, Origin, seal},
     idempotency::{self, Kind},
     notifications::key_taken,
@@ -203,7 +204,15 @@ impl Intake {
         let key = Key::parse(key_of(delivery)).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
         let tenant = self.tenant(&key, delivery).await?;
         check_frame(delivery)?;
-        Ok(self.read(delivery, &key, tenant)?)
+        let (draft, origin, hashes) = self.read(delivery, &key, tenant)?;
+        // Nobody waits for an answer who could come back later, so the message waits for its session.
+        let wanted = Wanted { must_wait: true, ..Wanted::one(&draft) };
+        let session = carrier::choose(&self.app, tenant, draft.channel, &draft.session, wanted).await;
+        let session = session.map_err(|problem| {
+            let is_final = problem.status_code().is_client_error();
+            is_final.then(|| Refusal::schema(problem.to_string(), problem))
+        })?;
+        Ok(seal(draft, origin, Some(hashes), session.map(|session| session.id)))
     }
 
     async fn tenant(&self, key: &Key<'_>, delivery: &Delivery) -> Result<TenantId, Option<Refusal>> {
@@ -216,7 +225,7 @@ impl Intake {
         Ok(tenant)
     }
 
-    fn read(&self, delivery: &Delivery, key: &Key<'_>, tenant: TenantId) -> Result<(Acceptance, Vec<u8>), Refusal> {
+    fn read(&self, delivery: &Delivery, key: &Key<'_>, tenant: TenantId) -> Result<(Draft, Origin, Hashes), Refusal> {
         let id = message_id(delivery)?;
         let mut submission = Submission::parse(&delivery.body).map_err(Refusal::malformed)?;
         let in_body = submission.idempotency_key.take();
@@ -234,7 +243,7 @@ impl Intake {
         let (request_id, traceparent) =
             (delivery.properties.header("x-request-id"), delivery.properties.header("traceparent"));
         let trace = TraceContext::take_or_make(request_id, traceparent);
-        Ok(seal(draft, Origin { tenant, source: AMQP, trace }, Some(hashes)))
+        Ok((draft, Origin { tenant, source: AMQP, trace }, hashes))
     }
 }
 

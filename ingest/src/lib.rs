@@ -11,6 +11,8 @@ mod auth;
 mod body;
 mod bulk;
 mod cache;
+mod carrier;
+mod channels;
 mod configurations;
 mod dead_letters;
 mod docs;
@@ -30,6 +32,7 @@ mod server;
 mod sessions;
 mod waha;
 mod webhooks;
+mod whatsapp;
 
 use std::{io, sync::Arc, time::Duration};
 

@@ -11,6 +11,7 @@ use crate::{
     app::App,
     auth::{Anyone, Identity, Producer},
     body::JsonBody,
+    carrier::{self, Wanted},
     envelope::{Hashes, Origin, SendAnswer, seal, to_json},
     idempotency::{self, Kind, REPLAYED},
     observe::Trace,
@@ -48,7 +49,13 @@ pub async fn send(
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
     let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
-    let (acceptance, answer) = seal(draft, origin(&producer.0, trace), hashes(key, Kind::Send, &bytes));
+    let hashes = hashes(key, Kind::Send, &bytes);
+    let tenant = producer.0.tenant;
+    let session = match carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
+        Ok(session) => session,
+        Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
+    };
+    let (acceptance, answer) = seal(draft, origin(&producer.0, trace), hashes, session.map(|session| session.id));
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 
@@ -84,7 +91,10 @@ pub async fn test(
     let submission = test_submission(&caller.0, asked)?;
     let meant = to_json(&(submission.channel.as_deref(), submission.recipient.as_deref()));
     let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
-    let (acceptance, answer) = seal(draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant));
+    let tenant = caller.0.tenant;
+    let session = carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await?;
+    let line = session.map(|session| session.id);
+    let (acceptance, answer) = seal(draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant), line);
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 

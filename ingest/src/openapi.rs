@@ -19,9 +19,9 @@ use utoipa::{
 use uuid::Uuid;
 
 use crate::{
-    admin, bulk, configurations, dead_letters, docs, health, idempotency, inbox, messages, notifications,
+    admin, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, messages, notifications,
     problem::{CONTENT_TYPE, Code},
-    sessions, waha, webhooks,
+    sessions, waha, webhooks, whatsapp,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -43,10 +43,11 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
+        whatsapp::send, whatsapp::send_bulk, whatsapp::list, whatsapp::show, whatsapp::stats,
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
         configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
-        webhooks::signing_secret, admin::queues,
+        webhooks::signing_secret, admin::queues, channels::list,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
     components(schemas(ProblemBody, FieldErrorBody)),
@@ -57,7 +58,7 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         (name = "messages", description = "What became of them"),
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
-        (name = "whatsapp", description = "Sessions at WAHA, and what it tells"),
+        (name = "whatsapp", description = "Sessions at WAHA, their messages, and what it tells"),
         (name = "managing", description = "Secrets and queues"),
         (name = "health", description = "For orchestrators and monitoring; public"),
         (name = "specifications", description = "What this page is made of; public"),
@@ -182,6 +183,32 @@ pub struct SharedBody {
     /// As the header `Idempotency-Key`.
     #[schema(min_length = 1, max_length = 200)]
     pub idempotency_key: Option<String>,
+    /// WhatsApp: the session that carries it, by id or name; unless given, the only one or the one called `default`.
+    #[schema(max_length = 200)]
+    pub session_id: Option<String>,
+    /// WhatsApp: over the session's pace `queue` (it waits) or `reject` (429); unless given, as the session has it.
+    #[schema(example = "queue")]
+    pub on_limit: Option<String>,
+    /// WhatsApp: accept it although the session is not WORKING; it waits until it is.
+    pub queue_when_offline: Option<bool>,
+    /// WhatsApp: a file; the text is its caption.
+    pub media: Option<MediaBody>,
+}
+
+/// A file of a WhatsApp message. Either `data` or `url`.
+#[derive(ToSchema)]
+#[schema(as = Media)]
+pub struct MediaBody {
+    /// Its media type; it decides how WhatsApp shows it.
+    #[schema(example = "image/jpeg")]
+    pub mimetype: String,
+    /// The name shown.
+    pub filename: Option<String>,
+    /// Its bytes in base64, 20 MB at most.
+    #[schema(format = Byte)]
+    pub data: Option<String>,
+    /// Where WAHA fetches it.
+    pub url: Option<String>,
 }
 
 /// A file.

@@ -68,6 +68,8 @@ codes! {
     TargetNotAllowed = "target_not_allowed", 400, "The target is not allowed";
     /// The idempotency key is too long or given twice with different values.
     InvalidIdempotencyKey = "invalid_idempotency_key", 400, "The idempotency key is not valid";
+    /// The WhatsApp session does not work at the moment.
+    SessionNotWorking = "session_not_working", 400, "The WhatsApp session is not working";
     /// No credential, or one that does not hold.
     Unauthenticated = "unauthenticated", 401, "A valid credential is needed";
     /// The credential's role may not do this.
@@ -86,6 +88,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "The media type is not supported";
     /// The idempotency key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
+    /// The WhatsApp session has no slot free at its pace.
+    SessionBusy = "session_limit_reached", 429, "The WhatsApp session is at its limit";
     /// Our fault.
     Internal = "internal", 500, "Something went wrong on our side";
     /// WAHA answered and would not do it.
@@ -105,6 +109,7 @@ pub struct Problem {
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
     allow: &'static [&'static str],
+    retry_after: Option<u64>,
 }
 
 /// The body of a problem.
@@ -122,7 +127,7 @@ struct Body<'a> {
 impl Problem {
     /// A problem with a sentence that says what to do.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), allow: &[] }
+        Self { code, detail: detail.into(), errors: Vec::new(), allow: &[], retry_after: None }
     }
 
     /// What is wrong with the fields of a body that can be read.
@@ -161,6 +166,12 @@ impl Problem {
     /// A path that takes other methods only.
     pub fn method_not_allowed(allow: &'static [&'static str]) -> Self {
         Self { allow, ..Self::new(Code::MethodNotAllowed, format!("Use one of: {}.", allow.join(", "))) }
+    }
+
+    /// A WhatsApp session whose pace is used up for so many seconds.
+    pub fn session_busy(retry_after: u64) -> Self {
+        let detail = format!("Wait {retry_after} s for a free slot, or send it with `on_limit` `queue`.");
+        Self { retry_after: Some(retry_after), ..Self::new(Code::SessionBusy, detail) }
     }
 
     /// Too much is waiting.
@@ -217,6 +228,7 @@ impl ResponseError for Problem {
         response.content_type(CONTENT_TYPE);
         match self.code.status() {
             401 => drop(response.insert_header((WWW_AUTHENTICATE, "Bearer realm=\"posthaste\""))),
+            429 => drop(response.insert_header((RETRY_AFTER, self.retry_after.unwrap_or(1)))),
             503 => drop(response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS))),
             _ => {}
         }

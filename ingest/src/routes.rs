@@ -7,10 +7,10 @@ use actix_web::{
 };
 
 use crate::{
-    admin, bulk, configurations, dead_letters, docs, health, inbox, messages, notifications,
+    admin, bulk, channels, configurations, dead_letters, docs, health, inbox, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    sessions, waha, webhooks,
+    sessions, waha, webhooks, whatsapp,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -61,6 +61,12 @@ routes! {
     "/api/notifications/user/{user_id}/unread-count" { GET inbox::unread_of }
     "/api/notifications/{id}/read"                   { POST inbox::read }
     "/api/notifications/{id}"                        { DELETE inbox::delete }
+    "/messages/send"                                 { POST whatsapp::send }
+    "/messages/bulk"                                 { POST whatsapp::send_bulk }
+    "/messages/stats"                                { GET whatsapp::stats }
+    "/messages"                                      { GET whatsapp::list }
+    "/messages/{id}"                                 { GET whatsapp::show }
+    "/api/admin/notifications/channels"              { GET channels::list }
     "/api/admin/dead-letters"                        { GET dead_letters::list }
     "/api/admin/dead-letters/replay"                 { POST dead_letters::replay }
     "/api/admin/dead-letters/drop"                   { POST dead_letters::drop }

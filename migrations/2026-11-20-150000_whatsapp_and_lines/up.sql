@@ -29,7 +29,7 @@ CREATE INDEX wa_sessions_name ON wa_sessions (name);
 CREATE TABLE lines (
     id            uuid          PRIMARY KEY,
     tenant_id     integer       NOT NULL,
-    kind          text          NOT NULL, -- session or share
+    kind          text          NOT NULL, -- session, share, or tenant: the limit over all sessions of a tenant
     route         text          NOT NULL, -- <channel>.<lane>; of a session: its channel
     rate          integer,      -- slots in any 60 seconds; NULL: no limit
     daily_cap     integer,      -- slots in a UTC day; NULL: no cap
@@ -46,6 +46,7 @@ CREATE TABLE lines (
     released_at   timestamptz   NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 50);
 CREATE INDEX lines_free ON lines (free_at) WHERE waiting > 0 AND is_open AND kind = 'session';
+CREATE UNIQUE INDEX lines_tenant ON lines (tenant_id) WHERE kind = 'tenant';
 CREATE INDEX lines_shares ON lines (route, id) WHERE waiting > 0 AND kind = 'share';
 
 -- Deliveries that wait in a line; their state is `queued`.
@@ -139,35 +140,56 @@ CREATE FUNCTION slots_free(l lines, at timestamptz) RETURNS integer LANGUAGE sql
     END
 $$;
 
--- Takes up to `wanted` slots of each line; strict with any number of callers, since each line is locked while it counts.
--- `asked` must be sorted and without repeats.
+-- Notes `n` slots of a line as taken at a moment, and when it has the next one.
+CREATE FUNCTION note_slots(asked uuid, n integer, at timestamptz, seen integer) RETURNS timestamptz LANGUAGE sql AS $$
+    UPDATE lines l SET
+        slots = x.kept,
+        day = x.today,
+        day_slots = x.day_slots,
+        released = greatest(0, l.released - seen),
+        free_at = greatest(
+            l.blocked_until,
+            CASE WHEN cardinality(x.kept) >= l.rate THEN x.kept[cardinality(x.kept) - l.rate + 1] + slot_window() END,
+            CASE WHEN x.day_slots >= l.daily_cap THEN (x.today + 1)::timestamp AT TIME ZONE 'UTC' END,
+            CASE WHEN l.gap_ms + l.jitter_ms = 0 THEN at
+                 WHEN n = 0 THEN l.free_at
+                 ELSE at + (l.gap_ms + random() * l.jitter_ms) * interval '1 millisecond' END)
+    FROM (
+        SELECT (at AT TIME ZONE 'UTC')::date AS today,
+               n + CASE WHEN o.day = (at AT TIME ZONE 'UTC')::date THEN o.day_slots ELSE 0 END AS day_slots,
+               ARRAY(SELECT s.at_ FROM unnest(o.slots) AS s(at_) WHERE s.at_ > at - slot_window() ORDER BY 1) || array_fill(at, ARRAY[n]) AS kept
+        FROM lines o WHERE o.id = asked
+    ) x
+    WHERE l.id = asked
+    RETURNING l.free_at
+$$;
+
+-- Takes up to `wanted` slots of each line; strict with any number of callers, since each line is locked while it counts,
+-- the tenants' before their sessions'. `asked` must be sorted and without repeats.
 CREATE FUNCTION take_slots(asked uuid[], wanted integer[]) RETURNS TABLE (line uuid, n integer) LANGUAGE plpgsql AS $$
 DECLARE
-    l    lines;
-    at   timestamptz;
-    kept timestamptz[];
+    l     lines;
+    over  lines;
+    at    timestamptz;
+    later timestamptz;
 BEGIN
+    PERFORM 1 FROM lines t WHERE t.kind = 'tenant' AND t.tenant_id IN (SELECT s.tenant_id FROM lines s WHERE s.id = ANY (asked))
+    ORDER BY t.id FOR UPDATE;
     FOR i IN 1 .. coalesce(cardinality(asked), 0) LOOP
         SELECT * INTO l FROM lines WHERE id = asked[i] FOR UPDATE;
         CONTINUE WHEN NOT FOUND;
         at := clock_timestamp();
-        n := least(wanted[i], slots_free(l, at));
         line := asked[i];
-        kept := ARRAY(SELECT s.at_ FROM unnest(l.slots) AS s(at_) WHERE s.at_ > at - slot_window() ORDER BY 1) || array_fill(at, ARRAY[n]);
-        UPDATE lines SET
-            slots = kept,
-            day = (at AT TIME ZONE 'UTC')::date,
-            day_slots = n + CASE WHEN day = (at AT TIME ZONE 'UTC')::date THEN day_slots ELSE 0 END,
-            released = greatest(0, lines.released - wanted[i]),
-            free_at = CASE
-                WHEN rate IS NOT NULL AND cardinality(kept) >= rate THEN kept[cardinality(kept) - rate + 1] + slot_window()
-                WHEN n = 0 AND gap_ms + jitter_ms > 0 THEN free_at
-                ELSE at + (gap_ms + random() * jitter_ms) * interval '1 millisecond' END
-        WHERE id = asked[i];
-        -- A day that is used up, and whoever asked us to wait, come on top.
-        UPDATE lines SET free_at = greatest(free_at, blocked_until,
-            CASE WHEN daily_cap IS NOT NULL AND day_slots >= daily_cap THEN ((day + 1)::timestamp AT TIME ZONE 'UTC') ELSE '-infinity' END)
-        WHERE id = asked[i] AND (blocked_until > at OR day_slots >= daily_cap);
+        n := least(wanted[i], slots_free(l, at));
+        SELECT * INTO over FROM lines t WHERE t.kind = 'tenant' AND t.tenant_id = l.tenant_id;
+        IF FOUND THEN
+            n := least(n, slots_free(over, at));
+            later := note_slots(over.id, n, at, 0);
+            PERFORM note_slots(line, n, at, wanted[i]);
+            UPDATE lines SET free_at = greatest(free_at, later) WHERE id = line AND free_at < later;
+        ELSE
+            PERFORM note_slots(line, n, at, wanted[i]);
+        END IF;
         RETURN NEXT;
     END LOOP;
 END

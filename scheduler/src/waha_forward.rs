@@ -81,6 +81,7 @@ fn acceptance(message: &Inbound, to: &Configuration) -> Acceptance {
         recipient: Address::new(&to.settings.url),
         line: None,
         rank: 1,
+        kind: "text",
     };
     let content =
         Content { data: RawValue::from_string(body(message)).ok(), configuration: Some(to.id), ..Content::default() };

@@ -69,7 +69,7 @@ impl fmt::Debug for Sealer {
 impl Sealer {
     /// Seals with the first of `keys`, each 32 bytes in base64, and opens with all of them. No keys: nothing is sealed.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a SecretString>) -> Result<Self, SealError> {
-        let keys: Result<Vec<Key>, SealError> = keys.into_iter().map(|text| Key::parse(text)).collect();
+        let keys: Result<Vec<Key>, SealError> = keys.into_iter().map(Key::parse).collect();
         Ok(Self { keys: keys?.into() })
     }
 

@@ -338,7 +338,6 @@ fn a_backend_of_another_channel_or_version_is_refused() {
         ("PUSH_BACKEND", "fcm", "`fcm` is not available in this version"),
         ("PUSH_BACKEND", "sandbox,apns", "`apns` is not available in this version"),
         ("PUSH_BACKEND", "webpush", "`webpush` is not available in this version"),
-        ("WHATSAPP_BACKEND", "waha", "`waha` is not available in this version"),
         ("EMAIL_BACKEND", "http", "must be a comma list of smtp, sandbox"),
         ("EMAIL_BACKEND", "sandbox,", "must be a comma list of smtp, sandbox"),
         ("IN_APP_BACKEND", "inbox,inbox", "names `inbox` twice"),

@@ -117,6 +117,19 @@ pub struct Content {
     pub media: Option<Media>,
 }
 
+impl Content {
+    /// How a WhatsApp message of this reads in statistics.
+    pub fn kind_of_message(&self) -> &'static str {
+        let Some(media) = &self.media else { return "text" };
+        match media.mimetype.split('/').next().unwrap_or_default() {
+            "image" => "image",
+            "video" => "video",
+            "audio" => "audio",
+            _ => "document",
+        }
+    }
+}
+
 impl std::fmt::Debug for Content {
     /// Content never shows in a log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

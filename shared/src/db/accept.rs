@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{DbResult, Store, statement};
 use crate::{
-    domain::{Address, BulkId, DeliveryId, Lane, MessageId, State, TenantId, channel::Route},
+    domain::{Address, BulkId, DeliveryId, Lane, MessageId, State, TenantId, channel::Route, phone::country_prefix},
     seal::{SealError, Sealer},
 };
 
@@ -38,6 +38,8 @@ pub struct NewDelivery {
     pub line: Option<Uuid>,
     /// Its place in that line: urgent 3, high 2, normal 1, low 0.
     pub rank: i16,
+    /// How a WhatsApp message reads in statistics: `text`, `image`, …
+    pub kind: &'static str,
 }
 
 impl NewDelivery {
@@ -191,6 +193,16 @@ impl Store {
         batch.iter().map(answer).collect()
     }
 
+    /// The answer that was given under a key before, if there was one: for requests that could not be accepted anew.
+    pub async fn answered(&self, tenant: TenantId, key_hash: &Hash, request_hash: &Hash) -> DbResult<Option<Vec<u8>>> {
+        let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
+            .bind::<Array<Int4>, _>(vec![tenant.0])
+            .bind::<Array<Binary>, _>(vec![key_hash.to_vec()]);
+        let stored: Vec<StoredAnswer> = query.rows(self).await?;
+        let same = stored.into_iter().find(|(_, _, request, _)| request.as_slice() == request_hash);
+        Ok(same.map(|(.., response)| self.sealer().open(response)).transpose()?)
+    }
+
     /// Forgets idempotency keys older than `hours`, at most `limit` of them; says how many.
     pub async fn forget_keys(&self, hours: i32, limit: i64) -> DbResult<usize> {
         let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<diesel::sql_types::Int8, _>(limit);
@@ -262,6 +274,8 @@ struct DeliveryColumns {
     line: Vec<Option<Uuid>>,
     rank: Vec<i16>,
     park: Vec<Option<Uuid>>,
+    kind: Vec<Option<&'static str>>,
+    country: Vec<Option<String>>,
 }
 
 impl Columns {
@@ -337,6 +351,8 @@ impl Columns {
             .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.line)
             .bind::<Array<Int2>, _>(deliveries.rank)
             .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.park)
+            .bind::<Array<Nullable<Text>>, _>(deliveries.kind)
+            .bind::<Array<Nullable<Text>>, _>(deliveries.country)
             .bind::<Int4, _>(relay_after_ms)
     }
 }
@@ -412,6 +428,9 @@ impl DeliveryColumns {
         self.line.push(delivery.line);
         self.rank.push(delivery.rank);
         self.park.push(delivery.parks_in(tenant));
+        self.kind.push(delivery.line.map(|_| delivery.kind));
+        let country = delivery.line.and_then(|_| country_prefix(recipient));
+        self.country.push(country.map(str::to_owned));
         Ok(())
     }
 }
@@ -473,10 +492,10 @@ const ACCEPT: &str = accept!("", "", "", "", "");
 
 /// The same where something waits in a line. A session's line is there; a tenant's share is made when it is first needed.
 const ACCEPT_AND_PARK: &str = accept!(
-    ", line, rank, park",
-    ", ?::uuid[], ?::int2[], ?::uuid[]",
+    ", line, rank, park, kind, country",
+    ", ?::uuid[], ?::int2[], ?::uuid[], ?::text[], ?::text[]",
     " AND park IS NULL",
-    ", line, rank",
+    ", line, rank, kind, country",
     "
 ), new_shares AS (
     INSERT INTO lines (id, tenant_id, kind, route)

@@ -12,7 +12,7 @@ use super::{
     outbox::item,
     statement,
 };
-use crate::domain::channel::Route;
+use crate::domain::{TenantId, channel::Route};
 
 /// Outbox row, delivery, run, route.
 type SqlRow = (Int8, SqlUuid, Int4, Text);
@@ -50,6 +50,24 @@ impl Store {
             Some(Route { channel: channel.parse().ok()?, lane: lane.parse().ok()? })
         };
         Ok(rows.iter().filter_map(route).collect())
+    }
+
+    /// How many more deliveries a line could let through right now, what waits in it taken off; and, where that is none, the
+    /// seconds until its next slot.
+    pub async fn line_room(&self, line: Uuid) -> DbResult<(i32, f64)> {
+        let rows: Vec<(i32, f64)> = statement::<(Int4, Double)>(ROOM).bind::<SqlUuid, _>(line).rows(self).await?;
+        Ok(rows.first().copied().unwrap_or((0, 1.0)))
+    }
+
+    /// Limits all sessions of a tenant together to `per_minute` slots, or no longer.
+    pub async fn limit_sessions(&self, tenant: TenantId, per_minute: Option<i32>) -> DbResult<()> {
+        let query = statement::<()>(if per_minute.is_some() { LIMIT_TENANT } else { FREE_TENANT });
+        let query = query.bind::<Int4, _>(tenant.0);
+        match per_minute {
+            Some(rate) => query.bind::<Int4, _>(rate).run(self).await?,
+            None => query.run(self).await?,
+        };
+        Ok(())
     }
 
     /// Deliveries that wait in lines, and lines that have some.
@@ -119,9 +137,21 @@ WITH turn AS MATERIALIZED (
 )
 SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
 
+const LIMIT_TENANT: &str = "
+INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES (gen_random_uuid(), ?, 'tenant', 'whatsapp', ?)
+ON CONFLICT (tenant_id) WHERE kind = 'tenant' DO UPDATE SET rate = excluded.rate";
+
+const FREE_TENANT: &str = "DELETE FROM lines WHERE tenant_id = ? AND kind = 'tenant'";
+
 const FREE_IN: &str = "
 SELECT extract(epoch FROM (
     SELECT greatest(free_at, now() - interval '1 day') FROM lines WHERE waiting > 0 AND is_open AND kind = 'session' ORDER BY free_at LIMIT 1
 ) - now())::float8 AS seconds";
+
+const ROOM: &str = "
+SELECT slots_free(l, now()) - l.waiting - CASE WHEN l.released_at > now() - interval '30 seconds' THEN l.released ELSE 0 END AS room,
+       greatest(1, extract(epoch FROM greatest(l.blocked_until, CASE WHEN l.rate <= cardinality(l.slots)
+           THEN l.slots[cardinality(l.slots) - l.rate + 1] + slot_window() END, least(l.free_at, now() + interval '1 day')) - now()))::float8
+FROM lines l WHERE l.id = ?";
 
 const SHARE_ROUTES: &str = "SELECT DISTINCT route FROM lines WHERE waiting > 0 AND kind = 'share'";

@@ -20,6 +20,7 @@ pub mod schema;
 mod statement;
 pub mod tenants;
 pub mod wa_inbound;
+pub mod wa_outbound;
 pub mod wa_sessions;
 pub mod waha_events;
 

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate};
 use diesel::{
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
@@ -17,6 +17,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
 use uuid::Uuid;
 
 use super::{DbResult, Store};
+use crate::clock;
 
 /// Stands behind the name of a partitioned table in a statement's text: the partition to open, if it is just one.
 pub const DAY: char = '@';
@@ -104,7 +105,7 @@ impl<Row> QueryFragment<Pg> for Statement<Row> {
 /// of a day so far from now that its partition may be gone or not be there yet.
 fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
     let mut days = ids.into_iter().map(day);
-    let today = Utc::now().date_naive();
+    let today = clock::now().date_naive();
     let Some(Some(first)) = days.next() else { return String::new() };
     let near = (today - first).num_days().abs() <= 1;
     if near && days.all(|day| day == Some(first)) { first.format("_%Y%m%d").to_string() } else { String::new() }
@@ -147,13 +148,13 @@ mod tests {
 
     use super::*;
 
-    fn id(at: DateTime<Utc>) -> Uuid {
+    fn id(at: DateTime<chrono::Utc>) -> Uuid {
         Uuid::new_v7(Timestamp::from_unix(NoContext, u64::try_from(at.timestamp()).unwrap(), 0))
     }
 
     #[test]
     fn only_ids_of_one_near_day_name_a_partition() {
-        let now = Utc::now();
+        let now = clock::now();
         let (today, yesterday) = (id(now), id(now - chrono::Duration::days(1)));
         assert_eq!(partition([&today, &id(now)]), now.format("_%Y%m%d").to_string());
         assert_eq!(partition([&yesterday]), (now - chrono::Duration::days(1)).format("_%Y%m%d").to_string());

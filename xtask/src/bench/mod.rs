@@ -3,6 +3,8 @@
 //! The load generator, the sink and the peers' stacks are separate tools: one folder that holds `loadsink/`, `peers/run.sh` and
 //! `servers.sh`. Machines and days differ, so what counts is the ratio of both sides within one run.
 
+mod scenarios;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -51,9 +53,23 @@ pub struct Args {
     /// Worker processes beside one ingest and one scheduler; 0 runs everything in one process.
     #[arg(long, default_value_t = 0)]
     workers: u32,
+    /// What is measured.
+    #[arg(long, value_enum, default_value_t = Scenario::Delivery)]
+    scenario: Scenario,
     /// Store this many delivered messages first, to see whether a full database is slower than an empty one.
     #[arg(long, default_value_t = 0)]
     stored: u64,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Scenario {
+    /// One webhook after the other, end to end, beside the peers.
+    Delivery,
+    /// Acceptance alone, singly and in bulk calls of 1,000.
+    Accept,
+    /// One tenant's singles beside another one's 100,000 bulk deliveries.
+    Beside,
 }
 
 /// Runs the command.
@@ -64,6 +80,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let stop = Stop::default();
     let programs = cargo::build_programs(Profile::Release, &stop)?;
     let bench = Bench::prepare(tools, programs, &stop)?;
+    match args.scenario {
+        Scenario::Delivery => {}
+        Scenario::Accept => return bench.accept(args.messages).map(|()| ExitCode::SUCCESS),
+        Scenario::Beside => return bench.beside(args.workers).map(|()| ExitCode::SUCCESS),
+    }
     let mut runs: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let peers: &[String] = if args.no_peer { &[] } else { &args.peers };
     for round in 1..=args.rounds {
@@ -201,36 +222,38 @@ impl Drop for BenchServers {
 
 /// Our processes during one measurement. They end when this is dropped.
 struct Ours {
-    running: Vec<Process>,
+    running: Vec<(String, Process)>,
 }
 
 impl Ours {
     fn start(bench: &Bench, servers: &BenchServers, args: &Args, script: &mut Command) -> Result<Self> {
         let settings = Settings::new(bench, servers)?;
-        settings.cli(&["migrate"])?;
-        settings.cli(&["tenant", "create", "bench"])?;
-        let key = settings.cli(&["key", "create", "--tenant", "bench", "--role", "producer", "--json"])?;
-        let key: Value = serde_json::from_str(&key)?;
-        let key = key.get("key").and_then(Value::as_str).context("no key was made")?;
+        let key = settings.tenant("bench")?;
         if args.stored > 0 {
             servers.psql(&stored(args.stored))?;
         }
-        let port = ports::find_free()?;
-        let mut ours = Self { running: Vec::new() };
-        let mut named = Vec::new();
-        for (name, program, arguments) in plan(args.workers) {
-            let port = if matches!(program, "posthaste" | "posthaste-ingest") { port } else { ports::find_free()? };
-            let process = settings.spawn(&name, program, arguments, port)?;
-            wait_ready(port, &settings.log(&name))?;
-            named.push(format!("{name}={}", process.pid()));
-            ours.running.push(process);
-        }
+        let (ours, port) = Self::launch(&settings, args.workers)?;
+        let named: Vec<String> =
+            ours.running.iter().map(|(name, process)| format!("{name}={}", process.pid())).collect();
         script.env("OURS_URL", format!("http://127.0.0.1:{port}/api/notifications/send"));
         script.env("OURS_HEADERS", format!("authorization: Bearer {key}"));
         script.env("OURS_PROCS", named.join(" "));
         let sink = script.get_envs().find(|(name, _)| *name == "SINK").and_then(|(_, value)| value?.to_str());
         script.env("OURS_BODY", body(sink.unwrap_or_default()));
         Ok(ours)
+    }
+
+    /// Starts the processes, and says where the API is.
+    fn launch(settings: &Settings<'_>, workers: u32) -> Result<(Self, u16)> {
+        let port = ports::find_free()?;
+        let mut ours = Self { running: Vec::new() };
+        for (name, program, arguments) in plan(workers) {
+            let port = if matches!(program, "posthaste" | "posthaste-ingest") { port } else { ports::find_free()? };
+            let process = settings.spawn(&name, program, arguments, port)?;
+            wait_ready(port, &settings.log(&name))?;
+            ours.running.push((name, process));
+        }
+        Ok((ours, port))
     }
 
     /// Statements and broker messages per delivery, from the servers' own counters.
@@ -279,6 +302,15 @@ impl<'a> Settings<'a> {
 
     fn cli(&self, args: &[&str]) -> Result<String> {
         process::output_of(self.command("posthaste").args(args))
+    }
+
+    /// A schema, a tenant and a key of its producer.
+    fn tenant(&self, name: &str) -> Result<String> {
+        self.cli(&["migrate"])?;
+        self.cli(&["tenant", "create", name])?;
+        let made: Value =
+            serde_json::from_str(&self.cli(&["key", "create", "--tenant", name, "--role", "producer", "--json"])?)?;
+        made.get("key").and_then(Value::as_str).map(str::to_owned).context("no key was made")
     }
 
     fn log(&self, name: &str) -> PathBuf {

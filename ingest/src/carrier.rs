@@ -1,0 +1,110 @@
+//! Which WhatsApp session carries a message, and whether it may be accepted for it now.
+
+use actix_web::HttpResponse;
+use shared::{
+    contract::submission::{Draft, FieldError, SessionAsk},
+    db::{accept::Accepted, wa_sessions::Session},
+    domain::{Channel, OnLimit, TenantId},
+};
+
+use crate::{
+    app::App,
+    envelope::Hashes,
+    notifications::respond,
+    problem::{Code, Problem},
+};
+
+/// The session that carries what names none, where a tenant has several.
+const DEFAULT_SESSION: &str = "default";
+
+/// How many messages are asked for, and when they are to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// So many.
+    pub messages: usize,
+    /// Later: nobody knows yet what the session will be doing then.
+    pub is_scheduled: bool,
+    /// Nobody is there to be told to come back: it waits for its session, whatever that is doing.
+    pub must_wait: bool,
+}
+
+impl Wanted {
+    /// One message.
+    pub const fn one(draft: &Draft) -> Self {
+        Self { messages: 1, is_scheduled: draft.scheduled_at.is_some(), must_wait: false }
+    }
+}
+
+/// What is refused now may have been accepted before under the same key: then its answer is given again.
+pub async fn repeat(
+    app: &App,
+    tenant: TenantId,
+    hashes: Option<Hashes>,
+    problem: Problem,
+) -> Result<HttpResponse, Problem> {
+    let Some(hashes) = hashes else { return Err(problem) };
+    let stored = app.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?;
+    stored.map_or(Err(problem), |first| respond(Ok(Accepted::Replayed(first)), Vec::new()))
+}
+
+/// The session for messages on `channel`; `None` for other channels, and where WhatsApp only pretends.
+pub async fn choose(
+    app: &App,
+    tenant: TenantId,
+    channel: Channel,
+    ask: &SessionAsk,
+    wanted: Wanted,
+) -> Result<Option<Session>, Problem> {
+    if channel != Channel::Whatsapp {
+        return Ok(None);
+    }
+    let Some(session) = find(app, tenant, ask.session.clone()).await? else { return Ok(None) };
+    let waits = wanted.is_scheduled || wanted.must_wait || ask.queue_when_offline;
+    if !session.is_working() && !waits {
+        let detail = format!(
+            "Start the session and scan its code first (it is {}), or set `queue_when_offline` to have the message wait.",
+            session.state
+        );
+        return Err(Problem::new(Code::SessionNotWorking, detail));
+    }
+    let rejects = ask.on_limit.unwrap_or(session.settings.on_limit) == OnLimit::Reject;
+    if rejects && session.is_working() && !wanted.is_scheduled && !wanted.must_wait {
+        require_room(app, &session, wanted.messages).await?;
+    }
+    Ok(Some(session))
+}
+
+async fn find(app: &App, tenant: TenantId, named: Option<String>) -> Result<Option<Session>, Problem> {
+    if let Some(name) = named {
+        let found = app.db.run(async move |store| store.session_of(tenant, &name).await).await?;
+        return found.map(Some).ok_or_else(|| Problem::not_found("session"));
+    }
+    let found = app
+        .db
+        .run(async move |store| {
+            let mut some = store.list_sessions(tenant, None, 2).await?;
+            match some.len() {
+                0 | 1 => Ok((some.pop(), false)),
+                _ => Ok((store.session_of(tenant, DEFAULT_SESSION).await?, true)),
+            }
+        })
+        .await?;
+    match found {
+        (Some(session), _) => Ok(Some(session)),
+        (None, true) => Err(required("is required: this tenant has several sessions and none is called `default`")),
+        (None, false) if app.sends_by_waha => Err(required("is required: make a session first, see POST /sessions")),
+        (None, false) => Ok(None),
+    }
+}
+
+fn required(message: &str) -> Problem {
+    Problem::validation(vec![FieldError::new("session_id", message)])
+}
+
+async fn require_room(app: &App, session: &Session, messages: usize) -> Result<(), Problem> {
+    let line = session.id;
+    let (room, wait) = app.db.run(async move |store| store.line_room(line).await).await?;
+    let fits = i32::try_from(messages).is_ok_and(|messages| messages <= room);
+    let seconds = std::time::Duration::try_from_secs_f64(wait.ceil()).map_or(1, |wait| wait.as_secs());
+    if fits { Ok(()) } else { Err(Problem::session_busy(seconds.max(1))) }
+}

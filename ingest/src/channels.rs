@@ -1,0 +1,89 @@
+//! What carries each channel, and how it is doing.
+
+use actix_web::{HttpResponse, web::Data};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use shared::{
+    db::{
+        DbResult, Store,
+        breakers::{Breaker, host_key, session_key},
+    },
+    domain::{BreakerState, Channel, ProviderName, TenantId},
+};
+use utoipa::ToSchema;
+
+use crate::{app::App, auth::Admin, problem::Problem};
+
+/// Most sessions whose breakers are looked at; more than one tenant has.
+const SESSIONS_MAX: i64 = 10_000;
+
+/// Every channel.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChannelList {
+    /// In the order of the settings.
+    channels: Vec<ChannelView>,
+}
+
+/// A channel.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChannelView {
+    /// Its name.
+    #[schema(value_type = String, example = "whatsapp")]
+    channel: Channel,
+    /// What carries it, first one first; none where it is not set up.
+    providers: Vec<ProviderView>,
+}
+
+/// A provider and its circuit breaker.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProviderView {
+    /// Its name.
+    #[schema(value_type = String, example = "waha")]
+    name: ProviderName,
+    /// `closed`: calls go out. `open`: it is left alone. `half_open`: one call is out to see. Of several breakers (WhatsApp
+    /// has one for each session and each WAHA) the worst.
+    #[schema(value_type = String, example = "closed")]
+    state: BreakerState,
+    /// Since when; `null` if there never was trouble.
+    since: Option<DateTime<Utc>>,
+    /// Failures in a row.
+    failures: i32,
+}
+
+/// The channels, what carries them, and whether it works.
+///
+/// Roles: admin.
+#[utoipa::path(get, path = "/api/admin/notifications/channels", tag = "managing",
+    responses((status = 200, description = "Every channel", body = ChannelList)))]
+pub async fn list(admin: Admin, app: Data<App>) -> Result<HttpResponse, Problem> {
+    let tenant = admin.0.tenant;
+    let worst = app.db.run(async move |store| worst_breaker(&store, tenant).await).await?;
+    let view = |name: ProviderName| {
+        let breaker = worst.as_ref().filter(|_| name == ProviderName::Waha);
+        ProviderView {
+            name,
+            state: breaker.map_or(BreakerState::Closed, |breaker| breaker.state),
+            since: breaker.map(|breaker| breaker.since),
+            failures: breaker.map_or(0, |breaker| breaker.failures),
+        }
+    };
+    let channels = app.channels.iter().map(|(channel, names)| ChannelView {
+        channel: *channel,
+        providers: names.iter().copied().map(view).collect(),
+    });
+    Ok(HttpResponse::Ok().json(ChannelList { channels: channels.collect() }))
+}
+
+/// Of the tenant's own sessions and their hosts; others' are none of its business.
+async fn worst_breaker(store: &Store, tenant: TenantId) -> DbResult<Option<Breaker>> {
+    let sessions = store.list_sessions(tenant, None, SESSIONS_MAX).await?;
+    let keys = sessions.iter().flat_map(|session| [session_key(session.id), host_key(&session.settings.base_url)]);
+    let mut breakers = store.breakers(keys.collect()).await?;
+    let badness = |breaker: &Breaker| match breaker.state {
+        BreakerState::Closed => 0,
+        BreakerState::HalfOpen => 1,
+        BreakerState::Open => 2,
+    };
+    breakers.sort_by_key(|breaker| (badness(breaker), breaker.failures, breaker.since));
+    Ok(breakers.pop())
+}

@@ -1,0 +1,146 @@
+//! Lines: no window of a minute holds more than the limit (invariant R), and tenants take turns (invariant F).
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use harness::{HttpSink, Reply, Stack, eventually};
+use serde_json::json;
+use tokio::{sync::Mutex, task::JoinSet};
+
+/// A line in the stack's database, as a session of tenant 1 has one.
+const LINE: &str = "0191d8a0-0000-7000-8000-0000000000aa";
+
+async fn line(stack: &Stack, rate: i32, more: &str) -> Result<()> {
+    let sql = format!(
+        "INSERT INTO lines (id, tenant_id, kind, route, rate{more_names}) VALUES ('{LINE}', 1, 'session', 'whatsapp', {rate}{more_values})",
+        more_names = more.split_once('=').map(|(name, _)| format!(", {name}")).unwrap_or_default(),
+        more_values = more.split_once('=').map(|(_, value)| format!(", {value}")).unwrap_or_default(),
+    );
+    stack.sql().await?.batch_execute(&sql).await?;
+    Ok(())
+}
+
+/// Takes slots with eight callers at once for `time`, and says when each slot was had.
+async fn rush(stack: &Stack, time: Duration) -> Result<Vec<Duration>> {
+    let (taken, started) = (Arc::new(Mutex::new(Vec::new())), Instant::now());
+    let mut callers = JoinSet::new();
+    for _ in 0..8 {
+        let (client, taken) = (stack.sql().await?, Arc::clone(&taken));
+        callers.spawn(async move {
+            while started.elapsed() < time {
+                let sql = format!("SELECT n FROM take_slots(ARRAY['{LINE}']::uuid[], ARRAY[3])");
+                let n: i32 = client.query_one(&sql, &[]).await?.get(0);
+                let at = started.elapsed();
+                taken.lock().await.extend((0..n).map(|_| at));
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = callers.join_next().await {
+        ended??;
+    }
+    let mut taken = Arc::into_inner(taken).context("a caller lives on")?.into_inner();
+    taken.sort();
+    Ok(taken)
+}
+
+#[tokio::test]
+async fn invariant_r_no_window_holds_more_slots_than_the_limit_with_many_callers() -> Result<()> {
+    let stack = Stack::start().await?;
+    // The window is a function of the schema; a short one shows many of them.
+    let short = "CREATE OR REPLACE FUNCTION slot_window() RETURNS interval LANGUAGE sql IMMUTABLE AS $$ SELECT interval '1 second' $$";
+    stack.sql().await?.batch_execute(short).await?;
+    line(&stack, 7, "").await?;
+    let taken = rush(&stack, Duration::from_secs(6)).await?;
+    // The moment is noted after the answer, so two of them may be a little nearer than the slots were.
+    let tolerance = Duration::from_millis(60);
+    for window in taken.windows(8) {
+        assert!(window[7] - window[0] + tolerance >= Duration::from_secs(1), "8 slots within a window: {window:?}");
+    }
+    assert!(taken.len() >= 6 * 7 - 7, "and the slots are used: {}", taken.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_daily_cap_a_gap_and_a_block_hold_as_well() -> Result<()> {
+    let stack = Stack::start().await?;
+    let sql = stack.sql().await?;
+    let take = async |wanted: i32| -> Result<i32> {
+        let sql_text = format!("SELECT n FROM take_slots(ARRAY['{LINE}']::uuid[], ARRAY[{wanted}])");
+        Ok(sql.query_one(&sql_text, &[]).await?.get(0))
+    };
+    line(&stack, 20, "daily_cap=5").await?;
+    assert_eq!((take(3).await?, take(3).await?, take(3).await?), (3, 2, 0));
+    let next_day = "SELECT free_at > now() AND free_at <= now() + interval '1 day' FROM lines";
+    assert!(sql.query_one(next_day, &[]).await?.get::<_, bool>(0), "the line sleeps until the next day");
+
+    sql.batch_execute("UPDATE lines SET daily_cap = NULL, gap_ms = 60000, slots = '{}', free_at = '-infinity'").await?;
+    assert_eq!((take(3).await?, take(3).await?), (1, 0), "one at a time, a gap apart");
+
+    sql.batch_execute(
+        "UPDATE lines SET gap_ms = 0, slots = '{}', free_at = '-infinity', blocked_until = now() + interval '1 hour'",
+    )
+    .await?;
+    assert_eq!(take(1).await?, 0);
+    sql.batch_execute("UPDATE lines SET blocked_until = '-infinity', is_open = false").await?;
+    assert_eq!(take(1).await?, 0, "a session that is not working sends nothing");
+    sql.batch_execute("UPDATE lines SET is_open = true").await?;
+    assert_eq!(take(30).await?, 20);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tenants_limit_holds_over_all_of_its_sessions() -> Result<()> {
+    let stack = Stack::start().await?;
+    let sql = stack.sql().await?;
+    line(&stack, 20, "").await?;
+    let other = "0191d8a0-0000-7000-8000-0000000000bb";
+    sql.batch_execute(&format!(
+        "INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES ('{other}', 1, 'session', 'whatsapp', 20);
+         INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES (gen_random_uuid(), 1, 'tenant', 'whatsapp', 25)"
+    ))
+    .await?;
+    let both =
+        format!("SELECT array_agg(n ORDER BY line) FROM take_slots(ARRAY['{LINE}', '{other}']::uuid[], ARRAY[15, 15])");
+    assert_eq!(sql.query_one(&both, &[]).await?.get::<_, Vec<i32>>(0), [15, 10]);
+    assert_eq!(sql.query_one(&both, &[]).await?.get::<_, Vec<i32>>(0), [0, 0]);
+    let asleep = "SELECT count(*) FROM lines WHERE kind = 'session' AND free_at > now() + interval '55 seconds'";
+    assert_eq!(stack.count(asleep).await?, 2, "both sleep until the tenant has a slot again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bulk() -> Result<()> {
+    let stack = Stack::start_with(&[("WORKER_CONCURRENCY", "8")]).await?;
+    let sink = HttpSink::start_local().await?;
+    sink.reply_by_default(Reply::ok().after(Duration::from_millis(20)));
+    let busy = stack.producer();
+    stack.cli(&["tenant", "create", "quiet"])?;
+    let quiet = stack.api(&stack.create_key("quiet", "producer")?);
+
+    let urls = |prefix: &str, count: usize| -> Vec<String> {
+        (0..count).map(|n| sink.url(&format!("/{prefix}/{n}"))).collect()
+    };
+    let bulk = |recipients: Vec<String>| json!({"recipients": recipients, "channel": "webhook", "data": {"a": 1}});
+    let long = busy.post("/api/notifications/send-bulk", &bulk(urls("busy", 8000))).await?.ok()?;
+    let short = quiet.post("/api/notifications/send-bulk", &bulk(urls("quiet", 200))).await?.ok()?;
+    assert_eq!((&long["sent"], &short["sent"]), (&json!(8000), &json!(200)));
+    let counts = async |api: &harness::Api, answer: &serde_json::Value| {
+        let path = format!("/api/bulk/{}", answer["bulk_id"].as_str()?);
+        api.get(&path).await.ok()?.body["delivered"].as_u64()
+    };
+    eventually("the quiet tenant's bulk has arrived", Duration::from_secs(60), || async {
+        (counts(&quiet, &short).await? == 200).then_some(())
+    })
+    .await?;
+    let done = counts(&busy, &long).await.context("no counts")?;
+    assert!(done < 4000, "the quiet tenant waited for {done} of the busy one's 8000");
+    let parked = stack.count("SELECT count(*) FROM parked").await?;
+    assert!(parked > 3000, "what waits, waits in the database: {parked}");
+    assert_eq!(parked, stack.count("SELECT sum(waiting)::int8 FROM lines").await?, "the lines count their rows");
+    Ok(())
+}

@@ -1,0 +1,520 @@
+//! Sending through WhatsApp sessions: a WAHA that behaves as documented, and every way it may fail.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use harness::{
+    Api, Role, Stack, TestServers, Waha, eventually,
+    waha::{IdShape, SendFault},
+};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+const KEY: &str = "waha-key";
+/// The session id printed in the examples: here it is the name of a session.
+const PRINTED: &str = "a1b2c3d4-e5f6-7890-1234-567890abcdef";
+const SOON: Duration = Duration::from_secs(20);
+/// The settings of every stack here.
+const SETTINGS: &[(&str, &str)] = &[("WHATSAPP_BACKEND", "waha"), ("RETRY_BASE_MS", "200")];
+
+/// A Posthaste, its WAHA, and a session that works.
+struct Scene {
+    stack: Stack,
+    waha: Waha,
+    session: String,
+}
+
+impl Scene {
+    async fn start(settings: &[(&str, &str)]) -> Result<Self> {
+        Self::with(settings, 1000).await
+    }
+
+    async fn with(settings: &[(&str, &str)], rate: u32) -> Result<Self> {
+        let stack = Stack::start_with(&[SETTINGS, settings].concat()).await?;
+        Self::on(stack, rate).await
+    }
+
+    /// One ingest, one scheduler and `workers` workers.
+    async fn apart(workers: usize, settings: &[(&str, &str)], rate: u32) -> Result<Self> {
+        let port = xtask::servers::ports::find_free()?.to_string();
+        let url = format!("http://127.0.0.1:{port}");
+        let settings = [SETTINGS, settings, &[("PUBLIC_URL", url.as_str())]].concat();
+        let mut stack = Stack::prepare(TestServers::shared()?, &settings).await?;
+        stack.launch("ingest", Role::Ingest, &[("PORT", &port)]).await?;
+        stack.launch("scheduler", Role::Scheduler, &[]).await?;
+        for n in 0..workers {
+            stack.launch(&format!("worker{n}"), Role::Worker, &[]).await?;
+        }
+        Self::on(stack, rate).await
+    }
+
+    async fn on(stack: Stack, rate: u32) -> Result<Self> {
+        let waha = Waha::start(KEY).await?;
+        let session = make_session(&stack, &waha, PRINTED, rate).await?;
+        Ok(Self { stack, waha, session })
+    }
+
+    fn api(&self) -> Api {
+        self.stack.producer()
+    }
+
+    /// `POST /messages/send` that must be accepted; the message's id.
+    async fn send(&self, body: &Value) -> Result<String> {
+        let answer = self.api().post("/messages/send", body).await?;
+        anyhow::ensure!(answer.status == StatusCode::ACCEPTED, "{} {}", answer.status, answer.body);
+        answer.body["id"].as_str().map(str::to_owned).context("a 202 carries the id")
+    }
+
+    async fn text(&self, body: &str) -> Result<String> {
+        self.send(&json!({"sessionId": self.session, "to": "+4915112345678", "body": body})).await
+    }
+
+    async fn shown(&self, id: &str) -> Result<Value> {
+        self.api().get(&format!("/messages/{id}")).await?.ok()
+    }
+
+    /// Waits until `GET /messages/{id}` satisfies `fits`.
+    async fn until(&self, id: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
+        let found =
+            eventually(what, SOON, || async { self.shown(id).await.ok().filter(|message| fits(message)) }).await;
+        match found {
+            Ok(message) => Ok(message),
+            Err(late) => Err(late.context(format!("{:?} {:?}", self.shown(id).await, self.api().timeline(id).await))),
+        }
+    }
+
+    async fn working(&self) -> Result<()> {
+        wait_state(&self.stack, &self.session, "WORKING").await
+    }
+}
+
+async fn make_session(stack: &Stack, waha: &Waha, name: &str, rate: u32) -> Result<String> {
+    let body = json!({"name": name, "base_url": waha.url(), "api_key": KEY, "webhook_secret": "hook-secret",
+        "rate_per_minute": rate});
+    let made = stack.admin().post("/sessions", &body).await?.ok()?;
+    let id = made["id"].as_str().context("a session has an id")?.to_owned();
+    stack.admin().post(&format!("/sessions/{id}/start"), &json!({})).await?.ok()?;
+    wait_state(stack, &id, "WORKING").await?;
+    Ok(id)
+}
+
+async fn wait_state(stack: &Stack, id: &str, state: &str) -> Result<()> {
+    eventually(&format!("the session is {state}"), SOON, || async {
+        let session = stack.admin().get(&format!("/sessions/{id}")).await.ok()?;
+        (session.body["status"] == state).then_some(())
+    })
+    .await
+}
+
+fn attempts(timeline: &Value) -> Vec<&str> {
+    timeline["attempts"].as_array().into_iter().flatten().filter_map(|attempt| attempt["outcome"].as_str()).collect()
+}
+
+fn kinds(timeline: &Value) -> Vec<&str> {
+    timeline["events"].as_array().into_iter().flatten().filter_map(|event| event["kind"].as_str()).collect()
+}
+
+fn fields(answer: &Value) -> Vec<&str> {
+    answer["errors"].as_array().into_iter().flatten().filter_map(|error| error["field"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn the_printed_examples_work_as_printed() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    let api = scene.api();
+    let id = scene
+        .send(&json!({"sessionId": "a1b2c3d4-e5f6-7890-1234-567890abcdef", "to": "+1234567890",
+            "body": "Hello, this is a test message", "priority": "normal", "metadata": {"campaignId": "campaign-123"}}))
+        .await?;
+    let message = scene.until(&id, "it is read", |message| message["read"] == true).await?;
+    assert_eq!((&message["status"], &message["direction"]), (&json!("DELIVERED"), &json!("outbound")));
+    assert_eq!(message["metadata"], json!({"campaignId": "campaign-123"}));
+    assert_eq!((&message["sessionId"], &message["session"]), (&json!(scene.session), &json!(PRINTED)));
+    let sent = scene.waha.wait_sent(1, SOON).await?;
+    assert_eq!((sent[0].chat_id.as_str(), sent[0].text.as_str()), ("1234567890@c.us", "Hello, this is a test message"));
+    let bulk = api
+        .post(
+            "/messages/bulk",
+            &json!({"sessionId": "a1b2c3d4-e5f6-7890-1234-567890abcdef", "recipients": ["+1234567890", "+0987654321"],
+                "body": "Hello, this is a bulk message", "batchSize": 10, "priority": "normal"}),
+        )
+        .await?;
+    assert_eq!((bulk.status, &bulk.body["sent"], &bulk.body["failed"]), (StatusCode::ACCEPTED, &json!(2), &json!(0)));
+    assert_eq!(bulk.body["results"][1]["status"], "QUEUED");
+    scene.waha.wait_sent(3, SOON).await?;
+    let of_nobody = api.get("/messages?sessionId=abc&direction=outbound&status=sent&page=1&limit=20").await?.ok()?;
+    assert_eq!(of_nobody["messages"], json!([]));
+    let stats = api.get("/messages/stats?fromDate=2024-01-01T00:00:00Z&toDate=2024-01-31T23:59:59Z").await?.ok()?;
+    assert_eq!(stats["total"], 0);
+    let stats = api.get("/messages/stats").await?.ok()?;
+    assert_eq!(stats["outbound"], 3);
+    assert_eq!((&stats["by_type"]["text"], &stats["by_session"][&scene.session]), (&json!(3), &json!(3)));
+    assert_eq!((&stats["by_country_prefix"]["+1"], &stats["by_country_prefix"]["+098"]), (&json!(2), &json!(1)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_with_the_field_that_is_wrong() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    let session = scene.session.as_str();
+    let to = "+4915112345678";
+    let long = "x".repeat(4097);
+    for (body, field) in [
+        (json!({"sessionId": session, "to": "4915112345678", "body": "x"}), "to"),
+        (json!({"sessionId": session, "to": "015112345678", "body": "x"}), "to"),
+        (json!({"sessionId": session, "to": "+123456", "body": "x"}), "to"),
+        (json!({"sessionId": session, "to": "+1234567890123456", "body": "x"}), "to"),
+        (json!({"sessionId": session, "body": "x"}), "to"),
+        (json!({"sessionId": session, "to": to}), "body"),
+        (json!({"sessionId": session, "to": to, "body": long}), "body"),
+        (json!({"to": to, "body": "x"}), "sessionId"),
+        (json!({"sessionId": session, "to": to, "body": "x", "priority": "soon"}), "priority"),
+        (json!({"sessionId": session, "to": to, "body": "x", "on_limit": "panic"}), "on_limit"),
+        (json!({"sessionId": session, "to": to, "body": "x", "colour": "red"}), "colour"),
+        (json!({"sessionId": session, "to": to, "media": {"mimetype": "image/png"}}), "media"),
+        (json!({"sessionId": session, "to": to, "media": {"mimetype": "image/png", "data": "?"}}), "media.data"),
+        (
+            json!({"sessionId": session, "to": to, "media": {"mimetype": "image/png", "url": "http://10.0.0.1/"}}),
+            "media.url",
+        ),
+    ] {
+        let answer = scene.api().post("/messages/send", &body).await?;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");
+        assert_eq!(fields(&answer.body), [field], "{body}");
+    }
+    let fits = "ü".repeat(4096);
+    scene.send(&json!({"sessionId": session, "to": to, "body": fits})).await?;
+    for path in
+        ["/messages?status=lost", "/messages?direction=up", "/messages?cursor=x", "/messages?limit=0", "/messages?x=1"]
+    {
+        assert_eq!(scene.api().get(path).await?.status, StatusCode::BAD_REQUEST, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_a_bulk_a_bad_number_is_refused_alone_and_a_doubled_one_gets_one_message() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    let numbers = ["+4915112345678", "12345", "+4915112345678", "+4915112345679"];
+    let body = json!({"sessionId": scene.session, "recipients": numbers, "body": "hello"});
+    let answer = scene.api().post("/messages/bulk", &body).await?;
+    assert_eq!((&answer.body["sent"], &answer.body["failed"]), (&json!(2), &json!(2)), "{}", answer.body);
+    let mut chats: Vec<_> = scene.waha.wait_sent(2, SOON).await?.into_iter().map(|sent| sent.chat_id).collect();
+    chats.sort();
+    assert_eq!(chats, ["4915112345678@c.us", "4915112345679@c.us"]);
+    for body in [
+        json!({"sessionId": scene.session, "recipients": [], "body": "x"}),
+        json!({"sessionId": scene.session, "recipients": ["+4915112345678"], "body": "x", "batchSize": 0}),
+    ] {
+        assert_eq!(scene.api().post("/messages/bulk", &body).await?.status, StatusCode::BAD_REQUEST, "{body}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_tenants_or_an_unknown_session_is_not_found() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    scene.stack.cli(&["tenant", "create", "other"])?;
+    let other = scene.stack.api(&scene.stack.create_key("other", "producer")?);
+    for session in [scene.session.as_str(), PRINTED, "nobody"] {
+        let body = json!({"sessionId": session, "to": "+4915112345678", "body": "x"});
+        assert_eq!(other.post("/messages/send", &body).await?.status, StatusCode::NOT_FOUND, "{session}");
+    }
+    let id = scene.text("hello").await?;
+    scene.waha.wait_sent(1, SOON).await?;
+    assert_eq!(other.get(&format!("/messages/{id}")).await?.status, StatusCode::NOT_FOUND);
+    assert_eq!(other.get("/messages").await?.ok()?["messages"], json!([]));
+    assert_eq!(other.get("/messages/stats").await?.ok()?["total"], 0);
+    let generic = json!({"channel": "whatsapp", "recipient": "+4915112345678", "message": "x"});
+    let answer = other.post("/api/notifications/send", &generic).await?;
+    assert_eq!((answer.status, fields(&answer.body)), (StatusCode::BAD_REQUEST, vec!["session_id"]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_generic_route_takes_the_only_session_and_files_go_out_as_what_they_are() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    scene.waha.id_shape(IdShape::Key);
+    let api = scene.api();
+    let id = api.send(&json!({"channel": "whatsapp", "recipient": "+4915112345678", "message": "generic"})).await?;
+    api.wait_status(&id, "delivered").await?;
+    let file = json!({"mimetype": "image/png", "filename": "a.png", "data": "iVBORw0KGgo="});
+    let id =
+        scene.send(&json!({"sessionId": PRINTED, "to": "+4915112345678", "body": "caption", "media": file})).await?;
+    let message = scene.until(&id, "it arrives", |message| message["status"] == "DELIVERED").await?;
+    assert_eq!((&message["type"], &message["body"]), (&json!("image"), &json!("caption")));
+    let sent = scene.waha.sent();
+    assert_eq!(
+        (sent[1].path.as_str(), &sent[1].body["file"], &sent[1].body["caption"]),
+        ("sendImage", &file, &json!("caption"))
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_brazilian_mobiles_are_looked_up_and_go_where_waha_says() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    scene.waha.number("5511987654321", Some("551187654321@c.us"));
+    scene.waha.number("5511900000000", None);
+    let send = |to: &'static str| json!({"sessionId": scene.session, "to": to, "body": "oi"});
+    scene.send(&send("+5511987654321")).await?;
+    assert_eq!(scene.waha.wait_sent(1, SOON).await?[0].chat_id, "551187654321@c.us");
+    let nobody = scene.send(&send("+5511900000000")).await?;
+    scene.until(&nobody, "it fails", |message| message["status"] == "FAILED").await?;
+    scene.send(&send("+4915112345678")).await?;
+    scene.waha.wait_sent(2, SOON).await?;
+    assert_eq!(scene.waha.checks(), ["5511987654321", "5511900000000"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_work_is_refused_or_waited_for() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    scene.waha.set_status(PRINTED, "SCAN_QR_CODE");
+    wait_state(&scene.stack, &scene.session, "SCAN_QR_CODE").await?;
+    let body = json!({"sessionId": scene.session, "to": "+4915112345678", "body": "wait"});
+    let refused = scene.api().post("/messages/send", &body).await?;
+    assert_eq!((refused.status, &refused.body["code"]), (StatusCode::BAD_REQUEST, &json!("session_not_working")));
+    let mut waiting = body;
+    waiting["queue_when_offline"] = json!(true);
+    let id = scene.send(&waiting).await?;
+    assert_eq!(scene.shown(&id).await?["status"], "QUEUED");
+    scene.waha.scan(PRINTED);
+    scene.until(&id, "it arrives", |message| message["status"] == "DELIVERED").await?;
+    assert_eq!(scene.waha.sent().len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_that_stopped_unnoticed_spends_no_attempt_and_goes_on_when_it_works() -> Result<()> {
+    let scene = Scene::start(&[("RETRY_MAX_ATTEMPTS", "1")]).await?;
+    scene.waha.set_status_silently(PRINTED, "STARTING");
+    let (one, two) = (scene.text("one").await?, scene.text("two").await?);
+    wait_state(&scene.stack, &scene.session, "STARTING").await?;
+    eventually("both wait in the line", SOON, || async {
+        let waiting = scene.stack.count("SELECT count(*) FROM parked").await.ok()?;
+        (waiting == 2).then_some(())
+    })
+    .await?;
+    scene.waha.set_status(PRINTED, "WORKING");
+    for id in [&one, &two] {
+        scene.until(id, "it arrives", |message| message["status"] == "DELIVERED").await?;
+    }
+    assert_eq!(scene.waha.sent().len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_engine_cannot_do_fails_and_a_bad_key_is_a_dead_letter() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    scene.waha.next_sends([SendFault::NotImplemented, SendFault::Status(401, None)]);
+    let one = scene.text("one").await?;
+    scene.until(&one, "it fails", |message| message["status"] == "FAILED").await?;
+    assert_eq!(attempts(&scene.api().timeline(&one).await?), ["rejected"]);
+    let two = scene.text("two").await?;
+    scene.api().wait_status(&two, "dead").await?;
+    assert_eq!(attempts(&scene.api().timeline(&two).await?), ["misconfigured"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_429_keeps_the_whole_line_still_as_long_as_it_says() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    scene.waha.next_sends([SendFault::Status(429, Some(3))]);
+    let asked = std::time::Instant::now();
+    let one = scene.text("one").await?;
+    eventually("the line stands still", SOON, || async {
+        let blocked = scene.stack.count("SELECT count(*) FROM lines WHERE blocked_until > now()").await.ok()?;
+        (blocked == 1).then_some(())
+    })
+    .await?;
+    let two = scene.text("two").await?;
+    for id in [&one, &two] {
+        scene.until(id, "it arrives", |message| message["status"] == "DELIVERED").await?;
+    }
+    let first = scene.waha.sent().iter().map(|sent| sent.at).min().context("something was sent")?;
+    assert!(first.duration_since(asked) >= Duration::from_secs(3), "{:?}", first.duration_since(asked));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_settled_by_the_echo_without_a_second_message() -> Result<()> {
+    let scene = Scene::start(&[("PROVIDER_TIMEOUT_MS", "1000"), ("AMBIGUOUS_HOLD_MS", "60000")]).await?;
+    scene.waha.next_sends([SendFault::HangAfterSending, SendFault::CloseAfterSending]);
+    let (one, two) = (scene.text("one").await?, scene.text("two").await?);
+    for id in [&one, &two] {
+        scene
+            .until(id, "it is settled", |message| message["status"] == "DELIVERED" || message["status"] == "SENT")
+            .await?;
+        let timeline = scene.api().timeline(id).await?;
+        assert_eq!(attempts(&timeline), ["unknown"], "{timeline}");
+        assert!(kinds(&timeline).contains(&"ambiguous"), "{timeline}");
+    }
+    assert_eq!(scene.waha.sent().len(), 2);
+    eventually("nothing is held any more", SOON, || async {
+        (scene.stack.count("SELECT count(*) FROM holds").await.ok()? == 0).then_some(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn without_an_echo_it_is_sent_again_after_the_window_and_called_a_possible_duplicate() -> Result<()> {
+    let scene = Scene::start(&[("PROVIDER_TIMEOUT_MS", "500"), ("AMBIGUOUS_HOLD_MS", "2000")]).await?;
+    scene.waha.next_sends([SendFault::HangWithoutSending]);
+    let asked = std::time::Instant::now();
+    let id = scene.text("again").await?;
+    scene.until(&id, "it arrives", |message| message["status"] == "DELIVERED").await?;
+    let sent = scene.waha.sent();
+    assert_eq!(sent.len(), 1);
+    assert!(sent[0].at.duration_since(asked) >= Duration::from_millis(2500));
+    let timeline = scene.api().timeline(&id).await?;
+    assert_eq!(attempts(&timeline), ["unknown", "sent"]);
+    assert!(timeline["attempts"][1]["detail"].as_str().unwrap_or_default().contains("duplicate"), "{timeline}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_killed_in_mid_send_does_not_send_twice() -> Result<()> {
+    let settings = [("PROVIDER_TIMEOUT_MS", "3000"), ("AMBIGUOUS_HOLD_MS", "60000")];
+    let mut scene = Scene::apart(1, &settings, 1000).await?;
+    scene.waha.next_sends([SendFault::Slow(Duration::from_secs(20))]);
+    let id = scene.text("once").await?;
+    scene.waha.wait_sent(1, SOON).await?;
+    scene.stack.kill9("worker0")?;
+    scene.stack.launch("worker1", Role::Worker, &[]).await?;
+    scene
+        .until(&id, "it is settled", |message| message["status"] == "DELIVERED" || message["status"] == "SENT")
+        .await?;
+    scene.text("another").await?;
+    let sent = scene.waha.wait_sent(2, SOON).await?;
+    let texts: Vec<_> = sent.iter().map(|sent| sent.text.as_str()).collect();
+    assert_eq!(texts, ["once", "another"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_open_breaker_keeps_the_line_still_and_one_probe_goes_out() -> Result<()> {
+    let settings = [("BREAKER_FAILURES", "3"), ("BREAKER_OPEN_MS", "2500"), ("RETRY_MAX_ATTEMPTS", "20")];
+    let scene = Scene::start(&settings).await?;
+    scene.waha.all_sends(Some(SendFault::Status(500, None)));
+    let mut ids = Vec::new();
+    for n in 0..8 {
+        ids.push(scene.text(&format!("message {n}")).await?);
+    }
+    let state = || async {
+        let channels = scene.stack.admin().get("/api/admin/notifications/channels").await.ok()?.ok().ok()?;
+        let whatsapp =
+            channels["channels"].as_array()?.iter().find(|channel| channel["channel"] == "whatsapp")?.clone();
+        Some(whatsapp["providers"][0]["state"].clone())
+    };
+    eventually("the breaker is open", SOON, || async { state().await.filter(|state| state == "open") }).await?;
+    let calls = || scene.waha.requests().iter().filter(|request| request.path() == "/api/sendText").count();
+    // What was claimed before it opened may still be on its way.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let before = calls();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(calls(), before, "an open breaker lets nothing through");
+    eventually("a probe goes out", SOON, || async { (calls() > before).then_some(()) }).await?;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert_eq!(calls(), before + 1, "one probe and no more");
+    scene.waha.all_sends(None);
+    for id in &ids {
+        scene.until(id, "it arrives", |message| message["status"] == "DELIVERED").await?;
+    }
+    assert_eq!(scene.waha.sent().len(), 8);
+    eventually("the breaker is closed", SOON, || async { state().await.filter(|state| state == "closed") }).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn over_the_pace_a_message_waits_or_is_refused_as_asked() -> Result<()> {
+    let scene = Scene::with(&[], 2).await?;
+    let body = |on_limit: &str, n: u8| json!({"sessionId": scene.session, "to": "+4915112345678", "body": format!("{n}"), "on_limit": on_limit});
+    for n in 0..2 {
+        scene.send(&body("reject", n)).await?;
+    }
+    scene.waha.wait_sent(2, SOON).await?;
+    let refused = scene.api().post("/messages/send", &body("reject", 3)).await?;
+    assert_eq!(
+        (refused.status, &refused.body["code"]),
+        (StatusCode::TOO_MANY_REQUESTS, &json!("session_limit_reached"))
+    );
+    let wait: u64 = refused.headers["retry-after"].to_str()?.parse()?;
+    assert!((50..=62).contains(&wait), "{wait}");
+    let id = scene.send(&body("queue", 4)).await?;
+    assert_eq!(scene.shown(&id).await?["status"], "QUEUED");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_repeated_key_gives_the_first_answer_even_when_the_session_has_gone_away() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    let body = json!({"sessionId": scene.session, "to": "+4915112345678", "body": "once", "idempotency_key": "k1"});
+    let first = scene.api().post("/messages/send", &body).await?;
+    scene.waha.wait_sent(1, SOON).await?;
+    scene.waha.set_status(PRINTED, "STOPPED");
+    wait_state(&scene.stack, &scene.session, "STOPPED").await?;
+    let again = scene.api().post("/messages/send", &body).await?;
+    assert_eq!((again.status, &again.body), (StatusCode::ACCEPTED, &first.body));
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_list_shows_both_directions_and_its_filters_hold() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    let (api, mut ids) = (scene.api(), Vec::new());
+    for n in 0..3 {
+        let id = scene.text(&format!("outgoing {n}")).await?;
+        scene.until(&id, "it arrives", |message| message["status"] == "DELIVERED").await?;
+        ids.push(id);
+    }
+    scene.waha.receive(PRINTED, "4915199999999@c.us", "incoming word");
+    let list = |query: &'static str| {
+        let api = &api;
+        async move {
+            let list = api.get(&format!("/messages{query}")).await?.ok()?;
+            anyhow::Ok(list["messages"].as_array().cloned().unwrap_or_default())
+        }
+    };
+    eventually("the person's message is there", SOON, || async {
+        list("?direction=inbound").await.ok().filter(|messages| messages.len() == 1)
+    })
+    .await?;
+    assert_eq!(list("").await?.len(), 4);
+    assert_eq!(list("?status=received").await?.len(), 1);
+    assert_eq!(list("?status=DELIVERED&direction=outbound").await?.len(), 3);
+    assert_eq!(list("?status=FAILED").await?.len(), 0);
+    assert_eq!(list("?search=OUTGOING%201").await?[0]["id"], json!(ids[1]));
+    assert_eq!(list("?search=151999").await?[0]["direction"], "inbound");
+    assert_eq!(list("?limit=2&page=2").await?.len(), 2);
+    assert_eq!(list("?toDate=2024-01-01").await.is_err(), true);
+    assert_eq!(list("?toDate=2024-01-01T00:00:00Z").await?.len(), 0);
+    let first = api.get("/messages?limit=3").await?.ok()?;
+    let cursor = first["next_cursor"].as_str().context("there is another page")?;
+    let second = api.get(&format!("/messages?limit=3&cursor={cursor}")).await?.ok()?;
+    assert_eq!(second["messages"].as_array().map(Vec::len), Some(1));
+    assert_eq!(second["messages"][0]["id"], json!(ids[0]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn invariant_r_no_minute_of_a_session_holds_more_than_its_limit_with_two_workers_and_a_restart() -> Result<()> {
+    const RATE: usize = 20;
+    let mut scene = Scene::apart(2, &[], u32::try_from(RATE)?).await?;
+    let numbers: Vec<String> = (0..RATE + 6).map(|n| format!("+49151123456{n:02}")).collect();
+    let body = json!({"sessionId": scene.session, "recipients": numbers, "body": "paced"});
+    scene.api().post("/messages/bulk", &body).await?.ok()?;
+    scene.waha.wait_sent(RATE / 2, SOON).await?;
+    scene.stack.kill9("worker0")?;
+    scene.stack.launch("worker2", Role::Worker, &[]).await?;
+    // A slot whose worker was killed is lost: at least the rest comes after the first minute.
+    let sent = scene.waha.wait_sent(RATE + 1, Duration::from_secs(75)).await?;
+    let mut at: Vec<_> = sent.iter().map(|sent| sent.at).collect();
+    at.sort();
+    for window in at.windows(RATE + 1) {
+        let took = window[RATE].duration_since(window[0]);
+        assert!(took >= Duration::from_secs(60), "{} messages within {took:?}", RATE + 1);
+    }
+    scene.working().await
+}
