@@ -51,7 +51,7 @@ pub struct List {
     tenant: Option<String>,
 }
 
-/// End a key at once
+/// End a key, and the refresh tokens made with it; services refuse it within half a minute
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  posthaste key revoke 0191d8a0-0000-7000-8000-000000000001")]
 pub struct Revoke {
@@ -78,6 +78,7 @@ impl Create {
         let key = ApiKey::generate()?;
         let id =
             store.create_key(tenant.id, self.role, &self.name, key.hash).await.context("failed to store the key")?;
+        let recorded = settings::record(&store, "key create", id, Some(tenant.id)).await;
         let text = key.text.expose_secret();
         let created = json!({ "id": id, "key": text, "role": self.role, "tenant": tenant.slug });
         out.print(&created, |_| {
@@ -85,7 +86,8 @@ impl Create {
                 "{text}\nThis {} key of {} is shown only now. To end it: posthaste key revoke {id}",
                 self.role, tenant.slug
             )
-        })
+        })?;
+        recorded
     }
 }
 
@@ -118,8 +120,10 @@ fn row_of(key: &KeyListing) -> Vec<String> {
 impl Revoke {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let id = self.id;
-        let revoked = settings::store()?.revoke_key(id, None).await.context("failed to revoke the key")?;
-        ensure!(revoked, "there is no key {id}, or it is revoked already: see `posthaste key list`");
+        let store = settings::store()?;
+        let revoked = store.revoke_key(id, None).await.context("failed to revoke the key")?;
+        ensure!(revoked.is_some(), "there is no key {id}, or it is revoked already: see `posthaste key list`");
+        settings::record(&store, "key revoke", id, revoked).await?;
         out.print(&json!({ "id": id, "revoked": true }), |_| format!("revoked {id}"))
     }
 }

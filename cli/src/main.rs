@@ -3,6 +3,7 @@
 //! Tables for people, `--json` for programs. Exit codes: 0 done, 1 failed, 2 used wrongly.
 
 mod api;
+mod audit;
 mod config;
 mod dead;
 mod doctor;
@@ -13,6 +14,8 @@ mod migrate;
 mod moment;
 mod output;
 mod progress;
+mod retention;
+mod rotate_keys;
 mod run;
 mod send;
 mod settings;
@@ -60,10 +63,15 @@ enum Command {
     #[command(subcommand)]
     Dead(dead::Command),
     #[command(subcommand)]
+    Audit(audit::Command),
+    #[command(subcommand)]
     Topology(topology::Command),
     #[command(subcommand)]
     Config(config::Command),
     Doctor(doctor::Args),
+    RotateKeys(rotate_keys::Args),
+    #[command(subcommand)]
+    Retention(retention::Command),
 }
 
 impl Command {
@@ -77,9 +85,12 @@ impl Command {
             Self::Send(args) => args.run(out).await,
             Self::Message(command) => command.run(out).await,
             Self::Dead(command) => command.run(out).await,
+            Self::Audit(command) => command.run(out).await,
             Self::Topology(command) => command.run(out).await,
             Self::Config(command) => command.run(out),
             Self::Doctor(args) => args.run(out).await,
+            Self::RotateKeys(args) => args.run(out).await,
+            Self::Retention(command) => command.run(out).await,
         }
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use shared::{
     config::{self, DatabaseConfig},
-    db::{Store, tenants::Tenant},
+    db::{Store, audit::Deed, tenants::Tenant},
     domain::TenantId,
 };
 use url::Url;
@@ -59,6 +59,20 @@ pub fn jwt_secret() -> anyhow::Result<SecretString> {
 pub fn actor() -> String {
     let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| variable(name));
     user.map_or_else(|| "cli".to_owned(), |user| format!("cli:{user}"))
+}
+
+/// Writes down in the audit log what a command has done. A failure is the command's: what was done stays done, and
+/// whoever did it must know that the log does not say so.
+pub async fn record(
+    store: &Store,
+    action: &str,
+    target: impl ToString,
+    tenant: Option<TenantId>,
+) -> anyhow::Result<()> {
+    let (action, target) = (action.to_owned(), target.to_string());
+    let deed = Deed { tenant, actor: actor(), action, target, request_id: None };
+    store.audit_append(deed).await.context("it was done, but could not be written into the audit log")?;
+    Ok(())
 }
 
 /// The tenant of that name.

@@ -70,7 +70,9 @@ impl Command {
 impl Create {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let secret = token::webhook_secret()?;
-        let tenant = settings::store()?.create_tenant(&self.name, &secret).await?;
+        let store = settings::store()?;
+        let tenant = store.create_tenant(&self.name, &secret).await?;
+        let recorded = settings::record(&store, "tenant create", &tenant.slug, Some(tenant.id)).await;
         let secret = tenant.webhook_secret.expose_secret();
         let created = json!({ "id": tenant.id, "slug": tenant.slug, "webhook_secret": secret });
         out.print(&created, |_| {
@@ -78,7 +80,8 @@ impl Create {
                 "created tenant {slug}\nwebhook secret: {secret}\nnext: posthaste key create --tenant {slug} --role producer",
                 slug = tenant.slug
             )
-        })
+        })?;
+        recorded
     }
 }
 
@@ -110,6 +113,7 @@ impl MapAmqpUser {
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
         store.map_amqp_user(&self.user, tenant.id).await.context("failed to store the mapping")?;
+        settings::record(&store, "tenant map-amqp-user", &self.user, Some(tenant.id)).await?;
         let (user, slug) = (self.user, tenant.slug);
         out.print(&json!({ "user": user, "tenant": slug }), |_| {
             format!("broker user {user} may now publish for {slug} only; its messages must carry user_id {user}")
@@ -120,8 +124,11 @@ impl MapAmqpUser {
 impl UnmapAmqpUser {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let user = self.user;
-        let removed = settings::store()?.unmap_amqp_user(&user).await.context("failed to remove the mapping")?;
+        let store = settings::store()?;
+        let tenant = store.amqp_mapping(&user).await.context("failed to look the mapping up")?;
+        let removed = store.unmap_amqp_user(&user).await.context("failed to remove the mapping")?;
         anyhow::ensure!(removed, "broker user `{user}` is not mapped to a tenant: see `posthaste tenant list`");
+        settings::record(&store, "tenant unmap-amqp-user", &user, tenant).await?;
         out.print(&json!({ "user": user, "tenant": null }), |_| {
             format!("broker user {user} is no longer mapped to a tenant")
         })

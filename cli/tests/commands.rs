@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use shared::{
     config::DatabaseConfig,
-    db::{Store, statement},
+    db::{Store, audit::AuditFilter, statement},
     domain::TenantId,
     token::{self, Role, hash_key},
 };
@@ -153,7 +153,7 @@ async fn a_key_holds_until_it_is_revoked_and_is_never_shown_again() {
     assert_eq!((held.id.to_string().as_str(), held.tenant_slug.as_str(), held.role), (id, "acme", Role::Producer));
     assert!(!desk.ok(&["key", "list"]).contains(key));
     let other = TenantId(held.tenant_id.0 + 1);
-    assert!(!store.revoke_key(held.id, Some(other)).await.unwrap(), "the key of another tenant");
+    assert!(store.revoke_key(held.id, Some(other)).await.unwrap().is_none(), "the key of another tenant");
     desk.ok(&["key", "revoke", id]);
     assert!(store.key_by_hash(&hash_key(key)).await.unwrap().is_none());
     assert!(desk.fails(1, &["key", "revoke", id]).contains("revoked already"));
@@ -195,6 +195,63 @@ async fn dead_letters_are_listed_counted_and_wait_for_a_scheduler() {
     desk.fails(2, &["dead", "replay", "--note", "no filter"]);
     desk.fails(2, &["dead", "drop", "--all"]);
     assert!(desk.fails(1, &["dead", "list", "--tenant", "nobody"]).contains("no tenant `nobody`"));
+    desk.gone().await;
+}
+
+#[tokio::test]
+async fn commands_that_change_something_are_in_the_audit_log_and_a_tampered_log_is_found() {
+    let desk = Desk::migrated().await;
+    assert_eq!(desk.json(&["audit", "verify"])["entries"], 0);
+    desk.ok(&["tenant", "create", "acme"]);
+    let key = desk.json(&["key", "create", "--tenant", "acme", "--role", "producer"]);
+    let anchor = desk.json(&["audit", "verify"])["anchor"].as_str().unwrap().to_owned();
+    desk.ok(&["key", "revoke", key["id"].as_str().unwrap()]);
+    desk.ok(&["tenant", "map-amqp-user", "shop", "--tenant", "acme"]);
+    desk.ok(&["tenant", "unmap-amqp-user", "shop"]);
+    let letter = "INSERT INTO dead_letters (id, origin, reason) VALUES (gen_random_uuid(), 'intake', 'schema')";
+    let store = desk.store();
+    statement::<()>(letter).run(&store).await.unwrap();
+    let begun = desk.json(&["dead", "drop", "--all", "--note", "a test", "--no-wait"]);
+    desk.ok(&["dead", "cancel", begun["replay_id"].as_str().unwrap()]);
+    let entries = store.audit_list(None, AuditFilter::default(), None, 100).await.unwrap();
+    let actions: Vec<&str> = entries.iter().rev().map(|entry| entry.action.as_str()).collect();
+    let wanted = [
+        "tenant create",
+        "key create",
+        "key revoke",
+        "tenant map-amqp-user",
+        "tenant unmap-amqp-user",
+        "dead drop",
+        "dead cancel",
+    ];
+    assert_eq!(actions, wanted);
+    assert!(entries.iter().all(|entry| entry.actor.starts_with("cli")), "{entries:?}");
+    assert_eq!((entries[4].target.as_str(), entries[4].tenant.as_deref()), (key["id"].as_str().unwrap(), Some("acme")));
+    assert!(desk.ok(&["audit", "verify", "--anchor", &anchor]).starts_with("7 entries hold"));
+    let forged = format!("2:{}", "0".repeat(64));
+    assert!(desk.fails(1, &["audit", "verify", "--anchor", &forged]).contains("entry 2 is broken"));
+    desk.fails(2, &["audit", "verify", "--anchor", "2"]);
+
+    for refused in ["UPDATE audit_entries SET actor = 'x'", "DELETE FROM audit_entries", "TRUNCATE audit_entries"] {
+        let error = statement::<()>(refused).run(&store).await.unwrap_err();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("only grows"), "{refused}");
+    }
+    // A superuser can do more; the chain tells.
+    let off = "ALTER TABLE audit_entries DISABLE TRIGGER ALL";
+    statement::<()>(off).run(&store).await.unwrap();
+    let change = |sql: &'static str| {
+        let store = store.clone();
+        async move { statement::<()>(sql).run(&store).await.unwrap() }
+    };
+    change("UPDATE audit_entries SET actor = 'cli:eve' WHERE id = 3").await;
+    assert!(desk.fails(1, &["audit", "verify"]).contains("entry 3 is broken: it is not as it was written"));
+    let rehash = "UPDATE audit_entries SET hash = audit_hash(prev_hash, id, tenant_id, at, actor, action, target, request_id) WHERE id = 3";
+    change(rehash).await;
+    assert!(desk.fails(1, &["audit", "verify"]).contains("entry 4 is broken"), "its follower names the old hash");
+    change("DELETE FROM audit_entries WHERE id = 3").await;
+    assert!(desk.fails(1, &["audit", "verify"]).contains("entry 3 is broken: it is missing"));
+    change("DELETE FROM audit_entries WHERE id > 2").await;
+    assert!(desk.fails(1, &["audit", "verify"]).contains("entry 3 is broken: it is missing"), "cut off at its end");
     desk.gone().await;
 }
 

@@ -22,7 +22,7 @@ use shared::{
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
-use crate::problem::Problem;
+use crate::{problem::Problem, turns::Turns};
 
 /// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms; 4096 waiting are
 /// more than a second and a half of a slow disk's work, after which a caller would get a 503 anyway.
@@ -82,9 +82,9 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Starts accepting, on the runtime of the caller.
-    pub fn start(store: Store, dispatcher: Dispatcher, relay_after: Duration) -> Self {
+    pub fn start(store: Store, dispatcher: Dispatcher, turns: Turns, relay_after: Duration) -> Self {
         let relay_after_ms = i32::try_from(relay_after.as_millis()).unwrap_or(i32::MAX);
-        let committer = Committer { store, dispatcher, relay_after_ms };
+        let committer = Committer { store, dispatcher, turns, relay_after_ms };
         let batches = committer.clone();
         let flush = move |batch: Vec<Acceptance>| {
             let committer = batches.clone();
@@ -131,6 +131,7 @@ impl Acceptor {
 struct Committer {
     store: Store,
     dispatcher: Dispatcher,
+    turns: Turns,
     relay_after_ms: i32,
 }
 
@@ -171,12 +172,13 @@ impl Committer {
 
     async fn commit_once(&self, batch: &[Acceptance]) -> Result<Vec<Verdict>, DbError> {
         faultpoint::pass(faultpoint::BEFORE_COMMIT);
-        let (accepted, dispatch) = self.store.accept(batch, self.relay_after_ms).await?;
+        let (accepted, dispatch) = self.store.accept(batch, self.relay_after_ms, &self.turns.crowding()).await?;
         faultpoint::pass(faultpoint::AFTER_COMMIT);
         if let Some(dispatch) = dispatch {
             self.dispatcher.post(dispatch);
         }
         count(batch, &accepted);
+        self.turns.note(batch);
         Ok(accepted.into_iter().map(Ok).collect())
     }
 }

@@ -26,9 +26,12 @@ use url::Url;
 
 use crate::{
     accept::Acceptor,
+    audit::Recorder,
     auth::Credentials,
     health::{SchemaPart, WahaPart},
+    limits::Limits,
     problem::Problem,
+    tokens::Issuer,
     waha::Hooks,
 };
 
@@ -97,6 +100,12 @@ pub struct App {
     pub public_url: Url,
     /// Knows who is asking.
     pub credentials: Credentials,
+    /// Makes tokens.
+    pub issuer: Issuer,
+    /// Knows how often a caller may ask.
+    pub limits: Limits,
+    /// Writes the audit log.
+    pub recorder: Recorder,
     /// The connection that publishes; asked for the depths of the queues.
     pub broker: Broker,
     /// What is counted.
@@ -146,7 +155,7 @@ impl App {
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
-        let db = Db::new(store);
+        let (recorder, db) = (Recorder::new(store.clone()), Db::new(store));
         Self {
             hooks: Hooks::start(hooks, db.clone()),
             waha_host: config
@@ -157,6 +166,9 @@ impl App {
             waha,
             waha_timeout: config.provider_timeout.min(WAHA_TIMEOUT_MAX),
             public_url: config.http.public_url.clone(),
+            issuer: Issuer::new(jwt_secret.clone(), &config.auth),
+            limits: Limits::new(config.http.rate),
+            recorder,
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,
@@ -189,6 +201,13 @@ impl App {
     /// What the validator needs to know now.
     pub fn rules(&self) -> Rules {
         Rules { now: clock::now(), guard: self.guard.clone() }
+    }
+
+    /// Takes a change of limits over at once, as far as the database can be asked.
+    pub async fn refresh_limits(&self) {
+        if let Ok(own) = self.db.run(async move |store| store.http_limits().await).await {
+            self.limits.set(own);
+        }
     }
 
     /// Refuses to work on tables that are not there yet.

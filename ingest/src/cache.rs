@@ -67,6 +67,11 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Remembers an answer. A full cache forgets what is stale, else everything: it fills up again by itself.
     pub fn put(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
@@ -103,5 +108,7 @@ mod tests {
             assert!(cache.entries.read().unwrap().len() <= 4);
         }
         assert_eq!(cache.get(&99), Some(99));
+        cache.clear();
+        assert_eq!(cache.get(&99), None);
     }
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
+    audit,
     auth::{Admin, Identity},
     body::JsonBody,
     openapi::{DeadLetterBody, LetterFilterBody, ReplayStateBody},
@@ -215,13 +216,13 @@ async fn start(app: &App, caller: &Identity, action: LetterAction, body: JsonBod
     let (filter, reason) = body.check()?;
     if dry_run {
         let matched = app.db.run(async move |store| store.letters_match(scope, &filter).await).await?;
-        return Ok(HttpResponse::Ok().json(Matched { matched }));
+        return Ok(audit::unchanged(HttpResponse::Ok().json(Matched { matched })));
     }
-    let actor = format!("{}:{}", caller.role, caller.subject);
+    let actor = caller.actor();
     let starting =
         async move |store: shared::db::Store| store.start_replay(scope, action, &filter, rate, &reason, &actor).await;
     let (replay_id, matched) = app.db.run(starting).await?;
-    Ok(HttpResponse::Accepted().json(MoveStarted { replay_id, matched }))
+    Ok(audit::made(HttpResponse::Accepted().json(MoveStarted { replay_id, matched }), replay_id))
 }
 
 /// How far a replay or drop has got.

@@ -1,12 +1,13 @@
 //! Ingest: one request becomes one accepted message, or a problem. Over HTTP and over AMQP, with the same bodies, the same
 //! validator and the same promise: what is answered with 202, or acknowledged, is committed to disk.
 //!
-//! The way in: `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`; or `intake` →
+//! The way in: `gate` → `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`; or `intake` →
 //! `envelope` → `accept`. Everything that is asked rather than submitted goes through `app::Db`.
 
 mod accept;
 mod admin;
 mod app;
+mod audit;
 mod auth;
 mod body;
 mod bulk;
@@ -17,10 +18,13 @@ mod configurations;
 mod dead_letters;
 mod docs;
 mod envelope;
+mod gate;
 mod health;
 mod idempotency;
 mod inbox;
 mod intake;
+mod keys;
+mod limits;
 mod messages;
 mod notifications;
 mod observe;
@@ -30,6 +34,11 @@ pub mod problem;
 pub mod routes;
 mod server;
 mod sessions;
+mod tenant_limits;
+mod tenants;
+mod tokens;
+mod turns;
+mod users;
 mod waha;
 mod webhooks;
 mod whatsapp;
@@ -53,6 +62,7 @@ use tokio_util::sync::CancellationToken;
 use accept::Acceptor;
 use app::{App, Pieces};
 use intake::{Consumers, Intake};
+use turns::Turns;
 
 /// `source` of what came over HTTP.
 pub(crate) const HTTP: &str = "http";
@@ -107,7 +117,8 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
     let publishing = Broker::start(&config.broker.url, "posthaste ingest publishing", hang_up.clone());
     let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
     let publisher = Publisher::start(&publishing);
-    let acceptor = acceptor(&config, &stores, publisher.clone());
+    let turns = Turns::watch(consuming.clone(), stop.clone());
+    let acceptor = acceptor(&config, &stores, publisher.clone(), turns);
     let app = Data::new(App::new(Pieces {
         config: &config,
         jwt_secret,
@@ -120,7 +131,8 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
         others,
     }));
     let intake = Intake::new(app.clone(), publisher);
-    let taking = take(intake, &app, &config, stores.questions, &consuming, stop.clone());
+    let taking = take(intake, &app, &config, stores.questions.clone(), &consuming, stop.clone());
+    tokio::spawn(keep_limits(app.clone(), stores.questions, stop.clone()));
     // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
         tracing::warn!("the broker is not there yet: what is accepted meanwhile is sent later");
@@ -164,10 +176,10 @@ impl Stores {
     }
 }
 
-fn acceptor(config: &Config, stores: &Stores, publisher: Publisher) -> Acceptor {
+fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, turns: Turns) -> Acceptor {
     let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
     let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
-    Acceptor::start(stores.acceptance.clone(), dispatcher, config.timing.relay_after)
+    Acceptor::start(stores.acceptance.clone(), dispatcher, turns, config.timing.relay_after)
 }
 
 /// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.
@@ -185,7 +197,10 @@ fn take(
     tokio::spawn(async move {
         match stop.run_until_cancelled(store.await_schema()).await {
             None => return Ok(()),
-            Some(Ok(())) => begin(&app, &config, store, &stop).await,
+            Some(Ok(())) => {
+                app.limits.read(&store).await;
+                begin(&app, &config, store, &stop).await;
+            }
             Some(Err(error)) => {
                 stop.cancel();
                 return Err(error);
@@ -208,6 +223,11 @@ async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &Cance
     tokio::spawn(async move { stop.run_until_cancelled(sessions::keep_default(&app, &config.waha, &store)).await });
 }
 
+/// Keeps the limits of tenants as the database has them.
+async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
+    limits::keep_up(&app, store, stop).await;
+}
+
 /// Says what the metrics of ingest mean.
 fn describe() {
     metrics::describe_counter!(
@@ -227,6 +247,14 @@ fn describe() {
     metrics::describe_histogram!(
         "posthaste_http_request_seconds",
         "From a request's headers to its answer, by route and status."
+    );
+    metrics::describe_counter!(
+        "posthaste_audit_retried_total",
+        "Times an audit entry could not be written; it is tried again until it is."
+    );
+    metrics::describe_counter!(
+        "posthaste_audit_lost_entries_total",
+        "Audit entries that could not be written at all; the log has them."
     );
     metrics::describe_counter!("posthaste_intake_refused_total", "AMQP submissions dead-lettered, by reason.");
     metrics::describe_counter!(

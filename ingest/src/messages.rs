@@ -289,7 +289,11 @@ pub struct ListQuery {
     /// Accepted at or before this time.
     #[param(value_type = Option<String>, format = DateTime)]
     to: Option<Text>,
-    /// A part of the recipient or the content, in any case.
+    /// Exactly this recipient, as it was submitted.
+    #[param(value_type = Option<String>, example = "ada@example.com")]
+    recipient: Option<Text>,
+    /// A part of the recipient or the content, in any case. Where an encryption key is set, an exact recipient is found at
+    /// once; for anything else messages are decrypted and searched, newest first, for two seconds a page.
     #[param(value_type = Option<String>)]
     q: Option<Text>,
     /// Entries of a page, 1 to 200; 50 unless given.
@@ -311,6 +315,7 @@ impl ListQuery {
             user_id: params::given(self.user_id),
             from: params::time("from", self.from)?,
             to: params::time("to", self.to)?,
+            recipient: params::given(self.recipient),
             text: params::given(self.q),
         };
         let limit = params::limit(self.limit)?;

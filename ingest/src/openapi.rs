@@ -19,9 +19,10 @@ use utoipa::{
 use uuid::Uuid;
 
 use crate::{
-    admin, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, messages, notifications,
+    admin, audit, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, keys, messages,
+    notifications,
     problem::{CONTENT_TYPE, Code},
-    sessions, waha, webhooks, whatsapp,
+    sessions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -30,6 +31,8 @@ A `202` means: committed to disk.
 * Credentials: `Authorization: Bearer <API key or token>`. Keys begin with `ph_`; tokens are JWT (HS256). The tenant comes \
 from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
 * Errors are RFC 9457 problems with a `code` from a closed list: [/docs/problems](/docs/problems).
+* Limits: each credential may make 10,000 requests a minute unless set otherwise, an address without a valid one 100. Answers \
+carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); one request too many is a 429 with `Retry-After`.
 * Every answer carries `X-Request-Id`; `traceparent` is taken or made, and travels on to webhooks.
 * Times are RFC 3339; one without a zone is taken as UTC. Lists are newest first and go on at `next_cursor`.
 * The same submissions can be published to RabbitMQ: [/asyncapi.yaml](/asyncapi.yaml).";
@@ -47,7 +50,8 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
         configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
-        webhooks::signing_secret, admin::queues, channels::list,
+        webhooks::signing_secret, admin::queues, channels::list, tokens::issue, tokens::renew,
+        tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list, users::erase,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
     components(schemas(ProblemBody, FieldErrorBody)),
@@ -59,7 +63,8 @@ from the credential. Roles: `admin`, `producer`, `agent`, `user`, `operator`.
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
         (name = "whatsapp", description = "Sessions at WAHA, their messages, and what it tells"),
-        (name = "managing", description = "Secrets and queues"),
+        (name = "tokens", description = "Short-lived credentials for an API key"),
+        (name = "managing", description = "Tenants, people, keys, limits, the audit log, secrets and queues"),
         (name = "health", description = "For orchestrators and monitoring; public"),
         (name = "specifications", description = "What this page is made of; public"),
     )
@@ -346,6 +351,30 @@ pub struct ReplayStateBody {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
+/// An entry of the audit log.
+#[derive(ToSchema)]
+#[schema(as = AuditEntry)]
+pub struct AuditEntryBody {
+    /// Its number in the chain.
+    pub id: i64,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The slug of the tenant; `null` where it concerns none or several.
+    #[schema(example = "acme")]
+    pub tenant: Option<String>,
+    /// Who: role and subject, or `cli:` and a user of the machine.
+    #[schema(example = "admin:0191d8a0-0000-7000-8000-000000000001")]
+    pub actor: String,
+    /// What: method and route, or the command.
+    #[schema(example = "DELETE /api/admin/keys/{id}")]
+    pub action: String,
+    /// To which thing: the ids of the path, or what was made.
+    #[schema(example = "0191d8a0-0000-7000-8000-000000000002")]
+    pub target: String,
+    /// The `X-Request-Id` of the call.
+    pub request_id: Option<String>,
+}
+
 /// Adds what all operations share, by what each of them is: whether it needs a credential, takes a body, names a thing.
 struct Shared;
 
@@ -388,6 +417,9 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
     } else {
         vec![Code::Unauthenticated, Code::Forbidden, Code::Unavailable, Code::Internal]
     };
+    if !is_public || operation.request_body.is_some() {
+        codes.push(Code::RateLimited);
+    }
     if operation.request_body.is_some() {
         codes.extend([
             Code::MalformedBody,
@@ -453,7 +485,7 @@ fn problem_response(codes: &[Code]) -> Response {
     let content =
         ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples).build();
     let mut response = ResponseBuilder::new().description(texts.join("; ")).content(CONTENT_TYPE, content);
-    if codes.iter().any(|code| code.status() == 503) {
+    if codes.iter().any(|code| matches!(code.status(), 429 | 503)) {
         let header =
             HeaderBuilder::new().schema(Some(text_schema())).description(Some("Seconds after which to try again"));
         response = response.header("Retry-After", header.build());

@@ -157,12 +157,32 @@ pub fn cursor(text: Option<Text>) -> Result<Option<Uuid>, Problem> {
     given(text).map(parse).transpose()
 }
 
+/// As [`cursor_after`], in a list whose entries are numbered.
+pub fn number_cursor_after(id: i64) -> String {
+    URL_SAFE_NO_PAD.encode(id.to_be_bytes())
+}
+
+/// As [`cursor`], in a list whose entries are numbered.
+pub fn number_cursor(text: Option<Text>) -> Result<Option<i64>, Problem> {
+    let parse = |text: String| {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+        let refuse = || Problem::parameter("cursor", "must be the `next_cursor` of an earlier page");
+        bytes.map(i64::from_be_bytes).ok_or_else(refuse)
+    };
+    given(text).map(parse).transpose()
+}
+
 /// One page out of `rows`, which hold one more than the limit where there is another page.
-pub fn page_of<T>(mut rows: Vec<T>, limit: i64, id: impl Fn(&T) -> Uuid) -> (Vec<T>, Option<String>) {
+pub fn page_of<T>(rows: Vec<T>, limit: i64, id: impl Fn(&T) -> Uuid) -> (Vec<T>, Option<String>) {
+    page_after(rows, limit, |row| cursor_after(id(row)))
+}
+
+/// As [`page_of`], with a cursor of any kind.
+pub fn page_after<T>(mut rows: Vec<T>, limit: i64, cursor: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;
     rows.truncate(limit);
-    let next = rows.last().filter(|_| more).map(|row| cursor_after(id(row)));
+    let next = rows.last().filter(|_| more).map(cursor);
     (rows, next)
 }
 
@@ -184,6 +204,12 @@ mod tests {
         for bad in ["x", "AAAA", "!!!", "00000000-0000-0000-0000-000000000000"] {
             assert!(cursor(text(bad)).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_numbered_cursor_comes_back_as_the_number_it_was_made_of() {
+        assert_eq!(number_cursor(text(&number_cursor_after(7))).unwrap(), Some(7));
+        assert!(number_cursor(text(&cursor_after(Uuid::now_v7()))).is_err() && number_cursor(text("x")).is_err());
     }
 
     #[test]

@@ -90,6 +90,8 @@ codes! {
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
     /// The WhatsApp session has no slot free at its pace.
     SessionBusy = "session_limit_reached", 429, "The WhatsApp session is at its limit";
+    /// More requests than the limit.
+    RateLimited = "rate_limited", 429, "Too many requests";
     /// Our fault.
     Internal = "internal", 500, "Something went wrong on our side";
     /// WAHA answered and would not do it.
@@ -172,6 +174,17 @@ impl Problem {
     pub fn session_busy(retry_after: u64) -> Self {
         let detail = format!("Wait {retry_after} s for a free slot, or send it with `on_limit` `queue`.");
         Self { retry_after: Some(retry_after), ..Self::new(Code::SessionBusy, detail) }
+    }
+
+    /// More requests than the limit; the next one fits after so many seconds.
+    pub fn rate_limited(retry_after: u64) -> Self {
+        let detail = format!("Wait {retry_after} s, then go on no faster than the RateLimit headers allow.");
+        Self { retry_after: Some(retry_after), ..Self::new(Code::RateLimited, detail) }
+    }
+
+    /// A change that the state of the thing does not allow.
+    pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::StateConflict, detail)
     }
 
     /// Too much is waiting.
@@ -272,7 +285,7 @@ mod tests {
 
     #[test]
     fn every_status_that_the_contract_names_has_a_code() {
-        for status in [400, 401, 403, 404, 409, 413, 415, 422, 503] {
+        for status in [400, 401, 403, 404, 409, 413, 415, 422, 429, 503] {
             assert!(Code::ALL.iter().any(|code| code.status() == status), "{status}");
         }
     }
@@ -281,6 +294,7 @@ mod tests {
     fn a_503_says_when_to_come_back_and_a_401_how() {
         assert_eq!(Problem::overloaded().error_response().headers().get(RETRY_AFTER).unwrap(), "1");
         assert_eq!(Problem::unavailable().error_response().headers().get(RETRY_AFTER).unwrap(), "1");
+        assert_eq!(Problem::rate_limited(7).error_response().headers().get(RETRY_AFTER).unwrap(), "7");
         assert!(Problem::new(Code::Unauthenticated, "x").error_response().headers().contains_key(WWW_AUTHENTICATE));
         assert_eq!(Problem::method_not_allowed(&["GET"]).error_response().headers().get(ALLOW).unwrap(), "GET");
     }

@@ -7,10 +7,10 @@ use actix_web::{
 };
 
 use crate::{
-    admin, bulk, channels, configurations, dead_letters, docs, health, inbox, messages, notifications,
+    admin, audit, bulk, channels, configurations, dead_letters, docs, health, inbox, keys, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    sessions, waha, webhooks, whatsapp,
+    sessions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -73,9 +73,17 @@ routes! {
     "/api/admin/dead-letters/{id}"                   { GET dead_letters::show }
     "/api/admin/replays/{id}"                        { GET dead_letters::progress }
     "/api/admin/queues"                              { GET admin::queues }
+    "/api/admin/tenants"                             { GET tenants::list, POST tenants::create }
+    "/api/admin/keys"                                { GET keys::list, POST keys::create }
+    "/api/admin/keys/{id}"                           { DELETE keys::revoke }
+    "/api/admin/limits"                              { GET tenant_limits::show, PUT tenant_limits::set }
+    "/api/admin/audit"                               { GET audit::list }
+    "/api/auth/token"                                { POST tokens::issue }
+    "/api/auth/refresh"                              { POST tokens::renew }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
     "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
     "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }
+    "/api/users/{user_id}"                           { DELETE users::erase }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::App,
     docs::ui_config,
+    gate::gate,
     observe::{Traffic, observe},
     routes,
 };
@@ -36,6 +37,7 @@ pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken)
             .app_data(traffic.clone())
             .app_data(ui.clone())
             .configure(routes::configure)
+            .wrap(from_fn(gate))
             .wrap(from_fn(observe))
     };
     let server = HttpServer::new(site)

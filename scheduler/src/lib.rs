@@ -16,6 +16,7 @@ mod probe;
 mod release_due;
 mod release_lines;
 mod replays;
+mod retention;
 pub mod task;
 mod trouble;
 mod waha_events;
@@ -127,6 +128,8 @@ impl Line {
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
         crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
         crew.keep(partitions::Partitions(store.clone()));
+        crew.keep(retention::Retention { store: store.clone(), days: config.retention_days });
+        crew.keep(retention::Erasures(store.clone()));
         let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, crew.stop());
         crew.follow("log_writer", events, |consumer, trouble, stop| {
             log_writer::LogWriter::new(store.clone(), publisher.clone(), consumer, trouble, stop).run()

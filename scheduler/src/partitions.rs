@@ -30,6 +30,7 @@ impl Task for Partitions {
         gauge!("posthaste_partition_days_ahead").set(gauge_of(self.0.partition_days_ahead().await?));
         let forgotten = count_of(self.0.forget_keys(KEY_HOURS, KEYS_LIMIT).await?);
         counter!("posthaste_idempotency_keys_forgotten_total").increment(forgotten);
+        self.0.forget_families(KEYS_LIMIT).await?;
         Ok(if forgotten >= KEYS_LIMIT.unsigned_abs() { Report::More } else { Report::Done })
     }
 }

@@ -11,7 +11,7 @@ use shared::{
     contract::submission::Content,
     db::{
         Store,
-        accept::{Acceptance, Hash, Key, NewDelivery, NewMessage},
+        accept::{Acceptance, Crowding, Hash, Key, NewDelivery, NewMessage},
         configurations::Configuration,
         wa_inbound::Inbound,
     },
@@ -62,7 +62,7 @@ impl Task for WahaForward {
             batch.extend(wanted.map(|to| acceptance(message, to)));
         }
         if !batch.is_empty() {
-            let (_, dispatch) = self.store.accept(&batch, self.relay_after_ms).await?;
+            let (_, dispatch) = self.store.accept(&batch, self.relay_after_ms, &Crowding::default()).await?;
             dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
         }
         self.store.mark_forwarded(messages.iter().map(|message| message.id).collect()).await?;

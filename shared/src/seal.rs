@@ -135,6 +135,15 @@ impl Sealer {
         self.keys.first().is_some_and(|key| id != Some(&key.id))
     }
 
+    /// What every value sealed with the newest key begins with, in a byte column and in a text column; `None` without a key.
+    pub fn heads(&self) -> Option<(Vec<u8>, String)> {
+        let head = [MAGIC, self.keys.first()?.id].concat();
+        let mut text = format!("{TEXT_PREFIX}{}", STANDARD_NO_PAD.encode(&head));
+        // The last digit also holds bits of what follows.
+        text.pop();
+        Some((head, text))
+    }
+
     /// The fingerprint under which `value` is found again in its stored rows; `realm` keeps equal values of two tenants, or
     /// of two kinds, apart. Without a key it is a plain SHA-256: it hides nothing then, and neither does the row.
     pub fn fingerprint(&self, realm: &str, value: &str) -> Fingerprint {
@@ -212,6 +221,19 @@ mod tests {
         assert_eq!(both.open(old.clone()).unwrap(), b"x");
         assert!(!both.is_stale(&both.seal(b"x").unwrap()));
         assert_eq!(sealer(&[2]).open(old), Err(SealError::UnknownKey));
+    }
+
+    #[test]
+    fn a_head_tells_the_values_of_the_newest_key_from_all_others() {
+        let (old, both) = (sealer(&[1]), sealer(&[2, 1]));
+        let (bytes, text) = both.heads().unwrap();
+        for plain in ["", "x", "a longer text"] {
+            assert!(both.seal(plain.as_bytes()).unwrap().starts_with(&bytes));
+            assert!(both.seal_text(plain).unwrap().starts_with(&text));
+            assert!(!old.seal(plain.as_bytes()).unwrap().starts_with(&bytes));
+            assert!(!old.seal_text(plain).unwrap().starts_with(&text));
+        }
+        assert_eq!(Sealer::default().heads(), None);
     }
 
     #[test]

@@ -120,6 +120,6 @@ async fn exit(work: impl Future<Output = Result<(), Box<dyn Error>>>) -> ExitCod
         source = cause.source();
     }
     tracing::error!(error = text, "the process ends");
-    eprintln!("{text}");
+    eprintln!("{}", telemetry::masked(&text));
     ExitCode::FAILURE
 }

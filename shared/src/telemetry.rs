@@ -2,8 +2,18 @@
 //!
 //! Logs go to stderr: readable lines on a terminal, JSON lines anywhere else. Metrics are kept for whoever serves
 //! `/metrics`; nothing here listens. Spans are not exported; the trace context is only carried on.
+//!
+//! Every line goes through `mask`, panics included: nothing that is logged shows an address or a number of a person.
 
-use std::{io::IsTerminal, sync::OnceLock, time::Duration};
+mod mask;
+
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::IsTerminal,
+    panic::PanicHookInfo,
+    sync::OnceLock,
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +30,9 @@ use tracing_subscriber::{
 };
 use uuid::Uuid;
 
+use mask::Masking;
+pub use mask::masked;
+
 /// Upper bounds, in seconds, of the buckets of every `*_seconds` histogram: from a fast query to the longest call.
 const SECONDS_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 /// How often histograms are drained into their buckets, as the exporter's own listener does.
@@ -31,12 +44,22 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 pub fn init(service: &str, log: &str) {
     let filter = filter(log);
     let layer = if std::io::stderr().is_terminal() {
-        fmt::layer().with_writer(std::io::stderr).boxed()
+        fmt::layer().with_writer(Masking(std::io::stderr)).boxed()
     } else {
-        json_layer(service, std::io::stderr).boxed()
+        json_layer(service, Masking(std::io::stderr)).boxed()
     };
     // Refused only where a subscriber stands already: in tests, or when one process runs several services.
-    let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
+    if tracing_subscriber::registry().with(filter).with(layer).try_init().is_ok() {
+        std::panic::set_hook(Box::new(log_panic));
+    }
+}
+
+/// A panic is a log line like any other: masked, and with the spans it happened in.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    let (thread, location) = (std::thread::current(), panic.location().map(ToString::to_string));
+    tracing::error!(panic = panic.payload_as_str(), location, thread = thread.name(), backtrace, "a thread panicked");
 }
 
 /// What is logged, less what others would log of people: lapin writes returned messages out, bodies and all.
@@ -332,6 +355,24 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_panic_is_a_masked_log_line() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::registry().with(json_layer("test", Masking(move || writer.clone())));
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(log_panic));
+        let ended = tracing::subscriber::with_default(subscriber, || {
+            std::panic::catch_unwind(|| panic!("no mailbox of ada@example.com at +491701234567"))
+        });
+        std::panic::set_hook(usual);
+        assert!(ended.is_err());
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["panic"], "no mailbox of ***@*** at +***");
+        assert!(line["location"].as_str().unwrap().contains("telemetry.rs"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use base64::{
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
+use uuid::Uuid;
 
 use crate::{clock, domain::UnknownWord};
 
@@ -26,6 +27,8 @@ pub const LEEWAY_SECONDS: u64 = 30;
 pub const SECRET_BYTES_MIN: usize = 32;
 /// What every API key starts with, so that people and secret scanners know one when they see it.
 pub const KEY_PREFIX: &str = "ph_";
+/// What every refresh token starts with.
+pub const REFRESH_PREFIX: &str = "phr_";
 /// What every webhook secret starts with (Standard Webhooks).
 pub const WEBHOOK_SECRET_PREFIX: &str = "whsec_";
 /// Bytes of chance in a key or secret: as many as SHA-256 has.
@@ -214,7 +217,7 @@ pub struct ApiKey {
 impl ApiKey {
     /// Makes one.
     pub fn generate() -> Result<Self, NoRandomness> {
-        let text = format!("{KEY_PREFIX}{}", URL_SAFE_NO_PAD.encode(random()?));
+        let text = format!("{KEY_PREFIX}{}", URL_SAFE_NO_PAD.encode(random::<RANDOM_BYTES>()?));
         Ok(Self { hash: hash_key(&text), text: text.into() })
     }
 }
@@ -226,13 +229,47 @@ pub fn hash_key(text: &str) -> [u8; 32] {
     hash
 }
 
-/// A new webhook signing secret in the form of Standard Webhooks: `whsec_` and 32 bytes in base64.
-pub fn webhook_secret() -> Result<SecretString, NoRandomness> {
-    Ok(format!("{WEBHOOK_SECRET_PREFIX}{}", STANDARD.encode(random()?)).into())
+/// A new refresh token: shown to its owner once, and stored as its hash. It names its family, so that an old one is known
+/// for what it is although only the hash of the newest is stored.
+#[derive(Clone, Debug)]
+pub struct RefreshToken {
+    /// The family.
+    pub family: Uuid,
+    /// `phr_` and 64 characters of URL-safe base64.
+    pub text: SecretString,
+    /// What is stored.
+    pub hash: [u8; 32],
 }
 
-fn random() -> Result<[u8; RANDOM_BYTES], NoRandomness> {
-    let mut bytes = [0; RANDOM_BYTES];
+impl RefreshToken {
+    /// The first of a new family.
+    pub fn generate() -> Result<Self, NoRandomness> {
+        Self::of(uuid::Builder::from_random_bytes(random()?).into_uuid())
+    }
+
+    /// Another one of this family.
+    pub fn of(family: Uuid) -> Result<Self, NoRandomness> {
+        let mut bytes = family.into_bytes().to_vec();
+        bytes.extend_from_slice(&random::<RANDOM_BYTES>()?);
+        let text = format!("{REFRESH_PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
+        Ok(Self { family, hash: hash_key(&text), text: text.into() })
+    }
+
+    /// The family that a token names, and the token's hash; `None` if it is no refresh token.
+    pub fn read(text: &str) -> Option<(Uuid, [u8; 32])> {
+        let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(REFRESH_PREFIX)?).ok()?;
+        let (family, secret) = bytes.split_first_chunk::<16>()?;
+        (secret.len() == RANDOM_BYTES).then(|| (Uuid::from_bytes(*family), hash_key(text)))
+    }
+}
+
+/// A new webhook signing secret in the form of Standard Webhooks: `whsec_` and 32 bytes in base64.
+pub fn webhook_secret() -> Result<SecretString, NoRandomness> {
+    Ok(format!("{WEBHOOK_SECRET_PREFIX}{}", STANDARD.encode(random::<RANDOM_BYTES>()?)).into())
+}
+
+fn random<const SIZE: usize>() -> Result<[u8; SIZE], NoRandomness> {
+    let mut bytes = [0; SIZE];
     rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
     Ok(bytes)
 }
@@ -393,6 +430,20 @@ mod tests {
         assert_eq!(hash_key(text), one.hash);
         assert_ne!(one.hash, other.hash);
         assert!(!format!("{one:?}").contains(text));
+    }
+
+    #[test]
+    fn a_refresh_token_names_its_family_and_nothing_else_is_one() {
+        let first = RefreshToken::generate().unwrap();
+        let second = RefreshToken::of(first.family).unwrap();
+        let text = second.text.expose_secret();
+        assert_eq!(RefreshToken::read(text), Some((first.family, second.hash)));
+        assert_ne!(first.hash, second.hash);
+        assert_ne!(first.family, RefreshToken::generate().unwrap().family);
+        assert!(!format!("{second:?}").contains(text));
+        for bad in ["", "phr_", "phr_AAAA", &text[1..], &text[..text.len() - 2], &format!("{text}AAAA")] {
+            assert_eq!(RefreshToken::read(bad), None, "{bad}");
+        }
     }
 
     #[test]

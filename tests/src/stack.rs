@@ -64,7 +64,7 @@ pub struct Stack {
     processes: BTreeMap<String, Process>,
 }
 
-/// Retries in milliseconds, receivers on loopback, and leases that end while a test watches.
+/// Retries in milliseconds, receivers on loopback, leases that end while a test watches, and no limit that one key meets.
 const SETTINGS: &[(&str, &str)] = &[
     ("WEBHOOK_ALLOW_NETS", "127.0.0.0/8"),
     ("WEBHOOK_RETRY_DELAY", "200"),
@@ -80,6 +80,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("PUSH_BACKEND", "sandbox"),
     ("WHATSAPP_BACKEND", "sandbox"),
     ("JWT_SECRET", "0123456789abcdef0123456789abcdef0123456789abcdef"),
+    ("RATE_LIMIT_MAX_REQUESTS", "100000000"),
     ("RUST_LOG", "info"),
 ];
 
@@ -134,6 +135,14 @@ impl Stack {
             stack.launch(&format!("worker{n}"), Role::Worker, &[]).await?;
         }
         Ok(stack)
+    }
+
+    /// Changes a setting for whatever is started from now on, commands too; `None`: it is not set.
+    pub fn set(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => drop(self.settings.insert(name.to_owned(), value.to_owned())),
+            None => drop(self.settings.remove(name)),
+        }
     }
 
     /// Starts a process and waits until it is ready.

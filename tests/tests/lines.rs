@@ -144,3 +144,33 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
     assert_eq!(parked, stack.count("SELECT sum(waiting)::int8 FROM lines").await?, "the lines count their rows");
     Ok(())
 }
+
+#[tokio::test]
+async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_one() -> Result<()> {
+    let stack = Stack::start_with(&[("WORKER_CONCURRENCY", "8")]).await?;
+    let sink = HttpSink::start_local().await?;
+    sink.reply_by_default(Reply::ok().after(Duration::from_millis(20)));
+    stack.cli(&["tenant", "create", "quiet"])?;
+    let (busy, quiet) = (stack.producer(), stack.api(&stack.create_key("quiet", "producer")?));
+    let webhook = |path: &str| json!({"channel": "webhook", "recipient": sink.url(path), "data": {"a": 1}});
+    // Far more than 8 places at 20 ms empty meanwhile.
+    let mut posts = JoinSet::new();
+    for _ in 0..16 {
+        let (busy, body) = (busy.clone(), webhook("/busy"));
+        posts.spawn(async move {
+            for _ in 0..600 {
+                busy.send(&body).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = posts.join_next().await {
+        ended??;
+    }
+    assert!(stack.count("SELECT count(*) FROM parked").await? > 0, "a flood waits in its share");
+    let id = quiet.send(&webhook("/quiet")).await?;
+    quiet.wait_status_within(&id, "delivered", Duration::from_secs(40)).await?;
+    let behind = stack.count("SELECT count(*) FROM deliveries WHERE tenant_id = 1 AND state = 'queued'").await?;
+    assert!(behind > 0, "the quiet tenant overtook nobody");
+    Ok(())
+}

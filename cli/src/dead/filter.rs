@@ -35,6 +35,11 @@ pub struct Filter {
 pub const OPTIONS: [&str; 6] = ["channel", "tenant", "reason", "since", "until", "message_id"];
 
 impl Filter {
+    /// The tenant that is asked for.
+    pub fn tenant(&self) -> Option<&str> {
+        self.tenant.as_deref()
+    }
+
     /// The filter of the database. A tenant that does not exist is refused: a slip must not look like "no letters".
     pub async fn letters(self, store: &Store) -> anyhow::Result<LetterFilter> {
         if let Some(slug) = &self.tenant {

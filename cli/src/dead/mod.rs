@@ -178,8 +178,10 @@ fn progress_line(replay: &Replay) -> String {
 impl Cancel {
     async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let id = self.id;
-        let cancelled = settings::store()?.cancel_replay(None, id).await.context("failed to cancel the replay")?;
+        let store = settings::store()?;
+        let cancelled = store.cancel_replay(None, id).await.context("failed to cancel the replay")?;
         anyhow::ensure!(cancelled, "no replay {id} is running: see `posthaste dead status {id}`");
+        settings::record(&store, "dead cancel", id, None).await?;
         out.print(&json!({ "replay_id": id, "status": "cancelled" }), |_| {
             format!("cancelled {id}; what it has moved stays moved")
         })?;

@@ -58,12 +58,14 @@ impl Args {
         let store = settings::store()?;
         let (note, rate, wait) = (self.note.unwrap_or_default(), self.rate, !self.no_wait);
         let ids = Some(self.ids).filter(|ids| !ids.is_empty());
+        let tenant = settings::tenant_id(&store, self.filter.tenant()).await?;
         let filter = LetterFilter { ids, all: self.all, ..self.filter.letters(&store).await? };
         if self.dry_run {
             return preview(&store, &filter, action, out).await;
         }
         let begun = store.start_replay(None, action, &filter, rate, &note, &settings::actor()).await;
         let (id, matched) = begun.with_context(|| format!("failed to begin the {}", action.as_str()))?;
+        settings::record(&store, &format!("dead {}", action.as_str()), id, tenant).await?;
         if wait { watch(&store, id, out).await } else { leave(id, matched, out) }
     }
 }

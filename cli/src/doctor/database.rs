@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Int4, Text, Timestamptz};
 use shared::{
     clock,
-    db::{DbResult, Store, letters::LetterFilter, statement},
+    db::{DbResult, Floor, Store, letters::LetterFilter, statement},
 };
 
 use super::finding::Finding;
@@ -46,6 +46,7 @@ async fn examine_reached(store: &Store) -> Vec<Finding> {
     if findings.iter().any(|finding| finding.check == "migrations" && finding.advice.is_some()) {
         return findings;
     }
+    findings.extend([floor(store).await, keys(store).await]);
     findings.extend([partitions(store).await, outbox(store).await, due(store).await, letters(store).await]);
     findings
 }
@@ -100,6 +101,38 @@ async fn migrations(store: &Store) -> Finding {
         pending => Finding::fail("migrations", format!("pending: {}", pending.join(", ")), "posthaste migrate"),
     });
     settled("migrations", finding)
+}
+
+async fn floor(store: &Store) -> Finding {
+    let floor = store.floor().await.context("failed to look at row-level security");
+    settled("tenant walls", floor.map(|floor| walls(&floor)))
+}
+
+fn walls(floor: &Floor) -> Finding {
+    let advice =
+        "run posthaste migrate as the owner of the database, then: GRANT posthaste_services TO the services' login";
+    match floor {
+        Floor { is_bound: false, .. } => {
+            Finding::fail("tenant walls", "this login may not act as the role posthaste_services", advice)
+        }
+        Floor { open_tables, .. } if !open_tables.is_empty() => {
+            let detail = format!("not under row-level security: {}", open_tables.join(", "));
+            Finding::fail("tenant walls", detail, "posthaste migrate")
+        }
+        Floor { .. } => Finding::ok("tenant walls", "row-level security holds on every table"),
+    }
+}
+
+async fn keys(store: &Store) -> Finding {
+    match store.check_keys().await {
+        Ok(()) if store.sealer().is_on() => Finding::ok("encryption", "the keys open what is stored"),
+        Ok(()) => Finding::warn(
+            "encryption",
+            "contents and recipients are stored as they are",
+            "set POSTHASTE_ENCRYPTION_KEY to `openssl rand -base64 32`, then posthaste rotate-keys",
+        ),
+        Err(error) => Finding::fail("encryption", error.to_string(), "posthaste config check"),
+    }
 }
 
 async fn partitions(store: &Store) -> Finding {
@@ -178,6 +211,14 @@ mod tests {
         let verdicts = [-30.0, 0.0, 4.0, 5.0, 60.0].map(|late| due_lag(late).verdict);
         assert_eq!(verdicts, [Verdict::Ok, Verdict::Ok, Verdict::Ok, Verdict::Warn, Verdict::Fail]);
         assert_eq!(due_lag(-30.0).detail, "nothing is late");
+    }
+
+    #[test]
+    fn a_table_outside_the_walls_is_a_failure() {
+        let verdict = |is_bound, open_tables| walls(&Floor { is_bound, open_tables }).verdict;
+        assert_eq!(verdict(true, Vec::new()), Verdict::Ok);
+        assert_eq!(verdict(false, Vec::new()), Verdict::Fail);
+        assert_eq!(verdict(true, vec!["inbox".to_owned()]), Verdict::Fail);
     }
 
     #[test]

@@ -35,6 +35,8 @@ const JWT_SECRET_BYTES_MIN: usize = 32;
 const DELAY_MS_MAX: u64 = 604_800_000;
 /// Longer waits, in milliseconds, on one call are a hang, not patience: ten minutes, a third of RabbitMQ's own limit.
 const TIMEOUT_MS_MAX: u64 = 600_000;
+/// Longer windows, in milliseconds, are quotas, which a restart must not forget: a day.
+const WINDOW_MS_MAX: u64 = 86_400_000;
 /// Tokens that live longer, in seconds, are keys, and those can be revoked: a year.
 const LIFETIME_SECONDS_MAX: u64 = 31_536_000;
 
@@ -50,12 +52,16 @@ pub(super) const THREADS: Kind<usize> = between!(1, 256);
 pub(super) const CONCURRENCY: Kind<usize> = between!(1, 10000);
 pub(super) const ATTEMPTS: Kind<u16> = between!(1, 1000);
 pub(super) const FAILURES: Kind<i32> = between!(1, 10000);
+pub(super) const DAYS: Kind<i32> = between!(1, 36500);
 pub(super) const RETRIES: Kind<u16> = between!(0, 999);
+pub(super) const REQUESTS: Kind<u32> = between!(1, 100000000);
 
 pub(super) const DELAY: Kind<Duration> =
     Kind { expects: "milliseconds from 0 to 604800000 (a week)", parse: |text| millis(text, 0, DELAY_MS_MAX) };
 pub(super) const TIMEOUT: Kind<Duration> =
     Kind { expects: "milliseconds from 1 to 600000 (ten minutes)", parse: |text| millis(text, 1, TIMEOUT_MS_MAX) };
+pub(super) const WINDOW: Kind<Duration> =
+    Kind { expects: "milliseconds from 1000 to 86400000 (a day)", parse: |text| millis(text, 1000, WINDOW_MS_MAX) };
 pub(super) const LIFETIME: Kind<Duration> =
     Kind { expects: "seconds, or a number with s, m, h, d or w, from 1s to 365d", parse: lifetime };
 

@@ -73,6 +73,8 @@ pub struct Config {
     pub log: String,
     /// When each channel is tried again.
     pub retry: RetryConfig,
+    /// Days that tenants without a number of their own keep messages; `None`: for ever.
+    pub retention_days: Option<i32>,
     /// Waits that hold the parts together.
     pub timing: TimingConfig,
     shown: Vec<Shown>,
@@ -96,6 +98,17 @@ pub struct HttpConfig {
     pub public_url: Url,
     /// Threads that serve.
     pub workers: usize,
+    /// How often a caller may ask.
+    pub rate: RateConfig,
+}
+
+/// How often a caller may ask, unless its tenant has a limit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateConfig {
+    /// The time that `requests` are counted in.
+    pub window: Duration,
+    /// Requests of each credential.
+    pub requests: u32,
 }
 
 /// Tokens.
@@ -261,6 +274,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let retry = retry::read(reader);
     let worker = worker(reader);
     let timing = timing(reader);
+    let retention_days = reader.get(&table::RETENTION_DAYS);
     let log = reader.get(&table::RUST_LOG);
     Some(Config {
         database: database?,
@@ -279,6 +293,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         worker: worker?,
         log: log?,
         retry: retry?,
+        retention_days,
         timing: timing?,
         shown: Vec::new(),
     })
@@ -289,10 +304,13 @@ fn http(reader: &mut Reader) -> Option<HttpConfig> {
     let port = reader.get(&table::PORT);
     let public_url = reader.get(&table::PUBLIC_URL);
     let workers = reader.get(&table::HTTP_WORKERS);
+    let (window, requests) = (reader.get(&table::RATE_LIMIT_WINDOW_MS), reader.get(&table::RATE_LIMIT_MAX_REQUESTS));
     let cores = available_parallelism().map_or(1, usize::from);
     let (host, port) = (host?, port?);
     let public_url = public_url.or_else(|| own_url(&host, port));
-    Some(HttpConfig { host, port, public_url: public_url?, workers: workers.unwrap_or(HTTP_WORKERS_USUAL.min(cores)) })
+    let rate = RateConfig { window: window?, requests: requests? };
+    let workers = workers.unwrap_or(HTTP_WORKERS_USUAL.min(cores));
+    Some(HttpConfig { host, port, public_url: public_url?, workers, rate })
 }
 
 /// Where this machine reaches what listens there: who listens on every address is reached on the loopback one.

@@ -70,6 +70,10 @@ settings! {
         ENCRYPTION_KEY_PREVIOUS: Setting<Vec<SecretString>> =
             Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, "$(cat the-old-key)").secrecy(Secrecy::Hidden);
     }
+    "Retention" {
+        /// Days after which messages and everything about them are removed, for tenants without a number of their own.
+        RETENTION_DAYS: Setting<i32> = Setting::new("RETENTION_DAYS", kind::DAYS, "90").unset(Unset::Derived("for ever"));
+    }
     "HTTP" {
         /// The address ingest listens on.
         HOST: Setting<String> = Setting::new("HOST", kind::HOST, "127.0.0.1").default("127.0.0.1");
@@ -81,6 +85,14 @@ settings! {
         /// Threads that serve HTTP.
         HTTP_WORKERS: Setting<usize> =
             Setting::new("HTTP_WORKERS", kind::THREADS, "2").unset(Unset::Derived("2, or 1 on a machine with one core"));
+        /// The window of RATE_LIMIT_MAX_REQUESTS.
+        RATE_LIMIT_WINDOW_MS: Setting<Duration> =
+            Setting::new("RATE_LIMIT_WINDOW_MS", kind::WINDOW, "60000").default("60000");
+        /// Requests that each credential may make in that window, at each ingest process. An address without a valid
+        /// credential may make a hundredth of them, at least 100 (all of them where they are fewer); webhooks of providers
+        /// ten times as many. A tenant can have a limit of its own.
+        RATE_LIMIT_MAX_REQUESTS: Setting<u32> =
+            Setting::new("RATE_LIMIT_MAX_REQUESTS", kind::REQUESTS, "10000").default("10000");
     }
     "Tokens" {
         /// Signs and checks access tokens; ingest does not start without it.

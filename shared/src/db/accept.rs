@@ -1,5 +1,7 @@
 //! Acceptance: one statement, one commit, for many submissions: idempotency key + message + deliveries + outbox row.
 
+use std::{collections::HashSet, sync::Arc};
+
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -43,12 +45,16 @@ pub struct NewDelivery {
 }
 
 impl NewDelivery {
-    /// The line it waits in from the start: the one it needs a slot of, or, on the bulk lane, its tenant's share, so that
-    /// tenants take turns. Anything else goes straight to the broker.
-    fn parks_in(&self, tenant: TenantId) -> Option<Uuid> {
-        self.line.or_else(|| (self.route.lane == Lane::Bulk).then(|| share(tenant, self.route)))
+    /// The line it waits in from the start: the one it needs a slot of, or its tenant's share where tenants take turns:
+    /// always on the bulk lane, elsewhere while the tenant is crowding. Anything else goes straight to the broker.
+    fn parks_in(&self, tenant: TenantId, crowding: &Crowding) -> Option<Uuid> {
+        let in_turn = self.route.lane == Lane::Bulk || crowding.contains(&(tenant, self.route));
+        self.line.or_else(|| in_turn.then(|| share(tenant, self.route)))
     }
 }
+
+/// Tenants that fill a route faster than it empties, and must take turns on it.
+pub type Crowding = Arc<HashSet<(TenantId, Route)>>;
 
 /// The line of a tenant's share in a route: an id made of nothing else (a UUIDv8, RFC 9562).
 pub fn share(tenant: TenantId, route: Route) -> Uuid {
@@ -153,25 +159,24 @@ type StoredAnswer = (i32, Vec<u8>, Vec<u8>, Vec<u8>);
 impl Store {
     /// Stores all of `batch` in one commit. Returns one result per acceptance, in order, and what to publish now.
     ///
-    /// `relay_after_ms`: when the relay may take the outbox row over, should we die before publishing it.
+    /// `crowding`: who takes turns; `relay_after_ms`: when the relay may take the outbox row over, should we die before publishing it.
     pub async fn accept(
         &self,
         batch: &[Acceptance],
         relay_after_ms: i32,
+        crowding: &Crowding,
     ) -> DbResult<(Vec<Accepted>, Option<Dispatch>)> {
-        let (outbox_id, won) = self.insert(batch, relay_after_ms).await?;
+        let columns = Columns::of(batch, crowding, self.sealer())?;
+        let (outbox_id, won): (Option<i64>, Vec<Uuid>) = columns.bind(relay_after_ms).row(self).await?;
         let is_new = |acceptance: &Acceptance| acceptance.key.is_none() || won.contains(&acceptance.subject());
         let results = if batch.iter().all(is_new) {
             vec![Accepted::New; batch.len()]
         } else {
             self.answers(batch, is_new).await?
         };
-        let items = batch.iter().filter(|acceptance| is_new(acceptance)).flat_map(queued_items).collect();
+        let items =
+            batch.iter().filter(|acceptance| is_new(acceptance)).flat_map(|a| queued_items(a, crowding)).collect();
         Ok((results, outbox_id.map(|outbox_id| Dispatch { outbox_id, items })))
-    }
-
-    async fn insert(&self, batch: &[Acceptance], relay_after_ms: i32) -> DbResult<(Option<i64>, Vec<Uuid>)> {
-        Columns::of(batch, self.sealer())?.bind(relay_after_ms).row(self).await
     }
 
     /// The stored answers for the acceptances whose key was taken.
@@ -210,9 +215,13 @@ impl Store {
     }
 }
 
-fn queued_items(acceptance: &Acceptance) -> impl Iterator<Item = DispatchItem> + '_ {
+fn queued_items<'a>(
+    acceptance: &'a Acceptance,
+    crowding: &'a Crowding,
+) -> impl Iterator<Item = DispatchItem> + use<'a> {
     let now = acceptance.messages.iter().filter(|message| message.scheduled_at.is_none());
-    let at_once = now.flat_map(|message| &message.deliveries).filter(|d| d.parks_in(acceptance.tenant).is_none());
+    let at_once =
+        now.flat_map(|message| &message.deliveries).filter(|d| d.parks_in(acceptance.tenant, crowding).is_none());
     at_once.map(|d| DispatchItem { delivery: d.id, run: 0, route: d.route })
 }
 
@@ -279,7 +288,7 @@ struct DeliveryColumns {
 }
 
 impl Columns {
-    fn of(batch: &[Acceptance], sealer: &Sealer) -> Result<Self, SealError> {
+    fn of(batch: &[Acceptance], crowding: &Crowding, sealer: &Sealer) -> Result<Self, SealError> {
         let mut columns = Self::default();
         // Overlapping batches that wait for each other's keys must take them in one order.
         let mut keyed: Vec<_> = batch.iter().filter_map(|a| a.key.as_ref().map(|key| (a, key))).collect();
@@ -288,12 +297,12 @@ impl Columns {
             columns.keys.push(acceptance, key, sealer)?;
         }
         for acceptance in batch {
-            columns.push(acceptance, sealer)?;
+            columns.push(acceptance, crowding, sealer)?;
         }
         Ok(columns)
     }
 
-    fn push(&mut self, acceptance: &Acceptance, sealer: &Sealer) -> Result<(), SealError> {
+    fn push(&mut self, acceptance: &Acceptance, crowding: &Crowding, sealer: &Sealer) -> Result<(), SealError> {
         let keyed_subject = acceptance.key.is_some().then(|| acceptance.subject());
         if let Some(bulk) = &acceptance.bulk {
             self.bulks.push(acceptance.tenant, bulk, sealer)?;
@@ -302,6 +311,7 @@ impl Columns {
             self.messages.push(acceptance, keyed_subject, message, sealer)?;
             for delivery in &message.deliveries {
                 self.deliveries.push(acceptance.tenant, keyed_subject, message, delivery, sealer)?;
+                self.deliveries.park.push(delivery.parks_in(acceptance.tenant, crowding));
             }
         }
         Ok(())
@@ -427,7 +437,6 @@ impl DeliveryColumns {
         self.due_at.push(message.scheduled_at);
         self.line.push(delivery.line);
         self.rank.push(delivery.rank);
-        self.park.push(delivery.parks_in(tenant));
         self.kind.push(delivery.line.map(|_| delivery.kind));
         let country = delivery.line.and_then(|_| country_prefix(recipient));
         self.country.push(country.map(str::to_owned));

@@ -44,11 +44,13 @@ impl Store {
         let ids: Vec<Uuid> = items.iter().map(|item| item.delivery.0).collect();
         let tenants: Vec<i32> = items.iter().map(|item| item.tenant.0).collect();
         let (users, contents): (Vec<_>, Vec<_>) = items.into_iter().map(|item| (item.user_id, item.content)).unzip();
+        let sealed: Result<Vec<_>, _> = contents.iter().map(|content: &Vec<u8>| self.sealer().seal(content)).collect();
+        let sealed = sealed?;
         let query = statement::<()>(INSERT)
             .bind::<Array<SqlUuid>, _>(ids)
             .bind::<Array<Int4>, _>(tenants)
             .bind::<Array<Text>, _>(users)
-            .bind::<Array<Binary>, _>(contents);
+            .bind::<Array<Binary>, _>(sealed);
         query.run(self).await
     }
 
@@ -62,19 +64,23 @@ impl Store {
     ) -> DbResult<Vec<InboxItem>> {
         type Row = (Uuid, String, Vec<u8>, Option<DateTime<Utc>>, DateTime<Utc>);
         let query = statement::<(SqlUuid, Text, Binary, Nullable<Timestamptz>, Timestamptz)>(LIST)
+            .within(Some(tenant))
             .bind::<Int4, _>(tenant.0)
             .bind::<Text, _>(user_id.to_owned())
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.rows(self).await?;
-        let item =
-            |(id, user_id, content, read_at, created_at)| InboxItem { id, user_id, content, read_at, created_at };
-        Ok(rows.into_iter().map(item).collect())
+        let item = |(id, user_id, content, read_at, created_at): Row| {
+            let content = self.sealer().open(content)?;
+            Ok(InboxItem { id, user_id, content, read_at, created_at })
+        };
+        rows.into_iter().map(item).collect()
     }
 
     /// How many items a person has not read.
     pub async fn inbox_unread(&self, tenant: TenantId, user_id: &str) -> DbResult<i64> {
-        statement::<Int8>(UNREAD).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned()).row(self).await
+        let query = statement::<Int8>(UNREAD).within(Some(tenant)).bind::<Int4, _>(tenant.0);
+        query.bind::<Text, _>(user_id.to_owned()).row(self).await
     }
 
     /// Marks items of a person as read; says how many were unread before.
@@ -95,7 +101,7 @@ impl Store {
 
 /// A statement on a person's own rows.
 fn own(text: &'static str, tenant: TenantId, user_id: &str) -> super::Statement<()> {
-    statement(text).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned())
+    statement(text).within(Some(tenant)).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned())
 }
 
 const INSERT: &str = "

@@ -1,7 +1,10 @@
 //! API keys: stored as hashes, shown to their owner once.
 
 use chrono::{DateTime, Utc};
-use diesel::{ExpressionMethods, JoinOnDsl, OptionalExtension, QueryDsl, dsl::now};
+use diesel::{
+    ExpressionMethods, JoinOnDsl, OptionalExtension, QueryDsl,
+    sql_types::{Int4, Nullable, Uuid as SqlUuid},
+};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
@@ -9,6 +12,7 @@ use super::{
     DbResult, Store,
     accept::Hash,
     schema::{api_keys, tenants},
+    statement,
 };
 use crate::{domain::TenantId, token::Role};
 
@@ -61,7 +65,9 @@ impl Store {
             api_keys::name.eq(name),
             api_keys::hash.eq(hash.to_vec()),
         );
-        diesel::insert_into(api_keys::table).values(values).execute(&mut *self.conn().await?).await?;
+        let mut conn = self.within(Some(tenant)).await?;
+        let made = diesel::insert_into(api_keys::table).values(values).execute(&mut *conn).await;
+        conn.done(made).await?;
         Ok(id)
     }
 
@@ -77,22 +83,20 @@ impl Store {
         if let Some(tenant) = tenant {
             query = query.filter(api_keys::tenant_id.eq(tenant.0));
         }
-        let rows: Vec<Listed> = query.load(&mut *self.conn().await?).await?;
+        let mut conn = self.within(tenant).await?;
+        let rows = query.load::<Listed>(&mut *conn).await;
+        let rows = conn.done(rows).await?;
         Ok(rows.into_iter().map(KeyListing::from).collect())
     }
 
-    /// Ends a key, of this tenant if one is given; says whether there was one that held.
-    pub async fn revoke_key(&self, id: Uuid, tenant: Option<TenantId>) -> DbResult<bool> {
-        let held = api_keys::table.filter(api_keys::id.eq(id)).filter(api_keys::revoked_at.is_null());
-        let revoked = api_keys::revoked_at.eq(now);
-        let mut conn = self.conn().await?;
-        let rows = match tenant {
-            Some(tenant) => {
-                diesel::update(held.filter(api_keys::tenant_id.eq(tenant.0))).set(revoked).execute(&mut *conn).await?
-            }
-            None => diesel::update(held).set(revoked).execute(&mut *conn).await?,
-        };
-        Ok(rows > 0)
+    /// Ends a key, of this tenant if one is given; says whose it was, if there was one that held.
+    pub async fn revoke_key(&self, id: Uuid, tenant: Option<TenantId>) -> DbResult<Option<TenantId>> {
+        let query = statement::<Int4>(REVOKE)
+            .bind::<SqlUuid, _>(id)
+            .bind::<Nullable<Int4>, _>(tenant.map(|it| it.0))
+            .within(tenant);
+        let rows: Vec<i32> = query.rows(self).await?;
+        Ok(rows.into_iter().next().map(TenantId))
     }
 
     /// The key with this hash, if it holds and its role is one this version knows.
@@ -106,6 +110,10 @@ impl Store {
         Ok(row.and_then(held))
     }
 }
+
+const REVOKE: &str = "
+UPDATE api_keys SET revoked_at = now()
+WHERE id = ? AND revoked_at IS NULL AND tenant_id = coalesce(?, tenant_id) RETURNING tenant_id";
 
 fn held((id, tenant, tenant_slug, role): (Uuid, i32, String, String)) -> Option<KeyRow> {
     Some(KeyRow { id, tenant_id: TenantId(tenant), tenant_slug, role: role.parse().ok()? })

@@ -137,19 +137,31 @@ impl Store {
         }
         let page =
             query.order((dead_letters::created_at.desc(), dead_letters::id.desc())).limit(limit).select(columns!());
-        Ok(page.load(&mut *self.conn().await?).await?)
+        let mut conn = self.within(scope).await?;
+        let letters = page.load(&mut *conn).await;
+        let letters: Vec<DeadLetter> = conn.done(letters).await?;
+        letters.into_iter().map(|letter| self.opened(letter)).collect()
     }
 
     /// One letter, if it exists and `scope` may see it.
     pub async fn letter(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<Option<DeadLetter>> {
         let one = LetterFilter { ids: Some(vec![id]), ..LetterFilter::default() };
         let query = one.query(scope).select(columns!());
-        Ok(query.first(&mut *self.conn().await?).await.optional()?)
+        let mut conn = self.within(scope).await?;
+        let letter = query.first(&mut *conn).await.optional();
+        conn.done(letter).await?.map(|letter| self.opened(letter)).transpose()
+    }
+
+    fn opened(&self, mut letter: DeadLetter) -> DbResult<DeadLetter> {
+        letter.detail = self.sealer().open_text(letter.detail)?;
+        Ok(letter)
     }
 
     /// How many open letters match: what a replay or drop with this filter would move.
     pub async fn letters_match(&self, scope: Option<TenantId>, filter: &LetterFilter) -> DbResult<i64> {
-        Ok(filter.open(scope).count().get_result(&mut *self.conn().await?).await?)
+        let mut conn = self.within(scope).await?;
+        let count = filter.open(scope).count().get_result(&mut *conn).await;
+        conn.done(count).await
     }
 
     /// Writes letters down, each id once, and returns the ids that were new. A letter that was replayed or dropped and
@@ -158,6 +170,13 @@ impl Store {
         // A statement may touch a row once only, and writers that overlap must take the rows in one order.
         letters.sort_by_key(|letter| letter.id);
         letters.dedup_by_key(|letter| letter.id);
+        // What a refused publish says, and what was wrong with it, is as private as what was accepted.
+        for letter in &mut letters {
+            letter.detail = self.sealer().seal_text(&clean(Some(&letter.detail)).unwrap_or_default())?;
+            // One that is too long is better left out than kept in half: half of it would replay as something else.
+            let body = letter.body.take().filter(|body| body.len() <= BODY_BYTES_MAX);
+            letter.body = body.map(|body| self.sealer().seal(&body)).transpose()?;
+        }
         let columns = |of: fn(&NewLetter) -> Option<String>| letters.iter().map(of).collect::<Vec<_>>();
         let query = statement::<SqlUuid>(INSERT)
             .bind::<Array<SqlUuid>, _>(letters.iter().map(|letter| letter.id).collect::<Vec<_>>())
@@ -165,10 +184,10 @@ impl Store {
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| letter.channel.map(|channel| channel.to_string())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.origin.to_string())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.reason.to_string())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(Some(&letter.detail))))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.detail.clone())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.amqp_id.as_deref())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.routing_key.as_deref())))
-            .bind::<Array<Nullable<Binary>>, _>(letters.into_iter().map(body).collect::<Vec<_>>());
+            .bind::<Array<Nullable<Binary>>, _>(letters.into_iter().map(|letter| letter.body).collect::<Vec<_>>());
         query.rows(self).await
     }
 }
@@ -176,11 +195,6 @@ impl Store {
 /// PostgreSQL's text knows no NUL, and what strangers publish may hold one.
 fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', ""))
-}
-
-/// A body that is too long is better left out than kept in half: half of it would replay as something else.
-fn body(letter: NewLetter) -> Option<Vec<u8>> {
-    letter.body.filter(|body| body.len() <= BODY_BYTES_MAX)
 }
 
 const INSERT: &str = "

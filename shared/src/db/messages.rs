@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{DbResult, Statement, Store, statement};
@@ -19,6 +19,8 @@ const WINDOW_MIN: i64 = 1000;
 const WINDOW_MAX: i64 = 16_000;
 /// How long a search goes on before it answers with what it has.
 const SEARCH_TIME: Duration = Duration::from_secs(2);
+/// Sealed messages opened at once in a search: their contents are in memory together.
+const OPENED_TOGETHER: usize = 200;
 
 /// A message with its deliveries.
 #[derive(Clone, Debug)]
@@ -113,6 +115,8 @@ pub struct MessageFilter {
     pub from: Option<DateTime<Utc>>,
     /// Accepted at or before.
     pub to: Option<DateTime<Utc>>,
+    /// Exactly to there.
+    pub recipient: Option<String>,
     /// A part of the recipient or the content, in any case.
     pub text: Option<String>,
 }
@@ -172,18 +176,24 @@ impl Store {
     pub async fn message(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<Option<StoredMessage>> {
         let query =
             statement::<SqlMessage>(SELECT_ONE).bind::<SqlUuid, _>(id.0).bind::<Nullable<Int4>, _>(number(scope));
-        let rows: Vec<MessageRow> = query.rows(self).await?;
-        Ok(self.with_deliveries(rows).await?.pop())
+        let rows: Vec<MessageRow> = query.within(scope).rows(self).await?;
+        Ok(self.with_deliveries(scope, rows).await?.pop())
     }
 
     /// A page of messages of the tenant, newest first. A filter that hardly anything passes could read through every
     /// message there is; the search ends when its time is up, and says where to go on.
     pub async fn messages(&self, scope: Option<TenantId>, filter: MessageFilter, page: Page) -> DbResult<MessagePage> {
-        let (mut ids, next) = self.search(&Search::new(scope, filter, page.before), page.skip + page.limit).await?;
+        let wanted = page.skip + page.limit;
+        let search = Search::new(scope, filter, page.before);
+        let exact = if self.sealer().is_on() { self.exactly(&search).await? } else { None };
+        let (mut ids, next) = match exact {
+            Some(hashes) => self.search_recipient(&search, hashes, wanted).await?,
+            None => self.search(&search, wanted).await?,
+        };
         let ids = ids.split_off(page.skip.min(ids.len()));
         let query = statement::<SqlMessage>(SELECT_MANY).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<MessageRow> = query.rows(self).await?;
-        Ok(MessagePage { messages: self.with_deliveries(rows).await?, next: next.map(MessageId) })
+        let rows: Vec<MessageRow> = query.within(scope).rows(self).await?;
+        Ok(MessagePage { messages: self.with_deliveries(scope, rows).await?, next: next.map(MessageId) })
     }
 
     /// The ids of the first `wanted` messages that match, and where to go on if there may be more.
@@ -192,7 +202,11 @@ impl Store {
         let mut ids: Vec<Uuid> = Vec::new();
         loop {
             // One more than wanted tells whether there are more.
-            ids.extend(search.matches(high, window, count(wanted + 1 - ids.len())).rows::<Uuid>(self).await?);
+            let missing = wanted + 1 - ids.len();
+            ids.extend(match &search.filter.text {
+                Some(text) if self.sealer().is_on() => self.opened_matches(search, text, high, window).await?,
+                _ => search.matches(high, window, count(missing)).rows::<Uuid>(self).await?,
+            });
             if ids.len() > wanted {
                 ids.truncate(wanted);
                 let last = ids.last().copied();
@@ -203,8 +217,74 @@ impl Store {
             if started.elapsed() > SEARCH_TIME {
                 return Ok((ids, Some(end)));
             }
-            (high, window) = (end, (window * 2).min(WINDOW_MAX));
+            let largest = if search.filter.text.is_some() && self.sealer().is_on() { WINDOW_MIN } else { WINDOW_MAX };
+            (high, window) = (end, (window * 2).min(largest));
         }
+    }
+
+    /// Where recipients are sealed: the fingerprints of the one recipient that is asked for; none if it is a part of
+    /// something that is asked for.
+    async fn exactly(&self, search: &Search) -> DbResult<Option<Vec<Vec<u8>>>> {
+        // A fingerprint is made for one tenant.
+        let Some(tenant) = search.scope else { return Ok(None) };
+        let hashes = |text: &str| -> Vec<Vec<u8>> {
+            self.sealer().fingerprints(&tenant.to_string(), text).iter().map(|hash| hash.to_vec()).collect()
+        };
+        if let Some(recipient) = &search.filter.recipient {
+            return Ok(Some(hashes(recipient)));
+        }
+        let Some(text) = &search.filter.text else { return Ok(None) };
+        let query = statement::<Bool>(IS_RECIPIENT).bind::<Array<Binary>, _>(hashes(text)).within(search.scope);
+        let is_recipient: bool = query.row(self).await?;
+        Ok(is_recipient.then(|| hashes(text)))
+    }
+
+    /// As [`Store::search`], for messages to one recipient: an index knows them all.
+    async fn search_recipient(
+        &self,
+        search: &Search,
+        hashes: Vec<Vec<u8>>,
+        wanted: usize,
+    ) -> DbResult<(Vec<Uuid>, Option<Uuid>)> {
+        let Search { scope, filter, low, high } = search;
+        let query = statement::<SqlUuid>(TO_RECIPIENT)
+            .bind::<Array<Binary>, _>(hashes)
+            .bind::<SqlUuid, _>(*low)
+            .bind::<SqlUuid, _>(*high)
+            .bind::<Nullable<Text>, _>(filter.status.map(State::as_str))
+            .bind::<Nullable<Text>, _>(filter.channel.map(Channel::as_str))
+            .bind::<Nullable<Text>, _>(filter.user_id.clone())
+            .bind::<Int8, _>(count(wanted + 1));
+        let mut ids: Vec<Uuid> = query.within(*scope).rows(self).await?;
+        let more = ids.len() > wanted;
+        ids.truncate(wanted);
+        let last = ids.last().copied().filter(|_| more);
+        Ok((ids, last))
+    }
+
+    /// Those of the `window` messages below `high` whose recipients or content hold `text`, once they are opened.
+    async fn opened_matches(&self, search: &Search, text: &str, high: Uuid, window: i64) -> DbResult<Vec<Uuid>> {
+        let candidates: Vec<Uuid> = Search { filter: MessageFilter { text: None, ..search.filter.clone() }, ..*search }
+            .matches(high, window, window)
+            .rows(self)
+            .await?;
+        let (part, json_part) = (text.to_lowercase(), as_stored(text).to_lowercase());
+        let mut found = Vec::new();
+        for ids in candidates.chunks(OPENED_TOGETHER) {
+            let query = statement::<(SqlUuid, Nullable<Binary>, Array<Text>)>(SEALED_TEXTS);
+            let query = query.bind::<Array<SqlUuid>, _>(ids.to_vec()).within(search.scope);
+            let rows: Vec<(Uuid, Option<Vec<u8>>, Vec<String>)> = query.rows(self).await?;
+            for (id, content, recipients) in rows {
+                let content = content.map(|content| self.sealer().open(content)).transpose()?.unwrap_or_default();
+                let recipients: Result<Vec<_>, _> =
+                    recipients.into_iter().map(|recipient| self.sealer().open_text(recipient)).collect();
+                let holds = |text: &str, part: &str| text.to_lowercase().contains(part);
+                let matches = holds(&String::from_utf8_lossy(&content), &json_part)
+                    || recipients?.iter().any(|recipient| holds(recipient, &part));
+                found.extend(matches.then_some(id));
+            }
+        }
+        Ok(found)
     }
 
     /// What the log says about a message's deliveries, oldest first; `None` if the tenant has no such message.
@@ -216,7 +296,7 @@ impl Store {
         let Some(message) = self.message(scope, id).await? else { return Ok(None) };
         let ids: Vec<Uuid> = message.deliveries.iter().map(|delivery| delivery.id.0).collect();
         let query = statement::<SqlEvent>(SELECT_EVENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<EventRow> = query.rows(self).await?;
+        let rows: Vec<EventRow> = query.within(scope).rows(self).await?;
         Ok(Some((message, rows.into_iter().filter_map(event).collect())))
     }
 
@@ -224,7 +304,7 @@ impl Store {
     /// What a worker has claimed meanwhile is left alone.
     pub async fn cancel(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<i64> {
         let query = statement::<Int8>(CANCEL).bind::<SqlUuid, _>(id.0).bind::<Nullable<Int4>, _>(number(scope));
-        query.row(self).await
+        query.within(scope).row(self).await
     }
 
     /// Where the deliveries of a bulk stand.
@@ -232,19 +312,24 @@ impl Store {
         let query = statement::<(Int4, Timestamptz, Nullable<Text>, Int8)>(SELECT_BULK)
             .bind::<SqlUuid, _>(id.0)
             .bind::<Nullable<Int4>, _>(number(scope));
-        let rows: Vec<(i32, DateTime<Utc>, Option<String>, i64)> = query.rows(self).await?;
+        let rows: Vec<(i32, DateTime<Utc>, Option<String>, i64)> = query.within(scope).rows(self).await?;
         let Some(&(refused, created_at, ..)) = rows.first() else { return Ok(None) };
         let states =
             rows.iter().filter_map(|(_, _, state, count)| Some((state.as_deref()?.parse().ok()?, *count))).collect();
         Ok(Some(BulkCounts { refused, created_at, states }))
     }
 
-    async fn with_deliveries(&self, rows: Vec<MessageRow>) -> DbResult<Vec<StoredMessage>> {
+    async fn with_deliveries(&self, scope: Option<TenantId>, rows: Vec<MessageRow>) -> DbResult<Vec<StoredMessage>> {
         let mut messages: Vec<StoredMessage> = rows.into_iter().map(StoredMessage::from).collect();
+        for message in &mut messages {
+            message.content = message.content.take().map(|content| self.sealer().open(content)).transpose()?;
+        }
         let ids: Vec<Uuid> = messages.iter().map(|message| message.id.0).collect();
         let query = statement::<SqlDelivery>(SELECT_DELIVERIES).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<DeliveryRow> = if messages.is_empty() { Vec::new() } else { query.rows(self).await? };
-        for row in rows {
+        let rows: Vec<DeliveryRow> =
+            if messages.is_empty() { Vec::new() } else { query.within(scope).rows(self).await? };
+        for mut row in rows {
+            row.3 = self.sealer().open_text(row.3)?;
             let owner = messages.iter_mut().find(|message| message.id.0 == row.0);
             if let Some((owner, delivery)) = owner.zip(delivery(row)) {
                 owner.deliveries.push(delivery);
@@ -274,9 +359,11 @@ impl Search {
     fn matches(&self, high: Uuid, window: i64, limit: i64) -> Statement<SqlUuid> {
         let Self { scope, filter, low, .. } = self;
         statement::<SqlUuid>(if scope.is_some() { MATCHES_OF_TENANT } else { MATCHES_OF_ALL })
+            .within(*scope)
             .bind::<Nullable<Text>, _>(filter.status.map(State::as_str))
             .bind::<Nullable<Text>, _>(filter.channel.map(Channel::as_str))
             .bind::<Nullable<Text>, _>(filter.user_id.clone())
+            .bind::<Nullable<Text>, _>(filter.recipient.clone())
             .bind::<Nullable<Text>, _>(filter.text.clone())
             .bind::<Nullable<Text>, _>(filter.text.as_deref().map(as_stored))
             .bind::<Nullable<Int4>, _>(number(*scope))
@@ -289,6 +376,7 @@ impl Search {
     /// The last of the `window` messages below `high`; none if there are not so many.
     fn end_of(&self, high: Uuid, window: i64) -> Statement<SqlUuid> {
         statement::<SqlUuid>(if self.scope.is_some() { END_OF_TENANT } else { END_OF_ALL })
+            .within(self.scope)
             .bind::<Nullable<Int4>, _>(number(self.scope))
             .bind::<SqlUuid, _>(self.low)
             .bind::<SqlUuid, _>(high)
@@ -376,6 +464,8 @@ macro_rules! minute_after {
     };
 }
 
+pub(super) use minute_after;
+
 /// Walks the ids downwards, at most a window of them, and stops at the limit: a list costs what it shows. `f` is one row
 /// of constants that the planner folds in. A tenant's list compares and orders by (tenant, id): were the tenant a mere
 /// equation, the planner could walk everybody's ids instead, and a quiet tenant's list would read through a busy one's.
@@ -384,7 +474,7 @@ macro_rules! search {
         concat!(
             "
 SELECT m.id
-FROM (SELECT ?::text AS status, ?::text AS channel, ?::text AS user_id, lower(?::text) AS part, lower(?::text) AS json_part) f
+FROM (SELECT ?::text AS status, ?::text AS channel, ?::text AS user_id, ?::text AS recipient, lower(?::text) AS part, lower(?::text) AS json_part) f
 CROSS JOIN (
     SELECT m.* FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS low, ?::uuid AS high) r CROSS JOIN messages m
     WHERE m.id >= r.low AND m.id < r.high AND ",
@@ -394,10 +484,11 @@ CROSS JOIN (
             " LIMIT ?) m
 LEFT JOIN bulks b ON b.id = m.bulk_id
 WHERE (f.user_id IS NULL OR m.user_id = f.user_id)
-  AND ((f.status IS NULL AND f.channel IS NULL) OR EXISTS (
+  AND ((f.status IS NULL AND f.channel IS NULL AND f.recipient IS NULL) OR EXISTS (
         SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
             minute_after!("m.id"),
-            " AND (f.status IS NULL OR d.state = f.status) AND (f.channel IS NULL OR d.channel = f.channel)))
+            " AND (f.status IS NULL OR d.state = f.status) AND (f.channel IS NULL OR d.channel = f.channel)
+          AND (f.recipient IS NULL OR d.recipient = f.recipient)))
   AND (f.part IS NULL
        OR EXISTS (
         SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
@@ -456,6 +547,35 @@ FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (
     minute_after!("asked.id"),
     " OFFSET 0) d
 ORDER BY d.id"
+);
+
+/// Whether something was ever sent exactly there.
+const IS_RECIPIENT: &str =
+    "SELECT EXISTS (SELECT 1 FROM deliveries d WHERE d.recipient_hash = ANY (?::bytea[])) AS found";
+
+/// The fence keeps the planner from walking the messages in their order in search of a rare recipient.
+const TO_RECIPIENT: &str = "
+SELECT m.id
+FROM (SELECT DISTINCT d.message_id FROM (
+        SELECT ?::bytea[] AS hashes, ?::uuid AS low, ?::uuid AS high, ?::text AS status, ?::text AS channel) f
+      JOIN deliveries d ON d.recipient_hash = ANY (f.hashes)
+      WHERE d.message_id >= f.low AND d.message_id < f.high
+        AND (f.status IS NULL OR d.state = f.status) AND (f.channel IS NULL OR d.channel = f.channel)) x
+JOIN messages m ON m.id = x.message_id
+CROSS JOIN (SELECT ?::text AS user_id) u
+WHERE u.user_id IS NULL OR m.user_id = u.user_id
+ORDER BY m.id DESC LIMIT ?";
+
+/// What a search opens. Content beyond a few pages is not looked into.
+const SEALED_TEXTS: &str = concat!(
+    "
+SELECT m.id, CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
+       ARRAY(SELECT d.recipient FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
+    minute_after!("m.id"),
+    ")
+FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (SELECT * FROM messages m WHERE m.id = asked.id OFFSET 0) m
+LEFT JOIN bulks b ON b.id = m.bulk_id
+ORDER BY m.id DESC"
 );
 
 const SELECT_EVENTS: &str = "

@@ -1,10 +1,10 @@
 //! The schema: embedded migrations, run under one lock.
 
-use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Store, seal_check::KeyError, statement};
 use crate::reconnect::Reconnect;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations");
@@ -24,6 +24,9 @@ pub enum MigrateError {
     /// A migration failed; those before it stand.
     #[error("failed to migrate the schema")]
     Migrate(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The role of the services, its rights or its policies could not be put in place.
+    #[error("failed to put row-level security in place")]
+    Secure(#[source] diesel::result::Error),
     /// The task was torn down.
     #[error("the migration was interrupted")]
     Interrupted(#[from] tokio::task::JoinError),
@@ -32,17 +35,23 @@ pub enum MigrateError {
 /// Runs every pending migration on its own connection; returns the versions that ran.
 pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     let mut conn = AsyncPgConnection::establish(url.expose_secret()).await?;
+    // Policies bind the owner as well: what a migration changes, it changes for every tenant.
+    conn.batch_execute("SET posthaste.tenant = '*'").await?;
     diesel::sql_query("SELECT pg_advisory_lock($1)")
         .bind::<diesel::sql_types::Int8, _>(LOCK)
         .execute(&mut conn)
         .await?;
     // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
-    tokio::task::spawn_blocking(move || {
+    let (ran, mut conn) = tokio::task::spawn_blocking(move || {
         let mut harness = AsyncMigrationHarness::new(conn);
         let ran = harness.run_pending_migrations(MIGRATIONS).map_err(MigrateError::Migrate)?;
-        Ok(ran.iter().map(ToString::to_string).collect())
+        let ran = ran.iter().map(ToString::to_string).collect();
+        Ok::<_, MigrateError>((ran, harness.into_inner()))
     })
-    .await?
+    .await??;
+    // Tables that have just been made are under the policies before anybody fills them.
+    conn.batch_execute("SELECT secure_tables()").await.map_err(MigrateError::Secure)?;
+    Ok(ran)
 }
 
 /// Why a service must not go on with the database it has.
@@ -51,6 +60,15 @@ pub enum SchemaError {
     /// The database is behind.
     #[error("the database lacks {}: run `posthaste migrate`, then start again", .0.join(", "))]
     Pending(Vec<String>),
+    /// Row-level security would not bind us.
+    #[error(
+        "the database login may not act as the role posthaste_services, which keeps tenants apart: run `posthaste migrate` as \
+         the owner of the database; for another login than the owner's, also GRANT posthaste_services TO it"
+    )]
+    Role,
+    /// The keys do not fit what is stored.
+    #[error(transparent)]
+    Keys(KeyError),
     /// The database refused the question.
     #[error("the schema could not be compared")]
     Refused(#[from] super::DbError),
@@ -62,13 +80,28 @@ impl Store {
         let mut reconnect = Reconnect::new();
         loop {
             match self.pending_migrations().await {
-                Ok(pending) if pending.is_empty() => return Ok(()),
+                Ok(pending) if pending.is_empty() => match self.fit().await {
+                    Err(SchemaError::Refused(error) | SchemaError::Keys(KeyError::Database(error)))
+                        if error.is_unavailable() =>
+                    {
+                        tracing::warn!(%error, "waiting for the database");
+                    }
+                    answer => return answer,
+                },
                 Ok(pending) => return Err(SchemaError::Pending(pending)),
                 Err(error) if error.is_unavailable() => tracing::warn!(%error, "waiting for the database"),
                 Err(error) => return Err(error.into()),
             }
             reconnect.pause().await;
         }
+    }
+
+    /// Whether role and keys are those the database needs.
+    async fn fit(&self) -> Result<(), SchemaError> {
+        if !self.floor().await?.is_bound {
+            return Err(SchemaError::Role);
+        }
+        self.check_keys().await.map_err(SchemaError::Keys)
     }
 
     /// Names of migrations this version has and the database lacks.

@@ -3,20 +3,28 @@
 //! No transaction is open across a network call, and nothing here knows that a broker exists.
 
 pub mod accept;
+pub mod audit;
 pub mod breakers;
 pub mod claim;
 pub mod configurations;
 pub mod due;
+pub mod erasure;
 pub mod events;
 pub mod holds;
 pub mod inbox;
 pub mod keys;
 pub mod letters;
+pub mod limits;
 pub mod lines;
 pub mod messages;
 pub mod migrate;
 pub mod outbox;
+pub mod refresh;
+pub mod retention;
+pub mod rotation;
 pub mod schema;
+mod scope;
+pub mod seal_check;
 mod statement;
 pub mod tenants;
 pub mod wa_inbound;
@@ -43,6 +51,7 @@ use crate::{
     seal::{SealError, Sealer},
 };
 
+pub use scope::{Floor, Scoped};
 pub use statement::{Statement, statement};
 
 /// How long a caller waits for a connection. Below the 2 s within which ingest promises its 503.
@@ -59,6 +68,13 @@ const SESSION_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET en
     SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; SET jit = off; \
     SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '10s'; \
     SET timezone = 'UTC'; SET application_name = 'posthaste'";
+
+/// From here on row-level security binds the connection, even that of a superuser. It begins with the engine's view, every
+/// tenant's rows; what is done for one tenant narrows it, see [`scope`]. A login that may not act as the role is left as it
+/// is: `posthaste migrate` needs no role, and [`Store::await_schema`] lets no service go on without it.
+const ROLE_SETTINGS: &str = "SET posthaste.tenant = '*'; \
+    SELECT set_config('role', rolname, false) FROM pg_roles \
+    WHERE rolname = 'posthaste_services' AND pg_has_role(session_user, oid, 'MEMBER')";
 
 /// A database call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +170,8 @@ impl Store {
 
 async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
     let mut conn = AsyncPgConnection::establish(url).await?;
-    conn.batch_execute(SESSION_SETTINGS).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    for settings in [SESSION_SETTINGS, ROLE_SETTINGS] {
+        conn.batch_execute(settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    }
     Ok(conn)
 }

@@ -17,7 +17,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
 use uuid::Uuid;
 
 use super::{DbResult, Store};
-use crate::clock;
+use crate::{clock, domain::TenantId};
 
 /// Stands behind the name of a partitioned table in a statement's text: the partition to open, if it is just one.
 pub const DAY: char = '@';
@@ -27,12 +27,13 @@ pub struct Statement<Row> {
     text: &'static str,
     partition: String,
     binds: Vec<Box<dyn QueryFragment<Pg> + Send>>,
+    scope: Option<TenantId>,
     row: PhantomData<fn() -> Row>,
 }
 
 /// A statement with the text `text`, in which each `?` stands for the next bind.
 pub const fn statement<Row>(text: &'static str) -> Statement<Row> {
-    Statement { text, partition: String::new(), binds: Vec::new(), row: PhantomData }
+    Statement { text, partition: String::new(), binds: Vec::new(), scope: None, row: PhantomData }
 }
 
 impl<Row> Statement<Row> {
@@ -40,6 +41,12 @@ impl<Row> Statement<Row> {
     /// opens every partition of it, which for a batch of a few rows costs more than the rows.
     pub fn near<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
         self.partition = partition(ids);
+        self
+    }
+
+    /// Lets the statement see and touch nothing but this tenant's rows, whatever its text says; `None`: everybody's.
+    pub const fn within(mut self, scope: Option<TenantId>) -> Self {
+        self.scope = scope;
         self
     }
 
@@ -62,7 +69,9 @@ impl<Row: Send + 'static> Statement<Row> {
         Self: LoadQuery<'static, AsyncPgConnection, T>,
         T: Send,
     {
-        Ok(RunQueryDsl::load(self, &mut *store.conn().await?).await?)
+        let mut conn = store.within(self.scope).await?;
+        let rows = RunQueryDsl::load(self, &mut *conn).await;
+        conn.done(rows).await
     }
 
     /// Runs it on a connection of the pool and returns its first row.
@@ -71,12 +80,16 @@ impl<Row: Send + 'static> Statement<Row> {
         Self: LoadQuery<'static, AsyncPgConnection, T>,
         T: Send,
     {
-        Ok(RunQueryDsl::get_result(self, &mut *store.conn().await?).await?)
+        let mut conn = store.within(self.scope).await?;
+        let row = RunQueryDsl::get_result(self, &mut *conn).await;
+        conn.done(row).await
     }
 
     /// Runs it on a connection of the pool and returns how many rows it touched.
     pub async fn run(self, store: &Store) -> DbResult<usize> {
-        Ok(RunQueryDsl::execute(self, &mut *store.conn().await?).await?)
+        let mut conn = store.within(self.scope).await?;
+        let touched = RunQueryDsl::execute(self, &mut *conn).await;
+        conn.done(touched).await
     }
 }
 

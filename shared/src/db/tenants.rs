@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     DbError, DbResult, Store,
     schema::{amqp_users, tenants},
+    seal_check::KeyError,
 };
 use crate::domain::TenantId;
 
@@ -55,12 +56,6 @@ impl CreateTenantError {
 
 type Row = (i32, String, String, DateTime<Utc>);
 
-impl From<Row> for Tenant {
-    fn from((id, slug, webhook_secret, created_at): Row) -> Self {
-        Self { id: TenantId(id), slug, webhook_secret: webhook_secret.into(), created_at }
-    }
-}
-
 impl Store {
     /// Creates a tenant.
     pub async fn create_tenant(&self, slug: &str, webhook_secret: &SecretString) -> Result<Tenant, CreateTenantError> {
@@ -68,28 +63,37 @@ impl Store {
     }
 
     async fn insert_tenant(&self, slug: &str, webhook_secret: &SecretString) -> DbResult<Tenant> {
-        let values = (tenants::slug.eq(slug), tenants::webhook_secret.eq(webhook_secret.expose_secret()));
+        // The first thing that is ever sealed: from here on the database knows the key.
+        self.check_keys().await.map_err(KeyError::into_db)?;
+        let sealed = self.sealer().seal_text(webhook_secret.expose_secret())?;
+        let values = (tenants::slug.eq(slug), tenants::webhook_secret.eq(sealed));
         let insert = diesel::insert_into(tenants::table).values(values).returning(tenants::all_columns);
-        Ok(Tenant::from(insert.get_result::<Row>(&mut *self.conn().await?).await?))
+        let row: Row = insert.get_result(&mut *self.conn().await?).await?;
+        self.tenant(row)
     }
 
     /// Every tenant, the first one first.
     pub async fn list_tenants(&self) -> DbResult<Vec<Tenant>> {
         let rows: Vec<Row> = tenants::table.order(tenants::id).load(&mut *self.conn().await?).await?;
-        Ok(rows.into_iter().map(Tenant::from).collect())
+        rows.into_iter().map(|row| self.tenant(row)).collect()
+    }
+
+    fn tenant(&self, (id, slug, webhook_secret, created_at): Row) -> DbResult<Tenant> {
+        let webhook_secret = self.sealer().open_text(webhook_secret)?.into();
+        Ok(Tenant { id: TenantId(id), slug, webhook_secret, created_at })
     }
 
     /// The tenant of that name.
     pub async fn tenant_by_slug(&self, slug: &str) -> DbResult<Option<Tenant>> {
         let row: Option<Row> =
             tenants::table.filter(tenants::slug.eq(slug)).first(&mut *self.conn().await?).await.optional()?;
-        Ok(row.map(Tenant::from))
+        row.map(|row| self.tenant(row)).transpose()
     }
 
     /// The tenant with that row number.
     pub async fn tenant_by_id(&self, id: TenantId) -> DbResult<Option<Tenant>> {
         let row: Option<Row> = tenants::table.find(id.0).first(&mut *self.conn().await?).await.optional()?;
-        Ok(row.map(Tenant::from))
+        row.map(|row| self.tenant(row)).transpose()
     }
 
     /// Lets a broker user speak for this tenant, and for no other.

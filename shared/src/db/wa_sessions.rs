@@ -201,7 +201,8 @@ impl Store {
 
     /// Removes a session with its line, unless deliveries wait in it.
     pub async fn remove_session(&self, tenant: TenantId, id: Uuid) -> DbResult<Removed> {
-        let query = statement::<(Bool, Int4)>(REMOVE).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0);
+        let query =
+            statement::<(Bool, Int4)>(REMOVE).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0).within(Some(tenant));
         let rows: Vec<(bool, i32)> = query.rows(self).await?;
         Ok(match rows.as_slice() {
             [] => Removed::Unknown,
@@ -226,7 +227,7 @@ impl Store {
             .bind::<Int4, _>(tenant.0)
             .bind::<Nullable<SqlUuid>, _>(id_or_name.parse::<Uuid>().ok())
             .bind::<Text, _>(id_or_name.to_owned());
-        let found = self.sessions_of(query).await?;
+        let found = self.sessions_of(query.within(Some(tenant))).await?;
         // A name may look like another session's id: the id goes first.
         let is_named = |session: &Session| session.settings.name == id_or_name;
         let (by_id, by_name): (Vec<_>, Vec<_>) = found.into_iter().partition(|session| !is_named(session));
@@ -244,7 +245,7 @@ impl Store {
             .bind::<Int4, _>(tenant.0)
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
-        self.sessions_of(query).await
+        self.sessions_of(query.within(Some(tenant))).await
     }
 
     /// Notes the state of a session. `told_at`: when WAHA says it came about, in a webhook; webhooks may overtake each other,

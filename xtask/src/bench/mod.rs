@@ -4,6 +4,7 @@
 //! `servers.sh`. Machines and days differ, so what counts is the ratio of both sides within one run.
 
 mod scenarios;
+mod webhooks;
 
 use std::{
     collections::BTreeMap,
@@ -70,6 +71,8 @@ enum Scenario {
     Accept,
     /// One tenant's singles beside another one's 100,000 bulk deliveries.
     Beside,
+    /// Webhooks of WAHA beside single sends, acceptance only.
+    Webhooks,
 }
 
 /// Runs the command.
@@ -83,6 +86,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match args.scenario {
         Scenario::Delivery => {}
         Scenario::Accept => return bench.accept(args.messages).map(|()| ExitCode::SUCCESS),
+        Scenario::Webhooks => return bench.webhooks(args.messages).map(|()| ExitCode::SUCCESS),
         Scenario::Beside => return bench.beside(args.workers).map(|()| ExitCode::SUCCESS),
     }
     let mut runs: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -289,6 +293,8 @@ impl<'a> Settings<'a> {
             ("AMQP_URL", servers.setting("AMQP_URL")?),
             ("JWT_SECRET", "a-secret-for-the-benchmark-that-is-long-enough".to_owned()),
             ("WEBHOOK_ALLOW_NETS", "127.0.0.0/8".to_owned()),
+            // One key sends everything.
+            ("RATE_LIMIT_MAX_REQUESTS", "100000000".to_owned()),
             ("PATH", environment::get("PATH").unwrap_or_default()),
         ];
         Ok(Self { bench, all })

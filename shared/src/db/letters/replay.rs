@@ -22,6 +22,7 @@ use crate::{
         accept::{Dispatch, DispatchItem},
         outbox::item,
         schema::{dead_letters, replays},
+        scope::narrow,
         statement,
     },
     domain::TenantId,
@@ -156,6 +157,9 @@ impl Store {
         );
         // One transaction has one `now()`: what is counted here is what the passes will find.
         let begin = async |conn: &mut AsyncPgConnection| {
+            if let Some(tenant) = scope {
+                narrow(conn, tenant).await?;
+            }
             let matched: i64 = filter.open(scope).count().get_result(conn).await?;
             let count = replays::matched.eq(i32::try_from(matched).unwrap_or(i32::MAX));
             diesel::insert_into(replays::table).values((row, count)).execute(conn).await?;
@@ -171,14 +175,16 @@ impl Store {
         if let Some(TenantId(tenant)) = scope {
             query = query.filter(replays::tenant_id.eq(tenant));
         }
-        Ok(query.first(&mut *self.conn().await?).await.optional()?)
+        let mut conn = self.within(scope).await?;
+        let replay = query.first(&mut *conn).await.optional();
+        conn.done(replay).await
     }
 
     /// Ends a running replay where it is; says whether there was one. What has moved stays moved.
     pub async fn cancel_replay(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<bool> {
         let query =
             statement::<()>(CANCEL).bind::<SqlUuid, _>(id).bind::<Nullable<Int4>, _>(scope.map(|tenant| tenant.0));
-        Ok(query.run(self).await? > 0)
+        Ok(query.within(scope).run(self).await? > 0)
     }
 
     /// The oldest replays that run.
@@ -198,8 +204,17 @@ impl Store {
         relay_after_ms: i32,
     ) -> DbResult<Pass> {
         let step = Step { replay, relay_after_ms };
-        let pass = async |conn: &mut AsyncPgConnection| step.run(conn, limit, after).await;
-        Ok(AsyncPgConnection::transaction(&mut *self.conn().await?, pass).await?)
+        let pass = async |conn: &mut AsyncPgConnection| {
+            if let Some(tenant) = replay.tenant_id {
+                narrow(conn, TenantId(tenant)).await?;
+            }
+            step.run(conn, limit, after).await
+        };
+        let mut pass = AsyncPgConnection::transaction(&mut *self.conn().await?, pass).await?;
+        for letter in &mut pass.intake {
+            letter.body = self.sealer().open(std::mem::take(&mut letter.body))?;
+        }
+        Ok(pass)
     }
 
     /// Notes which refused publishes of a replay are with the broker again, and which can never be (`hopeless`).

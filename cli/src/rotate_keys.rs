@@ -1,0 +1,53 @@
+//! `posthaste rotate-keys`: everything encrypted, written anew with the newest key.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use crate::{output::Output, progress, settings};
+
+/// Encrypt what is stored with the newest key: what older keys encrypted, and what was stored without one
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  posthaste rotate-keys --dry-run
+  posthaste rotate-keys
+
+Services keep running. Before: every service must know the new key, see docs/privacy.md. It may be stopped and started again
+at any time. When it says that nothing is left, POSTHASTE_ENCRYPTION_KEY_PREVIOUS can be emptied.")]
+pub struct Args {
+    /// Only count
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Args {
+    /// Runs the command; exits with 1 when something is left.
+    pub async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
+        let store = settings::store()?;
+        ensure!(store.sealer().is_on(), "POSTHASTE_ENCRYPTION_KEY is not set: set it to the key to encrypt with");
+        store.check_keys().await?;
+        let spinner = progress::spinner("counting");
+        let stale = store.stale_values().await.context("failed to count what is to be encrypted")?;
+        spinner.finish_and_clear();
+        if self.dry_run {
+            out.print(&json!({ "stale": stale }), |_| format!("{stale} values are not encrypted with the newest key"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let (bar, mut written) = (progress::bar(stale, "encrypting"), 0);
+        let rotated = store.rotate(|count| {
+            written += count;
+            bar.inc(count);
+        });
+        let left = rotated.await.context("failed to encrypt anew; what was written stands, run it again")?;
+        bar.finish_and_clear();
+        out.print(&json!({ "written": written, "left": left }), |_| match left {
+            0 => format!("encrypted {written} values; POSTHASTE_ENCRYPTION_KEY_PREVIOUS is needed no more"),
+            left => format!(
+                "encrypted {written} values; {left} were written meanwhile by services without the newest key: restart those, then run it again"
+            ),
+        })?;
+        Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}

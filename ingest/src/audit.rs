@@ -1,0 +1,324 @@
+//! The audit log: every call that changed something is written down by the gate, and an admin can read it.
+//!
+//! Not written down: submissions, which are their own record in the delivery log, and what a person does in an inbox.
+//!
+//! **A change that cannot be recorded stands**: it has been made, and an answer that denies it would be a lie that clients
+//! repeat. The entry is tried again until it is written; meanwhile the log line says all of it, and an alert hangs on
+//! `posthaste_audit_retried_total`.
+
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use actix_web::{
+    HttpMessage, HttpRequest, HttpResponse,
+    dev::{ServiceRequest, ServiceResponse},
+    http::Method,
+    web::Data,
+};
+use serde::{Deserialize, Serialize};
+use shared::{
+    db::{
+        Store,
+        audit::{AuditEntry, AuditFilter, Deed},
+    },
+    domain::TenantId,
+    reconnect::Reconnect,
+    telemetry::{TraceContext, masked},
+    token::{self, Role},
+};
+use tokio::time::timeout;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    auth::{Admin, Identity},
+    params::{self, Params, Text},
+    problem::Problem,
+};
+
+/// How long an answer waits for its entry.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Entries that wait for the database at once; further ones are in the log only. About 500 bytes each.
+const WAITING_MAX: usize = 10_000;
+
+/// Submissions, by method and path: the delivery log is their record.
+const SUBMISSIONS: [(Method, &str); 8] = [
+    (Method::POST, "/api/notifications/send"),
+    (Method::POST, "/api/notifications/send-bulk"),
+    (Method::POST, "/api/notifications/send-template"),
+    (Method::POST, "/api/notifications/test"),
+    (Method::POST, "/api/notifications"),
+    (Method::POST, "/api/events"),
+    (Method::POST, "/messages/send"),
+    (Method::POST, "/messages/bulk"),
+];
+/// Where an inbox is read and tidied.
+const INBOX: &str = "/api/notifications/";
+/// What is done there to many items at once.
+const INBOX_WORDS: [&str; 4] = ["mark-as-read", "mark-all-as-read", "read-all", "delete"];
+
+/// What a path calls the id of a person.
+const PERSON: &str = "user_id";
+
+/// What a handler tells the gate about its answer.
+#[derive(Clone, Debug, Default)]
+struct Remark {
+    is_unchanged: bool,
+    made: Option<String>,
+    tenant: Option<TenantId>,
+}
+
+fn remark(mut response: HttpResponse, add: impl FnOnce(&mut Remark)) -> HttpResponse {
+    let mut remark = response.extensions_mut().remove().unwrap_or_default();
+    add(&mut remark);
+    response.extensions_mut().insert(remark);
+    response
+}
+
+/// Marks an answer to a call that changed nothing, such as a dry run.
+pub fn unchanged(response: HttpResponse) -> HttpResponse {
+    remark(response, |remark| remark.is_unchanged = true)
+}
+
+/// Names what a call has made, where the path does not say it.
+pub fn made(response: HttpResponse, what: impl ToString) -> HttpResponse {
+    remark(response, |remark| remark.made = Some(what.to_string()))
+}
+
+/// Names the tenant whose things were changed, where an operator's credential does not say it.
+pub fn of_tenant(response: HttpResponse, tenant: TenantId) -> HttpResponse {
+    remark(response, |remark| remark.tenant = Some(tenant))
+}
+
+/// Whether a call is one that is written down when it succeeds.
+fn is_recorded(method: &Method, path: &str) -> bool {
+    let changes = [Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(method);
+    changes && !SUBMISSIONS.iter().any(|(of, at)| *at == path && of == method) && !is_inbox(path)
+}
+
+fn is_inbox(path: &str) -> bool {
+    let is_item = |rest: &str| rest.strip_suffix("/read").unwrap_or(rest).parse::<Uuid>().is_ok();
+    path.strip_prefix(INBOX).is_some_and(|rest| INBOX_WORDS.contains(&rest) || is_item(rest))
+}
+
+/// A person in the log, which outlives the person: recognised by whoever knows the id, and readable for nobody.
+fn person(tenant: TenantId, id: &str) -> String {
+    let hash = token::hash_key(&format!("{tenant}/{id}"));
+    let start = hash.first_chunk().copied().unwrap_or_default();
+    format!("person:{:032x}", u128::from_be_bytes(start))
+}
+
+/// Watches over one call that may change something. A client that hangs up ends the call wherever it stands, and what was
+/// begun in the database goes on: such a call is written down as one whose end nobody saw.
+pub struct Watch {
+    app: Data<App>,
+    deed: Option<Deed>,
+    caller: TenantId,
+}
+
+impl Watch {
+    /// Over this request, if it is one to watch.
+    pub fn over(app: &Data<App>, request: &ServiceRequest, identity: &Identity) -> Option<Self> {
+        if !is_recorded(request.method(), request.path()) {
+            return None;
+        }
+        let action = format!("{} {}", request.method(), request.match_pattern()?);
+        let actor = match identity.role {
+            Role::User => format!("{}:{}", identity.role, person(identity.tenant, &identity.subject)),
+            _ => identity.actor(),
+        };
+        let request_id = request.extensions().get::<TraceContext>().map(|trace| masked(&trace.request_id));
+        let target = "(interrupted)".to_owned();
+        let deed = Deed { tenant: Some(identity.tenant), actor, action, target, request_id };
+        Some(Self { app: app.clone(), deed: Some(deed), caller: identity.tenant })
+    }
+
+    /// Writes the call down if it has changed something.
+    pub async fn end<B>(mut self, response: &ServiceResponse<B>) {
+        let Some(deed) = self.deed.take() else { return };
+        let remark = response.response().extensions().get::<Remark>().cloned().unwrap_or_default();
+        if !response.status().is_success() || remark.is_unchanged {
+            return;
+        }
+        let target = remark.made.map_or_else(|| self.ids(response.request()), |made| masked(&made));
+        let tenant = remark.tenant.or(deed.tenant);
+        self.app.recorder.record(Deed { target, tenant, ..deed }).await;
+    }
+
+    /// The ids in the path.
+    fn ids(&self, request: &HttpRequest) -> String {
+        let shown = |(name, id): (&str, &str)| if name == PERSON { person(self.caller, id) } else { masked(id) };
+        request.match_info().iter().map(shown).collect::<Vec<_>>().join("/")
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(deed) = self.deed.take() {
+            mem::drop(self.app.recorder.begin(deed));
+        }
+    }
+}
+
+/// Writes entries.
+pub struct Recorder {
+    store: Store,
+    runtime: tokio::runtime::Handle,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Recorder {
+    /// Writes on the runtime of the caller.
+    pub fn new(store: Store) -> Self {
+        Self { store, runtime: tokio::runtime::Handle::current(), waiting: Arc::default() }
+    }
+
+    /// Writes an entry; one that cannot be written in time goes on being tried.
+    async fn record(&self, deed: Deed) {
+        // Whichever it is, the writer has said it.
+        let _ = timeout(PATIENCE, self.begin(deed)).await;
+    }
+
+    fn begin(&self, deed: Deed) -> tokio::task::JoinHandle<()> {
+        let (store, waiting) = (self.store.clone(), Arc::clone(&self.waiting));
+        self.runtime.spawn(async move {
+            waiting.fetch_add(1, Ordering::Relaxed);
+            write(&store, deed, &waiting).await;
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+}
+
+async fn write(store: &Store, deed: Deed, waiting: &AtomicUsize) {
+    let mut reconnect = Reconnect::new();
+    let mut said = false;
+    while let Err(error) = store.audit_append(deed.clone()).await {
+        let goes_on = error.is_unavailable() && waiting.load(Ordering::Relaxed) <= WAITING_MAX;
+        if !said || !goes_on {
+            let Deed { tenant, actor, action, target, request_id } = &deed;
+            let tenant = tenant.map(|tenant| tenant.0);
+            tracing::error!(%error, tenant, actor, action, target, request_id, goes_on, "an audit entry could not be written");
+            metrics::counter!("posthaste_audit_retried_total").increment(1);
+        }
+        if !goes_on {
+            metrics::counter!("posthaste_audit_lost_entries_total").increment(1);
+            return;
+        }
+        said = true;
+        reconnect.pause().await;
+    }
+}
+
+/// Which entries to list. What is not given does not restrict.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct AuditQuery {
+    /// By this actor, such as `admin:0191d8a0-0000-7000-8000-000000000001` or `cli:ada`.
+    #[param(value_type = Option<String>)]
+    actor: Option<Text>,
+    /// Of actions that begin so, such as `DELETE` or `POST /api/admin/keys`.
+    #[param(value_type = Option<String>)]
+    action: Option<Text>,
+    /// At this time or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    since: Option<Text>,
+    /// Before this time.
+    #[param(value_type = Option<String>, format = DateTime)]
+    until: Option<Text>,
+    /// Entries of a page, 1 to 200; 50 unless given.
+    #[param(value_type = Option<u16>)]
+    limit: Option<Text>,
+    /// The `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Text>,
+}
+
+/// A page of the audit log.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AuditList {
+    /// The entries, newest first.
+    #[schema(value_type = Vec<crate::openapi::AuditEntryBody>)]
+    pub entries: Vec<AuditEntry>,
+    /// Where the next page begins; `null` on the last one.
+    pub next_cursor: Option<String>,
+}
+
+/// Who changed what, newest first.
+///
+/// One entry for each POST, PUT or DELETE with a credential that was answered with 2xx, and for each `posthaste` command that
+/// changed something. Submissions are not among them (the timeline of a message is their record), nor what people do in
+/// their inboxes. Entries cannot be changed or removed; `posthaste audit verify` checks their chain of hashes.
+///
+/// Roles: admin for its tenant; operator for all.
+#[utoipa::path(get, path = "/api/admin/audit", tag = "managing", params(AuditQuery),
+    responses((status = 200, description = "A page of entries", body = AuditList)))]
+pub async fn list(admin: Admin, query: Params<AuditQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
+    let (scope, query) = (admin.0.scope(), query.0);
+    let filter = AuditFilter {
+        actor: params::given(query.actor),
+        action: params::given(query.action),
+        since: params::time("since", query.since)?,
+        until: params::time("until", query.until)?,
+    };
+    let (before, limit) = (params::number_cursor(query.cursor)?, params::limit(query.limit)?);
+    let rows = app.db.run(async move |store| store.audit_list(scope, filter, before, limit + 1).await).await?;
+    let (entries, next_cursor) = params::page_after(rows, limit, |entry| params::number_cursor_after(entry.id));
+    Ok(HttpResponse::Ok().json(AuditList { entries, next_cursor }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::TABLE;
+
+    const PERSON_OF_USER123: &str = "person:16a21656b1978c977230a3036d38f930";
+
+    #[test]
+    fn what_changes_something_is_recorded_but_submissions_and_inboxes_are_not() {
+        for (method, path) in [
+            (Method::POST, "/api/admin/keys"),
+            (Method::DELETE, "/api/admin/keys/0191d8a0-0000-7000-8000-000000000001"),
+            (Method::PUT, "/api/notifications"),
+            (Method::PUT, "/api/notifications/preferences"),
+            (Method::POST, "/api/auth/token"),
+            (Method::POST, "/api/notifications/templates/0191d8a0-0000-7000-8000-000000000001/preview"),
+            (Method::PATCH, "/anything/new"),
+        ] {
+            assert!(is_recorded(&method, path), "{method} {path}");
+        }
+        for (method, path) in [
+            (Method::GET, "/api/admin/keys"),
+            (Method::POST, "/api/notifications/send"),
+            (Method::POST, "/messages/bulk"),
+            (Method::POST, "/api/notifications/read-all"),
+            (Method::POST, "/api/notifications/0191d8a0-0000-7000-8000-000000000001/read"),
+            (Method::DELETE, "/api/notifications/0191d8a0-0000-7000-8000-000000000001"),
+        ] {
+            assert!(!is_recorded(&method, path), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_person_is_recognised_and_not_readable() {
+        // printf '1/user123' | sha256sum | head -c 32
+        assert_eq!(person(TenantId(1), "user123"), PERSON_OF_USER123);
+        assert_ne!(person(TenantId(2), "user123"), PERSON_OF_USER123);
+    }
+
+    #[test]
+    fn every_way_of_changing_something_under_admin_is_recorded() {
+        for (path, methods) in TABLE.iter().filter(|(path, _)| path.starts_with("/api/admin/")) {
+            for method in methods.iter().filter(|method| **method != "GET") {
+                assert!(is_recorded(&method.parse().unwrap(), path), "{method} {path}");
+            }
+        }
+    }
+}

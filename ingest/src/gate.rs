@@ -1,0 +1,105 @@
+//! The gate that every request passes: who is asking, how often, and what of it goes into the audit log.
+//!
+//! The credential is checked once, here; the extractors of `auth` find the answer. A request with a valid credential counts
+//! for that credential; any other one, also with an invented credential, for the address it comes from. The check comes
+//! first even where the address has used its requests up: behind a proxy everybody has one address, and whoever guesses
+//! there must not lock the others out.
+
+use actix_web::{
+    Error, HttpMessage, ResponseError,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    middleware::Next,
+    web::Data,
+};
+
+use crate::{
+    app::App,
+    audit::Watch,
+    auth::{self, Caller},
+    limits::Verdict,
+    problem::Code,
+};
+
+/// Specifications, health and metrics: who asks for them must not be turned away by anybody's requests.
+const FREE: [&str; 5] = ["/health", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml"];
+/// What providers call, many events from one address; their signature is their credential.
+const WEBHOOKS: [&str; 2] = ["/webhooks/", "/api/notifications/webhook/"];
+
+/// The middleware around every route.
+pub async fn gate(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
+    let Some(app) = request.app_data::<Data<App>>().cloned().filter(|_| !is_free(request.path())) else {
+        return Ok(next.call(request).await?.map_into_left_body());
+    };
+    let (caller, verdict) = admit(&app, &request).await;
+    if let Some(problem) = verdict.as_ref().and_then(Verdict::refusal) {
+        let mut response = request.into_response(problem.error_response()).map_into_right_body();
+        finish(&mut response, verdict);
+        return Ok(response);
+    }
+    let watch = caller.as_ref().and_then(|caller| Watch::over(&app, &request, caller.identity()?));
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
+    }
+    let mut response = next.call(request).await?.map_into_left_body();
+    if let Some(watch) = watch {
+        watch.end(&response).await;
+    }
+    finish(&mut response, verdict);
+    Ok(response)
+}
+
+/// Who it is, where a credential was given, and what its bucket says; nothing where the database could not be asked.
+async fn admit(app: &App, request: &ServiceRequest) -> (Option<Caller>, Option<Verdict>) {
+    let address = request.peer_addr().map(|peer| peer.ip());
+    if WEBHOOKS.iter().any(|prefix| request.path().starts_with(prefix)) {
+        return (None, Some(app.limits.of_webhooks(address)));
+    }
+    let Ok(credential) = auth::bearer(request.headers()) else {
+        return (None, Some(app.limits.of_address(address)));
+    };
+    let identified = app.credentials.identify(credential).await;
+    let verdict = match &identified {
+        Ok(identity) => Some(app.limits.of_credential(identity)),
+        Err(problem) if problem.code() == Code::Unauthenticated => Some(app.limits.of_address(address)),
+        Err(_) => None,
+    };
+    (Some(Caller::new(identified)), verdict)
+}
+
+fn is_free(path: &str) -> bool {
+    let below = |free: &&str| path.strip_prefix(*free).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    FREE.iter().any(below)
+}
+
+fn finish<B>(response: &mut ServiceResponse<B>, verdict: Option<Verdict>) {
+    if let Some(verdict) = verdict {
+        verdict.write(response.headers_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::TABLE;
+
+    #[test]
+    fn only_health_metrics_and_specifications_are_free() {
+        let free: Vec<&str> = TABLE.iter().map(|(path, _)| *path).filter(|path| is_free(path)).collect();
+        let wanted = [
+            "/health",
+            "/health/live",
+            "/health/ready",
+            "/metrics",
+            "/openapi.json",
+            "/asyncapi.yaml",
+            "/docs/problems",
+        ];
+        assert_eq!(free, wanted);
+        assert!(is_free("/docs/") && is_free("/docs/swagger-ui.css"));
+        assert!(!is_free("/healthy") && !is_free("/api/admin/keys") && !is_free("/webhooks/health"));
+    }
+}

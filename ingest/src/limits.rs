@@ -1,0 +1,390 @@
+//! How often a caller may ask: a bucket for each credential, for each address without one, and for each sender of webhooks.
+//!
+//! A bucket holds as many requests as the limit has, and fills up again evenly over the window. Buckets are in memory, each
+//! process has its own, and a look-up is one hash, one lock and no question to anybody.
+
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    fmt,
+    hash::{BuildHasher, Hash},
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, MonotonicClock},
+    middleware::StateInformationMiddleware,
+    nanos::Nanos,
+    state::{StateStore, keyed::ShrinkableKeyedStateStore},
+};
+use shared::{config::RateConfig, db::Store, domain::TenantId};
+use tokio_util::sync::CancellationToken;
+
+use crate::{app::App, auth::Identity, problem::Problem};
+
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+
+/// The part of a credential's limit that an address without a credential has.
+const ADDRESS_SHARE: u32 = 100;
+/// An address has at least that many, as long as a credential has.
+const ADDRESS_MIN: u32 = 100;
+/// Providers send the events of many people from one address.
+const WEBHOOK_TIMES: u32 = 10;
+/// Buckets of one kind at once, 16 bytes each. Who comes with more addresses than that begins anew, as after a restart.
+const BUCKETS_MAX: usize = 200_000;
+/// How often full buckets are forgotten, and changed limits of tenants noticed.
+const KEEP_UP_EVERY: Duration = Duration::from_secs(5);
+/// The window of a tenant's own limit.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Every bucket of this process.
+pub struct Limits {
+    credentials: Buckets,
+    addresses: Buckets,
+    webhooks: Buckets,
+    tenants: RwLock<HashMap<TenantId, Arc<Buckets>>>,
+    hasher: RandomState,
+}
+
+impl Limits {
+    /// Full buckets of the sizes that the settings say.
+    pub fn new(rate: RateConfig) -> Self {
+        let RateConfig { window, requests } = rate;
+        let address = requests.min(ADDRESS_MIN.max(requests / ADDRESS_SHARE));
+        Self {
+            credentials: Buckets::new(requests, window),
+            addresses: Buckets::new(address, window),
+            webhooks: Buckets::new(requests.saturating_mul(WEBHOOK_TIMES), window),
+            tenants: RwLock::default(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Takes a request out of the bucket of a credential. A token has the bucket of the key whose id it bears.
+    pub fn of_credential(&self, identity: &Identity) -> Verdict {
+        let key = self.hasher.hash_one((identity.tenant, &identity.subject));
+        let own = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&identity.tenant).cloned();
+        own.as_deref().unwrap_or(&self.credentials).take(key)
+    }
+
+    /// Takes a request out of the bucket of an address.
+    pub fn of_address(&self, address: Option<IpAddr>) -> Verdict {
+        self.addresses.take(self.hash(address))
+    }
+
+    /// Takes a request out of the bucket that an address has for webhooks.
+    pub fn of_webhooks(&self, address: Option<IpAddr>) -> Verdict {
+        self.webhooks.take(self.hash(address))
+    }
+
+    /// Whoever has one IPv6 address has the 2^64 beside it.
+    fn hash(&self, address: Option<IpAddr>) -> u64 {
+        let network = address.map(|address| match address.to_canonical() {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits() >> 64 | 1 << 64,
+        });
+        self.hasher.hash_one(network)
+    }
+
+    /// Takes the limits that tenants have of their own from the database.
+    pub async fn read(&self, store: &Store) {
+        match store.http_limits().await {
+            Ok(own) => self.set(own),
+            Err(error) => tracing::debug!(%error, "the limits of tenants stay as they were"),
+        }
+    }
+
+    /// Takes the limits that tenants have of their own; a limit that has not changed keeps its buckets.
+    pub fn set(&self, own: Vec<(TenantId, i32)>) {
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        let mut old = std::mem::take(&mut *tenants);
+        for (tenant, limit) in own {
+            let Ok(limit) = u32::try_from(limit) else { continue };
+            let kept = old.remove(&tenant).filter(|buckets| buckets.limit == limit);
+            tenants.insert(tenant, kept.unwrap_or_else(|| Arc::new(Buckets::new(limit, MINUTE))));
+        }
+    }
+
+    /// The most that an admin may give its own tenant: what the settings give everybody.
+    pub fn usual_per_minute(&self) -> u64 {
+        let credentials = &self.credentials;
+        let per_window = u128::from(credentials.limit) * MINUTE.as_millis();
+        u64::try_from(per_window / credentials.window.as_millis().max(1)).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn shrink(&self) {
+        for buckets in [&self.credentials, &self.addresses, &self.webhooks] {
+            buckets.limiter.retain_recent();
+        }
+        for buckets in self.tenants.read().unwrap_or_else(PoisonError::into_inner).values() {
+            buckets.limiter.retain_recent();
+        }
+    }
+}
+
+/// Reads the limits of tenants anew and forgets full buckets, again and again, until stopped.
+pub async fn keep_up(app: &App, store: Store, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(KEEP_UP_EVERY)).await.is_some() {
+        app.limits.shrink();
+        app.limits.read(&store).await;
+    }
+}
+
+/// What came of taking a request out of a bucket.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    limit: HeaderValue,
+    remaining: u32,
+    /// Seconds until the bucket is full.
+    reset: u64,
+    /// Seconds until the next request fits, where this one did not.
+    retry_after: Option<u64>,
+}
+
+impl Verdict {
+    /// The problem to answer with, if there was no request left.
+    pub fn refusal(&self) -> Option<Problem> {
+        self.retry_after.map(Problem::rate_limited)
+    }
+
+    /// Tells the caller how much is left.
+    pub fn write(self, headers: &mut HeaderMap) {
+        headers.insert(LIMIT, self.limit);
+        headers.insert(REMAINING, self.remaining.into());
+        headers.insert(RESET, self.reset.into());
+    }
+}
+
+type Limiter = RateLimiter<u64, States, MonotonicClock, StateInformationMiddleware>;
+
+/// Buckets of one size.
+struct Buckets {
+    limit: u32,
+    window: Duration,
+    shown: HeaderValue,
+    limiter: Limiter,
+}
+
+impl fmt::Debug for Buckets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {:?}", self.limit, self.window)
+    }
+}
+
+impl Buckets {
+    fn new(limit: u32, window: Duration) -> Self {
+        let size = NonZeroU32::new(limit).unwrap_or(NonZeroU32::MIN);
+        let each = (window / size.get()).max(Duration::from_nanos(1));
+        // A period is only refused when it is zero.
+        let quota = Quota::with_period(each).unwrap_or_else(|| Quota::per_second(size)).allow_burst(size);
+        let limiter = Limiter::new(quota, States::default(), MonotonicClock);
+        Self { limit: size.get(), window, shown: size.get().into(), limiter }
+    }
+
+    fn take(&self, key: u64) -> Verdict {
+        let verdict =
+            |remaining, reset, retry_after| Verdict { limit: self.shown.clone(), remaining, reset, retry_after };
+        match self.limiter.check_key(&key) {
+            Ok(state) => {
+                let left = state.remaining_burst_capacity();
+                let missing = u128::from(self.limit.saturating_sub(left)) * self.window.as_nanos();
+                verdict(left, seconds(missing / u128::from(self.limit)), None)
+            }
+            Err(refused) => {
+                let wait = refused.wait_time_from(MonotonicClock.now());
+                verdict(0, seconds(self.window.as_nanos()), Some(seconds(wait.as_nanos()).max(1)))
+            }
+        }
+    }
+}
+
+/// Whole seconds, rounded up: whoever waits that long need not wait again.
+fn seconds(nanos: u128) -> u64 {
+    u64::try_from(nanos.div_ceil(1_000_000_000)).unwrap_or(u64::MAX)
+}
+
+/// The state of each bucket: when it will be full. Keys are hashes with a secret seed already.
+#[derive(Default)]
+struct States(Mutex<HashMap<u64, Nanos, Unhashed>>);
+
+impl fmt::Debug for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("States")
+    }
+}
+
+impl StateStore for States {
+    type Key = u64;
+
+    fn measure_and_replace<T, F, E>(&self, key: &u64, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(state) = states.get_mut(key) {
+            let (taken, next) = decide(Some(*state))?;
+            *state = next;
+            return Ok(taken);
+        }
+        let (taken, next) = decide(None)?;
+        if states.len() >= BUCKETS_MAX {
+            states.clear();
+        }
+        states.insert(*key, next);
+        Ok(taken)
+    }
+}
+
+impl ShrinkableKeyedStateStore<u64> for States {
+    fn retain_recent(&self, drop_below: Nanos) {
+        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        states.retain(|_, state| *state > drop_below);
+        if states.capacity() > 4 * states.len().max(1024) {
+            states.shrink_to_fit();
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Hands hashes on as they are.
+#[derive(Clone, Copy, Default)]
+struct Unhashed;
+
+impl BuildHasher for Unhashed {
+    type Hasher = AsItIs;
+
+    fn build_hasher(&self) -> AsItIs {
+        AsItIs(0)
+    }
+}
+
+struct AsItIs(u64);
+
+impl std::hash::Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.hash(self);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 ^= number;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use shared::token::Role;
+
+    use super::*;
+
+    fn limits(requests: u32) -> Limits {
+        Limits::new(RateConfig { window: MINUTE, requests })
+    }
+
+    fn identity(tenant: i32, subject: &str) -> Identity {
+        Identity { tenant: TenantId(tenant), role: Role::Producer, subject: subject.to_owned() }
+    }
+
+    fn shown(verdict: &Verdict) -> (&str, u32, Option<u64>) {
+        (verdict.limit.to_str().unwrap(), verdict.remaining, verdict.retry_after)
+    }
+
+    #[test]
+    fn each_credential_has_a_bucket_of_its_own() {
+        let limits = limits(3);
+        let ada = identity(1, "ada");
+        for left in [2, 1, 0] {
+            assert_eq!(shown(&limits.of_credential(&ada)), ("3", left, None));
+        }
+        let refused = limits.of_credential(&ada);
+        assert_eq!(shown(&refused), ("3", 0, Some(20)), "a third of a minute until the next");
+        assert!(refused.refusal().is_some());
+        assert!(limits.of_credential(&identity(1, "eve")).refusal().is_none());
+        assert!(limits.of_credential(&identity(2, "ada")).refusal().is_none());
+    }
+
+    #[test]
+    fn an_address_has_a_hundredth_and_never_less_than_a_hundred_or_more_than_a_credential() {
+        for (requests, wanted) in [(10_000, "100"), (50_000, "500"), (500, "100"), (7, "7")] {
+            assert_eq!(shown(&limits(requests).of_address(None)).0, wanted);
+        }
+        assert_eq!(shown(&limits(10_000).of_webhooks(None)).0, "100000");
+        assert_eq!(shown(&limits(u32::MAX).of_webhooks(None)).0, u32::MAX.to_string());
+    }
+
+    #[test]
+    fn neighbours_in_one_ipv6_network_share_a_bucket_and_others_do_not() {
+        let limits = limits(1);
+        let refused = |address: &str| limits.of_address(Some(address.parse().unwrap())).refusal().is_some();
+        assert!(!refused("2001:db8::1") && refused("2001:db8::ffff:2"));
+        assert!(!refused("2001:db8:0:1::1") && !refused("10.0.0.1") && !refused("10.0.0.2"));
+        assert!(refused("::ffff:10.0.0.1"), "the same address in other clothes");
+        assert!(limits.of_webhooks(Some("10.0.0.1".parse().unwrap())).refusal().is_none());
+    }
+
+    #[test]
+    fn a_tenant_with_a_limit_of_its_own_has_that_and_keeps_its_buckets_while_it_stands() {
+        let limits = limits(100);
+        let (ada, bob) = (identity(1, "ada"), identity(2, "bob"));
+        limits.set(vec![(TenantId(1), 2)]);
+        assert_eq!(shown(&limits.of_credential(&ada)), ("2", 1, None));
+        limits.set(vec![(TenantId(1), 2), (TenantId(3), -1)]);
+        assert_eq!(shown(&limits.of_credential(&ada)), ("2", 0, None));
+        assert_eq!(shown(&limits.of_credential(&bob)), ("100", 99, None));
+        limits.set(Vec::new());
+        assert_eq!(shown(&limits.of_credential(&ada)), ("100", 99, None));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_full_buckets_are_forgotten() {
+        let fast = Buckets::new(1_000_000, Duration::from_secs(1));
+        for key in 0..u64::try_from(BUCKETS_MAX).unwrap() + 10 {
+            fast.take(key);
+            assert!(fast.limiter.len() <= BUCKETS_MAX);
+        }
+        let start = Instant::now();
+        while !fast.limiter.is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            fast.limiter.retain_recent();
+        }
+        let slow = Buckets::new(1, MINUTE);
+        slow.take(1);
+        slow.limiter.retain_recent();
+        assert_eq!(slow.limiter.len(), 1, "one that is not full is kept");
+    }
+
+    #[test]
+    fn a_look_up_costs_next_to_nothing() {
+        let (limits, ada, start) =
+            (limits(100_000_000), identity(1, "0191d8a0-0000-7000-8000-000000000001"), Instant::now());
+        for _ in 0..10_000 {
+            assert!(limits.of_credential(&ada).refusal().is_none());
+        }
+        // Well below a microsecond in a release build; a debug build on a busy machine needs some.
+        assert!(start.elapsed() < Duration::from_millis(500), "{:?} for 10,000", start.elapsed());
+    }
+
+    #[test]
+    fn the_usual_limit_is_by_the_minute() {
+        let of = |window, requests| Limits::new(RateConfig { window, requests }).usual_per_minute();
+        assert_eq!((of(MINUTE, 10_000), of(MINUTE * 15, 150), of(Duration::from_secs(1), 5)), (10_000, 10, 300));
+    }
+}

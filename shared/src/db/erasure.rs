@@ -1,0 +1,406 @@
+//! Erasure: a person is forgotten everywhere, while the facts of the log and the counters stay.
+//!
+//! A request is a row; it is carried out in steps, by whoever asked for it as long as he waits, then by a scheduler. What a
+//! worker holds is left to it and comes in a later step: its message expires at once, so that no further try follows.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Text, Timestamptz, Uuid as SqlUuid};
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{DbResult, Store, messages::minute_after, statement};
+use crate::domain::{MessageId, TenantId};
+
+/// Messages of one step.
+const BATCH: i64 = 100;
+/// Bodies opened at once.
+const OPENED: i64 = 200;
+
+/// What has been erased.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Erased {
+    /// Messages whose content is gone.
+    pub messages: i64,
+    /// Deliveries whose recipient is gone.
+    pub deliveries: i64,
+    /// Entries of the inbox.
+    pub inbox: i64,
+    /// Contents that bulks shared with nobody else.
+    pub bulks: i64,
+    /// Kept answers from which the person was taken out.
+    pub idempotency_responses: i64,
+    /// Dead letters that were emptied or closed.
+    pub dead_letters: i64,
+    /// Messages from the person, and what WhatsApp told about them.
+    pub inbound: i64,
+}
+
+impl Erased {
+    /// Adds what another step erased.
+    pub const fn add(&mut self, other: Self) {
+        self.messages += other.messages;
+        self.deliveries += other.deliveries;
+        self.inbox += other.inbox;
+        self.bulks += other.bulks;
+        self.idempotency_responses += other.idempotency_responses;
+        self.dead_letters += other.dead_letters;
+        self.inbound += other.inbound;
+    }
+}
+
+/// Somebody who is to be erased.
+#[derive(Clone, Debug)]
+pub struct Erasure {
+    /// Whose person.
+    pub tenant: TenantId,
+    /// The person.
+    pub user_id: String,
+    /// What was accepted after this moment is not meant.
+    pub asked_at: DateTime<Utc>,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do at once.
+    More,
+    /// Only what a worker holds is left.
+    Held,
+    /// Nothing of the person is left.
+    Done,
+}
+
+impl Store {
+    /// Notes down that a person is to be erased.
+    pub async fn begin_erasure(&self, tenant: TenantId, user_id: &str) -> DbResult<Erasure> {
+        let query = statement::<Timestamptz>(BEGIN).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
+        let asked_at = query.within(Some(tenant)).row(self).await?;
+        Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at })
+    }
+
+    /// Erasures under way, the oldest first.
+    pub async fn erasures(&self, limit: i64) -> DbResult<Vec<Erasure>> {
+        let query = statement::<(Int4, Text, Timestamptz)>(UNDER_WAY).bind::<Int8, _>(limit);
+        let rows: Vec<(i32, String, DateTime<Utc>)> = query.rows(self).await?;
+        let erasure = |(tenant, user_id, asked_at)| Erasure { tenant: TenantId(tenant), user_id, asked_at };
+        Ok(rows.into_iter().map(erasure).collect())
+    }
+
+    /// Takes one step; adds what it erased to `erased`. Any number of callers may do so at once.
+    pub async fn erase_step(&self, person: &Erasure, erased: &mut Erased) -> DbResult<Step> {
+        let mut eraser = Eraser { store: self, person, erased, recipients: BTreeSet::new() };
+        let step = eraser.messages().await?;
+        eraser.erased.inbox += eraser.own(INBOX).bind::<Int8, _>(BATCH).row::<i64>(self).await?;
+        if step == Step::Done {
+            eraser.letters().await?;
+        }
+        if !eraser.recipients.is_empty() {
+            eraser.numbers().await?;
+        }
+        if step != Step::Done {
+            return Ok(step);
+        }
+        let left: bool = eraser.own_row::<Bool>(LEFT).bind::<Timestamptz, _>(person.asked_at).row(self).await?;
+        if left {
+            return Ok(Step::More);
+        }
+        eraser.own(END).bind::<Timestamptz, _>(person.asked_at).run(self).await?;
+        Ok(Step::Done)
+    }
+}
+
+struct Eraser<'a> {
+    store: &'a Store,
+    person: &'a Erasure,
+    erased: &'a mut Erased,
+    /// Where the person could be reached, as far as this step has learnt.
+    recipients: BTreeSet<String>,
+}
+
+/// Messages emptied, deliveries emptied, letters closed, their recipients, their bulks.
+type Emptied = (i64, i64, i64, Vec<String>, Vec<Uuid>);
+
+impl Eraser<'_> {
+    /// A statement on what is this person's.
+    fn own_row<Row>(&self, text: &'static str) -> super::Statement<Row> {
+        let Erasure { tenant, user_id, .. } = self.person;
+        statement(text).within(Some(*tenant)).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.clone())
+    }
+
+    fn own(&self, text: &'static str) -> super::Statement<Int8> {
+        self.own_row(text)
+    }
+
+    /// A statement on what is this tenant's.
+    fn tenants<Row>(&self, text: &'static str) -> super::Statement<Row> {
+        statement(text).within(Some(self.person.tenant)).bind::<Int4, _>(self.person.tenant.0)
+    }
+
+    async fn messages(&mut self) -> DbResult<Step> {
+        let (mut after, mut step) = (Uuid::nil(), Step::Done);
+        loop {
+            let query = self
+                .own_row::<(SqlUuid, Bool)>(PICK)
+                .bind::<Timestamptz, _>(self.person.asked_at)
+                .bind::<SqlUuid, _>(after)
+                .bind::<Int8, _>(BATCH);
+            let rows: Vec<(Uuid, bool)> = query.rows(self.store).await?;
+            let Some(&(last, _)) = rows.last() else { return Ok(step) };
+            let taken = i64::try_from(rows.len()).unwrap_or_default();
+            if self.empty(rows).await? < taken {
+                step = Step::Held;
+                after = last;
+            } else {
+                return Ok(Step::More);
+            }
+        }
+    }
+
+    /// Cancels what waits of these messages and empties all that no worker holds; says how many.
+    async fn empty(&mut self, rows: Vec<(Uuid, bool)>) -> DbResult<i64> {
+        let tenant = self.person.tenant;
+        let alive: Vec<Uuid> = rows.iter().filter(|(_, is_alive)| *is_alive).map(|(id, _)| *id).collect();
+        let ids: Vec<Uuid> = rows.into_iter().map(|(id, _)| id).collect();
+        if !alive.is_empty() {
+            self.tenants::<()>(EXPIRE).bind::<Array<SqlUuid>, _>(alive.clone()).run(self.store).await?;
+        }
+        for id in alive {
+            self.store.cancel(Some(tenant), MessageId(id)).await?;
+        }
+        let blank = self.store.sealer().seal(b"{}")?;
+        let query = self
+            .tenants::<(Int8, Int8, Int8, Array<Text>, Array<SqlUuid>)>(EMPTY)
+            .bind::<Array<SqlUuid>, _>(ids)
+            .bind::<Binary, _>(blank.clone());
+        let (messages, deliveries, letters, recipients, bulks): Emptied = query.row(self.store).await?;
+        self.erased.messages += messages;
+        self.erased.deliveries += deliveries;
+        self.erased.dead_letters += letters;
+        for recipient in recipients {
+            self.recipients.insert(self.store.sealer().open_text(recipient)?);
+        }
+        self.recipients.remove("");
+        if !bulks.is_empty() {
+            let query = self.tenants::<Int8>(BULKS).bind::<Array<SqlUuid>, _>(bulks.clone()).bind::<Binary, _>(blank);
+            self.erased.bulks += query.row::<i64>(self.store).await?;
+            self.answers(bulks).await?;
+        }
+        Ok(messages)
+    }
+
+    /// Takes the person out of the answers that are kept for repeated bulk calls. The answers stay: without them a repeat
+    /// would send again.
+    async fn answers(&mut self, bulks: Vec<Uuid>) -> DbResult<()> {
+        let query = self.tenants::<(Binary, Binary)>(ANSWERS).bind::<Array<SqlUuid>, _>(bulks);
+        let rows: Vec<(Vec<u8>, Vec<u8>)> = query.rows(self.store).await?;
+        for (key, stored) in rows {
+            let Ok(mut answer) = serde_json::from_slice::<Value>(&self.store.sealer().open(stored.clone())?) else {
+                continue;
+            };
+            if !self.take_out(&mut answer) {
+                continue;
+            }
+            let sealed = self.store.sealer().seal(&serde_json::to_vec(&answer).unwrap_or_default())?;
+            let query =
+                self.tenants::<()>(ANSWER).bind::<Binary, _>(key).bind::<Binary, _>(stored).bind::<Binary, _>(sealed);
+            self.erased.idempotency_responses += i64::try_from(query.run(self.store).await?).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Whether there was something to take out.
+    fn take_out(&self, answer: &mut Value) -> bool {
+        let mut changed = false;
+        for result in answer.get_mut("results").and_then(Value::as_array_mut).into_iter().flatten() {
+            if self.is_theirs(result)
+                && let Some(members) = result.as_object_mut()
+            {
+                changed |= members.remove("recipient").is_some();
+                changed |= members.remove("user_id").is_some();
+            }
+        }
+        changed
+    }
+
+    /// Whether a submission or a result names the person.
+    fn is_theirs(&self, value: &Value) -> bool {
+        let text = |name: &str| value.get(name).and_then(Value::as_str);
+        let is_user = ["user_id", "userId"].iter().any(|name| text(name) == Some(&self.person.user_id));
+        let named = ["recipient", "to", "url"].iter().filter_map(|name| text(name));
+        is_user || named.into_iter().any(|name| name == self.person.user_id || self.recipients.contains(name))
+    }
+
+    /// Refused publishes that name the person.
+    async fn letters(&mut self) -> DbResult<()> {
+        let mut after = Uuid::nil();
+        loop {
+            let query = self.tenants::<(SqlUuid, Binary)>(LETTERS).bind::<SqlUuid, _>(after).bind::<Int8, _>(OPENED);
+            let rows: Vec<(Uuid, Vec<u8>)> = query.rows(self.store).await?;
+            let Some(&(last, _)) = rows.last() else { return Ok(()) };
+            let mut theirs = Vec::new();
+            for (id, body) in rows {
+                let body = self.store.sealer().open(body)?;
+                let names = serde_json::from_slice(&body).is_ok_and(|body| self.is_theirs(&body));
+                theirs.extend(names.then_some(id));
+            }
+            if !theirs.is_empty() {
+                let query = self.tenants::<()>(EMPTY_LETTERS).bind::<Array<SqlUuid>, _>(theirs);
+                self.erased.dead_letters += i64::try_from(query.run(self.store).await?).unwrap_or_default();
+            }
+            after = last;
+        }
+    }
+
+    /// What is known by the person's numbers: messages from them, what WhatsApp told about them, and messages to them that
+    /// name no person.
+    async fn numbers(&mut self) -> DbResult<()> {
+        let phones: Vec<String> = self.recipients.iter().filter(|text| text.starts_with('+')).cloned().collect();
+        if phones.is_empty() {
+            return Ok(());
+        }
+        let realm = self.person.tenant.to_string();
+        let prints = phones.iter().flat_map(|phone| self.store.sealer().fingerprints(&realm, phone));
+        let hashes: Vec<Vec<u8>> = prints.map(|print| print.to_vec()).collect();
+        let query = self.tenants::<Int8>(INBOUND).bind::<Array<Binary>, _>(hashes.clone());
+        self.erased.inbound += query.row::<i64>(self.store).await?;
+        self.webhooks(&phones).await?;
+        loop {
+            let query = self.tenants::<(SqlUuid, Bool)>(NAMELESS).bind::<Array<Binary>, _>(hashes.clone());
+            let rows: Vec<(Uuid, bool)> = query.bind::<Int8, _>(BATCH).rows(self.store).await?;
+            if rows.is_empty() || self.empty(rows).await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn webhooks(&mut self, phones: &[String]) -> DbResult<()> {
+        let (mut after, blank) = (Uuid::nil(), self.store.sealer().seal(b"{}")?);
+        loop {
+            let query = self.tenants::<(SqlUuid, Binary)>(WEBHOOKS).bind::<SqlUuid, _>(after).bind::<Int8, _>(OPENED);
+            let rows: Vec<(Uuid, Vec<u8>)> = query.rows(self.store).await?;
+            let Some(&(last, _)) = rows.last() else { return Ok(()) };
+            let mut theirs = Vec::new();
+            for (id, body) in rows {
+                let body = String::from_utf8_lossy(&self.store.sealer().open(body)?).into_owned();
+                let names = phones.iter().any(|phone| body.contains(phone.trim_start_matches('+')));
+                theirs.extend(names.then_some(id));
+            }
+            if !theirs.is_empty() {
+                let query = self.tenants::<()>(EMPTY_WEBHOOKS).bind::<Array<SqlUuid>, _>(theirs);
+                let rows = query.bind::<Binary, _>(blank.clone()).run(self.store).await?;
+                self.erased.inbound += i64::try_from(rows).unwrap_or_default();
+            }
+            after = last;
+        }
+    }
+}
+
+const BEGIN: &str = "
+INSERT INTO erasures (tenant_id, user_id) VALUES (?, ?) ON CONFLICT (tenant_id, user_id) DO UPDATE SET created_at = now()
+RETURNING created_at";
+
+const UNDER_WAY: &str = "SELECT tenant_id, user_id, created_at FROM erasures ORDER BY created_at LIMIT ?";
+
+const END: &str = "DELETE FROM erasures WHERE tenant_id = ? AND user_id = ? AND created_at <= ?";
+
+const LEFT: &str = "
+SELECT EXISTS (SELECT 1 FROM inbox i WHERE i.tenant_id = f.tenant_id AND i.user_id = f.user_id AND i.created_at <= f.asked_at)
+FROM (SELECT ?::int4 AS tenant_id, ?::text AS user_id, ?::timestamptz AS asked_at) f";
+
+const INBOX: &str = "
+WITH gone AS (DELETE FROM inbox WHERE id = ANY (ARRAY(SELECT id FROM inbox WHERE tenant_id = ? AND user_id = ? LIMIT ?)) RETURNING 1)
+SELECT count(*) FROM gone";
+
+/// A message with a delivery that is not over.
+macro_rules! alive {
+    () => {
+        concat!(
+            "EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
+            minute_after!("m.id"),
+            " AND d.state IN ('scheduled', 'queued', 'sending', 'retrying'))"
+        )
+    };
+}
+
+const PICK: &str = concat!(
+    "SELECT m.id, ",
+    alive!(),
+    " FROM (SELECT ?::int4 AS tenant_id, ?::text AS user_id, ?::timestamptz AS asked_at, ?::uuid AS after) f CROSS JOIN messages m
+WHERE m.tenant_id = f.tenant_id AND m.user_id = f.user_id AND m.created_at <= f.asked_at AND m.id > f.after ORDER BY m.id LIMIT ?"
+);
+
+const EXPIRE: &str =
+    "UPDATE messages SET expires_at = least(expires_at, now()) WHERE tenant_id = ? AND id = ANY (?::uuid[])";
+
+/// The message keeps content of its own, an empty one: the bulk's is no longer its.
+const EMPTY: &str = concat!(
+    "
+WITH free AS MATERIALIZED (
+    SELECT m.id, m.bulk_id, f.blank
+    FROM (SELECT ?::int4 AS tenant_id, ?::uuid[] AS ids, ?::bytea AS blank) f CROSS JOIN unnest(f.ids) AS asked(id)
+    JOIN messages m ON m.id = asked.id
+    WHERE m.tenant_id = f.tenant_id AND NOT ",
+    alive!(),
+    "
+), theirs AS MATERIALIZED (
+    SELECT d.id, d.recipient FROM free m CROSS JOIN LATERAL (
+        SELECT d.id, d.recipient FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
+    minute_after!("m.id"),
+    " OFFSET 0) d
+), unaddressed AS (UPDATE deliveries d SET recipient = '', recipient_hash = NULL FROM theirs t WHERE d.id = t.id RETURNING 1
+), closed AS (UPDATE dead_letters l SET status = 'dropped' FROM theirs t WHERE l.delivery_id = t.id AND l.status = 'open' RETURNING 1
+), emptied AS (UPDATE messages m SET user_id = NULL, content = f.blank FROM free f WHERE m.id = f.id RETURNING 1
+)
+SELECT (SELECT count(*) FROM emptied), (SELECT count(*) FROM unaddressed), (SELECT count(*) FROM closed),
+       ARRAY(SELECT recipient FROM theirs), ARRAY(SELECT DISTINCT bulk_id FROM free WHERE bulk_id IS NOT NULL)"
+);
+
+/// Content is somebody else's as long as a message of the bulk has none of its own.
+const BULKS: &str = "
+WITH emptied AS (
+    UPDATE bulks b SET content = f.blank FROM (SELECT ?::int4 AS tenant_id, ?::uuid[] AS ids, ?::bytea AS blank) f
+    WHERE b.id = ANY (f.ids) AND b.tenant_id = f.tenant_id
+      AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = b.id AND m.content IS NULL)
+    RETURNING 1)
+SELECT count(*) FROM emptied";
+
+/// A bulk and its key are of one commit, so of one moment, by which there is an index.
+const ANSWERS: &str = "
+SELECT k.key_hash, k.response
+FROM (SELECT ?::int4 AS tenant_id, ?::uuid[] AS ids) f JOIN bulks b ON b.id = ANY (f.ids)
+JOIN idempotency_keys k ON k.created_at = b.created_at AND k.subject = b.id
+WHERE k.tenant_id = f.tenant_id";
+
+const ANSWER: &str = "
+UPDATE idempotency_keys k SET response = f.new
+FROM (SELECT ?::int4 AS tenant_id, ?::bytea AS key_hash, ?::bytea AS old, ?::bytea AS new) f
+WHERE k.tenant_id = f.tenant_id AND k.key_hash = f.key_hash AND k.response = f.old";
+
+const LETTERS: &str = "
+SELECT l.id, l.body FROM dead_letters l WHERE l.tenant_id = ? AND l.id > ? AND l.body IS NOT NULL ORDER BY l.id LIMIT ?";
+
+const EMPTY_LETTERS: &str = "
+UPDATE dead_letters SET body = NULL, detail = '', status = CASE status WHEN 'open' THEN 'dropped' ELSE status END
+WHERE tenant_id = ? AND id = ANY (?::uuid[])";
+
+const INBOUND: &str = "
+WITH gone AS (DELETE FROM wa_inbound WHERE tenant_id = ? AND chat_hash = ANY (?::bytea[]) RETURNING 1) SELECT count(*) FROM gone";
+
+const NAMELESS: &str = concat!(
+    "SELECT m.id, ",
+    alive!(),
+    " FROM (SELECT DISTINCT d.message_id FROM (SELECT ?::int4 AS tenant_id, ?::bytea[] AS hashes) f
+      JOIN deliveries d ON d.recipient_hash = ANY (f.hashes) WHERE d.tenant_id = f.tenant_id AND d.channel IN ('whatsapp', 'sms')) x
+JOIN messages m ON m.id = x.message_id WHERE m.user_id IS NULL LIMIT ?"
+);
+
+const WEBHOOKS: &str =
+    "SELECT w.id, w.body FROM waha_events w WHERE w.tenant_id = ? AND w.id > ? ORDER BY w.id LIMIT ?";
+
+const EMPTY_WEBHOOKS: &str = "
+UPDATE waha_events w SET body = f.blank, status = CASE w.status WHEN 'pending' THEN 'ignored' ELSE w.status END
+FROM (SELECT ?::int4 AS tenant_id, ?::uuid[] AS ids, ?::bytea AS blank) f
+WHERE w.tenant_id = f.tenant_id AND w.id = ANY (f.ids)";

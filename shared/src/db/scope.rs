@@ -1,0 +1,105 @@
+//! Whose rows a connection sees: row-level security as the floor below every `WHERE tenant_id = …`.
+//!
+//! A connection of the pool is the engine's: it accepts, claims and writes down for all tenants at once. Whatever is asked or
+//! done for one tenant runs in a transaction that names it; a forgotten condition then shows nothing of anybody else.
+
+use std::ops::{Deref, DerefMut};
+
+use diesel::{
+    result::{Error, QueryResult},
+    sql_types::{Array, Bool, Text},
+};
+use diesel_async::{
+    AsyncConnection, AsyncPgConnection, RunQueryDsl, TransactionManager, pooled_connection::deadpool::Object,
+};
+
+use super::{DbResult, Store, statement};
+use crate::domain::TenantId;
+
+type Manager = <AsyncPgConnection as AsyncConnection>::TransactionManager;
+
+/// A connection that sees the rows of one tenant, or all, until it is [`Scoped::done`]. One that is dropped before that is
+/// in the middle of a transaction; the pool throws it away.
+pub struct Scoped {
+    conn: Object<AsyncPgConnection>,
+    is_narrow: bool,
+}
+
+impl Scoped {
+    /// Ends the scope: what was done stands if it succeeded, else it is undone.
+    pub async fn done<T>(mut self, result: QueryResult<T>) -> DbResult<T> {
+        match result {
+            Ok(value) => {
+                if self.is_narrow {
+                    Manager::commit_transaction(&mut *self.conn).await?;
+                }
+                Ok(value)
+            }
+            Err(error) => {
+                // What went wrong first is what there is to tell.
+                if self.is_narrow && Manager::rollback_transaction(&mut *self.conn).await.is_err() {
+                    drop(Object::take(self.conn));
+                }
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Deref for Scoped {
+    type Target = AsyncPgConnection;
+
+    fn deref(&self) -> &Self::Target {
+        &self.conn
+    }
+}
+
+impl DerefMut for Scoped {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.conn
+    }
+}
+
+/// Whether row-level security holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// The services' connections act as a role that it binds.
+    pub is_bound: bool,
+    /// Tables that belong to tenants and are not under it.
+    pub open_tables: Vec<String>,
+}
+
+impl Store {
+    /// A connection that sees the rows of `scope` only; `None`: everybody's.
+    pub async fn within(&self, scope: Option<TenantId>) -> DbResult<Scoped> {
+        let mut conn = self.conn().await?;
+        if let Some(tenant) = scope {
+            Manager::begin_transaction(&mut *conn).await?;
+            if let Err(error) = narrow(&mut conn, tenant).await {
+                drop(Object::take(conn));
+                return Err(error.into());
+            }
+        }
+        Ok(Scoped { conn, is_narrow: scope.is_some() })
+    }
+
+    /// Whether row-level security holds.
+    pub async fn floor(&self) -> DbResult<Floor> {
+        let (is_bound, open_tables) = statement::<(Bool, Array<Text>)>(FLOOR).row(self).await?;
+        Ok(Floor { is_bound, open_tables })
+    }
+}
+
+/// Until the end of the transaction.
+pub(super) async fn narrow(conn: &mut AsyncPgConnection, tenant: TenantId) -> Result<(), Error> {
+    let query = statement::<Text>(NARROW).bind::<Text, _>(tenant.to_string());
+    RunQueryDsl::get_result::<String>(query, conn).await.map(drop)
+}
+
+const NARROW: &str = "SELECT set_config('posthaste.tenant', ?, true)";
+
+const FLOOR: &str = "
+SELECT current_user = 'posthaste_services' AND NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user),
+       ARRAY(SELECT t::text FROM tenant_tables() t JOIN pg_class c ON c.oid = t
+             WHERE NOT (c.relrowsecurity AND c.relforcerowsecurity AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid))
+             ORDER BY 1)";
