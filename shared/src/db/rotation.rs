@@ -110,6 +110,9 @@ const COLUMNS: &[Column] = &[
     Column { hash: Some("chat_hash"), ..text("wa_inbound", "sender") },
     text("wa_inbound", "recipient"),
     bytes("wa_inbound", "content"),
+    bytes("webhook_configurations", "headers"),
+    bytes("webhook_configurations", "secret"),
+    bytes("webhook_configurations", "previous_secret"),
 ];
 
 #[derive(QueryableByName)]
