@@ -399,15 +399,15 @@ pub async fn start(admin: Admin, id: SessionRef, app: Data<App>) -> Result<HttpR
     let url = hook::url(&app.public_url);
     turn(&app, admin.0.tenant, id, Some(true), async move |host: Host, session: Session| {
         let (name, secret) = (session.settings.name.as_str(), session.settings.webhook_secret.as_ref());
+        let with_webhook = |config| hook::with_webhook(config, &url, secret, session.previous_secret.as_ref());
         let found = match host.session(name).await {
             Err(WahaError::NotFound) => {
-                let config = hook::with_webhook(None, &url, secret);
-                return host.create_session(name, &config, true).await.map(|made| made.status);
+                return host.create_session(name, &with_webhook(None), true).await.map(|made| made.status);
             }
             found => found?,
         };
         if hook::lack(found.config.as_ref(), &url, secret) != hook::Lack::Nothing {
-            host.update_session(name, &hook::with_webhook(found.config, &url, secret)).await?;
+            host.update_session(name, &with_webhook(found.config)).await?;
         }
         if matches!(found.status.as_str(), "STOPPED" | "FAILED") {
             host.start_session(name).await?;

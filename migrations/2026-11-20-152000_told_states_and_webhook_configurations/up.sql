@@ -22,9 +22,6 @@ CREATE TABLE webhook_configurations (
 );
 CREATE INDEX webhook_configurations_tenant ON webhook_configurations (tenant_id, id);
 
--- Inbound messages of one chat, newest first.
-CREATE INDEX wa_inbound_chat ON wa_inbound (tenant_id, chat_hash, id);
-
 -- Not yet handed to the tenant's webhooks.
 ALTER TABLE wa_inbound ADD COLUMN is_forwarded boolean NOT NULL DEFAULT false;
 CREATE INDEX wa_inbound_forward ON wa_inbound (id) WHERE NOT is_forwarded;

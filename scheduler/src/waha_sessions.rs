@@ -143,7 +143,8 @@ impl WahaSessions {
             Err(WahaError::NotFound) if session.is_wanted && session.hook_url.is_some() => {
                 tracing::info!(session.id = %id, "WAHA has forgotten a session: it is made again");
                 counter!("posthaste_waha_restored_total").increment(1);
-                let config = hook::with_webhook(None, session.hook_url.as_deref().unwrap_or_default(), secret);
+                let url = session.hook_url.as_deref().unwrap_or_default();
+                let config = hook::with_webhook(None, url, secret, None);
                 needs_fetch = true;
                 host.create_session(name, &config, true).await?
             }
@@ -191,7 +192,7 @@ impl WahaSessions {
         if is_lacking {
             tracing::info!(session.id = %session.id, "WAHA does not know where to send a session's events: it is told");
             counter!("posthaste_waha_restored_total").increment(1);
-            let config = hook::with_webhook(shown.config.clone(), url, secret);
+            let config = hook::with_webhook(shown.config.clone(), url, secret, session.previous_secret.as_ref());
             host.update_session(&session.settings.name, &config).await?;
         }
         Ok(is_lacking)

@@ -91,7 +91,13 @@ impl Store {
         let id = Uuid::now_v7();
         let secret = self.sealer().seal(secret.expose_secret().as_bytes())?;
         let query = self.bind_configuration(statement::<()>(CREATE), settings)?;
-        query.bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0).bind::<Binary, _>(secret).run(self).await?;
+        query
+            .bind::<SqlUuid, _>(id)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<Binary, _>(secret)
+            .within(Some(tenant))
+            .run(self)
+            .await?;
         Ok(id)
     }
 
@@ -103,18 +109,18 @@ impl Store {
         settings: &ConfigurationSettings,
     ) -> DbResult<bool> {
         let query = self.bind_configuration(statement::<()>(UPDATE), settings)?;
-        Ok(query.bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).run(self).await? > 0)
+        Ok(query.bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant)).run(self).await? > 0)
     }
 
     /// Removes a configuration; says whether the tenant had it.
     pub async fn remove_configuration(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
-        let query = statement::<()>(REMOVE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
+        let query = statement::<()>(REMOVE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
         Ok(query.run(self).await? > 0)
     }
 
     /// One configuration of a tenant.
     pub async fn configuration(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<Configuration>> {
-        let query = statement(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
+        let query = statement(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
         Ok(self.configurations_of(query).await?.into_iter().next())
     }
 
@@ -129,7 +135,7 @@ impl Store {
             .bind::<Int4, _>(tenant.0)
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
-        self.configurations_of(query).await
+        self.configurations_of(query.within(Some(tenant))).await
     }
 
     /// The active configurations of these tenants.

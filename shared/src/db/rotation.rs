@@ -103,10 +103,16 @@ const COLUMNS: &[Column] = &[
     bytes("wa_sessions", "api_key"),
     bytes("wa_sessions", "webhook_secret"),
     bytes("wa_sessions", "previous_secret"),
+    bytes("webhook_configurations", "headers"),
+    bytes("webhook_configurations", "secret"),
+    bytes("webhook_configurations", "previous_secret"),
     bytes("waha_events", "body"),
     Column { hash: Some("chat_hash"), ..text("wa_inbound", "sender") },
     text("wa_inbound", "recipient"),
     bytes("wa_inbound", "content"),
+    bytes("webhook_configurations", "headers"),
+    bytes("webhook_configurations", "secret"),
+    bytes("webhook_configurations", "previous_secret"),
 ];
 
 #[derive(QueryableByName)]

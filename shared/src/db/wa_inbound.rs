@@ -206,12 +206,12 @@ impl Store {
                     .bind::<Array<Binary>, _>(hashes.iter().map(|hash| hash.to_vec()).collect::<Vec<_>>())
             }
         };
-        self.inbound_of(query.bind::<Int8, _>(limit).bind::<Int8, _>(skip)).await
+        self.inbound_of(query.bind::<Int8, _>(limit).bind::<Int8, _>(skip).within(Some(tenant))).await
     }
 
     /// One message of a tenant.
     pub async fn inbound(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<Inbound>> {
-        let query = statement(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
+        let query = statement(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
         Ok(self.inbound_of(query).await?.into_iter().next())
     }
 

@@ -187,7 +187,7 @@ impl Store {
         let plain = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
         let is_replaced = plain(&before.settings.webhook_secret) != plain(&settings.webhook_secret);
         let (previous, until) = match is_replaced {
-            true => (&before.settings.webhook_secret, Some(Utc::now() + ROTATION)),
+            true => (&before.settings.webhook_secret, Some(crate::clock::now() + ROTATION)),
             false => (&before.previous_secret, before.previous_until),
         };
         let query = self.bind_settings(statement::<SqlUuid>(UPDATE), settings)?;
@@ -201,7 +201,8 @@ impl Store {
 
     /// Removes a session with its line, unless deliveries wait in it.
     pub async fn remove_session(&self, tenant: TenantId, id: Uuid) -> DbResult<Removed> {
-        let query = statement::<(Bool, Int4)>(REMOVE).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0);
+        let query =
+            statement::<(Bool, Int4)>(REMOVE).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0).within(Some(tenant));
         let rows: Vec<(bool, i32)> = query.rows(self).await?;
         Ok(match rows.as_slice() {
             [] => Removed::Unknown,
@@ -226,7 +227,7 @@ impl Store {
             .bind::<Int4, _>(tenant.0)
             .bind::<Nullable<SqlUuid>, _>(id_or_name.parse::<Uuid>().ok())
             .bind::<Text, _>(id_or_name.to_owned());
-        let found = self.sessions_of(query).await?;
+        let found = self.sessions_of(query.within(Some(tenant))).await?;
         // A name may look like another session's id: the id goes first.
         let is_named = |session: &Session| session.settings.name == id_or_name;
         let (by_id, by_name): (Vec<_>, Vec<_>) = found.into_iter().partition(|session| !is_named(session));
@@ -244,7 +245,7 @@ impl Store {
             .bind::<Int4, _>(tenant.0)
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
-        self.sessions_of(query).await
+        self.sessions_of(query.within(Some(tenant))).await
     }
 
     /// Notes the state of a session. `told_at`: when WAHA says it came about, in a webhook; webhooks may overtake each other,
@@ -458,13 +459,13 @@ SELECT count(*) FROM wa_sessions";
 
 const MOVE_HOOKS: &str = "UPDATE wa_sessions SET hook_url = ?, checked_at = NULL WHERE hook_url IS DISTINCT FROM ?";
 
-/// A session that does not work is looked at more often. After a gap, and after every outage of the database is one, webhooks
+/// A session that does not work, or has something to catch up on, is looked at more often. After a gap, and after every outage of the database is one, webhooks
 /// may have been lost.
 const TAKE_CHECKS: &str = "
 WITH picked AS MATERIALIZED (
     SELECT id FROM wa_sessions
     WHERE (is_wanted OR state <> 'STOPPED')
-      AND (checked_at IS NULL OR checked_at < now() - CASE state WHEN 'WORKING' THEN interval '45 seconds' ELSE interval '12 seconds' END)
+      AND (checked_at IS NULL OR checked_at < now() - CASE WHEN state = 'WORKING' AND NOT needs_fetch AND unreachable_since IS NULL THEN interval '30 seconds' ELSE interval '10 seconds' END)
     ORDER BY checked_at NULLS FIRST LIMIT ? FOR UPDATE SKIP LOCKED
 )
 UPDATE wa_sessions s SET needs_fetch = s.needs_fetch OR s.checked_at < now() - interval '2 minutes' IS TRUE, checked_at = now()

@@ -48,14 +48,22 @@ fn is_masked(key: &str) -> bool {
     !key.is_empty() && key.chars().all(|c| matches!(c, '*' | '•' | 'x'))
 }
 
-/// `config` with our webhook in it; everything else stays as it is.
-pub fn with_webhook(config: Option<SessionConfig>, url: &str, secret: Option<&SecretString>) -> SessionConfig {
+/// `config` with our webhook in it, signed with `secret`; everything else stays as it is. `previous`: the secret before, by
+/// which a webhook of ours is known that leads to where we were reached before.
+pub fn with_webhook(
+    config: Option<SessionConfig>,
+    url: &str,
+    secret: Option<&SecretString>,
+    previous: Option<&SecretString>,
+) -> SessionConfig {
     let mut config = config.unwrap_or_default();
     let former = config.webhooks.iter().position(|webhook| webhook.url == url).map(|at| config.webhooks.remove(at));
-    // Left from when we were reached elsewhere: the same path, signed with our key.
-    let key = |webhook: &WebhookSpec| webhook.hmac.as_ref().and_then(|hmac| hmac.key.clone());
-    let ours = secret.map(|secret| secret.expose_secret().to_owned());
-    config.webhooks.retain(|other| !other.url.ends_with(PATH) || ours.is_none() || key(other) != ours);
+    let is_ours = |webhook: &WebhookSpec| {
+        let key = webhook.hmac.as_ref().and_then(|hmac| hmac.key.as_deref());
+        let mut secrets = secret.into_iter().chain(previous).map(ExposeSecret::expose_secret);
+        webhook.url.ends_with(PATH) && key.is_some_and(|key| secrets.any(|secret| secret == key))
+    };
+    config.webhooks.retain(|other| !is_ours(other));
     config.webhooks.push(WebhookSpec {
         url: url.to_owned(),
         events: vec![ALL_EVENTS.to_owned()],
@@ -80,10 +88,10 @@ mod tests {
         let before: SessionConfig = serde_json::from_value(json!({"debug": true, "webhooks": [
             {"url": "https://other.example.com", "events": ["message"]}, {"url": URL, "events": ["message"], "hmac": {"key": "old"}}]})).unwrap();
         assert_eq!(lack(Some(&before), URL, Some(&secret)), Lack::Webhook, "another key");
-        let after = with_webhook(Some(before), URL, Some(&secret));
+        let after = with_webhook(Some(before), URL, Some(&secret), None);
         assert_eq!((after.webhooks.len(), lack(Some(&after), URL, Some(&secret))), (2, Lack::Nothing));
         assert_eq!(after.rest.get("debug"), Some(&json!(true)));
-        assert_eq!(with_webhook(Some(after.clone()), URL, Some(&secret)), after);
+        assert_eq!(with_webhook(Some(after.clone()), URL, Some(&secret), None), after);
     }
 
     #[test]
@@ -97,6 +105,21 @@ mod tests {
         assert_eq!(lack(&config(json!([{"url": URL, "events": ["*"]}]))), Lack::Key);
         assert_eq!(lack(&config(json!([{"url": URL, "events": ["*"], "hmac": {}}]))), Lack::Key);
         assert_eq!(lack(&config(json!([{"url": URL, "events": ["*"], "hmac": {"key": "****"}}]))), Lack::Nothing);
+    }
+
+    #[test]
+    fn a_webhook_of_ours_that_leads_elsewhere_goes_and_one_of_others_stays() {
+        let (secret, previous) = (SecretString::from("new"), SecretString::from("old"));
+        let config = serde_json::from_value(json!({"webhooks": [
+            {"url": "http://old/webhooks/waha", "events": ["*"], "hmac": {"key": "old"}},
+            {"url": "http://older/webhooks/waha", "events": ["*"], "hmac": {"key": "new"}},
+            {"url": "http://other/webhooks/waha", "events": ["*"], "hmac": {"key": "theirs"}}]}));
+        let urls: Vec<String> = with_webhook(config.unwrap(), URL, Some(&secret), Some(&previous))
+            .webhooks
+            .into_iter()
+            .map(|webhook| webhook.url)
+            .collect();
+        assert_eq!(urls, ["http://other/webhooks/waha", URL]);
     }
 
     #[test]

@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn holds(claims: Option<Claims>, keys: &[Keys], rule: SignatureRule, body: &[u8]) -> bool {
-        claims.is_some_and(|claims| claims.hold(keys.iter(), rule, body, Utc::now()))
+        claims.is_some_and(|claims| claims.hold(keys.iter(), rule, body, crate::clock::now()))
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn two_secrets_hold_while_one_replaces_the_other() {
         let vector = || claims(&[SHA512], &["sha512"], &[]);
-        let now = Utc::now();
+        let now = crate::clock::now();
         let former = |until| Keys::new(&KEY.into(), Some(until));
         assert!(holds(vector(), &[keys("new"), former(now + TimeDelta::hours(1))], SignatureRule::Both, BODY));
         assert!(!holds(vector(), &[keys("new"), former(now - TimeDelta::seconds(1))], SignatureRule::Both, BODY));
