@@ -136,7 +136,7 @@ impl Store {
             .bind::<Int8, _>(limit)
             .bind::<Int8, _>(skip)
             .within(Some(tenant));
-        self.outbound_of(query.rows(self).await?)
+        self.unsealed(query.rows(self).await?)
     }
 
     /// One message of a tenant that a WhatsApp session carries.
@@ -146,7 +146,7 @@ impl Store {
             .bind::<SqlUuid, _>(message)
             .bind::<Int4, _>(tenant.0)
             .within(Some(tenant));
-        Ok(self.outbound_of(query.rows(self).await?)?.into_iter().next())
+        Ok(self.unsealed(query.rows(self).await?)?.into_iter().next())
     }
 
     /// How many WhatsApp messages of a tenant there were, both ways, by what statistics tell apart.
@@ -166,7 +166,7 @@ impl Store {
         Ok(rows.into_iter().map(counted).collect())
     }
 
-    fn outbound_of(&self, rows: Vec<Row>) -> DbResult<Vec<Outbound>> {
+    fn unsealed(&self, rows: Vec<Row>) -> DbResult<Vec<Outbound>> {
         let open = |((message, delivery, session, recipient, state, is_read), rest): Row| {
             let (kind, priority, content, created_at, updated_at, scheduled_at) = rest;
             let content = content.map(|content| self.sealer().open(content)).transpose()?;
