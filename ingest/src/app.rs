@@ -157,6 +157,9 @@ impl App {
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
         let (recorder, db) = (Recorder::new(store.clone()), Db::new(store));
         Self {
+            issuer: Issuer::new(jwt_secret.clone(), &config.auth),
+            limits: Limits::new(config.http.rate),
+            recorder,
             hooks: Hooks::start(hooks, db.clone()),
             waha_host: config
                 .waha
@@ -166,9 +169,6 @@ impl App {
             waha,
             waha_timeout: config.provider_timeout.min(WAHA_TIMEOUT_MAX),
             public_url: config.http.public_url.clone(),
-            issuer: Issuer::new(jwt_secret.clone(), &config.auth),
-            limits: Limits::new(config.http.rate),
-            recorder,
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,

@@ -58,6 +58,11 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         None
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Forgets an answer.
     pub fn forget<Q>(&self, key: &Q)
     where
@@ -65,11 +70,6 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         Q: Eq + Hash + ?Sized,
     {
         self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-
-    /// Forgets everything.
-    pub fn clear(&self) {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Remembers an answer. A full cache forgets what is stale, else everything: it fills up again by itself.

@@ -211,6 +211,11 @@ fn take(
     })
 }
 
+/// Keeps the limits of tenants as the database has them.
+async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
+    limits::keep_up(&app, store, stop).await;
+}
+
 /// The tables are there. While nobody listened, WAHA may have given up on webhooks: what they said is fetched.
 async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
     match store.begin_hooks(&hook::url(&app.public_url)).await {
@@ -221,11 +226,6 @@ async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &Cance
     app.mark_schema_current();
     let (app, config, stop) = (app.clone(), Arc::clone(config), stop.clone());
     tokio::spawn(async move { stop.run_until_cancelled(sessions::keep_default(&app, &config.waha, &store)).await });
-}
-
-/// Keeps the limits of tenants as the database has them.
-async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
-    limits::keep_up(&app, store, stop).await;
 }
 
 /// Says what the metrics of ingest mean.

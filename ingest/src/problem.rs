@@ -88,10 +88,10 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "The media type is not supported";
     /// The idempotency key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
-    /// The WhatsApp session has no slot free at its pace.
-    SessionBusy = "session_limit_reached", 429, "The WhatsApp session is at its limit";
     /// More requests than the limit.
     RateLimited = "rate_limited", 429, "Too many requests";
+    /// The WhatsApp session has no slot free at its pace.
+    SessionBusy = "session_limit_reached", 429, "The WhatsApp session is at its limit";
     /// Our fault.
     Internal = "internal", 500, "Something went wrong on our side";
     /// WAHA answered and would not do it.
@@ -170,12 +170,6 @@ impl Problem {
         Self { allow, ..Self::new(Code::MethodNotAllowed, format!("Use one of: {}.", allow.join(", "))) }
     }
 
-    /// A WhatsApp session whose pace is used up for so many seconds.
-    pub fn session_busy(retry_after: u64) -> Self {
-        let detail = format!("Wait {retry_after} s for a free slot, or send it with `on_limit` `queue`.");
-        Self { retry_after: Some(retry_after), ..Self::new(Code::SessionBusy, detail) }
-    }
-
     /// More requests than the limit; the next one fits after so many seconds.
     pub fn rate_limited(retry_after: u64) -> Self {
         let detail = format!("Wait {retry_after} s, then go on no faster than the RateLimit headers allow.");
@@ -185,6 +179,12 @@ impl Problem {
     /// A change that the state of the thing does not allow.
     pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::StateConflict, detail)
+    }
+
+    /// A WhatsApp session whose pace is used up for so many seconds.
+    pub fn session_busy(retry_after: u64) -> Self {
+        let detail = format!("Wait {retry_after} s for a free slot, or send it with `on_limit` `queue`.");
+        Self { retry_after: Some(retry_after), ..Self::new(Code::SessionBusy, detail) }
     }
 
     /// Too much is waiting.

@@ -81,9 +81,9 @@ routes! {
     "/api/auth/token"                                { POST tokens::issue }
     "/api/auth/refresh"                              { POST tokens::renew }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/api/users/{user_id}"                           { DELETE users::erase }
     "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
     "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }
-    "/api/users/{user_id}"                           { DELETE users::erase }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }

@@ -51,8 +51,8 @@ pub(super) const POOL: Kind<usize> = between!(1, 1000);
 pub(super) const THREADS: Kind<usize> = between!(1, 256);
 pub(super) const CONCURRENCY: Kind<usize> = between!(1, 10000);
 pub(super) const ATTEMPTS: Kind<u16> = between!(1, 1000);
-pub(super) const FAILURES: Kind<i32> = between!(1, 10000);
 pub(super) const DAYS: Kind<i32> = between!(1, 36500);
+pub(super) const FAILURES: Kind<i32> = between!(1, 10000);
 pub(super) const RETRIES: Kind<u16> = between!(0, 999);
 pub(super) const REQUESTS: Kind<u32> = between!(1, 100000000);
 

@@ -135,7 +135,7 @@ impl Store {
             .bind::<Nullable<Array<Text>>, _>(states)
             .bind::<Int8, _>(limit)
             .bind::<Int8, _>(skip);
-        self.opened_outbound(query.rows(self).await?)
+        self.unsealed(query.rows(self).await?)
     }
 
     /// One message of a tenant that a WhatsApp session carries.
@@ -144,7 +144,7 @@ impl Store {
             .bind::<Int4, _>(CONTENT_BYTES_MAX)
             .bind::<SqlUuid, _>(message)
             .bind::<Int4, _>(tenant.0);
-        Ok(self.opened_outbound(query.rows(self).await?)?.into_iter().next())
+        Ok(self.unsealed(query.rows(self).await?)?.into_iter().next())
     }
 
     /// How many WhatsApp messages of a tenant there were, both ways, by what statistics tell apart.
@@ -163,7 +163,7 @@ impl Store {
         Ok(rows.into_iter().map(counted).collect())
     }
 
-    fn opened_outbound(&self, rows: Vec<Row>) -> DbResult<Vec<Outbound>> {
+    fn unsealed(&self, rows: Vec<Row>) -> DbResult<Vec<Outbound>> {
         let open = |((message, delivery, session, recipient, state, is_read), rest): Row| {
             let (kind, priority, content, created_at, updated_at, scheduled_at) = rest;
             let content = content.map(|content| self.sealer().open(content)).transpose()?;
