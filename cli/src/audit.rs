@@ -95,6 +95,12 @@ async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<Found> {
     // Read first: what is added meanwhile stands behind it.
     let head = store.audit_head().await?;
     let bar = progress::bar(u64::try_from(head.id).unwrap_or_default(), "checking entries");
+    let found = follow(store, &head, anchor, |id| bar.set_position(u64::try_from(id).unwrap_or_default())).await;
+    bar.finish_and_clear();
+    found
+}
+
+async fn follow(store: &Store, head: &Link, anchor: Option<&Anchor>, seen: impl Fn(i64)) -> anyhow::Result<Found> {
     let mut last = Link::origin();
     loop {
         let batch = store.audit_chain(last.id, BATCH).await?;
@@ -102,10 +108,7 @@ async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<Found> {
             break;
         }
         for entry in batch {
-            let Some(link) = entry.follow(&last) else {
-                bar.finish_and_clear();
-                return Ok(broken(&last, entry.id()));
-            };
+            let Some(link) = entry.follow(&last) else { return Ok(broken(&last, entry.id())) };
             if anchor.is_some_and(|anchor| anchor.id == link.id && anchor.hash != hex(&link.hash)) {
                 return Ok(Found::Broken(link.id, "it is not the one that the anchor names"));
             }
@@ -114,9 +117,8 @@ async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<Found> {
             }
             last = link;
         }
-        bar.set_position(u64::try_from(last.id).unwrap_or_default());
+        seen(last.id);
     }
-    bar.finish_and_clear();
     let end = anchor.map_or(head.id, |anchor| anchor.id.max(head.id));
     Ok(if last.id < end { broken(&last, i64::MAX) } else { Found::Whole(last) })
 }

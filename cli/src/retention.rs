@@ -86,6 +86,8 @@ impl Set {
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
         store.set_retention(tenant.id, self.days).await.context("failed to store the days")?;
+        let days = self.days.map_or_else(|| "as RETENTION_DAYS says".to_owned(), |days| format!("{days} days"));
+        settings::record(&store, "retention set", days, Some(tenant.id)).await?;
         out.print(&json!({ "tenant": tenant.slug, "days": self.days }), |_| match self.days {
             Some(days) => format!("{} keeps its messages for {days} days", tenant.slug),
             None => format!("{} keeps its messages as RETENTION_DAYS says", tenant.slug),
@@ -105,6 +107,9 @@ impl Run {
         let spinner = progress::spinner(if self.dry_run { "counting" } else { "removing" });
         let pass = store.retain(default_days, self.dry_run, None).await.context("failed to remove old things")?;
         spinner.finish_and_clear();
+        if !self.dry_run {
+            settings::record(&store, "retention run", "", None).await?;
+        }
         let Pass { removed, kept, .. } = &pass;
         out.print(&json!({ "dry_run": self.dry_run, "removed": removed, "kept": kept }), |_| {
             let row = |one: &shared::db::retention::Removed| {

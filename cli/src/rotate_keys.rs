@@ -42,6 +42,7 @@ impl Args {
         });
         let left = rotated.await.context("failed to encrypt anew; what was written stands, run it again")?;
         bar.finish_and_clear();
+        settings::record(&store, "rotate-keys", format!("{written} values"), None).await?;
         out.print(&json!({ "written": written, "left": left }), |_| match left {
             0 => format!("encrypted {written} values; POSTHASTE_ENCRYPTION_KEY_PREVIOUS is needed no more"),
             left => format!(

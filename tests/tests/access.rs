@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use harness::{Api, HttpSink, Role, Stack, TestServers, api::Answer, api::SOON, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use shared::{config::DatabaseConfig, db::Store};
 
 /// Longer than any replica may take to notice that a key was revoked.
 const REVOKED_WITHIN: Duration = Duration::from_secs(30);
@@ -101,6 +102,9 @@ async fn what_is_no_refresh_token_or_asks_for_more_than_the_key_is_refused() -> 
     assert_eq!(again.status.as_u16(), 403, "a token makes no tokens");
     stack.sql().await?.batch_execute("UPDATE token_families SET expires_at = now() - interval '1 s'").await?;
     assert_eq!(refresh(&stack, &tokens["refresh_token"]).await?.status.as_u16(), 401, "expired");
+    let store = Store::open(&DatabaseConfig::plain(&stack.database_url.parse()?), 1)?;
+    stack.producer().post("/api/auth/token", &json!({})).await?.ok()?;
+    assert_eq!((store.forget_families(10).await?, store.forget_families(10).await?), (1, 0), "the other one holds");
     Ok(())
 }
 

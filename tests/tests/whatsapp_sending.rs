@@ -1,6 +1,6 @@
 //! Sending through WhatsApp sessions: a WAHA that behaves as documented, and every way it may fail.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use harness::{
@@ -408,16 +408,26 @@ async fn an_open_breaker_keeps_the_line_still_and_one_probe_goes_out() -> Result
         Some(whatsapp["providers"][0]["state"].clone())
     };
     eventually("the breaker is open", SOON, || async { state().await.filter(|state| state == "open") }).await?;
-    let calls = || scene.waha.requests().iter().filter(|request| request.path() == "/api/sendText").count();
-    // What was claimed before it opened may still be on its way.
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    let before = calls();
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    assert_eq!(calls(), before, "an open breaker lets nothing through");
-    eventually("a probe goes out", SOON, || async { (calls() > before).then_some(()) }).await?;
-    tokio::time::sleep(Duration::from_millis(1000)).await;
-    assert_eq!(calls(), before + 1, "one probe and no more");
+    let opened = "SELECT floor(extract(epoch FROM min(since)))::bigint FROM breakers WHERE state = 'open'";
+    let opened = Duration::from_secs(u64::try_from(scene.stack.count(opened).await?)?);
+    // What was claimed before it opened may still be on its way; the database tells whole seconds.
+    let settled = SystemTime::UNIX_EPOCH + opened + Duration::from_millis(1700);
+    let probes = || {
+        let calls = scene.waha.requests().into_iter().filter(|request| request.path() == "/api/sendText");
+        let mut at: Vec<_> = calls.map(|call| call.received_at_clock).filter(|at| *at > settled).collect();
+        at.sort();
+        at
+    };
+    eventually("two probes went out", SOON, || async { (probes().len() >= 2).then_some(()) }).await?;
     scene.waha.all_sends(None);
+    let probes = probes();
+    let (first, second) =
+        (probes[0].duration_since(SystemTime::UNIX_EPOCH + opened)?, probes[1].duration_since(probes[0])?);
+    assert!(
+        first >= Duration::from_millis(2400),
+        "an open breaker lets nothing through, but {first:?} after it opened"
+    );
+    assert!(second >= Duration::from_millis(2400), "one probe and no more, but another {second:?} after it");
     for id in &ids {
         scene.until(id, "it arrives", |message| message["status"] == "DELIVERED").await?;
     }

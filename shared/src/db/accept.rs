@@ -202,7 +202,8 @@ impl Store {
     pub async fn answered(&self, tenant: TenantId, key_hash: &Hash, request_hash: &Hash) -> DbResult<Option<Vec<u8>>> {
         let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
             .bind::<Array<Int4>, _>(vec![tenant.0])
-            .bind::<Array<Binary>, _>(vec![key_hash.to_vec()]);
+            .bind::<Array<Binary>, _>(vec![key_hash.to_vec()])
+            .within(Some(tenant));
         let stored: Vec<StoredAnswer> = query.rows(self).await?;
         let same = stored.into_iter().find(|(_, _, request, _)| request.as_slice() == request_hash);
         Ok(same.map(|(.., response)| self.sealer().open(response)).transpose()?)

@@ -161,7 +161,7 @@ impl Store {
             .bind::<Nullable<Text>, _>(filter.action)
             .bind::<Nullable<Timestamptz>, _>(filter.since)
             .bind::<Nullable<Timestamptz>, _>(filter.until);
-        let rows: Vec<Row> = query.bind::<Int8, _>(limit).rows(self).await?;
+        let rows: Vec<Row> = query.bind::<Int8, _>(limit).within(tenant).rows(self).await?;
         let entry = |(id, at, tenant, actor, action, target, request_id)| AuditEntry {
             id,
             at,

@@ -94,6 +94,7 @@ impl Store {
         let mut eraser = Eraser { store: self, person, erased, recipients: BTreeSet::new() };
         let step = eraser.messages().await?;
         eraser.erased.inbox += eraser.own(INBOX).bind::<Int8, _>(BATCH).row::<i64>(self).await?;
+        eraser.own(FAMILIES).bind::<Timestamptz, _>(person.asked_at).run(self).await?;
         if step == Step::Done {
             eraser.letters().await?;
         }
@@ -313,6 +314,9 @@ FROM (SELECT ?::int4 AS tenant_id, ?::text AS user_id, ?::timestamptz AS asked_a
 const INBOX: &str = "
 WITH gone AS (DELETE FROM inbox WHERE id = ANY (ARRAY(SELECT id FROM inbox WHERE tenant_id = ? AND user_id = ? LIMIT ?)) RETURNING 1)
 SELECT count(*) FROM gone";
+
+// Refresh tokens that speak for the person.
+const FAMILIES: &str = "DELETE FROM token_families WHERE tenant_id = ? AND subject = ? AND created_at <= ?";
 
 /// A message with a delivery that is not over.
 macro_rules! alive {

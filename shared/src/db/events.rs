@@ -144,7 +144,7 @@ WITH e AS MATERIALIZED (
     UPDATE deliveries@ d
     SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
         attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int
-    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'delivered') e
+    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'sent', state = 'delivered') e
     WHERE d.id = e.delivery_id AND d.run = e.run
       AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
            OR (e.report AND e.state <> 'sent' AND (d.state = 'sent' OR (d.state = 'delivered' AND e.state = 'bounced'))))

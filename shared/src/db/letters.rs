@@ -140,7 +140,7 @@ impl Store {
         let mut conn = self.within(scope).await?;
         let letters = page.load(&mut *conn).await;
         let letters: Vec<DeadLetter> = conn.done(letters).await?;
-        letters.into_iter().map(|letter| self.opened(letter)).collect()
+        letters.into_iter().map(|letter| self.letter_opened(letter)).collect()
     }
 
     /// One letter, if it exists and `scope` may see it.
@@ -149,10 +149,10 @@ impl Store {
         let query = one.query(scope).select(columns!());
         let mut conn = self.within(scope).await?;
         let letter = query.first(&mut *conn).await.optional();
-        conn.done(letter).await?.map(|letter| self.opened(letter)).transpose()
+        conn.done(letter).await?.map(|letter| self.letter_opened(letter)).transpose()
     }
 
-    fn opened(&self, mut letter: DeadLetter) -> DbResult<DeadLetter> {
+    fn letter_opened(&self, mut letter: DeadLetter) -> DbResult<DeadLetter> {
         letter.detail = self.sealer().open_text(letter.detail)?;
         Ok(letter)
     }

@@ -26,7 +26,7 @@ impl Store {
     /// The limits of a tenant.
     pub async fn tenant_limits(&self, tenant: TenantId) -> DbResult<TenantLimits> {
         let query = statement::<(Nullable<Int4>, Nullable<Int4>)>(OF_TENANT).bind::<Int4, _>(tenant.0);
-        let rows: Vec<Row> = query.rows(self).await?;
+        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().next().unwrap_or_default().into())
     }
 
@@ -36,7 +36,7 @@ impl Store {
             .bind::<Int4, _>(tenant.0)
             .bind::<Nullable<Int4>, _>(limits.http_requests_per_minute)
             .bind::<Nullable<Int4>, _>(limits.whatsapp_per_minute);
-        query.run(self).await?;
+        query.within(Some(tenant)).run(self).await?;
         Ok(())
     }
 

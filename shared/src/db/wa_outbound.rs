@@ -134,8 +134,9 @@ impl Store {
             .bind::<Nullable<Timestamptz>, _>(filter.to)
             .bind::<Nullable<Array<Text>>, _>(states)
             .bind::<Int8, _>(limit)
-            .bind::<Int8, _>(skip);
-        self.unsealed(query.rows(self).await?)
+            .bind::<Int8, _>(skip)
+            .within(Some(tenant));
+        self.outbound_of(query.rows(self).await?)
     }
 
     /// One message of a tenant that a WhatsApp session carries.
@@ -143,8 +144,9 @@ impl Store {
         let query = statement::<SqlRow>(ONE)
             .bind::<Int4, _>(CONTENT_BYTES_MAX)
             .bind::<SqlUuid, _>(message)
-            .bind::<Int4, _>(tenant.0);
-        Ok(self.unsealed(query.rows(self).await?)?.into_iter().next())
+            .bind::<Int4, _>(tenant.0)
+            .within(Some(tenant));
+        Ok(self.outbound_of(query.rows(self).await?)?.into_iter().next())
     }
 
     /// How many WhatsApp messages of a tenant there were, both ways, by what statistics tell apart.
@@ -158,12 +160,13 @@ impl Store {
         let query = statement::<SqlCount>(COUNT)
             .bind::<Int4, _>(tenant.0)
             .bind::<Nullable<Timestamptz>, _>(from)
-            .bind::<Nullable<Timestamptz>, _>(to);
+            .bind::<Nullable<Timestamptz>, _>(to)
+            .within(Some(tenant));
         let rows: Vec<CountRow> = query.rows(self).await?;
         Ok(rows.into_iter().map(counted).collect())
     }
 
-    fn unsealed(&self, rows: Vec<Row>) -> DbResult<Vec<Outbound>> {
+    fn outbound_of(&self, rows: Vec<Row>) -> DbResult<Vec<Outbound>> {
         let open = |((message, delivery, session, recipient, state, is_read), rest): Row| {
             let (kind, priority, content, created_at, updated_at, scheduled_at) = rest;
             let content = content.map(|content| self.sealer().open(content)).transpose()?;
