@@ -1,2 +1,2 @@
-DROP INDEX dead_letters_delivery, deliveries_recipient, messages_user;
+DROP INDEX dead_letters_delivery, wa_inbound_chat, deliveries_recipient, messages_user;
 DROP TABLE erasures, retention, seal_check;

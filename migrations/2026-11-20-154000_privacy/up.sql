@@ -25,5 +25,6 @@ CREATE TABLE erasures (
 CREATE INDEX messages_user ON messages (tenant_id, user_id, id) WHERE user_id IS NOT NULL;
 -- Only filled where encryption is on: the exact search for a recipient, and erasure.
 CREATE INDEX deliveries_recipient ON deliveries (recipient_hash) WHERE recipient_hash IS NOT NULL;
+CREATE INDEX wa_inbound_chat ON wa_inbound (tenant_id, chat_hash, id);
 -- Whether a dead delivery may still be replayed, for retention and erasure.
 CREATE INDEX dead_letters_delivery ON dead_letters (delivery_id) WHERE delivery_id IS NOT NULL;
