@@ -126,6 +126,9 @@ async fn the_printed_webhook_is_kept_once_and_handed_on_signed() -> Result<()> {
     Ok(())
 }
 
+/// What is sent, its headers, and the body.
+type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, String);
+
 #[tokio::test]
 async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result<()> {
     let stack = Stack::start().await?;
@@ -143,7 +146,7 @@ async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result
     let doubled = format!("{mac}{mac}");
     let (hmac, algorithm) = ("x-webhook-hmac", ("x-webhook-hmac-algorithm", "sha512"));
     let public = stack.api("");
-    let cases: Vec<(&str, Vec<(&str, &str)>, String)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("missing", vec![], good.clone()),
         ("no algorithm", vec![(hmac, &mac)], good.clone()),
         ("unknown algorithm", vec![(hmac, &mac), ("x-webhook-hmac-algorithm", "md5")], good.clone()),
