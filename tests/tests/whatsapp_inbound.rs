@@ -451,6 +451,9 @@ async fn moments_in_seconds_milliseconds_and_fractions_are_one_moment() -> Resul
 
 /// A WhatsApp message that WAHA has taken under this id.
 async fn sent(stack: &Stack, session: &str, waha_id: &str) -> Result<String> {
+    let working = json!({"id": waha_id, "event": "session.status", "session": "s", "payload": {"status": "WORKING"}});
+    tell(&stack.api(""), SECRET, &working).await?.ok()?;
+    status(stack, "s", "WORKING", SOON).await?;
     let body = json!({"channel": "whatsapp", "recipient": "+4915112345678", "message": "hi"});
     let id = stack.producer().send(&body).await?;
     stack.producer().wait_status(&id, "sent").await?;
@@ -473,7 +476,8 @@ async fn acknowledgements_in_any_order_never_move_a_status_back() -> Result<()> 
         assert_eq!(tell(&public, SECRET, &ack("AAA", level)).await?.status.as_u16(), 200);
     }
     stack.producer().wait_status(&id, "delivered").await?;
-    until_count(&stack, "SELECT count(*) FROM waha_events WHERE status = 'done'", 6, SOON).await?;
+    until_count(&stack, "SELECT count(*) FROM waha_events WHERE status = 'done' AND event = 'message.ack'", 6, SOON)
+        .await?;
     let kinds = |timeline: &Value| -> Vec<String> {
         let events = timeline["events"].as_array().cloned().unwrap_or_default();
         events.iter().filter_map(|event| event["kind"].as_str().map(str::to_owned)).collect()

@@ -133,7 +133,8 @@ fn clean(text: Option<&str>) -> Option<String> {
 /// `moved` is guarded by run and state, so applying an event twice does nothing. A real outcome that arrives after its
 /// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome. Where the
 /// outcome comes after the crash report, `told` takes the supposed attempt out of the log again: there was one call, so
-/// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row.
+/// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row. Of reports that come
+/// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce.
 const RECORD: &str = "
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::int4[], ?::text[], ?::timestamptz[], ?::text[], ?::text[], ?::text[], ?::text[],
@@ -144,7 +145,7 @@ WITH e AS MATERIALIZED (
     UPDATE deliveries@ d
     SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
         attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int
-    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'sent', state = 'delivered') e
+    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'sent', report AND state = 'failed', state = 'delivered') e
     WHERE d.id = e.delivery_id AND d.run = e.run
       AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
            OR (e.report AND e.state <> 'sent' AND (d.state = 'sent' OR (d.state = 'delivered' AND e.state = 'bounced'))))
