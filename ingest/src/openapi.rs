@@ -405,7 +405,9 @@ pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &m
 /// `post_notifications_send`: what generated clients call their methods.
 fn operation_id(path: &str, method: &'static str) -> String {
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "api");
-    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
+    // Those of sessions have no `/api` before them, and else the names of the others.
+    let whatsapp = path.starts_with("/messages").then_some("whatsapp");
+    std::iter::once(method).chain(whatsapp).chain(words).collect::<Vec<_>>().join("_")
 }
 
 fn complete(path: &str, method: &str, operation: &mut Operation) {

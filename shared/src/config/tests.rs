@@ -55,7 +55,10 @@ fn two_settings_are_enough_to_start() {
         seconds(&[9, 120, 5, 10])
     );
     let backends = Channel::ALL.iter().map(|&channel| config.backends(channel).to_vec()).collect::<Vec<_>>();
-    assert_eq!(backends, [vec![], vec![], vec![], vec![ProviderName::Http], vec![ProviderName::Inbox], vec![]]);
+    assert_eq!(
+        backends,
+        [vec![], vec![], vec![], vec![ProviderName::Http], vec![ProviderName::Inbox], vec![ProviderName::Waha]]
+    );
 }
 
 #[test]
@@ -157,7 +160,7 @@ fn describe_names_every_setting_with_its_source() {
 fn secrets_are_marked_as_such() {
     for setting in table::all() {
         let name = setting.spec().name;
-        let secret = ["PASSWORD", "SECRET", "AMQP_URL", "DATABASE_URL", "ENCRYPTION_KEY", "KEY_PREVIOUS"]
+        let secret = ["PASSWORD", "SECRET", "AMQP_URL", "DATABASE_URL", "_KEY", "KEY_PREVIOUS"]
             .iter()
             .any(|word| name.ends_with(word));
         assert_eq!(secret, setting.spec().secrecy != Secrecy::Open, "{name}");
