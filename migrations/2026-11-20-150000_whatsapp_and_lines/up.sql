@@ -17,7 +17,7 @@ CREATE TABLE wa_sessions (
     is_wanted           boolean     NOT NULL DEFAULT false, -- started by its admin: what WAHA forgot is put back
     last_event_at       timestamptz, -- any webhook of it
     checked_at          timestamptz, -- when it was last compared with WAHA
-    fetched_until       timestamptz, -- inbound messages up to here are known
+    fetched_until       timestamptz DEFAULT now(), -- inbound messages up to here are known; what came before is not ours
     created_at          timestamptz NOT NULL DEFAULT now(),
     updated_at          timestamptz NOT NULL DEFAULT now(),
     UNIQUE (tenant_id, name)

@@ -431,7 +431,8 @@ async fn dropping_a_half_filled_batch_loses_nothing() {
     let mut consumer = vhost.consumer(&broker, &work_queue(route()), 10);
     let long = Duration::from_secs(3600);
     until("all three were taken", async || {
-        let _ = tokio::time::timeout(Duration::from_millis(50), consumer.next_batch(10, long)).await;
+        // Long enough for a registration: one that is dropped half-way begins again.
+        let _ = tokio::time::timeout(Duration::from_millis(500), consumer.next_batch(10, long)).await;
         consumer.acker().in_hand() == 3
     })
     .await;
