@@ -472,10 +472,11 @@ UPDATE wa_sessions s SET needs_fetch = s.needs_fetch OR s.checked_at < now() - i
 FROM picked WHERE s.id = picked.id
 RETURNING s.id";
 
-/// While webhooks arrive, what they tell is known; WAHA repeats one for some minutes.
+/// While webhooks arrive, what they tell is known; WAHA repeats one for some minutes. Whoever asked for another check while
+/// this one was under way (`checked_at` is NULL again) is not overruled by what it came to.
 const NOTE_CHECK: &str = "
 UPDATE wa_sessions SET unreachable_since = CASE WHEN ? THEN NULL ELSE coalesce(unreachable_since, now()) END,
-    needs_fetch = ?,
+    needs_fetch = ? OR (needs_fetch AND checked_at IS NULL),
     fetched_until = greatest(fetched_until, ?::timestamptz, CASE WHEN NOT ? AND NOT needs_fetch THEN last_event_at - interval '5 minutes' END)
 WHERE id = ?";
 
