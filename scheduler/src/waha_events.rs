@@ -145,7 +145,12 @@ impl Task for WahaEvents {
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
         let heard: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
         self.store.note_heard(heard.into_iter().collect()).await?;
-        self.work_through(sort(events)).await?;
+        let taken = events.iter().map(|event| event.id).collect();
+        if let Err(error) = self.work_through(sort(events)).await {
+            // A server that is away is no event's fault: only schedulers that died count.
+            self.store.give_back_events(taken).await?;
+            return Err(error);
+        }
         Ok(report)
     }
 }

@@ -59,14 +59,20 @@ pub struct Desk {
 /// Makes the attempt a claim allows. `claimed_at`: right before the claim was asked for, since its lease runs from there.
 pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
     let subject = Subject::of(&claim);
-    let ready = prepare(desk, claim, claimed_at).await;
+    let in_time = desk.lease_margin.saturating_sub(GRACE).max(GRACE);
+    let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
+    let ready = prepare(desk, claim, late_at).await;
     faultpoint::pass(faultpoint::AFTER_CLAIM);
     let (provider, order) = match ready {
         Ok(ready) => ready,
         Err(obstacle) => return subject.without_call(desk, obstacle),
     };
-    if let Err(held) = gate(desk, &*provider, &order).await {
+    if let Err(held) = gate(desk, &*provider, &order, late_at).await {
         return subject.without_call(desk, Obstacle::HeldBack(held));
+    }
+    // The gate may have waited for the database as well.
+    if Instant::now() >= late_at {
+        return subject.without_call(desk, Obstacle::Late);
     }
     let started = Instant::now();
     let outcome = call(desk, &*provider, &order).await;
@@ -90,14 +96,12 @@ enum Obstacle {
     HeldBack(HeldBack),
 }
 
-async fn prepare(desk: &Desk, claim: Claim, claimed_at: Instant) -> Result<(Arc<dyn Provider>, Order), Obstacle> {
+async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<(Arc<dyn Provider>, Order), Obstacle> {
     if claim.expires_at.is_some_and(|at| at <= clock::now()) {
         return Err(Obstacle::Expired);
     }
     let provider = desk.providers.first().ok_or(Obstacle::NoProvider)?;
     let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
-    let in_time = desk.lease_margin.saturating_sub(GRACE).max(GRACE);
-    let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
     let signing = signing(desk, &claim, &content);
     let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
     let (webhook_secret, webhook_headers) = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
@@ -136,8 +140,8 @@ async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
 const SLOT_HOLDS: Duration = Duration::from_secs(1);
 
 /// A gate that cannot say in time lets through: the call itself has the last word.
-async fn gate(desk: &Desk, provider: &dyn Provider, order: &Order) -> Result<(), HeldBack> {
-    let asking = timeout(desk.lease_margin / 2, desk.hurry.run_until_cancelled(provider.gate(order)));
+async fn gate(desk: &Desk, provider: &dyn Provider, order: &Order, late_at: Instant) -> Result<(), HeldBack> {
+    let asking = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(provider.gate(order)));
     asking.await.ok().flatten().unwrap_or(Ok(()))
 }
 

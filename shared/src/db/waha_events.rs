@@ -89,6 +89,11 @@ impl Store {
         query.run(self).await.map(drop)
     }
 
+    /// Gives taken events back as if they had not been taken, to be taken again soon; those that ended meanwhile stay ended.
+    pub async fn give_back_events(&self, ids: Vec<Uuid>) -> DbResult<()> {
+        statement::<()>(GIVE_BACK).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
+    }
+
     /// Puts events off for `wait_ms` each.
     pub async fn put_off_events(&self, ids: Vec<Uuid>, waits_ms: Vec<i32>) -> DbResult<()> {
         if ids.is_empty() {
@@ -124,6 +129,10 @@ RETURNING e.id, e.tenant_id, e.session_id, e.event, e.body, e.tries, e.created_a
 const END: &str = "
 UPDATE waha_events SET status = CASE WHEN id = ANY (?::uuid[]) THEN 'done' ELSE 'ignored' END
 WHERE id = ANY (?::uuid[]) AND status = 'pending'";
+
+const GIVE_BACK: &str = "
+UPDATE waha_events SET tries = tries - 1, due_at = now() + interval '1 second'
+WHERE id = ANY (?::uuid[]) AND status = 'pending' AND tries > 0";
 
 const PUT_OFF: &str = "
 UPDATE waha_events e SET due_at = now() + w.wait * interval '1 millisecond'

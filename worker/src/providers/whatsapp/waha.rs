@@ -32,6 +32,8 @@ use uuid::Uuid;
 
 use crate::breakers::Breakers;
 
+/// How much longer than the call a note beside its outcome may take: less than the grace that the attempt gives.
+const NOTE_GRACE: Duration = Duration::from_millis(40);
 /// How long a session's settings are used without asking again.
 const SESSION_TTL: Duration = Duration::from_secs(3);
 /// How long a number is taken to be where it was found.
@@ -124,7 +126,7 @@ impl Waha {
             Ok(result) => result.map(|sent| sent.id),
             Err(_) => Err(WahaError::Unanswered(shared::egress::Trouble::Timeout)),
         };
-        self.settle(order, &call, result, is_again).await
+        self.settle(order, &call, result, (is_again, began + order.timeout)).await
     }
 
     async fn prepare(&self, order: &Order, session: Arc<Session>) -> Result<Call, Outcome> {
@@ -176,14 +178,17 @@ impl Waha {
         order: &Order,
         call: &Call,
         result: Result<Option<String>, WahaError>,
-        is_again: bool,
+        (is_again, until): (bool, Instant),
     ) -> Outcome {
         let session = &call.session;
         let outcome = match result {
             Ok(id) => {
-                for key in keys(session) {
-                    self.breakers.passed(&key).await;
-                }
+                in_passing(until, async {
+                    for key in keys(session) {
+                        self.breakers.passed(&key).await;
+                    }
+                })
+                .await;
                 let provider_ref = id.map(|id| event::reference(session.id, &id));
                 let note = is_again.then(|| "sent again after an unknown end: possibly a duplicate".to_owned());
                 Outcome::Sent(Receipt { provider_ref, code: Some("201".to_owned()), note, arrived: false })
@@ -194,17 +199,20 @@ impl Waha {
             Outcome::Unknown(_) => {}
             // An earlier call of unknown end may still come back: its row stays.
             other if is_again && !matches!(other, Outcome::Sent(_)) => {}
-            Outcome::Sent(receipt) => self.end_hold(order, receipt.provider_ref.clone()).await,
-            _ => self.end_hold(order, None).await,
+            Outcome::Sent(receipt) => self.end_hold(order, receipt.provider_ref.clone(), until).await,
+            _ => self.end_hold(order, None, until).await,
         }
         outcome
     }
 
     /// A row that is left behind is swept up once the delivery has ended.
-    async fn end_hold(&self, order: &Order, provider_ref: Option<String>) {
-        if let Err(error) = self.store.end_hold(order.tenant, order.delivery, provider_ref).await {
-            tracing::debug!(%error, "the end of a call could not be noted");
-        }
+    async fn end_hold(&self, order: &Order, provider_ref: Option<String>, until: Instant) {
+        in_passing(until, async {
+            if let Err(error) = self.store.end_hold(order.tenant, order.delivery, provider_ref).await {
+                tracing::debug!(%error, "the end of a call could not be noted");
+            }
+        })
+        .await;
     }
 
     /// What a failed call means, for the delivery, for its session's line and for the breakers.
@@ -276,6 +284,14 @@ impl Provider for Waha {
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
         Box::pin(self.attempt(order))
+    }
+}
+
+/// Does what may as well be left out: what the provider said is known, and a database that is away must not turn it into
+/// an unknown end.
+async fn in_passing(until: Instant, note: impl Future<Output = ()>) {
+    if tokio::time::timeout_at((until + NOTE_GRACE).into(), note).await.is_err() {
+        tracing::warn!("a note on a call that ended took too long and was left out");
     }
 }
 
