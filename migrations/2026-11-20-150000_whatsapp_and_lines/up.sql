@@ -118,6 +118,10 @@ BEGIN
     UPDATE lines l SET waiting = l.waiting + changed.n
     FROM (SELECT line, CASE TG_OP WHEN 'INSERT' THEN count(*) ELSE -count(*) END AS n FROM rows GROUP BY line ORDER BY line) changed
     WHERE l.id = changed.line;
+    -- A line that is taken away at the same moment would leave rows that nobody releases.
+    IF TG_OP = 'INSERT' AND EXISTS (SELECT FROM (SELECT DISTINCT line FROM rows) r WHERE NOT EXISTS (SELECT FROM lines l WHERE l.id = r.line)) THEN
+        RAISE serialization_failure USING MESSAGE = 'a line of these deliveries is gone';
+    END IF;
     RETURN NULL;
 END
 $$;

@@ -533,3 +533,26 @@ async fn invariant_r_no_minute_of_a_session_holds_more_than_its_limit_with_two_w
     }
     scene.working().await
 }
+
+#[tokio::test]
+async fn a_session_with_unfinished_messages_stays_and_what_lost_its_session_ends_as_a_dead_letter() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    let sql = scene.stack.sql().await?;
+    let later = "SELECT to_char(now() + interval '1 hour', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+    let later: String = sql.query_one(later, &[]).await?.get(0);
+    let body = json!({"sessionId": scene.session, "to": "+4915112345678", "body": "later", "scheduled_at": later});
+    let id = scene.send(&body).await?;
+    let path = format!("/sessions/{}", scene.session);
+    let refused = scene.stack.admin().request(reqwest::Method::DELETE, &path, &[], None).await?;
+    assert_eq!(refused.status, StatusCode::CONFLICT, "{}", refused.body);
+
+    sql.batch_execute("DELETE FROM lines; DELETE FROM wa_sessions; UPDATE due SET due_at = now()").await?;
+    scene.api().wait_status(&id, "dead").await?;
+    assert_eq!(scene.stack.count("SELECT count(*) FROM parked").await?, 0);
+
+    let nowhere =
+        "INSERT INTO parked (delivery_id, line, run, rank) VALUES (gen_random_uuid(), gen_random_uuid(), 0, 1)";
+    let error = sql.batch_execute(nowhere).await.unwrap_err();
+    assert_eq!(error.code().map(|code| code.code()), Some("40001"), "nothing can be parked in a line that is gone");
+    Ok(())
+}

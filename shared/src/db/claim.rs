@@ -147,6 +147,7 @@ SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, 
 FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 
 /// Slots first, then the claims they allow. A slot is lost where a claim then fails: the limit holds all the same.
+/// A line that is gone limits nothing: the provider finds no session, and the delivery ends as a dead letter an admin sees.
 const CLAIM_IN_LINE: &str = "
 WITH hinted AS MATERIALIZED (
     SELECT d.id, d.run, d.line, d.rank FROM unnest(?::uuid[], ?::int4[]) AS u(id, run) JOIN deliveries@ d ON d.id = u.id
@@ -158,7 +159,7 @@ WITH hinted AS MATERIALIZED (
     SELECT t.line, t.n FROM asked CROSS JOIN LATERAL take_slots(asked.lines, asked.wanted) t
 ), ranked AS MATERIALIZED (
     SELECT h.id, h.run, h.line, h.rank,
-           h.line IS NULL OR row_number() OVER (PARTITION BY h.line ORDER BY h.rank DESC, h.id) <= coalesce(g.n, 0) AS has_slot
+           g.line IS NULL OR row_number() OVER (PARTITION BY h.line ORDER BY h.rank DESC, h.id) <= g.n AS has_slot
     FROM hinted h LEFT JOIN granted g ON g.line = h.line
 ), claimed AS (
     UPDATE deliveries@ d

@@ -426,7 +426,8 @@ const REMOVE: &str = "
 WITH l AS (
     SELECT l.id, l.waiting FROM lines l JOIN wa_sessions s ON s.id = l.id WHERE l.id = ? AND s.tenant_id = ? FOR UPDATE OF l
 ), idle AS (
-    SELECT id FROM l WHERE waiting = 0 AND NOT EXISTS (SELECT 1 FROM parked p WHERE p.line = l.id)
+    SELECT id FROM l WHERE waiting = 0 AND NOT EXISTS (
+        SELECT 1 FROM deliveries d WHERE d.line = l.id AND d.state IN ('scheduled', 'queued', 'sending', 'retrying'))
 ), line AS (
     DELETE FROM lines WHERE id IN (SELECT id FROM idle)
 ), gone AS (

@@ -374,7 +374,7 @@ WITH asked AS (SELECT ?::uuid AS replay_id
     SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, lease_until = NULL, updated_at = clock_timestamp()
     FROM (SELECT DISTINCT delivery_id FROM letters) l
     WHERE d.id = l.delivery_id AND d.state = 'dead'
-    RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route, d.line, d.rank
+    RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank
 ), logged AS (
     INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
     SELECT id, run, 'replayed', tenant_id, channel, clock_timestamp() FROM revived
