@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::submission::Content;
-use crate::domain::{Address, Channel, DeliveryId, MessageId, Outcome, ProviderName, TenantId};
+use crate::domain::{Address, Channel, DeliveryId, Fault, MessageId, Outcome, ProviderName, TenantId};
 
 /// Everything a provider may need for one attempt.
 #[derive(Clone, Debug)]
@@ -56,6 +56,9 @@ pub struct HeldBack {
 /// The answer of a gate.
 pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<(), HeldBack>> + Send + 'a>>;
 
+/// What a check of credentials and reachability found: a sentence for people, or the fault.
+pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<String, Fault>> + Send + 'a>>;
+
 /// A future that a provider returns; boxed so that providers can stand behind one pointer.
 pub type Sending<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
@@ -63,6 +66,22 @@ pub type Sending<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 pub trait Provider: Send + Sync {
     /// Its name in the log, the metrics and the settings.
     fn name(&self) -> ProviderName;
+
+    /// Whether it can carry this delivery at all: of several push services each serves its own kind of device.
+    fn fits(&self, _order: &Order) -> bool {
+        true
+    }
+
+    /// What the circuit breaker in front of this call is called: all calls that fail together share one. A vendor's is its name
+    /// and a fingerprint of the credential. `None`: there is none, or the provider has breakers of its own.
+    fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
+        None
+    }
+
+    /// Proves credentials and reachability without sending anything to anybody.
+    fn check(&self) -> Checking<'_> {
+        Box::pin(std::future::ready(Ok("there is nothing to check".to_owned())))
+    }
 
     /// Whether a call may be made now. A delivery that is held back spends no attempt, and none is logged.
     fn gate<'a>(&'a self, _order: &'a Order) -> Asking<'a> {

@@ -55,7 +55,10 @@ impl Waha {
     /// TLS set-up.
     pub fn new(guard: Guard, operator_url: Option<&Url>) -> reqwest::Result<Self> {
         let client = || {
-            egress::client(CONNECT_TIMEOUT).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+            egress::client(CONNECT_TIMEOUT)
+                .http1_only()
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
         };
         Ok(Self {
             guarded: client().dns_resolver(GuardedResolver::shared(guard.clone())).build()?,

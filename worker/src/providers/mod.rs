@@ -3,5 +3,6 @@
 pub mod email;
 pub mod in_app;
 pub mod sandbox;
+pub mod vendor;
 pub mod webhook;
 pub mod whatsapp;

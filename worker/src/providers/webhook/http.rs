@@ -22,7 +22,7 @@ use shared::{
     egress::{self, Trouble, resolver::GuardedResolver, retry_after},
 };
 
-use super::standard_webhooks;
+use super::{super::vendor::AGENT, standard_webhooks};
 use crate::measures;
 
 /// A receiver that cannot be connected to within this will not answer in time either.
@@ -37,8 +37,6 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The status is the answer; its body is not worth a longer wait than a new connection would cost.
 const ANSWER_BODY_TIMEOUT: Duration = Duration::from_millis(500);
 
-const AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
-
 /// The HTTP client for addresses that tenants name: it follows nothing, trusts no proxy setting, unpacks nothing.
 pub struct Http {
     client: Client,
@@ -50,6 +48,7 @@ impl Http {
     pub fn new(config: &WebhookConfig) -> reqwest::Result<Self> {
         let guard = Guard::new(config.allow_nets.clone());
         let client = egress::client(CONNECT_TIMEOUT.min(config.timeout.mul_f64(0.8)))
+            .http1_only()
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
             .dns_resolver(GuardedResolver::shared(guard.clone()))

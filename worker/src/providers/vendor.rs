@@ -1,0 +1,109 @@
+//! Calls to vendors over HTTP: how a client is made, and what an answer, or its absence, means unless the vendor says more.
+
+use std::time::Duration;
+
+use reqwest::{
+    ClientBuilder, RequestBuilder, Response, StatusCode,
+    header::{HeaderMap, RETRY_AFTER, USER_AGENT},
+};
+use shared::{
+    clock,
+    domain::{Fault, Outcome},
+    egress::{self, Trouble, retry_after},
+};
+
+/// A vendor that cannot be connected to within this will not answer in time either.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the shortest time after which the usual load balancers close an idle connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// An answer is read this far: errors of vendors are short.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// How we call ourselves.
+pub const AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
+
+/// A client for one vendor whose calls may take `timeout`. Its address comes from the operator, so no guard looks at it.
+pub fn client(timeout: Duration) -> ClientBuilder {
+    egress::client(CONNECT_TIMEOUT.min(timeout.mul_f64(0.8))).pool_idle_timeout(IDLE_TIMEOUT)
+}
+
+/// What a vendor answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, up to 64 KiB; `None`: it broke off.
+    pub body: Option<Vec<u8>>,
+}
+
+impl Answer {
+    /// The wait that the vendor asked for, in seconds or as a date.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let value = self.headers.get(RETRY_AFTER)?.to_str().ok()?;
+        retry_after::parse(value, clock::now())
+    }
+
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The body as JSON of type `T`; `None` where it is none.
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(self.body.as_deref()?).ok()
+    }
+
+    /// What the status alone says, with `code` and a detail that names `who`, such as `sendgrid`. A status of success has to be
+    /// read by the caller; here it is an answer nobody understands.
+    pub fn judge(&self, who: &str, code: Option<&str>) -> Outcome {
+        let status = self.status.as_u16();
+        let code = code.unwrap_or(self.status.as_str());
+        let fault = |rest: &str| Fault::new(code, format!("{who} answered {status}{rest}"));
+        match status {
+            200..=299 => Outcome::Unknown(fault(" and something that cannot be read")),
+            300..=399 => Outcome::Transient(fault("; redirects are not followed"), self.retry_after()),
+            401 | 403 => Outcome::Misconfigured(fault(": the credentials are refused")),
+            408 | 425 => Outcome::Transient(fault(""), self.retry_after()),
+            429 => Outcome::Throttled(fault(": too much at once"), self.retry_after()),
+            400..=499 => Outcome::Rejected(fault("")),
+            _ => Outcome::Transient(fault(""), self.retry_after()),
+        }
+    }
+}
+
+/// Makes the call and reads the answer, within the time that `request` has; an outcome where there is none.
+pub async fn call(who: &str, request: RequestBuilder) -> Result<Answer, Outcome> {
+    match request.header(USER_AGENT, AGENT).send().await {
+        Ok(response) => Ok(read(response).await),
+        Err(error) => Err(unanswered(who, &error)),
+    }
+}
+
+async fn read(mut response: Response) -> Answer {
+    let (status, headers) = (response.status(), response.headers().clone());
+    let mut body = Vec::new();
+    let body = loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_BYTES_MAX => body.extend_from_slice(&chunk),
+            Ok(None) => break Some(body),
+            Ok(Some(_)) | Err(_) => break None,
+        }
+    };
+    Answer { status, headers, body }
+}
+
+/// What a call without an answer means: until a connection stands nothing was sent; after that nobody knows.
+pub fn unanswered(who: &str, error: &reqwest::Error) -> Outcome {
+    let trouble = Trouble::of(error);
+    let fault = |rest: &str| Fault::new(trouble.as_str(), format!("{who} {rest}"));
+    match trouble {
+        Trouble::Refused(_) => Outcome::Misconfigured(fault("is set to an address that is no HTTP URL")),
+        Trouble::Dns => Outcome::Transient(fault("has a name that cannot be resolved"), None),
+        Trouble::Tls => Outcome::Transient(fault("could not be spoken to over TLS"), None),
+        Trouble::Connect => Outcome::Transient(fault("could not be connected to"), None),
+        Trouble::Timeout => Outcome::Unknown(fault("did not answer in time")),
+        Trouble::Reset => Outcome::Unknown(fault("broke the connection before it answered")),
+        Trouble::BadAnswer => Outcome::Unknown(fault("answered what is no HTTP")),
+    }
+}
