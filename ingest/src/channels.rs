@@ -41,7 +41,7 @@ pub struct ProviderView {
     #[schema(value_type = String, example = "waha")]
     name: ProviderName,
     /// `closed`: calls go out. `open`: it is left alone. `half_open`: one call is out to see. Of several breakers (WhatsApp
-    /// has one for each session and each WAHA) the worst.
+    /// has one for each session and each WAHA, webhooks one for each receiver) the worst.
     #[schema(value_type = String, example = "closed")]
     state: BreakerState,
     /// Since when; `null` if there never was trouble.
@@ -57,9 +57,10 @@ pub struct ProviderView {
     responses((status = 200, description = "Every channel", body = ChannelList)))]
 pub async fn list(admin: Admin, app: Data<App>) -> Result<HttpResponse, Problem> {
     let tenant = admin.0.tenant;
-    let worst = app.db.run(async move |store| worst_breaker(&store, tenant).await).await?;
+    let names: Vec<ProviderName> = app.channels.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+    let found = app.db.run(async move |store| breakers(&store, tenant, names.clone()).await).await?;
     let view = |name: ProviderName| {
-        let breaker = worst.as_ref().filter(|_| name == ProviderName::Waha);
+        let breaker = found.iter().filter(|(of, _)| *of == name).map(|(_, breaker)| breaker).max_by_key(badness);
         ProviderView {
             name,
             state: breaker.map_or(BreakerState::Closed, |breaker| breaker.state),
@@ -74,16 +75,23 @@ pub async fn list(admin: Admin, app: Data<App>) -> Result<HttpResponse, Problem>
     Ok(HttpResponse::Ok().json(ChannelList { channels: channels.collect() }))
 }
 
-/// Of the tenant's own sessions and their hosts; others' are none of its business.
-async fn worst_breaker(store: &Store, tenant: TenantId) -> DbResult<Option<Breaker>> {
+/// The breakers before the tenant's calls. Those of other tenants' sessions and receivers are none of its business.
+async fn breakers(store: &Store, tenant: TenantId, names: Vec<ProviderName>) -> DbResult<Vec<(ProviderName, Breaker)>> {
+    let shared = names.into_iter().filter(|name| !matches!(name, ProviderName::Waha | ProviderName::Http)).collect();
+    let mut found = store.breakers_of(shared).await?;
     let sessions = store.list_sessions(tenant, None, SESSIONS_MAX).await?;
     let keys = sessions.iter().flat_map(|session| [session_key(session.id), host_key(&session.settings.base_url)]);
-    let mut breakers = store.breakers(keys.collect()).await?;
-    let badness = |breaker: &Breaker| match breaker.state {
+    found.extend(store.breakers(keys.collect()).await?.into_iter().map(|breaker| (ProviderName::Waha, breaker)));
+    let receivers = store.breakers_before(&format!("http/{tenant}/")).await?;
+    found.extend(receivers.into_iter().map(|breaker| (ProviderName::Http, breaker)));
+    Ok(found)
+}
+
+fn badness(breaker: &&Breaker) -> (u8, i32, DateTime<Utc>) {
+    let state = match breaker.state {
         BreakerState::Closed => 0,
         BreakerState::HalfOpen => 1,
         BreakerState::Open => 2,
     };
-    breakers.sort_by_key(|breaker| (badness(breaker), breaker.failures, breaker.since));
-    Ok(breakers.pop())
+    (state, breaker.failures, breaker.since)
 }

@@ -34,6 +34,7 @@ pub mod problem;
 pub mod routes;
 mod server;
 mod sessions;
+mod suppressions;
 mod tenant_limits;
 mod tenants;
 mod tokens;

@@ -22,7 +22,7 @@ use crate::{
     admin, audit, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, keys, messages,
     notifications,
     problem::{CONTENT_TYPE, Code},
-    sessions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
+    sessions, suppressions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -50,7 +50,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
         configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
-        webhooks::signing_secret, admin::queues, channels::list,
+        webhooks::signing_secret, admin::queues, channels::list, suppressions::list, suppressions::lift,
         tokens::issue, tokens::renew,
         tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list, users::erase,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,

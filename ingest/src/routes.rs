@@ -10,7 +10,7 @@ use crate::{
     admin, audit, bulk, channels, configurations, dead_letters, docs, health, inbox, keys, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    sessions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
+    sessions, suppressions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -66,6 +66,8 @@ routes! {
     "/messages/stats"                                { GET whatsapp::stats }
     "/messages"                                      { GET whatsapp::list }
     "/messages/{id}"                                 { GET whatsapp::show }
+    "/api/suppressions"                              { GET suppressions::list }
+    "/api/suppressions/{id}"                         { DELETE suppressions::lift }
     "/api/admin/notifications/channels"              { GET channels::list }
     "/api/admin/dead-letters"                        { GET dead_letters::list }
     "/api/admin/dead-letters/replay"                 { POST dead_letters::replay }

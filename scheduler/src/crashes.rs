@@ -13,7 +13,7 @@ use shared::{
     config::Config,
     contract::{AttemptRecord, Event, EventBatch, wire::EVENTS_MAX},
     db::{Store, due::Crash, events::WORKER_LOST},
-    domain::{OutcomeClass, ProviderName, RetryPolicy, retry::decide_crash},
+    domain::{OutcomeClass, ProviderName, RetryPolicy, Round, retry::decide_crash},
 };
 use uuid::Uuid;
 
@@ -91,6 +91,7 @@ fn event(
         detail: None,
         dead: verdict.dead,
         spent: verdict.spent,
+        round: Round::NEW,
         crash: true,
         report: false,
     }

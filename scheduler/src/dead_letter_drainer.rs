@@ -10,7 +10,7 @@ use shared::{
     clock,
     contract::{Event, WorkItem},
     db::{DbResult, Store, letters::NewLetter},
-    domain::{Channel, DeadReason, DeliveryId, EventKind, State, TenantId},
+    domain::{Channel, DeadReason, DeliveryId, EventKind, Round, State, TenantId},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -110,6 +110,7 @@ fn death(item: WorkItem, tenant: TenantId, channel: Channel) -> Event {
         dead: Some(DeadReason::Poison),
         spent: true,
         crash: false,
+        round: Round::NEW,
         report: false,
     }
 }

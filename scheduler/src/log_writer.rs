@@ -12,8 +12,11 @@ use shared::{
         Event, EventBatch,
         wire::{VERSION, Wire},
     },
-    db::{DbError, Store, events::Recorded},
-    domain::DeadReason,
+    db::{DbError, Store, events::Recorded, suppressions::Finding},
+    domain::{
+        DeadReason, OutcomeClass,
+        suppression::{SuppressionReason, SuppressionScope},
+    },
     faultpoint,
 };
 use tokio_util::sync::CancellationToken;
@@ -105,6 +108,11 @@ impl LogWriter {
 
     /// Writes what can be written and returns what the database will not take.
     async fn record(&mut self, events: &[Event]) -> Result<Vec<Refused>, Stopped> {
+        // Before the outcome itself: whoever dies in between finds both again.
+        let dead = dead_addresses(events);
+        while let Err(error) = self.store.suppress(&dead).await {
+            self.pause(&error).await?;
+        }
         let mut refusals = 0;
         loop {
             let error = match sift(&self.store, events).await {
@@ -163,6 +171,19 @@ impl Batch {
         self.tags.push(tag);
         self.events.extend(events);
     }
+}
+
+/// The addresses that providers called dead.
+fn dead_addresses(events: &[Event]) -> Vec<Finding> {
+    let attempts = events.iter().filter_map(|event| Some((event.delivery, event.attempt.as_ref()?)));
+    let dead = attempts.filter(|(_, attempt)| attempt.outcome == OutcomeClass::AddressDead);
+    dead.map(|(delivery, attempt)| Finding {
+        delivery,
+        scope: SuppressionScope::All,
+        reason: SuppressionReason::AddressDead,
+        detail: attempt.code.clone(),
+    })
+    .collect()
 }
 
 /// An event that the database will not take.

@@ -16,8 +16,10 @@ use shared::{
     contract::{AttemptRecord, Event, Order, Provider, provider::HeldBack, submission::Content},
     db::claim::Claim,
     domain::{
-        DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, RetryPolicy, Route, State,
-        TenantId, Tries, Verdict, retry::decide,
+        Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, RetryPolicy, Round,
+        Route, Standing, State, TenantId, Tries, Verdict,
+        retry::decide,
+        suppression::{SuppressionReason, SuppressionScope},
     },
     faultpoint,
 };
@@ -25,6 +27,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    breakers::{Breakers, News},
     measures,
     registry::{Providers, backend_setting},
     secrets::{Secrets, Signing},
@@ -33,6 +36,8 @@ use crate::{
 /// Providers end a call that takes too long themselves, and know more about how far it came; this much later it is
 /// ended for them.
 const GRACE: Duration = Duration::from_millis(100);
+/// The category that a suppression for marketing is about.
+const MARKETING: &str = "marketing";
 /// Longest detail, in bytes: a clause, not a document.
 const DETAIL_BYTES_MAX: usize = 2 * 1024;
 /// Longest code or reference of a provider, in bytes.
@@ -42,8 +47,10 @@ const CODE_BYTES_MAX: usize = 200;
 pub struct Desk {
     /// The channel and lane.
     pub route: Route,
-    /// Who may be called; the first one is.
+    /// Who may be called, in this order.
     pub providers: Providers,
+    /// Who of them is left alone for a while.
+    pub breakers: Option<Arc<Breakers>>,
     /// When to try again.
     pub policy: RetryPolicy,
     /// How long a call may take.
@@ -63,21 +70,24 @@ pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
     let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
     let ready = prepare(desk, claim, late_at).await;
     faultpoint::pass(faultpoint::AFTER_CLAIM);
-    let (provider, order) = match ready {
-        Ok(ready) => ready,
+    let order = match ready {
+        Ok(order) => order,
         Err(obstacle) => return subject.without_call(desk, obstacle),
     };
-    if let Err(held) = gate(desk, &*provider, &order, late_at).await {
-        return subject.without_call(desk, Obstacle::HeldBack(held));
-    }
-    // The gate may have waited for the database as well.
+    let choice = match choose(desk, &order, subject, late_at).await {
+        Ok(choice) => choice,
+        Err(obstacle) => return subject.without_call(desk, obstacle),
+    };
+    // The gates may have waited for the database as well.
     if Instant::now() >= late_at {
         return subject.without_call(desk, Obstacle::Late);
     }
+    tracing::Span::current().record("provider", choice.provider.name().as_str());
     let started = Instant::now();
-    let outcome = call(desk, &*provider, &order).await;
+    let outcome = call(desk, &*choice.provider, &order).await;
     faultpoint::pass(faultpoint::AFTER_PROVIDER);
-    subject.after_call(desk, provider.name(), outcome, started.elapsed())
+    tell_breaker(desk, &*choice.provider, &order, &outcome);
+    subject.after_call(desk, &choice, outcome, started.elapsed())
 }
 
 /// Why no provider is called.
@@ -87,28 +97,34 @@ enum Obstacle {
     Expired,
     /// The channel is not set up.
     NoProvider,
+    /// None of the channel's providers serves this kind of device.
+    NoFit,
+    /// Nothing is sent to its address any more.
+    Suppressed(SuppressionReason),
     /// The stored content cannot be read.
     BadContent,
     /// The call could outlive the claim (the process was stopped for a while, or waits for the database), and then
     /// somebody else might make it too; or this process is about to end.
     Late,
-    /// The provider is left alone for a while.
-    HeldBack(HeldBack),
+    /// Every provider that is left in this round is to be left alone for a while.
+    HeldBack(HeldBack, Round),
 }
 
-async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<(Arc<dyn Provider>, Order), Obstacle> {
+async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, Obstacle> {
     if claim.expires_at.is_some_and(|at| at <= clock::now()) {
         return Err(Obstacle::Expired);
     }
-    let provider = desk.providers.first().ok_or(Obstacle::NoProvider)?;
     let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    if let Some(reason) = suppression(&claim, &content) {
+        return Err(Obstacle::Suppressed(reason));
+    }
     let signing = signing(desk, &claim, &content);
     let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
     let (webhook_secret, webhook_headers) = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
     if Instant::now() >= late_at || desk.hurry.is_cancelled() {
         return Err(Obstacle::Late);
     }
-    let order = Order {
+    Ok(Order {
         delivery: claim.delivery,
         message: claim.message,
         tenant: claim.tenant,
@@ -124,8 +140,55 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<(Arc<dyn
         traceparent: claim.traceparent,
         attempt: claim.tries.attempts,
         timeout: desk.timeout,
+    })
+}
+
+/// Why nothing is sent to the address, as far as it concerns this content.
+fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
+    let concerns = |scope: SuppressionScope| match scope {
+        SuppressionScope::All => true,
+        SuppressionScope::Marketing => content.category.as_deref() == Some(MARKETING),
     };
-    Ok((Arc::clone(provider), order))
+    claim.suppressed.iter().find(|(scope, _)| concerns(*scope)).map(|(_, reason)| *reason)
+}
+
+/// Who is called, and what that means for the delivery.
+struct Choice {
+    provider: Arc<dyn Provider>,
+    /// How the delivery stands once that provider was asked; without the hope that its answer leaves.
+    standing: Standing,
+    /// One that would have come first, and is left alone for a while.
+    skipped: Option<ProviderName>,
+}
+
+/// The first provider that was not asked in this round and may be called; once all were asked a new round begins.
+async fn choose(desk: &Desk, order: &Order, subject: Subject, late_at: Instant) -> Result<Choice, Obstacle> {
+    if desk.providers.is_empty() {
+        return Err(Obstacle::NoProvider);
+    }
+    let fitting: Vec<&Arc<dyn Provider>> = desk.providers.iter().filter(|provider| provider.fits(order)).collect();
+    let is_left = |round: Round| move |provider: &&Arc<dyn Provider>| !round.has_asked(provider.name());
+    let round = match fitting.iter().copied().any(|provider| is_left(subject.round)(&provider)) {
+        true => subject.round,
+        false => Round::NEW,
+    };
+    let (mut shortest, mut skipped): (Option<HeldBack>, _) = (None, None);
+    for provider in fitting.iter().copied().filter(is_left(round)) {
+        match gate(desk, &**provider, order, subject.jitter(), late_at).await {
+            Ok(()) => {
+                let after = round.with(provider.name(), false);
+                let others_left = fitting.iter().copied().any(|other| is_left(after)(&other));
+                let providers = u16::try_from(fitting.len()).unwrap_or(u16::MAX);
+                let standing = Standing { providers, others_left, round: after };
+                return Ok(Choice { provider: Arc::clone(provider), standing, skipped });
+            }
+            Err(held) => {
+                skipped = skipped.or(Some(provider.name()));
+                shortest = Some(shortest.filter(|other| other.wait <= held.wait).unwrap_or(held));
+            }
+        }
+    }
+    Err(shortest.map_or(Obstacle::NoFit, |held| Obstacle::HeldBack(held, round)))
 }
 
 async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
@@ -139,10 +202,38 @@ async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
 /// than that.
 const SLOT_HOLDS: Duration = Duration::from_secs(1);
 
-/// A gate that cannot say in time lets through: the call itself has the last word.
-async fn gate(desk: &Desk, provider: &dyn Provider, order: &Order, late_at: Instant) -> Result<(), HeldBack> {
-    let asking = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(provider.gate(order)));
+/// The breaker before the provider, then the provider's own gate. One that cannot say in time lets through: the call itself
+/// has the last word.
+async fn gate(
+    desk: &Desk,
+    provider: &dyn Provider,
+    order: &Order,
+    jitter: f64,
+    late_at: Instant,
+) -> Result<(), HeldBack> {
+    let asking = async {
+        if let (Some(breakers), Some(key)) = (&desk.breakers, provider.breaker_key(order)) {
+            // Whatever waits for the same provider comes back spread over as long again, not all at once.
+            let spread = |held: HeldBack| HeldBack { wait: held.wait.mul_f64(1.0 + jitter), ..held };
+            breakers.gate(&[key], order.timeout + GRACE).await.map_err(spread)?;
+        }
+        provider.gate(order).await
+    };
+    let asking = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(asking));
     asking.await.ok().flatten().unwrap_or(Ok(()))
+}
+
+/// Tells the breaker how the call ended, beside everything else: neither the delivery nor the next one waits for it.
+fn tell_breaker(desk: &Desk, provider: &dyn Provider, order: &Order, outcome: &Outcome) {
+    let (Some(breakers), Some(key)) = (&desk.breakers, provider.breaker_key(order)) else { return };
+    let news = match outcome {
+        Outcome::Sent(_) | Outcome::Rejected(_) | Outcome::AddressDead(_) => News::Passed,
+        // A pause that is asked of many senders at one address is no business of theirs.
+        Outcome::Throttled(_, Some(wait)) if desk.route.channel != Channel::Webhook => News::Paused(*wait),
+        Outcome::Transient(..) | Outcome::Unknown(_) if provider.is_down(outcome) => News::Failed,
+        Outcome::Transient(..) | Outcome::Unknown(_) | Outcome::Throttled(..) | Outcome::Misconfigured(_) => return,
+    };
+    breakers.tell(key, news);
 }
 
 /// Calls the provider; whatever it does, an outcome comes back.
@@ -167,24 +258,38 @@ struct Subject {
     delivery: DeliveryId,
     run: i32,
     tries: Tries,
+    round: Round,
     accepted_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
 }
 
 impl Subject {
     const fn of(claim: &Claim) -> Self {
-        let Claim { tenant, delivery, run, tries, accepted_at, expires_at, .. } = *claim;
-        Self { tenant, delivery, run, tries, accepted_at, expires_at }
+        let Claim { tenant, delivery, run, tries, round, accepted_at, expires_at, .. } = *claim;
+        Self { tenant, delivery, run, tries, round, accepted_at, expires_at }
     }
 
-    fn after_call(self, desk: &Desk, provider: ProviderName, outcome: Outcome, took: Duration) -> Event {
+    fn after_call(self, desk: &Desk, choice: &Choice, outcome: Outcome, took: Duration) -> Event {
         let now = clock::now();
+        let provider = choice.provider.name();
         measures::attempted(desk.route.channel, provider, outcome.class(), took);
         if outcome.class() == OutcomeClass::Sent && self.run == 1 {
             measures::sent_at_once(desk.route, (now - self.accepted_at).to_std().unwrap_or_default());
         }
-        let verdict = self.decide(desk, &outcome, now);
-        let event = Event { attempt: Some(record(provider, outcome, took)), ..self.event(desk, verdict, now) };
+        let hope = outcome.class() != OutcomeClass::Misconfigured;
+        let standing = Standing { round: choice.standing.round.with(provider, hope), ..choice.standing };
+        let verdict = self.decide(desk, &outcome, now, standing);
+        let round = match verdict.delay {
+            Some(Duration::ZERO) => {
+                measures::failed_over(desk.route.channel, provider);
+                standing.round
+            }
+            // Until its provider's word came, or did not, the delivery stays with it.
+            Some(_) if outcome.class() == OutcomeClass::Unknown && standing.others_left => self.round,
+            Some(_) | None => Round::NEW,
+        };
+        let attempt = record(provider, outcome, took, choice.skipped);
+        let event = Event { attempt: Some(attempt), round, ..self.event(desk, verdict, now) };
         log(&event, event.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref()));
         event
     }
@@ -192,24 +297,30 @@ impl Subject {
     fn without_call(self, desk: &Desk, obstacle: Obstacle) -> Event {
         let now = clock::now();
         let detail = obstacle.detail(desk);
+        let later = |wait| self.decide(desk, &Outcome::Throttled(Fault::default(), wait), now, Standing::default());
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
-            Obstacle::NoProvider => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
+            Obstacle::Suppressed(_) => Verdict::end(EventKind::Suppressed, State::Suppressed),
+            Obstacle::NoProvider | Obstacle::NoFit => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
             // As if somebody had asked to wait: it spends no attempt, and it cannot go on for ever.
-            Obstacle::Late => self.decide(desk, &Outcome::Throttled(Fault::default(), None), now),
-            Obstacle::HeldBack(HeldBack { wait, .. }) => {
-                self.decide(desk, &Outcome::Throttled(Fault::default(), Some(wait)), now)
+            Obstacle::Late => later(None),
+            // Others were asked already, and may do better after the usual pause.
+            Obstacle::HeldBack(HeldBack { wait, .. }, round) if !round.is_empty() => {
+                let usual = later(None);
+                Verdict { delay: usual.delay.map(|delay| delay.min(wait)), ..usual }
             }
+            Obstacle::HeldBack(HeldBack { wait, .. }, _) => later(Some(wait)),
         };
-        let event = Event { spent: false, detail: Some(detail), ..self.event(desk, verdict, now) };
+        let round = if matches!(obstacle, Obstacle::Late) { self.round } else { Round::NEW };
+        let event = Event { spent: false, detail: Some(detail), round, ..self.event(desk, verdict, now) };
         log(&event, event.detail.as_deref());
         event
     }
 
-    fn decide(self, desk: &Desk, outcome: &Outcome, now: DateTime<Utc>) -> Verdict {
+    fn decide(self, desk: &Desk, outcome: &Outcome, now: DateTime<Utc>, standing: Standing) -> Verdict {
         let time_left = self.expires_at.map(|at| (at - now).to_std().unwrap_or_default());
-        decide(outcome, self.tries, time_left, &desk.policy, self.jitter())
+        decide(outcome, self.tries, time_left, &desk.policy, self.jitter(), standing)
     }
 
     /// Chance in 0..1 without a generator: the last bits of an id are random, and each run turns them differently.
@@ -233,6 +344,7 @@ impl Subject {
             detail: None,
             dead: verdict.dead,
             spent: verdict.spent,
+            round: Round::NEW,
             crash: false,
             report: false,
         }
@@ -247,13 +359,18 @@ impl Obstacle {
             Self::Expired => "its time ran out before it could be sent".to_owned(),
             Self::NoProvider => format!("nothing carries channel `{channel}`: set {}", backend_setting(channel)),
             Self::BadContent => "its stored content cannot be read".to_owned(),
-            Self::HeldBack(held) => held.reason.to_owned(),
+            Self::NoFit => format!(
+                "no provider of channel `{channel}` serves its kind of device: see {}",
+                backend_setting(channel)
+            ),
+            Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
+            Self::HeldBack(held, _) => held.reason.to_owned(),
             Self::Late => "its claim could have ended before the provider's answer".to_owned(),
         }
     }
 }
 
-fn record(provider: ProviderName, outcome: Outcome, took: Duration) -> AttemptRecord {
+fn record(provider: ProviderName, outcome: Outcome, took: Duration, skipped: Option<ProviderName>) -> AttemptRecord {
     let class = outcome.class();
     let (code, detail, provider_ref) = match outcome {
         Outcome::Sent(receipt) => (receipt.code, receipt.note, receipt.provider_ref),
@@ -262,6 +379,11 @@ fn record(provider: ProviderName, outcome: Outcome, took: Duration) -> AttemptRe
         | Outcome::AddressDead(fault)
         | Outcome::Misconfigured(fault)
         | Outcome::Unknown(fault) => (fault.code, Some(fault.detail), None),
+    };
+    let instead = skipped.map(|name| format!("asked instead of {name}, which is left alone for a while"));
+    let detail = match (detail, instead) {
+        (Some(detail), Some(instead)) => Some(format!("{detail}; {instead}")),
+        (detail, instead) => detail.or(instead),
     };
     AttemptRecord {
         provider,

@@ -1,11 +1,12 @@
-//! Circuit breakers as a worker sees them: their state is the database's, looked at anew every second.
+//! Circuit breakers as a worker sees them: their state is the database's, and all that are in trouble are read anew every
+//! second. What was never in trouble costs a look into a map.
 //!
-//! An open breaker keeps its lines still, so hardly a delivery meets it. What meets it all the same is held back here; when
-//! its time is over one call goes out to see, and its end decides. A breaker that cannot be asked lets through.
+//! What meets an open breaker is held back; when its time is over one call goes out to see, and its end decides. Breakers that
+//! cannot be asked let through.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -13,52 +14,87 @@ use shared::{
     clock,
     config::BreakerConfig,
     contract::provider::HeldBack,
-    db::{DbError, Store, breakers::Breaker},
-    domain::BreakerState,
+    db::{Store, breakers::Breaker},
+    domain::{BreakerState, retry::RETRY_AFTER_MAX},
 };
+use tokio::sync::Mutex;
 
 /// How long what was seen holds.
 const SEEN_TTL: Duration = Duration::from_secs(1);
-/// Breakers remembered; beyond it all are forgotten and looked at again.
-const SEEN_MAX: usize = 20_000;
 /// A probe under way is waited for in steps of this.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The breakers of a provider.
+/// The breakers of all providers.
 pub struct Breakers {
     store: Store,
     failures: i32,
     open: Duration,
-    seen: Mutex<HashMap<String, (Instant, Option<Breaker>)>>,
+    seen: RwLock<Seen>,
+    /// Held by whoever reads them anew; the others go by what was seen.
+    reading: Mutex<()>,
+}
+
+/// The breakers in trouble, as they were at a moment.
+#[derive(Default)]
+struct Seen {
+    at: Option<Instant>,
+    troubled: HashMap<String, Breaker>,
+}
+
+/// How a call ended, as far as it concerns the breaker before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The other side works.
+    Passed,
+    /// It failed for a reason that lies with the other side.
+    Failed,
+    /// The other side wants to be left alone for this long.
+    Paused(Duration),
 }
 
 impl Breakers {
     /// Breakers that keep their state in `store`.
     pub fn new(store: Store, config: BreakerConfig) -> Self {
-        Self { store, failures: config.failures, open: config.open, seen: Mutex::default() }
+        Self {
+            store,
+            failures: config.failures,
+            open: config.open,
+            seen: RwLock::default(),
+            reading: Mutex::const_new(()),
+        }
     }
 
     /// Whether a call behind all of `keys` may be made; one that takes up to `call` counts as the probe where one is due.
-    pub async fn gate(&self, keys: &[String], call: Duration) -> Result<(), HeldBack> {
-        let breakers = match self.look(keys).await {
-            Ok(breakers) => breakers,
-            Err(error) => {
-                tracing::debug!(%error, "the breakers cannot be asked");
-                return Ok(());
-            }
-        };
+    pub async fn gate(&self, keys: &[impl AsRef<str>], call: Duration) -> Result<(), HeldBack> {
+        self.look().await;
+        let breakers: Vec<Breaker> = keys.iter().filter_map(|key| self.troubled(key.as_ref())).collect();
         let now = clock::now();
         if let Some(wait) = breakers.iter().filter_map(|breaker| breaker.holds_back(now)).max() {
             return Err(held(wait));
         }
         for breaker in breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed) {
             let probes = self.store.breaker_probe(&breaker.key, millis(call)).await;
-            self.forget(&breaker.key);
+            self.forget();
             if !probes.unwrap_or(true) {
                 return Err(held(PROBE_PAUSE));
             }
         }
         Ok(())
+    }
+
+    /// Notes how a call behind `key` ended, beside the caller's own work. Costs nothing where there was and is no trouble.
+    pub fn tell(self: &Arc<Self>, key: Arc<str>, news: News) {
+        if news == News::Passed && self.troubled(&key).is_none() {
+            return;
+        }
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            match news {
+                News::Passed => this.passed(&key).await,
+                News::Failed => this.failed(&key).await,
+                News::Paused(wait) => this.paused(&key, wait).await,
+            }
+        });
     }
 
     /// Notes that a call behind `key` failed for a reason that lies with the other side.
@@ -69,10 +105,10 @@ impl Breakers {
                     tracing::warn!(
                         breaker = key,
                         failures = breaker.failures,
-                        "a breaker is open: its lines stand still"
+                        "a breaker is open: what is behind it waits"
                     );
                 }
-                self.remember(key, Some(breaker));
+                self.remember(breaker);
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, breaker = key, "a failure could not be counted"),
@@ -81,47 +117,57 @@ impl Breakers {
 
     /// Notes that a call behind `key` got through. Writes nothing where there was no trouble.
     pub async fn passed(&self, key: &str) {
-        let keys = [key.to_owned()];
-        let seen = self.look(&keys).await.unwrap_or_default();
-        let troubled = seen.iter().any(|breaker| breaker.state != BreakerState::Closed || breaker.failures > 0);
-        if !troubled {
+        if self.troubled(key).is_none() {
             return;
         }
         if let Err(error) = self.store.breaker_passed(key).await {
             tracing::warn!(%error, breaker = key, "a breaker could not be closed");
         }
-        self.forget(key);
+        self.forget();
     }
 
-    async fn look(&self, keys: &[String]) -> Result<Vec<Breaker>, DbError> {
+    async fn paused(&self, key: &str, wait: Duration) {
+        match self.store.breaker_paused(key, millis(wait.min(RETRY_AFTER_MAX))).await {
+            Ok(Some(breaker)) => self.remember(breaker),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, breaker = key, "a pause could not be noted"),
+        }
+    }
+
+    /// Reads the breakers anew where what was seen is old, unless somebody else is about to.
+    async fn look(&self) {
+        if self.is_fresh() {
+            return;
+        }
+        let Ok(_reading) = self.reading.try_lock() else { return };
+        match self.store.troubled_breakers().await {
+            Ok(found) => {
+                let troubled = found.into_iter().map(|breaker| (breaker.key.clone(), breaker)).collect();
+                *self.seen.write().unwrap_or_else(PoisonError::into_inner) =
+                    Seen { at: Some(Instant::now()), troubled };
+            }
+            Err(error) => tracing::debug!(%error, "the breakers cannot be asked"),
+        }
+    }
+
+    fn is_fresh(&self) -> bool {
         let ttl = SEEN_TTL.min(self.open / 2);
-        let known: Vec<Option<Option<Breaker>>> = {
-            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh =
-                |key: &String| seen.get(key).filter(|(at, _)| at.elapsed() < ttl).map(|(_, found)| found.clone());
-            keys.iter().map(fresh).collect()
-        };
-        if known.iter().all(Option::is_some) {
-            return Ok(known.into_iter().flatten().flatten().collect());
-        }
-        let found = self.store.breakers(keys.to_vec()).await?;
-        for key in keys {
-            let breaker = found.iter().find(|breaker| breaker.key == *key).cloned();
-            self.remember(key, breaker);
-        }
-        Ok(found)
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        seen.at.is_some_and(|at| at.elapsed() < ttl)
     }
 
-    fn remember(&self, key: &str, breaker: Option<Breaker>) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= SEEN_MAX {
-            seen.clear();
-        }
-        seen.insert(key.to_owned(), (Instant::now(), breaker));
+    fn troubled(&self, key: &str) -> Option<Breaker> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).troubled.get(key).cloned()
     }
 
-    fn forget(&self, key: &str) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    fn remember(&self, breaker: Breaker) {
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        seen.troubled.insert(breaker.key.clone(), breaker);
+    }
+
+    /// Has them read anew before the next call.
+    fn forget(&self) {
+        self.seen.write().unwrap_or_else(PoisonError::into_inner).at = None;
     }
 }
 

@@ -161,6 +161,7 @@ fn desk(config: &Config, registry: &Registry, route: Route, secrets: &Arc<Secret
     Desk {
         route,
         providers: registry.providers(route.channel),
+        breakers: Some(registry.breakers()),
         policy: config.retry_policy(route.channel),
         timeout: config.call_timeout(route.channel),
         lease_margin: config.timing.lease_margin,

@@ -15,6 +15,7 @@ pub fn describe() {
     );
     describe_counter!("posthaste_claims_total", "Deliveries taken from a queue by whether the claim was won.");
     describe_counter!("posthaste_ambiguous_total", "Provider calls after which nobody knows whether they sent.");
+    describe_counter!("posthaste_failovers_total", "Deliveries that went on to the next provider of their channel.");
     describe_gauge!("posthaste_worker_in_flight", "Deliveries claimed and not yet answered by their provider.");
     describe_counter!("posthaste_egress_blocked_total", "Webhooks not sent because they lead inside.");
 }
@@ -27,6 +28,11 @@ pub fn attempted(channel: Channel, provider: ProviderName, outcome: OutcomeClass
     if outcome == OutcomeClass::Unknown {
         counter!("posthaste_ambiguous_total", "channel" => channel).increment(1);
     }
+}
+
+/// A delivery that goes to the next provider after `from`.
+pub fn failed_over(channel: Channel, from: ProviderName) {
+    counter!("posthaste_failovers_total", "channel" => channel.as_str(), "from" => from.as_str()).increment(1);
 }
 
 /// A delivery sent on its first attempt, `age` after its message was accepted.

@@ -21,7 +21,7 @@ use shared::{
         wire::{VERSION, Wire},
     },
     db::{DbError, Store, claim::Claim},
-    domain::{Channel, DeadReason, DeliveryId},
+    domain::{DeadReason, DeliveryId},
     faultpoint,
     reconnect::Reconnect,
 };
@@ -227,11 +227,7 @@ impl Bench {
         let mut reconnect = Reconnect::new();
         while !hints.is_empty() {
             won.claimed_at = Instant::now();
-            let claimed = match self.desk.route.channel {
-                Channel::Whatsapp => self.shop.store.claim_in_line(hints, self.lease_ms).await,
-                _ => self.shop.store.claim(hints, self.lease_ms).await,
-            };
-            match claimed {
+            match self.shop.store.claim(self.desk.route.channel, hints, self.lease_ms).await {
                 Ok(claims) => return Some(Won { claims, ..won }),
                 Err(error) => self.wait_out(&error, &mut reconnect).await?,
             }
@@ -272,7 +268,7 @@ impl Bench {
             delivery.id = %claim.delivery,
             tenant.id = claim.tenant.0,
             channel = self.desk.route.channel.as_str(),
-            provider = self.desk.providers.first().map(|provider| provider.name().as_str()),
+            provider = tracing::field::Empty,
             attempt = claim.tries.attempts,
             trace.id = trace_id,
         )

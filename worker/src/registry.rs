@@ -9,12 +9,15 @@ use shared::{
     domain::{Channel, ProviderName},
 };
 
-use crate::providers::{
-    email::smtp::{Smtp, SmtpSetupError},
-    in_app::inbox::Inbox,
-    sandbox::Sandbox,
-    webhook::http::Http,
-    whatsapp::waha::Waha,
+use crate::{
+    breakers::Breakers,
+    providers::{
+        email::smtp::{Smtp, SmtpSetupError},
+        in_app::inbox::Inbox,
+        sandbox::Sandbox,
+        webhook::http::Http,
+        whatsapp::waha::Waha,
+    },
 };
 
 /// Providers in the order they are asked.
@@ -38,34 +41,51 @@ pub enum RegistryError {
 }
 
 /// The providers of every channel.
-pub struct Registry(ByChannel<Providers>);
+pub struct Registry {
+    providers: ByChannel<Providers>,
+    breakers: Arc<Breakers>,
+}
 
 impl Registry {
     /// Builds what the settings name, for the channels this worker serves. Nothing is dialled yet.
     pub fn build(config: &Config, store: &Store) -> Result<Self, RegistryError> {
         let mut first_error = None;
+        let breakers = Arc::new(Breakers::new(store.clone(), config.breaker));
         let providers = ByChannel::make(|channel| {
             let names = if config.worker.channels.contains(&channel) { config.backends(channel) } else { &[] };
-            let built: Result<Vec<_>, _> = names.iter().map(|name| provider(*name, config, store)).collect();
+            let built: Result<Vec<_>, _> = names.iter().map(|name| provider(*name, config, store, &breakers)).collect();
             built.map_err(|error| first_error = Some(error)).unwrap_or_default().into()
         });
-        first_error.map_or(Ok(Self(providers)), Err)
+        first_error.map_or(Ok(Self { providers, breakers }), Err)
     }
 
     /// What carries `channel`, first one first; empty where the channel is not set up.
     pub fn providers(&self, channel: Channel) -> Providers {
-        Arc::clone(self.0.get(channel))
+        Arc::clone(self.providers.get(channel))
+    }
+
+    /// The breakers that all providers share.
+    pub fn breakers(&self) -> Arc<Breakers> {
+        Arc::clone(&self.breakers)
     }
 }
 
-fn provider(name: ProviderName, config: &Config, store: &Store) -> Result<Arc<dyn Provider>, RegistryError> {
+fn provider(
+    name: ProviderName,
+    config: &Config,
+    store: &Store,
+    breakers: &Arc<Breakers>,
+) -> Result<Arc<dyn Provider>, RegistryError> {
     use ProviderName as Name;
     match name {
         Name::Smtp => Ok(Arc::new(Smtp::new(&config.email).map_err(RegistryError::Smtp)?)),
         Name::Http => Ok(Arc::new(Http::new(&config.webhook).map_err(RegistryError::Http)?)),
         Name::Inbox => Ok(Arc::new(Inbox::start(store.clone()))),
         Name::Sandbox => Ok(Arc::new(Sandbox)),
-        Name::Waha => Ok(Arc::new(Waha::new(config, store.clone()).map_err(RegistryError::Waha)?)),
+        Name::Waha => {
+            let breakers = Arc::clone(breakers);
+            Ok(Arc::new(Waha::new(config, store.clone(), breakers).map_err(RegistryError::Waha)?))
+        }
         Name::Sendgrid | Name::Ses | Name::Twilio | Name::Sns | Name::Fcm | Name::Apns | Name::Webpush => {
             Err(RegistryError::NotBuilt(name))
         }

@@ -78,6 +78,12 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// Whether a failure (`Transient` or `Unknown`) lies with the provider as a whole, so that the breaker counts it, and not with
+    /// this one recipient.
+    fn is_down(&self, _failure: &Outcome) -> bool {
+        true
+    }
+
     /// Proves credentials and reachability without sending anything to anybody.
     fn check(&self) -> Checking<'_> {
         Box::pin(std::future::ready(Ok("there is nothing to check".to_owned())))

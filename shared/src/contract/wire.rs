@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, State, TenantId};
+use crate::domain::{Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, Round, State, TenantId};
 
 /// The version every body carries; a reader refuses any other.
 pub const VERSION: u8 = 1;
@@ -88,6 +88,9 @@ pub struct Event {
     pub dead: Option<DeadReason>,
     /// Whether the attempt counts towards the channel's maximum.
     pub spent: bool,
+    /// Which providers were asked since the last pause, for the next try.
+    #[serde(default, skip_serializing_if = "Round::is_empty")]
+    pub round: Round,
     /// Whether a worker died on it. Such an event only stands while the row still says `sending`: a real outcome wins.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crash: bool,
@@ -120,6 +123,7 @@ impl Event {
             detail: None,
             dead: None,
             spent: true,
+            round: Round::NEW,
             crash: false,
             report: true,
         }

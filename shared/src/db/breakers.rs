@@ -1,10 +1,10 @@
 //! Circuit breakers: their state is shared by every worker, and the lines behind an open one stand still.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Bool, Int4, Int8, Text, Timestamptz};
+use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz};
 
 use super::{DbResult, Store, statement};
-use crate::domain::BreakerState;
+use crate::domain::{BreakerState, ProviderName};
 
 /// A breaker as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,18 +19,21 @@ pub struct Breaker {
     pub since: DateTime<Utc>,
     /// Open: when a probe may be made. Half open: when the probe counts as lost.
     pub retry_at: DateTime<Utc>,
+    /// Until when the other side asked to be left alone, if it did and that is not over.
+    pub paused_until: Option<DateTime<Utc>>,
 }
 
-type Row = (String, String, i32, DateTime<Utc>, DateTime<Utc>);
-type SqlRow = (Text, Text, Int4, Timestamptz, Timestamptz);
+type Row = (String, String, i32, DateTime<Utc>, DateTime<Utc>, Option<DateTime<Utc>>);
+type SqlRow = (Text, Text, Int4, Timestamptz, Timestamptz, Nullable<Timestamptz>);
 
 impl Breaker {
     /// How long it keeps calls back at `now`.
     pub fn holds_back(&self, now: DateTime<Utc>) -> Option<std::time::Duration> {
-        match self.state {
+        let open = match self.state {
             BreakerState::Closed => None,
             BreakerState::Open | BreakerState::HalfOpen => (self.retry_at - now).to_std().ok(),
-        }
+        };
+        open.max(self.paused_until.and_then(|until| (until - now).to_std().ok()))
     }
 }
 
@@ -54,7 +57,27 @@ impl Store {
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
-    /// How many breakers are in each state, by scope: `session` or `host`.
+    /// Every breaker that is not as if it had never been there.
+    pub async fn troubled_breakers(&self) -> DbResult<Vec<Breaker>> {
+        let rows: Vec<Row> = statement::<SqlRow>(TROUBLED).rows(self).await?;
+        Ok(rows.into_iter().filter_map(breaker).collect())
+    }
+
+    /// The breakers of these providers, whatever credential or target they stand before.
+    pub async fn breakers_of(&self, providers: Vec<ProviderName>) -> DbResult<Vec<(ProviderName, Breaker)>> {
+        let names: Vec<&str> = providers.iter().map(|name| name.as_str()).collect();
+        let rows: Vec<Row> = statement::<SqlRow>(OF_PROVIDERS).bind::<Array<Text>, _>(names).rows(self).await?;
+        let named = |breaker: Breaker| Some((breaker.key.split('/').next()?.parse().ok()?, breaker));
+        Ok(rows.into_iter().filter_map(breaker).filter_map(named).collect())
+    }
+
+    /// The breakers whose keys begin like this.
+    pub async fn breakers_before(&self, prefix: &str) -> DbResult<Vec<Breaker>> {
+        let rows: Vec<Row> = statement::<SqlRow>(BEFORE).bind::<Text, _>(prefix.to_owned()).rows(self).await?;
+        Ok(rows.into_iter().filter_map(breaker).collect())
+    }
+
+    /// How many breakers are in each state, by what they stand before: `session` or `host` of WAHA, else the provider.
     pub async fn count_breakers(&self) -> DbResult<Vec<(String, BreakerState, i64)>> {
         let rows: Vec<(String, String, i64)> = statement::<(Text, Text, Int8)>(COUNT).rows(self).await?;
         let known = |(scope, state, n): (String, String, i64)| Some((scope, state.parse().ok()?, n));
@@ -69,6 +92,13 @@ impl Store {
             .bind::<Int4, _>(failures_max)
             .bind::<Int4, _>(open_ms)
             .bind::<Text, _>(HOST);
+        let rows: Vec<Row> = query.rows(self).await?;
+        Ok(rows.into_iter().find_map(breaker))
+    }
+
+    /// The other side asked to be left alone for `wait_ms`.
+    pub async fn breaker_paused(&self, key: &str, wait_ms: i32) -> DbResult<Option<Breaker>> {
+        let query = statement::<SqlRow>(PAUSED).bind::<Text, _>(key.to_owned()).bind::<Int4, _>(wait_ms);
         let rows: Vec<Row> = query.rows(self).await?;
         Ok(rows.into_iter().find_map(breaker))
     }
@@ -103,13 +133,35 @@ impl Store {
     }
 }
 
-fn breaker((key, state, failures, since, retry_at): Row) -> Option<Breaker> {
-    Some(Breaker { key, state: state.parse().ok()?, failures, since, retry_at })
+fn breaker((key, state, failures, since, retry_at, paused_until): Row) -> Option<Breaker> {
+    Some(Breaker { key, state: state.parse().ok()?, failures, since, retry_at, paused_until })
 }
 
-const SELECT: &str = "SELECT key, state, failures, since, retry_at FROM breakers WHERE key = ANY (?::text[])";
+/// A fixed text that reads breakers.
+macro_rules! select {
+    ($where:literal) => {
+        concat!(
+            "SELECT key, state, failures, since, retry_at, CASE WHEN paused_until > now() THEN paused_until END ",
+            "FROM breakers WHERE ",
+            $where
+        )
+    };
+}
 
-const COUNT: &str = "SELECT split_part(key, '/', 2) AS scope, state, count(*) FROM breakers GROUP BY 1, 2";
+const SELECT: &str = select!("key = ANY (?::text[])");
+const TROUBLED: &str = select!("state <> 'closed' OR failures > 0 OR paused_until > now()");
+const BEFORE: &str = select!("starts_with(key, ?)");
+const OF_PROVIDERS: &str = select!("provider = ANY (?::text[])");
+
+const COUNT: &str = "
+SELECT CASE provider WHEN 'waha' THEN split_part(key, '/', 2) ELSE provider END AS scope, state, count(*)
+FROM breakers GROUP BY 1, 2";
+
+const PAUSED: &str = "
+INSERT INTO breakers AS b (key, provider, state, failures, retry_at, paused_until)
+SELECT key, split_part(key, '/', 1), 'closed', 0, now(), now() + wait * interval '1 millisecond' FROM (SELECT ?::text, ?::int4) asked(key, wait)
+ON CONFLICT (key) DO UPDATE SET paused_until = greatest(b.paused_until, excluded.paused_until)
+RETURNING key, state, failures, since, retry_at, paused_until";
 
 /// The lines behind a breaker: the session's own, or those of every session of the host.
 macro_rules! lines_behind {
@@ -151,7 +203,7 @@ WITH asked AS (SELECT ?::text AS key, ?::int4 AS failures_max, now() + ?::int4 *
         since = CASE WHEN b.state = 'half_open' OR (b.state = 'closed' AND b.failures + 1 >= (SELECT failures_max FROM asked))
                      THEN now() ELSE b.since END,
         retry_at = CASE WHEN b.state = 'open' THEN b.retry_at ELSE excluded.retry_at END
-    RETURNING key, state, failures, since, retry_at
+    RETURNING key, state, failures, since, retry_at, CASE WHEN paused_until > now() THEN paused_until END AS paused_until
 ), stopped AS (
     UPDATE lines l SET blocked_until = greatest(l.blocked_until, c.retry_at), free_at = greatest(l.free_at, c.retry_at)
     FROM counted c, asked a
@@ -159,7 +211,7 @@ WITH asked AS (SELECT ?::text AS key, ?::int4 AS failures_max, now() + ?::int4 *
     lines_behind!("c.key", "a.host"),
     "
 )
-SELECT key, state, failures, since, retry_at FROM counted"
+SELECT key, state, failures, since, retry_at, paused_until FROM counted"
 );
 
 const PASSED: &str = concat!(

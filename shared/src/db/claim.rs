@@ -4,10 +4,13 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Statement, Store, statement};
 use crate::{
     contract::WorkItem,
-    domain::{Address, DeliveryId, MessageId, TenantId, Tries},
+    domain::{
+        Address, Channel, DeliveryId, MessageId, Round, TenantId, Tries,
+        suppression::{SuppressionReason, SuppressionScope},
+    },
     seal::Sealer,
 };
 
@@ -28,6 +31,10 @@ pub struct Claim {
     pub line: Option<Uuid>,
     /// What was tried, this attempt included.
     pub tries: Tries,
+    /// Which providers were asked since the last pause.
+    pub round: Round,
+    /// What its address is suppressed for.
+    pub suppressed: Vec<(SuppressionScope, SuppressionReason)>,
     /// The person.
     pub user_id: Option<String>,
     /// The content as JSON.
@@ -43,40 +50,27 @@ pub struct Claim {
 }
 
 type Row = (
-    (Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16)),
+    (Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16, i32)),
     (Option<String>, Vec<u8>, DateTime<Utc>, Option<DateTime<Utc>>, Option<String>, Option<String>),
 );
 type SqlRow = (
-    (SqlUuid, Int4, SqlUuid, Int4, (Text, Nullable<SqlUuid>), (Int2, Int2, Int2)),
+    (SqlUuid, Int4, SqlUuid, Int4, (Text, Nullable<SqlUuid>), (Int2, Int2, Int2, Int4)),
     (Nullable<Text>, Binary, Timestamptz, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>),
 );
 
 impl Store {
-    /// Claims what is still waiting at the run its hint names. What is not returned is somebody else's, or ended.
-    pub async fn claim(&self, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
-        let (ids, runs) = sorted(hints);
-        let query = statement::<SqlRow>(CLAIM)
-            .near(&ids)
-            .bind::<Int4, _>(lease_ms)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Int4>, _>(runs);
-        self.claims(query.rows(self).await?)
-    }
-
-    /// As [`Store::claim`], for deliveries that need a slot of their line: those of the highest rank get what slots there
-    /// are, the others go back into their line, where the release finds them.
-    pub async fn claim_in_line(&self, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
-        let (ids, runs) = sorted(hints);
-        let query = statement::<SqlRow>(CLAIM_IN_LINE)
-            .near(&ids)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Int4>, _>(runs)
-            .bind::<Int4, _>(lease_ms);
-        self.claims(query.rows(self).await?)
-    }
-
-    fn claims(&self, rows: Vec<Row>) -> DbResult<Vec<Claim>> {
-        Ok(rows.into_iter().map(|row| Claim::of(row, self.sealer())).collect())
+    /// Claims what is still waiting at the run its hint names; all of it is of `channel`. What is not returned is somebody
+    /// else's, or ended, or has gone back into its line.
+    pub async fn claim(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
+        let query = match channel {
+            Channel::Whatsapp => claim_in_line(hints, lease_ms),
+            _ => claim(hints, lease_ms),
+        };
+        let rows: Vec<Row> = query.rows(self).await?;
+        let mut claims: Vec<Claim> = rows.into_iter().map(|row| Claim::of(row, self.sealer())).collect();
+        let found = self.suppressions_of(channel, &claims).await?;
+        claims.iter_mut().zip(found).for_each(|(claim, suppressed)| claim.suppressed = suppressed);
+        Ok(claims)
     }
 
     /// Of `hints`, which the broker delivered once more and whose claim failed: sets a watch on those that some worker
@@ -91,6 +85,20 @@ impl Store {
     }
 }
 
+fn claim(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
+    let (ids, runs) = sorted(hints);
+    let query = statement::<SqlRow>(CLAIM).near(&ids).bind::<Int4, _>(lease_ms);
+    query.bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(runs)
+}
+
+/// For deliveries that need a slot of their line: those of the highest rank get what slots there are, the others go back into
+/// their line, where the release finds them.
+fn claim_in_line(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
+    let (ids, runs) = sorted(hints);
+    let query = statement::<SqlRow>(CLAIM_IN_LINE).near(&ids).bind::<Array<SqlUuid>, _>(ids);
+    query.bind::<Array<Int4>, _>(runs).bind::<Int4, _>(lease_ms)
+}
+
 /// Ids and runs, in the one lock order of all claims.
 fn sorted(hints: &[WorkItem]) -> (Vec<Uuid>, Vec<i32>) {
     let mut hints = hints.to_vec();
@@ -100,7 +108,7 @@ fn sorted(hints: &[WorkItem]) -> (Vec<Uuid>, Vec<i32>) {
 
 impl Claim {
     fn of((delivery, message): Row, sealer: &Sealer) -> Self {
-        let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes)) = delivery;
+        let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes, round)) = delivery;
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
         // The claim stands. What cannot be opened ends as a dead letter by itself, and holds up nobody beside it.
         let opened = sealer.open(content).and_then(|content| Ok((content, sealer.open_text(recipient)?)));
@@ -116,6 +124,8 @@ impl Claim {
             recipient: Address::new(recipient),
             line,
             tries: tries(attempts, deferrals, crashes),
+            round: Round(round),
+            suppressed: Vec::new(),
             user_id,
             content,
             accepted_at,
@@ -140,9 +150,9 @@ WITH claimed AS (
         lease_until = clock_timestamp() + h.lease_ms * interval '1 millisecond'
     FROM (SELECT *, ?::int4 AS lease_ms FROM unnest(?::uuid[], ?::int4[]) AS u(id, run)) h
     WHERE d.id = h.id AND d.run = h.run AND d.state = 'queued'
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes
+    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round
 )
-SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes,
+SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round,
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
 FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 
@@ -167,12 +177,12 @@ WITH hinted AS MATERIALIZED (
         lease_until = clock_timestamp() + r.lease_ms * interval '1 millisecond'
     FROM (SELECT *, ?::int4 AS lease_ms FROM ranked WHERE has_slot) r
     WHERE d.id = r.id AND d.run = r.run AND d.state = 'queued'
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes
+    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round
 ), put_back AS (
     INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM ranked WHERE NOT has_slot
     ON CONFLICT DO NOTHING
 )
-SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes,
+SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round,
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
 FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 

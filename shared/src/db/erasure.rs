@@ -12,7 +12,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{DbResult, Store, messages::minute_after, statement};
-use crate::domain::{MessageId, TenantId};
+use crate::domain::{
+    Channel, MessageId, TenantId,
+    suppression::{is_suppressible, suppressed_form},
+};
 
 /// Messages of one step.
 const BATCH: i64 = 100;
@@ -99,6 +102,7 @@ impl Store {
             eraser.letters().await?;
         }
         if !eraser.recipients.is_empty() {
+            eraser.suppressions().await?;
             eraser.numbers().await?;
         }
         if step != Step::Done {
@@ -255,6 +259,17 @@ impl Eraser<'_> {
         }
     }
 
+    /// A suppression outlives its person, without saying whose it is.
+    async fn suppressions(&mut self) -> DbResult<()> {
+        let realm = self.person.tenant.to_string();
+        let forms = self.recipients.iter().flat_map(|text| {
+            Channel::ALL.iter().filter(|channel| is_suppressible(**channel)).map(|c| suppressed_form(*c, text))
+        });
+        let prints = forms.flat_map(|form| self.store.sealer().fingerprints(&realm, &form));
+        let hashes: Vec<Vec<u8>> = prints.map(|print| print.to_vec()).collect();
+        self.tenants::<()>(SUPPRESSIONS).bind::<Array<Binary>, _>(hashes).run(self.store).await.map(drop)
+    }
+
     /// What is known by the person's numbers: messages from them, what WhatsApp told about them, and messages to them that
     /// name no person.
     async fn numbers(&mut self) -> DbResult<()> {
@@ -389,6 +404,9 @@ SELECT l.id, l.body FROM dead_letters l WHERE l.tenant_id = ? AND l.id > ? AND l
 const EMPTY_LETTERS: &str = "
 UPDATE dead_letters SET body = NULL, detail = '', status = CASE status WHEN 'open' THEN 'dropped' ELSE status END
 WHERE tenant_id = ? AND id = ANY (?::uuid[])";
+
+const SUPPRESSIONS: &str = "
+UPDATE suppressions SET address = NULL, delivery_id = NULL WHERE tenant_id = ? AND address_hash = ANY (?::bytea[])";
 
 const INBOUND: &str = "
 WITH gone AS (DELETE FROM wa_inbound WHERE tenant_id = ? AND chat_hash = ANY (?::bytea[]) RETURNING 1) SELECT count(*) FROM gone";

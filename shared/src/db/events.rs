@@ -108,6 +108,7 @@ fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
         .bind::<Array<Bool>, _>(column(events, |e| e.spent))
         .bind::<Array<Bool>, _>(column(events, |e| e.crash))
         .bind::<Array<Bool>, _>(column(events, |e| e.report))
+        .bind::<Array<Int4>, _>(column(events, |e| e.round.0))
         .bind::<Text, _>(WORKER_LOST)
 }
 
@@ -138,13 +139,13 @@ fn clean(text: Option<&str>) -> Option<String> {
 const RECORD: &str = "
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::int4[], ?::text[], ?::timestamptz[], ?::text[], ?::text[], ?::text[], ?::text[],
-                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::uuid[], ?::bool[], ?::bool[], ?::bool[])
+                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::uuid[], ?::bool[], ?::bool[], ?::bool[], ?::int4[])
         AS e(delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref,
-             state, delay_ms, dead, letter_id, spent, crash, report)
+             state, delay_ms, dead, letter_id, spent, crash, report, round)
 ), moved AS (
     UPDATE deliveries@ d
     SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
-        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int
+        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int, round = e.round
     FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'sent', report AND state = 'failed', state = 'delivered') e
     WHERE d.id = e.delivery_id AND d.run = e.run
       AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)

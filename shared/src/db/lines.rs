@@ -1,7 +1,7 @@
 //! Lines: where deliveries wait for a slot of a WhatsApp session, or for the turn of their tenant.
 //!
 //! A line's row is locked by whoever counts its slots, so a limit holds with any number of workers. What is released is
-//! only a hint: the slot itself is taken with the claim ([`Store::claim_in_line`]).
+//! only a hint: the slot itself is taken with the claim ([`Store::claim`]).
 
 use diesel::sql_types::{Double, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
 use uuid::Uuid;

@@ -26,6 +26,7 @@ pub mod schema;
 mod scope;
 pub mod seal_check;
 mod statement;
+pub mod suppressions;
 pub mod tenants;
 pub mod wa_inbound;
 pub mod wa_outbound;

@@ -109,10 +109,8 @@ const COLUMNS: &[Column] = &[
     bytes("waha_events", "body"),
     Column { hash: Some("chat_hash"), ..text("wa_inbound", "sender") },
     text("wa_inbound", "recipient"),
+    Column { hash: Some("address_hash"), ..text("suppressions", "address") },
     bytes("wa_inbound", "content"),
-    bytes("webhook_configurations", "headers"),
-    bytes("webhook_configurations", "secret"),
-    bytes("webhook_configurations", "previous_secret"),
 ];
 
 #[derive(QueryableByName)]

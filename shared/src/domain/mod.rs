@@ -13,6 +13,7 @@ pub mod outcome;
 pub mod phone;
 pub mod retry;
 pub mod session;
+pub mod suppression;
 mod word;
 
 pub use word::UnknownWord;
@@ -24,5 +25,5 @@ pub use delivery::State;
 pub use event::{DeadOrigin, DeadReason, EventKind};
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
-pub use retry::{RetryPolicy, Schedule, Tries, Verdict};
+pub use retry::{RetryPolicy, Round, Schedule, Standing, Tries, Verdict};
 pub use session::{OnLimit, SignatureRule};

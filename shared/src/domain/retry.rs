@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeadReason, EventKind, Outcome, State};
+use super::{DeadReason, EventKind, Outcome, ProviderName, State};
 
 /// How long to wait before the n-th retry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +80,69 @@ pub struct Tries {
     pub crashes: u16,
 }
 
+/// Which providers were asked for a delivery since its last pause. It travels with the delivery, so that the next worker goes
+/// on where this one stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Round(
+    /// A bit for each provider, by its place in [`ProviderName::ALL`]; [`Round::HOPE`] beside them.
+    pub i32,
+);
+
+impl Round {
+    /// Nobody was asked.
+    pub const NEW: Self = Self(0);
+    /// Somebody who was asked in this round may well do better in the next.
+    const HOPE: i32 = 1 << 30;
+
+    /// Whether this is the very beginning of one: nobody was asked.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::NEW
+    }
+
+    /// Whether `provider` was asked in it.
+    pub fn has_asked(self, provider: ProviderName) -> bool {
+        self.0 & bit(provider) != 0
+    }
+
+    /// The round after `provider` was asked, and whether it may do better another time.
+    #[must_use]
+    pub fn with(self, provider: ProviderName, hope: bool) -> Self {
+        Self(self.0 | bit(provider) | if hope { Self::HOPE } else { 0 })
+    }
+
+    const fn has_hope(self) -> bool {
+        self.0 & Self::HOPE != 0
+    }
+}
+
+fn bit(provider: ProviderName) -> i32 {
+    let place = ProviderName::ALL.iter().position(|name| *name == provider).unwrap_or_default();
+    u32::try_from(place).ok().and_then(|place| 1i32.checked_shl(place)).unwrap_or_default()
+}
+
+/// Where a delivery stands among the providers of its channel, the one just asked included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// How many can carry it at all; 0 counts as one.
+    pub providers: u16,
+    /// Whether one of them is still to be asked in this round.
+    pub others_left: bool,
+    /// Who was asked.
+    pub round: Round,
+}
+
+impl Standing {
+    /// Rounds begun: attempts are counted one by one, the pauses come between rounds.
+    fn rounds(self, attempts: u16) -> u16 {
+        attempts.div_ceil(self.providers.max(1))
+    }
+
+    const fn is_alone(self) -> bool {
+        self.providers <= 1
+    }
+}
+
 /// What follows: the next state, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -114,22 +177,37 @@ impl Verdict {
 /// Decides what follows `outcome`.
 ///
 /// `time_left` is what remains until the message expires; a retry that would come later than that ends as `expired`.
-/// `jitter` is uniform in 0..1.
+/// `jitter` is uniform in 0..1. What another provider may do better goes to it at once, whatever the attempts; only when all
+/// were asked comes a pause, or the end.
 pub fn decide(
     outcome: &Outcome,
     tries: Tries,
     time_left: Option<Duration>,
     policy: &RetryPolicy,
     jitter: f64,
+    standing: Standing,
 ) -> Verdict {
     let verdict = match outcome {
         Outcome::Sent(receipt) if receipt.arrived => Verdict::end(EventKind::Delivered, State::Delivered),
         Outcome::Sent(_) => Verdict::end(EventKind::Sent, State::Sent),
         Outcome::Rejected(_) | Outcome::AddressDead(_) => Verdict::end(EventKind::Failed, State::Failed),
+        Outcome::Unknown(_) if let AmbiguousPolicy::Hold(wait) = policy.ambiguous => {
+            again(EventKind::Ambiguous, Some(wait), tries, policy, jitter, standing)
+        }
+        Outcome::Unknown(_) if standing.others_left => Verdict::again(EventKind::Ambiguous, Duration::ZERO, true),
+        Outcome::Throttled(..) if standing.others_left && tries.deferrals < DEFERRALS_MAX => {
+            Verdict::again(EventKind::Retrying, Duration::ZERO, false)
+        }
+        Outcome::Transient(..) | Outcome::Misconfigured(_) if standing.others_left => {
+            Verdict::again(EventKind::Retrying, Duration::ZERO, true)
+        }
+        Outcome::Misconfigured(_) if standing.round.has_hope() => {
+            again(EventKind::Retrying, None, tries, policy, jitter, standing)
+        }
         Outcome::Misconfigured(_) => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
-        Outcome::Throttled(_, retry_after) => throttled(*retry_after, tries, policy, jitter),
-        Outcome::Transient(_, retry_after) => again(EventKind::Retrying, *retry_after, tries, policy, jitter),
-        Outcome::Unknown(_) => unknown(tries, policy, jitter),
+        Outcome::Throttled(_, retry_after) => throttled(*retry_after, tries, policy, jitter, standing),
+        Outcome::Transient(_, retry_after) => again(EventKind::Retrying, *retry_after, tries, policy, jitter, standing),
+        Outcome::Unknown(_) => again(EventKind::Ambiguous, None, tries, policy, jitter, standing),
     };
     within(verdict, time_left)
 }
@@ -139,35 +217,45 @@ pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPol
     if tries.crashes >= CRASHES_MAX {
         return Verdict::dead(EventKind::Ambiguous, DeadReason::ExpiredCrashes);
     }
-    within(unknown(tries, policy, jitter), time_left)
-}
-
-fn again(kind: EventKind, retry_after: Option<Duration>, tries: Tries, policy: &RetryPolicy, jitter: f64) -> Verdict {
-    if tries.attempts >= policy.max_attempts {
-        let kind = if kind == EventKind::Retrying { EventKind::Dead } else { kind };
-        return Verdict::dead(kind, DeadReason::AttemptsExhausted);
-    }
-    let delay = policy.delay(tries.attempts, jitter).max(asked(retry_after, jitter));
-    Verdict::again(kind, delay, true)
-}
-
-fn throttled(retry_after: Option<Duration>, tries: Tries, policy: &RetryPolicy, jitter: f64) -> Verdict {
-    if tries.deferrals >= DEFERRALS_MAX {
-        return Verdict::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
-    }
-    let delay = match retry_after {
-        Some(_) => asked(retry_after, jitter),
-        None => policy.delay(tries.deferrals.saturating_add(1), jitter),
-    };
-    Verdict::again(EventKind::Retrying, delay, false)
-}
-
-fn unknown(tries: Tries, policy: &RetryPolicy, jitter: f64) -> Verdict {
     let held = match policy.ambiguous {
         AmbiguousPolicy::Resend => None,
         AmbiguousPolicy::Hold(wait) => Some(wait),
     };
-    again(EventKind::Ambiguous, held, tries, policy, jitter)
+    within(again(EventKind::Ambiguous, held, tries, policy, jitter, Standing::default()), time_left)
+}
+
+fn again(
+    kind: EventKind,
+    retry_after: Option<Duration>,
+    tries: Tries,
+    policy: &RetryPolicy,
+    jitter: f64,
+    standing: Standing,
+) -> Verdict {
+    if tries.attempts >= policy.max_attempts {
+        let kind = if kind == EventKind::Retrying { EventKind::Dead } else { kind };
+        return Verdict::dead(kind, DeadReason::AttemptsExhausted);
+    }
+    let delay = policy.delay(standing.rounds(tries.attempts), jitter).max(asked(retry_after, jitter));
+    Verdict::again(kind, delay, true)
+}
+
+/// Where there are several providers, the one that asked for a pause gets it without the delivery waiting for it.
+fn throttled(
+    retry_after: Option<Duration>,
+    tries: Tries,
+    policy: &RetryPolicy,
+    jitter: f64,
+    standing: Standing,
+) -> Verdict {
+    if tries.deferrals >= DEFERRALS_MAX {
+        return Verdict::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
+    }
+    let delay = match retry_after {
+        Some(_) if standing.is_alone() => asked(retry_after, jitter),
+        _ => policy.delay(standing.rounds(tries.deferrals.saturating_add(1)), jitter),
+    };
+    Verdict::again(EventKind::Retrying, delay, false)
 }
 
 fn asked(retry_after: Option<Duration>, jitter: f64) -> Duration {
@@ -207,15 +295,16 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_maximum_and_then_the_delivery_is_dead() {
-        let delays: Vec<_> = (1..=3).map(|n| decide(&transient(), tries(n), None, &policy(), 0.0).delay).collect();
+        let delays: Vec<_> =
+            (1..=3).map(|n| decide(&transient(), tries(n), None, &policy(), 0.0, Standing::default()).delay).collect();
         assert_eq!(delays, [1, 2, 3].map(|s| Some(Duration::from_secs(s))));
-        let last = decide(&transient(), tries(4), None, &policy(), 0.0);
+        let last = decide(&transient(), tries(4), None, &policy(), 0.0, Standing::default());
         assert_eq!((last.state, last.dead), (State::Dead, Some(DeadReason::AttemptsExhausted)));
     }
 
     #[test]
     fn jitter_only_lengthens_and_by_at_most_a_tenth() {
-        let delay = decide(&transient(), tries(1), None, &policy(), 0.999).delay.unwrap();
+        let delay = decide(&transient(), tries(1), None, &policy(), 0.999, Standing::default()).delay.unwrap();
         assert!(delay >= Duration::from_secs(1) && delay <= Duration::from_millis(1100), "{delay:?}");
     }
 
@@ -225,40 +314,74 @@ mod tests {
         for outcome in
             [Outcome::Transient(Fault::default(), Some(asked)), Outcome::Throttled(Fault::default(), Some(asked))]
         {
-            assert!(decide(&outcome, tries(1), None, &policy(), 0.0).delay.unwrap() >= asked);
+            assert!(decide(&outcome, tries(1), None, &policy(), 0.0, Standing::default()).delay.unwrap() >= asked);
         }
     }
 
     #[test]
     fn a_throttled_delivery_waits_without_spending_an_attempt() {
-        let verdict = decide(&Outcome::Throttled(Fault::default(), None), tries(4), None, &policy(), 0.0);
+        let verdict =
+            decide(&Outcome::Throttled(Fault::default(), None), tries(4), None, &policy(), 0.0, Standing::default());
         assert_eq!((verdict.state, verdict.spent), (State::Retrying, false));
     }
 
     #[test]
     fn a_throttled_delivery_cannot_circle_for_ever() {
         let tries = Tries { deferrals: DEFERRALS_MAX, ..Tries::default() };
-        assert_eq!(decide(&Outcome::Throttled(Fault::default(), None), tries, None, &policy(), 0.0).state, State::Dead);
+        assert_eq!(
+            decide(&Outcome::Throttled(Fault::default(), None), tries, None, &policy(), 0.0, Standing::default()).state,
+            State::Dead
+        );
     }
 
     #[test]
     fn a_retry_after_the_expiry_is_not_made() {
-        let verdict = decide(&transient(), tries(1), Some(Duration::from_millis(500)), &policy(), 0.0);
+        let verdict =
+            decide(&transient(), tries(1), Some(Duration::from_millis(500)), &policy(), 0.0, Standing::default());
         assert_eq!((verdict.kind, verdict.state, verdict.delay), (EventKind::Expired, State::Expired, None));
     }
 
     #[test]
     fn doubt_is_reported_as_doubt_whether_or_not_another_try_follows() {
         let unknown = Outcome::Unknown(Fault::default());
-        assert_eq!(decide(&unknown, tries(1), None, &policy(), 0.0).kind, EventKind::Ambiguous);
-        let last = decide(&unknown, tries(4), None, &policy(), 0.0);
+        assert_eq!(decide(&unknown, tries(1), None, &policy(), 0.0, Standing::default()).kind, EventKind::Ambiguous);
+        let last = decide(&unknown, tries(4), None, &policy(), 0.0, Standing::default());
         assert_eq!((last.kind, last.state), (EventKind::Ambiguous, State::Dead));
     }
 
     #[test]
     fn a_held_channel_waits_for_the_echo_first() {
         let hold = RetryPolicy { ambiguous: AmbiguousPolicy::Hold(Duration::from_secs(600)), ..policy() };
-        let verdict = decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0);
+        let verdict = decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0, Standing::default());
+        assert!(verdict.delay.unwrap() >= Duration::from_secs(600));
+    }
+
+    #[test]
+    fn what_another_provider_may_do_better_goes_to_it_at_once_and_the_pause_comes_after_all_of_them() {
+        let policy = policy();
+        let asked = |round: Round, left: bool| Standing { providers: 2, others_left: left, round };
+        let first = Round::default().with(ProviderName::Sendgrid, true);
+        for outcome in [transient(), Outcome::Unknown(Fault::default()), Outcome::Misconfigured(Fault::default())] {
+            let verdict = decide(&outcome, tries(4), None, &policy, 0.0, asked(first, true));
+            assert_eq!((verdict.state, verdict.delay), (State::Retrying, Some(Duration::ZERO)), "{outcome:?}");
+        }
+        let both = first.with(ProviderName::Ses, false);
+        assert!(both.has_asked(ProviderName::Ses) && both.has_asked(ProviderName::Sendgrid));
+        let refused = Outcome::Misconfigured(Fault::default());
+        let verdict = decide(&refused, tries(2), None, &policy, 0.0, asked(both, false));
+        assert_eq!((verdict.state, verdict.delay), (State::Retrying, Some(Duration::from_secs(1))), "one may recover");
+        let hopeless = Round::default().with(ProviderName::Sendgrid, false).with(ProviderName::Ses, false);
+        let verdict = decide(&refused, tries(2), None, &policy, 0.0, asked(hopeless, false));
+        assert_eq!(verdict.dead, Some(DeadReason::Misconfigured), "nobody will do better");
+        let verdict = decide(&Outcome::Rejected(Fault::default()), tries(1), None, &policy, 0.0, asked(first, true));
+        assert_eq!(verdict.state, State::Failed, "a refusal of the message holds for every provider");
+    }
+
+    #[test]
+    fn doubt_that_is_held_stays_with_its_provider() {
+        let hold = RetryPolicy { ambiguous: AmbiguousPolicy::Hold(Duration::from_secs(600)), ..policy() };
+        let standing = Standing { providers: 2, others_left: true, round: Round::default() };
+        let verdict = decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0, standing);
         assert!(verdict.delay.unwrap() >= Duration::from_secs(600));
     }
 
@@ -272,7 +395,10 @@ mod tests {
     #[test]
     fn a_receipt_that_says_arrived_is_delivered() {
         let arrived = Outcome::Sent(Receipt { arrived: true, ..Receipt::default() });
-        assert_eq!(decide(&arrived, tries(1), None, &policy(), 0.0).state, State::Delivered);
-        assert_eq!(decide(&Outcome::Sent(Receipt::default()), tries(1), None, &policy(), 0.0).state, State::Sent);
+        assert_eq!(decide(&arrived, tries(1), None, &policy(), 0.0, Standing::default()).state, State::Delivered);
+        assert_eq!(
+            decide(&Outcome::Sent(Receipt::default()), tries(1), None, &policy(), 0.0, Standing::default()).state,
+            State::Sent
+        );
     }
 }

@@ -12,15 +12,15 @@ enum Act {
     Hang,
 }
 
-struct Stub(Act);
+struct Stub(ProviderName, Act);
 
 impl Provider for Stub {
     fn name(&self) -> ProviderName {
-        ProviderName::Sandbox
+        self.0
     }
 
     fn send<'a>(&'a self, _: &'a Order) -> Sending<'a> {
-        match &self.0 {
+        match &self.1 {
             Act::Answer(outcome) => Box::pin(std::future::ready(outcome.clone())),
             Act::Panic => panic!("on purpose"),
             Act::Hang => Box::pin(std::future::pending()),
@@ -29,8 +29,12 @@ impl Provider for Stub {
 }
 
 fn desk(provider: Option<Act>) -> Desk {
-    let stub = |act| -> Arc<dyn Provider> { Arc::new(Stub(act)) };
-    let providers: Vec<_> = provider.into_iter().map(stub).collect();
+    desk_of(provider.into_iter().map(|act| (ProviderName::Sandbox, act)).collect())
+}
+
+fn desk_of(acts: Vec<(ProviderName, Act)>) -> Desk {
+    let stub = |(name, act)| -> Arc<dyn Provider> { Arc::new(Stub(name, act)) };
+    let providers: Vec<_> = acts.into_iter().map(stub).collect();
     Desk {
         route: Route { channel: Channel::Sms, lane: Lane::Normal },
         providers: providers.into(),
@@ -41,6 +45,7 @@ fn desk(provider: Option<Act>) -> Desk {
         },
         timeout: Duration::from_millis(50),
         lease_margin: Duration::from_secs(10),
+        breakers: None,
         secrets: None,
         hurry: CancellationToken::new(),
     }
@@ -55,6 +60,8 @@ fn claim(attempts: u16) -> Claim {
         line: None,
         recipient: Address::new("+15550001234"),
         tries: Tries { attempts, ..Tries::default() },
+        round: Round::NEW,
+        suppressed: Vec::new(),
         user_id: None,
         content: br#"{"message":"hello"}"#.to_vec(),
         accepted_at: clock::now(),
@@ -158,6 +165,44 @@ async fn a_channel_that_is_not_set_up_makes_a_dead_letter_without_an_attempt() {
 async fn content_that_cannot_be_read_makes_a_dead_letter_without_an_attempt() {
     let event = attempted(Act::Panic, Claim { content: b"{".to_vec(), ..claim(1) }).await;
     assert_eq!((event.state, event.dead, event.attempt), (State::Dead, Some(DeadReason::Schema), None));
+}
+
+#[tokio::test]
+async fn a_failure_goes_to_the_next_provider_at_once_and_the_pause_comes_after_the_last() {
+    let failed = || Act::Answer(Outcome::Transient(fault(), None));
+    let both = desk_of(vec![(ProviderName::Twilio, failed()), (ProviderName::Sns, failed())]);
+    let first = attempt(&both, claim(1), Instant::now()).await;
+    assert_eq!((first.state, first.delay_ms), (State::Retrying, Some(0)));
+    assert_eq!(first.attempt.unwrap().provider, ProviderName::Twilio);
+    let second = attempt(&both, Claim { round: first.round, ..claim(2) }, Instant::now()).await;
+    assert_eq!(second.attempt.as_ref().unwrap().provider, ProviderName::Sns);
+    assert!((10_000..=11_000).contains(&second.delay_ms.unwrap()), "the first pause: {:?}", second.delay_ms);
+    let third = attempt(&both, Claim { round: second.round, ..claim(3) }, Instant::now()).await;
+    assert_eq!(third.attempt.as_ref().unwrap().provider, ProviderName::Twilio, "a new round begins with the first");
+    assert_eq!(third.state, State::Retrying, "a round that has begun is finished, whatever the attempts");
+    let last = attempt(&both, Claim { round: third.round, ..claim(4) }, Instant::now()).await;
+    assert_eq!((last.state, last.dead), (State::Dead, Some(DeadReason::AttemptsExhausted)));
+}
+
+#[tokio::test]
+async fn what_the_recipient_refuses_no_other_provider_is_asked() {
+    let refused = Act::Answer(Outcome::Rejected(fault()));
+    let both = desk_of(vec![(ProviderName::Twilio, refused), (ProviderName::Sns, Act::Panic)]);
+    assert_eq!(attempt(&both, claim(1), Instant::now()).await.state, State::Failed);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_a_suppressed_address() {
+    let all = vec![(SuppressionScope::All, SuppressionReason::HardBounce)];
+    let event = attempted(Act::Panic, Claim { suppressed: all, ..claim(1) }).await;
+    assert_eq!((event.state, event.attempt, event.spent), (State::Suppressed, None, false));
+    assert!(event.detail.unwrap().contains("hard_bounce"));
+    let marketing = || vec![(SuppressionScope::Marketing, SuppressionReason::Complaint)];
+    let other = Claim { suppressed: marketing(), ..claim(1) };
+    assert_eq!(attempted(Act::Answer(Outcome::Sent(Receipt::default())), other).await.state, State::Sent);
+    let content = br#"{"message":"x","category":"marketing"}"#.to_vec();
+    let campaign = Claim { suppressed: marketing(), content, ..claim(1) };
+    assert_eq!(attempted(Act::Panic, campaign).await.state, State::Suppressed);
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 //! The conversation is led step by step instead of by the mail library's transport, because only the step tells an
 //! attempt that certainly failed from one that may have been sent.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use lettre::{
     message::Mailbox,
@@ -55,6 +58,7 @@ pub struct Smtp {
     from: Mailbox,
     connections: Connections,
     room: Semaphore,
+    breaker_key: Arc<str>,
 }
 
 impl Smtp {
@@ -62,7 +66,12 @@ impl Smtp {
     pub fn new(config: &EmailConfig) -> Result<Self, SmtpSetupError> {
         let (Some(smtp), Some(from)) = (&config.smtp, &config.from) else { return Err(SmtpSetupError::Incomplete) };
         let from = from.parse().map_err(SmtpSetupError::From)?;
-        Ok(Self { from, connections: Connections::new(server(smtp)?), room: Semaphore::new(CONNECTIONS_MAX) })
+        Ok(Self {
+            from,
+            connections: Connections::new(server(smtp)?),
+            room: Semaphore::new(CONNECTIONS_MAX),
+            breaker_key: format!("smtp/{}:{}", smtp.host, smtp.port).into(),
+        })
     }
 
     async fn mail(&self, order: &Order) -> Outcome {
@@ -106,6 +115,16 @@ impl Smtp {
 impl Provider for Smtp {
     fn name(&self) -> ProviderName {
         ProviderName::Smtp
+    }
+
+    fn breaker_key(&self, _: &Order) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.breaker_key))
+    }
+
+    /// A reply with a number came from a server at work: what it puts off is this mail, or this recipient.
+    fn is_down(&self, failure: &Outcome) -> bool {
+        let code = failure.fault().and_then(|fault| fault.code.as_deref());
+        code.is_none_or(|code| code.parse::<u16>().is_err())
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {

@@ -1,6 +1,6 @@
 //! Webhooks over HTTP/1.1, signed as Standard Webhooks.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use reqwest::{
@@ -79,6 +79,17 @@ impl Http {
 impl Provider for Http {
     fn name(&self) -> ProviderName {
         ProviderName::Http
+    }
+
+    /// One receiver that hangs delays no other; what two tenants do to one receiver stays between each of them and it.
+    fn breaker_key(&self, order: &Order) -> Option<Arc<str>> {
+        let origin = Url::parse(order.recipient.reveal()).ok()?.origin().ascii_serialization();
+        Some(format!("http/{}/{origin}", order.tenant).into())
+    }
+
+    /// Only a receiver that hangs takes places from others; one that refuses or fails is retried as its schedule says.
+    fn is_down(&self, failure: &Outcome) -> bool {
+        failure.fault().and_then(|fault| fault.code.as_deref()) == Some(Trouble::Timeout.as_str())
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {

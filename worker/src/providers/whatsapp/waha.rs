@@ -45,7 +45,7 @@ const REMEMBERED_MAX: usize = 10_000;
 pub struct Waha {
     store: Store,
     client: Client,
-    breakers: Breakers,
+    breakers: Arc<Breakers>,
     hold: Duration,
     sessions: Remembered<Uuid, Option<Arc<Session>>>,
     numbers: Remembered<(Uuid, String), String>,
@@ -62,7 +62,7 @@ struct Call {
 
 impl Waha {
     /// Sends through the sessions in `store`. The error is that of the TLS set-up.
-    pub fn new(config: &Config, store: Store) -> reqwest::Result<Self> {
+    pub fn new(config: &Config, store: Store, breakers: Arc<Breakers>) -> reqwest::Result<Self> {
         let guard = Guard::new(config.webhook.allow_nets.clone());
         let hold = match config.retry_policy(Channel::Whatsapp).ambiguous {
             AmbiguousPolicy::Hold(wait) => wait,
@@ -70,7 +70,7 @@ impl Waha {
         };
         Ok(Self {
             client: Client::new(guard, config.waha.base_url.as_ref())?,
-            breakers: Breakers::new(store.clone(), config.breaker),
+            breakers,
             store,
             hold,
             sessions: Remembered::new(SESSION_TTL),

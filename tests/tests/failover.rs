@@ -1,0 +1,132 @@
+//! Providers that fail, and addresses that died.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use harness::{Stack, eventually};
+use reqwest::StatusCode;
+use serde_json::json;
+use xtask::sinks::smtp::SmtpSink;
+
+/// A mail server that is gone, with the sandbox behind it.
+async fn without_a_mail_server(more: &[(&str, &str)]) -> Result<Stack> {
+    let gone = SmtpSink::start_local().await?;
+    let port = gone.address().port().to_string();
+    drop(gone);
+    let mut settings = vec![
+        ("EMAIL_BACKEND", "smtp,sandbox"),
+        ("SMTP_HOST", "127.0.0.1"),
+        ("SMTP_PORT", &port),
+        ("EMAIL_FROM", "us@example.com"),
+        ("RETRY_BASE_MS", "60000"),
+    ];
+    settings.extend(more);
+    Stack::start_with(&settings).await
+}
+
+#[tokio::test]
+async fn a_dead_provider_gives_way_at_once_and_after_a_few_failures_is_not_even_asked() -> Result<()> {
+    let stack = without_a_mail_server(&[("BREAKER_FAILURES", "3"), ("BREAKER_OPEN_MS", "60000")]).await?;
+    let api = stack.producer();
+    let mail = json!({"channel": "email", "recipient": "ada@example.com", "subject": "Hi", "message": "Hello"});
+    let first = api.send(&mail).await?;
+    api.wait_status(&first, "sent").await?;
+    let timeline = api.timeline(&first).await?;
+    let asked: Vec<_> =
+        timeline["attempts"].as_array().into_iter().flatten().map(|a| (&a["provider"], &a["outcome"])).collect();
+    assert_eq!(asked, [(&json!("smtp"), &json!("transient")), (&json!("sandbox"), &json!("sent"))], "{timeline}");
+
+    for _ in 0..2 {
+        let id = api.send(&mail).await?;
+        api.wait_status(&id, "sent").await?;
+    }
+    let state = async || -> Option<serde_json::Value> {
+        let channels = stack.admin().get("/api/admin/notifications/channels").await.ok()?.body;
+        let email = channels["channels"].as_array()?.iter().find(|channel| channel["channel"] == "email")?.clone();
+        Some(email["providers"][0].clone())
+    };
+    eventually("the breaker is open", Duration::from_secs(5), || async {
+        (state().await?["state"] == "open").then_some(())
+    })
+    .await?;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let later = api.send(&mail).await?;
+    api.wait_status(&later, "sent").await?;
+    let timeline = api.timeline(&later).await?;
+    assert_eq!(timeline["attempts"].as_array().map(Vec::len), Some(1), "an open breaker costs no attempt: {timeline}");
+    assert_eq!(timeline["attempts"][0]["provider"], "sandbox");
+    assert!(timeline["attempts"][0]["detail"].as_str().is_some_and(|text| text.contains("instead of smtp")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn behind_an_open_breaker_deliveries_wait_without_attempts_and_a_probe_finds_the_provider_back() -> Result<()> {
+    let gone = SmtpSink::start_local().await?;
+    let address = gone.address();
+    drop(gone);
+    let port = address.port().to_string();
+    let stack = Stack::start_with(&[
+        ("EMAIL_BACKEND", "smtp"),
+        ("SMTP_HOST", "127.0.0.1"),
+        ("SMTP_PORT", &port),
+        ("EMAIL_FROM", "us@example.com"),
+        ("RETRY_BASE_MS", "100"),
+        ("RETRY_MAX_MS", "200"),
+        ("BREAKER_FAILURES", "3"),
+        ("BREAKER_OPEN_MS", "3000"),
+    ])
+    .await?;
+    let api = stack.producer();
+    let mail = json!({"channel": "email", "recipient": "ada@example.com", "subject": "Hi", "message": "Hello"});
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(api.send(&mail).await?);
+    }
+    let open = "SELECT count(*) FROM breakers WHERE state = 'open'";
+    eventually("the breaker is open", Duration::from_secs(20), || async {
+        (stack.count(open).await.ok()? == 1).then_some(())
+    })
+    .await?;
+    let attempts = "SELECT count(*) FROM delivery_events WHERE provider IS NOT NULL";
+    let before = stack.count(attempts).await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let spent = stack.count(attempts).await? - before;
+    assert!(spent <= 20, "a call that was under way at most: {spent}");
+
+    let back = SmtpSink::start(address).await?;
+    for id in &ids {
+        api.wait_status_within(id, "sent", Duration::from_secs(40)).await?;
+    }
+    assert_eq!(back.mails().len(), 20, "each once");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_address_that_died_is_suppressed_until_it_is_lifted() -> Result<()> {
+    let stack = Stack::start_with(&[("EMAIL_BACKEND", "sandbox")]).await?;
+    let api = stack.producer();
+    let mail = |to: &str| json!({"channel": "email", "recipient": to, "subject": "Hi", "message": "Hello"});
+    let dead = api.send(&mail("fail-dead@example.com")).await?;
+    api.wait_status(&dead, "failed").await?;
+    let list = "/api/suppressions?recipient=Fail-Dead@Example.com";
+    let found = stack.admin().get(list).await?.body;
+    let entry = found["suppressions"][0].clone();
+    assert_eq!((&entry["channel"], &entry["reason"]), (&json!("email"), &json!("address_dead")), "{found}");
+    assert_eq!(entry["recipient"], "fail-dead@example.com");
+
+    let later = api.send(&mail("FAIL-dead@example.com")).await?;
+    api.wait_status(&later, "suppressed").await?;
+    let timeline = api.timeline(&later).await?;
+    assert_eq!(timeline["attempts"], json!([]), "nobody was called");
+
+    stack.cli(&["tenant", "create", "other"])?;
+    let other = stack.api(&stack.create_key("other", "admin")?);
+    assert_eq!(other.get(list).await?.body["suppressions"], json!([]));
+    let path = format!("/api/suppressions/{}", entry["id"].as_str().unwrap_or_default());
+    assert_eq!(other.request(reqwest::Method::DELETE, &path, &[], None).await?.status, StatusCode::NOT_FOUND);
+    let lifted = stack.admin().request(reqwest::Method::DELETE, &path, &[], None).await?;
+    assert_eq!(lifted.status, StatusCode::NO_CONTENT);
+    let again = api.send(&mail("fail-dead@example.com")).await?;
+    api.wait_status(&again, "failed").await?;
+    Ok(())
+}
