@@ -512,17 +512,28 @@ impl Desk {
         self.count_stale(unsaid);
     }
 
-    /// A question that makes the broker's channel process work off what we said. It keeps but 32 acks in flight to a
-    /// quorum queue and forgets the others if the channel closes meanwhile: measured on 3.10.8, of 200 single acks
-    /// written just before a close, 167 messages came back.
+    /// Questions that make the broker's channel process work off what we said. It keeps but 32 acks in flight to a quorum
+    /// queue and forgets the others if the channel closes meanwhile: measured on 3.10.8, of 200 single acks written just
+    /// before a close, 167 messages came back. Each question is answered after those in flight, so there are as many as
+    /// it takes.
     async fn be_heard(&self) {
         let channel = self.channel.lock().await;
         let Some(channel) = channel.as_ref().filter(|channel| channel.status().connected()) else { return };
-        let name = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
-        let asking = channel.queue_declare(name, QueueDeclareOptions::durable().passive(), FieldTable::default());
+        let asking = async {
+            for _ in 0..=self.prefetch / ACKS_IN_FLIGHT {
+                let name = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
+                let options = QueueDeclareOptions::durable().passive();
+                if channel.queue_declare(name, options, FieldTable::default()).await.is_err() {
+                    return;
+                }
+            }
+        };
         let _ = timeout(ANSWER_TIMEOUT, asking).await;
     }
 }
+
+/// Acks that the broker's channel process has in flight to a quorum queue.
+const ACKS_IN_FLIGHT: u16 = 32;
 
 /// Returns how many deliveries the broker was not told about, because the channel is gone.
 async fn say(channel: &Channel, words: &[Word]) -> usize {
