@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use harness::{
     Api, Role, Stack, TestServers, Waha, eventually,
-    waha::{IdShape, SendFault},
+    waha::{IdShape, SendFault, Sent},
 };
+use nix::sys::signal::Signal;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -513,24 +514,64 @@ async fn a_list_shows_both_directions_and_its_filters_hold() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn invariant_r_no_minute_of_a_session_holds_more_than_its_limit_with_two_workers_and_a_restart() -> Result<()> {
-    const RATE: usize = 20;
-    let mut scene = Scene::apart(2, &[], u32::try_from(RATE)?).await?;
-    let numbers: Vec<String> = (0..RATE + 6).map(|n| format!("+49151123456{n:02}")).collect();
-    let body = json!({"sessionId": scene.session, "recipients": numbers, "body": "paced"});
-    scene.api().post("/messages/bulk", &body).await?.ok()?;
-    scene.waha.wait_sent(RATE / 2, SOON).await?;
-    scene.stack.kill9("worker0")?;
-    scene.stack.launch("worker2", Role::Worker, &[]).await?;
-    // A slot whose worker was killed is lost: at least the rest comes after the first minute.
-    let sent = scene.waha.wait_sent(RATE + 1, Duration::from_secs(75)).await?;
+/// Invariant R on the times at which WAHA heard of the messages.
+fn hold_pace(sent: &[Sent], rate: usize) {
     let mut at: Vec<_> = sent.iter().map(|sent| sent.at).collect();
     at.sort();
-    for window in at.windows(RATE + 1) {
-        let took = window[RATE].duration_since(window[0]);
-        assert!(took >= Duration::from_secs(60), "{} messages within {took:?}", RATE + 1);
+    for window in at.windows(rate + 1) {
+        let took = window[rate].duration_since(window[0]);
+        assert!(took >= Duration::from_secs(60), "{} messages within {took:?}", rate + 1);
     }
+}
+
+fn numbers(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("+4915112{n:06}")).collect()
+}
+
+#[tokio::test]
+async fn invariant_r_no_minute_of_a_session_holds_more_than_its_limit_while_workers_come_and_go() -> Result<()> {
+    const RATE: usize = 20;
+    let mut scene = Scene::apart(1, &[], u32::try_from(RATE)?).await?;
+    let body = json!({"sessionId": scene.session, "recipients": numbers(10_000), "body": "paced"});
+    scene.api().post("/messages/bulk", &body).await?.ok()?;
+    scene.waha.wait_sent(RATE / 2, SOON).await?;
+    for n in 1..8 {
+        scene.stack.launch(&format!("worker{n}"), Role::Worker, &[]).await?;
+    }
+    for n in 0..6 {
+        scene.stack.kill9(&format!("worker{n}"))?;
+    }
+    let urgent = json!({"sessionId": scene.session, "to": "+4915199999999", "body": "urgent", "priority": "high"});
+    scene.send(&urgent).await?;
+    // A slot whose worker was killed is lost: at least the rest comes after the first minute.
+    let sent = scene.waha.wait_sent(RATE + 6, Duration::from_secs(100)).await?;
+    hold_pace(&sent, RATE);
+    let place = sent.iter().position(|sent| sent.text == "urgent").context("what is urgent comes soon")?;
+    assert!(place <= RATE + 2, "it overtook thousands, but came {place}th");
+    scene.working().await
+}
+
+#[tokio::test]
+async fn invariant_r_and_d_workers_that_were_stopped_for_longer_than_their_leases_do_not_catch_up() -> Result<()> {
+    const RATE: usize = 20;
+    let short = [("PROVIDER_TIMEOUT_MS", "3000"), ("LEASE_MARGIN_MS", "2000")];
+    let scene = &mut Scene::apart(2, &short, u32::try_from(RATE)?).await?;
+    let body = json!({"sessionId": scene.session, "recipients": numbers(100), "body": "paced"});
+    scene.api().post("/messages/bulk", &body).await?.ok()?;
+    scene.waha.wait_sent(3, SOON).await?;
+    for worker in ["worker0", "worker1"] {
+        scene.stack.signal(worker, Signal::SIGSTOP)?;
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    for worker in ["worker0", "worker1"] {
+        scene.stack.signal(worker, Signal::SIGCONT)?;
+    }
+    let sent = scene.waha.wait_sent(RATE + 6, Duration::from_secs(100)).await?;
+    hold_pace(&sent, RATE);
+    let mut chats: Vec<_> = sent.iter().map(|sent| &sent.chat_id).collect();
+    chats.sort();
+    chats.dedup();
+    assert_eq!(chats.len(), sent.len(), "each message goes out once");
     scene.working().await
 }
 
