@@ -132,40 +132,37 @@ CREATE TRIGGER parked_went AFTER DELETE ON parked REFERENCING OLD TABLE AS rows 
 -- longer than the minute by more than that moment may last: the provider never sees more than the limit in any minute.
 CREATE FUNCTION slot_window() RETURNS interval LANGUAGE sql IMMUTABLE AS $$ SELECT interval '62 seconds' $$;
 
--- How many slots of a line can be had at a moment.
-CREATE FUNCTION slots_free(l lines, at timestamptz) RETURNS integer LANGUAGE sql STABLE AS $$
-    SELECT CASE
-        WHEN NOT l.is_open OR l.blocked_until > at THEN 0
-        WHEN l.gap_ms + l.jitter_ms > 0 AND l.free_at > at THEN 0
-        ELSE greatest(0, least(
-            coalesce(l.rate, 1000000) - (SELECT count(*) FROM unnest(l.slots) AS s(at_) WHERE s.at_ > at - slot_window()),
-            coalesce(l.daily_cap, 1000000) - CASE WHEN l.day = (at AT TIME ZONE 'UTC')::date THEN l.day_slots ELSE 0 END,
-            CASE WHEN l.gap_ms + l.jitter_ms > 0 THEN 1 ELSE 1000000 END))::integer
-    END
+-- How many slots of a line can be had at a moment. In plpgsql, which keeps its plans: a claim calls it once for each line.
+CREATE FUNCTION slots_free(l lines, at timestamptz) RETURNS integer LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF NOT l.is_open OR l.blocked_until > at OR (l.gap_ms + l.jitter_ms > 0 AND l.free_at > at) THEN
+        RETURN 0;
+    END IF;
+    RETURN greatest(0, least(
+        coalesce(l.rate, 1000000) - (SELECT count(*) FROM unnest(l.slots) AS s(at_) WHERE s.at_ > at - slot_window()),
+        coalesce(l.daily_cap, 1000000) - CASE WHEN l.day = (at AT TIME ZONE 'UTC')::date THEN l.day_slots ELSE 0 END,
+        CASE WHEN l.gap_ms + l.jitter_ms > 0 THEN 1 ELSE 1000000 END));
+END
 $$;
 
--- Notes `n` slots of a line as taken at a moment, and when it has the next one.
-CREATE FUNCTION note_slots(asked uuid, n integer, at timestamptz, seen integer) RETURNS timestamptz LANGUAGE sql AS $$
-    UPDATE lines l SET
-        slots = x.kept,
-        day = x.today,
-        day_slots = x.day_slots,
-        released = greatest(0, l.released - seen),
-        free_at = greatest(
-            l.blocked_until,
-            CASE WHEN cardinality(x.kept) >= l.rate THEN x.kept[cardinality(x.kept) - l.rate + 1] + slot_window() END,
-            CASE WHEN x.day_slots >= l.daily_cap THEN (x.today + 1)::timestamp AT TIME ZONE 'UTC' END,
-            CASE WHEN l.gap_ms + l.jitter_ms = 0 THEN at
-                 WHEN n = 0 THEN l.free_at
-                 ELSE at + (l.gap_ms + random() * l.jitter_ms) * interval '1 millisecond' END)
-    FROM (
-        SELECT (at AT TIME ZONE 'UTC')::date AS today,
-               n + CASE WHEN o.day = (at AT TIME ZONE 'UTC')::date THEN o.day_slots ELSE 0 END AS day_slots,
-               ARRAY(SELECT s.at_ FROM unnest(o.slots) AS s(at_) WHERE s.at_ > at - slot_window() ORDER BY 1) || array_fill(at, ARRAY[n]) AS kept
-        FROM lines o WHERE o.id = asked
-    ) x
-    WHERE l.id = asked
-    RETURNING l.free_at
+-- Notes `n` slots of a line, which the caller has locked and read, as taken at a moment, and when it has the next one.
+CREATE FUNCTION note_slots(l lines, n integer, at timestamptz, seen integer) RETURNS timestamptz LANGUAGE plpgsql AS $$
+DECLARE
+    today   date := (at AT TIME ZONE 'UTC')::date;
+    so_far  integer := n + CASE WHEN l.day = today THEN l.day_slots ELSE 0 END;
+    kept    timestamptz[] := ARRAY(SELECT s.at_ FROM unnest(l.slots) AS s(at_) WHERE s.at_ > at - slot_window() ORDER BY 1) || array_fill(at, ARRAY[n]);
+    next_at timestamptz := greatest(
+        l.blocked_until,
+        CASE WHEN cardinality(kept) >= l.rate THEN kept[cardinality(kept) - l.rate + 1] + slot_window() END,
+        CASE WHEN so_far >= l.daily_cap THEN (today + 1)::timestamp AT TIME ZONE 'UTC' END,
+        CASE WHEN l.gap_ms + l.jitter_ms = 0 THEN at
+             WHEN n = 0 THEN l.free_at
+             ELSE at + (l.gap_ms + random() * l.jitter_ms) * interval '1 millisecond' END);
+BEGIN
+    UPDATE lines t SET slots = kept, day = today, day_slots = so_far, released = greatest(0, t.released - seen), free_at = next_at
+    WHERE t.id = l.id;
+    RETURN next_at;
+END
 $$;
 
 -- Takes up to `wanted` slots of each line; strict with any number of callers, since each line is locked while it counts,
@@ -188,11 +185,11 @@ BEGIN
         SELECT * INTO over FROM lines t WHERE t.kind = 'tenant' AND t.tenant_id = l.tenant_id;
         IF FOUND THEN
             n := least(n, slots_free(over, at));
-            later := note_slots(over.id, n, at, 0);
-            PERFORM note_slots(line, n, at, wanted[i]);
+            later := note_slots(over, n, at, 0);
+            PERFORM note_slots(l, n, at, wanted[i]);
             UPDATE lines SET free_at = greatest(free_at, later) WHERE id = line AND free_at < later;
         ELSE
-            PERFORM note_slots(line, n, at, wanted[i]);
+            PERFORM note_slots(l, n, at, wanted[i]);
         END IF;
         RETURN NEXT;
     END LOOP;
