@@ -9,11 +9,13 @@ mod dead;
 mod doctor;
 mod failure;
 mod key;
+mod listen;
 mod message;
 mod migrate;
 mod moment;
 mod output;
 mod progress;
+mod provider;
 mod retention;
 mod rotate_keys;
 mod run;
@@ -68,6 +70,9 @@ enum Command {
     Topology(topology::Command),
     #[command(subcommand)]
     Config(config::Command),
+    #[command(subcommand)]
+    Provider(provider::Command),
+    Listen(listen::Args),
     Doctor(doctor::Args),
     RotateKeys(rotate_keys::Args),
     #[command(subcommand)]
@@ -88,6 +93,8 @@ impl Command {
             Self::Audit(command) => command.run(out).await,
             Self::Topology(command) => command.run(out).await,
             Self::Config(command) => command.run(out),
+            Self::Provider(command) => command.run(out).await,
+            Self::Listen(args) => args.run(out).await,
             Self::Doctor(args) => args.run(out).await,
             Self::RotateKeys(args) => args.run(out).await,
             Self::Retention(command) => command.run(out).await,

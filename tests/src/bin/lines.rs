@@ -48,7 +48,11 @@ async fn main() -> Result<()> {
     .await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let waiting = busy_share(pid).await?;
-    println!("scheduler: {:.2} % of a core idle, {:.2} % with {WAITING} sessions waiting", idle * 100.0, waiting * 100.0);
+    println!(
+        "scheduler: {:.2} % of a core idle, {:.2} % with {WAITING} sessions waiting",
+        idle * 100.0,
+        waiting * 100.0
+    );
     Ok(())
 }
 
