@@ -334,15 +334,11 @@ fn backends_are_lists_in_order() {
 #[test]
 fn a_backend_of_another_channel_or_version_is_refused() {
     for (name, value, why) in [
-        ("EMAIL_BACKEND", "sendgrid", "`sendgrid` is not available in this version"),
-        ("EMAIL_BACKEND", "sandbox,ses", "`ses` is not available in this version"),
-        ("SMS_BACKEND", "twilio", "`twilio` is not available in this version"),
-        ("SMS_PROVIDER", "sns", "SMS_PROVIDER=sns `sns` is not available in this version"),
         ("PUSH_BACKEND", "fcm", "`fcm` is not available in this version"),
         ("PUSH_BACKEND", "sandbox,apns", "`apns` is not available in this version"),
         ("PUSH_BACKEND", "webpush", "`webpush` is not available in this version"),
-        ("EMAIL_BACKEND", "http", "must be a comma list of smtp, sandbox"),
-        ("EMAIL_BACKEND", "sandbox,", "must be a comma list of smtp, sandbox"),
+        ("EMAIL_BACKEND", "http", "must be a comma list of smtp, sendgrid, ses, sandbox"),
+        ("EMAIL_BACKEND", "sandbox,", "must be a comma list of smtp, sendgrid, ses, sandbox"),
         ("IN_APP_BACKEND", "inbox,inbox", "names `inbox` twice"),
         ("WEBHOOK_BACKEND", "carrier-pigeon", "must be a comma list of http, sandbox"),
     ] {

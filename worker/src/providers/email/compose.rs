@@ -15,9 +15,12 @@ use shared::contract::{
 };
 
 /// What a mail without a title is about.
-const SUBJECT_DEFAULT: &str = "Notification";
+pub(super) const SUBJECT_DEFAULT: &str = "Notification";
 /// Names the message to whoever holds the mail in hand.
-const MESSAGE_HEADER: HeaderName = HeaderName::new_from_ascii_str("X-Posthaste-Message-Id");
+pub(super) const MESSAGE_HEADER: &str = "X-Posthaste-Message-Id";
+/// One-click unsubscription (RFC 8058): the address, and the promise that a POST to it is enough.
+pub(super) const UNSUBSCRIBE: &str = "List-Unsubscribe";
+pub(super) const UNSUBSCRIBE_POST: (&str, &str) = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click");
 
 /// A mail ready for the wire.
 #[derive(Debug)]
@@ -61,9 +64,11 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
         .from(from.clone())
         .to(Mailbox::new(None, recipient.clone()))
         .subject(said(&content.title).unwrap_or(SUBJECT_DEFAULT))
-        .message_id(Some(format!("<{}@{}>", order.delivery, from.email.domain())))
-        .date_now()
-        .raw_header(HeaderValue::new(MESSAGE_HEADER, order.message.to_string()));
+        .message_id(Some(message_id(from, order)))
+        .date_now();
+    let head = extra_headers(order).into_iter().fold(head, |head, (name, value)| {
+        head.raw_header(HeaderValue::new(HeaderName::new_from_ascii_str(name), value))
+    });
     let mail = match mixed(content)? {
         Some(parts) => head.multipart(parts),
         None => match text(content) {
@@ -75,12 +80,30 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
     Ok(Mail { sender: from.email.clone(), recipient, bytes })
 }
 
+/// The same on every attempt and from every provider.
+pub(super) fn message_id(from: &Mailbox, order: &Order) -> String {
+    format!("<{}@{}>", order.delivery, from.email.domain())
+}
+
+/// The headers of ours that every mail carries, whoever sends it.
+pub(super) fn extra_headers(order: &Order) -> Vec<(&'static str, String)> {
+    let mut headers = vec![(MESSAGE_HEADER, order.message.to_string())];
+    // A URL that would break out of its brackets is not one of ours.
+    let url =
+        order.content.unsubscribe_url.as_deref().filter(|url| url.bytes().all(|b| b.is_ascii_graphic() && b != b'>'));
+    if let Some(url) = url {
+        let (name, promise) = UNSUBSCRIBE_POST;
+        headers.extend([(UNSUBSCRIBE, format!("<{url}>")), (name, promise.to_owned())]);
+    }
+    headers
+}
+
 enum Text {
     Single(SinglePart),
     Both(MultiPart),
 }
 
-fn said(text: &Option<String>) -> Option<&str> {
+pub(super) fn said(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 

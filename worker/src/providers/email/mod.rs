@@ -1,6 +1,7 @@
 //! E-mail.
 
 mod compose;
+pub mod sendgrid;
 pub mod smtp;
 mod smtp_connection;
 mod smtp_reply;
