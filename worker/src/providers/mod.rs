@@ -1,5 +1,7 @@
 //! Everything that carries a channel: one vendor, one file.
 
+#[cfg(test)]
+mod conformance;
 pub mod email;
 pub mod in_app;
 pub mod sandbox;

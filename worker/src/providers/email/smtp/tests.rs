@@ -1,8 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
 use super::*;
-use crate::testing::{Doorman, order};
-use shared::domain::{Channel, OutcomeClass};
+use crate::testing::{Doorman, config, order};
+use shared::{
+    config::Config,
+    domain::{Channel, OutcomeClass},
+};
 use xtask::sinks::smtp::{Options, Reply, SmtpSink};
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -13,15 +16,15 @@ fn smtp(sink: &SmtpSink, login: Option<(&str, &str)>) -> Smtp {
 }
 
 fn smtp_at(address: std::net::SocketAddr, login: Option<(&str, &str)>) -> Smtp {
-    let smtp = SmtpConfig {
-        host: address.ip().to_string(),
-        port: address.port(),
-        user: login.map(|(user, _)| user.to_owned()),
-        password: login.map(|(_, password)| password.into()),
-        tls: SmtpTls::None,
-    };
-    let from = Some("Posthaste <noreply@example.com>".to_owned());
-    Smtp::new(&EmailConfig { backends: vec![ProviderName::Smtp], smtp: Some(smtp), from }).unwrap()
+    Smtp::new(&settings(address, login).email).unwrap()
+}
+
+fn settings(address: std::net::SocketAddr, login: Option<(&str, &str)>) -> Config {
+    let server = [("SMTP_HOST", address.ip().to_string()), ("SMTP_PORT", address.port().to_string())];
+    let words = [("SMTP_USE_TLS", "none"), ("EMAIL_FROM", "Posthaste <noreply@example.com>")];
+    let login = login.map(|(user, password)| [("SMTP_USER", user), ("SMTP_PASSWORD", password)]);
+    let words = words.into_iter().chain(login.into_iter().flatten());
+    config(server.into_iter().chain(words.map(|(name, value)| (name, value.to_owned()))))
 }
 
 fn to(recipient: &str, message: &str) -> Order {
@@ -193,6 +196,6 @@ async fn files_arrive_with_their_names_and_bytes() {
 
 #[test]
 fn settings_that_make_no_mail_server_are_refused() {
-    let email = |from: &str| EmailConfig { backends: Vec::new(), smtp: None, from: Some(from.to_owned()) };
-    assert!(matches!(Smtp::new(&email("a@b.example")), Err(SmtpSetupError::Incomplete)));
+    let email = config([("EMAIL_FROM", "a@b.example".to_owned())]).email;
+    assert!(matches!(Smtp::new(&email), Err(SmtpSetupError::Incomplete)));
 }
