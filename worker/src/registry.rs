@@ -14,10 +14,12 @@ use crate::{
     providers::{
         email::{
             sendgrid::Sendgrid,
+            ses::Ses,
             smtp::{Smtp, SmtpSetupError},
         },
         in_app::inbox::Inbox,
         sandbox::Sandbox,
+        sms::{sns::Sns, twilio::Twilio},
         vendor::SetupError,
         webhook::http::Http,
         whatsapp::waha::Waha,
@@ -95,7 +97,10 @@ fn provider(
             Ok(Arc::new(Waha::new(config, store.clone(), breakers).map_err(RegistryError::Waha)?))
         }
         Name::Sendgrid => Ok(Arc::new(Sendgrid::new(config).map_err(vendor)?)),
-        Name::Ses | Name::Twilio | Name::Sns | Name::Fcm | Name::Apns | Name::Webpush => {
+        Name::Ses => Ok(Arc::new(Ses::new(config).map_err(vendor)?)),
+        Name::Twilio => Ok(Arc::new(Twilio::new(config).map_err(vendor)?)),
+        Name::Sns => Ok(Arc::new(Sns::new(config).map_err(vendor)?)),
+        Name::Fcm | Name::Apns | Name::Webpush => {
             Err(RegistryError::NotBuilt(name))
         }
     }

@@ -15,7 +15,10 @@ use shared::{
 };
 use xtask::sinks::http::{HttpSink, Reply, Request};
 
-use super::email::sendgrid::Sendgrid;
+use super::{
+    email::{sendgrid::Sendgrid, ses::Ses},
+    sms::{sns::Sns, twilio::Twilio},
+};
 use crate::testing::{config, order};
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -50,7 +53,7 @@ struct Vendor {
 }
 
 fn vendors() -> Vec<Vendor> {
-    vec![sendgrid()]
+    vec![sendgrid(), ses(), twilio(), sns()]
 }
 
 fn sendgrid() -> Vendor {
@@ -91,6 +94,147 @@ fn sendgrid() -> Vendor {
                 && body["headers"]["Message-ID"] == format!("<{delivery}@example.com>")
         },
         check: ("/v3/scopes", || Reply::json(200, &serde_json::json!({"scopes": ["mail.send"]}))),
+        beside: |_| {},
+    }
+}
+
+fn aws(base: &str, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    let key = [("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE".to_owned()), ("AWS_SECRET_ACCESS_KEY", format!("key-{CANARY}"))];
+    let place = [("AWS_REGION", "eu-central-1".to_owned()), ("AWS_ENDPOINT_URL", base.to_owned())];
+    let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    key.into_iter().chain(place).chain(more).collect()
+}
+
+fn ses() -> Vendor {
+    fn refused(code: u16, kind: &str, said: &str) -> Reply {
+        let said = format!("{said} ada@example.org text-{CANARY}");
+        Reply::json(code, &serde_json::json!({"message": said})).with_header("x-amzn-ErrorType", kind)
+    }
+    Vendor {
+        name: ProviderName::Ses,
+        channel: Channel::Email,
+        recipient: "ada@example.org",
+        settings: |base| aws(base, &[("EMAIL_BACKEND", "ses"), ("EMAIL_FROM", "Posthaste <noreply@example.com>")]),
+        make: |config| Arc::new(Ses::new(config).unwrap()),
+        path: "/v2/email/outbound-emails",
+        taken: || Reply::json(200, &serde_json::json!({"MessageId": "0102018f2c1a-4d5e-000000"})),
+        reference: "0102018f2c1a-4d5e-000000",
+        broken_off: Unknown,
+        refusals: || {
+            vec![
+                (refused(400, "MessageRejected", "Bad content"), Rejected),
+                (refused(400, "MessageRejected", "Email address is not verified."), Misconfigured),
+                (refused(400, "BadRequestException:http://internal.amazon.com/", "Illegal address"), Rejected),
+                (refused(400, "AccountSuspendedException", ""), Misconfigured),
+                (refused(400, "SendingPausedException", ""), Misconfigured),
+                (refused(400, "MailFromDomainNotVerifiedException", ""), Misconfigured),
+                (refused(404, "NotFoundException", ""), Misconfigured),
+                (refused(403, "SignatureDoesNotMatch", ""), Misconfigured),
+                (refused(400, "ThrottlingException", ""), Throttled),
+                (refused(429, "TooManyRequestsException", ""), Throttled),
+                (refused(400, "LimitExceededException", ""), Throttled),
+                (refused(500, "InternalServiceErrorException", ""), Transient),
+            ]
+        },
+        names: |request, delivery| {
+            let body = request.json().unwrap();
+            body["EmailTags"] == serde_json::json!([{"Name": "posthaste_delivery", "Value": delivery}])
+        },
+        check: ("/v2/email/account", || Reply::json(200, &serde_json::json!({"SendingEnabled": true}))),
+        beside: |_| {},
+    }
+}
+
+fn twilio() -> Vendor {
+    fn refused(status: u16, code: u32) -> Reply {
+        let said = format!("The number +4915112345678 is no good for text-{CANARY}");
+        Reply::json(status, &serde_json::json!({"code": code, "message": said, "status": status}))
+    }
+    Vendor {
+        name: ProviderName::Twilio,
+        channel: Channel::Sms,
+        recipient: "+4915112345678",
+        settings: |base| {
+            let token = ("TWILIO_AUTH_TOKEN", format!("token-{CANARY}"));
+            let base = ("TWILIO_BASE_URL", base.to_owned());
+            let rest = [("TWILIO_ACCOUNT_SID", "AC01"), ("TWILIO_FROM_NUMBER", "+15005550006")];
+            rest.into_iter().map(|(name, value)| (name, value.to_owned())).chain([token, base]).collect()
+        },
+        make: |config| Arc::new(Twilio::new(config).unwrap()),
+        path: "/2010-04-01/Accounts/AC01/Messages.json",
+        taken: || {
+            let said = format!("text-{CANARY}");
+            let body =
+                serde_json::json!({"sid": "SM90c6fc909d8504d45ecdb3a3d5b3556e", "to": "+4915112345678", "body": said});
+            Reply::json(201, &body)
+        },
+        reference: "SM90c6fc909d8504d45ecdb3a3d5b3556e",
+        broken_off: Unknown,
+        refusals: || {
+            vec![
+                (refused(400, 21211), AddressDead),
+                (refused(400, 21610), AddressDead),
+                (refused(400, 21614), AddressDead),
+                (refused(400, 21635), AddressDead),
+                (refused(401, 20003), Misconfigured),
+                (refused(404, 20404), Misconfigured),
+                (refused(400, 21606), Misconfigured),
+                (refused(400, 21609), Misconfigured),
+                (refused(400, 21408), Rejected),
+                (refused(400, 21617), Rejected),
+                (refused(429, 20429), Throttled),
+                (refused(400, 21611), Throttled),
+                (refused(500, 20500), Transient),
+                (Reply::status(404), Misconfigured),
+            ]
+        },
+        names: |request, delivery| {
+            let mut fields = url::form_urlencoded::parse(&request.body);
+            let callback = fields.find(|(name, _)| name == "StatusCallback").unwrap().1.into_owned();
+            callback == format!("http://127.0.0.1:8080/webhooks/twilio?delivery={delivery}")
+        },
+        check: ("/2010-04-01/Accounts/AC01.json", || Reply::json(200, &serde_json::json!({"sid": "AC01"}))),
+        beside: |_| {},
+    }
+}
+
+fn sns() -> Vendor {
+    fn refused(status: u16, code: &str) -> Reply {
+        let said = format!("Invalid parameter: PhoneNumber Reason: +4915112345678 text-{CANARY}");
+        let body = format!(
+            "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{said}</Message></Error></ErrorResponse>"
+        );
+        Reply::Status(status, vec![("Content-Type".to_owned(), "text/xml".to_owned())], body.into_bytes())
+    }
+    Vendor {
+        name: ProviderName::Sns,
+        channel: Channel::Sms,
+        recipient: "+4915112345678",
+        settings: |base| aws(base, &[("SMS_BACKEND", "sns"), ("SNS_SENDER_ID", "NEXUS")]),
+        make: |config| Arc::new(Sns::new(config).unwrap()),
+        path: "/",
+        taken: || {
+            let id = "<MessageId>94f20ce6-13c5-43a0-9a9e-ca52d816e90b</MessageId>";
+            let body = format!("<PublishResponse><PublishResult>{id}</PublishResult></PublishResponse>");
+            Reply::Status(200, Vec::new(), body.into_bytes())
+        },
+        reference: "94f20ce6-13c5-43a0-9a9e-ca52d816e90b",
+        broken_off: Unknown,
+        refusals: || {
+            vec![
+                (refused(400, "InvalidParameter"), Rejected),
+                (refused(400, "OptedOut"), AddressDead),
+                (refused(403, "SignatureDoesNotMatch"), Misconfigured),
+                (refused(403, "InvalidClientTokenId"), Misconfigured),
+                (refused(400, "ExpiredToken"), Misconfigured),
+                (refused(403, "AuthorizationError"), Misconfigured),
+                (refused(400, "Throttling"), Throttled),
+                (refused(429, "ThrottledException"), Throttled),
+                (refused(500, "InternalError"), Transient),
+            ]
+        },
+        names: |request, delivery| request.header("amz-sdk-invocation-id") == Some(delivery),
+        check: ("/", || Reply::Status(200, Vec::new(), b"<GetSMSAttributesResponse/>".to_vec())),
         beside: |_| {},
     }
 }

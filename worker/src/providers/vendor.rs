@@ -23,6 +23,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest id of a vendor that is kept.
 const REFERENCE_BYTES_MAX: usize = 128;
+/// The content type of forms.
+pub const FORM: &str = "application/x-www-form-urlencoded";
 /// How we call ourselves.
 pub const AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
 

@@ -13,6 +13,7 @@ use shared::contract::{
     Order,
     submission::{self, Content},
 };
+use tokio::task::spawn_blocking;
 
 /// What a mail without a title is about.
 pub(super) const SUBJECT_DEFAULT: &str = "Notification";
@@ -78,6 +79,15 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
     };
     let bytes = mail.map_err(|_| ComposeError::Content)?.formatted();
     Ok(Mail { sender: from.email.clone(), recipient, bytes })
+}
+
+/// The same, elsewhere: megabytes of attachments take long enough to encode that others should not wait for it.
+pub(super) async fn compose_aside(from: &Mailbox, order: &Order) -> Result<Mail, ComposeError> {
+    if order.content.attachments.is_empty() {
+        return compose(from, order);
+    }
+    let (from, order) = (from.clone(), order.clone());
+    spawn_blocking(move || compose(&from, &order)).await.unwrap_or(Err(ComposeError::Content))
 }
 
 /// The same on every attempt and from every provider.

@@ -26,12 +26,11 @@ use shared::{
 };
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
-    task::spawn_blocking,
     time::timeout,
 };
 
 use super::{
-    compose::{ComposeError, Mail, compose},
+    compose::{Mail, compose_aside},
     smtp_connection::{Connections, Encryption, Failure, Server},
     smtp_reply::{Step, queue_id},
 };
@@ -75,7 +74,7 @@ impl Smtp {
     }
 
     async fn mail(&self, order: &Order) -> Outcome {
-        let mail = match self.compose(order).await {
+        let mail = match compose_aside(&self.from, order).await {
             Ok(mail) => mail,
             Err(error) => return Outcome::Rejected(Fault::new(error.code(), error.to_string())),
         };
@@ -85,15 +84,6 @@ impl Smtp {
             Ok(Err(failure)) => failure.into_outcome(),
             Err(_) => timed_out(handed_over.load(Ordering::Relaxed)),
         }
-    }
-
-    /// Megabytes of attachments take long enough to encode that others should not wait for it.
-    async fn compose(&self, order: &Order) -> Result<Mail, ComposeError> {
-        if order.content.attachments.is_empty() {
-            return compose(&self.from, order);
-        }
-        let (from, order) = (self.from.clone(), order.clone());
-        spawn_blocking(move || compose(&from, &order)).await.unwrap_or(Err(ComposeError::Content))
     }
 
     /// Waits for a connection to be free; half the time there is must be left for using it.
