@@ -80,10 +80,11 @@ pub(super) fn read(reader: &mut Reader) -> Option<EmailConfig> {
     let from = reader.get(&table::EMAIL_FROM);
     let asked = reader.is_set(&table::EMAIL_BACKEND);
     let by_host = || if reader.is_set(&table::SMTP_HOST) { vec![ProviderName::Smtp] } else { Vec::new() };
-    let backends = if asked { named? } else { by_host() };
+    let by_host = by_host();
     let dkim = dkim(reader);
     let (api_key, base_url) = (reader.get(&table::SENDGRID_API_KEY), reader.get(&table::SENDGRID_BASE_URL));
     let ses_configuration_set = reader.get(&table::SES_CONFIGURATION_SET);
+    let backends = if asked { named? } else { by_host };
     for backend in &backends {
         match backend {
             ProviderName::Smtp => check_smtp(reader),

@@ -9,9 +9,12 @@ use lettre::{
         header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue},
     },
 };
-use shared::contract::{
-    Order,
-    submission::{self, Content},
+use shared::{
+    contract::{
+        Order,
+        submission::{self, Content},
+    },
+    domain::{Fault, Outcome},
 };
 use tokio::task::spawn_blocking;
 
@@ -44,15 +47,28 @@ pub(super) enum ComposeError {
     /// The mail library refused it.
     #[error("the content has no form as a mail")]
     Content,
+    /// The key of the settings did not sign it.
+    #[error("the mail could not be signed; see DKIM_PRIVATE_KEY_PATH")]
+    Signature,
 }
 
 impl ComposeError {
     /// A short word for programs.
-    pub(super) const fn code(&self) -> &'static str {
+    const fn code(&self) -> &'static str {
         match self {
             Self::Recipient => "bad_address",
             Self::Attachment => "bad_attachment",
             Self::Content => "content",
+            Self::Signature => "dkim",
+        }
+    }
+
+    /// What it means for the delivery.
+    pub(super) fn into_outcome(self) -> Outcome {
+        let fault = Fault::new(self.code(), self.to_string());
+        match self {
+            Self::Recipient | Self::Attachment | Self::Content => Outcome::Rejected(fault),
+            Self::Signature => Outcome::Misconfigured(fault),
         }
     }
 }
@@ -81,13 +97,17 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
     Ok(Mail { sender: from.email.clone(), recipient, bytes })
 }
 
-/// The same, elsewhere: megabytes of attachments take long enough to encode that others should not wait for it.
-pub(super) async fn compose_aside(from: &Mailbox, order: &Order) -> Result<Mail, ComposeError> {
+/// Writes a mail, elsewhere if it is a large one: megabytes of attachments take long enough to encode that others should
+/// not wait for it.
+pub(super) async fn aside<F>(order: &Order, write: F) -> Result<Mail, ComposeError>
+where
+    F: FnOnce(&Order) -> Result<Mail, ComposeError> + Send + 'static,
+{
     if order.content.attachments.is_empty() {
-        return compose(from, order);
+        return write(order);
     }
-    let (from, order) = (from.clone(), order.clone());
-    spawn_blocking(move || compose(&from, &order)).await.unwrap_or(Err(ComposeError::Content))
+    let order = order.clone();
+    spawn_blocking(move || write(&order)).await.unwrap_or(Err(ComposeError::Content))
 }
 
 /// The same on every attempt and from every provider.

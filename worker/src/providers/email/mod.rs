@@ -1,6 +1,7 @@
 //! E-mail.
 
 mod compose;
+mod dkim;
 pub mod sendgrid;
 pub mod ses;
 pub mod smtp;

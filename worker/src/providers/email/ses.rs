@@ -46,7 +46,7 @@ impl Ses {
     async fn post(&self, order: &Order) -> Outcome {
         let body = match self.body(order).await {
             Ok(body) => body,
-            Err(error) => return Outcome::Rejected(Fault::new(error.code(), error.to_string())),
+            Err(error) => return error.into_outcome(),
         };
         match self.aws.send(WHO, order, "v2/email/outbound-emails", JSON, body).await {
             Ok(answer) => judge(&answer),
@@ -58,7 +58,8 @@ impl Ses {
         let content = if order.content.attachments.is_empty() {
             simple(order)
         } else {
-            let mail = compose::compose_aside(&self.from, order).await?;
+            let from = self.from.clone();
+            let mail = compose::aside(order, move |order| compose::compose(&from, order)).await?;
             json!({"Raw": {"Data": STANDARD.encode(mail.bytes)}})
         };
         let mut body = json!({

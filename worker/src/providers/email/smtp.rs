@@ -3,9 +3,12 @@
 //! The conversation is led step by step instead of by the mail library's transport, because only the step tells an
 //! attempt that certainly failed from one that may have been sent.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use lettre::{
@@ -20,8 +23,12 @@ use lettre::{
 };
 use secrecy::ExposeSecret;
 use shared::{
+    clock,
     config::{EmailConfig, SmtpConfig, SmtpTls},
-    contract::{Order, Provider, provider::Sending},
+    contract::{
+        Order, Provider,
+        provider::{Checking, Sending},
+    },
     domain::{Fault, Outcome, ProviderName, Receipt},
 };
 use tokio::{
@@ -30,13 +37,17 @@ use tokio::{
 };
 
 use super::{
-    compose::{Mail, compose_aside},
+    compose::{self, ComposeError, Mail},
+    dkim::{DkimError, Signer},
     smtp_connection::{Connections, Encryption, Failure, Server},
     smtp_reply::{Step, queue_id},
 };
 
 /// Connections at once. Servers limit them per client, often to twenty; a mail waits its turn within its timeout.
 const CONNECTIONS_MAX: usize = 16;
+
+/// How long a check of the settings may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the settings do not make a mail server.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +58,9 @@ pub enum SmtpSetupError {
     /// The sender is no address.
     #[error("EMAIL_FROM must be an e-mail address, bare or as `Name <address>`")]
     From(#[source] lettre::address::AddressError),
+    /// Mails cannot be signed.
+    #[error("failed to prepare DKIM")]
+    Dkim(#[source] DkimError),
     /// TLS could not be prepared.
     #[error("failed to prepare TLS for SMTP_HOST")]
     Tls(#[source] lettre::transport::smtp::Error),
@@ -55,6 +69,7 @@ pub enum SmtpSetupError {
 /// The mail server of the settings.
 pub struct Smtp {
     from: Mailbox,
+    dkim: Option<Arc<Signer>>,
     connections: Connections,
     room: Semaphore,
     breaker_key: Arc<str>,
@@ -65,8 +80,10 @@ impl Smtp {
     pub fn new(config: &EmailConfig) -> Result<Self, SmtpSetupError> {
         let (Some(smtp), Some(from)) = (&config.smtp, &config.from) else { return Err(SmtpSetupError::Incomplete) };
         let from = from.parse().map_err(SmtpSetupError::From)?;
+        let dkim = config.dkim.as_ref().map(Signer::load).transpose().map_err(SmtpSetupError::Dkim)?;
         Ok(Self {
             from,
+            dkim: dkim.map(Arc::new),
             connections: Connections::new(server(smtp)?),
             room: Semaphore::new(CONNECTIONS_MAX),
             breaker_key: format!("smtp/{}:{}", smtp.host, smtp.port).into(),
@@ -74,15 +91,25 @@ impl Smtp {
     }
 
     async fn mail(&self, order: &Order) -> Outcome {
-        let mail = match compose_aside(&self.from, order).await {
+        let (from, dkim) = (self.from.clone(), self.dkim.clone());
+        let mail = match compose::aside(order, move |order| write(&from, dkim.as_deref(), order)).await {
             Ok(mail) => mail,
-            Err(error) => return Outcome::Rejected(Fault::new(error.code(), error.to_string())),
+            Err(error) => return error.into_outcome(),
         };
         let handed_over = AtomicBool::new(false);
         match timeout(order.timeout, self.transmit(order, &mail, &handed_over)).await {
             Ok(Ok(response)) => taken(&response),
             Ok(Err(failure)) => failure.into_outcome(),
             Err(_) => timed_out(handed_over.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Connects and logs in as for a mail, and leaves.
+    async fn greet(&self) -> Result<String, Fault> {
+        match timeout(CHECK_TIMEOUT, self.connections.try_out()).await {
+            Ok(Ok(())) => Ok("the mail server takes the credentials".to_owned()),
+            Ok(Err(failure)) => Err(failure.into_outcome().fault().cloned().unwrap_or_default()),
+            Err(_) => Err(Fault::new("timeout", "the mail server did not answer in time")),
         }
     }
 
@@ -117,9 +144,21 @@ impl Provider for Smtp {
         code.is_none_or(|code| code.parse::<u16>().is_err())
     }
 
+    fn check(&self) -> Checking<'_> {
+        Box::pin(self.greet())
+    }
+
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
         Box::pin(self.mail(order))
     }
+}
+
+fn write(from: &Mailbox, dkim: Option<&Signer>, order: &Order) -> Result<Mail, ComposeError> {
+    let mut mail = compose::compose(from, order)?;
+    if let Some(dkim) = dkim {
+        mail.bytes = dkim.sign(&mail.bytes, clock::now()).ok_or(ComposeError::Signature)?;
+    }
+    Ok(mail)
 }
 
 fn server(config: &SmtpConfig) -> Result<Server, SmtpSetupError> {

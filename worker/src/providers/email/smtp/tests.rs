@@ -112,6 +112,36 @@ async fn wrong_credentials_are_our_fault() {
 }
 
 #[tokio::test]
+async fn a_check_logs_in_and_sends_nothing() {
+    let options = Options { credentials: Some(("user".to_owned(), "right".to_owned())), ..Options::default() };
+    let sink = SmtpSink::start_with(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    smtp(&sink, Some(("user", "right"))).check().await.unwrap();
+    let refused = smtp(&sink, Some(("user", "wrong"))).check().await.unwrap_err();
+    assert_eq!(refused.code.as_deref(), Some("535"), "{refused:?}");
+    assert!(sink.mails().is_empty());
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(smtp_at(nobody, None).check().await.unwrap_err().code.as_deref(), Some("connect"));
+}
+
+#[tokio::test]
+async fn a_mail_that_can_be_unsubscribed_from_says_how() {
+    let sink = SmtpSink::start_local().await.unwrap();
+    let smtp = smtp(&sink, None);
+    let with = |url: &str| {
+        let content = serde_json::json!({"message": "m", "unsubscribe_url": url});
+        order(Channel::Email, "ada@example.org", &content.to_string())
+    };
+    smtp.mail(&with("https://n.example/u/abc")).await;
+    smtp.mail(&with("https://n.example/>\r\nBcc: spy@example.net")).await;
+    smtp.mail(&to("ada@example.org", "m")).await;
+    let said: Vec<_> = sink.mails().iter().map(|mail| mail.header("List-Unsubscribe")).collect();
+    assert_eq!(said, [Some("<https://n.example/u/abc>".to_owned()), None, None]);
+    let promise = sink.mails()[0].header("List-Unsubscribe-Post");
+    assert_eq!(promise.as_deref(), Some("List-Unsubscribe=One-Click"));
+    assert_eq!(sink.mails()[1].header("List-Unsubscribe-Post"), None);
+}
+
+#[tokio::test]
 async fn what_breaks_before_the_content_was_certainly_not_sent() {
     let sink = SmtpSink::start_local().await.unwrap();
     let order = || within(SHORT, to("ada@example.org", "m"));
