@@ -100,9 +100,7 @@ fn provider(
         Name::Ses => Ok(Arc::new(Ses::new(config).map_err(vendor)?)),
         Name::Twilio => Ok(Arc::new(Twilio::new(config).map_err(vendor)?)),
         Name::Sns => Ok(Arc::new(Sns::new(config).map_err(vendor)?)),
-        Name::Fcm | Name::Apns | Name::Webpush => {
-            Err(RegistryError::NotBuilt(name))
-        }
+        Name::Fcm | Name::Apns | Name::Webpush => Err(RegistryError::NotBuilt(name)),
     }
 }
 

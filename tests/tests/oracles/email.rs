@@ -43,7 +43,11 @@ async fn a_mail_to_sendgrid_is_what_sendgrids_own_client_would_send() -> Result<
     let mut asked = json!({
         "from": ["noreply@example.com", "Posthaste Tests"], "to": "ada@example.org", "subject": mail["title"],
         "text": mail["message"], "html": mail["html"], "files": [["räte.csv", "text/csv", "YTtiCg=="]],
-        "headers": {"Message-ID": format!("<{delivery}@example.com>"), "X-Posthaste-Message-Id": id},
+        "headers": {
+            "Message-ID": format!("<{delivery}@example.com>"),
+            "X-Posthaste-Message-Id": id,
+            "X-Posthaste-Delivery-Id": delivery,
+        },
         "custom_args": {"posthaste_delivery": delivery},
     });
     assert_eq!(requests[0].json()?, python("sendgrid_body.py", &asked)?);

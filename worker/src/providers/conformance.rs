@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use shared::{
     clock,
     config::Config,
@@ -180,7 +181,7 @@ fn twilio() -> Vendor {
                 (refused(404, 20404), Misconfigured),
                 (refused(400, 21606), Misconfigured),
                 (refused(400, 21609), Misconfigured),
-                (refused(400, 21408), Rejected),
+                (refused(400, 21408), Misconfigured),
                 (refused(400, 21617), Rejected),
                 (refused(429, 20429), Throttled),
                 (refused(400, 21611), Throttled),
@@ -425,5 +426,28 @@ async fn a_check_sends_nothing_and_tells_wrong_credentials() {
         assert!(asked.iter().all(|request| !request.text().contains(vendor.recipient)), "{}", vendor.name);
         assert!(path == vendor.path || sink.requests_to(vendor.path).is_empty(), "{}", vendor.name);
         drop(sink);
+    }
+}
+
+/// RFC 8058 headers, in the fields of a vendor or in the mail that goes to it whole.
+#[tokio::test]
+async fn a_mail_by_any_vendor_says_how_to_unsubscribe_if_one_can() {
+    let file = serde_json::json!([{"filename": "a.txt", "content_type": "text/plain", "content": "aGVsbG8="}]);
+    for vendor in vendors().iter().filter(|vendor| vendor.channel == Channel::Email) {
+        for files in [serde_json::json!([]), file.clone()] {
+            for url in [Some("https://n.example/u/abc"), None] {
+                let (sink, provider) = vendor.started().await;
+                sink.reply_to(vendor.path, (vendor.taken)());
+                let content = serde_json::json!({"message": "m", "attachments": files, "unsubscribe_url": url});
+                let order = order(vendor.channel, vendor.recipient, &content.to_string());
+                assert_eq!(provider.send(&order).await.class(), Sent, "{}", vendor.name);
+                let body = sink.requests()[0].json().unwrap();
+                let raw = body["Content"]["Raw"]["Data"].as_str().map(|data| STANDARD.decode(data).unwrap());
+                let text = raw.map_or_else(|| body.to_string(), |raw| String::from_utf8(raw).unwrap());
+                for part in ["<https://n.example/u/abc>", "List-Unsubscribe-Post", "List-Unsubscribe=One-Click"] {
+                    assert_eq!(text.contains(part), url.is_some(), "{} {part}: {text}", vendor.name);
+                }
+            }
+        }
     }
 }

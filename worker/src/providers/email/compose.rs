@@ -21,10 +21,12 @@ use tokio::task::spawn_blocking;
 /// What a mail without a title is about.
 pub(super) const SUBJECT_DEFAULT: &str = "Notification";
 /// Names the message to whoever holds the mail in hand.
-pub(super) const MESSAGE_HEADER: &str = "X-Posthaste-Message-Id";
+const MESSAGE_HEADER: &str = "X-Posthaste-Message-Id";
+/// Names the delivery in what Amazon SES reports about mails without tags.
+const DELIVERY_HEADER: &str = "X-Posthaste-Delivery-Id";
 /// One-click unsubscription (RFC 8058): the address, and the promise that a POST to it is enough.
-pub(super) const UNSUBSCRIBE: &str = "List-Unsubscribe";
-pub(super) const UNSUBSCRIBE_POST: (&str, &str) = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click");
+const UNSUBSCRIBE: &str = "List-Unsubscribe";
+const UNSUBSCRIBE_POST: (&str, &str) = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click");
 
 /// A mail ready for the wire.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ pub(super) fn message_id(from: &Mailbox, order: &Order) -> String {
 
 /// The headers of ours that every mail carries, whoever sends it.
 pub(super) fn extra_headers(order: &Order) -> Vec<(&'static str, String)> {
-    let mut headers = vec![(MESSAGE_HEADER, order.message.to_string())];
+    let mut headers = vec![(MESSAGE_HEADER, order.message.to_string()), (DELIVERY_HEADER, order.delivery.to_string())];
     // A URL that would break out of its brackets is not one of ours.
     let url =
         order.content.unsubscribe_url.as_deref().filter(|url| url.bytes().all(|b| b.is_ascii_graphic() && b != b'>'));

@@ -95,3 +95,31 @@ fn judge(answer: &Answer) -> Outcome {
         _ => aws::judge(WHO, answer),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{config, order};
+
+    #[test]
+    fn the_kind_of_message_and_the_sender_are_told() {
+        let key = [("AWS_REGION", "eu-central-1"), ("AWS_ACCESS_KEY_ID", "AK"), ("AWS_SECRET_ACCESS_KEY", "s")];
+        let form = |content: &str, sender: Option<&'static str>| {
+            let settings = key.into_iter().chain(sender.map(|sender| ("SNS_SENDER_ID", sender)));
+            let sns = Sns::new(&config(settings.map(|(name, value)| (name, value.to_owned())))).unwrap();
+            let form = sns.form(&order(Channel::Sms, "+4915112345678", content));
+            let pairs: Vec<(String, String)> = form_urlencoded::parse(form.as_bytes()).into_owned().collect();
+            pairs
+                .into_iter()
+                .filter(|(name, _)| !name.ends_with("DataType"))
+                .map(|(_, value)| value)
+                .collect::<Vec<_>>()
+        };
+        let start = ["Publish", VERSION, "+4915112345678", "m", "AWS.SNS.SMS.SMSType"];
+        let with = |more: &[&'static str]| [&start[..], more].concat();
+        assert_eq!(form(r#"{"message": "m"}"#, None), with(&["Transactional"]));
+        assert_eq!(form(r#"{"message": "m", "category": "marketing"}"#, None), with(&["Promotional"]));
+        let sender = ["Transactional", "AWS.SNS.SMS.SenderID", "NEXUS"];
+        assert_eq!(form(r#"{"message": "m", "title": "unseen"}"#, Some("NEXUS")), with(&sender));
+    }
+}

@@ -139,6 +139,7 @@ fn judge(answer: &Answer) -> Outcome {
         }
         21608 => Outcome::Misconfigured(fault("a trial account writes to numbers that it verified only")),
         21609 => Outcome::Misconfigured(fault("PUBLIC_URL cannot be reached from outside")),
+        21408 => Outcome::Misconfigured(fault("the account may not send to this country")),
         20429 | 21611 => Outcome::Throttled(fault("too much at once"), answer.retry_after()),
         _ => judge_status(answer, Some(code)),
     }
@@ -152,5 +153,54 @@ fn judge_status(answer: &Answer, code: Option<u32>) -> Outcome {
             Outcome::Misconfigured(Fault::new(answer.status.as_str(), detail))
         }
         _ => answer.judge(WHO, code.map(|code| code.to_string()).as_deref()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{config, order};
+
+    fn form(from: &str, public_url: &str) -> Vec<(String, String)> {
+        let settings = [
+            ("TWILIO_ACCOUNT_SID", "AC1"),
+            ("TWILIO_AUTH_TOKEN", "t"),
+            ("TWILIO_FROM_NUMBER", from),
+            ("PUBLIC_URL", public_url),
+        ];
+        let twilio = Twilio::new(&config(settings.map(|(name, value)| (name, value.to_owned())))).unwrap();
+        let order = order(Channel::Sms, "+4915112345678", r#"{"title": "unseen", "message": "a & b"}"#);
+        form_urlencoded::parse(twilio.form(&order).as_bytes()).into_owned().collect()
+    }
+
+    fn value(form: &[(String, String)], name: &str) -> Option<String> {
+        form.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
+    }
+
+    #[test]
+    fn a_sender_is_a_number_a_name_or_a_messaging_service() {
+        for (from, field) in [
+            ("+15005550006", "From"),
+            ("Posthaste", "From"),
+            ("MG0123456789abcdef0123456789abcdef", "MessagingServiceSid"),
+        ] {
+            let form = form(from, "https://n.example");
+            assert_eq!(value(&form, field).as_deref(), Some(from));
+            let names: Vec<_> = form.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names, ["To", field, "Body", "StatusCallback"]);
+            assert_eq!(value(&form, "Body").as_deref(), Some("a & b"));
+        }
+    }
+
+    #[test]
+    fn reports_come_to_the_public_address_and_name_the_delivery() {
+        for (public, start) in [
+            ("https://n.example", "https://n.example/webhooks/twilio?delivery="),
+            ("https://n.example/base/", "https://n.example/base/webhooks/twilio?delivery="),
+        ] {
+            let callback = value(&form("+15005550006", public), "StatusCallback").unwrap();
+            let id = callback.strip_prefix(start).unwrap_or_else(|| panic!("{callback}"));
+            assert!(id.parse::<uuid::Uuid>().is_ok(), "{callback}");
+        }
     }
 }
