@@ -210,8 +210,11 @@ const fn is_white(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::compose::compose, *};
+    use crate::testing::order;
     use aws_lc_rs::signature::{ED25519, KeyPair, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+
+    use shared::domain::Channel;
 
     /// The example of RFC 8463, appendix A: mail, signature without `b`, signature, public key.
     const MAIL: &str = "From: Joe SixPack <joe@football.example.com>\r\n\
@@ -291,6 +294,23 @@ mod tests {
                 }
             };
             assert!(held.is_ok(), "{}", signer.key.algorithm());
+        }
+    }
+
+    #[test]
+    fn every_mail_that_can_be_written_can_be_signed() {
+        let signer = signer(Key::Ed25519(Box::new(Ed25519KeyPair::generate().unwrap())));
+        let file = serde_json::json!([{"filename": "ä", "content_type": "text/plain", "content": ""}]);
+        for content in [
+            serde_json::json!({"html": ""}),
+            serde_json::json!({"title": "ä", "message": "\n\n"}),
+            serde_json::json!({"message": "m", "attachments": file}),
+        ] {
+            for recipient in ["ada@example.org", "дмитрий@example.org"] {
+                let order = order(Channel::Email, recipient, &content.to_string());
+                let mail = compose(&"Ä <noreply@example.com>".parse().unwrap(), &order).unwrap();
+                assert!(signer.sign(&mail.bytes, DateTime::UNIX_EPOCH).is_some(), "{content}");
+            }
         }
     }
 
