@@ -6,6 +6,7 @@
 pub mod amqp;
 pub mod api;
 pub mod check;
+pub mod oracle;
 pub mod proxy;
 pub mod servers;
 pub mod stack;

@@ -12,9 +12,15 @@ use shared::{
 use crate::{
     breakers::Breakers,
     providers::{
-        email::smtp::{Smtp, SmtpSetupError},
+        email::{
+            sendgrid::Sendgrid,
+            ses::Ses,
+            smtp::{Smtp, SmtpSetupError},
+        },
         in_app::inbox::Inbox,
         sandbox::Sandbox,
+        sms::{sns::Sns, twilio::Twilio},
+        vendor::SetupError,
         webhook::http::Http,
         whatsapp::waha::Waha,
     },
@@ -35,6 +41,9 @@ pub enum RegistryError {
     /// The HTTP client could not be made.
     #[error("failed to set up provider `waha`")]
     Waha(#[source] reqwest::Error),
+    /// A vendor could not be set up.
+    #[error("failed to set up provider `{0}`")]
+    Vendor(ProviderName, #[source] SetupError),
     /// A setting names what this version cannot call.
     #[error("provider `{0}` is not available in this version")]
     NotBuilt(ProviderName),
@@ -77,6 +86,7 @@ fn provider(
     breakers: &Arc<Breakers>,
 ) -> Result<Arc<dyn Provider>, RegistryError> {
     use ProviderName as Name;
+    let vendor = |error| RegistryError::Vendor(name, error);
     match name {
         Name::Smtp => Ok(Arc::new(Smtp::new(&config.email).map_err(RegistryError::Smtp)?)),
         Name::Http => Ok(Arc::new(Http::new(&config.webhook).map_err(RegistryError::Http)?)),
@@ -86,9 +96,11 @@ fn provider(
             let breakers = Arc::clone(breakers);
             Ok(Arc::new(Waha::new(config, store.clone(), breakers).map_err(RegistryError::Waha)?))
         }
-        Name::Sendgrid | Name::Ses | Name::Twilio | Name::Sns | Name::Fcm | Name::Apns | Name::Webpush => {
-            Err(RegistryError::NotBuilt(name))
-        }
+        Name::Sendgrid => Ok(Arc::new(Sendgrid::new(config).map_err(vendor)?)),
+        Name::Ses => Ok(Arc::new(Ses::new(config).map_err(vendor)?)),
+        Name::Twilio => Ok(Arc::new(Twilio::new(config).map_err(vendor)?)),
+        Name::Sns => Ok(Arc::new(Sns::new(config).map_err(vendor)?)),
+        Name::Fcm | Name::Apns | Name::Webpush => Err(RegistryError::NotBuilt(name)),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use shared::{
+    config::Config,
     contract::Order,
     domain::{Address, Channel, DeliveryId, MessageId, TenantId},
 };
@@ -20,6 +21,13 @@ use tokio::{
 
 /// A webhook secret of the right form.
 pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// The settings given, and the two that every start needs.
+pub fn config<'a>(settings: impl IntoIterator<Item = (&'a str, String)>) -> Config {
+    let servers = [("DATABASE_URL", "postgres://u@db/posthaste"), ("AMQP_URL", "amqp://mq/")];
+    let servers = servers.map(|(name, value)| (name, value.to_owned()));
+    Config::from_env_map(servers.into_iter().chain(settings)).unwrap()
+}
 
 /// The first attempt of a delivery of `content`, which is the stored JSON.
 pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {

@@ -11,6 +11,7 @@ pub mod env_file;
 pub mod environment;
 pub mod faults;
 pub mod http;
+pub mod oracles;
 pub mod process;
 pub mod progress;
 pub mod random;

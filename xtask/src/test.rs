@@ -10,6 +10,7 @@ use anyhow::Result;
 use tokio::runtime::Runtime;
 
 use crate::cargo::{self, Profile, cargo};
+use crate::oracles::Oracles;
 use crate::process;
 use crate::progress::Progress;
 use crate::servers::{Install, Servers, ServersConfig};
@@ -18,11 +19,16 @@ use crate::stop::Stop;
 /// Every test may hold a pool of its own.
 const CONNECTIONS_MAX: u16 = 400;
 
+/// The tests that ask the oracles; the feature keeps them out of every other run.
+const ORACLE_TESTS: [&str; 6] = ["--package", "posthaste-tests", "--features", "oracles", "--test", "oracles"];
+
 /// What `cargo xtask test --help` says.
 pub const LONG_ABOUT: &str = "Runs every test of the workspace against private servers.\n\n\
     PostgreSQL and RabbitMQ are found or installed as `cargo xtask up` does, run with their data below \
     `.local/test`, empty at the beginning, and are stopped at the end. The tests run with cargo-nextest when it is \
-    installed, else with `cargo test`.";
+    installed, else with `cargo test`.\n\n\
+    With `--oracles` the tests run that ask checkers written by other people; those are installed from PyPI and npm \
+    below `target/oracles` and need python3 and npm.";
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +36,9 @@ pub struct Args {
     /// Fail instead of installing a missing PostgreSQL or RabbitMQ
     #[arg(long)]
     no_install: bool,
+    /// Run the tests that ask checkers of other people, instead of the others
+    #[arg(long)]
+    oracles: bool,
     /// Passed on to the test runner, such as `-p posthaste-shared` or a part of a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "RUNNER ARGUMENT")]
     rest: Vec<String>,
@@ -42,8 +51,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     stop.on_signals(runtime.handle())?;
     let progress = Progress::console();
     let programs = progress.step("building", || cargo::build_programs(Profile::Dev, &stop))?;
+    let oracles = args.oracles.then(|| Oracles::install(&progress, &stop)).transpose()?;
     let servers = Servers::start(&config(args, &stop), &progress)?;
-    let status = Runner { servers: &servers, programs: &programs, args, stop: &stop }.run()?;
+    let status =
+        Runner { servers: &servers, programs: &programs, oracles: oracles.as_ref(), args, stop: &stop }.run()?;
     servers.kill9()?;
     Ok(cargo::exit_code(status))
 }
@@ -63,6 +74,7 @@ fn config(args: &Args, stop: &Stop) -> ServersConfig {
 struct Runner<'a> {
     servers: &'a Servers,
     programs: &'a Path,
+    oracles: Option<&'a Oracles>,
     args: &'a Args,
     stop: &'a Stop,
 }
@@ -74,16 +86,23 @@ impl Runner<'_> {
             return self.cargo(&["test"]);
         }
         let status = self.cargo(&["nextest", "run"])?;
-        if status.success() && self.args.rest.is_empty() { self.cargo(&["test", "--doc"]) } else { Ok(status) }
+        if status.success() && self.args.rest.is_empty() && self.oracles.is_none() {
+            self.cargo(&["test", "--doc"])
+        } else {
+            Ok(status)
+        }
     }
 
     fn cargo(&self, command: &[&str]) -> Result<ExitStatus> {
         let mut cargo = cargo();
         cargo.args(command);
-        if !self.chooses_packages() {
+        if self.oracles.is_some() {
+            cargo.args(ORACLE_TESTS);
+        } else if !self.chooses_packages() {
             cargo.arg("--workspace");
         }
         cargo.args(&self.args.rest).envs(self.variables());
+        cargo.envs(self.oracles.into_iter().flat_map(Oracles::variables));
         process::run(&mut cargo, self.stop)
     }
 

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use secrecy::SecretString;
+use url::Url;
 
-use super::{kind::TlsWord, reader::Reader, table};
+use super::{aws, kind::TlsWord, reader::Reader, table};
 use crate::domain::ProviderName;
 
 /// What sends e-mail, and as whom.
@@ -14,8 +15,34 @@ pub struct EmailConfig {
     pub backends: Vec<ProviderName>,
     /// The mail server, where `SMTP_HOST` is set; always there when `backends` names smtp.
     pub smtp: Option<SmtpConfig>,
-    /// The sender, bare or as `Name <address>`; always there when `backends` names smtp.
+    /// The sender, bare or as `Name <address>`; always there when `backends` names more than sandbox.
     pub from: Option<String>,
+    /// What signs mails over SMTP, where `DKIM_DOMAIN` is set.
+    pub dkim: Option<DkimConfig>,
+    /// SendGrid.
+    pub sendgrid: SendgridConfig,
+    /// The configuration set that mails through Amazon SES name.
+    pub ses_configuration_set: Option<String>,
+}
+
+/// SendGrid.
+#[derive(Clone, Debug)]
+pub struct SendgridConfig {
+    /// The key to it; always there when `EMAIL_BACKEND` names sendgrid.
+    pub api_key: Option<SecretString>,
+    /// Where it is; ends in a slash.
+    pub base_url: Url,
+}
+
+/// What signs mails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DkimConfig {
+    /// The domain that answers for them.
+    pub domain: String,
+    /// The name of the key in DNS.
+    pub selector: String,
+    /// The file of the private key.
+    pub private_key_path: String,
 }
 
 /// A mail server.
@@ -53,11 +80,39 @@ pub(super) fn read(reader: &mut Reader) -> Option<EmailConfig> {
     let from = reader.get(&table::EMAIL_FROM);
     let asked = reader.is_set(&table::EMAIL_BACKEND);
     let by_host = || if reader.is_set(&table::SMTP_HOST) { vec![ProviderName::Smtp] } else { Vec::new() };
-    let backends = if asked { named? } else { by_host() };
-    if backends.contains(&ProviderName::Smtp) {
-        check_smtp(reader);
+    let by_host = by_host();
+    let dkim = dkim(reader);
+    let (api_key, base_url) = (reader.get(&table::SENDGRID_API_KEY), reader.get(&table::SENDGRID_BASE_URL));
+    let ses_configuration_set = reader.get(&table::SES_CONFIGURATION_SET);
+    let backends = if asked { named? } else { by_host };
+    for backend in &backends {
+        match backend {
+            ProviderName::Smtp => check_smtp(reader),
+            ProviderName::Sendgrid => check_sendgrid(reader),
+            ProviderName::Ses => {
+                check_from(reader, "ses");
+                aws::check(reader, "EMAIL_BACKEND names ses");
+            }
+            _ => {}
+        }
     }
-    Some(EmailConfig { backends, smtp, from })
+    let sendgrid = SendgridConfig { api_key, base_url: base_url? };
+    Some(EmailConfig { backends, smtp, from, dkim, sendgrid, ses_configuration_set })
+}
+
+fn dkim(reader: &mut Reader) -> Option<DkimConfig> {
+    let domain = reader.get(&table::DKIM_DOMAIN);
+    let selector = reader.get(&table::DKIM_SELECTOR);
+    let private_key_path = reader.get(&table::DKIM_PRIVATE_KEY_PATH);
+    let settings = [&table::DKIM_DOMAIN, &table::DKIM_SELECTOR, &table::DKIM_PRIVATE_KEY_PATH];
+    if settings.iter().any(|setting| reader.is_set(setting)) {
+        for setting in settings {
+            if !reader.is_set(setting) {
+                reader.missing(setting, "is missing, and DKIM needs its three settings");
+            }
+        }
+    }
+    Some(DkimConfig { domain: domain?, selector: selector?, private_key_path: private_key_path? })
 }
 
 fn smtp(reader: &mut Reader) -> Option<SmtpConfig> {
@@ -120,12 +175,23 @@ fn check_smtp(reader: &mut Reader) {
     if !reader.is_set(&table::SMTP_HOST) {
         reader.missing(&table::SMTP_HOST, "is missing, and EMAIL_BACKEND names smtp");
     }
-    if !reader.is_set(&table::EMAIL_FROM) {
-        reader.missing(&table::EMAIL_FROM, "is missing, and e-mail goes out by smtp");
-    }
+    check_from(reader, "smtp");
     match (reader.is_set(&table::SMTP_USER), reader.is_set(&table::SMTP_PASSWORD)) {
         (true, false) => reader.missing(&table::SMTP_PASSWORD, "is missing, and SMTP_USER is set"),
         (false, true) => reader.missing(&table::SMTP_USER, "is missing, and SMTP_PASSWORD is set"),
         _ => {}
+    }
+}
+
+fn check_sendgrid(reader: &mut Reader) {
+    if !reader.is_set(&table::SENDGRID_API_KEY) {
+        reader.missing(&table::SENDGRID_API_KEY, "is missing, and EMAIL_BACKEND names sendgrid");
+    }
+    check_from(reader, "sendgrid");
+}
+
+fn check_from(reader: &mut Reader, backend: &str) {
+    if !reader.is_set(&table::EMAIL_FROM) && !reader.is_missing(&table::EMAIL_FROM) {
+        reader.missing(&table::EMAIL_FROM, &format!("is missing, and e-mail goes out by {backend}"));
     }
 }

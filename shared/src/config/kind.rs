@@ -26,8 +26,17 @@ pub(super) enum Bad {
 }
 
 /// Providers this version can call; the other words of `ProviderName` are known, and refused with the reason.
-const BUILT: &[ProviderName] =
-    &[ProviderName::Smtp, ProviderName::Http, ProviderName::Inbox, ProviderName::Sandbox, ProviderName::Waha];
+const BUILT: &[ProviderName] = &[
+    ProviderName::Smtp,
+    ProviderName::Sendgrid,
+    ProviderName::Ses,
+    ProviderName::Twilio,
+    ProviderName::Sns,
+    ProviderName::Http,
+    ProviderName::Inbox,
+    ProviderName::Sandbox,
+    ProviderName::Waha,
+];
 
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
 const JWT_SECRET_BYTES_MIN: usize = 32;
@@ -94,6 +103,15 @@ pub(super) const AMQP_URL: Kind<Url> = Kind {
 };
 pub(super) const PUBLIC_URL: Kind<Url> =
     Kind { expects: "an http:// or https:// URL without query and fragment", parse: public_url };
+pub(super) const AWS_REGION: Kind<String> =
+    Kind { expects: "the name of an AWS region, such as eu-central-1", parse: aws_region };
+pub(super) const TWILIO_FROM: Kind<String> = Kind {
+    expects: "a phone number in E.164, a sender name of up to 11 letters and digits, or the id of a messaging service (MG…)",
+    parse: twilio_from,
+};
+pub(super) const SNS_SENDER: Kind<String> =
+    Kind { expects: "1 to 11 letters, digits or hyphens, at least one of them a letter", parse: sns_sender };
+pub(super) const DOMAIN: Kind<String> = Kind { expects: "a domain name, such as example.com", parse: domain };
 pub(super) const NETS: Kind<Vec<IpNet>> =
     Kind { expects: "a comma list of networks or addresses", parse: |text| list(text, net) };
 
@@ -104,11 +122,13 @@ pub(super) const CHANNELS: Kind<Vec<Channel>> = Kind {
     },
 };
 pub(super) const EMAIL_BACKENDS: Kind<Vec<ProviderName>> = Kind {
-    expects: "a comma list of smtp, sandbox, in the order they are tried",
+    expects: "a comma list of smtp, sendgrid, ses, sandbox, in the order they are tried",
     parse: |text| backends(Channel::Email, text),
 };
-pub(super) const SMS_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "sandbox", parse: |text| backends(Channel::Sms, text) };
+pub(super) const SMS_BACKENDS: Kind<Vec<ProviderName>> = Kind {
+    expects: "a comma list of twilio, sns, sandbox, in the order they are tried",
+    parse: |text| backends(Channel::Sms, text),
+};
 pub(super) const PUSH_BACKENDS: Kind<Vec<ProviderName>> =
     Kind { expects: "sandbox", parse: |text| backends(Channel::Push, text) };
 pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> =
@@ -205,6 +225,36 @@ fn mail_from(text: &str) -> Result<String, Bad> {
     let (local, domain) = bare.rsplit_once('@').ok_or(Bad::Shape)?;
     let broken = local.is_empty() || bare.contains(char::is_whitespace) || text.contains(char::is_control);
     if broken || host(domain).is_err() { Err(Bad::Shape) } else { Ok(text.to_owned()) }
+}
+
+/// It becomes a part of a host name.
+fn aws_region(text: &str) -> Result<String, Bad> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.chars().all(good) && !text.starts_with('-') { Ok(text.to_owned()) } else { Err(Bad::Shape) }
+}
+
+fn twilio_from(text: &str) -> Result<String, Bad> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.strip_prefix('+').is_some_and(|rest| digits(rest) && (7..=15).contains(&rest.len()));
+    let service = text.starts_with("MG") && text.len() == 34 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '_' | '&' | '+');
+    let short = (1..=11).contains(&text.len()) && !text.starts_with('+') && text.chars().all(named);
+    if number || service || short { Ok(text.to_owned()) } else { Err(Bad::Shape) }
+}
+
+fn sns_sender(text: &str) -> Result<String, Bad> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let fits = (1..=11).contains(&text.len()) && text.bytes().all(good);
+    if fits && text.bytes().any(|byte| byte.is_ascii_alphabetic()) { Ok(text.to_owned()) } else { Err(Bad::Shape) }
+}
+
+/// It goes into a mail's header, so nothing but a name will do.
+fn domain(text: &str) -> Result<String, Bad> {
+    let label = |label: &str| {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        (1..=63).contains(&label.len()) && label.bytes().all(good)
+    };
+    if text.len() <= 253 && text.split('.').all(label) { Ok(text.to_ascii_lowercase()) } else { Err(Bad::Shape) }
 }
 
 fn switch(text: &str) -> Option<bool> {

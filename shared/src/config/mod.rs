@@ -3,6 +3,7 @@
 //! Nothing else reads the environment. A bad start names every fault at once. The table in `table.rs` is the single
 //! home of names, defaults and sentences; `.env.example` and `posthaste config check` are made from it.
 
+mod aws;
 mod by_channel;
 mod database;
 mod email;
@@ -11,6 +12,7 @@ mod kind;
 mod reader;
 mod retry;
 mod setting;
+mod sms;
 mod table;
 
 use std::{
@@ -24,12 +26,14 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use url::Url;
 
+pub use aws::AwsConfig;
 pub use by_channel::ByChannel;
 pub use database::DatabaseConfig;
-pub use email::{EmailConfig, SmtpConfig, SmtpTls};
+pub use email::{DkimConfig, EmailConfig, SendgridConfig, SmtpConfig, SmtpTls};
 pub use fault::{ConfigError, ConfigFault};
 pub use reader::Shown;
 pub use retry::RetryConfig;
+pub use sms::{SmsConfig, TwilioConfig};
 pub use table::env_example;
 
 use crate::domain::{Channel, ProviderName, RetryPolicy};
@@ -51,8 +55,10 @@ pub struct Config {
     pub auth: AuthConfig,
     /// E-mail.
     pub email: EmailConfig,
-    /// What sends text messages; empty where nothing does.
-    pub sms: Vec<ProviderName>,
+    /// Text messages.
+    pub sms: SmsConfig,
+    /// Amazon Web Services.
+    pub aws: AwsConfig,
     /// What sends push notifications; empty where nothing does.
     pub push: Vec<ProviderName>,
     /// Webhooks to others.
@@ -210,7 +216,7 @@ impl Config {
     pub fn backends(&self, channel: Channel) -> &[ProviderName] {
         match channel {
             Channel::Email => &self.email.backends,
-            Channel::Sms => &self.sms,
+            Channel::Sms => &self.sms.backends,
             Channel::Push => &self.push,
             Channel::Webhook => &self.webhook.backends,
             Channel::InApp => &self.in_app,
@@ -259,7 +265,8 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let http = http(reader);
     let auth = auth(reader);
     let email = email::read(reader);
-    let sms = reader.get(&table::SMS_BACKEND).unwrap_or_default();
+    let sms = sms::read(reader);
+    let aws = aws::read(reader);
     let push = reader.get(&table::PUSH_BACKEND).unwrap_or_default();
     let whatsapp = reader.get(&table::WHATSAPP_BACKEND);
     let (breaker_failures, breaker_open) = (reader.get(&table::BREAKER_FAILURES), reader.get(&table::BREAKER_OPEN_MS));
@@ -282,7 +289,8 @@ fn read(reader: &mut Reader) -> Option<Config> {
         http: http?,
         auth: auth?,
         email: email?,
-        sms,
+        sms: sms?,
+        aws,
         push,
         webhook: webhook?,
         in_app: in_app?,

@@ -61,6 +61,11 @@ impl Reader {
         names(&setting.spec).any(|name| self.vars.contains_key(name))
     }
 
+    /// Whether something has already been said about the setting.
+    pub(super) fn is_missing<T>(&self, setting: &Setting<T>) -> bool {
+        self.faults.iter().any(|fault| fault.name == setting.spec.name)
+    }
+
     /// Notes that a setting is missing; `why` follows its name.
     pub(super) fn missing<T>(&mut self, setting: &Setting<T>, why: &str) {
         let problem = format!("{why}: set it to {}", setting.kind.expects);

@@ -127,11 +127,56 @@ settings! {
         ));
         /// The same in nodemailer's words: `true` is implicit TLS; `false` is STARTTLS on port 587, else none.
         EMAIL_SECURE: Setting<bool> = Setting::new("EMAIL_SECURE", kind::SWITCH, "false");
+        /// Mails over SMTP are signed (DKIM) for this domain; the two settings below belong to it.
+        DKIM_DOMAIN: Setting<String> = Setting::new("DKIM_DOMAIN", kind::DOMAIN, "example.com");
+        /// The name below which DNS has the public key: a TXT record at SELECTOR._domainkey.DOMAIN.
+        DKIM_SELECTOR: Setting<String> = Setting::new("DKIM_SELECTOR", kind::DOMAIN, "posthaste");
+        /// The file of the private key: PEM, RSA of at least 2048 bits or Ed25519.
+        DKIM_PRIVATE_KEY_PATH: Setting<String> =
+            Setting::new("DKIM_PRIVATE_KEY_PATH", kind::TEXT, "/etc/posthaste/dkim.pem");
+        /// The API key of SendGrid, allowed to send mail.
+        SENDGRID_API_KEY: Setting<SecretString> =
+            Setting::new("SENDGRID_API_KEY", kind::SECRET, "SG.change-me").secrecy(Secrecy::Hidden);
+        /// Where SendGrid is: for its region in the EU, proxies and tests.
+        SENDGRID_BASE_URL: Setting<Url> = Setting::new("SENDGRID_BASE_URL", kind::PUBLIC_URL, "https://api.eu.sendgrid.com")
+            .default("https://api.sendgrid.com");
+        /// The configuration set that mails through Amazon SES name, so that SES reports what becomes of them.
+        SES_CONFIGURATION_SET: Setting<String> = Setting::new("SES_CONFIGURATION_SET", kind::DOMAIN, "posthaste");
+    }
+    "Text messages" {
+        /// What sends text messages, first one first; the next is asked when one fails. `sandbox` only pretends.
+        SMS_BACKEND: Setting<Vec<ProviderName>> = Setting::new("SMS_BACKEND", kind::SMS_BACKENDS, "twilio")
+            .aliases(&["SMS_PROVIDER"]).unset(Unset::Derived("twilio where TWILIO_ACCOUNT_SID is set, else none"));
+        /// The account at Twilio.
+        TWILIO_ACCOUNT_SID: Setting<String> = Setting::new("TWILIO_ACCOUNT_SID", kind::TEXT, "AC0123456789abcdef0123456789abcdef")
+            .aliases(&["SMS_ACCOUNT_SID"]);
+        /// Its token, which also signs what Twilio reports.
+        TWILIO_AUTH_TOKEN: Setting<SecretString> = Setting::new("TWILIO_AUTH_TOKEN", kind::SECRET, "change-me")
+            .aliases(&["SMS_AUTH_TOKEN"]).secrecy(Secrecy::Hidden);
+        /// The sender of every text message through Twilio.
+        TWILIO_FROM_NUMBER: Setting<String> = Setting::new("TWILIO_FROM_NUMBER", kind::TWILIO_FROM, "+15005550006")
+            .aliases(&["TWILIO_PHONE_NUMBER", "SMS_FROM_NUMBER"]);
+        /// Where Twilio is: for its other regions, proxies and tests.
+        TWILIO_BASE_URL: Setting<Url> = Setting::new("TWILIO_BASE_URL", kind::PUBLIC_URL, "https://api.dublin.ie1.twilio.com")
+            .default("https://api.twilio.com");
+        /// The sender of text messages through Amazon SNS, in countries that allow a name.
+        SNS_SENDER_ID: Setting<String> = Setting::new("SNS_SENDER_ID", kind::SNS_SENDER, "NEXUS");
+    }
+    "Amazon Web Services" {
+        /// The region of Amazon SES and SNS.
+        AWS_REGION: Setting<String> = Setting::new("AWS_REGION", kind::AWS_REGION, "eu-central-1");
+        /// The key to them.
+        AWS_ACCESS_KEY_ID: Setting<String> = Setting::new("AWS_ACCESS_KEY_ID", kind::TEXT, "AKIDEXAMPLE");
+        /// The secret that belongs to the key.
+        AWS_SECRET_ACCESS_KEY: Setting<SecretString> =
+            Setting::new("AWS_SECRET_ACCESS_KEY", kind::SECRET, "change-me").secrecy(Secrecy::Hidden);
+        /// The token of a key that holds for a time only.
+        AWS_SESSION_TOKEN: Setting<SecretString> =
+            Setting::new("AWS_SESSION_TOKEN", kind::SECRET, "change-me").secrecy(Secrecy::Hidden);
+        /// Where both are, instead of Amazon's own address: for proxies and tests.
+        AWS_ENDPOINT_URL: Setting<Url> = Setting::new("AWS_ENDPOINT_URL", kind::PUBLIC_URL, "http://127.0.0.1:5000");
     }
     "Other channels" {
-        /// What sends text messages, first one first. `sandbox` only pretends.
-        SMS_BACKEND: Setting<Vec<ProviderName>> = Setting::new("SMS_BACKEND", kind::SMS_BACKENDS, "sandbox")
-            .aliases(&["SMS_PROVIDER"]).unset(Unset::Derived("none"));
         /// What sends push notifications. `sandbox` only pretends.
         PUSH_BACKEND: Setting<Vec<ProviderName>> =
             Setting::new("PUSH_BACKEND", kind::PUSH_BACKENDS, "sandbox").unset(Unset::Derived("none"));

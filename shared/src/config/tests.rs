@@ -160,7 +160,7 @@ fn describe_names_every_setting_with_its_source() {
 fn secrets_are_marked_as_such() {
     for setting in table::all() {
         let name = setting.spec().name;
-        let secret = ["PASSWORD", "SECRET", "AMQP_URL", "DATABASE_URL", "_KEY", "KEY_PREVIOUS"]
+        let secret = ["PASSWORD", "SECRET", "AMQP_URL", "DATABASE_URL", "_KEY", "KEY_PREVIOUS", "_TOKEN"]
             .iter()
             .any(|word| name.ends_with(word));
         assert_eq!(secret, setting.spec().secrecy != Secrecy::Open, "{name}");
@@ -334,15 +334,11 @@ fn backends_are_lists_in_order() {
 #[test]
 fn a_backend_of_another_channel_or_version_is_refused() {
     for (name, value, why) in [
-        ("EMAIL_BACKEND", "sendgrid", "`sendgrid` is not available in this version"),
-        ("EMAIL_BACKEND", "sandbox,ses", "`ses` is not available in this version"),
-        ("SMS_BACKEND", "twilio", "`twilio` is not available in this version"),
-        ("SMS_PROVIDER", "sns", "SMS_PROVIDER=sns `sns` is not available in this version"),
         ("PUSH_BACKEND", "fcm", "`fcm` is not available in this version"),
         ("PUSH_BACKEND", "sandbox,apns", "`apns` is not available in this version"),
         ("PUSH_BACKEND", "webpush", "`webpush` is not available in this version"),
-        ("EMAIL_BACKEND", "http", "must be a comma list of smtp, sandbox"),
-        ("EMAIL_BACKEND", "sandbox,", "must be a comma list of smtp, sandbox"),
+        ("EMAIL_BACKEND", "http", "must be a comma list of smtp, sendgrid, ses, sandbox"),
+        ("EMAIL_BACKEND", "sandbox,", "must be a comma list of smtp, sendgrid, ses, sandbox"),
         ("IN_APP_BACKEND", "inbox,inbox", "names `inbox` twice"),
         ("WEBHOOK_BACKEND", "carrier-pigeon", "must be a comma list of http, sandbox"),
     ] {
@@ -368,6 +364,71 @@ fn a_half_configured_backend_names_what_is_missing() {
     let error = refusal(&[("SMTP_HOST", "mail"), ("SMTP_USER", "ada")]);
     assert!(error.contains("EMAIL_FROM is missing") && error.contains("SMTP_PASSWORD is missing"), "{error}");
     assert!(refusal(&[&SMTP[..], &[("SMTP_PASS", "x")]].concat()).contains("SMTP_USER is missing"));
+}
+
+#[test]
+fn a_half_configured_vendor_names_what_is_missing() {
+    const DKIM: &str = "DKIM needs its three settings";
+    for (settings, missing) in [
+        (&[("EMAIL_BACKEND", "sendgrid")][..], &["SENDGRID_API_KEY", "EMAIL_FROM"][..]),
+        (&[("EMAIL_BACKEND", "ses")], &["EMAIL_FROM", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]),
+        (&[("SMS_BACKEND", "sns"), ("AWS_REGION", "us-east-1")], &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]),
+        (&[("SMS_BACKEND", "twilio")], &["TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_FROM_NUMBER"]),
+        (&[("TWILIO_ACCOUNT_SID", "AC1"), ("SMS_AUTH_TOKEN", "t")], &["TWILIO_FROM_NUMBER"]),
+        (&[("DKIM_DOMAIN", "example.com")], &["DKIM_SELECTOR", "DKIM_PRIVATE_KEY_PATH", DKIM]),
+    ] {
+        let error = refusal(settings);
+        for name in missing {
+            assert!(error.contains(name), "{settings:?} should name {name}: {error}");
+        }
+        for (name, _) in settings {
+            assert!(!error.contains(&format!("{name} is missing")), "{error}");
+        }
+    }
+    let both = [("EMAIL_BACKEND", "ses"), ("SMS_BACKEND", "sns")];
+    assert_eq!(refusal(&both).matches("AWS_REGION is missing").count(), 1);
+}
+
+#[test]
+fn vendors_are_chosen_by_settings_alone() {
+    let key = [("AWS_REGION", "eu-central-1"), ("AWS_ACCESS_KEY_ID", "AK"), ("AWS_SECRET_ACCESS_KEY", "s")];
+    let mail = [("EMAIL_BACKEND", "sendgrid,ses"), ("SENDGRID_API_KEY", "SG.x"), ("EMAIL_FROM", "a@b.example")];
+    let both = config(&[&key[..], &mail, &[("SMS_PROVIDER", "sns,twilio")], &TWILIO].concat());
+    assert_eq!(both.backends(Channel::Email), [ProviderName::Sendgrid, ProviderName::Ses]);
+    assert_eq!(both.backends(Channel::Sms), [ProviderName::Sns, ProviderName::Twilio]);
+    assert_eq!(both.email.sendgrid.base_url.as_str(), "https://api.sendgrid.com/");
+    assert_eq!(both.sms.twilio.base_url.as_str(), "https://api.twilio.com/");
+    // The names of an older set of settings, without a backend.
+    let alone = config(&TWILIO);
+    assert_eq!(alone.backends(Channel::Sms), [ProviderName::Twilio]);
+    assert_eq!(alone.sms.twilio.from.as_deref(), Some("+1234567890"));
+    let shown = alone.describe();
+    assert!(shown.contains(&("TWILIO_AUTH_TOKEN", "***".to_owned(), "SMS_AUTH_TOKEN")), "{shown:?}");
+}
+
+const TWILIO: [(&str, &str); 3] = [
+    ("SMS_ACCOUNT_SID", "your-twilio-sid"),
+    ("SMS_AUTH_TOKEN", "your-twilio-token"),
+    ("SMS_FROM_NUMBER", "+1234567890"),
+];
+
+#[test]
+fn senders_and_regions_have_their_forms() {
+    for (name, good, bad) in [
+        (
+            "TWILIO_FROM_NUMBER",
+            &["+15005550006", "12345", "Posthaste", "MG0123456789abcdef0123456789abcdef"][..],
+            &["+", "+1 500", "a name that is too long", "MG0123"][..3],
+        ),
+        ("SNS_SENDER_ID", &["NEXUS", "a-1"], &["12345", "twelve-chars", "a b"]),
+        ("AWS_REGION", &["us-east-1", "cn-north-1"], &["us_east", "evil.example/", "-x"]),
+        ("DKIM_DOMAIN", &["example.com"], &["a;b", "a..b", "a b"]),
+    ] {
+        let rest = [("DKIM_SELECTOR", "s"), ("DKIM_PRIVATE_KEY_PATH", "/k")];
+        let rest = if name == "DKIM_DOMAIN" { &rest[..] } else { &[] };
+        good.iter().for_each(|text| drop(config(&[rest, &[(name, text)]].concat())));
+        bad.iter().for_each(|text| assert!(refusal(&[rest, &[(name, text)]].concat()).contains(name), "{text}"));
+    }
 }
 
 #[test]

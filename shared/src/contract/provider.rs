@@ -8,6 +8,9 @@ use uuid::Uuid;
 use super::submission::Content;
 use crate::domain::{Address, Channel, DeliveryId, Fault, MessageId, Outcome, ProviderName, TenantId};
 
+/// Under this name a vendor is told the id of a delivery, and names it again in what it reports.
+pub const DELIVERY_TAG: &str = "posthaste_delivery";
+
 /// Everything a provider may need for one attempt.
 #[derive(Clone, Debug)]
 pub struct Order {

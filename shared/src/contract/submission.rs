@@ -115,6 +115,9 @@ pub struct Content {
     /// The file of a WhatsApp message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media: Option<Media>,
+    /// Where a mail program unsubscribes its reader with one click (RFC 8058); never a producer's to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsubscribe_url: Option<String>,
 }
 
 impl Content {
@@ -316,6 +319,7 @@ impl Submission {
             attachments: self.attachments,
             configuration: None,
             media: self.media,
+            unsubscribe_url: None,
         };
         let (channel, priority) = (channel?, priority?);
         check_content(channel, &content, faults);

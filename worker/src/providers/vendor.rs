@@ -1,14 +1,15 @@
 //! Calls to vendors over HTTP: how a client is made, and what an answer, or its absence, means unless the vendor says more.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use reqwest::{
     ClientBuilder, RequestBuilder, Response, StatusCode,
     header::{HeaderMap, RETRY_AFTER, USER_AGENT},
 };
 use shared::{
     clock,
-    domain::{Fault, Outcome},
+    domain::{Fault, Outcome, ProviderName, Receipt},
     egress::{self, Trouble, retry_after},
 };
 
@@ -18,8 +19,59 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// An answer is read this far: errors of vendors are short.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// How long a check of credentials may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest id of a vendor that is kept.
+const REFERENCE_BYTES_MAX: usize = 128;
+/// The content type of forms.
+pub const FORM: &str = "application/x-www-form-urlencoded";
 /// How we call ourselves.
 pub const AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
+
+/// Why a vendor could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// It is named as a backend, and something it needs is not set.
+    #[error("{0} must be set")]
+    Incomplete(&'static str),
+    /// The sender is no address.
+    #[error("EMAIL_FROM must be an e-mail address, bare or as `Name <address>`")]
+    From(#[source] lettre::address::AddressError),
+    /// A setting has no form that the vendor could be called with.
+    #[error("{0} cannot be used")]
+    Unusable(&'static str),
+    /// The HTTP client could not be made.
+    #[error("failed to prepare the HTTP client")]
+    Client(#[source] reqwest::Error),
+}
+
+/// What the breaker in front of a vendor is called: a fingerprint tells credentials apart and gives none away.
+pub fn breaker_key(name: ProviderName, credential: &str) -> Arc<str> {
+    let digest = digest(&SHA256, credential.as_bytes());
+    let print: String = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("{name}/{print}").into()
+}
+
+/// A vendor's own id for what it took, where `text` can be one: an id has no room for an address or a text.
+pub fn reference(text: &str) -> Option<String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':' | b'/' | b'%');
+    ((1..=REFERENCE_BYTES_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| text.to_owned())
+}
+
+/// The vendor took it.
+pub fn sent(answer: &Answer, provider_ref: Option<String>) -> Outcome {
+    Outcome::Sent(Receipt { provider_ref, code: Some(answer.status.as_str().to_owned()), ..Receipt::default() })
+}
+
+/// Makes a call that sends nothing to anybody, and says whether the vendor lets us in.
+pub async fn check(who: &str, request: RequestBuilder) -> Result<String, Fault> {
+    let outcome = match call(who, request.timeout(CHECK_TIMEOUT)).await {
+        Ok(answer) if answer.status.is_success() => return Ok(format!("{who} takes the credentials")),
+        Ok(answer) => answer.judge(who, None),
+        Err(outcome) => outcome,
+    };
+    Err(outcome.fault().cloned().unwrap_or_default())
+}
 
 /// A client for one vendor whose calls may take `timeout`. Its address comes from the operator, so no guard looks at it.
 pub fn client(timeout: Duration) -> ClientBuilder {

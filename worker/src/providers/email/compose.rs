@@ -9,15 +9,24 @@ use lettre::{
         header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue},
     },
 };
-use shared::contract::{
-    Order,
-    submission::{self, Content},
+use shared::{
+    contract::{
+        Order,
+        submission::{self, Content},
+    },
+    domain::{Fault, Outcome},
 };
+use tokio::task::spawn_blocking;
 
 /// What a mail without a title is about.
-const SUBJECT_DEFAULT: &str = "Notification";
+pub(super) const SUBJECT_DEFAULT: &str = "Notification";
 /// Names the message to whoever holds the mail in hand.
-const MESSAGE_HEADER: HeaderName = HeaderName::new_from_ascii_str("X-Posthaste-Message-Id");
+const MESSAGE_HEADER: &str = "X-Posthaste-Message-Id";
+/// Names the delivery in what Amazon SES reports about mails without tags.
+const DELIVERY_HEADER: &str = "X-Posthaste-Delivery-Id";
+/// One-click unsubscription (RFC 8058): the address, and the promise that a POST to it is enough.
+const UNSUBSCRIBE: &str = "List-Unsubscribe";
+const UNSUBSCRIBE_POST: (&str, &str) = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click");
 
 /// A mail ready for the wire.
 #[derive(Debug)]
@@ -40,15 +49,28 @@ pub(super) enum ComposeError {
     /// The mail library refused it.
     #[error("the content has no form as a mail")]
     Content,
+    /// The key of the settings did not sign it.
+    #[error("the mail could not be signed; see DKIM_PRIVATE_KEY_PATH")]
+    Signature,
 }
 
 impl ComposeError {
     /// A short word for programs.
-    pub(super) const fn code(&self) -> &'static str {
+    const fn code(&self) -> &'static str {
         match self {
             Self::Recipient => "bad_address",
             Self::Attachment => "bad_attachment",
             Self::Content => "content",
+            Self::Signature => "dkim",
+        }
+    }
+
+    /// What it means for the delivery.
+    pub(super) fn into_outcome(self) -> Outcome {
+        let fault = Fault::new(self.code(), self.to_string());
+        match self {
+            Self::Recipient | Self::Attachment | Self::Content => Outcome::Rejected(fault),
+            Self::Signature => Outcome::Misconfigured(fault),
         }
     }
 }
@@ -61,9 +83,11 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
         .from(from.clone())
         .to(Mailbox::new(None, recipient.clone()))
         .subject(said(&content.title).unwrap_or(SUBJECT_DEFAULT))
-        .message_id(Some(format!("<{}@{}>", order.delivery, from.email.domain())))
-        .date_now()
-        .raw_header(HeaderValue::new(MESSAGE_HEADER, order.message.to_string()));
+        .message_id(Some(message_id(from, order)))
+        .date_now();
+    let head = extra_headers(order).into_iter().fold(head, |head, (name, value)| {
+        head.raw_header(HeaderValue::new(HeaderName::new_from_ascii_str(name), value))
+    });
     let mail = match mixed(content)? {
         Some(parts) => head.multipart(parts),
         None => match text(content) {
@@ -75,12 +99,43 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
     Ok(Mail { sender: from.email.clone(), recipient, bytes })
 }
 
+/// Writes a mail, elsewhere if it is a large one: megabytes of attachments take long enough to encode that others should
+/// not wait for it.
+pub(super) async fn aside<F>(order: &Order, write: F) -> Result<Mail, ComposeError>
+where
+    F: FnOnce(&Order) -> Result<Mail, ComposeError> + Send + 'static,
+{
+    if order.content.attachments.is_empty() {
+        return write(order);
+    }
+    let order = order.clone();
+    spawn_blocking(move || write(&order)).await.unwrap_or(Err(ComposeError::Content))
+}
+
+/// The same on every attempt and from every provider.
+pub(super) fn message_id(from: &Mailbox, order: &Order) -> String {
+    format!("<{}@{}>", order.delivery, from.email.domain())
+}
+
+/// The headers of ours that every mail carries, whoever sends it.
+pub(super) fn extra_headers(order: &Order) -> Vec<(&'static str, String)> {
+    let mut headers = vec![(MESSAGE_HEADER, order.message.to_string()), (DELIVERY_HEADER, order.delivery.to_string())];
+    // A URL that would break out of its brackets is not one of ours.
+    let url =
+        order.content.unsubscribe_url.as_deref().filter(|url| url.bytes().all(|b| b.is_ascii_graphic() && b != b'>'));
+    if let Some(url) = url {
+        let (name, promise) = UNSUBSCRIBE_POST;
+        headers.extend([(UNSUBSCRIBE, format!("<{url}>")), (name, promise.to_owned())]);
+    }
+    headers
+}
+
 enum Text {
     Single(SinglePart),
     Both(MultiPart),
 }
 
-fn said(text: &Option<String>) -> Option<&str> {
+pub(super) fn said(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 

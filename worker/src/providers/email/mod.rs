@@ -1,6 +1,9 @@
 //! E-mail.
 
 mod compose;
+mod dkim;
+pub mod sendgrid;
+pub mod ses;
 pub mod smtp;
 mod smtp_connection;
 mod smtp_reply;

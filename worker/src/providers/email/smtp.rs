@@ -3,9 +3,12 @@
 //! The conversation is led step by step instead of by the mail library's transport, because only the step tells an
 //! attempt that certainly failed from one that may have been sent.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use lettre::{
@@ -20,24 +23,31 @@ use lettre::{
 };
 use secrecy::ExposeSecret;
 use shared::{
+    clock,
     config::{EmailConfig, SmtpConfig, SmtpTls},
-    contract::{Order, Provider, provider::Sending},
+    contract::{
+        Order, Provider,
+        provider::{Checking, Sending},
+    },
     domain::{Fault, Outcome, ProviderName, Receipt},
 };
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
-    task::spawn_blocking,
     time::timeout,
 };
 
 use super::{
-    compose::{ComposeError, Mail, compose},
+    compose::{self, ComposeError, Mail},
+    dkim::{DkimError, Signer},
     smtp_connection::{Connections, Encryption, Failure, Server},
     smtp_reply::{Step, queue_id},
 };
 
 /// Connections at once. Servers limit them per client, often to twenty; a mail waits its turn within its timeout.
 const CONNECTIONS_MAX: usize = 16;
+
+/// How long a check of the settings may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the settings do not make a mail server.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +58,9 @@ pub enum SmtpSetupError {
     /// The sender is no address.
     #[error("EMAIL_FROM must be an e-mail address, bare or as `Name <address>`")]
     From(#[source] lettre::address::AddressError),
+    /// Mails cannot be signed.
+    #[error("failed to prepare DKIM")]
+    Dkim(#[source] DkimError),
     /// TLS could not be prepared.
     #[error("failed to prepare TLS for SMTP_HOST")]
     Tls(#[source] lettre::transport::smtp::Error),
@@ -56,6 +69,7 @@ pub enum SmtpSetupError {
 /// The mail server of the settings.
 pub struct Smtp {
     from: Mailbox,
+    dkim: Option<Arc<Signer>>,
     connections: Connections,
     room: Semaphore,
     breaker_key: Arc<str>,
@@ -66,8 +80,10 @@ impl Smtp {
     pub fn new(config: &EmailConfig) -> Result<Self, SmtpSetupError> {
         let (Some(smtp), Some(from)) = (&config.smtp, &config.from) else { return Err(SmtpSetupError::Incomplete) };
         let from = from.parse().map_err(SmtpSetupError::From)?;
+        let dkim = config.dkim.as_ref().map(Signer::load).transpose().map_err(SmtpSetupError::Dkim)?;
         Ok(Self {
             from,
+            dkim: dkim.map(Arc::new),
             connections: Connections::new(server(smtp)?),
             room: Semaphore::new(CONNECTIONS_MAX),
             breaker_key: format!("smtp/{}:{}", smtp.host, smtp.port).into(),
@@ -75,9 +91,10 @@ impl Smtp {
     }
 
     async fn mail(&self, order: &Order) -> Outcome {
-        let mail = match self.compose(order).await {
+        let (from, dkim) = (self.from.clone(), self.dkim.clone());
+        let mail = match compose::aside(order, move |order| write(&from, dkim.as_deref(), order)).await {
             Ok(mail) => mail,
-            Err(error) => return Outcome::Rejected(Fault::new(error.code(), error.to_string())),
+            Err(error) => return error.into_outcome(),
         };
         let handed_over = AtomicBool::new(false);
         match timeout(order.timeout, self.transmit(order, &mail, &handed_over)).await {
@@ -87,13 +104,13 @@ impl Smtp {
         }
     }
 
-    /// Megabytes of attachments take long enough to encode that others should not wait for it.
-    async fn compose(&self, order: &Order) -> Result<Mail, ComposeError> {
-        if order.content.attachments.is_empty() {
-            return compose(&self.from, order);
+    /// Connects and logs in as for a mail, and leaves.
+    async fn greet(&self) -> Result<String, Fault> {
+        match timeout(CHECK_TIMEOUT, self.connections.try_out()).await {
+            Ok(Ok(())) => Ok("the mail server takes the credentials".to_owned()),
+            Ok(Err(failure)) => Err(failure.into_outcome().fault().cloned().unwrap_or_default()),
+            Err(_) => Err(Fault::new("timeout", "the mail server did not answer in time")),
         }
-        let (from, order) = (self.from.clone(), order.clone());
-        spawn_blocking(move || compose(&from, &order)).await.unwrap_or(Err(ComposeError::Content))
     }
 
     /// Waits for a connection to be free; half the time there is must be left for using it.
@@ -127,9 +144,21 @@ impl Provider for Smtp {
         code.is_none_or(|code| code.parse::<u16>().is_err())
     }
 
+    fn check(&self) -> Checking<'_> {
+        Box::pin(self.greet())
+    }
+
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
         Box::pin(self.mail(order))
     }
+}
+
+fn write(from: &Mailbox, dkim: Option<&Signer>, order: &Order) -> Result<Mail, ComposeError> {
+    let mut mail = compose::compose(from, order)?;
+    if let Some(dkim) = dkim {
+        mail.bytes = dkim.sign(&mail.bytes, clock::now()).ok_or(ComposeError::Signature)?;
+    }
+    Ok(mail)
 }
 
 fn server(config: &SmtpConfig) -> Result<Server, SmtpSetupError> {

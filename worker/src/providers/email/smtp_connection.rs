@@ -178,6 +178,14 @@ impl Connections {
         }
     }
 
+    /// Connects, logs in and leaves.
+    pub(super) async fn try_out(&self) -> Result<(), Failure> {
+        let mut connection = self.server.connect().await?;
+        // Whatever it says to a goodbye, it has let us in.
+        let _ = connection.quit().await;
+        Ok(())
+    }
+
     /// Keeps a connection for the next mail, if the way its last one ended allows.
     pub(super) fn put_back(&self, connection: AsyncSmtpConnection, failure: Option<&Failure>) {
         if failure.is_none_or(Failure::leaves_in_order) {

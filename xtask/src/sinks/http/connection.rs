@@ -66,7 +66,12 @@ impl Connection {
             reply = *later;
         }
         match reply {
-            Reply::Status(code, headers, body) => self.answer(code, &headers, &body).await,
+            Reply::Status(code, headers, body) => self.answer(code, &headers, &body, body.len()).await,
+            Reply::Stall(code, headers, body) => {
+                // One byte more is promised than a half can be, so that an empty body stalls as well.
+                self.answer(code, &headers, body.get(..body.len() / 2).unwrap_or_default(), body.len().max(1)).await?;
+                self.wait_for_the_client_to_leave().await
+            }
             Reply::Hang => self.wait_for_the_client_to_leave().await,
             Reply::CloseBeforeReading => self.reset(),
             Reply::Garbage => {
@@ -78,14 +83,14 @@ impl Connection {
         }
     }
 
-    async fn answer(&mut self, code: u16, headers: &[(String, String)], body: &[u8]) -> Result<Next> {
+    async fn answer(&mut self, code: u16, headers: &[(String, String)], body: &[u8], promised: usize) -> Result<Next> {
         let mut answer = format!("HTTP/1.1 {code} {}\r\n", reason(code)).into_bytes();
         for (name, value) in headers {
             answer.extend(format!("{name}: {value}\r\n").into_bytes());
         }
         // These two never have content, and saying so is not allowed either.
         if code != 204 && code != 304 {
-            answer.extend(format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes());
+            answer.extend(format!("Content-Length: {promised}\r\n\r\n").into_bytes());
             answer.extend(body);
         } else {
             answer.extend(b"\r\n");

@@ -24,6 +24,8 @@ pub enum Reply {
     CloseAfterBody,
     /// An answer that is not HTTP.
     Garbage,
+    /// An answer that stops in the middle of its body; the connection stays open for as long as the client likes.
+    Stall(u16, Vec<(String, String)>, Vec<u8>),
     /// One after the other, request by request; the last one repeats.
     Sequence(Vec<Reply>),
     /// Whatever the handler says once the request is read.
@@ -54,6 +56,15 @@ impl Reply {
             headers.push((name.to_owned(), value.to_owned()));
         }
         self
+    }
+
+    /// The same, but only half of its body ever comes.
+    #[must_use]
+    pub fn stalled(self) -> Self {
+        match self {
+            Self::Status(code, headers, body) => Self::Stall(code, headers, body),
+            other => other,
+        }
     }
 
     /// The same after a while.
@@ -89,6 +100,7 @@ impl fmt::Debug for Reply {
             Self::CloseBeforeReading => f.write_str("CloseBeforeReading"),
             Self::CloseAfterBody => f.write_str("CloseAfterBody"),
             Self::Garbage => f.write_str("Garbage"),
+            Self::Stall(code, ..) => write!(f, "Stall({code})"),
             Self::Sequence(replies) => f.debug_tuple("Sequence").field(replies).finish(),
             Self::With(_) => f.write_str("With(…)"),
         }

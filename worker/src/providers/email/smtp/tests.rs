@@ -1,8 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
 use super::*;
-use crate::testing::{Doorman, order};
-use shared::domain::{Channel, OutcomeClass};
+use crate::testing::{Doorman, config, order};
+use shared::{
+    config::Config,
+    domain::{Channel, OutcomeClass},
+};
 use xtask::sinks::smtp::{Options, Reply, SmtpSink};
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -13,15 +16,15 @@ fn smtp(sink: &SmtpSink, login: Option<(&str, &str)>) -> Smtp {
 }
 
 fn smtp_at(address: std::net::SocketAddr, login: Option<(&str, &str)>) -> Smtp {
-    let smtp = SmtpConfig {
-        host: address.ip().to_string(),
-        port: address.port(),
-        user: login.map(|(user, _)| user.to_owned()),
-        password: login.map(|(_, password)| password.into()),
-        tls: SmtpTls::None,
-    };
-    let from = Some("Posthaste <noreply@example.com>".to_owned());
-    Smtp::new(&EmailConfig { backends: vec![ProviderName::Smtp], smtp: Some(smtp), from }).unwrap()
+    Smtp::new(&settings(address, login).email).unwrap()
+}
+
+fn settings(address: std::net::SocketAddr, login: Option<(&str, &str)>) -> Config {
+    let server = [("SMTP_HOST", address.ip().to_string()), ("SMTP_PORT", address.port().to_string())];
+    let words = [("SMTP_USE_TLS", "none"), ("EMAIL_FROM", "Posthaste <noreply@example.com>")];
+    let login = login.map(|(user, password)| [("SMTP_USER", user), ("SMTP_PASSWORD", password)]);
+    let words = words.into_iter().chain(login.into_iter().flatten());
+    config(server.into_iter().chain(words.map(|(name, value)| (name, value.to_owned()))))
 }
 
 fn to(recipient: &str, message: &str) -> Order {
@@ -109,6 +112,36 @@ async fn wrong_credentials_are_our_fault() {
 }
 
 #[tokio::test]
+async fn a_check_logs_in_and_sends_nothing() {
+    let options = Options { credentials: Some(("user".to_owned(), "right".to_owned())), ..Options::default() };
+    let sink = SmtpSink::start_with(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    smtp(&sink, Some(("user", "right"))).check().await.unwrap();
+    let refused = smtp(&sink, Some(("user", "wrong"))).check().await.unwrap_err();
+    assert_eq!(refused.code.as_deref(), Some("535"), "{refused:?}");
+    assert!(sink.mails().is_empty());
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(smtp_at(nobody, None).check().await.unwrap_err().code.as_deref(), Some("connect"));
+}
+
+#[tokio::test]
+async fn a_mail_that_can_be_unsubscribed_from_says_how() {
+    let sink = SmtpSink::start_local().await.unwrap();
+    let smtp = smtp(&sink, None);
+    let with = |url: &str| {
+        let content = serde_json::json!({"message": "m", "unsubscribe_url": url});
+        order(Channel::Email, "ada@example.org", &content.to_string())
+    };
+    smtp.mail(&with("https://n.example/u/abc")).await;
+    smtp.mail(&with("https://n.example/>\r\nBcc: spy@example.net")).await;
+    smtp.mail(&to("ada@example.org", "m")).await;
+    let said: Vec<_> = sink.mails().iter().map(|mail| mail.header("List-Unsubscribe")).collect();
+    assert_eq!(said, [Some("<https://n.example/u/abc>".to_owned()), None, None]);
+    let promise = sink.mails()[0].header("List-Unsubscribe-Post");
+    assert_eq!(promise.as_deref(), Some("List-Unsubscribe=One-Click"));
+    assert_eq!(sink.mails()[1].header("List-Unsubscribe-Post"), None);
+}
+
+#[tokio::test]
 async fn what_breaks_before_the_content_was_certainly_not_sent() {
     let sink = SmtpSink::start_local().await.unwrap();
     let order = || within(SHORT, to("ada@example.org", "m"));
@@ -193,6 +226,6 @@ async fn files_arrive_with_their_names_and_bytes() {
 
 #[test]
 fn settings_that_make_no_mail_server_are_refused() {
-    let email = |from: &str| EmailConfig { backends: Vec::new(), smtp: None, from: Some(from.to_owned()) };
-    assert!(matches!(Smtp::new(&email("a@b.example")), Err(SmtpSetupError::Incomplete)));
+    let email = config([("EMAIL_FROM", "a@b.example".to_owned())]).email;
+    assert!(matches!(Smtp::new(&email), Err(SmtpSetupError::Incomplete)));
 }

@@ -1,0 +1,192 @@
+//! E-mail through SendGrid (v3 Mail Send).
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chrono::DateTime;
+use lettre::message::Mailbox;
+use reqwest::{Client, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use shared::{
+    clock,
+    config::Config,
+    contract::{
+        Order, Provider,
+        provider::{Checking, DELIVERY_TAG, Sending},
+        submission::Attachment,
+    },
+    domain::{Channel, Fault, Outcome, ProviderName},
+};
+
+use super::{
+    super::vendor::{self, Answer, SetupError},
+    compose::{self, said},
+};
+
+const WHO: &str = "sendgrid";
+/// What an attachment without a usable type is.
+const UNKNOWN_BYTES: &str = "application/octet-stream";
+
+/// SendGrid, with one key.
+pub struct Sendgrid {
+    client: Client,
+    key: SecretString,
+    from: Mailbox,
+    send_url: Url,
+    scopes_url: Url,
+    breaker: Arc<str>,
+}
+
+impl Sendgrid {
+    /// SendGrid as the settings have it; nothing is dialled yet.
+    pub fn new(config: &Config) -> Result<Self, SetupError> {
+        let email = &config.email;
+        let key = email.sendgrid.api_key.clone().ok_or(SetupError::Incomplete("SENDGRID_API_KEY"))?;
+        let from = email.from.as_deref().ok_or(SetupError::Incomplete("EMAIL_FROM"))?;
+        let url = |path| email.sendgrid.base_url.join(path).map_err(|_| SetupError::Unusable("SENDGRID_BASE_URL"));
+        let timeout = config.call_timeout(Channel::Email);
+        Ok(Self {
+            client: vendor::client(timeout).build().map_err(SetupError::Client)?,
+            from: from.parse().map_err(SetupError::From)?,
+            send_url: url("v3/mail/send")?,
+            scopes_url: url("v3/scopes")?,
+            breaker: vendor::breaker_key(ProviderName::Sendgrid, key.expose_secret()),
+            key,
+        })
+    }
+
+    async fn post(&self, order: &Order) -> Outcome {
+        let request = self.client.post(self.send_url.clone()).bearer_auth(self.key.expose_secret());
+        match vendor::call(WHO, request.json(&mail(&self.from, order)).timeout(order.timeout)).await {
+            Ok(answer) => judge(&answer),
+            Err(outcome) => outcome,
+        }
+    }
+}
+
+impl Provider for Sendgrid {
+    fn name(&self) -> ProviderName {
+        ProviderName::Sendgrid
+    }
+
+    fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.breaker))
+    }
+
+    fn check(&self) -> Checking<'_> {
+        let request = self.client.get(self.scopes_url.clone()).bearer_auth(self.key.expose_secret());
+        Box::pin(vendor::check(WHO, request))
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.post(order))
+    }
+}
+
+#[derive(Serialize)]
+struct Mail<'a> {
+    personalizations: [Personalization<'a>; 1],
+    from: Person<'a>,
+    subject: &'a str,
+    content: Vec<Part<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attachments: Vec<File<'a>>,
+    headers: BTreeMap<&'static str, String>,
+    /// Comes back with every event about this mail.
+    custom_args: BTreeMap<&'static str, String>,
+}
+
+#[derive(Serialize)]
+struct Personalization<'a> {
+    to: [Person<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Person<'a> {
+    email: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Part<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    value: &'a str,
+}
+
+#[derive(Serialize)]
+struct File<'a> {
+    content: &'a str,
+    filename: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    disposition: &'static str,
+}
+
+fn mail<'a>(from: &'a Mailbox, order: &'a Order) -> Mail<'a> {
+    let content = &order.content;
+    let mut headers = BTreeMap::from_iter(compose::extra_headers(order));
+    headers.insert("Message-ID", compose::message_id(from, order));
+    let parts = [("text/plain", said(&content.message)), ("text/html", said(&content.html))];
+    let mut parts: Vec<_> = parts.into_iter().filter_map(|(kind, text)| Some(Part { kind, value: text? })).collect();
+    if parts.is_empty() {
+        // SendGrid wants a part, and a part of at least one character.
+        parts.push(Part { kind: "text/plain", value: " " });
+    }
+    Mail {
+        personalizations: [Personalization { to: [Person { email: order.recipient.reveal(), name: None }] }],
+        from: Person { email: from.email.as_ref(), name: from.name.as_deref() },
+        subject: said(&content.title).unwrap_or(compose::SUBJECT_DEFAULT),
+        content: parts,
+        attachments: content.attachments.iter().map(file).collect(),
+        headers,
+        custom_args: BTreeMap::from([(DELIVERY_TAG, order.delivery.to_string())]),
+    }
+}
+
+/// SendGrid refuses a type with parameters.
+fn file(file: &Attachment) -> File<'_> {
+    let kind = file.content_type.split(';').next().map(str::trim).filter(|kind| kind.contains('/'));
+    File {
+        content: &file.content,
+        filename: &file.filename,
+        kind: kind.unwrap_or(UNKNOWN_BYTES),
+        disposition: "attachment",
+    }
+}
+
+fn judge(answer: &Answer) -> Outcome {
+    let status = answer.status.as_u16();
+    let fault = |detail: &str| Fault::new(answer.status.as_str(), format!("{WHO} answered {status}: {detail}"));
+    match status {
+        // 200 is the answer to mails that are only looked at, so it is none here.
+        202 => vendor::sent(answer, answer.header("x-message-id").and_then(vendor::reference)),
+        400 | 403 if is_about_the_sender(answer) => Outcome::Misconfigured(fault("the sender (EMAIL_FROM) is refused")),
+        404 | 405 => Outcome::Misconfigured(fault("SENDGRID_BASE_URL is not the address of its API")),
+        429 => Outcome::Throttled(fault("too much at once"), answer.retry_after().or_else(|| reset(answer))),
+        _ => answer.judge(WHO, None),
+    }
+}
+
+/// What SendGrid says about a mail it refuses; the sentences in it can quote the mail and are not read.
+#[derive(Deserialize)]
+struct Refusal {
+    errors: Vec<Said>,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    field: Option<String>,
+}
+
+fn is_about_the_sender(answer: &Answer) -> bool {
+    let fields = answer.json::<Refusal>().into_iter().flat_map(|refusal| refusal.errors).filter_map(|said| said.field);
+    fields.into_iter().any(|field| field == "from" || field.starts_with("from."))
+}
+
+/// SendGrid names the second in which its limit starts anew.
+fn reset(answer: &Answer) -> Option<Duration> {
+    let at = DateTime::from_timestamp(answer.header("x-ratelimit-reset")?.parse().ok()?, 0)?;
+    (at - clock::now()).to_std().ok()
+}

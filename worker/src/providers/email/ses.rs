@@ -1,0 +1,152 @@
+//! E-mail through Amazon SES (v2 SendEmail).
+
+use std::sync::Arc;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use lettre::message::Mailbox;
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shared::{
+    config::Config,
+    contract::{
+        Order, Provider,
+        provider::{Checking, DELIVERY_TAG, Sending},
+    },
+    domain::{Channel, Fault, Outcome, ProviderName},
+};
+
+use super::{
+    super::{
+        aws::{self, Aws},
+        vendor::{self, Answer, SetupError},
+    },
+    compose::{self, ComposeError, said},
+};
+
+const WHO: &str = "ses";
+const JSON: &str = "application/json";
+
+/// Amazon SES, with one key.
+pub struct Ses {
+    aws: Aws,
+    from: Mailbox,
+    configuration_set: Option<String>,
+}
+
+impl Ses {
+    /// SES as the settings have it; nothing is dialled yet.
+    pub fn new(config: &Config) -> Result<Self, SetupError> {
+        let aws = Aws::new(config, (ProviderName::Ses, Channel::Email), ("email", "ses"))?;
+        let from = config.email.from.as_deref().ok_or(SetupError::Incomplete("EMAIL_FROM"))?;
+        let from = from.parse().map_err(SetupError::From)?;
+        Ok(Self { aws, from, configuration_set: config.email.ses_configuration_set.clone() })
+    }
+
+    async fn post(&self, order: &Order) -> Outcome {
+        let body = match self.body(order).await {
+            Ok(body) => body,
+            Err(error) => return error.into_outcome(),
+        };
+        match self.aws.send(WHO, order, "v2/email/outbound-emails", JSON, body).await {
+            Ok(answer) => judge(&answer),
+            Err(outcome) => outcome,
+        }
+    }
+
+    async fn body(&self, order: &Order) -> Result<Vec<u8>, ComposeError> {
+        let content = if order.content.attachments.is_empty() {
+            simple(order)
+        } else {
+            let from = self.from.clone();
+            let mail = compose::aside(order, move |order| compose::compose(&from, order)).await?;
+            json!({"Raw": {"Data": STANDARD.encode(mail.bytes)}})
+        };
+        let mut body = json!({
+            "FromEmailAddress": sender(&self.from),
+            "Destination": {"ToAddresses": [order.recipient.reveal()]},
+            "Content": content,
+            "EmailTags": [{"Name": DELIVERY_TAG, "Value": order.delivery.to_string()}],
+        });
+        if let (Some(set), Some(fields)) = (&self.configuration_set, body.as_object_mut()) {
+            fields.insert("ConfigurationSetName".to_owned(), json!(set));
+        }
+        Ok(body.to_string().into_bytes())
+    }
+}
+
+impl Provider for Ses {
+    fn name(&self) -> ProviderName {
+        ProviderName::Ses
+    }
+
+    fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.aws.breaker))
+    }
+
+    fn check(&self) -> Checking<'_> {
+        Box::pin(self.aws.check(WHO, Method::GET, "v2/email/account", JSON, Vec::new()))
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.post(order))
+    }
+}
+
+fn simple(order: &Order) -> Value {
+    let content = &order.content;
+    let text = |text: &str| json!({"Data": text, "Charset": "UTF-8"});
+    let mut body = serde_json::Map::new();
+    for (part, said) in [("Text", said(&content.message)), ("Html", said(&content.html))] {
+        body.extend(said.map(|said| (part.to_owned(), text(said))));
+    }
+    if body.is_empty() {
+        body.insert("Text".to_owned(), text(""));
+    }
+    let headers = compose::extra_headers(order).into_iter().map(|(name, value)| json!({"Name": name, "Value": value}));
+    json!({"Simple": {
+        "Subject": text(said(&content.title).unwrap_or(compose::SUBJECT_DEFAULT)),
+        "Body": body,
+        "Headers": headers.collect::<Vec<_>>(),
+    }})
+}
+
+/// SES takes the sender as it stands in the header, so a name beyond ASCII is encoded (RFC 2047).
+fn sender(from: &Mailbox) -> String {
+    match from.name.as_deref().filter(|name| !name.is_ascii()) {
+        Some(name) => format!("=?utf-8?b?{}?= <{}>", STANDARD.encode(name), from.email),
+        None => from.to_string(),
+    }
+}
+
+#[derive(Deserialize)]
+struct Taken {
+    #[serde(rename = "MessageId")]
+    message_id: String,
+}
+
+/// SES says in words only why it refuses a mail. They are read and never repeated: they quote addresses.
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(alias = "Message")]
+    message: String,
+}
+
+fn judge(answer: &Answer) -> Outcome {
+    if answer.status.is_success()
+        && let Some(taken) = answer.json::<Taken>()
+        && let Some(id) = vendor::reference(&taken.message_id)
+    {
+        return vendor::sent(answer, Some(id));
+    }
+    let code = aws::error_code(answer).unwrap_or_default();
+    let misconfigured = |why: &str| Outcome::Misconfigured(Fault::new(&*code, format!("{WHO} answered {code}: {why}")));
+    let unverified = || answer.json::<Refusal>().is_some_and(|refusal| refusal.message.contains("not verified"));
+    match &*code {
+        "AccountSuspendedException" | "SendingPausedException" => misconfigured("the account may not send"),
+        "MailFromDomainNotVerifiedException" => misconfigured("the sender's MAIL FROM domain is not verified"),
+        "NotFoundException" => misconfigured("SES_CONFIGURATION_SET is not known there"),
+        "MessageRejected" if unverified() => misconfigured("an address is not verified"),
+        _ => aws::judge(WHO, answer),
+    }
+}

@@ -1,0 +1,4 @@
+//! Text messages.
+
+pub mod sns;
+pub mod twilio;
