@@ -4,6 +4,7 @@
 //! `servers.sh`. Machines and days differ, so what counts is the ratio of both sides within one run.
 
 mod scenarios;
+mod vendors;
 mod webhooks;
 
 use std::{
@@ -73,6 +74,10 @@ enum Scenario {
     Beside,
     /// Webhooks of WAHA beside single sends, acceptance only.
     Webhooks,
+    /// Mail over SMTP and push over HTTP/2 beside webhooks.
+    Vendors,
+    /// Webhooks beside 10,000 text messages that wait for a dead vendor.
+    Outage,
 }
 
 /// Runs the command.
@@ -87,6 +92,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Scenario::Delivery => {}
         Scenario::Accept => return bench.accept(args.messages).map(|()| ExitCode::SUCCESS),
         Scenario::Webhooks => return bench.webhooks(args.messages).map(|()| ExitCode::SUCCESS),
+        Scenario::Vendors => return bench.vendors(args.messages).map(|()| ExitCode::SUCCESS),
+        Scenario::Outage => return bench.outage(args.messages).map(|()| ExitCode::SUCCESS),
         Scenario::Beside => return bench.beside(args.workers).map(|()| ExitCode::SUCCESS),
     }
     let mut runs: BTreeMap<String, Vec<Value>> = BTreeMap::new();

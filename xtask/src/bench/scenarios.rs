@@ -74,7 +74,7 @@ impl Bench {
         Ok(())
     }
 
-    fn singles(&self, key: &str, port: u16, sink: &str) -> Result<Value> {
+    pub(super) fn singles(&self, key: &str, port: u16, sink: &str) -> Result<Value> {
         let file = self.dir.join("single.json");
         fs::write(&file, super::body(sink))?;
         let mut load = self.load(key, port, "/api/notifications/send", &file);
@@ -82,20 +82,20 @@ impl Bench {
         figures(&mut load)
     }
 
-    fn load(&self, key: &str, port: u16, route: &str, body: &std::path::Path) -> Command {
+    pub(super) fn load(&self, key: &str, port: u16, route: &str, body: &std::path::Path) -> Command {
         let mut load = Command::new(&self.loadsink);
         load.args(["load", "--url", &format!("http://127.0.0.1:{port}{route}")]);
         load.args(["--header", &format!("authorization: Bearer {key}"), "--body", &format!("@{}", body.display())]);
         load
     }
 
-    fn body_file(&self, body: &Value) -> Result<PathBuf> {
+    pub(super) fn body_file(&self, body: &Value) -> Result<PathBuf> {
         let file = self.dir.join("body.json");
         fs::write(&file, body.to_string())?;
         Ok(file)
     }
 
-    fn sink(&self) -> Result<Sink> {
+    pub(super) fn sink(&self) -> Result<Sink> {
         let address = format!("127.0.0.1:{}", ports::find_free()?);
         let mut command = Command::new(&self.loadsink);
         command.args(["sink", "--listen", &address]);
@@ -108,12 +108,12 @@ impl Bench {
 }
 
 /// A receiver that ends with this.
-struct Sink {
-    address: String,
+pub(super) struct Sink {
+    pub(super) address: String,
     _process: Process,
 }
 
-fn figures(load: &mut Command) -> Result<Value> {
+pub(super) fn figures(load: &mut Command) -> Result<Value> {
     let printed = process::output_of(load)?;
     serde_json::from_str(printed.trim()).with_context(|| format!("the load generator said {printed}"))
 }

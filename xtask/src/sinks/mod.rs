@@ -9,6 +9,8 @@ pub mod smtp;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +24,7 @@ pub use smtp::SmtpSink;
 #[derive(Debug)]
 struct Listening {
     address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -34,7 +37,14 @@ impl Listening {
     {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok(Self { address, task: tokio::spawn(accept_all(listener, serve)) })
+        let accepted = Arc::<AtomicUsize>::default();
+        let task = tokio::spawn(accept_all(listener, Arc::clone(&accepted), serve));
+        Ok(Self { address, accepted, task })
+    }
+
+    /// Connections so far.
+    fn connections(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 }
 
@@ -42,7 +52,7 @@ impl Listening {
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// The set belongs to this task, so that ending the task ends every connection.
-async fn accept_all<S, F>(listener: TcpListener, serve: S)
+async fn accept_all<S, F>(listener: TcpListener, count: Arc<AtomicUsize>, serve: S)
 where
     S: Fn(TcpStream) -> F,
     F: Future<Output = ()> + Send + 'static,
@@ -53,6 +63,7 @@ where
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
+                    count.fetch_add(1, Ordering::Relaxed);
                     connections.spawn(serve(stream));
                 }
                 // Out of file descriptors, most likely: some connection will end.

@@ -116,6 +116,11 @@ impl HttpSink {
         self.listening.address
     }
 
+    /// Connections that were made to it so far.
+    pub fn connections(&self) -> usize {
+        self.listening.connections()
+    }
+
     /// The URL of a path (which begins with a slash).
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address())

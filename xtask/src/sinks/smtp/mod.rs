@@ -133,6 +133,11 @@ impl SmtpSink {
         self.listening.address
     }
 
+    /// Connections that were made to it so far.
+    pub fn connections(&self) -> usize {
+        self.listening.connections()
+    }
+
     /// How to greet a new connection.
     pub fn reply_to_connection(&self, reply: Reply) {
         self.shared.replies().set(Occasion::Connection, reply);
