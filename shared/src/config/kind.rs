@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, str::FromStr, time::Duration};
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ipnet::IpNet;
 use secrecy::SecretString;
 use url::{Host, Url};
@@ -32,6 +33,9 @@ const BUILT: &[ProviderName] = &[
     ProviderName::Ses,
     ProviderName::Twilio,
     ProviderName::Sns,
+    ProviderName::Fcm,
+    ProviderName::Apns,
+    ProviderName::Webpush,
     ProviderName::Http,
     ProviderName::Inbox,
     ProviderName::Sandbox,
@@ -87,6 +91,18 @@ pub(super) const ENCRYPTION_KEYS: Kind<Vec<SecretString>> = Kind {
     expects: "a comma list of keys, each 32 bytes in base64",
     parse: |text| text.split(',').map(encryption_key).collect(),
 };
+pub(super) const PATH: Kind<String> = Kind { expects: "the path of a file", parse: |text| Ok(text.to_owned()) };
+pub(super) const WORD: Kind<String> = Kind { expects: "letters, digits, dots, dashes and underscores", parse: word };
+pub(super) const VAPID_PUBLIC: Kind<String> =
+    Kind { expects: "an uncompressed P-256 point, 65 bytes in base64url", parse: |text| base64url(text, 65) };
+pub(super) const VAPID_PRIVATE: Kind<SecretString> = Kind {
+    expects: "a P-256 private key, 32 bytes in base64url",
+    parse: |text| base64url(text, 32).map(SecretString::from),
+};
+pub(super) const VAPID_SUBJECT: Kind<String> = Kind {
+    expects: "a mailto: or https: URL",
+    parse: |text| url_of(text, &["mailto", "https"]).map(|_| text.to_owned()).ok_or(Bad::Shape),
+};
 pub(super) const LOG_FILTER: Kind<String> =
     Kind { expects: "a level (error, warn, info, debug, trace) or a list of target=level", parse: log_filter };
 pub(super) const MAIL_FROM: Kind<String> =
@@ -130,7 +146,7 @@ pub(super) const SMS_BACKENDS: Kind<Vec<ProviderName>> = Kind {
     parse: |text| backends(Channel::Sms, text),
 };
 pub(super) const PUSH_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "sandbox", parse: |text| backends(Channel::Push, text) };
+    Kind { expects: "a comma list of fcm, apns, webpush, sandbox", parse: |text| backends(Channel::Push, text) };
 pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> =
     Kind { expects: "a comma list of http, sandbox", parse: |text| backends(Channel::Webhook, text) };
 pub(super) const IN_APP_BACKENDS: Kind<Vec<ProviderName>> =
@@ -208,6 +224,18 @@ fn jwt_secret(text: &str) -> Result<SecretString, Bad> {
 fn encryption_key(text: &str) -> Result<SecretString, Bad> {
     let key = SecretString::from(text.trim());
     Sealer::new([&key]).map(|_| key).map_err(|_| Bad::Shape)
+}
+
+/// Written without padding, whichever way it came.
+fn base64url(text: &str, bytes: usize) -> Result<String, Bad> {
+    let decoded = URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('=')).map_err(|_| Bad::Shape)?;
+    if decoded.len() == bytes { Ok(URL_SAFE_NO_PAD.encode(decoded)) } else { Err(Bad::Shape) }
+}
+
+/// What may stand in a path or a header as it is.
+fn word(text: &str) -> Result<String, Bad> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.chars().all(plain) { Ok(text.to_owned()) } else { Err(Bad::Shape) }
 }
 
 fn log_filter(text: &str) -> Result<String, Bad> {
