@@ -26,22 +26,6 @@ pub(super) enum Bad {
     Because(String),
 }
 
-/// Providers this version can call; the other words of `ProviderName` are known, and refused with the reason.
-const BUILT: &[ProviderName] = &[
-    ProviderName::Smtp,
-    ProviderName::Sendgrid,
-    ProviderName::Ses,
-    ProviderName::Twilio,
-    ProviderName::Sns,
-    ProviderName::Fcm,
-    ProviderName::Apns,
-    ProviderName::Webpush,
-    ProviderName::Http,
-    ProviderName::Inbox,
-    ProviderName::Sandbox,
-    ProviderName::Waha,
-];
-
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
 const JWT_SECRET_BYTES_MIN: usize = 32;
 /// Longer pauses, in milliseconds, would outlive the retention of what they hold up: a week.
@@ -345,15 +329,11 @@ fn list<T: PartialEq>(text: &str, part: impl Fn(&str) -> Result<T, Bad>) -> Resu
 }
 
 fn backends(channel: Channel, text: &str) -> Result<Vec<ProviderName>, Bad> {
-    list(text, |word| {
-        let name =
-            ProviderName::from_str(word).ok().filter(|name| carriers(channel).contains(name)).ok_or(Bad::Shape)?;
-        let built = BUILT.contains(&name);
-        if built { Ok(name) } else { Err(Bad::Because(format!("`{name}` is not available in this version"))) }
-    })
+    let carries = |name: &ProviderName| carriers(channel).contains(name);
+    list(text, |word| ProviderName::from_str(word).ok().filter(carries).ok_or(Bad::Shape))
 }
 
-/// The providers that can carry a channel, in this version or a later one.
+/// The providers that can carry a channel.
 const fn carriers(channel: Channel) -> &'static [ProviderName] {
     use ProviderName::{Apns, Fcm, Http, Inbox, Sandbox, Sendgrid, Ses, Smtp, Sns, Twilio, Waha, Webpush};
     match channel {

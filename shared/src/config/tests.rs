@@ -344,7 +344,7 @@ fn backends_are_lists_in_order() {
 }
 
 #[test]
-fn a_backend_of_another_channel_or_version_is_refused() {
+fn a_backend_of_another_channel_is_refused() {
     for (name, value, why) in [
         ("EMAIL_BACKEND", "http", "must be a comma list of smtp, sendgrid, ses, sandbox"),
         ("EMAIL_BACKEND", "sandbox,", "must be a comma list of smtp, sendgrid, ses, sandbox"),
