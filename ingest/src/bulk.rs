@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use shared::{
-    contract::submission::{FieldError, Rules, Shared, Submission, check_recipient, parse_json},
+    contract::submission::{FieldError, Recipient, Rules, Shared, Submission, check_recipient, parse_json},
     db::{
         accept::{Acceptance, NewBulk, NewDelivery, NewMessage},
         messages::BulkCounts,
@@ -150,7 +150,10 @@ fn split(body: &[u8]) -> Result<(People, Submission), FieldError> {
     }
     let people = match (users, recipients) {
         (Some(users), None) => People::Users(list("user_ids", &users)?),
-        (None, Some(recipients)) => People::Recipients(list("recipients", &recipients)?),
+        (None, Some(recipients)) => {
+            let recipients: Vec<Recipient> = list("recipients", &recipients)?;
+            People::Recipients(recipients.into_iter().map(|recipient| recipient.0).collect())
+        }
         _ => return Err(FieldError::new("recipients", "give either `recipients` or `user_ids`, a list of texts")),
     };
     Ok((people, Submission::parse(&to_json(&members))?))

@@ -231,14 +231,44 @@ pub struct AttachmentBody {
     pub content: String,
 }
 
+/// An address, or a browser's subscription to Web Push; at most 2048 bytes.
+#[derive(ToSchema)]
+#[schema(as = Recipient)]
+#[serde(untagged)]
+pub enum RecipientBody {
+    /// Address, phone number (E.164), device token, URL or user id; a subscription may also be the text of its JSON.
+    Text(String),
+    /// What `PushSubscription.toJSON()` gives in a browser.
+    Subscription(SubscriptionBody),
+}
+
+/// A browser's subscription to Web Push.
+#[derive(ToSchema)]
+#[schema(as = PushSubscription)]
+pub struct SubscriptionBody {
+    /// Where its push service takes messages: https, and no private address.
+    #[schema(example = "https://push.example.com/abc")]
+    pub endpoint: String,
+    /// Its keys.
+    pub keys: SubscriptionKeysBody,
+}
+
+/// The keys of a subscription.
+#[derive(ToSchema)]
+#[schema(as = PushSubscriptionKeys)]
+pub struct SubscriptionKeysBody {
+    /// The browser's public key: an uncompressed point on P-256 in base64url.
+    pub p256dh: String,
+    /// A secret of 16 bytes in base64url.
+    pub auth: String,
+}
+
 /// One message.
 #[derive(ToSchema)]
 #[schema(as = Submission)]
 pub struct SendBody {
-    /// To whom: address, phone number (E.164), device token, URL or user id. `to` and `url` are accepted too. May be left out
-    /// for `in_app` where `user_id` is given.
-    #[schema(max_length = 2048)]
-    pub recipient: Option<String>,
+    /// To whom. `to` and `url` are accepted too. May be left out for `in_app` where `user_id` is given.
+    pub recipient: Option<RecipientBody>,
     /// The rest.
     #[schema(inline)]
     #[serde(flatten)]
@@ -251,7 +281,7 @@ pub struct SendBody {
 pub struct BulkBody {
     /// To whom, by address.
     #[schema(min_items = 1, max_items = 10_000)]
-    pub recipients: Option<Vec<String>>,
+    pub recipients: Option<Vec<RecipientBody>>,
     /// To whom, by user id; for `in_app`.
     #[schema(min_items = 1, max_items = 10_000)]
     pub user_ids: Option<Vec<String>>,

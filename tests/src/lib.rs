@@ -8,6 +8,7 @@ pub mod api;
 pub mod check;
 pub mod oracle;
 pub mod proxy;
+pub mod push;
 pub mod servers;
 pub mod stack;
 pub mod waha;

@@ -134,6 +134,7 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
         user_id: claim.user_id,
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
+        expires_at: claim.expires_at,
         webhook_secret,
         webhook_headers,
         request_id: claim.request_id,

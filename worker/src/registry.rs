@@ -18,6 +18,7 @@ use crate::{
             smtp::{Smtp, SmtpSetupError},
         },
         in_app::inbox::Inbox,
+        push::{PushSetupError, apns::Apns, fcm::Fcm, webpush::Webpush},
         sandbox::Sandbox,
         sms::{sns::Sns, twilio::Twilio},
         vendor::SetupError,
@@ -44,9 +45,9 @@ pub enum RegistryError {
     /// A vendor could not be set up.
     #[error("failed to set up provider `{0}`")]
     Vendor(ProviderName, #[source] SetupError),
-    /// A setting names what this version cannot call.
-    #[error("provider `{0}` is not available in this version")]
-    NotBuilt(ProviderName),
+    /// The settings of a push service do not fit.
+    #[error("failed to set up provider `{0}`")]
+    Push(ProviderName, #[source] PushSetupError),
 }
 
 /// The providers of every channel.
@@ -100,8 +101,17 @@ fn provider(
         Name::Ses => Ok(Arc::new(Ses::new(config).map_err(vendor)?)),
         Name::Twilio => Ok(Arc::new(Twilio::new(config).map_err(vendor)?)),
         Name::Sns => Ok(Arc::new(Sns::new(config).map_err(vendor)?)),
-        Name::Fcm | Name::Apns | Name::Webpush => Err(RegistryError::NotBuilt(name)),
+        Name::Fcm | Name::Apns | Name::Webpush => push(name, config).map_err(|error| RegistryError::Push(name, error)),
     }
+}
+
+fn push(name: ProviderName, config: &Config) -> Result<Arc<dyn Provider>, PushSetupError> {
+    let alone = config.push.backends.iter().filter(|name| **name != ProviderName::Sandbox).count() == 1;
+    Ok(match name {
+        ProviderName::Apns => Arc::new(Apns::new(config, alone)?),
+        ProviderName::Webpush => Arc::new(Webpush::new(config, alone)?),
+        _ => Arc::new(Fcm::new(config, alone)?),
+    })
 }
 
 /// The setting that gives a channel its providers.

@@ -41,6 +41,7 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
         user_id: None,
         content: Arc::new(serde_json::from_str(content).unwrap()),
         accepted_at: "2026-11-20T12:00:00Z".parse().unwrap(),
+        expires_at: None,
         webhook_secret: Arc::from(SECRET),
         webhook_headers: Arc::from([]),
         request_id: None,

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, str::FromStr, time::Duration};
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ipnet::IpNet;
 use secrecy::SecretString;
 use url::{Host, Url};
@@ -24,19 +25,6 @@ pub(super) enum Bad {
     /// There is more to say than the expectation.
     Because(String),
 }
-
-/// Providers this version can call; the other words of `ProviderName` are known, and refused with the reason.
-const BUILT: &[ProviderName] = &[
-    ProviderName::Smtp,
-    ProviderName::Sendgrid,
-    ProviderName::Ses,
-    ProviderName::Twilio,
-    ProviderName::Sns,
-    ProviderName::Http,
-    ProviderName::Inbox,
-    ProviderName::Sandbox,
-    ProviderName::Waha,
-];
 
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
 const JWT_SECRET_BYTES_MIN: usize = 32;
@@ -87,6 +75,18 @@ pub(super) const ENCRYPTION_KEYS: Kind<Vec<SecretString>> = Kind {
     expects: "a comma list of keys, each 32 bytes in base64",
     parse: |text| text.split(',').map(encryption_key).collect(),
 };
+pub(super) const PATH: Kind<String> = Kind { expects: "the path of a file", parse: |text| Ok(text.to_owned()) };
+pub(super) const WORD: Kind<String> = Kind { expects: "letters, digits, dots, dashes and underscores", parse: word };
+pub(super) const VAPID_PUBLIC: Kind<String> =
+    Kind { expects: "an uncompressed P-256 point, 65 bytes in base64url", parse: |text| base64url(text, 65) };
+pub(super) const VAPID_PRIVATE: Kind<SecretString> = Kind {
+    expects: "a P-256 private key, 32 bytes in base64url",
+    parse: |text| base64url(text, 32).map(SecretString::from),
+};
+pub(super) const VAPID_SUBJECT: Kind<String> = Kind {
+    expects: "a mailto: or https: URL",
+    parse: |text| url_of(text, &["mailto", "https"]).map(|_| text.to_owned()).ok_or(Bad::Shape),
+};
 pub(super) const LOG_FILTER: Kind<String> =
     Kind { expects: "a level (error, warn, info, debug, trace) or a list of target=level", parse: log_filter };
 pub(super) const MAIL_FROM: Kind<String> =
@@ -130,7 +130,7 @@ pub(super) const SMS_BACKENDS: Kind<Vec<ProviderName>> = Kind {
     parse: |text| backends(Channel::Sms, text),
 };
 pub(super) const PUSH_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "sandbox", parse: |text| backends(Channel::Push, text) };
+    Kind { expects: "a comma list of fcm, apns, webpush, sandbox", parse: |text| backends(Channel::Push, text) };
 pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> =
     Kind { expects: "a comma list of http, sandbox", parse: |text| backends(Channel::Webhook, text) };
 pub(super) const IN_APP_BACKENDS: Kind<Vec<ProviderName>> =
@@ -208,6 +208,18 @@ fn jwt_secret(text: &str) -> Result<SecretString, Bad> {
 fn encryption_key(text: &str) -> Result<SecretString, Bad> {
     let key = SecretString::from(text.trim());
     Sealer::new([&key]).map(|_| key).map_err(|_| Bad::Shape)
+}
+
+/// Written without padding, whichever way it came.
+fn base64url(text: &str, bytes: usize) -> Result<String, Bad> {
+    let decoded = URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('=')).map_err(|_| Bad::Shape)?;
+    if decoded.len() == bytes { Ok(URL_SAFE_NO_PAD.encode(decoded)) } else { Err(Bad::Shape) }
+}
+
+/// What may stand in a path or a header as it is.
+fn word(text: &str) -> Result<String, Bad> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.chars().all(plain) { Ok(text.to_owned()) } else { Err(Bad::Shape) }
 }
 
 fn log_filter(text: &str) -> Result<String, Bad> {
@@ -317,15 +329,11 @@ fn list<T: PartialEq>(text: &str, part: impl Fn(&str) -> Result<T, Bad>) -> Resu
 }
 
 fn backends(channel: Channel, text: &str) -> Result<Vec<ProviderName>, Bad> {
-    list(text, |word| {
-        let name =
-            ProviderName::from_str(word).ok().filter(|name| carriers(channel).contains(name)).ok_or(Bad::Shape)?;
-        let built = BUILT.contains(&name);
-        if built { Ok(name) } else { Err(Bad::Because(format!("`{name}` is not available in this version"))) }
-    })
+    let carries = |name: &ProviderName| carriers(channel).contains(name);
+    list(text, |word| ProviderName::from_str(word).ok().filter(carries).ok_or(Bad::Shape))
 }
 
-/// The providers that can carry a channel, in this version or a later one.
+/// The providers that can carry a channel.
 const fn carriers(channel: Channel) -> &'static [ProviderName] {
     use ProviderName::{Apns, Fcm, Http, Inbox, Sandbox, Sendgrid, Ses, Smtp, Sns, Twilio, Waha, Webpush};
     match channel {

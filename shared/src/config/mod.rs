@@ -9,6 +9,7 @@ mod database;
 mod email;
 mod fault;
 mod kind;
+mod push;
 mod reader;
 mod retry;
 mod setting;
@@ -31,6 +32,7 @@ pub use by_channel::ByChannel;
 pub use database::DatabaseConfig;
 pub use email::{DkimConfig, EmailConfig, SendgridConfig, SmtpConfig, SmtpTls};
 pub use fault::{ConfigError, ConfigFault};
+pub use push::{ApnsConfig, ApnsSigner, FcmConfig, PushConfig, VapidConfig};
 pub use reader::Shown;
 pub use retry::RetryConfig;
 pub use sms::{SmsConfig, TwilioConfig};
@@ -59,8 +61,8 @@ pub struct Config {
     pub sms: SmsConfig,
     /// Amazon Web Services.
     pub aws: AwsConfig,
-    /// What sends push notifications; empty where nothing does.
-    pub push: Vec<ProviderName>,
+    /// Push notifications.
+    pub push: PushConfig,
     /// Webhooks to others.
     pub webhook: WebhookConfig,
     /// What delivers to the inbox.
@@ -217,7 +219,7 @@ impl Config {
         match channel {
             Channel::Email => &self.email.backends,
             Channel::Sms => &self.sms.backends,
-            Channel::Push => &self.push,
+            Channel::Push => &self.push.backends,
             Channel::Webhook => &self.webhook.backends,
             Channel::InApp => &self.in_app,
             Channel::Whatsapp => &self.whatsapp,
@@ -267,7 +269,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let email = email::read(reader);
     let sms = sms::read(reader);
     let aws = aws::read(reader);
-    let push = reader.get(&table::PUSH_BACKEND).unwrap_or_default();
+    let push = push::read(reader);
     let whatsapp = reader.get(&table::WHATSAPP_BACKEND);
     let (breaker_failures, breaker_open) = (reader.get(&table::BREAKER_FAILURES), reader.get(&table::BREAKER_OPEN_MS));
     let in_app = reader.get(&table::IN_APP_BACKEND);
@@ -291,7 +293,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         email: email?,
         sms: sms?,
         aws,
-        push,
+        push: push?,
         webhook: webhook?,
         in_app: in_app?,
         whatsapp: whatsapp?,

@@ -72,6 +72,11 @@ impl Reader {
         self.fault(setting.spec.name, None, problem, Some(setting.spec.example));
     }
 
+    /// Notes that a setting, of the right kind by itself, does not fit the others; `why` follows its name.
+    pub(super) fn unfit<T>(&mut self, setting: &Setting<T>, why: &str) {
+        self.fault(setting.spec.name, None, why.to_owned(), None);
+    }
+
     /// Notes that two settings contradict each other.
     pub(super) fn disagree(&mut self, one: &str, other: &str) {
         self.fault(&format!("{one} and {other}"), None, "disagree: set one of them, or both alike".to_owned(), None);

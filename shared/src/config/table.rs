@@ -177,9 +177,6 @@ settings! {
         AWS_ENDPOINT_URL: Setting<Url> = Setting::new("AWS_ENDPOINT_URL", kind::PUBLIC_URL, "http://127.0.0.1:5000");
     }
     "Other channels" {
-        /// What sends push notifications. `sandbox` only pretends.
-        PUSH_BACKEND: Setting<Vec<ProviderName>> =
-            Setting::new("PUSH_BACKEND", kind::PUSH_BACKENDS, "sandbox").unset(Unset::Derived("none"));
         /// What sends WhatsApp messages: `waha` through the sessions of each tenant. `sandbox` only pretends.
         WHATSAPP_BACKEND: Setting<Vec<ProviderName>> =
             Setting::new("WHATSAPP_BACKEND", kind::WHATSAPP_BACKENDS, "waha").default("waha");
@@ -197,6 +194,42 @@ settings! {
         /// How long a call to any other provider may take.
         PROVIDER_TIMEOUT_MS: Setting<Duration> =
             Setting::new("PROVIDER_TIMEOUT_MS", kind::TIMEOUT, "15000").default("15000");
+    }
+    "Push" {
+        /// What sends push notifications; where there are several, each serves its own kind of device. `sandbox` only pretends.
+        PUSH_BACKEND: Setting<Vec<ProviderName>> =
+            Setting::new("PUSH_BACKEND", kind::PUSH_BACKENDS, "fcm,apns,webpush").unset(Unset::Derived("none"));
+        /// Firebase Cloud Messaging: the JSON file of a service account.
+        FCM_CREDENTIALS_PATH: Setting<String> =
+            Setting::new("FCM_CREDENTIALS_PATH", kind::PATH, "/run/secrets/fcm.json");
+        /// The Firebase project, where it is not the one of that file.
+        FCM_PROJECT_ID: Setting<String> = Setting::new("FCM_PROJECT_ID", kind::WORD, "my-project")
+            .unset(Unset::Derived("the project of the file"));
+        /// Where the API of Firebase Cloud Messaging is.
+        FCM_BASE_URL: Setting<Url> = Setting::new("FCM_BASE_URL", kind::PUBLIC_URL, "https://fcm.googleapis.com/")
+            .default("https://fcm.googleapis.com/");
+        /// Apple: the token key (.p8) that APNS_KEY_ID names, or, without that, a PEM with a push certificate and its key.
+        APNS_CERTIFICATE_PATH: Setting<String> =
+            Setting::new("APNS_CERTIFICATE_PATH", kind::PATH, "/run/secrets/AuthKey_ABC123DEFG.p8");
+        /// The id of the token key.
+        APNS_KEY_ID: Setting<String> = Setting::new("APNS_KEY_ID", kind::WORD, "ABC123DEFG");
+        /// The id of the team it belongs to.
+        APNS_TEAM_ID: Setting<String> = Setting::new("APNS_TEAM_ID", kind::WORD, "DEF123GHIJ");
+        /// The bundle id of the app.
+        APNS_TOPIC: Setting<String> = Setting::new("APNS_TOPIC", kind::WORD, "com.example.app");
+        /// Where Apple's push service is; for apps in development it is https://api.development.push.apple.com/. At an http://
+        /// address HTTP/2 is spoken without TLS.
+        APNS_BASE_URL: Setting<Url> = Setting::new("APNS_BASE_URL", kind::PUBLIC_URL, "https://api.push.apple.com/")
+            .default("https://api.push.apple.com/");
+        /// Web Push: the public key, the one web pages subscribe with.
+        PUSH_VAPID_PUBLIC_KEY: Setting<String> =
+            Setting::new("PUSH_VAPID_PUBLIC_KEY", kind::VAPID_PUBLIC, "$(cat vapid-public-key)");
+        /// The private key of the pair.
+        PUSH_VAPID_PRIVATE_KEY: Setting<SecretString> =
+            Setting::new("PUSH_VAPID_PRIVATE_KEY", kind::VAPID_PRIVATE, "$(cat vapid-private-key)").secrecy(Secrecy::Hidden);
+        /// Whom a push service may write to when something is wrong.
+        PUSH_VAPID_SUBJECT: Setting<String> =
+            Setting::new("PUSH_VAPID_SUBJECT", kind::VAPID_SUBJECT, "mailto:ops@example.com");
     }
     "WhatsApp" {
         /// Where WAHA is. With it the first tenant has a session called `default`, which is started there.

@@ -13,6 +13,15 @@ use crate::domain::{Schedule, retry::AmbiguousPolicy};
 const LEAST: [(&str, &str); 2] = [("DATABASE_URL", "postgres://u:pw@db/posthaste"), ("AMQP_URL", "amqp://u:pw@mq/%2f")];
 const SMTP: [(&str, &str); 2] = [("SMTP_HOST", "mail.example.com"), ("EMAIL_FROM", "noreply@example.com")];
 
+/// The pair of RFC 8291, section 5.
+const VAPID: [(&str, &str); 2] = [
+    (
+        "PUSH_VAPID_PUBLIC_KEY",
+        "BP4z9KsN6nGRTbVYI_c7VJSPQTBtkgcy27mlmlMoZIIgDll6e3vCYLocInmYWAmS6TlzAC8wEqKK6PBru3jl7A8",
+    ),
+    ("PUSH_VAPID_PRIVATE_KEY", "yfWPiYE-n46HLnH0KqZOF1fJJU3MYrct3AELtAQ-oRw"),
+];
+
 fn vars(more: &[(&'static str, &'static str)]) -> BTreeMap<&'static str, &'static str> {
     LEAST.iter().chain(more).copied().collect()
 }
@@ -96,6 +105,9 @@ fn the_example_file_is_a_valid_environment_as_it_stands_and_with_every_line_take
     for name in ["POSTHASTE_ENCRYPTION_KEY", "POSTHASTE_ENCRYPTION_KEY_PREVIOUS"] {
         assert!(all.insert(name.into(), format!("{}=", "A".repeat(43))).is_some());
     }
+    for (name, key) in VAPID {
+        assert!(all.insert(name.into(), key.into()).is_some());
+    }
     assert_eq!(all.len(), table::all().count());
     Config::from_env_map(all).unwrap();
 }
@@ -162,7 +174,7 @@ fn secrets_are_marked_as_such() {
         let name = setting.spec().name;
         let secret = ["PASSWORD", "SECRET", "AMQP_URL", "DATABASE_URL", "_KEY", "KEY_PREVIOUS", "_TOKEN"]
             .iter()
-            .any(|word| name.ends_with(word));
+            .any(|word| name.ends_with(word) && !name.ends_with("PUBLIC_KEY"));
         assert_eq!(secret, setting.spec().secrecy != Secrecy::Open, "{name}");
     }
 }
@@ -332,11 +344,8 @@ fn backends_are_lists_in_order() {
 }
 
 #[test]
-fn a_backend_of_another_channel_or_version_is_refused() {
+fn a_backend_of_another_channel_is_refused() {
     for (name, value, why) in [
-        ("PUSH_BACKEND", "fcm", "`fcm` is not available in this version"),
-        ("PUSH_BACKEND", "sandbox,apns", "`apns` is not available in this version"),
-        ("PUSH_BACKEND", "webpush", "`webpush` is not available in this version"),
         ("EMAIL_BACKEND", "http", "must be a comma list of smtp, sendgrid, ses, sandbox"),
         ("EMAIL_BACKEND", "sandbox,", "must be a comma list of smtp, sendgrid, ses, sandbox"),
         ("IN_APP_BACKEND", "inbox,inbox", "names `inbox` twice"),
@@ -562,4 +571,49 @@ fn doubt_holds_text_messages_and_whatsapp_and_resends_the_rest() {
     assert_eq!(held(&changed), [Channel::Email, Channel::Whatsapp]);
     assert_eq!(changed.retry_policy(Channel::Email).ambiguous, AmbiguousPolicy::Hold(Duration::from_millis(50)));
     assert!(refusal(&[("AMBIGUOUS_POLICY_PUSH", "maybe")]).contains("must be resend or hold"));
+}
+
+#[test]
+fn a_push_backend_without_its_settings_stops_the_start_and_says_which() {
+    for (backend, missing) in [
+        ("fcm", &["FCM_CREDENTIALS_PATH"][..]),
+        ("apns", &["APNS_CERTIFICATE_PATH", "APNS_TOPIC"]),
+        ("webpush", &["PUSH_VAPID_PUBLIC_KEY", "PUSH_VAPID_PRIVATE_KEY", "PUSH_VAPID_SUBJECT"]),
+    ] {
+        let refused = refusal(&[("PUSH_BACKEND", backend)]);
+        for name in missing {
+            let says = format!("{name} is missing, and PUSH_BACKEND names {backend}");
+            assert!(refused.contains(&says), "{refused}");
+        }
+    }
+    assert!(refusal(&[("APNS_KEY_ID", "ABC123DEFG")]).contains("APNS_TEAM_ID is missing"));
+    assert!(refusal(&[("APNS_TEAM_ID", "DEF123GHIJ")]).contains("APNS_KEY_ID is missing"));
+}
+
+#[test]
+fn push_backends_have_what_they_need() {
+    let files = [
+        ("PUSH_BACKEND", "fcm, apns,webpush"),
+        ("FCM_CREDENTIALS_PATH", "/run/fcm.json"),
+        ("APNS_CERTIFICATE_PATH", "/run/apns.pem"),
+        ("APNS_TOPIC", "com.example.app"),
+        ("PUSH_VAPID_SUBJECT", "mailto:ops@example.com"),
+    ];
+    let push = config(&[&files[..], &VAPID].concat()).push;
+    assert_eq!(push.backends, [ProviderName::Fcm, ProviderName::Apns, ProviderName::Webpush]);
+    assert_eq!(push.fcm.unwrap().base_url.as_str(), "https://fcm.googleapis.com/");
+    let apns = push.apns.unwrap();
+    assert_eq!((apns.base_url.as_str(), apns.signer.is_none()), ("https://api.push.apple.com/", true));
+    assert!(push.webpush.unwrap().key_pair().is_some());
+}
+
+#[test]
+fn vapid_keys_of_two_pairs_are_refused_and_not_shown() {
+    let [(public, key), (private, _)] = VAPID;
+    let other = "q1dXpw3UpT5VOmu_cf_v6ih07Aems3njxI-JWgLcM94";
+    let refused = refusal(&[(public, key), (private, other), ("PUSH_VAPID_SUBJECT", "mailto:ops@example.com")]);
+    assert!(refused.contains("PUSH_VAPID_PRIVATE_KEY is not the private key of"), "{refused}");
+    assert!(!refused.contains(other));
+    assert!(refusal(&[(private, "tooshort")]).contains("PUSH_VAPID_PRIVATE_KEY=*** must be a P-256 private key"));
+    assert!(refusal(&[("PUSH_VAPID_SUBJECT", "ops@example.com")]).contains("must be a mailto: or https: URL"));
 }

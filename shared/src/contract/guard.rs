@@ -24,6 +24,9 @@ pub enum Refusal {
     /// Port zero cannot be dialled.
     #[error("must not use port 0")]
     Port,
+    /// Plain text to where only https will do.
+    #[error("must be an https URL")]
+    NotEncrypted,
     /// An address inside some network.
     #[error("target_not_allowed: private, loopback, link-local and other special addresses cannot be webhook targets")]
     Private,
@@ -33,12 +36,26 @@ pub enum Refusal {
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     allowed: std::sync::Arc<[IpNet]>,
+    exempt_only: bool,
 }
 
 impl Guard {
     /// A guard with the networks of `WEBHOOK_ALLOW_NETS` exempt.
     pub fn new(allowed: Vec<IpNet>) -> Self {
-        Self { allowed: allowed.into() }
+        Self { allowed: allowed.into(), exempt_only: false }
+    }
+
+    /// Lets pass what the operator exempts, and nothing else: for what must not cross the Internet in plain text.
+    pub fn exempt_only(&self) -> Self {
+        Self { allowed: self.allowed.clone(), exempt_only: true }
+    }
+
+    /// Checks the address of a browser's push service, as far as it shows: https, unless the operator exempts its network.
+    pub fn check_push_url(&self, text: &str) -> Result<(), Refusal> {
+        self.check_url(text)?;
+        let plain = Url::parse(text).is_ok_and(|url| url.scheme() == "http");
+        let may_be_exempt = !self.allowed.is_empty() && self.exempt_only().check_url(text).is_ok();
+        if plain && !may_be_exempt { Err(Refusal::NotEncrypted) } else { Ok(()) }
     }
 
     /// Checks what shows in the URL itself; names are checked again, resolved, when they are dialled.
@@ -63,7 +80,7 @@ impl Guard {
     /// Checks one address, as dialled.
     pub fn check_ip(&self, ip: IpAddr) -> Result<(), Refusal> {
         let exempt = self.allowed.iter().any(|net| net.contains(&ip) || net.contains(&unmapped(ip)));
-        if exempt || is_global(ip) { Ok(()) } else { Err(Refusal::Private) }
+        if exempt || (!self.exempt_only && is_global(ip)) { Ok(()) } else { Err(Refusal::Private) }
     }
 
     fn check_name(&self, name: &str) -> Result<(), Refusal> {
@@ -205,6 +222,26 @@ mod tests {
         assert_eq!(Guard::default().check_url("ftp://example.com"), Err(Refusal::NotHttp));
         assert_eq!(Guard::default().check_url("/hook"), Err(Refusal::NotHttp));
         assert_eq!(Guard::default().check_url("https://u:p@example.com"), Err(Refusal::UserInfo));
+    }
+
+    #[test]
+    fn a_push_service_is_reached_in_plain_text_only_inside_an_exempt_network() {
+        let exempt = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
+        for (url, guarded, exempted) in [
+            ("https://push.example.com/x", Ok(()), Ok(())),
+            ("http://push.example.com/x", Err(Refusal::NotEncrypted), Ok(())),
+            ("http://93.184.216.34/x", Err(Refusal::NotEncrypted), Err(Refusal::NotEncrypted)),
+            ("http://127.0.0.1:9/x", Err(Refusal::Private), Ok(())),
+            ("https://127.0.0.1:9/x", Err(Refusal::Private), Ok(())),
+            ("https://10.0.0.1/x", Err(Refusal::Private), Err(Refusal::Private)),
+            ("push.example.com", Err(Refusal::NotHttp), Err(Refusal::NotHttp)),
+        ] {
+            assert_eq!(Guard::default().check_push_url(url), guarded, "{url}");
+            assert_eq!(exempt.check_push_url(url), exempted, "{url}");
+        }
+        // A name says nothing yet: what it leads to is looked at when it is dialled.
+        assert_eq!(exempt.exempt_only().check_ip(IpAddr::V4(Ipv4Addr::new(93, 184, 216, 34))), Err(Refusal::Private));
+        assert_eq!(exempt.exempt_only().check_ip(IpAddr::V4(Ipv4Addr::LOCALHOST)), Ok(()));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Order {
     pub content: Arc<Content>,
     /// When the producer's message was accepted.
     pub accepted_at: DateTime<Utc>,
+    /// When it is no longer worth showing; services that keep things for devices are told.
+    pub expires_at: Option<DateTime<Utc>>,
     /// Signs webhooks: the secret of the configuration, else the tenant's, `whsec_…`; two with a space between them while one
     /// replaces the other.
     pub webhook_secret: Arc<str>,

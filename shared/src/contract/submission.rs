@@ -1,16 +1,30 @@
 //! What a producer writes: the body of `send`, from HTTP or AMQP, checked once by one validator.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use chrono::{DateTime, NaiveDateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use serde_json::{Map, Value};
 
+use super::{
+    device::{Subscription, is_subscription},
+    guard::Refusal,
+};
 use crate::domain::{Address, Channel, Lane, OnLimit, Priority};
 
 /// Longest `title` or `subject`, in bytes; RFC 5322 folds long ones, people do not read them.
 pub const TITLE_BYTES_MAX: usize = 998;
 /// Longest `recipient`, in bytes: the usual limit for URLs, far above any e-mail address (254).
 pub const RECIPIENT_BYTES_MAX: usize = 2048;
+/// An uncompressed point on P-256 (RFC 8291, section 2.1).
+const P256DH_BYTES: usize = 65;
+/// The secret of a subscription (RFC 8291, section 3.2).
+const AUTH_BYTES: usize = 16;
 /// Longest text or id that names something (category, user id, type), in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
 /// Largest `metadata`, in bytes of JSON.
@@ -147,8 +161,8 @@ impl std::fmt::Debug for Content {
 pub struct Submission {
     /// `email`, `sms`, `push`, `webhook`, `in_app` or `whatsapp`.
     pub channel: Option<String>,
-    /// To whom: address, phone number, device token, URL or user id.
-    #[serde(alias = "to", alias = "url")]
+    /// To whom: address, phone number, device token, URL or user id; a Web Push subscription as JSON text.
+    #[serde(default, alias = "to", alias = "url", deserialize_with = "recipient")]
     pub recipient: Option<String>,
     /// The person.
     #[serde(alias = "userId")]
@@ -384,6 +398,38 @@ pub fn parse_time(text: &str) -> Option<DateTime<Utc>> {
     })
 }
 
+/// A text, or a Web Push subscription as the object it is in a browser.
+fn recipient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Recipient>::deserialize(deserializer)?.map(|recipient| recipient.0))
+}
+
+/// One recipient as producers write it, turned into text.
+#[derive(Debug)]
+pub struct Recipient(pub String);
+
+impl<'de> Deserialize<'de> for Recipient {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Recipient;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text, or a Web Push subscription")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Recipient, E> {
+                Ok(Recipient(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Recipient, A::Error> {
+                let object = Map::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Recipient(Value::Object(object).to_string()))
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
 /// Checks one recipient for `channel`.
 pub fn check_recipient(channel: Channel, text: &str, rules: &Rules) -> Result<Address, FieldError> {
     let refuse = |message: &str| Err(FieldError::new("recipient", message));
@@ -403,9 +449,28 @@ pub fn check_recipient(channel: Channel, text: &str, rules: &Rules) -> Result<Ad
             .check_url(text)
             .map(|()| Address::new(text))
             .map_err(|why| FieldError::new("recipient", why.to_string())),
+        Channel::Push if is_subscription(text) => check_subscription(text, rules),
         Channel::InApp if text.len() > NAME_BYTES_MAX => refuse("must be a user id of at most 200 bytes"),
         Channel::Email | Channel::Sms | Channel::Push | Channel::InApp | Channel::Whatsapp => Ok(Address::new(text)),
     }
+}
+
+fn check_subscription(text: &str, rules: &Rules) -> Result<Address, FieldError> {
+    let refuse = |message: String| FieldError::new("recipient", message);
+    let subscription = Subscription::parse(text).ok_or_else(|| {
+        refuse("must be a device token, or a Web Push subscription with endpoint, keys.p256dh and keys.auth".to_owned())
+    })?;
+    rules.guard.check_push_url(&subscription.endpoint).map_err(|why| match why {
+        Refusal::Private => refuse(why.to_string()),
+        Refusal::NotHttp | Refusal::UserInfo | Refusal::Port | Refusal::NotEncrypted => {
+            refuse(format!("its endpoint {why}"))
+        }
+    })?;
+    let size = |text: &str| URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_or(0, |bytes| bytes.len());
+    if size(&subscription.keys.p256dh) != P256DH_BYTES || size(&subscription.keys.auth) != AUTH_BYTES {
+        return Err(refuse("must have keys.p256dh (65 bytes) and keys.auth (16 bytes) in base64url".to_owned()));
+    }
+    serde_json::to_string(&subscription).map(Address::new).map_err(|_| refuse("has no JSON form".to_owned()))
 }
 
 /// One mailbox, without a display name (RFC 5321 lengths; quoted local parts are not accepted).
@@ -574,6 +639,8 @@ impl Faults {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::contract::guard::Guard;
 
@@ -599,6 +666,52 @@ mod tests {
         ] {
             check(body).unwrap_or_else(|faults| panic!("{body}: {faults:?}"));
         }
+    }
+
+    const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+    const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
+
+    fn subscription(endpoint: &str, p256dh: &str, auth: &str) -> Value {
+        json!({"endpoint": endpoint, "expirationTime": null, "keys": {"p256dh": p256dh, "auth": auth}})
+    }
+
+    fn push(recipient: &Value) -> String {
+        json!({"channel": "push", "recipient": recipient, "message": "m"}).to_string()
+    }
+
+    #[test]
+    fn a_subscription_may_be_an_object_or_its_text_and_is_the_same_address() {
+        let object = subscription("https://push.example.com/abc", P256DH, AUTH);
+        let address = check(&push(&object)).unwrap().recipient;
+        assert_eq!(address, check(&push(&json!(object.to_string()))).unwrap().recipient);
+        let kept: Value = serde_json::from_str(address.reveal()).unwrap();
+        assert_eq!((&kept["keys"], &kept["endpoint"]), (&object["keys"], &object["endpoint"]));
+        assert!(!address.masked().contains("push.example.com"), "{}", address.masked());
+        let named = json!({"channel": "push", "to": object, "message": "m"});
+        assert_eq!(check(&named.to_string()).unwrap().recipient, address);
+    }
+
+    #[test]
+    fn what_is_no_subscription_or_leads_inside_is_refused() {
+        for (recipient, says) in [
+            (json!({}), "with endpoint, keys.p256dh and keys.auth"),
+            (json!("{"), "with endpoint, keys.p256dh and keys.auth"),
+            (json!({"endpoint": "https://push.example.com/abc"}), "with endpoint"),
+            (subscription("push.example.com", P256DH, AUTH), "its endpoint must be an absolute"),
+            (subscription("http://push.example.com/abc", P256DH, AUTH), "its endpoint must be an https URL"),
+            (subscription("https://10.0.0.1/abc", P256DH, AUTH), "target_not_allowed"),
+            (subscription("https://localhost/abc", P256DH, AUTH), "target_not_allowed"),
+            (subscription("https://push.example.com/abc", P256DH, "c2hvcnQ"), "keys.auth (16 bytes)"),
+            (subscription("https://push.example.com/abc", AUTH, AUTH), "keys.p256dh (65 bytes)"),
+            (subscription(&format!("https://push.example.com/{}", "a".repeat(2048)), P256DH, AUTH), "2048 bytes"),
+        ] {
+            let faults = check(&push(&recipient)).unwrap_err();
+            let [fault] = faults.as_slice() else { panic!("{recipient}: {faults:?}") };
+            assert!(fault.field == "recipient" && fault.message.contains(says), "{recipient}: {fault}");
+        }
+        let mail = json!({"channel": "email", "recipient": {"endpoint": "x"}, "message": "m"});
+        assert_eq!(fields(&mail.to_string()), ["recipient"]);
+        assert_eq!(fields(r#"{"channel":"push","recipient":7,"message":"m"}"#), ["body"]);
     }
 
     #[test]

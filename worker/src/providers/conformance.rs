@@ -18,6 +18,7 @@ use xtask::sinks::http::{HttpSink, Reply, Request};
 
 use super::{
     email::{sendgrid::Sendgrid, ses::Ses},
+    push::{apns::Apns, fcm::Fcm, testing},
     sms::{sns::Sns, twilio::Twilio},
 };
 use crate::testing::{config, order};
@@ -54,7 +55,7 @@ struct Vendor {
 }
 
 fn vendors() -> Vec<Vendor> {
-    vec![sendgrid(), ses(), twilio(), sns()]
+    vec![sendgrid(), ses(), twilio(), sns(), fcm(), apns()]
 }
 
 fn sendgrid() -> Vendor {
@@ -236,6 +237,86 @@ fn sns() -> Vendor {
         },
         names: |request, delivery| request.header("amz-sdk-invocation-id") == Some(delivery),
         check: ("/", || Reply::Status(200, Vec::new(), b"<GetSMSAttributesResponse/>".to_vec())),
+        beside: |_| {},
+    }
+}
+
+fn fcm() -> Vendor {
+    fn refused(code: u16, error: &str) -> Reply {
+        let said = format!("device-token-1 is no good for text-{CANARY}");
+        let details =
+            serde_json::json!([{"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": error}]);
+        Reply::json(
+            code,
+            &serde_json::json!({"error": {"code": code, "message": said, "status": said, "details": details}}),
+        )
+    }
+    fn token() -> Reply {
+        Reply::json(200, &serde_json::json!({"access_token": format!("token-{CANARY}"), "expires_in": 3599}))
+    }
+    Vendor {
+        name: ProviderName::Fcm,
+        channel: Channel::Push,
+        recipient: "device-token-1",
+        settings: |base| testing::settings(ProviderName::Fcm, base),
+        make: |config| Arc::new(Fcm::new(config, true).unwrap()),
+        path: testing::MESSAGES,
+        taken: || Reply::json(200, &serde_json::json!({"name": "projects/project-1/messages/0:15%31bd"})),
+        reference: "projects/project-1/messages/0:15%31bd",
+        broken_off: Unknown,
+        refusals: || {
+            vec![
+                (refused(404, "UNREGISTERED"), AddressDead),
+                (refused(400, "INVALID_ARGUMENT"), Rejected),
+                (refused(403, "SENDER_ID_MISMATCH"), Rejected),
+                (refused(401, "THIRD_PARTY_AUTH_ERROR"), Misconfigured),
+                (refused(429, "QUOTA_EXCEEDED"), Throttled),
+                (refused(500, "INTERNAL"), Transient),
+                (refused(503, "UNAVAILABLE"), Transient),
+            ]
+        },
+        names: |request, delivery| {
+            let message = &request.json().unwrap()["message"];
+            message["android"]["notification"]["tag"] == delivery
+                && message["apns"]["headers"]["apns-collapse-id"] == delivery
+        },
+        check: (testing::TOKEN, token),
+        beside: |sink| sink.reply_to(testing::TOKEN, token()),
+    }
+}
+
+/// Over HTTP/2, as Apple speaks nothing else.
+fn apns() -> Vendor {
+    fn refused(code: u16, reason: &str) -> Reply {
+        Reply::json(code, &serde_json::json!({"reason": reason, "timestamp": 1_800_000_000}))
+    }
+    Vendor {
+        name: ProviderName::Apns,
+        channel: Channel::Push,
+        recipient: "00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0",
+        settings: |base| testing::settings(ProviderName::Apns, base),
+        make: |config| Arc::new(Apns::new(config, true).unwrap()),
+        path: "/3/device/00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0",
+        taken: || Reply::ok().with_header("apns-id", "EC1BF194-B3B2-424A-9E79-84C1B7ED6DCF"),
+        reference: "EC1BF194-B3B2-424A-9E79-84C1B7ED6DCF",
+        // The headers alone say everything.
+        broken_off: Sent,
+        refusals: || {
+            vec![
+                (refused(400, "BadDeviceToken"), AddressDead),
+                (refused(410, "Unregistered"), AddressDead),
+                (refused(413, "PayloadTooLarge"), Rejected),
+                (refused(400, "BadTopic"), Misconfigured),
+                (refused(403, "InvalidProviderToken"), Misconfigured),
+                (refused(403, "ExpiredProviderToken"), Transient),
+                (refused(429, "TooManyRequests"), Throttled),
+                (refused(429, "TooManyProviderTokenUpdates"), Throttled),
+            ]
+        },
+        names: |request, delivery| request.header("apns-id") == Some(delivery),
+        check: ("/3/device/0000000000000000000000000000000000000000000000000000000000000000", || {
+            refused(400, "BadDeviceToken")
+        }),
         beside: |_| {},
     }
 }

@@ -5,6 +5,7 @@ pub mod aws;
 mod conformance;
 pub mod email;
 pub mod in_app;
+pub mod push;
 pub mod sandbox;
 pub mod sms;
 pub mod vendor;

@@ -20,7 +20,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// An answer is read this far: errors of vendors are short.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How long a check of credentials may take.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest id of a vendor that is kept.
 const REFERENCE_BYTES_MAX: usize = 128;
 /// The content type of forms.
@@ -132,7 +132,8 @@ pub async fn call(who: &str, request: RequestBuilder) -> Result<Answer, Outcome>
     }
 }
 
-async fn read(mut response: Response) -> Answer {
+/// The answer, read as far as it matters.
+pub async fn read(mut response: Response) -> Answer {
     let (status, headers) = (response.status(), response.headers().clone());
     let mut body = Vec::new();
     let body = loop {

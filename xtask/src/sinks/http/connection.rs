@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Reply, Request, Shared, path_of};
+use super::{Reply, Request, Shared, http2, path_of};
 use crate::http::dechunk;
 
 /// The largest head that is read; a client that sends more is broken.
@@ -22,6 +22,11 @@ const HEADERS_MAX: usize = 128;
 
 /// Serves one client until the connection ends.
 pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+    match http2::is_spoken(&stream).await {
+        Ok(true) => return http2::serve(stream, shared).await,
+        Ok(false) => {}
+        Err(_) => return,
+    }
     let mut connection = Connection { stream, input: Vec::new(), shared };
     while let Ok(Next::KeepOpen) = connection.exchange().await {}
 }
@@ -182,7 +187,7 @@ impl Connection {
 }
 
 /// A handler's choice is made once the request is there to look at.
-fn decided(reply: Reply, request: &Request) -> Reply {
+pub(super) fn decided(reply: Reply, request: &Request) -> Reply {
     match reply {
         Reply::With(handler) => handler(request),
         Reply::Delay(delay, later) => decided(*later, request).after(delay),

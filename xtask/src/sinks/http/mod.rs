@@ -1,4 +1,4 @@
-//! A real HTTP/1.1 server that writes down every request and answers, or misbehaves, as it is told.
+//! A real server of HTTP/1.1, and of HTTP/2 without TLS, that writes down every request and answers, or misbehaves, as it is told.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -15,6 +15,7 @@
 //! ```
 
 mod connection;
+mod http2;
 mod reply;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,0 +1,268 @@
+//! Apple's push service over HTTP/2, known to it by a signed token or by a certificate.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use chrono::{DateTime, TimeDelta, Utc};
+use reqwest::{Client, Identity, Url, header::AUTHORIZATION};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shared::{
+    clock,
+    config::{ApnsSigner, Config},
+    contract::{
+        Order, Provider,
+        provider::{Checking, Sending},
+    },
+    domain::{Fault, Outcome, ProviderName},
+};
+
+use super::{Notice, PushSetupError, file, forget_at, is_for, signed, word};
+use crate::providers::vendor::{self, Answer};
+
+const WHO: &str = "apns";
+const CERTIFICATE: &str = "APNS_CERTIFICATE_PATH";
+/// Apple's limit.
+const PAYLOAD_BYTES_MAX: usize = 4096;
+/// Apple takes a token for 60 minutes and wants no new one before 20.
+const TOKEN_MINUTES: i64 = 40;
+const NEW_TOKEN_MINUTES_MIN: i64 = 20;
+/// Of the right shape, and no device's.
+const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Apple's push service.
+pub struct Apns {
+    client: Client,
+    devices: Url,
+    topic: String,
+    /// Signs tokens; without it the certificate of the connection says who we are.
+    signer: Option<Signer>,
+    breaker: Arc<str>,
+    alone: bool,
+}
+
+impl Apns {
+    /// Reads the key or the certificate that the settings name; `alone` where no other push service is set up.
+    pub fn new(config: &Config, alone: bool) -> Result<Self, PushSetupError> {
+        let apns = config.push.apns.as_ref().ok_or(PushSetupError::Missing(CERTIFICATE))?;
+        let pem = file(CERTIFICATE, &apns.certificate_path)?;
+        // Apple speaks nothing else; without TLS there is nothing to agree on it with.
+        let client = vendor::client(config.provider_timeout).http2_prior_knowledge();
+        let (client, signer) = match &apns.signer {
+            Some(names) => (client, Some(Signer::new(names, pem.as_bytes())?)),
+            None => {
+                let identity = Identity::from_pem(pem.as_bytes()).map_err(|_| {
+                    let what =
+                        "a PEM with a certificate and its key (for a token key set APNS_KEY_ID and APNS_TEAM_ID)";
+                    PushSetupError::Content(CERTIFICATE, what)
+                })?;
+                (client.identity(identity), None)
+            }
+        };
+        let devices = apns.base_url.join("3/device/").map_err(|_| PushSetupError::Missing("APNS_BASE_URL"))?;
+        let credential = [pem.as_str(), apns.topic.as_str()].concat();
+        Ok(Self {
+            client: client.build()?,
+            devices,
+            topic: apns.topic.clone(),
+            signer,
+            breaker: vendor::breaker_key(ProviderName::Apns, &credential),
+            alone,
+        })
+    }
+
+    async fn post(&self, order: &Order) -> Outcome {
+        let payload = payload(order);
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            let detail = format!("the notification has more than {PAYLOAD_BYTES_MAX} bytes");
+            return Outcome::Rejected(Fault::new("PayloadTooLarge", detail));
+        }
+        let Some(url) = self.url(order.recipient.reveal()) else {
+            return Outcome::Rejected(Fault::new("BadDeviceToken", "the recipient is no device token"));
+        };
+        let headers = [
+            ("apns-id", order.delivery.to_string()),
+            ("apns-push-type", "alert".to_owned()),
+            ("apns-priority", "10".to_owned()),
+            ("apns-expiration", forget_at(order).timestamp().to_string()),
+            // Sent again, it replaces what the device shows instead of joining it.
+            ("apns-collapse-id", order.delivery.to_string()),
+        ];
+        self.call(url, &headers, payload, order.timeout).await
+    }
+
+    async fn call(
+        &self,
+        url: Url,
+        headers: &[(&str, String)],
+        payload: String,
+        timeout: std::time::Duration,
+    ) -> Outcome {
+        let mut request = self.client.post(url).header("apns-topic", &self.topic).timeout(timeout).body(payload);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let mut used = None;
+        if let Some(signer) = &self.signer {
+            let Some(token) = signer.token(clock::now()) else {
+                return Outcome::Transient(Fault::new("randomness", "this machine gave no random numbers"), None);
+            };
+            request = request.header(AUTHORIZATION, format!("bearer {}", token.expose_secret()));
+            used = Some((signer, token));
+        }
+        match vendor::call(WHO, request).await {
+            Ok(answer) => {
+                let reason = reason(&answer);
+                if let (Some("ExpiredProviderToken"), Some((signer, token))) = (reason.as_deref(), used) {
+                    signer.drop_expired(&token, clock::now());
+                }
+                judge(&answer, reason.as_deref())
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// `None`: whatever it is, it must not stand in a path.
+    fn url(&self, token: &str) -> Option<Url> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':');
+        token.chars().all(plain).then(|| self.devices.join(&format!("./{token}")).ok())?
+    }
+
+    /// Asks for something that no device can get: who may not ask at all is told so before that is found out.
+    async fn prove(&self) -> Result<String, Fault> {
+        let url = self.url(NOBODY).ok_or_else(|| Fault::new("bad_url", "APNS_BASE_URL is no base of URLs"))?;
+        let headers = [("apns-push-type", "background".to_owned()), ("apns-priority", "5".to_owned())];
+        let nothing = json!({"aps": {"content-available": 1}}).to_string();
+        match self.call(url, &headers, nothing, vendor::CHECK_TIMEOUT).await {
+            Outcome::Sent(_) | Outcome::AddressDead(_) => Ok(format!("apns knows us and the topic {}", self.topic)),
+            Outcome::Transient(fault, _)
+            | Outcome::Throttled(fault, _)
+            | Outcome::Rejected(fault)
+            | Outcome::Misconfigured(fault)
+            | Outcome::Unknown(fault) => Err(fault),
+        }
+    }
+}
+
+impl Provider for Apns {
+    fn name(&self) -> ProviderName {
+        ProviderName::Apns
+    }
+
+    fn fits(&self, order: &Order) -> bool {
+        is_for(order, ProviderName::Apns, self.alone)
+    }
+
+    fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.breaker))
+    }
+
+    fn check(&self) -> Checking<'_> {
+        Box::pin(self.prove())
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.post(order))
+    }
+}
+
+/// Signs tokens, seldom: Apple refuses who makes many.
+struct Signer {
+    key: EcdsaKeyPair,
+    key_id: String,
+    team_id: String,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    token: Option<(Arc<SecretString>, DateTime<Utc>)>,
+    /// When Apple last called one expired that should not have been.
+    dropped_at: Option<DateTime<Utc>>,
+}
+
+impl Signer {
+    fn new(names: &ApnsSigner, pem: &[u8]) -> Result<Self, PushSetupError> {
+        let wrong = || PushSetupError::Content(CERTIFICATE, "a token key of Apple (.p8: a P-256 key as PKCS #8)");
+        let der = PrivateKeyDer::from_pem_slice(pem).map_err(|_| wrong())?;
+        let key = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_der());
+        let (key_id, team_id) = (names.key_id.clone(), names.team_id.clone());
+        Ok(Self { key: key.map_err(|_| wrong())?, key_id, team_id, held: Mutex::default() })
+    }
+
+    fn token(&self, now: DateTime<Utc>) -> Option<Arc<SecretString>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds =
+            |since: &DateTime<Utc>| (TimeDelta::zero()..TimeDelta::minutes(TOKEN_MINUTES)).contains(&(now - *since));
+        if let Some((token, _)) = held.token.as_ref().filter(|(_, since)| holds(since)) {
+            return Some(Arc::clone(token));
+        }
+        let header = json!({"alg": "ES256", "kid": self.key_id.as_str()});
+        let claims = json!({"iss": self.team_id.as_str(), "iat": now.timestamp()});
+        let token = Arc::new(SecretString::from(signed::es256(&self.key, &header, &claims)?));
+        held.token = Some((Arc::clone(&token), now));
+        Some(token)
+    }
+
+    /// Makes room for a new one; if that is refused as well, the clock is wrong, and more of them would not help.
+    fn drop_expired(&self, token: &Arc<SecretString>, now: DateTime<Utc>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = held.dropped_at.is_some_and(|at| now - at < TimeDelta::minutes(NEW_TOKEN_MINUTES_MIN));
+        let is_held = held.token.as_ref().is_some_and(|(held, _)| Arc::ptr_eq(held, token));
+        if is_held && !lately {
+            *held = Held { token: None, dropped_at: Some(now) };
+        }
+    }
+}
+
+fn payload(order: &Order) -> String {
+    let notice = Notice::of(order);
+    let mut members = notice.members();
+    let mut alert = serde_json::Map::new();
+    alert.extend(notice.title.map(|title| ("title".to_owned(), Value::from(title))));
+    alert.extend(notice.body.map(|body| ("body".to_owned(), Value::from(body))));
+    let mut aps = serde_json::Map::from_iter([("alert".to_owned(), Value::Object(alert))]);
+    aps.extend(notice.badge.map(|badge| ("badge".to_owned(), Value::from(badge))));
+    // Apple's word, whatever the producer calls so.
+    members.insert("aps".to_owned(), Value::Object(aps));
+    Value::Object(members).to_string()
+}
+
+fn reason(answer: &Answer) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Refused {
+        reason: String,
+    }
+    word(&answer.json::<Refused>()?.reason).map(str::to_owned)
+}
+
+fn judge(answer: &Answer, reason: Option<&str>) -> Outcome {
+    let status = answer.status.as_u16();
+    let fault =
+        |what: &str| Fault::new(reason.unwrap_or(answer.status.as_str()), format!("apns answered {status}{what}"));
+    match (status, reason) {
+        // Apple says nothing but the id; whoever says something else is not Apple.
+        (200, _) if answer.header("apns-id").is_some() || answer.body.as_ref().is_some_and(Vec::is_empty) => {
+            vendor::sent(answer, answer.header("apns-id").and_then(vendor::reference))
+        }
+        (410, _) | (_, Some("BadDeviceToken" | "Unregistered" | "ExpiredToken")) => {
+            Outcome::AddressDead(fault(": the device token is dead"))
+        }
+        (_, Some("ExpiredProviderToken")) => {
+            Outcome::Transient(fault(": our token is too old by its clock; a new one is made"), answer.retry_after())
+        }
+        (_, Some("BadTopic" | "MissingTopic" | "TopicDisallowed")) => {
+            Outcome::Misconfigured(fault(": APNS_TOPIC is not ours"))
+        }
+        (_, Some("BadCertificate" | "BadCertificateEnvironment")) => {
+            Outcome::Misconfigured(fault(": the certificate is refused"))
+        }
+        (_, Some("IdleTimeout")) => Outcome::Transient(fault(": the connection stood idle"), answer.retry_after()),
+        _ => answer.judge(WHO, reason),
+    }
+}
+
+#[cfg(test)]
+mod tests;

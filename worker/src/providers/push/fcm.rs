@@ -1,0 +1,343 @@
+//! Firebase Cloud Messaging, HTTP v1, as a service account.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
+use reqwest::{Client, Url, header::CONTENT_TYPE};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use shared::{
+    clock,
+    config::Config,
+    contract::{
+        Order, Provider,
+        provider::{Checking, Sending},
+    },
+    domain::{Fault, Outcome, ProviderName},
+};
+use tokio::time::timeout;
+
+use super::{Notice, PushSetupError, file, is_for, signed, time_to_live, word};
+use crate::providers::vendor::{self, Answer};
+
+const WHO: &str = "fcm";
+const TOKENS: &str = "the token endpoint of fcm";
+const CREDENTIALS: &str = "FCM_CREDENTIALS_PATH";
+const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
+const GRANT: &str = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
+/// Google's longest for an assertion.
+const ASSERTION_SECONDS: i64 = 3600;
+/// How long a token holds whose answer does not say.
+const TOKEN_SECONDS: u64 = 300;
+/// The share of an attempt's time that getting a token may take.
+const TOKEN_SHARE: f64 = 0.75;
+/// A token is replaced this long before its end, or at nine tenths of a shorter life.
+const RENEWED_BEFORE: Duration = Duration::from_mins(5);
+
+/// Firebase Cloud Messaging.
+pub struct Fcm {
+    client: Client,
+    send: Url,
+    project: String,
+    tokens: Tokens,
+    breaker: Arc<str>,
+    alone: bool,
+}
+
+/// The file of a service account, as far as it matters.
+#[derive(Deserialize)]
+struct ServiceAccount {
+    project_id: Option<String>,
+    private_key_id: Option<String>,
+    private_key: String,
+    client_email: String,
+    token_uri: String,
+}
+
+impl Fcm {
+    /// Reads the file that the settings name; `alone` where no other push service is set up.
+    pub fn new(config: &Config, alone: bool) -> Result<Self, PushSetupError> {
+        let fcm = config.push.fcm.as_ref().ok_or(PushSetupError::Missing(CREDENTIALS))?;
+        let text = file(CREDENTIALS, &fcm.credentials_path)?;
+        let account: ServiceAccount = serde_json::from_str(&text)
+            .map_err(|_| PushSetupError::Content(CREDENTIALS, "the JSON file of a service account"))?;
+        let project = fcm.project_id.clone().or_else(|| account.project_id.clone());
+        let project = project.ok_or(PushSetupError::Missing("FCM_PROJECT_ID"))?;
+        let path = format!("v1/projects/{project}/messages:send");
+        let send = fcm.base_url.join(&path).map_err(|_| PushSetupError::Missing("FCM_PROJECT_ID"))?;
+        let client = vendor::client(config.provider_timeout).build()?;
+        let tokens = Tokens::new(account, client.clone())?;
+        Ok(Self { client, send, project, tokens, breaker: vendor::breaker_key(ProviderName::Fcm, &text), alone })
+    }
+
+    async fn post(&self, order: &Order) -> Outcome {
+        let started = Instant::now();
+        // Not all of the time, so that the call itself is not cut off.
+        let token = match timeout(order.timeout.mul_f64(TOKEN_SHARE), self.tokens.get()).await {
+            Ok(Ok(token)) => token,
+            Ok(Err(outcome)) => return outcome,
+            Err(_) => {
+                return Outcome::Transient(Fault::new("timeout", format!("{TOKENS} did not answer in time")), None);
+            }
+        };
+        let request = self
+            .client
+            .post(self.send.clone())
+            .bearer_auth(token.value.expose_secret())
+            .json(&message(order))
+            .timeout(order.timeout.saturating_sub(started.elapsed()));
+        match vendor::call(WHO, request).await {
+            Ok(answer) => self.judge(&answer, &token),
+            Err(outcome) => outcome,
+        }
+    }
+
+    fn judge(&self, answer: &Answer, token: &Arc<Token>) -> Outcome {
+        #[derive(Deserialize)]
+        struct Taken {
+            name: String,
+        }
+        let status = answer.status.as_u16();
+        if answer.status.is_success() {
+            token.proven.store(true, Ordering::Relaxed);
+            return match answer.json::<Taken>() {
+                Some(taken) => vendor::sent(answer, vendor::reference(&taken.name)),
+                None => answer.judge(WHO, None),
+            };
+        }
+        let code = error_code(answer);
+        let code = code.as_deref();
+        let fault =
+            |what: &str| Fault::new(code.unwrap_or(answer.status.as_str()), format!("fcm answered {status}{what}"));
+        match (status, code) {
+            (_, Some("UNREGISTERED")) => Outcome::AddressDead(fault(": the device token is dead")),
+            (_, Some("SENDER_ID_MISMATCH")) => Outcome::Rejected(fault(": the device token is of another project")),
+            (_, Some("INVALID_ARGUMENT")) => Outcome::Rejected(fault(": the token or the message is not valid")),
+            (_, Some("QUOTA_EXCEEDED")) => Outcome::Throttled(fault(": too much at once"), answer.retry_after()),
+            (_, Some("UNAVAILABLE" | "INTERNAL")) => Outcome::Transient(fault(""), answer.retry_after()),
+            (_, Some("THIRD_PARTY_AUTH_ERROR")) => {
+                Outcome::Misconfigured(fault(": the project's own credentials at Apple or for Web Push are refused"))
+            }
+            (401, _) => {
+                self.tokens.drop_refused(token);
+                match token.proven.load(Ordering::Relaxed) {
+                    true => Outcome::Transient(fault(": the token holds no longer; a new one is fetched"), None),
+                    false => answer.judge(WHO, code),
+                }
+            }
+            _ => answer.judge(WHO, code),
+        }
+    }
+
+    async fn prove(&self) -> Result<String, Fault> {
+        let silent = || Fault::new("timeout", format!("{TOKENS} did not answer in time"));
+        let outcome = match timeout(vendor::CHECK_TIMEOUT, self.tokens.fetch()).await.map_err(|_| silent())? {
+            Ok(_) => return Ok(format!("the service account got a token, for project {}", self.project)),
+            Err(outcome) => outcome,
+        };
+        Err(outcome.fault().cloned().unwrap_or_else(silent))
+    }
+}
+
+impl Provider for Fcm {
+    fn name(&self) -> ProviderName {
+        ProviderName::Fcm
+    }
+
+    fn fits(&self, order: &Order) -> bool {
+        is_for(order, ProviderName::Fcm, self.alone)
+    }
+
+    fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.breaker))
+    }
+
+    fn check(&self) -> Checking<'_> {
+        Box::pin(self.prove())
+    }
+
+    fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
+        Box::pin(self.post(order))
+    }
+}
+
+/// An access token of the service account.
+struct Token {
+    value: SecretString,
+    renew_at: Instant,
+    ends_at: Instant,
+    /// Something was sent with it: if it is refused after that, it ended early, and the credentials are not to blame.
+    proven: AtomicBool,
+}
+
+/// Fetches tokens, one at a time, and keeps the last one.
+struct Tokens {
+    client: Client,
+    endpoint: String,
+    account: String,
+    key: RsaKeyPair,
+    key_id: Option<String>,
+    held: Mutex<Option<Arc<Token>>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Tokens {
+    fn new(account: ServiceAccount, client: Client) -> Result<Self, PushSetupError> {
+        let wrong = || PushSetupError::Content(CREDENTIALS, "the file of a service account with an RSA key");
+        let ServiceAccount { private_key_id: key_id, private_key, client_email: account, token_uri: endpoint, .. } =
+            account;
+        let der = PrivateKeyDer::from_pem_slice(private_key.as_bytes()).map_err(|_| wrong())?;
+        let key = RsaKeyPair::from_pkcs8(der.secret_der()).or_else(|_| RsaKeyPair::from_der(der.secret_der()));
+        let key = key.map_err(|_| wrong())?;
+        Ok(Self { client, endpoint, account, key, key_id, held: Mutex::default(), turn: Default::default() })
+    }
+
+    /// The token held, or a new one; an outcome where there is none. Nothing was sent to any device by then.
+    async fn get(&self) -> Result<Arc<Token>, Outcome> {
+        let Some(token) = self.held() else {
+            let _turn = self.turn.lock().await;
+            // Whoever had the turn before may have brought one.
+            return match self.held() {
+                Some(token) => Ok(token),
+                None => self.fetch().await,
+            };
+        };
+        if Instant::now() < token.renew_at {
+            return Ok(token);
+        }
+        // One renews it; the others go on with what still holds, as does that one if nothing comes of it.
+        match self.turn.try_lock() {
+            Ok(_turn) => Ok(self.fetch().await.unwrap_or(token)),
+            Err(_) => Ok(token),
+        }
+    }
+
+    fn held(&self) -> Option<Arc<Token>> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().filter(|token| Instant::now() < token.ends_at).cloned()
+    }
+
+    /// Forgets a token that was refused, unless there is a newer one by now.
+    fn drop_refused(&self, token: &Arc<Token>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.take_if(|held| Arc::ptr_eq(held, token));
+    }
+
+    async fn fetch(&self) -> Result<Arc<Token>, Outcome> {
+        #[derive(Deserialize)]
+        struct Given {
+            access_token: String,
+            expires_in: Option<u64>,
+        }
+        let no_signature = || Outcome::Misconfigured(Fault::new("key", "the key of the service account cannot sign"));
+        let assertion = self.assertion().ok_or_else(no_signature)?;
+        let asked_at = Instant::now();
+        let request = self
+            .client
+            .post(self.endpoint.as_str())
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(format!("{GRANT}&assertion={assertion}"));
+        let answer = vendor::call(TOKENS, request).await.map_err(unsent)?;
+        let given = answer.json::<Given>().filter(|_| answer.status.is_success()).ok_or_else(|| refused(&answer))?;
+        let life = Duration::from_secs(given.expires_in.unwrap_or(TOKEN_SECONDS));
+        let token = Arc::new(Token {
+            value: given.access_token.into(),
+            renew_at: asked_at + life.saturating_sub(RENEWED_BEFORE.min(life / 10)),
+            ends_at: asked_at + life,
+            proven: AtomicBool::new(false),
+        });
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
+        Ok(token)
+    }
+
+    /// What the token is given for (RFC 7523).
+    fn assertion(&self) -> Option<String> {
+        let now = clock::now().timestamp();
+        let header = json!({"alg": "RS256", "typ": "JWT", "kid": self.key_id.as_deref()});
+        let claims = json!({"iss": self.account.as_str(), "scope": SCOPE, "aud": self.endpoint.as_str(),
+            "iat": now, "exp": now + ASSERTION_SECONDS});
+        signed::rs256(&self.key, &header, &claims)
+    }
+}
+
+/// However a call for a token ended, no device was sent anything.
+fn unsent(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Unknown(fault) => Outcome::Transient(fault, None),
+        other => other,
+    }
+}
+
+/// A token endpoint that answers with something else than a token.
+fn refused(answer: &Answer) -> Outcome {
+    #[derive(Deserialize)]
+    struct Refused {
+        error: String,
+    }
+    let code = answer.json::<Refused>().and_then(|refused| word(&refused.error).map(str::to_owned));
+    match answer.judge(TOKENS, code.as_deref()) {
+        // `invalid_grant` and its like: the account, its key, or the clock.
+        Outcome::Rejected(fault) => Outcome::Misconfigured(fault),
+        other => unsent(other),
+    }
+}
+
+/// The code of FCM, else the one that all of Google's services have.
+fn error_code(answer: &Answer) -> Option<String> {
+    let body: Value = answer.json()?;
+    let error = body.get("error")?;
+    let details = error.get("details").and_then(Value::as_array).into_iter().flatten();
+    let own = details.filter_map(|detail| detail.get("errorCode")?.as_str()).next();
+    own.or_else(|| error.get("status")?.as_str()).and_then(word).map(str::to_owned)
+}
+
+fn message(order: &Order) -> Value {
+    let notice = Notice::of(order);
+    let mut notification = Map::new();
+    notification.extend(notice.title.map(|title| ("title".to_owned(), Value::from(title))));
+    notification.extend(notice.body.map(|body| ("body".to_owned(), Value::from(body))));
+    let data: Map<String, Value> = notice.members().into_iter().map(|(name, value)| (name, text(value))).collect();
+    let id = order.delivery.to_string();
+    let mut message = json!({
+        "token": order.recipient.reveal(),
+        "notification": notification,
+        // Sent again, it replaces what the device shows instead of joining it.
+        "android": {"notification": {"tag": id}},
+        "apns": {"headers": {"apns-collapse-id": id}},
+    });
+    let mut set = |pointer: &str, name: &str, value: Value| {
+        if let Some(Value::Object(members)) = message.pointer_mut(pointer) {
+            members.insert(name.to_owned(), value);
+        }
+    };
+    if !data.is_empty() {
+        set("", "data", Value::Object(data));
+    }
+    if let Some(badge) = notice.badge {
+        set("/apns", "payload", json!({"aps": {"badge": badge}}));
+    }
+    if let Some(at) = order.expires_at {
+        set("/android", "ttl", format!("{}s", time_to_live(order).as_secs()).into());
+        set("/apns/headers", "apns-expiration", at.timestamp().to_string().into());
+    }
+    json!({"message": message})
+}
+
+/// FCM's data are texts.
+fn text(value: Value) -> Value {
+    match value {
+        Value::String(_) => value,
+        other => Value::String(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

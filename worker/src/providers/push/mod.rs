@@ -1,0 +1,193 @@
+//! Push notifications: which service a device belongs to, and what all of them show on it.
+
+pub mod apns;
+pub mod fcm;
+mod signed;
+#[cfg(test)]
+pub(super) mod testing;
+pub mod webpush;
+
+use std::{io, path::Path, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+use shared::{
+    clock,
+    contract::{Order, device::is_subscription},
+    domain::ProviderName,
+};
+
+/// A device that is away longer than this misses what has no expiry of its own: the longest that every service keeps.
+const KEPT_FOR: Duration = Duration::from_hours(28 * 24);
+/// Hexadecimal digits of the shortest token of Apple; no other service writes tokens like that.
+const APPLE_DIGITS_MIN: usize = 64;
+
+/// Why a push provider could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum PushSetupError {
+    /// A setting is missing.
+    #[error("{0} is not set")]
+    Missing(&'static str),
+    /// A file cannot be read.
+    #[error("{0} names a file that cannot be read")]
+    File(&'static str, #[source] io::Error),
+    /// A file holds something else.
+    #[error("{0} names a file that is not {1}")]
+    Content(&'static str, &'static str),
+    /// The HTTP client could not be made.
+    #[error("the HTTP client could not be made")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Reads what a setting names.
+fn file(setting: &'static str, path: &Path) -> Result<String, PushSetupError> {
+    std::fs::read_to_string(path).map_err(|error| PushSetupError::File(setting, error))
+}
+
+/// What the producer's data say to the services.
+#[derive(Default, Deserialize)]
+struct Hints {
+    platform: Option<Value>,
+    badge: Option<Value>,
+}
+
+impl Hints {
+    fn of(order: &Order) -> Self {
+        let data = order.content.data.as_deref().map(RawValue::get);
+        data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default()
+    }
+
+    fn service(&self) -> Option<ProviderName> {
+        match self.platform.as_ref()?.as_str()?.to_ascii_lowercase().as_str() {
+            "fcm" | "android" => Some(ProviderName::Fcm),
+            "apns" | "ios" => Some(ProviderName::Apns),
+            "webpush" | "web" => Some(ProviderName::Webpush),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the device of `order` is for `service`. A subscription is for Web Push and nothing else; where a service is `alone`
+/// it takes every token, else the platform decides that the producer named, or the shape of the token.
+fn is_for(order: &Order, service: ProviderName, alone: bool) -> bool {
+    let device = order.recipient.reveal();
+    if is_subscription(device) {
+        return service == ProviderName::Webpush;
+    }
+    if alone {
+        return service != ProviderName::Webpush;
+    }
+    let is_apple = device.len() >= APPLE_DIGITS_MIN && device.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let by_shape = || if is_apple { ProviderName::Apns } else { ProviderName::Fcm };
+    Hints::of(order).service().unwrap_or_else(by_shape) == service
+}
+
+/// What a device shows, and what its program gets.
+struct Notice<'a> {
+    title: Option<&'a str>,
+    body: Option<&'a str>,
+    badge: Option<u32>,
+    data: Option<&'a RawValue>,
+}
+
+impl<'a> Notice<'a> {
+    fn of(order: &'a Order) -> Self {
+        fn said(text: &Option<String>) -> Option<&str> {
+            text.as_deref().filter(|text| !text.is_empty())
+        }
+        let content = &order.content;
+        let badge = Hints::of(order).badge.and_then(|badge| badge.as_u64()).and_then(|badge| badge.try_into().ok());
+        Self { title: said(&content.title), body: said(&content.message), badge, data: content.data.as_deref() }
+    }
+
+    /// The data by name; what has no names stands under `data`.
+    fn members(&self) -> Map<String, Value> {
+        match self.data.and_then(|data| serde_json::from_str(data.get()).ok()) {
+            Some(Value::Object(members)) => members,
+            Some(Value::Null) | None => Map::new(),
+            Some(other) => Map::from_iter([("data".to_owned(), other)]),
+        }
+    }
+}
+
+/// For how long a service should keep it for a device that is away.
+fn time_to_live(order: &Order) -> Duration {
+    let left = order.expires_at.map(|at| (at - clock::now()).to_std().unwrap_or_default());
+    left.map_or(KEPT_FOR, |left| left.min(KEPT_FOR))
+}
+
+/// When a service should forget it.
+fn forget_at(order: &Order) -> DateTime<Utc> {
+    clock::now() + time_to_live(order)
+}
+
+/// A vendor's word for what is wrong, if it is one: whatever else stands there is not repeated.
+fn word(text: &str) -> Option<&str> {
+    let plain = |c: char| c.is_ascii_alphabetic() || c == '_';
+    (!text.is_empty() && text.len() <= 60 && text.chars().all(plain)).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::domain::Channel;
+
+    use super::*;
+    use crate::testing::order;
+
+    fn takers(device: &str, data: &str, alone: bool) -> Vec<&'static str> {
+        let order = order(Channel::Push, device, &format!(r#"{{"message":"m","data":{data}}}"#));
+        let services = [ProviderName::Fcm, ProviderName::Apns, ProviderName::Webpush];
+        services.into_iter().filter(|service| is_for(&order, *service, alone)).map(|name| name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_device_goes_to_the_platform_named_or_to_the_one_its_shape_shows() {
+        let apple = "0123456789abcdefABCDEF".repeat(4);
+        let subscription = r#"{"endpoint":"https://push.example.com/x"}"#;
+        for (device, data, service) in [
+            ("device-token-here", "{}", "fcm"),
+            ("device-token-here", r#"{"platform":"ios"}"#, "apns"),
+            ("device-token-here", r#"{"platform":"APNS"}"#, "apns"),
+            ("device-token-here", r#"{"platform":"windows"}"#, "fcm"),
+            ("device-token-here", r#"{"platform":7}"#, "fcm"),
+            ("device-token-here", "[1]", "fcm"),
+            (&apple, "null", "apns"),
+            (&apple, r#"{"platform":"android"}"#, "fcm"),
+            ("0123abcd", "{}", "fcm"),
+            (subscription, "{}", "webpush"),
+            (subscription, r#"{"platform":"fcm"}"#, "webpush"),
+        ] {
+            assert_eq!(takers(device, data, false), [service], "{device} {data}");
+        }
+        assert_eq!(takers(&apple, r#"{"platform":"ios"}"#, true), ["fcm", "apns"]);
+        assert_eq!(takers(subscription, "{}", true), ["webpush"]);
+    }
+
+    #[test]
+    fn a_notice_has_what_there_is_and_a_badge_only_if_it_is_a_number() {
+        for (data, badge) in [(r#"{"badge":5}"#, Some(5)), (r#"{"badge":-1}"#, None), (r#"{"badge":"5"}"#, None)] {
+            let order = order(Channel::Push, "t", &format!(r#"{{"title":"","message":"m","data":{data}}}"#));
+            let notice = Notice::of(&order);
+            assert_eq!((notice.title, notice.body, notice.badge), (None, Some("m"), badge), "{data}");
+        }
+    }
+
+    #[test]
+    fn it_is_kept_until_it_expires_and_never_longer_than_four_weeks() {
+        let hour = chrono::TimeDelta::hours(1);
+        let mut order = order(Channel::Push, "t", "{}");
+        assert_eq!(time_to_live(&order).as_secs(), 28 * 24 * 3600);
+        order.expires_at = Some(clock::now() + hour * 24 * 100);
+        assert_eq!(time_to_live(&order).as_secs(), 28 * 24 * 3600);
+        order.expires_at = Some(clock::now() + hour);
+        assert!((3590..=3600).contains(&time_to_live(&order).as_secs()));
+        order.expires_at = Some(clock::now() - hour);
+        assert_eq!(time_to_live(&order).as_secs(), 0);
+    }
+
+    #[test]
+    fn only_words_of_vendors_are_repeated() {
+        assert_eq!((word("BadDeviceToken"), word("a token 1"), word("")), (Some("BadDeviceToken"), None, None));
+    }
+}
