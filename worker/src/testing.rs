@@ -42,6 +42,7 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
         content: Arc::new(serde_json::from_str(content).unwrap()),
         accepted_at: "2026-11-20T12:00:00Z".parse().unwrap(),
         webhook_secret: Arc::from(SECRET),
+        webhook_configuration: None,
         webhook_headers: Arc::from([]),
         request_id: None,
         traceparent: None,

@@ -3,6 +3,7 @@
 pub mod guard;
 pub mod provider;
 pub mod submission;
+pub mod webhooks;
 pub mod wire;
 
 pub use provider::{Order, Provider};

@@ -9,9 +9,13 @@ use xtask::sinks::{
 
 const WAIT: Duration = Duration::from_secs(10);
 
-fn http(allowed: &[&str]) -> Http {
+fn config(allowed: &[&str]) -> WebhookConfig {
     let allow_nets = allowed.iter().map(|net| net.parse().unwrap()).collect();
-    Http::new(&WebhookConfig { backends: vec![ProviderName::Http], timeout: WAIT, allow_nets }).unwrap()
+    WebhookConfig { backends: vec![ProviderName::Http], timeout: WAIT, allow_nets, disable_after: WAIT, keep_days: 30 }
+}
+
+fn http(allowed: &[&str]) -> Http {
+    Http::new(&config(allowed), 64).unwrap()
 }
 
 /// Loopback is where the receivers of a test are.
