@@ -347,7 +347,7 @@ SELECT count(*) FROM picked";
 const SWITCHED_OFF: &str = "
 SELECT id FROM webhook_configurations
 WHERE NOT is_active AND disabled_at IS NOT NULL
-  AND (swept_at IS NULL OR (swept_at < disabled_at + interval '2 minutes' AND swept_at < now() - interval '10 seconds'))";
+  AND (swept_at IS NULL OR (swept_at < disabled_at + interval '2 minutes' AND swept_at < now() - interval '5 seconds'))";
 
 /// As when a producer takes a message back.
 const HOLD: &str = "
