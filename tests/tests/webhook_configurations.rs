@@ -99,7 +99,7 @@ async fn what_happens_is_reported_once_to_whoever_wants_it_and_nothing_is_report
     let other = stack.api(&stack.create_key("globex", "admin")?);
     configure(&other, json!({"name": "theirs", "url": sink.url("/theirs")})).await?;
 
-    let note = json!({"channel": "in_app", "recipient": "canary-person", "message": "canary-content", "metadata": {"order": 7}});
+    let note = json!({"channel": "in_app", "recipient": "canary-person", "user_id": "eve", "message": "canary-content", "metadata": {"order": 7}});
     let delivered = producer.send(&note).await?;
     let hook =
         |path: &str| json!({"channel": "webhook", "recipient": sink.url(path), "data": {"content": "canary-content"}});
@@ -192,6 +192,19 @@ async fn what_happens_is_reported_once_to_whoever_wants_it_and_nothing_is_report
     let replay = json!({"since": "2026-01-01T00:00:00Z"});
     assert_eq!(other.post(&format!("{some}/replay"), &replay).await?.status.as_u16(), 404);
     assert_eq!(producer.get(CONFIGURATIONS).await?.status.as_u16(), 403);
+
+    // Whoever is erased is erased here too.
+    let left = |table: &str, column: &str| {
+        format!("SELECT count(*) FROM {table} WHERE convert_from({column}, 'UTF8') LIKE '%{delivered}%'")
+    };
+    assert_eq!(stack.count(&left("messages", "content")).await?, 1);
+    assert_eq!(stack.count(&left("webhook_logs", "request")).await?, 1);
+    admin.request(Method::DELETE, "/api/users/eve", &[], None).await?.ok()?;
+    eventually("nothing is left", SOON, || async {
+        let messages = stack.count(&left("messages", "content")).await.ok()?;
+        (messages + stack.count(&left("webhook_logs", "request")).await.ok()? == 0).then_some(())
+    })
+    .await?;
     Ok(())
 }
 

@@ -152,7 +152,8 @@ WITH e AS MATERIALIZED (
     WHERE d.id = e.delivery_id AND d.run = e.run
       AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
            OR (e.report AND e.state <> 'sent' AND (d.state = 'sent' OR (d.state = 'delivered' AND e.state = 'bounced'))))
-    RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail
+    RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, d.state, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail,
+              e.at, e.provider, e.code
 ), logged AS (
     INSERT INTO delivery_events@ (delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref)
     SELECT delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref FROM e
@@ -194,6 +195,10 @@ WITH e AS MATERIALIZED (
         FROM logged l
         WHERE l.kind <> 'ambiguous' AND (l.kind IN ('delivered', 'bounced', 'read', 'played', 'opened', 'clicked', 'complained')
               OR (l.delivery_id, l.run, l.kind) IN (SELECT id, run, kind FROM moved))
+        UNION ALL
+        SELECT tenant_id, channel, id, 'message.' || state, at, id, run,
+               jsonb_build_object('delivery_id', id, 'channel', channel, 'status', state, 'provider', provider, 'code', code, 'detail', detail)
+        FROM moved WHERE kind = 'ambiguous'
         UNION ALL
         SELECT tenant_id, channel, delivery_id, 'dead_letter.created', clock_timestamp(), id, NULL,
                jsonb_build_object('id', id, 'message_id', message_id, 'delivery_id', delivery_id, 'channel', channel, 'origin', origin,
