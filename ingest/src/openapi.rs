@@ -50,6 +50,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
         configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
+        configurations::regenerate, configurations::test, configurations::logs, configurations::replay,
         webhooks::signing_secret, admin::queues, channels::list, suppressions::list, suppressions::lift,
         tokens::issue, tokens::renew,
         tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list, users::erase,

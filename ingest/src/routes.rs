@@ -86,6 +86,10 @@ routes! {
     "/api/users/{user_id}"                           { DELETE users::erase }
     "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
     "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }
+    "/api/webhooks/configurations/{id}/regenerate-secret" { POST configurations::regenerate }
+    "/api/webhooks/configurations/{id}/test"         { POST configurations::test }
+    "/api/webhooks/configurations/{id}/logs"         { GET configurations::logs }
+    "/api/webhooks/configurations/{id}/replay"       { POST configurations::replay }
     "/health"                                        { GET health::all }
     "/health/live"                                   { GET health::live }
     "/health/ready"                                  { GET health::ready }

@@ -20,8 +20,8 @@ mod retention;
 pub mod task;
 mod trouble;
 mod waha_events;
-mod waha_forward;
 mod waha_sessions;
+mod webhook_events;
 
 use std::{sync::Arc, time::Duration};
 
@@ -121,7 +121,9 @@ impl Line {
         crew.keep(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
         let call_timeout = config.provider_timeout.min(WAHA_TIMEOUT_MAX);
         crew.keep(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
-        crew.keep(waha_forward::WahaForward::new(store.clone(), dispatcher.clone(), relay_after));
+        crew.keep(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
+        crew.keep(webhook_events::WebhookHolds(store.clone()));
+        crew.keep(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
         crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), Arc::clone(config)));
         crew.keep(holds::Holds::new(store.clone(), publisher.clone()));
         crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));

@@ -7,6 +7,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use aws_lc_rs::{
     digest::{SHA256, digest},
     rand,
+    signature::{Ed25519KeyPair, KeyPair},
 };
 use base64::{
     Engine,
@@ -266,6 +267,33 @@ impl RefreshToken {
 /// A new webhook signing secret in the form of Standard Webhooks: `whsec_` and 32 bytes in base64.
 pub fn webhook_secret() -> Result<SecretString, NoRandomness> {
     Ok(format!("{WEBHOOK_SECRET_PREFIX}{}", STANDARD.encode(random::<RANDOM_BYTES>()?)).into())
+}
+
+/// What every private key for webhooks starts with (Standard Webhooks, Ed25519).
+pub const WEBHOOK_KEY_PREFIX: &str = "whsk_";
+/// What every public key for webhooks starts with.
+pub const WEBHOOK_PUBLIC_PREFIX: &str = "whpk_";
+const ED25519_BYTES: usize = 32;
+
+/// A new private key for webhooks: the 32 bytes of the key, and of the public one, in base64.
+pub fn webhook_key() -> Result<SecretString, NoRandomness> {
+    let seed = random::<ED25519_BYTES>()?;
+    let pair = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| NoRandomness)?;
+    let both: Vec<u8> = seed.iter().chain(pair.public_key().as_ref()).copied().collect();
+    Ok(format!("{WEBHOOK_KEY_PREFIX}{}", STANDARD.encode(both)).into())
+}
+
+/// The key that a `whsk_…` stands for; `None`: it is none.
+pub fn webhook_key_pair(key: &str) -> Option<Ed25519KeyPair> {
+    let bytes = STANDARD.decode(key.strip_prefix(WEBHOOK_KEY_PREFIX)?).ok()?;
+    let (seed, public) = bytes.split_at_checked(ED25519_BYTES)?;
+    Ed25519KeyPair::from_seed_and_public_key(seed, public).ok()
+}
+
+/// The public key of a `whsk_…`, as `whpk_…`.
+pub fn webhook_public_key(key: &str) -> Option<String> {
+    let pair = webhook_key_pair(key)?;
+    Some(format!("{WEBHOOK_PUBLIC_PREFIX}{}", STANDARD.encode(pair.public_key().as_ref())))
 }
 
 fn random<const SIZE: usize>() -> Result<[u8; SIZE], NoRandomness> {

@@ -120,7 +120,7 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     }
     let signing = signing(desk, &claim, &content);
     let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
-    let (webhook_secret, webhook_headers) = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
+    let signing = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
     if Instant::now() >= late_at || desk.hurry.is_cancelled() {
         return Err(Obstacle::Late);
     }
@@ -135,8 +135,9 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
         expires_at: claim.expires_at,
-        webhook_secret,
-        webhook_headers,
+        webhook_secret: signing.secrets,
+        webhook_configuration: signing.configuration,
+        webhook_headers: signing.headers,
         request_id: claim.request_id,
         traceparent: claim.traceparent,
         attempt: claim.tries.attempts,
@@ -195,7 +196,7 @@ async fn choose(desk: &Desk, order: &Order, subject: Subject, late_at: Instant) 
 async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
     match &desk.secrets {
         Some(secrets) => secrets.get(claim.tenant, content.configuration, claim.recipient.reveal()).await,
-        None => (Arc::from(""), Arc::from([])),
+        None => Signing::default(),
     }
 }
 

@@ -18,6 +18,10 @@ pub fn describe() {
     describe_counter!("posthaste_failovers_total", "Deliveries that went on to the next provider of their channel.");
     describe_gauge!("posthaste_worker_in_flight", "Deliveries claimed and not yet answered by their provider.");
     describe_counter!("posthaste_egress_blocked_total", "Webhooks not sent because they lead inside.");
+    describe_counter!(
+        "posthaste_webhook_calls_not_logged_total",
+        "Calls to webhook configurations missing in their log."
+    );
 }
 
 /// A provider call that ended as `outcome` after `took`.
@@ -58,4 +62,9 @@ pub fn in_flight(route: Route) -> metrics::Gauge {
 /// A webhook that was not sent because it leads inside.
 pub fn egress_blocked() {
     counter!("posthaste_egress_blocked_total").increment(1);
+}
+
+/// A call to a webhook configuration that the log had no room for.
+pub fn call_not_logged() {
+    counter!("posthaste_webhook_calls_not_logged_total").increment(1);
 }

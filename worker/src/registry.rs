@@ -90,7 +90,10 @@ fn provider(
     let vendor = |error| RegistryError::Vendor(name, error);
     match name {
         Name::Smtp => Ok(Arc::new(Smtp::new(&config.email).map_err(RegistryError::Smtp)?)),
-        Name::Http => Ok(Arc::new(Http::new(&config.webhook).map_err(RegistryError::Http)?)),
+        Name::Http => {
+            let http = Http::new(&config.webhook, config.worker.concurrency).map_err(RegistryError::Http)?;
+            Ok(Arc::new(http.logging(store.clone(), &config.webhook)))
+        }
         Name::Inbox => Ok(Arc::new(Inbox::start(store.clone()))),
         Name::Sandbox => Ok(Arc::new(Sandbox)),
         Name::Waha => {

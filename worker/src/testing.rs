@@ -43,6 +43,7 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
         accepted_at: "2026-11-20T12:00:00Z".parse().unwrap(),
         expires_at: None,
         webhook_secret: Arc::from(SECRET),
+        webhook_configuration: None,
         webhook_headers: Arc::from([]),
         request_id: None,
         traceparent: None,

@@ -139,6 +139,10 @@ pub struct WebhookConfig {
     pub timeout: Duration,
     /// Private networks they may reach all the same.
     pub allow_nets: Vec<IpNet>,
+    /// How long every call to a configuration may fail before it is switched off.
+    pub disable_after: Duration,
+    /// Days that logs of configurations, and events held for them, are kept.
+    pub keep_days: i32,
 }
 
 /// The WAHA of the session `default`; the sessions that tenants make have their own.
@@ -345,7 +349,15 @@ fn webhook(reader: &mut Reader) -> Option<WebhookConfig> {
     let backends = reader.get(&table::WEBHOOK_BACKEND);
     let timeout = reader.get(&table::WEBHOOK_TIMEOUT);
     let allow_nets = reader.get(&table::WEBHOOK_ALLOW_NETS).unwrap_or_default();
-    Some(WebhookConfig { backends: backends?, timeout: timeout?, allow_nets })
+    let (disable_after, keep_days) =
+        (reader.get(&table::WEBHOOK_DISABLE_AFTER_MS), reader.get(&table::WEBHOOK_KEEP_DAYS));
+    Some(WebhookConfig {
+        backends: backends?,
+        timeout: timeout?,
+        allow_nets,
+        disable_after: disable_after?,
+        keep_days: keep_days?,
+    })
 }
 
 fn worker(reader: &mut Reader) -> Option<WorkerConfig> {

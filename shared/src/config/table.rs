@@ -191,6 +191,11 @@ settings! {
         /// Private networks that webhooks may reach all the same.
         WEBHOOK_ALLOW_NETS: Setting<Vec<IpNet>> =
             Setting::new("WEBHOOK_ALLOW_NETS", kind::NETS, "10.20.0.0/16,fd00::/8").unset(Unset::Derived("none"));
+        /// How long every call to a webhook configuration may fail before it is switched off.
+        WEBHOOK_DISABLE_AFTER_MS: Setting<Duration> =
+            Setting::new("WEBHOOK_DISABLE_AFTER_MS", kind::DELAY, "432000000").default("432000000");
+        /// Days that logs of webhook configurations, and events held for them, are kept.
+        WEBHOOK_KEEP_DAYS: Setting<i32> = Setting::new("WEBHOOK_KEEP_DAYS", kind::DAYS, "30").default("30");
         /// How long a call to any other provider may take.
         PROVIDER_TIMEOUT_MS: Setting<Duration> =
             Setting::new("PROVIDER_TIMEOUT_MS", kind::TIMEOUT, "15000").default("15000");

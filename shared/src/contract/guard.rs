@@ -137,6 +137,8 @@ const SPECIAL_V4_TEXT: &[&str] = &[
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
+    // A cloud's own service, in the middle of global addresses.
+    "168.63.129.16/32",
     "169.254.0.0/16",
     "172.16.0.0/12",
     "192.0.0.0/24",

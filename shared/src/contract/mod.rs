@@ -4,6 +4,7 @@ pub mod device;
 pub mod guard;
 pub mod provider;
 pub mod submission;
+pub mod webhooks;
 pub mod wire;
 
 pub use provider::{Order, Provider};

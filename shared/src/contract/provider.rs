@@ -34,9 +34,11 @@ pub struct Order {
     pub accepted_at: DateTime<Utc>,
     /// When it is no longer worth showing; services that keep things for devices are told.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Signs webhooks: the secret of the configuration, else the tenant's, `whsec_…`; two with a space between them while one
-    /// replaces the other.
+    /// Signs webhooks: the secret of the configuration, else the tenant's, `whsec_…`, and `whsk_…` for Ed25519; with spaces
+    /// between them, and doubled while one replaces the other.
     pub webhook_secret: Arc<str>,
+    /// The configuration whose secret that is.
+    pub webhook_configuration: Option<Uuid>,
     /// Further headers of webhooks, from the configuration.
     pub webhook_headers: Arc<[(String, String)]>,
     /// The producer's request id, passed on to systems.

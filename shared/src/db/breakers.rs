@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz};
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Store, statement, webhook_events::tell};
 use crate::domain::{BreakerState, ProviderName};
 
 /// A breaker as it stands.
@@ -210,6 +210,14 @@ WITH asked AS (SELECT ?::text AS key, ?::int4 AS failures_max, now() + ?::int4 *
     WHERE c.state = 'open' AND coalesce((SELECT state FROM before), 'closed') <> 'open' AND l.id IN ",
     lines_behind!("c.key", "a.host"),
     "
+), heard AS (",
+    tell!(plain
+        "
+    SELECT (SELECT min(id) FROM tenants), NULL::text, NULL::uuid, 'breaker.opened', clock_timestamp(), NULL::uuid, NULL::int4,
+           jsonb_build_object('key', key, 'provider', split_part(key, '/', 1), 'state', state, 'failures', failures, 'retry_at', retry_at)
+    FROM counted WHERE state = 'open' AND coalesce((SELECT state FROM before), 'closed') = 'closed'"
+    ),
+    "
 )
 SELECT key, state, failures, since, retry_at, paused_until FROM counted"
 );
@@ -222,6 +230,14 @@ WITH asked AS (SELECT ?::text AS key, ?::text AS host
     UPDATE breakers b SET state = 'closed', failures = 0, since = CASE WHEN b.state = 'closed' THEN b.since ELSE now() END
     FROM asked a WHERE b.key = a.key AND (b.state <> 'closed' OR b.failures > 0)
     RETURNING b.key
+), heard AS (",
+    tell!(plain
+        "
+    SELECT (SELECT min(id) FROM tenants), NULL::text, NULL::uuid, 'breaker.closed', clock_timestamp(), NULL::uuid, NULL::int4,
+           jsonb_build_object('key', key, 'provider', split_part(key, '/', 1), 'state', 'closed')
+    FROM closed WHERE (SELECT state FROM before) <> 'closed'"
+    ),
+    "
 )
 UPDATE lines l SET blocked_until = '-infinity', free_at = least(l.free_at, now())
 FROM closed c, asked a

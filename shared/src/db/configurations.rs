@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{DbResult, Statement, Store, statement};
-use crate::{domain::TenantId, seal::SealError};
+use crate::{domain::TenantId, seal::SealError, token};
 
 /// What an admin sets.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub struct Configuration {
     pub tenant: TenantId,
     /// What its admin set.
     pub settings: ConfigurationSettings,
-    /// Signs what goes there, `whsec_…`.
+    /// Signs what goes there: `whsec_…`, and behind a space `whsk_…` where it signs by Ed25519 as well.
     pub secret: SecretString,
     /// Signed before, and still does until `previous_until`.
     pub previous_secret: Option<SecretString>,
@@ -48,25 +48,33 @@ pub struct Configuration {
     pub previous_until: Option<DateTime<Utc>>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// When it was last changed.
+    /// When it was last changed by an admin.
     pub updated_at: DateTime<Utc>,
+    /// When it was switched off, and why: `admin`, `gone` or `failing`.
+    pub disabled: Option<(DateTime<Utc>, String)>,
 }
 
 impl Configuration {
-    /// Whether events of this name go there.
-    pub fn wants(&self, event: &str) -> bool {
-        let listed = self.settings.events.as_ref();
-        self.settings.is_active && listed.is_none_or(|events| events.iter().any(|name| name == event))
+    /// The public key of its Ed25519 signatures, `whpk_…`, if it makes any.
+    pub fn public_key(&self) -> Option<String> {
+        self.secret.expose_secret().split(' ').find_map(token::webhook_public_key)
+    }
+
+    /// The secret as receivers take it, `whsec_…`.
+    pub fn shared_secret(&self) -> &str {
+        self.secret.expose_secret().split(' ').next().unwrap_or_default()
     }
 }
 
 type Row = (
     (Uuid, i32, String, String, Option<Vec<String>>, Vec<u8>, Vec<u8>),
     (Option<Vec<u8>>, Option<DateTime<Utc>>, bool, DateTime<Utc>, DateTime<Utc>),
+    (Option<DateTime<Utc>>, Option<String>),
 );
 type SqlRow = (
     (SqlUuid, Int4, Text, Text, Nullable<Array<Text>>, Binary, Binary),
     (Nullable<Binary>, Nullable<Timestamptz>, Bool, Timestamptz, Timestamptz),
+    (Nullable<Timestamptz>, Nullable<Text>),
 );
 
 /// A fixed text that reads configurations.
@@ -74,7 +82,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, tenant_id, name, url, events, headers, secret, ",
-            "previous_secret, previous_until, is_active, created_at, updated_at FROM webhook_configurations ",
+            "previous_secret, previous_until, is_active, created_at, updated_at, disabled_at, disabled_why FROM webhook_configurations ",
             $rest
         )
     };
@@ -138,10 +146,27 @@ impl Store {
         self.configurations_of(query.within(Some(tenant))).await
     }
 
-    /// The active configurations of these tenants.
-    pub async fn active_configurations(&self, tenants: Vec<TenantId>) -> DbResult<Vec<Configuration>> {
-        let tenants: Vec<i32> = tenants.into_iter().map(|tenant| tenant.0).collect();
-        self.configurations_of(statement(ACTIVE).bind::<Array<Int4>, _>(tenants)).await
+    /// Gives a configuration another secret; the former one signs too for `grace_seconds`. Says whether the tenant has it.
+    pub async fn replace_secret(
+        &self,
+        tenant: TenantId,
+        id: Uuid,
+        secret: &SecretString,
+        grace_seconds: i32,
+    ) -> DbResult<bool> {
+        let query = statement::<()>(REPLACE_SECRET)
+            .bind::<Binary, _>(self.sealer().seal(secret.expose_secret().as_bytes())?)
+            .bind::<Int4, _>(grace_seconds)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<SqlUuid, _>(id);
+        Ok(query.within(Some(tenant)).run(self).await? > 0)
+    }
+
+    /// When the configurations of tenants were last changed, of those that were within `seconds`.
+    pub async fn changed_configurations(&self, seconds: i32) -> DbResult<Vec<(TenantId, DateTime<Utc>)>> {
+        let query = statement::<(Int4, Timestamptz)>(CHANGED).bind::<Int4, _>(seconds);
+        let rows: Vec<(i32, DateTime<Utc>)> = query.rows(self).await?;
+        Ok(rows.into_iter().map(|(tenant, at)| (TenantId(tenant), at)).collect())
     }
 
     fn bind_configuration<T>(&self, query: Statement<T>, settings: &ConfigurationSettings) -> DbResult<Statement<T>> {
@@ -161,7 +186,7 @@ impl Store {
             Ok(plain.into())
         };
         let open = |row: Row| {
-            let ((id, tenant, name, url, events, headers, sealed), rest) = row;
+            let ((id, tenant, name, url, events, headers, sealed), rest, (disabled_at, disabled_why)) = row;
             let (previous, previous_until, is_active, created_at, updated_at) = rest;
             let headers = serde_json::from_slice(&self.sealer().open(headers)?).unwrap_or_default();
             Ok(Configuration {
@@ -173,6 +198,7 @@ impl Store {
                 previous_until,
                 created_at,
                 updated_at,
+                disabled: disabled_at.zip(disabled_why),
             })
         };
         rows.into_iter().map(open).collect()
@@ -180,14 +206,28 @@ impl Store {
 }
 
 const CREATE: &str = "
-INSERT INTO webhook_configurations (name, url, events, headers, is_active, id, tenant_id, secret) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+INSERT INTO webhook_configurations (name, url, events, headers, is_active, id, tenant_id, secret, updated_at, disabled_at, disabled_why)
+SELECT x.*, clock_timestamp(), CASE WHEN NOT x.is_active THEN now() END, CASE WHEN NOT x.is_active THEN 'admin' END
+FROM (SELECT ?::text, ?::text, ?::text[], ?::bytea, ?::bool AS is_active, ?::uuid, ?::int4, ?::bytea) x";
 
 const UPDATE: &str = "
-UPDATE webhook_configurations SET name = ?, url = ?, events = ?, headers = ?, is_active = ?, updated_at = now()
+UPDATE webhook_configurations c SET name = x.name, url = x.url, events = x.events, headers = x.headers, is_active = x.is_active,
+    updated_at = clock_timestamp(), failing_since = CASE WHEN c.is_active THEN c.failing_since END,
+    disabled_at = CASE WHEN NOT x.is_active THEN coalesce(c.disabled_at, now()) END,
+    disabled_why = CASE WHEN NOT x.is_active THEN coalesce(c.disabled_why, 'admin') END,
+    swept_at = CASE WHEN NOT x.is_active THEN c.swept_at END
+FROM (SELECT ?::text AS name, ?::text AS url, ?::text[] AS events, ?::bytea AS headers, ?::bool AS is_active) x
+WHERE c.tenant_id = ? AND c.id = ?";
+
+const REPLACE_SECRET: &str = "
+UPDATE webhook_configurations SET previous_secret = secret, secret = ?, previous_until = now() + ? * interval '1 second',
+    updated_at = clock_timestamp()
 WHERE tenant_id = ? AND id = ?";
+
+const CHANGED: &str = "
+SELECT tenant_id, max(updated_at) FROM webhook_configurations WHERE updated_at > now() - ? * interval '1 second' GROUP BY tenant_id";
 
 const REMOVE: &str = "DELETE FROM webhook_configurations WHERE tenant_id = ? AND id = ?";
 
 const ONE: &str = select!("WHERE tenant_id = ? AND id = ?");
 const LIST: &str = select!("WHERE tenant_id = ? AND id < ? ORDER BY id DESC LIMIT ?");
-const ACTIVE: &str = select!("WHERE tenant_id = ANY (?::int4[]) AND is_active ORDER BY id");

@@ -125,8 +125,8 @@ struct Eraser<'a> {
     recipients: BTreeSet<String>,
 }
 
-/// Messages emptied, deliveries emptied, letters closed, their recipients, their bulks.
-type Emptied = (i64, i64, i64, Vec<String>, Vec<Uuid>);
+/// Messages emptied, deliveries emptied, letters closed, their recipients, their bulks, the deliveries.
+type Emptied = (i64, i64, i64, Vec<String>, Vec<Uuid>, Vec<Uuid>);
 
 impl Eraser<'_> {
     /// A statement on what is this person's.
@@ -177,10 +177,11 @@ impl Eraser<'_> {
         }
         let blank = self.store.sealer().seal(b"{}")?;
         let query = self
-            .tenants::<(Int8, Int8, Int8, Array<Text>, Array<SqlUuid>)>(EMPTY)
+            .tenants::<(Int8, Int8, Int8, Array<Text>, Array<SqlUuid>, Array<SqlUuid>)>(EMPTY)
             .bind::<Array<SqlUuid>, _>(ids)
             .bind::<Binary, _>(blank.clone());
-        let (messages, deliveries, letters, recipients, bulks): Emptied = query.row(self.store).await?;
+        let (messages, deliveries, letters, recipients, bulks, theirs): Emptied = query.row(self.store).await?;
+        self.echoes(theirs).await?;
         self.erased.messages += messages;
         self.erased.deliveries += deliveries;
         self.erased.dead_letters += letters;
@@ -194,6 +195,16 @@ impl Eraser<'_> {
             self.answers(bulks).await?;
         }
         Ok(messages)
+    }
+
+    /// Empties what configurations were told of these deliveries or messages.
+    async fn echoes(&self, subjects: Vec<Uuid>) -> DbResult<()> {
+        if subjects.is_empty() {
+            return Ok(());
+        }
+        let blank = self.store.sealer().seal(b"{}")?;
+        let query = self.tenants::<()>(ECHOES).bind::<Array<SqlUuid>, _>(subjects).bind::<Binary, _>(blank);
+        query.run(self.store).await.map(drop)
     }
 
     /// Takes the person out of the answers that are kept for repeated bulk calls. The answers stay: without them a repeat
@@ -280,8 +291,10 @@ impl Eraser<'_> {
         let realm = self.person.tenant.to_string();
         let prints = phones.iter().flat_map(|phone| self.store.sealer().fingerprints(&realm, phone));
         let hashes: Vec<Vec<u8>> = prints.map(|print| print.to_vec()).collect();
-        let query = self.tenants::<Int8>(INBOUND).bind::<Array<Binary>, _>(hashes.clone());
-        self.erased.inbound += query.row::<i64>(self.store).await?;
+        let query = self.tenants::<SqlUuid>(INBOUND).bind::<Array<Binary>, _>(hashes.clone());
+        let inbound: Vec<Uuid> = query.rows(self.store).await?;
+        self.erased.inbound += i64::try_from(inbound.len()).unwrap_or_default();
+        self.echoes(inbound).await?;
         self.webhooks(&phones).await?;
         loop {
             let query = self.tenants::<(SqlUuid, Bool)>(NAMELESS).bind::<Array<Binary>, _>(hashes.clone());
@@ -374,7 +387,8 @@ WITH free AS MATERIALIZED (
 ), emptied AS (UPDATE messages m SET user_id = NULL, content = f.blank FROM free f WHERE m.id = f.id RETURNING 1
 )
 SELECT (SELECT count(*) FROM emptied), (SELECT count(*) FROM unaddressed), (SELECT count(*) FROM closed),
-       ARRAY(SELECT recipient FROM theirs), ARRAY(SELECT DISTINCT bulk_id FROM free WHERE bulk_id IS NOT NULL)"
+       ARRAY(SELECT recipient FROM theirs), ARRAY(SELECT DISTINCT bulk_id FROM free WHERE bulk_id IS NOT NULL),
+       ARRAY(SELECT id FROM theirs)"
 );
 
 /// Content is somebody else's as long as a message of the bulk has none of its own.
@@ -409,7 +423,21 @@ const SUPPRESSIONS: &str = "
 UPDATE suppressions SET address = NULL, delivery_id = NULL WHERE tenant_id = ? AND address_hash = ANY (?::bytea[])";
 
 const INBOUND: &str = "
-WITH gone AS (DELETE FROM wa_inbound WHERE tenant_id = ? AND chat_hash = ANY (?::bytea[]) RETURNING 1) SELECT count(*) FROM gone";
+WITH gone AS (DELETE FROM wa_inbound WHERE tenant_id = ? AND chat_hash = ANY (?::bytea[]) RETURNING id) SELECT id FROM gone";
+
+/// What configurations were told of deliveries, or of messages from the person, and the log of those calls.
+const ECHOES: &str = "
+WITH f AS (SELECT ?::int4 AS tenant_id, ?::uuid[] AS subjects, ?::bytea AS blank
+), gone AS (
+    DELETE FROM webhook_events w USING f WHERE w.tenant_id = f.tenant_id AND w.subject = ANY (f.subjects) AND NOT w.pending RETURNING w.carrier
+), carriers AS MATERIALIZED (
+    SELECT d.id, d.message_id FROM gone g
+    CROSS JOIN LATERAL (SELECT d.id, d.message_id, d.state FROM deliveries d WHERE d.id = g.carrier OFFSET 0) d
+    WHERE d.state NOT IN ('scheduled', 'queued', 'sending', 'retrying')
+), emptied AS (UPDATE messages m SET content = f.blank FROM carriers c CROSS JOIN f WHERE m.id = c.message_id
+)
+DELETE FROM webhook_logs l USING f
+WHERE l.tenant_id = f.tenant_id AND (l.delivery_id = ANY (f.subjects) OR l.delivery_id IN (SELECT id FROM carriers))";
 
 const NAMELESS: &str = concat!(
     "SELECT m.id, ",

@@ -3,7 +3,7 @@
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Store, statement, webhook_events::tell};
 use crate::{
     contract::{AttemptRecord, Event},
     domain::{Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId},
@@ -135,8 +135,10 @@ fn clean(text: Option<&str>) -> Option<String> {
 /// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome. Where the
 /// outcome comes after the crash report, `told` takes the supposed attempt out of the log again: there was one call, so
 /// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row. Of reports that come
-/// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce.
-const RECORD: &str = "
+/// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce. Reported is
+/// what moved the delivery, and what a provider told afterwards unless something better was known.
+const RECORD: &str = concat!(
+    "
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::int4[], ?::text[], ?::timestamptz[], ?::text[], ?::text[], ?::text[], ?::text[],
                          ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::uuid[], ?::bool[], ?::bool[], ?::bool[], ?::int4[])
@@ -150,14 +152,15 @@ WITH e AS MATERIALIZED (
     WHERE d.id = e.delivery_id AND d.run = e.run
       AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
            OR (e.report AND e.state <> 'sent' AND (d.state = 'sent' OR (d.state = 'delivered' AND e.state = 'bounced'))))
-    RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail
+    RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, d.state, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail,
+              e.at, e.provider, e.code
 ), logged AS (
     INSERT INTO delivery_events@ (delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref)
     SELECT delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref FROM e
     WHERE (provider IS NOT NULL AND NOT crash) OR (delivery_id, run, kind) IN (SELECT id, run, kind FROM moved)
        OR (report AND EXISTS (SELECT 1 FROM deliveries@ d WHERE d.id = e.delivery_id AND d.run = e.run))
     ON CONFLICT DO NOTHING
-    RETURNING tenant_id, channel, kind, at
+    RETURNING delivery_id, run, tenant_id, channel, kind, at, provider, code, detail
 ), named AS (
     INSERT INTO provider_refs (provider, ref, delivery_id, tenant_id)
     SELECT provider, provider_ref, delivery_id, tenant_id FROM e
@@ -182,7 +185,29 @@ WITH e AS MATERIALIZED (
     SELECT letter_id, tenant_id, message_id, id, channel, CASE dead WHEN 'poison' THEN 'broker' ELSE 'delivery' END, dead,
            coalesce(detail, '')
     FROM moved WHERE dead IS NOT NULL
+    RETURNING id, tenant_id, message_id, delivery_id, channel, origin, reason
+), heard AS (",
+    tell!(
+        "
+        SELECT l.tenant_id, l.channel, l.delivery_id, 'message.' || l.kind, l.at, l.delivery_id, l.run,
+               jsonb_build_object('delivery_id', l.delivery_id, 'channel', l.channel, 'status', l.kind, 'provider', l.provider,
+                                  'code', l.code, 'detail', l.detail)
+        FROM logged l
+        WHERE l.kind <> 'ambiguous' AND (l.kind IN ('delivered', 'bounced', 'read', 'played', 'opened', 'clicked', 'complained')
+              OR (l.delivery_id, l.run, l.kind) IN (SELECT id, run, kind FROM moved))
+        UNION ALL
+        SELECT tenant_id, channel, id, 'message.' || state, at, id, run,
+               jsonb_build_object('delivery_id', id, 'channel', channel, 'status', state, 'provider', provider, 'code', code, 'detail', detail)
+        FROM moved WHERE kind = 'ambiguous'
+        UNION ALL
+        SELECT tenant_id, channel, delivery_id, 'dead_letter.created', clock_timestamp(), id, NULL,
+               jsonb_build_object('id', id, 'message_id', message_id, 'delivery_id', delivery_id, 'channel', channel, 'origin', origin,
+                                  'reason', reason)
+        FROM letters"
+    ),
+    "
 )
 SELECT 'written', kind, count(*) FROM logged GROUP BY 2
 UNION ALL SELECT 'retry', channel, count(*) FROM moved WHERE delay_ms IS NOT NULL GROUP BY 2
-UNION ALL SELECT 'dead', dead, count(*) FROM moved WHERE dead IS NOT NULL GROUP BY 2";
+UNION ALL SELECT 'dead', dead, count(*) FROM moved WHERE dead IS NOT NULL GROUP BY 2"
+);

@@ -20,7 +20,7 @@ use uuid::Uuid;
 pub use filter::{LetterFilter, LetterStatus};
 pub use replay::{IntakeLetter, LetterAction, Pass, Replay, RunningReplay};
 
-use super::{DbResult, Store, schema::dead_letters, statement};
+use super::{DbResult, Store, schema::dead_letters, statement, webhook_events::tell};
 use crate::domain::{Channel, DeadOrigin, DeadReason, TenantId};
 
 /// Largest body that is kept for a replay: four times what the intake takes.
@@ -197,7 +197,9 @@ fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', ""))
 }
 
-const INSERT: &str = "
+const INSERT: &str = concat!(
+    "
+WITH written AS (
 INSERT INTO dead_letters (id, tenant_id, channel, origin, reason, detail, amqp_id, routing_key, body)
 SELECT l.id, t.id, l.channel, l.origin, l.reason, l.detail, l.amqp_id, l.routing_key, l.body
 FROM unnest(?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[])
@@ -206,7 +208,18 @@ LEFT JOIN tenants t ON t.slug = l.tenant
 ON CONFLICT (id) DO UPDATE
 SET status = 'open', replay_id = NULL, created_at = now(), reason = excluded.reason, detail = excluded.detail
 WHERE dead_letters.status <> 'open'
-RETURNING id";
+RETURNING id, tenant_id, channel, origin, reason
+), heard AS (",
+    tell!(plain
+        "
+    SELECT tenant_id, channel, NULL::uuid, 'dead_letter.created', clock_timestamp(), id, NULL::int4,
+           jsonb_build_object('id', id, 'channel', channel, 'origin', origin, 'reason', reason)
+    FROM written WHERE tenant_id IS NOT NULL"
+    ),
+    "
+)
+SELECT id FROM written"
+);
 
 #[cfg(test)]
 mod tests {

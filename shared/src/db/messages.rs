@@ -10,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, statement};
+use super::{DbResult, Statement, Store, statement, webhook_events::tell};
 use crate::domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, OutcomeClass, State, TenantId};
 
 /// Messages looked at by the first statement of a search; enough for any page without a filter.
@@ -601,7 +601,15 @@ WITH moved AS (
     INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
     SELECT id, run, 'cancelled', tenant_id, channel, clock_timestamp() FROM moved
     ON CONFLICT DO NOTHING
-    RETURNING tenant_id, channel, kind, at
+    RETURNING delivery_id, run, tenant_id, channel, kind, at
+), heard AS (",
+    tell!(
+        "
+    SELECT tenant_id, channel, delivery_id, 'message.cancelled', at, delivery_id, run,
+           jsonb_build_object('delivery_id', delivery_id, 'channel', channel, 'status', kind)
+    FROM logged"
+    ),
+    "
 ), counted AS (
     INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
     SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged

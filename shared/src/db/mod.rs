@@ -32,6 +32,8 @@ pub mod wa_inbound;
 pub mod wa_outbound;
 pub mod wa_sessions;
 pub mod waha_events;
+pub mod webhook_events;
+pub mod webhook_logs;
 
 use std::time::Duration;
 

@@ -334,7 +334,7 @@ WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.",
 }
 
 /// Everything but messages and what hangs on them. A bulk stays as long as a message needs its content.
-const TABLES: [(&str, [&str; 2]); 7] = [
+const TABLES: [(&str, [&str; 2]); 9] = [
     older!("bulks", "created_at", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
     older!("inbox", "created_at", ""),
     older!("wa_inbound", "created_at", ""),
@@ -344,6 +344,8 @@ const TABLES: [(&str, [&str; 2]); 7] = [
         "created_at",
         " AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = x.delivery_id AND d.state IN ('scheduled', 'queued', 'sending', 'retrying'))"
     ),
+    older!("webhook_events", "at", " AND NOT x.pending"),
+    older!("webhook_logs", "created_at", ""),
     older!("dead_letters", "created_at", " AND x.status <> 'open'"),
     older!("replays", "created_at", " AND x.status <> 'running'"),
 ];

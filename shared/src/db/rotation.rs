@@ -111,6 +111,8 @@ const COLUMNS: &[Column] = &[
     text("wa_inbound", "recipient"),
     Column { hash: Some("address_hash"), ..text("suppressions", "address") },
     bytes("wa_inbound", "content"),
+    bytes("webhook_logs", "request"),
+    bytes("webhook_logs", "response"),
 ];
 
 #[derive(QueryableByName)]

@@ -215,14 +215,9 @@ impl Store {
         Ok(self.inbound_of(query).await?.into_iter().next())
     }
 
-    /// Up to `limit` messages that were not handed on yet, oldest first.
-    pub async fn inbound_to_forward(&self, limit: i64) -> DbResult<Vec<Inbound>> {
-        self.inbound_of(statement(TO_FORWARD).bind::<Int8, _>(limit)).await
-    }
-
-    /// Notes that messages were handed on.
-    pub async fn mark_forwarded(&self, ids: Vec<Uuid>) -> DbResult<()> {
-        statement::<()>(MARK_FORWARDED).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
+    /// These messages, as far as they are still there.
+    pub async fn inbound_messages(&self, ids: Vec<Uuid>) -> DbResult<Vec<Inbound>> {
+        self.inbound_of(statement(THESE).bind::<Array<SqlUuid>, _>(ids)).await
     }
 
     async fn inbound_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Inbound>> {
@@ -274,6 +269,4 @@ const LIST_OF_CHAT: &str = select!(
 ORDER BY id DESC LIMIT ? OFFSET ?"
 );
 const ONE: &str = select!("WHERE tenant_id = ? AND id = ?");
-const TO_FORWARD: &str = select!("WHERE NOT is_forwarded ORDER BY id LIMIT ?");
-const MARK_FORWARDED: &str =
-    "UPDATE wa_inbound SET is_forwarded = true WHERE id = ANY (?::uuid[]) AND NOT is_forwarded";
+const THESE: &str = select!("WHERE id = ANY (?::uuid[])");

@@ -7,10 +7,17 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use crate::contract::guard::{Guard, Refusal};
+use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// Resolves by the system's resolver and lets nothing pass that the guard refuses.
-pub struct GuardedResolver(pub Guard);
+/// Finds the addresses of a name.
+pub type LookUp = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// Resolves names and lets nothing pass that the guard refuses.
+pub struct GuardedResolver {
+    guard: Guard,
+    look_up: LookUp,
+}
 
 /// Why a name was not dialled.
 #[derive(Debug, thiserror::Error)]
@@ -25,24 +32,38 @@ pub enum ResolveError {
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.0.clone();
+        let (guard, looked_up) = (self.guard.clone(), (self.look_up)(name.as_str().to_owned()));
         Box::pin(async move {
-            let addresses: Addrs = Box::new(vetted(&guard, name.as_str()).await?.into_iter());
+            let addresses: Addrs = Box::new(vetted(&guard, looked_up.await)?.into_iter());
             Ok(addresses)
         })
     }
 }
 
 impl GuardedResolver {
-    /// The resolver as the HTTP client takes it.
+    /// The resolver as the HTTP client takes it; it asks the system's.
     pub fn shared(guard: Guard) -> Arc<Self> {
-        Arc::new(Self(guard))
+        Self::asking(guard, Arc::new(|name| Box::pin(system(name))))
+    }
+
+    /// The same, asking something else.
+    pub fn asking(guard: Guard, look_up: LookUp) -> Arc<Self> {
+        Arc::new(Self { guard, look_up })
+    }
+
+    /// What it lets pass.
+    pub const fn guard(&self) -> &Guard {
+        &self.guard
     }
 }
 
 /// Port 0 stands for the port of the URL, which the client fills in.
-async fn vetted(guard: &Guard, name: &str) -> Result<Vec<SocketAddr>, ResolveError> {
-    let addresses: Vec<_> = tokio::net::lookup_host((name, 0)).await.map_err(ResolveError::Unknown)?.collect();
+async fn system(name: String) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((name, 0)).await?.collect())
+}
+
+fn vetted(guard: &Guard, looked_up: io::Result<Vec<SocketAddr>>) -> Result<Vec<SocketAddr>, ResolveError> {
+    let addresses = looked_up.map_err(ResolveError::Unknown)?;
     addresses.iter().try_for_each(|address| guard.check_ip(address.ip())).map_err(ResolveError::Refused)?;
     Ok(addresses)
 }
@@ -50,6 +71,10 @@ async fn vetted(guard: &Guard, name: &str) -> Result<Vec<SocketAddr>, ResolveErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    async fn vetted(guard: &Guard, name: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        super::vetted(guard, system(name.to_owned()).await)
+    }
 
     #[tokio::test]
     async fn a_name_that_leads_inside_is_refused() {

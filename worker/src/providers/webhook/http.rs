@@ -1,6 +1,10 @@
 //! Webhooks over HTTP/1.1, signed as Standard Webhooks.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use reqwest::{
@@ -15,14 +19,22 @@ use shared::{
     contract::{
         Order, Provider,
         guard::{Guard, Refusal},
-        provider::Sending,
+        provider::{Asking, HeldBack, Sending},
         submission::Content,
+        webhooks::is_secret_header,
     },
-    domain::{Fault, MessageId, Outcome, ProviderName, Receipt},
+    db::{Store, webhook_logs::NewCall},
+    domain::{Fault, MessageId, Outcome, OutcomeClass, ProviderName, Receipt},
     egress::{self, Trouble, resolver::GuardedResolver, retry_after},
 };
+use uuid::Uuid;
 
-use super::{super::vendor::AGENT, standard_webhooks};
+use super::{
+    super::vendor::AGENT,
+    calls::{self, Calls, RESPONSE_BYTES_MAX},
+    crowd::Crowd,
+    standard_webhooks,
+};
 use crate::measures;
 
 /// A receiver that cannot be connected to within this will not answer in time either.
@@ -32,7 +44,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections to one receiver; more than all lanes together attempt at once are of no use.
 const IDLE_PER_HOST_MAX: usize = 256;
-/// An answer is read this far, so that its connection can be used again; nothing of it is kept.
+/// An answer is read this far, so that its connection can be used again.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The status is the answer; its body is not worth a longer wait than a new connection would cost.
 const ANSWER_BODY_TIMEOUT: Duration = Duration::from_millis(500);
@@ -41,19 +53,39 @@ const ANSWER_BODY_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Http {
     client: Client,
     guard: Guard,
+    crowd: Crowd,
+    calls: Option<Calls>,
+}
+
+/// What the log of calls says of an answer.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
 }
 
 impl Http {
-    /// A client for these settings. The error is that of the TLS set-up.
-    pub fn new(config: &WebhookConfig) -> reqwest::Result<Self> {
+    /// A client for these settings, in a worker that makes `places` calls at once. The error is that of the TLS set-up.
+    pub fn new(config: &WebhookConfig, places: usize) -> reqwest::Result<Self> {
         let guard = Guard::new(config.allow_nets.clone());
+        Self::resolving(config, places, GuardedResolver::shared(guard))
+    }
+
+    /// The same with a log of the calls to configurations.
+    pub fn logging(mut self, store: Store, config: &WebhookConfig) -> Self {
+        self.calls = Some(Calls::start(store, config.disable_after));
+        self
+    }
+
+    fn resolving(config: &WebhookConfig, places: usize, resolver: Arc<GuardedResolver>) -> reqwest::Result<Self> {
+        let guard = resolver.guard().clone();
         let client = egress::client(CONNECT_TIMEOUT.min(config.timeout.mul_f64(0.8)))
             .http1_only()
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-            .dns_resolver(GuardedResolver::shared(guard.clone()))
+            .dns_resolver(resolver)
             .build()?;
-        Ok(Self { client, guard })
+        Ok(Self { client, guard, crowd: Crowd::new(places), calls: None })
     }
 
     async fn post(&self, order: &Order) -> Outcome {
@@ -68,11 +100,71 @@ impl Http {
             let detail = "the tenant's webhook secret is not `whsec_` and base64";
             return Outcome::Misconfigured(Fault::new("secret", detail));
         };
+        let log = self.calls.as_ref().zip(order.webhook_configuration);
+        let logged = log.map(|(calls, configuration)| (calls, entry(order, configuration, &headers, &body)));
+        let began = Instant::now();
         let request = self.client.post(url).headers(headers).body(body.into_owned()).timeout(order.timeout);
-        match request.send().await {
+        let (outcome, answer) = match request.send().await {
             Ok(response) => answered(response).await,
-            Err(error) => failed(&error),
+            Err(error) => (failed(&error), None),
+        };
+        if let Some((calls, call)) = logged {
+            calls.log(NewCall {
+                status: answer.as_ref().map(|answer| answer.status.as_u16().into()),
+                is_taken: outcome.class() == OutcomeClass::Sent,
+                response: answer.map(|answer| calls::response(&answer.headers, &answer.body)),
+                duration_ms: i32::try_from(began.elapsed().as_millis()).unwrap_or(i32::MAX),
+                ..call
+            });
         }
+        outcome
+    }
+
+    async fn enter(&self, order: &Order) -> Result<(), HeldBack> {
+        match origin(order) {
+            Some(origin) => self.crowd.enter(&origin, order.delivery, order.timeout).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Gives the place of a call back, however the call ends.
+struct Place<'a> {
+    http: &'a Http,
+    order: &'a Order,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(origin) = origin(self.order) {
+            self.http.crowd.leave(&origin, self.order.delivery);
+        }
+    }
+}
+
+/// Scheme, host and port of the receiver.
+fn origin(order: &Order) -> Option<Arc<str>> {
+    let url = Url::parse(order.recipient.reveal()).ok()?;
+    Some(Arc::from(url.origin().ascii_serialization()))
+}
+
+/// What the log says of a call before its answer is known. Only headers that the configuration adds can be secret.
+fn entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) -> NewCall {
+    let is_added = |name: &str| order.webhook_headers.iter().any(|(added, _)| added.eq_ignore_ascii_case(name));
+    let is_secret = |name: &str| is_added(name) && is_secret_header(name);
+    NewCall {
+        id: Uuid::now_v7(),
+        tenant: order.tenant,
+        configuration,
+        event: order.content.kind.clone(),
+        delivery: order.delivery,
+        attempt: order.attempt.into(),
+        status: None,
+        is_taken: false,
+        request: calls::request(order.recipient.reveal(), headers, is_secret, body),
+        response: None,
+        duration_ms: 0,
+        at: clock::now(),
     }
 }
 
@@ -83,8 +175,7 @@ impl Provider for Http {
 
     /// One receiver that hangs delays no other; what two tenants do to one receiver stays between each of them and it.
     fn breaker_key(&self, order: &Order) -> Option<Arc<str>> {
-        let origin = Url::parse(order.recipient.reveal()).ok()?.origin().ascii_serialization();
-        Some(format!("http/{}/{origin}", order.tenant).into())
+        origin(order).map(|origin| Arc::from(format!("http/{}/{origin}", order.tenant)))
     }
 
     /// Only a receiver that hangs takes places from others; one that refuses or fails is retried as its schedule says.
@@ -92,8 +183,15 @@ impl Provider for Http {
         failure.fault().and_then(|fault| fault.code.as_deref()) == Some(Trouble::Timeout.as_str())
     }
 
+    fn gate<'a>(&'a self, order: &'a Order) -> Asking<'a> {
+        Box::pin(self.enter(order))
+    }
+
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
-        Box::pin(self.post(order))
+        Box::pin(async move {
+            let _place = Place { http: self, order };
+            self.post(order).await
+        })
     }
 }
 
@@ -168,18 +266,22 @@ fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     Some(headers)
 }
 
-async fn answered(response: Response) -> Outcome {
+async fn answered(mut response: Response) -> (Outcome, Option<Answer>) {
     let status = response.status();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let outcome = judge(status, retry_after.and_then(|value| retry_after::parse(value, clock::now())));
+    let mut answer = Answer { status, headers: std::mem::take(response.headers_mut()), body: Vec::new() };
     // Whatever comes of the body changes nothing.
-    let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, read_away(response)).await;
-    outcome
+    let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, read_away(response, &mut answer.body)).await;
+    (outcome, Some(answer))
 }
 
-async fn read_away(mut response: Response) {
+/// Keeps the beginning.
+async fn read_away(mut response: Response, beginning: &mut Vec<u8>) {
     let mut room = ANSWER_BYTES_MAX;
     while let Ok(Some(chunk)) = response.chunk().await {
+        let wanted = RESPONSE_BYTES_MAX.saturating_sub(beginning.len()).min(chunk.len());
+        beginning.extend_from_slice(chunk.get(..wanted).unwrap_or_default());
         match room.checked_sub(chunk.len()) {
             Some(left) => room = left,
             None => return,

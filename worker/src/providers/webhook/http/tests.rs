@@ -9,9 +9,13 @@ use xtask::sinks::{
 
 const WAIT: Duration = Duration::from_secs(10);
 
-fn http(allowed: &[&str]) -> Http {
+fn config(allowed: &[&str]) -> WebhookConfig {
     let allow_nets = allowed.iter().map(|net| net.parse().unwrap()).collect();
-    Http::new(&WebhookConfig { backends: vec![ProviderName::Http], timeout: WAIT, allow_nets }).unwrap()
+    WebhookConfig { backends: vec![ProviderName::Http], timeout: WAIT, allow_nets, disable_after: WAIT, keep_days: 30 }
+}
+
+fn http(allowed: &[&str]) -> Http {
+    Http::new(&config(allowed), 64).unwrap()
 }
 
 /// Loopback is where the receivers of a test are.
@@ -189,6 +193,66 @@ async fn no_way_leads_inside() {
     // As if the name had been public when it was submitted: only the resolver stands in the way now.
     let error = guarded.client.post(format!("http://localhost:{port}/")).send().await.unwrap_err();
     assert_eq!(code(&failed(&error)), (OutcomeClass::Rejected, "target_not_allowed"));
+    assert_eq!(canary.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody came");
+}
+
+/// A name server that answers each question with the next addresses, and a resolver that asks it anew every time.
+async fn name_server(answers: Vec<Vec<std::net::Ipv4Addr>>) -> shared::egress::resolver::LookUp {
+    let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut answers = answers.into_iter();
+        let mut question = [0; 512];
+        while let Ok((length, asker)) = server.recv_from(&mut question).await {
+            let addresses = answers.next().unwrap_or_default();
+            let mut answer = question[..length].to_vec();
+            answer[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::try_from(addresses.len()).unwrap()]);
+            for address in addresses {
+                // The name of the question, A, IN, for no time at all.
+                answer.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+                answer.extend(address.octets());
+            }
+            server.send_to(&answer, asker).await.unwrap();
+        }
+    });
+    Arc::new(move |name: String| {
+        Box::pin(async move {
+            let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await?;
+            let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            for label in name.trim_end_matches('.').split('.') {
+                question.push(u8::try_from(label.len()).unwrap());
+                question.extend(label.as_bytes());
+            }
+            question.extend([0, 0, 1, 0, 1]);
+            socket.send_to(&question, address).await?;
+            let mut answer = [0; 512];
+            let (length, _) = socket.recv_from(&mut answer).await?;
+            let records = answer[question.len()..length].chunks_exact(16);
+            Ok(records.map(|record| ([record[12], record[13], record[14], record[15]], 0).into()).collect())
+        })
+    })
+}
+
+#[tokio::test]
+async fn a_name_that_leads_inside_the_second_time_is_not_dialled_the_second_time() {
+    let outside = HttpSink::start("127.0.0.2:0".parse().unwrap()).await.unwrap();
+    outside.reply_by_default(Reply::ok().with_header("Connection", "close"));
+    let port = outside.address().port();
+    let canary = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    canary.set_nonblocking(true).unwrap();
+    let (out, inside) = ([127, 0, 0, 2].into(), [127, 0, 0, 1].into());
+    let look_up = name_server(vec![vec![out], vec![inside], vec![out, inside], vec![], vec![out]]).await;
+    let config = config(&["127.0.0.2/32"]);
+    let resolver = GuardedResolver::asking(Guard::new(config.allow_nets.clone()), look_up);
+    let http = Http::resolving(&config, 64, resolver).unwrap();
+    let order = webhook(&format!("http://rebind.example.com:{port}/"), &json!({"data": 1}));
+    let refused = (OutcomeClass::Rejected, "target_not_allowed");
+    assert_eq!(http.post(&order).await.class(), OutcomeClass::Sent, "outside");
+    assert_eq!(code(&http.post(&order).await), refused, "inside");
+    assert_eq!(code(&http.post(&order).await), refused, "one of them is inside");
+    assert_eq!(http.post(&order).await.class(), OutcomeClass::Transient, "nowhere");
+    assert_eq!(http.post(&order).await.class(), OutcomeClass::Sent, "outside again");
+    assert_eq!(outside.requests().len(), 2);
     assert_eq!(canary.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody came");
 }
 

@@ -1,0 +1,136 @@
+//! Tells webhook configurations what happened: each event becomes an ordinary durable webhook.
+//!
+//! An event is accepted under a key made of itself, and only then counts as told; so it is sent once, whatever crashes. Of a
+//! configuration that is switched off it is held, see `docs/adr/0010`.
+
+use std::{collections::HashMap, time::Duration};
+
+use metrics::counter;
+use shared::{
+    db::{
+        Store,
+        accept::{Accepted, Crowding},
+        wa_inbound::Inbound,
+        webhook_events::{Telling, is_received},
+    },
+    dispatch::Dispatcher,
+};
+use uuid::Uuid;
+
+use crate::task::{Report, Task, TaskError, count_of};
+
+/// Events told in one turn.
+const LIMIT: i64 = 200;
+/// Waiting webhooks of a configuration that are taken back in one turn.
+const HOLD_LIMIT: i64 = 2000;
+/// Rows forgotten in one turn.
+const FORGET_LIMIT: i64 = 5000;
+
+/// The task that tells.
+pub struct WebhookEvents {
+    store: Store,
+    dispatcher: Dispatcher,
+    relay_after_ms: i32,
+}
+
+impl WebhookEvents {
+    /// Accepts in `store`, and lets `dispatcher` publish.
+    pub const fn new(store: Store, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
+        Self { store, dispatcher, relay_after_ms }
+    }
+
+    /// Messages from people among these events, as far as they are still there.
+    async fn inbound(&self, events: &[Telling]) -> Result<HashMap<Uuid, Inbound>, TaskError> {
+        let ids: Vec<Uuid> =
+            events.iter().filter(|event| is_received(&event.event)).filter_map(|event| event.subject).collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let found = self.store.inbound_messages(ids).await?;
+        Ok(found.into_iter().map(|message| (message.id, message)).collect())
+    }
+}
+
+impl Task for WebhookEvents {
+    const NAME: &'static str = "webhook_events";
+    const PERIOD: Duration = Duration::from_millis(250);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let received = self.store.tell_received(LIMIT).await?;
+        let events = self.store.tellings(LIMIT).await?;
+        let more = received >= LIMIT || i64::try_from(events.len()).is_ok_and(|count| count >= LIMIT);
+        if events.is_empty() {
+            return Ok(if more { Report::More } else { Report::Done });
+        }
+        let inbound = self.inbound(&events).await?;
+        let (mut told, mut gone, mut ids, mut batch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for event in &events {
+            let message = event.subject.and_then(|subject| inbound.get(&subject));
+            let is_lost = is_received(&event.event) && message.is_none();
+            match &event.url {
+                Some(_) if event.is_echo || is_lost => gone.push(event.id),
+                Some(_) if !event.is_active => told.push((event.id, None)),
+                Some(url) => {
+                    let (acceptance, delivery) = event.acceptance(url, message);
+                    ids.push((event.id, delivery));
+                    batch.push(acceptance);
+                }
+                None => gone.push(event.id),
+            }
+        }
+        if !batch.is_empty() {
+            let (accepted, dispatch) = self.store.accept(&batch, self.relay_after_ms, &Crowding::default()).await?;
+            dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
+            for ((id, delivery), accepted) in ids.into_iter().zip(accepted) {
+                told.push((id, Some(carrier(accepted, delivery.0))));
+            }
+        }
+        counter!("posthaste_webhook_events_total").increment(count_of(told.len()));
+        if !told.is_empty() {
+            self.store.told(told).await?;
+        }
+        if !gone.is_empty() {
+            self.store.drop_events(gone).await?;
+        }
+        Ok(if more { Report::More } else { Report::Done })
+    }
+}
+
+/// What was accepted before a crash carries the event; its id is the stored answer.
+fn carrier(accepted: Accepted, ours: Uuid) -> Uuid {
+    match accepted {
+        Accepted::Replayed(first) => Uuid::from_slice(&first).unwrap_or(ours),
+        Accepted::New | Accepted::KeyTaken => ours,
+    }
+}
+
+/// The task that takes back what waits for configurations that were switched off.
+pub struct WebhookHolds(pub Store);
+
+impl Task for WebhookHolds {
+    const NAME: &'static str = "webhook_holds";
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let held = self.0.hold_back(HOLD_LIMIT).await?;
+        Ok(if held >= HOLD_LIMIT { Report::More } else { Report::Done })
+    }
+}
+
+/// The task that forgets old events and logs.
+pub struct WebhookForgets {
+    /// The database.
+    pub store: Store,
+    /// Days they are kept.
+    pub days: i32,
+}
+
+impl Task for WebhookForgets {
+    const NAME: &'static str = "webhook_forgets";
+    const PERIOD: Duration = Duration::from_secs(600);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let forgotten = self.store.forget_webhooks(self.days, FORGET_LIMIT).await?;
+        Ok(if i64::try_from(forgotten).is_ok_and(|rows| rows >= FORGET_LIMIT) { Report::More } else { Report::Done })
+    }
+}

@@ -1,0 +1,387 @@
+//! What Posthaste reports to webhook configurations: written with the fact, told by a task, held for those that are off.
+//!
+//! Whoever writes a fact adds [`tell!`] to its statement. It costs a look at the tenant's configurations, of which most have
+//! none.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use serde_json::{Map, Value, json, value::RawValue};
+use uuid::Uuid;
+
+use super::{DbResult, Store, statement, wa_inbound::Inbound};
+use crate::{
+    contract::{
+        submission::Content,
+        webhooks::{self, SOURCE},
+    },
+    db::accept::{Acceptance, Hash, Key, NewDelivery, NewMessage},
+    domain::{Address, Channel, DeliveryId, Lane, MessageId, Priority, Route, TenantId},
+    telemetry::TraceContext,
+};
+
+/// Adds events to a statement: one row for each configuration of their tenant that wants them. `$rows` gives `tenant_id,
+/// channel, delivery, event, at, subject, run, fact`. A configuration is not told about itself, and deliveries that carry events
+/// report none; the fence keeps that question from being asked where nobody listens. With `plain`, for events about no delivery,
+/// it is not asked at all.
+macro_rules! tell {
+    (plain $rows:literal) => {
+        concat!(
+            "
+    INSERT INTO webhook_events (tenant_id, configuration_id, event, at, subject, run, fact)
+    SELECT x.tenant_id, x.configuration_id, x.event, x.at, x.subject, x.run, jsonb_strip_nulls(x.fact)
+    FROM (SELECT f.*, c.id AS configuration_id FROM (",
+            $rows,
+            ") AS f (tenant_id, channel, delivery, event, at, subject, run, fact)
+          JOIN webhook_configurations c ON c.tenant_id = f.tenant_id
+              AND (f.event = ANY (c.events) OR (c.events IS NULL AND f.event <> 'message.retrying'))
+          OFFSET 0) x
+    WHERE x.configuration_id IS DISTINCT FROM x.subject"
+        )
+    };
+    ($rows:literal) => {
+        concat!(
+            tell!(plain $rows),
+            "
+      AND NOT (x.channel = 'webhook' AND EXISTS (
+          SELECT 1 FROM deliveries@ d JOIN messages@ m ON m.id = d.message_id WHERE d.id = x.delivery AND m.source = 'event'))"
+        )
+    };
+}
+
+pub(super) use tell;
+
+/// An event to be told to one configuration.
+#[derive(Clone, Debug)]
+pub struct Telling {
+    /// The row.
+    pub id: i64,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// To which configuration.
+    pub configuration: Uuid,
+    /// Its URL; `None`: it is gone.
+    pub url: Option<String>,
+    /// Whether it takes events at present.
+    pub is_active: bool,
+    /// The event's name.
+    pub event: String,
+    /// When it happened.
+    pub at: DateTime<Utc>,
+    /// What it is about.
+    pub subject: Option<Uuid>,
+    /// What may be told of it.
+    pub fact: Map<String, Value>,
+    /// How often it was replayed.
+    round: i32,
+    /// Whether it is about a delivery that carries an event itself.
+    pub is_echo: bool,
+}
+
+/// Which events are told once more.
+#[derive(Clone, Debug)]
+pub struct Again {
+    /// From this moment.
+    pub since: DateTime<Utc>,
+    /// Up to this one.
+    pub until: DateTime<Utc>,
+    /// Only those whose webhook stands there; `held`: those that were never sent.
+    pub status: Option<String>,
+    /// Only those that these webhooks carried.
+    pub ids: Option<Vec<Uuid>>,
+}
+
+type Row = (
+    (i64, i32, Uuid, Option<String>, Option<bool>, String, DateTime<Utc>),
+    (Option<Uuid>, String, i32, Option<Uuid>, Option<String>, Option<Vec<u8>>, i64),
+);
+type SqlRow = (
+    (Int8, Int4, SqlUuid, Nullable<Text>, Nullable<Bool>, Text, Timestamptz),
+    (Nullable<SqlUuid>, Text, Int4, Nullable<SqlUuid>, Nullable<Text>, Nullable<Binary>, Int8),
+);
+
+impl Store {
+    /// Takes up to `limit` messages from people in as events; says how many messages that was.
+    pub async fn tell_received(&self, limit: i64) -> DbResult<i64> {
+        statement::<Int8>(RECEIVED).bind::<Int8, _>(limit).row(self).await
+    }
+
+    /// Up to `limit` events to be told, oldest first.
+    pub async fn tellings(&self, limit: i64) -> DbResult<Vec<Telling>> {
+        let rows: Vec<Row> = statement::<SqlRow>(PENDING).bind::<Int8, _>(limit).rows(self).await?;
+        rows.into_iter().map(|row| self.telling(row)).collect()
+    }
+
+    fn telling(&self, (head, tail): Row) -> DbResult<Telling> {
+        let (id, tenant, configuration, url, is_active, event, at) = head;
+        let (subject, fact, round, message, source, content, attempts) = tail;
+        let mut fact: Map<String, Value> = serde_json::from_str(&fact).unwrap_or_default();
+        if let Some(message) = message {
+            fact.insert("message_id".to_owned(), json!(message));
+            if attempts > 0 {
+                fact.insert("attempt".to_owned(), json!(attempts));
+            }
+        }
+        if let Some(content) = content {
+            let content: Content = serde_json::from_slice(&self.sealer().open(content)?).unwrap_or_default();
+            if let Some(metadata) = content.metadata {
+                fact.insert("metadata".to_owned(), Value::Object(metadata));
+            }
+        }
+        Ok(Telling {
+            id,
+            tenant: TenantId(tenant),
+            configuration,
+            url,
+            is_active: is_active.unwrap_or_default(),
+            event,
+            at,
+            subject,
+            fact,
+            round,
+            is_echo: source.as_deref() == Some(SOURCE),
+        })
+    }
+
+    /// Notes which webhook carries each of these events; `None`: its configuration is off, and it is held.
+    pub async fn told(&self, events: Vec<(i64, Option<Uuid>)>) -> DbResult<()> {
+        let (ids, carriers): (Vec<i64>, Vec<Option<Uuid>>) = events.into_iter().unzip();
+        let query = statement::<()>(TOLD).bind::<Array<Int8>, _>(ids).bind::<Array<Nullable<SqlUuid>>, _>(carriers);
+        query.run(self).await.map(drop)
+    }
+
+    /// Drops events that nobody is left for.
+    pub async fn drop_events(&self, ids: Vec<i64>) -> DbResult<()> {
+        statement::<()>("DELETE FROM webhook_events WHERE id = ANY (?::int8[])")
+            .bind::<Array<Int8>, _>(ids)
+            .run(self)
+            .await
+            .map(drop)
+    }
+
+    /// Has events of a configuration told once more, at most `limit`, oldest first; says how many. What waits for its next
+    /// try is tried at once instead.
+    pub async fn tell_again(&self, tenant: TenantId, configuration: Uuid, which: Again, limit: i64) -> DbResult<i64> {
+        let query = statement::<Int8>(AGAIN)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<SqlUuid, _>(configuration)
+            .bind::<Timestamptz, _>(which.since)
+            .bind::<Timestamptz, _>(which.until)
+            .bind::<Nullable<Text>, _>(which.status)
+            .bind::<Nullable<Array<SqlUuid>>, _>(which.ids)
+            .bind::<Int8, _>(limit);
+        query.within(Some(tenant)).row(self).await
+    }
+
+    /// Takes back, at most `limit`, what waits for configurations that were switched off lately: their events are held
+    /// instead. Repeated for a while, since a worker may hold some. Says how many.
+    pub async fn hold_back(&self, limit: i64) -> DbResult<i64> {
+        let off: Vec<Uuid> = statement::<SqlUuid>(SWITCHED_OFF).rows(self).await?;
+        let mut held = 0;
+        for configuration in off {
+            let query = statement::<Int8>(HOLD).bind::<SqlUuid, _>(configuration).bind::<Int8, _>(limit);
+            let count: i64 = query.row(self).await?;
+            held += count;
+            if count < limit {
+                let query = statement::<()>("UPDATE webhook_configurations SET swept_at = now() WHERE id = ?");
+                query.bind::<SqlUuid, _>(configuration).run(self).await?;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Forgets events and logs older than `days`, at most `limit` rows of each; says how many.
+    pub async fn forget_webhooks(&self, days: i32, limit: i64) -> DbResult<usize> {
+        let mut forgotten = 0;
+        for text in [FORGET_EVENTS, FORGET_LOGS] {
+            let query = statement::<()>(text).bind::<Int4, _>(days).bind::<Int8, _>(limit);
+            forgotten += query.run(self).await?;
+        }
+        Ok(forgotten)
+    }
+}
+
+impl Telling {
+    /// The webhook that carries it to `url`. A message from a person is told whole: `inbound` is that message.
+    pub fn acceptance(&self, url: &str, inbound: Option<&Inbound>) -> (Acceptance, DeliveryId) {
+        let data = match inbound {
+            Some(inbound) => received(inbound),
+            None => Value::Object(self.fact.clone()),
+        };
+        let key = hash(format!("webhook_event/{}/{}", self.id, self.round).as_bytes());
+        carrier(self.tenant, self.configuration, url, &self.event, (self.at, data), Some(key))
+    }
+}
+
+/// One message with one delivery that carries an event, `{type, timestamp, data}`, to a configuration. Under the same key it is
+/// accepted once, and the stored answer is the delivery's id.
+pub fn carrier(
+    tenant: TenantId,
+    configuration: Uuid,
+    url: &str,
+    event: &str,
+    (at, data): (DateTime<Utc>, Value),
+    key: Option<Hash>,
+) -> (Acceptance, DeliveryId) {
+    let body = json!({"type": event, "timestamp": time(at), "data": data}).to_string();
+    let content = Content {
+        data: RawValue::from_string(body).ok(),
+        kind: Some(event.to_owned()),
+        configuration: Some(configuration),
+        ..Content::default()
+    };
+    let message = MessageId::generate();
+    let delivery = NewDelivery {
+        id: DeliveryId::generate(),
+        route: Route { channel: Channel::Webhook, lane: Lane::Normal },
+        recipient: Address::new(url),
+        line: None,
+        rank: 1,
+        kind: "text",
+    };
+    let (id, trace) = (delivery.id, TraceContext::take_or_make(None, None));
+    let new = NewMessage {
+        id: message,
+        user_id: None,
+        category: None,
+        priority: Priority::Normal.as_str(),
+        content: serde_json::to_vec(&content).ok(),
+        scheduled_at: None,
+        expires_at: None,
+        deliveries: vec![delivery],
+    };
+    let response = id.0.as_bytes().to_vec();
+    let acceptance = Acceptance {
+        tenant,
+        source: SOURCE,
+        request_id: Some(trace.request_id),
+        traceparent: Some(trace.traceparent),
+        key: key.map(|key| Key { key_hash: key, request_hash: key, response }),
+        bulk: None,
+        messages: vec![new],
+    };
+    (acceptance, id)
+}
+
+/// What is told of a message from a person.
+fn received(message: &Inbound) -> Value {
+    json!({
+        "id": message.id,
+        "session_id": message.session,
+        "channel": Channel::Whatsapp,
+        "waha_id": message.waha_id,
+        "from": message.sender,
+        "to": message.recipient,
+        "type": message.kind,
+        "body": message.content.body,
+        "media": message.content.media,
+        "timestamp": time(message.sent_at),
+    })
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+fn hash(text: &[u8]) -> Hash {
+    use aws_lc_rs::digest::{SHA256, digest};
+    digest(&SHA256, text).as_ref().try_into().unwrap_or_default()
+}
+
+/// Whether an event of this name is about a message from a person.
+pub fn is_received(event: &str) -> bool {
+    event == webhooks::RECEIVED
+}
+
+const RECEIVED: &str = concat!(
+    "
+WITH taken AS (
+    UPDATE wa_inbound SET is_forwarded = true
+    WHERE id = ANY (ARRAY(SELECT id FROM wa_inbound WHERE NOT is_forwarded ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED)) AND NOT is_forwarded
+    RETURNING id, tenant_id, created_at
+), heard AS (",
+    tell!(plain
+        "SELECT tenant_id, 'whatsapp', NULL::uuid, 'message.received', created_at, id, NULL::int4, '{}'::jsonb FROM taken"
+    ),
+    "
+)
+SELECT count(*) FROM taken"
+);
+
+/// Notes of the producer come along; those inside a large content stay where they are.
+const PENDING: &str = "
+SELECT w.id, w.tenant_id, w.configuration_id, c.url, c.is_active, w.event, w.at,
+       w.subject, w.fact::text, w.round, d.message_id, m.source,
+       CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
+       CASE WHEN d.id IS NULL THEN 0 ELSE
+           (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.run <= w.run AND e.provider IS NOT NULL) END
+FROM (SELECT * FROM webhook_events WHERE pending ORDER BY id LIMIT ?) w
+LEFT JOIN webhook_configurations c ON c.id = w.configuration_id
+LEFT JOIN LATERAL (SELECT d.id, d.message_id FROM deliveries d WHERE w.run IS NOT NULL AND d.id = w.subject OFFSET 0) d ON true
+LEFT JOIN LATERAL (SELECT m.source, m.content, m.bulk_id FROM messages m WHERE m.id = d.message_id OFFSET 0) m ON true
+LEFT JOIN bulks b ON b.id = m.bulk_id
+ORDER BY w.id";
+
+const TOLD: &str = "
+UPDATE webhook_events w SET pending = false, carrier = x.carrier
+FROM unnest(?::int8[], ?::uuid[]) AS x (id, carrier) WHERE w.id = x.id AND w.pending";
+
+const AGAIN: &str = "
+WITH f AS (SELECT ?::int4 AS tenant_id, ?::uuid AS configuration_id, ?::timestamptz AS since, ?::timestamptz AS until, ?::text AS status, ?::uuid[] AS ids
+), picked AS MATERIALIZED (
+    SELECT w.id, w.carrier, d.state FROM f JOIN webhook_events w ON w.configuration_id = f.configuration_id
+    LEFT JOIN LATERAL (SELECT d.state FROM deliveries d WHERE d.id = w.carrier OFFSET 0) d ON true
+    WHERE w.tenant_id = f.tenant_id AND w.at >= f.since AND w.at <= f.until AND NOT w.pending
+      AND (f.ids IS NULL OR w.carrier = ANY (f.ids))
+      AND (f.status IS NULL OR f.status = CASE WHEN w.carrier IS NULL THEN 'held' ELSE d.state END)
+      AND coalesce(d.state NOT IN ('scheduled', 'queued', 'sending'), true)
+    ORDER BY w.at, w.id LIMIT ?
+), hurried AS (
+    UPDATE due SET due_at = now() WHERE delivery_id = ANY (ARRAY(SELECT carrier FROM picked WHERE state = 'retrying')) AND why = 'retry'
+), again AS (
+    UPDATE webhook_events w SET pending = true, round = w.round + 1
+    FROM picked p WHERE w.id = p.id AND NOT w.pending AND p.state IS DISTINCT FROM 'retrying'
+)
+SELECT count(*) FROM picked";
+
+/// Off for less than two minutes, and not looked at for a while: by then no worker holds anything of it any more.
+const SWITCHED_OFF: &str = "
+SELECT id FROM webhook_configurations
+WHERE NOT is_active AND disabled_at IS NOT NULL
+  AND (swept_at IS NULL OR (swept_at < disabled_at + interval '2 minutes' AND swept_at < now() - interval '5 seconds'))";
+
+/// As when a producer takes a message back.
+const HOLD: &str = "
+WITH waiting AS MATERIALIZED (
+    SELECT w.id, w.carrier FROM webhook_events w
+    CROSS JOIN LATERAL (SELECT d.state FROM deliveries d WHERE d.id = w.carrier OFFSET 0) d
+    WHERE w.configuration_id = ? AND w.at > now() - interval '8 days' AND d.state IN ('queued', 'retrying')
+    ORDER BY w.id LIMIT ?
+), moved AS (
+    UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp()
+    FROM waiting w WHERE d.id = w.carrier AND d.state IN ('queued', 'retrying')
+    RETURNING d.id, d.run, d.tenant_id, d.channel
+), gone AS (
+    DELETE FROM due WHERE delivery_id = ANY (ARRAY(
+        SELECT delivery_id FROM due WHERE delivery_id = ANY (ARRAY(SELECT id FROM moved)) FOR UPDATE SKIP LOCKED))
+), logged AS (
+    INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at, detail)
+    SELECT id, run, 'cancelled', tenant_id, channel, clock_timestamp(), 'its configuration is off: the event is held' FROM moved
+    ON CONFLICT DO NOTHING
+    RETURNING tenant_id, channel, kind, at
+), counted AS (
+    INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
+    SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
+    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+    ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
+), held AS (
+    UPDATE webhook_events w SET carrier = NULL FROM waiting t, moved v WHERE w.id = t.id AND v.id = t.carrier
+)
+SELECT count(*) FROM moved";
+
+const FORGET_EVENTS: &str = "
+DELETE FROM webhook_events WHERE id = ANY (ARRAY(
+    SELECT id FROM webhook_events WHERE at < now() - ? * interval '1 day' AND NOT pending ORDER BY at LIMIT ?))";
+
+const FORGET_LOGS: &str = "
+DELETE FROM webhook_logs WHERE id = ANY (ARRAY(
+    SELECT id FROM webhook_logs WHERE created_at < now() - ? * interval '1 day' ORDER BY created_at LIMIT ?))";

@@ -1,0 +1,329 @@
+//! Webhook configurations: what Posthaste reports itself, once and signed; logs; switching off, holding and replaying.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result};
+use aws_lc_rs::{
+    hmac,
+    signature::{ED25519, UnparsedPublicKey},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use harness::{Api, HttpSink, Reply, Stack, api::SOON, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+use xtask::sinks::http::Request;
+
+const CONFIGURATIONS: &str = "/api/webhooks/configurations";
+
+fn text(value: &Value, name: &str) -> Result<String> {
+    value[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {value}"))
+}
+
+/// Makes a configuration; its path, and what was answered.
+async fn configure(api: &Api, body: Value) -> Result<(String, Value)> {
+    let made = api.post(CONFIGURATIONS, &body).await?.ok()?;
+    Ok((format!("{CONFIGURATIONS}/{}", text(&made, "id")?), made))
+}
+
+async fn put(api: &Api, path: &str, body: Value) -> Result<Value> {
+    api.request(Method::PUT, path, &[], Some(serde_json::to_vec(&body)?)).await?.ok()
+}
+
+/// The events that arrived at a path: type and data.
+fn events(sink: &HttpSink, path: &str) -> Vec<(String, Value)> {
+    let event = |request: &std::sync::Arc<Request>| {
+        let body = request.json().ok()?;
+        Some((body["type"].as_str()?.to_owned(), body["data"].clone()))
+    };
+    sink.requests_to(path).iter().filter_map(event).collect()
+}
+
+fn counts(sink: &HttpSink, path: &str) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for (kind, _) in events(sink, path) {
+        *counts.entry(kind).or_default() += 1;
+    }
+    counts
+}
+
+async fn until_counts(sink: &HttpSink, path: &str, wanted: &[(&str, usize)]) -> Result<()> {
+    let wanted: BTreeMap<String, usize> = wanted.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect();
+    let arrived =
+        eventually("the events arrive", SOON, || async { (counts(sink, path) == wanted).then_some(()) }).await;
+    arrived.with_context(|| format!("{path}: wanted {wanted:?}, got {:?}", counts(sink, path)))
+}
+
+fn signed(request: &Request) -> Vec<u8> {
+    let header = |name: &str| request.header(name).unwrap_or_default().to_owned();
+    format!("{}.{}.{}", header("webhook-id"), header("webhook-timestamp"), request.text()).into_bytes()
+}
+
+/// Whether one of a request's signatures is that of `secret`.
+fn is_signed(request: &Request, secret: &str) -> bool {
+    let Ok(key) = STANDARD.decode(secret.trim_start_matches("whsec_")) else { return false };
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), &signed(request));
+    let wanted = format!("v1,{}", STANDARD.encode(tag.as_ref()));
+    request.header("webhook-signature").is_some_and(|all| all.split(' ').any(|one| one == wanted))
+}
+
+fn is_signed_by_key(request: &Request, public: &str, signed: &[u8]) -> bool {
+    let Ok(public) = STANDARD.decode(public.trim_start_matches("whpk_")) else { return false };
+    let all = request.header("webhook-signature").unwrap_or_default().to_owned();
+    all.split(' ')
+        .filter_map(|one| STANDARD.decode(one.strip_prefix("v1a,")?).ok())
+        .any(|signature| UnparsedPublicKey::new(&ED25519, &public).verify(signed, &signature).is_ok())
+}
+
+/// Waits until nothing is on its way to anybody any more.
+async fn until_quiet(stack: &Stack) -> Result<()> {
+    let busy = "SELECT (SELECT count(*) FROM webhook_events WHERE pending)
+        + (SELECT count(*) FROM deliveries WHERE state IN ('queued', 'sending', 'retrying'))";
+    eventually("all is over", SOON, || async { (stack.count(busy).await.ok()? == 0).then_some(()) }).await
+}
+
+#[tokio::test]
+async fn what_happens_is_reported_once_to_whoever_wants_it_and_nothing_is_reported_about_reports() -> Result<()> {
+    let stack = Stack::start_with(&[("WEBHOOK_MAX_RETRIES", "1")]).await?;
+    let (sink, admin, producer) = (HttpSink::start_local().await?, stack.admin(), stack.producer());
+    sink.reply_to("/bad", Reply::status(400));
+    sink.reply_to("/down", Reply::status(500));
+    // Nobody listens yet.
+    let early = producer.send(&json!({"channel": "in_app", "recipient": "ada", "message": "m"})).await?;
+    producer.wait_status(&early, "delivered").await?;
+    assert_eq!(stack.count("SELECT count(*) FROM webhook_events").await?, 0);
+    configure(&admin, json!({"name": "all", "url": sink.url("/all")})).await?;
+    let some = json!({"name": "some", "url": sink.url("/some"), "events": ["message.failed", "dead_letter.created", "message.retrying"],
+        "headers": {"X-Api-Key": "canary-key", "X-Source": "posthaste"}, "asymmetric": true});
+    let (some, made) = configure(&admin, some).await?;
+    stack.cli(&["tenant", "create", "globex"])?;
+    let other = stack.api(&stack.create_key("globex", "admin")?);
+    configure(&other, json!({"name": "theirs", "url": sink.url("/theirs")})).await?;
+
+    let note = json!({"channel": "in_app", "recipient": "canary-person", "user_id": "eve", "message": "canary-content", "metadata": {"order": 7}});
+    let delivered = producer.send(&note).await?;
+    let hook =
+        |path: &str| json!({"channel": "webhook", "recipient": sink.url(path), "data": {"content": "canary-content"}});
+    let (failed, dead) = (producer.send(&hook("/bad")).await?, producer.send(&hook("/down")).await?);
+    let later =
+        json!({"channel": "in_app", "recipient": "ada", "message": "m", "scheduled_at": "2027-01-01T00:00:00Z"});
+    let cancelled = producer.send(&later).await?;
+    producer.post(&format!("/api/messages/{cancelled}/cancel"), &json!({})).await?.ok()?;
+    for (id, status) in [(&delivered, "delivered"), (&failed, "failed"), (&dead, "dead"), (&cancelled, "cancelled")] {
+        producer.wait_status(id, status).await?;
+    }
+    let all = [
+        ("message.delivered", 1),
+        ("message.failed", 1),
+        ("message.dead", 1),
+        ("message.cancelled", 1),
+        ("dead_letter.created", 1),
+    ];
+    until_counts(&sink, "/all", &all).await?;
+    until_counts(&sink, "/some", &[("message.failed", 1), ("dead_letter.created", 1), ("message.retrying", 1)]).await?;
+    until_quiet(&stack).await?;
+    until_counts(&sink, "/all", &all).await?;
+    assert!(sink.requests_to("/theirs").is_empty(), "another tenant's");
+    assert_eq!(stack.count("SELECT count(*) FROM webhook_events").await?, 8, "nothing about what carries events");
+
+    // What is told: enough to find it, and nothing of what was said to whom.
+    let told: BTreeMap<String, Value> = events(&sink, "/all").into_iter().collect();
+    let data = &told["message.delivered"];
+    assert_eq!((&data["message_id"], &data["channel"]), (&json!(delivered), &json!("in_app")));
+    assert_eq!((&data["status"], &data["provider"]), (&json!("delivered"), &json!("inbox")));
+    assert_eq!((&data["attempt"], &data["metadata"]), (&json!(1), &json!({"order": 7})));
+    let data = &told["message.failed"];
+    assert_eq!((&data["message_id"], &data["code"]), (&json!(failed), &json!("400")));
+    let data = &told["dead_letter.created"];
+    assert_eq!((&data["message_id"], &data["reason"]), (&json!(dead), &json!("attempts_exhausted")));
+    let letter = admin.get(&format!("/api/admin/dead-letters/{}", text(data, "id")?)).await?.ok()?;
+    assert_eq!(letter["message_id"], json!(dead));
+    let ours: Vec<_> = ["/all", "/some"].iter().flat_map(|path| sink.requests_to(path)).collect();
+    for request in &ours {
+        assert!(!request.text().contains("canary"), "{}", request.text());
+        assert!(request.json()?["timestamp"].is_string());
+    }
+    // Both signatures hold; a flipped byte, another secret and another key do not.
+    let (secret, public) = (text(&made, "secret")?, text(&made, "public_key")?);
+    for request in sink.requests_to("/some") {
+        assert!(is_signed(&request, &secret) && !is_signed(&request, &stack.webhook_secret));
+        let mut message = signed(&request);
+        assert!(is_signed_by_key(&request, &public, &message));
+        message[0] ^= 1;
+        assert!(!is_signed_by_key(&request, &public, &message));
+        assert_eq!(request.header("x-api-key"), Some("canary-key"));
+    }
+    assert!(sink.requests_to("/all").iter().all(|request| {
+        request.header("webhook-signature").is_some_and(|all| all.starts_with("v1,") && !all.contains(' '))
+    }));
+
+    // The log of calls, masked, page by page.
+    let logged = eventually("every call is in the log", SOON, || async {
+        let logs = admin.get(&format!("{some}/logs")).await.ok()?.ok().ok()?;
+        (logs["logs"].as_array()?.len() == 3).then_some(logs)
+    })
+    .await?;
+    assert!(!logged.to_string().contains("canary"), "{logged}");
+    let entry = &logged["logs"][0];
+    assert_eq!((&entry["response_status"], &entry["attempt"]), (&json!(200), &json!(1)));
+    assert_eq!(entry["request"]["headers"]["x-api-key"], "***");
+    assert_eq!(entry["request"]["headers"]["x-source"], "posthaste");
+    assert_eq!(entry["request"]["headers"]["webhook-id"], entry["webhook_id"]);
+    assert!(entry["duration_ms"].is_number() && entry["at"].is_string() && entry["event"].is_string());
+    let times: Vec<&str> =
+        logged["logs"].as_array().context("logs")?.iter().filter_map(|log| log["at"].as_str()).collect();
+    assert!(times.is_sorted_by(|newer, older| newer >= older), "{times:?}");
+    let page = admin.get(&format!("{some}/logs?limit=2")).await?.ok()?;
+    let rest = admin.get(&format!("{some}/logs?limit=2&cursor={}", text(&page, "next_cursor")?)).await?.ok()?;
+    assert_eq!((page["logs"].as_array().map(Vec::len), rest["logs"].as_array().map(Vec::len)), (Some(2), Some(1)));
+
+    // What is refused, and whose it is.
+    for (field, body) in [
+        ("events", json!({"name": "x", "url": sink.url("/x"), "events": ["message.eaten"]})),
+        ("headers", json!({"name": "x", "url": sink.url("/x"), "headers": {"Transfer-Encoding": "chunked"}})),
+        ("headers", json!({"name": "x", "url": sink.url("/x"), "headers": {"Webhook-Id": "1"}})),
+    ] {
+        let answer = admin.post(CONFIGURATIONS, &body).await?;
+        assert_eq!((answer.status.as_u16(), answer.fields()), (400, vec![field.to_owned()]), "{body}");
+    }
+    for (method, path) in [(Method::GET, "/logs"), (Method::POST, "/test"), (Method::POST, "/regenerate-secret")] {
+        let answer = other.request(method, &format!("{some}{path}"), &[], None).await?;
+        assert_eq!(answer.status.as_u16(), 404, "{path}: {}", answer.body);
+    }
+    let replay = json!({"since": "2026-01-01T00:00:00Z"});
+    assert_eq!(other.post(&format!("{some}/replay"), &replay).await?.status.as_u16(), 404);
+    assert_eq!(producer.get(CONFIGURATIONS).await?.status.as_u16(), 403);
+
+    // Whoever is erased is erased here too.
+    let left = |table: &str, column: &str| {
+        format!("SELECT count(*) FROM {table} WHERE convert_from({column}, 'UTF8') LIKE '%{delivered}%'")
+    };
+    assert_eq!(stack.count(&left("messages", "content")).await?, 1);
+    assert_eq!(stack.count(&left("webhook_logs", "request")).await?, 1);
+    admin.request(Method::DELETE, "/api/users/eve", &[], None).await?.ok()?;
+    eventually("nothing is left", SOON, || async {
+        let messages = stack.count(&left("messages", "content")).await.ok()?;
+        (messages + stack.count(&left("webhook_logs", "request")).await.ok()? == 0).then_some(())
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_is_gone_is_switched_off_and_what_happens_meanwhile_is_held_until_it_is_replayed() -> Result<()> {
+    let stack = Stack::start_with(&[("WEBHOOK_DISABLE_AFTER_MS", "1500")]).await?;
+    let (sink, admin, producer) = (HttpSink::start_local().await?, stack.admin(), stack.producer());
+    let note = json!({"channel": "in_app", "recipient": "ada", "message": "m"});
+    let send = || async {
+        let id = producer.send(&note).await?;
+        producer.wait_status(&id, "delivered").await.map(|_| id)
+    };
+    sink.reply_to("/gone", Reply::Sequence(vec![Reply::ok(), Reply::status(410), Reply::ok()]));
+    let (gone, made) =
+        configure(&admin, json!({"name": "gone", "url": sink.url("/gone"), "events": ["message.delivered"]})).await?;
+    configure(&admin, json!({"name": "watch", "url": sink.url("/watch"), "events": ["endpoint.disabled"]})).await?;
+    let first = send().await?;
+    until_counts(&sink, "/gone", &[("message.delivered", 1)]).await?;
+    send().await?;
+    until_counts(&sink, "/watch", &[("endpoint.disabled", 1)]).await?;
+    let told = &events(&sink, "/watch")[0].1;
+    assert_eq!((&told["configuration_id"], &told["reason"]), (&made["id"], &json!("gone")));
+    let shown = admin.get(&gone).await?.ok()?;
+    assert_eq!((&shown["active"], &shown["disabled_reason"]), (&json!(false), &json!("gone")));
+    assert!(shown["disabled_at"].is_string() && shown["secret"].is_null(), "{shown}");
+    assert!(stack.logs()?.contains("a webhook configuration was switched off"));
+
+    // Held, not sent; a test goes through all the same.
+    let held = send().await?;
+    let waiting = "SELECT count(*) FROM webhook_events WHERE NOT pending AND carrier IS NULL";
+    eventually("the event is held", SOON, || async { (stack.count(waiting).await.ok()? == 1).then_some(()) }).await?;
+    let answer = admin.post(&format!("{gone}/test"), &json!({})).await?;
+    assert_eq!(answer.status.as_u16(), 202, "{}", answer.body);
+    producer.wait_status(&text(&answer.body, "id")?, "delivered").await?;
+    until_counts(&sink, "/gone", &[("message.delivered", 2), ("test", 1)]).await?;
+    let replay = json!({"since": "2026-01-01T00:00:00Z", "status": "held"});
+    assert_eq!(admin.post(&format!("{gone}/replay"), &replay).await?.status.as_u16(), 409, "it is off");
+
+    assert_eq!(put(&admin, &gone, json!({"active": true})).await?["disabled_at"], Value::Null);
+    let answer = admin.post(&format!("{gone}/replay"), &replay).await?;
+    assert_eq!((answer.status.as_u16(), &answer.body["matched"]), (202, &json!(1)), "{}", answer.body);
+    until_counts(&sink, "/gone", &[("message.delivered", 3), ("test", 1)]).await?;
+    let last = sink.requests_to("/gone").last().context("it was replayed")?.json()?;
+    assert_eq!(last["data"]["message_id"], json!(held));
+    // One by its webhook, those that failed, and all of them.
+    let first_webhook = sink.requests_to("/gone")[0].header("webhook-id").unwrap_or_default().to_owned();
+    for (body, matched) in [
+        (json!({"ids": [first_webhook]}), 1),
+        (json!({"since": "2026-01-01T00:00:00Z", "status": "failed"}), 1),
+        (json!({"since": "2026-01-01T00:00:00Z"}), 3),
+        (json!({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}), 0),
+    ] {
+        let answer = admin.post(&format!("{gone}/replay"), &body).await?.ok()?;
+        assert_eq!(answer["matched"], json!(matched), "{body}");
+        until_quiet(&stack).await?;
+    }
+    until_counts(&sink, "/gone", &[("message.delivered", 8), ("test", 1)]).await?;
+    let ids: Vec<Value> = events(&sink, "/gone").into_iter().map(|(_, data)| data["message_id"].clone()).collect();
+    assert_eq!(ids.iter().filter(|id| **id == json!(first)).count(), 3, "sent, replayed alone, replayed with all");
+    for (field, body) in [("since", json!({})), ("status", json!({"since": "2026-01-01T00:00:00Z", "status": "lost"}))]
+    {
+        assert_eq!(admin.post(&format!("{gone}/replay"), &body).await?.fields(), [field]);
+    }
+
+    // Another secret: at once, beside the former one unless that is unwanted.
+    let former = text(&made, "secret")?;
+    let regenerate = |body: Value| {
+        let (admin, path) = (&admin, format!("{gone}/regenerate-secret"));
+        async move { text(&admin.post(&path, &body).await?.ok()?, "secret") }
+    };
+    let next = |count| {
+        let (sink, send) = (&sink, &send);
+        async move {
+            send().await?;
+            until_counts(sink, "/gone", &[("message.delivered", count), ("test", 1)]).await?;
+            sink.requests_to("/gone").last().cloned().context("one came")
+        }
+    };
+    let second = regenerate(json!({})).await?;
+    let request = next(9).await?;
+    assert!(second != former && is_signed(&request, &second) && is_signed(&request, &former));
+    let third = regenerate(json!({"grace_period_seconds": 0})).await?;
+    let request = next(10).await?;
+    assert!(is_signed(&request, &third) && !is_signed(&request, &second) && !is_signed(&request, &former));
+    let bad = admin.post(&format!("{gone}/regenerate-secret"), &json!({"grace_period_seconds": -1})).await?;
+    assert_eq!(bad.fields(), ["grace_period_seconds"]);
+
+    // Failures alone, for too long; what waits for it is taken back and held.
+    sink.reply_to("/gone", Reply::status(503));
+    send().await?;
+    until_counts(&sink, "/watch", &[("endpoint.disabled", 2)]).await?;
+    assert_eq!(events(&sink, "/watch")[1].1["reason"], "failing");
+    eventually("what waits is held", SOON, || async { (stack.count(waiting).await.ok()? == 1).then_some(()) }).await?;
+    assert_eq!(stack.count("SELECT count(*) FROM deliveries WHERE state = 'cancelled'").await?, 1);
+    sink.reply_to("/gone", Reply::ok());
+    put(&admin, &gone, json!({"active": true})).await?;
+    admin.post(&format!("{gone}/replay"), &replay).await?.ok()?;
+    until_quiet(&stack).await?;
+    assert_eq!(stack.count(waiting).await?, 0, "sent after all");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_delays_no_other() -> Result<()> {
+    let settings = [("WEBHOOK_TIMEOUT", "20000"), ("WORKER_CONCURRENCY", "16")];
+    let (stack, sink, hanging) =
+        (Stack::start_with(&settings).await?, HttpSink::start_local().await?, HttpSink::start_local().await?);
+    hanging.reply_by_default(Reply::Hang);
+    let producer = stack.producer();
+    let recipients: Vec<String> = (0..99).map(|n| hanging.url(&format!("/{n}"))).collect();
+    let body = json!({"recipients": recipients, "channel": "webhook", "title": "t", "message": "m"});
+    producer.post("/api/notifications/send-bulk", &body).await?.ok()?;
+    eventually("the receiver hangs", SOON, || async { (hanging.requests().len() >= 8).then_some(()) }).await?;
+    let begun = std::time::Instant::now();
+    for n in 0..20 {
+        producer.send(&json!({"channel": "webhook", "recipient": sink.url(&format!("/{n}")), "data": n})).await?;
+    }
+    sink.wait_for(20, Duration::from_secs(8)).await?;
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(hanging.requests().len() <= 12, "half the places, and a few at the beginning");
+    Ok(())
+}

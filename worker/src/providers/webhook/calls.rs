@@ -1,0 +1,90 @@
+//! The log of calls to webhook configurations: masked, cut off, and written in batches straight into the database, since what it
+//! holds may not travel through the broker.
+
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use serde_json::{Map, Value, json};
+use shared::{
+    batch::{Batcher, Limits},
+    contract::webhooks::{MASK, is_secret_header},
+    db::{Store, webhook_logs::NewCall},
+    reconnect::Reconnect,
+};
+
+use crate::measures;
+
+/// What is logged of a request's body.
+pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// What is logged of an answer's body.
+pub const RESPONSE_BYTES_MAX: usize = 4 * 1024;
+const LIMITS: Limits = Limits { batch_max: 128, parallel_max: 1, queue_max: 2048, spacing: Duration::from_millis(20) };
+/// Times a batch is tried before it is left out of the log.
+const TRIES_MAX: u32 = 20;
+
+/// Writes calls down.
+pub struct Calls(Batcher<NewCall, ()>);
+
+impl Calls {
+    /// Writes to `store`, which switches off what fails for longer than `disable_after`.
+    pub fn start(store: Store, disable_after: Duration) -> Self {
+        let disable_after_ms = i64::try_from(disable_after.as_millis()).unwrap_or(i64::MAX);
+        Self(Batcher::start(LIMITS, move |calls| write(store.clone(), disable_after_ms, calls)))
+    }
+
+    /// Takes a call down. A log that cannot keep up has gaps; no delivery waits for it.
+    pub fn log(&self, call: NewCall) {
+        if self.0.post(call).is_err() {
+            measures::call_not_logged();
+        }
+    }
+}
+
+async fn write(store: Store, disable_after_ms: i64, calls: Vec<NewCall>) -> Vec<()> {
+    let mut reconnect = Reconnect::new();
+    for _ in 0..TRIES_MAX {
+        match store.log_calls(&calls, disable_after_ms).await {
+            Ok(disabled) => {
+                for (configuration, why) in disabled {
+                    tracing::warn!(configuration.id = %configuration, why, "a webhook configuration was switched off");
+                }
+                break;
+            }
+            Err(error) if error.is_unavailable() => reconnect.pause().await,
+            Err(error) => {
+                tracing::error!(%error, "calls to webhook configurations cannot be logged");
+                break;
+            }
+        }
+    }
+    vec![(); calls.len()]
+}
+
+/// A request as it is logged; `secret` says whether the value of a header is masked.
+pub fn request(url: &str, headers: &HeaderMap, secret: impl Fn(&str) -> bool, body: &str) -> Value {
+    json!({
+        "method": "POST",
+        "url": url,
+        "headers": shown(headers, secret),
+        "body": cut(body.as_bytes(), REQUEST_BYTES_MAX),
+        "truncated": body.len() > REQUEST_BYTES_MAX,
+    })
+}
+
+/// An answer as it is logged.
+pub fn response(headers: &HeaderMap, body: &[u8]) -> Value {
+    json!({ "headers": shown(headers, is_secret_header), "body": cut(body, RESPONSE_BYTES_MAX) })
+}
+
+fn shown(headers: &HeaderMap, secret: impl Fn(&str) -> bool) -> Map<String, Value> {
+    let value = |name: &str, value: &[u8]| match secret(name) {
+        true => MASK.to_owned(),
+        false => cut(value, 1024),
+    };
+    headers.iter().map(|(name, text)| (name.to_string(), value(name.as_str(), text.as_bytes()).into())).collect()
+}
+
+/// The beginning of a text; what is no UTF-8 is replaced, a NUL too, which the database does not take.
+fn cut(text: &[u8], bytes_max: usize) -> String {
+    String::from_utf8_lossy(text.get(..bytes_max).unwrap_or(text)).replace('\0', "\u{fffd}")
+}
