@@ -9,6 +9,7 @@ mod database;
 mod email;
 mod fault;
 mod kind;
+mod provider_events;
 mod reader;
 mod retry;
 mod setting;
@@ -31,6 +32,7 @@ pub use by_channel::ByChannel;
 pub use database::DatabaseConfig;
 pub use email::{DkimConfig, EmailConfig, SendgridConfig, SmtpConfig, SmtpTls};
 pub use fault::{ConfigError, ConfigFault};
+pub use provider_events::{Categories, ProviderEventsConfig, TrackConfig};
 pub use reader::Shown;
 pub use retry::RetryConfig;
 pub use sms::{SmsConfig, TwilioConfig};
@@ -57,6 +59,10 @@ pub struct Config {
     pub email: EmailConfig,
     /// Text messages.
     pub sms: SmsConfig,
+    /// What vouches for the events of providers.
+    pub provider_events: ProviderEventsConfig,
+    /// Which mails are tracked.
+    pub track: TrackConfig,
     /// Amazon Web Services.
     pub aws: AwsConfig,
     /// What sends push notifications; empty where nothing does.
@@ -266,6 +272,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let auth = auth(reader);
     let email = email::read(reader);
     let sms = sms::read(reader);
+    let (events, track) = (provider_events::read(reader), provider_events::tracking(reader));
     let aws = aws::read(reader);
     let push = reader.get(&table::PUSH_BACKEND).unwrap_or_default();
     let whatsapp = reader.get(&table::WHATSAPP_BACKEND);
@@ -290,6 +297,8 @@ fn read(reader: &mut Reader) -> Option<Config> {
         auth: auth?,
         email: email?,
         sms: sms?,
+        provider_events: events,
+        track,
         aws,
         push,
         webhook: webhook?,

@@ -6,17 +6,18 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, value::RawValue};
 
 use super::{AddressNews, Malformed, Meaning, Report, Told, detail, id_of_mail, is_timely, moment, own_id};
-use crate::domain::{
-    EventKind, Teller,
-    suppression::{SuppressionReason as Reason, SuppressionScope as Scope},
+use crate::{
+    contract::provider::DELIVERY_TAG,
+    domain::{
+        EventKind, Teller,
+        suppression::{SuppressionReason as Reason, SuppressionScope as Scope},
+    },
 };
 
 /// The signature: base64 of DER.
 pub const SIGNATURE: &str = "x-twilio-email-event-webhook-signature";
 /// The time it was made, in seconds since 1970.
 pub const TIMESTAMP: &str = "x-twilio-email-event-webhook-timestamp";
-/// The custom argument in which our id comes back.
-pub const DELIVERY: &str = "delivery_id";
 
 /// Reasons of a drop that will hold for every mail to the address.
 const DEAD: &[&str] = &["bounced address", "invalid", "invalid address", "invalid email address"];
@@ -93,7 +94,7 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
     Some(Meaning::Report(Report {
         kind,
         at: moment(at, received_at),
-        delivery: text(DELIVERY).and_then(own_id).or_else(|| text("smtp-id").and_then(id_of_mail)),
+        delivery: text(DELIVERY_TAG).and_then(own_id).or_else(|| text("smtp-id").and_then(id_of_mail)),
         reference: reference.map(str::to_owned),
         detail: said,
         address,
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn a_delivery_is_named_by_our_id_and_by_theirs() {
         let id = DeliveryId::generate();
-        let event = json!({"event": "bounce", "delivery_id": id.to_string(), "status": "5.1.1", "timestamp": 1_600_112_492,
+        let event = json!({"event": "bounce", DELIVERY_TAG: id.to_string(), "status": "5.1.1", "timestamp": 1_600_112_492,
             "reason": "550 no such user ada@example.com", "sg_message_id": "abc.filter-1.0"});
         let found = report(&event).unwrap();
         assert_eq!((found.delivery, found.reference.as_deref()), (Some(id), Some("abc")));

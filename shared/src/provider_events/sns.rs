@@ -16,13 +16,14 @@ use url::Url;
 use x509_parser::pem::Pem;
 
 use super::{AddressNews, Malformed, Meaning, Report, Told, detail, id_of_mail, is_timely, moment, own_id};
-use crate::domain::{
-    EventKind, Teller,
-    suppression::{SuppressionReason as Reason, SuppressionScope as Scope},
+use crate::{
+    contract::provider::DELIVERY_TAG,
+    domain::{
+        EventKind, Teller,
+        suppression::{SuppressionReason as Reason, SuppressionScope as Scope},
+    },
 };
 
-/// The tag of a mail in which our id comes back.
-pub const DELIVERY_TAG: &str = "delivery_id";
 /// The header of a mail in which it comes back too, where SES is told to send the headers along.
 const DELIVERY_HEADER: &str = "x-posthaste-delivery-id";
 

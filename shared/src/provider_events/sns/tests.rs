@@ -180,7 +180,7 @@ fn a_delivery_is_named_by_tag_header_or_mail_and_by_their_id() {
     let id = DeliveryId::generate();
     let header = |name: &str, value: String| json!({"messageId": "0100", "headers": [{"name": "From", "value": "x"}, {"name": name, "value": value}]});
     for mail in [
-        json!({"messageId": "0100", "tags": {"delivery_id": [id.to_string()]}}),
+        json!({"messageId": "0100", "tags": {"posthaste_delivery": [id.to_string()]}}),
         header("X-Posthaste-Delivery-Id", id.to_string()),
         header("Message-ID", format!("<{id}@example.com>")),
     ] {
