@@ -296,8 +296,8 @@ fn is_about_last_call(heard: &Heard, subject: &Subject) -> bool {
         }
         // Both services also take mail by SMTP, and tell of it like this.
         Some(ProviderName::Smtp) => teller != ProviderName::Twilio,
+        Some(ProviderName::Sandbox) | None => true,
         Some(_) => false,
-        None => true,
     }
 }
 
