@@ -155,7 +155,7 @@ impl ProviderEvents {
             (Teller::Ses, ProviderName::Ses),
         ] {
             let own = heard.iter().filter(|heard| heard.teller == teller && heard.news.delivery.is_none());
-            let refs = own.filter_map(|heard| heard.news.reference.clone()).collect();
+            let refs = own.flat_map(|heard| heard.news.references.clone()).collect();
             let found = self.store.ids_by_ref(provider, refs).await?;
             named.0.extend(found.into_iter().map(|(name, id)| (teller, name, id)));
         }
@@ -205,8 +205,10 @@ impl Named {
     /// The delivery that an event is about: by our own id, else by the provider's.
     fn delivery(&self, heard: &Heard) -> Option<DeliveryId> {
         let by_ref = || {
-            let name = heard.news.reference.as_deref()?;
-            self.0.iter().find(|(teller, own, _)| *teller == heard.teller && own == name).map(|(.., id)| *id)
+            let named = |name: &String| {
+                self.0.iter().find(|(teller, own, _)| *teller == heard.teller && own == name).map(|(.., id)| *id)
+            };
+            heard.news.references.iter().find_map(named)
         };
         heard.news.delivery.or_else(by_ref)
     }
@@ -291,8 +293,8 @@ fn is_about_last_call(heard: &Heard, subject: &Subject) -> bool {
     };
     match subject.provider {
         Some(provider) if provider == teller => {
-            let names = subject.reference.as_ref().zip(heard.news.reference.as_ref());
-            names.is_none_or(|(known, told)| known == told)
+            let names = &heard.news.references;
+            names.is_empty() || subject.reference.as_ref().is_none_or(|known| names.contains(known))
         }
         // Both services also take mail by SMTP, and tell of it like this.
         Some(ProviderName::Smtp) => teller != ProviderName::Twilio,
@@ -323,7 +325,7 @@ mod tests {
             kind: Some(kind),
             at: clock::now(),
             delivery: None,
-            reference: reference.map(str::to_owned),
+            references: reference.map(str::to_owned).into_iter().collect(),
             detail: None,
             address: AddressNews::None,
         };

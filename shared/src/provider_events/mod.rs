@@ -75,8 +75,8 @@ pub struct Report {
     pub at: DateTime<Utc>,
     /// The delivery, where the event carries our own id.
     pub delivery: Option<DeliveryId>,
-    /// What the provider calls it.
-    pub reference: Option<String>,
+    /// What the provider may call it: one of these.
+    pub references: Vec<String>,
     /// One clause for people; no address, no content.
     pub detail: Option<String>,
     /// What it says about the address.

@@ -90,15 +90,22 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
         _ => return None,
     };
     let at = event.get("timestamp").and_then(Value::as_i64).and_then(|seconds| DateTime::from_timestamp(seconds, 0));
-    let reference = text("sg_message_id").and_then(|id| id.split('.').next()).filter(|id| !id.is_empty());
     Some(Meaning::Report(Report {
         kind,
         at: moment(at, received_at),
         delivery: text(DELIVERY_TAG).and_then(own_id).or_else(|| text("smtp-id").and_then(id_of_mail)),
-        reference: reference.map(str::to_owned),
+        references: text("sg_message_id").map(names).unwrap_or_default(),
         detail: said,
         address,
     }))
+}
+
+/// What the answer to the call may have named a mail whose events name it `id`: a part of that up to a dot, most likely the
+/// first.
+fn names(id: &str) -> Vec<String> {
+    const PARTS_MAX: usize = 6;
+    let ends = id.match_indices('.').map(|(at, _)| at).chain([id.len()]).take(PARTS_MAX);
+    ends.filter_map(|end| id.get(..end)).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 fn bounced(what: &str, code: Option<&str>, address: AddressNews) -> (Option<EventKind>, Option<String>, AddressNews) {
@@ -214,9 +221,10 @@ mod tests {
     fn a_delivery_is_named_by_our_id_and_by_theirs() {
         let id = DeliveryId::generate();
         let event = json!({"event": "bounce", DELIVERY_TAG: id.to_string(), "status": "5.1.1", "timestamp": 1_600_112_492,
-            "reason": "550 no such user ada@example.com", "sg_message_id": "abc.filter-1.0"});
+            "reason": "550 no such user ada@example.com", "sg_message_id": "abc.dfd.filter-1.0"});
         let found = report(&event).unwrap();
-        assert_eq!((found.delivery, found.reference.as_deref()), (Some(id), Some("abc")));
+        assert_eq!(found.delivery, Some(id));
+        assert_eq!(found.references, ["abc", "abc.dfd", "abc.dfd.filter-1", "abc.dfd.filter-1.0"]);
         assert_eq!(found.detail.as_deref(), Some("the address does not take mail (5.1.1)"));
         assert_eq!(found.at.timestamp(), 1_600_112_492);
         let by_mail = json!({"event": "open", "smtp-id": format!("<{id}@example.com>")});

@@ -193,7 +193,7 @@ fn of_ses(event: &Value, received_at: DateTime<Utc>) -> Option<Meaning> {
         kind: Some(kind),
         at: moment(at, received_at),
         delivery: delivery(mail),
-        reference: mail.get("messageId").and_then(Value::as_str).map(str::to_owned),
+        references: mail.get("messageId").and_then(Value::as_str).map(str::to_owned).into_iter().collect(),
         detail: said,
         address,
     }))

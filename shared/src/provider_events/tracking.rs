@@ -110,7 +110,7 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
         kind: Some(text("kind")?.parse().ok()?),
         at: super::moment(at, received_at),
         delivery: Some(own_id(text("delivery")?)?),
-        reference: None,
+        references: Vec::new(),
         detail: None,
         address: AddressNews::None,
     }))

@@ -148,7 +148,7 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
         kind: Some(kind),
         at: received_at,
         delivery: text("delivery").and_then(own_id),
-        reference: text("sid").map(str::to_owned),
+        references: text("sid").map(str::to_owned).into_iter().collect(),
         detail: said,
         address,
     }))
@@ -262,7 +262,7 @@ mod tests {
             ("canceled", EventKind::Failed),
         ] {
             let found = of(status).unwrap();
-            assert_eq!((found.kind, found.delivery, found.reference.as_deref()), (Some(kind), Some(id), Some("SM1")));
+            assert_eq!((found.kind, found.delivery, found.references), (Some(kind), Some(id), vec!["SM1".to_owned()]));
             assert_eq!(found.address, AddressNews::None);
         }
         assert_eq!((of("received"), of("nonsense")), (None, None));

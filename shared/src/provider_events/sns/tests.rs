@@ -186,7 +186,7 @@ fn a_delivery_is_named_by_tag_header_or_mail_and_by_their_id() {
     ] {
         let found = report(&json!({"eventType": "Bounce", "mail": mail, "bounce": {"bounceType": "Permanent",
             "timestamp": "2026-11-20T18:00:00.000Z", "bouncedRecipients": [{"emailAddress": "ada@example.com", "status": "5.1.1"}]}}));
-        assert_eq!((found.delivery, found.reference.as_deref()), (Some(id), Some("0100")));
+        assert_eq!((found.delivery, found.references), (Some(id), vec!["0100".to_owned()]));
         assert_eq!(found.detail.as_deref(), Some("the address does not take mail (5.1.1)"));
         assert_eq!(found.at.to_rfc3339(), "2026-11-20T18:00:00+00:00");
     }
