@@ -31,7 +31,9 @@ use crate::{
     health::{SchemaPart, WahaPart},
     limits::Limits,
     problem::Problem,
+    provider_events::{Keeper, Trust},
     tokens::Issuer,
+    tracking::Tracker,
     waha::Hooks,
 };
 
@@ -90,6 +92,12 @@ pub struct App {
     pub acceptor: Acceptor,
     /// Keeps what WAHA tells.
     pub hooks: Hooks,
+    /// What vouches for the events of other providers.
+    pub trust: Trust,
+    /// Keeps what they tell.
+    pub keeper: Keeper,
+    /// Knows the links of tracked mails.
+    pub tracker: Tracker,
     /// Calls WAHA.
     pub waha: Waha,
     /// The WAHA of the settings.
@@ -137,6 +145,10 @@ pub struct Pieces<'a> {
     pub acceptor: Acceptor,
     /// The database, for the webhooks of WAHA.
     pub hooks: Store,
+    /// The database, for the events of other providers.
+    pub events: Store,
+    /// What vouches for those.
+    pub trust: Trust,
     /// Calls WAHA.
     pub waha: Waha,
     /// The connection that publishes.
@@ -150,7 +162,9 @@ pub struct Pieces<'a> {
 impl App {
     /// Puts the pieces together.
     pub fn new(pieces: Pieces<'_>) -> Self {
-        let Pieces { config, jwt_secret, store, acceptor, hooks, waha, broker, metrics, others } = pieces;
+        let Pieces { config, jwt_secret, store, acceptor, hooks, events, trust, waha, broker, metrics, others } =
+            pieces;
+        let keeper = Keeper::start(events);
         let (parts, schema_is_current) = (Parts::new(), Arc::new(AtomicBool::new(false)));
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
@@ -161,6 +175,9 @@ impl App {
             limits: Limits::new(config.http.rate),
             recorder,
             hooks: Hooks::start(hooks, db.clone()),
+            trust,
+            tracker: Tracker::new(keeper.clone()),
+            keeper,
             waha_host: config
                 .waha
                 .base_url

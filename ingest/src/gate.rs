@@ -21,8 +21,9 @@ use crate::{
     problem::Code,
 };
 
-/// Specifications, health and metrics: who asks for them must not be turned away by anybody's requests.
-const FREE: [&str; 5] = ["/health", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml"];
+/// Specifications, health and metrics: who asks for them must not be turned away by anybody's requests. Nor must readers of
+/// tracked mails, whom few addresses may fetch for; a link of ours costs an HMAC.
+const FREE: [&str; 6] = ["/health", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml", "/t"];
 /// What providers call, many events from one address; their signature is their credential.
 const WEBHOOKS: [&str; 2] = ["/webhooks/", "/api/notifications/webhook/"];
 
@@ -87,9 +88,11 @@ mod tests {
     use crate::routes::TABLE;
 
     #[test]
-    fn only_health_metrics_and_specifications_are_free() {
+    fn only_health_metrics_specifications_and_links_in_mails_are_free() {
         let free: Vec<&str> = TABLE.iter().map(|(path, _)| *path).filter(|path| is_free(path)).collect();
         let wanted = [
+            "/t/o/{token}",
+            "/t/c/{token}",
             "/health",
             "/health/live",
             "/health/ready",
@@ -100,6 +103,8 @@ mod tests {
         ];
         assert_eq!(free, wanted);
         assert!(is_free("/docs/") && is_free("/docs/swagger-ui.css"));
-        assert!(!is_free("/healthy") && !is_free("/api/admin/keys") && !is_free("/webhooks/health"));
+        assert!(
+            !is_free("/healthy") && !is_free("/tenants") && !is_free("/api/admin/keys") && !is_free("/webhooks/health")
+        );
     }
 }

@@ -31,6 +31,7 @@ mod observe;
 pub mod openapi;
 mod params;
 pub mod problem;
+mod provider_events;
 pub mod routes;
 mod server;
 mod sessions;
@@ -38,6 +39,7 @@ mod suppressions;
 mod tenant_limits;
 mod tenants;
 mod tokens;
+mod tracking;
 mod turns;
 mod users;
 mod waha;
@@ -63,6 +65,7 @@ use tokio_util::sync::CancellationToken;
 use accept::Acceptor;
 use app::{App, Pieces};
 use intake::{Consumers, Intake};
+use provider_events::{Trust, TrustError};
 use turns::Turns;
 
 /// `source` of what came over HTTP.
@@ -94,6 +97,9 @@ pub enum IngestError {
     /// The HTTP client that calls WAHA could not be made.
     #[error("failed to prepare the HTTP client")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What vouches for the events of providers could not be had.
+    #[error("failed to prepare for the events of providers")]
+    Trust(#[from] TrustError),
     /// The address cannot be listened on, or the server broke.
     #[error("failed to serve HTTP on {host}:{port}")]
     Serve {
@@ -112,6 +118,7 @@ pub enum IngestError {
 pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) -> Result<(), IngestError> {
     let jwt_secret = config.require_jwt_secret()?.clone();
     let stores = Stores::open(&config)?;
+    let trust = Trust::of(&config)?;
     describe();
     // An early end of the server must end the intake as well.
     let (stop, hang_up) = (stop.child_token(), CancellationToken::new());
@@ -126,6 +133,8 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
         store: stores.questions.clone(),
         acceptor,
         hooks: stores.hooks.clone(),
+        events: stores.events.clone(),
+        trust,
         waha: callers(&config)?,
         broker: publishing.clone(),
         metrics: install_metrics(),
@@ -162,16 +171,19 @@ fn callers(config: &Config) -> Result<Waha, IngestError> {
 struct Stores {
     acceptance: Store,
     hooks: Store,
+    events: Store,
     questions: Store,
 }
 
 impl Stores {
     fn open(config: &Config) -> Result<Self, IngestError> {
         let open = |size| Store::open(&config.database, size).map_err(|error| IngestError::Database(error.into()));
-        let rest = config.database.pool_size.saturating_sub(accept::CONNECTIONS + waha::CONNECTIONS);
+        let own = accept::CONNECTIONS + waha::CONNECTIONS + provider_events::CONNECTIONS;
+        let rest = config.database.pool_size.saturating_sub(own);
         Ok(Self {
             acceptance: open(accept::CONNECTIONS)?,
             hooks: open(waha::CONNECTIONS)?,
+            events: open(provider_events::CONNECTIONS)?,
             questions: open(rest.max(QUESTION_CONNECTIONS_MIN))?,
         })
     }
@@ -224,6 +236,10 @@ async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &Cance
         Ok(_) => app.watch_waha(),
         Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),
     }
+    match store.tracking_key().await {
+        Ok(key) => app.tracker.set_key(key),
+        Err(error) => tracing::warn!(%error, "the key of tracked mails is not known yet"),
+    }
     app.mark_schema_current();
     let (app, config, stop) = (app.clone(), Arc::clone(config), stop.clone());
     tokio::spawn(async move { stop.run_until_cancelled(sessions::keep_default(&app, &config.waha, &store)).await });
@@ -243,6 +259,15 @@ fn describe() {
         "posthaste_waha_webhooks_total",
         "Webhooks of WAHA that verified, by whether they were new."
     );
+    metrics::describe_counter!(
+        "posthaste_provider_events_total",
+        "Events of providers that verified, by provider and whether they were new."
+    );
+    metrics::describe_counter!(
+        "posthaste_signature_failures_total",
+        "Requests of providers that nothing vouched for, by source."
+    );
+    metrics::describe_counter!("posthaste_tracking_lost_total", "Opens and clicks that could not be written down.");
     metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
     metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");
     metrics::describe_histogram!(

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::{
     db::messages::{MessageFilter, Page, StoredAttempt, StoredDelivery, StoredEvent, StoredMessage},
-    domain::{Channel, DeliveryId, MessageId, State},
+    domain::{Channel, DeliveryId, EventKind, MessageId, State},
 };
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -72,8 +72,9 @@ pub struct DeliveryView {
     /// Where it stands.
     #[schema(value_type = String, example = "delivered")]
     pub status: State,
-    /// What the recipient did with it.
-    pub engagement: Vec<String>,
+    /// What the recipient did with it: `read`, `opened`, `clicked`, `complained`.
+    #[schema(value_type = Vec<String>, example = json!(["opened"]))]
+    pub engagement: Vec<EventKind>,
     /// Who carried it last.
     pub provider: Option<String>,
     /// Calls to providers so far.
@@ -89,7 +90,7 @@ impl From<StoredDelivery> for DeliveryView {
             channel: stored.channel,
             recipient: stored.recipient.into_inner(),
             status: stored.state,
-            engagement: Vec::new(),
+            engagement: stored.engagement,
             provider: stored.provider,
             attempts: stored.attempts,
             updated_at: stored.updated_at,
@@ -379,6 +380,7 @@ mod tests {
     fn message() -> StoredMessage {
         let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let delivery = StoredDelivery {
+            engagement: Vec::new(),
             id: DeliveryId::generate(),
             channel: Channel::Webhook,
             recipient: Address::new("https://example.com/hook"),

@@ -22,7 +22,7 @@ use crate::{
     admin, audit, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, keys, messages,
     notifications,
     problem::{CONTENT_TYPE, Code},
-    sessions, suppressions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
+    provider_events, sessions, suppressions, tenant_limits, tenants, tokens, tracking, users, waha, webhooks, whatsapp,
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -49,6 +49,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         whatsapp::send, whatsapp::send_bulk, whatsapp::list, whatsapp::show, whatsapp::stats,
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
+        provider_events::receive, provider_events::receive_short, tracking::open, tracking::click,
         configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
         configurations::regenerate, configurations::test, configurations::logs, configurations::replay,
         webhooks::signing_secret, admin::queues, channels::list, suppressions::list, suppressions::lift,
@@ -67,6 +68,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         (name = "tokens", description = "Short-lived credentials for an API key"),
         (name = "managing", description = "Tenants, people, keys, limits, the audit log, secrets and queues"),
         (name = "whatsapp", description = "Sessions at WAHA, their messages, and what it tells"),
+        (name = "provider events", description = "What providers tell about deliveries, and what tracked mails tell; public, signed"),
         (name = "health", description = "For orchestrators and monitoring; public"),
         (name = "specifications", description = "What this page is made of; public"),
     )
@@ -429,7 +431,13 @@ impl Modify for Shared {
 
 /// The operations of a path, of the methods that we use.
 pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
-    let all = [("get", &mut item.get), ("post", &mut item.post), ("put", &mut item.put), ("delete", &mut item.delete)];
+    let all = [
+        ("get", &mut item.get),
+        ("head", &mut item.head),
+        ("post", &mut item.post),
+        ("put", &mut item.put),
+        ("delete", &mut item.delete),
+    ];
     all.into_iter().filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation)))
 }
 
@@ -592,7 +600,7 @@ mod tests {
             for (_, operation) in operations(item) {
                 assert!(operation.summary.is_some(), "{path}");
                 assert!(ids.insert(operation.operation_id.clone()), "{path}: {:?}", operation.operation_id);
-                let is_public = ["/health", "/metrics", "/docs", "/openapi", "/asyncapi", "/webhooks/health"]
+                let is_public = ["/health", "/metrics", "/docs", "/openapi", "/asyncapi", "/webhooks/health", "/t/"]
                     .iter()
                     .any(|public| path.starts_with(public));
                 assert_eq!(operation.responses.responses.contains_key("401"), !is_public, "{path}");

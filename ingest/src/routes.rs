@@ -10,7 +10,7 @@ use crate::{
     admin, audit, bulk, channels, configurations, dead_letters, docs, health, inbox, keys, messages, notifications,
     observe::RouteTimings,
     problem::{Code, Problem},
-    sessions, suppressions, tenant_limits, tenants, tokens, users, waha, webhooks, whatsapp,
+    provider_events, sessions, suppressions, tenant_limits, tenants, tokens, tracking, users, waha, webhooks, whatsapp,
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -39,6 +39,10 @@ routes! {
     "/api/notifications/test"                        { POST notifications::test }
     "/webhooks/waha"                                 { POST waha::receive }
     "/webhooks/health"                               { GET waha::health }
+    "/webhooks/{provider}"                           { POST provider_events::receive_short }
+    "/api/notifications/webhook/{provider}"          { POST provider_events::receive }
+    "/t/o/{token}"                                   { GET tracking::open, HEAD tracking::open }
+    "/t/c/{token}"                                   { GET tracking::click, HEAD tracking::click }
     "/sessions"                                      { GET sessions::list, POST sessions::create }
     "/sessions/{id}"                                 { GET sessions::show, PUT sessions::update, DELETE sessions::remove }
     "/sessions/{id}/start"                           { POST sessions::start }

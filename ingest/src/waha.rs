@@ -199,6 +199,7 @@ impl Hooks {
 }
 
 fn refuse() -> Problem {
+    metrics::counter!("posthaste_signature_failures_total", "source" => "waha").increment(1);
     Problem::new(Code::Unauthenticated, "Sign the raw body with the webhook secret of the session that it names.")
 }
 

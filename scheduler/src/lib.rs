@@ -9,10 +9,12 @@ mod crew;
 mod dead_letter_drainer;
 mod found;
 mod holds;
+mod kept;
 mod log_writer;
 mod outbox_relay;
 mod partitions;
 mod probe;
+mod provider_events;
 mod release_due;
 mod release_lines;
 mod replays;
@@ -37,6 +39,7 @@ use shared::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crew::Crew;
+use provider_events::Subscriber;
 use task::millis;
 
 /// How long one question to WAHA may take; it answers from memory.
@@ -48,7 +51,7 @@ pub enum RunError {
     /// The pool of database connections could not be made.
     #[error("failed to set up the database connections")]
     Pool(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The HTTP client that calls WAHA could not be made.
+    /// An HTTP client could not be made.
     #[error("failed to set up the HTTP client")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The schema is not the one this version knows.
@@ -70,7 +73,8 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
     checked?;
     let guard = Guard::new(config.webhook.allow_nets.clone());
     let waha = Waha::new(guard, config.waha.base_url.as_ref()).map_err(|error| RunError::Client(Box::new(error)))?;
-    let line = Line::start(&config, store, waha);
+    let subscriber = Subscriber::new().map_err(|error| RunError::Client(Box::new(error)))?;
+    let line = Line::start(&config, store, waha, subscriber);
     parts.add(BrokerPart { broker: line.publishing.clone(), needed: true });
     let mut crew = Crew::new(&stop);
     line.staff(&mut crew, &config);
@@ -84,6 +88,7 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
 struct Line {
     store: Store,
     waha: Waha,
+    subscriber: Subscriber,
     publishing: Broker,
     consuming: Broker,
     publisher: Publisher,
@@ -95,13 +100,23 @@ struct Line {
 }
 
 impl Line {
-    fn start(config: &Config, store: Store, waha: Waha) -> Self {
+    fn start(config: &Config, store: Store, waha: Waha, subscriber: Subscriber) -> Self {
         let hang_up = CancellationToken::new();
         let connect = |name| Broker::start(&config.broker.url, name, hang_up.clone());
         let (publishing, consuming) = (connect("scheduler publishing"), connect("scheduler consuming"));
         let publisher = Publisher::start(&publishing);
         let dispatcher = Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after));
-        Self { store, waha, publishing, consuming, publisher, dispatcher, tracker: TaskTracker::new(), hang_up }
+        Self {
+            store,
+            waha,
+            subscriber,
+            publishing,
+            consuming,
+            publisher,
+            dispatcher,
+            tracker: TaskTracker::new(),
+            hang_up,
+        }
     }
 
     /// One loop each.
@@ -119,6 +134,7 @@ impl Line {
         crew.keep(sessions);
         crew.keep(shares);
         crew.keep(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
+        crew.keep(provider_events::ProviderEvents::new(store.clone(), publisher.clone(), self.subscriber.clone()));
         let call_timeout = config.provider_timeout.min(WAHA_TIMEOUT_MAX);
         crew.keep(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
         crew.keep(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));

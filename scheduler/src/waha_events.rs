@@ -5,33 +5,22 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use metrics::counter;
 use shared::{
-    amqp::{Outgoing, Publisher, topology},
+    amqp::Publisher,
     clock,
-    contract::{Event, EventBatch, wire::EVENTS_MAX},
-    db::{Store, events::Referred, wa_inbound::NewInbound, waha_events::PendingEvent},
+    contract::Event,
+    db::{Store, events::Referred, kept::Kept, wa_inbound::NewInbound, waha_events::PendingEvent},
     domain::{EventKind, ProviderName, phone::country_prefix},
     waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference},
 };
 use uuid::Uuid;
 
-use crate::task::{Report, Task, TaskError, count_of};
-
-/// Events taken in one turn.
-const LIMIT: i64 = 500;
-/// Nobody else gets a taken event for this long.
-const LEASE_MS: i32 = 30_000;
-/// An acknowledgement may overtake the outcome of its own message; after this it is somebody else's message.
-const PATIENCE: TimeDelta = TimeDelta::minutes(10);
-/// The first pause before an acknowledgement is looked at again; each later pause is twice as long.
-const PAUSE_MS: i32 = 250;
-const PAUSE_MS_MAX: i32 = 60_000;
-/// An event that brought its schedulers down so often is left alone.
-const TRIES_MAX: i16 = 50;
-/// Where reports of providers stand among the events.
-const ROUTING_KEY: &str = "events.report";
+use crate::{
+    kept::{self, LEASE_MS, LIMIT, TRIES_MAX, pause_ms},
+    task::{Report, Task, TaskError, count_of},
+};
 
 /// The task.
 pub struct WahaEvents {
@@ -74,8 +63,8 @@ impl WahaEvents {
         self.echo(&mut work).await?;
         self.report(&mut work).await?;
         let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
-        self.store.put_off_events(work.later.iter().map(|event| event.id).collect(), waits).await?;
-        self.store.end_events(work.done, work.ignored).await?;
+        self.store.put_off_events(Kept::Waha, work.later.iter().map(|event| event.id).collect(), waits).await?;
+        self.store.end_events(Kept::Waha, work.done, work.ignored).await?;
         Ok(())
     }
 
@@ -95,7 +84,7 @@ impl WahaEvents {
                 .filter(|referred| own.contains(&referred.name) && referred.about.0 == acked.event.tenant)
                 .collect();
             if found.is_empty() {
-                match now - acked.event.created_at > PATIENCE {
+                match kept::is_over(acked.event.created_at, now) {
                     true => work.ignored.push(acked.event.id),
                     false => work.later.push(acked.event),
                 }
@@ -104,7 +93,7 @@ impl WahaEvents {
             work.done.push(acked.event.id);
             events.extend(found.into_iter().filter_map(|referred| told(referred, acked.ack, acked.at)));
         }
-        self.publish(&events).await
+        kept::publish(&self.publisher, &events).await
     }
 
     /// What WAHA tells back of our own sending. A delivery whose outcome nobody knows, because the answer was lost, is known
@@ -122,20 +111,13 @@ impl WahaEvents {
             let settled = self.store.resolve_hold(event.session, &echo.chat_id, &echo.body, &name).await?;
             events.extend(settled.map(|about| Event::report(about, EventKind::Sent, echo.sent_at)));
         }
-        self.publish(&events).await
-    }
-
-    async fn publish(&self, events: &[Event]) -> Result<(), TaskError> {
-        let batches = events.chunks(EVENTS_MAX).map(|part| EventBatch::new(part.to_vec()));
-        let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, ROUTING_KEY, Uuid::now_v7(), &batch));
-        let results = self.publisher.publish_all(outgoing.collect::<Result<_, _>>()?).await;
-        Ok(results.into_iter().collect::<Result<(), _>>()?)
+        kept::publish(&self.publisher, &events).await
     }
 }
 
 impl Task for WahaEvents {
     const NAME: &'static str = "waha_events";
-    const PERIOD: Duration = Duration::from_millis(200);
+    const PERIOD: Duration = kept::PERIOD;
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let events = self.store.take_events(LIMIT, LEASE_MS).await?;
@@ -148,7 +130,7 @@ impl Task for WahaEvents {
         let taken = events.iter().map(|event| event.id).collect();
         if let Err(error) = self.work_through(sort(events)).await {
             // A server that is away is no event's fault: only schedulers that died count.
-            self.store.give_back_events(taken).await?;
+            self.store.give_back_events(Kept::Waha, taken).await?;
             return Err(error);
         }
         Ok(report)
@@ -209,11 +191,6 @@ fn told(referred: &Referred, ack: Ack, at: DateTime<Utc>) -> Option<Event> {
     Some(Event { detail, ..Event::report(referred.about, kind, at) })
 }
 
-fn pause_ms(tries: i16) -> i32 {
-    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(0).min(16);
-    PAUSE_MS.saturating_mul(1 << doublings).min(PAUSE_MS_MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -270,11 +247,5 @@ mod tests {
         assert_eq!(told(Ack::Server), Some((EventKind::Sent, State::Sent, 3)));
         assert_eq!(told(Ack::Device), Some((EventKind::Delivered, State::Delivered, 3)));
         assert_eq!(told(Ack::Read), Some((EventKind::Read, State::Delivered, 3)));
-    }
-
-    #[test]
-    fn pauses_grow_and_have_a_bound() {
-        assert_eq!((pause_ms(1), pause_ms(2), pause_ms(5)), (250, 500, 4000));
-        assert_eq!((pause_ms(30), pause_ms(i16::MAX)), (PAUSE_MS_MAX, PAUSE_MS_MAX));
     }
 }

@@ -13,6 +13,7 @@ pub mod domain;
 pub mod egress;
 pub mod faultpoint;
 pub mod probe;
+pub mod provider_events;
 pub mod reconnect;
 pub mod seal;
 pub mod service;

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     breakers::{Breakers, News},
     measures,
+    providers::email::tracking::Tracking,
     registry::{Providers, backend_setting},
     secrets::{Secrets, Signing},
 };
@@ -59,6 +60,8 @@ pub struct Desk {
     pub lease_margin: Duration,
     /// Who knows the webhook secrets, on the channel that signs.
     pub secrets: Option<Arc<Secrets>>,
+    /// Makes mails tracked, on the channel of mails where the settings ask for it.
+    pub tracking: Option<Arc<Tracking>>,
     /// Ends calls for which a stopping process cannot wait any longer.
     pub hurry: CancellationToken,
 }
@@ -114,9 +117,12 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     if claim.expires_at.is_some_and(|at| at <= clock::now()) {
         return Err(Obstacle::Expired);
     }
-    let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    let mut content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
     if let Some(reason) = suppression(&claim, &content) {
         return Err(Obstacle::Suppressed(reason));
+    }
+    if let Some(tracking) = &desk.tracking {
+        tracking.apply(claim.delivery, &mut content).await;
     }
     let signing = signing(desk, &claim, &content);
     let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));

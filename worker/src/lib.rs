@@ -34,6 +34,7 @@ pub use health::ConsumersPart;
 use attempt::Desk;
 use outcomes::Outcomes;
 use pool::{Pool, Shop};
+use providers::email::tracking::Tracking;
 use registry::{Registry, RegistryError};
 use secrets::Secrets;
 
@@ -98,10 +99,12 @@ impl Worker {
         let outcomes = Outcomes::start(publisher.clone(), give_up.clone());
         let shop = Shop { store: store.clone(), publisher, outcomes, stop: stop.clone() };
         let secrets = Arc::new(Secrets::new(store.clone()));
+        let tracking = Tracking::of(config, &store).map(Arc::new);
         let mut pools = JoinSet::new();
         let mut consumers = Vec::new();
         for route in Route::all().filter(|route| config.worker.channels.contains(&route.channel)) {
-            let desk = desk(config, &registry, route, &secrets, hurry.clone());
+            let tracking = tracking.clone().filter(|_| route.channel == Channel::Email);
+            let desk = Desk { tracking, ..desk(config, &registry, route, &secrets, hurry.clone()) };
             let pool = Pool::open(&consuming, shop.clone(), desk, concurrency(config, route.lane));
             consumers.push(pool.health());
             let give_up = give_up.clone();
@@ -166,6 +169,7 @@ fn desk(config: &Config, registry: &Registry, route: Route, secrets: &Arc<Secret
         timeout: config.call_timeout(route.channel),
         lease_margin: config.timing.lease_margin,
         secrets: (route.channel == Channel::Webhook).then(|| Arc::clone(secrets)),
+        tracking: None,
         hurry,
     }
 }

@@ -7,8 +7,10 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use url::{Host, Url};
 
+use super::provider_events::Categories;
 use crate::{
     domain::{Channel, ProviderName},
+    provider_events::sendgrid,
     seal::Sealer,
 };
 
@@ -115,6 +117,22 @@ pub(super) const DOMAIN: Kind<String> = Kind { expects: "a domain name, such as 
 pub(super) const NETS: Kind<Vec<IpNet>> =
     Kind { expects: "a comma list of networks or addresses", parse: |text| list(text, net) };
 
+pub(super) const SENDGRID_KEY: Kind<sendgrid::Key> = Kind {
+    expects: "the verification key that SendGrid shows: a P-256 key, SPKI in base64",
+    parse: |text| sendgrid::Key::parse(text).ok_or(Bad::Shape),
+};
+pub(super) const TOPICS: Kind<Vec<String>> = Kind {
+    expects: "a comma list of ARNs such as arn:aws:sns:<region>:<account>:<name>",
+    parse: |text| list(text, topic),
+};
+pub(super) const CATEGORIES: Kind<Categories> = Kind {
+    expects: "`all`, or a comma list of categories",
+    parse: |text| match text {
+        "all" => Ok(Categories::All),
+        _ => list(text, category).map(Categories::These),
+    },
+};
+
 pub(super) const CHANNELS: Kind<Vec<Channel>> = Kind {
     expects: "`all`, or a comma list of email, sms, push, webhook, in_app, whatsapp",
     parse: |text| {
@@ -163,6 +181,23 @@ pub(super) const IN_DOUBT: Kind<InDoubt> = Kind {
         _ => Err(Bad::Shape),
     },
 };
+
+fn topic(word: &str) -> Result<String, Bad> {
+    let parts: Vec<&str> = word.split(':').collect();
+    match parts.as_slice() {
+        ["arn", partition, "sns", region, account, name]
+            if partition.starts_with("aws") && ![region, account, name].iter().any(|part| part.is_empty()) =>
+        {
+            Ok(word.to_owned())
+        }
+        _ => Err(Bad::Shape),
+    }
+}
+
+fn category(word: &str) -> Result<String, Bad> {
+    let plain = !word.is_empty() && !word.chars().any(char::is_control);
+    if plain { Ok(word.to_owned()) } else { Err(Bad::Shape) }
+}
 
 fn within(text: &str, min: u64, max: u64) -> Option<u64> {
     text.parse().ok().filter(|number| (min..=max).contains(number))

@@ -9,6 +9,7 @@ mod database;
 mod email;
 mod fault;
 mod kind;
+mod provider_events;
 mod push;
 mod reader;
 mod retry;
@@ -32,6 +33,7 @@ pub use by_channel::ByChannel;
 pub use database::DatabaseConfig;
 pub use email::{DkimConfig, EmailConfig, SendgridConfig, SmtpConfig, SmtpTls};
 pub use fault::{ConfigError, ConfigFault};
+pub use provider_events::{Categories, ProviderEventsConfig, TrackConfig};
 pub use push::{ApnsConfig, ApnsSigner, FcmConfig, PushConfig, VapidConfig};
 pub use reader::Shown;
 pub use retry::RetryConfig;
@@ -59,6 +61,10 @@ pub struct Config {
     pub email: EmailConfig,
     /// Text messages.
     pub sms: SmsConfig,
+    /// What vouches for the events of providers.
+    pub provider_events: ProviderEventsConfig,
+    /// Which mails are tracked.
+    pub track: TrackConfig,
     /// Amazon Web Services.
     pub aws: AwsConfig,
     /// Push notifications.
@@ -272,6 +278,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let auth = auth(reader);
     let email = email::read(reader);
     let sms = sms::read(reader);
+    let (events, track) = (provider_events::read(reader), provider_events::tracking(reader));
     let aws = aws::read(reader);
     let push = push::read(reader);
     let whatsapp = reader.get(&table::WHATSAPP_BACKEND);
@@ -296,6 +303,8 @@ fn read(reader: &mut Reader) -> Option<Config> {
         auth: auth?,
         email: email?,
         sms: sms?,
+        provider_events: events,
+        track,
         aws,
         push: push?,
         webhook: webhook?,

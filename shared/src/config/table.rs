@@ -10,9 +10,13 @@ use url::Url;
 use super::{
     by_channel::ByChannel,
     kind::{self, InDoubt, TlsWord},
+    provider_events::Categories,
     setting::{Known, Row, Secrecy, Setting, Unset},
 };
-use crate::domain::{Channel, ProviderName};
+use crate::{
+    domain::{Channel, ProviderName},
+    provider_events::sendgrid,
+};
 
 /// Writes the statics and the list of sections from one text, so that no setting can be missing from the list.
 macro_rules! settings {
@@ -175,6 +179,24 @@ settings! {
             Setting::new("AWS_SESSION_TOKEN", kind::SECRET, "change-me").secrecy(Secrecy::Hidden);
         /// Where both are, instead of Amazon's own address: for proxies and tests.
         AWS_ENDPOINT_URL: Setting<Url> = Setting::new("AWS_ENDPOINT_URL", kind::PUBLIC_URL, "http://127.0.0.1:5000");
+    }
+    "What providers report" {
+        /// The public key of SendGrid's event webhook, which signs what it reports. Unset: its events are refused.
+        SENDGRID_WEBHOOK_PUBLIC_KEY: Setting<sendgrid::Key> = Setting::new("SENDGRID_WEBHOOK_PUBLIC_KEY", kind::SENDGRID_KEY,
+            "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eNEc6wEA3F+g==");
+        /// The topics of Amazon SNS through which SES reports. Unset: everything that SNS sends is refused, since anybody can
+        /// have it sign.
+        SNS_TOPIC_ARNS: Setting<Vec<String>> =
+            Setting::new("SNS_TOPIC_ARNS", kind::TOPICS, "arn:aws:sns:eu-central-1:123456789012:ses-events");
+        /// The file of a certificate (PEM) that is trusted instead of fetching the ones that messages of SNS name.
+        SNS_SIGNING_CERT_PATH: Setting<String> =
+            Setting::new("SNS_SIGNING_CERT_PATH", kind::TEXT, "/etc/posthaste/sns.pem");
+        /// The mails whose opening is recorded, by a pixel in their HTML.
+        TRACK_OPENS: Setting<Categories> =
+            Setting::new("TRACK_OPENS", kind::CATEGORIES, "marketing").unset(Unset::Derived("none"));
+        /// The mails whose links are led through PUBLIC_URL, so that following one is recorded.
+        TRACK_CLICKS: Setting<Categories> =
+            Setting::new("TRACK_CLICKS", kind::CATEGORIES, "marketing").unset(Unset::Derived("none"));
     }
     "Other channels" {
         /// What sends WhatsApp messages: `waha` through the sessions of each tenant. `sandbox` only pretends.

@@ -62,6 +62,8 @@ pub struct StoredDelivery {
     pub recipient: Address,
     /// Where it stands.
     pub state: State,
+    /// What the recipient did with it.
+    pub engagement: Vec<EventKind>,
     /// Who carried it last.
     pub provider: Option<String>,
     /// Calls to providers so far.
@@ -160,8 +162,8 @@ type MessageRow = (
     (Uuid, Option<Uuid>, Option<String>, Option<String>, String, String, Option<String>),
     (Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, DateTime<Utc>),
 );
-type SqlDelivery = (SqlUuid, SqlUuid, Text, Text, Text, Nullable<Text>, Int8, Timestamptz);
-type DeliveryRow = (Uuid, Uuid, String, String, String, Option<String>, i64, DateTime<Utc>);
+type SqlDelivery = (SqlUuid, SqlUuid, Text, Text, Text, Nullable<Text>, Int8, Timestamptz, Array<Text>);
+type DeliveryRow = (Uuid, Uuid, String, String, String, Option<String>, i64, DateTime<Utc>, Vec<String>);
 type SqlEvent = (
     (SqlUuid, Int4, Text, Timestamptz),
     (Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int4>, Nullable<Text>),
@@ -426,9 +428,11 @@ impl From<MessageRow> for StoredMessage {
 }
 
 /// A row with a word that this version does not know is left out.
-fn delivery((_, id, channel, recipient, state, provider, attempts, updated_at): DeliveryRow) -> Option<StoredDelivery> {
+fn delivery(row: DeliveryRow) -> Option<StoredDelivery> {
+    let (_, id, channel, recipient, state, provider, attempts, updated_at, engagement) = row;
     let (channel, state) = (channel.parse().ok()?, state.parse().ok()?);
     Some(StoredDelivery {
+        engagement: engagement.iter().filter_map(|word| word.parse().ok()).collect(),
         id: DeliveryId(id),
         channel,
         recipient: Address::new(recipient),
@@ -541,7 +545,9 @@ ORDER BY m.id DESC";
 const SELECT_DELIVERIES: &str = concat!(
     "
 SELECT d.message_id, d.id, d.channel, d.recipient, d.state, d.provider,
-       (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.provider IS NOT NULL), d.updated_at
+       (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.provider IS NOT NULL), d.updated_at,
+       ARRAY(SELECT DISTINCT e.kind FROM delivery_events e
+             WHERE e.delivery_id = d.id AND e.kind IN ('read', 'opened', 'clicked', 'complained') ORDER BY 1)
 FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (
     SELECT * FROM deliveries d WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
     minute_after!("asked.id"),

@@ -107,6 +107,8 @@ const COLUMNS: &[Column] = &[
     bytes("webhook_configurations", "secret"),
     bytes("webhook_configurations", "previous_secret"),
     bytes("waha_events", "body"),
+    Column { only: " AND t.body <> ''::bytea", ..bytes("provider_events", "body") },
+    Column { key: Key::Number, ..bytes("service_secrets", "secret") },
     Column { hash: Some("chat_hash"), ..text("wa_inbound", "sender") },
     text("wa_inbound", "recipient"),
     Column { hash: Some("address_hash"), ..text("suppressions", "address") },
@@ -152,9 +154,9 @@ impl Column {
     }
 
     fn select(&self) -> String {
-        let Self { table, name, key, is_text, .. } = self;
+        let Self { table, name, key, is_text, hash, .. } = self;
         let value = if *is_text { format!("convert_to(t.{name}, 'UTF8')") } else { format!("t.{name}") };
-        let tenant = if matches!(key, Key::Number) { "NULL::int4" } else { "t.tenant_id" };
+        let tenant = if hash.is_some() { "t.tenant_id" } else { "NULL::int4" };
         let (columns, asked) = (key.columns(), key.parsed("asked.k"));
         format!(
             "SELECT asked.k, {value} AS v, {tenant} AS tenant FROM unnest($1::text[]) AS asked(k) \

@@ -78,31 +78,6 @@ impl Store {
         Ok(rows.into_iter().map(event).collect())
     }
 
-    /// Ends events: `done`, or `ignored` where nothing is to be done about them.
-    pub async fn end_events(&self, done: Vec<Uuid>, ignored: Vec<Uuid>) -> DbResult<()> {
-        if done.is_empty() && ignored.is_empty() {
-            return Ok(());
-        }
-        let query = statement::<()>(END)
-            .bind::<Array<SqlUuid>, _>(done.clone())
-            .bind::<Array<SqlUuid>, _>([done, ignored].concat());
-        query.run(self).await.map(drop)
-    }
-
-    /// Gives taken events back as if they had not been taken, to be taken again soon; those that ended meanwhile stay ended.
-    pub async fn give_back_events(&self, ids: Vec<Uuid>) -> DbResult<()> {
-        statement::<()>(GIVE_BACK).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
-    }
-
-    /// Puts events off for `wait_ms` each.
-    pub async fn put_off_events(&self, ids: Vec<Uuid>, waits_ms: Vec<i32>) -> DbResult<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let query = statement::<()>(PUT_OFF).bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(waits_ms);
-        query.run(self).await.map(drop)
-    }
-
     /// Notes that webhooks of these sessions came.
     pub async fn note_heard(&self, sessions: Vec<Uuid>) -> DbResult<()> {
         if sessions.is_empty() {
@@ -125,18 +100,6 @@ WITH picked AS MATERIALIZED (
 UPDATE waha_events e SET due_at = now() + ? * interval '1 millisecond', tries = least(e.tries, 32000) + 1
 FROM picked WHERE e.id = picked.id
 RETURNING e.id, e.tenant_id, e.session_id, e.event, e.body, e.tries, e.created_at";
-
-const END: &str = "
-UPDATE waha_events SET status = CASE WHEN id = ANY (?::uuid[]) THEN 'done' ELSE 'ignored' END
-WHERE id = ANY (?::uuid[]) AND status = 'pending'";
-
-const GIVE_BACK: &str = "
-UPDATE waha_events SET tries = tries - 1, due_at = now() + interval '1 second'
-WHERE id = ANY (?::uuid[]) AND status = 'pending' AND tries > 0";
-
-const PUT_OFF: &str = "
-UPDATE waha_events e SET due_at = now() + w.wait * interval '1 millisecond'
-FROM unnest(?::uuid[], ?::int4[]) AS w(id, wait) WHERE e.id = w.id";
 
 /// Not more often than tells anybody something.
 const HEARD: &str = "

@@ -14,6 +14,7 @@ pub mod phone;
 pub mod retry;
 pub mod session;
 pub mod suppression;
+pub mod teller;
 mod word;
 
 pub use word::UnknownWord;
@@ -27,3 +28,4 @@ pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
 pub use retry::{RetryPolicy, Round, Schedule, Standing, Tries, Verdict};
 pub use session::{OnLimit, SignatureRule};
+pub use teller::Teller;

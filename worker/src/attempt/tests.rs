@@ -47,6 +47,7 @@ fn desk_of(acts: Vec<(ProviderName, Act)>) -> Desk {
         lease_margin: Duration::from_secs(10),
         breakers: None,
         secrets: None,
+        tracking: None,
         hurry: CancellationToken::new(),
     }
 }

@@ -7,3 +7,4 @@ pub mod ses;
 pub mod smtp;
 mod smtp_connection;
 mod smtp_reply;
+pub mod tracking;

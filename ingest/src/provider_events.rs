@@ -1,0 +1,309 @@
+//! What providers tell afterwards: verified, kept, and answered at once; the scheduler works it through.
+//!
+//! The signature is the authentication. Whatever does not verify gets one and the same answer.
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{CONTENT_TYPE, HeaderMap},
+    web::Data,
+};
+use futures_util::future::join_all;
+use reqwest::Client;
+use serde::Serialize;
+use shared::{
+    batch::{Batcher, Limits, SubmitError},
+    clock,
+    config::Config,
+    contract::guard::Guard,
+    db::Store,
+    domain::Teller,
+    egress::{self, resolver::GuardedResolver},
+    provider_events::{
+        Told, sendgrid,
+        sns::{Certificate, Envelope},
+        twilio::{self, Callback},
+    },
+};
+use tokio::{sync::Semaphore, time::timeout};
+use url::Url;
+use utoipa::ToSchema;
+
+use crate::{
+    app::App,
+    body::RawBody,
+    cache::Cache,
+    problem::{Code, Problem},
+};
+
+/// Largest body: SendGrid sends up to 768 KiB together, SNS 256.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+const LIMITS: Limits = Limits { batch_max: 512, parallel_max: 2, queue_max: 16384, spacing: Duration::from_millis(3) };
+/// Connections that keeping events holds at most.
+pub const CONNECTIONS: usize = LIMITS.parallel_max;
+/// From a verified body to its commit; every vendor waits longer, and tries again.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Certificates change once a year.
+const CERTIFICATE_TTL: Duration = Duration::from_hours(6);
+/// What could not be fetched is not asked for again at once: anybody can name certificates.
+const MISSING_TTL: Duration = Duration::from_secs(10);
+const CERTIFICATES_MAX: usize = 64;
+const CERTIFICATE_BYTES_MAX: usize = 64 * 1024;
+const FETCHES_MAX: usize = 2;
+const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Events were not kept; their sender tries again.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepError;
+
+/// Why events cannot be verified at all.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The file is not there, or may not be read.
+    #[error("SNS_SIGNING_CERT_PATH cannot be read")]
+    Read(#[source] std::io::Error),
+    /// There is no certificate in it.
+    #[error("SNS_SIGNING_CERT_PATH must name a file with a certificate in PEM, of an RSA key of 2048 bits or more")]
+    Certificate,
+    /// The HTTP client that fetches certificates could not be made.
+    #[error("failed to prepare the HTTP client")]
+    Client(#[source] reqwest::Error),
+}
+
+/// What vouches for events.
+pub struct Trust {
+    sendgrid: Option<sendgrid::Key>,
+    twilio: Option<twilio::Token>,
+    topics: Vec<String>,
+    certificates: Certificates,
+}
+
+impl Trust {
+    /// As the settings have it.
+    pub fn of(config: &Config) -> Result<Self, TrustError> {
+        let events = &config.provider_events;
+        Ok(Self {
+            sendgrid: events.sendgrid_key.clone(),
+            twilio: config.sms.twilio.auth_token.as_ref().map(twilio::Token::new),
+            topics: events.sns_topics.clone(),
+            certificates: Certificates::of(events.sns_cert_path.as_deref())?,
+        })
+    }
+}
+
+/// The certificates of SNS.
+struct Certificates {
+    pinned: Option<Certificate>,
+    client: Client,
+    known: Cache<String, Option<Certificate>>,
+    fetches: Semaphore,
+}
+
+impl Certificates {
+    fn of(path: Option<&str>) -> Result<Self, TrustError> {
+        let read = |path| std::fs::read(path).map_err(TrustError::Read);
+        let parse = |pem: Vec<u8>| Certificate::parse(&pem).ok_or(TrustError::Certificate);
+        Ok(Self {
+            pinned: path.map(|path| read(path).and_then(parse)).transpose()?,
+            client: egress::client(FETCH_TIMEOUT)
+                .dns_resolver(GuardedResolver::shared(Guard::default()))
+                .timeout(FETCH_TIMEOUT)
+                .https_only(true)
+                .build()
+                .map_err(TrustError::Client)?,
+            known: Cache::new(CERTIFICATES_MAX),
+            fetches: Semaphore::new(FETCHES_MAX),
+        })
+    }
+
+    /// The certificate that a message names; `None`: there is none to believe.
+    async fn find(&self, app: &App, envelope: &Envelope) -> Result<Option<Certificate>, Problem> {
+        if self.pinned.is_some() {
+            return Ok(self.pinned.clone());
+        }
+        let Some(url) = envelope.certificate_url() else { return Ok(None) };
+        if let Some(known) = self.known.get(url.as_str()) {
+            return Ok(known);
+        }
+        let permit = timeout(FETCH_TIMEOUT, self.fetches.acquire()).await;
+        let _permit = permit.map_err(|_| Problem::overloaded())?.map_err(|_| Problem::unavailable())?;
+        // Somebody else may just have asked.
+        if let Some(known) = self.known.get(url.as_str()) {
+            return Ok(known);
+        }
+        let fetched = app.elsewhere(fetch(self.client.clone(), url.clone())).await?;
+        let found = fetched.filter(|certificate| certificate.holds_at(clock::now()));
+        let ttl = if found.is_some() { CERTIFICATE_TTL } else { MISSING_TTL };
+        self.known.put(url.into(), found.clone(), ttl);
+        Ok(found)
+    }
+}
+
+async fn fetch(client: Client, url: Url) -> Option<Certificate> {
+    let mut response = client.get(url).send().await.ok().filter(|response| response.status().is_success())?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        body.extend_from_slice(&chunk);
+        if body.len() > CERTIFICATE_BYTES_MAX {
+            return None;
+        }
+    }
+    Certificate::parse(&body)
+}
+
+/// Keeps events. Cheap to clone.
+#[derive(Clone)]
+pub struct Keeper(Batcher<Told, Result<bool, KeepError>>);
+
+impl Keeper {
+    /// Starts keeping events in `store`.
+    pub fn start(store: Store) -> Self {
+        let flush = move |events: Vec<Told>| {
+            let (store, size) = (store.clone(), events.len());
+            async move {
+                match store.keep_provider_events(events).await {
+                    Ok(kept) => kept.into_iter().map(Ok).collect(),
+                    Err(error) => {
+                        let source = std::error::Error::source(&error).map(ToString::to_string);
+                        tracing::warn!(%error, source, size, "events of providers were not kept");
+                        vec![Err(KeepError); size]
+                    }
+                }
+            }
+        };
+        Self(Batcher::start(LIMITS, flush))
+    }
+
+    /// Keeps one event, however long it takes to begin.
+    pub async fn keep(&self, event: Told) -> Result<(), KeepError> {
+        self.0.submit(event).await.map_err(|_| KeepError)?.map(drop)
+    }
+
+    /// Keeps all events or fails; some of them may have been kept then. Says how many are new.
+    async fn keep_all(&self, events: Vec<Told>) -> Result<usize, Problem> {
+        let keeping = join_all(events.into_iter().map(|event| self.0.try_submit(event)));
+        let answers = timeout(DEADLINE, keeping).await.map_err(|_| Problem::unavailable())?;
+        let mut new = 0;
+        for answer in answers {
+            match answer {
+                Ok(Ok(is_new)) => new += usize::from(is_new),
+                Err(SubmitError::Full) => return Err(Problem::overloaded()),
+                Ok(Err(KeepError)) | Err(SubmitError::Abandoned) => return Err(Problem::unavailable()),
+            }
+        }
+        Ok(new)
+    }
+}
+
+/// What became of a request.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ProviderEventsReceived)]
+pub struct Received {
+    /// Its events are kept.
+    pub received: bool,
+    /// All of them were kept before, and nothing follows from it.
+    pub duplicate: bool,
+}
+
+/// Takes what a provider tells about its deliveries: `sendgrid`, `twilio`, `ses` or `sns`.
+///
+/// The signature is the authentication: that of SendGrid's event webhook (`SENDGRID_WEBHOOK_PUBLIC_KEY`), of Twilio's status
+/// callbacks (`TWILIO_AUTH_TOKEN`, over `PUBLIC_URL`, path and query), or of Amazon SNS (topics of `SNS_TOPIC_ARNS`; a
+/// subscription is confirmed by itself). The answer comes once the events are on disk; a repeat answers `duplicate: true`.
+#[utoipa::path(post, path = "/api/notifications/webhook/{provider}", tag = "provider events", security(()),
+    params(("provider" = String, Path, description = "`sendgrid`, `twilio`, `ses` or `sns`")),
+    request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),
+    responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
+pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+    take(&app, &request, body).await
+}
+
+/// As `/api/notifications/webhook/{provider}`.
+#[utoipa::path(post, path = "/webhooks/{provider}", tag = "provider events", security(()),
+    params(("provider" = String, Path, description = "`sendgrid`, `twilio`, `ses` or `sns`")),
+    request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),
+    responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
+pub async fn receive_short(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+    take(&app, &request, body).await
+}
+
+async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+    let teller = request.match_info().get("provider").and_then(|name| name.parse().ok());
+    let body = body.read(BODY_BYTES_MAX).await?;
+    let events = match teller {
+        Some(Teller::Sendgrid) => of_sendgrid(&app.trust, request.headers(), &body),
+        Some(Teller::Twilio) => of_twilio(app, request, &body),
+        Some(Teller::Ses) => of_sns(app, &body).await,
+        // Our own are told by nobody else.
+        Some(Teller::Tracking) | None => return Err(Problem::not_found("provider")),
+    }
+    .inspect_err(|problem| count_failure(teller, problem))?;
+    app.require_schema()?;
+    let total = events.len();
+    let new = app.keeper.keep_all(events).await?;
+    let teller = teller.map_or("", Teller::as_str);
+    let count = |duplicate, n: usize| {
+        let counter =
+            metrics::counter!("posthaste_provider_events_total", "provider" => teller, "duplicate" => duplicate);
+        counter.increment(u64::try_from(n).unwrap_or(u64::MAX));
+    };
+    count("false", new);
+    count("true", total - new);
+    Ok(HttpResponse::Ok().json(Received { received: true, duplicate: new == 0 && total > 0 }))
+}
+
+fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<Told>, Problem> {
+    let claims = header(headers, sendgrid::SIGNATURE).zip(header(headers, sendgrid::TIMESTAMP));
+    let verified = trust.sendgrid.as_ref().zip(claims);
+    let verified = verified.filter(|(key, (signature, at))| key.verifies(signature, at, body, clock::now()));
+    verified.ok_or_else(refuse)?;
+    sendgrid::split(body).map_err(|_| malformed("an array of SendGrid's events"))
+}
+
+fn of_twilio(app: &App, request: &HttpRequest, body: &[u8]) -> Result<Vec<Told>, Problem> {
+    let headers = request.headers();
+    let media_type = header(headers, CONTENT_TYPE.as_str()).unwrap_or_default();
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    let is_json = crate::body::is_json(media_type);
+    let callback = Callback { public_url: &app.public_url, path, is_form: !is_json, body };
+    let verified = app.trust.twilio.as_ref().zip(header(headers, twilio::SIGNATURE));
+    verified.filter(|(token, signature)| token.verifies(signature, callback)).ok_or_else(refuse)?;
+    callback.told().map_err(|_| malformed("a status callback of Twilio"))
+}
+
+async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<Told>, Problem> {
+    let value: serde_json::Value = serde_json::from_slice(body).map_err(|_| malformed("a message of Amazon SNS"))?;
+    // What lacks a signature, or anything that is signed, is not signed.
+    let envelope: Envelope = serde_json::from_value(value).map_err(|_| refuse())?;
+    if !app.trust.topics.contains(&envelope.topic_arn) {
+        return Err(refuse());
+    }
+    let certificate = app.trust.certificates.find(app, &envelope).await?.ok_or_else(refuse)?;
+    if !envelope.is_signed_by(&certificate, clock::now()) {
+        return Err(refuse());
+    }
+    Ok(envelope.told(body))
+}
+
+/// A header that is given exactly once.
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut values = headers.get_all(name);
+    let first = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(first)
+}
+
+fn count_failure(teller: Option<Teller>, problem: &Problem) {
+    if problem.code() == Code::Unauthenticated {
+        metrics::counter!("posthaste_signature_failures_total", "source" => teller.map_or("", Teller::as_str))
+            .increment(1);
+    }
+}
+
+fn refuse() -> Problem {
+    Problem::new(Code::Unauthenticated, "Sign the raw body as this provider does, with the key that is set up here.")
+}
+
+fn malformed(what: &str) -> Problem {
+    Problem::new(Code::MalformedBody, format!("Send {what}."))
+}

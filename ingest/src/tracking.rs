@@ -1,0 +1,123 @@
+//! The pixel and the links of tracked mails.
+//!
+//! A reader never waits for the database, and never hears that it is away: what the link says stands in the link itself, and
+//! what is to be recorded is written down behind the answer.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{
+        Method,
+        header::{CACHE_CONTROL, LOCATION, REFERRER_POLICY},
+    },
+    web::Data,
+};
+use shared::{
+    clock,
+    provider_events::{
+        Told,
+        tracking::{Key, Link},
+    },
+};
+use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
+
+use crate::{app::App, problem::Problem, provider_events::Keeper};
+
+/// One transparent pixel.
+const PIXEL: &[u8] = &[
+    0x47, 0x49, 0x46, 0x38, 0x39, 0x61, 1, 0, 1, 0, 0x80, 0, 0, 0xff, 0xff, 0xff, 0, 0, 0, 0x21, 0xf9, 4, 1, 0, 0, 0,
+    0, 0x2c, 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0, 0x3b,
+];
+/// Events that wait to be written while the database is away.
+const WAITING_MAX: usize = 10_000;
+/// The pauses between tries to write one down; a database that is away for longer loses it.
+const PAUSES_SECONDS: [u64; 6] = [1, 5, 15, 30, 60, 120];
+
+/// Knows our links, and records that they were followed. One per process.
+pub struct Tracker {
+    key: OnceLock<Key>,
+    keeper: Keeper,
+    waiting: Arc<Semaphore>,
+    runtime: Handle,
+}
+
+impl Tracker {
+    /// Records through `keeper`, on the runtime of the caller.
+    pub fn new(keeper: Keeper) -> Self {
+        let waiting = Arc::new(Semaphore::new(WAITING_MAX));
+        Self { key: OnceLock::new(), keeper, waiting, runtime: Handle::current() }
+    }
+
+    /// The key that signs links is known.
+    pub fn set_key(&self, key: Key) {
+        // Every process reads the same one.
+        let _ = self.key.set(key);
+    }
+
+    async fn key(&self, app: &App) -> Result<&Key, Problem> {
+        if self.key.get().is_none() {
+            app.require_schema()?;
+            self.set_key(app.db.run(async move |store| store.tracking_key().await).await?);
+        }
+        self.key.get().ok_or_else(Problem::unavailable)
+    }
+
+    fn record(&self, event: Told) {
+        let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else { return lost() };
+        let keeper = self.keeper.clone();
+        self.runtime.spawn(async move {
+            let _permit = permit;
+            for pause in PAUSES_SECONDS {
+                if keeper.keep(event.clone()).await.is_ok() {
+                    return;
+                }
+                sleep(Duration::from_secs(pause)).await;
+            }
+            lost();
+        });
+    }
+}
+
+fn lost() {
+    metrics::counter!("posthaste_tracking_lost_total").increment(1);
+}
+
+/// The pixel of a tracked mail: fetching it records the mail as `opened`, once.
+///
+/// A HEAD request, as mail scanners make it, records nothing.
+#[utoipa::path(method(get, head), path = "/t/o/{token}", tag = "provider events", security(()),
+    params(("token" = String, Path, description = "As it stands in the mail")),
+    responses((status = 200, description = "A transparent GIF", content_type = "image/gif", body = [u8])))]
+pub async fn open(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    follow(&app, &request, |link| link.target.is_none()).await?;
+    Ok(HttpResponse::Ok().content_type("image/gif").insert_header((CACHE_CONTROL, "no-store")).body(PIXEL))
+}
+
+/// A link of a tracked mail: following it records the mail as `clicked`, once, and leads to where the mail says.
+///
+/// A HEAD request, as mail scanners make it, records nothing. A link that we did not write leads nowhere.
+#[utoipa::path(method(get, head), path = "/t/c/{token}", tag = "provider events", security(()),
+    params(("token" = String, Path, description = "As it stands in the mail")),
+    responses((status = 302, description = "Where the link leads")))]
+pub async fn click(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let link = follow(&app, &request, |link| link.target.is_some()).await?;
+    Ok(HttpResponse::Found()
+        .insert_header((LOCATION, link.target.unwrap_or_default()))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .insert_header((REFERRER_POLICY, "no-referrer"))
+        .finish())
+}
+
+async fn follow(app: &App, request: &HttpRequest, is_meant: fn(&Link) -> bool) -> Result<Link, Problem> {
+    let token = request.match_info().get("token").unwrap_or_default();
+    let link = app.tracker.key(app).await?.read(token).filter(is_meant);
+    let link = link.ok_or_else(|| Problem::not_found("link"))?;
+    if request.method() == Method::GET {
+        app.tracker.record(link.told(clock::now()));
+    }
+    Ok(link)
+}

@@ -1,0 +1,81 @@
+//! What vouches for the events of providers, and which mails are tracked.
+
+use super::{reader::Reader, table};
+use crate::provider_events::sendgrid;
+
+/// What vouches for the events of providers. Twilio's token is in [`super::TwilioConfig`].
+#[derive(Clone, Debug)]
+pub struct ProviderEventsConfig {
+    /// The key of SendGrid's event webhook; without one its events are refused.
+    pub sendgrid_key: Option<sendgrid::Key>,
+    /// The topics of SNS that are ours; without one everything SNS sends is refused.
+    pub sns_topics: Vec<String>,
+    /// The file of the certificate to trust instead of fetching those of SNS.
+    pub sns_cert_path: Option<String>,
+}
+
+/// Which mails are tracked.
+#[derive(Clone, Debug, Default)]
+pub struct TrackConfig {
+    /// Those whose opening is recorded.
+    pub opens: Categories,
+    /// Those whose followed links are recorded.
+    pub clicks: Categories,
+}
+
+/// Some of all mails, by their category.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Categories {
+    /// None of them.
+    #[default]
+    None,
+    /// Those of these categories.
+    These(Vec<String>),
+    /// All, those without a category too.
+    All,
+}
+
+impl Categories {
+    /// Whether a mail is among them.
+    pub fn have(&self, category: Option<&str>) -> bool {
+        match self {
+            Self::None => false,
+            Self::These(names) => category.is_some_and(|category| names.iter().any(|name| name == category)),
+            Self::All => true,
+        }
+    }
+}
+
+impl TrackConfig {
+    /// Whether any mail is tracked at all.
+    pub fn is_on(&self) -> bool {
+        self.opens != Categories::None || self.clicks != Categories::None
+    }
+}
+
+pub(super) fn read(reader: &mut Reader) -> ProviderEventsConfig {
+    ProviderEventsConfig {
+        sendgrid_key: reader.get(&table::SENDGRID_WEBHOOK_PUBLIC_KEY),
+        sns_topics: reader.get(&table::SNS_TOPIC_ARNS).unwrap_or_default(),
+        sns_cert_path: reader.get(&table::SNS_SIGNING_CERT_PATH),
+    }
+}
+
+pub(super) fn tracking(reader: &mut Reader) -> TrackConfig {
+    TrackConfig {
+        opens: reader.get(&table::TRACK_OPENS).unwrap_or_default(),
+        clicks: reader.get(&table::TRACK_CLICKS).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mails_are_picked_by_category() {
+        let these = Categories::These(vec!["marketing".to_owned(), "news".to_owned()]);
+        assert!(these.have(Some("news")) && !these.have(Some("security")) && !these.have(None));
+        assert!(Categories::All.have(None) && !Categories::None.have(Some("news")));
+    }
+}

@@ -1,0 +1,87 @@
+//! What both kinds of kept webhooks have in common: taken for a while, given back, put off, ended.
+
+use diesel::sql_types::{Array, Int4, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{DbResult, Store, statement};
+
+/// A table of kept webhooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Those of WAHA.
+    Waha,
+    /// Those of other providers.
+    Provider,
+}
+
+struct Texts {
+    end: &'static str,
+    give_back: &'static str,
+    put_off: &'static str,
+}
+
+macro_rules! texts {
+    ($table:literal, $ended:literal) => {
+        Texts {
+            end: concat!(
+                "UPDATE ",
+                $table,
+                " SET status = CASE WHEN id = ANY (?::uuid[]) THEN 'done' ELSE 'ignored' END",
+                $ended,
+                " WHERE id = ANY (?::uuid[]) AND status = 'pending'"
+            ),
+            give_back: concat!(
+                "UPDATE ",
+                $table,
+                " SET tries = tries - 1, due_at = now() + interval '1 second'
+WHERE id = ANY (?::uuid[]) AND status = 'pending' AND tries > 0"
+            ),
+            put_off: concat!(
+                "UPDATE ",
+                $table,
+                " e SET due_at = now() + w.wait * interval '1 millisecond'
+FROM unnest(?::uuid[], ?::int4[]) AS w(id, wait) WHERE e.id = w.id"
+            ),
+        }
+    };
+}
+
+const WAHA: Texts = texts!("waha_events", "");
+/// Addresses stand in such a body, and nothing needs it any more.
+const PROVIDER: Texts = texts!("provider_events", ", body = ''::bytea");
+
+impl Kept {
+    const fn texts(self) -> Texts {
+        match self {
+            Self::Waha => WAHA,
+            Self::Provider => PROVIDER,
+        }
+    }
+}
+
+impl Store {
+    /// Ends events: `done`, or `ignored` where nothing is to be done about them.
+    pub async fn end_events(&self, of: Kept, done: Vec<Uuid>, ignored: Vec<Uuid>) -> DbResult<()> {
+        if done.is_empty() && ignored.is_empty() {
+            return Ok(());
+        }
+        let query = statement::<()>(of.texts().end)
+            .bind::<Array<SqlUuid>, _>(done.clone())
+            .bind::<Array<SqlUuid>, _>([done, ignored].concat());
+        query.run(self).await.map(drop)
+    }
+
+    /// Gives taken events back as if they had not been taken, to be taken again soon; those that ended meanwhile stay ended.
+    pub async fn give_back_events(&self, of: Kept, ids: Vec<Uuid>) -> DbResult<()> {
+        statement::<()>(of.texts().give_back).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
+    }
+
+    /// Puts events off for `wait_ms` each.
+    pub async fn put_off_events(&self, of: Kept, ids: Vec<Uuid>, waits_ms: Vec<i32>) -> DbResult<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let query = statement::<()>(of.texts().put_off).bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(waits_ms);
+        query.run(self).await.map(drop)
+    }
+}

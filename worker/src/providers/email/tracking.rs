@@ -1,0 +1,276 @@
+//! Tracked mails: a pixel that tells of opening, links that tell of clicks. Only HTML is touched, and only where the settings
+//! ask for the mail's category; every other mail goes out as it was given.
+
+use shared::{
+    config::{Config, TrackConfig},
+    contract::submission::Content,
+    db::Store,
+    domain::DeliveryId,
+    provider_events::tracking::{CLICK_PATH, Key, OPEN_PATH, is_followable},
+};
+use tokio::sync::OnceCell;
+use url::Url;
+
+/// Elements whose content is text, whatever it looks like.
+const RAW: [&str; 5] = ["script", "style", "textarea", "title", "xmp"];
+/// A link that says this is for going away, and must work without us.
+const GOODBYE: &str = "unsubscribe";
+
+/// Makes mails tracked.
+pub struct Tracking {
+    rules: TrackConfig,
+    public_url: Url,
+    store: Store,
+    key: OnceCell<Key>,
+}
+
+impl Tracking {
+    /// As the settings have it; `None`: nothing is tracked.
+    pub fn of(config: &Config, store: &Store) -> Option<Self> {
+        let (rules, public_url) = (config.track.clone(), config.http.public_url.clone());
+        rules.is_on().then(|| Self { rules, public_url, store: store.clone(), key: OnceCell::new() })
+    }
+
+    /// Puts pixel and links into the HTML of a mail, if its category asks for them.
+    pub async fn apply(&self, delivery: DeliveryId, content: &mut Content) {
+        let category = content.category.as_deref();
+        let (opens, clicks) = (self.rules.opens.have(category), self.rules.clicks.have(category));
+        let Some(html) = content.html.as_deref().filter(|html| !html.is_empty() && (opens || clicks)) else { return };
+        // A mail that is not counted is better than one that is not sent.
+        let key = match self.key.get_or_try_init(|| self.store.tracking_key()).await {
+            Ok(key) => key,
+            Err(error) => return tracing::warn!(%error, "a mail goes out untracked"),
+        };
+        let pixel = opens.then(|| {
+            let url = format!("{}{OPEN_PATH}{}", self.public_url, key.open(delivery));
+            format!("<img src=\"{url}\" width=\"1\" height=\"1\" alt=\"\" style=\"border:0\">")
+        });
+        let own = format!("{}t/", self.public_url);
+        let link = |target: &str| {
+            let is_ours = target.starts_with(&own) || target.to_ascii_lowercase().contains(GOODBYE);
+            (clicks && !is_ours && is_followable(target))
+                .then(|| format!("{}{CLICK_PATH}{}", self.public_url, key.click(delivery, target)))
+        };
+        content.html = Some(rewrite(html, pixel.as_deref(), link));
+    }
+}
+
+/// `html` with each target of a link that `link` replaces, and `pixel` at the end of its body.
+fn rewrite(html: &str, pixel: Option<&str>, link: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = String::with_capacity(html.len() * 2);
+    let (mut rest, mut body_end) = (html, None);
+    while let Some((before, found)) = split_at_tag(rest) {
+        out.push_str(before);
+        let length = if found.starts_with("<!--") {
+            end_of(found, "-->")
+        } else if starts_with_word(found, "</body") {
+            body_end = Some(out.len());
+            end_of(found, ">")
+        } else if let Some(name) = RAW.iter().find(|name| starts_with_word(found.get(1..).unwrap_or_default(), name)) {
+            let close = format!("</{name}");
+            let end =
+                found.char_indices().find(|(at, _)| starts_with_word(found.get(*at..).unwrap_or_default(), &close));
+            end.map_or(found.len(), |(at, _)| at)
+        } else if starts_with_word(found, "<a") || starts_with_word(found, "<area") {
+            let (tag, length) = anchor(found, &link);
+            out.push_str(&tag);
+            rest = found.get(length..).unwrap_or_default();
+            continue;
+        } else {
+            1
+        };
+        out.push_str(found.get(..length).unwrap_or(found));
+        rest = found.get(length..).unwrap_or_default();
+    }
+    out.push_str(rest);
+    if let Some(pixel) = pixel {
+        out.insert_str(body_end.unwrap_or(out.len()), pixel);
+    }
+    out
+}
+
+/// What stands before the next `<`, and what begins with it.
+fn split_at_tag(text: &str) -> Option<(&str, &str)> {
+    text.split_at_checked(text.find('<')?)
+}
+
+/// The bytes up to and with `mark`, or all.
+fn end_of(text: &str, mark: &str) -> usize {
+    text.find(mark).map_or(text.len(), |at| at + mark.len())
+}
+
+/// Whether a text begins with a word in whatever case, and the word ends there.
+fn starts_with_word(text: &str, word: &str) -> bool {
+    let begins = text.as_bytes().get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word.as_bytes()));
+    let after = text.as_bytes().get(word.len());
+    begins && after.is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-')
+}
+
+/// The tag of an anchor with its target replaced, and how long it was.
+fn anchor(text: &str, link: &impl Fn(&str) -> Option<String>) -> (String, usize) {
+    let name_end = text.find(|c: char| c != '<' && !c.is_ascii_alphanumeric()).unwrap_or(text.len());
+    let (mut out, mut rest) = text.split_at_checked(name_end).map_or((String::new(), text), |(a, b)| (a.to_owned(), b));
+    let mut is_found = false;
+    loop {
+        let space = rest.find(|c: char| !c.is_ascii_whitespace() && c != '/').unwrap_or(rest.len());
+        out.push_str(take(&mut rest, space));
+        if rest.is_empty() || rest.starts_with('>') {
+            out.push_str(take(&mut rest, 1));
+            return (out, text.len() - rest.len());
+        }
+        let ends = |c: char| c.is_ascii_whitespace() || matches!(c, '=' | '>' | '/');
+        let end = rest.find(ends).unwrap_or(rest.len()).max(1);
+        let name = take(&mut rest, end);
+        out.push_str(name);
+        let gap = rest.find(|c: char| !c.is_ascii_whitespace()).unwrap_or(rest.len());
+        if !rest.get(gap..).is_some_and(|after| after.starts_with('=')) {
+            continue;
+        }
+        let equals = gap + 1;
+        let after = rest.get(equals..).unwrap_or_default();
+        let space = after.find(|c: char| !c.is_ascii_whitespace()).unwrap_or(after.len());
+        out.push_str(take(&mut rest, equals + space));
+        let raw = match rest.chars().next() {
+            // An end that never comes takes the rest.
+            Some(quote @ ('"' | '\'')) => {
+                let inside = rest.get(1..).unwrap_or_default();
+                take(&mut rest, inside.find(quote).map_or(usize::MAX, |at| at + 2))
+            }
+            _ => {
+                let end = rest.find(|c: char| c.is_ascii_whitespace() || c == '>').unwrap_or(rest.len());
+                take(&mut rest, end)
+            }
+        };
+        // Of several the first one counts.
+        let is_target = name.eq_ignore_ascii_case("href") && !is_found;
+        is_found |= is_target;
+        let value = match raw.chars().next() {
+            Some(quote @ ('"' | '\'')) => raw.get(1..).and_then(|rest| rest.strip_suffix(quote)),
+            _ => Some(raw),
+        };
+        let target = value.filter(|_| is_target).and_then(decoded);
+        match target.and_then(|target| link(target.trim())) {
+            Some(url) => {
+                let quote = if raw.starts_with('\'') { '\'' } else { '"' };
+                out.extend([quote.to_string(), url, quote.to_string()]);
+            }
+            None => out.push_str(raw),
+        }
+    }
+}
+
+/// Takes so many bytes from the front.
+fn take<'a>(rest: &mut &'a str, length: usize) -> &'a str {
+    let (taken, left) = rest.split_at_checked(length.min(rest.len())).unwrap_or((rest, ""));
+    *rest = left;
+    taken
+}
+
+/// The value of an attribute without its character references; `None`: there is one that is not known here.
+fn decoded(value: &str) -> Option<String> {
+    let mut out = String::with_capacity(value.len());
+    let mut rest = value;
+    while let Some(at) = rest.find('&') {
+        out.push_str(take(&mut rest, at));
+        let name_end = rest.find(|c: char| c != '&' && c != '#' && !c.is_ascii_alphanumeric());
+        let is_reference =
+            name_end.is_some_and(|end| end > 1 && rest.get(end..).is_some_and(|rest| rest.starts_with(';')));
+        if !is_reference {
+            // An ampersand that was not written as a reference, as in most links.
+            out.push_str(take(&mut rest, 1));
+            continue;
+        }
+        let reference = take(&mut rest, name_end.unwrap_or_default() + 1);
+        out.push(match reference {
+            "&amp;" | "&AMP;" => '&',
+            "&quot;" => '"',
+            "&apos;" => '\'',
+            "&lt;" => '<',
+            "&gt;" => '>',
+            _ => {
+                let digits = reference.strip_prefix("&#")?.strip_suffix(';')?;
+                let hex = digits.strip_prefix(['x', 'X']);
+                char::from_u32(hex.map_or_else(|| digits.parse(), |hex| u32::from_str_radix(hex, 16)).ok()?)?
+            }
+        });
+    }
+    out.push_str(rest);
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clicks(html: &str) -> String {
+        let link = |target: &str| is_followable(target).then(|| format!("T[{target}]"));
+        rewrite(html, None, link)
+    }
+
+    #[test]
+    fn targets_of_links_are_replaced_however_they_are_written() {
+        for (html, wanted) in [
+            (r#"<a href="https://a.example/?b=1&amp;c=2">x</a>"#, r#"<a href="T[https://a.example/?b=1&c=2]">x</a>"#),
+            (r#"<A  HREF = 'http://a.example' class=b>x</A>"#, r#"<A  HREF = 'T[http://a.example]' class=b>x</A>"#),
+            ("<a href=https://a.example/b>x</a>", r#"<a href="T[https://a.example/b]">x</a>"#),
+            (r#"<a title="a > b" href="https://a.example">"#, r#"<a title="a > b" href="T[https://a.example]">"#),
+            (r#"<a href=" https://a.example ">"#, r#"<a href="T[https://a.example]">"#),
+            (r#"<a href="https://a.example/?b=1&c=2">"#, r#"<a href="T[https://a.example/?b=1&c=2]">"#),
+            (r#"<a href="https://a.example/&#38;&#x26;">"#, r#"<a href="T[https://a.example/&&]">"#),
+            ("<a\nhref=\"https://a.example\"\n>", "<a\nhref=\"T[https://a.example]\"\n>"),
+            (r#"<area href="https://a.example"/>"#, r#"<area href="T[https://a.example]"/>"#),
+            (r#"<a href="https://ä.example/ö">ü</a>"#, r#"<a href="T[https://ä.example/ö]">ü</a>"#),
+            (
+                r#"<a href="https://a.example" href="https://b.example">"#,
+                r#"<a href="T[https://a.example]" href="https://b.example">"#,
+            ),
+        ] {
+            assert_eq!(clicks(html), wanted);
+        }
+    }
+
+    #[test]
+    fn everything_else_stays_byte_for_byte() {
+        for html in [
+            "",
+            "plain < text & more",
+            "<",
+            "<a",
+            "<a ",
+            "<a href",
+            "<a href=",
+            "<a href=\"",
+            "<a href=\"mailto:ada@example.com\">",
+            "<a href=\"tel:+49\"><a href=\"#top\"><a href=\"/x\"><a href=\"javascript:x()\"><a href='{{x}}'>",
+            "<abbr href=\"https://a.example\"><link href=\"https://a.example\"><img src=\"https://a.example\">",
+            "<a data-href=\"https://a.example\" name='b' disabled>",
+            "<a href=\"https://a.example/&hellip;\">",
+            "<!-- <a href=\"https://a.example\"> --><!--",
+            "<script>'<a href=\"https://a.example\">'</script><style>a:after{content:'<a href=https://a.example>'}</style>",
+            "<SCRIPT><a href=\"https://a.example\">",
+            "<a-b href=\"https://a.example\">",
+            "ä<ü<a ö>\u{2028}</a>",
+        ] {
+            assert_eq!(clicks(html), html);
+        }
+    }
+
+    #[test]
+    fn the_pixel_stands_at_the_end_of_the_body() {
+        let opens = |html: &str| rewrite(html, Some("P"), |_| None);
+        assert_eq!(opens("<html><body>x</body></html>"), "<html><body>xP</body></html>");
+        assert_eq!(opens("<BODY>x</BODY >"), "<BODY>xP</BODY >");
+        assert_eq!(opens("<p>x</p>"), "<p>x</p>P");
+        assert_eq!(opens("<body>x</body><!-- </body> -->"), "<body>xP</body><!-- </body> -->");
+    }
+
+    #[test]
+    fn a_hostile_page_takes_no_longer_than_its_length_allows() {
+        for unit in ["<a href=\"", "<", "<script>", "<a ", "&", "<!--", "</body", "<a href=&"] {
+            let html = unit.repeat(100_000 / unit.len());
+            let started = std::time::Instant::now();
+            assert!(rewrite(&html, Some("P"), |_| None).len() >= html.len());
+            assert!(started.elapsed() < std::time::Duration::from_secs(5), "{unit}");
+        }
+    }
+}
