@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use harness::{Stack, eventually};
+use harness::{Stack, TestServers, eventually};
 use reqwest::StatusCode;
 use serde_json::json;
 use xtask::sinks::smtp::SmtpSink;
@@ -56,6 +56,23 @@ async fn a_dead_provider_gives_way_at_once_and_after_a_few_failures_is_not_even_
     assert_eq!(timeline["attempts"].as_array().map(Vec::len), Some(1), "an open breaker costs no attempt: {timeline}");
     assert_eq!(timeline["attempts"][0]["provider"], "sandbox");
     assert!(timeline["attempts"][0]["detail"].as_str().is_some_and(|text| text.contains("instead of smtp")));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_of_providers_says_which_one_cannot_be_used_and_sends_nothing() -> Result<()> {
+    let sink = SmtpSink::start_local().await?;
+    let port = sink.address().port().to_string();
+    let settings = [("SMTP_HOST", "127.0.0.1"), ("SMTP_PORT", port.as_str()), ("EMAIL_FROM", "us@example.com")];
+    let stack = Stack::prepare(TestServers::shared()?, &settings).await?;
+    let found = stack.cli_json(&["provider", "check"])?;
+    let of = |name: &str| found.as_array().into_iter().flatten().find(|row| row["provider"] == name).cloned();
+    assert_eq!(of("smtp").map(|row| row["ok"].clone()), Some(json!(true)), "{found}");
+    assert!(of("http").is_some() && of("inbox").is_some(), "{found}");
+    assert!(sink.mails().is_empty());
+    drop(sink);
+    let error = stack.cli(&["provider", "check", "--channel", "email"]).unwrap_err().to_string();
+    assert!(error.contains("FAILED") && error.contains("smtp") && !error.contains("inbox"), "{error}");
     Ok(())
 }
 

@@ -152,16 +152,16 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
 async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_one() -> Result<()> {
     let stack = Stack::start_with(&[("WORKER_CONCURRENCY", "8")]).await?;
     let sink = HttpSink::start_local().await?;
-    sink.reply_by_default(Reply::ok().after(Duration::from_millis(20)));
+    sink.reply_by_default(Reply::ok().after(Duration::from_millis(150)));
     stack.cli(&["tenant", "create", "quiet"])?;
     let (busy, quiet) = (stack.producer(), stack.api(&stack.create_key("quiet", "producer")?));
     let webhook = |path: &str| json!({"channel": "webhook", "recipient": sink.url(path), "data": {"a": 1}});
-    // Far more than 8 places at 20 ms empty meanwhile.
+    // Far more than 8 places at 150 ms empty meanwhile.
     let mut posts = JoinSet::new();
     for _ in 0..16 {
         let (busy, body) = (busy.clone(), webhook("/busy"));
         posts.spawn(async move {
-            for _ in 0..600 {
+            for _ in 0..250 {
                 busy.send(&body).await?;
             }
             anyhow::Ok(())
