@@ -152,23 +152,15 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
 async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_one() -> Result<()> {
     let stack = Stack::start_with(&[("WORKER_CONCURRENCY", "8")]).await?;
     let sink = HttpSink::start_local().await?;
-    sink.reply_by_default(Reply::ok().after(Duration::from_millis(150)));
+    sink.reply_by_default(Reply::ok().after(Duration::from_millis(20)));
     stack.cli(&["tenant", "create", "quiet"])?;
     let (busy, quiet) = (stack.producer(), stack.api(&stack.create_key("quiet", "producer")?));
     let webhook = |path: &str| json!({"channel": "webhook", "recipient": sink.url(path), "data": {"a": 1}});
-    // Far more than 8 places at 150 ms empty meanwhile.
-    let mut posts = JoinSet::new();
-    for _ in 0..16 {
-        let (busy, body) = (busy.clone(), webhook("/busy"));
-        posts.spawn(async move {
-            for _ in 0..250 {
-                busy.send(&body).await?;
-            }
-            anyhow::Ok(())
-        });
-    }
-    while let Some(ended) = posts.join_next().await {
-        ended??;
+    // Far more than 8 places at 20 ms empty meanwhile; calls of 100 are no bulk yet.
+    let hundred: Vec<String> = (0..100).map(|n| sink.url(&format!("/busy/{n}"))).collect();
+    let flood = json!({"channel": "webhook", "recipients": hundred, "data": {"a": 1}});
+    for _ in 0..70 {
+        busy.post("/api/notifications/send-bulk", &flood).await?.ok()?;
     }
     assert!(stack.count("SELECT count(*) FROM parked").await? > 0, "a flood waits in its share");
     let id = quiet.send(&webhook("/quiet")).await?;
