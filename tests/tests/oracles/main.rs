@@ -4,6 +4,7 @@ mod email;
 mod provider_events;
 mod push;
 mod sms;
+mod webhook;
 
 use anyhow::{Context, Result};
 use harness::{
