@@ -89,7 +89,7 @@ pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
     let started = Instant::now();
     let outcome = call(desk, &*choice.provider, &order).await;
     faultpoint::pass(faultpoint::AFTER_PROVIDER);
-    tell_breaker(desk, &*choice.provider, &order, &outcome);
+    tell_breaker(desk, &choice, &outcome);
     subject.after_call(desk, &choice, outcome, started.elapsed())
 }
 
@@ -135,6 +135,7 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
         message: claim.message,
         tenant: claim.tenant,
         channel: desk.route.channel,
+        lane: desk.route.lane,
         recipient: claim.recipient,
         line: claim.line,
         user_id: claim.user_id,
@@ -163,6 +164,8 @@ fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
 /// Who is called, and what that means for the delivery.
 struct Choice {
     provider: Arc<dyn Provider>,
+    /// The breaker before it.
+    breaker: Option<Arc<str>>,
     /// How the delivery stands once that provider was asked; without the hope that its answer leaves.
     standing: Standing,
     /// One that would have come first, and is left alone for a while.
@@ -182,13 +185,14 @@ async fn choose(desk: &Desk, order: &Order, subject: Subject, late_at: Instant) 
     };
     let (mut shortest, mut skipped): (Option<HeldBack>, _) = (None, None);
     for provider in fitting.iter().copied().filter(is_left(round)) {
-        match gate(desk, &**provider, order, subject.jitter(), late_at).await {
+        let breaker = provider.breaker_key(order);
+        match gate(desk, &**provider, breaker.as_ref(), order, subject.jitter(), late_at).await {
             Ok(()) => {
                 let after = round.with(provider.name(), false);
                 let others_left = fitting.iter().copied().any(|other| is_left(after)(&other));
                 let providers = u16::try_from(fitting.len()).unwrap_or(u16::MAX);
                 let standing = Standing { providers, others_left, round: after };
-                return Ok(Choice { provider: Arc::clone(provider), standing, skipped });
+                return Ok(Choice { provider: Arc::clone(provider), breaker, standing, skipped });
             }
             Err(held) => {
                 skipped = skipped.or(Some(provider.name()));
@@ -215,12 +219,13 @@ const SLOT_HOLDS: Duration = Duration::from_secs(1);
 async fn gate(
     desk: &Desk,
     provider: &dyn Provider,
+    breaker: Option<&Arc<str>>,
     order: &Order,
     jitter: f64,
     late_at: Instant,
 ) -> Result<(), HeldBack> {
     let asking = async {
-        if let (Some(breakers), Some(key)) = (&desk.breakers, provider.breaker_key(order)) {
+        if let (Some(breakers), Some(key)) = (&desk.breakers, breaker) {
             // Whatever waits for the same provider comes back spread over as long again, not all at once.
             let spread = |held: HeldBack| HeldBack { wait: held.wait.mul_f64(1.0 + jitter), ..held };
             breakers.gate(&[key], order.timeout + GRACE).await.map_err(spread)?;
@@ -232,13 +237,13 @@ async fn gate(
 }
 
 /// Tells the breaker how the call ended, beside everything else: neither the delivery nor the next one waits for it.
-fn tell_breaker(desk: &Desk, provider: &dyn Provider, order: &Order, outcome: &Outcome) {
-    let (Some(breakers), Some(key)) = (&desk.breakers, provider.breaker_key(order)) else { return };
+fn tell_breaker(desk: &Desk, choice: &Choice, outcome: &Outcome) {
+    let (Some(breakers), Some(key)) = (&desk.breakers, &choice.breaker) else { return };
     let news = match outcome {
         Outcome::Sent(_) | Outcome::Rejected(_) | Outcome::AddressDead(_) => News::Passed,
         // A pause that is asked of many senders at one address is no business of theirs.
         Outcome::Throttled(_, Some(wait)) if desk.route.channel != Channel::Webhook => News::Paused(*wait),
-        Outcome::Transient(..) | Outcome::Unknown(_) if provider.is_down(outcome) => News::Failed,
+        Outcome::Transient(..) | Outcome::Unknown(_) if choice.provider.is_down(outcome) => News::Failed,
         Outcome::Transient(..) | Outcome::Unknown(_) | Outcome::Throttled(..) | Outcome::Misconfigured(_) => return,
     };
     breakers.tell(key, news);

@@ -83,11 +83,11 @@ impl Breakers {
     }
 
     /// Notes how a call behind `key` ended, beside the caller's own work. Costs nothing where there was and is no trouble.
-    pub fn tell(self: &Arc<Self>, key: Arc<str>, news: News) {
-        if news == News::Passed && self.troubled(&key).is_none() {
+    pub fn tell(self: &Arc<Self>, key: &Arc<str>, news: News) {
+        if news == News::Passed && self.troubled(key).is_none() {
             return;
         }
-        let this = Arc::clone(self);
+        let (this, key) = (Arc::clone(self), Arc::clone(key));
         tokio::spawn(async move {
             match news {
                 News::Passed => this.passed(&key).await,

@@ -105,7 +105,7 @@ impl Worker {
         for route in Route::all().filter(|route| config.worker.channels.contains(&route.channel)) {
             let tracking = tracking.clone().filter(|_| route.channel == Channel::Email);
             let desk = Desk { tracking, ..desk(config, &registry, route, &secrets, hurry.clone()) };
-            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency(config, route.lane));
+            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency(config.worker.concurrency, route.lane));
             consumers.push(pool.health());
             let give_up = give_up.clone();
             pools.spawn(async move { give_up.run_until_cancelled(pool.run()).await.unwrap_or_default() });
@@ -174,10 +174,11 @@ fn desk(config: &Config, registry: &Registry, route: Route, secrets: &Arc<Secret
     }
 }
 
-/// Bulk gets half: it is in no hurry, and its attempts compete with the others for the same providers.
-fn concurrency(config: &Config, lane: Lane) -> usize {
+/// How many of `widest` attempts at once a lane makes. Bulk gets half: it is in no hurry, and its attempts compete with the
+/// others for the same providers.
+fn concurrency(widest: usize, lane: Lane) -> usize {
     match lane {
-        Lane::High | Lane::Normal => config.worker.concurrency,
-        Lane::Bulk => (config.worker.concurrency / 2).max(1),
+        Lane::High | Lane::Normal => widest,
+        Lane::Bulk => (widest / 2).max(1),
     }
 }

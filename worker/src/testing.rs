@@ -12,7 +12,7 @@ use std::{
 use shared::{
     config::Config,
     contract::Order,
-    domain::{Address, Channel, DeliveryId, MessageId, TenantId},
+    domain::{Address, Channel, DeliveryId, Lane, MessageId, TenantId},
 };
 use tokio::{
     io::copy_bidirectional,
@@ -36,6 +36,7 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
         message: MessageId::generate(),
         tenant: TenantId(1),
         channel,
+        lane: Lane::Normal,
         line: None,
         recipient: Address::new(recipient),
         user_id: None,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::submission::Content;
-use crate::domain::{Address, Channel, DeliveryId, Fault, MessageId, Outcome, ProviderName, TenantId};
+use crate::domain::{Address, Channel, DeliveryId, Fault, Lane, MessageId, Outcome, ProviderName, TenantId};
 
 /// Under this name a vendor is told the id of a delivery, and names it again in what it reports.
 pub const DELIVERY_TAG: &str = "posthaste_delivery";
@@ -22,6 +22,8 @@ pub struct Order {
     pub tenant: TenantId,
     /// Its channel.
     pub channel: Channel,
+    /// The lane it came by.
+    pub lane: Lane,
     /// To whom.
     pub recipient: Address,
     /// The line it has a slot of: its WhatsApp session.

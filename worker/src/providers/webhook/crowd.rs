@@ -1,7 +1,7 @@
-//! One receiver that hangs must delay no other: how many of a worker's places calls to one origin may take.
+//! One receiver that hangs must delay no other: how many of a lane's places calls to one origin may take.
 //!
-//! Three quarters of them while it answers; a few more wait for it for a moment. Once calls to it that are under way for more than a
-//! second hold an eighth, further ones are held back, each a little longer than the one before.
+//! Three quarters of them; the others wait for one of those, which is a moment while it answers. Once calls to it that are under
+//! way for more than a second hold an eighth, further ones are held back, each a little longer than the one before.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared::{contract::provider::HeldBack, domain::DeliveryId};
+use shared::{
+    contract::provider::HeldBack,
+    domain::{DeliveryId, Lane},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -17,8 +20,9 @@ use tokio::{
 
 /// A call that takes longer is slow; nobody waits longer for a place.
 const SLOW: Duration = Duration::from_secs(1);
-/// The longest time something is held back.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+/// The longest time something is held back: short enough to find a receiver well again, long enough that whatever waits for a
+/// slow one is not put off so often that it is given up.
+const WAIT_MAX: Duration = Duration::from_secs(600);
 /// In a worker with few places the shares are no smaller than this.
 const SHARE_MIN: usize = 4;
 /// By how much a place outlives the time of its call, should the call never have been made.
@@ -26,14 +30,16 @@ const MARGIN: Duration = Duration::from_secs(5);
 
 /// The calls under way, by origin.
 pub struct Crowd {
-    share: usize,
-    waiting_max: usize,
-    slow_max: usize,
-    origins: Mutex<HashMap<Arc<str>, Origin>>,
+    places: usize,
+    origins: Mutex<HashMap<Key, Origin>>,
 }
+
+/// An origin, as one lane sees it.
+pub type Key = (Lane, Arc<str>);
 
 struct Origin {
     places: Arc<Semaphore>,
+    slow_max: usize,
     calls: HashMap<DeliveryId, Call>,
     waiting: usize,
     /// When what is held back next may come again.
@@ -47,27 +53,20 @@ struct Call {
 }
 
 impl Crowd {
-    /// For a worker that makes `places` calls at once.
+    /// For a worker that makes `places` calls at once in its widest lane.
     pub fn new(places: usize) -> Self {
-        Self {
-            share: (places - places / 4).max(SHARE_MIN),
-            waiting_max: (places / 8).max(1),
-            slow_max: (places / 8).max(1),
-            origins: Mutex::default(),
-        }
+        Self { places, origins: Mutex::default() }
     }
 
-    /// Takes a place for a call to `origin`, which may last for `time`.
-    pub async fn enter(&self, origin: &Arc<str>, delivery: DeliveryId, time: Duration) -> Result<(), HeldBack> {
+    /// Takes a place for a call, which may last for `time`.
+    pub async fn enter(&self, key: &Key, delivery: DeliveryId, time: Duration) -> Result<(), HeldBack> {
         let places = {
             let mut origins = self.lock();
-            let one = origins.entry(Arc::clone(origin)).or_insert_with(|| Origin::new(self.share));
+            let one = self.origin(&mut origins, key);
             let now = Instant::now();
             one.calls.retain(|_, call| now < call.until);
-            if one.slow(now) >= self.slow_max
-                || (one.places.available_permits() == 0 && one.waiting >= self.waiting_max)
-            {
-                return Err(one.hold(now, self.slow_max));
+            if one.slow(now) >= one.slow_max {
+                return Err(one.hold(now));
             }
             if let Ok(place) = Arc::clone(&one.places).try_acquire_owned() {
                 one.calls.insert(delivery, Call::new(place, time));
@@ -76,34 +75,38 @@ impl Crowd {
             one.waiting += 1;
             Arc::clone(&one.places)
         };
-        let waiting = Waiting { crowd: self, origin };
+        let waiting = Waiting { crowd: self, key };
         let place = timeout(SLOW, places.acquire_owned()).await;
         drop(waiting);
         let mut origins = self.lock();
-        let one = origins.entry(Arc::clone(origin)).or_insert_with(|| Origin::new(self.share));
+        let one = self.origin(&mut origins, key);
         match place {
             Ok(Ok(place)) => {
                 one.calls.insert(delivery, Call::new(place, time));
                 Ok(())
             }
-            _ => Err(one.hold(Instant::now(), self.slow_max)),
+            _ => Err(one.hold(Instant::now())),
         }
     }
 
+    fn origin<'a>(&self, origins: &'a mut HashMap<Key, Origin>, key: &Key) -> &'a mut Origin {
+        origins.entry(key.clone()).or_insert_with(|| Origin::new(crate::concurrency(self.places, key.0)))
+    }
+
     /// Gives the place back.
-    pub fn leave(&self, origin: &str, delivery: DeliveryId) {
+    pub fn leave(&self, key: &Key, delivery: DeliveryId) {
         let mut origins = self.lock();
-        let Some(one) = origins.get_mut(origin) else { return };
+        let Some(one) = origins.get_mut(key) else { return };
         let now = Instant::now();
         if one.calls.remove(&delivery).is_some_and(|call| now.duration_since(call.since) < SLOW) {
             one.next = now;
         }
         if one.calls.is_empty() && one.waiting == 0 && one.next <= now {
-            origins.remove(origin);
+            origins.remove(key);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Origin>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Origin>> {
         self.origins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,20 +114,28 @@ impl Crowd {
 /// Counts one who waits, however the wait ends.
 struct Waiting<'a> {
     crowd: &'a Crowd,
-    origin: &'a str,
+    key: &'a Key,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(one) = self.crowd.lock().get_mut(self.origin) {
+        if let Some(one) = self.crowd.lock().get_mut(self.key) {
             one.waiting = one.waiting.saturating_sub(1);
         }
     }
 }
 
 impl Origin {
-    fn new(share: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(share)), calls: HashMap::new(), waiting: 0, next: Instant::now() }
+    /// In a lane of so many places.
+    fn new(places: usize) -> Self {
+        let share = (places - places / 4).max(SHARE_MIN);
+        Self {
+            places: Arc::new(Semaphore::new(share)),
+            slow_max: (places / 8).max(1),
+            calls: HashMap::new(),
+            waiting: 0,
+            next: Instant::now(),
+        }
     }
 
     fn slow(&self, now: Instant) -> usize {
@@ -132,8 +143,8 @@ impl Origin {
     }
 
     /// As many come again in a second as may be slow at once.
-    fn hold(&mut self, now: Instant, a_second: usize) -> HeldBack {
-        let step = SLOW / u32::try_from(a_second).unwrap_or(u32::MAX);
+    fn hold(&mut self, now: Instant) -> HeldBack {
+        let step = SLOW / u32::try_from(self.slow_max).unwrap_or(u32::MAX);
         self.next = (self.next.max(now) + step).min(now + WAIT_MAX);
         let wait = self.next.duration_since(now).max(SLOW);
         HeldBack { reason: "its receiver is slow and has its share of calls already", wait }
@@ -151,8 +162,8 @@ impl Call {
 mod tests {
     use super::*;
 
-    fn origin(name: &str) -> Arc<str> {
-        Arc::from(name)
+    fn origin(name: &str) -> Key {
+        (Lane::Normal, Arc::from(name))
     }
 
     async fn enter(crowd: &Crowd, name: &str) -> Result<DeliveryId, HeldBack> {
@@ -181,12 +192,12 @@ mod tests {
     #[tokio::test]
     async fn a_receiver_that_answers_at_once_is_never_held() {
         let crowd = Arc::new(Crowd::new(64));
-        let calls = (0..56).map(|_| {
+        let calls = (0..300).map(|_| {
             let crowd = Arc::clone(&crowd);
             async move {
                 let delivery = enter(&crowd, "quick").await?;
                 tokio::time::sleep(Duration::from_millis(5)).await;
-                crowd.leave("quick", delivery);
+                crowd.leave(&origin("quick"), delivery);
                 Ok::<_, HeldBack>(())
             }
         });

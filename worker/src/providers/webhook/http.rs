@@ -122,7 +122,7 @@ impl Http {
 
     async fn enter(&self, order: &Order) -> Result<(), HeldBack> {
         match origin(order) {
-            Some(origin) => self.crowd.enter(&origin, order.delivery, order.timeout).await,
+            Some(origin) => self.crowd.enter(&(order.lane, origin), order.delivery, order.timeout).await,
             None => Ok(()),
         }
     }
@@ -137,7 +137,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(origin) = origin(self.order) {
-            self.http.crowd.leave(&origin, self.order.delivery);
+            self.http.crowd.leave(&(self.order.lane, origin), self.order.delivery);
         }
     }
 }
