@@ -166,30 +166,36 @@ END
 $$;
 
 -- Takes up to `wanted` slots of each line; strict with any number of callers, since each line is locked while it counts,
--- the tenants' before their sessions'. `asked` must be sorted and without repeats.
+-- the tenants' before their sessions'. `asked` must be sorted and without repeats. The moment of a slot is read after its
+-- line was locked.
 CREATE FUNCTION take_slots(asked uuid[], wanted integer[]) RETURNS TABLE (line uuid, n integer) LANGUAGE plpgsql AS $$
 DECLARE
-    l     lines;
-    over  lines;
-    at    timestamptz;
-    later timestamptz;
+    l       lines;
+    over    lines;
+    at      timestamptz;
+    later   timestamptz;
+    mine    integer;
+    limited boolean;
 BEGIN
     PERFORM 1 FROM lines t WHERE t.kind = 'tenant' AND t.tenant_id IN (SELECT s.tenant_id FROM lines s WHERE s.id = ANY (asked))
     ORDER BY t.id FOR UPDATE;
-    FOR i IN 1 .. coalesce(cardinality(asked), 0) LOOP
-        SELECT * INTO l FROM lines WHERE id = asked[i] FOR UPDATE;
-        CONTINUE WHEN NOT FOUND;
+    limited := FOUND;
+    FOR l IN SELECT t.* FROM lines t WHERE t.id = ANY (asked) ORDER BY t.id FOR UPDATE LOOP
         at := clock_timestamp();
-        line := asked[i];
-        n := least(wanted[i], slots_free(l, at));
-        SELECT * INTO over FROM lines t WHERE t.kind = 'tenant' AND t.tenant_id = l.tenant_id;
-        IF FOUND THEN
+        line := l.id;
+        mine := wanted[array_position(asked, l.id)];
+        n := least(mine, slots_free(l, at));
+        over := NULL;
+        IF limited THEN
+            SELECT t.* INTO over FROM lines t WHERE t.kind = 'tenant' AND t.tenant_id = l.tenant_id;
+        END IF;
+        IF over.id IS NULL THEN
+            PERFORM note_slots(l, n, at, mine);
+        ELSE
             n := least(n, slots_free(over, at));
             later := note_slots(over, n, at, 0);
-            PERFORM note_slots(l, n, at, wanted[i]);
+            PERFORM note_slots(l, n, at, mine);
             UPDATE lines SET free_at = greatest(free_at, later) WHERE id = line AND free_at < later;
-        ELSE
-            PERFORM note_slots(l, n, at, wanted[i]);
         END IF;
         RETURN NEXT;
     END LOOP;

@@ -59,6 +59,40 @@ async fn a_dead_provider_gives_way_at_once_and_after_a_few_failures_is_not_even_
     Ok(())
 }
 
+#[tokio::test]
+async fn invariant_l_a_provider_that_dies_under_load_loses_nothing_and_the_next_one_takes_over() -> Result<()> {
+    let sink = SmtpSink::start_local().await?;
+    let port = sink.address().port().to_string();
+    let stack = Stack::start_with(&[
+        ("EMAIL_BACKEND", "smtp,sandbox"),
+        ("SMTP_HOST", "127.0.0.1"),
+        ("SMTP_PORT", &port),
+        ("EMAIL_FROM", "us@example.com"),
+        ("BREAKER_OPEN_MS", "60000"),
+    ])
+    .await?;
+    let api = stack.producer();
+    let people: Vec<String> = (0..600).map(|n| format!("person{n}@example.com")).collect();
+    let body = json!({"channel": "email", "recipients": people, "subject": "Hi", "message": "Hello"});
+    let bulk = api.post("/api/notifications/send-bulk", &body).await?.ok()?;
+    let before = sink.wait_for(50, Duration::from_secs(30)).await?.len();
+    drop(sink);
+    let unfinished = "SELECT count(*) FROM deliveries WHERE state <> 'sent'";
+    eventually("every mail is sent", Duration::from_secs(60), || async {
+        (stack.count(unfinished).await.ok()? == 0).then_some(())
+    })
+    .await?;
+    assert_eq!(bulk["sent"], 600);
+    let by_next = stack.count("SELECT count(*) FROM deliveries WHERE provider = 'sandbox'").await?;
+    assert!(
+        by_next > 0 && by_next <= 600 - i64::try_from(before)? + 64,
+        "{by_next} went by the next one after {before}"
+    );
+    let calls = "SELECT count(*) - count(DISTINCT (delivery_id, run)) FROM delivery_events WHERE provider IS NOT NULL";
+    assert_eq!(stack.count(calls).await?, 0, "one call for each run");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_of_providers_says_which_one_cannot_be_used_and_sends_nothing() -> Result<()> {
     let sink = SmtpSink::start_local().await?;
