@@ -164,7 +164,8 @@ async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_o
     }
     assert!(stack.count("SELECT count(*) FROM parked").await? > 0, "a flood waits in its share");
     let id = quiet.send(&webhook("/quiet")).await?;
-    quiet.wait_status_within(&id, "delivered", Duration::from_secs(40)).await?;
+    // What went straight to the broker before the flood was noticed goes first; how long that takes is the machine's affair.
+    quiet.wait_status_within(&id, "delivered", Duration::from_secs(150)).await?;
     let behind = stack.count("SELECT count(*) FROM deliveries WHERE tenant_id = 1 AND state = 'queued'").await?;
     assert!(behind > 0, "the quiet tenant overtook nobody");
     Ok(())
