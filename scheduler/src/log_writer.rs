@@ -111,6 +111,11 @@ impl LogWriter {
         // Before the outcome itself: whoever dies in between finds both again.
         let dead = dead_addresses(events);
         while let Err(error) = self.store.suppress(&dead).await {
+            if !error.is_unavailable() {
+                // Outcomes of every tenant wait behind this; the address is found dead again.
+                tracing::error!(error = chain(&error), "dead addresses could not be suppressed");
+                break;
+            }
             self.pause(&error).await?;
         }
         let mut refusals = 0;

@@ -69,7 +69,12 @@ impl Store {
         let mut new = NewRows::default();
         for (id, tenant, channel, sealed) in rows {
             let Ok(channel) = channel.parse::<Channel>() else { continue };
-            let address = suppressed_form(channel, &self.sealer().open_text(sealed)?);
+            // One address of an unknown key must not hold up the others, and what is written down beside them.
+            let opened = self.sealer().open_text(sealed);
+            let opened = opened.inspect_err(|error| {
+                tracing::error!(delivery.id = %id, %error, "the address of a delivery cannot be opened and is not suppressed");
+            });
+            let address = suppressed_form(channel, &opened.unwrap_or_default());
             if address.is_empty() || !is_suppressible(channel) {
                 continue;
             }
@@ -180,7 +185,10 @@ impl NewRows<'_> {
             .bind::<Array<Text>, _>(column(|finding| finding.scope.as_str()))
             .bind::<Array<Text>, _>(column(|finding| finding.reason.as_str()))
             .bind::<Array<Nullable<Text>>, _>(
-                self.findings.iter().map(|finding| finding.detail.clone()).collect::<Vec<_>>(),
+                self.findings
+                    .iter()
+                    .map(|finding| finding.detail.as_ref().map(|text| text.replace('\0', "")))
+                    .collect::<Vec<_>>(),
             )
             .bind::<Array<SqlUuid>, _>(self.findings.iter().map(|finding| finding.delivery.0).collect::<Vec<_>>());
         query.run(store).await

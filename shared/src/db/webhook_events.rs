@@ -122,7 +122,11 @@ impl Store {
             }
         }
         if let Some(content) = content {
-            let content: Content = serde_json::from_slice(&self.sealer().open(content)?).unwrap_or_default();
+            // One content of an unknown key must not hold up everybody's events: it is told without its metadata.
+            let opened = self.sealer().open(content);
+            let opened =
+                opened.inspect_err(|error| tracing::error!(event.id = id, %error, "a content cannot be opened"));
+            let content: Content = serde_json::from_slice(&opened.unwrap_or_default()).unwrap_or_default();
             if let Some(metadata) = content.metadata {
                 fact.insert("metadata".to_owned(), Value::Object(metadata));
             }
