@@ -152,8 +152,12 @@ fn origin(order: &Order) -> Option<Arc<str>> {
 fn entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) -> NewCall {
     let is_added = |name: &str| order.webhook_headers.iter().any(|(added, _)| added.eq_ignore_ascii_case(name));
     let is_secret = |name: &str| is_added(name) && is_secret_header(name);
+    let id = Uuid::now_v7();
+    // The moment of the id, so that the list, which goes by ids, is in the order of its moments.
+    let moment = id.get_timestamp().map(|at| at.to_unix());
+    let at = moment.and_then(|(seconds, nanos)| DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos));
     NewCall {
-        id: Uuid::now_v7(),
+        id,
         tenant: order.tenant,
         configuration,
         event: order.content.kind.clone(),
@@ -164,7 +168,7 @@ fn entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) ->
         request: calls::request(order.recipient.reveal(), headers, is_secret, body),
         response: None,
         duration_ms: 0,
-        at: clock::now(),
+        at: at.unwrap_or_else(clock::now),
     }
 }
 
