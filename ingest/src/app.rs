@@ -25,16 +25,18 @@ use tokio::{runtime::Handle, time::timeout};
 use url::Url;
 
 use crate::{
-    accept::Acceptor,
     audit::Recorder,
     auth::Credentials,
     health::{SchemaPart, WahaPart},
+    inbound::{
+        provider_events::{Keeper, Trust},
+        tracking::Tracker,
+        waha::Hooks,
+    },
     limits::Limits,
+    managing::tokens::Issuer,
     problem::Problem,
-    provider_events::{Keeper, Trust},
-    tokens::Issuer,
-    tracking::Tracker,
-    waha::Hooks,
+    submitting::accept::Acceptor,
 };
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.

@@ -4,46 +4,25 @@
 //! The way in: `gate` → `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`; or `intake` →
 //! `envelope` → `accept`. Everything that is asked rather than submitted goes through `app::Db`.
 
-mod accept;
-mod admin;
 mod app;
 mod audit;
 mod auth;
 mod body;
-mod bulk;
 mod cache;
-mod carrier;
-mod channels;
-mod configurations;
-mod dead_letters;
 mod docs;
-mod envelope;
 mod gate;
 mod health;
-mod idempotency;
-mod inbox;
-mod intake;
-mod keys;
+mod inbound;
 mod limits;
-mod messages;
-mod notifications;
+mod managing;
 mod observe;
 pub mod openapi;
 mod params;
+mod people;
 pub mod problem;
-mod provider_events;
 pub mod routes;
 mod server;
-mod sessions;
-mod suppressions;
-mod tenant_limits;
-mod tenants;
-mod tokens;
-mod tracking;
-mod turns;
-mod users;
-mod waha;
-mod webhooks;
+mod submitting;
 mod whatsapp;
 
 use std::{io, sync::Arc, time::Duration};
@@ -62,11 +41,11 @@ use shared::{
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use accept::Acceptor;
 use app::{App, Pieces};
-use intake::{Consumers, Intake};
-use provider_events::{Trust, TrustError};
-use turns::Turns;
+use inbound::provider_events::{Trust, TrustError};
+use submitting::accept::Acceptor;
+use submitting::intake::{Consumers, Intake};
+use submitting::turns::Turns;
 
 /// `source` of what came over HTTP.
 pub(crate) const HTTP: &str = "http";
@@ -178,12 +157,12 @@ struct Stores {
 impl Stores {
     fn open(config: &Config) -> Result<Self, IngestError> {
         let open = |size| Store::open(&config.database, size).map_err(|error| IngestError::Database(error.into()));
-        let own = accept::CONNECTIONS + waha::CONNECTIONS + provider_events::CONNECTIONS;
+        let own = submitting::accept::CONNECTIONS + inbound::waha::CONNECTIONS + inbound::provider_events::CONNECTIONS;
         let rest = config.database.pool_size.saturating_sub(own);
         Ok(Self {
-            acceptance: open(accept::CONNECTIONS)?,
-            hooks: open(waha::CONNECTIONS)?,
-            events: open(provider_events::CONNECTIONS)?,
+            acceptance: open(submitting::accept::CONNECTIONS)?,
+            hooks: open(inbound::waha::CONNECTIONS)?,
+            events: open(inbound::provider_events::CONNECTIONS)?,
             questions: open(rest.max(QUESTION_CONNECTIONS_MIN))?,
         })
     }
@@ -219,7 +198,7 @@ fn take(
                 return Err(error);
             }
         }
-        intake::run(Arc::new(intake), consumers, stop).await;
+        submitting::intake::run(Arc::new(intake), consumers, stop).await;
         Ok(())
     })
 }
@@ -242,7 +221,9 @@ async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &Cance
     }
     app.mark_schema_current();
     let (app, config, stop) = (app.clone(), Arc::clone(config), stop.clone());
-    tokio::spawn(async move { stop.run_until_cancelled(sessions::keep_default(&app, &config.waha, &store)).await });
+    tokio::spawn(async move {
+        stop.run_until_cancelled(whatsapp::sessions::keep_default(&app, &config.waha, &store)).await
+    });
 }
 
 /// Says what the metrics of ingest mean.

@@ -19,10 +19,15 @@ use utoipa::{
 use uuid::Uuid;
 
 use crate::{
-    admin, audit, bulk, channels, configurations, dead_letters, docs, health, idempotency, inbox, keys, messages,
-    notifications,
+    audit, docs, health,
+    inbound::{provider_events, tracking, waha},
+    managing::{
+        admin, channels, configurations, dead_letters, keys, suppressions, tenant_limits, tenants, tokens, webhooks,
+    },
+    people::{inbox, users},
     problem::{CONTENT_TYPE, Code},
-    provider_events, sessions, suppressions, tenant_limits, tenants, tokens, tracking, users, waha, webhooks, whatsapp,
+    submitting::{bulk, idempotency, messages, notifications},
+    whatsapp::{messages as whatsapp_messages, sessions},
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -46,7 +51,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
-        whatsapp::send, whatsapp::send_bulk, whatsapp::list, whatsapp::show, whatsapp::stats,
+        whatsapp_messages::send, whatsapp_messages::send_bulk, whatsapp_messages::list, whatsapp_messages::show, whatsapp_messages::stats,
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
         provider_events::receive, provider_events::receive_short, tracking::open, tracking::click,

@@ -7,10 +7,16 @@ use actix_web::{
 };
 
 use crate::{
-    admin, audit, bulk, channels, configurations, dead_letters, docs, health, inbox, keys, messages, notifications,
+    audit, docs, health,
+    inbound::{provider_events, tracking, waha},
+    managing::{
+        admin, channels, configurations, dead_letters, keys, suppressions, tenant_limits, tenants, tokens, webhooks,
+    },
     observe::RouteTimings,
+    people::{inbox, users},
     problem::{Code, Problem},
-    provider_events, sessions, suppressions, tenant_limits, tenants, tokens, tracking, users, waha, webhooks, whatsapp,
+    submitting::{bulk, messages, notifications},
+    whatsapp::{messages as whatsapp_messages, sessions},
 };
 
 /// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
@@ -65,11 +71,11 @@ routes! {
     "/api/notifications/user/{user_id}/unread-count" { GET inbox::unread_of }
     "/api/notifications/{id}/read"                   { POST inbox::read }
     "/api/notifications/{id}"                        { DELETE inbox::delete }
-    "/messages/send"                                 { POST whatsapp::send }
-    "/messages/bulk"                                 { POST whatsapp::send_bulk }
-    "/messages/stats"                                { GET whatsapp::stats }
-    "/messages"                                      { GET whatsapp::list }
-    "/messages/{id}"                                 { GET whatsapp::show }
+    "/messages/send"                                 { POST whatsapp_messages::send }
+    "/messages/bulk"                                 { POST whatsapp_messages::send_bulk }
+    "/messages/stats"                                { GET whatsapp_messages::stats }
+    "/messages"                                      { GET whatsapp_messages::list }
+    "/messages/{id}"                                 { GET whatsapp_messages::show }
     "/api/suppressions"                              { GET suppressions::list }
     "/api/suppressions/{id}"                         { DELETE suppressions::lift }
     "/api/admin/notifications/channels"              { GET channels::list }

@@ -7,16 +7,18 @@ use utoipa::ToSchema;
 
 use crate::{
     HTTP,
-    accept::Verdict,
     app::App,
     auth::{Anyone, Identity, Producer},
     body::JsonBody,
-    carrier::{self, Wanted},
-    envelope::{Hashes, Origin, SendAnswer, seal, to_json},
-    idempotency::{self, Kind, REPLAYED},
     observe::Trace,
     openapi::SendBody,
     problem::{Code, Problem},
+    submitting::{
+        accept::Verdict,
+        envelope::{Hashes, Origin, SendAnswer, seal, to_json},
+        idempotency::{self, Kind, REPLAYED},
+    },
+    whatsapp::carrier::{self, Wanted},
 };
 
 /// Sends one message.

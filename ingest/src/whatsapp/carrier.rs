@@ -9,9 +9,8 @@ use shared::{
 
 use crate::{
     app::App,
-    envelope::Hashes,
-    notifications::respond,
     problem::{Code, Problem},
+    submitting::{envelope::Hashes, notifications::respond},
 };
 
 /// The session that carries what names none, where a tenant has several.

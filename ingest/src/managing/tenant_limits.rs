@@ -14,9 +14,9 @@ use crate::{
     audit,
     auth::Admin,
     body::JsonBody,
+    managing::tenants::{TenantQuery, meant},
     params::Params,
     problem::Problem,
-    tenants::{TenantQuery, meant},
 };
 
 /// More requests or messages a minute than anything here can do.

@@ -26,15 +26,17 @@ use crate::{
     app::App,
     auth::{Producer, Reader},
     body::JsonBody,
-    bulk::{self, BulkAnswer, People},
-    carrier::{self, Wanted},
-    envelope::{DeliveryAnswer, SendAnswer, seal_with, to_json},
-    idempotency::{self, Kind},
-    notifications::{hashes, origin, respond},
     observe::Trace,
     openapi::MediaBody,
     params::{self, Id, Params, Text},
     problem::Problem,
+    submitting::{
+        bulk::{self, BulkAnswer, People},
+        envelope::{DeliveryAnswer, SendAnswer, seal_with, to_json},
+        idempotency::{self, Kind},
+        notifications::{hashes, origin, respond},
+    },
+    whatsapp::carrier::{self, Wanted},
 };
 
 /// Most recipients that `batchSize` may name: as many as a call takes.

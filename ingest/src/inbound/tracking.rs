@@ -25,7 +25,7 @@ use shared::{
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 
-use crate::{app::App, problem::Problem, provider_events::Keeper};
+use crate::{app::App, inbound::provider_events::Keeper, problem::Problem};
 
 /// One transparent pixel.
 const PIXEL: &[u8] = &[

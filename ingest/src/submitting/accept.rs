@@ -22,7 +22,7 @@ use shared::{
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
-use crate::{problem::Problem, turns::Turns};
+use crate::{problem::Problem, submitting::turns::Turns};
 
 /// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms; 4096 waiting are
 /// more than a second and a half of a slow disk's work, after which a caller would get a 503 anyway.

@@ -28,9 +28,9 @@ use crate::{
     app::App,
     auth::{Admin, Reader},
     body::JsonBody,
+    inbound::waha::{NAME_BYTES_MAX, parse_net},
     params::{self, Params, Text},
     problem::{Code, Problem},
-    waha::{NAME_BYTES_MAX, parse_net},
 };
 
 /// Most messages a minute; WhatsApp bans numbers long before.

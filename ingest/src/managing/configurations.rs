@@ -29,10 +29,10 @@ use crate::{
     app::App,
     auth::Admin,
     body::JsonBody,
-    envelope::{DeliveryAnswer, SendAnswer},
     params::{self, Id, Params},
     problem::{Code, Problem},
-    sessions::Page,
+    submitting::envelope::{DeliveryAnswer, SendAnswer},
+    whatsapp::sessions::Page,
 };
 
 const NAME_BYTES_MAX: usize = 200;

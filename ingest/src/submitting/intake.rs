@@ -21,15 +21,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     AMQP,
-    accept::{AcceptError, Verdict},
     app::{App, Db},
     body::is_json,
     cache::Cache,
-    carrier::{self, Wanted},
-    envelope::{Hashes, Origin, seal},
-    idempotency::{self, Kind},
-    notifications::key_taken,
     problem::{Code, Problem},
+    submitting::{
+        accept::{AcceptError, Verdict},
+        envelope::{Hashes, Origin, seal},
+        idempotency::{self, Kind},
+        notifications::key_taken,
+    },
+    whatsapp::carrier::{self, Wanted},
 };
 
 /// On a refused publish that is replayed: its key and its publisher were checked when it first came.

@@ -21,14 +21,16 @@ use crate::{
     app::App,
     auth::{Producer, Reader},
     body::JsonBody,
-    carrier::{self, Wanted},
-    envelope::{Hashes, Origin, status, to_json},
-    idempotency::{self, Kind},
-    notifications::{hashes, origin, respond},
     observe::Trace,
     openapi::BulkBody,
     params::Id,
     problem::Problem,
+    submitting::{
+        envelope::{Hashes, Origin, status, to_json},
+        idempotency::{self, Kind},
+        notifications::{hashes, origin, respond},
+    },
+    whatsapp::carrier::{self, Wanted},
 };
 
 /// Most recipients of one call.

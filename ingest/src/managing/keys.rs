@@ -17,9 +17,9 @@ use crate::{
     audit,
     auth::Admin,
     body::JsonBody,
+    managing::tenants::{TenantQuery, meant},
     params::{self, Id, Params, Text},
     problem::{Code, Problem},
-    tenants::{TenantQuery, meant},
 };
 
 /// Which keys to list.

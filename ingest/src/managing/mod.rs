@@ -1,0 +1,12 @@
+//! What admins and operators look at and change.
+
+pub mod admin;
+pub mod channels;
+pub mod configurations;
+pub mod dead_letters;
+pub mod keys;
+pub mod suppressions;
+pub mod tenant_limits;
+pub mod tenants;
+pub mod tokens;
+pub mod webhooks;

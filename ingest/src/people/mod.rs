@@ -1,0 +1,4 @@
+//! The people that messages go to, and what is theirs.
+
+pub mod inbox;
+pub mod users;

@@ -1,0 +1,10 @@
+//! Taking messages in: over HTTP and AMQP, one by one and many at once; and looking at what became of them.
+
+pub mod accept;
+pub mod bulk;
+pub mod envelope;
+pub mod idempotency;
+pub mod intake;
+pub mod messages;
+pub mod notifications;
+pub mod turns;
