@@ -89,6 +89,7 @@ fn event(
         state: verdict.state,
         delay_ms: verdict.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
         detail: None,
+        reason: None,
         dead: verdict.dead,
         spent: verdict.spent,
         round: Round::NEW,

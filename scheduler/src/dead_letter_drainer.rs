@@ -107,6 +107,7 @@ fn death(item: WorkItem, tenant: TenantId, channel: Channel) -> Event {
         state: State::Dead,
         delay_ms: None,
         detail: Some("the broker gave up handing it to workers".to_owned()),
+        reason: None,
         dead: Some(DeadReason::Poison),
         spent: true,
         crash: false,

@@ -4,7 +4,9 @@
 
 pub mod amqp;
 pub mod batch;
+pub mod catalogue;
 pub mod clock;
+pub mod compose;
 pub mod config;
 pub mod contract;
 pub mod db;
@@ -18,5 +20,6 @@ pub mod reconnect;
 pub mod seal;
 pub mod service;
 pub mod telemetry;
+pub mod template;
 pub mod token;
 pub mod waha;

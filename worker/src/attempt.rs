@@ -16,8 +16,8 @@ use shared::{
     contract::{AttemptRecord, Event, Order, Provider, provider::HeldBack, submission::Content},
     db::claim::Claim,
     domain::{
-        Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, RetryPolicy, Round,
-        Route, Standing, State, TenantId, Tries, Verdict,
+        Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, Reason, RetryPolicy,
+        Round, Route, Standing, State, TenantId, Tries, Verdict,
         retry::decide,
         suppression::{SuppressionReason, SuppressionScope},
     },
@@ -102,6 +102,8 @@ enum Obstacle {
     NoProvider,
     /// None of the channel's providers serves this kind of device.
     NoFit,
+    /// Its person has no such address.
+    NoAddress,
     /// Nothing is sent to its address any more.
     Suppressed(SuppressionReason),
     /// The stored content cannot be read.
@@ -117,7 +119,11 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     if claim.expires_at.is_some_and(|at| at <= clock::now()) {
         return Err(Obstacle::Expired);
     }
-    let mut content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    let mut content = content.on(desk.route.channel);
+    if claim.recipient.reveal().is_empty() {
+        return Err(Obstacle::NoAddress);
+    }
     if let Some(reason) = suppression(&claim, &content) {
         return Err(Obstacle::Suppressed(reason));
     }
@@ -309,10 +315,11 @@ impl Subject {
 
     fn without_call(self, desk: &Desk, obstacle: Obstacle) -> Event {
         let now = clock::now();
-        let detail = obstacle.detail(desk);
+        let (detail, reason) = (obstacle.detail(desk), obstacle.reason());
         let later = |wait| self.decide(desk, &Outcome::Throttled(Fault::default(), wait), now, Standing::default());
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
+            Obstacle::NoAddress => Verdict::end(EventKind::Failed, State::Failed),
             Obstacle::Suppressed(_) => Verdict::end(EventKind::Suppressed, State::Suppressed),
             Obstacle::NoProvider | Obstacle::NoFit => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
@@ -326,7 +333,7 @@ impl Subject {
             Obstacle::HeldBack(HeldBack { wait, .. }, _) => later(Some(wait)),
         };
         let round = if matches!(obstacle, Obstacle::Late) { self.round } else { Round::NEW };
-        let event = Event { spent: false, detail: Some(detail), round, ..self.event(desk, verdict, now) };
+        let event = Event { spent: false, detail: Some(detail), reason, round, ..self.event(desk, verdict, now) };
         log(&event, event.detail.as_deref());
         event
     }
@@ -355,6 +362,7 @@ impl Subject {
             state: verdict.state,
             delay_ms: verdict.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
             detail: None,
+            reason: None,
             dead: verdict.dead,
             spent: verdict.spent,
             round: Round::NEW,
@@ -365,6 +373,21 @@ impl Subject {
 }
 
 impl Obstacle {
+    /// The word for it, where there is one.
+    const fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::NoAddress => Some(Reason::NoAddress),
+            Self::Suppressed(reason) => Some(match reason {
+                SuppressionReason::AddressDead => Reason::AddressDead,
+                SuppressionReason::HardBounce => Reason::HardBounce,
+                SuppressionReason::SoftBounces => Reason::SoftBounces,
+                SuppressionReason::Complaint => Reason::Complaint,
+                SuppressionReason::Unsubscribed => Reason::Unsubscribed,
+            }),
+            Self::Expired | Self::NoProvider | Self::NoFit | Self::BadContent | Self::Late | Self::HeldBack(..) => None,
+        }
+    }
+
     /// One clause for people.
     fn detail(&self, desk: &Desk) -> String {
         let channel = desk.route.channel;
@@ -376,6 +399,7 @@ impl Obstacle {
                 "no provider of channel `{channel}` serves its kind of device: see {}",
                 backend_setting(channel)
             ),
+            Self::NoAddress => "no_address: this person has none on the channel".to_owned(),
             Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
             Self::HeldBack(held, _) => held.reason.to_owned(),
             Self::Late => "its claim could have ended before the provider's answer".to_owned(),

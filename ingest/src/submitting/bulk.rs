@@ -217,6 +217,7 @@ pub fn seal_with(
         key: hashes.map(|hashes| hashes.with(&answer)),
         bulk: Some(NewBulk { id: bulk, content: to_json(&head.content), refused }),
         messages,
+        beside: Vec::new(),
     };
     (acceptance, answer)
 }
@@ -283,6 +284,7 @@ fn message(head: &Shared, lane: Lane, recipient: Address, by_user: bool, line: O
             rank: head.priority.rank(),
             kind: head.content.kind_of_message(),
         }],
+        template: None,
     }
 }
 

@@ -99,6 +99,7 @@ pub fn seal_with(
         scheduled_at: draft.scheduled_at,
         expires_at: draft.expires_at,
         deliveries: vec![delivery],
+        template: None,
     };
     let acceptance = Acceptance {
         tenant: origin.tenant,
@@ -108,6 +109,7 @@ pub fn seal_with(
         key: hashes.map(|hashes| hashes.with(&answer)),
         bulk: None,
         messages: vec![message],
+        beside: Vec::new(),
     };
     (acceptance, answer)
 }

@@ -79,6 +79,13 @@ pub struct DeliveryView {
     pub provider: Option<String>,
     /// Calls to providers so far.
     pub attempts: i64,
+    /// Why it waits or ended without a call: `no_address`, `address_dead`, `hard_bounce`, `soft_bounces`, `complaint`,
+    /// `unsubscribed`, `preference`, `quiet_hours` or `throttled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it is sent, while it is `scheduled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduled_at: Option<DateTime<Utc>>,
     /// When it last changed.
     pub updated_at: DateTime<Utc>,
 }
@@ -93,6 +100,8 @@ impl From<StoredDelivery> for DeliveryView {
             engagement: stored.engagement,
             provider: stored.provider,
             attempts: stored.attempts,
+            reason: stored.reason,
+            scheduled_at: stored.due_at.filter(|_| stored.state == State::Scheduled),
             updated_at: stored.updated_at,
         }
     }
@@ -387,6 +396,8 @@ mod tests {
             state: State::Delivered,
             provider: Some("http".to_owned()),
             attempts: 2,
+            reason: None,
+            due_at: None,
             updated_at: at,
         };
         StoredMessage {

@@ -1,5 +1,7 @@
 //! What a producer writes: the body of `send`, from HTTP or AMQP, checked once by one validator.
 
+use std::collections::BTreeMap;
+
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -15,7 +17,7 @@ use super::{
     device::{Subscription, is_subscription},
     guard::Refusal,
 };
-use crate::domain::{Address, Channel, Lane, OnLimit, Priority};
+use crate::domain::{Address, Channel, Class, Lane, OnLimit, Priority};
 
 /// Longest `title` or `subject`, in bytes; RFC 5322 folds long ones, people do not read them.
 pub const TITLE_BYTES_MAX: usize = 998;
@@ -132,9 +134,64 @@ pub struct Content {
     /// Where a mail program unsubscribes its reader with one click (RFC 8058); never a producer's to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsubscribe_url: Option<String>,
+    /// Its class, where that is not the one of its category's name; pinned when it is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// Whether only those want it who said so: its type is off unless switched on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opt_in: bool,
+    /// The template it was rendered from, and in which version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateRef>,
+    /// What one channel says instead of title, message and HTML.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<Channel, Part>,
+}
+
+/// A template at a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateRef {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: i32,
+}
+
+/// What is said on one channel.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Subject of a mail, title of a notification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// The plain part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The HTML part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub html: Option<String>,
+}
+
+impl std::fmt::Debug for Part {
+    /// Content never shows in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Part(…)")
+    }
 }
 
 impl Content {
+    /// As one channel says it.
+    pub fn on(mut self, channel: Channel) -> Self {
+        if let Some(Part { title, message, html }) = std::mem::take(&mut self.parts).remove(&channel) {
+            (self.title, self.message, self.html) = (title, message, html);
+        }
+        self
+    }
+
+    /// How firmly a person may say no to it.
+    pub fn class(&self) -> Class {
+        self.class.unwrap_or_else(|| Class::of(self.category.as_deref()))
+    }
+
     /// How a WhatsApp message of this reads in statistics.
     pub fn kind_of_message(&self) -> &'static str {
         let Some(media) = &self.media else { return "text" };
@@ -331,9 +388,8 @@ impl Submission {
             action_url: self.action_url,
             metadata: self.metadata,
             attachments: self.attachments,
-            configuration: None,
             media: self.media,
-            unsubscribe_url: None,
+            ..Content::default()
         };
         let (channel, priority) = (channel?, priority?);
         check_content(channel, &content, faults);

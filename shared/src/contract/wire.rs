@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, Round, State, TenantId};
+use crate::domain::{
+    Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, Reason, Round, State, TenantId,
+};
 
 /// The version every body carries; a reader refuses any other.
 pub const VERSION: u8 = 1;
@@ -83,6 +85,9 @@ pub struct Event {
     /// One clause for people where no provider call says it; no address, no content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// Why it waits or ended without a provider call, as a word of a closed list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
     /// With state `dead`: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead: Option<DeadReason>,
@@ -121,6 +126,7 @@ impl Event {
             state,
             delay_ms: None,
             detail: None,
+            reason: None,
             dead: None,
             spent: true,
             round: Round::NEW,

@@ -4,10 +4,14 @@ use std::{collections::HashSet, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Statement, Store,
+    beside::{NewBroadcast, NewDigestItem, NewEvent},
+    statement,
+};
 use crate::{
     domain::{Address, BulkId, DeliveryId, Lane, MessageId, State, TenantId, channel::Route, phone::country_prefix},
     seal::{SealError, Sealer},
@@ -34,7 +38,7 @@ pub struct NewDelivery {
     pub id: DeliveryId,
     /// Its channel and lane.
     pub route: Route,
-    /// To whom.
+    /// To whom; empty: the person has no such address, and the worker ends it with that.
     pub recipient: Address,
     /// The line in which it must get a slot before it is sent: its WhatsApp session.
     pub line: Option<Uuid>,
@@ -82,6 +86,8 @@ pub struct NewMessage {
     pub expires_at: Option<DateTime<Utc>>,
     /// To whom and how.
     pub deliveries: Vec<NewDelivery>,
+    /// The template its content was rendered from.
+    pub template: Option<String>,
 }
 
 /// The bulk that messages belong to.
@@ -112,13 +118,27 @@ pub struct Acceptance {
     pub bulk: Option<NewBulk>,
     /// The messages.
     pub messages: Vec<NewMessage>,
+    /// What is written in the same commit, and only if the request is new.
+    pub beside: Vec<Beside>,
+}
+
+/// What an acceptance may write beside messages.
+#[derive(Clone, Debug)]
+pub enum Beside {
+    /// What happened elsewhere.
+    Event(NewEvent),
+    /// An event that gathers with others.
+    DigestItem(NewDigestItem),
+    /// A broadcast.
+    Broadcast(NewBroadcast),
 }
 
 impl Acceptance {
-    /// The id that stands for the request as a whole: the bulk's, else the message's.
+    /// The id that stands for the request as a whole: the bulk's, else that of what stands beside, else the message's.
     fn subject(&self) -> Uuid {
-        let message = self.messages.first().map(|message| message.id.0);
-        self.bulk.as_ref().map(|bulk| bulk.id.0).or(message).unwrap_or(Uuid::nil())
+        let message = || self.messages.first().map(|message| message.id.0);
+        let beside = || self.beside.first().map(Beside::id);
+        self.bulk.as_ref().map(|bulk| bulk.id.0).or_else(beside).or_else(message).unwrap_or(Uuid::nil())
     }
 }
 
@@ -167,8 +187,12 @@ impl Store {
         crowding: &Crowding,
     ) -> DbResult<(Vec<Accepted>, Option<Dispatch>)> {
         let columns = Columns::of(batch, crowding, self.sealer())?;
-        let (outbox_id, won): (Option<i64>, Vec<Uuid>) = columns.bind(relay_after_ms).row(self).await?;
-        let is_new = |acceptance: &Acceptance| acceptance.key.is_none() || won.contains(&acceptance.subject());
+        let statement = columns.bind(relay_after_ms);
+        let (outbox_id, won) = match batch.iter().any(|acceptance| !acceptance.beside.is_empty()) {
+            true => self.accept_with(statement, batch).await?,
+            false => statement.row(self).await?,
+        };
+        let is_new = |acceptance: &Acceptance| is_new(acceptance, &won);
         let results = if batch.iter().all(is_new) {
             vec![Accepted::New; batch.len()]
         } else {
@@ -177,6 +201,26 @@ impl Store {
         let items =
             batch.iter().filter(|acceptance| is_new(acceptance)).flat_map(|a| queued_items(a, crowding)).collect();
         Ok((results, outbox_id.map(|outbox_id| Dispatch { outbox_id, items })))
+    }
+
+    /// The same in a transaction with what stands beside.
+    async fn accept_with(
+        &self,
+        statement: Statement<(Nullable<Int8>, Array<SqlUuid>)>,
+        batch: &[Acceptance],
+    ) -> DbResult<(Option<i64>, Vec<Uuid>)> {
+        let mut conn = self.transaction().await?;
+        let stored = async {
+            let (outbox_id, won): (Option<i64>, Vec<Uuid>) =
+                diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
+            let new = batch.iter().filter(|acceptance| is_new(acceptance, &won));
+            let beside: Vec<(TenantId, &Beside)> =
+                new.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect();
+            self.write_beside(&mut conn, &beside).await?;
+            Ok((outbox_id, won))
+        };
+        let stored = stored.await;
+        conn.finish(stored).await
     }
 
     /// The stored answers for the acceptances whose key was taken.
@@ -211,9 +255,13 @@ impl Store {
 
     /// Forgets idempotency keys older than `hours`, at most `limit` of them; says how many.
     pub async fn forget_keys(&self, hours: i32, limit: i64) -> DbResult<usize> {
-        let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<diesel::sql_types::Int8, _>(limit);
+        let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<Int8, _>(limit);
         query.run(self).await
     }
+}
+
+fn is_new(acceptance: &Acceptance, won: &[Uuid]) -> bool {
+    acceptance.key.is_none() || won.contains(&acceptance.subject())
 }
 
 fn queued_items<'a>(
@@ -279,6 +327,8 @@ struct DeliveryColumns {
     lane: Vec<&'static str>,
     recipient: Vec<String>,
     recipient_hash: Vec<Option<Vec<u8>>>,
+    category: Vec<Option<String>>,
+    template: Vec<Option<String>>,
     state: Vec<&'static str>,
     due_at: Vec<Option<DateTime<Utc>>>,
     line: Vec<Option<Uuid>>,
@@ -318,7 +368,7 @@ impl Columns {
         Ok(())
     }
 
-    fn bind(self, relay_after_ms: i32) -> super::Statement<(Nullable<diesel::sql_types::Int8>, Array<SqlUuid>)> {
+    fn bind(self, relay_after_ms: i32) -> Statement<(Nullable<Int8>, Array<SqlUuid>)> {
         let Self { keys, bulks, messages, deliveries } = self;
         let waits = deliveries.park.iter().any(Option::is_some);
         let statement = statement(if waits { ACCEPT_AND_PARK } else { ACCEPT })
@@ -353,6 +403,8 @@ impl Columns {
             .bind::<Array<Text>, _>(deliveries.lane)
             .bind::<Array<Text>, _>(deliveries.recipient)
             .bind::<Array<Nullable<Binary>>, _>(deliveries.recipient_hash)
+            .bind::<Array<Nullable<Text>>, _>(deliveries.category)
+            .bind::<Array<Nullable<Text>>, _>(deliveries.template)
             .bind::<Array<Text>, _>(deliveries.state)
             .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at);
         if !waits {
@@ -433,7 +485,9 @@ impl DeliveryColumns {
         let recipient = delivery.recipient.reveal();
         let hash = || sealer.fingerprint(&tenant.to_string(), recipient).to_vec();
         self.recipient.push(sealer.seal_text(recipient)?);
-        self.recipient_hash.push(sealer.is_on().then(hash));
+        self.recipient_hash.push((sealer.is_on() && !recipient.is_empty()).then(hash));
+        self.category.push(message.category.clone());
+        self.template.push(message.template.clone());
         self.state.push(state.as_str());
         self.due_at.push(message.scheduled_at);
         self.line.push(delivery.line);
@@ -468,17 +522,18 @@ WITH won AS (
         AS m(keyed_subject, id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), fresh AS MATERIALIZED (
-    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::timestamptz[]",
+    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[],
+                         ?::timestamptz[]",
             $types,
-            ") AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, recipient_hash, state, due_at",
+            ") AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, due_at",
             $columns,
             ")
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), new_deliveries AS (
-    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, state",
+    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state",
             $stored,
             ")
-    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, state",
+    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state",
             $stored,
             " FROM fresh
 ), new_due AS (

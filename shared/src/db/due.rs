@@ -81,7 +81,7 @@ WITH picked AS MATERIALIZED (
 ), gone AS (
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked))
 ), released AS (
-    UPDATE deliveries d SET state = 'queued', updated_at = clock_timestamp()
+    UPDATE deliveries d SET state = 'queued', reason = NULL, updated_at = clock_timestamp()
     FROM picked p WHERE d.id = p.delivery_id AND d.run = p.run AND d.state IN ('scheduled', 'retrying')
     RETURNING d.id, d.run, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank
 ), lined_up AS (

@@ -103,6 +103,7 @@ fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
         .bind::<Array<Nullable<Text>>, _>(attempts(events, |a| clean(a.provider_ref.as_deref())))
         .bind::<Array<Text>, _>(column(events, |e| e.state.as_str()))
         .bind::<Array<Nullable<Int8>>, _>(column(events, |e| e.delay_ms))
+        .bind::<Array<Nullable<Text>>, _>(column(events, |e| e.reason.map(|reason| reason.as_str())))
         .bind::<Array<Nullable<Text>>, _>(column(events, |e| e.dead.map(|reason| reason.as_str())))
         .bind::<Array<Nullable<SqlUuid>>, _>(column(events, |e| e.dead.map(|_| Uuid::now_v7())))
         .bind::<Array<Bool>, _>(column(events, |e| e.spent))
@@ -141,12 +142,12 @@ const RECORD: &str = concat!(
     "
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::int4[], ?::text[], ?::timestamptz[], ?::text[], ?::text[], ?::text[], ?::text[],
-                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::uuid[], ?::bool[], ?::bool[], ?::bool[], ?::int4[])
+                         ?::int4[], ?::text[], ?::text[], ?::int8[], ?::text[], ?::text[], ?::uuid[], ?::bool[], ?::bool[], ?::bool[], ?::int4[])
         AS e(delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref,
-             state, delay_ms, dead, letter_id, spent, crash, report, round)
+             state, delay_ms, reason, dead, letter_id, spent, crash, report, round)
 ), moved AS (
     UPDATE deliveries@ d
-    SET state = e.state, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
+    SET state = e.state, reason = e.reason, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
         attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int, round = e.round
     FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'sent', report AND state = 'failed', state = 'delivered') e
     WHERE d.id = e.delivery_id AND d.run = e.run

@@ -68,6 +68,10 @@ pub struct StoredDelivery {
     pub provider: Option<String>,
     /// Calls to providers so far.
     pub attempts: i64,
+    /// Why it waits or ended without a provider call, as a word.
+    pub reason: Option<String>,
+    /// When it is sent, if it waits for a moment.
+    pub due_at: Option<DateTime<Utc>>,
     /// When it last changed.
     pub updated_at: DateTime<Utc>,
 }
@@ -162,8 +166,14 @@ type MessageRow = (
     (Uuid, Option<Uuid>, Option<String>, Option<String>, String, String, Option<String>),
     (Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, DateTime<Utc>),
 );
-type SqlDelivery = (SqlUuid, SqlUuid, Text, Text, Text, Nullable<Text>, Int8, Timestamptz, Array<Text>);
-type DeliveryRow = (Uuid, Uuid, String, String, String, Option<String>, i64, DateTime<Utc>, Vec<String>);
+type SqlDelivery = (
+    (SqlUuid, SqlUuid, Text, Text, Text),
+    (Nullable<Text>, Int8, Timestamptz, Array<Text>, Nullable<Text>, Nullable<Timestamptz>),
+);
+type DeliveryRow = (
+    (Uuid, Uuid, String, String, String),
+    (Option<String>, i64, DateTime<Utc>, Vec<String>, Option<String>, Option<DateTime<Utc>>),
+);
 type SqlEvent = (
     (SqlUuid, Int4, Text, Timestamptz),
     (Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int4>, Nullable<Text>),
@@ -331,8 +341,8 @@ impl Store {
         let rows: Vec<DeliveryRow> =
             if messages.is_empty() { Vec::new() } else { query.within(scope).rows(self).await? };
         for mut row in rows {
-            row.3 = self.sealer().open_text(row.3)?;
-            let owner = messages.iter_mut().find(|message| message.id.0 == row.0);
+            row.0.3 = self.sealer().open_text(row.0.3)?;
+            let owner = messages.iter_mut().find(|message| message.id.0 == row.0.0);
             if let Some((owner, delivery)) = owner.zip(delivery(row)) {
                 owner.deliveries.push(delivery);
             }
@@ -429,7 +439,7 @@ impl From<MessageRow> for StoredMessage {
 
 /// A row with a word that this version does not know is left out.
 fn delivery(row: DeliveryRow) -> Option<StoredDelivery> {
-    let (_, id, channel, recipient, state, provider, attempts, updated_at, engagement) = row;
+    let ((_, id, channel, recipient, state), (provider, attempts, updated_at, engagement, reason, due_at)) = row;
     let (channel, state) = (channel.parse().ok()?, state.parse().ok()?);
     Some(StoredDelivery {
         engagement: engagement.iter().filter_map(|word| word.parse().ok()).collect(),
@@ -439,6 +449,8 @@ fn delivery(row: DeliveryRow) -> Option<StoredDelivery> {
         state,
         provider,
         attempts,
+        reason,
+        due_at: due_at.filter(|_| !state.is_end()),
         updated_at,
     })
 }
@@ -547,7 +559,8 @@ const SELECT_DELIVERIES: &str = concat!(
 SELECT d.message_id, d.id, d.channel, d.recipient, d.state, d.provider,
        (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.provider IS NOT NULL), d.updated_at,
        ARRAY(SELECT DISTINCT e.kind FROM delivery_events e
-             WHERE e.delivery_id = d.id AND e.kind IN ('read', 'opened', 'clicked', 'complained') ORDER BY 1)
+             WHERE e.delivery_id = d.id AND e.kind IN ('read', 'opened', 'clicked', 'complained') ORDER BY 1),
+       d.reason, (SELECT u.due_at FROM due u WHERE u.delivery_id = d.id AND u.why <> 'watch')
 FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (
     SELECT * FROM deliveries d WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
     minute_after!("asked.id"),

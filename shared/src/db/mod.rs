@@ -4,7 +4,9 @@
 
 pub mod accept;
 pub mod audit;
+pub mod beside;
 pub mod breakers;
+pub mod catalogue;
 pub mod claim;
 pub mod configurations;
 pub mod due;

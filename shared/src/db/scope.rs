@@ -22,7 +22,7 @@ type Manager = <AsyncPgConnection as AsyncConnection>::TransactionManager;
 /// in the middle of a transaction; the pool throws it away.
 pub struct Scoped {
     conn: Object<AsyncPgConnection>,
-    is_narrow: bool,
+    in_transaction: bool,
 }
 
 impl Scoped {
@@ -30,17 +30,31 @@ impl Scoped {
     pub async fn done<T>(mut self, result: QueryResult<T>) -> DbResult<T> {
         match result {
             Ok(value) => {
-                if self.is_narrow {
+                if self.in_transaction {
                     Manager::commit_transaction(&mut *self.conn).await?;
                 }
                 Ok(value)
             }
             Err(error) => {
                 // What went wrong first is what there is to tell.
-                if self.is_narrow && Manager::rollback_transaction(&mut *self.conn).await.is_err() {
+                if self.in_transaction && Manager::rollback_transaction(&mut *self.conn).await.is_err() {
                     drop(Object::take(self.conn));
                 }
                 Err(error.into())
+            }
+        }
+    }
+}
+
+impl Scoped {
+    /// As [`Scoped::done`], for what may fail otherwise than by a query.
+    pub async fn finish<T>(self, result: DbResult<T>) -> DbResult<T> {
+        match result {
+            Ok(value) => self.done(Ok(value)).await,
+            Err(error) => {
+                // Undone; what went wrong first is what there is to tell.
+                drop(self.done::<()>(Err(Error::RollbackTransaction)).await);
+                Err(error)
             }
         }
     }
@@ -80,7 +94,14 @@ impl Store {
                 return Err(error.into());
             }
         }
-        Ok(Scoped { conn, is_narrow: scope.is_some() })
+        Ok(Scoped { conn, in_transaction: scope.is_some() })
+    }
+
+    /// A connection in the middle of a transaction that sees everybody's rows.
+    pub async fn transaction(&self) -> DbResult<Scoped> {
+        let mut conn = self.conn().await?;
+        Manager::begin_transaction(&mut *conn).await?;
+        Ok(Scoped { conn, in_transaction: true })
     }
 
     /// Whether row-level security holds.

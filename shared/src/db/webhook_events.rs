@@ -252,6 +252,7 @@ pub fn carrier(
         scheduled_at: None,
         expires_at: None,
         deliveries: vec![delivery],
+        template: None,
     };
     let response = id.0.as_bytes().to_vec();
     let acceptance = Acceptance {
@@ -262,6 +263,7 @@ pub fn carrier(
         key: key.map(|key| Key { key_hash: key, request_hash: key, response }),
         bulk: None,
         messages: vec![new],
+        beside: Vec::new(),
     };
     (acceptance, id)
 }

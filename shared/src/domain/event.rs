@@ -60,6 +60,30 @@ impl EventKind {
 }
 
 words!(
+    /// Why a delivery waits or ended although no provider was called.
+    Reason {
+        /// The person has no such address.
+        NoAddress = "no_address",
+        /// The address is dead: it does not exist, or a mail came back for good.
+        AddressDead = "address_dead",
+        /// As above, told by the provider afterwards.
+        HardBounce = "hard_bounce",
+        /// Several in a row came back.
+        SoftBounces = "soft_bounces",
+        /// The person called a message unwanted.
+        Complaint = "complaint",
+        /// The person unsubscribed.
+        Unsubscribed = "unsubscribed",
+        /// The person switched it off.
+        Preference = "preference",
+        /// It is quiet where the person lives; it goes on afterwards.
+        QuietHours = "quiet_hours",
+        /// Its rule told the person enough already.
+        Throttled = "throttled",
+    }
+);
+
+words!(
     /// Why something became a dead letter.
     DeadReason {
         /// The body is no valid submission.

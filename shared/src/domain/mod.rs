@@ -5,13 +5,18 @@
 
 pub mod address;
 pub mod breaker;
+pub mod category;
 pub mod channel;
 pub mod delivery;
 pub mod event;
 pub mod id;
 pub mod outcome;
+pub mod person;
 pub mod phone;
+pub mod preference;
+pub mod quiet;
 pub mod retry;
+pub mod rule;
 pub mod session;
 pub mod suppression;
 pub mod teller;
@@ -21,11 +26,16 @@ pub use word::UnknownWord;
 
 pub use address::Address;
 pub use breaker::BreakerState;
+pub use category::Class;
 pub use channel::{Channel, Lane, Priority, Route};
 pub use delivery::State;
-pub use event::{DeadOrigin, DeadReason, EventKind};
+pub use event::{DeadOrigin, DeadReason, EventKind, Reason};
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
+pub use person::{Device, Person, Platform};
+pub use preference::{Choice, Preferences, Topic};
+pub use quiet::QuietHours;
 pub use retry::{RetryPolicy, Round, Schedule, Standing, Tries, Verdict};
+pub use rule::{Condition, Operator, RuleDefinition};
 pub use session::{OnLimit, SignatureRule};
 pub use teller::Teller;

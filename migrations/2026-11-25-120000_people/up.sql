@@ -1,0 +1,224 @@
+-- The people: who they are, what they want, what is told to them by rule, template and broadcast. See docs/adr/0012 to 0014.
+
+-- A person, known by contact data, by preferences, or both. One row, so that a claim finds everything with one look.
+CREATE TABLE users (
+    tenant_id   integer     NOT NULL,
+    user_id     text        NOT NULL,
+    profile     bytea,      -- sealed JSON: email, phone, name; NULL: only preferences are known
+    locale      text,
+    time_zone   text,       -- IANA; NULL: UTC
+    quiet_start smallint,   -- minutes after midnight, local
+    quiet_end   smallint,
+    attributes  jsonb       NOT NULL DEFAULT '{}', -- for targets and conditions, so never sealed
+    preferences jsonb,      -- as domain/preference.rs has it; NULL: none were ever given
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    updated_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, user_id)
+);
+
+-- Where push notifications reach a person. A token that comes again belongs to whoever gave it last.
+CREATE TABLE devices (
+    id         uuid        PRIMARY KEY,
+    tenant_id  integer     NOT NULL,
+    user_id    text        NOT NULL,
+    token      text        NOT NULL, -- sealed
+    token_hash bytea       NOT NULL, -- fingerprint
+    platform   text,       -- ios, android or web; NULL: the shape of the token tells
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (tenant_id, token_hash)
+);
+CREATE INDEX devices_user ON devices (tenant_id, user_id, id);
+
+-- A bulk import of people, and how far it got.
+CREATE TABLE imports (
+    id          uuid        PRIMARY KEY,
+    tenant_id   integer     NOT NULL,
+    status      text        NOT NULL DEFAULT 'running', -- running, completed or failed
+    bytes       bigint      NOT NULL DEFAULT 0,
+    rows        bigint      NOT NULL DEFAULT 0,
+    imported    bigint      NOT NULL DEFAULT 0,
+    refused     bigint      NOT NULL DEFAULT 0,
+    faults      jsonb       NOT NULL DEFAULT '[]', -- the first of them: line, field, message; never a value
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    updated_at  timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX imports_created ON imports (created_at);
+
+CREATE TABLE templates (
+    id         uuid        PRIMARY KEY,
+    tenant_id  integer     NOT NULL,
+    name       text        NOT NULL,
+    category   text,
+    version    integer     NOT NULL DEFAULT 1,
+    variables  text[]      NOT NULL DEFAULT '{}', -- declared: required at each send
+    parts      jsonb       NOT NULL, -- by channel, or `default`: title, message, html
+    is_active  boolean     NOT NULL DEFAULT true,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (tenant_id, name)
+);
+CREATE INDEX templates_tenant ON templates (tenant_id, id);
+
+-- What a template was before; the current version is here too.
+CREATE TABLE template_versions (
+    template_id uuid        NOT NULL,
+    version     integer     NOT NULL,
+    tenant_id   integer     NOT NULL,
+    variables   text[]      NOT NULL,
+    parts       jsonb       NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (template_id, version)
+);
+
+-- Kinds of notifications, and the categories they belong to.
+CREATE TABLE categories (
+    tenant_id integer NOT NULL,
+    name      text    NOT NULL,
+    label     text,
+    class     text,   -- essential, transactional or marketing; NULL: as its name says
+    PRIMARY KEY (tenant_id, name)
+);
+CREATE TABLE notification_types (
+    tenant_id       integer NOT NULL,
+    name            text    NOT NULL,
+    category        text,
+    label           text,
+    description     text,
+    class           text,   -- NULL: its category's
+    channels        text[]  NOT NULL DEFAULT '{in_app}',
+    default_enabled boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (tenant_id, name)
+);
+
+CREATE TABLE rules (
+    id         uuid        PRIMARY KEY,
+    tenant_id  integer     NOT NULL,
+    name       text        NOT NULL,
+    event_type text        NOT NULL, -- a name, or a beginning with `.*`
+    definition jsonb       NOT NULL, -- as domain/rule.rs has it
+    is_active  boolean     NOT NULL DEFAULT true,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX rules_tenant ON rules (tenant_id, id);
+
+-- Raised by every change to what a tenant manages, so that each process knows when its copy is old.
+CREATE TABLE catalogues (
+    tenant_id integer PRIMARY KEY,
+    version   bigint  NOT NULL DEFAULT 1
+);
+CREATE FUNCTION raise_catalogue() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    whose integer := CASE TG_OP WHEN 'DELETE' THEN OLD.tenant_id ELSE NEW.tenant_id END;
+BEGIN
+    INSERT INTO catalogues (tenant_id) VALUES (whose) ON CONFLICT (tenant_id) DO UPDATE SET version = catalogues.version + 1;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER raise_catalogue AFTER INSERT OR UPDATE OR DELETE ON templates FOR EACH ROW EXECUTE FUNCTION raise_catalogue();
+CREATE TRIGGER raise_catalogue AFTER INSERT OR UPDATE OR DELETE ON categories FOR EACH ROW EXECUTE FUNCTION raise_catalogue();
+CREATE TRIGGER raise_catalogue AFTER INSERT OR UPDATE OR DELETE ON notification_types FOR EACH ROW EXECUTE FUNCTION raise_catalogue();
+CREATE TRIGGER raise_catalogue AFTER INSERT OR UPDATE OR DELETE ON rules FOR EACH ROW EXECUTE FUNCTION raise_catalogue();
+
+-- What happened in other systems, as they told us.
+CREATE TABLE event_log (
+    id         uuid        PRIMARY KEY,
+    tenant_id  integer     NOT NULL,
+    event_type text        NOT NULL,
+    user_id    text,
+    data       bytea       NOT NULL, -- sealed JSON
+    matched    uuid[]      NOT NULL, -- the rules
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX event_log_tenant ON event_log (tenant_id, id);
+CREATE INDEX event_log_user ON event_log (tenant_id, user_id, id) WHERE user_id IS NOT NULL;
+CREATE INDEX event_log_created ON event_log (created_at);
+
+-- When a rule last told a person something: the moments within its throttle's window.
+CREATE TABLE throttles (
+    rule_id   uuid          NOT NULL,
+    tenant_id integer       NOT NULL,
+    user_id   text          NOT NULL,
+    taken     timestamptz[] NOT NULL DEFAULT '{}',
+    until     timestamptz   NOT NULL, -- after this the row says nothing any more
+    PRIMARY KEY (rule_id, user_id)
+);
+CREATE INDEX throttles_until ON throttles (until);
+CREATE INDEX throttles_user ON throttles (tenant_id, user_id);
+
+-- A window in which events of one rule, person and key gather; at most one of them is open.
+CREATE TABLE digests (
+    id         uuid        PRIMARY KEY,
+    tenant_id  integer     NOT NULL,
+    rule_id    uuid        NOT NULL,
+    user_id    text        NOT NULL,
+    key        text        NOT NULL DEFAULT '',
+    items      integer     NOT NULL DEFAULT 0,
+    opened_at  timestamptz NOT NULL DEFAULT now(),
+    closes_at  timestamptz NOT NULL,
+    latest_at  timestamptz NOT NULL, -- a sliding window closes then at the latest
+    is_open    boolean     NOT NULL DEFAULT true,
+    message_id uuid        -- what it became; NULL: it was empty, or is open
+);
+CREATE UNIQUE INDEX digests_open ON digests (tenant_id, rule_id, user_id, key) WHERE is_open;
+CREATE INDEX digests_due ON digests (closes_at) WHERE is_open;
+CREATE INDEX digests_user ON digests (tenant_id, user_id);
+CREATE INDEX digests_closed ON digests (closes_at) WHERE NOT is_open;
+
+CREATE TABLE digest_items (
+    digest_id  uuid        NOT NULL,
+    event_id   uuid        NOT NULL,
+    tenant_id  integer     NOT NULL,
+    data       bytea       NOT NULL, -- sealed JSON: the event's data
+    PRIMARY KEY (digest_id, event_id)
+);
+
+CREATE TABLE broadcasts (
+    id           uuid        PRIMARY KEY,
+    tenant_id    integer     NOT NULL,
+    definition   bytea       NOT NULL, -- sealed JSON: what is told, and to whom
+    status       text        NOT NULL, -- scheduled, running, paused, completed or cancelled
+    scheduled_at timestamptz,
+    after_user   text        NOT NULL DEFAULT '', -- everybody up to here was told
+    total        bigint,     -- people it is meant for; NULL: not counted yet
+    told         bigint      NOT NULL DEFAULT 0, -- people so far
+    accepted     bigint      NOT NULL DEFAULT 0, -- deliveries so far
+    delivered    bigint      NOT NULL DEFAULT 0, -- as last counted
+    failed       bigint      NOT NULL DEFAULT 0,
+    counted_at   timestamptz,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    finished_at  timestamptz
+);
+CREATE INDEX broadcasts_tenant ON broadcasts (tenant_id, id);
+CREATE INDEX broadcasts_open ON broadcasts (id) WHERE status IN ('scheduled', 'running');
+
+-- Deliveries per day and what they were about, each once for each kind of event it ever had: analytics need no scan.
+CREATE TABLE daily_counts (
+    day       date    NOT NULL,
+    tenant_id integer NOT NULL,
+    channel   text    NOT NULL,
+    provider  text    NOT NULL,
+    category  text    NOT NULL,
+    template  text    NOT NULL,
+    kind      text    NOT NULL,
+    n         bigint  NOT NULL,
+    PRIMARY KEY (tenant_id, day, channel, provider, category, template, kind)
+) WITH (fillfactor = 50);
+ALTER TABLE daily_counts SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+ALTER TABLE deliveries ADD COLUMN reason   text; -- why it waits or ended, as a word: quiet_hours, no_address, preference …
+ALTER TABLE deliveries ADD COLUMN category text;
+ALTER TABLE deliveries ADD COLUMN template text;
+
+-- The order in which entries came into an inbox. The row of the person is locked until the commit, so nobody who reads up to
+-- a number misses a smaller one that comes later.
+CREATE TABLE inboxes (
+    tenant_id integer NOT NULL,
+    user_id   text    NOT NULL,
+    last_seq  bigint  NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant_id, user_id)
+) WITH (fillfactor = 70);
+ALTER TABLE inbox ADD COLUMN seq bigint NOT NULL DEFAULT 0;
+ALTER TABLE inbox ADD COLUMN archived_at timestamptz;
+CREATE INDEX inbox_seq ON inbox (tenant_id, user_id, seq);

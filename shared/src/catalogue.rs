@@ -1,0 +1,162 @@
+//! What a tenant manages and every message to a person needs: types, categories, templates, rules. Each process keeps a copy
+//! and looks once a second whether it is still the newest.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    contract::submission::{Content, TemplateRef},
+    db::{DbResult, Store},
+    domain::{Channel, Class, RuleDefinition, TenantId},
+    template::{Template, TemplateError},
+};
+
+/// How old a copy may be before its version is looked at.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+/// Tenants whose copies are kept; beyond it those not used lately go.
+const TENANTS_MAX: usize = 1000;
+
+/// A kind of notification.
+#[derive(Clone, Debug)]
+pub struct NotificationType {
+    /// Its name.
+    pub name: String,
+    /// The category it belongs to.
+    pub category: Option<String>,
+    /// For people.
+    pub label: Option<String>,
+    /// For people.
+    pub description: Option<String>,
+    /// Its own class; `None`: its category's.
+    pub class: Option<Class>,
+    /// The ways it takes unless a request says otherwise.
+    pub channels: Vec<Channel>,
+    /// Whether it is on for those who said nothing.
+    pub default_enabled: bool,
+}
+
+/// A rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// A type of events, or a beginning with `.*`.
+    pub event_type: String,
+    /// What it says.
+    pub definition: RuleDefinition,
+}
+
+/// Everything of one tenant at one version.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// Raised by each change.
+    pub version: i64,
+    /// By name.
+    pub types: HashMap<String, NotificationType>,
+    /// The classes of categories that were given one.
+    pub classes: HashMap<String, Class>,
+    /// By name; only active ones.
+    pub templates: HashMap<String, Arc<Template>>,
+    /// Active ones, the oldest first.
+    pub rules: Vec<Arc<Rule>>,
+}
+
+impl Catalogue {
+    /// The class of a notification of this type or category.
+    pub fn class(&self, kind: Option<&str>, category: Option<&str>) -> Class {
+        let of_type = kind.and_then(|kind| self.types.get(kind));
+        let category = category.or_else(|| of_type.and_then(|of_type| of_type.category.as_deref()));
+        let of_category = || category.and_then(|category| self.classes.get(category)).copied();
+        of_type.and_then(|of_type| of_type.class).or_else(of_category).unwrap_or_else(|| Class::of(category))
+    }
+
+    /// Completes content by what its type says: category, class, and whether only those want it who said so.
+    pub fn complete(&self, content: &mut Content) {
+        if let Some(of_type) = content.kind.as_ref().and_then(|kind| self.types.get(kind)) {
+            content.category = content.category.take().or_else(|| of_type.category.clone());
+            content.opt_in = !of_type.default_enabled;
+        }
+        let class = self.class(content.kind.as_deref(), content.category.as_deref());
+        content.class = Some(class).filter(|class| *class != Class::of(content.category.as_deref()));
+    }
+
+    /// Renders a template for these channels into `content`.
+    pub fn render(
+        &self,
+        template: &Template,
+        channels: &[Channel],
+        variables: &Value,
+        content: &mut Content,
+    ) -> Result<(), TemplateError> {
+        for channel in channels {
+            content.parts.insert(*channel, template.render(*channel, variables)?);
+        }
+        let source = &template.source;
+        content.category = content.category.take().or_else(|| source.category.clone());
+        content.template = Some(TemplateRef { name: source.name.clone(), version: source.version });
+        Ok(())
+    }
+}
+
+struct Kept {
+    catalogue: Arc<Catalogue>,
+    looked_at: Instant,
+}
+
+/// The catalogues of all tenants. Cheap to clone.
+#[derive(Clone)]
+pub struct Catalogues {
+    store: Store,
+    kept: Arc<RwLock<HashMap<TenantId, Kept>>>,
+}
+
+impl Catalogues {
+    /// Reads from `store`.
+    pub fn new(store: Store) -> Self {
+        Self { store, kept: Arc::default() }
+    }
+
+    /// The catalogue of a tenant, at most a second old.
+    pub async fn get(&self, tenant: TenantId) -> DbResult<Arc<Catalogue>> {
+        let known = {
+            let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+            kept.get(&tenant).map(|kept| (Arc::clone(&kept.catalogue), kept.looked_at))
+        };
+        let known = match known {
+            Some((catalogue, looked_at)) if looked_at.elapsed() < FRESH_FOR => return Ok(catalogue),
+            known => known.map(|(catalogue, _)| catalogue),
+        };
+        let looked_at = Instant::now();
+        let version = self.store.catalogue_version(tenant).await?;
+        let catalogue = match known.filter(|catalogue| catalogue.version == version) {
+            Some(catalogue) => catalogue,
+            None => Arc::new(self.store.catalogue(tenant, version).await?),
+        };
+        self.keep(tenant, Kept { catalogue: Arc::clone(&catalogue), looked_at });
+        Ok(catalogue)
+    }
+
+    /// Looks anew next time: something was changed here.
+    pub fn forget(&self, tenant: TenantId) {
+        self.kept.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+    }
+
+    fn keep(&self, tenant: TenantId, one: Kept) {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= TENANTS_MAX {
+            kept.retain(|_, one| one.looked_at.elapsed() < FRESH_FOR * 60);
+        }
+        if kept.len() >= TENANTS_MAX {
+            kept.clear();
+        }
+        kept.insert(tenant, one);
+    }
+}

@@ -1,0 +1,64 @@
+//! From something to tell and a person to a message with a delivery for each way: for requests, rules, digests and broadcasts alike.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{
+    contract::submission::Content,
+    db::accept::{NewDelivery, NewMessage},
+    domain::{Address, Channel, DeliveryId, Lane, MessageId, Person, Priority, Route},
+};
+
+/// Something to tell to one person or many.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// By which ways.
+    pub channels: Vec<Channel>,
+    /// What is said; with `parts` where channels differ.
+    pub content: Content,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// The lane it takes.
+    pub lane: Lane,
+    /// When, if later than now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// When it is no longer worth telling.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// The WhatsApp session that carries it.
+    pub session: Option<Uuid>,
+}
+
+impl Notice {
+    /// The message that tells it to `person`: a delivery for each channel, for push one for each device. Where a channel has no
+    /// address the delivery has none, and the worker ends it with that. `content`: as JSON; `None`: the bulk's.
+    pub fn to(&self, person: &Person, content: Option<Vec<u8>>) -> NewMessage {
+        let deliveries = self.channels.iter().flat_map(|channel| self.deliveries(person, *channel)).collect();
+        NewMessage {
+            id: MessageId::generate(),
+            user_id: Some(person.id.clone()),
+            category: self.content.category.clone(),
+            priority: self.priority.as_str(),
+            content,
+            scheduled_at: self.scheduled_at,
+            expires_at: self.expires_at,
+            deliveries,
+            template: self.content.template.as_ref().map(|template| template.name.clone()),
+        }
+    }
+
+    fn deliveries(&self, person: &Person, channel: Channel) -> Vec<NewDelivery> {
+        let mut addresses = person.addresses(channel);
+        if addresses.is_empty() {
+            addresses.push(Address::new(""));
+        }
+        let delivery = |recipient: Address| NewDelivery {
+            id: DeliveryId::generate(),
+            route: Route { channel, lane: self.lane },
+            line: self.session.filter(|_| channel == Channel::Whatsapp && !recipient.reveal().is_empty()),
+            recipient,
+            rank: self.priority.rank(),
+            kind: self.content.kind_of_message(),
+        };
+        addresses.into_iter().map(delivery).collect()
+    }
+}

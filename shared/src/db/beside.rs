@@ -1,0 +1,163 @@
+//! What an acceptance writes beside its messages, in the same commit: events from elsewhere, digest items, broadcasts.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::{DbResult, Store, accept::Beside, statement};
+use crate::domain::TenantId;
+
+/// What happened in another system.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    /// Its id.
+    pub id: Uuid,
+    /// Its type.
+    pub event_type: String,
+    /// Whom it is about.
+    pub user_id: Option<String>,
+    /// Its data as JSON.
+    pub data: Vec<u8>,
+    /// The rules that matched.
+    pub matched: Vec<Uuid>,
+}
+
+/// An event that gathers with others of its rule, person and key.
+#[derive(Clone, Debug)]
+pub struct NewDigestItem {
+    /// The digest's id, should this open a window.
+    pub digest: Uuid,
+    /// The rule.
+    pub rule: Uuid,
+    /// The person.
+    pub user_id: String,
+    /// What keeps windows apart.
+    pub key: String,
+    /// The event.
+    pub event: Uuid,
+    /// Its data as JSON.
+    pub data: Vec<u8>,
+    /// When the window closes, should this open it.
+    pub closes_at: DateTime<Utc>,
+    /// When it closes at the latest; later than `closes_at`: each item prolongs it.
+    pub latest_at: DateTime<Utc>,
+    /// So many items close it at once.
+    pub max_items: Option<i32>,
+}
+
+/// A broadcast.
+#[derive(Clone, Debug)]
+pub struct NewBroadcast {
+    /// Its id.
+    pub id: Uuid,
+    /// What is told and to whom, as JSON.
+    pub definition: Vec<u8>,
+    /// When it begins, if later than now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+}
+
+impl Beside {
+    /// Stands for the request as a whole where it comes first.
+    pub fn id(&self) -> Uuid {
+        match self {
+            Self::Event(event) => event.id,
+            Self::DigestItem(item) => item.event,
+            Self::Broadcast(broadcast) => broadcast.id,
+        }
+    }
+}
+
+impl Store {
+    /// Writes what stands beside acceptances that are new, within their transaction.
+    pub(super) async fn write_beside(
+        &self,
+        conn: &mut AsyncPgConnection,
+        beside: &[(TenantId, &Beside)],
+    ) -> DbResult<()> {
+        let (mut events, mut broadcasts) = (EventColumns::default(), BroadcastColumns::default());
+        for (tenant, one) in beside {
+            match one {
+                Beside::Event(event) => events.push(*tenant, event, self)?,
+                Beside::DigestItem(_) => {}
+                Beside::Broadcast(broadcast) => broadcasts.push(*tenant, broadcast, self)?,
+            }
+        }
+        if !events.id.is_empty() {
+            RunQueryDsl::execute(events.bind(), conn).await?;
+        }
+        if !broadcasts.id.is_empty() {
+            RunQueryDsl::execute(broadcasts.bind(), conn).await?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct EventColumns {
+    id: Vec<Uuid>,
+    tenant: Vec<i32>,
+    event_type: Vec<String>,
+    user_id: Vec<Option<String>>,
+    data: Vec<Vec<u8>>,
+    /// All rules of an event, with commas between: arrays of arrays must be rectangular.
+    matched: Vec<String>,
+}
+
+impl EventColumns {
+    fn push(&mut self, tenant: TenantId, event: &NewEvent, store: &Store) -> DbResult<()> {
+        self.id.push(event.id);
+        self.tenant.push(tenant.0);
+        self.event_type.push(event.event_type.clone());
+        self.user_id.push(event.user_id.clone());
+        self.data.push(store.sealer().seal(&event.data)?);
+        self.matched.push(event.matched.iter().map(Uuid::to_string).collect::<Vec<_>>().join(","));
+        Ok(())
+    }
+
+    fn bind(self) -> super::Statement<()> {
+        statement(INSERT_EVENTS)
+            .bind::<Array<SqlUuid>, _>(self.id)
+            .bind::<Array<Int4>, _>(self.tenant)
+            .bind::<Array<Text>, _>(self.event_type)
+            .bind::<Array<Nullable<Text>>, _>(self.user_id)
+            .bind::<Array<Binary>, _>(self.data)
+            .bind::<Array<Text>, _>(self.matched)
+    }
+}
+
+#[derive(Default)]
+struct BroadcastColumns {
+    id: Vec<Uuid>,
+    tenant: Vec<i32>,
+    definition: Vec<Vec<u8>>,
+    scheduled_at: Vec<Option<DateTime<Utc>>>,
+}
+
+impl BroadcastColumns {
+    fn push(&mut self, tenant: TenantId, broadcast: &NewBroadcast, store: &Store) -> DbResult<()> {
+        self.id.push(broadcast.id);
+        self.tenant.push(tenant.0);
+        self.definition.push(store.sealer().seal(&broadcast.definition)?);
+        self.scheduled_at.push(broadcast.scheduled_at);
+        Ok(())
+    }
+
+    fn bind(self) -> super::Statement<()> {
+        statement(INSERT_BROADCASTS)
+            .bind::<Array<SqlUuid>, _>(self.id)
+            .bind::<Array<Int4>, _>(self.tenant)
+            .bind::<Array<Binary>, _>(self.definition)
+            .bind::<Array<Nullable<Timestamptz>>, _>(self.scheduled_at)
+    }
+}
+
+const INSERT_EVENTS: &str = "
+INSERT INTO event_log (id, tenant_id, event_type, user_id, data, matched)
+SELECT id, tenant_id, event_type, user_id, data, string_to_array(matched, ',')::uuid[]
+FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::text[], ?::bytea[], ?::text[]) AS e(id, tenant_id, event_type, user_id, data, matched)";
+
+const INSERT_BROADCASTS: &str = "
+INSERT INTO broadcasts (id, tenant_id, definition, status, scheduled_at)
+SELECT id, tenant_id, definition, CASE WHEN scheduled_at IS NULL THEN 'running' ELSE 'scheduled' END, scheduled_at
+FROM unnest(?::uuid[], ?::int4[], ?::bytea[], ?::timestamptz[]) AS b(id, tenant_id, definition, scheduled_at)";

@@ -1,0 +1,92 @@
+//! Reads what a tenant manages as a whole, see [`crate::catalogue`].
+
+use std::sync::Arc;
+
+use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{DbResult, Store, statement};
+use crate::{
+    catalogue::{Catalogue, NotificationType, Rule},
+    domain::{Class, TenantId},
+    template::{self, TemplateSource},
+};
+
+impl Store {
+    /// The version of a tenant's catalogue; 0: nothing was ever managed.
+    pub async fn catalogue_version(&self, tenant: TenantId) -> DbResult<i64> {
+        statement::<Int8>(VERSION).bind::<Int4, _>(tenant.0).within(Some(tenant)).row(self).await
+    }
+
+    /// A tenant's catalogue. `version` was read before, so that a change meanwhile makes it old, not wrong.
+    pub async fn catalogue(&self, tenant: TenantId, version: i64) -> DbResult<Catalogue> {
+        let templates = template::compile(self.template_sources(tenant).await?);
+        let types = self.notification_types(tenant).await?;
+        Ok(Catalogue {
+            version,
+            types: types.into_iter().map(|of_type| (of_type.name.clone(), of_type)).collect(),
+            classes: self.category_classes(tenant).await?.into_iter().collect(),
+            templates: templates.into_iter().map(|one| (one.source.name.clone(), Arc::new(one))).collect(),
+            rules: self.active_rules(tenant).await?,
+        })
+    }
+
+    async fn template_sources(&self, tenant: TenantId) -> DbResult<Vec<TemplateSource>> {
+        type Row = (String, i32, Option<String>, Vec<String>, String);
+        let query = statement::<(Text, Int4, Nullable<Text>, Array<Text>, Text)>(TEMPLATES).bind::<Int4, _>(tenant.0);
+        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let source = |(name, version, category, variables, parts): Row| {
+            let parts = serde_json::from_str(&parts).ok()?;
+            Some(TemplateSource { name, version, category, variables, parts })
+        };
+        Ok(rows.into_iter().filter_map(source).collect())
+    }
+
+    /// Every type of a tenant, by name.
+    pub async fn notification_types(&self, tenant: TenantId) -> DbResult<Vec<NotificationType>> {
+        type Row = ((String, Option<String>, Option<String>, Option<String>), (Option<String>, Vec<String>, bool));
+        type SqlRow = ((Text, Nullable<Text>, Nullable<Text>, Nullable<Text>), (Nullable<Text>, Array<Text>, Bool));
+        let query = statement::<SqlRow>(TYPES).bind::<Int4, _>(tenant.0);
+        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let of_type =
+            |((name, category, label, description), (class, channels, default_enabled)): Row| NotificationType {
+                name,
+                category,
+                label,
+                description,
+                class: class.and_then(|class| class.parse().ok()),
+                channels: channels.iter().filter_map(|channel| channel.parse().ok()).collect(),
+                default_enabled,
+            };
+        Ok(rows.into_iter().map(of_type).collect())
+    }
+
+    async fn category_classes(&self, tenant: TenantId) -> DbResult<Vec<(String, Class)>> {
+        let query = statement::<(Text, Text)>(CLASSES).bind::<Int4, _>(tenant.0).within(Some(tenant));
+        let rows: Vec<(String, String)> = query.rows(self).await?;
+        Ok(rows.into_iter().filter_map(|(name, class)| Some((name, class.parse().ok()?))).collect())
+    }
+
+    async fn active_rules(&self, tenant: TenantId) -> DbResult<Vec<Arc<Rule>>> {
+        let query = statement::<(SqlUuid, Text, Text, Text)>(RULES).bind::<Int4, _>(tenant.0).within(Some(tenant));
+        let rows: Vec<(Uuid, String, String, String)> = query.rows(self).await?;
+        let rule = |(id, name, event_type, definition): (Uuid, String, String, String)| {
+            let definition = serde_json::from_str(&definition).ok()?;
+            Some(Arc::new(Rule { id, name, event_type, definition }))
+        };
+        Ok(rows.into_iter().filter_map(rule).collect())
+    }
+}
+
+const VERSION: &str = "SELECT coalesce((SELECT version FROM catalogues WHERE tenant_id = ?), 0::bigint)";
+
+const TEMPLATES: &str = "
+SELECT name, version, category, variables, parts::text FROM templates WHERE tenant_id = ? AND is_active ORDER BY id";
+
+const TYPES: &str = "
+SELECT name, category, label, description, class, channels, default_enabled FROM notification_types WHERE tenant_id = ? ORDER BY name";
+
+const CLASSES: &str = "SELECT name, class FROM categories WHERE tenant_id = ? AND class IS NOT NULL";
+
+const RULES: &str =
+    "SELECT id, name, event_type, definition::text FROM rules WHERE tenant_id = ? AND is_active ORDER BY id";
