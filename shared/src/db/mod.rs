@@ -22,6 +22,7 @@ pub mod lines;
 pub mod messages;
 pub mod migrate;
 pub mod outbox;
+pub mod people;
 pub mod provider_events;
 pub mod refresh;
 pub mod retention;

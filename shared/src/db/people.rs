@@ -1,0 +1,80 @@
+//! People: contact data (sealed), by whose clock they live, what else a tenant knows of them, and their devices.
+
+use std::collections::HashMap;
+
+use diesel::sql_types::{Array, Binary, Bool, Int2, Int4, Nullable, Text};
+use serde::{Deserialize, Serialize};
+
+use super::{DbResult, Store, statement};
+use crate::domain::{Address, Device, Person, QuietHours, TenantId};
+
+/// What is sealed of a person.
+#[derive(Default, Serialize, Deserialize)]
+struct Profile {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    email: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    phone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+}
+
+type Row = (
+    (String, Option<Vec<u8>>, Option<String>, Option<String>, Option<i16>, Option<i16>, String),
+    (Vec<String>, Vec<Option<String>>),
+);
+type SqlRow = (
+    (Text, Nullable<Binary>, Nullable<Text>, Nullable<Text>, Nullable<Int2>, Nullable<Int2>, Text),
+    (Array<Text>, Array<Nullable<Text>>),
+);
+
+impl Store {
+    /// These people of a tenant, with their devices; those nobody knows are left out.
+    pub async fn people(&self, tenant: TenantId, ids: Vec<String>) -> DbResult<HashMap<String, Person>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let query =
+            statement::<SqlRow>(PEOPLE).bind::<Array<Text>, _>(ids).bind::<Int4, _>(tenant.0).within(Some(tenant));
+        let rows: Vec<Row> = query.rows(self).await?;
+        rows.into_iter().map(|row| self.person_of(row).map(|person| (person.id.clone(), person))).collect()
+    }
+
+    fn person_of(&self, row: Row) -> DbResult<Person> {
+        let ((id, profile, locale, time_zone, quiet_start, quiet_end, attributes), (tokens, platforms)) = row;
+        let profile = profile.map(|sealed| self.sealer().open(sealed)).transpose()?;
+        let profile: Profile = profile.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+        let minute = |minute: Option<i16>| minute.and_then(|minute| u16::try_from(minute).ok());
+        let mut devices = Vec::with_capacity(tokens.len());
+        for (token, platform) in tokens.into_iter().zip(platforms) {
+            let platform = platform.and_then(|word| word.parse().ok());
+            devices.push(Device { token: Address::new(self.sealer().open_text(token)?), platform });
+        }
+        Ok(Person {
+            id,
+            email: profile.email,
+            phone: profile.phone,
+            name: profile.name,
+            locale,
+            time_zone: time_zone.and_then(|zone| zone.parse().ok()),
+            quiet_hours: minute(quiet_start).zip(minute(quiet_end)).map(|(start, end)| QuietHours { start, end }),
+            attributes: serde_json::from_str(&attributes).unwrap_or_default(),
+            devices,
+        })
+    }
+
+    /// Whether a person of this id is known by anything but preferences.
+    pub async fn is_person(&self, tenant: TenantId, id: &str) -> DbResult<bool> {
+        let query = statement::<Bool>(IS_PERSON).bind::<Int4, _>(tenant.0).bind::<Text, _>(id.to_owned());
+        query.within(Some(tenant)).row(self).await
+    }
+}
+
+const PEOPLE: &str = "
+SELECT u.user_id, u.profile, u.locale, u.time_zone, u.quiet_start, u.quiet_end, u.attributes::text,
+       ARRAY(SELECT d.token FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id),
+       ARRAY(SELECT d.platform FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id)
+FROM unnest(?::text[]) AS asked(user_id) JOIN users u ON u.tenant_id = ? AND u.user_id = asked.user_id";
+
+const IS_PERSON: &str =
+    "SELECT EXISTS (SELECT FROM users WHERE tenant_id = ? AND user_id = ? AND profile IS NOT NULL) AS found";
