@@ -100,7 +100,7 @@ impl Task for WebhookEvents {
 fn carrier(accepted: Accepted, ours: Uuid) -> Uuid {
     match accepted {
         Accepted::Replayed(first) => Uuid::from_slice(&first).unwrap_or(ours),
-        Accepted::New | Accepted::KeyTaken => ours,
+        Accepted::New | Accepted::KeyTaken | Accepted::NoRoom { .. } => ours,
     }
 }
 

@@ -1,20 +1,39 @@
-"""A mail server that writes down what it was given, one line of JSON for each mail: smtp_server.py PORT FILE."""
+"""A mail server that writes down what it was given, one line of JSON for each mail: smtp_server.py PORT FILE [MODE CERTIFICATE].
+
+MODE is `starttls` (nothing is taken before the upgrade) or `tls` (encrypted from the first byte).
+"""
 import asyncio
 import base64
 import json
+import ssl
 import sys
 
 from aiosmtpd.controller import Controller
 
 
 class WriteDown:
-    async def handle_DATA(self, _server, _session, envelope):
+    async def handle_DATA(self, _server, session, envelope):
         raw = base64.b64encode(envelope.original_content).decode()
-        mail = {"sender": envelope.mail_from, "recipients": envelope.rcpt_tos, "raw": raw}
+        mail = {"sender": envelope.mail_from, "recipients": envelope.rcpt_tos, "raw": raw, "tls": session.ssl is not None}
         with open(sys.argv[2], "a") as file:
             file.write(json.dumps(mail) + "\n")
         return "250 2.0.0 Ok: queued as ORACLE1"
 
 
-Controller(WriteDown(), hostname="127.0.0.1", port=int(sys.argv[1])).start()
+def encryption():
+    if len(sys.argv) < 4:
+        return {}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[4])
+    return {"ssl_context": context} if sys.argv[3] == "tls" else {"tls_context": context, "require_starttls": True}
+
+
+class Server(Controller):
+    def _trigger_server(self):
+        """The client that would start it trusts no authority of ours; whoever comes first starts it."""
+        if "ssl_context" not in encryption():
+            super()._trigger_server()
+
+
+Server(WriteDown(), hostname="127.0.0.1", port=int(sys.argv[1]), **encryption()).start()
 asyncio.new_event_loop().run_forever()

@@ -92,6 +92,7 @@ struct World {
     lasting_fault: Option<SendFault>,
     id_shape: IdShape,
     no_echo: bool,
+    hides_numbers: bool,
     acks: Vec<i64>,
     status_wait: Duration,
     sent: Vec<Sent>,
@@ -210,6 +211,11 @@ impl Waha {
         let mut world = self.world();
         world.no_echo = !yes;
         world.acks = acks.to_vec();
+    }
+
+    /// Whether what comes back names chats by ids that hide the number, as newer accounts do.
+    pub fn hides_numbers(&self, yes: bool) {
+        self.world().hides_numbers = yes;
     }
 
     /// How long a send waits for the session to work before it is refused.
@@ -586,7 +592,8 @@ fn taken(world: &Arc<Mutex<World>>, path: &str, session: &str, body: &Value, at:
     let (answer, payload, acks) = {
         let mut world = lock(world);
         let own = world.next_id();
-        let id = format!("true_{chat}_{own}");
+        let shown = if world.hides_numbers { format!("{}@lid", chat.len() + 900_000) } else { chat.clone() };
+        let id = format!("true_{shown}_{own}");
         let answer = match world.id_shape {
             IdShape::Text => json!({"id": id, "timestamp": now().as_secs()}),
             IdShape::Serialized => json!({"id": {"fromMe": true, "remote": chat, "id": own, "_serialized": id}}),
@@ -604,7 +611,7 @@ fn taken(world: &Arc<Mutex<World>>, path: &str, session: &str, body: &Value, at:
             at,
         });
         let payload = json!({"id": id, "timestamp": now().as_secs(), "from": "4900000000@c.us", "fromMe": true,
-            "source": "api", "to": chat, "body": text, "hasMedia": path != "sendText", "ack": 0, "ackName": "PENDING"});
+            "source": "api", "to": shown, "body": text, "hasMedia": path != "sendText", "ack": 0, "ackName": "PENDING"});
         world.remember(session, &chat, payload.clone());
         (answer, (!world.no_echo).then_some(payload), world.acks.clone())
     };

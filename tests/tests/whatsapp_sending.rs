@@ -120,6 +120,36 @@ fn fields(answer: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn of_thirty_at_once_for_twenty_slots_twenty_are_accepted_and_ten_are_refused() -> Result<()> {
+    let stack = Stack::start_with(SETTINGS).await?;
+    let scene = Scene::on(stack, 20).await?;
+    let sends = (0..30).map(|n| {
+        let (api, session) = (scene.api(), scene.session.clone());
+        async move {
+            let body =
+                json!({"sessionId": session, "to": "+4915112345678", "body": format!("m{n}"), "on_limit": "reject"});
+            api.post("/messages/send", &body).await
+        }
+    });
+    let mut accepted = Vec::new();
+    for answer in futures_util::future::join_all(sends).await {
+        let answer = answer?;
+        match answer.status {
+            StatusCode::ACCEPTED => accepted.push(answer.body["id"].as_str().context("an id")?.to_owned()),
+            StatusCode::TOO_MANY_REQUESTS => {
+                assert_eq!(answer.body["code"], "session_limit_reached");
+                assert!(answer.header("retry-after").is_some());
+            }
+            other => anyhow::bail!("{other} {}", answer.body),
+        }
+    }
+    assert_eq!(accepted.len(), 20);
+    scene.waha.wait_sent(20, SOON).await?;
+    assert_eq!(scene.stack.count("SELECT count(*) FROM messages").await?, 20, "what is refused leaves nothing");
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_printed_examples_work_as_printed() -> Result<()> {
     let scene = Scene::start(&[]).await?;
     let api = scene.api();
@@ -361,6 +391,35 @@ async fn a_lost_answer_is_settled_by_the_echo_without_a_second_message() -> Resu
         (scene.stack.count("SELECT count(*) FROM holds").await.ok()? == 0).then_some(())
     })
     .await
+}
+
+#[tokio::test]
+async fn an_echo_that_hides_the_number_settles_the_one_call_of_its_words_and_no_other() -> Result<()> {
+    let scene = Scene::start(&[("PROVIDER_TIMEOUT_MS", "1000"), ("AMBIGUOUS_HOLD_MS", "60000")]).await?;
+    scene.waha.hides_numbers(true);
+    scene.waha.next_sends([SendFault::HangAfterSending]);
+    let one = scene.text("only one says this").await?;
+    scene
+        .until(&one, "it is settled", |message| message["status"] == "DELIVERED" || message["status"] == "SENT")
+        .await?;
+    // Two calls of the same words: whose the echo is, nobody can say.
+    scene.waha.echoes(false, &[]);
+    scene.waha.next_sends([SendFault::HangAfterSending, SendFault::HangAfterSending]);
+    let both = [scene.text("both say this").await?, scene.text("both say this").await?];
+    let held = "SELECT count(*) FROM deliveries WHERE state = 'retrying'";
+    eventually("both are held", SOON, || async { (scene.stack.count(held).await.ok()? == 2).then_some(()) }).await?;
+    let echo = json!({"id": "true_900000@lid_X", "timestamp": 1_800_000_000, "from": "4900000000@c.us", "fromMe": true, "source": "api",
+        "to": "900000@lid", "body": "both say this", "hasMedia": false, "ack": 0, "ackName": "PENDING"});
+    scene.waha.inject(PRINTED, "message.any", echo);
+    let seen = "SELECT count(*) FROM waha_events WHERE status <> 'pending'";
+    eventually("the echo was looked at", SOON, || async { (scene.stack.count(seen).await.ok()? >= 2).then_some(()) })
+        .await?;
+    assert_eq!(scene.stack.count(held).await?, 2);
+    for id in &both {
+        assert!(kinds(&scene.api().timeline(id).await?).contains(&"ambiguous"));
+    }
+    assert_eq!(scene.waha.sent().len(), 3);
+    Ok(())
 }
 
 #[tokio::test]

@@ -72,6 +72,17 @@ pub fn build_programs(profile: Profile, stop: &Stop) -> Result<PathBuf> {
     if profile == Profile::Release {
         build.arg("--release");
     }
+    finish(build, profile, stop)
+}
+
+/// As [`build_programs`], with the features that building the tests of the whole workspace gives them: so nothing is built twice.
+pub fn build_for_tests(stop: &Stop) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--workspace", "--bins"]);
+    finish(build, Profile::Dev, stop)
+}
+
+fn finish(mut build: Command, profile: Profile, stop: &Stop) -> Result<PathBuf> {
     let status = process::run(&mut build, stop)?;
     stop.check()?;
     if !status.success() {

@@ -20,7 +20,7 @@ use crate::stop::Stop;
 const CONNECTIONS_MAX: u16 = 400;
 
 /// The tests that ask the oracles; the feature keeps them out of every other run.
-const ORACLE_TESTS: [&str; 6] = ["--package", "posthaste-tests", "--features", "oracles", "--test", "oracles"];
+const ORACLE_TESTS: [&str; 4] = ["--features", "posthaste-tests/oracles", "--test", "oracles"];
 
 /// What `cargo xtask test --help` says.
 pub const LONG_ABOUT: &str = "Runs every test of the workspace against private servers.\n\n\
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let stop = Stop::default();
     stop.on_signals(runtime.handle())?;
     let progress = Progress::console();
-    let programs = progress.step("building", || cargo::build_programs(Profile::Dev, &stop))?;
+    let programs = progress.step("building", || cargo::build_for_tests(&stop))?;
     let oracles = args.oracles.then(|| Oracles::install(&progress, &stop)).transpose()?;
     let servers = Servers::start(&config(args, &stop), &progress)?;
     let status =
@@ -96,10 +96,11 @@ impl Runner<'_> {
     fn cargo(&self, command: &[&str]) -> Result<ExitStatus> {
         let mut cargo = cargo();
         cargo.args(command);
+        if !self.chooses_packages() {
+            cargo.arg("--workspace");
+        }
         if self.oracles.is_some() {
             cargo.args(ORACLE_TESTS);
-        } else if !self.chooses_packages() {
-            cargo.arg("--workspace");
         }
         cargo.args(&self.args.rest).envs(self.variables());
         cargo.envs(self.oracles.into_iter().flat_map(Oracles::variables));

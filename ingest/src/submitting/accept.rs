@@ -96,6 +96,10 @@ impl Acceptor {
 
     /// Accepts one request, together with whatever else is waiting.
     pub async fn accept(&self, acceptance: Acceptance) -> Verdict {
+        if acceptance.room_in.is_some() {
+            // What may be refused for want of room takes nobody else's commit with it.
+            return self.accept_bulk(acceptance).await;
+        }
         let started = Instant::now();
         let verdict = match timeout(DEADLINE, self.batcher.try_submit(acceptance)).await {
             Ok(Ok(verdict)) => verdict,

@@ -30,7 +30,7 @@ use crate::{
         idempotency::{self, Kind},
         notifications::{hashes, origin, respond},
     },
-    whatsapp::carrier::{self, Wanted},
+    whatsapp::carrier::{self, Carrier, Wanted},
 };
 
 /// Most recipients of one call.
@@ -104,12 +104,13 @@ pub async fn send(
     let head = check(&people, submission, &rules)?;
     let hashes = hashes(key, Kind::Bulk, &bytes);
     let tenant = producer.0.tenant;
-    let session = match carrier::choose(&app, tenant, head.channel, &head.session, wanted(&people, &head)).await {
-        Ok(session) => session,
+    let carrier = match carrier::choose(&app, tenant, head.channel, &head.session, wanted(&people, &head)).await {
+        Ok(carrier) => carrier,
         Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
     };
-    let line = session.map(|session| session.id);
-    let (acceptance, answer) = seal(people, head, &rules, origin(&producer.0, trace), hashes, line);
+    let line = carrier.as_ref().map(Carrier::line);
+    let (mut acceptance, answer) = seal(people, head, &rules, origin(&producer.0, trace), hashes, line);
+    acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }
 
@@ -218,6 +219,7 @@ pub fn seal_with(
         bulk: Some(NewBulk { id: bulk, content: to_json(&head.content), refused }),
         messages,
         beside: Vec::new(),
+        room_in: None,
     };
     (acceptance, answer)
 }

@@ -110,6 +110,7 @@ pub fn seal_with(
         bulk: None,
         messages: vec![message],
         beside: Vec::new(),
+        room_in: None,
     };
     (acceptance, answer)
 }

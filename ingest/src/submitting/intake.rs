@@ -31,7 +31,7 @@ use crate::{
         idempotency::{self, Kind},
         notifications::key_taken,
     },
-    whatsapp::carrier::{self, Wanted},
+    whatsapp::carrier::{self, Carrier, Wanted},
 };
 
 /// On a refused publish that is replayed: its key and its publisher were checked when it first came.
@@ -214,7 +214,7 @@ impl Intake {
             let is_final = problem.status_code().is_client_error();
             is_final.then(|| Refusal::schema(problem.to_string(), problem))
         })?;
-        Ok(seal(draft, origin, Some(hashes), session.map(|session| session.id)))
+        Ok(seal(draft, origin, Some(hashes), session.as_ref().map(Carrier::line)))
     }
 
     async fn tenant(&self, key: &Key<'_>, delivery: &Delivery) -> Result<TenantId, Option<Refusal>> {
@@ -388,6 +388,8 @@ fn concluded(verdict: Verdict, answer: Vec<u8>) -> Result<Vec<u8>, Option<Refusa
     match verdict {
         Ok(Accepted::New) => Ok(answer),
         Ok(Accepted::Replayed(first)) => Ok(first),
+        // What comes by the broker waits for its session; were it otherwise, it would come back later.
+        Ok(Accepted::NoRoom { .. }) => Err(None),
         Ok(Accepted::KeyTaken) => {
             Err(Some(Refusal::schema("message_id: was used for a message with another body", key_taken())))
         }

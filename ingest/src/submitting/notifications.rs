@@ -18,7 +18,7 @@ use crate::{
         envelope::{Hashes, Origin, SendAnswer, seal, to_json},
         idempotency::{self, Kind, REPLAYED},
     },
-    whatsapp::carrier::{self, Wanted},
+    whatsapp::carrier::{self, Carrier, Wanted},
 };
 
 /// Sends one message.
@@ -53,11 +53,13 @@ pub async fn send(
     let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
     let hashes = hashes(key, Kind::Send, &bytes);
     let tenant = producer.0.tenant;
-    let session = match carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
-        Ok(session) => session,
+    let carrier = match carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
+        Ok(carrier) => carrier,
         Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
     };
-    let (acceptance, answer) = seal(draft, origin(&producer.0, trace), hashes, session.map(|session| session.id));
+    let line = carrier.as_ref().map(Carrier::line);
+    let (mut acceptance, answer) = seal(draft, origin(&producer.0, trace), hashes, line);
+    acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 
@@ -94,8 +96,8 @@ pub async fn test(
     let meant = to_json(&(submission.channel.as_deref(), submission.recipient.as_deref()));
     let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
     let tenant = caller.0.tenant;
-    let session = carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await?;
-    let line = session.map(|session| session.id);
+    let carrier = carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await?;
+    let line = carrier.as_ref().map(Carrier::line);
     let (acceptance, answer) = seal(draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant), line);
     respond(app.acceptor.accept(acceptance).await, answer)
 }
@@ -141,7 +143,14 @@ pub fn respond(verdict: Verdict, answer: Vec<u8>) -> Result<HttpResponse, Proble
         Accepted::New => Ok(response.body(answer)),
         Accepted::Replayed(first) => Ok(response.insert_header((REPLAYED, "true")).body(first)),
         Accepted::KeyTaken => Err(key_taken()),
+        Accepted::NoRoom { seconds } => Err(no_room(seconds)),
     }
+}
+
+/// The session that would carry it has no slot for it.
+pub fn no_room(seconds: f64) -> Problem {
+    let wait = std::time::Duration::try_from_secs_f64(seconds.ceil()).map_or(1, |wait| wait.as_secs());
+    Problem::session_busy(wait.max(1))
 }
 
 /// The key belongs to another request.

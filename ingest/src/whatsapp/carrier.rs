@@ -6,11 +6,15 @@ use shared::{
     db::{accept::Accepted, wa_sessions::Session},
     domain::{Channel, OnLimit, TenantId},
 };
+use uuid::Uuid;
 
 use crate::{
     app::App,
     problem::{Code, Problem},
-    submitting::{envelope::Hashes, notifications::respond},
+    submitting::{
+        envelope::Hashes,
+        notifications::{no_room, respond},
+    },
 };
 
 /// The session that carries what names none, where a tenant has several.
@@ -34,6 +38,27 @@ impl Wanted {
     }
 }
 
+/// The session that carries a message.
+#[derive(Clone, Debug)]
+pub struct Carrier {
+    /// The session.
+    pub session: Session,
+    /// Whether the message is refused rather than kept waiting for a slot.
+    is_strict: bool,
+}
+
+impl Carrier {
+    /// The session's line.
+    pub const fn line(&self) -> Uuid {
+        self.session.id
+    }
+
+    /// The line in which the message must find room at once.
+    pub fn room_in(&self) -> Option<Uuid> {
+        self.is_strict.then_some(self.session.id)
+    }
+}
+
 /// What is refused now may have been accepted before under the same key: then its answer is given again.
 pub async fn repeat(
     app: &App,
@@ -53,7 +78,7 @@ pub async fn choose(
     channel: Channel,
     ask: &SessionAsk,
     wanted: Wanted,
-) -> Result<Option<Session>, Problem> {
+) -> Result<Option<Carrier>, Problem> {
     if channel != Channel::Whatsapp {
         return Ok(None);
     }
@@ -67,10 +92,11 @@ pub async fn choose(
         return Err(Problem::new(Code::SessionNotWorking, detail));
     }
     let rejects = ask.on_limit.unwrap_or(session.settings.on_limit) == OnLimit::Reject;
-    if rejects && session.is_working() && !wanted.is_scheduled && !wanted.must_wait {
+    let is_strict = rejects && session.is_working() && !wanted.is_scheduled && !wanted.must_wait;
+    if is_strict {
         require_room(app, &session, wanted.messages).await?;
     }
-    Ok(Some(session))
+    Ok(Some(Carrier { session, is_strict }))
 }
 
 async fn find(app: &App, tenant: TenantId, named: Option<String>) -> Result<Option<Session>, Problem> {
@@ -100,10 +126,10 @@ fn required(message: &str) -> Problem {
     Problem::validation(vec![FieldError::new("session_id", message)])
 }
 
+/// A first look, so that what has no chance is not even tried; the commit has the last word.
 async fn require_room(app: &App, session: &Session, messages: usize) -> Result<(), Problem> {
     let line = session.id;
     let (room, wait) = app.db.run(async move |store| store.line_room(line).await).await?;
     let fits = i32::try_from(messages).is_ok_and(|messages| messages <= room);
-    let seconds = std::time::Duration::try_from_secs_f64(wait.ceil()).map_or(1, |wait| wait.as_secs());
-    if fits { Ok(()) } else { Err(Problem::session_busy(seconds.max(1))) }
+    if fits { Ok(()) } else { Err(no_room(wait)) }
 }

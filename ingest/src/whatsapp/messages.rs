@@ -176,22 +176,23 @@ pub async fn send(
     let named = asked.session_id.is_some();
     let draft = with_session(asked.into_submission().check(&app.rules()), named)?;
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::SessionSend, &bytes));
-    let session = match carrier::choose(&app, tenant, Channel::Whatsapp, &draft.session, Wanted::one(&draft)).await {
-        Ok(session) => session.ok_or_else(|| Problem::not_found("session"))?,
+    let carrier = match carrier::choose(&app, tenant, Channel::Whatsapp, &draft.session, Wanted::one(&draft)).await {
+        Ok(carrier) => carrier.ok_or_else(|| Problem::not_found("session"))?,
         Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
     };
     let answer = |made: SendAnswer| {
         to_json(&SessionAccepted {
             id: made.id,
-            session_id: session.id,
-            session: session.settings.name.clone(),
+            session_id: carrier.session.id,
+            session: carrier.session.settings.name.clone(),
             to,
             status: shown(made.status),
             created_at: clock::now(),
             deliveries: made.deliveries,
         })
     };
-    let (acceptance, answer) = seal_with(draft, origin(&producer.0, trace), hashes, Some(session.id), answer);
+    let (mut acceptance, answer) = seal_with(draft, origin(&producer.0, trace), hashes, Some(carrier.line()), answer);
+    acceptance.room_in = carrier.room_in();
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 
@@ -225,8 +226,8 @@ pub async fn send_bulk(
     let head = with_session(bulk::check_parts(&people, asked.into_submission(), &rules), named)?;
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::SessionBulk, &bytes));
     let wanted = bulk::wanted(&people, &head);
-    let session = match carrier::choose(&app, tenant, Channel::Whatsapp, &head.session, wanted).await {
-        Ok(session) => session.ok_or_else(|| Problem::not_found("session"))?,
+    let carrier = match carrier::choose(&app, tenant, Channel::Whatsapp, &head.session, wanted).await {
+        Ok(carrier) => carrier.ok_or_else(|| Problem::not_found("session"))?,
         Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
     };
     let answer = |mut made: BulkAnswer| {
@@ -236,7 +237,9 @@ pub async fn send_bulk(
         to_json(&made)
     };
     let origin = origin(&producer.0, trace);
-    let (acceptance, answer) = bulk::seal_with(people, head, &rules, origin, hashes, Some(session.id), answer);
+    let line = Some(carrier.line());
+    let (mut acceptance, answer) = bulk::seal_with(people, head, &rules, origin, hashes, line, answer);
+    acceptance.room_in = carrier.room_in();
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     DbResult, Statement, Store,
     beside::{NewBroadcast, NewDigestItem, NewEvent},
+    lines::room,
     statement,
 };
 use crate::{
@@ -120,6 +121,8 @@ pub struct Acceptance {
     pub messages: Vec<NewMessage>,
     /// What is written in the same commit, and only if the request is new.
     pub beside: Vec<Beside>,
+    /// The line in which all of it must find room right now, or nothing is accepted. Only for an acceptance of its own commit.
+    pub room_in: Option<Uuid>,
 }
 
 /// What an acceptance may write beside messages.
@@ -143,7 +146,7 @@ impl Acceptance {
 }
 
 /// What became of one acceptance.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Accepted {
     /// Stored.
     New,
@@ -151,6 +154,11 @@ pub enum Accepted {
     Replayed(Vec<u8>),
     /// The key was used for another request.
     KeyTaken,
+    /// Its line has no room; nothing was stored.
+    NoRoom {
+        /// Seconds until the line's next slot.
+        seconds: f64,
+    },
 }
 
 /// A batch handed to the broker, as it stands in the outbox.
@@ -188,9 +196,14 @@ impl Store {
     ) -> DbResult<(Vec<Accepted>, Option<Dispatch>)> {
         let columns = Columns::of(batch, crowding, self.sealer())?;
         let statement = columns.bind(relay_after_ms);
-        let (outbox_id, won) = match batch.iter().any(|acceptance| !acceptance.beside.is_empty()) {
-            true => self.accept_with(statement, batch).await?,
-            false => statement.row(self).await?,
+        let is_plain = |acceptance: &Acceptance| acceptance.beside.is_empty() && acceptance.room_in.is_none();
+        let (outbox_id, won) = if batch.iter().all(is_plain) {
+            statement.row(self).await?
+        } else {
+            match self.accept_with(statement, batch).await? {
+                Ok(stored) => stored,
+                Err(seconds) => return Ok((vec![Accepted::NoRoom { seconds }; batch.len()], None)),
+            }
         };
         let is_new = |acceptance: &Acceptance| is_new(acceptance, &won);
         let results = if batch.iter().all(is_new) {
@@ -203,12 +216,12 @@ impl Store {
         Ok((results, outbox_id.map(|outbox_id| Dispatch { outbox_id, items })))
     }
 
-    /// The same in a transaction with what stands beside.
+    /// The same in a transaction with what stands beside; undone, with the seconds to wait, where a line has no room.
     async fn accept_with(
         &self,
         statement: Statement<(Nullable<Int8>, Array<SqlUuid>)>,
         batch: &[Acceptance],
-    ) -> DbResult<(Option<i64>, Vec<Uuid>)> {
+    ) -> DbResult<Result<(Option<i64>, Vec<Uuid>), f64>> {
         let mut conn = self.transaction().await?;
         let stored = async {
             let (outbox_id, won): (Option<i64>, Vec<Uuid>) =
@@ -217,10 +230,22 @@ impl Store {
             let beside: Vec<(TenantId, &Beside)> =
                 new.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect();
             self.write_beside(&mut conn, &beside).await?;
-            Ok((outbox_id, won))
+            // What was parked a moment ago counts already, and its line stays locked until the end.
+            for line in batch.iter().filter(|acceptance| is_new(acceptance, &won)).filter_map(|one| one.room_in) {
+                let rooms: Vec<(i32, f64)> = diesel_async::RunQueryDsl::load(room(line), &mut *conn).await?;
+                if let Some((_, seconds)) = rooms.into_iter().find(|(room, _)| *room < 0) {
+                    return Ok(Err(seconds));
+                }
+            }
+            Ok(Ok((outbox_id, won)))
         };
-        let stored = stored.await;
-        conn.finish(stored).await
+        match stored.await {
+            Ok(Err(seconds)) => {
+                conn.undo().await?;
+                Ok(Err(seconds))
+            }
+            stored => conn.finish(stored).await,
+        }
     }
 
     /// The stored answers for the acceptances whose key was taken.

@@ -60,6 +60,8 @@ impl Store {
     /// A message that was sent through the session's interface came back: finds the call that made it. Returned is a delivery
     /// that waits for just that; write the event `sent` down for it. Nothing is returned for a call that is under way, and
     /// for messages whose names are known already. `provider_ref` is `<session id>/<id at WAHA>`.
+    ///
+    /// A chat that is named by a hidden id (`…@lid`) cannot be told from its number; there the words alone must name one call.
     pub async fn resolve_hold(
         &self,
         session: Uuid,
@@ -71,8 +73,8 @@ impl Store {
             .bind::<Text, _>(ProviderName::Waha.as_str())
             .bind::<Text, _>(provider_ref.to_owned())
             .bind::<SqlUuid, _>(session)
-            .bind::<Array<Binary>, _>(self.chat_hashes(session, chat_id))
-            .bind::<Array<Binary>, _>(self.body_hashes(session, body));
+            .bind::<Array<Binary>, _>(self.body_hashes(session, body))
+            .bind::<Nullable<Array<Binary>>, _>((!is_hidden(chat_id)).then(|| self.chat_hashes(session, chat_id)));
         let rows: Vec<(i32, Uuid, i32, String)> = query.rows(self).await?;
         Ok(rows.into_iter().find_map(about))
     }
@@ -95,6 +97,11 @@ impl Store {
         let hashes = self.sealer().fingerprints(&format!("hold/body/{session}"), body.trim());
         hashes.iter().map(|hash| hash.to_vec()).collect()
     }
+}
+
+/// Whether a chat is named by an id behind which WhatsApp hides the number.
+fn is_hidden(chat_id: &str) -> bool {
+    chat_id.ends_with("@lid")
 }
 
 fn about((tenant, delivery, run, channel): (i32, Uuid, i32, String)) -> Option<About> {
@@ -126,10 +133,15 @@ ON CONFLICT DO NOTHING";
 /// The oldest call of the same words first: echoes come in the order of the calls.
 const RESOLVE: &str = "
 WITH echo AS (SELECT ?::text AS provider, ?::text AS ref
-), found AS MATERIALIZED (
-    SELECT h.delivery_id FROM holds h
-    WHERE h.session_id = ? AND h.echo IS NULL AND h.chat_hash = ANY (?::bytea[]) AND h.body_hash = ANY (?::bytea[])
+), alike AS MATERIALIZED (
+    SELECT h.delivery_id, h.chat_hash, h.at FROM holds h
+    WHERE h.session_id = ? AND h.echo IS NULL AND h.body_hash = ANY (?::bytea[])
       AND NOT EXISTS (SELECT 1 FROM provider_refs r JOIN echo e ON r.provider = e.provider AND r.ref = e.ref)
+), meant AS MATERIALIZED (
+    SELECT a.delivery_id FROM alike a CROSS JOIN (SELECT ?::bytea[] AS hashes) chat
+    WHERE CASE WHEN chat.hashes IS NULL THEN (SELECT count(*) FROM alike) = 1 ELSE a.chat_hash = ANY (chat.hashes) END
+), found AS MATERIALIZED (
+    SELECT h.delivery_id FROM holds h WHERE h.delivery_id = ANY (ARRAY(SELECT delivery_id FROM meant)) AND h.echo IS NULL
     ORDER BY h.at LIMIT 1 FOR UPDATE SKIP LOCKED
 ), matched AS (
     UPDATE holds h SET echo = e.ref FROM echo e WHERE h.delivery_id IN (SELECT delivery_id FROM found)

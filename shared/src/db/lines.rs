@@ -7,7 +7,7 @@ use diesel::sql_types::{Double, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{
-    DbResult, Store,
+    DbResult, Statement, Store,
     accept::{Dispatch, DispatchItem},
     outbox::item,
     statement,
@@ -55,7 +55,7 @@ impl Store {
     /// How many more deliveries a line could let through right now, what waits in it taken off; and, where that is none, the
     /// seconds until its next slot.
     pub async fn line_room(&self, line: Uuid) -> DbResult<(i32, f64)> {
-        let rows: Vec<(i32, f64)> = statement::<(Int4, Double)>(ROOM).bind::<SqlUuid, _>(line).rows(self).await?;
+        let rows: Vec<(i32, f64)> = room(line).rows(self).await?;
         Ok(rows.first().copied().unwrap_or((0, 1.0)))
     }
 
@@ -78,6 +78,11 @@ impl Store {
         .row(self)
         .await
     }
+}
+
+/// Asks for the room of a line, see [`Store::line_room`].
+pub(super) fn room(line: Uuid) -> Statement<(Int4, Double)> {
+    statement(ROOM).bind::<SqlUuid, _>(line)
 }
 
 /// Shares served in one pass.

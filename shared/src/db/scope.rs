@@ -47,6 +47,11 @@ impl Scoped {
 }
 
 impl Scoped {
+    /// Undoes what was done in a transaction.
+    pub async fn undo(mut self) -> DbResult<()> {
+        Ok(Manager::rollback_transaction(&mut *self.conn).await?)
+    }
+
     /// As [`Scoped::done`], for what may fail otherwise than by a query.
     pub async fn finish<T>(self, result: DbResult<T>) -> DbResult<T> {
         match result {

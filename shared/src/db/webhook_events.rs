@@ -264,6 +264,7 @@ pub fn carrier(
         bulk: None,
         messages: vec![new],
         beside: Vec::new(),
+        room_in: None,
     };
     (acceptance, id)
 }

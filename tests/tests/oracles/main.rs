@@ -4,6 +4,7 @@ mod email;
 mod provider_events;
 mod push;
 mod sms;
+mod tls;
 mod webhook;
 
 use anyhow::{Context, Result};

@@ -25,7 +25,7 @@ use shared::{
         guard::{Guard, Refusal},
         provider::{Checking, Sending},
     },
-    domain::{Fault, Outcome, ProviderName},
+    domain::{Fault, Lane, Outcome, ProviderName},
     egress::{Trouble, resolver::GuardedResolver},
 };
 
@@ -99,7 +99,7 @@ impl Webpush {
             .post(url)
             .header(AUTHORIZATION, authorization)
             .header("ttl", time_to_live(order).as_secs())
-            .header("urgency", "normal")
+            .header("urgency", urgency(order.lane))
             // Sent again while the browser is away, it replaces what waits instead of joining it.
             .header("topic", order.delivery.0.simple().to_string())
             .header(CONTENT_TYPE, "application/octet-stream")
@@ -147,6 +147,15 @@ impl Provider for Webpush {
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
         Box::pin(self.post(order))
+    }
+}
+
+/// How soon the browser should be woken (RFC 8030, section 5.3): what was asked for as urgent or high at once, bulk when it is awake.
+const fn urgency(lane: Lane) -> &'static str {
+    match lane {
+        Lane::High => "high",
+        Lane::Normal => "normal",
+        Lane::Bulk => "low",
     }
 }
 

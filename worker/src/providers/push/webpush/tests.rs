@@ -98,6 +98,7 @@ async fn only_the_browser_can_read_it_and_the_service_sees_who_sent_it() {
     let mut order =
         to(&sink.url("/push/abc?x=1"), &json!({"title": "T", "message": "M", "data": {"order": 7, "badge": 2}}));
     order.expires_at = Some(clock::now() + chrono::TimeDelta::minutes(10));
+    order.lane = Lane::High;
     let outcome = local().post(&order).await;
     let Outcome::Sent(receipt) = &outcome else { panic!("{outcome:?}") };
     assert_eq!((receipt.code.as_deref(), &receipt.provider_ref, receipt.arrived), (Some("201"), &None, false));
@@ -105,7 +106,7 @@ async fn only_the_browser_can_read_it_and_the_service_sees_who_sent_it() {
     let [request] = requests.as_slice() else { panic!("one request, not {}", requests.len()) };
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/push/abc?x=1"));
     assert_eq!(request.header("content-encoding"), Some("aes128gcm"));
-    assert_eq!(request.header("urgency"), Some("normal"));
+    assert_eq!(request.header("urgency"), Some("high"));
     assert_eq!(request.header("topic"), Some(order.delivery.0.simple().to_string().as_str()));
     let ttl: u64 = request.header("ttl").unwrap().parse().unwrap();
     assert!((590..=600).contains(&ttl), "{ttl}");
