@@ -12,9 +12,10 @@ from aiosmtpd.controller import Controller
 
 
 class WriteDown:
-    async def handle_DATA(self, _server, session, envelope):
+    async def handle_DATA(self, server, _session, envelope):
         raw = base64.b64encode(envelope.original_content).decode()
-        mail = {"sender": envelope.mail_from, "recipients": envelope.rcpt_tos, "raw": raw, "tls": session.ssl is not None}
+        is_encrypted = server.transport.get_extra_info("ssl_object") is not None
+        mail = {"sender": envelope.mail_from, "recipients": envelope.rcpt_tos, "raw": raw, "tls": is_encrypted}
         with open(sys.argv[2], "a") as file:
             file.write(json.dumps(mail) + "\n")
         return "250 2.0.0 Ok: queued as ORACLE1"
