@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use anyhow::Result;
 use tokio::runtime::Runtime;
 
-use crate::cargo::{self, Profile, cargo};
+use crate::cargo::{self, cargo};
 use crate::oracles::Oracles;
 use crate::process;
 use crate::progress::Progress;
