@@ -12,11 +12,15 @@ use std::{
 use secrecy::SecretString;
 use shared::{
     amqp::Broker,
+    catalogue::{Catalogue, Catalogues},
     clock,
     config::Config,
-    contract::{guard::Guard, submission::Rules},
+    contract::{
+        guard::Guard,
+        submission::{Content, Rules},
+    },
     db::{DbResult, Store},
-    domain::{Channel, ProviderName},
+    domain::{Channel, ProviderName, TenantId},
     probe::{BrokerPart, DatabasePart, Parts},
     telemetry::MetricsHandle,
     waha::{Host, Waha},
@@ -92,6 +96,8 @@ pub struct App {
     pub db: Db,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// What each tenant manages: types, categories, templates, rules.
+    pub catalogues: Catalogues,
     /// Keeps what WAHA tells.
     pub hooks: Hooks,
     /// What vouches for the events of other providers.
@@ -171,7 +177,7 @@ impl App {
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
-        let (recorder, db) = (Recorder::new(store.clone()), Db::new(store));
+        let (recorder, catalogues, db) = (Recorder::new(store.clone()), Catalogues::new(store.clone()), Db::new(store));
         Self {
             issuer: Issuer::new(jwt_secret.clone(), &config.auth),
             limits: Limits::new(config.http.rate),
@@ -191,6 +197,7 @@ impl App {
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,
+            catalogues,
             broker,
             metrics,
             parts,
@@ -210,6 +217,23 @@ impl App {
         call: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Problem> {
         self.runtime.spawn(call).await.map_err(|_| Problem::internal())
+    }
+
+    /// What a tenant manages; the database is asked once a second at most.
+    pub async fn catalogue(&self, tenant: TenantId) -> Result<Arc<Catalogue>, Problem> {
+        if let Some(fresh) = self.catalogues.fresh(tenant) {
+            return Ok(fresh);
+        }
+        let catalogues = self.catalogues.clone();
+        self.db.run(async move |_| catalogues.get(tenant).await).await
+    }
+
+    /// Completes content by what the tenant says of its type or category; what has neither costs nothing.
+    pub async fn complete(&self, tenant: TenantId, content: &mut Content) -> Result<(), Problem> {
+        if content.kind.is_some() || content.category.is_some() {
+            self.catalogue(tenant).await?.complete(content);
+        }
+        Ok(())
     }
 
     /// From now on `/health` shows how the sessions' WAHA is.

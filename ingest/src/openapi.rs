@@ -22,11 +22,12 @@ use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
     managing::{
-        admin, channels, configurations, dead_letters, keys, suppressions, tenant_limits, tenants, tokens, webhooks,
+        admin, channels, configurations, dead_letters, keys, notification_types, suppressions, templates,
+        tenant_limits, tenants, tokens, webhooks,
     },
     people::{inbox, users},
     problem::{CONTENT_TYPE, Code},
-    submitting::{bulk, idempotency, messages, notifications},
+    submitting::{bulk, idempotency, messages, notifications, templated, typed},
     whatsapp::{messages as whatsapp_messages, sessions},
 };
 
@@ -46,7 +47,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
 #[openapi(
     info(title = "Posthaste", description = ABOUT, license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     paths(
-        notifications::send, notifications::test, bulk::send, bulk::show,
+        notifications::send, notifications::test, bulk::send, bulk::show, templated::send, typed::notify,
         messages::list, messages::show, messages::timeline, messages::cancel,
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
@@ -57,6 +58,8 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         provider_events::receive, provider_events::receive_short, tracking::open, tracking::click,
         configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
         configurations::regenerate, configurations::test, configurations::logs, configurations::replay,
+        templates::list, templates::create, templates::show, templates::update, templates::remove, templates::preview, templates::test,
+        templates::versions, notification_types::list, notification_types::import, notification_types::remove,
         webhooks::signing_secret, admin::queues, channels::list, suppressions::list, suppressions::lift,
         tokens::issue, tokens::renew,
         tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list, users::erase,
@@ -71,6 +74,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
         (name = "tokens", description = "Short-lived credentials for an API key"),
+        (name = "templates", description = "What notifications say, and which kinds of them there are"),
         (name = "managing", description = "Tenants, people, keys, limits, the audit log, secrets and queues"),
         (name = "whatsapp", description = "Sessions at WAHA, their messages, and what it tells"),
         (name = "provider events", description = "What providers tell about deliveries, and what tracked mails tell; public, signed"),

@@ -47,14 +47,29 @@ impl FromRequest for PathUser {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        // The router leaves some bytes encoded (a slash must not change the path); a person's id may hold any.
-        let encoded = request.match_info().get("user_id").unwrap_or_default().replace('+', "%2B");
-        let pair = format!("id={encoded}");
-        let id = url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, id)| id.into_owned());
-        ready(
-            Text::try_from(id.unwrap_or_default()).map(Self).map_err(|message| Problem::parameter("user_id", message)),
-        )
+        ready(path_text(request, "user_id").map(Self))
     }
+}
+
+/// The `{name}` of a path.
+#[derive(Clone, Debug)]
+pub struct PathName(pub Text);
+
+impl FromRequest for PathName {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(path_text(request, "name").map(Self))
+    }
+}
+
+/// The router leaves some bytes encoded (a slash must not change the path); ids and names of others may hold any.
+fn path_text(request: &HttpRequest, name: &str) -> Result<Text, Problem> {
+    let encoded = request.match_info().get(name).unwrap_or_default().replace('+', "%2B");
+    let pair = format!("text={encoded}");
+    let text = url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, text)| text.into_owned());
+    Text::try_from(text.unwrap_or_default()).map_err(|message| Problem::parameter(name, message))
 }
 
 /// The query of a request; an unknown or ill-typed parameter is a problem.

@@ -10,12 +10,13 @@ use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
     managing::{
-        admin, channels, configurations, dead_letters, keys, suppressions, tenant_limits, tenants, tokens, webhooks,
+        admin, channels, configurations, dead_letters, keys, notification_types, suppressions, templates,
+        tenant_limits, tenants, tokens, webhooks,
     },
     observe::RouteTimings,
     people::{inbox, users},
     problem::{Code, Problem},
-    submitting::{bulk, messages, notifications},
+    submitting::{bulk, messages, notifications, templated, typed},
     whatsapp::{messages as whatsapp_messages, sessions},
 };
 
@@ -42,6 +43,7 @@ macro_rules! routes {
 routes! {
     "/api/notifications/send"                        { POST notifications::send }
     "/api/notifications/send-bulk"                   { POST bulk::send }
+    "/api/notifications/send-template"               { POST templated::send }
     "/api/notifications/test"                        { POST notifications::test }
     "/webhooks/waha"                                 { POST waha::receive }
     "/webhooks/health"                               { GET waha::health }
@@ -61,7 +63,7 @@ routes! {
     "/api/messages/{id}"                             { GET messages::show }
     "/api/messages/{id}/timeline"                    { GET messages::timeline }
     "/api/messages/{id}/cancel"                      { POST messages::cancel }
-    "/api/notifications"                             { GET inbox::list }
+    "/api/notifications"                             { GET inbox::list, POST typed::notify }
     "/api/notifications/unread-count"                { GET inbox::unread }
     "/api/notifications/mark-as-read"                { POST inbox::mark }
     "/api/notifications/mark-all-as-read"            { POST inbox::mark_all }
@@ -69,6 +71,11 @@ routes! {
     "/api/notifications/delete"                      { POST inbox::delete_many }
     "/api/notifications/user/{user_id}"              { GET inbox::list_of }
     "/api/notifications/user/{user_id}/unread-count" { GET inbox::unread_of }
+    "/api/notifications/templates"                   { GET templates::list, POST templates::create }
+    "/api/notifications/templates/{id}"              { GET templates::show, PUT templates::update, DELETE templates::remove }
+    "/api/notifications/templates/{id}/preview"      { POST templates::preview }
+    "/api/notifications/templates/{id}/test"         { POST templates::test }
+    "/api/notifications/templates/{id}/versions"     { GET templates::versions }
     "/api/notifications/{id}/read"                   { POST inbox::read }
     "/api/notifications/{id}"                        { DELETE inbox::delete }
     "/messages/send"                                 { POST whatsapp_messages::send }
@@ -76,6 +83,8 @@ routes! {
     "/messages/stats"                                { GET whatsapp_messages::stats }
     "/messages"                                      { GET whatsapp_messages::list }
     "/messages/{id}"                                 { GET whatsapp_messages::show }
+    "/api/notification-types"                        { GET notification_types::list, POST notification_types::import }
+    "/api/notification-types/{name}"                 { DELETE notification_types::remove }
     "/api/suppressions"                              { GET suppressions::list }
     "/api/suppressions/{id}"                         { DELETE suppressions::lift }
     "/api/admin/notifications/channels"              { GET channels::list }

@@ -124,24 +124,53 @@ impl Catalogues {
         Self { store, kept: Arc::default() }
     }
 
-    /// The catalogue of a tenant, at most a second old.
+    /// The copy that is here, unless it is too old: for whoever need not ask the database then.
+    pub fn fresh(&self, tenant: TenantId) -> Option<Arc<Catalogue>> {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        kept.get(&tenant).filter(|kept| kept.looked_at.elapsed() < FRESH_FOR).map(|kept| Arc::clone(&kept.catalogue))
+    }
+
+    /// The catalogue of a tenant, at most a second old; while one caller looks for a newer one, others take the one there is.
     pub async fn get(&self, tenant: TenantId) -> DbResult<Arc<Catalogue>> {
-        let known = {
-            let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-            kept.get(&tenant).map(|kept| (Arc::clone(&kept.catalogue), kept.looked_at))
-        };
-        let known = match known {
-            Some((catalogue, looked_at)) if looked_at.elapsed() < FRESH_FOR => return Ok(catalogue),
-            known => known.map(|(catalogue, _)| catalogue),
-        };
+        match self.fresh(tenant) {
+            Some(catalogue) => Ok(catalogue),
+            None => self.newest(tenant).await,
+        }
+    }
+
+    /// The catalogue of a tenant as it is now, however young the copy is.
+    pub async fn newest(&self, tenant: TenantId) -> DbResult<Arc<Catalogue>> {
         let looked_at = Instant::now();
-        let version = self.store.catalogue_version(tenant).await?;
-        let catalogue = match known.filter(|catalogue| catalogue.version == version) {
-            Some(catalogue) => catalogue,
-            None => Arc::new(self.store.catalogue(tenant, version).await?),
+        let known = {
+            let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+            kept.get_mut(&tenant).map(|kept| {
+                kept.looked_at = looked_at;
+                Arc::clone(&kept.catalogue)
+            })
         };
-        self.keep(tenant, Kept { catalogue: Arc::clone(&catalogue), looked_at });
-        Ok(catalogue)
+        let found = self.look(tenant, known).await;
+        match &found {
+            Ok(catalogue) => self.keep(tenant, Kept { catalogue: Arc::clone(catalogue), looked_at }),
+            // Nobody knows whether the copy is still right, so whoever comes next asks again.
+            Err(_) => self.forget(tenant),
+        }
+        found
+    }
+
+    async fn look(&self, tenant: TenantId, known: Option<Arc<Catalogue>>) -> DbResult<Arc<Catalogue>> {
+        let version = self.store.catalogue_version(tenant).await?;
+        let Some(known) = known else { return self.store.catalogue(tenant, version).await.map(Arc::new) };
+        if known.version == version {
+            return Ok(known);
+        }
+        let mut catalogue = self.store.catalogue(tenant, version).await?;
+        // Where another thing was changed, the templates stay compiled.
+        let is_same =
+            |one: &Arc<Template>| known.templates.get(&one.source.name).is_some_and(|of| of.source == one.source);
+        if catalogue.templates.len() == known.templates.len() && catalogue.templates.values().all(is_same) {
+            catalogue.templates.clone_from(&known.templates);
+        }
+        Ok(Arc::new(catalogue))
     }
 
     /// Looks anew next time: something was changed here.

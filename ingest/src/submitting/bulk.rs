@@ -101,9 +101,10 @@ pub async fn send(
     let (people, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
     let rules = app.rules();
-    let head = check(&people, submission, &rules)?;
+    let mut head = check(&people, submission, &rules)?;
     let hashes = hashes(key, Kind::Bulk, &bytes);
     let tenant = producer.0.tenant;
+    app.complete(tenant, &mut head.content).await?;
     let carrier = match carrier::choose(&app, tenant, head.channel, &head.session, wanted(&people, &head)).await {
         Ok(carrier) => carrier,
         Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,

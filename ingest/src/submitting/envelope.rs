@@ -79,7 +79,7 @@ pub fn seal_with(
     line: Option<Uuid>,
     say: impl FnOnce(SendAnswer) -> Vec<u8>,
 ) -> (Acceptance, Vec<u8>) {
-    let (message, status) = (MessageId::generate(), status(draft.scheduled_at.is_some()));
+    let message = MessageId::generate();
     let delivery = NewDelivery {
         id: DeliveryId::generate(),
         route: Route { channel: draft.channel, lane: draft.lane },
@@ -88,8 +88,6 @@ pub fn seal_with(
         rank: draft.priority.rank(),
         kind: draft.content.kind_of_message(),
     };
-    let deliveries = vec![DeliveryAnswer { id: delivery.id.0, channel: draft.channel, status }];
-    let answer = say(SendAnswer { id: message.0, status, deliveries });
     let message = NewMessage {
         id: message,
         user_id: draft.user_id,
@@ -99,8 +97,22 @@ pub fn seal_with(
         scheduled_at: draft.scheduled_at,
         expires_at: draft.expires_at,
         deliveries: vec![delivery],
-        template: None,
+        template: draft.content.template.map(|template| template.name),
     };
+    seal_message(message, origin, hashes, say)
+}
+
+/// As [`seal_with`], for a message that is made already.
+pub fn seal_message(
+    message: NewMessage,
+    origin: Origin,
+    hashes: Option<Hashes>,
+    say: impl FnOnce(SendAnswer) -> Vec<u8>,
+) -> (Acceptance, Vec<u8>) {
+    let status = status(message.scheduled_at.is_some());
+    let delivery = |of: &NewDelivery| DeliveryAnswer { id: of.id.0, channel: of.route.channel, status };
+    let deliveries = message.deliveries.iter().map(delivery).collect();
+    let answer = say(SendAnswer { id: message.id.0, status, deliveries });
     let acceptance = Acceptance {
         tenant: origin.tenant,
         source: origin.source,

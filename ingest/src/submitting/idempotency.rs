@@ -28,6 +28,12 @@ pub enum Kind {
     SessionSend,
     /// Many messages of a WhatsApp session.
     SessionBulk,
+    /// One message, rendered from a template.
+    Template,
+    /// One message of a type, on each channel that it takes.
+    Typed,
+    /// A test of a template.
+    TemplateTest,
 }
 
 impl Kind {
@@ -38,6 +44,9 @@ impl Kind {
             Self::Test => "test",
             Self::SessionSend => "session_send",
             Self::SessionBulk => "session_bulk",
+            Self::Template => "template",
+            Self::Typed => "typed",
+            Self::TemplateTest => "template_test",
         }
     }
 }

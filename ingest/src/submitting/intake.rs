@@ -206,7 +206,8 @@ impl Intake {
         let key = Key::parse(key_of(delivery)).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
         let tenant = self.tenant(&key, delivery).await?;
         check_frame(delivery)?;
-        let (draft, origin, hashes) = self.read(delivery, &key, tenant)?;
+        let (mut draft, origin, hashes) = self.read(delivery, &key, tenant)?;
+        self.app.complete(tenant, &mut draft.content).await.map_err(|_| None)?;
         // Nobody waits for an answer who could come back later, so the message waits for its session.
         let wanted = Wanted { must_wait: true, ..Wanted::one(&draft) };
         let session = carrier::choose(&self.app, tenant, draft.channel, &draft.session, wanted).await;

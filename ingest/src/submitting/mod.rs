@@ -7,4 +7,6 @@ pub mod idempotency;
 pub mod intake;
 pub mod messages;
 pub mod notifications;
+pub mod templated;
 pub mod turns;
+pub mod typed;

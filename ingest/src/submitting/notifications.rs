@@ -2,7 +2,12 @@
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use serde::Deserialize;
-use shared::{contract::submission::Submission, db::accept::Accepted, domain::Channel, token::Role};
+use shared::{
+    contract::submission::{Draft, Submission},
+    db::accept::Accepted,
+    domain::{Channel, TenantId},
+    token::Role,
+};
 use utoipa::ToSchema;
 
 use crate::{
@@ -50,15 +55,27 @@ pub async fn send(
     let bytes = body.read().await?;
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
+    let mut draft = submission.check(&app.rules()).map_err(Problem::validation)?;
     let hashes = hashes(key, Kind::Send, &bytes);
     let tenant = producer.0.tenant;
-    let carrier = match carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
+    app.complete(tenant, &mut draft.content).await?;
+    accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await
+}
+
+/// Accepts one checked message.
+pub async fn accept(
+    app: &App,
+    tenant: TenantId,
+    draft: Draft,
+    origin: Origin,
+    hashes: Option<Hashes>,
+) -> Result<HttpResponse, Problem> {
+    let carrier = match carrier::choose(app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
         Ok(carrier) => carrier,
-        Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => return carrier::repeat(app, tenant, hashes, problem).await,
     };
     let line = carrier.as_ref().map(Carrier::line);
-    let (mut acceptance, answer) = seal(draft, origin(&producer.0, trace), hashes, line);
+    let (mut acceptance, answer) = seal(draft, origin, hashes, line);
     acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
     respond(app.acceptor.accept(acceptance).await, answer)
 }
@@ -160,8 +177,6 @@ pub fn key_taken() -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::TenantId;
-
     use super::*;
 
     fn caller(role: Role) -> Identity {

@@ -613,6 +613,14 @@ fn check_media(media: Option<&Media>, rules: &Rules, faults: &mut Faults) {
     }
 }
 
+/// Whether `channel` can carry what is said; every fault is named.
+pub fn check_said(channel: Channel, content: &Content) -> Vec<FieldError> {
+    let mut faults = Faults::default();
+    faults.text("title", content.title.as_deref(), TITLE_BYTES_MAX);
+    check_content(channel, content, &mut faults);
+    faults.0
+}
+
 fn check_content(channel: Channel, content: &Content, faults: &mut Faults) {
     let has_text = content.message.as_deref().is_some_and(|text| !text.is_empty());
     let has_title = content.title.as_deref().is_some_and(|text| !text.is_empty());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{DEFAULT, Family, Kind, Reading, TemplateSource};
-use crate::domain::Channel;
+use crate::{contract::submission::Part, domain::Channel};
 
 /// What is wrong with a template that is to be saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +44,12 @@ pub fn check_without(name: &str, all: &[TemplateSource]) -> Vec<Fault> {
     faults.filter(|fault| fault.message.starts_with(&missing)).collect()
 }
 
-fn has_include(part: &crate::contract::submission::Part) -> bool {
-    Kind::ALL.iter().any(|kind| kind.of(part).is_some_and(|text| text.contains('>')))
+fn has_include(part: &Part) -> bool {
+    Kind::ALL.iter().any(|kind| kind.of(part).is_some_and(includes))
+}
+
+fn includes(text: &str) -> bool {
+    text.split("{{").skip(1).any(|tag| tag.trim_start_matches(['~', ' ', '\t', '\r', '\n']).starts_with('>'))
 }
 
 fn faults_of(source: &TemplateSource, family: &Family) -> Vec<Fault> {
@@ -61,7 +65,7 @@ fn faults_of(source: &TemplateSource, family: &Family) -> Vec<Fault> {
         let channels = if channels.is_empty() { vec![Channel::Email] } else { channels };
         for kind in Kind::ALL {
             let Some(text) = kind.of(part) else { continue };
-            let has_include = text.contains('>');
+            let has_include = includes(text);
             let mut read = channels
                 .iter()
                 .take(if has_include { channels.len() } else { 1 })

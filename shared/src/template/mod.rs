@@ -45,7 +45,7 @@ pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
 pub type Sources = BTreeMap<String, Part>;
 
 /// A template as it is stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateSource {
     /// Its name.
     pub name: String,
