@@ -12,11 +12,12 @@ use std::{
 use secrecy::SecretString;
 use shared::{
     amqp::Broker,
+    catalogue::{Catalogue, Catalogues},
     clock,
     config::Config,
     contract::{guard::Guard, submission::Rules},
     db::{DbResult, Store},
-    domain::{Channel, ProviderName},
+    domain::{Channel, ProviderName, TenantId},
     probe::{BrokerPart, DatabasePart, Parts},
     telemetry::MetricsHandle,
     waha::{Host, Waha},
@@ -92,6 +93,8 @@ pub struct App {
     pub db: Db,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// What tenants manage: types, templates, rules.
+    pub catalogues: Catalogues,
     /// Keeps what WAHA tells.
     pub hooks: Hooks,
     /// What vouches for the events of other providers.
@@ -171,6 +174,7 @@ impl App {
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
+        let catalogues = Catalogues::new(store.clone());
         let (recorder, db) = (Recorder::new(store.clone()), Db::new(store));
         Self {
             issuer: Issuer::new(jwt_secret.clone(), &config.auth),
@@ -191,6 +195,7 @@ impl App {
             credentials: Credentials::new(db.clone(), jwt_secret),
             db,
             acceptor,
+            catalogues,
             broker,
             metrics,
             parts,
@@ -210,6 +215,15 @@ impl App {
         call: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Problem> {
         self.runtime.spawn(call).await.map_err(|_| Problem::internal())
+    }
+
+    /// What a tenant manages, at most a second old.
+    pub async fn catalogue(&self, tenant: TenantId) -> Result<Arc<Catalogue>, Problem> {
+        if let Some(fresh) = self.catalogues.fresh(tenant) {
+            return Ok(fresh);
+        }
+        let catalogues = self.catalogues.clone();
+        self.db.run(async move |_| catalogues.get(tenant).await).await
     }
 
     /// From now on `/health` shows how the sessions' WAHA is.

@@ -10,12 +10,13 @@ use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
     managing::{
-        admin, channels, configurations, dead_letters, keys, suppressions, tenant_limits, tenants, tokens, webhooks,
+        admin, channels, configurations, dead_letters, keys, rules, suppressions, tenant_limits, tenants, tokens,
+        webhooks,
     },
     observe::RouteTimings,
     people::{inbox, users},
     problem::{Code, Problem},
-    submitting::{bulk, messages, notifications},
+    submitting::{bulk, dry_run, events, messages, notifications},
     whatsapp::{messages as whatsapp_messages, sessions},
 };
 
@@ -43,6 +44,8 @@ routes! {
     "/api/notifications/send"                        { POST notifications::send }
     "/api/notifications/send-bulk"                   { POST bulk::send }
     "/api/notifications/test"                        { POST notifications::test }
+    "/api/events"                                    { POST events::receive }
+    "/api/events/dry-run"                            { POST dry_run::judge }
     "/webhooks/waha"                                 { POST waha::receive }
     "/webhooks/health"                               { GET waha::health }
     "/webhooks/{provider}"                           { POST provider_events::receive_short }
@@ -93,6 +96,8 @@ routes! {
     "/api/auth/token"                                { POST tokens::issue }
     "/api/auth/refresh"                              { POST tokens::renew }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/api/rules"                                     { GET rules::list, POST rules::create }
+    "/api/rules/{id}"                                { GET rules::show, PUT rules::update, DELETE rules::remove }
     "/api/users/{user_id}"                           { DELETE users::erase }
     "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
     "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }

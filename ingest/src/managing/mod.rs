@@ -5,6 +5,7 @@ pub mod channels;
 pub mod configurations;
 pub mod dead_letters;
 pub mod keys;
+pub mod rules;
 pub mod suppressions;
 pub mod tenant_limits;
 pub mod tenants;

@@ -28,6 +28,8 @@ pub enum Kind {
     SessionSend,
     /// Many messages of a WhatsApp session.
     SessionBulk,
+    /// Something that happened elsewhere.
+    Event,
 }
 
 impl Kind {
@@ -38,6 +40,7 @@ impl Kind {
             Self::Test => "test",
             Self::SessionSend => "session_send",
             Self::SessionBulk => "session_bulk",
+            Self::Event => "event",
         }
     }
 }
