@@ -249,6 +249,13 @@ fn describe() {
         "Requests of providers that nothing vouched for, by source."
     );
     metrics::describe_counter!("posthaste_tracking_lost_total", "Opens and clicks that could not be written down.");
+    metrics::describe_counter!("posthaste_events_total", "Events of other systems, committed to disk.");
+    metrics::describe_counter!("posthaste_rules_matched_total", "Rules that matched such events.");
+    metrics::describe_counter!("posthaste_rule_errors_total", "Rules that matched and could not say anything.");
+    metrics::describe_counter!(
+        "posthaste_digest_keys_missing_total",
+        "Events that lacked what keeps the windows of their digest apart."
+    );
     metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
     metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");
     metrics::describe_histogram!(

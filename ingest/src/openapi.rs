@@ -22,12 +22,12 @@ use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
     managing::{
-        admin, channels, configurations, dead_letters, keys, notification_types, suppressions, templates,
+        admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
         tenant_limits, tenants, tokens, webhooks,
     },
     people::{inbox, users},
     problem::{CONTENT_TYPE, Code},
-    submitting::{bulk, idempotency, messages, notifications, templated, typed},
+    submitting::{bulk, dry_run, events, idempotency, messages, notifications, templated, typed},
     whatsapp::{messages as whatsapp_messages, sessions},
 };
 
@@ -48,6 +48,8 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
     info(title = "Posthaste", description = ABOUT, license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     paths(
         notifications::send, notifications::test, bulk::send, bulk::show, templated::send, typed::notify,
+        events::receive, dry_run::judge,
+        rules::list, rules::create, rules::show, rules::update, rules::remove,
         messages::list, messages::show, messages::timeline, messages::cancel,
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
         inbox::delete_many, inbox::delete,
@@ -71,6 +73,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
     tags(
         (name = "submitting", description = "Messages in"),
         (name = "messages", description = "What became of them"),
+        (name = "rules", description = "Which events become which notifications"),
         (name = "inbox", description = "In-app notifications of a person"),
         (name = "dead letters", description = "What a person must look at"),
         (name = "tokens", description = "Short-lived credentials for an API key"),

@@ -10,13 +10,13 @@ use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
     managing::{
-        admin, channels, configurations, dead_letters, keys, notification_types, suppressions, templates,
+        admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
         tenant_limits, tenants, tokens, webhooks,
     },
     observe::RouteTimings,
     people::{inbox, users},
     problem::{Code, Problem},
-    submitting::{bulk, messages, notifications, templated, typed},
+    submitting::{bulk, dry_run, events, messages, notifications, templated, typed},
     whatsapp::{messages as whatsapp_messages, sessions},
 };
 
@@ -45,6 +45,8 @@ routes! {
     "/api/notifications/send-bulk"                   { POST bulk::send }
     "/api/notifications/send-template"               { POST templated::send }
     "/api/notifications/test"                        { POST notifications::test }
+    "/api/events"                                    { POST events::receive }
+    "/api/events/dry-run"                            { POST dry_run::judge }
     "/webhooks/waha"                                 { POST waha::receive }
     "/webhooks/health"                               { GET waha::health }
     "/webhooks/{provider}"                           { POST provider_events::receive_short }
@@ -102,6 +104,8 @@ routes! {
     "/api/auth/token"                                { POST tokens::issue }
     "/api/auth/refresh"                              { POST tokens::renew }
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
+    "/api/rules"                                     { GET rules::list, POST rules::create }
+    "/api/rules/{id}"                                { GET rules::show, PUT rules::update, DELETE rules::remove }
     "/api/users/{user_id}"                           { DELETE users::erase }
     "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
     "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }

@@ -139,7 +139,10 @@ CREATE TABLE throttles (
     rule_id   uuid          NOT NULL,
     tenant_id integer       NOT NULL,
     user_id   text          NOT NULL,
-    taken     timestamptz[] NOT NULL DEFAULT '{}',
+    taken     timestamptz[] NOT NULL,
+    most      integer       NOT NULL, -- so many of them
+    seconds   integer       NOT NULL, -- within so long
+    taker     uuid          NOT NULL, -- what took the last one
     until     timestamptz   NOT NULL, -- after this the row says nothing any more
     PRIMARY KEY (rule_id, user_id)
 );
@@ -152,18 +155,20 @@ CREATE TABLE digests (
     tenant_id  integer     NOT NULL,
     rule_id    uuid        NOT NULL,
     user_id    text        NOT NULL,
-    key        text        NOT NULL DEFAULT '',
+    key        text        NOT NULL DEFAULT '', -- a hash of what keeps windows apart
+    state      text        NOT NULL, -- open; full: takes nothing more; closed
     items      integer     NOT NULL DEFAULT 0,
-    opened_at  timestamptz NOT NULL DEFAULT now(),
+    max_items  integer     NOT NULL,
+    event_type text        NOT NULL, -- of the last event
+    opened_at  timestamptz NOT NULL,
     closes_at  timestamptz NOT NULL,
     latest_at  timestamptz NOT NULL, -- a sliding window closes then at the latest
-    is_open    boolean     NOT NULL DEFAULT true,
-    message_id uuid        -- what it became; NULL: it was empty, or is open
+    message_id uuid        -- what it became; NULL: it was empty or dropped, or is not closed
 );
-CREATE UNIQUE INDEX digests_open ON digests (tenant_id, rule_id, user_id, key) WHERE is_open;
-CREATE INDEX digests_due ON digests (closes_at) WHERE is_open;
+CREATE UNIQUE INDEX digests_open ON digests (tenant_id, rule_id, user_id, key) WHERE state = 'open';
+CREATE INDEX digests_due ON digests (closes_at) WHERE state <> 'closed';
 CREATE INDEX digests_user ON digests (tenant_id, user_id);
-CREATE INDEX digests_closed ON digests (closes_at) WHERE NOT is_open;
+CREATE INDEX digests_closed ON digests (closes_at) WHERE state = 'closed';
 
 CREATE TABLE digest_items (
     digest_id  uuid        NOT NULL,

@@ -7,6 +7,7 @@ mod audit;
 mod crashes;
 mod crew;
 mod dead_letter_drainer;
+mod digests;
 mod found;
 mod holds;
 mod kept;
@@ -140,6 +141,8 @@ impl Line {
         crew.keep(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(webhook_events::WebhookHolds(store.clone()));
         crew.keep(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
+        crew.keep(digests::Digests::new(store.clone(), dispatcher.clone(), relay_after));
+        crew.keep(digests::DigestForgets(store.clone()));
         crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), Arc::clone(config)));
         crew.keep(holds::Holds::new(store.clone(), publisher.clone()));
         crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     contract::submission::{Content, TemplateRef},
     db::{DbResult, Store},
-    domain::{Channel, Class, RuleDefinition, TenantId},
+    domain::{Channel, Class, RuleDefinition, RuleIndex, TenantId},
     template::{Template, TemplateError},
 };
 
@@ -67,9 +67,22 @@ pub struct Catalogue {
     pub templates: HashMap<String, Arc<Template>>,
     /// Active ones, the oldest first.
     pub rules: Vec<Arc<Rule>>,
+    /// Which of them hear of which events.
+    pub index: RuleIndex,
 }
 
 impl Catalogue {
+    /// The rules that hear of events of this type, the oldest first.
+    pub fn hearing(&self, event_type: &str) -> impl Iterator<Item = &Arc<Rule>> {
+        self.index.hear(event_type).into_iter().filter_map(|place| self.rules.get(place))
+    }
+
+    /// An active rule.
+    pub fn rule(&self, id: Uuid) -> Option<&Arc<Rule>> {
+        let place = self.rules.binary_search_by_key(&id, |rule| rule.id).ok()?;
+        self.rules.get(place)
+    }
+
     /// The class of a notification of this type or category.
     pub fn class(&self, kind: Option<&str>, category: Option<&str>) -> Class {
         let of_type = kind.and_then(|kind| self.types.get(kind));

@@ -27,6 +27,11 @@ pub const AFTER_RELEASE: &str = "after_release";
 /// After a log batch was committed, before it is acknowledged.
 pub const AFTER_RECORD: &str = "after_record";
 
+/// After what a window became was written down, before it is committed.
+pub const BEFORE_CLOSE: &str = "before_close";
+/// After a window was closed, before what it became is published.
+pub const AFTER_CLOSE: &str = "after_close";
+
 /// Every point, for the settings check and the fault tests.
 pub const ALL: &[&str] = &[
     BEFORE_COMMIT,
@@ -38,6 +43,8 @@ pub const ALL: &[&str] = &[
     AFTER_EVENT,
     AFTER_RELEASE,
     AFTER_RECORD,
+    BEFORE_CLOSE,
+    AFTER_CLOSE,
 ];
 
 struct Armed {

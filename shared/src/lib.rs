@@ -20,6 +20,7 @@ pub mod reconnect;
 pub mod seal;
 pub mod service;
 pub mod telemetry;
+pub mod telling;
 pub mod template;
 pub mod token;
 pub mod waha;

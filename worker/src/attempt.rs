@@ -104,6 +104,8 @@ enum Obstacle {
     NoFit,
     /// Its person has no such address.
     NoAddress,
+    /// It was accepted without being meant to be told.
+    Withheld(Reason),
     /// Nothing is sent to its address any more.
     Suppressed(SuppressionReason),
     /// The stored content cannot be read.
@@ -121,6 +123,9 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     }
     let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
     let mut content = content.on(desk.route.channel);
+    if let Some(reason) = content.withheld {
+        return Err(Obstacle::Withheld(reason));
+    }
     if claim.recipient.reveal().is_empty() {
         return Err(Obstacle::NoAddress);
     }
@@ -320,7 +325,7 @@ impl Subject {
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
             Obstacle::NoAddress => Verdict::end(EventKind::Failed, State::Failed),
-            Obstacle::Suppressed(_) => Verdict::end(EventKind::Suppressed, State::Suppressed),
+            Obstacle::Withheld(_) | Obstacle::Suppressed(_) => Verdict::end(EventKind::Suppressed, State::Suppressed),
             Obstacle::NoProvider | Obstacle::NoFit => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
             // As if somebody had asked to wait: it spends no attempt, and it cannot go on for ever.
@@ -377,6 +382,7 @@ impl Obstacle {
     const fn reason(&self) -> Option<Reason> {
         match self {
             Self::NoAddress => Some(Reason::NoAddress),
+            Self::Withheld(reason) => Some(*reason),
             Self::Suppressed(reason) => Some(match reason {
                 SuppressionReason::AddressDead => Reason::AddressDead,
                 SuppressionReason::HardBounce => Reason::HardBounce,
@@ -400,6 +406,7 @@ impl Obstacle {
                 backend_setting(channel)
             ),
             Self::NoAddress => "no_address: this person has none on the channel".to_owned(),
+            Self::Withheld(reason) => format!("{reason}: it was accepted and is not told"),
             Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
             Self::HeldBack(held, _) => held.reason.to_owned(),
             Self::Late => "its claim could have ended before the provider's answer".to_owned(),

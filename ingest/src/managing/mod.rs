@@ -6,6 +6,7 @@ pub mod configurations;
 pub mod dead_letters;
 pub mod keys;
 pub mod notification_types;
+pub mod rules;
 pub mod suppressions;
 pub mod template_body;
 pub mod templates;

@@ -34,6 +34,8 @@ pub enum Kind {
     Typed,
     /// A test of a template.
     TemplateTest,
+    /// Something that happened elsewhere.
+    Event,
 }
 
 impl Kind {
@@ -47,6 +49,7 @@ impl Kind {
             Self::Template => "template",
             Self::Typed => "typed",
             Self::TemplateTest => "template_test",
+            Self::Event => "event",
         }
     }
 }

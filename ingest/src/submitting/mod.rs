@@ -2,7 +2,9 @@
 
 pub mod accept;
 pub mod bulk;
+pub mod dry_run;
 pub mod envelope;
+pub mod events;
 pub mod idempotency;
 pub mod intake;
 pub mod messages;

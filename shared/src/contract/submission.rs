@@ -17,7 +17,7 @@ use super::{
     device::{Subscription, is_subscription},
     guard::Refusal,
 };
-use crate::domain::{Address, Channel, Class, Lane, OnLimit, Priority};
+use crate::domain::{Address, Channel, Class, Lane, OnLimit, Priority, Reason};
 
 /// Longest `title` or `subject`, in bytes; RFC 5322 folds long ones, people do not read them.
 pub const TITLE_BYTES_MAX: usize = 998;
@@ -140,6 +140,9 @@ pub struct Content {
     /// Whether only those want it who said so: its type is off unless switched on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub opt_in: bool,
+    /// Why it is not told to anybody although it was accepted; the worker ends it with that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Reason>,
     /// The template it was rendered from, and in which version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateRef>,

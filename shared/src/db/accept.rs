@@ -5,6 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::AsyncPgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -246,6 +247,21 @@ impl Store {
             }
             stored => conn.finish(stored).await,
         }
+    }
+
+    /// Stores all of `batch`, none of which has a key, within a transaction that does more. Returns what to publish once it
+    /// is committed.
+    pub(super) async fn accept_on(
+        &self,
+        conn: &mut AsyncPgConnection,
+        batch: &[Acceptance],
+        relay_after_ms: i32,
+    ) -> DbResult<Option<Dispatch>> {
+        let crowding = Crowding::default();
+        let statement = Columns::of(batch, &crowding, self.sealer())?.bind(relay_after_ms);
+        let (outbox_id, _): (Option<i64>, Vec<Uuid>) = diesel_async::RunQueryDsl::get_result(statement, conn).await?;
+        let items = batch.iter().flat_map(|acceptance| queued_items(acceptance, &crowding)).collect();
+        Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
     }
 
     /// The stored answers for the acceptances whose key was taken.

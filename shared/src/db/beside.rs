@@ -32,18 +32,22 @@ pub struct NewDigestItem {
     pub rule: Uuid,
     /// The person.
     pub user_id: String,
-    /// What keeps windows apart.
+    /// What keeps windows apart: a hash of it, or nothing.
     pub key: String,
     /// The event.
     pub event: Uuid,
     /// Its data as JSON.
     pub data: Vec<u8>,
-    /// When the window closes, should this open it.
+    /// The event's type.
+    pub event_type: String,
+    /// When the window opens, should this open it.
+    pub opened_at: DateTime<Utc>,
+    /// When it closes then; an open one is prolonged to it.
     pub closes_at: DateTime<Utc>,
-    /// When it closes at the latest; later than `closes_at`: each item prolongs it.
+    /// When it closes at the latest.
     pub latest_at: DateTime<Utc>,
     /// So many items close it at once.
-    pub max_items: Option<i32>,
+    pub max_items: i32,
 }
 
 /// A broadcast.
@@ -76,16 +80,18 @@ impl Store {
         beside: &[(TenantId, &Beside)],
     ) -> DbResult<()> {
         let (mut events, mut broadcasts) = (EventColumns::default(), BroadcastColumns::default());
+        let mut gathering: Vec<(TenantId, &NewDigestItem)> = Vec::new();
         for (tenant, one) in beside {
             match one {
                 Beside::Event(event) => events.push(*tenant, event, self)?,
-                Beside::DigestItem(_) => {}
+                Beside::DigestItem(item) => gathering.push((*tenant, item)),
                 Beside::Broadcast(broadcast) => broadcasts.push(*tenant, broadcast, self)?,
             }
         }
         if !events.id.is_empty() {
             RunQueryDsl::execute(events.bind(), conn).await?;
         }
+        self.gather(conn, &gathering).await?;
         if !broadcasts.id.is_empty() {
             RunQueryDsl::execute(broadcasts.bind(), conn).await?;
         }

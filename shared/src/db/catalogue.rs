@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{DbResult, Store, statement};
 use crate::{
     catalogue::{Catalogue, NotificationType, Rule},
-    domain::{Class, TenantId},
+    domain::{Class, RuleIndex, TenantId},
     template::{self, TemplateSource},
 };
 
@@ -22,12 +22,14 @@ impl Store {
     pub async fn catalogue(&self, tenant: TenantId, version: i64) -> DbResult<Catalogue> {
         let templates = template::compile(self.template_sources(tenant).await?);
         let types = self.notification_types(tenant).await?;
+        let rules = self.active_rules(tenant).await?;
         Ok(Catalogue {
             version,
             types: types.into_iter().map(|of_type| (of_type.name.clone(), of_type)).collect(),
             classes: self.category_classes(tenant).await?.into_iter().collect(),
             templates: templates.into_iter().map(|one| (one.source.name.clone(), Arc::new(one))).collect(),
-            rules: self.active_rules(tenant).await?,
+            index: RuleIndex::new(rules.iter().map(|rule| rule.event_type.as_str())),
+            rules,
         })
     }
 

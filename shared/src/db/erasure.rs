@@ -98,6 +98,8 @@ impl Store {
         let step = eraser.messages().await?;
         eraser.erased.inbox += eraser.own(INBOX).bind::<Int8, _>(BATCH).row::<i64>(self).await?;
         eraser.own(FAMILIES).bind::<Timestamptz, _>(person.asked_at).run(self).await?;
+        eraser.own(EVENTS).bind::<Int8, _>(BATCH).run(self).await?;
+        eraser.own(WINDOWS).run(self).await?;
         if step == Step::Done {
             eraser.letters().await?;
         }
@@ -337,11 +339,24 @@ const END: &str = "DELETE FROM erasures WHERE tenant_id = ? AND user_id = ? AND 
 
 const LEFT: &str = "
 SELECT EXISTS (SELECT 1 FROM inbox i WHERE i.tenant_id = f.tenant_id AND i.user_id = f.user_id AND i.created_at <= f.asked_at)
+    OR EXISTS (SELECT 1 FROM event_log e WHERE e.tenant_id = f.tenant_id AND e.user_id = f.user_id AND e.created_at <= f.asked_at)
 FROM (SELECT ?::int4 AS tenant_id, ?::text AS user_id, ?::timestamptz AS asked_at) f";
 
 const INBOX: &str = "
 WITH gone AS (DELETE FROM inbox WHERE id = ANY (ARRAY(SELECT id FROM inbox WHERE tenant_id = ? AND user_id = ? LIMIT ?)) RETURNING 1)
 SELECT count(*) FROM gone";
+
+// What happened to the person elsewhere, as far as it was told before.
+const EVENTS: &str = "
+DELETE FROM event_log WHERE id = ANY (ARRAY(SELECT id FROM event_log WHERE tenant_id = ? AND user_id = ? ORDER BY id LIMIT ?))";
+
+// What gathers for the person, and how often rules told it something.
+const WINDOWS: &str = "
+WITH f AS (SELECT ?::int4 AS tenant_id, ?::text AS user_id
+), gone AS (DELETE FROM digests d USING f WHERE d.tenant_id = f.tenant_id AND d.user_id = f.user_id RETURNING d.id
+), items AS (DELETE FROM digest_items i WHERE i.digest_id IN (SELECT id FROM gone)
+)
+DELETE FROM throttles t USING f WHERE t.tenant_id = f.tenant_id AND t.user_id = f.user_id";
 
 // Refresh tokens that speak for the person.
 const FAMILIES: &str = "DELETE FROM token_families WHERE tenant_id = ? AND subject = ? AND created_at <= ?";

@@ -334,9 +334,10 @@ WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.",
 }
 
 /// Everything but messages and what hangs on them. A bulk stays as long as a message needs its content.
-const TABLES: [(&str, [&str; 2]); 9] = [
+const TABLES: [(&str, [&str; 2]); 10] = [
     older!("bulks", "created_at", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
     older!("inbox", "created_at", ""),
+    older!("event_log", "created_at", ""),
     older!("wa_inbound", "created_at", ""),
     older!("waha_events", "created_at", " AND x.status <> 'pending'"),
     older!(

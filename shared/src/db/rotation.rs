@@ -26,6 +26,8 @@ enum Key {
     Number,
     /// Tenant and hash.
     Idempotency,
+    /// Digest and event.
+    Item,
 }
 
 impl Key {
@@ -34,6 +36,7 @@ impl Key {
         match self {
             Self::Uuid | Self::Number => "t.id::text",
             Self::Idempotency => "t.tenant_id || ':' || encode(t.key_hash, 'hex')",
+            Self::Item => "t.digest_id || ':' || t.event_id",
         }
     }
 
@@ -41,6 +44,7 @@ impl Key {
         match self {
             Self::Uuid | Self::Number => "t.id",
             Self::Idempotency => "(t.tenant_id, t.key_hash)",
+            Self::Item => "(t.digest_id, t.event_id)",
         }
     }
 
@@ -48,6 +52,7 @@ impl Key {
         match self {
             Self::Uuid | Self::Number => "t.id",
             Self::Idempotency => "t.tenant_id, t.key_hash",
+            Self::Item => "t.digest_id, t.event_id",
         }
     }
 
@@ -57,6 +62,7 @@ impl Key {
             Self::Uuid => format!("{k}::uuid"),
             Self::Number => format!("{k}::int4"),
             Self::Idempotency => format!("(split_part({k}, ':', 1)::int4, decode(split_part({k}, ':', 2), 'hex'))"),
+            Self::Item => format!("(split_part({k}, ':', 1)::uuid, split_part({k}, ':', 2)::uuid)"),
         }
     }
 
@@ -66,6 +72,7 @@ impl Key {
             Self::Uuid => "00000000-0000-0000-0000-000000000000",
             Self::Number => "0",
             Self::Idempotency => "0:",
+            Self::Item => "00000000-0000-0000-0000-000000000000:00000000-0000-0000-0000-000000000000",
         }
     }
 }
@@ -113,6 +120,8 @@ const COLUMNS: &[Column] = &[
     text("wa_inbound", "recipient"),
     Column { hash: Some("address_hash"), ..text("suppressions", "address") },
     bytes("wa_inbound", "content"),
+    bytes("event_log", "data"),
+    Column { key: Key::Item, ..bytes("digest_items", "data") },
     bytes("webhook_logs", "request"),
     bytes("webhook_logs", "response"),
 ];

@@ -20,6 +20,7 @@ pub mod rule;
 pub mod session;
 pub mod suppression;
 pub mod teller;
+pub mod window;
 mod word;
 
 pub use word::UnknownWord;
@@ -36,6 +37,7 @@ pub use person::{Device, Person, Platform};
 pub use preference::{Choice, Preferences, Topic};
 pub use quiet::QuietHours;
 pub use retry::{RetryPolicy, Round, Schedule, Standing, Tries, Verdict};
-pub use rule::{Condition, Operator, RuleDefinition};
+pub use rule::{Condition, Operator, RuleDefinition, RuleIndex, Throttle};
 pub use session::{OnLimit, SignatureRule};
 pub use teller::Teller;
+pub use window::{DigestRule, LocalSchedule};

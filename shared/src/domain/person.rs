@@ -74,6 +74,11 @@ impl Person {
         }
     }
 
+    /// By whose clock they live.
+    pub fn zone(&self) -> Tz {
+        self.time_zone.unwrap_or(Tz::UTC)
+    }
+
     /// What a template sees as `username`.
     pub fn username(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.id)

@@ -1,0 +1,272 @@
+//! What an event would do, and why, without doing it.
+
+use std::sync::Arc;
+
+use actix_web::{HttpResponse, web::Data};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use shared::{
+    catalogue::{Catalogue, Rule},
+    clock,
+    contract::submission::{Content, Part},
+    db::{Store, beside::NewDigestItem},
+    domain::{Channel, Class, Condition, Person, Preferences, TenantId, Throttle, Topic},
+    telling,
+};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    audit,
+    auth::Producer,
+    body::JsonBody,
+    problem::Problem,
+    submitting::events::{Event, EventBody, RuleError, item},
+};
+
+/// What an event would do.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DryRun {
+    /// The rules that would match, the oldest first.
+    pub matched_rules: Vec<Uuid>,
+    /// Every rule of the tenant, and what it would make of the event.
+    pub rules: Vec<RuleVerdict>,
+}
+
+/// What a rule would make of an event.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RuleVerdict {
+    /// The rule.
+    pub rule_id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Whether it would match.
+    pub matched: bool,
+    /// Why it would not: it is `inactive`, hears of other types (`event_type`), or a `condition` does not hold.
+    #[schema(value_type = Option<String>, example = "condition")]
+    pub because: Option<&'static str>,
+    /// The first condition that does not hold.
+    pub condition: Option<UnmetCondition>,
+    /// What would happen on each channel.
+    pub channels: Vec<ChannelVerdict>,
+    /// Why it could not say anything.
+    pub error: Option<RuleError>,
+    /// When its message would be sent, if later than now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// The window in which the event would wait; none for what is told at once.
+    pub digest: Option<WindowVerdict>,
+    /// What its throttle would say.
+    pub throttle: Option<ThrottleVerdict>,
+}
+
+/// A condition that does not hold.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UnmetCondition {
+    /// Its place among the conditions of the rule, from 0.
+    pub index: usize,
+    /// Where it looks.
+    pub field: String,
+    /// How it compares.
+    pub op: &'static str,
+    /// With what.
+    #[schema(value_type = Option<serde_json::Value>)]
+    pub value: serde_json::Value,
+}
+
+/// What would happen on a channel.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChannelVerdict {
+    /// The channel.
+    #[schema(value_type = String)]
+    pub channel: Channel,
+    /// How many addresses the person has there; without one the delivery fails with `no_address`.
+    pub addresses: usize,
+    /// Whether the person's preferences allow it; otherwise the delivery is suppressed.
+    pub allowed: bool,
+    /// When the quiet hours end that the person has just now, where they hold it.
+    pub quiet_until: Option<DateTime<Utc>>,
+    /// What it would say.
+    #[schema(value_type = Option<PartBody>)]
+    pub content: Option<Part>,
+}
+
+/// A window of a digest.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WindowVerdict {
+    /// Whether the event would open it.
+    pub opens: bool,
+    /// How many events wait in it already.
+    pub items: i32,
+    /// When it closes as things stand.
+    pub closes_at: DateTime<Utc>,
+    /// Whether this event would be told at once all the same, as the first one.
+    pub told_at_once: bool,
+}
+
+/// A throttle for one person.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ThrottleVerdict {
+    /// So many times.
+    pub limit: u32,
+    /// Within any so many seconds.
+    pub window_seconds: u32,
+    /// How often it may tell just now.
+    pub left: u32,
+}
+
+/// Says what an event would do, and why; nothing happens and nothing is written down.
+///
+/// For each rule: whether it matches, else what keeps it from that; for each channel whether the person has an address and wants
+/// it; the window of its digest; what is left of its throttle; what it would say.
+///
+/// Roles: producer, admin.
+#[utoipa::path(post, path = "/api/events/dry-run", tag = "rules",
+    request_body(content = EventBody, example = json!({"eventType": "order.paid", "userId": "user-123", "data": {"amount": 100}})),
+    responses((status = 200, description = "What would happen", body = DryRun)))]
+pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
+    let event = body.parse::<EventBody>().await?.check()?;
+    let tenant = producer.0.tenant;
+    let catalogue = app.catalogue(tenant).await?;
+    let user = event.user_id.clone();
+    let asking = async move |store: Store| {
+        let person = store.people(tenant, vec![user.clone()]).await?.remove(&user);
+        let preferences = store.chosen_preferences(tenant, &user).await?;
+        Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.switched_off_rules(tenant).await?))
+    };
+    let (person, preferences, switched_off) = app.db.run(asking).await?;
+    let judge = Judge { app: &app, catalogue, tenant, event, person, preferences, now: clock::now() };
+    let mut rules = judge.all().await?;
+    rules.extend(switched_off.into_iter().map(|(id, name)| RuleVerdict::unmatched(id, &name, "inactive")));
+    rules.sort_by_key(|verdict| verdict.rule_id);
+    let matched_rules = rules.iter().filter(|verdict| verdict.matched).map(|verdict| verdict.rule_id).collect();
+    Ok(audit::unchanged(HttpResponse::Ok().json(DryRun { matched_rules, rules })))
+}
+
+struct Judge<'a> {
+    app: &'a App,
+    catalogue: Arc<Catalogue>,
+    tenant: TenantId,
+    event: Event,
+    person: Person,
+    preferences: Preferences,
+    now: DateTime<Utc>,
+}
+
+impl RuleVerdict {
+    fn unmatched(rule_id: Uuid, name: &str, because: &'static str) -> Self {
+        Self {
+            rule_id,
+            name: name.to_owned(),
+            matched: false,
+            because: Some(because),
+            condition: None,
+            channels: Vec::new(),
+            error: None,
+            scheduled_at: None,
+            digest: None,
+            throttle: None,
+        }
+    }
+}
+
+impl Judge<'_> {
+    async fn all(&self) -> Result<Vec<RuleVerdict>, Problem> {
+        let facts = telling::facts(self.event.happening(), &self.person);
+        let heard: Vec<Uuid> = self.catalogue.hearing(&self.event.event_type).map(|rule| rule.id).collect();
+        let mut verdicts = Vec::with_capacity(self.catalogue.rules.len());
+        for rule in &self.catalogue.rules {
+            let unmet = rule.definition.unmet(&facts);
+            verdicts.push(match unmet {
+                _ if !heard.contains(&rule.id) => RuleVerdict::unmatched(rule.id, &rule.name, "event_type"),
+                Some(index) => RuleVerdict {
+                    condition: rule.definition.conditions.get(index).map(|condition| told(index, condition)),
+                    ..RuleVerdict::unmatched(rule.id, &rule.name, "condition")
+                },
+                None => self.matched(rule).await?,
+            });
+        }
+        Ok(verdicts)
+    }
+
+    async fn matched(&self, rule: &Arc<Rule>) -> Result<RuleVerdict, Problem> {
+        let variables = telling::variables(self.event.happening(), &self.person);
+        let notice = telling::notice(&self.catalogue, rule, &self.event.event_type, &variables, self.now);
+        let (notice, error) = match notice {
+            Ok(notice) => (Some(notice), None),
+            Err(untold) => (None, Some(RuleError { rule_id: rule.id, field: untold.field, message: untold.message })),
+        };
+        let digest = match &rule.definition.digest {
+            Some(digest) => {
+                let item = item(&self.event, &self.person, rule.id, digest, self.now);
+                Some(self.window(item, digest.first_immediately).await?)
+            }
+            None => None,
+        };
+        let channels = rule.definition.channels.iter();
+        let content = notice.as_ref().map(|notice| &notice.content);
+        Ok(RuleVerdict {
+            matched: true,
+            because: None,
+            channels: channels.map(|channel| self.channel(rule, *channel, content)).collect(),
+            error,
+            scheduled_at: notice.as_ref().and_then(|notice| notice.scheduled_at),
+            digest,
+            throttle: self.throttle(rule).await?,
+            ..RuleVerdict::unmatched(rule.id, &rule.name, "")
+        })
+    }
+
+    fn channel(&self, rule: &Rule, channel: Channel, content: Option<&Content>) -> ChannelVerdict {
+        let kind = rule.definition.notification_type.as_deref().unwrap_or(&self.event.event_type);
+        let category = content.map_or(rule.definition.category.as_deref(), |content| content.category.as_deref());
+        let class = content.map_or_else(|| self.catalogue.class(Some(kind), category), Content::class);
+        let default_enabled = self.catalogue.types.get(kind).is_none_or(|of_type| of_type.default_enabled);
+        let topic = Topic { kind: Some(kind), category, class, channel, default_enabled };
+        let is_held = class != Class::Essential && !matches!(channel, Channel::InApp | Channel::Webhook);
+        let quiet = self.person.quiet_hours.filter(|_| is_held);
+        ChannelVerdict {
+            channel,
+            addresses: self.person.addresses(channel).len(),
+            allowed: self.preferences.allow(topic),
+            quiet_until: quiet.and_then(|quiet| quiet.until(self.now, self.person.zone())),
+            content: content.and_then(|content| content.parts.get(&channel)).cloned(),
+        }
+    }
+
+    async fn window(&self, item: NewDigestItem, first_immediately: bool) -> Result<WindowVerdict, Problem> {
+        let (tenant, rule, user, key) = (self.tenant, item.rule, item.user_id, item.key);
+        let open = self.app.db.run(async move |store| store.open_digest(tenant, rule, &user, &key).await).await?;
+        let (items, closes_at) = open.unwrap_or((0, item.closes_at));
+        let opens = open.is_none();
+        Ok(WindowVerdict { opens, items, closes_at, told_at_once: opens && first_immediately })
+    }
+
+    async fn throttle(&self, rule: &Rule) -> Result<Option<ThrottleVerdict>, Problem> {
+        let Some(throttle) = rule.definition.throttle else { return Ok(None) };
+        let (tenant, user, id) = (self.tenant, self.event.user_id.clone(), rule.id);
+        let asking = async move |store: Store| store.throttles_used(tenant, &user, vec![(id, throttle)]).await;
+        let used = self.app.db.run(asking).await?.remove(&id).unwrap_or_default();
+        let Throttle { limit, window_seconds } = throttle;
+        let left = limit.saturating_sub(u32::try_from(used).unwrap_or(u32::MAX));
+        Ok(Some(ThrottleVerdict { limit, window_seconds, left }))
+    }
+}
+
+fn told(index: usize, condition: &Condition) -> UnmetCondition {
+    let Condition { field, op, value } = condition.clone();
+    UnmetCondition { index, field, op: op.as_str(), value }
+}
+
+/// What is rendered, for the document.
+#[derive(ToSchema)]
+#[schema(as = RenderedPart)]
+#[expect(dead_code, reason = "describes `Part`, which knows nothing of OpenAPI")]
+pub struct PartBody {
+    /// Subject of a mail, title of a notification.
+    title: Option<String>,
+    /// The plain part.
+    message: Option<String>,
+    /// The HTML part.
+    html: Option<String>,
+}

@@ -1,0 +1,486 @@
+//! Events of other systems: what happened is written down, and rules make of it what people are told.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, web::Data};
+use aws_lc_rs::digest::{SHA256, digest};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use shared::{
+    catalogue::{Catalogue, Rule},
+    clock,
+    compose::Notice,
+    contract::submission::{FieldError, NAME_BYTES_MAX, parse_json},
+    db::{
+        Store,
+        accept::{Acceptance, Accepted, NewMessage},
+        beside::{NewDigestItem, NewEvent},
+        throttles::{Ask, Granted},
+    },
+    domain::{Channel, DigestRule, Person, Reason, State, TenantId, Throttle, rule::look_up},
+    telling::{self, Happening, Untold},
+};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    auth::Producer,
+    body::JsonBody,
+    observe::Trace,
+    problem::Problem,
+    submitting::{
+        envelope::{DeliveryAnswer, Hashes, Origin, status, to_json},
+        idempotency::{self, Kind},
+        notifications::{hashes, origin, respond},
+    },
+};
+use shared::db::accept::Beside;
+
+/// Largest `data`, in bytes of JSON: as large as what AMQP takes.
+const DATA_BYTES_MAX: usize = 256 * 1024;
+/// Deliveries beyond which an event gets a commit of its own, so that it holds up nobody else's.
+const SHARED_COMMIT_MAX: usize = 200;
+/// What keeps windows apart is stored as so many bytes of its hash.
+const KEY_HASH_BYTES: usize = 16;
+
+/// Something that happened.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Event)]
+pub struct EventBody {
+    /// What kind of thing happened. `eventType` and `type` are accepted too.
+    #[serde(alias = "eventType", alias = "type")]
+    #[schema(max_length = 200, example = "subscription.payment_failed")]
+    event_type: Option<String>,
+    /// Whom it is about. `userId` is accepted too.
+    #[serde(alias = "userId")]
+    #[schema(max_length = 200, example = "user-123")]
+    user_id: Option<String>,
+    /// What else is known of it, at most 256 KiB; templates see its members at the top.
+    #[schema(value_type = Option<Object>, example = json!({"subscriptionId": "sub-123", "failureReason": "insufficient_funds"}))]
+    data: Option<Value>,
+    /// As the header `Idempotency-Key`.
+    #[schema(min_length = 1, max_length = 200)]
+    idempotency_key: Option<String>,
+}
+
+/// A checked event.
+pub struct Event {
+    /// Its id.
+    pub id: Uuid,
+    /// Its type.
+    pub event_type: String,
+    /// Whom it is about.
+    pub user_id: String,
+    /// Its data.
+    pub data: Map<String, Value>,
+}
+
+impl Event {
+    /// As rules take it.
+    pub fn happening(&self) -> Happening<'_> {
+        Happening { id: self.id, event_type: &self.event_type, data: &self.data }
+    }
+}
+
+impl EventBody {
+    /// Checks everything and names every fault.
+    pub fn check(self) -> Result<Event, Problem> {
+        self.checked().map_err(Problem::validation)
+    }
+
+    fn checked(self) -> Result<Event, Vec<FieldError>> {
+        let mut faults = Vec::new();
+        let mut name = |field: &str, text: Option<String>| {
+            let text = text.unwrap_or_default();
+            if text.is_empty() {
+                faults.push(FieldError::new(field, "is required"));
+            } else if text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
+                faults.push(FieldError::new(field, "must have at most 200 bytes and no control characters"));
+            }
+            text
+        };
+        let (event_type, user_id) = (name("event_type", self.event_type), name("user_id", self.user_id));
+        let data = match self.data {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(data)) => data,
+            Some(_) => {
+                faults.push(FieldError::new("data", "must be an object"));
+                Map::new()
+            }
+        };
+        if to_json(&data).len() > DATA_BYTES_MAX {
+            faults.push(FieldError::new("data", "must have at most 256 KiB as JSON"));
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(Event { id: Uuid::now_v7(), event_type, user_id, data })
+    }
+}
+
+/// The answer to an event.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventAccepted)]
+pub struct EventAnswer {
+    /// The event.
+    pub id: Uuid,
+    /// The rules that matched, the oldest first.
+    pub matched_rules: Vec<Uuid>,
+    /// What is told at once, or after the rule's delay: one message for each rule.
+    pub messages: Vec<EventMessage>,
+    /// Rules for which the event waits with others to be told as a digest.
+    pub gathered: Vec<Uuid>,
+    /// Rules that matched and cannot say anything; the others are not held up by them.
+    pub errors: Vec<RuleError>,
+}
+
+/// A message that a rule made.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventMessage {
+    /// The message.
+    pub id: Uuid,
+    /// The rule.
+    pub rule_id: Uuid,
+    /// `queued`, or `scheduled` where the rule waits.
+    #[schema(value_type = String, example = "queued")]
+    pub status: State,
+    /// `throttled`: the rule told this person enough already, and the deliveries end as `suppressed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub reason: Option<Reason>,
+    /// What will be sent: one delivery for each channel, for push one for each device.
+    pub deliveries: Vec<DeliveryAnswer>,
+}
+
+/// Why a rule cannot say anything.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RuleError {
+    /// The rule.
+    pub rule_id: Uuid,
+    /// What is to blame: the missing variable, or `template_name`.
+    pub field: String,
+    /// Why.
+    pub message: String,
+}
+
+/// Tells Posthaste that something happened.
+///
+/// The event is written down, and every active rule that hears of its type and whose conditions hold makes a message for the
+/// person, or puts the event into a digest: all of it in one commit, once per `Idempotency-Key`. A rule whose template cannot be
+/// rendered from this event is named in `errors`; the event is accepted and the other rules go on. To see what would happen, and
+/// why, without anything happening: `POST /api/events/dry-run`.
+///
+/// Roles: producer, admin.
+#[utoipa::path(post, path = "/api/events", tag = "submitting",
+    request_body(content = EventBody, example = json!({"eventType": "subscription.payment_failed", "userId": "user-123",
+        "data": {"subscriptionId": "sub-123", "failureReason": "insufficient_funds"}})),
+    responses((status = 202, description = "Accepted: committed to disk", body = EventAnswer,
+        headers(("Idempotent-Replayed" = String, description = "`true` when this is the first answer given again")))))]
+pub async fn receive(
+    producer: Producer,
+    trace: Trace,
+    app: Data<App>,
+    request: HttpRequest,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let bytes = body.read().await?;
+    let mut body: EventBody = parse_json(&bytes).map_err(Problem::malformed)?;
+    let key = idempotency::key(request.headers(), body.idempotency_key.take())?;
+    let event = body.check()?;
+    let hashes = hashes(key, Kind::Event, &bytes);
+    let tenant = producer.0.tenant;
+    let hearing = hear(&app, tenant, &event).await?;
+    // A repeat must take no second place of a throttle, nor open a window.
+    if let Some(hashes) = hashes.filter(|_| hearing.takes_beforehand())
+        && let Some(first) =
+            app.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?
+    {
+        return respond(Ok(Accepted::Replayed(first)), Vec::new());
+    }
+    let plan = hearing.plan(&app, tenant, &event).await?;
+    let (granted, matched, errors) = (plan.granted.clone(), plan.matched.len(), plan.errors.len());
+    let user = event.user_id.clone();
+    let (acceptance, answer) = plan.seal(event, origin(&producer.0, trace), hashes);
+    let deliveries: usize = acceptance.messages.iter().map(|message| message.deliveries.len()).sum();
+    let verdict = match deliveries {
+        0..=SHARED_COMMIT_MAX => app.acceptor.accept(acceptance).await,
+        _ => app.acceptor.accept_bulk(acceptance).await,
+    };
+    match &verdict {
+        Ok(Accepted::New) => count(matched, errors),
+        // Somebody else used the key meanwhile, so that nothing was told by this one.
+        Ok(Accepted::Replayed(_) | Accepted::KeyTaken) if !granted.is_empty() => {
+            app.db.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
+        }
+        Ok(_) | Err(_) => {}
+    }
+    respond(verdict, answer)
+}
+
+fn count(matched: usize, errors: usize) {
+    metrics::counter!("posthaste_events_total").increment(1);
+    metrics::counter!("posthaste_rules_matched_total").increment(u64::try_from(matched).unwrap_or_default());
+    metrics::counter!("posthaste_rule_errors_total").increment(u64::try_from(errors).unwrap_or_default());
+}
+
+/// The rules that match an event, and its person.
+pub struct Hearing {
+    /// Everything of the tenant.
+    pub catalogue: Arc<Catalogue>,
+    /// The person.
+    pub person: Person,
+    /// The rules that match, the oldest first.
+    pub matched: Vec<Arc<Rule>>,
+}
+
+/// Which rules match an event. The person is looked up only if some rule hears of its type at all.
+pub async fn hear(app: &App, tenant: TenantId, event: &Event) -> Result<Hearing, Problem> {
+    let catalogue = app.catalogue(tenant).await?;
+    let heard: Vec<Arc<Rule>> = catalogue.hearing(&event.event_type).cloned().collect();
+    let unknown = || Person::unknown(&event.user_id);
+    if heard.is_empty() {
+        return Ok(Hearing { catalogue, person: unknown(), matched: Vec::new() });
+    }
+    let asked = vec![event.user_id.clone()];
+    let mut known = app.db.run(async move |store| store.people(tenant, asked).await).await?;
+    let person = known.remove(&event.user_id).unwrap_or_else(unknown);
+    let facts = telling::facts(event.happening(), &person);
+    let matched = heard.into_iter().filter(|rule| rule.definition.unmet(&facts).is_none()).collect();
+    Ok(Hearing { catalogue, person, matched })
+}
+
+/// What becomes of an event.
+struct Plan {
+    person: Person,
+    matched: Vec<Uuid>,
+    told: Vec<(Uuid, Notice)>,
+    gathered: Vec<NewDigestItem>,
+    errors: Vec<RuleError>,
+    granted: Granted,
+}
+
+impl Hearing {
+    /// Whether something is taken before the event is accepted.
+    fn takes_beforehand(&self) -> bool {
+        let is_first = |digest: &DigestRule| digest.first_immediately;
+        let takes = |rule: &Arc<Rule>| {
+            rule.definition.throttle.is_some() || rule.definition.digest.as_ref().is_some_and(is_first)
+        };
+        self.matched.iter().any(takes)
+    }
+
+    /// What each rule makes of the event.
+    async fn plan(self, app: &App, tenant: TenantId, event: &Event) -> Result<Plan, Problem> {
+        let now = clock::now();
+        let variables = telling::variables(event.happening(), &self.person);
+        let matched = self.matched.iter().map(|rule| rule.id).collect();
+        let (mut told, mut gathered, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for rule in self.matched {
+            let digest = rule.definition.digest.as_ref();
+            if let Some(digest) = digest.filter(|digest| !digest.first_immediately) {
+                gathered.push(item(event, &self.person, rule.id, digest, now));
+                continue;
+            }
+            let notice = match telling::notice(&self.catalogue, &rule, &event.event_type, &variables, now) {
+                Ok(notice) => notice,
+                Err(untold) => {
+                    errors.push(refused(&rule, untold));
+                    continue;
+                }
+            };
+            match digest.map(|digest| item(event, &self.person, rule.id, digest, now)) {
+                Some(item) if !opens(app, tenant, &item).await? => gathered.push(item),
+                Some(_) | None => told.push((rule, notice)),
+            }
+        }
+        let granted = take(app, tenant, event, &told).await?;
+        let session = session(app, tenant, &told).await?;
+        let told = told.into_iter().map(|(rule, mut notice)| {
+            notice.session = session;
+            if rule.definition.throttle.is_some() && !granted.contains_key(&rule.id) {
+                notice.content.withheld = Some(Reason::Throttled);
+            }
+            (rule.id, notice)
+        });
+        Ok(Plan { person: self.person, matched, told: told.collect(), gathered, errors, granted })
+    }
+}
+
+fn refused(rule: &Rule, untold: Untold) -> RuleError {
+    let Untold { field, message } = untold;
+    tracing::warn!(rule = %rule.id, field, message, "a rule matched and cannot say anything");
+    RuleError { rule_id: rule.id, field, message }
+}
+
+/// Whether the event is the first of a window, which it opens.
+async fn opens(app: &App, tenant: TenantId, item: &NewDigestItem) -> Result<bool, Problem> {
+    let item = item.clone();
+    app.db.run(async move |store: Store| store.open_window(tenant, &item).await).await
+}
+
+/// Takes a place for each rule that has a throttle.
+async fn take(app: &App, tenant: TenantId, event: &Event, told: &[(Arc<Rule>, Notice)]) -> Result<Granted, Problem> {
+    let throttle = |(rule, _): &(Arc<Rule>, Notice)| rule.definition.throttle.map(|throttle| (rule.id, throttle));
+    let rules: Vec<(Uuid, Throttle)> = told.iter().filter_map(throttle).collect();
+    if rules.is_empty() {
+        return Ok(Granted::new());
+    }
+    let ask = Ask { tenant, user_id: event.user_id.clone(), rules, taker: event.id };
+    app.db.run(async move |store| store.take_throttles(ask).await).await
+}
+
+/// The session that carries what goes by WhatsApp, where anything does and where it is more than a pretence.
+async fn session(app: &App, tenant: TenantId, told: &[(Arc<Rule>, Notice)]) -> Result<Option<Uuid>, Problem> {
+    if !told.iter().any(|(_, notice)| notice.channels.contains(&Channel::Whatsapp)) {
+        return Ok(None);
+    }
+    app.db.run(async move |store| store.usual_session(tenant).await).await
+}
+
+/// The event as it gathers.
+pub fn item(event: &Event, person: &Person, rule: Uuid, digest: &DigestRule, now: DateTime<Utc>) -> NewDigestItem {
+    let closing = digest.closing(now, person.zone());
+    NewDigestItem {
+        digest: Uuid::now_v7(),
+        rule,
+        user_id: event.user_id.clone(),
+        key: digest.key.as_deref().map(|path| key(event, person, path)).unwrap_or_default(),
+        event: event.id,
+        data: to_json(&event.data),
+        event_type: event.event_type.clone(),
+        opened_at: now,
+        closes_at: closing.closes_at,
+        latest_at: closing.latest_at,
+        max_items: i32::try_from(digest.fill()).unwrap_or(i32::MAX),
+    }
+}
+
+/// What keeps windows apart, as a hash, since it may say something about a person. An event without it shares the window of all
+/// that have none.
+fn key(event: &Event, person: &Person, path: &str) -> String {
+    let facts = telling::facts(event.happening(), person);
+    let Some(found) = look_up(&facts, path).filter(|found| !found.is_null()) else {
+        metrics::counter!("posthaste_digest_keys_missing_total").increment(1);
+        tracing::debug!(path, "an event lacks what keeps its windows apart");
+        return String::new();
+    };
+    let hash = digest(&SHA256, &to_json(found));
+    hash.as_ref().iter().take(KEY_HASH_BYTES).map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Plan {
+    /// What is stored of it, and the answer to give once it is stored.
+    fn seal(self, event: Event, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+        let Self { person, matched, told, gathered, errors, .. } = self;
+        let (mut messages, mut views) = (Vec::new(), Vec::new());
+        for (rule, notice) in told {
+            let message = notice.to(&person, Some(to_json(&notice.content)));
+            views.push(view(rule, &message, notice.content.withheld));
+            messages.push(message);
+        }
+        let answer = to_json(&EventAnswer {
+            id: event.id,
+            matched_rules: matched.clone(),
+            messages: views,
+            gathered: gathered.iter().map(|item| item.rule).collect(),
+            errors,
+        });
+        let logged = NewEvent {
+            id: event.id,
+            event_type: event.event_type,
+            user_id: Some(event.user_id),
+            data: to_json(&event.data),
+            matched,
+        };
+        let beside = std::iter::once(Beside::Event(logged)).chain(gathered.into_iter().map(Beside::DigestItem));
+        let acceptance = Acceptance {
+            tenant: origin.tenant,
+            source: origin.source,
+            request_id: Some(origin.trace.request_id),
+            traceparent: Some(origin.trace.traceparent),
+            key: hashes.map(|hashes| hashes.with(&answer)),
+            bulk: None,
+            messages,
+            beside: beside.collect(),
+            room_in: None,
+        };
+        (acceptance, answer)
+    }
+}
+
+fn view(rule_id: Uuid, message: &NewMessage, reason: Option<Reason>) -> EventMessage {
+    let status = status(message.scheduled_at.is_some());
+    let delivery = |delivery: &shared::db::accept::NewDelivery| DeliveryAnswer {
+        id: delivery.id.0,
+        channel: delivery.route.channel,
+        status,
+    };
+    EventMessage {
+        id: message.id.0,
+        rule_id,
+        status,
+        reason,
+        deliveries: message.deliveries.iter().map(delivery).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(body: Value) -> Result<Event, Vec<String>> {
+        let body: EventBody = serde_json::from_value(body).map_err(|error| vec![error.to_string()])?;
+        body.checked().map_err(|faults| faults.into_iter().map(|fault| fault.field).collect())
+    }
+
+    #[test]
+    fn the_printed_shape_of_the_seed_and_ours_are_the_same_event() {
+        for body in [
+            json!({"eventType": "a.b", "userId": "ada", "data": {"x": 1}}),
+            json!({"event_type": "a.b", "user_id": "ada", "data": {"x": 1}}),
+            json!({"type": "a.b", "userId": "ada", "data": {"x": 1}}),
+        ] {
+            let event = event(body).unwrap();
+            assert_eq!(
+                (event.event_type.as_str(), event.user_id.as_str(), &event.data["x"]),
+                ("a.b", "ada", &json!(1))
+            );
+        }
+        assert!(event(json!({"type": "a", "userId": "ada"})).unwrap().data.is_empty());
+    }
+
+    #[test]
+    fn every_fault_of_an_event_is_named() {
+        for (body, fields) in [
+            (json!({}), &["event_type", "user_id"][..]),
+            (json!({"type": "a\n", "user_id": "ada"}), &["event_type"]),
+            (json!({"type": "a", "user_id": "x".repeat(201)}), &["user_id"]),
+            (json!({"type": "a", "user_id": "ada", "data": [1]}), &["data"]),
+            (json!({"type": "a", "user_id": "ada", "data": {"x": "y".repeat(DATA_BYTES_MAX)}}), &["data"]),
+        ] {
+            assert_eq!(event(body.clone()).err().unwrap_or_default(), fields, "{body}");
+        }
+        assert!(event(json!({"type": "a", "user_id": "ada", "colour": 1})).is_err());
+    }
+
+    #[test]
+    fn windows_are_kept_apart_by_value_and_type_and_without_showing_it() {
+        let (person, of) = (Person::unknown("ada"), |data: Value| {
+            key(
+                &event(json!({"type": "a", "user_id": "ada", "data": data})).unwrap(),
+                &Person::unknown("ada"),
+                "data.project",
+            )
+        });
+        assert_eq!(of(json!({"project": "canary"})), of(json!({"project": "canary", "n": 2})));
+        let keys = [json!("1"), json!(1), json!(true), json!({"a": 1})].map(|value| of(json!({"project": value})));
+        assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{keys:?}");
+        assert_eq!((of(json!({})), of(json!({"project": null}))), (String::new(), String::new()));
+        assert!(!of(json!({"project": "canary"})).contains("canary") && person.email.is_none());
+    }
+}

@@ -1,0 +1,315 @@
+//! Closes windows in which events gathered: each becomes one message, or nothing.
+//!
+//! Windows are held by a lock while they are closed, and what they became is accepted in the same transaction: two schedulers
+//! share the work, and of one that dies in the middle nothing is left.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+use shared::{
+    catalogue::{Catalogue, Catalogues, Rule},
+    clock,
+    db::{
+        DbResult, Store,
+        accept::Acceptance,
+        digests::{Closing, DueDigest, Ending, HeldDigest},
+        throttles::Ask,
+    },
+    dispatch::Dispatcher,
+    domain::{Channel, Person, Reason, TenantId, Throttle},
+    faultpoint,
+    telling::{self, Untold},
+};
+use uuid::Uuid;
+
+use crate::task::{Report, Task, TaskError, count_of};
+
+/// Windows closed in one transaction: what gathers in them meanwhile waits for it, so it is short.
+const LIMIT: i64 = 50;
+/// Rows forgotten in a turn.
+const FORGET_LIMIT: i64 = 1000;
+/// How long closed windows are kept for whoever asks what became of one.
+const KEEP_DAYS: i32 = 7;
+/// When a window that cannot be told is tried again: somebody may mend the template.
+const AGAIN: TimeDelta = TimeDelta::seconds(60);
+/// How long that goes on.
+const PATIENCE: TimeDelta = TimeDelta::hours(1);
+/// The source of messages that digests become.
+const SOURCE: &str = "digest";
+
+/// The task.
+pub struct Digests {
+    store: Store,
+    catalogues: Catalogues,
+    dispatcher: Dispatcher,
+    relay_after_ms: i32,
+}
+
+/// What is known about the windows of a turn before they are held.
+struct Known {
+    catalogues: HashMap<TenantId, Arc<Catalogue>>,
+    people: HashMap<(TenantId, String), Person>,
+    sessions: HashMap<TenantId, Option<Uuid>>,
+}
+
+/// How a window ended, as a metric has it.
+#[derive(Clone, Copy)]
+enum End {
+    Told,
+    Empty,
+    Dropped,
+    Unrenderable,
+    PutOff,
+}
+
+impl End {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Told => "told",
+            Self::Empty => "empty",
+            Self::Dropped => "dropped",
+            Self::Unrenderable => "unrenderable",
+            Self::PutOff => "put_off",
+        }
+    }
+}
+
+impl Digests {
+    /// The relay takes over what is not published after `relay_after_ms`.
+    pub fn new(store: Store, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
+        describe_counter!("posthaste_digests_closed_total", "Windows that ended, by how: told, empty, dropped …");
+        describe_gauge!("posthaste_digest_lag_seconds", "How late the oldest window is that should be closed.");
+        Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, relay_after_ms }
+    }
+
+    /// Everything that needs a connection of its own is asked before windows are held.
+    async fn known(&self, due: &[DueDigest]) -> DbResult<Known> {
+        let mut known = Known { catalogues: HashMap::new(), people: HashMap::new(), sessions: HashMap::new() };
+        let tenants: HashSet<TenantId> = due.iter().map(|digest| digest.tenant).collect();
+        for tenant in tenants {
+            let catalogue = self.catalogues.get(tenant).await?;
+            let by_whatsapp = |rule: &Arc<Rule>| rule.definition.channels.contains(&Channel::Whatsapp);
+            if catalogue.rules.iter().any(by_whatsapp) {
+                known.sessions.insert(tenant, self.store.usual_session(tenant).await?);
+            }
+            known.catalogues.insert(tenant, catalogue);
+            let theirs = due.iter().filter(|digest| digest.tenant == tenant).map(|digest| digest.user_id.clone());
+            let ids: HashSet<String> = theirs.collect();
+            let people = self.store.people(tenant, ids.into_iter().collect()).await?;
+            known.people.extend(people.into_iter().map(|(id, person)| ((tenant, id), person)));
+        }
+        Ok(known)
+    }
+
+    async fn close(&self, due: &[DueDigest]) -> DbResult<()> {
+        let known = self.known(due).await?;
+        let mut closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
+        let (mut endings, mut ends) = (Vec::new(), Vec::new());
+        // Whoever takes places of the same throttles takes them in one order.
+        let mut digests = std::mem::take(&mut closing.digests);
+        digests.sort_by(|one, other| (one.rule, &one.user_id).cmp(&(other.rule, &other.user_id)));
+        for digest in digests {
+            let id = digest.id;
+            let (end, ending) = known.ending(&mut closing, digest).await?;
+            ends.push(end);
+            endings.push((id, ending));
+        }
+        let dispatch = closing.end(endings, self.relay_after_ms).await?;
+        faultpoint::pass(faultpoint::AFTER_CLOSE);
+        dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
+        for end in ends {
+            counter!("posthaste_digests_closed_total", "end" => end.as_str()).increment(1);
+        }
+        Ok(())
+    }
+}
+
+impl Known {
+    /// What becomes of a window: told, or not, or not yet.
+    async fn ending(&self, closing: &mut Closing, digest: HeldDigest) -> DbResult<(End, Ending)> {
+        if digest.count == 0 {
+            return Ok((End::Empty, Ending::Silent));
+        }
+        let Some((catalogue, rule)) = self.rule(&digest) else {
+            let (rule, items) = (digest.rule, digest.count);
+            tracing::info!(%rule, items, "dropped a window: its rule is gone or switched off");
+            return Ok((End::Dropped, Ending::Silent));
+        };
+        let unknown = || Person::unknown(&digest.user_id);
+        let person = self.people.get(&(digest.tenant, digest.user_id.clone())).cloned().unwrap_or_else(unknown);
+        let now = clock::now();
+        if let Some(at) = moved(&digest, &rule, &person, now) {
+            return Ok((End::PutOff, Ending::Later { at, is_end: true }));
+        }
+        let mut notice = match notice(catalogue, &rule, &digest, &person, now) {
+            Ok(notice) => notice,
+            Err(untold) => return Ok(unrenderable(&digest, &untold, now)),
+        };
+        notice.lane = telling::lane_of_digest(notice.lane);
+        notice.session = self.sessions.get(&digest.tenant).copied().flatten();
+        if let Some(throttle) = rule.definition.throttle
+            && !is_granted(closing, &digest, throttle).await?
+        {
+            notice.content.withheld = Some(Reason::Throttled);
+        }
+        let content = serde_json::to_vec(&notice.content).unwrap_or_default();
+        let acceptance = Acceptance {
+            tenant: digest.tenant,
+            source: SOURCE,
+            request_id: None,
+            traceparent: None,
+            key: None,
+            bulk: None,
+            messages: vec![notice.to(&person, Some(content))],
+            beside: Vec::new(),
+            room_in: None,
+        };
+        Ok((End::Told, Ending::Told(Box::new(acceptance))))
+    }
+
+    fn rule(&self, digest: &HeldDigest) -> Option<(&Catalogue, Arc<Rule>)> {
+        let catalogue = self.catalogues.get(&digest.tenant)?;
+        Some((&**catalogue, Arc::clone(catalogue.rule(digest.rule)?)))
+    }
+}
+
+/// When a window closes after all, if its person lives by another clock meanwhile, or the rule by another schedule. Never sooner:
+/// what was to close by now closes now.
+fn moved(digest: &HeldDigest, rule: &Rule, person: &Person, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let of_rule = rule.definition.digest.as_ref().filter(|_| !digest.is_full)?;
+    of_rule.scheduled(digest.opened_at, person.zone()).filter(|at| *at > now)
+}
+
+fn notice(
+    catalogue: &Catalogue,
+    rule: &Rule,
+    digest: &HeldDigest,
+    person: &Person,
+    now: DateTime<Utc>,
+) -> Result<shared::compose::Notice, Untold> {
+    let items = digest.items.iter().map(|item| serde_json::from_slice(item).unwrap_or_default()).collect();
+    let variables = telling::variables_of_digest(digest.count, items, &digest.event_type, person);
+    telling::notice(catalogue, rule, &digest.event_type, &variables, now)
+}
+
+/// It is tried again for a while, then it ends.
+fn unrenderable(digest: &HeldDigest, untold: &Untold, now: DateTime<Utc>) -> (End, Ending) {
+    let (rule, items, Untold { field, message }) = (digest.rule, digest.count, untold);
+    if now > digest.latest_at + PATIENCE {
+        tracing::error!(%rule, items, field, message, "dropped a window that could not be told for an hour");
+        return (End::Unrenderable, Ending::Silent);
+    }
+    tracing::warn!(%rule, items, field, message, "a window cannot be told; it is tried again in a minute");
+    (End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
+}
+
+async fn is_granted(closing: &mut Closing, digest: &HeldDigest, throttle: Throttle) -> DbResult<bool> {
+    let rules = vec![(digest.rule, throttle)];
+    let ask = Ask { tenant: digest.tenant, user_id: digest.user_id.clone(), rules, taker: digest.id };
+    Ok(closing.take_throttles(ask).await?.contains_key(&digest.rule))
+}
+
+impl Task for Digests {
+    const NAME: &'static str = "digests";
+    const PERIOD: Duration = Duration::from_millis(250);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let due_in = self.store.digest_due_in_seconds().await?;
+        gauge!("posthaste_digest_lag_seconds").set(due_in.map_or(0.0, |seconds| (-seconds).max(0.0)));
+        match due_in {
+            None => return Ok(Report::Done),
+            Some(seconds) if seconds > 0.0 => {
+                return Ok(Report::Expect(Duration::try_from_secs_f64(seconds).unwrap_or(Self::PERIOD)));
+            }
+            Some(_) => {}
+        }
+        let due = self.store.due_digests(LIMIT).await?;
+        if !due.is_empty() {
+            self.close(&due).await?;
+        }
+        Ok(if count_of(due.len()) >= LIMIT.unsigned_abs() { Report::More } else { Report::Done })
+    }
+}
+
+/// The task that forgets closed windows and throttles that say nothing any more.
+pub struct DigestForgets(pub Store);
+
+impl Task for DigestForgets {
+    const NAME: &'static str = "digest_forgets";
+    const PERIOD: Duration = Duration::from_secs(600);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let windows = self.0.forget_digests(KEEP_DAYS, FORGET_LIMIT).await?;
+        let throttles = self.0.forget_throttles(FORGET_LIMIT).await?;
+        let is_full = |rows: usize| count_of(rows) >= FORGET_LIMIT.unsigned_abs();
+        Ok(if is_full(windows) || is_full(throttles) { Report::More } else { Report::Done })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn window(opened: &str, closes: &str) -> HeldDigest {
+        HeldDigest {
+            id: Uuid::now_v7(),
+            tenant: TenantId(1),
+            rule: Uuid::now_v7(),
+            user_id: "ada".to_owned(),
+            count: 1,
+            is_full: false,
+            event_type: "x".to_owned(),
+            opened_at: at(opened),
+            closes_at: at(closes),
+            latest_at: at(closes),
+            items: Vec::new(),
+        }
+    }
+
+    fn rule(digest: serde_json::Value) -> Rule {
+        let definition = json!({"template_name": "t", "channels": ["email"], "digest": digest});
+        let definition = serde_json::from_value(definition).unwrap();
+        Rule { id: Uuid::now_v7(), name: "r".to_owned(), event_type: "x".to_owned(), definition }
+    }
+
+    fn living_in(zone: &str) -> Person {
+        Person { time_zone: zone.parse().ok(), ..Person::unknown("ada") }
+    }
+
+    #[test]
+    fn whoever_moves_while_a_window_is_open_is_told_in_the_new_morning() {
+        // Opened in the evening of Vienna, to close at 8:00 there.
+        let window = window("2026-01-31T19:00:00Z", "2026-02-01T07:00:00Z");
+        let daily = rule(json!({"cron": "0 8 * * *"}));
+        let now = at("2026-02-01T07:00:00.1Z");
+        assert_eq!(moved(&window, &daily, &living_in("Europe/Vienna"), now), None);
+        let in_lisbon = moved(&window, &daily, &living_in("Europe/Lisbon"), now);
+        assert_eq!(in_lisbon, Some(at("2026-02-01T08:00:00Z")));
+        assert_eq!(moved(&window, &daily, &living_in("Europe/Lisbon"), at("2026-02-01T08:00:00.1Z")), None, "once");
+        assert_eq!(moved(&window, &daily, &living_in("Asia/Tokyo"), now), None, "morning was hours ago: now");
+        let full = HeldDigest { is_full: true, ..window.clone() };
+        assert_eq!(moved(&full, &daily, &living_in("Europe/Lisbon"), now), None, "a full one waits for no clock");
+        assert_eq!(moved(&window, &rule(json!({"window_seconds": 60})), &living_in("Europe/Lisbon"), now), None);
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_tried_again_for_an_hour() {
+        let window = window("2026-01-31T19:00:00Z", "2026-02-01T07:00:00Z");
+        let untold = Untold { field: "name".to_owned(), message: "is missing".to_owned() };
+        let later =
+            |now: &str| matches!(unrenderable(&window, &untold, at(now)).1, Ending::Later { is_end: false, .. });
+        assert!(later("2026-02-01T07:00:01Z") && later("2026-02-01T08:00:00Z"));
+        assert!(!later("2026-02-01T08:00:01Z"));
+    }
+}
