@@ -26,6 +26,8 @@ enum Key {
     Number,
     /// Tenant and hash.
     Idempotency,
+    /// Tenant and the tenant's own id of a person.
+    Person,
 }
 
 impl Key {
@@ -34,6 +36,7 @@ impl Key {
         match self {
             Self::Uuid | Self::Number => "t.id::text",
             Self::Idempotency => "t.tenant_id || ':' || encode(t.key_hash, 'hex')",
+            Self::Person => "t.tenant_id || ':' || t.user_id",
         }
     }
 
@@ -41,6 +44,7 @@ impl Key {
         match self {
             Self::Uuid | Self::Number => "t.id",
             Self::Idempotency => "(t.tenant_id, t.key_hash)",
+            Self::Person => "(t.tenant_id, t.user_id)",
         }
     }
 
@@ -48,6 +52,7 @@ impl Key {
         match self {
             Self::Uuid | Self::Number => "t.id",
             Self::Idempotency => "t.tenant_id, t.key_hash",
+            Self::Person => "t.tenant_id, t.user_id",
         }
     }
 
@@ -57,6 +62,8 @@ impl Key {
             Self::Uuid => format!("{k}::uuid"),
             Self::Number => format!("{k}::int4"),
             Self::Idempotency => format!("(split_part({k}, ':', 1)::int4, decode(split_part({k}, ':', 2), 'hex'))"),
+            // The id may hold colons of its own.
+            Self::Person => format!("(split_part({k}, ':', 1)::int4, substr({k}, strpos({k}, ':') + 1))"),
         }
     }
 
@@ -65,7 +72,7 @@ impl Key {
         match self {
             Self::Uuid => "00000000-0000-0000-0000-000000000000",
             Self::Number => "0",
-            Self::Idempotency => "0:",
+            Self::Idempotency | Self::Person => "0:",
         }
     }
 }
@@ -115,6 +122,8 @@ const COLUMNS: &[Column] = &[
     bytes("wa_inbound", "content"),
     bytes("webhook_logs", "request"),
     bytes("webhook_logs", "response"),
+    Column { key: Key::Person, ..bytes("users", "profile") },
+    Column { hash: Some("token_hash"), ..text("devices", "token") },
 ];
 
 #[derive(QueryableByName)]
