@@ -24,7 +24,7 @@ use crate::{
     managing::{
         admin, channels, configurations, dead_letters, keys, suppressions, tenant_limits, tenants, tokens, webhooks,
     },
-    people::{inbox, users},
+    people::{devices, export, imports, inbox, users},
     problem::{CONTENT_TYPE, Code},
     submitting::{bulk, idempotency, messages, notifications},
     whatsapp::{messages as whatsapp_messages, sessions},
@@ -59,7 +59,8 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         configurations::regenerate, configurations::test, configurations::logs, configurations::replay,
         webhooks::signing_secret, admin::queues, channels::list, suppressions::list, suppressions::lift,
         tokens::issue, tokens::renew,
-        tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list, users::erase,
+        tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list,
+        users::list, users::show, users::put, users::erase, devices::register, devices::remove, export::show, imports::create, imports::show,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
     components(schemas(ProblemBody, FieldErrorBody)),
@@ -69,9 +70,10 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         (name = "submitting", description = "Messages in"),
         (name = "messages", description = "What became of them"),
         (name = "inbox", description = "In-app notifications of a person"),
+        (name = "people", description = "Whom a tenant knows: addresses, clock, attributes, devices"),
         (name = "dead letters", description = "What a person must look at"),
         (name = "tokens", description = "Short-lived credentials for an API key"),
-        (name = "managing", description = "Tenants, people, keys, limits, the audit log, secrets and queues"),
+        (name = "managing", description = "Tenants, keys, limits, the audit log, secrets and queues"),
         (name = "whatsapp", description = "Sessions at WAHA, their messages, and what it tells"),
         (name = "provider events", description = "What providers tell about deliveries, and what tracked mails tell; public, signed"),
         (name = "health", description = "For orchestrators and monitoring; public"),
@@ -275,7 +277,8 @@ pub struct SubscriptionKeysBody {
 #[derive(ToSchema)]
 #[schema(as = Submission)]
 pub struct SendBody {
-    /// To whom. `to` and `url` are accepted too. May be left out for `in_app` where `user_id` is given.
+    /// To whom. `to` and `url` are accepted too. May be left out where `user_id` is given: it then goes to the person's inbox,
+    /// address, phone or devices; not for `webhook`.
     pub recipient: Option<RecipientBody>,
     /// The rest.
     #[schema(inline)]
@@ -290,7 +293,7 @@ pub struct BulkBody {
     /// To whom, by address.
     #[schema(min_items = 1, max_items = 10_000)]
     pub recipients: Option<Vec<RecipientBody>>,
-    /// To whom, by user id; for `in_app`.
+    /// To whom, by user id: inboxes, or the addresses, phones or devices that are known of them.
     #[schema(min_items = 1, max_items = 10_000)]
     pub user_ids: Option<Vec<String>>,
     /// The rest.

@@ -7,7 +7,7 @@ mod rows;
 
 use std::{io::Read, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
@@ -17,7 +17,7 @@ use crate::{
     domain::TenantId,
     reconnect::Reconnect,
 };
-use rows::{Chunk, Broken};
+use rows::{Broken, Chunk};
 
 /// Faults that are told; the others are only counted.
 const FAULTS_MAX: usize = 100;
@@ -34,7 +34,7 @@ pub enum Format {
 }
 
 /// What is wrong with a row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowFault {
     /// The line it begins at, from 1.
     pub line: u64,
@@ -103,7 +103,8 @@ pub async fn import(
     source: impl Read + Send + 'static,
 ) -> Result<Summary, ImportError> {
     let (sender, mut chunks) = mpsc::channel(1);
-    let parsing = tokio::task::spawn_blocking(move || rows::read(source, format, |chunk| sender.blocking_send(chunk).is_ok()));
+    let parsing =
+        tokio::task::spawn_blocking(move || rows::read(source, format, |chunk| sender.blocking_send(chunk).is_ok()));
     let mut summary = Summary::default();
     let saved = save_all(store, tenant, id, &mut chunks, &mut summary).await;
     // Without a taker the reader ends at its next chunk.

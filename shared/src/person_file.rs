@@ -1,7 +1,7 @@
 //! Everything that is kept about one person, as one JSON document that is written while it is read: a page is in memory at
 //! a time, however much there is.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -25,8 +25,13 @@ use crate::{
 const PAGE: i64 = 50;
 /// Messages of a page: each may have tens of megabytes of attachments.
 const MESSAGES: i64 = 10;
+/// A reader that takes nothing for so long is gone.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Addresses whose suppressions are looked up.
 const ADDRESSES_MAX: usize = 500;
+
+/// Where the pieces of a document go.
+pub type Pieces = mpsc::Sender<DbResult<Vec<u8>>>;
 
 /// Somebody took the document's pieces no longer, or the database failed.
 enum Ended {
@@ -43,9 +48,8 @@ impl From<crate::db::DbError> for Ended {
 /// What is known of a person, as others see it.
 pub fn shown(contact: &Contact) -> Value {
     let Contact { person, devices, created_at, updated_at } = contact;
-    let quiet = person
-        .quiet_hours
-        .map(|hours| json!({"start": time_of_day(hours.start), "end": time_of_day(hours.end)}));
+    let quiet =
+        person.quiet_hours.map(|hours| json!({"start": time_of_day(hours.start), "end": time_of_day(hours.end)}));
     let devices: Vec<Value> = devices
         .iter()
         .map(|device| json!({"id": device.id, "platform": device.platform, "created_at": device.created_at}))
@@ -56,7 +60,7 @@ pub fn shown(contact: &Contact) -> Value {
 }
 
 /// Writes the document to `out`, piece by piece. Ends early when nobody takes the pieces any more.
-pub async fn write(store: &Store, tenant: TenantId, user_id: &str, out: mpsc::Sender<Vec<u8>>) -> DbResult<()> {
+pub async fn write(store: &Store, tenant: TenantId, user_id: &str, out: Pieces) -> DbResult<()> {
     let mut file = File { store, tenant, user_id, out, addresses: BTreeSet::new() };
     match file.write().await {
         Ok(()) | Err(Ended::Unwanted) => Ok(()),
@@ -68,7 +72,7 @@ struct File<'a> {
     store: &'a Store,
     tenant: TenantId,
     user_id: &'a str,
-    out: mpsc::Sender<Vec<u8>>,
+    out: Pieces,
     /// Where something went to the person.
     addresses: BTreeSet<String>,
 }
@@ -93,7 +97,7 @@ macro_rules! list {
 
 impl File<'_> {
     async fn put(&self, piece: Vec<u8>) -> Result<(), Ended> {
-        self.out.send(piece).await.map_err(|_| Ended::Unwanted)
+        self.out.send_timeout(Ok(piece), PATIENCE).await.map_err(|_| Ended::Unwanted)
     }
 
     async fn member(&self, name: &str, value: &impl Serialize) -> Result<(), Ended> {
@@ -103,7 +107,8 @@ impl File<'_> {
 
     async fn write(&mut self) -> Result<(), Ended> {
         let (store, tenant, user_id) = (self.store, self.tenant, self.user_id);
-        self.put(format!("{{\"user_id\":{},\"exported_at\":{}", json!(user_id), json!(clock::now())).into_bytes()).await?;
+        self.put(format!("{{\"user_id\":{},\"exported_at\":{}", json!(user_id), json!(clock::now())).into_bytes())
+            .await?;
         let contact = store.contact(tenant, user_id).await?;
         let known = store.people(tenant, vec![user_id.to_owned()]).await?.remove(user_id).unwrap_or_default();
         for channel in [Channel::Email, Channel::Sms, Channel::Push] {

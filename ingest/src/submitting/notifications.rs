@@ -15,6 +15,7 @@ use crate::{
     problem::{Code, Problem},
     submitting::{
         accept::Verdict,
+        addresses,
         envelope::{Hashes, Origin, SendAnswer, seal, to_json},
         idempotency::{self, Kind, REPLAYED},
     },
@@ -27,6 +28,9 @@ use crate::{
 /// suppressed, cancelled or expired, whatever crashes meanwhile. Give an `Idempotency-Key` to be able to repeat the
 /// request safely: the same key with the same body gives the first answer again (`Idempotent-Replayed: true`), with
 /// another body 422. Keys are kept for 72 hours and shared with AMQP.
+///
+/// Without a `recipient` it goes to what is known of the person `user_id`: their e-mail address, their phone, each of their
+/// devices. Where nothing is known the delivery ends `failed` with `reason` `no_address`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send", tag = "submitting",
@@ -57,7 +61,9 @@ pub async fn send(
         Ok(session) => session,
         Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
     };
-    let (acceptance, answer) = seal(draft, origin(&producer.0, trace), hashes, session.map(|session| session.id));
+    let recipients = addresses::recipients(&app, tenant, &draft).await?;
+    let line = session.map(|session| session.id);
+    let (acceptance, answer) = seal(draft, recipients, origin(&producer.0, trace), hashes, line);
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 
@@ -95,8 +101,8 @@ pub async fn test(
     let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
     let tenant = caller.0.tenant;
     let session = carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await?;
-    let line = session.map(|session| session.id);
-    let (acceptance, answer) = seal(draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant), line);
+    let (line, to) = (session.map(|session| session.id), addresses::recipients(&app, tenant, &draft).await?);
+    let (acceptance, answer) = seal(draft, to, origin(&caller.0, trace), hashes(key, Kind::Test, &meant), line);
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Accepted the same way as every other message; what differs is the form of requests and answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -31,7 +31,7 @@ use crate::{
     params::{self, Id, Params, Text},
     problem::Problem,
     submitting::{
-        bulk::{self, BulkAnswer, People},
+        bulk::{self, Batch, BulkAnswer, People},
         envelope::{DeliveryAnswer, SendAnswer, seal_with, to_json},
         idempotency::{self, Kind},
         notifications::{hashes, origin, respond},
@@ -191,7 +191,9 @@ pub async fn send(
             deliveries: made.deliveries,
         })
     };
-    let (acceptance, answer) = seal_with(draft, origin(&producer.0, trace), hashes, Some(session.id), answer);
+    let recipients = draft.recipient.iter().cloned().collect();
+    let origin = origin(&producer.0, trace);
+    let (acceptance, answer) = seal_with(draft, recipients, origin, hashes, Some(session.id), answer);
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 
@@ -236,7 +238,8 @@ pub async fn send_bulk(
         to_json(&made)
     };
     let origin = origin(&producer.0, trace);
-    let (acceptance, answer) = bulk::seal_with(people, head, &rules, origin, hashes, Some(session.id), answer);
+    let batch = Batch { people, head, known: HashMap::new(), line: Some(session.id) };
+    let (acceptance, answer) = bulk::seal_with(batch, &rules, origin, hashes, answer);
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }
 

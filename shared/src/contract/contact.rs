@@ -87,7 +87,10 @@ impl ContactChange {
             let mut merged = person.attributes.clone();
             merge(&mut merged, given.clone());
             if bytes(&merged) > ATTRIBUTES_BYTES_MAX {
-                return Err(FieldError::new(ATTRIBUTES, "would have more than 8 KiB as JSON, with what is there already"));
+                return Err(FieldError::new(
+                    ATTRIBUTES,
+                    "would have more than 8 KiB as JSON, with what is there already",
+                ));
             }
             person.attributes = merged;
         } else if self.attributes == Change::Remove {
@@ -329,7 +332,17 @@ mod tests {
         named.sort();
         assert_eq!(
             named,
-            ["attributes", "colour", "email", "locale", "name", "phone", "quiet_hours.end", "quiet_hours.start", "time_zone"]
+            [
+                "attributes",
+                "colour",
+                "email",
+                "locale",
+                "name",
+                "phone",
+                "quiet_hours.end",
+                "quiet_hours.start",
+                "time_zone"
+            ]
         );
         let told = format!("{:?}", read(bad).unwrap_err());
         assert!(!told.contains("canary") && !told.contains("Mars"), "{told}");
@@ -362,7 +375,14 @@ mod tests {
 
     #[test]
     fn times_of_day_are_read_and_written() {
-        for (text, minute) in [("00:00", Some(0)), ("23:59", Some(1439)), ("24:00", None), ("7:00", None), ("07:60", None), ("+7:00", None)] {
+        for (text, minute) in [
+            ("00:00", Some(0)),
+            ("23:59", Some(1439)),
+            ("24:00", None),
+            ("7:00", None),
+            ("07:60", None),
+            ("+7:00", None),
+        ] {
             assert_eq!(minute_of_day(text), minute, "{text}");
         }
         assert_eq!(time_of_day(1439), "23:59");

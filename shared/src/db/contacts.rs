@@ -48,8 +48,8 @@ pub struct ContactFilter {
     pub locale: Option<String>,
     /// By this zone's clock.
     pub time_zone: Option<String>,
-    /// With all of these attributes, as a JSON object.
-    pub attributes: Option<String>,
+    /// With the attributes of one of these JSON objects.
+    pub attribute: Option<Vec<String>>,
 }
 
 /// What became of a change.
@@ -91,7 +91,7 @@ impl Store {
             .bind::<Text, _>(id)
             .bind::<Nullable<Text>, _>(filter.locale.clone())
             .bind::<Nullable<Text>, _>(filter.time_zone.clone())
-            .bind::<Nullable<Text>, _>(filter.attributes.clone())
+            .bind::<Nullable<Array<Text>>, _>(filter.attribute.clone())
             .bind::<Int8, _>(limit);
         let rows: Vec<ContactRow> = query.within(Some(tenant)).rows(self).await?;
         rows.into_iter().map(|row| self.contact_of(row)).collect()
@@ -281,9 +281,9 @@ const ONE: &str = select!("FROM users u WHERE u.tenant_id = ? AND u.user_id = ? 
 
 const LIST: &str = select!(
     "
-FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS at, ?::text AS id, ?::text AS locale, ?::text AS time_zone, ?::jsonb AS attributes) f
+FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS at, ?::text AS id, ?::text AS locale, ?::text AS time_zone, (?::text[])::jsonb[] AS attributes) f
 JOIN users u ON u.tenant_id = f.tenant_id
 WHERE u.profile IS NOT NULL AND (u.created_at, u.user_id) < (f.at, f.id) AND (f.locale IS NULL OR u.locale = f.locale)
-  AND (f.time_zone IS NULL OR u.time_zone = f.time_zone) AND (f.attributes IS NULL OR u.attributes @> f.attributes)
+  AND (f.time_zone IS NULL OR u.time_zone = f.time_zone) AND (f.attributes IS NULL OR u.attributes @> ANY (f.attributes))
 ORDER BY u.created_at DESC, u.user_id DESC LIMIT ?"
 );

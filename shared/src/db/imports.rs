@@ -50,7 +50,13 @@ impl Store {
     }
 
     /// Writes down how far an import got; `status`: `running`, `completed` or `failed`.
-    pub async fn note_import(&self, tenant: TenantId, id: Uuid, status: &'static str, so_far: &Progress) -> DbResult<()> {
+    pub async fn note_import(
+        &self,
+        tenant: TenantId,
+        id: Uuid,
+        status: &'static str,
+        so_far: &Progress,
+    ) -> DbResult<()> {
         let query = statement::<()>(NOTE)
             .bind::<Text, _>(status)
             .bind::<Int8, _>(so_far.bytes)
@@ -66,19 +72,19 @@ impl Store {
     /// An import of the tenant.
     pub async fn import(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<ImportRow>> {
         type Row = ((Uuid, String, i64, i64, i64, i64, String), (DateTime<Utc>, DateTime<Utc>));
-        let query =
-            statement::<((SqlUuid, Text, Int8, Int8, Int8, Int8, Text), (Timestamptz, Timestamptz))>(ONE)
-                .bind::<Int4, _>(SILENCE_SECONDS)
-                .bind::<Int4, _>(tenant.0)
-                .bind::<SqlUuid, _>(id);
+        let query = statement::<((SqlUuid, Text, Int8, Int8, Int8, Int8, Text), (Timestamptz, Timestamptz))>(ONE)
+            .bind::<Int4, _>(SILENCE_SECONDS)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<SqlUuid, _>(id);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        let import = |((id, status, bytes, rows, imported, refused, faults), (created_at, updated_at)): Row| ImportRow {
-            id,
-            status,
-            progress: Progress { bytes, rows, imported, refused, faults },
-            created_at,
-            updated_at,
-        };
+        let import =
+            |((id, status, bytes, rows, imported, refused, faults), (created_at, updated_at)): Row| ImportRow {
+                id,
+                status,
+                progress: Progress { bytes, rows, imported, refused, faults },
+                created_at,
+                updated_at,
+            };
         Ok(rows.into_iter().next().map(import))
     }
 

@@ -84,7 +84,10 @@ impl Person {
 /// hold colons of their own; only a word of [`Platform`] before the first one is none of theirs.
 pub fn push_target(recipient: &str) -> (Option<Platform>, &str) {
     let named = |platform: &Platform| {
-        recipient.strip_prefix(platform.as_str()).and_then(|rest| rest.strip_prefix(':')).map(|token| (*platform, token))
+        recipient
+            .strip_prefix(platform.as_str())
+            .and_then(|rest| rest.strip_prefix(':'))
+            .map(|token| (*platform, token))
     };
     match Platform::ALL.iter().find_map(named) {
         Some((platform, token)) => (Some(platform), token),

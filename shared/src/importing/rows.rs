@@ -338,17 +338,15 @@ mod tests {
     fn a_bad_row_is_told_by_line_and_column_and_the_others_go_on() {
         let text = "user_id,phone,quiet_start\na,+43123456789,\nb,0123,\n,+43123456789,\nd\n\"e\n\",+43123456789,\nf,,22:00\n\ng,,\n";
         let chunk = only(text, Format::Csv);
-        assert_eq!(
-            faults(&chunk),
-            [(3, "phone"), (4, "user_id"), (5, "row"), (8, "quiet_end")]
-        );
+        assert_eq!(faults(&chunk), [(3, "phone"), (4, "user_id"), (5, "row"), (8, "quiet_end")]);
         assert_eq!((chunk.lines.clone(), chunk.refused), (vec![2, 6, 10], 4));
         assert!(!format!("{:?}", chunk.faults).contains("0123"));
     }
 
     #[test]
     fn a_header_that_cannot_be_used_ends_it() {
-        for text in ["", "email,name\n", "user_id,id\n", "user_id,email,email\n", "user_id,\n", "user_id,attributes\n"] {
+        for text in ["", "email,name\n", "user_id,id\n", "user_id,email,email\n", "user_id,\n", "user_id,attributes\n"]
+        {
             assert!(matches!(chunks(text.as_bytes(), Format::Csv), Err(Broken::Header(_))), "{text}");
         }
     }
@@ -368,7 +366,9 @@ mod tests {
     #[test]
     fn lines_of_json_are_rows() {
         let long = format!("{{\"id\":\"{}\"}}", "x".repeat(300_000));
-        let text = format!("{{\"id\":\"ada\",\"attributes\":{{\"n\":1}}}}\n\n[1]\n{{\"canary\n{long}\n{{\"user_id\":\"bob\",\"Colour\":1}}\n{{\"user_id\":\"eve\"}}");
+        let text = format!(
+            "{{\"id\":\"ada\",\"attributes\":{{\"n\":1}}}}\n\n[1]\n{{\"canary\n{long}\n{{\"user_id\":\"bob\",\"Colour\":1}}\n{{\"user_id\":\"eve\"}}"
+        );
         let mut all = chunks(text.as_bytes(), Format::Ndjson).unwrap();
         let chunk = all.remove(0);
         assert_eq!(faults(&chunk), [(3, "row"), (4, "row"), (5, "row"), (6, "Colour")]);

@@ -187,9 +187,12 @@ mod tests {
 
     #[test]
     fn a_vendor_gets_the_token_without_the_platform_it_was_registered_under() {
-        for (recipient, expected) in
-            [("ios:0a1b", "0a1b"), ("android:cXy:APA91b", "cXy:APA91b"), ("cXy:APA91b", "cXy:APA91b"), ("fcm:1", "fcm:1")]
-        {
+        for (recipient, expected) in [
+            ("ios:0a1b", "0a1b"),
+            ("android:cXy:APA91b", "cXy:APA91b"),
+            ("cXy:APA91b", "cXy:APA91b"),
+            ("fcm:1", "fcm:1"),
+        ] {
             assert_eq!(token(&order(Channel::Push, recipient, "{}")), expected);
         }
     }
