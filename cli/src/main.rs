@@ -24,6 +24,7 @@ mod settings;
 mod tenant;
 mod token;
 mod topology;
+mod users;
 
 use std::process::ExitCode;
 
@@ -77,6 +78,8 @@ enum Command {
     RotateKeys(rotate_keys::Args),
     #[command(subcommand)]
     Retention(retention::Command),
+    #[command(subcommand)]
+    Users(users::Command),
 }
 
 impl Command {
@@ -98,6 +101,7 @@ impl Command {
             Self::Doctor(args) => args.run(out).await,
             Self::RotateKeys(args) => args.run(out).await,
             Self::Retention(command) => command.run(out).await,
+            Self::Users(command) => command.run(out).await,
         }
     }
 

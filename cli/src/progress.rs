@@ -13,6 +13,14 @@ pub fn spinner(what: &str) -> ProgressBar {
     spinner
 }
 
+/// How much of `total` bytes is read.
+pub fn bytes(total: u64, what: &str) -> ProgressBar {
+    let plain = ProgressStyle::default_bar();
+    let template = "{msg} {bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).unwrap_or(plain);
+    ProgressBar::new(total).with_style(style).with_message(what.to_owned())
+}
+
 /// How much of `total` is done.
 pub fn bar(total: u64, what: &str) -> ProgressBar {
     let plain = ProgressStyle::default_bar();

@@ -25,7 +25,7 @@ use shared::{
     telemetry::MetricsHandle,
     waha::{Host, Waha},
 };
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 use url::Url;
 
 use crate::{
@@ -45,6 +45,8 @@ use crate::{
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Imports of people at once; the connection of each is one of the few for questions.
+const IMPORTS_MAX: usize = 2;
 /// Below the 900 ms a part of the health report has.
 const WAHA_PING_TIMEOUT: Duration = Duration::from_millis(700);
 /// An admin waits for each call to WAHA; a session is made and started within a second.
@@ -61,6 +63,15 @@ impl Db {
     /// Asks on the runtime of the caller.
     pub fn new(store: Store) -> Self {
         Self { store, runtime: Handle::current() }
+    }
+
+    /// Begins something that nobody waits for, on the main runtime.
+    pub fn begin<F, Fut>(&self, work: F)
+    where
+        F: FnOnce(Store) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.runtime.spawn(work(self.store.clone()));
     }
 
     /// Runs `ask` in a task of the main runtime. A client that hangs up drops its handler wherever it stands, and the
@@ -136,6 +147,8 @@ pub struct App {
     pub channels: Vec<(Channel, Vec<ProviderName>)>,
     /// Whether WhatsApp messages go out through sessions, or only as a pretence.
     pub sends_by_waha: bool,
+    /// Imports that may run at once: each keeps a thread busy.
+    pub imports: Arc<Semaphore>,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
     runtime: Handle,
@@ -204,6 +217,7 @@ impl App {
             others,
             openapi: crate::openapi::document(),
             channels: Channel::ALL.iter().map(|channel| (*channel, config.backends(*channel).to_vec())).collect(),
+            imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
             sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
             schema_is_current,
             guard: Guard::new(config.webhook.allow_nets.clone()),

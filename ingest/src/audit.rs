@@ -25,12 +25,12 @@ use serde::{Deserialize, Serialize};
 use shared::{
     db::{
         Store,
-        audit::{AuditEntry, AuditFilter, Deed},
+        audit::{AuditEntry, AuditFilter, Deed, person},
     },
     domain::TenantId,
     reconnect::Reconnect,
     telemetry::{TraceContext, masked},
-    token::{self, Role},
+    token::Role,
 };
 use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
@@ -106,13 +106,6 @@ fn is_recorded(method: &Method, path: &str) -> bool {
 fn is_inbox(path: &str) -> bool {
     let is_item = |rest: &str| rest.strip_suffix("/read").unwrap_or(rest).parse::<Uuid>().is_ok();
     path.strip_prefix(INBOX).is_some_and(|rest| INBOX_WORDS.contains(&rest) || is_item(rest))
-}
-
-/// A person in the log, which outlives the person: recognised by whoever knows the id, and readable for nobody.
-fn person(tenant: TenantId, id: &str) -> String {
-    let hash = token::hash_key(&format!("{tenant}/{id}"));
-    let start = hash.first_chunk().copied().unwrap_or_default();
-    format!("person:{:032x}", u128::from_be_bytes(start))
 }
 
 /// Watches over one call that may change something. A client that hangs up ends the call wherever it stands, and what was

@@ -25,7 +25,7 @@ use crate::{
         admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
         tenant_limits, tenants, tokens, webhooks,
     },
-    people::{inbox, users},
+    people::{devices, export, imports, inbox, users},
     problem::{CONTENT_TYPE, Code},
     submitting::{bulk, dry_run, events, idempotency, messages, notifications, templated, typed},
     whatsapp::{messages as whatsapp_messages, sessions},
@@ -64,7 +64,8 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         templates::versions, notification_types::list, notification_types::import, notification_types::remove,
         webhooks::signing_secret, admin::queues, channels::list, suppressions::list, suppressions::lift,
         tokens::issue, tokens::renew,
-        tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list, users::erase,
+        tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list,
+        users::list, users::show, users::put, users::erase, devices::register, devices::remove, export::show, imports::create, imports::show,
         health::all, health::live, health::ready, health::metrics, docs::openapi, docs::asyncapi, docs::problems,
     ),
     components(schemas(ProblemBody, FieldErrorBody)),
@@ -75,6 +76,7 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         (name = "messages", description = "What became of them"),
         (name = "rules", description = "Which events become which notifications"),
         (name = "inbox", description = "In-app notifications of a person"),
+        (name = "people", description = "Whom a tenant knows: addresses, clock, attributes, devices"),
         (name = "dead letters", description = "What a person must look at"),
         (name = "tokens", description = "Short-lived credentials for an API key"),
         (name = "templates", description = "What notifications say, and which kinds of them there are"),
@@ -282,7 +284,8 @@ pub struct SubscriptionKeysBody {
 #[derive(ToSchema)]
 #[schema(as = Submission)]
 pub struct SendBody {
-    /// To whom. `to` and `url` are accepted too. May be left out for `in_app` where `user_id` is given.
+    /// To whom. `to` and `url` are accepted too. May be left out where `user_id` is given: it then goes to the person's inbox,
+    /// address, phone or devices; not for `webhook`.
     pub recipient: Option<RecipientBody>,
     /// The rest.
     #[schema(inline)]
@@ -297,7 +300,7 @@ pub struct BulkBody {
     /// To whom, by address.
     #[schema(min_items = 1, max_items = 10_000)]
     pub recipients: Option<Vec<RecipientBody>>,
-    /// To whom, by user id; for `in_app`.
+    /// To whom, by user id: inboxes, or the addresses, phones or devices that are known of them.
     #[schema(min_items = 1, max_items = 10_000)]
     pub user_ids: Option<Vec<String>>,
     /// The rest.

@@ -14,7 +14,7 @@ use crate::{
         tenant_limits, tenants, tokens, webhooks,
     },
     observe::RouteTimings,
-    people::{inbox, users},
+    people::{devices, export, imports, inbox, users},
     problem::{Code, Problem},
     submitting::{bulk, dry_run, events, messages, notifications, templated, typed},
     whatsapp::{messages as whatsapp_messages, sessions},
@@ -66,6 +66,7 @@ routes! {
     "/api/messages/{id}/timeline"                    { GET messages::timeline }
     "/api/messages/{id}/cancel"                      { POST messages::cancel }
     "/api/notifications"                             { GET inbox::list, POST typed::notify }
+    "/api/notifications/register-device"             { POST devices::register }
     "/api/notifications/unread-count"                { GET inbox::unread }
     "/api/notifications/mark-as-read"                { POST inbox::mark }
     "/api/notifications/mark-all-as-read"            { POST inbox::mark_all }
@@ -106,7 +107,12 @@ routes! {
     "/api/webhooks/signing-secret"                   { GET webhooks::signing_secret }
     "/api/rules"                                     { GET rules::list, POST rules::create }
     "/api/rules/{id}"                                { GET rules::show, PUT rules::update, DELETE rules::remove }
-    "/api/users/{user_id}"                           { DELETE users::erase }
+    "/api/users"                                     { GET users::list }
+    "/api/users/import"                              { POST imports::create }
+    "/api/users/imports/{id}"                        { GET imports::show }
+    "/api/users/{user_id}"                           { GET users::show, PUT users::put, DELETE users::erase }
+    "/api/users/{user_id}/export"                    { GET export::show }
+    "/api/users/{user_id}/devices/{id}"              { DELETE devices::remove }
     "/api/webhooks/configurations"                   { GET configurations::list, POST configurations::create }
     "/api/webhooks/configurations/{id}"              { GET configurations::show, PUT configurations::update, DELETE configurations::remove }
     "/api/webhooks/configurations/{id}/regenerate-secret" { POST configurations::regenerate }

@@ -15,6 +15,7 @@ CREATE TABLE users (
     updated_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (tenant_id, user_id)
 );
+CREATE INDEX users_created ON users (tenant_id, created_at, user_id) WHERE profile IS NOT NULL;
 
 -- Where push notifications reach a person. A token that comes again belongs to whoever gave it last.
 CREATE TABLE devices (

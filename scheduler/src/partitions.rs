@@ -14,6 +14,9 @@ const KEY_HOURS: i32 = 72;
 /// Keys forgotten in one statement: some tens of milliseconds.
 const KEYS_LIMIT: i64 = 5000;
 
+/// How long the report of an import can be read.
+const IMPORT_DAYS: i32 = 30;
+
 /// The task.
 pub struct Partitions(pub Store);
 
@@ -31,6 +34,7 @@ impl Task for Partitions {
         let forgotten = count_of(self.0.forget_keys(KEY_HOURS, KEYS_LIMIT).await?);
         counter!("posthaste_idempotency_keys_forgotten_total").increment(forgotten);
         self.0.forget_families(KEYS_LIMIT).await?;
+        self.0.forget_imports(IMPORT_DAYS, KEYS_LIMIT).await?;
         Ok(if forgotten >= KEYS_LIMIT.unsigned_abs() { Report::More } else { Report::Done })
     }
 }

@@ -14,6 +14,8 @@ pub mod dispatch;
 pub mod domain;
 pub mod egress;
 pub mod faultpoint;
+pub mod importing;
+pub mod person_file;
 pub mod probe;
 pub mod provider_events;
 pub mod reconnect;

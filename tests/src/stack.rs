@@ -271,11 +271,22 @@ impl Stack {
         Ok(self.sql().await?.query_one(query, &[]).await?.get(0))
     }
 
+    /// Writes a file that goes with the stack; its path.
+    pub fn temporary(&self, name: &str, text: &str) -> Result<String> {
+        let folder = self.dir.join("files");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join(name), text)?;
+        Ok(folder.join(name).display().to_string())
+    }
+
     /// Everything its processes ever logged.
     pub fn logs(&self) -> Result<String> {
         let mut all = String::new();
         for entry in std::fs::read_dir(&self.dir)? {
-            all.push_str(&std::fs::read_to_string(entry?.path())?);
+            let path = entry?.path();
+            if path.is_file() {
+                all.push_str(&std::fs::read_to_string(path)?);
+            }
         }
         Ok(all)
     }

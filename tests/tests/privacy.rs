@@ -248,6 +248,10 @@ const CANARIES: &[&str] = &[
     "canary-inbox",
     "canary-intake",
     "canary.bulk",
+    "canary.person",
+    "canary-person-name",
+    "canary-device",
+    "canary.import",
     "whsec_",
 ];
 
@@ -295,6 +299,17 @@ async fn plant_and_collect(encryption: &[(&str, &str)]) -> Result<[String; 4]> {
     let path = "/api/notifications/send-bulk";
     let answer = api.request(Method::POST, path, &[("Idempotency-Key", "k")], Some(serde_json::to_vec(&bulk)?)).await?;
     wanted.push((answer.ok()?["results"][0]["id"].as_str().context("id")?.to_owned(), "sent"));
+    let person = json!({"email": "canary.person@example.com", "name": "canary-person-name", "phone": "+49151900900"});
+    api.request(Method::PUT, "/api/users/u2", &[], Some(serde_json::to_vec(&person)?)).await?.ok()?;
+    api.post("/api/notifications/register-device", &json!({"user_id": "u2", "device_token": "canary-device"}))
+        .await?
+        .ok()?;
+    for channel in ["email", "sms", "push"] {
+        let to_person = json!({"channel": channel, "user_id": "u2", "message": "canary-content"});
+        wanted.push((api.send(&to_person).await?, "sent"));
+    }
+    let file = stack.temporary("people.csv", "user_id,email\nu3,canary.import@example.com\nu4,canary.refused\n")?;
+    assert!(stack.cli(&["users", "import", &file, "--tenant", "acme"]).is_err(), "a row was refused");
     // What waits in the broker is read while no worker takes it.
     let waiting = broker_bodies(&stack).await?;
     assert!(waiting.contains("\"d\\\"") || waiting.len() > 100, "there was something to search: {waiting}");
@@ -390,6 +405,11 @@ async fn rotation_writes_everything_anew_while_services_run() -> Result<()> {
         .producer()
         .send(&json!({"channel": "in_app", "recipient": "ada", "user_id": "ada", "message": "inbox words"}))
         .await?;
+    let person = json!({"name": "person words"});
+    let id = "/api/users/with%3Acolon";
+    stack.producer().request(Method::PUT, id, &[], Some(serde_json::to_vec(&person)?)).await?.ok()?;
+    let device = json!({"user_id": "with:colon", "device_token": "device words"});
+    let registered = stack.producer().post("/api/notifications/register-device", &device).await?.ok()?;
     let backend = Backend::connect(&stack.amqp_url).await?;
     backend.publish("acme.email.normal", Backend::properties("m1")?, b"{\"message\":\"no recipient\"}").await?;
     eventually("everything is written down", SOON, || async {
@@ -398,7 +418,16 @@ async fn rotation_writes_everything_anew_while_services_run() -> Result<()> {
     })
     .await?;
     assert!(stack.cli(&["rotate-keys"]).is_err(), "there is nothing to encrypt with");
-    let rows = ["ada@example.com", "first words", "to many", "inbox words", "no recipient", "whsec_"];
+    let rows = [
+        "ada@example.com",
+        "first words",
+        "to many",
+        "inbox words",
+        "no recipient",
+        "whsec_",
+        "person words",
+        "device words",
+    ];
     assert_eq!(sightings(&rows, &dump(&stack)?).len(), rows.len());
 
     stack.kill9("all")?;
@@ -417,6 +446,13 @@ async fn rotation_writes_everything_anew_while_services_run() -> Result<()> {
     stack.launch("all", Role::All, &[]).await?;
     let api = stack.producer();
     assert_eq!(api.message(&first).await?["deliveries"][0]["recipient"], "ada@example.com", "the old key still opens");
+    assert_eq!(api.get(id).await?.ok()?["name"], "person words");
+    let again = api.post("/api/notifications/register-device", &device).await?;
+    assert_eq!(
+        (again.status.as_u16(), &again.body["id"]),
+        (200, &registered["id"]),
+        "a token is known under its older key"
+    );
     let list = api.get("/api/messages?recipient=ada%40example.com").await?.ok()?;
     assert_eq!(list["messages"][0]["id"], json!(first), "an exact recipient is found under the old key's fingerprint");
     assert_eq!(stack.cli_json(&["rotate-keys"])?["left"], 0);
@@ -617,7 +653,8 @@ async fn a_person_is_erased_everywhere_and_nobody_else() -> Result<()> {
     assert_eq!((&nothing["erased"]["messages"], &nothing["pending"]), (&json!(0), &json!(false)));
 
     let erased = delete(&stack, &stack.admin_key, "/api/users/ada").await?.ok()?;
-    let wanted = json!({"messages": 4, "deliveries": 4, "inbox": 1, "bulks": 0, "idempotency_responses": 1, "dead_letters": 2, "inbound": 0});
+    let wanted = json!({"messages": 4, "deliveries": 4, "inbox": 1, "bulks": 0, "idempotency_responses": 1, "dead_letters": 2, "inbound": 0,
+        "contact": 0, "events": 0});
     assert_eq!((&erased["erased"], &erased["pending"]), (&wanted, &json!(false)));
     let again = delete(&stack, &stack.admin_key, "/api/users/ada").await?.ok()?;
     assert!(again["erased"].as_object().unwrap().values().all(|count| count == 0), "{again}");

@@ -1,6 +1,6 @@
 //! Submitting many at once: one content, up to 10,000 recipients, each a message of its own.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -12,7 +12,7 @@ use shared::{
         accept::{Acceptance, NewBulk, NewDelivery, NewMessage},
         messages::BulkCounts,
     },
-    domain::{Address, BulkId, Channel, DeliveryId, Lane, MessageId, Route, State},
+    domain::{Address, BulkId, Channel, DeliveryId, Lane, MessageId, Person, Route, State},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -26,6 +26,7 @@ use crate::{
     params::Id,
     problem::Problem,
     submitting::{
+        addresses::{self, is_looked_up},
         envelope::{Hashes, Origin, status, to_json},
         idempotency::{self, Kind},
         notifications::{hashes, origin, respond},
@@ -78,8 +79,9 @@ pub struct BulkResult {
 /// Sends one content to many recipients.
 ///
 /// Every recipient is checked alone: a bad one is refused with a reason, a doubled one gets one message, and the rest is
-/// accepted, all in one commit. `user_ids` stand for inboxes; for other channels name `recipients`, since Posthaste keeps
-/// no addresses of people yet (`no_address`). Calls with more than 100 recipients take the bulk lane.
+/// accepted, all in one commit. `user_ids` stand for inboxes, or for what is known of the people: e-mail address, phone,
+/// devices (one message with a delivery for each); who has none is refused with `no_address`. Calls with more than 100
+/// recipients take the bulk lane.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send-bulk", tag = "submitting",
@@ -109,8 +111,12 @@ pub async fn send(
         Ok(carrier) => carrier,
         Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
     };
-    let line = carrier.as_ref().map(Carrier::line);
-    let (mut acceptance, answer) = seal(people, head, &rules, origin(&producer.0, trace), hashes, line);
+    let known = match &people {
+        People::Users(ids) if is_looked_up(head.channel) => addresses::people(&app, tenant, ids.clone()).await?,
+        People::Users(_) | People::Recipients(_) => HashMap::new(),
+    };
+    let batch = Batch { people, head, known, line: carrier.as_ref().map(Carrier::line) };
+    let (mut acceptance, answer) = seal(batch, &rules, origin(&producer.0, trace), hashes);
     acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }
@@ -184,30 +190,33 @@ pub fn check_parts(people: &People, submission: Submission, rules: &Rules) -> Re
     Err(faults)
 }
 
+/// A checked bulk.
+pub struct Batch {
+    /// To whom.
+    pub people: People,
+    /// What all share.
+    pub head: Shared,
+    /// Those of the people that are known, where they stand for their addresses.
+    pub known: HashMap<String, Person>,
+    /// The WhatsApp session that carries it.
+    pub line: Option<Uuid>,
+}
+
 /// What to store for the bulk, and the answer to give once it is stored.
-fn seal(
-    people: People,
-    head: Shared,
-    rules: &Rules,
-    origin: Origin,
-    hashes: Option<Hashes>,
-    line: Option<Uuid>,
-) -> (Acceptance, Vec<u8>) {
-    seal_with(people, head, rules, origin, hashes, line, |answer| to_json(&answer))
+fn seal(batch: Batch, rules: &Rules, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+    seal_with(batch, rules, origin, hashes, |answer| to_json(&answer))
 }
 
 /// As [`seal`], with an answer of another form.
 pub fn seal_with(
-    people: People,
-    head: Shared,
+    mut batch: Batch,
     rules: &Rules,
     origin: Origin,
     hashes: Option<Hashes>,
-    line: Option<Uuid>,
     say: impl FnOnce(BulkAnswer) -> Vec<u8>,
 ) -> (Acceptance, Vec<u8>) {
     let bulk = BulkId::generate();
-    let (messages, results) = messages(people, &head, rules, line);
+    let (messages, results) = batch.messages(rules);
     let (sent, failed) = (messages.len(), results.len() - messages.len());
     let answer = say(BulkAnswer { bulk_id: bulk.0, sent, failed, results });
     let refused = i32::try_from(failed).unwrap_or(i32::MAX);
@@ -217,7 +226,7 @@ pub fn seal_with(
         request_id: Some(origin.trace.request_id),
         traceparent: Some(origin.trace.traceparent),
         key: hashes.map(|hashes| hashes.with(&answer)),
-        bulk: Some(NewBulk { id: bulk, content: to_json(&head.content), refused }),
+        bulk: Some(NewBulk { id: bulk, content: to_json(&batch.head.content), refused }),
         messages,
         beside: Vec::new(),
         room_in: None,
@@ -225,24 +234,70 @@ pub fn seal_with(
     (acceptance, answer)
 }
 
-fn messages(people: People, head: &Shared, rules: &Rules, line: Option<Uuid>) -> (Vec<NewMessage>, Vec<BulkResult>) {
-    let by_user = matches!(people, People::Users(_));
-    let (People::Users(list) | People::Recipients(list)) = people;
-    let lane = if list.len() >= BULK_LANE_FROM { Lane::Bulk } else { head.priority.lane() };
-    let mut seen = HashSet::with_capacity(list.len());
-    let mut messages = Vec::with_capacity(list.len());
-    let mut results = Vec::with_capacity(list.len());
-    for text in list {
-        let verdict = address(head.channel, by_user, &text, rules).and_then(|address| {
-            let new = seen.insert(address.clone());
-            new.then_some(address)
-                .ok_or_else(|| Refusal::new("duplicate", FieldError::new("recipient", "is listed twice")))
-        });
-        let verdict = verdict.map(|address| message(head, lane, address, by_user, line));
-        results.push(result(by_user, text, head.scheduled_at.is_some(), &verdict));
-        messages.extend(verdict);
+impl Batch {
+    fn messages(&mut self, rules: &Rules) -> (Vec<NewMessage>, Vec<BulkResult>) {
+        let by_user = matches!(self.people, People::Users(_));
+        let list = match &mut self.people {
+            People::Users(list) | People::Recipients(list) => std::mem::take(list),
+        };
+        let lane = if list.len() >= BULK_LANE_FROM { Lane::Bulk } else { self.head.priority.lane() };
+        let mut seen = HashSet::with_capacity(list.len());
+        let mut messages = Vec::with_capacity(list.len());
+        let mut results = Vec::with_capacity(list.len());
+        for text in list {
+            let verdict = self.addresses(by_user, &text, rules).and_then(|addresses| {
+                // A person is one however many addresses there are, and an address one however it was written.
+                let one = if by_user { vec![Address::new(&text)] } else { addresses.clone() };
+                let twice = FieldError::new(if by_user { "user_id" } else { "recipient" }, "is listed twice");
+                seen.insert(one).then_some(addresses).ok_or_else(|| Refusal::new("duplicate", twice))
+            });
+            let user_id = || if by_user { Some(text.clone()) } else { self.head.user_id.clone() };
+            let verdict = verdict.map(|addresses| self.message(lane, addresses, user_id()));
+            results.push(result(by_user, text, self.head.scheduled_at.is_some(), &verdict));
+            messages.extend(verdict);
+        }
+        (messages, results)
     }
-    (messages, results)
+
+    fn addresses(&self, by_user: bool, text: &str, rules: &Rules) -> Result<Vec<Address>, Refusal> {
+        let channel = self.head.channel;
+        let name = |mut error: FieldError| {
+            error.field = if by_user { "user_id" } else { "recipient" }.to_owned();
+            Refusal::new("invalid", error)
+        };
+        if by_user && channel != Channel::InApp {
+            let known = self.known.get(text).map(|person| person.addresses(channel)).unwrap_or_default();
+            let missing = || {
+                let message = format!("no {channel} address of this person is known; name `recipients`");
+                Refusal::new("no_address", FieldError::new("user_id", message))
+            };
+            return Some(known).filter(|known| !known.is_empty()).ok_or_else(missing);
+        }
+        check_recipient(channel, text, rules).map(|address| vec![address]).map_err(name)
+    }
+
+    fn message(&self, lane: Lane, recipients: Vec<Address>, user_id: Option<String>) -> NewMessage {
+        let Self { head, line, .. } = self;
+        let delivery = |recipient: Address| NewDelivery {
+            id: DeliveryId::generate(),
+            route: Route { channel: head.channel, lane },
+            recipient,
+            line: *line,
+            rank: head.priority.rank(),
+            kind: head.content.kind_of_message(),
+        };
+        NewMessage {
+            id: MessageId::generate(),
+            user_id,
+            category: head.content.category.clone(),
+            priority: head.priority.as_str(),
+            content: None,
+            scheduled_at: head.scheduled_at,
+            expires_at: head.expires_at,
+            deliveries: recipients.into_iter().map(delivery).collect(),
+            template: None,
+        }
+    }
 }
 
 /// Why a recipient is refused.
@@ -254,40 +309,6 @@ struct Refusal {
 impl Refusal {
     const fn new(reason: &'static str, error: FieldError) -> Self {
         Self { reason, error }
-    }
-}
-
-fn address(channel: Channel, by_user: bool, text: &str, rules: &Rules) -> Result<Address, Refusal> {
-    let name = |mut error: FieldError| {
-        error.field = if by_user { "user_id" } else { "recipient" }.to_owned();
-        Refusal::new("invalid", error)
-    };
-    if by_user && channel != Channel::InApp {
-        let message = format!("no {channel} address of this person is known; name `recipients`");
-        return Err(Refusal::new("no_address", FieldError::new("user_id", message)));
-    }
-    check_recipient(channel, text, rules).map_err(name)
-}
-
-fn message(head: &Shared, lane: Lane, recipient: Address, by_user: bool, line: Option<Uuid>) -> NewMessage {
-    let own_id = by_user.then(|| recipient.reveal().to_owned());
-    NewMessage {
-        id: MessageId::generate(),
-        user_id: own_id.or_else(|| head.user_id.clone()),
-        category: head.content.category.clone(),
-        priority: head.priority.as_str(),
-        content: None,
-        scheduled_at: head.scheduled_at,
-        expires_at: head.expires_at,
-        deliveries: vec![NewDelivery {
-            id: DeliveryId::generate(),
-            route: Route { channel: head.channel, lane },
-            recipient,
-            line,
-            rank: head.priority.rank(),
-            kind: head.content.kind_of_message(),
-        }],
-        template: None,
     }
 }
 
@@ -349,7 +370,11 @@ fn view(id: BulkId, counts: &BulkCounts) -> BulkView {
 
 #[cfg(test)]
 mod tests {
-    use shared::{contract::guard::Guard, domain::TenantId, telemetry::TraceContext};
+    use shared::{
+        contract::guard::Guard,
+        domain::{Device, Platform, TenantId},
+        telemetry::TraceContext,
+    };
 
     use super::*;
     use crate::problem::Code;
@@ -362,17 +387,35 @@ mod tests {
         let (people, submission) = split(body.as_bytes()).map_err(Problem::malformed)?;
         let head = check(&people, submission, &rules())?;
         let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };
-        let (acceptance, answer) = seal(people, head, &rules(), origin, None, None);
+        let devices =
+            ["a", "b"].map(|token| Device { token: Address::new(token), platform: Some(Platform::Ios) }).to_vec();
+        let email = Some("ada@example.com".to_owned());
+        let known =
+            [("user1", Person { email, devices, ..Person::unknown("user1") }), ("user2", Person::unknown("user2"))];
+        let known = known.into_iter().map(|(id, person)| (id.to_owned(), person)).collect();
+        let (acceptance, answer) = seal(Batch { people, head, known, line: None }, &rules(), origin, None);
         Ok((acceptance, serde_json::from_slice(&answer).unwrap()))
     }
 
     #[test]
-    fn the_printed_request_is_taken_and_says_that_no_address_is_known() {
-        let body = r#"{"user_ids":["user1","user2","user3"],"channel":"email","title":"T","message":"M","category":"announcement"}"#;
+    fn the_printed_request_goes_to_those_who_have_an_address() {
+        let body = r#"{"user_ids":["user1","user2","user3","user1"],"channel":"email","title":"T","message":"M","category":"announcement"}"#;
         let (acceptance, answer) = accept(body).unwrap();
-        assert_eq!((&answer["sent"], &answer["failed"]), (&0.into(), &3.into()));
-        assert_eq!(answer["results"][2]["reason"], "no_address");
-        assert_eq!((acceptance.messages.len(), acceptance.bulk.unwrap().refused), (0, 3));
+        assert_eq!((&answer["sent"], &answer["failed"]), (&1.into(), &3.into()));
+        let reasons: Vec<_> = answer["results"].as_array().unwrap().iter().map(|one| one["reason"].as_str()).collect();
+        assert_eq!(reasons, [None, Some("no_address"), Some("no_address"), Some("duplicate")]);
+        let [message] = &acceptance.messages[..] else { panic!("{acceptance:?}") };
+        assert_eq!(message.user_id.as_deref(), Some("user1"));
+        assert_eq!(message.deliveries[0].recipient.reveal(), "ada@example.com");
+        assert_eq!(acceptance.bulk.unwrap().refused, 3);
+    }
+
+    #[test]
+    fn a_person_with_two_devices_gets_one_message_with_two_deliveries() {
+        let (acceptance, answer) = accept(r#"{"user_ids":["user1"],"channel":"push","message":"M"}"#).unwrap();
+        assert_eq!(answer["sent"], 1);
+        let to: Vec<_> = acceptance.messages[0].deliveries.iter().map(|one| one.recipient.reveal()).collect();
+        assert_eq!(to, ["ios:a", "ios:b"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::Serialize;
 use shared::{
     contract::submission::Draft,
     db::accept::{Acceptance, Hash, Key, NewDelivery, NewMessage},
-    domain::{Channel, DeliveryId, MessageId, Route, State, TenantId},
+    domain::{Address, Channel, DeliveryId, MessageId, Route, State, TenantId},
     telemetry::TraceContext,
 };
 use utoipa::ToSchema;
@@ -46,7 +46,7 @@ pub struct SendAnswer {
     /// `queued`, or `scheduled` for a later `scheduled_at`.
     #[schema(value_type = String, example = "queued")]
     pub status: State,
-    /// What will be sent: one delivery for each channel.
+    /// What will be sent: one delivery for each address.
     pub deliveries: Vec<DeliveryAnswer>,
 }
 
@@ -66,37 +66,45 @@ pub struct DeliveryAnswer {
 
 /// What to store for a draft, and the answer to give once it is stored.
 ///
-/// `line` is the WhatsApp session that carries it.
-pub fn seal(draft: Draft, origin: Origin, hashes: Option<Hashes>, line: Option<Uuid>) -> (Acceptance, Vec<u8>) {
-    seal_with(draft, origin, hashes, line, |answer| to_json(&answer))
+/// `recipients` has one delivery each; an empty one stands for a person without an address. `line` is the WhatsApp session
+/// that carries it.
+pub fn seal(
+    draft: Draft,
+    recipients: Vec<Address>,
+    origin: Origin,
+    hashes: Option<Hashes>,
+    line: Option<Uuid>,
+) -> (Acceptance, Vec<u8>) {
+    seal_with(draft, recipients, origin, hashes, line, |answer| to_json(&answer))
 }
 
 /// As [`seal`], with an answer of another form.
 pub fn seal_with(
     draft: Draft,
+    recipients: Vec<Address>,
     origin: Origin,
     hashes: Option<Hashes>,
     line: Option<Uuid>,
     say: impl FnOnce(SendAnswer) -> Vec<u8>,
 ) -> (Acceptance, Vec<u8>) {
-    let message = MessageId::generate();
-    let delivery = NewDelivery {
+    let delivery = |recipient: Address| NewDelivery {
         id: DeliveryId::generate(),
         route: Route { channel: draft.channel, lane: draft.lane },
-        recipient: draft.recipient,
-        line,
+        line: line.filter(|_| !recipient.reveal().is_empty()),
+        recipient,
         rank: draft.priority.rank(),
         kind: draft.content.kind_of_message(),
     };
+    let deliveries: Vec<NewDelivery> = recipients.into_iter().map(delivery).collect();
     let message = NewMessage {
-        id: message,
+        id: MessageId::generate(),
         user_id: draft.user_id,
         category: draft.content.category.clone(),
         priority: draft.priority.as_str(),
         content: Some(to_json(&draft.content)),
         scheduled_at: draft.scheduled_at,
         expires_at: draft.expires_at,
-        deliveries: vec![delivery],
+        deliveries,
         template: draft.content.template.map(|template| template.name),
     };
     seal_message(message, origin, hashes, say)

@@ -27,6 +27,7 @@ use crate::{
     problem::{Code, Problem},
     submitting::{
         accept::{AcceptError, Verdict},
+        addresses,
         envelope::{Hashes, Origin, seal},
         idempotency::{self, Kind},
         notifications::key_taken,
@@ -215,7 +216,8 @@ impl Intake {
             let is_final = problem.status_code().is_client_error();
             is_final.then(|| Refusal::schema(problem.to_string(), problem))
         })?;
-        Ok(seal(draft, origin, Some(hashes), session.as_ref().map(Carrier::line)))
+        let recipients = addresses::recipients(&self.app, tenant, &draft).await.map_err(|_| None)?;
+        Ok(seal(draft, recipients, origin, Some(hashes), session.as_ref().map(Carrier::line)))
     }
 
     async fn tenant(&self, key: &Key<'_>, delivery: &Delivery) -> Result<TenantId, Option<Refusal>> {

@@ -1,6 +1,7 @@
 //! Taking messages in: over HTTP and AMQP, one by one and many at once; and looking at what became of them.
 
 pub mod accept;
+pub mod addresses;
 pub mod bulk;
 pub mod dry_run;
 pub mod envelope;

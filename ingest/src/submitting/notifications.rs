@@ -20,6 +20,7 @@ use crate::{
     problem::{Code, Problem},
     submitting::{
         accept::Verdict,
+        addresses,
         envelope::{Hashes, Origin, SendAnswer, seal, to_json},
         idempotency::{self, Kind, REPLAYED},
     },
@@ -32,6 +33,9 @@ use crate::{
 /// suppressed, cancelled or expired, whatever crashes meanwhile. Give an `Idempotency-Key` to be able to repeat the
 /// request safely: the same key with the same body gives the first answer again (`Idempotent-Replayed: true`), with
 /// another body 422. Keys are kept for 72 hours and shared with AMQP.
+///
+/// Without a `recipient` it goes to what is known of the person `user_id`: their e-mail address, their phone, each of their
+/// devices. Where nothing is known the delivery ends `failed` with `reason` `no_address`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send", tag = "submitting",
@@ -74,8 +78,9 @@ pub async fn accept(
         Ok(carrier) => carrier,
         Err(problem) => return carrier::repeat(app, tenant, hashes, problem).await,
     };
+    let recipients = addresses::recipients(app, tenant, &draft).await?;
     let line = carrier.as_ref().map(Carrier::line);
-    let (mut acceptance, answer) = seal(draft, origin, hashes, line);
+    let (mut acceptance, answer) = seal(draft, recipients, origin, hashes, line);
     acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
     respond(app.acceptor.accept(acceptance).await, answer)
 }
@@ -114,8 +119,8 @@ pub async fn test(
     let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
     let tenant = caller.0.tenant;
     let carrier = carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await?;
-    let line = carrier.as_ref().map(Carrier::line);
-    let (acceptance, answer) = seal(draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant), line);
+    let (line, to) = (carrier.as_ref().map(Carrier::line), addresses::recipients(&app, tenant, &draft).await?);
+    let (acceptance, answer) = seal(draft, to, origin(&caller.0, trace), hashes(key, Kind::Test, &meant), line);
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Accepted the same way as every other message; what differs is the form of requests and answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -31,7 +31,7 @@ use crate::{
     params::{self, Id, Params, Text},
     problem::Problem,
     submitting::{
-        bulk::{self, BulkAnswer, People},
+        bulk::{self, Batch, BulkAnswer, People},
         envelope::{DeliveryAnswer, SendAnswer, seal_with, to_json},
         idempotency::{self, Kind},
         notifications::{hashes, origin, respond},
@@ -191,7 +191,9 @@ pub async fn send(
             deliveries: made.deliveries,
         })
     };
-    let (mut acceptance, answer) = seal_with(draft, origin(&producer.0, trace), hashes, Some(carrier.line()), answer);
+    let recipients = draft.recipient.iter().cloned().collect();
+    let origin = origin(&producer.0, trace);
+    let (mut acceptance, answer) = seal_with(draft, recipients, origin, hashes, Some(carrier.line()), answer);
     acceptance.room_in = carrier.room_in();
     respond(app.acceptor.accept(acceptance).await, answer)
 }
@@ -237,8 +239,8 @@ pub async fn send_bulk(
         to_json(&made)
     };
     let origin = origin(&producer.0, trace);
-    let line = Some(carrier.line());
-    let (mut acceptance, answer) = bulk::seal_with(people, head, &rules, origin, hashes, line, answer);
+    let batch = Batch { people, head, known: HashMap::new(), line: Some(carrier.line()) };
+    let (mut acceptance, answer) = bulk::seal_with(batch, &rules, origin, hashes, answer);
     acceptance.room_in = carrier.room_in();
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }

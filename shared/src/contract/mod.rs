@@ -1,5 +1,6 @@
 //! What crosses a boundary: bodies on the broker, the submission every producer writes, the provider trait.
 
+pub mod contact;
 pub mod device;
 pub mod guard;
 pub mod provider;

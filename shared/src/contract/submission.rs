@@ -294,8 +294,8 @@ pub struct Draft {
     pub lane: Lane,
     /// As asked.
     pub priority: Priority,
-    /// To whom.
-    pub recipient: Address,
+    /// To whom; `None`: to the addresses that are known of the person.
+    pub recipient: Option<Address>,
     /// The person.
     pub user_id: Option<String>,
     /// What to say.
@@ -329,7 +329,8 @@ impl Submission {
         let recipient = self.recipient.clone().or_else(|| self.user_id.clone().filter(|_| self.is_in_app()));
         let head = self.check_head(rules, &mut faults);
         let checked = head.and_then(|head| match recipient {
-            Some(text) => faults.take(check_recipient(head.channel, &text, rules)).map(|address| (head, address)),
+            Some(text) => faults.take(check_recipient(head.channel, &text, rules)).map(|address| (head, Some(address))),
+            None if head.user_id.is_some() && head.channel != Channel::Webhook => Some((head, None)),
             None => faults.refuse("recipient", "is required: to whom should it go?"),
         });
         match checked {
@@ -420,7 +421,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn into_draft(self, recipient: Address) -> Draft {
+    fn into_draft(self, recipient: Option<Address>) -> Draft {
         Draft {
             channel: self.channel,
             lane: self.priority.lane(),
@@ -533,7 +534,7 @@ fn check_subscription(text: &str, rules: &Rules) -> Result<Address, FieldError> 
 }
 
 /// One mailbox, without a display name (RFC 5321 lengths; quoted local parts are not accepted).
-fn is_email(text: &str) -> bool {
+pub(super) fn is_email(text: &str) -> bool {
     let Some((local, domain)) = text.rsplit_once('@') else { return false };
     let plain = |c: char| !c.is_whitespace() && !"<>()[]\\,;:@\"".contains(c);
     let label = |l: &str| !l.is_empty() && l.len() <= 63 && !l.starts_with('-') && !l.ends_with('-');
@@ -546,7 +547,7 @@ fn is_email(text: &str) -> bool {
         && domain.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '.')
 }
 
-fn is_phone(text: &str) -> bool {
+pub(super) fn is_phone(text: &str) -> bool {
     text.strip_prefix('+')
         .is_some_and(|digits| (7..=15).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()))
 }
@@ -749,13 +750,13 @@ mod tests {
     #[test]
     fn a_subscription_may_be_an_object_or_its_text_and_is_the_same_address() {
         let object = subscription("https://push.example.com/abc", P256DH, AUTH);
-        let address = check(&push(&object)).unwrap().recipient;
-        assert_eq!(address, check(&push(&json!(object.to_string()))).unwrap().recipient);
+        let address = check(&push(&object)).unwrap().recipient.unwrap();
+        assert_eq!(Some(&address), check(&push(&json!(object.to_string()))).unwrap().recipient.as_ref());
         let kept: Value = serde_json::from_str(address.reveal()).unwrap();
         assert_eq!((&kept["keys"], &kept["endpoint"]), (&object["keys"], &object["endpoint"]));
         assert!(!address.masked().contains("push.example.com"), "{}", address.masked());
         let named = json!({"channel": "push", "to": object, "message": "m"});
-        assert_eq!(check(&named.to_string()).unwrap().recipient, address);
+        assert_eq!(check(&named.to_string()).unwrap().recipient, Some(address));
     }
 
     #[test]
@@ -793,6 +794,17 @@ mod tests {
         assert_eq!(fields(r#"{"channel":"webhook","recipient":"https://example.com"}"#), ["data"]);
         assert_eq!(fields(r#"{"channel":"email","colour":"red"}"#), ["colour"]);
         assert_eq!(fields("{"), ["body"]);
+    }
+
+    #[test]
+    fn a_person_may_stand_for_an_address_where_people_have_one() {
+        for channel in ["email", "sms", "push", "whatsapp"] {
+            let body = format!(r#"{{"channel":"{channel}","user_id":"ada","message":"m"}}"#);
+            assert_eq!(check(&body).unwrap().recipient, None, "{channel}");
+        }
+        assert_eq!(fields(r#"{"channel":"webhook","user_id":"ada","message":"m"}"#), ["recipient"]);
+        assert_eq!(fields(r#"{"channel":"email","message":"m"}"#), ["recipient"]);
+        assert_eq!(fields(r#"{"channel":"email","user_id":"","message":"m"}"#), ["user_id"]);
     }
 
     #[test]

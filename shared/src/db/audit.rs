@@ -11,7 +11,7 @@ use diesel::sql_types::{Binary, Int4, Int8, Nullable, Text, Timestamptz};
 use serde::Serialize;
 
 use super::{DbResult, Store, statement};
-use crate::domain::TenantId;
+use crate::{domain::TenantId, token};
 
 /// Something that was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +127,13 @@ impl Chained {
         digest.update(text.as_bytes());
         digest.finish().as_ref().to_vec()
     }
+}
+
+/// A person in the log, which outlives the person: recognised by whoever knows the id, and readable for nobody.
+pub fn person(tenant: TenantId, id: &str) -> String {
+    let hash = token::hash_key(&format!("{tenant}/{id}"));
+    let start = hash.first_chunk().copied().unwrap_or_default();
+    format!("person:{:032x}", u128::from_be_bytes(start))
 }
 
 impl Store {

@@ -6,15 +6,15 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{DbResult, Store, messages::minute_after, statement};
 use crate::domain::{
-    Channel, MessageId, TenantId,
-    suppression::{is_suppressible, suppressed_form},
+    Address, Channel, MessageId, Preferences, TenantId,
+    suppression::{SuppressionReason, SuppressionScope, is_suppressible, suppressed_form},
 };
 
 /// Messages of one step.
@@ -39,6 +39,10 @@ pub struct Erased {
     pub dead_letters: i64,
     /// Messages from the person, and what WhatsApp told about them.
     pub inbound: i64,
+    /// What was known of the person (1), and devices.
+    pub contact: i64,
+    /// Events from other systems, and what gathered for the person's digests.
+    pub events: i64,
 }
 
 impl Erased {
@@ -51,6 +55,8 @@ impl Erased {
         self.idempotency_responses += other.idempotency_responses;
         self.dead_letters += other.dead_letters;
         self.inbound += other.inbound;
+        self.contact += other.contact;
+        self.events += other.events;
     }
 }
 
@@ -98,8 +104,8 @@ impl Store {
         let step = eraser.messages().await?;
         eraser.erased.inbox += eraser.own(INBOX).bind::<Int8, _>(BATCH).row::<i64>(self).await?;
         eraser.own(FAMILIES).bind::<Timestamptz, _>(person.asked_at).run(self).await?;
-        eraser.own(EVENTS).bind::<Int8, _>(BATCH).run(self).await?;
-        eraser.own(WINDOWS).run(self).await?;
+        eraser.happenings().await?;
+        let addresses = eraser.addresses().await?;
         if step == Step::Done {
             eraser.letters().await?;
         }
@@ -107,6 +113,7 @@ impl Store {
             eraser.suppressions().await?;
             eraser.numbers().await?;
         }
+        eraser.contact(addresses).await?;
         if step != Step::Done {
             return Ok(step);
         }
@@ -251,6 +258,60 @@ impl Eraser<'_> {
         is_user || named.into_iter().any(|name| name == self.person.user_id || self.recipients.contains(name))
     }
 
+    /// What other systems told about the person.
+    async fn happenings(&mut self) -> DbResult<()> {
+        for text in [EVENTS, DIGESTS] {
+            let query = self.own(text).bind::<Timestamptz, _>(self.person.asked_at).bind::<Int8, _>(BATCH);
+            self.erased.events += query.row::<i64>(self.store).await?;
+        }
+        self.own(THROTTLES).run(self.store).await.map(drop)
+    }
+
+    /// Where the person can be reached as the tenant knows it.
+    async fn addresses(&mut self) -> DbResult<Vec<(Channel, Address)>> {
+        let Erasure { tenant, user_id, .. } = self.person;
+        let Some(person) = self.store.people(*tenant, vec![user_id.clone()]).await?.remove(user_id) else {
+            return Ok(Vec::new());
+        };
+        let channels = Channel::ALL.iter().filter(|channel| is_suppressible(**channel));
+        let addresses: Vec<(Channel, Address)> = channels
+            .flat_map(|channel| person.addresses(*channel).into_iter().map(|address| (*channel, address)))
+            .collect();
+        self.recipients.extend(addresses.iter().map(|(_, address)| address.reveal().to_owned()));
+        Ok(addresses)
+    }
+
+    /// Forgets what is known of the person. Who wanted no advertising gets none later either: that stays, by the fingerprints
+    /// of the addresses.
+    async fn contact(&mut self, addresses: Vec<(Channel, Address)>) -> DbResult<()> {
+        let query = self.own_row::<Nullable<Text>>(PREFERENCES);
+        let preferences: Vec<Option<String>> = query.rows(self.store).await?;
+        let preferences = preferences.into_iter().flatten().next();
+        let preferences: Preferences =
+            preferences.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
+        if (preferences.no_marketing || preferences.only_essential) && !addresses.is_empty() {
+            self.opt_out(addresses).await?;
+        }
+        let query = self.own(CONTACT).bind::<Timestamptz, _>(self.person.asked_at);
+        self.erased.contact += query.row::<i64>(self.store).await?;
+        Ok(())
+    }
+
+    async fn opt_out(&self, addresses: Vec<(Channel, Address)>) -> DbResult<()> {
+        let realm = self.person.tenant.to_string();
+        let print = |(channel, address): &(Channel, Address)| {
+            self.store.sealer().fingerprint(&realm, &suppressed_form(*channel, address.reveal())).to_vec()
+        };
+        let query = self
+            .tenants::<()>(OPT_OUT)
+            .bind::<Text, _>(SuppressionScope::Marketing.as_str())
+            .bind::<Text, _>(SuppressionReason::Unsubscribed.as_str())
+            .bind::<Array<SqlUuid>, _>(addresses.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+            .bind::<Array<Text>, _>(addresses.iter().map(|(channel, _)| channel.as_str()).collect::<Vec<_>>())
+            .bind::<Array<Binary>, _>(addresses.iter().map(print).collect::<Vec<_>>());
+        query.run(self.store).await.map(drop)
+    }
+
     /// Refused publishes that name the person.
     async fn letters(&mut self) -> DbResult<()> {
         let mut after = Uuid::nil();
@@ -340,23 +401,44 @@ const END: &str = "DELETE FROM erasures WHERE tenant_id = ? AND user_id = ? AND 
 const LEFT: &str = "
 SELECT EXISTS (SELECT 1 FROM inbox i WHERE i.tenant_id = f.tenant_id AND i.user_id = f.user_id AND i.created_at <= f.asked_at)
     OR EXISTS (SELECT 1 FROM event_log e WHERE e.tenant_id = f.tenant_id AND e.user_id = f.user_id AND e.created_at <= f.asked_at)
+    OR EXISTS (SELECT 1 FROM digests d WHERE d.tenant_id = f.tenant_id AND d.user_id = f.user_id AND d.opened_at <= f.asked_at)
 FROM (SELECT ?::int4 AS tenant_id, ?::text AS user_id, ?::timestamptz AS asked_at) f";
 
 const INBOX: &str = "
 WITH gone AS (DELETE FROM inbox WHERE id = ANY (ARRAY(SELECT id FROM inbox WHERE tenant_id = ? AND user_id = ? LIMIT ?)) RETURNING 1)
 SELECT count(*) FROM gone";
 
-// What happened to the person elsewhere, as far as it was told before.
 const EVENTS: &str = "
-DELETE FROM event_log WHERE id = ANY (ARRAY(SELECT id FROM event_log WHERE tenant_id = ? AND user_id = ? ORDER BY id LIMIT ?))";
+WITH gone AS (
+    DELETE FROM event_log WHERE id = ANY (ARRAY(
+        SELECT id FROM event_log WHERE tenant_id = ? AND user_id = ? AND created_at <= ? LIMIT ?)) RETURNING 1)
+SELECT count(*) FROM gone";
 
-// What gathers for the person, and how often rules told it something.
-const WINDOWS: &str = "
-WITH f AS (SELECT ?::int4 AS tenant_id, ?::text AS user_id
-), gone AS (DELETE FROM digests d USING f WHERE d.tenant_id = f.tenant_id AND d.user_id = f.user_id RETURNING d.id
-), items AS (DELETE FROM digest_items i WHERE i.digest_id IN (SELECT id FROM gone)
-)
-DELETE FROM throttles t USING f WHERE t.tenant_id = f.tenant_id AND t.user_id = f.user_id";
+const DIGESTS: &str = "
+WITH theirs AS MATERIALIZED (SELECT id FROM digests WHERE tenant_id = ? AND user_id = ? AND opened_at <= ? LIMIT ?
+), items AS (DELETE FROM digest_items i USING theirs t WHERE i.digest_id = t.id
+), gone AS (DELETE FROM digests d USING theirs t WHERE d.id = t.id RETURNING 1)
+SELECT count(*) FROM gone";
+
+const THROTTLES: &str = "DELETE FROM throttles WHERE tenant_id = ? AND user_id = ?";
+
+const PREFERENCES: &str = "SELECT preferences::text FROM users WHERE tenant_id = ? AND user_id = ?";
+
+const CONTACT: &str = "
+WITH f AS (SELECT ?::int4 AS tenant_id, ?::text AS user_id, ?::timestamptz AS asked_at
+), devices_gone AS (
+    DELETE FROM devices d USING f WHERE d.tenant_id = f.tenant_id AND d.user_id = f.user_id AND d.created_at <= f.asked_at RETURNING 1
+), gone AS (
+    DELETE FROM users u USING f WHERE u.tenant_id = f.tenant_id AND u.user_id = f.user_id AND u.created_at <= f.asked_at RETURNING 1)
+SELECT (SELECT count(*) FROM devices_gone) + (SELECT count(*) FROM gone)";
+
+const OPT_OUT: &str = "
+INSERT INTO suppressions (id, tenant_id, channel, address_hash, scope, reason)
+SELECT n.id, f.tenant_id, n.channel, n.address_hash, f.scope, f.reason
+FROM (SELECT ?::int4 AS tenant_id, ?::text AS scope, ?::text AS reason) f
+CROSS JOIN unnest(?::uuid[], ?::text[], ?::bytea[]) AS n(id, channel, address_hash)
+ORDER BY n.address_hash
+ON CONFLICT (address_hash, tenant_id, channel, scope) DO NOTHING";
 
 // Refresh tokens that speak for the person.
 const FAMILIES: &str = "DELETE FROM token_families WHERE tenant_id = ? AND subject = ? AND created_at <= ?";

@@ -312,6 +312,38 @@ impl Store {
         Ok(Some((message, rows.into_iter().filter_map(event).collect())))
     }
 
+    /// Up to `limit` messages to a person with their log, newest first; those older than `before`. Content beyond a few pages
+    /// is left out, see [`Store::message`].
+    pub async fn messages_to(
+        &self,
+        tenant: TenantId,
+        user_id: &str,
+        before: Uuid,
+        limit: i64,
+    ) -> DbResult<Vec<(StoredMessage, Vec<StoredEvent>)>> {
+        let scope = Some(tenant);
+        let query = statement::<SqlUuid>(IDS_TO)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<Text, _>(user_id.to_owned())
+            .bind::<SqlUuid, _>(before)
+            .bind::<Int8, _>(limit);
+        let ids: Vec<Uuid> = query.within(scope).rows(self).await?;
+        let query = statement::<SqlMessage>(SELECT_MANY).bind::<Array<SqlUuid>, _>(ids);
+        let rows: Vec<MessageRow> = query.within(scope).rows(self).await?;
+        let messages = self.with_deliveries(scope, rows).await?;
+        let deliveries = messages.iter().flat_map(|message| &message.deliveries);
+        let ids: Vec<Uuid> = deliveries.map(|delivery| delivery.id.0).collect();
+        let query = statement::<SqlEvent>(SELECT_EVENTS).bind::<Array<SqlUuid>, _>(ids);
+        let rows: Vec<EventRow> = query.within(scope).rows(self).await?;
+        let mut events: Vec<StoredEvent> = rows.into_iter().filter_map(event).collect();
+        let mut own = |message: StoredMessage| {
+            let is_own = |event: &mut StoredEvent| message.deliveries.iter().any(|one| one.id == event.delivery);
+            let log = events.extract_if(.., is_own).collect();
+            (message, log)
+        };
+        Ok(messages.into_iter().map(&mut own).collect())
+    }
+
     /// Takes back whatever of a message waits to be sent, with its log row and counter; says how many deliveries.
     /// What a worker has claimed meanwhile is left alone.
     pub async fn cancel(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<i64> {
@@ -544,6 +576,9 @@ const END_OF_TENANT: &str = end!(
     "m.tenant_id DESC, m.id DESC"
 );
 const END_OF_ALL: &str = end!("r.tenant_id IS NULL", "m.id DESC");
+
+const IDS_TO: &str = "
+SELECT m.id FROM messages m WHERE m.tenant_id = ? AND m.user_id = ? AND m.id < ? ORDER BY m.id DESC LIMIT ?";
 
 const SELECT_MANY: &str = "
 SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,

@@ -10,20 +10,20 @@ use crate::domain::{Address, Device, Person, QuietHours, TenantId};
 
 /// What is sealed of a person.
 #[derive(Default, Serialize, Deserialize)]
-struct Profile {
+pub(super) struct Profile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    email: Option<String>,
+    pub(super) email: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    phone: Option<String>,
+    pub(super) phone: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
+    pub(super) name: Option<String>,
 }
 
-type Row = (
+pub(super) type Row = (
     (String, Option<Vec<u8>>, Option<String>, Option<String>, Option<i16>, Option<i16>, String),
     (Vec<String>, Vec<Option<String>>),
 );
-type SqlRow = (
+pub(super) type SqlRow = (
     (Text, Nullable<Binary>, Nullable<Text>, Nullable<Text>, Nullable<Int2>, Nullable<Int2>, Text),
     (Array<Text>, Array<Nullable<Text>>),
 );
@@ -40,10 +40,9 @@ impl Store {
         rows.into_iter().map(|row| self.person_of(row).map(|person| (person.id.clone(), person))).collect()
     }
 
-    fn person_of(&self, row: Row) -> DbResult<Person> {
+    pub(super) fn person_of(&self, row: Row) -> DbResult<Person> {
         let ((id, profile, locale, time_zone, quiet_start, quiet_end, attributes), (tokens, platforms)) = row;
-        let profile = profile.map(|sealed| self.sealer().open(sealed)).transpose()?;
-        let profile: Profile = profile.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+        let profile = self.profile_of(profile)?;
         let minute = |minute: Option<i16>| minute.and_then(|minute| u16::try_from(minute).ok());
         let mut devices = Vec::with_capacity(tokens.len());
         for (token, platform) in tokens.into_iter().zip(platforms) {
@@ -61,6 +60,15 @@ impl Store {
             attributes: serde_json::from_str(&attributes).unwrap_or_default(),
             devices,
         })
+    }
+
+    pub(super) fn profile_of(&self, sealed: Option<Vec<u8>>) -> DbResult<Profile> {
+        let profile = sealed.map(|sealed| self.sealer().open(sealed)).transpose()?;
+        Ok(profile.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
+    }
+
+    pub(super) fn seal_profile(&self, profile: &Profile) -> DbResult<Vec<u8>> {
+        Ok(self.sealer().seal(&serde_json::to_vec(profile).unwrap_or_default())?)
     }
 
     /// Whether a person of this id is known by anything but preferences.

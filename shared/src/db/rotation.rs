@@ -28,6 +28,8 @@ enum Key {
     Idempotency,
     /// Digest and event.
     Item,
+    /// Tenant and the tenant's own id of a person.
+    Person,
 }
 
 impl Key {
@@ -37,6 +39,7 @@ impl Key {
             Self::Uuid | Self::Number => "t.id::text",
             Self::Idempotency => "t.tenant_id || ':' || encode(t.key_hash, 'hex')",
             Self::Item => "t.digest_id || ':' || t.event_id",
+            Self::Person => "t.tenant_id || ':' || t.user_id",
         }
     }
 
@@ -45,6 +48,7 @@ impl Key {
             Self::Uuid | Self::Number => "t.id",
             Self::Idempotency => "(t.tenant_id, t.key_hash)",
             Self::Item => "(t.digest_id, t.event_id)",
+            Self::Person => "(t.tenant_id, t.user_id)",
         }
     }
 
@@ -53,6 +57,7 @@ impl Key {
             Self::Uuid | Self::Number => "t.id",
             Self::Idempotency => "t.tenant_id, t.key_hash",
             Self::Item => "t.digest_id, t.event_id",
+            Self::Person => "t.tenant_id, t.user_id",
         }
     }
 
@@ -63,6 +68,8 @@ impl Key {
             Self::Number => format!("{k}::int4"),
             Self::Idempotency => format!("(split_part({k}, ':', 1)::int4, decode(split_part({k}, ':', 2), 'hex'))"),
             Self::Item => format!("(split_part({k}, ':', 1)::uuid, split_part({k}, ':', 2)::uuid)"),
+            // The id may hold colons of its own.
+            Self::Person => format!("(split_part({k}, ':', 1)::int4, substr({k}, strpos({k}, ':') + 1))"),
         }
     }
 
@@ -71,7 +78,7 @@ impl Key {
         match self {
             Self::Uuid => "00000000-0000-0000-0000-000000000000",
             Self::Number => "0",
-            Self::Idempotency => "0:",
+            Self::Idempotency | Self::Person => "0:",
             Self::Item => "00000000-0000-0000-0000-000000000000:00000000-0000-0000-0000-000000000000",
         }
     }
@@ -124,6 +131,8 @@ const COLUMNS: &[Column] = &[
     Column { key: Key::Item, ..bytes("digest_items", "data") },
     bytes("webhook_logs", "request"),
     bytes("webhook_logs", "response"),
+    Column { key: Key::Person, ..bytes("users", "profile") },
+    Column { hash: Some("token_hash"), ..text("devices", "token") },
 ];
 
 #[derive(QueryableByName)]

@@ -33,7 +33,7 @@ pub use delivery::State;
 pub use event::{DeadOrigin, DeadReason, EventKind, Reason};
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
-pub use person::{Device, Person, Platform};
+pub use person::{Device, Person, Platform, push_target};
 pub use preference::{Choice, Preferences, Topic};
 pub use quiet::QuietHours;
 pub use retry::{RetryPolicy, Round, Schedule, Standing, Tries, Verdict};

@@ -85,6 +85,21 @@ impl Person {
     }
 }
 
+/// A push recipient taken apart: the platform that was named when the device was registered, and the token. Tokens of Google
+/// hold colons of their own; only a word of [`Platform`] before the first one is none of theirs.
+pub fn push_target(recipient: &str) -> (Option<Platform>, &str) {
+    let named = |platform: &Platform| {
+        recipient
+            .strip_prefix(platform.as_str())
+            .and_then(|rest| rest.strip_prefix(':'))
+            .map(|token| (*platform, token))
+    };
+    match Platform::ALL.iter().find_map(named) {
+        Some((platform, token)) => (Some(platform), token),
+        None => (None, recipient),
+    }
+}
+
 impl Device {
     /// Its address: the token, behind its platform where the token alone does not tell. See [`Platform`].
     fn address(&self) -> Address {
@@ -94,5 +109,29 @@ impl Device {
             }
             Some(_) | None => self.token.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_device_is_taken_apart_as_it_was_put_together() {
+        for (platform, token) in [
+            (Some(Platform::Ios), "0a1b"),
+            (Some(Platform::Android), "cXy:APA91bH"),
+            (Some(Platform::Web), "cXy:APA91bH"),
+            (None, "cXy:APA91bH"),
+            (None, "iosx:1"),
+            (None, "fcm:1"),
+            (None, ""),
+        ] {
+            let device = Device { token: Address::new(token), platform };
+            assert_eq!(push_target(device.address().reveal()), (platform, token));
+        }
+        let subscription = r#"{"endpoint":"https://push.example.com/x"}"#;
+        let device = Device { token: Address::new(subscription), platform: Some(Platform::Web) };
+        assert_eq!(device.address().reveal(), subscription);
     }
 }

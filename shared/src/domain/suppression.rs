@@ -1,6 +1,6 @@
 //! Addresses that nothing is sent to any more.
 
-use super::{Channel, word::words};
+use super::{Channel, push_target, word::words};
 
 words!(
     /// What is kept from an address.
@@ -37,12 +37,12 @@ pub const fn is_suppressible(channel: Channel) -> bool {
     }
 }
 
-/// The form of an address under which it is suppressed: nobody runs mailboxes that differ in case only, and a browser's
-/// subscription is its endpoint.
+/// The form of an address under which it is suppressed: nobody runs mailboxes that differ in case only, a browser's
+/// subscription is its endpoint, and a token is dead whatever platform was named with it.
 pub fn suppressed_form(channel: Channel, address: &str) -> String {
     match channel {
         Channel::Email => address.trim().to_ascii_lowercase(),
-        Channel::Push => endpoint(address).unwrap_or_else(|| address.trim().to_owned()),
+        Channel::Push => endpoint(address).unwrap_or_else(|| push_target(address.trim()).1.to_owned()),
         Channel::Sms | Channel::Webhook | Channel::InApp | Channel::Whatsapp => address.trim().to_owned(),
     }
 }
@@ -63,5 +63,7 @@ mod tests {
         let subscription = r#"{"keys":{"auth":"x"},"endpoint":"https://push.example/1"}"#;
         assert_eq!(suppressed_form(Channel::Push, subscription), "https://push.example/1");
         assert_eq!(suppressed_form(Channel::Push, "Token"), "Token", "tokens of devices differ in case");
+        assert_eq!(suppressed_form(Channel::Push, "android:cXy:APA91b"), "cXy:APA91b");
+        assert_eq!(suppressed_form(Channel::Push, "cXy:APA91b"), "cXy:APA91b");
     }
 }

@@ -19,7 +19,7 @@ use shared::{
     domain::{Fault, Outcome, ProviderName},
 };
 
-use super::{Notice, PushSetupError, file, forget_at, is_for, signed, word};
+use super::{Notice, PushSetupError, file, forget_at, is_for, signed, token, word};
 use crate::providers::vendor::{self, Answer};
 
 const WHO: &str = "apns";
@@ -79,7 +79,7 @@ impl Apns {
             let detail = format!("the notification has more than {PAYLOAD_BYTES_MAX} bytes");
             return Outcome::Rejected(Fault::new("PayloadTooLarge", detail));
         }
-        let Some(url) = self.url(order.recipient.reveal()) else {
+        let Some(url) = self.url(token(order)) else {
             return Outcome::Rejected(Fault::new("BadDeviceToken", "the recipient is no device token"));
         };
         let headers = [

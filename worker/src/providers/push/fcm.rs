@@ -25,7 +25,7 @@ use shared::{
 };
 use tokio::time::timeout;
 
-use super::{Notice, PushSetupError, file, is_for, signed, time_to_live, word};
+use super::{Notice, PushSetupError, file, is_for, signed, time_to_live, token, word};
 use crate::providers::vendor::{self, Answer};
 
 const WHO: &str = "fcm";
@@ -307,7 +307,7 @@ fn message(order: &Order) -> Value {
     let data: Map<String, Value> = notice.members().into_iter().map(|(name, value)| (name, text(value))).collect();
     let id = order.delivery.to_string();
     let mut message = json!({
-        "token": order.recipient.reveal(),
+        "token": token(order),
         "notification": notification,
         // Sent again, it replaces what the device shows instead of joining it.
         "android": {"notification": {"tag": id}},

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, value::RawValue};
 use shared::{
     clock,
     contract::{Order, device::is_subscription},
-    domain::ProviderName,
+    domain::{Platform, ProviderName, push_target},
 };
 
 /// A device that is away longer than this misses what has no expiry of its own: the longest that every service keeps.
@@ -68,10 +68,24 @@ impl Hints {
     }
 }
 
+/// What the vendor knows the device by.
+fn token(order: &Order) -> &str {
+    push_target(order.recipient.reveal()).1
+}
+
+/// Whose tokens a platform has. A token of a browser, which is no subscription, is one of Firebase's.
+const fn service_of(platform: Platform) -> ProviderName {
+    match platform {
+        Platform::Ios => ProviderName::Apns,
+        Platform::Android | Platform::Web => ProviderName::Fcm,
+    }
+}
+
 /// Whether the device of `order` is for `service`. A subscription is for Web Push and nothing else; where a service is `alone`
-/// it takes every token, else the platform decides that the producer named, or the shape of the token.
+/// it takes every token, else the platform decides under which the device was registered, then the one that the producer
+/// named, or the shape of the token.
 fn is_for(order: &Order, service: ProviderName, alone: bool) -> bool {
-    let device = order.recipient.reveal();
+    let (platform, device) = push_target(order.recipient.reveal());
     if is_subscription(device) {
         return service == ProviderName::Webpush;
     }
@@ -80,7 +94,8 @@ fn is_for(order: &Order, service: ProviderName, alone: bool) -> bool {
     }
     let is_apple = device.len() >= APPLE_DIGITS_MIN && device.bytes().all(|byte| byte.is_ascii_hexdigit());
     let by_shape = || if is_apple { ProviderName::Apns } else { ProviderName::Fcm };
-    Hints::of(order).service().unwrap_or_else(by_shape) == service
+    let named = platform.map(service_of).or_else(|| Hints::of(order).service());
+    named.unwrap_or_else(by_shape) == service
 }
 
 /// What a device shows, and what its program gets.
@@ -157,11 +172,29 @@ mod tests {
             ("0123abcd", "{}", "fcm"),
             (subscription, "{}", "webpush"),
             (subscription, r#"{"platform":"fcm"}"#, "webpush"),
+            ("ios:device-token-here", "{}", "apns"),
+            ("ios:device-token-here", r#"{"platform":"android"}"#, "apns"),
+            (&format!("android:{apple}"), "{}", "fcm"),
+            ("web:cXy:APA91b", "{}", "fcm"),
+            ("cXy:APA91b", "{}", "fcm"),
         ] {
             assert_eq!(takers(device, data, false), [service], "{device} {data}");
         }
         assert_eq!(takers(&apple, r#"{"platform":"ios"}"#, true), ["fcm", "apns"]);
         assert_eq!(takers(subscription, "{}", true), ["webpush"]);
+        assert_eq!(takers("ios:x", "{}", true), ["fcm", "apns"]);
+    }
+
+    #[test]
+    fn a_vendor_gets_the_token_without_the_platform_it_was_registered_under() {
+        for (recipient, expected) in [
+            ("ios:0a1b", "0a1b"),
+            ("android:cXy:APA91b", "cXy:APA91b"),
+            ("cXy:APA91b", "cXy:APA91b"),
+            ("fcm:1", "fcm:1"),
+        ] {
+            assert_eq!(token(&order(Channel::Push, recipient, "{}")), expected);
+        }
     }
 
     #[test]

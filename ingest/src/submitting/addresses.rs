@@ -1,0 +1,35 @@
+//! Where a message goes that names a person and no address. A message that names its recipient asks nobody.
+
+use std::collections::HashMap;
+
+use shared::{
+    contract::submission::Draft,
+    domain::{Address, Channel, Person, TenantId},
+};
+
+use crate::{app::App, problem::Problem};
+
+/// The recipients of a message: the one it names, or what is known of the person, which may be several devices. One empty
+/// recipient stands for a person without an address; the worker ends its delivery with that.
+pub async fn recipients(app: &App, tenant: TenantId, draft: &Draft) -> Result<Vec<Address>, Problem> {
+    if let Some(recipient) = &draft.recipient {
+        return Ok(vec![recipient.clone()]);
+    }
+    let Some(id) = draft.user_id.clone() else { return Ok(vec![Address::new("")]) };
+    let mut known = people(app, tenant, vec![id.clone()]).await?;
+    let addresses = known.remove(&id).map(|person| person.addresses(draft.channel)).unwrap_or_default();
+    Ok(if addresses.is_empty() { vec![Address::new("")] } else { addresses })
+}
+
+/// These people, as far as they are known.
+pub async fn people(app: &App, tenant: TenantId, ids: Vec<String>) -> Result<HashMap<String, Person>, Problem> {
+    app.db.run(async move |store| store.people(tenant, ids).await).await
+}
+
+/// Whether people have addresses of their own on a channel, which must be looked up.
+pub const fn is_looked_up(channel: Channel) -> bool {
+    match channel {
+        Channel::Email | Channel::Sms | Channel::Push | Channel::Whatsapp => true,
+        Channel::InApp | Channel::Webhook => false,
+    }
+}
