@@ -9,6 +9,7 @@ use actix_web::{
 use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
+    live::follow,
     managing::{
         admin, channels, configurations, dead_letters, keys, suppressions, tenant_limits, tenants, tokens, webhooks,
     },
@@ -69,7 +70,13 @@ routes! {
     "/api/notifications/delete"                      { POST inbox::delete_many }
     "/api/notifications/user/{user_id}"              { GET inbox::list_of }
     "/api/notifications/user/{user_id}/unread-count" { GET inbox::unread_of }
+    "/api/notifications/archive"                     { POST inbox::archive_many }
+    "/api/notifications/unarchive"                   { POST inbox::unarchive_many }
     "/api/notifications/{id}/read"                   { POST inbox::read }
+    "/api/notifications/{id}/unread"                 { POST inbox::mark_unread }
+    "/api/notifications/{id}/archive"                { POST inbox::archive }
+    "/api/notifications/{id}/unarchive"              { POST inbox::unarchive }
+    "/ws/notifications/{user_id}"                    { GET follow::follow }
     "/api/notifications/{id}"                        { DELETE inbox::delete }
     "/messages/send"                                 { POST whatsapp_messages::send }
     "/messages/bulk"                                 { POST whatsapp_messages::send_bulk }
