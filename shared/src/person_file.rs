@@ -14,7 +14,7 @@ use crate::{
     db::{
         DbResult, Store,
         contacts::Contact,
-        inbox::InboxItem,
+        inbox::{InboxFilter, InboxItem},
         messages::{StoredDelivery, StoredEvent, StoredMessage},
         suppressions::{Suppression, SuppressionFilter},
     },
@@ -79,11 +79,14 @@ struct File<'a> {
 
 /// Writes a list, page by page. `$read` gives the rows of the page before an id, each with its id.
 macro_rules! list {
-    ($file:ident, $name:literal, |$before:ident| $read:expr) => {{
-        $file.put(format!(concat!(",\"", $name, "\":[")).into_bytes()).await?;
-        let (mut $before, mut is_first) = (Uuid::max(), true);
+    ($file:ident, $name:expr, |$before:ident| $read:expr) => {
+        list!($file, $name, Uuid::max(), |$before| $read)
+    };
+    ($file:ident, $name:expr, $end:expr, |$before:ident| $read:expr) => {{
+        $file.put(format!(",\"{}\":[", $name).into_bytes()).await?;
+        let (mut $before, mut is_first) = ($end, true);
         loop {
-            let rows: Vec<(Uuid, Value)> = $read;
+            let rows: Vec<(_, Value)> = $read;
             let Some((last, _)) = rows.last() else { break };
             $before = *last;
             for (_, row) in &rows {
@@ -117,10 +120,13 @@ impl File<'_> {
         self.member("user", &contact.as_ref().map(shown)).await?;
         self.member("devices", &store.devices_as_stored(tenant, user_id).await?).await?;
         self.member("preferences", &store.preferences_as_stored(tenant, user_id).await?).await?;
-        list!(self, "inbox", |before| {
-            let items = store.inbox_list(tenant, user_id, Some(before), PAGE).await?;
-            items.into_iter().map(|item| (item.id, inbox_item(&item))).collect()
-        });
+        for (name, is_archived) in [("inbox", false), ("inbox_archived", true)] {
+            let filter = InboxFilter { is_archived, ..InboxFilter::default() };
+            list!(self, name, i64::MAX, |before| {
+                let items = store.inbox_list(tenant, user_id, filter.clone(), Some(before), PAGE).await?;
+                items.into_iter().map(|item| (item.seq, inbox_item(&item))).collect()
+            });
+        }
         list!(self, "messages", |before| self.messages(before).await?);
         list!(self, "events", |before| store.events_about(tenant, user_id, before, PAGE).await?);
         list!(self, "digests", |before| store.digests_of(tenant, user_id, before, PAGE).await?);
