@@ -10,7 +10,7 @@ use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
     managing::{
-        admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
+        admin, analytics, broadcasts, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
         tenant_limits, tenants, tokens, webhooks,
     },
     observe::RouteTimings,
@@ -79,6 +79,7 @@ routes! {
     "/api/notifications/templates/{id}/preview"      { POST templates::preview }
     "/api/notifications/templates/{id}/test"         { POST templates::test }
     "/api/notifications/templates/{id}/versions"     { GET templates::versions }
+    "/api/notifications/analytics/delivery"          { GET analytics::delivery }
     "/api/notifications/{id}/read"                   { POST inbox::read }
     "/api/notifications/{id}"                        { DELETE inbox::delete }
     "/messages/send"                                 { POST whatsapp_messages::send }
@@ -91,6 +92,19 @@ routes! {
     "/api/suppressions"                              { GET suppressions::list }
     "/api/suppressions/{id}"                         { DELETE suppressions::lift }
     "/api/admin/notifications/channels"              { GET channels::list }
+    "/api/admin/notifications/broadcast"             { POST broadcasts::create }
+    "/api/admin/notifications/broadcasts"            { GET broadcasts::list }
+    "/api/admin/notifications/broadcasts/{id}"       { GET broadcasts::show }
+    "/api/admin/notifications/broadcasts/{id}/pause" { POST broadcasts::pause }
+    "/api/admin/notifications/broadcasts/{id}/resume" { POST broadcasts::resume }
+    "/api/admin/notifications/broadcasts/{id}/cancel" { POST broadcasts::cancel }
+    "/__mozaiks/admin/notifications/channels"        { GET channels::list }
+    "/__mozaiks/admin/notifications/broadcast"       { POST broadcasts::create }
+    "/__mozaiks/admin/notifications/broadcasts"      { GET broadcasts::list }
+    "/__mozaiks/admin/notifications/broadcasts/{id}" { GET broadcasts::show }
+    "/__mozaiks/admin/notifications/broadcasts/{id}/pause" { POST broadcasts::pause }
+    "/__mozaiks/admin/notifications/broadcasts/{id}/resume" { POST broadcasts::resume }
+    "/__mozaiks/admin/notifications/broadcasts/{id}/cancel" { POST broadcasts::cancel }
     "/api/admin/dead-letters"                        { GET dead_letters::list }
     "/api/admin/dead-letters/replay"                 { POST dead_letters::replay }
     "/api/admin/dead-letters/drop"                   { POST dead_letters::drop }

@@ -228,7 +228,7 @@ CREATE TABLE daily_counts (
     provider  text    NOT NULL, -- empty: none was asked
     category  text    NOT NULL,
     template  text    NOT NULL,
-    kind      text    NOT NULL,
+    kind      text    NOT NULL, -- of an event; or tried, or wrong: one of several kinds
     n         bigint  NOT NULL,
     PRIMARY KEY (tenant_id, day, channel, provider, category, template, kind)
 ) WITH (fillfactor = 50);
@@ -239,9 +239,11 @@ ALTER TABLE daily_counts SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vac
 ALTER TABLE deliveries ADD COLUMN reached smallint NOT NULL DEFAULT 0;
 ALTER TABLE deliveries ADD COLUMN fresh   smallint NOT NULL DEFAULT 0;
 
--- The bits of a kind. What was delivered was sent as well. Kinds that say nothing about what a delivery came to have none.
+-- The bits of a kind. What was delivered was sent as well. Two more bits say of each delivery once that somebody tried (4096),
+-- and that it went wrong (8192). Kinds that say nothing about what a delivery came to have none.
 CREATE FUNCTION reached_bits(kind text) RETURNS smallint LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE kind WHEN 'sent' THEN 1 WHEN 'delivered' THEN 3 WHEN 'failed' THEN 4 WHEN 'bounced' THEN 8 WHEN 'dead' THEN 16
+    SELECT CASE kind WHEN 'sent' THEN 4096 + 1 WHEN 'delivered' THEN 4096 + 3 WHEN 'failed' THEN 12288 + 4 WHEN 'bounced' THEN 12288 + 8
+        WHEN 'dead' THEN 12288 + 16
         WHEN 'suppressed' THEN 32 WHEN 'expired' THEN 64 WHEN 'cancelled' THEN 128 WHEN 'read' THEN 256 WHEN 'opened' THEN 512
         WHEN 'clicked' THEN 1024 WHEN 'complained' THEN 2048 ELSE 0 END::smallint
 $$;

@@ -103,8 +103,8 @@ impl Task for Broadcasts {
             }
         }
         match failed {
-            0 if steps.contains(&Step::More) || !self.after.is_nil() => Ok(Report::More),
-            0 if steps.contains(&Step::Ahead) => Ok(Report::Expect(AHEAD_PAUSE)),
+            0 if steps.contains(&Step::More) => Ok(Report::More),
+            0 if steps.contains(&Step::Ahead) || !self.after.is_nil() => Ok(Report::Expect(AHEAD_PAUSE)),
             0 => Ok(Report::Done),
             _ => Err(TaskError::Broadcasts(failed)),
         }

@@ -32,7 +32,8 @@ macro_rules! daily {
             ") AS f (id, tenant_id, channel, provider, category, template, fresh)
           WHERE f.fresh <> 0 GROUP BY 1, 2, 3, 4, 5, 6, 7) r
     JOIN (VALUES (1, 'sent'), (2, 'delivered'), (4, 'failed'), (8, 'bounced'), (16, 'dead'), (32, 'suppressed'), (64, 'expired'),
-                 (128, 'cancelled'), (256, 'read'), (512, 'opened'), (1024, 'clicked'), (2048, 'complained')) AS k (bit, kind)
+                 (128, 'cancelled'), (256, 'read'), (512, 'opened'), (1024, 'clicked'), (2048, 'complained'),
+                 (4096, 'tried'), (8192, 'wrong')) AS k (bit, kind)
       ON r.fresh & k.bit <> 0
     GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 1, 2, 3, 4, 5, 6, 7
     ON CONFLICT (tenant_id, day, channel, provider, category, template, kind) DO UPDATE SET n = daily_counts.n + excluded.n"
@@ -58,6 +59,11 @@ pub const COUNTED: [EventKind; 12] = [
     EventKind::Complained,
 ];
 
+/// Counts deliveries that a provider took, or that went wrong.
+pub const TRIED: &str = "tried";
+/// Counts deliveries that failed, came back or died.
+pub const WRONG: &str = "wrong";
+
 /// Which deliveries; what is `None` does not restrict.
 #[derive(Clone, Debug)]
 pub struct AnalyticsFilter {
@@ -82,8 +88,8 @@ pub struct KindCount {
     pub by: String,
     /// Which of those; empty: none.
     pub key: String,
-    /// The kind.
-    pub kind: EventKind,
+    /// The kind; or [`TRIED`] or [`WRONG`].
+    pub kind: String,
     /// How many.
     pub count: i64,
 }
@@ -106,10 +112,7 @@ impl Store {
             .bind::<Nullable<Text>, _>(filter.category)
             .bind::<Array<Text>, _>(by);
         let rows: Vec<(String, String, String, i64)> = query.within(Some(tenant)).rows(self).await?;
-        let count = |(by, key, kind, count): (String, String, String, i64)| {
-            Some(KindCount { by, key, kind: kind.parse().ok()?, count })
-        };
-        Ok(rows.into_iter().filter_map(count).collect())
+        Ok(rows.into_iter().map(|(by, key, kind, count)| KindCount { by, key, kind, count }).collect())
     }
 }
 
