@@ -160,7 +160,10 @@ pub async fn delivery(
         let group = groups.and_then(|groups| groups.first().copied()).unwrap_or(DAY);
         let text = csv_of(group, &gathered(&rows, group)).map_err(|_| Problem::internal())?;
         let name = format!("attachment; filename=\"deliveries_{from}_{to}.csv\"");
-        return Ok(HttpResponse::Ok().content_type("text/csv; charset=utf-8").insert_header((CONTENT_DISPOSITION, name)).body(text));
+        return Ok(HttpResponse::Ok()
+            .content_type("text/csv; charset=utf-8")
+            .insert_header((CONTENT_DISPOSITION, name))
+            .body(text));
     }
     Ok(HttpResponse::Ok().json(view((from, to), &by, &rows)))
 }
@@ -278,7 +281,8 @@ fn day(name: &str, text: Option<Text>) -> Result<Option<NaiveDate>, Problem> {
     if let Some(day) = text.as_deref().and_then(|text| text.parse::<NaiveDate>().ok()) {
         return Ok(Some(day));
     }
-    let refuse = |_| Problem::parameter(name, "must be a day such as 2026-01-31, or a time such as 2026-01-31T09:00:00Z");
+    let refuse =
+        |_| Problem::parameter(name, "must be a day such as 2026-01-31, or a time such as 2026-01-31T09:00:00Z");
     let text = text.map(Text::try_from).transpose().map_err(|message| Problem::parameter(name, message))?;
     Ok(params::time(name, text).map_err(refuse)?.map(|at| at.date_naive()))
 }
@@ -328,7 +332,8 @@ mod tests {
     #[test]
     fn what_looks_like_a_formula_is_harmless_in_a_table() {
         let row = |by: &str, key: &str| KindCount { by: by.into(), key: key.into(), kind: "sent".into(), count: 2 };
-        let text = csv_of("category", &gathered(&[row("category", "=1+1"), row("category", ""), row("day", "x")], "category"));
+        let text =
+            csv_of("category", &gathered(&[row("category", "=1+1"), row("category", ""), row("day", "x")], "category"));
         let text = String::from_utf8(text.unwrap()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("category,sent,delivered,"), "{text}");

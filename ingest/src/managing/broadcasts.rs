@@ -10,10 +10,10 @@ use shared::{
     broadcast::Definition,
     contract::submission::{FieldError, NAME_BYTES_MAX, SessionAsk, Shared, Submission, parse_json},
     db::{
-        accept::{Accepted, Acceptance},
+        accept::Beside,
+        accept::{Acceptance, Accepted},
         beside::NewBroadcast,
         broadcasts::{Steering, StoredBroadcast},
-        accept::Beside,
     },
     domain::{BroadcastStatus, Channel, Operator, Priority, Target, TenantId, broadcast::is_targetable},
 };
@@ -127,7 +127,8 @@ impl BroadcastBody {
             };
             match submission.check_shared(&rules) {
                 Ok(checked) => shared = Some(checked),
-                Err(found) => faults.extend(found.into_iter().map(renamed).filter(|fault| !faults.contains(fault)).collect::<Vec<_>>()),
+                Err(found) => faults
+                    .extend(found.into_iter().map(renamed).filter(|fault| !faults.contains(fault)).collect::<Vec<_>>()),
             }
         }
         let (Some(shared), Some(target), true) = (shared, self.target, faults.is_empty()) else {
@@ -187,7 +188,9 @@ fn channels(asked: Option<&[String]>, usual: Option<Vec<Channel>>, faults: &mut 
 fn check_target(target: &Target, faults: &mut Vec<FieldError>) {
     let mut fault = |field: &str, message: &str| faults.push(FieldError::new(format!("target.{field}"), message));
     let is_name = |text: &str| (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
-    let is_value = |value: &Value| to_json(value).len() <= VALUE_BYTES_MAX && !to_json(value).windows(6).any(|at| at == b"\\u0000");
+    let is_value = |value: &Value| {
+        to_json(value).len() <= VALUE_BYTES_MAX && !to_json(value).windows(6).any(|at| at == b"\\u0000")
+    };
     match target {
         Target::All {} => {}
         Target::Subscription { tier } if !is_name(tier) => fault("tier", "must have 1 to 200 bytes"),
@@ -262,7 +265,8 @@ pub async fn create(
     let tenant = admin.0.tenant;
     let catalogue = app.db.run(async move |store| catalogue(&store, tenant).await).await?;
     let of_type = asked.notification_type.as_ref().and_then(|name| catalogue.types.get(name));
-    let Checked { mut definition, scheduled_at } = asked.check(&app, of_type.map(|of_type| of_type.channels.clone()))?;
+    let Checked { mut definition, scheduled_at } =
+        asked.check(&app, of_type.map(|of_type| of_type.channels.clone()))?;
     let hashes = hashes(key, Kind::Broadcast, &bytes);
     if definition.channels.contains(&Channel::Whatsapp) {
         definition.session = match session(&app, tenant).await {
@@ -275,7 +279,8 @@ pub async fn create(
         Problem::validation(vec![FieldError::new("notification_type", message)])
     };
     definition.complete(&catalogue).map_err(template)?;
-    (definition.request_id, definition.traceparent) = (Some(trace.0.request_id.clone()), Some(trace.0.traceparent.clone()));
+    (definition.request_id, definition.traceparent) =
+        (Some(trace.0.request_id.clone()), Some(trace.0.traceparent.clone()));
     let status = if scheduled_at.is_some() { BroadcastStatus::Scheduled } else { BroadcastStatus::Running };
     let id = Uuid::now_v7();
     let answer = to_json(&BroadcastAccepted { id, status });
@@ -492,10 +497,7 @@ pub async fn cancel(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse
     steer(&admin, &app, id.0, Steering::Cancel).await
 }
 
-async fn catalogue(
-    store: &shared::db::Store,
-    tenant: TenantId,
-) -> shared::db::DbResult<shared::catalogue::Catalogue> {
+async fn catalogue(store: &shared::db::Store, tenant: TenantId) -> shared::db::DbResult<shared::catalogue::Catalogue> {
     let version = store.catalogue_version(tenant).await?;
     store.catalogue(tenant, version).await
 }
@@ -520,12 +522,21 @@ mod tests {
             (json!({"type": "users", "ids": []}), "target.ids"),
             (json!({"type": "users", "ids": [""]}), "target.ids"),
             (json!({"type": "query", "conditions": []}), "target.conditions"),
-            (json!({"type": "query", "conditions": [{"field": "email", "op": "exists"}]}), "target.conditions[0].field"),
-            (json!({"type": "query", "conditions": [{"field": "locale", "op": "in", "value": "de"}]}), "target.conditions[0].value"),
+            (
+                json!({"type": "query", "conditions": [{"field": "email", "op": "exists"}]}),
+                "target.conditions[0].field",
+            ),
+            (
+                json!({"type": "query", "conditions": [{"field": "locale", "op": "in", "value": "de"}]}),
+                "target.conditions[0].value",
+            ),
         ] {
             assert_eq!(faults(target.clone()), [field], "{target}");
         }
-        assert!(faults(json!({"type": "query", "conditions": [{"field": "attributes.age", "op": "gt", "value": 3}]})).is_empty());
+        assert!(
+            faults(json!({"type": "query", "conditions": [{"field": "attributes.age", "op": "gt", "value": 3}]}))
+                .is_empty()
+        );
     }
 
     #[test]

@@ -7,9 +7,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{
-    Array, Binary, Bool, Int4, Int8, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid,
-};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -156,9 +154,9 @@ impl Store {
         let rows: Vec<(Uuid, i32, Vec<u8>, bool)> = query.rows(self).await?;
         let open = |(id, tenant, definition, is_counted): (Uuid, i32, Vec<u8>, bool)| {
             // One that cannot be read must not hold up the others.
-            let definition = self.definition(definition).inspect_err(
-                |error| tracing::error!(broadcast = %id, %error, "a broadcast cannot be read"),
-            );
+            let definition = self
+                .definition(definition)
+                .inspect_err(|error| tracing::error!(broadcast = %id, %error, "a broadcast cannot be read"));
             Some(OpenBroadcast { id, tenant: TenantId(tenant), definition: definition.ok()??, is_counted })
         };
         Ok(rows.into_iter().filter_map(open).collect())
@@ -172,7 +170,8 @@ impl Store {
     pub async fn ahead_of(&self, broadcast: &OpenBroadcast) -> DbResult<i64> {
         let OpenBroadcast { tenant, definition, .. } = broadcast;
         let shares = definition.channels.iter().map(|&channel| share(*tenant, Route { channel, lane: Lane::Bulk }));
-        let query = statement::<Int8>(AHEAD).bind::<Array<SqlUuid>, _>(shares.chain(definition.session).collect::<Vec<_>>());
+        let query =
+            statement::<Int8>(AHEAD).bind::<Array<SqlUuid>, _>(shares.chain(definition.session).collect::<Vec<_>>());
         query.within(Some(*tenant)).row(self).await
     }
 
@@ -288,7 +287,8 @@ impl Store {
 
     /// A broadcast of a tenant. A small one is counted at this moment.
     pub async fn broadcast(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<StoredBroadcast>> {
-        let query = statement::<SqlRow>(SHOW).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).bind::<Int4, _>(LIVE_PAGES);
+        let query =
+            statement::<SqlRow>(SHOW).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).bind::<Int4, _>(LIVE_PAGES);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
         rows.into_iter().next().map_or(Ok(None), |row| self.stored(row))
     }
@@ -516,7 +516,8 @@ SELECT id, tenant_id, definition, total IS NOT NULL FROM broadcasts WHERE status
 
 const AHEAD: &str = "SELECT coalesce(max(waiting), 0)::int8 FROM lines WHERE id = ANY (?::uuid[])";
 
-const LOCK: &str = "SELECT definition, after_user FROM broadcasts WHERE id = ? AND status = 'running' FOR UPDATE SKIP LOCKED";
+const LOCK: &str =
+    "SELECT definition, after_user FROM broadcasts WHERE id = ? AND status = 'running' FOR UPDATE SKIP LOCKED";
 
 /// People in the order of their ids, and whether they are meant: known by more than preferences, and with the attribute that
 /// decides. The constants are one row that the planner folds in, so that it walks the key and sorts nothing.
@@ -533,14 +534,10 @@ macro_rules! in_order {
     };
 }
 
-const PICK: &str =
-    concat!("SELECT p.user_id FROM (", in_order!(""), ") p WHERE p.is_meant ORDER BY p.user_id LIMIT ?");
+const PICK: &str = concat!("SELECT p.user_id FROM (", in_order!(""), ") p WHERE p.is_meant ORDER BY p.user_id LIMIT ?");
 
-const COUNT: &str = concat!(
-    "SELECT count(*) FILTER (WHERE p.is_meant), count(*), max(p.user_id) FROM (",
-    in_order!(""),
-    ") p"
-);
+const COUNT: &str =
+    concat!("SELECT count(*) FILTER (WHERE p.is_meant), count(*), max(p.user_id) FROM (", in_order!(""), ") p");
 
 const FACTS: &str = "
 SELECT u.user_id, u.profile IS NOT NULL, u.locale, u.time_zone, u.attributes::text

@@ -125,14 +125,17 @@ mod tests {
             let target: Target = serde_json::from_value(printed.clone()).unwrap();
             assert_eq!(serde_json::to_value(target).unwrap(), printed);
         }
-        for other in [json!({"type": "all", "tier": "x"}), json!({"type": "none"}), json!({}), json!({"type": "users"})] {
+        for other in [json!({"type": "all", "tier": "x"}), json!({"type": "none"}), json!({}), json!({"type": "users"})]
+        {
             assert!(serde_json::from_value::<Target>(other.clone()).is_err(), "{other}");
         }
     }
 
     #[test]
     fn all_conditions_must_hold_of_a_person() {
-        let target = target(json!([{"field": "locale", "op": "eq", "value": "de-AT"}, {"field": "attributes.age", "op": "gte", "value": 18}]));
+        let target = target(
+            json!([{"field": "locale", "op": "eq", "value": "de-AT"}, {"field": "attributes.age", "op": "gte", "value": 18}]),
+        );
         assert!(target.means_person(&person(Some("de-AT"), json!({"age": 18}))));
         assert!(!target.means_person(&person(Some("de-AT"), json!({"age": "18"}))), "unlike types compare false");
         assert!(!target.means_person(&person(Some("de-AT"), json!({}))));
