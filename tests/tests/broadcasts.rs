@@ -65,14 +65,14 @@ fn numbers(shown: &Value, names: &[&str]) -> Vec<i64> {
 async fn everybody_whom_a_target_means_is_told_once() -> Result<()> {
     let stack = Stack::start_with(&[("EMAIL_BACKEND", "sandbox")]).await?;
     let (admin, sql) = (stack.admin(), stack.sql().await?);
-    people(&stack, 2500).await?;
+    people(&stack, 1200).await?;
 
     let all = begin(&admin, &body(json!({"type": "all"}), &["in_app"])).await?;
     let shown = until_over(&admin, &all).await?;
-    assert_eq!(numbers(&shown, &["total", "told", "accepted", "delivered", "failed"]), [2500, 2500, 2500, 2500, 0]);
+    assert_eq!(numbers(&shown, &["total", "told", "accepted", "delivered", "failed"]), [1200, 1200, 1200, 1200, 0]);
     let told = "SELECT count(*), count(DISTINCT user_id) FROM inbox WHERE tenant_id = 1";
     let row = sql.query_one(told, &[]).await?;
-    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (2500, 2500));
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1200, 1200));
     let item = stack.producer().get("/api/notifications/user/u000007").await?.ok()?;
     assert_eq!(
         (&item["notifications"][0]["title"], &item["notifications"][0]["message"]),
@@ -88,11 +88,11 @@ async fn everybody_whom_a_target_means_is_told_once() -> Result<()> {
     let shown = until_over(&admin, &id).await?;
     assert_eq!(
         numbers(&shown, &["total", "accepted", "delivered", "sent", "failed"]),
-        [834, 1668, 834, 417, 417],
+        [400, 800, 400, 200, 200],
         "{shown}"
     );
     let reasons = "SELECT count(*) FROM deliveries WHERE state = 'failed' AND reason = 'no_address'";
-    assert_eq!(stack.count(reasons).await?, 417);
+    assert_eq!(stack.count(reasons).await?, 200);
 
     for (target, total) in [
         (json!({"type": "attribute", "name": "age", "value": 17}), 1),
@@ -232,7 +232,7 @@ async fn a_broadcast_stops_goes_on_and_ends_as_its_admin_says() -> Result<()> {
 async fn invariant_l_d_a_scheduler_that_dies_in_mid_broadcast_leaves_nobody_out_and_tells_nobody_twice() -> Result<()> {
     let mut stack = Stack::start_apart(1, &[]).await?;
     let admin = stack.admin();
-    people(&stack, 12_000).await?;
+    people(&stack, 3000).await?;
     stack.kill9("scheduler")?;
     let mut ids = Vec::new();
     for point in ["within_page:2", "after_page:2", "within_page:1"] {
@@ -246,12 +246,12 @@ async fn invariant_l_d_a_scheduler_that_dies_in_mid_broadcast_leaves_nobody_out_
     stack.launch("second", Role::Scheduler, &[]).await?;
     for id in &ids {
         let shown = until_over(&admin, id).await?;
-        assert_eq!(numbers(&shown, &["total", "told", "accepted", "delivered"]), [12_000; 4], "{shown}");
+        assert_eq!(numbers(&shown, &["total", "told", "accepted", "delivered"]), [3000; 4], "{shown}");
         let told = format!("SELECT count(*), count(DISTINCT user_id) FROM messages WHERE bulk_id = '{id}'");
         let row = stack.sql().await?.query_one(&told, &[]).await?;
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (12_000, 12_000));
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (3000, 3000));
     }
-    assert_eq!(stack.count("SELECT count(*) FROM inbox").await?, 36_000);
+    assert_eq!(stack.count("SELECT count(*) FROM inbox").await?, 9000);
     eventually("the counts are the log's", SOON, || async {
         (check::wrong_daily_counts(&stack).await.ok()? == 0).then_some(())
     })

@@ -264,6 +264,8 @@ impl Store {
         let DuePage { broadcast, no, tenant, range, is_cancelled } = *page;
         if is_cancelled {
             self.cancel_page(tenant, broadcast, range).await?;
+            let query = statement::<()>(UNPARK).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(range.0);
+            query.bind::<SqlUuid, _>(range.1).within(Some(tenant)).run(self).await?;
         }
         let query = statement::<()>(COUNT_PAGE).near([&range.0, &range.1]);
         let query = query.bind::<SqlUuid, _>(broadcast).bind::<Int4, _>(no);
@@ -574,6 +576,17 @@ WITH taken AS (
 )
 SELECT t.broadcast_id, t.no, t.tenant_id, t.first, t.last, b.status = 'cancelled'
 FROM taken t JOIN broadcasts b ON b.id = t.broadcast_id";
+
+/// Takes what was cancelled out of its line, so that it does not hold up paging. The lines are locked first, as by their release.
+const UNPARK: &str = "
+WITH over AS MATERIALIZED (
+    SELECT k.delivery_id, k.line FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS first, ?::uuid AS last) f
+    JOIN parked k ON k.delivery_id >= f.first AND k.delivery_id <= f.last
+    CROSS JOIN LATERAL (SELECT FROM deliveries d WHERE d.id = k.delivery_id AND d.tenant_id = f.tenant_id AND d.state = 'cancelled' OFFSET 0) d
+), held AS MATERIALIZED (
+    SELECT l.id FROM lines l WHERE l.id = ANY (ARRAY(SELECT line FROM over)) ORDER BY l.id FOR UPDATE
+)
+DELETE FROM parked WHERE delivery_id = ANY (ARRAY(SELECT o.delivery_id FROM over o WHERE o.line IN (SELECT id FROM held)))";
 
 /// Where the deliveries between two stand, of those that belong to a broadcast.
 macro_rules! standing {
