@@ -23,8 +23,8 @@ use crate::{
     inbound::{provider_events, tracking, waha},
     live::follow,
     managing::{
-        admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
-        tenant_limits, tenants, tokens, webhooks,
+        admin, analytics, broadcasts, channels, configurations, dead_letters, keys, notification_types, rules,
+        suppressions, templates, tenant_limits, tenants, tokens, webhooks,
     },
     people::{devices, export, imports, inbox, users},
     problem::{CONTENT_TYPE, Code},
@@ -43,6 +43,11 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
 * Every answer carries `X-Request-Id`; `traceparent` is taken or made, and travels on to webhooks.
 * Times are RFC 3339; one without a zone is taken as UTC. Lists are newest first and go on at `next_cursor`.
 * The same submissions can be published to RabbitMQ: [/asyncapi.yaml](/asyncapi.yaml).";
+
+/// What admins do about notifications.
+const ADMIN_NOTIFICATIONS: &str = "/api/admin/notifications/";
+/// The same, as programs of the mozaiks family spell it.
+const ADMIN_NOTIFICATIONS_ALIAS: &str = "/__mozaiks/admin/notifications/";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -64,6 +69,8 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         configurations::regenerate, configurations::test, configurations::logs, configurations::replay,
         templates::list, templates::create, templates::show, templates::update, templates::remove, templates::preview, templates::test,
         templates::versions, notification_types::list, notification_types::import, notification_types::remove,
+        broadcasts::create, broadcasts::list, broadcasts::show, broadcasts::pause, broadcasts::resume, broadcasts::cancel,
+        analytics::delivery,
         webhooks::signing_secret, admin::queues, channels::list, suppressions::list, suppressions::lift,
         tokens::issue, tokens::renew,
         tenants::list, tenants::create, keys::list, keys::create, keys::revoke, tenant_limits::show, tenant_limits::set, audit::list,
@@ -437,6 +444,8 @@ impl Modify for Shared {
                 .description(Some("An API key (`ph_…`) or a token (JWT)"));
             components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
         }
+        let aliases: Vec<(String, PathItem)> = tree.paths.paths.iter().filter_map(alias).collect();
+        tree.paths.paths.extend(aliases);
         for (path, item) in &mut tree.paths.paths {
             for (method, operation) in operations(item) {
                 operation.operation_id = Some(operation_id(path, method));
@@ -444,6 +453,12 @@ impl Modify for Shared {
             }
         }
     }
+}
+
+/// The same under the prefix that other programs know.
+fn alias((path, item): (&String, &PathItem)) -> Option<(String, PathItem)> {
+    let rest = path.strip_prefix(ADMIN_NOTIFICATIONS)?;
+    Some((format!("{ADMIN_NOTIFICATIONS_ALIAS}{rest}"), item.clone()))
 }
 
 /// The operations of a path, of the methods that we use.
@@ -469,8 +484,8 @@ fn operation_id(path: &str, method: &'static str) -> String {
 fn complete(path: &str, method: &str, operation: &mut Operation) {
     let is_public =
         operation.security.as_ref().is_some_and(|schemes| schemes.iter().all(|scheme| *scheme == Default::default()));
-    let submits =
-        operation.tags.as_ref().is_some_and(|tags| tags.iter().any(|tag| tag == "submitting")) && method == "post";
+    let submits = path.ends_with("/broadcast")
+        || operation.tags.as_ref().is_some_and(|tags| tags.iter().any(|tag| tag == "submitting")) && method == "post";
     let mut codes = if is_public {
         vec![]
     } else {
@@ -494,7 +509,7 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
     if path.contains("{id}") {
         codes.push(Code::NotFound);
     }
-    if path.ends_with("/cancel") {
+    if ["/cancel", "/pause", "/resume"].iter().any(|end| path.ends_with(end)) {
         codes.push(Code::StateConflict);
     }
     if submits {

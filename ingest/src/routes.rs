@@ -11,8 +11,8 @@ use crate::{
     inbound::{provider_events, tracking, waha},
     live::follow,
     managing::{
-        admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
-        tenant_limits, tenants, tokens, webhooks,
+        admin, analytics, broadcasts, channels, configurations, dead_letters, keys, notification_types, rules,
+        suppressions, templates, tenant_limits, tenants, tokens, webhooks,
     },
     observe::RouteTimings,
     people::{devices, export, imports, inbox, users},
@@ -82,6 +82,7 @@ routes! {
     "/api/notifications/templates/{id}/versions"     { GET templates::versions }
     "/api/notifications/archive"                     { POST inbox::archive_many }
     "/api/notifications/unarchive"                   { POST inbox::unarchive_many }
+    "/api/notifications/analytics/delivery"          { GET analytics::delivery }
     "/api/notifications/{id}/read"                   { POST inbox::read }
     "/api/notifications/{id}/unread"                 { POST inbox::mark_unread }
     "/api/notifications/{id}/archive"                { POST inbox::archive }
@@ -98,6 +99,19 @@ routes! {
     "/api/suppressions"                              { GET suppressions::list }
     "/api/suppressions/{id}"                         { DELETE suppressions::lift }
     "/api/admin/notifications/channels"              { GET channels::list }
+    "/api/admin/notifications/broadcast"             { POST broadcasts::create }
+    "/api/admin/notifications/broadcasts"            { GET broadcasts::list }
+    "/api/admin/notifications/broadcasts/{id}"       { GET broadcasts::show }
+    "/api/admin/notifications/broadcasts/{id}/pause" { POST broadcasts::pause }
+    "/api/admin/notifications/broadcasts/{id}/resume" { POST broadcasts::resume }
+    "/api/admin/notifications/broadcasts/{id}/cancel" { POST broadcasts::cancel }
+    "/__mozaiks/admin/notifications/channels"        { GET channels::list }
+    "/__mozaiks/admin/notifications/broadcast"       { POST broadcasts::create }
+    "/__mozaiks/admin/notifications/broadcasts"      { GET broadcasts::list }
+    "/__mozaiks/admin/notifications/broadcasts/{id}" { GET broadcasts::show }
+    "/__mozaiks/admin/notifications/broadcasts/{id}/pause" { POST broadcasts::pause }
+    "/__mozaiks/admin/notifications/broadcasts/{id}/resume" { POST broadcasts::resume }
+    "/__mozaiks/admin/notifications/broadcasts/{id}/cancel" { POST broadcasts::cancel }
     "/api/admin/dead-letters"                        { GET dead_letters::list }
     "/api/admin/dead-letters/replay"                 { POST dead_letters::replay }
     "/api/admin/dead-letters/drop"                   { POST dead_letters::drop }

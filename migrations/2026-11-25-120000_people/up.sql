@@ -186,32 +186,72 @@ CREATE TABLE broadcasts (
     status       text        NOT NULL, -- scheduled, running, paused, completed or cancelled
     scheduled_at timestamptz,
     after_user   text        NOT NULL DEFAULT '', -- everybody up to here was told
+    pages        integer     NOT NULL DEFAULT 0, -- its rows in broadcast_pages
     total        bigint,     -- people it is meant for; NULL: not counted yet
     told         bigint      NOT NULL DEFAULT 0, -- people so far
     accepted     bigint      NOT NULL DEFAULT 0, -- deliveries so far
-    delivered    bigint      NOT NULL DEFAULT 0, -- as last counted
-    failed       bigint      NOT NULL DEFAULT 0,
-    counted_at   timestamptz,
     created_at   timestamptz NOT NULL DEFAULT now(),
     updated_at   timestamptz NOT NULL DEFAULT now(),
     finished_at  timestamptz
 );
 CREATE INDEX broadcasts_tenant ON broadcasts (tenant_id, id);
-CREATE INDEX broadcasts_open ON broadcasts (id) WHERE status IN ('scheduled', 'running');
+CREATE INDEX broadcasts_open ON broadcasts (id) WHERE status IN ('scheduled', 'running', 'paused');
+CREATE INDEX broadcasts_created ON broadcasts (created_at);
 
--- Deliveries per day and what they were about, each once for each kind of event it ever had: analytics need no scan.
+-- The people that one commit told. A page knows where its deliveries stand, so that nobody counts millions of rows.
+CREATE TABLE broadcast_pages (
+    broadcast_id uuid        NOT NULL,
+    no           integer     NOT NULL,
+    tenant_id    integer     NOT NULL,
+    first        uuid        NOT NULL, -- all of its deliveries lie between these two; others may as well
+    last         uuid        NOT NULL,
+    accepted     integer     NOT NULL, -- deliveries
+    waiting      integer     NOT NULL, -- of them, as last counted: without an end
+    sent         integer     NOT NULL DEFAULT 0,
+    delivered    integer     NOT NULL DEFAULT 0,
+    failed       integer     NOT NULL DEFAULT 0,
+    suppressed   integer     NOT NULL DEFAULT 0,
+    cancelled    integer     NOT NULL DEFAULT 0,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    count_at     timestamptz, -- when they are counted again; NULL: they change no more
+    PRIMARY KEY (broadcast_id, no)
+);
+CREATE INDEX broadcast_pages_created ON broadcast_pages (created_at);
+CREATE INDEX broadcast_pages_due ON broadcast_pages (count_at) WHERE count_at IS NOT NULL;
+
+-- Deliveries per day of their acceptance and what they were about, each once for each kind of event it ever had: analytics
+-- need no scan.
 CREATE TABLE daily_counts (
     day       date    NOT NULL,
     tenant_id integer NOT NULL,
     channel   text    NOT NULL,
-    provider  text    NOT NULL,
+    provider  text    NOT NULL, -- empty: none was asked
     category  text    NOT NULL,
     template  text    NOT NULL,
-    kind      text    NOT NULL,
+    kind      text    NOT NULL, -- of an event; or tried, or wrong: one of several kinds
     n         bigint  NOT NULL,
     PRIMARY KEY (tenant_id, day, channel, provider, category, template, kind)
 ) WITH (fillfactor = 50);
 ALTER TABLE daily_counts SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+-- The kinds of events that a delivery ever had, as bits, and those that its last change added: whoever changes the row knows
+-- what is to be counted, since nobody else can change it at the same time.
+ALTER TABLE deliveries ADD COLUMN reached smallint NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN fresh   smallint NOT NULL DEFAULT 0;
+
+-- The bits of a kind. What was delivered was sent as well. Two more bits say of each delivery once that somebody tried (4096),
+-- and that it went wrong (8192). Kinds that say nothing about what a delivery came to have none.
+CREATE FUNCTION reached_bits(kind text) RETURNS smallint LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE kind WHEN 'sent' THEN 4096 + 1 WHEN 'delivered' THEN 4096 + 3 WHEN 'failed' THEN 12288 + 4 WHEN 'bounced' THEN 12288 + 8
+        WHEN 'dead' THEN 12288 + 16
+        WHEN 'suppressed' THEN 32 WHEN 'expired' THEN 64 WHEN 'cancelled' THEN 128 WHEN 'read' THEN 256 WHEN 'opened' THEN 512
+        WHEN 'clicked' THEN 1024 WHEN 'complained' THEN 2048 ELSE 0 END::smallint
+$$;
+
+-- The UTC day in which a UUIDv7 was made.
+CREATE FUNCTION uuid7_day(id uuid) RETURNS date LANGUAGE sql IMMUTABLE AS $$
+    SELECT (timestamp 'epoch' + ('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint * interval '1 millisecond')::date
+$$;
 
 ALTER TABLE deliveries ADD COLUMN reason   text; -- why it waits or ended, as a word: quiet_hours, no_address, preference …
 ALTER TABLE deliveries ADD COLUMN category text;

@@ -4,6 +4,7 @@
 //! its own, and none knows of another: they meet in the database.
 
 mod audit;
+mod broadcasts;
 mod crashes;
 mod crew;
 mod dead_letter_drainer;
@@ -140,6 +141,8 @@ impl Line {
         crew.keep(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
         crew.keep(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(webhook_events::WebhookHolds(store.clone()));
+        crew.keep(broadcasts::Broadcasts::new(store.clone(), dispatcher.clone(), relay_after));
+        crew.keep(broadcasts::BroadcastCounts(store.clone()));
         crew.keep(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
         crew.keep(digests::Digests::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(digests::DigestForgets(store.clone()));

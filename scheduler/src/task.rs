@@ -45,6 +45,9 @@ pub enum TaskError {
     /// Some of what runs side by side failed; each was logged.
     #[error("{0} replays could not go on")]
     Replays(usize),
+    /// As above.
+    #[error("{0} broadcasts could not go on")]
+    Broadcasts(usize),
 }
 
 /// One kind of work.

@@ -26,6 +26,10 @@ pub const AFTER_EVENT: &str = "after_event";
 pub const AFTER_RELEASE: &str = "after_release";
 /// After a log batch was committed, before it is acknowledged.
 pub const AFTER_RECORD: &str = "after_record";
+/// After a page of a broadcast was accepted, before that and its cursor are committed.
+pub const WITHIN_PAGE: &str = "within_page";
+/// After the commit of a page of a broadcast.
+pub const AFTER_PAGE: &str = "after_page";
 
 /// After what a window became was written down, before it is committed.
 pub const BEFORE_CLOSE: &str = "before_close";
@@ -45,6 +49,8 @@ pub const ALL: &[&str] = &[
     AFTER_RECORD,
     BEFORE_CLOSE,
     AFTER_CLOSE,
+    WITHIN_PAGE,
+    AFTER_PAGE,
 ];
 
 struct Armed {

@@ -4,6 +4,7 @@
 
 pub mod amqp;
 pub mod batch;
+pub mod broadcast;
 pub mod catalogue;
 pub mod clock;
 pub mod compose;

@@ -25,7 +25,7 @@ pub struct Ledger {
     pub unlogged: usize,
     /// Ambiguities the log holds.
     pub ambiguous: usize,
-    /// Whether the counters equal the rows. Must be true (A).
+    /// Whether the counters equal the rows, those of each minute and those of each day. Must be true (A).
     pub counters_agree: bool,
 }
 
@@ -83,6 +83,29 @@ pub async fn ledger(stack: &Stack, sink: &HttpSink, accepted: &[String], limit: 
         usize::try_from(stack.count("SELECT count(*) FROM delivery_events WHERE kind = 'ambiguous'").await?)?;
     let differing = "SELECT count(*) FROM (SELECT date_trunc('minute', at) m, tenant_id, channel, kind, count(*) n FROM delivery_events GROUP BY 1, 2, 3, 4) e \
         FULL JOIN event_counts c ON (c.minute, c.tenant_id, c.channel, c.kind) = (e.m, e.tenant_id, e.channel, e.kind) WHERE e.n IS DISTINCT FROM c.n";
-    ledger.counters_agree = stack.count(differing).await? == 0;
+    ledger.counters_agree = stack.count(differing).await? == 0 && wrong_daily_counts(stack).await? == 0;
     Ok(ledger)
 }
+
+/// How many of the daily counts are not what the log and the deliveries say.
+pub async fn wrong_daily_counts(stack: &Stack) -> Result<i64> {
+    stack.count(WRONG_DAILY_COUNTS).await
+}
+
+/// Of whom the provider was is not looked at: the log does not say it of what was told afterwards.
+const WRONG_DAILY_COUNTS: &str = "
+WITH reached AS (
+    SELECT DISTINCT e.delivery_id, k.kind FROM delivery_events e CROSS JOIN LATERAL (VALUES
+        (CASE WHEN e.kind NOT IN ('retrying', 'ambiguous', 'replayed', 'played') THEN e.kind END),
+        (CASE WHEN e.kind = 'delivered' THEN 'sent' END),
+        (CASE WHEN e.kind IN ('sent', 'delivered', 'failed', 'bounced', 'dead') THEN 'tried' END),
+        (CASE WHEN e.kind IN ('failed', 'bounced', 'dead') THEN 'wrong' END)) AS k (kind)
+    WHERE k.kind IS NOT NULL
+), wanted AS (
+    SELECT (to_timestamp(('x' || left(replace(d.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0) AT TIME ZONE 'UTC')::date AS day,
+           d.tenant_id, d.channel, coalesce(d.category, '') AS category, coalesce(d.template, '') AS template, r.kind, count(*) AS n
+    FROM reached r JOIN deliveries d ON d.id = r.delivery_id GROUP BY 1, 2, 3, 4, 5, 6
+), counted AS (
+    SELECT day, tenant_id, channel, category, template, kind, sum(n) AS n FROM daily_counts GROUP BY 1, 2, 3, 4, 5, 6
+)
+SELECT count(*) FROM wanted FULL JOIN counted USING (day, tenant_id, channel, category, template, kind) WHERE wanted.n IS DISTINCT FROM counted.n";

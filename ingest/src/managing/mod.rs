@@ -1,6 +1,8 @@
 //! What admins and operators look at and change.
 
 pub mod admin;
+pub mod analytics;
+pub mod broadcasts;
 pub mod channels;
 pub mod configurations;
 pub mod dead_letters;

@@ -36,6 +36,8 @@ pub enum Kind {
     TemplateTest,
     /// Something that happened elsewhere.
     Event,
+    /// A broadcast.
+    Broadcast,
 }
 
 impl Kind {
@@ -50,6 +52,7 @@ impl Kind {
             Self::Typed => "typed",
             Self::TemplateTest => "template_test",
             Self::Event => "event",
+            Self::Broadcast => "broadcast",
         }
     }
 }

@@ -117,6 +117,7 @@ impl Store {
         if step != Step::Done {
             return Ok(step);
         }
+        self.erase_from_broadcasts(person.tenant, &person.user_id).await?;
         let left: bool = eraser.own_row::<Bool>(LEFT).bind::<Timestamptz, _>(person.asked_at).row(self).await?;
         if left {
             return Ok(Step::More);

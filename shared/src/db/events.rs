@@ -3,7 +3,12 @@
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement, webhook_events::tell};
+use super::{
+    DbResult, Store,
+    analytics::{daily, reach},
+    statement,
+    webhook_events::tell,
+};
 use crate::{
     contract::{AttemptRecord, Event},
     domain::{Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId},
@@ -136,7 +141,8 @@ fn clean(text: Option<&str>) -> Option<String> {
 /// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome. Where the
 /// outcome comes after the crash report, `told` takes the supposed attempt out of the log again: there was one call, so
 /// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row. Of reports that come
-/// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce. Reported is
+/// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce. `bits` are the kinds
+/// that are logged with it, as far as that is known before; `touched` is what is logged of deliveries that were not moved. Reported is
 /// what moved the delivery, and what a provider told afterwards unless something better was known.
 const RECORD: &str = concat!(
     "
@@ -148,13 +154,20 @@ WITH e AS MATERIALIZED (
 ), moved AS (
     UPDATE deliveries@ d
     SET state = e.state, reason = e.reason, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
-        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int, round = e.round
-    FROM (SELECT DISTINCT ON (delivery_id, run) * FROM e ORDER BY delivery_id, run, crash, state = 'sent', report AND state = 'failed', state = 'delivered') e
+        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int, round = e.round,
+        ",
+    reach!("e.bits"),
+    "
+    FROM (SELECT DISTINCT ON (delivery_id, run) *,
+              reached_bits(kind) | bit_or(CASE WHEN provider IS NOT NULL AND NOT crash THEN reached_bits(kind) ELSE 0::smallint END)
+                  OVER (PARTITION BY delivery_id)
+              | bit_or(CASE WHEN report THEN reached_bits(kind) ELSE 0::smallint END) OVER (PARTITION BY delivery_id, run) AS bits
+          FROM e ORDER BY delivery_id, run, crash, state = 'sent', report AND state = 'failed', state = 'delivered') e
     WHERE d.id = e.delivery_id AND d.run = e.run
       AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
            OR (e.report AND e.state <> 'sent' AND (d.state = 'sent' OR (d.state = 'delivered' AND e.state = 'bounced'))))
     RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, d.state, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail,
-              e.at, e.provider, e.code
+              e.at, e.provider, e.code, d.provider AS carrier, d.category, d.template, d.fresh
 ), logged AS (
     INSERT INTO delivery_events@ (delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref)
     SELECT delivery_id, run, kind, tenant_id, channel, at, provider, outcome, code, detail, duration_ms, provider_ref FROM e
@@ -162,6 +175,13 @@ WITH e AS MATERIALIZED (
        OR (report AND EXISTS (SELECT 1 FROM deliveries@ d WHERE d.id = e.delivery_id AND d.run = e.run))
     ON CONFLICT DO NOTHING
     RETURNING delivery_id, run, tenant_id, channel, kind, at, provider, code, detail
+), touched AS (
+    UPDATE deliveries@ d SET ",
+    reach!("l.bits"),
+    "
+    FROM (SELECT delivery_id, bit_or(reached_bits(kind)) AS bits FROM logged WHERE delivery_id NOT IN (SELECT id FROM moved) GROUP BY 1 ORDER BY 1) l
+    WHERE d.id = l.delivery_id AND l.bits & ~d.reached <> 0
+    RETURNING d.id, d.tenant_id, d.channel, d.provider, d.category, d.template, d.fresh
 ), named AS (
     INSERT INTO provider_refs (provider, ref, delivery_id, tenant_id)
     SELECT provider, provider_ref, delivery_id, tenant_id FROM e
@@ -177,6 +197,12 @@ WITH e AS MATERIALIZED (
     SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
+), daily AS (",
+    daily!(
+        "SELECT id, tenant_id, channel, carrier, category, template, fresh FROM moved
+          UNION ALL SELECT id, tenant_id, channel, provider, category, template, fresh FROM touched"
+    ),
+    "
 ), waiting AS (
     INSERT INTO due (delivery_id, due_at, run, why)
     SELECT id, clock_timestamp() + delay_ms * interval '1 millisecond', run, 'retry' FROM moved WHERE delay_ms IS NOT NULL

@@ -10,7 +10,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, statement, webhook_events::tell};
+use super::{
+    DbResult, Statement, Store,
+    analytics::{daily, reach},
+    statement,
+    webhook_events::tell,
+};
 use crate::domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, OutcomeClass, State, TenantId};
 
 /// Messages looked at by the first statement of a search; enough for any page without a filter.
@@ -351,6 +356,21 @@ impl Store {
         query.within(scope).row(self).await
     }
 
+    /// As [`Store::cancel`], for the deliveries of a broadcast between two of them.
+    pub(super) async fn cancel_page(
+        &self,
+        tenant: TenantId,
+        broadcast: Uuid,
+        (first, last): (Uuid, Uuid),
+    ) -> DbResult<i64> {
+        let query = statement::<Int8>(CANCEL_PAGE)
+            .bind::<SqlUuid, _>(broadcast)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<SqlUuid, _>(first)
+            .bind::<SqlUuid, _>(last);
+        query.within(Some(tenant)).row(self).await
+    }
+
     /// Where the deliveries of a bulk stand.
     pub async fn bulk_counts(&self, scope: Option<TenantId>, id: BulkId) -> DbResult<Option<BulkCounts>> {
         let query = statement::<(Int4, Timestamptz, Nullable<Text>, Int8)>(SELECT_BULK)
@@ -637,17 +657,19 @@ SELECT e.delivery_id, e.run, e.kind, e.at, e.provider, e.outcome, e.code, e.deta
 FROM unnest(?::uuid[]) AS asked(id) JOIN delivery_events@ e ON e.delivery_id = asked.id
 ORDER BY e.at, e.run, e.kind";
 
-/// Due rows that the release is taking at this moment are left to it: it drops what is no longer waiting, and waiting for
-/// its lock while holding the delivery's could deadlock.
-const CANCEL: &str = concat!(
-    "
+/// Takes back the deliveries `d` that `$which` picks, with their log rows and counts. Due rows that the release is taking at this
+/// moment are left to it: it drops what is no longer waiting, and waiting for its lock while holding the delivery's could
+/// deadlock.
+macro_rules! cancel {
+    ($which:expr) => {
+        concat!(
+            "
 WITH moved AS (
-    UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp()
-    FROM (SELECT ?::uuid AS id, ?::int4 AS tenant_id) asked
-    WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
-    minute_after!("asked.id"),
-    " AND (asked.tenant_id IS NULL OR d.tenant_id = asked.tenant_id) AND d.state IN ('scheduled', 'queued', 'retrying')
-    RETURNING d.id, d.run, d.tenant_id, d.channel
+    UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp(), ",
+            reach!("128::smallint"),
+            $which,
+            " AND d.state IN ('scheduled', 'queued', 'retrying')
+    RETURNING d.id, d.run, d.tenant_id, d.channel, d.provider, d.category, d.template, d.fresh
 ), gone AS (
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(
         SELECT delivery_id FROM due WHERE delivery_id = ANY (ARRAY(SELECT id FROM moved)) FOR UPDATE SKIP LOCKED))
@@ -657,20 +679,41 @@ WITH moved AS (
     ON CONFLICT DO NOTHING
     RETURNING delivery_id, run, tenant_id, channel, kind, at
 ), heard AS (",
-    tell!(
-        "
+            tell!(
+                "
     SELECT tenant_id, channel, delivery_id, 'message.cancelled', at, delivery_id, run,
            jsonb_build_object('delivery_id', delivery_id, 'channel', channel, 'status', kind)
     FROM logged"
-    ),
-    "
+            ),
+            "
 ), counted AS (
     INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
     SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
+), daily AS (",
+            daily!("SELECT id, tenant_id, channel, provider, category, template, fresh FROM moved"),
+            "
 )
 SELECT count(*) AS cancelled FROM moved"
+        )
+    };
+}
+
+const CANCEL: &str = cancel!(concat!(
+    "
+    FROM (SELECT ?::uuid AS id, ?::int4 AS tenant_id) asked
+    WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
+    minute_after!("asked.id"),
+    " AND (asked.tenant_id IS NULL OR d.tenant_id = asked.tenant_id)"
+));
+
+/// Those of a broadcast between two deliveries.
+const CANCEL_PAGE: &str = cancel!(
+    "
+    FROM (SELECT ?::uuid AS broadcast_id, ?::int4 AS tenant_id, ?::uuid AS first, ?::uuid AS last) asked
+    WHERE d.id >= asked.first AND d.id <= asked.last AND d.tenant_id = asked.tenant_id
+      AND EXISTS (SELECT 1 FROM messages m WHERE m.id = d.message_id AND m.bulk_id = asked.broadcast_id)"
 );
 
 const SELECT_BULK: &str = concat!(

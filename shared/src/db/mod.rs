@@ -3,9 +3,11 @@
 //! No transaction is open across a network call, and nothing here knows that a broker exists.
 
 pub mod accept;
+pub mod analytics;
 pub mod audit;
 pub mod beside;
 pub mod breakers;
+pub mod broadcasts;
 pub mod catalogue;
 pub mod claim;
 pub mod configurations;

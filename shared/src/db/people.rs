@@ -78,7 +78,7 @@ impl Store {
     }
 }
 
-const PEOPLE: &str = "
+pub(super) const PEOPLE: &str = "
 SELECT u.user_id, u.profile, u.locale, u.time_zone, u.quiet_start, u.quiet_end, u.attributes::text,
        ARRAY(SELECT d.token FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id),
        ARRAY(SELECT d.platform FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id)

@@ -334,8 +334,14 @@ WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.",
 }
 
 /// Everything but messages and what hangs on them. A bulk stays as long as a message needs its content.
-const TABLES: [(&str, [&str; 2]); 10] = [
+const TABLES: [(&str, [&str; 2]); 12] = [
     older!("bulks", "created_at", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
+    older!(
+        "broadcasts",
+        "created_at",
+        " AND x.finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM bulks b WHERE b.id = x.id)"
+    ),
+    older!("broadcast_pages", "created_at", " AND NOT EXISTS (SELECT 1 FROM broadcasts b WHERE b.id = x.broadcast_id)"),
     older!("inbox", "created_at", ""),
     older!("event_log", "created_at", ""),
     older!("wa_inbound", "created_at", ""),

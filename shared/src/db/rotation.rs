@@ -133,6 +133,7 @@ const COLUMNS: &[Column] = &[
     bytes("webhook_logs", "response"),
     Column { key: Key::Person, ..bytes("users", "profile") },
     Column { hash: Some("token_hash"), ..text("devices", "token") },
+    bytes("broadcasts", "definition"),
 ];
 
 #[derive(QueryableByName)]

@@ -8,7 +8,12 @@ use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timesta
 use serde_json::{Map, Value, json, value::RawValue};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement, wa_inbound::Inbound};
+use super::{
+    DbResult, Store,
+    analytics::{daily, reach},
+    statement,
+    wa_inbound::Inbound,
+};
 use crate::{
     contract::{
         submission::Content,
@@ -357,16 +362,19 @@ WHERE NOT is_active AND disabled_at IS NOT NULL
   AND (swept_at IS NULL OR (swept_at < disabled_at + interval '2 minutes' AND swept_at < now() - interval '5 seconds'))";
 
 /// As when a producer takes a message back.
-const HOLD: &str = "
+const HOLD: &str = concat!(
+    "
 WITH waiting AS MATERIALIZED (
     SELECT w.id, w.carrier FROM webhook_events w
     CROSS JOIN LATERAL (SELECT d.state FROM deliveries d WHERE d.id = w.carrier OFFSET 0) d
     WHERE w.configuration_id = ? AND w.at > now() - interval '8 days' AND d.state IN ('queued', 'retrying')
     ORDER BY w.id LIMIT ?
 ), moved AS (
-    UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp()
+    UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp(), ",
+    reach!("128::smallint"),
+    "
     FROM waiting w WHERE d.id = w.carrier AND d.state IN ('queued', 'retrying')
-    RETURNING d.id, d.run, d.tenant_id, d.channel
+    RETURNING d.id, d.run, d.tenant_id, d.channel, d.provider, d.category, d.template, d.fresh
 ), gone AS (
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(
         SELECT delivery_id FROM due WHERE delivery_id = ANY (ARRAY(SELECT id FROM moved)) FOR UPDATE SKIP LOCKED))
@@ -380,10 +388,14 @@ WITH waiting AS MATERIALIZED (
     SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
+), daily AS (",
+    daily!("SELECT id, tenant_id, channel, provider, category, template, fresh FROM moved"),
+    "
 ), held AS (
     UPDATE webhook_events w SET carrier = NULL FROM waiting t, moved v WHERE w.id = t.id AND v.id = t.carrier
 )
-SELECT count(*) FROM moved";
+SELECT count(*) FROM moved"
+);
 
 const FORGET_EVENTS: &str = "
 DELETE FROM webhook_events WHERE id = ANY (ARRAY(

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod breaker;
+pub mod broadcast;
 pub mod category;
 pub mod channel;
 pub mod delivery;
@@ -27,6 +28,7 @@ pub use word::UnknownWord;
 
 pub use address::Address;
 pub use breaker::BreakerState;
+pub use broadcast::{BroadcastStatus, Target};
 pub use category::Class;
 pub use channel::{Channel, Lane, Priority, Route};
 pub use delivery::State;

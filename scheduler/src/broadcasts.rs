@@ -1,0 +1,129 @@
+//! Tells broadcasts, page by page, and counts what became of them.
+//!
+//! A page is one commit with its cursor, so a scheduler that dies in mid-broadcast leaves nothing to clean up. Paging stays
+//! little ahead of what is released: the people who wait are rows of their own already, and need not be deliveries yet.
+
+use std::time::Duration;
+
+use metrics::counter;
+use shared::{
+    catalogue::Catalogues,
+    db::{
+        Store,
+        broadcasts::{OpenBroadcast, PageDone},
+    },
+    dispatch::Dispatcher,
+};
+use uuid::Uuid;
+
+use crate::{
+    task::{Report, Task, TaskError, count_of},
+    trouble::chain,
+};
+
+/// Broadcasts that get a page in one turn.
+const BROADCASTS_MAX: i64 = 16;
+/// Deliveries of a broadcast's kind that may wait for their turn; half a second's work at the fastest release.
+const AHEAD_MAX: i64 = 10_000;
+/// How soon a broadcast that is far enough ahead is looked at again.
+const AHEAD_PAUSE: Duration = Duration::from_millis(50);
+/// Pages counted in one turn.
+const PAGES_MAX: i64 = 50;
+
+/// The task that tells.
+pub struct Broadcasts {
+    store: Store,
+    dispatcher: Dispatcher,
+    catalogues: Catalogues,
+    relay_after_ms: i32,
+    /// The last one that had a turn: with more than a turn takes, the others are next.
+    after: Uuid,
+}
+
+/// What became of a broadcast in a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is over, or another scheduler is at it.
+    Rest,
+    /// Enough of it waits for now.
+    Ahead,
+    /// There may be more people to tell.
+    More,
+}
+
+impl Broadcasts {
+    /// Accepts in `store`, and lets `dispatcher` publish what goes out at once.
+    pub fn new(store: Store, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
+        Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, relay_after_ms, after: Uuid::nil() }
+    }
+
+    async fn advance(&self, broadcast: &OpenBroadcast) -> Result<Step, TaskError> {
+        if !broadcast.is_counted {
+            self.store.count_audience(broadcast).await?;
+        }
+        if self.store.ahead_of(broadcast).await? >= AHEAD_MAX {
+            return Ok(Step::Ahead);
+        }
+        let catalogue = self.catalogues.get(broadcast.tenant).await?;
+        let compose = |people: &[_]| broadcast.definition.messages(&catalogue, people);
+        let PageDone { told, more, dispatch } = self.store.tell_page(broadcast, self.relay_after_ms, compose).await?;
+        dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
+        counter!("posthaste_broadcast_people_total").increment(count_of(told));
+        Ok(if more { Step::More } else { Step::Rest })
+    }
+
+    /// The next broadcasts, in turns.
+    async fn next(&mut self) -> Result<Vec<OpenBroadcast>, TaskError> {
+        let mut running = self.store.running_broadcasts(self.after, BROADCASTS_MAX).await?;
+        if running.is_empty() && !self.after.is_nil() {
+            running = self.store.running_broadcasts(Uuid::nil(), BROADCASTS_MAX).await?;
+        }
+        let is_full = i64::try_from(running.len()).is_ok_and(|count| count >= BROADCASTS_MAX);
+        self.after = running.last().filter(|_| is_full).map_or(Uuid::nil(), |last| last.id);
+        Ok(running)
+    }
+}
+
+impl Task for Broadcasts {
+    const NAME: &'static str = "broadcasts";
+    const PERIOD: Duration = Duration::from_millis(250);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        self.store.begin_broadcasts().await?;
+        let running = self.next().await?;
+        let (mut steps, mut failed) = (Vec::with_capacity(running.len()), 0);
+        for broadcast in &running {
+            match self.advance(broadcast).await {
+                Ok(step) => steps.push(step),
+                Err(error) => {
+                    // One that cannot go on must not hold up the others.
+                    tracing::warn!(broadcast = %broadcast.id, error = chain(&error), "a broadcast could not go on");
+                    failed += 1;
+                }
+            }
+        }
+        match failed {
+            0 if steps.contains(&Step::More) => Ok(Report::More),
+            0 if steps.contains(&Step::Ahead) || !self.after.is_nil() => Ok(Report::Expect(AHEAD_PAUSE)),
+            0 => Ok(Report::Done),
+            _ => Err(TaskError::Broadcasts(failed)),
+        }
+    }
+}
+
+/// The task that counts, and takes back what waits of cancelled ones.
+pub struct BroadcastCounts(pub Store);
+
+impl Task for BroadcastCounts {
+    const NAME: &'static str = "broadcast_counts";
+    const PERIOD: Duration = Duration::from_millis(500);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let pages = self.0.due_pages(PAGES_MAX).await?;
+        for page in &pages {
+            self.0.count_page(page).await?;
+        }
+        let is_full = i64::try_from(pages.len()).is_ok_and(|count| count >= PAGES_MAX);
+        Ok(if is_full { Report::More } else { Report::Done })
+    }
+}

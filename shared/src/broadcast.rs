@@ -1,0 +1,143 @@
+//! What a broadcast tells and to whom, as it is stored, and the messages it becomes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    catalogue::Catalogue,
+    compose::Notice,
+    contract::submission::Content,
+    db::accept::NewMessage,
+    domain::{Channel, Lane, Person, Priority, Target},
+    template::{Template, TemplateError},
+};
+
+/// How the messages of broadcasts are marked.
+pub const SOURCE: &str = "broadcast";
+/// The variable of a template that differs between people.
+const USERNAME: &str = "username";
+
+/// What is told, and to whom.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Definition {
+    /// What is said; with parts where the type has a template that says the same to everybody.
+    pub content: Content,
+    /// By which ways.
+    pub channels: Vec<Channel>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// To whom.
+    pub target: Target,
+    /// How many people a target named, once they need not be known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<usize>,
+    /// The WhatsApp session that carries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Uuid>,
+    /// Whether the type's template says something else to each person.
+    #[serde(default)]
+    pub is_personal: bool,
+    /// The request that asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Its W3C trace context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+impl Definition {
+    /// Completes it by what the tenant manages: category and class of its type, and the type's template, if there is one. Fails
+    /// where the template needs what a broadcast does not have.
+    pub fn complete(&mut self, catalogue: &Catalogue) -> Result<(), TemplateError> {
+        catalogue.complete(&mut self.content);
+        let Some(template) = self.template(catalogue) else { return Ok(()) };
+        let mut dressed = self.content.clone();
+        dress(catalogue, &template, &self.channels, &self.variables(USERNAME), &mut dressed)?;
+        self.is_personal = is_personal(&template);
+        if self.is_personal {
+            // The parts come with each person; what the template is about is the same for all.
+            dressed.parts.clear();
+        }
+        self.content = dressed;
+        Ok(())
+    }
+
+    /// The messages that tell it to these people.
+    pub fn messages(&self, catalogue: &Catalogue, people: &[Person]) -> Vec<NewMessage> {
+        let mut notice = Notice {
+            channels: self.channels.clone(),
+            content: self.content.clone(),
+            priority: self.priority,
+            lane: Lane::Bulk,
+            scheduled_at: None,
+            expires_at: None,
+            session: self.session,
+        };
+        let Some(template) = self.template(catalogue).filter(|_| self.is_personal) else {
+            return people.iter().map(|person| notice.to(person, None)).collect();
+        };
+        let personal = |person: &Person| {
+            notice.content = self.content.clone();
+            let variables = self.variables(person.username());
+            // The template was changed meanwhile and wants something else: everybody still hears title and message.
+            let dressed = dress(catalogue, &template, &self.channels, &variables, &mut notice.content);
+            let content = dressed.ok().and_then(|()| serde_json::to_vec(&notice.content).ok());
+            notice.to(person, content)
+        };
+        people.iter().map(personal).collect()
+    }
+
+    fn template(&self, catalogue: &Catalogue) -> Option<std::sync::Arc<Template>> {
+        self.content.kind.as_ref().and_then(|kind| catalogue.templates.get(kind)).cloned()
+    }
+
+    fn variables(&self, username: &str) -> Value {
+        let Content { title, message, metadata, .. } = &self.content;
+        let metadata = metadata.clone().unwrap_or_default();
+        json!({"title": title, "message": message, "metadata": metadata, USERNAME: username})
+    }
+}
+
+/// Renders a template for those of the channels it has a part for.
+fn dress(
+    catalogue: &Catalogue,
+    template: &Template,
+    channels: &[Channel],
+    variables: &Value,
+    content: &mut Content,
+) -> Result<(), TemplateError> {
+    for channel in channels {
+        match catalogue.render(template, &[*channel], variables, content) {
+            Ok(()) | Err(TemplateError::NoPart(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a template may say something else to each person: what it includes is not looked into.
+fn is_personal(template: &Template) -> bool {
+    let texts = template.source.parts.values().flat_map(|part| [&part.title, &part.message, &part.html]);
+    texts.flatten().any(|text| text.contains(USERNAME) || includes(text))
+}
+
+/// Whether a text includes another template: `{{> name}}`, also with spaces or as a block.
+fn includes(text: &str) -> bool {
+    text.split("{{").skip(1).any(|tag| tag.trim_start_matches([' ', '~', '#', '{', '\t', '\n']).starts_with('>'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_includes_another_may_be_personal() {
+        for text in ["{{> head}}", "{{ > head }}", "a {{~> head}}", "{{#> layout}}x{{/layout}}"] {
+            assert!(includes(text), "{text}");
+        }
+        for text in ["{{title}}", "a > b", "{{{title}}} > b", "{{#if title}}>{{/if}}"] {
+            assert!(!includes(text), "{text}");
+        }
+    }
+}
