@@ -9,7 +9,7 @@ use shared::{
     config::{Config, ConfigError, ConfigFault, Shown, env_example},
     db::Store,
 };
-use worker::registry::Registry;
+use worker::{providers::in_app::hints::Hints, registry::Registry};
 
 use crate::output::{Output, table};
 
@@ -70,7 +70,7 @@ fn settings() -> Result<Config, ConfigError> {
 /// What a worker checks in addition; it dials nobody.
 fn providers(config: &Config) -> anyhow::Result<()> {
     let store = Store::open(&config.database, config.database.pool_size)?;
-    Registry::build(config, &store).context("a worker would not start with these settings")?;
+    Registry::build(config, &store, &Hints::default()).context("a worker would not start with these settings")?;
     Ok(())
 }
 

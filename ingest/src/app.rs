@@ -11,7 +11,7 @@ use std::{
 
 use secrecy::SecretString;
 use shared::{
-    amqp::Broker,
+    amqp::{Broker, Publisher},
     catalogue::{Catalogue, Catalogues},
     clock,
     config::Config,
@@ -22,10 +22,12 @@ use shared::{
     db::{DbResult, Store},
     domain::{Channel, ProviderName, TenantId},
     probe::{BrokerPart, DatabasePart, Parts},
+    seal::Sealer,
     telemetry::MetricsHandle,
     waha::{Host, Waha},
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
@@ -38,7 +40,9 @@ use crate::{
         waha::Hooks,
     },
     limits::Limits,
+    live::{feed::Feed, hub::Hub},
     managing::tokens::Issuer,
+    people::reads::Reads,
     problem::Problem,
     submitting::accept::Acceptor,
 };
@@ -117,6 +121,14 @@ pub struct App {
     pub keeper: Keeper,
     /// Knows the links of tracked mails.
     pub tracker: Tracker,
+    /// The open sockets of this process.
+    pub hub: Arc<Hub>,
+    /// Reads inboxes for them.
+    pub feed: Feed,
+    /// What people are called in hints.
+    pub sealer: Sealer,
+    /// Tells the log what people read.
+    pub reads: Reads,
     /// Calls WAHA.
     pub waha: Waha,
     /// The WAHA of the settings.
@@ -174,6 +186,10 @@ pub struct Pieces<'a> {
     pub waha: Waha,
     /// The connection that publishes.
     pub broker: Broker,
+    /// Publishes on it.
+    pub publisher: Publisher,
+    /// Cancelled when the process is to end.
+    pub stop: CancellationToken,
     /// What is counted.
     pub metrics: MetricsHandle,
     /// The parts of other services in the same process.
@@ -183,18 +199,24 @@ pub struct Pieces<'a> {
 impl App {
     /// Puts the pieces together.
     pub fn new(pieces: Pieces<'_>) -> Self {
-        let Pieces { config, jwt_secret, store, acceptor, hooks, events, trust, waha, broker, metrics, others } =
-            pieces;
+        let Pieces { config, jwt_secret, store, acceptor, hooks, events, trust, waha, broker, .. } = pieces;
+        let Pieces { publisher, stop, metrics, others, .. } = pieces;
         let keeper = Keeper::start(events);
         let (parts, schema_is_current) = (Parts::new(), Arc::new(AtomicBool::new(false)));
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
         parts.add(SchemaPart(Arc::clone(&schema_is_current)));
+        let (feed, reads) = (Feed::start(store.clone()), Reads::new(store.clone(), publisher));
+        let sealer = store.sealer().clone();
         let (recorder, catalogues, db) = (Recorder::new(store.clone()), Catalogues::new(store.clone()), Db::new(store));
         Self {
             issuer: Issuer::new(jwt_secret.clone(), &config.auth),
             limits: Limits::new(config.http.rate),
             recorder,
+            hub: Arc::new(Hub::new(stop)),
+            feed,
+            sealer,
+            reads,
             hooks: Hooks::start(hooks, db.clone()),
             trust,
             tracker: Tracker::new(keeper.clone()),

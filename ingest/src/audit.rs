@@ -62,7 +62,9 @@ const SUBMISSIONS: [(Method, &str); 8] = [
 /// Where an inbox is read and tidied.
 const INBOX: &str = "/api/notifications/";
 /// What is done there to many items at once.
-const INBOX_WORDS: [&str; 4] = ["mark-as-read", "mark-all-as-read", "read-all", "delete"];
+const INBOX_WORDS: [&str; 6] = ["mark-as-read", "mark-all-as-read", "read-all", "delete", "archive", "unarchive"];
+/// What is done there to one item, but for its removal.
+const ITEM_WORDS: [&str; 4] = ["read", "unread", "archive", "unarchive"];
 
 /// What a path calls the id of a person.
 const PERSON: &str = "user_id";
@@ -104,7 +106,11 @@ fn is_recorded(method: &Method, path: &str) -> bool {
 }
 
 fn is_inbox(path: &str) -> bool {
-    let is_item = |rest: &str| rest.strip_suffix("/read").unwrap_or(rest).parse::<Uuid>().is_ok();
+    let is_id = |text: &str| text.parse::<Uuid>().is_ok();
+    let is_item = |rest: &str| match rest.split_once('/') {
+        Some((id, word)) => ITEM_WORDS.contains(&word) && is_id(id),
+        None => is_id(rest),
+    };
     path.strip_prefix(INBOX).is_some_and(|rest| INBOX_WORDS.contains(&rest) || is_item(rest))
 }
 
@@ -293,6 +299,8 @@ mod tests {
             (Method::POST, "/messages/bulk"),
             (Method::POST, "/api/notifications/read-all"),
             (Method::POST, "/api/notifications/0191d8a0-0000-7000-8000-000000000001/read"),
+            (Method::POST, "/api/notifications/0191d8a0-0000-7000-8000-000000000001/archive"),
+            (Method::POST, "/api/notifications/archive"),
             (Method::DELETE, "/api/notifications/0191d8a0-0000-7000-8000-000000000001"),
         ] {
             assert!(!is_recorded(&method, path), "{method} {path}");

@@ -3,7 +3,7 @@
 //! Keys and tenants are remembered for less than half a minute, so a request under load asks the database nothing; a
 //! revoked key holds for as long at most.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use actix_web::{
     FromRequest, HttpMessage, HttpRequest,
@@ -11,6 +11,7 @@ use actix_web::{
     http::header::{AUTHORIZATION, HeaderMap},
     web::Data,
 };
+use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use shared::{
     contract::submission::NAME_BYTES_MAX,
@@ -18,6 +19,7 @@ use shared::{
     domain::TenantId,
     token::{self, KEY_PREFIX, Role},
 };
+use url::form_urlencoded;
 
 use crate::{
     app::{App, Db},
@@ -38,6 +40,8 @@ const KEYS_MAX: usize = 10_000;
 const TENANTS_MAX: usize = 10_000;
 /// Longest credential looked at; a token is about 300 bytes.
 const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;
+/// Where sockets are opened.
+const SOCKETS: &str = "/ws/";
 /// Longest slug of a tenant, as the schema has it.
 const SLUG_BYTES_MAX: usize = 63;
 
@@ -103,6 +107,16 @@ impl Credentials {
     /// Who holds this credential.
     pub async fn identify(&self, credential: &str) -> Result<Arc<Identity>, Problem> {
         if credential.starts_with(KEY_PREFIX) { self.by_key(credential).await } else { self.by_token(credential).await }
+    }
+
+    /// When a credential that holds will end by itself; a key never does.
+    pub fn ends(&self, credential: &str) -> Option<DateTime<Utc>> {
+        if credential.starts_with(KEY_PREFIX) {
+            return None;
+        }
+        // One that ended right now is over at once.
+        let claims = token::decode(&self.jwt_secret, credential).ok();
+        Some(claims.and_then(|claims| DateTime::from_timestamp(claims.exp, 0)).unwrap_or_default())
     }
 
     /// The tenant with this slug, if there is one. A missing one is asked for each time: only a token of ours or a publisher
@@ -183,12 +197,27 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     if usable { Ok(credential) } else { Err(missing()) }
 }
 
+/// The credential of a request: that of its header, or of its query where a browser opens a socket, which sends no header.
+pub fn presented<'a>(headers: &'a HeaderMap, path: &str, query: &str) -> Result<Cow<'a, str>, Problem> {
+    let by_header = bearer(headers);
+    if by_header.is_ok() || headers.contains_key(AUTHORIZATION) || !path.starts_with(SOCKETS) {
+        return by_header.map(Cow::Borrowed);
+    }
+    let token = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token").map(|(_, token)| token);
+    let usable = token.filter(|token| !token.is_empty() && token.len() <= CREDENTIAL_BYTES_MAX);
+    let missing = || refuse("Open the socket with `?token=<API key or token>`, or send it in `Authorization`.");
+    usable.map(|token| Cow::Owned(token.into_owned())).ok_or_else(missing)
+}
+
 async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<Identity>, Problem> {
     let app = request.app_data::<Data<App>>().ok_or_else(Problem::internal)?;
     let found = request.extensions_mut().get_mut::<Caller>().map(Caller::take);
     let identity = match found {
         Some(found) => found?,
-        None => app.credentials.identify(bearer(request.headers())?).await?,
+        None => {
+            let credential = presented(request.headers(), request.path(), request.query_string())?;
+            app.credentials.identify(&credential).await?
+        }
     };
     if !roles.contains(&identity.role) {
         let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
@@ -255,6 +284,20 @@ mod tests {
             assert_eq!(credential(bad), None, "{bad:?}");
         }
         assert_eq!(bearer(&HeaderMap::new()).unwrap_err().code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn a_query_holds_a_credential_for_sockets_only_and_never_against_the_header() {
+        let none = HeaderMap::new();
+        let presented = |headers, path, query| presented(headers, path, query).ok().map(Cow::into_owned);
+        assert_eq!(presented(&none, "/ws/notifications/ada", "since=1&token=a.b%2Bc").as_deref(), Some("a.b+c"));
+        assert_eq!(presented(&none, "/api/notifications", "token=a.b.c"), None);
+        assert_eq!(presented(&none, "/ws/notifications/ada", "token="), None);
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer ph_header"));
+        assert_eq!(presented(&headers, "/ws/notifications/ada", "token=query").as_deref(), Some("ph_header"));
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("Basic x"));
+        assert_eq!(presented(&headers, "/ws/notifications/ada", "token=query"), None);
     }
 
     #[test]

@@ -59,10 +59,10 @@ async fn admit(app: &App, request: &ServiceRequest) -> (Option<Caller>, Option<V
     if WEBHOOKS.iter().any(|prefix| request.path().starts_with(prefix)) {
         return (None, Some(app.limits.of_webhooks(address)));
     }
-    let Ok(credential) = auth::bearer(request.headers()) else {
+    let Ok(credential) = auth::presented(request.headers(), request.path(), request.query_string()) else {
         return (None, Some(app.limits.of_address(address)));
     };
-    let identified = app.credentials.identify(credential).await;
+    let identified = app.credentials.identify(&credential).await;
     let verdict = match &identified {
         Ok(identity) => Some(app.limits.of_credential(identity)),
         Err(problem) if problem.code() == Code::Unauthenticated => Some(app.limits.of_address(address)),

@@ -14,6 +14,7 @@ mod gate;
 mod health;
 mod inbound;
 mod limits;
+mod live;
 mod managing;
 mod observe;
 pub mod openapi;
@@ -116,11 +117,16 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
         trust,
         waha: callers(&config)?,
         broker: publishing.clone(),
+        publisher: publisher.clone(),
+        stop: stop.clone(),
         metrics: install_metrics(),
         others,
     }));
     let intake = Intake::new(app.clone(), publisher);
     let taking = take(intake, &app, &config, stores.questions.clone(), &consuming, stop.clone());
+    let hub = Arc::clone(&app.hub);
+    let (listening, until) = (consuming.clone(), stop.clone());
+    tokio::spawn(async move { live::listen(&hub, &listening, &until).await });
     tokio::spawn(keep_limits(app.clone(), stores.questions, stop.clone()));
     // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
@@ -256,6 +262,10 @@ fn describe() {
         "posthaste_digest_keys_missing_total",
         "Events that lacked what keeps the windows of their digest apart."
     );
+    metrics::describe_gauge!("posthaste_ws_connections", "Sockets that are open.");
+    metrics::describe_counter!("posthaste_ws_pushed_total", "Notifications shown on sockets.");
+    metrics::describe_counter!("posthaste_ws_closed_total", "Sockets that ended, by reason; `slow`: a client did not read.");
+    metrics::describe_counter!("posthaste_reads_lost_total", "Reads of inbox items that the delivery log was not told of.");
     metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
     metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");
     metrics::describe_histogram!(

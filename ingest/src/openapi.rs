@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
+    live::follow,
     managing::{
         admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
         tenant_limits, tenants, tokens, webhooks,
@@ -52,7 +53,8 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
         rules::list, rules::create, rules::show, rules::update, rules::remove,
         messages::list, messages::show, messages::timeline, messages::cancel,
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,
-        inbox::delete_many, inbox::delete,
+        inbox::mark_unread, inbox::archive, inbox::unarchive, inbox::archive_many, inbox::unarchive_many,
+        inbox::delete_many, inbox::delete, follow::follow,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
         whatsapp_messages::send, whatsapp_messages::send_bulk, whatsapp_messages::list, whatsapp_messages::show, whatsapp_messages::stats,
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,

@@ -76,11 +76,9 @@ fn path_text(request: &HttpRequest, name: &str) -> Result<Text, Problem> {
 #[derive(Clone, Debug)]
 pub struct Params<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest for Params<T> {
-    type Error = Problem;
-    type Future = Ready<Result<Self, Problem>>;
-
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+impl<T: DeserializeOwned> Params<T> {
+    /// For a handler that has something else to refuse first.
+    pub fn read(request: &HttpRequest) -> Result<Self, Problem> {
         let query = Query::<T>::from_query(request.query_string());
         let refuse = |error| match error {
             QueryPayloadError::Deserialize(error) => {
@@ -88,7 +86,16 @@ impl<T: DeserializeOwned> FromRequest for Params<T> {
             }
             _ => Problem::new(Code::InvalidParameter, "Correct the query: it cannot be read."),
         };
-        ready(query.map(|query| Self(query.into_inner())).map_err(refuse))
+        query.map(|query| Self(query.into_inner())).map_err(refuse)
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest for Params<T> {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Self::read(request))
     }
 }
 
@@ -127,6 +134,16 @@ pub fn given(text: Option<Text>) -> Option<String> {
 pub fn word<W: FromStr<Err = UnknownWord>>(name: &str, text: Option<Text>) -> Result<Option<W>, Problem> {
     let parse = |text: String| {
         text.to_lowercase().parse().map_err(|unknown: UnknownWord| Problem::parameter(name, unknown.to_string()))
+    };
+    given(text).map(parse).transpose()
+}
+
+/// A parameter that is yes or no.
+pub fn flag(name: &str, text: Option<Text>) -> Result<Option<bool>, Problem> {
+    let parse = |text: String| match text.to_lowercase().as_str() {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Problem::parameter(name, "must be true or false")),
     };
     given(text).map(parse).transpose()
 }
@@ -241,6 +258,13 @@ mod tests {
         assert_eq!(word::<State>("status", text("QUEUED")).unwrap(), Some(State::Queued));
         assert_eq!(word::<State>("status", text("")).unwrap(), None);
         assert!(word::<State>("status", text("lost")).is_err());
+    }
+
+    #[test]
+    fn a_flag_is_true_or_false_in_any_case() {
+        assert_eq!((flag("x", text("True")).unwrap(), flag("x", text("0")).unwrap()), (Some(true), Some(false)));
+        assert_eq!(flag("x", text("")).unwrap(), None);
+        assert!(flag("x", text("yes")).is_err());
     }
 
     #[test]

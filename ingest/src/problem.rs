@@ -9,7 +9,7 @@ use actix_web::{
     HttpResponse, ResponseError,
     http::{
         StatusCode,
-        header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{ALLOW, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE},
     },
 };
 use serde::Serialize;
@@ -20,6 +20,8 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 
 /// How long a client should wait after a 503: a batch or a fail-over is over by then, or the next answer says the same.
 const RETRY_AFTER_SECONDS: u32 = 1;
+/// How long a client should wait for room for a socket.
+const SOCKETS_RETRY_AFTER_SECONDS: u64 = 30;
 /// How a forbidden webhook target reads in the validator's message.
 const TARGET_PREFIX: &str = "target_not_allowed";
 
@@ -88,6 +90,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "The media type is not supported";
     /// The idempotency key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
+    /// The path speaks WebSocket only.
+    UpgradeRequired = "upgrade_required", 426, "A WebSocket is needed";
     /// More requests than the limit.
     RateLimited = "rate_limited", 429, "Too many requests";
     /// The WhatsApp session has no slot free at its pace.
@@ -176,6 +180,16 @@ impl Problem {
         Self { retry_after: Some(retry_after), ..Self::new(Code::RateLimited, detail) }
     }
 
+    /// As many sockets are open as may be.
+    pub fn too_many_sockets(detail: &'static str) -> Self {
+        Self { retry_after: Some(SOCKETS_RETRY_AFTER_SECONDS), ..Self::new(Code::RateLimited, detail) }
+    }
+
+    /// A path that is to be opened as a WebSocket.
+    pub fn upgrade_required() -> Self {
+        Self::new(Code::UpgradeRequired, "Open this path as a WebSocket (RFC 6455, version 13).")
+    }
+
     /// A change that the state of the thing does not allow.
     pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::StateConflict, detail)
@@ -241,6 +255,7 @@ impl ResponseError for Problem {
         response.content_type(CONTENT_TYPE);
         match self.code.status() {
             401 => drop(response.insert_header((WWW_AUTHENTICATE, "Bearer realm=\"posthaste\""))),
+            426 => drop(response.insert_header((UPGRADE, "websocket"))),
             429 => drop(response.insert_header((RETRY_AFTER, self.retry_after.unwrap_or(1)))),
             503 => drop(response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS))),
             _ => {}

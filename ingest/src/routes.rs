@@ -9,6 +9,7 @@ use actix_web::{
 use crate::{
     audit, docs, health,
     inbound::{provider_events, tracking, waha},
+    live::follow,
     managing::{
         admin, channels, configurations, dead_letters, keys, notification_types, rules, suppressions, templates,
         tenant_limits, tenants, tokens, webhooks,
@@ -79,7 +80,13 @@ routes! {
     "/api/notifications/templates/{id}/preview"      { POST templates::preview }
     "/api/notifications/templates/{id}/test"         { POST templates::test }
     "/api/notifications/templates/{id}/versions"     { GET templates::versions }
+    "/api/notifications/archive"                     { POST inbox::archive_many }
+    "/api/notifications/unarchive"                   { POST inbox::unarchive_many }
     "/api/notifications/{id}/read"                   { POST inbox::read }
+    "/api/notifications/{id}/unread"                 { POST inbox::mark_unread }
+    "/api/notifications/{id}/archive"                { POST inbox::archive }
+    "/api/notifications/{id}/unarchive"              { POST inbox::unarchive }
+    "/ws/notifications/{user_id}"                    { GET follow::follow }
     "/api/notifications/{id}"                        { DELETE inbox::delete }
     "/messages/send"                                 { POST whatsapp_messages::send }
     "/messages/bulk"                                 { POST whatsapp_messages::send_bulk }

@@ -1,6 +1,6 @@
 //! The HTTP server: its bounds, and how it leaves.
 
-use std::{io, time::Duration};
+use std::{any::Any, io, sync::Arc, time::Duration};
 
 use actix_web::{App as Site, HttpServer, dev::ServerHandle, middleware::from_fn, web::Data};
 use shared::config::HttpConfig;
@@ -11,6 +11,7 @@ use crate::{
     app::App,
     docs::ui_config,
     gate::gate,
+    live::hub::Hub,
     observe::{Traffic, observe},
     routes,
 };
@@ -21,6 +22,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// A client that does not read its answer's end is cut off.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longer than a bad network needs to come back.
+#[cfg(target_os = "linux")]
+const STALLED_TIMEOUT: Duration = Duration::from_secs(30);
 /// Every request but a bulk has its answer within two seconds; a stopping process waits for the rest this long.
 pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a request for so long, the last answers are written as well.
@@ -30,7 +34,7 @@ const QUIET_STEP: Duration = Duration::from_millis(10);
 /// Serves until `stop`, then answers what is under way and returns.
 pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken) -> io::Result<()> {
     let (traffic, ui) = (Data::new(Traffic::default()), Data::new(ui_config()));
-    let leaving = traffic.clone();
+    let (leaving, hub) = (traffic.clone(), Arc::clone(&app.hub));
     let site = move || {
         Site::new()
             .app_data(app.clone())
@@ -45,13 +49,14 @@ pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken)
         .client_request_timeout(HEAD_TIMEOUT)
         .client_disconnect_timeout(DISCONNECT_TIMEOUT)
         .keep_alive(KEEP_ALIVE)
+        .on_connect(|connection, _| prepare(connection))
         .disable_signals()
         .bind((config.host.as_str(), config.port))?
         .run();
     let handle = server.handle();
     let leave = async {
         stop.cancelled().await;
-        leave(&handle, &leaving).await;
+        leave(&handle, &leaving, &hub).await;
     };
     tokio::pin!(server);
     tokio::select! {
@@ -61,16 +66,28 @@ pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken)
     server.await
 }
 
+/// A peer that takes nothing of what was sent is cut off by the system, however much of it waits in our buffers.
+fn prepare(connection: &dyn Any) {
+    #[cfg(target_os = "linux")]
+    if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
+        // Without it such a peer is cut off later.
+        let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(STALLED_TIMEOUT));
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = connection;
+}
+
 /// Takes no new connections, answers what is under way, and goes. The server's own graceful stop would wait for idle
 /// connections to time out; here each answer closes its connection, and idle ones are simply dropped.
-async fn leave(handle: &ServerHandle, traffic: &Traffic) {
+/// Open sockets have heard of the stop by themselves, and end within the same time.
+async fn leave(handle: &ServerHandle, traffic: &Traffic, hub: &Hub) {
     handle.pause().await;
     traffic.stop();
     let deadline = Instant::now() + LEAVE_TIMEOUT;
     let mut quiet_since = Instant::now();
     while quiet_since.elapsed() < QUIET && Instant::now() < deadline {
         sleep(QUIET_STEP).await;
-        if traffic.under_way() > 0 {
+        if traffic.under_way() > 0 || hub.open() > 0 {
             quiet_since = Instant::now();
         }
     }

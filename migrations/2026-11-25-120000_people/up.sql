@@ -218,13 +218,23 @@ ALTER TABLE deliveries ADD COLUMN category text;
 ALTER TABLE deliveries ADD COLUMN template text;
 
 -- The order in which entries came into an inbox. The row of the person is locked until the commit, so nobody who reads up to
--- a number misses a smaller one that comes later.
+-- a number misses a smaller one that comes later. A new row begins at the clock, so that numbers also grow where a person was
+-- forgotten in between.
 CREATE TABLE inboxes (
     tenant_id integer NOT NULL,
     user_id   text    NOT NULL,
-    last_seq  bigint  NOT NULL DEFAULT 0,
+    last_seq  bigint  NOT NULL,
     PRIMARY KEY (tenant_id, user_id)
 ) WITH (fillfactor = 70);
+ALTER TABLE inboxes SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000);
 ALTER TABLE inbox ADD COLUMN seq bigint NOT NULL DEFAULT 0;
+ALTER TABLE inbox ADD COLUMN kind text;     -- as the content has it, to list by
+ALTER TABLE inbox ADD COLUMN category text;
 ALTER TABLE inbox ADD COLUMN archived_at timestamptz;
+UPDATE inbox i SET seq = n.seq
+FROM (SELECT id, row_number() OVER (PARTITION BY tenant_id, user_id ORDER BY id) AS seq FROM inbox) n WHERE n.id = i.id;
+INSERT INTO inboxes (tenant_id, user_id, last_seq) SELECT tenant_id, user_id, max(seq) FROM inbox GROUP BY tenant_id, user_id;
 CREATE INDEX inbox_seq ON inbox (tenant_id, user_id, seq);
+DROP INDEX inbox_user;
+DROP INDEX inbox_unread;
+CREATE INDEX inbox_unread ON inbox (tenant_id, user_id, seq) WHERE read_at IS NULL AND archived_at IS NULL;

@@ -163,6 +163,7 @@ fn outgoing(letter: IntakeLetter) -> Outgoing {
         correlation_id: None,
         content_type: "application/json".into(),
         body: letter.body,
+        is_hint: false,
     }
 }
 

@@ -34,7 +34,7 @@ pub use health::ConsumersPart;
 use attempt::Desk;
 use outcomes::Outcomes;
 use pool::{Pool, Shop};
-use providers::email::tracking::Tracking;
+use providers::{email::tracking::Tracking, in_app::hints::Hints};
 use registry::{Registry, RegistryError};
 use secrets::Secrets;
 
@@ -89,13 +89,15 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
 impl Worker {
     /// Starts the pools. Servers that are away are waited for; only settings that do not fit are an error.
     pub fn start(config: &Config, store: Store, stop: CancellationToken) -> Result<Self, WorkerError> {
-        let registry = Registry::build(config, &store)?;
+        let hints = Hints::default();
+        let registry = Registry::build(config, &store, &hints)?;
         measures::describe();
         let hang_up = CancellationToken::new();
         let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", hang_up.clone());
         let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", hang_up.clone());
         let (hurry, give_up) = countdown(config.timing.drain, &stop);
         let publisher = Publisher::start(&publishing);
+        tokio::spawn(hints.tell(publisher.clone(), give_up.clone()));
         let outcomes = Outcomes::start(publisher.clone(), give_up.clone());
         let shop = Shop { store: store.clone(), publisher, outcomes, stop: stop.clone() };
         let secrets = Arc::new(Secrets::new(store.clone()));

@@ -17,7 +17,7 @@ use crate::{
             ses::Ses,
             smtp::{Smtp, SmtpSetupError},
         },
-        in_app::inbox::Inbox,
+        in_app::{hints::Hints, inbox::Inbox},
         push::{PushSetupError, apns::Apns, fcm::Fcm, webpush::Webpush},
         sandbox::Sandbox,
         sms::{sns::Sns, twilio::Twilio},
@@ -57,13 +57,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Builds what the settings name, for the channels this worker serves. Nothing is dialled yet.
-    pub fn build(config: &Config, store: &Store) -> Result<Self, RegistryError> {
+    /// Builds what the settings name, for the channels this worker serves. Nothing is dialled yet. What open
+    /// sockets are to be told is taken down with `hints`.
+    pub fn build(config: &Config, store: &Store, hints: &Hints) -> Result<Self, RegistryError> {
         let mut first_error = None;
         let breakers = Arc::new(Breakers::new(store.clone(), config.breaker));
         let providers = ByChannel::make(|channel| {
             let names = if config.worker.channels.contains(&channel) { config.backends(channel) } else { &[] };
-            let built: Result<Vec<_>, _> = names.iter().map(|name| provider(*name, config, store, &breakers)).collect();
+            let build = |name: &ProviderName| provider(*name, config, store, &breakers, hints);
+            let built: Result<Vec<_>, _> = names.iter().map(build).collect();
             built.map_err(|error| first_error = Some(error)).unwrap_or_default().into()
         });
         first_error.map_or(Ok(Self { providers, breakers }), Err)
@@ -85,6 +87,7 @@ fn provider(
     config: &Config,
     store: &Store,
     breakers: &Arc<Breakers>,
+    hints: &Hints,
 ) -> Result<Arc<dyn Provider>, RegistryError> {
     use ProviderName as Name;
     let vendor = |error| RegistryError::Vendor(name, error);
@@ -94,7 +97,7 @@ fn provider(
             let http = Http::new(&config.webhook, config.worker.concurrency).map_err(RegistryError::Http)?;
             Ok(Arc::new(http.logging(store.clone(), &config.webhook)))
         }
-        Name::Inbox => Ok(Arc::new(Inbox::start(store.clone()))),
+        Name::Inbox => Ok(Arc::new(Inbox::start(store.clone(), hints.clone()))),
         Name::Sandbox => Ok(Arc::new(Sandbox)),
         Name::Waha => {
             let breakers = Arc::clone(breakers);

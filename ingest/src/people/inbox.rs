@@ -1,4 +1,4 @@
-//! The inbox of a person: what in-app messages put there, read and removed by its owner.
+//! The inbox of a person: what in-app messages put there, read, put away and removed by its owner.
 
 use std::sync::Arc;
 
@@ -6,7 +6,14 @@ use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
-use shared::{db::inbox::InboxItem, domain::TenantId, token::Role};
+use shared::{
+    db::{
+        Store,
+        inbox::{InboxChange as Change, InboxFilter, InboxItem},
+    },
+    domain::TenantId,
+    token::Role,
+};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -94,7 +101,7 @@ fn link(data: &RawValue) -> Option<String> {
 pub struct NotificationList {
     /// The notifications, newest first.
     pub notifications: Vec<ItemView>,
-    /// Unread ones in the whole inbox.
+    /// Unread ones in the whole inbox, without those put away.
     pub unread_count: i64,
     /// Where the next page begins; `null` on the last one.
     pub next_cursor: Option<String>,
@@ -134,6 +141,18 @@ pub struct InboxQuery {
     /// Whose inbox, for producers and admins; everybody else has their own.
     #[param(value_type = Option<String>)]
     user_id: Option<Text>,
+    /// `true`: unread ones only; `false`: read ones only.
+    #[param(value_type = Option<bool>)]
+    unread: Option<Text>,
+    /// `true`: those that were put away, instead of the others.
+    #[param(value_type = Option<bool>)]
+    archived: Option<Text>,
+    /// Of this kind.
+    #[param(value_type = Option<String>)]
+    r#type: Option<Text>,
+    /// About this.
+    #[param(value_type = Option<String>)]
+    category: Option<Text>,
     /// Entries of a page, 1 to 200; 50 unless given.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
@@ -147,6 +166,18 @@ pub struct InboxQuery {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
+    /// `true`: unread ones only; `false`: read ones only.
+    #[param(value_type = Option<bool>)]
+    unread: Option<Text>,
+    /// `true`: those that were put away, instead of the others.
+    #[param(value_type = Option<bool>)]
+    archived: Option<Text>,
+    /// Of this kind.
+    #[param(value_type = Option<String>)]
+    r#type: Option<Text>,
+    /// About this.
+    #[param(value_type = Option<String>)]
+    category: Option<Text>,
     /// Entries of a page, 1 to 200; 50 unless given.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
@@ -174,22 +205,27 @@ impl Inbox {
     /// The caller's own inbox, or the one asked for if the caller's role may see it.
     fn of(caller: &Arc<Identity>, asked: Option<Text>) -> Result<Self, Problem> {
         let user = params::given(asked).unwrap_or_else(|| caller.subject.clone());
-        let may = user == caller.subject || matches!(caller.role, Role::Admin | Role::Producer | Role::Operator);
-        if !may {
+        if !may_open(caller, &user) {
             return Err(Problem::new(Code::Forbidden, "Leave out `user_id`: this role has its own inbox only."));
         }
         Ok(Self { tenant: caller.tenant, user })
     }
 
-    async fn page(self, app: &App, limit: Option<Text>, cursor: Option<Text>) -> Result<HttpResponse, Problem> {
-        let (limit, before) = (params::limit(limit)?, params::cursor(cursor)?);
+    async fn page(self, app: &App, query: PageQuery) -> Result<HttpResponse, Problem> {
+        let (limit, before) = (params::limit(query.limit)?, params::number_cursor(query.cursor)?);
+        let filter = InboxFilter {
+            is_read: params::flag("unread", query.unread)?.map(|unread| !unread),
+            is_archived: params::flag("archived", query.archived)?.unwrap_or(false),
+            kind: params::given(query.r#type),
+            category: params::given(query.category),
+        };
         let Self { tenant, user } = self;
-        let asking = async move |store: shared::db::Store| {
-            let rows = store.inbox_list(tenant, &user, before, limit + 1).await?;
+        let asking = async move |store: Store| {
+            let rows = store.inbox_list(tenant, &user, filter, before, limit + 1).await?;
             Ok((rows, store.inbox_unread(tenant, &user).await?))
         };
         let (rows, unread_count) = app.db.run(asking).await?;
-        let (rows, next_cursor) = params::page_of(rows, limit, |item| item.id);
+        let (rows, next_cursor) = params::page_after(rows, limit, |item| params::number_cursor_after(item.seq));
         let notifications = rows.into_iter().map(ItemView::from).collect();
         Ok(HttpResponse::Ok().json(NotificationList { notifications, unread_count, next_cursor }))
     }
@@ -200,34 +236,46 @@ impl Inbox {
         Ok(HttpResponse::Ok().json(UnreadCount { unread_count }))
     }
 
-    async fn mark(self, app: &App, ids: Option<Vec<Uuid>>) -> Result<HttpResponse, Problem> {
+    async fn mark_read(self, app: &App, ids: Option<Vec<Uuid>>) -> Result<HttpResponse, Problem> {
         let Self { tenant, user } = self;
-        let asking = async move |store: shared::db::Store| {
-            let updated = match ids {
+        let asking = async move |store: Store| {
+            let read = match ids {
                 Some(ids) => store.inbox_mark_read(tenant, &user, ids).await?,
                 None => store.inbox_mark_all_read(tenant, &user).await?,
             };
-            Ok(InboxChange { updated, unread_count: store.inbox_unread(tenant, &user).await? })
+            Ok((read, store.inbox_unread(tenant, &user).await?))
         };
-        Ok(HttpResponse::Ok().json(app.db.run(asking).await?))
+        let (read, unread_count) = app.db.run(asking).await?;
+        app.reads.tell(&read);
+        Ok(HttpResponse::Ok().json(InboxChange { updated: read.len(), unread_count }))
     }
 
-    async fn delete(self, app: &App, ids: Vec<Uuid>) -> Result<InboxChange, Problem> {
+    async fn change(self, app: &App, change: Change, ids: Vec<Uuid>) -> Result<InboxChange, Problem> {
         let Self { tenant, user } = self;
-        let asking = async move |store: shared::db::Store| {
-            let updated = store.inbox_delete(tenant, &user, ids).await?;
+        let asking = async move |store: Store| {
+            let updated = store.inbox_change(tenant, &user, change, ids).await?;
             Ok(InboxChange { updated, unread_count: store.inbox_unread(tenant, &user).await? })
         };
         app.db.run(asking).await
     }
 
-    /// Whether the notification is in this inbox: a list that begins right after it has it as its first entry.
-    async fn has(&self, app: &App, id: Uuid) -> Result<bool, Problem> {
-        let (tenant, user) = (self.tenant, self.user.clone());
-        let before = Uuid::from_u128(id.as_u128().saturating_add(1));
-        let rows = app.db.run(async move |store| store.inbox_list(tenant, &user, Some(before), 1).await).await?;
-        Ok(rows.iter().any(|item| item.id == id))
+    /// Changes one notification, which must be there.
+    async fn change_one(self, app: &App, change: Change, id: Id) -> Result<HttpResponse, Problem> {
+        self.require(app, id).await?;
+        Ok(HttpResponse::Ok().json(self.change(app, change, vec![id.0]).await?))
     }
+
+    /// Refuses what is not in this inbox.
+    async fn require(&self, app: &App, id: Id) -> Result<(), Problem> {
+        let (tenant, user) = (self.tenant, self.user.clone());
+        let has = app.db.run(async move |store| store.inbox_has(tenant, &user, id.0).await).await?;
+        if has { Ok(()) } else { Err(Problem::not_found("notification")) }
+    }
+}
+
+/// Whether somebody may open the inbox of this person: it is the own one, or the role sees all of the tenant.
+pub fn may_open(caller: &Identity, user: &str) -> bool {
+    user == caller.subject || matches!(caller.role, Role::Admin | Role::Producer | Role::Operator)
 }
 
 async fn ids(body: JsonBody) -> Result<Vec<Uuid>, Problem> {
@@ -245,8 +293,8 @@ async fn ids(body: JsonBody) -> Result<Vec<Uuid>, Problem> {
 #[utoipa::path(get, path = "/api/notifications", tag = "inbox", params(InboxQuery),
     responses((status = 200, description = "A page of the inbox, newest first", body = NotificationList)))]
 pub async fn list(caller: Anyone, query: Params<InboxQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
-    let InboxQuery { user_id, limit, cursor } = query.0;
-    Inbox::of(&caller.0, user_id)?.page(&app, limit, cursor).await
+    let InboxQuery { user_id, unread, archived, r#type, category, limit, cursor } = query.0;
+    Inbox::of(&caller.0, user_id)?.page(&app, PageQuery { unread, archived, r#type, category, limit, cursor }).await
 }
 
 /// How many notifications the caller has not read.
@@ -270,7 +318,7 @@ pub async fn list_of(
     query: Params<PageQuery>,
     app: Data<App>,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, Some(user.0))?.page(&app, query.0.limit, query.0.cursor).await
+    Inbox::of(&caller.0, Some(user.0))?.page(&app, query.0).await
 }
 
 /// How many notifications a person has not read.
@@ -296,16 +344,16 @@ pub async fn mark(
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
     let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    inbox.mark(&app, Some(ids(body).await?)).await
+    inbox.mark_read(&app, Some(ids(body).await?)).await
 }
 
-/// Marks every notification as read.
+/// Marks every notification as read but those put away.
 ///
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/mark-all-as-read", tag = "inbox", params(WhoseQuery),
     responses((status = 200, description = "What changed", body = InboxChange)))]
 pub async fn mark_all(caller: Anyone, query: Params<WhoseQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.mark(&app, None).await
+    Inbox::of(&caller.0, query.0.user_id)?.mark_read(&app, None).await
 }
 
 /// Marks every notification as read; another name of `mark-all-as-read`.
@@ -325,10 +373,87 @@ pub async fn read_all(caller: Anyone, query: Params<WhoseQuery>, app: Data<App>)
     responses((status = 200, description = "What changed", body = InboxChange)))]
 pub async fn read(caller: Anyone, id: Id, query: Params<WhoseQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
     let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    if !inbox.has(&app, id.0).await? {
-        return Err(Problem::not_found("notification"));
-    }
-    inbox.mark(&app, Some(vec![id.0])).await
+    inbox.require(&app, id).await?;
+    inbox.mark_read(&app, Some(vec![id.0])).await
+}
+
+/// Marks one notification as unread.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/{id}/unread", tag = "inbox",
+    params(("id" = Uuid, Path, description = "The notification"), WhoseQuery),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn mark_unread(
+    caller: Anyone,
+    id: Id,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, query.0.user_id)?.change_one(&app, Change::Unread, id).await
+}
+
+/// Puts one notification away: it leaves the usual list and the count of unread ones.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/{id}/archive", tag = "inbox",
+    params(("id" = Uuid, Path, description = "The notification"), WhoseQuery),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn archive(
+    caller: Anyone,
+    id: Id,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, query.0.user_id)?.change_one(&app, Change::Archive, id).await
+}
+
+/// Takes one notification back into the usual list.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/{id}/unarchive", tag = "inbox",
+    params(("id" = Uuid, Path, description = "The notification"), WhoseQuery),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn unarchive(
+    caller: Anyone,
+    id: Id,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, query.0.user_id)?.change_one(&app, Change::Unarchive, id).await
+}
+
+/// Puts notifications away.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/archive", tag = "inbox", params(WhoseQuery),
+    request_body(content = IdsBody, example = json!({"ids": ["0191d8a0-0000-7000-8000-000000000001"]})),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn archive_many(
+    caller: Anyone,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
+    let change = inbox.change(&app, Change::Archive, ids(body).await?).await?;
+    Ok(HttpResponse::Ok().json(change))
+}
+
+/// Takes notifications back into the usual list.
+///
+/// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
+#[utoipa::path(post, path = "/api/notifications/unarchive", tag = "inbox", params(WhoseQuery),
+    request_body(content = IdsBody, example = json!({"ids": ["0191d8a0-0000-7000-8000-000000000001"]})),
+    responses((status = 200, description = "What changed", body = InboxChange)))]
+pub async fn unarchive_many(
+    caller: Anyone,
+    query: Params<WhoseQuery>,
+    app: Data<App>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
+    let change = inbox.change(&app, Change::Unarchive, ids(body).await?).await?;
+    Ok(HttpResponse::Ok().json(change))
 }
 
 /// Removes notifications.
@@ -344,7 +469,7 @@ pub async fn delete_many(
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
     let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    let change = inbox.delete(&app, ids(body).await?).await?;
+    let change = inbox.change(&app, Change::Delete, ids(body).await?).await?;
     Ok(HttpResponse::Ok().json(change))
 }
 
@@ -360,7 +485,8 @@ pub async fn delete(
     query: Params<WhoseQuery>,
     app: Data<App>,
 ) -> Result<HttpResponse, Problem> {
-    let change = Inbox::of(&caller.0, query.0.user_id)?.delete(&app, vec![id.0]).await?;
+    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
+    let change = inbox.change(&app, Change::Delete, vec![id.0]).await?;
     if change.updated == 0 { Err(Problem::not_found("notification")) } else { Ok(HttpResponse::Ok().json(change)) }
 }
 
@@ -390,7 +516,7 @@ mod tests {
     fn an_item_shows_the_content_and_finds_its_link_in_the_data() {
         let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let content = br#"{"title":"T","message":"M","kind":"info","data":{"action_url":"/x","n":1.0}}"#.to_vec();
-        let item = InboxItem { id: Uuid::nil(), user_id: "ada".to_owned(), content, read_at: Some(at), created_at: at };
+        let item = InboxItem { id: Uuid::nil(), seq: 1, content, read_at: Some(at), created_at: at };
         let view = serde_json::to_value(ItemView::from(item)).unwrap();
         assert_eq!((&view["type"], &view["action_url"], &view["read"]), (&"info".into(), &"/x".into(), &true.into()));
         assert_eq!(view["data"]["n"], 1.0);

@@ -4,4 +4,5 @@ pub mod devices;
 pub mod export;
 pub mod imports;
 pub mod inbox;
+pub mod reads;
 pub mod users;

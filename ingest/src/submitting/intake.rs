@@ -415,6 +415,7 @@ fn reply(delivery: &Delivery, body: Vec<u8>) -> Option<Outgoing> {
         correlation_id: delivery.properties.correlation_id().map(str::to_owned),
         content_type: Cow::Borrowed("application/json"),
         body,
+        is_hint: false,
     })
 }
 

@@ -54,6 +54,7 @@ fn letter(queue: &str, delivery: &Delivery, reason: DeadReason, detail: &str) ->
         correlation_id: properties.correlation_id().map(|id| clipped(Some(id))),
         content_type: Cow::Owned(clipped(properties.content_type())),
         body: delivery.body.clone(),
+        is_hint: false,
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`topology`] says what must exist, as data; [`declare`] makes it so, or tells what is not.
 //! - [`Broker`] keeps one connection alive; a process has one to publish and one to consume.
 //! - [`Publisher`] publishes with confirms, always; [`dead_letter`] puts a message aside with a reason.
+//! - [`Subscriber`] hears the hints that are published while it listens.
 //! - [`Consumer`] hands out batches; its [`Acker`] takes back what is finished, in any order.
 //!
 //! Nothing here knows what a message means, and nothing here is the truth: a message lost, repeated or reordered by the
@@ -16,6 +17,7 @@ mod ledger;
 mod pipeline;
 mod properties;
 mod publisher;
+mod subscriber;
 pub mod topology;
 mod version;
 
@@ -25,4 +27,5 @@ pub use dead_letter::{DETAIL, EXCHANGE, QUEUE, REASON, ROUTING_KEY, USER_ID, dea
 pub use declare::{QueueDepth, TopologyError};
 pub use properties::Properties;
 pub use publisher::{Headers, Outgoing, PublishError, Publisher};
+pub use subscriber::{Heard, Subscriber};
 pub use topology::{DLQ, EVENTS_LOG, INTAKE_HIGH, INTAKE_STD, Topology, work_key, work_queue};

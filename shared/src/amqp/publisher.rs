@@ -1,4 +1,5 @@
-//! The only way a message gets onto the broker: persistent, mandatory and confirmed, always.
+//! The only way a message gets onto the broker: confirmed always, and persistent and mandatory unless it is a hint that
+//! nobody needs to hear.
 //!
 //! Each publishing channel belongs to one task. It takes everything that waits, writes it in one go and waits until the
 //! broker has answered for all of it before it takes more; what arrives meanwhile shares the next flight. One flight at
@@ -49,6 +50,8 @@ const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
 /// What makes a message survive a restart of the broker.
 const PERSISTENT: u8 = 2;
+/// What keeps a message in memory.
+const TRANSIENT: u8 = 1;
 
 /// Why a message is not known to be on the broker. Whoever published it keeps it and tries again later; repeating is
 /// safe, since every receiver recognises what it has seen.
@@ -123,6 +126,8 @@ pub struct Outgoing {
     pub content_type: Cow<'static, str>,
     /// The body.
     pub body: Vec<u8>,
+    /// Whether it is a hint: gone with the broker, and no matter if nobody listens.
+    pub is_hint: bool,
 }
 
 impl Outgoing {
@@ -143,7 +148,18 @@ impl Outgoing {
             correlation_id: None,
             content_type: Cow::Borrowed("application/json"),
             body,
+            is_hint: false,
         })
+    }
+
+    /// As [`Outgoing::json`], for a hint that nobody needs to hear.
+    pub fn hint<B: Wire>(
+        exchange: &'static str,
+        routing_key: &'static str,
+        message_id: impl Into<String>,
+        body: &B,
+    ) -> Result<Self, PublishError> {
+        Ok(Self { is_hint: true, ..Self::json(exchange, routing_key, message_id, body)? })
     }
 
     /// One message that breaks the protocol would take its whole channel along, so nothing doubtful is sent.
@@ -165,7 +181,7 @@ impl Outgoing {
 
     fn properties(&self) -> Result<BasicProperties, PublishError> {
         let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
+            .with_delivery_mode(if self.is_hint { TRANSIENT } else { PERSISTENT })
             .with_content_type(short(&self.content_type)?)
             .with_message_id(short(&self.message_id)?)
             .with_type(short(&self.kind)?)
@@ -486,9 +502,9 @@ async fn fly(channel: &Channel, flight: Vec<Batch>) -> Result<(), Option<lapin::
     if in_time && failure.is_none() { Ok(()) } else { Err(failure) }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one legal caller: persistent, mandatory and confirmed")]
+#[expect(clippy::disallowed_methods, reason = "the one legal caller: persistent, mandatory and confirmed, but for hints")]
 async fn send(channel: &Channel, message: &Outgoing) -> lapin::Result<Confirmation> {
-    let options = BasicPublishOptions { mandatory: true, immediate: false };
+    let options = BasicPublishOptions { mandatory: !message.is_hint, immediate: false };
     let (Ok(key), Ok(exchange), Ok(properties)) =
         (short(&message.routing_key), short(message.exchange), message.properties())
     else {
@@ -567,6 +583,7 @@ mod tests {
             correlation_id: None,
             content_type: "application/json".into(),
             body: Vec::new(),
+            is_hint: false,
         }
     }
 
@@ -588,10 +605,12 @@ mod tests {
     }
 
     #[test]
-    fn every_message_is_persistent_and_carries_no_header_of_the_broker() {
+    fn every_message_but_a_hint_is_persistent_and_carries_no_header_of_the_broker() {
         let headers = vec![("x-death".into(), "1".to_owned()), ("traceparent".into(), "2".to_owned())];
         let properties = Outgoing { headers, ..outgoing() }.properties().unwrap();
         assert_eq!(*properties.delivery_mode(), Some(PERSISTENT));
+        let hint = Outgoing { is_hint: true, ..outgoing() }.properties().unwrap();
+        assert_eq!(*hint.delivery_mode(), Some(TRANSIENT));
         let headers = properties.headers().as_ref().unwrap();
         assert!(headers.contains_key("traceparent") && !headers.contains_key("x-death"));
     }

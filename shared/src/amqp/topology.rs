@@ -19,6 +19,11 @@ pub const INGRESS: &str = "posthaste.ingress";
 pub const WORK: &str = "posthaste.work";
 /// Where facts for the delivery log are published.
 pub const EVENTS: &str = "posthaste.events";
+/// Where is told what open sockets should look at. Each process that has some listens with a queue of its own; without one
+/// nobody needs to hear it.
+pub const LIVE: &str = "posthaste.live";
+/// The key of hints at inboxes there.
+pub const LIVE_INBOX: &str = "inbox";
 /// Where dead letters are published, by the broker and by us.
 pub const DLX: &str = "posthaste.dlx";
 /// Where the broker puts what no intake queue is bound for.
@@ -132,6 +137,7 @@ fn exchanges() -> Vec<Exchange> {
         ingress,
         exchange(WORK, ExchangeType::Direct),
         exchange(EVENTS, ExchangeType::Topic),
+        exchange(LIVE, ExchangeType::Topic),
     ]
 }
 

@@ -3,8 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{
-    Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, Reason, Round, State, TenantId,
+use crate::{
+    domain::{Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, Reason, Round, State, TenantId},
+    seal::Fingerprint,
 };
 
 /// The version every body carries; a reader refuses any other.
@@ -160,6 +161,54 @@ impl EventBatch {
     }
 }
 
+/// "Look into these inboxes": something new stands there. A hint; whoever misses it looks by itself after a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InboxHints {
+    /// Version.
+    pub v: u8,
+    /// The inboxes, by the beginnings of the fingerprints of their persons; none: any of them.
+    pub p: Vec<InboxHint>,
+}
+
+/// The beginning of a person's fingerprint, in hexadecimal: enough to find the right sockets, and it names nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InboxHint(pub u64);
+
+/// Inboxes in one AMQP message: under 5 kB.
+pub const HINTS_MAX: usize = 256;
+
+impl Wire for InboxHints {
+    const TYPE: &'static str = "inbox.v1";
+}
+
+impl InboxHints {
+    /// Hints at these inboxes.
+    pub const fn new(people: Vec<InboxHint>) -> Self {
+        Self { v: VERSION, p: people }
+    }
+}
+
+impl InboxHint {
+    /// The hint at the inbox of the person with this fingerprint.
+    pub fn of(fingerprint: &Fingerprint) -> Self {
+        Self(u64::from_be_bytes(fingerprint.first_chunk().copied().unwrap_or_default()))
+    }
+}
+
+impl Serialize for InboxHint {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:016x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for InboxHint {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u64::from_str_radix(&text, 16).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,5 +219,15 @@ mod tests {
         let body = serde_json::to_string(&WorkItem::new(id, 3)).unwrap();
         assert_eq!(body, r#"{"v":1,"d":"0191d8a0-0000-7000-8000-000000000001","r":3}"#);
         assert!(serde_json::from_str::<WorkItem>(r#"{"v":1,"d":"x","r":3}"#).is_err());
+    }
+
+    #[test]
+    fn a_hint_at_an_inbox_is_a_number_that_names_nobody() {
+        let mut fingerprint = [0xff; 32];
+        fingerprint[0] = 0;
+        let hints = InboxHints::new(vec![InboxHint::of(&fingerprint)]);
+        let body = serde_json::to_string(&hints).unwrap();
+        assert_eq!(body, r#"{"v":1,"p":["00ffffffffffffff"]}"#);
+        assert_eq!(serde_json::from_str::<InboxHints>(&body).unwrap(), hints);
     }
 }

@@ -121,6 +121,7 @@ impl Store {
         if left {
             return Ok(Step::More);
         }
+        eraser.own(INBOX_END).run(self).await?;
         eraser.own(END).bind::<Timestamptz, _>(person.asked_at).run(self).await?;
         Ok(Step::Done)
     }
@@ -439,6 +440,11 @@ FROM (SELECT ?::int4 AS tenant_id, ?::text AS scope, ?::text AS reason) f
 CROSS JOIN unnest(?::uuid[], ?::text[], ?::bytea[]) AS n(id, channel, address_hash)
 ORDER BY n.address_hash
 ON CONFLICT (address_hash, tenant_id, channel, scope) DO NOTHING";
+
+// The numbers of an inbox that has nothing in it.
+const INBOX_END: &str = "
+DELETE FROM inboxes b WHERE b.tenant_id = ? AND b.user_id = ?
+    AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.tenant_id = b.tenant_id AND i.user_id = b.user_id)";
 
 // Refresh tokens that speak for the person.
 const FAMILIES: &str = "DELETE FROM token_families WHERE tenant_id = ? AND subject = ? AND created_at <= ?";

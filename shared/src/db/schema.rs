@@ -101,6 +101,10 @@ diesel::table! {
         content -> Bytea,
         read_at -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
+        seq -> Int8,
+        kind -> Nullable<Text>,
+        category -> Nullable<Text>,
+        archived_at -> Nullable<Timestamptz>,
     }
 }
 

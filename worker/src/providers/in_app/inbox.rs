@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use shared::{
     batch::{Batcher, Limits},
-    contract::{Order, Provider, provider::Sending},
-    db::{Store, inbox::NewItem},
+    contract::{Order, Provider, provider::Sending, wire::InboxHint},
+    db::{
+        Store,
+        inbox::{self, NewItem},
+    },
     domain::{Fault, Outcome, ProviderName, Receipt},
 };
+
+use super::hints::Hints;
 
 /// One commit takes as many rows as a claim brings; a second one hides the first one's round trip. More items wait
 /// than all lanes together attempt at once.
@@ -19,9 +24,9 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// An inbox in `store`. Needs a Tokio runtime, on which its writer runs.
-    pub fn start(store: Store) -> Self {
-        Self { rows: Batcher::start(LIMITS, move |items| write(store.clone(), items)) }
+    /// An inbox in `store` that takes down with `hints` whose open sockets to tell. Needs a Tokio runtime, on which its writer runs.
+    pub fn start(store: Store, hints: Hints) -> Self {
+        Self { rows: Batcher::start(LIMITS, move |items| write(store.clone(), hints.clone(), items)) }
     }
 
     async fn put(&self, order: &Order) -> Outcome {
@@ -29,7 +34,9 @@ impl Inbox {
             return Outcome::Rejected(Fault::new("content", "the content has no JSON form"));
         };
         let (delivery, tenant) = (order.delivery, order.tenant);
-        let item = NewItem { delivery, tenant, user_id: order.recipient.reveal().to_owned(), content };
+        let (kind, category) = (order.content.kind.clone(), order.content.category.clone());
+        let user_id = order.recipient.reveal().to_owned();
+        let item = NewItem { delivery, tenant, user_id, content, kind, category };
         match self.rows.submit(item).await {
             Ok(true) => Outcome::Sent(Receipt { arrived: true, ..Receipt::default() }),
             // Certain enough: should the row stand all the same, the next attempt finds it and changes nothing.
@@ -48,11 +55,17 @@ impl Provider for Inbox {
     }
 }
 
-async fn write(store: Store, items: Vec<NewItem>) -> Vec<bool> {
+/// Rows that stood already are told of again: whoever wrote them may have died before it could.
+async fn write(store: Store, hints: Hints, items: Vec<NewItem>) -> Vec<bool> {
     let count = items.len();
+    let person = |item: &NewItem| InboxHint::of(&inbox::person(store.sealer(), item.tenant, &item.user_id));
+    let people: Vec<InboxHint> = items.iter().map(person).collect();
     let written = store.inbox_insert(items).await;
     if let Err(error) = &written {
         tracing::warn!(%error, count, "inbox rows could not be written");
+    }
+    if written.is_ok() {
+        hints.give(people);
     }
     vec![written.is_ok(); count]
 }

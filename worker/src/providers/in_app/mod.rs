@@ -1,3 +1,4 @@
 //! In-app notifications.
 
+pub mod hints;
 pub mod inbox;

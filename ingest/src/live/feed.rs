@@ -1,0 +1,69 @@
+//! Reads inboxes for open sockets: whatever is asked while a statement is under way goes into the next one.
+
+use std::time::Duration;
+
+use shared::{
+    batch::{Batcher, Limits},
+    db::{
+        Store,
+        inbox::{Follower, InboxItem, Reader},
+    },
+};
+
+/// Items that are shown where nobody knows what was seen already.
+pub const NEWEST: i64 = 100;
+/// Items of one page for one socket.
+pub const PAGE: i64 = 32;
+/// One statement reads for so many sockets; a second one hides the first one's round trip. What waits is one question of
+/// each open socket at most, and who finds no room waits as well.
+const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 4096, spacing: Duration::ZERO };
+
+/// Reads. Cheap to clone.
+#[derive(Clone)]
+pub struct Feed {
+    starts: Batcher<Follower, Option<i64>>,
+    pages: Batcher<Reader, Option<Vec<InboxItem>>>,
+}
+
+impl Feed {
+    /// Reads from `store`, on the runtime of the caller.
+    pub fn start(store: Store) -> Self {
+        let beginning = store.clone();
+        Self {
+            starts: Batcher::start(LIMITS, move |followers| starts(beginning.clone(), followers)),
+            pages: Batcher::start(LIMITS, move |readers| pages(store.clone(), readers)),
+        }
+    }
+
+    /// After which number somebody begins; `None`: the database did not say.
+    pub async fn begin(&self, follower: Follower) -> Option<i64> {
+        self.starts.submit(follower).await.ok().flatten()
+    }
+
+    /// The next page for a reader; `None`: the database did not say.
+    pub async fn page(&self, reader: Reader) -> Option<Vec<InboxItem>> {
+        self.pages.submit(reader).await.ok().flatten()
+    }
+}
+
+async fn starts(store: Store, followers: Vec<Follower>) -> Vec<Option<i64>> {
+    let count = followers.len();
+    match store.inbox_starts(&followers, NEWEST).await {
+        Ok(starts) => starts.into_iter().map(Some).collect(),
+        Err(error) => {
+            tracing::warn!(%error, count, "inboxes could not be opened for sockets");
+            vec![None; count]
+        }
+    }
+}
+
+async fn pages(store: Store, readers: Vec<Reader>) -> Vec<Option<Vec<InboxItem>>> {
+    let count = readers.len();
+    match store.inbox_after(&readers, PAGE).await {
+        Ok(pages) => pages.into_iter().map(Some).collect(),
+        Err(error) => {
+            tracing::warn!(%error, count, "inboxes could not be read for sockets");
+            vec![None; count]
+        }
+    }
+}

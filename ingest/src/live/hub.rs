@@ -1,0 +1,198 @@
+//! Whose sockets are open in this process, and the bell of each.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use shared::{contract::wire::InboxHint, domain::TenantId};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Sockets that one person may have open in a process: tabs and devices, with room to spare.
+pub const PERSON_MAX: usize = 50;
+/// Sockets that the people of one tenant may have open in a process.
+pub const TENANT_MAX: usize = 50_000;
+/// Parts with a lock each, so that many threads open and close sockets side by side.
+const SHARDS: usize = 16;
+
+/// Rings when there may be something new. It holds one ring, so that none is lost on somebody who is busy.
+pub type Bell = Arc<Notify>;
+
+type Shard = HashMap<InboxHint, Vec<Bell>>;
+
+/// Every open socket of this process.
+pub struct Hub {
+    shards: [Mutex<Shard>; SHARDS],
+    tenants: Mutex<HashMap<TenantId, usize>>,
+    open: AtomicUsize,
+    leaving: CancellationToken,
+}
+
+/// There are as many sockets as may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// Of the person.
+    Person,
+    /// Of the tenant.
+    Tenant,
+}
+
+impl Hub {
+    /// Without a socket; all of them are to close once `leaving` is cancelled.
+    pub fn new(leaving: CancellationToken) -> Self {
+        let shards = std::array::from_fn(|_| Mutex::default());
+        Self { shards, tenants: Mutex::default(), open: AtomicUsize::new(0), leaving }
+    }
+
+    /// Cancelled when every socket is to close.
+    pub const fn leaving(&self) -> &CancellationToken {
+        &self.leaving
+    }
+
+    /// How many sockets are open.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Gives a socket its bell. `names` are what the person may be called in hints; the first one is ours.
+    pub fn enter(self: &Arc<Self>, tenant: TenantId, names: Vec<InboxHint>) -> Result<Seat, Full> {
+        let mut tenants = lock(&self.tenants);
+        let of_tenant = tenants.entry(tenant).or_default();
+        let of_person = names.first().map_or(0, |name| self.shard(*name).get(name).map_or(0, Vec::len));
+        match () {
+            () if *of_tenant >= TENANT_MAX => return Err(Full::Tenant),
+            () if of_person >= PERSON_MAX => return Err(Full::Person),
+            () => *of_tenant += 1,
+        }
+        let bell = Bell::default();
+        for name in &names {
+            self.shard(*name).entry(*name).or_default().push(Arc::clone(&bell));
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        metrics::gauge!("posthaste_ws_connections").increment(1.0);
+        Ok(Seat { hub: Arc::clone(self), tenant, names, bell })
+    }
+
+    /// There may be something new for this person.
+    pub fn ring(&self, person: InboxHint) {
+        if let Some(bells) = self.shard(person).get(&person) {
+            bells.iter().for_each(|bell| bell.notify_one());
+        }
+    }
+
+    /// There may be something new for anybody.
+    pub fn ring_all(&self) {
+        for shard in &self.shards {
+            lock(shard).values().flatten().for_each(|bell| bell.notify_one());
+        }
+    }
+
+    fn shard(&self, person: InboxHint) -> MutexGuard<'_, Shard> {
+        let [first, ..] = &self.shards;
+        let index = usize::try_from(person.0).unwrap_or_default() % SHARDS;
+        lock(self.shards.get(index).unwrap_or(first))
+    }
+
+    fn leave(&self, seat: &Seat) {
+        for name in &seat.names {
+            let mut shard = self.shard(*name);
+            if let Some(bells) = shard.get_mut(name) {
+                bells.retain(|bell| !Arc::ptr_eq(bell, &seat.bell));
+                if bells.is_empty() {
+                    shard.remove(name);
+                }
+            }
+        }
+        let mut tenants = lock(&self.tenants);
+        if let Some(of_tenant) = tenants.get_mut(&seat.tenant) {
+            *of_tenant = of_tenant.saturating_sub(1);
+            if *of_tenant == 0 {
+                tenants.remove(&seat.tenant);
+            }
+        }
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        metrics::gauge!("posthaste_ws_connections").decrement(1.0);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The place of an open socket; it is free again once this is dropped.
+pub struct Seat {
+    hub: Arc<Hub>,
+    tenant: TenantId,
+    names: Vec<InboxHint>,
+    bell: Bell,
+}
+
+impl Seat {
+    /// The socket's bell.
+    pub const fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Where the seat is.
+    pub const fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let hub = Arc::clone(&self.hub);
+        hub.leave(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const ADA: InboxHint = InboxHint(1);
+    const EVE: InboxHint = InboxHint(18);
+
+    fn hub() -> Arc<Hub> {
+        Arc::new(Hub::new(CancellationToken::new()))
+    }
+
+    fn rang(seat: &Seat) -> bool {
+        seat.bell().notified().now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_hint_rings_the_bells_of_its_person_and_no_other() {
+        let hub = hub();
+        let [first, second] = [0, 1].map(|_| hub.enter(TenantId(1), vec![ADA, InboxHint(9)]).unwrap());
+        let other = hub.enter(TenantId(1), vec![EVE]).unwrap();
+        hub.ring(ADA);
+        assert_eq!([rang(&first), rang(&second), rang(&other)], [true, true, false]);
+        hub.ring(InboxHint(9));
+        assert!(rang(&first), "by another key's name as well");
+        hub.ring_all();
+        hub.ring_all();
+        assert_eq!([rang(&first), rang(&second), rang(&other)], [true; 3]);
+        assert!(!rang(&first), "a ring is held once");
+    }
+
+    #[test]
+    fn what_closes_makes_room_and_leaves_nothing_behind() {
+        let hub = hub();
+        let mut seats: Vec<Seat> = (0..PERSON_MAX).map(|_| hub.enter(TenantId(1), vec![ADA]).unwrap()).collect();
+        assert_eq!(hub.enter(TenantId(1), vec![ADA]).err(), Some(Full::Person));
+        assert!(hub.enter(TenantId(1), vec![EVE]).is_ok(), "another person has room");
+        assert_eq!(hub.open(), PERSON_MAX);
+        seats.pop();
+        seats.push(hub.enter(TenantId(1), vec![ADA]).unwrap());
+        drop(seats);
+        assert_eq!(hub.open(), 0);
+        assert!(lock(&hub.tenants).is_empty() && hub.shards.iter().all(|shard| lock(shard).is_empty()));
+    }
+}

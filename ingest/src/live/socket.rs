@@ -1,0 +1,243 @@
+//! One open socket, from its upgrade to its end.
+
+use std::time::Duration;
+
+use actix_web::web::{Bytes, Data};
+use actix_ws::{CloseCode, CloseReason, Closed, Message, MessageStream, ProtocolError, Session};
+use serde::Serialize;
+use shared::db::inbox::Reader;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{feed::PAGE, hub::Seat};
+use crate::{app::App, people::inbox::ItemView, problem::Code};
+
+/// How often a client is asked whether it is still there: below the usual 60 s of proxies.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// A client that said nothing for so long, not even a pong, is gone.
+const DEAD_AFTER: Duration = Duration::from_secs(50);
+/// How often a key is checked again. With what the cache adds, a revoked one closes its sockets within half a minute.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// How often a socket looks without a hint: the net under them all.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How long a client may take to make room for one message.
+const SLOW_AFTER: Duration = Duration::from_secs(10);
+/// How long a close frame may wait for room. Afterwards the connection ends without one.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same for a client that did not read: it may come back to its senses, and should then learn why.
+const SLOW_GOODBYE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The pause before the database is asked again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The credential does not hold any more.
+const UNAUTHORIZED: u16 = 4401;
+/// The client does not read.
+const SLOW: u16 = 4408;
+
+/// How long a socket may stay open.
+pub enum Pass {
+    /// With a token: to its end.
+    Until(Instant),
+    /// With a key: as long as it holds.
+    Key(String),
+}
+
+/// Why a socket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The client closed it, or the connection broke.
+    Client,
+    /// The client broke the protocol.
+    Protocol(CloseCode),
+    /// The client said nothing for too long.
+    Dead,
+    /// The client does not read.
+    Slow,
+    /// The credential ended.
+    Expired,
+    /// The process ends.
+    Away,
+}
+
+impl End {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Protocol(_) => "protocol",
+            Self::Dead => "dead",
+            Self::Slow => "slow",
+            Self::Expired => "expired",
+            Self::Away => "away",
+        }
+    }
+
+    fn reason(self) -> Option<CloseReason> {
+        let (code, text) = match self {
+            Self::Client | Self::Dead => return None,
+            Self::Protocol(code) => (code, "send nothing but small frames"),
+            Self::Slow => (CloseCode::Other(SLOW), "too slow: connect again with since"),
+            Self::Expired => (CloseCode::Other(UNAUTHORIZED), "the credential has ended: get a new one"),
+            Self::Away => (CloseCode::Away, "the server goes away: connect again with since"),
+        };
+        Some(CloseReason { code, description: Some(text.to_owned()) })
+    }
+}
+
+/// What is sent.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    r#type: &'static str,
+    data: &'a ItemView,
+}
+
+/// An open socket.
+pub struct Socket {
+    app: Data<App>,
+    session: Session,
+    stream: MessageStream,
+    seat: Seat,
+    reader: Reader,
+    pass: Pass,
+    heard: Instant,
+    pinged: Instant,
+    checked: Instant,
+    looked: Instant,
+}
+
+impl Socket {
+    /// A socket whose upgrade is on its way.
+    pub fn new(
+        app: Data<App>,
+        session: Session,
+        stream: MessageStream,
+        seat: Seat,
+        reader: Reader,
+        pass: Pass,
+    ) -> Self {
+        let now = Instant::now();
+        Self { app, session, stream, seat, reader, pass, heard: now, pinged: now, checked: now, looked: now }
+    }
+
+    /// Shows what comes, until one side ends it.
+    pub async fn serve(mut self) {
+        let end = loop {
+            if let Some(end) = self.step().await {
+                break end;
+            }
+        };
+        metrics::counter!("posthaste_ws_closed_total", "reason" => end.word()).increment(1);
+        let Self { session, seat, stream, .. } = self;
+        match end {
+            // Counted as open until it is told, so that the process waits for it.
+            End::Away => {
+                let _ = timeout(GOODBYE_TIMEOUT, session.close(end.reason())).await;
+                drop(seat);
+            }
+            _ => {
+                drop(seat);
+                let patience = if end == End::Slow { SLOW_GOODBYE_TIMEOUT } else { GOODBYE_TIMEOUT };
+                let _ = timeout(patience, session.close(end.reason())).await;
+            }
+        }
+        drop(stream);
+    }
+
+    /// Waits for the next thing that happens.
+    async fn step(&mut self) -> Option<End> {
+        let tick = self.next_tick();
+        tokio::select! {
+            () = self.seat.hub().leaving().cancelled() => Some(End::Away),
+            () = sleep_until(tick) => self.tick().await,
+            message = self.stream.recv() => self.hear(message).await,
+            () = self.seat.bell().notified() => self.push().await,
+        }
+    }
+
+    fn next_tick(&self) -> Instant {
+        let ping = self.pinged + PING_EVERY;
+        match &self.pass {
+            Pass::Until(end) => ping.min(*end),
+            Pass::Key(_) => ping.min(self.checked + CHECK_EVERY),
+        }
+    }
+
+    async fn tick(&mut self) -> Option<End> {
+        let now = Instant::now();
+        self.checked = now;
+        if !self.may_stay(now).await {
+            return Some(End::Expired);
+        }
+        if now.duration_since(self.heard) > DEAD_AFTER {
+            return Some(End::Dead);
+        }
+        if now.duration_since(self.looked) > LOOK_EVERY {
+            self.seat.bell().notify_one();
+        }
+        if now.duration_since(self.pinged) < PING_EVERY {
+            return None;
+        }
+        self.pinged = now;
+        let sent = timeout(SLOW_AFTER, self.session.ping(b"")).await;
+        end_of(sent)
+    }
+
+    /// A database that is away closes nothing.
+    async fn may_stay(&self, now: Instant) -> bool {
+        match &self.pass {
+            Pass::Until(end) => now < *end,
+            Pass::Key(key) => match self.app.credentials.identify(key).await {
+                Ok(_) => true,
+                Err(problem) => problem.code() != Code::Unauthenticated,
+            },
+        }
+    }
+
+    async fn hear(&mut self, message: Option<Result<Message, ProtocolError>>) -> Option<End> {
+        self.heard = Instant::now();
+        match message {
+            Some(Ok(Message::Ping(bytes))) => self.pong(bytes).await,
+            Some(Ok(Message::Close(_))) | None => Some(End::Client),
+            Some(Ok(_)) => None,
+            Some(Err(ProtocolError::Overflow)) => Some(End::Protocol(CloseCode::Size)),
+            Some(Err(ProtocolError::Io(_))) => Some(End::Client),
+            Some(Err(_)) => Some(End::Protocol(CloseCode::Protocol)),
+        }
+    }
+
+    async fn pong(&mut self, bytes: Bytes) -> Option<End> {
+        let sent = timeout(SLOW_AFTER, self.session.pong(&bytes)).await;
+        end_of(sent)
+    }
+
+    /// Shows the next page. What it has shown it never shows again, and after a full page it comes back for more.
+    async fn push(&mut self) -> Option<End> {
+        self.looked = Instant::now();
+        let Some(page) = self.app.feed.page(self.reader.clone()).await else {
+            self.seat.hub().leaving().run_until_cancelled(sleep(RETRY_AFTER)).await;
+            self.seat.bell().notify_one();
+            return None;
+        };
+        if i64::try_from(page.len()).is_ok_and(|count| count >= PAGE) {
+            self.seat.bell().notify_one();
+        }
+        for item in page {
+            let seq = item.seq;
+            let view = ItemView::from(item);
+            let Ok(text) = serde_json::to_string(&Envelope { r#type: "notification", data: &view }) else { continue };
+            let sent = timeout(SLOW_AFTER, self.session.text(text)).await;
+            if let Some(end) = end_of(sent) {
+                return Some(end);
+            }
+            self.reader.after = seq;
+            metrics::counter!("posthaste_ws_pushed_total").increment(1);
+        }
+        None
+    }
+}
+
+fn end_of(sent: Result<Result<(), Closed>, tokio::time::error::Elapsed>) -> Option<End> {
+    match sent {
+        Ok(Ok(())) => None,
+        Ok(Err(_)) => Some(End::Client),
+        Err(_) => Some(End::Slow),
+    }
+}

@@ -1,0 +1,93 @@
+//! Tells the delivery log what people have read: engagement of the deliveries behind the items.
+//!
+//! Nobody waits for it. While the broker or the database is away it is tried again for a few minutes, and then lost and
+//! counted: that the item was read stands in the inbox all the same.
+
+use std::{sync::Arc, time::Duration};
+
+use shared::{
+    amqp::{Outgoing, Publisher, topology},
+    clock,
+    contract::{Event, EventBatch, wire::EVENTS_MAX},
+    db::{DbResult, Store, provider_events::Subject},
+    domain::{DeliveryId, EventKind, State},
+};
+use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
+use uuid::Uuid;
+
+/// The routing key of what people did.
+const ROUTING_KEY: &str = "engagement";
+/// Items of one look-up.
+const PART: usize = 512;
+/// Look-ups that wait at once.
+const WAITING_MAX: usize = 2_000;
+/// The pauses between tries. The first ones are for a reader who is quicker than the log.
+const PAUSES_MS: [u64; 8] = [0, 500, 1_000, 5_000, 15_000, 30_000, 60_000, 120_000];
+
+/// Tells what was read. One per process.
+pub struct Reads {
+    store: Store,
+    publisher: Publisher,
+    waiting: Arc<Semaphore>,
+    runtime: Handle,
+}
+
+impl Reads {
+    /// Tells through `publisher`, on the runtime of the caller.
+    pub fn new(store: Store, publisher: Publisher) -> Self {
+        Self { store, publisher, waiting: Arc::new(Semaphore::new(WAITING_MAX)), runtime: Handle::current() }
+    }
+
+    /// These items were read just now.
+    pub fn tell(&self, read: &[DeliveryId]) {
+        let at = clock::now();
+        for part in read.chunks(PART) {
+            let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
+                lost(part.len());
+                continue;
+            };
+            let (store, publisher, mut part) = (self.store.clone(), self.publisher.clone(), part.to_vec());
+            self.runtime.spawn(async move {
+                let _permit = permit;
+                for pause in PAUSES_MS {
+                    sleep(Duration::from_millis(pause)).await;
+                    match attempt(&store, &publisher, &part, at).await {
+                        Ok(left) if left.is_empty() => return,
+                        Ok(left) => part = left,
+                        Err(error) => tracing::debug!(%error, "what was read is told later"),
+                    }
+                }
+                lost(part.len());
+            });
+        }
+    }
+}
+
+fn lost(count: usize) {
+    metrics::counter!("posthaste_reads_lost_total").increment(u64::try_from(count).unwrap_or(u64::MAX));
+}
+
+/// Says which are still to be told: those whose outcome is not written yet, and those that the broker did not take.
+async fn attempt(
+    store: &Store,
+    publisher: &Publisher,
+    read: &[DeliveryId],
+    at: chrono::DateTime<chrono::Utc>,
+) -> DbResult<Vec<DeliveryId>> {
+    let subjects = store.subjects(read.to_vec()).await?;
+    let early = |subject: &Subject| matches!(subject.state, State::Scheduled | State::Queued | State::Sending);
+    let (early, ready): (Vec<Subject>, Vec<Subject>) = subjects.into_iter().partition(early);
+    let mut left: Vec<DeliveryId> = early.iter().map(|subject| subject.about.1).collect();
+    for part in ready.chunks(EVENTS_MAX) {
+        let events = part.iter().map(|subject| Event::report(subject.about, EventKind::Read, at)).collect();
+        let id = Uuid::now_v7().to_string();
+        let told = match Outgoing::json(topology::EVENTS, ROUTING_KEY, id, &EventBatch::new(events)) {
+            Ok(message) => publisher.publish_one(message).await.is_ok(),
+            Err(_) => true,
+        };
+        if !told {
+            left.extend(part.iter().map(|subject| subject.about.1));
+        }
+    }
+    Ok(left)
+}
