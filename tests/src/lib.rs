@@ -6,6 +6,7 @@
 pub mod amqp;
 pub mod api;
 pub mod check;
+pub mod live;
 pub mod oracle;
 pub mod proxy;
 pub mod push;
@@ -15,6 +16,7 @@ pub mod waha;
 pub mod wait;
 
 pub use api::Api;
+pub use live::{Live, Opening};
 pub use servers::TestServers;
 pub use stack::{Role, Stack};
 pub use waha::Waha;

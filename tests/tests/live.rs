@@ -1,0 +1,349 @@
+//! The inbox, listed and live: what comes into it is shown on open sockets, each item once and in one order, whatever fails.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::{Context, Result};
+use harness::{Api, Live, Opening, Role, Stack, TestServers, api::SOON, eventually};
+use nix::sys::signal::Signal;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+/// What an item has, in lists and on sockets.
+const FIELDS: [&str; 11] = [
+    "action_url", "category", "created_at", "data", "id", "message", "metadata", "read", "read_at", "title", "type",
+];
+/// A moment in which something would have come if it came at all.
+const MOMENT: Duration = Duration::from_millis(300);
+
+fn token(stack: &Stack, tenant: &str, user: &str, ttl: &str) -> Result<String> {
+    let token = stack.cli(&["token", "--tenant", tenant, "--sub", user, "--role", "user", "--ttl", ttl])?;
+    Ok(token.trim().to_owned())
+}
+
+fn note(user: &str, title: &str) -> Value {
+    json!({"channel": "in_app", "recipient": user, "title": title, "message": "m", "type": "task", "category": "work",
+        "data": {"n": 1}, "metadata": {"k": "v"}, "actionUrl": "/tasks/1"})
+}
+
+/// Every id of an inbox, newest first, page by page.
+async fn listed(api: &Api, query: &str) -> Result<Vec<String>> {
+    let (mut ids, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.get(&format!("/api/notifications?limit=7&cursor={cursor}{query}")).await?.ok()?;
+        let items = page["notifications"].as_array().context("a list")?;
+        ids.extend(items.iter().filter_map(|item| item["id"].as_str().map(str::to_owned)));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => return Ok(ids),
+        }
+    }
+}
+
+/// Sends `count` notifications to a person, many at once, and waits until all stand in the inbox.
+async fn flood(stack: &Stack, user: &str, count: usize) -> Result<()> {
+    let bodies: Vec<Value> = (0..count).map(|n| note(user, &format!("{n}"))).collect();
+    for part in bodies.chunks(50) {
+        let api = stack.producer();
+        futures_util::future::try_join_all(part.iter().map(|body| api.send(body))).await?;
+    }
+    Ok(())
+}
+
+async fn standing(stack: &Stack, user: &str, count: usize) -> Result<()> {
+    let query = format!("SELECT count(*) FROM inbox WHERE user_id = '{user}'");
+    let all = i64::try_from(count)?;
+    eventually("all stand in the inbox", Duration::from_secs(60), || async {
+        (stack.count(&query).await.ok()? >= all).then_some(())
+    })
+    .await
+}
+
+async fn metric(stack: &Stack, line: &str) -> Result<f64> {
+    let text = reqwest::get(format!("http://127.0.0.1:{}/metrics", stack.port("all")?)).await?.text().await?;
+    let found = text.lines().find_map(|have| have.strip_prefix(line)).unwrap_or("0");
+    Ok(found.trim().parse()?)
+}
+
+#[tokio::test]
+async fn a_toast_arrives_in_the_printed_form_and_only_at_who_may_see_it() -> Result<()> {
+    let stack = Stack::start_with(&[("RUST_LOG", "debug,actix_http=trace,actix_web=trace,actix_server=trace")]).await?;
+    let port = stack.port("all")?;
+    let (ada, eve) = (token(&stack, "acme", "ada", "1h")?, token(&stack, "acme", "eve", "1h")?);
+    let other_tenant = stack.cli_json(&["tenant", "create", "other"])?;
+    assert!(other_tenant.is_object());
+    let other = stack.create_key("other", "producer")?;
+
+    let mut refused = Opening::new(port, "ada", "x.y.z");
+    assert_eq!(refused.try_open().await?.err(), Some(401), "a bad token");
+    refused.token = None;
+    assert_eq!(refused.try_open().await?.err(), Some(401), "no token");
+    assert_eq!(Opening::new(port, "ada", &eve).try_open().await?.err(), Some(403), "another person's token");
+    let plain = stack.api(&ada).get("/ws/notifications/ada").await?;
+    assert_eq!((plain.status, plain.header("upgrade")), (StatusCode::UPGRADE_REQUIRED, Some("websocket")));
+    assert_eq!(stack.api("").get("/ws/notifications/ada").await?.status, StatusCode::UNAUTHORIZED);
+
+    let by_header = Opening { token: None, bearer: Some(&stack.producer_key), ..Opening::new(port, "ada", "") };
+    let mut sockets = [
+        Opening::new(port, "ada", &ada).open().await?,
+        by_header.open().await?,
+        Opening::new(port, "ada", &stack.admin_key).open().await?,
+    ];
+    let mut strangers = [Opening::new(port, "eve", &eve).open().await?, Opening::new(port, "ada", &other).open().await?];
+    stack.producer().send(&note("ada", "Hello")).await?;
+    for socket in &mut sockets {
+        let message = socket.message().await?;
+        assert_eq!(message["type"], "notification");
+        let item = &message["data"];
+        let names: Vec<&str> = item.as_object().context("an object")?.keys().map(String::as_str).collect();
+        assert_eq!(names.iter().copied().collect::<BTreeSet<_>>(), FIELDS.into_iter().collect(), "{item}");
+        assert_eq!((&item["title"], &item["message"], &item["read"]), (&json!("Hello"), &json!("m"), &json!(false)));
+        let list = stack.api(&ada).get("/api/notifications").await?.ok()?;
+        assert_eq!(&list["notifications"][0], item, "the same as in the list");
+    }
+    for socket in &mut strangers {
+        assert!(socket.is_quiet(MOMENT).await);
+    }
+    // A client may talk; nobody listens, and nothing breaks.
+    let [first, ..] = &mut sockets;
+    first.say(Message::text("{\"type\":\"hello\"}")).await?;
+    first.say(Message::Ping("x".into())).await?;
+    stack.producer().send(&note("ada", "Again")).await?;
+    assert_eq!(first.notification().await?["title"], "Again");
+    assert_eq!(metric(&stack, "posthaste_ws_connections ").await?, 5.0);
+
+    let logs = stack.logs()?;
+    assert!(logs.contains("/ws/notifications") || logs.len() > 1000, "the logs are there");
+    for secret in [&ada, &eve, &other, &stack.admin_key] {
+        let piece = secret.get(secret.len() - 20..).context("long enough")?;
+        assert!(!logs.contains(piece), "a credential stands in the log");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_socket_ends_with_its_credential_and_at_the_end_of_the_process() -> Result<()> {
+    let mut stack = Stack::start().await?;
+    let port = stack.port("all")?;
+    let key = stack.admin().post("/api/admin/keys", &json!({"role": "producer", "name": "short"})).await?.ok()?;
+    let text = key["key"].as_str().context("a key")?.to_owned();
+    let mut by_key = Opening::new(port, "ada", &text).open().await?;
+    let short = token(&stack, "acme", "ada", "2s")?;
+    let mut expiring = Opening::new(port, "ada", &short).open().await?;
+    assert_eq!(expiring.rest(Duration::from_secs(30)).await?.1, 4401, "the token has ended");
+    let path = format!("/api/admin/keys/{}", key["id"].as_str().context("an id")?);
+    stack.admin().request(Method::DELETE, &path, &[], None).await?.ok()?;
+    assert_eq!(by_key.rest(Duration::from_secs(40)).await?.1, 4401, "the key is revoked");
+
+    let long = token(&stack, "acme", "ada", "1h")?;
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push(Opening::new(port, "ada", &long).open().await?);
+    }
+    stack.signal("all", Signal::SIGTERM)?;
+    for socket in &mut open {
+        assert_eq!(socket.rest(SOON).await?.1, 1001);
+    }
+    assert!(stack.ended("all", Duration::from_secs(10)).await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_person_has_so_many_sockets_and_no_more() -> Result<()> {
+    let stack = Stack::start().await?;
+    let (port, ada) = (stack.port("all")?, token(&stack, "acme", "ada", "1h")?);
+    let mut open = Vec::new();
+    for _ in 0..50 {
+        open.push(Opening::new(port, "ada", &ada).open().await?);
+    }
+    assert_eq!(Opening::new(port, "ada", &ada).try_open().await?.err(), Some(429));
+    drop(open.pop());
+    eventually("a closed socket makes room", SOON, || async {
+        Opening::new(port, "ada", &ada).try_open().await.ok()?.ok()
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_inbox_is_filtered_put_away_and_marked_both_ways() -> Result<()> {
+    let stack = Stack::start().await?;
+    let ada = stack.api(&token(&stack, "acme", "ada", "1h")?);
+    let mut other = note("ada", "other");
+    (other["type"], other["category"]) = (json!("news"), json!("fun"));
+    let mut messages = Vec::new();
+    for body in [note("ada", "1"), note("ada", "2"), other] {
+        let id = stack.producer().send(&body).await?;
+        stack.producer().wait_status(&id, "delivered").await?;
+        messages.push(id);
+    }
+    let all = listed(&ada, "").await?;
+    let [news, second, first] = all.as_slice() else { anyhow::bail!("three items, not {all:?}") };
+    let count = async || -> Result<Value> {
+        Ok(ada.get("/api/notifications/unread-count").await?.ok()?["unread_count"].clone())
+    };
+
+    let changed = ada.post(&format!("/api/notifications/{first}/read"), &json!({})).await?.ok()?;
+    assert_eq!(changed, json!({"updated": 1, "unread_count": 2}));
+    assert_eq!(listed(&ada, "&unread=true").await?, [news.clone(), second.clone()]);
+    assert_eq!(listed(&ada, "&unread=false").await?, [first.clone()]);
+    assert_eq!(listed(&ada, "&type=news").await?, [news.clone()]);
+    assert_eq!(listed(&ada, "&category=work&unread=true").await?, [second.clone()]);
+    assert_eq!(ada.get("/api/notifications?unread=maybe").await?.status, StatusCode::BAD_REQUEST);
+
+    ada.post(&format!("/api/notifications/{news}/archive"), &json!({})).await?.ok()?;
+    assert_eq!(listed(&ada, "").await?, [second.clone(), first.clone()]);
+    assert_eq!(listed(&ada, "&archived=true").await?, [news.clone()]);
+    assert_eq!(count().await?, 1, "what is put away does not count");
+    ada.post(&format!("/api/notifications/{news}/unarchive"), &json!({})).await?.ok()?;
+    assert_eq!(listed(&ada, "").await?, all, "it is back where it was");
+    let many = ada.post("/api/notifications/archive", &json!({"ids": [news, first]})).await?.ok()?;
+    assert_eq!(many, json!({"updated": 2, "unread_count": 1}));
+    ada.post("/api/notifications/unarchive", &json!({"ids": [news, first]})).await?.ok()?;
+
+    // The log knows that it was read, once.
+    eventually("the delivery is read", SOON, || async {
+        let message = stack.producer().message(&messages[0]).await.ok()?;
+        (message["deliveries"][0]["engagement"] == json!(["read"])).then_some(())
+    })
+    .await?;
+    assert_eq!(stack.producer().message(&messages[1]).await?["deliveries"][0]["engagement"], json!([]));
+    ada.post(&format!("/api/notifications/{first}/unread"), &json!({})).await?.ok()?;
+    assert_eq!(count().await?, 3);
+    let eve = stack.api(&token(&stack, "acme", "eve", "1h")?);
+    for word in ["read", "unread", "archive", "unarchive"] {
+        let answer = eve.post(&format!("/api/notifications/{first}/{word}"), &json!({})).await?;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{word}");
+    }
+    assert_eq!(listed(&ada, "").await?, all);
+    Ok(())
+}
+
+/// Follows an inbox over connections that are lost again and again, at one process and the other.
+async fn follow(ports: &[u16], user: &str, token: &str, count: usize) -> Result<Vec<String>> {
+    let mut seen: Vec<String> = Vec::new();
+    let mut turn = 0;
+    while seen.len() < count {
+        let port = ports[turn % ports.len()];
+        let since = seen.last().cloned();
+        let mut opening = Opening::new(port, user, token);
+        opening.since = Some(since.as_deref().unwrap_or("0191d8a0-0000-7000-8000-000000000001"));
+        let mut socket = opening.open().await?;
+        let part = (turn * 7 % 60 + 1).min(count - seen.len());
+        seen.extend(socket.ids(part).await.with_context(|| format!("after {} of {count}", seen.len()))?);
+        turn += 1;
+    }
+    Ok(seen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_show_everything_once_and_in_one_order_while_it_pours_in() -> Result<()> {
+    const COUNT: usize = 600;
+    let mut stack = Stack::start_apart(2, &[]).await?;
+    stack.launch("ingest2", Role::Ingest, &[]).await?;
+    let ports = [stack.port("ingest")?, stack.port("ingest2")?];
+    let ada = token(&stack, "acme", "ada", "1h")?;
+    let mut steady = [
+        Opening::new(ports[0], "ada", &ada).open().await?,
+        Opening::new(ports[1], "ada", &ada).open().await?,
+    ];
+    let [first, second] = &mut steady;
+    let (sent, one, two, dropped) = tokio::try_join!(
+        flood(&stack, "ada", COUNT),
+        first.ids(COUNT),
+        second.ids(COUNT),
+        follow(&ports, "ada", &ada, COUNT),
+    )?;
+    let () = sent;
+    let mut newest_first = listed(&stack.api(&ada), "").await?;
+    newest_first.reverse();
+    assert_eq!(newest_first.len(), COUNT);
+    assert_eq!(one, newest_first, "a socket shows the order of the list");
+    assert_eq!(two, newest_first, "at the other process as well");
+    assert_eq!(dropped, newest_first, "losses leave no gap and no double");
+    assert!(first.is_quiet(MOMENT).await && second.is_quiet(MOMENT).await);
+
+    // Whoever never saw anything gets the newest hundred, and goes on from there.
+    let mut unknown = Opening::new(ports[0], "ada", &ada).since("nothing-of-ours").open().await?;
+    assert_eq!(unknown.ids(100).await?, newest_first[COUNT - 100..]);
+    stack.producer().send(&note("ada", "last")).await?;
+    assert_eq!(unknown.notification().await?["title"], "last");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_outage_of_the_broker_open_sockets_have_everything() -> Result<()> {
+    let servers = TestServers::private("live")?;
+    let mut stack = Stack::prepare(servers.clone(), &[]).await?;
+    stack.launch("all", Role::All, &[]).await?;
+    let (port, ada) = (stack.port("all")?, token(&stack, "acme", "ada", "1h")?);
+    let mut socket = Opening::new(port, "ada", &ada).open().await?;
+    flood(&stack, "ada", 20).await?;
+    let mut seen = socket.ids(20).await?;
+    servers.own().rabbitmq.kill9()?;
+    flood(&stack, "ada", 20).await?;
+    tokio::task::block_in_place(|| servers.own().rabbitmq.start())?;
+    flood(&stack, "ada", 20).await?;
+    seen.extend(patient(&mut socket, 40).await?);
+    let mut newest_first = listed(&stack.api(&ada), "").await?;
+    newest_first.reverse();
+    assert_eq!(seen, newest_first);
+
+    // A hint that never came: the rows are there, and the end of the outage alone makes the socket look.
+    servers.own().rabbitmq.kill9()?;
+    let copied = "INSERT INTO inbox (id, tenant_id, user_id, content, seq)
+        SELECT fresh, tenant_id, user_id, content, seq + 1000 FROM inbox, gen_random_uuid() AS fresh
+        ORDER BY seq DESC LIMIT 1 RETURNING id::text";
+    let id: String = stack.sql().await?.query_one(copied, &[]).await?.get(0);
+    assert!(socket.is_quiet(MOMENT).await);
+    tokio::task::block_in_place(|| servers.own().rabbitmq.start())?;
+    assert_eq!(patient(&mut socket, 1).await?, [id]);
+    Ok(())
+}
+
+/// As `ids`, where the way to the inbox is just being mended.
+async fn patient(socket: &mut Live, count: usize) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        while ids.len() < count {
+            match socket.ids(1).await {
+                Ok(next) => ids.extend(next),
+                Err(error) if format!("{error:#}").contains("nothing came") => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    anyhow::ensure!(ids.len() == count, "{} of {count} came", ids.len());
+    Ok(ids)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_is_closed_and_comes_back_without_a_gap() -> Result<()> {
+    const COUNT: usize = 80;
+    let stack = Stack::start().await?;
+    let (port, ada) = (stack.port("all")?, token(&stack, "acme", "ada", "1h")?);
+    let slow = Opening { buffer: Some(4096), ..Opening::new(port, "ada", &ada) };
+    let mut slow = slow.open().await?;
+    let mut quick = Opening::new(port, "ada", &ada).open().await?;
+    let long = "x".repeat(120_000);
+    let api = stack.producer();
+    for _ in 0..COUNT {
+        api.send(&json!({"channel": "in_app", "recipient": "ada", "title": "t", "message": long})).await?;
+    }
+    let all = quick.ids(COUNT).await?;
+    standing(&stack, "ada", COUNT).await?;
+    let slow_ones = "posthaste_ws_closed_total{reason=\"slow\"} ";
+    eventually("the slow reader is given up", Duration::from_secs(30), || async {
+        (metric(&stack, slow_ones).await.ok()? >= 1.0).then_some(())
+    })
+    .await?;
+    let (mut seen, code) = slow.rest(SOON).await?;
+    assert_eq!(code, 4408, "it learns why as soon as it reads");
+    assert!(seen.len() < COUNT, "it was not waited for");
+    assert_eq!(seen, all[..seen.len()]);
+    let last = seen.last().cloned().unwrap_or_default();
+    let mut back = Opening::new(port, "ada", &ada).since(&last).open().await?;
+    seen.extend(back.ids(COUNT - seen.len()).await?);
+    assert_eq!(seen, all);
+    Ok(())
+}
