@@ -1,9 +1,16 @@
 //! The inbox, listed and live: what comes into it is shown on open sockets, each item once and in one order, whatever fails.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
-use harness::{Api, Live, Opening, Role, Stack, TestServers, api::SOON, eventually};
+use harness::{Api, Live, Opening, Role, Stack, TestServers, amqp::Backend, api::SOON, eventually};
+use lapin::{
+    options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
 use nix::sys::signal::Signal;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -297,7 +304,31 @@ async fn after_an_outage_of_the_broker_open_sockets_have_everything() -> Result<
     let id: String = stack.sql().await?.query_one(copied, &[]).await?.get(0);
     assert!(socket.is_quiet(MOMENT).await);
     tokio::task::block_in_place(|| servers.own().rabbitmq.start())?;
+    let mended = Instant::now();
     assert_eq!(patient(&mut socket, 1).await?, [id]);
+    assert!(mended.elapsed() < Duration::from_secs(30), "sooner than it would have looked by itself");
+    Ok(())
+}
+
+#[tokio::test]
+async fn invariant_p_what_tells_sockets_to_look_names_nobody() -> Result<()> {
+    let stack = Stack::start().await?;
+    let backend = Backend::connect(&stack.amqp_url).await?;
+    let channel = backend.channel().await?;
+    let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare("heard".into(), options, FieldTable::default()).await?;
+    let bind = QueueBindOptions::default();
+    channel.queue_bind("heard".into(), "posthaste.live".into(), "#".into(), bind, FieldTable::default()).await?;
+    stack.producer().send(&note("canary-person", "canary-title")).await?;
+    let heard = eventually("a hint is published", SOON, || async {
+        channel.basic_get("heard".into(), BasicGetOptions { no_ack: true }).await.ok()?
+    })
+    .await?;
+    let hint: Value = serde_json::from_slice(&heard.data)?;
+    let names: Vec<&String> = hint.as_object().context("an object")?.keys().collect();
+    assert_eq!(names, ["p", "v"], "{hint}");
+    let person = hint["p"][0].as_str().context("a name")?;
+    assert!(person.len() == 16 && person.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hint}");
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What leaves Posthaste, judged by programs that other people wrote. Each test has a negative twin.
 
 mod email;
+mod live;
 mod provider_events;
 mod push;
 mod sms;

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 
-use super::Sinks;
+use super::{Sinks, live::Toasts};
 use crate::env_file::EnvFile;
 use crate::http;
 use crate::progress::Progress;
@@ -14,20 +15,46 @@ use crate::stop::Stop;
 /// How long a message may take from acceptance to its end; normally it is a fraction of a second.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
 
-/// Sends one message per channel, waits until each has arrived, and shows its timeline.
-pub(super) fn run(memory: &EnvFile, sinks: &Sinks, progress: &Progress, stop: &Stop) -> Result<()> {
+/// Whose inbox is shown.
+const PERSON: &str = "ada";
+
+/// Sends one message per channel, waits until each has arrived, and shows its timeline; of the inbox also what an open
+/// socket was shown.
+pub(super) fn run(
+    memory: &EnvFile,
+    sinks: &Sinks,
+    runtime: &Handle,
+    progress: &Progress,
+    stop: &Stop,
+) -> Result<()> {
     let api = Api {
         url: memory.get("POSTHASTE_URL").context("there is no URL")?,
         key: memory.get("POSTHASTE_PRODUCER_KEY").context("there is no key")?,
     };
+    let mut toasts = Toasts::follow(runtime, api.url, PERSON, api.key);
     for message in messages(sinks) {
         let channel = field(&message, "channel");
         progress.line(format_args!("demonstration: {channel} to {}", field(&message, "recipient")));
         let id = api.send(&message).with_context(|| format!("the {channel} message was not accepted"))?;
         api.wait_for_arrival(&id, stop).with_context(|| format!("the {channel} message {id} did not arrive"))?;
         progress.plain(timeline(&api.get(&format!("/api/messages/{id}/timeline"))?).trim_end());
+        if channel == "in_app" {
+            progress.plain(live(&mut toasts));
+        }
     }
     Ok(())
+}
+
+/// A socket that does not work is told, and keeps nothing else from being shown.
+fn live(toasts: &mut Result<Toasts<'_>>) -> String {
+    let shown = match toasts {
+        Ok(toasts) => toasts.next(),
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
+    };
+    match shown {
+        Ok(toast) => format!("    live on /ws/notifications/{PERSON}  \u{201c}{toast}\u{201d}"),
+        Err(error) => format!("    /ws/notifications/{PERSON} showed nothing: {error:#}"),
+    }
 }
 
 fn messages(sinks: &Sinks) -> [Value; 3] {
@@ -35,7 +62,7 @@ fn messages(sinks: &Sinks) -> [Value; 3] {
     [
         json!({"channel": "webhook", "recipient": sinks.http.url("/demo"), "data": {"hello": "world"}}),
         json!({"channel": "email", "recipient": "ada@posthaste.localhost", "title": title, "message": "It works."}),
-        json!({"channel": "in_app", "recipient": "ada", "user_id": "ada", "title": title, "message": "It works."}),
+        json!({"channel": "in_app", "recipient": PERSON, "user_id": PERSON, "title": title, "message": "It works."}),
     ]
 }
 

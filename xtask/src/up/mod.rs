@@ -6,6 +6,7 @@
 
 mod backing;
 mod demo;
+mod live;
 mod platform_cli;
 mod services;
 mod settings;
@@ -110,7 +111,7 @@ impl Up<'_> {
         self.progress.step("starting the services", || services.start_all())?;
         tenant::complete(&cli, &mut memory, &address.url())?;
 
-        self.watch(&services, servers.as_ref(), || self.present(&memory, &sinks));
+        self.watch(&services, servers.as_ref(), || self.present(&memory, &sinks, runtime));
         self.progress.line("stopping …");
         services.end_all();
         if let Some(servers) = &servers {
@@ -161,9 +162,9 @@ impl Up<'_> {
     }
 
     /// A failed demonstration is shown, but what runs keeps running: that is when a person wants to look.
-    fn present(&self, memory: &EnvFile, sinks: &Sinks) {
+    fn present(&self, memory: &EnvFile, sinks: &Sinks, runtime: &Runtime) {
         if !self.args.no_demo
-            && let Err(error) = demo::run(memory, sinks, &self.progress, &self.stop)
+            && let Err(error) = demo::run(memory, sinks, runtime.handle(), &self.progress, &self.stop)
             && !self.stop.requested()
         {
             self.progress.line(format_args!("the demonstration did not finish: {error:#}"));
