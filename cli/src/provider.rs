@@ -64,7 +64,8 @@ impl Check {
         // A worker may serve a part of them; here all are meant.
         config.worker.channels = Channel::ALL.to_vec();
         let store = Store::open(&config.database, config.database.pool_size)?;
-        let registry = Registry::build(&config, &store, &Hints::default()).context("a worker would not start with these settings")?;
+        let registry = Registry::build(&config, &store, &Hints::default())
+            .context("a worker would not start with these settings")?;
         let mut checks = JoinSet::new();
         for channel in Channel::ALL.iter().filter(|channel| self.channel.is_none_or(|asked| asked == **channel)) {
             for (place, provider) in registry.providers(*channel).iter().cloned().enumerate() {

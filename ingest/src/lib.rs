@@ -264,8 +264,14 @@ fn describe() {
     );
     metrics::describe_gauge!("posthaste_ws_connections", "Sockets that are open.");
     metrics::describe_counter!("posthaste_ws_pushed_total", "Notifications shown on sockets.");
-    metrics::describe_counter!("posthaste_ws_closed_total", "Sockets that ended, by reason; `slow`: a client did not read.");
-    metrics::describe_counter!("posthaste_reads_lost_total", "Reads of inbox items that the delivery log was not told of.");
+    metrics::describe_counter!(
+        "posthaste_ws_closed_total",
+        "Sockets that ended, by reason; `slow`: a client did not read."
+    );
+    metrics::describe_counter!(
+        "posthaste_reads_lost_total",
+        "Reads of inbox items that the delivery log was not told of."
+    );
     metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
     metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");
     metrics::describe_histogram!(

@@ -17,9 +17,8 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 /// What an item has, in lists and on sockets.
-const FIELDS: [&str; 11] = [
-    "action_url", "category", "created_at", "data", "id", "message", "metadata", "read", "read_at", "title", "type",
-];
+const FIELDS: [&str; 11] =
+    ["action_url", "category", "created_at", "data", "id", "message", "metadata", "read", "read_at", "title", "type"];
 /// A moment in which something would have come if it came at all.
 const MOMENT: Duration = Duration::from_millis(300);
 
@@ -96,7 +95,8 @@ async fn a_toast_arrives_in_the_printed_form_and_only_at_who_may_see_it() -> Res
         by_header.open().await?,
         Opening::new(port, "ada", &stack.admin_key).open().await?,
     ];
-    let mut strangers = [Opening::new(port, "eve", &eve).open().await?, Opening::new(port, "ada", &other).open().await?];
+    let mut strangers =
+        [Opening::new(port, "eve", &eve).open().await?, Opening::new(port, "ada", &other).open().await?];
     stack.producer().send(&note("ada", "Hello")).await?;
     for socket in &mut sockets {
         let message = socket.message().await?;
@@ -250,10 +250,8 @@ async fn two_replicas_show_everything_once_and_in_one_order_while_it_pours_in() 
     stack.launch("ingest2", Role::Ingest, &[]).await?;
     let ports = [stack.port("ingest")?, stack.port("ingest2")?];
     let ada = token(&stack, "acme", "ada", "1h")?;
-    let mut steady = [
-        Opening::new(ports[0], "ada", &ada).open().await?,
-        Opening::new(ports[1], "ada", &ada).open().await?,
-    ];
+    let mut steady =
+        [Opening::new(ports[0], "ada", &ada).open().await?, Opening::new(ports[1], "ada", &ada).open().await?];
     let [first, second] = &mut steady;
     let (sent, one, two, dropped) = tokio::try_join!(
         flood(&stack, "ada", COUNT),

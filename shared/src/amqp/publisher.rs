@@ -502,7 +502,10 @@ async fn fly(channel: &Channel, flight: Vec<Batch>) -> Result<(), Option<lapin::
     if in_time && failure.is_none() { Ok(()) } else { Err(failure) }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one legal caller: persistent, mandatory and confirmed, but for hints")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one legal caller: persistent, mandatory and confirmed, but for hints"
+)]
 async fn send(channel: &Channel, message: &Outgoing) -> lapin::Result<Confirmation> {
     let options = BasicPublishOptions { mandatory: !message.is_hint, immediate: false };
     let (Ok(key), Ok(exchange), Ok(properties)) =

@@ -117,8 +117,10 @@ async fn singles(
     for n in 0..sends {
         let (user, title) = (format!("u{}", n * 7919 % sockets), format!("single {n}"));
         sent.insert(title.clone(), Instant::now());
-        api.send(&json!({"channel": "in_app", "recipient": user, "title": title, "message": "Your order has shipped."}))
-            .await?;
+        api.send(
+            &json!({"channel": "in_app", "recipient": user, "title": title, "message": "Your order has shipped."}),
+        )
+        .await?;
         tokio::time::sleep(PACE).await;
     }
     let mut took = Vec::with_capacity(sends);
@@ -147,7 +149,10 @@ async fn bulk(stack: &Stack, sockets: usize, told: &mut mpsc::Receiver<(String, 
     took.sort();
     let last = took.last().copied().unwrap_or_default().as_secs_f64();
     let rate = sockets as f64 / last;
-    Ok(format!("to all {sockets} in one bulk: accepted in {:.2} s, on the last socket after {last:.1} s: {rate:.0}/s", accepted.as_secs_f64()))
+    Ok(format!(
+        "to all {sockets} in one bulk: accepted in {:.2} s, on the last socket after {last:.1} s: {rate:.0}/s",
+        accepted.as_secs_f64()
+    ))
 }
 
 fn quantiles(took: &mut [Duration]) -> String {

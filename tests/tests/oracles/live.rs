@@ -23,7 +23,8 @@ fn titles(answer: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_of_other_people_is_shown_what_comes_and_what_it_missed_and_refused_with_a_wrong_token() -> Result<()> {
+async fn a_client_of_other_people_is_shown_what_comes_and_what_it_missed_and_refused_with_a_wrong_token() -> Result<()>
+{
     let stack = Stack::start().await?;
     let ada = token(&stack, "ada")?;
     let socket = format!("ws://127.0.0.1:{}/ws/notifications/ada", stack.port("all")?);
@@ -46,7 +47,8 @@ async fn a_client_of_other_people_is_shown_what_comes_and_what_it_missed_and_ref
     let resumed = json!({"url": format!("{socket}?since={first}"), "count": 2,
         "headers": {"Authorization": format!("Bearer {ada}")}});
     assert_eq!(titles(&python("live.py", &resumed)?), ["second", "third"]);
-    let unknown = json!({"url": format!("{socket}?token={ada}&since=0191d8a0-0000-7000-8000-000000000001"), "count": 3});
+    let unknown =
+        json!({"url": format!("{socket}?token={ada}&since=0191d8a0-0000-7000-8000-000000000001"), "count": 3});
     assert_eq!(titles(&python("live.py", &unknown)?), ["first", "second", "third"]);
 
     let (signed, signature) = ada.rsplit_once('.').unwrap_or_default();

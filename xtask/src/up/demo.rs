@@ -20,13 +20,7 @@ const PERSON: &str = "ada";
 
 /// Sends one message per channel, waits until each has arrived, and shows its timeline; of the inbox also what an open
 /// socket was shown.
-pub(super) fn run(
-    memory: &EnvFile,
-    sinks: &Sinks,
-    runtime: &Handle,
-    progress: &Progress,
-    stop: &Stop,
-) -> Result<()> {
+pub(super) fn run(memory: &EnvFile, sinks: &Sinks, runtime: &Handle, progress: &Progress, stop: &Stop) -> Result<()> {
     let api = Api {
         url: memory.get("POSTHASTE_URL").context("there is no URL")?,
         key: memory.get("POSTHASTE_PRODUCER_KEY").context("there is no key")?,
