@@ -77,14 +77,14 @@ struct File<'a> {
     addresses: BTreeSet<String>,
 }
 
-/// Writes a list, page by page. `$read` gives the rows of the page before an id, each with its id.
+/// Writes a list, page by page. `$read` gives the rows of the page before an id (or another mark), each with its own.
 macro_rules! list {
-    ($file:ident, $name:expr, |$before:ident| $read:expr) => {
+    ($file:ident, $name:literal, |$before:ident| $read:expr) => {
         list!($file, $name, Uuid::max(), |$before| $read)
     };
-    ($file:ident, $name:expr, $end:expr, |$before:ident| $read:expr) => {{
-        $file.put(format!(",\"{}\":[", $name).into_bytes()).await?;
-        let (mut $before, mut is_first) = ($end, true);
+    ($file:ident, $name:literal, $newest:expr, |$before:ident| $read:expr) => {{
+        $file.put(format!(concat!(",\"", $name, "\":[")).into_bytes()).await?;
+        let (mut $before, mut is_first) = ($newest, true);
         loop {
             let rows: Vec<(_, Value)> = $read;
             let Some((last, _)) = rows.last() else { break };
@@ -120,13 +120,10 @@ impl File<'_> {
         self.member("user", &contact.as_ref().map(shown)).await?;
         self.member("devices", &store.devices_as_stored(tenant, user_id).await?).await?;
         self.member("preferences", &store.preferences_as_stored(tenant, user_id).await?).await?;
-        for (name, is_archived) in [("inbox", false), ("inbox_archived", true)] {
-            let filter = InboxFilter { is_archived, ..InboxFilter::default() };
-            list!(self, name, i64::MAX, |before| {
-                let items = store.inbox_list(tenant, user_id, filter.clone(), Some(before), PAGE).await?;
-                items.into_iter().map(|item| (item.seq, inbox_item(&item))).collect()
-            });
-        }
+        list!(self, "inbox", i64::MAX, |before| {
+            let items = store.inbox_list(tenant, user_id, InboxFilter::default(), Some(before), PAGE).await?;
+            items.into_iter().map(|item| (item.seq, inbox_item(&item))).collect()
+        });
         list!(self, "messages", |before| self.messages(before).await?);
         list!(self, "events", |before| store.events_about(tenant, user_id, before, PAGE).await?);
         list!(self, "digests", |before| store.digests_of(tenant, user_id, before, PAGE).await?);

@@ -294,6 +294,7 @@ pub async fn create(
         bulk: None,
         messages: Vec::new(),
         beside: vec![Beside::Broadcast(broadcast)],
+        room_in: None,
     };
     let verdict = app.acceptor.accept(acceptance).await;
     let is_new = matches!(verdict, Ok(Accepted::New));
@@ -319,7 +320,7 @@ async fn session(app: &App, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
         )]),
         _ => problem,
     };
-    Ok(chosen.map_err(refused)?.map(|session| session.id))
+    Ok(chosen.map_err(refused)?.map(|carrier| carrier.line()))
 }
 
 /// A broadcast and how far it got.

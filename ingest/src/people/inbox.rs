@@ -215,7 +215,7 @@ impl Inbox {
         let (limit, before) = (params::limit(query.limit)?, params::number_cursor(query.cursor)?);
         let filter = InboxFilter {
             is_read: params::flag("unread", query.unread)?.map(|unread| !unread),
-            is_archived: params::flag("archived", query.archived)?.unwrap_or(false),
+            is_archived: Some(params::flag("archived", query.archived)?.unwrap_or(false)),
             kind: params::given(query.r#type),
             category: params::given(query.category),
         };

@@ -453,6 +453,7 @@ impl Step<'_> {
             bulk: Some(NewBulk { id: BulkId(*id), content, refused: 0 }),
             messages,
             beside: Vec::new(),
+            room_in: None,
         };
         self.store.accept_in(conn, acceptance, self.relay_after_ms).await
     }

@@ -441,6 +441,7 @@ FROM (SELECT ?::int4 AS tenant_id, ?::text AS scope, ?::text AS reason) f
 CROSS JOIN unnest(?::uuid[], ?::text[], ?::bytea[]) AS n(id, channel, address_hash)
 ORDER BY n.address_hash
 ON CONFLICT (address_hash, tenant_id, channel, scope) DO NOTHING";
+
 // The numbers of an inbox that has nothing in it.
 const INBOX_END: &str = "
 DELETE FROM inboxes b WHERE b.tenant_id = ? AND b.user_id = ?

@@ -67,8 +67,8 @@ pub struct InboxItem {
 pub struct InboxFilter {
     /// Read ones, or those that are not; `None`: both.
     pub is_read: Option<bool>,
-    /// Those put away instead of the others.
-    pub is_archived: bool,
+    /// Those put away, or those that are not; `None`: both.
+    pub is_archived: Option<bool>,
     /// Of this kind.
     pub kind: Option<String>,
     /// About this.
@@ -146,11 +146,11 @@ impl Store {
         before: Option<i64>,
         limit: i64,
     ) -> DbResult<Vec<InboxItem>> {
-        let text = if filter.is_read == Some(false) && !filter.is_archived { LIST_UNREAD } else { LIST };
+        let text = if filter.is_read == Some(false) && filter.is_archived == Some(false) { LIST_UNREAD } else { LIST };
         let query = statement::<SqlItem>(text)
             .within(Some(tenant))
             .bind::<Nullable<Bool>, _>(filter.is_read)
-            .bind::<Bool, _>(filter.is_archived)
+            .bind::<Nullable<Bool>, _>(filter.is_archived)
             .bind::<Nullable<Text>, _>(filter.kind)
             .bind::<Nullable<Text>, _>(filter.category)
             .bind::<Int4, _>(tenant.0)
@@ -279,7 +279,8 @@ SELECT i.id, i.seq, i.content, i.read_at, i.created_at
 FROM (SELECT ?::bool AS is_read, ?::bool AS is_archived, ?::text AS kind, ?::text AS category) f CROSS JOIN inbox i
 WHERE i.tenant_id = ? AND i.user_id = ? AND i.seq < ?
   AND (f.kind IS NULL OR i.kind = f.kind) AND (f.category IS NULL OR i.category = f.category)
-  AND (f.is_read IS NULL OR (i.read_at IS NOT NULL) = f.is_read) AND (i.archived_at IS NOT NULL) = f.is_archived",
+  AND (f.is_read IS NULL OR (i.read_at IS NOT NULL) = f.is_read)
+  AND (f.is_archived IS NULL OR (i.archived_at IS NOT NULL) = f.is_archived)",
             $rest,
             " ORDER BY i.seq DESC LIMIT ?"
         )
