@@ -70,7 +70,7 @@ pub struct Wishes {
 
 impl Choice {
     /// Whether it was switched off, as a whole or for a channel.
-    fn refuses(&self, channel: Channel) -> bool {
+    pub fn refuses(&self, channel: Channel) -> bool {
         let is_left_out = self.channels.as_ref().is_some_and(|channels| !channels.contains(&channel));
         self.enabled == Some(false) || is_left_out || self.off.contains(&channel)
     }
