@@ -64,11 +64,8 @@ impl Key {
     /// The token of a link.
     pub fn token(&self, farewell: &Farewell) -> Result<String, SealError> {
         let mut said = farewell.written();
-        let nonce: [u8; NONCE_LEN] = hmac::sign(&self.nonces, &said)
-            .as_ref()
-            .first_chunk()
-            .copied()
-            .ok_or(SealError::Damaged)?;
+        let nonce: [u8; NONCE_LEN] =
+            hmac::sign(&self.nonces, &said).as_ref().first_chunk().copied().ok_or(SealError::Damaged)?;
         let used = Nonce::assume_unique_for_key(nonce);
         self.aead.seal_in_place_append_tag(used, Aad::empty(), &mut said).map_err(|_| SealError::Damaged)?;
         Ok(URL_SAFE_NO_PAD.encode([nonce.as_slice(), said.as_slice()].concat()))

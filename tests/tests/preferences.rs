@@ -84,7 +84,8 @@ async fn preferences_are_taken_in_three_forms_and_decide_what_is_sent() -> Resul
     is_suppressed(&producer, &mail("ada@example.com", Some("ada"), Some("promo")), "preference").await?;
     is_sent(&producer, &mail("ada@example.com", None, Some("promo"))).await?;
     is_sent(&producer, &mail("ada@example.com", Some("bob"), Some("promo"))).await?;
-    let push = json!({"channel": "push", "recipient": "token-1", "user_id": "ada", "type": "task_reminder", "title": "T"});
+    let push =
+        json!({"channel": "push", "recipient": "token-1", "user_id": "ada", "type": "task_reminder", "title": "T"});
     is_suppressed(&producer, &push, "preference").await?;
     let inbox = json!({"channel": "in_app", "recipient": "ada", "type": "task_reminder", "title": "T"});
     is_sent(&producer, &inbox).await?;
@@ -93,7 +94,8 @@ async fn preferences_are_taken_in_three_forms_and_decide_what_is_sent() -> Resul
     let row = json!({"category": "marketing", "channel": "email", "enabled": false});
     put(&producer, &format!("{PREFERENCES}/ada"), &row).await?.ok()?;
     is_suppressed(&producer, &mail("ada@example.com", Some("ada"), Some("marketing")), "preference").await?;
-    is_sent(&producer, &json!({"channel": "in_app", "recipient": "ada", "category": "marketing", "title": "T"})).await?;
+    is_sent(&producer, &json!({"channel": "in_app", "recipient": "ada", "category": "marketing", "title": "T"}))
+        .await?;
 
     // Switches, and what is essential passes them.
     put(&ada, "/api/notifications", &json!({"in_app_enabled": false, "sms_enabled": false})).await?.ok()?;
@@ -109,7 +111,8 @@ async fn preferences_are_taken_in_three_forms_and_decide_what_is_sent() -> Resul
     // Opt-outs.
     let out = ada.post("/api/notifications/opt-out/marketing", &json!({})).await?.ok()?;
     assert_eq!((&out["marketing_enabled"], &out["types"]["marketing"]["enabled"]), (&json!(false), &json!(false)));
-    let advertising = json!({"channel": "push", "recipient": "token-1", "user_id": "ada", "category": "marketing", "title": "T"});
+    let advertising =
+        json!({"channel": "push", "recipient": "token-1", "user_id": "ada", "category": "marketing", "title": "T"});
     is_suppressed(&producer, &advertising, "preference").await?;
     is_sent(&producer, &mail("ada@example.com", Some("ada"), Some("billing"))).await?;
     let out = ada.post("/api/notifications/opt-out/all-non-essential", &json!({})).await?.ok()?;
@@ -183,9 +186,8 @@ fn held_until(message: &Value) -> Option<DateTime<Utc>> {
 }
 
 async fn until_held(api: &Api, id: &str, until: DateTime<Utc>) -> Result<()> {
-    let held = eventually("it is held", SOON, || async {
-        held_until(&api.message(id).await.ok()?).filter(|at| *at == until)
-    });
+    let held =
+        eventually("it is held", SOON, || async { held_until(&api.message(id).await.ok()?).filter(|at| *at == until) });
     held.await.with_context(|| format!("{id} until {until}")).map(drop)
 }
 
@@ -203,8 +205,13 @@ async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwar
     until_held(&api, &id, end).await?;
     assert_eq!(api.message(&id).await?["status"], json!("scheduled"));
     let timeline = api.timeline(&id).await?;
-    assert_eq!((&timeline["attempts"], &timeline["events"][0]["kind"]), (&json!([]), &json!("scheduled")), "{timeline}");
-    let sms = json!({"channel": "sms", "recipient": "+15551234567", "user_id": "bob", "message": "m", "category": "news"});
+    assert_eq!(
+        (&timeline["attempts"], &timeline["events"][1]["kind"]),
+        (&json!([]), &json!("scheduled")),
+        "{timeline}"
+    );
+    let sms =
+        json!({"channel": "sms", "recipient": "+15551234567", "user_id": "bob", "message": "m", "category": "news"});
     let (text, doomed) = (api.send(&sms).await?, api.send(&mail("eve@example.com", Some("eve"), Some("news"))).await?);
     until_held(&api, &text, end).await?;
     until_held(&api, &doomed, end).await?;
@@ -235,7 +242,10 @@ async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwar
     due_now(&stack).await?;
     let sent = api.wait_status(&id, "sent").await?;
     let delivery = &sent["deliveries"][0];
-    assert_eq!((&delivery["attempts"], &delivery["reason"], &delivery["scheduled_at"]), (&json!(1), &Value::Null, &Value::Null));
+    assert_eq!(
+        (&delivery["attempts"], &delivery["reason"], &delivery["scheduled_at"]),
+        (&json!(1), &Value::Null, &Value::Null)
+    );
     let waits = "SELECT sum(deferrals)::int8 FROM deliveries";
     assert_eq!(stack.count(waits).await?, 0, "waiting for the morning is no failure");
     Ok(())
@@ -250,12 +260,15 @@ struct Post {
 impl Post {
     async fn open() -> Result<Self> {
         let sink = SmtpSink::start_local().await?;
-        let mut stack = Stack::prepare(harness::TestServers::shared()?, &[
-            ("EMAIL_BACKEND", "smtp"),
-            ("SMTP_HOST", "127.0.0.1"),
-            ("SMTP_PORT", &sink.address().port().to_string()),
-            ("EMAIL_FROM", "us@example.com"),
-        ])
+        let mut stack = Stack::prepare(
+            harness::TestServers::shared()?,
+            &[
+                ("EMAIL_BACKEND", "smtp"),
+                ("SMTP_HOST", "127.0.0.1"),
+                ("SMTP_PORT", &sink.address().port().to_string()),
+                ("EMAIL_FROM", "us@example.com"),
+            ],
+        )
         .await?;
         let port = xtask::servers::ports::find_free()?.to_string();
         stack.set("PUBLIC_URL", Some(&format!("http://127.0.0.1:{port}")));
@@ -308,7 +321,12 @@ async fn a_mail_can_be_unsubscribed_from_by_its_own_header() -> Result<()> {
         assert_eq!(one_click(&url).await?, 200);
     }
     is_suppressed(&api, &mail("Eve@Example.com", None, Some("news")), "unsubscribed").await?;
-    is_suppressed(&api, &json!({"channel": "email", "recipient": "eve@example.com", "type": "news", "message": "m"}), "unsubscribed").await?;
+    is_suppressed(
+        &api,
+        &json!({"channel": "email", "recipient": "eve@example.com", "type": "news", "message": "m"}),
+        "unsubscribed",
+    )
+    .await?;
     post.mail(&mail("eve@example.com", None, Some("marketing"))).await?;
     post.mail(&mail("bob@example.com", None, Some("news"))).await?;
     let list = api.get("/api/suppressions?recipient=eve@example.com").await?.ok()?;
@@ -370,7 +388,11 @@ async fn who_turned_advertising_down_stays_so_when_all_else_is_forgotten() -> Re
     ada.post("/api/notifications/opt-out/marketing", &json!({})).await?.ok()?;
     is_suppressed(&api, &bought("ada@example.com"), "unsubscribed").await?;
     let export = ada.get("/api/notifications/export").await?.ok()?;
-    assert_eq!((&export["stored"]["no_marketing"], &export["opt_outs"][0]["scope"]), (&json!(true), &json!("marketing")), "{export}");
+    assert_eq!(
+        (&export["stored"]["no_marketing"], &export["opt_outs"][0]["scope"]),
+        (&json!(true), &json!("marketing")),
+        "{export}"
+    );
     // Whoever wants it again gets it again.
     put(&ada, PREFERENCES, &json!({"marketing": {"enabled": true}})).await?.ok()?;
     is_sent(&api, &bought("ada@example.com")).await?;

@@ -17,8 +17,7 @@ use shared::{
     db::claim::Claim,
     domain::{
         Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, Reason, RetryPolicy,
-        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wishes,
-        retry::decide,
+        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wishes, retry::decide,
         suppression::SuppressionReason,
     },
     faultpoint,
@@ -505,7 +504,9 @@ fn log(event: &Event, detail: Option<&str>) {
             delay_ms,
             "the attempt failed, another one follows"
         ),
-        State::Scheduled => tracing::debug!(state, detail, delay_ms, "held the delivery until its person may be disturbed"),
+        State::Scheduled => {
+            tracing::debug!(state, detail, delay_ms, "held the delivery until its person may be disturbed")
+        }
         _ => tracing::info!(state, outcome, code, detail, duration_ms, "ended the delivery without sending it"),
     }
 }

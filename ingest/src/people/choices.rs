@@ -27,8 +27,17 @@ enum Said {
     Marketing(bool),
     NonEssential(bool),
     /// A type or category, as far as something is said about it; inside `None`: by any channel again.
-    Key { name: String, enabled: Option<bool>, channels: Option<Option<BTreeSet<Channel>>>, off: BTreeSet<Channel> },
-    Row { name: String, channel: Channel, on: bool },
+    Key {
+        name: String,
+        enabled: Option<bool>,
+        channels: Option<Option<BTreeSet<Channel>>>,
+        off: BTreeSet<Channel>,
+    },
+    Row {
+        name: String,
+        channel: Channel,
+        on: bool,
+    },
     Forget(String),
 }
 
@@ -135,9 +144,9 @@ fn is_row(body: &Map<String, Value>) -> bool {
 fn row(mut body: Map<String, Value>) -> Result<Vec<Said>, FieldError> {
     let name = ROW_NAMES.iter().find_map(|name| body.remove(*name)).map(|name| text("category", name)).transpose()?;
     let channel = body.remove("channel").filter(|channel| !channel.is_null());
-    let channel = channel.map(|channel| text("channel", channel)?.parse::<Channel>().map_err(|error| {
-        FieldError::new("channel", error.to_string())
-    }));
+    let channel = channel.map(|channel| {
+        text("channel", channel)?.parse::<Channel>().map_err(|error| FieldError::new("channel", error.to_string()))
+    });
     let (channel, on) = (channel.transpose()?, body.remove("enabled"));
     let on = on.and_then(|on| on.as_bool()).ok_or_else(|| FieldError::new("enabled", "is required: true or false"))?;
     if let Some(other) = body.keys().next() {
@@ -210,7 +219,9 @@ fn switch(name: &str, on: bool) -> Result<Said, FieldError> {
     }
     let row = |channel| Said::Row { name: MARKETING.to_owned(), channel, on };
     match plain.as_str() {
-        "marketing" | "marketingenabled" | "marketingnotifications" | "marketingcommunications" => Ok(Said::Marketing(on)),
+        "marketing" | "marketingenabled" | "marketingnotifications" | "marketingcommunications" => {
+            Ok(Said::Marketing(on))
+        }
         "marketingemail" | "marketingemails" => Ok(row(Channel::Email)),
         "marketingsms" => Ok(row(Channel::Sms)),
         "marketingpush" => Ok(row(Channel::Push)),
@@ -252,7 +263,10 @@ mod tests {
             ),
             (json!({"category": "news", "enabled": false}), json!({"keys": {"news": {"enabled": false}}})),
             (json!({"channel": "in-app", "enabled": false}), json!({"channels": {"in_app": false}})),
-            (json!({"user_id": "ada", "category": "news", "channel": null, "enabled": true}), json!({"keys": {"news": {"enabled": true}}})),
+            (
+                json!({"user_id": "ada", "category": "news", "channel": null, "enabled": true}),
+                json!({"keys": {"news": {"enabled": true}}}),
+            ),
             (
                 json!({"email_enabled": false, "pushEnabled": true, "sms_notifications": false, "in_app_enabled": true}),
                 json!({"channels": {"email": false, "push": true, "sms": false, "in_app": true}}),

@@ -200,7 +200,8 @@ impl PreferencesView {
 /// What holds for a type of the tenant: by which of its channels it may come, or of those the person named instead.
 fn of_type(stored: &Preferences, catalogue: &Catalogue, of_type: &NotificationType) -> ChoiceView {
     let named = stored.keys.get(&of_type.name).and_then(|choice| choice.channels.as_ref());
-    let may_take: Vec<Channel> = named.map_or_else(|| of_type.channels.clone(), |named| named.iter().copied().collect());
+    let may_take: Vec<Channel> =
+        named.map_or_else(|| of_type.channels.clone(), |named| named.iter().copied().collect());
     let topic = Topic {
         kind: Some(&of_type.name),
         category: of_type.category.as_deref(),
@@ -348,11 +349,7 @@ pub async fn opt_out_of_marketing(
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/opt-out/all-non-essential", tag = "preferences", params(WhoQuery),
     responses((status = 200, description = "What holds now", body = PreferencesView)))]
-pub async fn opt_out_of_all(
-    caller: Anyone,
-    query: Params<WhoQuery>,
-    app: Data<App>,
-) -> Result<HttpResponse, Problem> {
+pub async fn opt_out_of_all(caller: Anyone, query: Params<WhoQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
     let change = |preferences: &mut Preferences| {
         preferences.only_essential = true;
         Ok(Consequences::default())
@@ -371,7 +368,8 @@ pub async fn export(caller: Anyone, query: Params<WhoQuery>, app: Data<App>) -> 
     let opt_outs = app.db.run(async move |store| store.opt_outs(tenant, &user).await).await?;
     let stored = whose.stored(&app).await?;
     let preferences = whose.view(&app, &stored.clone().unwrap_or_default()).await?;
-    let view = |OptOut { channel, scope, reason, created_at }: OptOut| OptOutView { channel, scope, reason, created_at };
+    let view =
+        |OptOut { channel, scope, reason, created_at }: OptOut| OptOutView { channel, scope, reason, created_at };
     Ok(HttpResponse::Ok().json(ExportView {
         user_id: whose.user,
         exported_at: clock::now(),
@@ -403,10 +401,7 @@ mod tests {
             of_type("digest", "news", None, false),
             of_type("login", "account", Some(Class::Essential), true),
         ];
-        Catalogue {
-            types: types.into_iter().map(|one| (one.name.clone(), one)).collect(),
-            ..Catalogue::default()
-        }
+        Catalogue { types: types.into_iter().map(|one| (one.name.clone(), one)).collect(), ..Catalogue::default() }
     }
 
     fn types(stored: Value) -> Value {

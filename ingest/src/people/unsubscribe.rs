@@ -9,9 +9,7 @@ use actix_web::{
     HttpRequest, HttpResponse, HttpResponseBuilder,
     http::{
         StatusCode,
-        header::{
-            ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-        },
+        header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     web::Data,
 };
@@ -166,7 +164,11 @@ fn unknown(request: &HttpRequest) -> Result<HttpResponse, Problem> {
 
 /// Browsers ask for HTML by name; programs that take anything get JSON.
 fn is_browser(request: &HttpRequest) -> bool {
-    request.headers().get_all(ACCEPT).filter_map(|accept| accept.to_str().ok()).any(|accept| accept.contains("text/html"))
+    request
+        .headers()
+        .get_all(ACCEPT)
+        .filter_map(|accept| accept.to_str().ok())
+        .any(|accept| accept.contains("text/html"))
 }
 
 fn document(status: StatusCode, title: &str, main: &str) -> HttpResponse {
@@ -198,7 +200,8 @@ mod tests {
     #[actix_web::test]
     async fn the_page_can_run_nothing_and_load_nothing() {
         let page = document(StatusCode::OK, "T", &format!("<p>{}</p>", escaped("<script>&\"'")));
-        let header = |name: HeaderName| page.headers().get(name).and_then(|value| value.to_str().ok()).unwrap().to_owned();
+        let header =
+            |name: HeaderName| page.headers().get(name).and_then(|value| value.to_str().ok()).unwrap().to_owned();
         assert!(header(CONTENT_SECURITY_POLICY).starts_with("default-src 'none';"));
         assert_eq!(header(CONTENT_TYPE), "text/html; charset=utf-8");
         assert_eq!((header(CACHE_CONTROL), header(REFERRER_POLICY)), ("no-store".to_owned(), "no-referrer".to_owned()));

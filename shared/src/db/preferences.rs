@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use chrono::{DateTime, Utc};
 
 use super::{DbResult, Store, messages::minute_after, people::Profile, statement, suppressions::NewSuppression};
 use crate::{
@@ -179,7 +179,8 @@ impl Store {
         let people = self.people(tenant, vec![user_id.to_owned()]).await?;
         let Some(person) = people.get(user_id) else { return Ok(Vec::new()) };
         let channels = Channel::ALL.iter().copied().filter(|channel| is_suppressible(*channel));
-        let addresses = channels.flat_map(|channel| person.addresses(channel).into_iter().map(move |one| (channel, one)));
+        let addresses =
+            channels.flat_map(|channel| person.addresses(channel).into_iter().map(move |one| (channel, one)));
         let prints = addresses.flat_map(|(channel, one)| self.address_prints(tenant, channel, one.reveal()));
         let query = statement::<(Text, Text, Text, Timestamptz)>(OPT_OUTS)
             .bind::<Int4, _>(tenant.0)
@@ -250,8 +251,7 @@ const SHOWN: &str = "SELECT preferences::text, profile FROM users WHERE tenant_i
 
 const WRITE: &str = "UPDATE users SET preferences = ?::jsonb WHERE tenant_id = ? AND user_id = ?";
 
-const FORGET: &str =
-    "UPDATE users SET preferences = NULL, updated_at = now() WHERE tenant_id = ? AND user_id = ? AND preferences IS NOT NULL";
+const FORGET: &str = "UPDATE users SET preferences = NULL, updated_at = now() WHERE tenant_id = ? AND user_id = ? AND preferences IS NOT NULL";
 
 /// Of whom nothing else is known, nothing stays.
 const DROP_EMPTY: &str = "

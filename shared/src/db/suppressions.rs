@@ -100,8 +100,7 @@ impl Store {
             return Ok(None);
         }
         let hash = |one: &NewSuppression| self.sealer().fingerprint(&one.tenant.to_string(), &one.form()).to_vec();
-        let known =
-            |one: &NewSuppression| self.address_prints(one.tenant, one.channel, one.address.reveal()).concat();
+        let known = |one: &NewSuppression| self.address_prints(one.tenant, one.channel, one.address.reveal()).concat();
         let sealed = |one: &NewSuppression| one.is_shown.then(|| self.sealer().seal_text(&one.form())).transpose();
         let addresses: Result<Vec<Option<String>>, _> = new.iter().map(|one| sealed(one)).collect();
         let query = statement::<()>(INSERT)
@@ -113,7 +112,9 @@ impl Store {
             .bind::<Array<Nullable<Text>>, _>(addresses?)
             .bind::<Array<Text>, _>(column(&new, |one| one.scope.to_string()))
             .bind::<Array<Text>, _>(column(&new, |one| one.reason.as_str()))
-            .bind::<Array<Nullable<Text>>, _>(column(&new, |one| one.detail.as_ref().map(|text| text.replace('\0', ""))))
+            .bind::<Array<Nullable<Text>>, _>(column(&new, |one| {
+                one.detail.as_ref().map(|text| text.replace('\0', ""))
+            }))
             .bind::<Array<Nullable<SqlUuid>>, _>(column(&new, |one| one.delivery));
         Ok(Some(query))
     }

@@ -62,9 +62,8 @@ fn wishes_of(tenant: i32, preferences: Option<String>, zone: Option<&str>, quiet
         tracing::error!(tenant.id = %TenantId(tenant), %error, "what a person wants cannot be read, and counts as nothing said");
         None
     });
-    let quiet = quiet.and_then(|(start, end)| {
-        Some(QuietHours { start: u16::try_from(start).ok()?, end: u16::try_from(end).ok()? })
-    });
+    let quiet = quiet
+        .and_then(|(start, end)| Some(QuietHours { start: u16::try_from(start).ok()?, end: u16::try_from(end).ok()? }));
     Wishes { preferences: preferences.unwrap_or_default(), zone: zone.and_then(|zone| zone.parse().ok()), quiet }
 }
 

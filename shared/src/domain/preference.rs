@@ -178,8 +178,7 @@ mod tests {
         channel: Channel::Email,
         default_enabled: true,
     };
-    const AD: Topic<'static> =
-        Topic { kind: None, category: Some("promo"), class: Class::Marketing, ..ALL };
+    const AD: Topic<'static> = Topic { kind: None, category: Some("promo"), class: Class::Marketing, ..ALL };
 
     fn of(json: &str) -> Preferences {
         serde_json::from_str(json).unwrap()
@@ -199,13 +198,21 @@ mod tests {
             (r#"{"keys": {"task_reminder": {"channels": ["in_app", "push"]}}}"#, ALL, false),
             (r#"{"keys": {"task_reminder": {"channels": ["in_app", "push"]}}}"#, push, true),
             (r#"{"keys": {"task_reminder": {"channels": []}}}"#, push, false),
-            (r#"{"keys": {"task_reminder": {"enabled": true, "channels": ["push"]}, "tasks": {"off": ["push"]}}}"#, push, false),
+            (
+                r#"{"keys": {"task_reminder": {"enabled": true, "channels": ["push"]}, "tasks": {"off": ["push"]}}}"#,
+                push,
+                false,
+            ),
             (r#"{"keys": {"tasks": {"off": ["email"]}}}"#, ALL, false),
             (r#"{"keys": {"tasks": {"off": ["email"]}}}"#, push, true),
             (r#"{"channels": {"email": false}}"#, ALL, false),
             (r#"{"channels": {"email": false}}"#, push, true),
             (r#"{"channels": {"email": true}}"#, ALL, true),
-            (r#"{"channels": {"email": false}, "keys": {"task_reminder": {"enabled": true, "on": ["email"]}}}"#, ALL, false),
+            (
+                r#"{"channels": {"email": false}, "keys": {"task_reminder": {"enabled": true, "on": ["email"]}}}"#,
+                ALL,
+                false,
+            ),
             // Opt-outs.
             (r#"{"no_marketing": true}"#, ALL, true),
             (r#"{"no_marketing": true}"#, AD, false),
@@ -285,7 +292,8 @@ mod tests {
     #[test]
     fn only_what_disturbs_waits_for_the_end_of_the_quiet() {
         let wishes = Wishes { quiet: Some(QuietHours { start: 0, end: 600 }), ..Wishes::default() };
-        let night = DateTime::from_timestamp(1_800_000_000, 0).unwrap().date_naive().and_hms_opt(3, 0, 0).unwrap().and_utc();
+        let night =
+            DateTime::from_timestamp(1_800_000_000, 0).unwrap().date_naive().and_hms_opt(3, 0, 0).unwrap().and_utc();
         let until = |class, channel| wishes.quiet_until(class, channel, night);
         for channel in [Channel::Email, Channel::Sms, Channel::Push, Channel::Whatsapp] {
             assert_eq!(until(Class::Transactional, channel), Some(night + chrono::TimeDelta::hours(7)), "{channel}");

@@ -252,7 +252,10 @@ async fn in_quiet_hours_a_delivery_is_held_until_they_end_and_spends_nothing() {
     let quiet = QuietHours { start: (minute + 1438) % 1440, end: (minute + 1436) % 1440 };
     let wishes = || Wishes { quiet: Some(quiet), ..Wishes::default() };
     let event = attempted(Act::Panic, of_person(wishes(), r#"{"message":"x"}"#)).await;
-    assert_eq!((event.kind, event.state, event.reason), (EventKind::Scheduled, State::Scheduled, Some(Reason::QuietHours)));
+    assert_eq!(
+        (event.kind, event.state, event.reason),
+        (EventKind::Scheduled, State::Scheduled, Some(Reason::QuietHours))
+    );
     assert_eq!((event.attempt, event.spent), (None, false));
     let end = event.at + chrono::TimeDelta::milliseconds(event.delay_ms.unwrap());
     assert_eq!(end.timestamp_millis() % 60_000, 0, "the moment itself: {end}");
