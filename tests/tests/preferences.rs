@@ -146,7 +146,7 @@ async fn changes_at_the_same_time_are_all_kept_and_count_for_what_waits_already(
     assert_eq!(types.as_object().context("types")?.len(), 24, "{types}");
 
     let mut waiting = mail("ada@example.com", Some("ada"), Some("news"));
-    waiting["scheduled_at"] = json!((Utc::now() + TimeDelta::milliseconds(1500)).to_rfc3339());
+    waiting["scheduled_at"] = json!((shared::clock::now() + TimeDelta::milliseconds(1500)).to_rfc3339());
     let id = producer.send(&waiting).await?;
     put(&ada, PREFERENCES, &json!({"news": {"enabled": false}})).await?.ok()?;
     let message = producer.wait_status(&id, "suppressed").await?;
@@ -195,7 +195,7 @@ async fn until_held(api: &Api, id: &str, until: DateTime<Utc>) -> Result<()> {
 async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwards() -> Result<()> {
     let stack = sandbox().await?;
     let api = stack.producer();
-    let now = Utc::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
+    let now = shared::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
     let (begun, end) = (now - TimeDelta::hours(1), now + TimeDelta::hours(2));
     for user in ["ada", "bob", "eve"] {
         quiet(&stack, user, Some((begun, end))).await?;

@@ -138,7 +138,7 @@ impl Said {
 /// A row says yes or no in a field of its own; in the map that would be the name of a type without an object.
 fn is_row(body: &Map<String, Value>) -> bool {
     let is_text = |name: &&str| body.get(*name).is_some_and(Value::is_string);
-    ROW_NAMES.iter().chain(&["channel"]).any(|name| is_text(name)) || body.get("enabled").is_some_and(Value::is_boolean)
+    ROW_NAMES.iter().chain(&["channel"]).any(is_text) || body.get("enabled").is_some_and(Value::is_boolean)
 }
 
 fn row(mut body: Map<String, Value>) -> Result<Vec<Said>, FieldError> {
