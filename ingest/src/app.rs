@@ -42,7 +42,7 @@ use crate::{
     limits::Limits,
     live::{feed::Feed, hub::Hub},
     managing::tokens::Issuer,
-    people::reads::Reads,
+    people::{reads::Reads, unsubscribe::Links},
     problem::Problem,
     submitting::accept::Acceptor,
 };
@@ -155,6 +155,8 @@ pub struct App {
     pub others: Parts,
     /// The OpenAPI document as JSON.
     pub openapi: String,
+    /// Knows the links that unsubscribe.
+    pub links: Links,
     /// What carries each channel.
     pub channels: Vec<(Channel, Vec<ProviderName>)>,
     /// Whether WhatsApp messages go out through sessions, or only as a pretence.
@@ -237,6 +239,7 @@ impl App {
             metrics,
             parts,
             others,
+            links: Links::default(),
             openapi: crate::openapi::document(),
             channels: Channel::ALL.iter().map(|channel| (*channel, config.backends(*channel).to_vec())).collect(),
             imports: Arc::new(Semaphore::new(IMPORTS_MAX)),

@@ -74,6 +74,7 @@ const PERSON: &str = "user_id";
 struct Remark {
     is_unchanged: bool,
     made: Option<String>,
+    person: Option<String>,
     tenant: Option<TenantId>,
 }
 
@@ -92,6 +93,11 @@ pub fn unchanged(response: HttpResponse) -> HttpResponse {
 /// Names what a call has made, where the path does not say it.
 pub fn made(response: HttpResponse, what: impl ToString) -> HttpResponse {
     remark(response, |remark| remark.made = Some(what.to_string()))
+}
+
+/// Names the person whose things were changed, where the path does not say it.
+pub fn about(response: HttpResponse, tenant: TenantId, id: &str) -> HttpResponse {
+    remark(response, |remark| remark.person = Some(person(tenant, id)))
 }
 
 /// Names the tenant whose things were changed, where an operator's credential does not say it.
@@ -146,7 +152,8 @@ impl Watch {
         if !response.status().is_success() || remark.is_unchanged {
             return;
         }
-        let target = remark.made.map_or_else(|| self.ids(response.request()), |made| masked(&made));
+        let made = remark.person.or_else(|| remark.made.map(|made| masked(&made)));
+        let target = made.unwrap_or_else(|| self.ids(response.request()));
         let tenant = remark.tenant.or(deed.tenant);
         self.app.recorder.record(Deed { target, tenant, ..deed }).await;
     }

@@ -24,8 +24,9 @@ use crate::{
 /// Specifications, health and metrics: who asks for them must not be turned away by anybody's requests. Nor must readers of
 /// tracked mails, whom few addresses may fetch for; a link of ours costs an HMAC.
 const FREE: [&str; 6] = ["/health", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml", "/t"];
-/// What providers call, many events from one address; their signature is their credential.
-const WEBHOOKS: [&str; 2] = ["/webhooks/", "/api/notifications/webhook/"];
+/// What providers call, many events from one address; their signature is their credential. So is the token of a link that
+/// unsubscribes, and few mail services follow those of many readers.
+const WEBHOOKS: [&str; 3] = ["/webhooks/", "/api/notifications/webhook/", "/api/notifications/unsubscribe/"];
 
 /// The middleware around every route.
 pub async fn gate(

@@ -15,7 +15,7 @@ use crate::{
         suppressions, templates, tenant_limits, tenants, tokens, webhooks,
     },
     observe::RouteTimings,
-    people::{devices, export, imports, inbox, users},
+    people::{devices, export, imports, inbox, preferences, unsubscribe, users},
     problem::{Code, Problem},
     submitting::{bulk, dry_run, events, messages, notifications, templated, typed},
     whatsapp::{messages as whatsapp_messages, sessions},
@@ -66,7 +66,7 @@ routes! {
     "/api/messages/{id}"                             { GET messages::show }
     "/api/messages/{id}/timeline"                    { GET messages::timeline }
     "/api/messages/{id}/cancel"                      { POST messages::cancel }
-    "/api/notifications"                             { GET inbox::list, POST typed::notify }
+    "/api/notifications"                             { GET inbox::list, POST typed::notify, PUT preferences::update_all, DELETE preferences::erase }
     "/api/notifications/register-device"             { POST devices::register }
     "/api/notifications/unread-count"                { GET inbox::unread }
     "/api/notifications/mark-as-read"                { POST inbox::mark }
@@ -83,6 +83,13 @@ routes! {
     "/api/notifications/archive"                     { POST inbox::archive_many }
     "/api/notifications/unarchive"                   { POST inbox::unarchive_many }
     "/api/notifications/analytics/delivery"          { GET analytics::delivery }
+    "/api/notifications/preferences"                 { GET preferences::show, PUT preferences::update }
+    "/api/notifications/preferences/{user_id}"       { GET preferences::show_of, PUT preferences::update_of }
+    "/api/notifications/opt-out/marketing"           { POST preferences::opt_out_of_marketing }
+    "/api/notifications/opt-out/all-non-essential"   { POST preferences::opt_out_of_all }
+    "/api/notifications/export"                      { GET preferences::export }
+    "/api/notifications/unsubscribe/{token}"         { GET unsubscribe::page, HEAD unsubscribe::page, POST unsubscribe::act }
+    "/api/notifications/unsubscribe-url/{user_id}"   { GET unsubscribe::url }
     "/api/notifications/{id}/read"                   { POST inbox::read }
     "/api/notifications/{id}/unread"                 { POST inbox::mark_unread }
     "/api/notifications/{id}/archive"                { POST inbox::archive }

@@ -26,4 +26,5 @@ pub mod telemetry;
 pub mod telling;
 pub mod template;
 pub mod token;
+pub mod unsubscribe;
 pub mod waha;

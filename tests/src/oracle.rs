@@ -25,7 +25,10 @@ pub fn python(script: &str, question: &Value) -> Result<Value> {
 /// The same for a script of Node.
 pub fn node(script: &str, question: &Value) -> Result<Value> {
     let modules = setting("POSTHASTE_TEST_NODE_MODULES").context(WITHOUT)?;
-    ask(script, Command::new("node").env("NODE_PATH", modules).arg(scripts().join(script)), question)
+    let browser = setting("POSTHASTE_TEST_CHROMIUM").context(WITHOUT)?;
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", modules).env("POSTHASTE_TEST_CHROMIUM", browser);
+    ask(script, command.arg(scripts().join(script)), question)
 }
 
 /// A Python with every package of `requirements.txt`.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use futures_util::FutureExt;
 use shared::{
     clock,
@@ -17,9 +17,8 @@ use shared::{
     db::claim::Claim,
     domain::{
         Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, Reason, RetryPolicy,
-        Round, Route, Standing, State, TenantId, Tries, Verdict,
-        retry::decide,
-        suppression::{SuppressionReason, SuppressionScope},
+        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wishes, retry::decide,
+        suppression::SuppressionReason,
     },
     faultpoint,
 };
@@ -29,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     breakers::{Breakers, News},
     measures,
-    providers::email::tracking::Tracking,
+    providers::email::{tracking::Tracking, unsubscribing::Unsubscribing},
     registry::{Providers, backend_setting},
     secrets::{Secrets, Signing},
 };
@@ -37,8 +36,6 @@ use crate::{
 /// Providers end a call that takes too long themselves, and know more about how far it came; this much later it is
 /// ended for them.
 const GRACE: Duration = Duration::from_millis(100);
-/// The category that a suppression for marketing is about.
-const MARKETING: &str = "marketing";
 /// Longest detail, in bytes: a clause, not a document.
 const DETAIL_BYTES_MAX: usize = 2 * 1024;
 /// Longest code or reference of a provider, in bytes.
@@ -62,6 +59,8 @@ pub struct Desk {
     pub secrets: Option<Arc<Secrets>>,
     /// Makes mails tracked, on the channel of mails where the settings ask for it.
     pub tracking: Option<Arc<Tracking>>,
+    /// Gives mails their way out, on the channel of mails.
+    pub unsubscribing: Option<Arc<Unsubscribing>>,
     /// Ends calls for which a stopping process cannot wait any longer.
     pub hurry: CancellationToken,
 }
@@ -108,6 +107,10 @@ enum Obstacle {
     Withheld(Reason),
     /// Nothing is sent to its address any more.
     Suppressed(SuppressionReason),
+    /// Its person does not want it.
+    Unwanted,
+    /// It is quiet where its person lives, until this moment.
+    Quiet(DateTime<Utc>),
     /// The stored content cannot be read.
     BadContent,
     /// The call could outlive the claim (the process was stopped for a while, or waits for the database), and then
@@ -132,8 +135,14 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     if let Some(reason) = suppression(&claim, &content) {
         return Err(Obstacle::Suppressed(reason));
     }
+    wanted(desk.route.channel, &claim, &content)?;
     if let Some(tracking) = &desk.tracking {
         tracking.apply(claim.delivery, &mut content).await;
+    }
+    if let Some(unsubscribing) = &desk.unsubscribing {
+        let applying = unsubscribing.apply(&claim, &mut content);
+        let applying = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(applying));
+        applying.await.ok().flatten().flatten().ok_or(Obstacle::Late)?;
     }
     let signing = signing(desk, &claim, &content);
     let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
@@ -165,11 +174,28 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
 
 /// Why nothing is sent to the address, as far as it concerns this content.
 fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
-    let concerns = |scope: SuppressionScope| match scope {
-        SuppressionScope::All => true,
-        SuppressionScope::Marketing => content.category.as_deref() == Some(MARKETING),
+    let (class, category, kind) = (content.class(), content.category.as_deref(), content.kind.as_deref());
+    claim.suppressed.iter().find(|(scope, _)| scope.concerns(class, category, kind)).map(|(_, reason)| *reason)
+}
+
+/// Whether the person wants it, and now. Where nobody says who the person is, there is nobody to ask.
+fn wanted(channel: Channel, claim: &Claim, content: &Content) -> Result<(), Obstacle> {
+    if claim.person(channel).is_none() {
+        return Ok(());
+    }
+    let topic = Topic {
+        kind: content.kind.as_deref(),
+        category: content.category.as_deref(),
+        class: content.class(),
+        channel,
+        default_enabled: !content.opt_in,
     };
-    claim.suppressed.iter().find(|(scope, _)| concerns(*scope)).map(|(_, reason)| *reason)
+    let silent = Wishes::default();
+    let wishes = claim.wishes.as_deref().unwrap_or(&silent);
+    if !wishes.preferences.allow(topic) {
+        return Err(Obstacle::Unwanted);
+    }
+    wishes.quiet_until(topic.class, channel, clock::now()).map_or(Ok(()), |until| Err(Obstacle::Quiet(until)))
 }
 
 /// Who is called, and what that means for the delivery.
@@ -319,13 +345,19 @@ impl Subject {
     }
 
     fn without_call(self, desk: &Desk, obstacle: Obstacle) -> Event {
-        let now = clock::now();
+        // In milliseconds, as delays are: what is held goes on at a moment and not a little before it.
+        let now = clock::now().trunc_subsecs(3);
         let (detail, reason) = (obstacle.detail(desk), obstacle.reason());
         let later = |wait| self.decide(desk, &Outcome::Throttled(Fault::default(), wait), now, Standing::default());
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
             Obstacle::NoAddress => Verdict::end(EventKind::Failed, State::Failed),
-            Obstacle::Withheld(_) | Obstacle::Suppressed(_) => Verdict::end(EventKind::Suppressed, State::Suppressed),
+            Obstacle::Withheld(_) | Obstacle::Suppressed(_) | Obstacle::Unwanted => Verdict::end(EventKind::Suppressed, State::Suppressed),
+            // Later than that nobody would want it any more.
+            Obstacle::Quiet(until) if self.expires_at.is_some_and(|at| at <= until) => {
+                Verdict::end(EventKind::Expired, State::Expired)
+            }
+            Obstacle::Quiet(until) => Verdict::hold((until - now).to_std().unwrap_or_default()),
             Obstacle::NoProvider | Obstacle::NoFit => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
             // As if somebody had asked to wait: it spends no attempt, and it cannot go on for ever.
@@ -390,6 +422,8 @@ impl Obstacle {
                 SuppressionReason::Complaint => Reason::Complaint,
                 SuppressionReason::Unsubscribed => Reason::Unsubscribed,
             }),
+            Self::Unwanted => Some(Reason::Preference),
+            Self::Quiet(_) => Some(Reason::QuietHours),
             Self::Expired | Self::NoProvider | Self::NoFit | Self::BadContent | Self::Late | Self::HeldBack(..) => None,
         }
     }
@@ -408,6 +442,8 @@ impl Obstacle {
             Self::NoAddress => "no_address: this person has none on the channel".to_owned(),
             Self::Withheld(reason) => format!("{reason}: it was accepted and is not told"),
             Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
+            Self::Unwanted => "preference: its person does not want it".to_owned(),
+            Self::Quiet(_) => "quiet_hours: it goes on when they end".to_owned(),
             Self::HeldBack(held, _) => held.reason.to_owned(),
             Self::Late => "its claim could have ended before the provider's answer".to_owned(),
         }
@@ -468,6 +504,9 @@ fn log(event: &Event, detail: Option<&str>) {
             delay_ms,
             "the attempt failed, another one follows"
         ),
+        State::Scheduled => {
+            tracing::debug!(state, detail, delay_ms, "held the delivery until its person may be disturbed")
+        }
         _ => tracing::info!(state, outcome, code, detail, duration_ms, "ended the delivery without sending it"),
     }
 }

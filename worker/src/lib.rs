@@ -34,7 +34,10 @@ pub use health::ConsumersPart;
 use attempt::Desk;
 use outcomes::Outcomes;
 use pool::{Pool, Shop};
-use providers::{email::tracking::Tracking, in_app::hints::Hints};
+use providers::{
+    email::{tracking::Tracking, unsubscribing::Unsubscribing},
+    in_app::hints::Hints,
+};
 use registry::{Registry, RegistryError};
 use secrets::Secrets;
 
@@ -102,11 +105,13 @@ impl Worker {
         let shop = Shop { store: store.clone(), publisher, outcomes, stop: stop.clone() };
         let secrets = Arc::new(Secrets::new(store.clone()));
         let tracking = Tracking::of(config, &store).map(Arc::new);
+        let unsubscribing = Arc::new(Unsubscribing::new(config, &store));
         let mut pools = JoinSet::new();
         let mut consumers = Vec::new();
         for route in Route::all().filter(|route| config.worker.channels.contains(&route.channel)) {
             let tracking = tracking.clone().filter(|_| route.channel == Channel::Email);
-            let desk = Desk { tracking, ..desk(config, &registry, route, &secrets, hurry.clone()) };
+            let unsubscribing = (route.channel == Channel::Email).then(|| Arc::clone(&unsubscribing));
+            let desk = Desk { tracking, unsubscribing, ..desk(config, &registry, route, &secrets, hurry.clone()) };
             let pool = Pool::open(&consuming, shop.clone(), desk, concurrency(config.worker.concurrency, route.lane));
             consumers.push(pool.health());
             let give_up = give_up.clone();
@@ -172,6 +177,7 @@ fn desk(config: &Config, registry: &Registry, route: Route, secrets: &Arc<Secret
         lease_margin: config.timing.lease_margin,
         secrets: (route.channel == Channel::Webhook).then(|| Arc::clone(secrets)),
         tracking: None,
+        unsubscribing: None,
         hurry,
     }
 }

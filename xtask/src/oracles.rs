@@ -9,22 +9,29 @@ use anyhow::{Context, Result, bail};
 use crate::cargo::{target_dir, workspace_root};
 use crate::process::{self, on_path};
 use crate::progress::Progress;
+use crate::servers::Install;
+use crate::servers::install::AptGet;
 use crate::stop::Stop;
 
 /// What says which packages there are to be, in the order in which it is compared.
 const LISTS: [&str; 4] = ["requirements.txt", "constraints.txt", "package.json", "package-lock.json"];
 
+/// What a browser may be called, the one of Debian first.
+const BROWSERS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+
 /// The installed checkers.
 #[derive(Debug)]
 pub struct Oracles {
     dir: PathBuf,
+    browser: PathBuf,
 }
 
 impl Oracles {
-    /// Installs what is listed in `tests/oracles`, unless exactly that is there already.
-    pub fn install(progress: &Progress, stop: &Stop) -> Result<Self> {
+    /// Installs what is listed in `tests/oracles`, unless exactly that is there already, and a browser if there is none.
+    pub fn install(allowed: Install, progress: &Progress, stop: &Stop) -> Result<Self> {
+        let browser = browser(allowed, progress, stop)?;
         let (lists, dir) = (workspace_root().join("tests/oracles"), target_dir().join("oracles"));
-        let (oracles, wanted) = (Self { dir: dir.clone() }, read(&lists)?);
+        let (oracles, wanted) = (Self { dir: dir.clone(), browser }, read(&lists)?);
         let mark = dir.join("installed");
         if fs::read_to_string(&mark).is_ok_and(|there| there == wanted) {
             return Ok(oracles);
@@ -48,8 +55,9 @@ impl Oracles {
     }
 
     /// How the tests find them.
-    pub fn variables(&self) -> [(&'static str, PathBuf); 2] {
+    pub fn variables(&self) -> [(&'static str, PathBuf); 3] {
         [
+            ("POSTHASTE_TEST_CHROMIUM", self.browser.clone()),
             ("POSTHASTE_TEST_PYTHON", self.dir.join("python/bin/python")),
             ("POSTHASTE_TEST_NODE_MODULES", self.dir.join("node_modules")),
         ]
@@ -73,6 +81,19 @@ impl Oracles {
         npm.args(["ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&self.dir);
         run(&mut npm, "npm ci", stop)
     }
+}
+
+/// Chromium, or what was made of it; Debian's package where the machine has none.
+fn browser(allowed: Install, progress: &Progress, stop: &Stop) -> Result<PathBuf> {
+    let found = || BROWSERS.iter().find_map(|name| on_path(name));
+    if let Some(browser) = found() {
+        return Ok(browser);
+    }
+    match AptGet::usable().filter(|_| allowed == Install::Allowed) {
+        Some(apt) => apt.install(&["chromium"], progress, stop)?,
+        None => bail!("Chromium is needed for the oracles and is not on the PATH: install it (Debian: chromium)"),
+    }
+    found().context("Chromium still not found after installing; see what apt-get said above")
 }
 
 fn read(lists: &Path) -> Result<String> {

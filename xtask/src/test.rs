@@ -28,7 +28,7 @@ pub const LONG_ABOUT: &str = "Runs every test of the workspace against private s
     `.local/test`, empty at the beginning, and are stopped at the end. The tests run with cargo-nextest when it is \
     installed, else with `cargo test`.\n\n\
     With `--oracles` the tests run that ask checkers written by other people; those are installed from PyPI and npm \
-    below `target/oracles` and need python3 and npm.";
+    below `target/oracles` and need python3 and npm; a browser, Debian's Chromium, is installed where there is none.";
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -51,8 +51,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     stop.on_signals(runtime.handle())?;
     let progress = Progress::console();
     let programs = progress.step("building", || cargo::build_for_tests(&stop))?;
-    let oracles = args.oracles.then(|| Oracles::install(&progress, &stop)).transpose()?;
-    let servers = Servers::start(&config(args, &stop), &progress)?;
+    let config = config(args, &stop);
+    let oracles = args.oracles.then(|| Oracles::install(config.install, &progress, &stop)).transpose()?;
+    let servers = Servers::start(&config, &progress)?;
     let status =
         Runner { servers: &servers, programs: &programs, oracles: oracles.as_ref(), args, stop: &stop }.run()?;
     servers.kill9()?;

@@ -51,7 +51,7 @@ pub struct SuppressionView {
     /// The address; `null`: its person was erased.
     #[schema(example = "nobody@example.com")]
     recipient: Option<String>,
-    /// `all`, or only what is of category `marketing`.
+    /// `all`, only what is of class `marketing`, or `category:` and the name of the only one.
     #[schema(value_type = String, example = "all")]
     scope: SuppressionScope,
     /// `address_dead`, `hard_bounce`, `soft_bounces`, `complaint` or `unsubscribed`.

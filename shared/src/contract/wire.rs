@@ -80,7 +80,8 @@ pub struct Event {
     pub attempt: Option<AttemptRecord>,
     /// The delivery's next state.
     pub state: State,
-    /// With state `retrying`: milliseconds from when the log writer applies it to the next try.
+    /// With state `retrying`: milliseconds from when the log writer applies it to the next try. With state `scheduled`:
+    /// milliseconds from `at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<i64>,
     /// One clause for people where no provider call says it; no address, no content.

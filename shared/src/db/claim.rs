@@ -1,5 +1,7 @@
 //! The claim: the fence that lets at most one worker call a provider for a delivery at a run.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
@@ -8,7 +10,7 @@ use super::{DbResult, Statement, Store, statement};
 use crate::{
     contract::WorkItem,
     domain::{
-        Address, Channel, DeliveryId, MessageId, Round, TenantId, Tries,
+        Address, Channel, DeliveryId, MessageId, Round, TenantId, Tries, Wishes,
         suppression::{SuppressionReason, SuppressionScope},
     },
     seal::Sealer,
@@ -37,6 +39,8 @@ pub struct Claim {
     pub suppressed: Vec<(SuppressionScope, SuppressionReason)>,
     /// The person.
     pub user_id: Option<String>,
+    /// What the person wants; `None`: they said nothing, or nobody knows who they are.
+    pub wishes: Option<Arc<Wishes>>,
     /// The content as JSON.
     pub content: Vec<u8>,
     /// When the message was accepted.
@@ -59,7 +63,8 @@ type SqlRow = (
 );
 
 impl Store {
-    /// Claims what is still waiting at the run its hint names; all of it is of `channel`. What is not returned is somebody
+    /// Claims what is still waiting at the run its hint names; all of it is of `channel`. What stands against sending it comes
+    /// along. What is not returned is somebody
     /// else's, or ended, or has gone back into its line.
     pub async fn claim(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
         let query = match channel {
@@ -68,8 +73,7 @@ impl Store {
         };
         let rows: Vec<Row> = query.rows(self).await?;
         let mut claims: Vec<Claim> = rows.into_iter().map(|row| Claim::of(row, self.sealer())).collect();
-        let found = self.suppressions_of(channel, &claims).await?;
-        claims.iter_mut().zip(found).for_each(|(claim, suppressed)| claim.suppressed = suppressed);
+        self.look(channel, &mut claims).await?;
         Ok(claims)
     }
 
@@ -107,6 +111,12 @@ fn sorted(hints: &[WorkItem]) -> (Vec<Uuid>, Vec<i32>) {
 }
 
 impl Claim {
+    /// Who it is for, where that is known.
+    pub fn person(&self, channel: Channel) -> Option<&str> {
+        let by_inbox = (channel == Channel::InApp).then(|| self.recipient.reveal());
+        self.user_id.as_deref().or(by_inbox).filter(|id| !id.is_empty())
+    }
+
     fn of((delivery, message): Row, sealer: &Sealer) -> Self {
         let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes, round)) = delivery;
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
@@ -127,6 +137,7 @@ impl Claim {
             round: Round(round),
             suppressed: Vec::new(),
             user_id,
+            wishes: None,
             content,
             accepted_at,
             expires_at,

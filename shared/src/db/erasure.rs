@@ -83,8 +83,9 @@ pub enum Step {
 }
 
 impl Store {
-    /// Notes down that a person is to be erased.
+    /// Notes down that a person is to be erased. That they turned advertising down is not forgotten with them.
     pub async fn begin_erasure(&self, tenant: TenantId, user_id: &str) -> DbResult<Erasure> {
+        self.keep_opt_out_of(tenant, user_id).await?;
         let query = statement::<Timestamptz>(BEGIN).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
         let asked_at = query.within(Some(tenant)).row(self).await?;
         Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at })

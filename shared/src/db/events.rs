@@ -143,7 +143,8 @@ fn clean(text: Option<&str>) -> Option<String> {
 /// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row. Of reports that come
 /// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce. `bits` are the kinds
 /// that are logged with it, as far as that is known before; `touched` is what is logged of deliveries that were not moved. Reported is
-/// what moved the delivery, and what a provider told afterwards unless something better was known.
+/// what moved the delivery, and what a provider told afterwards unless something better was known. A delivery that is held
+/// until a moment waits for that moment itself, and has neither tried nor been put off.
 const RECORD: &str = concat!(
     "
 WITH e AS MATERIALIZED (
@@ -154,7 +155,7 @@ WITH e AS MATERIALIZED (
 ), moved AS (
     UPDATE deliveries@ d
     SET state = e.state, reason = e.reason, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
-        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent)::int, crashes = d.crashes + e.crash::int, round = e.round,
+        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent AND e.state <> 'scheduled')::int, crashes = d.crashes + e.crash::int, round = e.round,
         ",
     reach!("e.bits"),
     "
@@ -205,7 +206,9 @@ WITH e AS MATERIALIZED (
     "
 ), waiting AS (
     INSERT INTO due (delivery_id, due_at, run, why)
-    SELECT id, clock_timestamp() + delay_ms * interval '1 millisecond', run, 'retry' FROM moved WHERE delay_ms IS NOT NULL
+    SELECT id, CASE state WHEN 'scheduled' THEN at ELSE clock_timestamp() END + delay_ms * interval '1 millisecond', run,
+           CASE state WHEN 'scheduled' THEN state ELSE 'retry' END
+    FROM moved WHERE delay_ms IS NOT NULL
     ON CONFLICT (delivery_id) DO UPDATE SET due_at = excluded.due_at, run = excluded.run, why = excluded.why
 ), letters AS (
     INSERT INTO dead_letters (id, tenant_id, message_id, delivery_id, channel, origin, reason, detail)
@@ -235,6 +238,6 @@ WITH e AS MATERIALIZED (
     "
 )
 SELECT 'written', kind, count(*) FROM logged GROUP BY 2
-UNION ALL SELECT 'retry', channel, count(*) FROM moved WHERE delay_ms IS NOT NULL GROUP BY 2
+UNION ALL SELECT 'retry', channel, count(*) FROM moved WHERE delay_ms IS NOT NULL AND state <> 'scheduled' GROUP BY 2
 UNION ALL SELECT 'dead', dead, count(*) FROM moved WHERE dead IS NOT NULL GROUP BY 2"
 );

@@ -31,6 +31,7 @@ pub mod notification_types;
 pub mod outbox;
 pub mod people;
 pub mod person_file;
+pub mod preferences;
 pub mod provider_events;
 pub mod refresh;
 pub mod retention;
@@ -50,6 +51,7 @@ pub mod wa_sessions;
 pub mod waha_events;
 pub mod webhook_events;
 pub mod webhook_logs;
+mod wishes;
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ use crate::{
     domain::{Channel, DeliveryId, ProviderName, State, Teller, TenantId, suppression::suppressed_form},
     provider_events::{Told, tracking},
     seal::SealError,
+    unsubscribe,
 };
 
 /// Soft bounces in a row after which an address is suppressed.
@@ -18,6 +19,8 @@ pub const SOFT_BOUNCES_MAX: i64 = 5;
 const REMEMBERED: &str = "30 days";
 /// The secret that signs the links of tracked mails.
 const TRACKING: i32 = 1;
+/// The secret of the links that unsubscribe.
+const UNSUBSCRIBING: i32 = 2;
 const SECRET_BYTES: usize = 32;
 
 /// An event to work through.
@@ -164,13 +167,21 @@ impl Store {
 
     /// The key that signs the pixels and links of tracked mails; made up by whoever asks first.
     pub async fn tracking_key(&self) -> DbResult<tracking::Key> {
+        Ok(tracking::Key::new(&self.service_secret(TRACKING).await?))
+    }
+
+    /// The key of the links that unsubscribe; made up by whoever asks first.
+    pub async fn unsubscribe_key(&self) -> DbResult<unsubscribe::Key> {
+        Ok(unsubscribe::Key::new(&self.service_secret(UNSUBSCRIBING).await?)?)
+    }
+
+    async fn service_secret(&self, id: i32) -> DbResult<Vec<u8>> {
         let mut secret = [0; SECRET_BYTES];
         rand::fill(&mut secret).map_err(|_| SealError::NoRandom)?;
-        let query =
-            statement::<()>(MAKE_SECRET).bind::<Int4, _>(TRACKING).bind::<Binary, _>(self.sealer().seal(&secret)?);
+        let query = statement::<()>(MAKE_SECRET).bind::<Int4, _>(id).bind::<Binary, _>(self.sealer().seal(&secret)?);
         query.run(self).await?;
-        let stored: Vec<u8> = statement::<Binary>(READ_SECRET).bind::<Int4, _>(TRACKING).row(self).await?;
-        Ok(tracking::Key::new(&self.sealer().open(stored)?))
+        let stored: Vec<u8> = statement::<Binary>(READ_SECRET).bind::<Int4, _>(id).row(self).await?;
+        Ok(self.sealer().open(stored)?)
     }
 
     async fn address_hashes(&self, deliveries: Vec<DeliveryId>) -> DbResult<Vec<Addressed>> {

@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, accept::Hash, claim::Claim, statement};
+use super::{DbResult, Statement, Store, accept::Hash, statement};
 use crate::domain::{
-    Channel, DeliveryId, TenantId,
+    Address, Channel, DeliveryId, TenantId,
     suppression::{SuppressionReason, SuppressionScope, is_suppressible, suppressed_form},
 };
 
@@ -66,7 +66,7 @@ impl Store {
         }
         let query = statement::<(SqlUuid, Int4, Text, Text)>(RECIPIENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<(Uuid, i32, String, String)> = query.rows(self).await?;
-        let mut new = NewRows::default();
+        let mut new = Vec::new();
         for (id, tenant, channel, sealed) in rows {
             let Ok(channel) = channel.parse::<Channel>() else { continue };
             // One address of an unknown key must not hold up the others, and what is written down beside them.
@@ -74,42 +74,49 @@ impl Store {
             let opened = opened.inspect_err(|error| {
                 tracing::error!(delivery.id = %id, %error, "the address of a delivery cannot be opened and is not suppressed");
             });
-            let address = suppressed_form(channel, &opened.unwrap_or_default());
-            if address.is_empty() || !is_suppressible(channel) {
-                continue;
-            }
-            for finding in findings.iter().filter(|finding| finding.delivery.0 == id) {
-                new.tenants.push(tenant);
-                new.channels.push(channel.as_str());
-                new.hashes.push(self.sealer().fingerprint(&tenant.to_string(), &address).to_vec());
-                new.known.push(self.address_prints(TenantId(tenant), channel, &address).concat());
-                new.addresses.push(self.sealer().seal_text(&address)?);
-                new.findings.push(finding);
-            }
+            let address = Address::new(opened.unwrap_or_default());
+            new.extend(findings.iter().filter(|finding| finding.delivery.0 == id).map(|finding| NewSuppression {
+                tenant: TenantId(tenant),
+                channel,
+                address: address.clone(),
+                is_shown: true,
+                scope: finding.scope.clone(),
+                reason: finding.reason,
+                detail: finding.detail.clone(),
+                delivery: Some(id),
+            }));
         }
-        new.insert(self).await
+        match self.suppressing(&new)? {
+            Some(query) => query.run(self).await,
+            None => Ok(0),
+        }
     }
 
-    /// For each claim, in order: what its address is suppressed for. One look for all of them.
-    pub(super) async fn suppressions_of(
-        &self,
-        channel: Channel,
-        claims: &[Claim],
-    ) -> DbResult<Vec<Vec<(SuppressionScope, SuppressionReason)>>> {
-        if claims.is_empty() || !is_suppressible(channel) {
-            return Ok(vec![Vec::new(); claims.len()]);
+    /// What writes suppressions; `None`: none of these can be written.
+    pub(super) fn suppressing(&self, new: &[NewSuppression]) -> DbResult<Option<Statement<()>>> {
+        let is_possible = |one: &&NewSuppression| is_suppressible(one.channel) && !one.form().is_empty();
+        let new: Vec<&NewSuppression> = new.iter().filter(is_possible).collect();
+        if new.is_empty() {
+            return Ok(None);
         }
-        let prints: Vec<Vec<Hash>> =
-            claims.iter().map(|claim| self.address_prints(claim.tenant, channel, claim.recipient.reveal())).collect();
-        let hashes: Vec<Vec<u8>> = prints.iter().flatten().map(|hash| hash.to_vec()).collect();
-        let query = statement::<(Binary, Text, Text)>(FOUND).bind::<Text, _>(channel.as_str());
-        let query = query.bind::<Array<Binary>, _>(hashes);
-        let rows: Vec<(Vec<u8>, String, String)> = query.rows(self).await?;
-        let of = |prints: &Vec<Hash>| {
-            let own = rows.iter().filter(|(hash, ..)| prints.iter().any(|print| print == hash.as_slice()));
-            own.filter_map(|(_, scope, reason)| Some((scope.parse().ok()?, reason.parse().ok()?))).collect()
-        };
-        Ok(prints.iter().map(of).collect())
+        let hash = |one: &NewSuppression| self.sealer().fingerprint(&one.tenant.to_string(), &one.form()).to_vec();
+        let known = |one: &NewSuppression| self.address_prints(one.tenant, one.channel, one.address.reveal()).concat();
+        let sealed = |one: &NewSuppression| one.is_shown.then(|| self.sealer().seal_text(&one.form())).transpose();
+        let addresses: Result<Vec<Option<String>>, _> = new.iter().map(|one| sealed(one)).collect();
+        let query = statement::<()>(INSERT)
+            .bind::<Array<SqlUuid>, _>(column(&new, |_| Uuid::now_v7()))
+            .bind::<Array<Int4>, _>(column(&new, |one| one.tenant.0))
+            .bind::<Array<Text>, _>(column(&new, |one| one.channel.as_str()))
+            .bind::<Array<Binary>, _>(column(&new, hash))
+            .bind::<Array<Binary>, _>(column(&new, known))
+            .bind::<Array<Nullable<Text>>, _>(addresses?)
+            .bind::<Array<Text>, _>(column(&new, |one| one.scope.to_string()))
+            .bind::<Array<Text>, _>(column(&new, |one| one.reason.as_str()))
+            .bind::<Array<Nullable<Text>>, _>(column(&new, |one| {
+                one.detail.as_ref().map(|text| text.replace('\0', ""))
+            }))
+            .bind::<Array<Nullable<SqlUuid>>, _>(column(&new, |one| one.delivery));
+        Ok(Some(query))
     }
 
     /// Up to `limit` suppressions of a tenant, newest first; those older than `before`, if given.
@@ -141,7 +148,8 @@ impl Store {
         Ok(query.run(self).await? > 0)
     }
 
-    fn address_prints(&self, tenant: TenantId, channel: Channel, address: &str) -> Vec<Hash> {
+    /// Every fingerprint under which an address may be suppressed.
+    pub(super) fn address_prints(&self, tenant: TenantId, channel: Channel, address: &str) -> Vec<Hash> {
         self.sealer().fingerprints(&tenant.to_string(), &suppressed_form(channel, address))
     }
 
@@ -156,43 +164,27 @@ impl Store {
     }
 }
 
-#[derive(Default)]
-struct NewRows<'a> {
-    tenants: Vec<i32>,
-    channels: Vec<&'static str>,
-    hashes: Vec<Vec<u8>>,
-    /// All fingerprints of the address one after the other, those of older keys too.
-    known: Vec<Vec<u8>>,
-    addresses: Vec<String>,
-    findings: Vec<&'a Finding>,
+/// An address that is to be suppressed.
+pub(super) struct NewSuppression {
+    pub(super) tenant: TenantId,
+    pub(super) channel: Channel,
+    pub(super) address: Address,
+    /// Whether the address stays readable; else only its fingerprint is kept.
+    pub(super) is_shown: bool,
+    pub(super) scope: SuppressionScope,
+    pub(super) reason: SuppressionReason,
+    pub(super) detail: Option<String>,
+    pub(super) delivery: Option<Uuid>,
 }
 
-impl NewRows<'_> {
-    async fn insert(self, store: &Store) -> DbResult<usize> {
-        if self.findings.is_empty() {
-            return Ok(0);
-        }
-        let column = |of: fn(&Finding) -> &'static str| -> Vec<&'static str> {
-            self.findings.iter().map(|finding| of(finding)).collect()
-        };
-        let query = statement::<()>(INSERT)
-            .bind::<Array<SqlUuid>, _>(self.findings.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
-            .bind::<Array<Int4>, _>(self.tenants)
-            .bind::<Array<Text>, _>(self.channels)
-            .bind::<Array<Binary>, _>(self.hashes)
-            .bind::<Array<Binary>, _>(self.known)
-            .bind::<Array<Text>, _>(self.addresses)
-            .bind::<Array<Text>, _>(column(|finding| finding.scope.as_str()))
-            .bind::<Array<Text>, _>(column(|finding| finding.reason.as_str()))
-            .bind::<Array<Nullable<Text>>, _>(
-                self.findings
-                    .iter()
-                    .map(|finding| finding.detail.as_ref().map(|text| text.replace('\0', "")))
-                    .collect::<Vec<_>>(),
-            )
-            .bind::<Array<SqlUuid>, _>(self.findings.iter().map(|finding| finding.delivery.0).collect::<Vec<_>>());
-        query.run(store).await
+impl NewSuppression {
+    fn form(&self) -> String {
+        suppressed_form(self.channel, self.address.reveal())
     }
+}
+
+fn column<T>(new: &[&NewSuppression], of: impl Fn(&NewSuppression) -> T) -> Vec<T> {
+    new.iter().map(|one| of(one)).collect()
 }
 
 const RECIPIENTS: &str = "SELECT id, tenant_id, channel, recipient FROM deliveries@ WHERE id = ANY (?::uuid[])";
@@ -209,9 +201,6 @@ WHERE NOT EXISTS (
     WHERE s.tenant_id = n.tenant_id AND s.channel = n.channel AND s.scope = n.scope)
 ORDER BY address_hash, tenant_id, channel, scope
 ON CONFLICT (address_hash, tenant_id, channel, scope) DO NOTHING";
-
-const FOUND: &str = "
-SELECT address_hash, scope, reason FROM suppressions WHERE channel = ? AND address_hash = ANY (?::bytea[])";
 
 const LIST: &str = "
 SELECT s.id, s.channel, s.address, s.scope, s.reason, s.detail, s.delivery_id, s.created_at

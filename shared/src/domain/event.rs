@@ -18,6 +18,8 @@ words!(
         Ambiguous = "ambiguous",
         /// We could not.
         Dead = "dead",
+        /// It waits before its first call, though it could go out: for the end of the person's quiet hours.
+        Scheduled = "scheduled",
         /// Switched off.
         Suppressed = "suppressed",
         /// Its time ran out.
@@ -54,7 +56,8 @@ impl EventKind {
             State::Suppressed => Some(Self::Suppressed),
             State::Expired => Some(Self::Expired),
             State::Cancelled => Some(Self::Cancelled),
-            State::Scheduled | State::Queued | State::Sending => None,
+            State::Scheduled => Some(Self::Scheduled),
+            State::Queued | State::Sending => None,
         }
     }
 }

@@ -36,7 +36,7 @@ pub use event::{DeadOrigin, DeadReason, EventKind, Reason};
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
 pub use person::{Device, Person, Platform, push_target};
-pub use preference::{Choice, Preferences, Topic};
+pub use preference::{Choice, Preferences, Topic, Wishes};
 pub use quiet::QuietHours;
 pub use retry::{RetryPolicy, Round, Schedule, Standing, Tries, Verdict};
 pub use rule::{Condition, Operator, RuleDefinition, RuleIndex, Throttle};

@@ -150,7 +150,7 @@ pub struct Verdict {
     pub kind: EventKind,
     /// The delivery's next state.
     pub state: State,
-    /// The wait before the next try; set exactly when `state` is `Retrying`.
+    /// The wait before the next try; set exactly when `state` is `Retrying` or `Scheduled`.
     pub delay: Option<Duration>,
     /// Why it died; set exactly when `state` is `Dead`.
     pub dead: Option<DeadReason>,
@@ -167,6 +167,12 @@ impl Verdict {
     /// An end as a dead letter.
     pub const fn dead(kind: EventKind, reason: DeadReason) -> Self {
         Self { kind, state: State::Dead, delay: None, dead: Some(reason), spent: true }
+    }
+
+    /// Held for a while before a call that is still to come.
+    pub const fn hold(delay: Duration) -> Self {
+        let (kind, state) = (EventKind::Scheduled, State::Scheduled);
+        Self { kind, state, delay: Some(delay), dead: None, spent: false }
     }
 
     const fn again(kind: EventKind, delay: Duration, spent: bool) -> Self {

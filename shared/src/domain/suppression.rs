@@ -1,16 +1,75 @@
 //! Addresses that nothing is sent to any more.
 
-use super::{Channel, push_target, word::words};
+use std::{fmt, str::FromStr};
 
-words!(
-    /// What is kept from an address.
-    SuppressionScope {
-        /// Everything.
-        All = "all",
-        /// Deliveries of category `marketing`.
-        Marketing = "marketing",
+use serde::{Serialize, Serializer};
+
+use super::{Channel, Class, UnknownWord, category::MARKETING, push_target, word::words};
+
+/// What is kept from an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SuppressionScope {
+    /// Everything.
+    All,
+    /// What is of class `marketing`.
+    Marketing,
+    /// What is of this category, or of a type of that name.
+    Category(String),
+}
+
+const ALL: &str = "all";
+/// Before the name of a category, so that none can be taken for another word.
+const CATEGORY: &str = "category:";
+
+impl SuppressionScope {
+    /// What somebody is kept from who wants no more of a category.
+    pub fn of_category(category: &str) -> Self {
+        if category == MARKETING { Self::Marketing } else { Self::Category(category.to_owned()) }
     }
-);
+
+    /// Whether something of this class, category and type is kept from the address. What is essential only a dead address
+    /// keeps back.
+    pub fn concerns(&self, class: Class, category: Option<&str>, kind: Option<&str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Marketing => class == Class::Marketing,
+            Self::Category(name) => {
+                class != Class::Essential && [category, kind].into_iter().flatten().any(|word| word == name)
+            }
+        }
+    }
+}
+
+impl fmt::Display for SuppressionScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str(ALL),
+            Self::Marketing => f.write_str(MARKETING),
+            Self::Category(name) => write!(f, "{CATEGORY}{name}"),
+        }
+    }
+}
+
+impl FromStr for SuppressionScope {
+    type Err = UnknownWord;
+
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        match text {
+            ALL => Ok(Self::All),
+            MARKETING => Ok(Self::Marketing),
+            _ => match text.strip_prefix(CATEGORY) {
+                Some(name) => Ok(Self::Category(name.to_owned())),
+                None => Err(UnknownWord { expected: format!("{ALL}, {MARKETING}, {CATEGORY}…") }),
+            },
+        }
+    }
+}
+
+impl Serialize for SuppressionScope {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 words!(
     /// Why an address is suppressed.
@@ -55,6 +114,38 @@ fn endpoint(subscription: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scope_is_about_a_class_or_a_category_and_never_about_what_is_essential() {
+        let news = SuppressionScope::of_category("news");
+        let table = [
+            (&SuppressionScope::All, Class::Essential, None, None, true),
+            (&SuppressionScope::All, Class::Transactional, Some("news"), None, true),
+            (&SuppressionScope::Marketing, Class::Marketing, Some("marketing"), None, true),
+            (&SuppressionScope::Marketing, Class::Marketing, Some("promo"), None, true),
+            (&SuppressionScope::Marketing, Class::Transactional, Some("marketing"), None, false),
+            (&SuppressionScope::Marketing, Class::Transactional, None, None, false),
+            (&news, Class::Transactional, Some("news"), None, true),
+            (&news, Class::Marketing, None, Some("news"), true),
+            (&news, Class::Transactional, Some("other"), None, false),
+            (&news, Class::Essential, Some("news"), None, false),
+            (&news, Class::Transactional, None, None, false),
+        ];
+        for (scope, class, category, kind, wanted) in table {
+            assert_eq!(scope.concerns(class, category, kind), wanted, "{scope} {class} {category:?} {kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_scope_comes_back_from_its_text_whatever_its_category_is_called() {
+        for category in ["news", "all", "marketing", "category:news", ""] {
+            let scope = SuppressionScope::of_category(category);
+            assert_ne!(scope, SuppressionScope::All);
+            assert_eq!(scope.to_string().parse(), Ok(scope));
+        }
+        assert_eq!("all".parse(), Ok(SuppressionScope::All));
+        assert!("news".parse::<SuppressionScope>().is_err());
+    }
 
     #[test]
     fn one_address_has_one_form() {

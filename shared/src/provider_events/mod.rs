@@ -84,7 +84,7 @@ pub struct Report {
 }
 
 /// What an event says about an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressNews {
     /// Nothing.
     None,

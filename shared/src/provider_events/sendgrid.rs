@@ -192,13 +192,13 @@ mod tests {
 
     #[test]
     fn each_event_means_what_sendgrid_says() {
-        let hard = AddressNews::Suppress(Scope::All, Reason::HardBounce);
+        let hard = || AddressNews::Suppress(Scope::All, Reason::HardBounce);
         for (event, kind, address) in [
             (json!({"event": "delivered"}), Some(EventKind::Delivered), AddressNews::Works),
-            (json!({"event": "bounce", "type": "bounce"}), Some(EventKind::Bounced), hard),
-            (json!({"event": "bounce"}), Some(EventKind::Bounced), hard),
+            (json!({"event": "bounce", "type": "bounce"}), Some(EventKind::Bounced), hard()),
+            (json!({"event": "bounce"}), Some(EventKind::Bounced), hard()),
             (json!({"event": "bounce", "type": "blocked"}), Some(EventKind::Bounced), AddressNews::Weak),
-            (json!({"event": "dropped", "reason": "Bounced Address"}), Some(EventKind::Failed), hard),
+            (json!({"event": "dropped", "reason": "Bounced Address"}), Some(EventKind::Failed), hard()),
             (json!({"event": "dropped", "reason": "Unsubscribed Address"}), Some(EventKind::Failed), AddressNews::None),
             (json!({"event": "open"}), Some(EventKind::Opened), AddressNews::None),
             (json!({"event": "click"}), Some(EventKind::Clicked), AddressNews::None),

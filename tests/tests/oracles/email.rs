@@ -39,6 +39,9 @@ async fn a_mail_to_sendgrid_is_what_sendgrids_own_client_would_send() -> Result<
     assert_eq!((requests[0].method.as_str(), requests[0].target.as_str()), ("POST", "/v3/mail/send"));
     assert_eq!(requests[0].header("authorization"), Some("Bearer SG.a.key"));
 
+    let body = requests[0].json()?;
+    let leave = &body["headers"]["List-Unsubscribe"];
+    assert!(leave.as_str().is_some_and(|url| url.contains("/api/notifications/unsubscribe/")), "{body}");
     let mail = mail();
     let mut asked = json!({
         "from": ["noreply@example.com", "Posthaste Tests"], "to": "ada@example.org", "subject": mail["title"],
@@ -47,6 +50,8 @@ async fn a_mail_to_sendgrid_is_what_sendgrids_own_client_would_send() -> Result<
             "Message-ID": format!("<{delivery}@example.com>"),
             "X-Posthaste-Message-Id": id,
             "X-Posthaste-Delivery-Id": delivery,
+            "List-Unsubscribe": leave,
+            "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
         },
         "custom_args": {"posthaste_delivery": delivery},
     });
@@ -79,6 +84,10 @@ async fn a_signed_mail_over_smtp_is_read_and_verified_by_others() -> Result<()> 
         assert_eq!(held(&flipped, &record)?["dkim"], json!(false), "{kind}: a changed text");
         let other = String::from_utf8_lossy(&raw).replacen("From: ", "From: x", 1);
         assert_eq!(held(other.as_bytes(), &record)?["dkim"], json!(false), "{kind}: a changed sender");
+        let url = String::from_utf8_lossy(&raw).replacen("/unsubscribe/", "/unsubscribe/x", 1);
+        assert_eq!(held(url.as_bytes(), &record)?["dkim"], json!(false), "{kind}: another way out");
+        let promise = String::from_utf8_lossy(&raw).replacen("=One-Click", "=Two-Clicks", 1);
+        assert_eq!(held(promise.as_bytes(), &record)?["dkim"], json!(false), "{kind}: another promise");
         let added = [b"From: eve@example.net\r\n", &raw[..]].concat();
         assert_eq!(held(&added, &record)?["dkim"], json!(false), "{kind}: a second sender");
         let wrong = python("dkim_key.py", &json!({"kind": kind, "path": key}))?["record"].clone();

@@ -1,5 +1,6 @@
 //! What leaves Posthaste, judged by programs that other people wrote. Each test has a negative twin.
 
+mod browser;
 mod email;
 mod live;
 mod provider_events;

@@ -2,7 +2,10 @@ use super::*;
 use crate::testing::SECRET;
 use shared::{
     contract::provider::Sending,
-    domain::{Address, Channel, Lane, MessageId, Receipt, Schedule, retry::AmbiguousPolicy},
+    domain::{
+        Address, Channel, Lane, MessageId, QuietHours, Receipt, Schedule, retry::AmbiguousPolicy,
+        suppression::SuppressionScope,
+    },
 };
 
 /// What a provider does when it is called.
@@ -48,6 +51,7 @@ fn desk_of(acts: Vec<(ProviderName, Act)>) -> Desk {
         breakers: None,
         secrets: None,
         tracking: None,
+        unsubscribing: None,
         hurry: CancellationToken::new(),
     }
 }
@@ -64,6 +68,7 @@ fn claim(attempts: u16) -> Claim {
         round: Round::NEW,
         suppressed: Vec::new(),
         user_id: None,
+        wishes: None,
         content: br#"{"message":"hello"}"#.to_vec(),
         accepted_at: clock::now(),
         expires_at: None,
@@ -204,6 +209,63 @@ async fn nothing_is_sent_to_a_suppressed_address() {
     let content = br#"{"message":"x","category":"marketing"}"#.to_vec();
     let campaign = Claim { suppressed: marketing(), content, ..claim(1) };
     assert_eq!(attempted(Act::Panic, campaign).await.state, State::Suppressed);
+    let by_class = br#"{"message":"x","category":"promo","class":"marketing"}"#.to_vec();
+    let campaign = Claim { suppressed: marketing(), content: by_class, ..claim(1) };
+    assert_eq!(attempted(Act::Panic, campaign).await.state, State::Suppressed);
+    let news = vec![(SuppressionScope::of_category("news"), SuppressionReason::Unsubscribed)];
+    let content = br#"{"message":"x","category":"news"}"#.to_vec();
+    let letter = Claim { suppressed: news, content, ..claim(1) };
+    let event = attempted(Act::Panic, letter).await;
+    assert_eq!((event.state, event.reason), (State::Suppressed, Some(Reason::Unsubscribed)));
+}
+
+fn of_person(wishes: Wishes, content: &str) -> Claim {
+    let (user_id, content) = (Some("ada".to_owned()), content.as_bytes().to_vec());
+    Claim { user_id, content, wishes: Some(Arc::new(wishes)), ..claim(1) }
+}
+
+#[tokio::test]
+async fn what_its_person_does_not_want_is_not_sent() {
+    let said = || Wishes {
+        preferences: serde_json::from_str(r#"{"keys": {"news": {"enabled": false}}}"#).unwrap(),
+        ..Wishes::default()
+    };
+    let event = attempted(Act::Panic, of_person(said(), r#"{"message":"x","category":"news"}"#)).await;
+    assert_eq!(
+        (event.state, event.reason, event.attempt, event.spent),
+        (State::Suppressed, Some(Reason::Preference), None, false)
+    );
+    let sent = || Act::Answer(Outcome::Sent(Receipt::default()));
+    for wanted in [r#"{"message":"x"}"#, r#"{"message":"x","category":"news","class":"essential"}"#] {
+        assert_eq!(attempted(sent(), of_person(said(), wanted)).await.state, State::Sent, "{wanted}");
+    }
+    let opt_in = r#"{"message":"x","kind":"digest","opt_in":true}"#;
+    let silent = Claim { wishes: None, ..of_person(Wishes::default(), opt_in) };
+    assert_eq!(attempted(Act::Panic, silent.clone()).await.reason, Some(Reason::Preference), "nobody said yes");
+    assert_eq!(attempted(sent(), Claim { user_id: None, ..silent }).await.state, State::Sent, "nobody to ask");
+}
+
+#[tokio::test]
+async fn in_quiet_hours_a_delivery_is_held_until_they_end_and_spends_nothing() {
+    // Quiet all day but for a minute that has just begun or is far away.
+    let minute = u16::try_from(clock::now().timestamp() / 60 % 1440).unwrap();
+    let quiet = QuietHours { start: (minute + 1438) % 1440, end: (minute + 1436) % 1440 };
+    let wishes = || Wishes { quiet: Some(quiet), ..Wishes::default() };
+    let event = attempted(Act::Panic, of_person(wishes(), r#"{"message":"x"}"#)).await;
+    assert_eq!(
+        (event.kind, event.state, event.reason),
+        (EventKind::Scheduled, State::Scheduled, Some(Reason::QuietHours))
+    );
+    assert_eq!((event.attempt, event.spent), (None, false));
+    let end = event.at + chrono::TimeDelta::milliseconds(event.delay_ms.unwrap());
+    assert_eq!(end.timestamp_millis() % 60_000, 0, "the moment itself: {end}");
+    assert_eq!(end.timestamp() / 60 % 1440, i64::from(quiet.end));
+    let sent = Act::Answer(Outcome::Sent(Receipt::default()));
+    let code = of_person(wishes(), r#"{"message":"x","category":"security"}"#);
+    assert_eq!(attempted(sent, code).await.state, State::Sent);
+    let brief = Some(clock::now() + chrono::TimeDelta::minutes(30));
+    let event = attempted(Act::Panic, Claim { expires_at: brief, ..of_person(wishes(), r#"{"message":"x"}"#) }).await;
+    assert_eq!((event.state, event.reason), (State::Expired, Some(Reason::QuietHours)), "it could never be sent");
 }
 
 #[tokio::test]

@@ -65,6 +65,7 @@ pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Re
         );
     }
     if let Some(apt) = AptGet::usable() {
+        progress.line("(Debian may also start its own instances on the standard ports; Posthaste does not use them)");
         apt.install(&packages, progress, &config.stop)?;
         return complete(Found::look(config)?);
     }
@@ -86,13 +87,14 @@ fn complete(found: Found) -> Result<Found> {
 }
 
 /// Debian's package manager, with the rights to use it.
-struct AptGet {
+pub(crate) struct AptGet {
     /// What comes before the command: nothing for root.
     prefix: &'static [&'static str],
 }
 
 impl AptGet {
-    fn usable() -> Option<Self> {
+    /// Usable by root, or with a `sudo` that asks for no password.
+    pub(crate) fn usable() -> Option<Self> {
         on_path("apt-get")?;
         if nix::unistd::geteuid().is_root() {
             return Some(Self { prefix: &[] });
@@ -102,10 +104,9 @@ impl AptGet {
         sudo.status().is_ok_and(|status| status.success()).then_some(Self { prefix: &["sudo", "-n"] })
     }
 
-    /// A failed update is no reason to give up, since the lists that are there may do.
-    fn install(&self, packages: &[&str], progress: &Progress, stop: &Stop) -> Result<()> {
+    /// Installs packages. A failed update is no reason to give up, since the lists that are there may do.
+    pub(crate) fn install(&self, packages: &[&str], progress: &Progress, stop: &Stop) -> Result<()> {
         progress.line(format_args!("installing Debian packages with apt-get: {}", packages.join(" ")));
-        progress.line("(Debian may also start its own instances on the standard ports; Posthaste does not use them)");
         let _ = self.run(&["update", "-qq"], stop)?;
         let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
         arguments.extend(packages);

@@ -22,7 +22,7 @@ mod account;
 mod container;
 mod find;
 mod host;
-mod install;
+pub(crate) mod install;
 mod native;
 pub mod ports;
 mod postgres;

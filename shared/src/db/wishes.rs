@@ -1,0 +1,78 @@
+//! What stands against sending: suppressed addresses, and what people want. Found for a whole batch of claims with one look,
+//! and with none where there is nothing to find.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text};
+
+use super::{DbResult, Store, accept::Hash, claim::Claim, statement};
+use crate::domain::{Channel, Preferences, QuietHours, TenantId, Wishes, suppression::is_suppressible};
+
+type Row = (
+    (Option<Vec<u8>>, Option<String>, Option<String>),
+    (Option<i32>, Option<String>, Option<String>, Option<String>, Option<i16>, Option<i16>),
+);
+type SqlRow = (
+    (Nullable<Binary>, Nullable<Text>, Nullable<Text>),
+    (Nullable<Int4>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int2>, Nullable<Int2>),
+);
+
+impl Store {
+    /// Adds to each claim what its address is suppressed for and what its person wants.
+    pub(super) async fn look(&self, channel: Channel, claims: &mut [Claim]) -> DbResult<()> {
+        let prints: Vec<Vec<Hash>> = match is_suppressible(channel) {
+            true => claims.iter().map(|one| self.address_prints(one.tenant, channel, one.recipient.reveal())).collect(),
+            false => Vec::new(),
+        };
+        let of_person = |claim: &Claim| Some((claim.tenant.0, claim.person(channel)?.to_owned()));
+        let people: BTreeSet<(i32, String)> = claims.iter().filter_map(of_person).collect();
+        if prints.is_empty() && people.is_empty() {
+            return Ok(());
+        }
+        let hashes: Vec<Vec<u8>> = prints.iter().flatten().map(|hash| hash.to_vec()).collect();
+        let (tenants, ids): (Vec<i32>, Vec<String>) = people.into_iter().unzip();
+        let query = statement::<SqlRow>(LOOK)
+            .bind::<Text, _>(channel.as_str())
+            .bind::<Array<Binary>, _>(hashes)
+            .bind::<Array<Int4>, _>(tenants)
+            .bind::<Array<Text>, _>(ids);
+        let (mut suppressed, mut wishes) = (Vec::new(), HashMap::new());
+        for (of_address, of_person) in query.rows::<Row>(self).await? {
+            if let (Some(hash), Some(scope), Some(reason)) = of_address {
+                suppressed.extend(scope.parse().ok().zip(reason.parse().ok()).map(|found| (hash, found)));
+            } else if let (Some(tenant), Some(id), preferences, zone, start, end) = of_person {
+                wishes.insert((tenant, id), Arc::new(wishes_of(tenant, preferences, zone.as_deref(), start.zip(end))));
+            }
+        }
+        for (claim, prints) in claims.iter_mut().zip(prints.iter().map(Some).chain(std::iter::repeat(None))) {
+            let is_its = |hash: &[u8]| prints.is_some_and(|prints| prints.iter().any(|print| print == hash));
+            claim.suppressed = suppressed.iter().filter(|(hash, _)| is_its(hash)).map(|(_, one)| one.clone()).collect();
+            claim.wishes = of_person(claim).and_then(|person| wishes.get(&person)).map(Arc::clone);
+        }
+        Ok(())
+    }
+}
+
+fn wishes_of(tenant: i32, preferences: Option<String>, zone: Option<&str>, quiet: Option<(i16, i16)>) -> Wishes {
+    let read = |json: String| serde_json::from_str::<Preferences>(&json);
+    let preferences = preferences.map(read).transpose().unwrap_or_else(|error| {
+        tracing::error!(tenant.id = %TenantId(tenant), %error, "what a person wants cannot be read, and counts as nothing said");
+        None
+    });
+    let quiet = quiet
+        .and_then(|(start, end)| Some(QuietHours { start: u16::try_from(start).ok()?, end: u16::try_from(end).ok()? }));
+    Wishes { preferences: preferences.unwrap_or_default(), zone: zone.and_then(|zone| zone.parse().ok()), quiet }
+}
+
+/// The fingerprint of an address tells tenants apart by itself.
+const LOOK: &str = "
+SELECT s.address_hash, s.scope, s.reason, NULL::int4, NULL::text, NULL::text, NULL::text, NULL::int2, NULL::int2
+FROM suppressions s WHERE s.channel = ? AND s.address_hash = ANY (?::bytea[])
+UNION ALL
+SELECT NULL, NULL, NULL, u.tenant_id, u.user_id, u.preferences::text, u.time_zone, u.quiet_start, u.quiet_end
+FROM unnest(?::int4[], ?::text[]) AS asked(tenant_id, user_id)
+JOIN users u ON u.tenant_id = asked.tenant_id AND u.user_id = asked.user_id
+WHERE u.preferences IS NOT NULL OR u.quiet_start IS NOT NULL";

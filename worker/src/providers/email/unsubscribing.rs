@@ -1,0 +1,57 @@
+//! The way out of every mail that is not essential: a link of our own, with which a mail program unsubscribes its reader by
+//! one click (RFC 8058).
+
+use shared::{
+    config::Config,
+    contract::submission::Content,
+    db::{Store, claim::Claim},
+    domain::{Channel, Class, category::MARKETING},
+    unsubscribe::{Farewell, Key, PATH},
+};
+use tokio::sync::OnceCell;
+use url::Url;
+
+/// Longest link: a header line has at most 998 bytes (RFC 5322, section 2.1.1), its name and brackets included.
+const URL_BYTES_MAX: usize = 960;
+
+/// Makes the links.
+pub struct Unsubscribing {
+    public_url: Url,
+    store: Store,
+    key: OnceCell<Key>,
+}
+
+impl Unsubscribing {
+    /// With links to the public URL of the settings.
+    pub fn new(config: &Config, store: &Store) -> Self {
+        Self { public_url: config.http.public_url.clone(), store: store.clone(), key: OnceCell::new() }
+    }
+
+    /// Gives a mail its link, unless it is essential. `None`: not now, and a mail without its way out must not leave.
+    pub async fn apply(&self, claim: &Claim, content: &mut Content) -> Option<()> {
+        if content.class() == Class::Essential {
+            return Some(());
+        }
+        // Boxed, because a query's future is large and this one is part of every attempt's.
+        let key = match self.key.get() {
+            Some(key) => key,
+            None => Box::pin(self.key.get_or_try_init(|| self.store.unsubscribe_key()))
+                .await
+                .inspect_err(|error| tracing::warn!(%error, "a mail waits for the key of its unsubscribe link"))
+                .ok()?,
+        };
+        let category = content.category.as_ref().or(content.kind.as_ref()).filter(|name| !name.is_empty());
+        let full = Farewell {
+            tenant: claim.tenant,
+            user_id: claim.person(Channel::Email).map(str::to_owned),
+            address: Some(claim.recipient.clone()),
+            category: category.map_or(MARKETING, String::as_str).to_owned(),
+        };
+        let link = |farewell: &Farewell| Some(format!("{}{PATH}{}", self.public_url, key.token(farewell).ok()?));
+        let url = link(&full)?;
+        // Of a person with a very long id the address alone is silenced.
+        let url = if url.len() <= URL_BYTES_MAX { url } else { link(&Farewell { user_id: None, ..full })? };
+        content.unsubscribe_url = Some(url).filter(|url| url.len() <= URL_BYTES_MAX);
+        Some(())
+    }
+}
