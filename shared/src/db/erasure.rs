@@ -307,7 +307,7 @@ impl Eraser<'_> {
         };
         let query = self
             .tenants::<()>(OPT_OUT)
-            .bind::<Text, _>(SuppressionScope::Marketing.as_str())
+            .bind::<Text, _>(SuppressionScope::Marketing.to_string())
             .bind::<Text, _>(SuppressionReason::Unsubscribed.as_str())
             .bind::<Array<SqlUuid>, _>(addresses.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
             .bind::<Array<Text>, _>(addresses.iter().map(|(channel, _)| channel.as_str()).collect::<Vec<_>>())
