@@ -6,6 +6,7 @@
 use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use actix_web::{ResponseError, web::Data};
+use futures_util::{StreamExt, stream};
 use shared::{
     amqp::{
         self, Acker, Broker, Consumer, ConsumerHealth, Delivery, Headers, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher,
@@ -44,6 +45,8 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 const PREFETCH: u16 = 256;
 /// Messages of one commit.
 const BATCH_MAX: usize = 128;
+/// Messages judged at once: some of them ask the database where a person can be reached.
+const JUDGED_TOGETHER: usize = 4;
 /// How long the mapping of broker users is remembered; it is a small table.
 const USERS_TTL: Duration = Duration::from_secs(5);
 /// Answers never go to our own queues, whatever `reply_to` says: they would be taken for submissions or work.
@@ -297,6 +300,11 @@ fn message_id(delivery: &Delivery) -> Result<String, Refusal> {
     })
 }
 
+async fn judged(intake: &Intake, delivery: Delivery) -> (Delivery, Judgement) {
+    let judgement = intake.judge(&delivery).await;
+    (delivery, judgement)
+}
+
 /// One batch on its way from the queue to its end.
 struct Round<'a> {
     intake: &'a Intake,
@@ -326,8 +334,10 @@ impl Round<'_> {
     async fn pass(&self, batch: Vec<Delivery>) -> Vec<Delivery> {
         let (mut later, mut refused) = (Vec::new(), Vec::new());
         let (mut valid, mut acceptances, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-        for delivery in batch {
-            match self.intake.judge(&delivery).await {
+        let judging = batch.into_iter().map(|delivery| judged(self.intake, delivery));
+        let judged: Vec<(Delivery, Judgement)> = stream::iter(judging).buffered(JUDGED_TOGETHER).collect().await;
+        for (delivery, judgement) in judged {
+            match judgement {
                 Judgement::Accept(acceptance, answer) => {
                     valid.push(delivery);
                     acceptances.push(*acceptance);

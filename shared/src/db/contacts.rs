@@ -284,6 +284,6 @@ const LIST: &str = select!(
 FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS at, ?::text AS id, ?::text AS locale, ?::text AS time_zone, (?::text[])::jsonb[] AS attributes) f
 JOIN users u ON u.tenant_id = f.tenant_id
 WHERE u.profile IS NOT NULL AND (u.created_at, u.user_id) < (f.at, f.id) AND (f.locale IS NULL OR u.locale = f.locale)
-  AND (f.time_zone IS NULL OR u.time_zone = f.time_zone) AND (f.attributes IS NULL OR u.attributes @> ANY (f.attributes))
+  AND (f.time_zone IS NULL OR u.time_zone = f.time_zone) AND (f.attributes IS NULL OR EXISTS (SELECT FROM unnest(f.attributes) a WHERE jsonb_contains(u.attributes, a)))
 ORDER BY u.created_at DESC, u.user_id DESC LIMIT ?"
 );
