@@ -32,9 +32,11 @@ impl Notice {
     /// The message that tells it to `person`: a delivery for each channel, for push one for each device. Where a channel has no
     /// address the delivery has none, and the worker ends it with that. `content`: as JSON; `None`: the bulk's.
     pub fn to(&self, person: &Person, content: Option<Vec<u8>>) -> NewMessage {
+        // Deliveries are looked for behind their message: its id comes first.
+        let id = MessageId::generate();
         let deliveries = self.channels.iter().flat_map(|channel| self.deliveries(person, *channel)).collect();
         NewMessage {
-            id: MessageId::generate(),
+            id,
             user_id: Some(person.id.clone()),
             category: self.content.category.clone(),
             priority: self.priority.as_str(),
@@ -60,5 +62,27 @@ impl Notice {
             kind: self.content.kind_of_message(),
         };
         addresses.into_iter().map(delivery).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_older_than_its_deliveries_and_has_one_for_each_address() {
+        let notice = Notice {
+            channels: vec![Channel::InApp, Channel::Email],
+            content: Content::default(),
+            priority: Priority::Normal,
+            lane: Lane::Normal,
+            scheduled_at: None,
+            expires_at: None,
+            session: None,
+        };
+        let message = notice.to(&Person::unknown("ada"), None);
+        let recipients: Vec<&str> = message.deliveries.iter().map(|delivery| delivery.recipient.reveal()).collect();
+        assert_eq!(recipients, ["ada", ""]);
+        assert!(message.deliveries.iter().all(|delivery| message.id.0 < delivery.id.0));
     }
 }

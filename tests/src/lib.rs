@@ -10,6 +10,7 @@ pub mod live;
 pub mod oracle;
 pub mod proxy;
 pub mod push;
+pub mod rules;
 pub mod servers;
 pub mod stack;
 pub mod waha;

@@ -1,0 +1,74 @@
+//! What tests of events need: templates, people, rules, and what came of them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{Api, Stack, api::Answer, api::SOON, eventually};
+
+/// Makes a template that says one text on every channel.
+pub async fn template(stack: &Stack, name: &str, text: &str) -> Result<()> {
+    let parts = json!({"default": {"title": name, "message": text}}).to_string();
+    let sql = stack.sql().await?;
+    let query = "INSERT INTO templates (id, tenant_id, name, parts) VALUES (gen_random_uuid(), 1, $1, $2::text::jsonb)";
+    sql.execute(query, &[&name, &parts]).await?;
+    Ok(())
+}
+
+/// Makes a person known, or changes one.
+pub async fn person(stack: &Stack, id: &str, body: &Value) -> Result<()> {
+    let profile = serde_json::to_vec(&json!({"email": body["email"], "phone": body["phone"], "name": body["name"]}))?;
+    let zone = body["time_zone"].as_str();
+    let attributes = body.get("attributes").cloned().unwrap_or_else(|| json!({})).to_string();
+    let query = "INSERT INTO users (tenant_id, user_id, profile, time_zone, attributes) VALUES (1, $1, $2, $3, $4::text::jsonb)
+        ON CONFLICT (tenant_id, user_id) DO UPDATE SET profile = excluded.profile, time_zone = excluded.time_zone, attributes = excluded.attributes";
+    stack.sql().await?.execute(query, &[&id, &profile, &zone, &attributes]).await?;
+    Ok(())
+}
+
+/// Makes a rule; its id.
+pub async fn rule(admin: &Api, body: &Value) -> Result<String> {
+    let made = admin.post("/api/rules", body).await?.ok()?;
+    made["id"].as_str().map(str::to_owned).context("a rule has an id")
+}
+
+/// Changes a rule.
+pub async fn change(admin: &Api, id: &str, body: &Value) -> Result<Value> {
+    admin.request(Method::PUT, &format!("/api/rules/{id}"), &[], Some(serde_json::to_vec(body)?)).await?.ok()
+}
+
+/// Tells of an event that must be accepted; the answer.
+pub async fn event(api: &Api, event_type: &str, user: &str, data: Value) -> Result<Value> {
+    api.post("/api/events", &json!({"event_type": event_type, "user_id": user, "data": data})).await?.ok()
+}
+
+/// Tells of an event under a key.
+pub async fn keyed_event(api: &Api, key: &str, body: &Value) -> Result<Answer> {
+    api.request(Method::POST, "/api/events", &[("Idempotency-Key", key)], Some(serde_json::to_vec(body)?)).await
+}
+
+/// The texts in somebody's inbox, the oldest first.
+pub async fn inbox(api: &Api, user: &str) -> Result<Vec<String>> {
+    let page = api.get(&format!("/api/notifications/user/{user}?limit=200")).await?.ok()?;
+    let items = page["notifications"].as_array().cloned().unwrap_or_default();
+    Ok(items.iter().rev().filter_map(|item| item["message"].as_str().map(str::to_owned)).collect())
+}
+
+/// Waits until somebody's inbox holds these texts, in any order.
+pub async fn until_inbox(api: &Api, user: &str, wanted: &[&str]) -> Result<()> {
+    until_inbox_within(api, user, wanted, SOON).await
+}
+
+/// As [`until_inbox`], within another time.
+pub async fn until_inbox_within(api: &Api, user: &str, wanted: &[&str], limit: Duration) -> Result<()> {
+    let mut wanted: Vec<&str> = wanted.to_vec();
+    wanted.sort_unstable();
+    let arrived = eventually("the texts arrive", limit, || async {
+        let mut texts = inbox(api, user).await.ok()?;
+        texts.sort_unstable();
+        (texts == wanted).then_some(())
+    });
+    arrived.await.with_context(|| format!("{user}: wanted {wanted:?}"))
+}
