@@ -15,7 +15,7 @@ use shared::{
         beside::NewBroadcast,
         broadcasts::{Steering, StoredBroadcast},
     },
-    domain::{BroadcastStatus, Channel, Operator, Priority, Target, TenantId, broadcast::is_targetable},
+    domain::{BroadcastStatus, Channel, Priority, Target, TenantId, broadcast::is_targetable},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -213,8 +213,8 @@ fn check_target(target: &Target, faults: &mut Vec<FieldError>) {
                 if !is_targetable(&condition.field) {
                     fault(&field("field"), "must be `locale`, `time_zone` or an attribute such as `attributes.tier`");
                 }
-                if condition.op == Operator::In && !condition.value.is_array() {
-                    fault(&field("value"), "must be a list");
+                if let Some(why) = condition.fault() {
+                    fault(&field("value"), why);
                 } else if !is_value(&condition.value) {
                     fault(&field("value"), "must have at most 4 KiB as JSON");
                 }
@@ -263,7 +263,7 @@ pub async fn create(
     let mut asked: BroadcastBody = parse_json(&bytes).map_err(|error| Problem::malformed(of_target(error)))?;
     let key = idempotency::key(request.headers(), asked.idempotency_key.take())?;
     let tenant = admin.0.tenant;
-    let catalogue = app.db.run(async move |store| catalogue(&store, tenant).await).await?;
+    let catalogue = app.catalogue(tenant).await?;
     let of_type = asked.notification_type.as_ref().and_then(|name| catalogue.types.get(name));
     let Checked { mut definition, scheduled_at } =
         asked.check(&app, of_type.map(|of_type| of_type.channels.clone()))?;
@@ -294,6 +294,7 @@ pub async fn create(
         bulk: None,
         messages: Vec::new(),
         beside: vec![Beside::Broadcast(broadcast)],
+        room_in: None,
     };
     let verdict = app.acceptor.accept(acceptance).await;
     let is_new = matches!(verdict, Ok(Accepted::New));
@@ -319,7 +320,7 @@ async fn session(app: &App, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
         )]),
         _ => problem,
     };
-    Ok(chosen.map_err(refused)?.map(|session| session.id))
+    Ok(chosen.map_err(refused)?.map(|carrier| carrier.session.id))
 }
 
 /// A broadcast and how far it got.
@@ -495,11 +496,6 @@ pub async fn resume(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse
     responses((status = 200, description = "It has ended", body = BroadcastView)))]
 pub async fn cancel(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse, Problem> {
     steer(&admin, &app, id.0, Steering::Cancel).await
-}
-
-async fn catalogue(store: &shared::db::Store, tenant: TenantId) -> shared::db::DbResult<shared::catalogue::Catalogue> {
-    let version = store.catalogue_version(tenant).await?;
-    store.catalogue(tenant, version).await
 }
 
 #[cfg(test)]

@@ -450,6 +450,7 @@ impl Step<'_> {
             request_id: definition.request_id.clone(),
             traceparent: definition.traceparent.clone(),
             key: None,
+            room_in: None,
             bulk: Some(NewBulk { id: BulkId(*id), content, refused: 0 }),
             messages,
             beside: Vec::new(),
