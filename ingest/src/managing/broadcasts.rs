@@ -236,7 +236,8 @@ fn in_order(target: Target) -> Target {
 /// With the `202` the broadcast is committed to disk; people are told in the order of their ids, on the bulk lane, each exactly
 /// once, whatever crashes meanwhile. `all`, `subscription`, `attribute` and `query` mean people who were made known by
 /// `PUT /api/users/{id}`; `users` may name anybody, and who is unknown hears of it in the inbox. The type's template, category and
-/// preferences hold as for single notifications; a template sees `title`, `message`, `metadata` and `username`. Give an
+/// preferences hold as for single notifications; a template sees `title`, `message`, `metadata` with its
+/// members beside them, and `username`. Give an
 /// `Idempotency-Key` to be able to repeat the request safely.
 ///
 /// Roles: admin.
