@@ -92,10 +92,15 @@ impl Definition {
         self.content.kind.as_ref().and_then(|kind| catalogue.templates.get(kind)).cloned()
     }
 
+    /// As for a notification to one person: what the metadata hold stands beside them too.
     fn variables(&self, username: &str) -> Value {
         let Content { title, message, metadata, .. } = &self.content;
-        let metadata = metadata.clone().unwrap_or_default();
-        json!({"title": title, "message": message, "metadata": metadata, USERNAME: username})
+        let mut members = metadata.clone().unwrap_or_default();
+        members.insert("metadata".to_owned(), Value::Object(members.clone()));
+        for (name, text) in [("title", title.as_deref()), ("message", message.as_deref()), (USERNAME, Some(username))] {
+            members.insert(name.to_owned(), json!(text));
+        }
+        Value::Object(members)
     }
 }
 

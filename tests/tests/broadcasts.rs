@@ -107,11 +107,27 @@ async fn everybody_whom_a_target_means_is_told_once() -> Result<()> {
         let shown = until_over(&admin, &id).await?;
         assert_eq!(numbers(&shown, &["total", "told", "delivered"]), [total; 3], "{target}");
     }
+    // The template of the type writes each channel, for each person where it names them.
+    for (name, text) in [("shared", "Again: {{message}}"), ("personal", "{{username}}: {{message}}")] {
+        let template = json!({"name": name, "category": "news", "subject": "{{title}}!", "body": text});
+        admin.post("/api/notifications/templates", &template).await?.ok()?;
+        let mut asked = body(json!({"type": "users", "ids": ["u000007", "u000008"]}), &["in_app"]);
+        asked["notification_type"] = json!(name);
+        until_over(&admin, &begin(&admin, &asked).await?).await?;
+        let item = stack.producer().get("/api/notifications/user/u000007").await?.ok()?["notifications"][0].clone();
+        let wanted = if name == "shared" { "Again: Check it out." } else { "u000007: Check it out." };
+        assert_eq!((&item["title"], &item["message"]), (&json!("New!"), &json!(wanted)), "{item}");
+        let shares = "SELECT count(*) FROM messages WHERE content IS NOT NULL";
+        assert_eq!(stack.count(shares).await?, if name == "shared" { 0 } else { 2 }, "what all hear is stored once");
+    }
+    let news = admin.get("/api/notifications/analytics/delivery?template=personal&category=news").await?.ok()?;
+    assert_eq!(news["totals"]["delivered"], 2, "{news}");
+
     let shown = admin.get("/__mozaiks/admin/notifications/broadcasts?limit=2").await?.ok()?;
     assert_eq!(shown["broadcasts"][0]["target"], json!({"type": "users", "count": 2}), "{shown}");
     let next = shown["next_cursor"].as_str().context("there is more")?;
     let rest = admin.get(&format!("{BROADCAST}s?cursor={next}")).await?.ok()?;
-    assert_eq!((rest["broadcasts"].as_array().map(Vec::len), &rest["next_cursor"]), (Some(4), &Value::Null), "{rest}");
+    assert_eq!((rest["broadcasts"].as_array().map(Vec::len), &rest["next_cursor"]), (Some(6), &Value::Null), "{rest}");
     let named =
         "SELECT count(*) FROM broadcasts WHERE convert_from(definition, 'UTF8') LIKE '%nobody%' OR after_user <> ''";
     assert_eq!(stack.count(named).await?, 0, "whom it named is forgotten once they are told");

@@ -352,7 +352,9 @@ impl Subject {
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
             Obstacle::NoAddress => Verdict::end(EventKind::Failed, State::Failed),
-            Obstacle::Withheld(_) | Obstacle::Suppressed(_) | Obstacle::Unwanted => Verdict::end(EventKind::Suppressed, State::Suppressed),
+            Obstacle::Withheld(_) | Obstacle::Suppressed(_) | Obstacle::Unwanted => {
+                Verdict::end(EventKind::Suppressed, State::Suppressed)
+            }
             // Later than that nobody would want it any more.
             Obstacle::Quiet(until) if self.expires_at.is_some_and(|at| at <= until) => {
                 Verdict::end(EventKind::Expired, State::Expired)

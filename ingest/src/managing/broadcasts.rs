@@ -15,7 +15,7 @@ use shared::{
         beside::NewBroadcast,
         broadcasts::{Steering, StoredBroadcast},
     },
-    domain::{BroadcastStatus, Channel, Operator, Priority, Target, TenantId, broadcast::is_targetable},
+    domain::{BroadcastStatus, Channel, Priority, Target, TenantId, broadcast::is_targetable},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -213,8 +213,8 @@ fn check_target(target: &Target, faults: &mut Vec<FieldError>) {
                 if !is_targetable(&condition.field) {
                     fault(&field("field"), "must be `locale`, `time_zone` or an attribute such as `attributes.tier`");
                 }
-                if condition.op == Operator::In && !condition.value.is_array() {
-                    fault(&field("value"), "must be a list");
+                if let Some(why) = condition.fault() {
+                    fault(&field("value"), why);
                 } else if !is_value(&condition.value) {
                     fault(&field("value"), "must have at most 4 KiB as JSON");
                 }
@@ -236,7 +236,8 @@ fn in_order(target: Target) -> Target {
 /// With the `202` the broadcast is committed to disk; people are told in the order of their ids, on the bulk lane, each exactly
 /// once, whatever crashes meanwhile. `all`, `subscription`, `attribute` and `query` mean people who were made known by
 /// `PUT /api/users/{id}`; `users` may name anybody, and who is unknown hears of it in the inbox. The type's template, category and
-/// preferences hold as for single notifications; a template sees `title`, `message`, `metadata` and `username`. Give an
+/// preferences hold as for single notifications; a template sees `title`, `message`, `metadata` with its
+/// members beside them, and `username`. Give an
 /// `Idempotency-Key` to be able to repeat the request safely.
 ///
 /// Roles: admin.
@@ -263,7 +264,7 @@ pub async fn create(
     let mut asked: BroadcastBody = parse_json(&bytes).map_err(|error| Problem::malformed(of_target(error)))?;
     let key = idempotency::key(request.headers(), asked.idempotency_key.take())?;
     let tenant = admin.0.tenant;
-    let catalogue = app.db.run(async move |store| catalogue(&store, tenant).await).await?;
+    let catalogue = app.catalogue(tenant).await?;
     let of_type = asked.notification_type.as_ref().and_then(|name| catalogue.types.get(name));
     let Checked { mut definition, scheduled_at } =
         asked.check(&app, of_type.map(|of_type| of_type.channels.clone()))?;
@@ -496,11 +497,6 @@ pub async fn resume(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse
     responses((status = 200, description = "It has ended", body = BroadcastView)))]
 pub async fn cancel(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse, Problem> {
     steer(&admin, &app, id.0, Steering::Cancel).await
-}
-
-async fn catalogue(store: &shared::db::Store, tenant: TenantId) -> shared::db::DbResult<shared::catalogue::Catalogue> {
-    let version = store.catalogue_version(tenant).await?;
-    store.catalogue(tenant, version).await
 }
 
 #[cfg(test)]

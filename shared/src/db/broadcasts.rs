@@ -284,7 +284,13 @@ impl Store {
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        Ok(rows.into_iter().map(|row| self.stored(row)).collect::<DbResult<Vec<_>>>()?.into_iter().flatten().collect())
+        Ok(rows
+            .into_iter()
+            .map(|row| self.broadcast_of(row))
+            .collect::<DbResult<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect())
     }
 
     /// A broadcast of a tenant. A small one is counted at this moment.
@@ -292,10 +298,10 @@ impl Store {
         let query =
             statement::<SqlRow>(SHOW).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).bind::<Int4, _>(LIVE_PAGES);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        rows.into_iter().next().map_or(Ok(None), |row| self.stored(row))
+        rows.into_iter().next().map_or(Ok(None), |row| self.broadcast_of(row))
     }
 
-    fn stored(&self, (head, times, counts): Row) -> DbResult<Option<StoredBroadcast>> {
+    fn broadcast_of(&self, (head, times, counts): Row) -> DbResult<Option<StoredBroadcast>> {
         let (id, definition, status, scheduled_at, total, told, accepted) = head;
         let (created_at, updated_at, finished_at) = times;
         let (waiting, sent, delivered, failed, suppressed, cancelled) = counts;
@@ -450,10 +456,10 @@ impl Step<'_> {
             request_id: definition.request_id.clone(),
             traceparent: definition.traceparent.clone(),
             key: None,
+            room_in: None,
             bulk: Some(NewBulk { id: BulkId(*id), content, refused: 0 }),
             messages,
             beside: Vec::new(),
-            room_in: None,
         };
         self.store.accept_in(conn, acceptance, self.relay_after_ms).await
     }
