@@ -289,8 +289,7 @@ mod tests {
     #[test]
     fn a_query_holds_a_credential_for_sockets_only_and_never_against_the_header() {
         let none = HeaderMap::new();
-        let presented =
-            |headers: &HeaderMap, path: &str, query: &str| presented(headers, path, query).ok().map(Cow::into_owned);
+        let presented = |headers: &HeaderMap, path, query| presented(headers, path, query).ok().map(Cow::into_owned);
         assert_eq!(presented(&none, "/ws/notifications/ada", "since=1&token=a.b%2Bc").as_deref(), Some("a.b+c"));
         assert_eq!(presented(&none, "/api/notifications", "token=a.b.c"), None);
         assert_eq!(presented(&none, "/ws/notifications/ada", "token="), None);

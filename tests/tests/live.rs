@@ -193,14 +193,14 @@ async fn an_inbox_is_filtered_put_away_and_marked_both_ways() -> Result<()> {
     let changed = ada.post(&format!("/api/notifications/{first}/read"), &json!({})).await?.ok()?;
     assert_eq!(changed, json!({"updated": 1, "unread_count": 2}));
     assert_eq!(listed(&ada, "&unread=true").await?, [news.clone(), second.clone()]);
-    assert_eq!(listed(&ada, "&unread=false").await?, [first.clone()]);
-    assert_eq!(listed(&ada, "&type=news").await?, [news.clone()]);
-    assert_eq!(listed(&ada, "&category=work&unread=true").await?, [second.clone()]);
+    assert_eq!(listed(&ada, "&unread=false").await?, std::slice::from_ref(first));
+    assert_eq!(listed(&ada, "&type=news").await?, std::slice::from_ref(news));
+    assert_eq!(listed(&ada, "&category=work&unread=true").await?, std::slice::from_ref(second));
     assert_eq!(ada.get("/api/notifications?unread=maybe").await?.status, StatusCode::BAD_REQUEST);
 
     ada.post(&format!("/api/notifications/{news}/archive"), &json!({})).await?.ok()?;
     assert_eq!(listed(&ada, "").await?, [second.clone(), first.clone()]);
-    assert_eq!(listed(&ada, "&archived=true").await?, [news.clone()]);
+    assert_eq!(listed(&ada, "&archived=true").await?, std::slice::from_ref(news));
     assert_eq!(count().await?, 1, "what is put away does not count");
     ada.post(&format!("/api/notifications/{news}/unarchive"), &json!({})).await?.ok()?;
     assert_eq!(listed(&ada, "").await?, all, "it is back where it was");
