@@ -292,7 +292,7 @@ impl Eraser<'_> {
         let preferences = preferences.into_iter().flatten().next();
         let preferences: Preferences =
             preferences.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
-        if (preferences.no_marketing || preferences.only_essential) && !addresses.is_empty() {
+        if preferences.refuses_marketing() && !addresses.is_empty() {
             self.opt_out(addresses).await?;
         }
         let query = self.own(CONTACT).bind::<Timestamptz, _>(self.person.asked_at);
@@ -307,7 +307,7 @@ impl Eraser<'_> {
         };
         let query = self
             .tenants::<()>(OPT_OUT)
-            .bind::<Text, _>(SuppressionScope::Marketing.as_str())
+            .bind::<Text, _>(SuppressionScope::Marketing.to_string())
             .bind::<Text, _>(SuppressionReason::Unsubscribed.as_str())
             .bind::<Array<SqlUuid>, _>(addresses.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
             .bind::<Array<Text>, _>(addresses.iter().map(|(channel, _)| channel.as_str()).collect::<Vec<_>>())
