@@ -129,13 +129,7 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     if let Some(reason) = content.withheld {
         return Err(Obstacle::Withheld(reason));
     }
-    if claim.recipient.reveal().is_empty() {
-        return Err(Obstacle::NoAddress);
-    }
-    if let Some(reason) = suppression(&claim, &content) {
-        return Err(Obstacle::Suppressed(reason));
-    }
-    wanted(desk.route.channel, &claim, &content)?;
+    may_be_told(desk.route.channel, &claim, &content)?;
     if let Some(tracking) = &desk.tracking {
         tracking.apply(claim.delivery, &mut content).await;
     }
@@ -178,11 +172,11 @@ fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
     claim.suppressed.iter().find(|(scope, _)| scope.concerns(class, category, kind)).map(|(_, reason)| *reason)
 }
 
-/// Whether the person wants it, and now. Where nobody says who the person is, there is nobody to ask.
-fn wanted(channel: Channel, claim: &Claim, content: &Content) -> Result<(), Obstacle> {
-    if claim.person(channel).is_none() {
-        return Ok(());
-    }
+/// Whether the person wants it, can be reached, and is not disturbed. What they do not want they need no address for. Where
+/// nobody says who the person is, there is nobody to ask.
+fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(), Obstacle> {
+    let silent = Wishes::default();
+    let wishes = claim.person(channel).map(|_| claim.wishes.as_deref().unwrap_or(&silent));
     let topic = Topic {
         kind: content.kind.as_deref(),
         category: content.category.as_deref(),
@@ -190,12 +184,17 @@ fn wanted(channel: Channel, claim: &Claim, content: &Content) -> Result<(), Obst
         channel,
         default_enabled: !content.opt_in,
     };
-    let silent = Wishes::default();
-    let wishes = claim.wishes.as_deref().unwrap_or(&silent);
-    if !wishes.preferences.allow(topic) {
+    if wishes.is_some_and(|wishes| !wishes.preferences.allow(topic)) {
         return Err(Obstacle::Unwanted);
     }
-    wishes.quiet_until(topic.class, channel, clock::now()).map_or(Ok(()), |until| Err(Obstacle::Quiet(until)))
+    if claim.recipient.reveal().is_empty() {
+        return Err(Obstacle::NoAddress);
+    }
+    if let Some(reason) = suppression(claim, content) {
+        return Err(Obstacle::Suppressed(reason));
+    }
+    let quiet = wishes.and_then(|wishes| wishes.quiet_until(topic.class, channel, clock::now()));
+    quiet.map_or(Ok(()), |until| Err(Obstacle::Quiet(until)))
 }
 
 /// Who is called, and what that means for the delivery.

@@ -292,7 +292,7 @@ impl Eraser<'_> {
         let preferences = preferences.into_iter().flatten().next();
         let preferences: Preferences =
             preferences.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
-        if (preferences.no_marketing || preferences.only_essential) && !addresses.is_empty() {
+        if preferences.refuses_marketing() && !addresses.is_empty() {
             self.opt_out(addresses).await?;
         }
         let query = self.own(CONTACT).bind::<Timestamptz, _>(self.person.asked_at);

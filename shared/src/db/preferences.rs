@@ -139,7 +139,7 @@ impl Store {
     }
 
     async fn keep_opt_out(&self, conn: &mut AsyncPgConnection, tenant: TenantId, user_id: &str) -> DbResult<()> {
-        let Some(stored) = self.stored(conn, SHOWN, tenant, user_id).await? else { return Ok(()) };
+        let Some(stored) = self.chosen(conn, SHOWN, tenant, user_id).await? else { return Ok(()) };
         if !stored.preferences.is_some_and(|preferences| preferences.refuses_marketing_mail()) {
             return Ok(());
         }
@@ -202,11 +202,11 @@ impl Store {
 
     /// The row of a person, locked until the end of the transaction; made if there is none.
     async fn lock(&self, conn: &mut AsyncPgConnection, tenant: TenantId, user_id: &str) -> DbResult<Stored> {
-        let stored = self.stored(conn, LOCK, tenant, user_id).await?;
+        let stored = self.chosen(conn, LOCK, tenant, user_id).await?;
         Ok(stored.unwrap_or(Stored { preferences: None, email: None }))
     }
 
-    async fn stored(
+    async fn chosen(
         &self,
         conn: &mut AsyncPgConnection,
         text: &'static str,

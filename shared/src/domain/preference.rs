@@ -123,10 +123,15 @@ impl Preferences {
         [kind, category, as_advertising].into_iter().flatten().filter_map(|key| self.keys.get(key))
     }
 
+    /// Whether the person has turned advertising down, on every channel.
+    pub fn refuses_marketing(&self) -> bool {
+        let by_key = self.keys.get(MARKETING).is_some_and(|choice| choice.enabled == Some(false));
+        self.no_marketing || self.only_essential || by_key
+    }
+
     /// Whether the person has turned advertising by mail down, in whatever way.
     pub fn refuses_marketing_mail(&self) -> bool {
-        let by_key = self.keys.get(MARKETING).is_some_and(|choice| choice.refuses(Channel::Email));
-        self.no_marketing || self.only_essential || by_key
+        self.refuses_marketing() || self.keys.get(MARKETING).is_some_and(|choice| choice.refuses(Channel::Email))
     }
 
     /// Switches a type or category as a whole.
