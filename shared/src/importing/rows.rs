@@ -55,19 +55,24 @@ pub enum Broken {
     Source(io::Error),
 }
 
-/// Reads all rows; `take` says whether somebody still wants them.
+/// Reads all rows; `take` says whether somebody still wants them. What was read before it breaks off is handed on as well.
 pub fn read(source: impl Read, format: Format, take: impl FnMut(Chunk) -> bool) -> Result<(), Broken> {
-    let filling = Filling { chunk: Chunk::default(), since: Instant::now(), take };
-    match format {
-        Format::Csv => read_csv(source, filling),
-        Format::Ndjson => read_ndjson(source, filling),
+    let mut filling = Filling { chunk: Chunk::default(), since: Instant::now(), is_wanted: true, take };
+    let ended = match format {
+        Format::Csv => read_csv(source, &mut filling),
+        Format::Ndjson => read_ndjson(source, &mut filling),
+    };
+    if filling.is_wanted {
+        filling.flush();
     }
+    ended
 }
 
 /// The chunk in the making.
 struct Filling<F> {
     chunk: Chunk,
     since: Instant,
+    is_wanted: bool,
     take: F,
 }
 
@@ -87,17 +92,17 @@ impl<F: FnMut(Chunk) -> bool> Filling<F> {
         }
         self.chunk.bytes = bytes;
         let is_full = self.chunk.lines.len() + usize::try_from(self.chunk.refused).unwrap_or(0) >= ROWS_MAX;
-        if is_full || self.since.elapsed() > FILL_TIME { self.flush() } else { true }
+        if is_full || self.since.elapsed() > FILL_TIME {
+            self.flush();
+        }
+        self.is_wanted
     }
 
-    fn flush(&mut self) -> bool {
+    fn flush(&mut self) {
+        let bytes = self.chunk.bytes;
         self.since = Instant::now();
-        (self.take)(std::mem::take(&mut self.chunk))
-    }
-
-    fn end(mut self, bytes: u64) {
+        self.is_wanted = (self.take)(std::mem::take(&mut self.chunk));
         self.chunk.bytes = bytes;
-        self.flush();
     }
 }
 
@@ -105,14 +110,14 @@ fn whole(message: &str) -> Vec<FieldError> {
     vec![FieldError::new(ROW, message)]
 }
 
-fn read_ndjson(source: impl Read, mut filling: Filling<impl FnMut(Chunk) -> bool>) -> Result<(), Broken> {
+fn read_ndjson(source: impl Read, filling: &mut Filling<impl FnMut(Chunk) -> bool>) -> Result<(), Broken> {
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, source);
     let (mut text, mut line, mut bytes) = (Vec::new(), 0, 0);
     loop {
         text.clear();
         let read = reader.by_ref().take(ROW_BYTES_MAX).read_until(b'\n', &mut text).map_err(Broken::Source)?;
         if read == 0 {
-            filling.end(bytes);
+            filling.chunk.bytes = bytes;
             return Ok(());
         }
         line += 1;
@@ -254,7 +259,7 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-fn read_csv(source: impl Read, mut filling: Filling<impl FnMut(Chunk) -> bool>) -> Result<(), Broken> {
+fn read_csv(source: impl Read, filling: &mut Filling<impl FnMut(Chunk) -> bool>) -> Result<(), Broken> {
     let row_began = Rc::new(Cell::new(0));
     let source = Bounded { source, read: 0, row_began: Rc::clone(&row_began) };
     let mut reader =
@@ -266,7 +271,7 @@ fn read_csv(source: impl Read, mut filling: Filling<impl FnMut(Chunk) -> bool>) 
         let (bytes, line) = (reader.position().byte(), reader.position().line());
         row_began.set(bytes);
         if !reader.read_byte_record(&mut record).map_err(|error| broken(error, line))? {
-            filling.end(bytes);
+            filling.chunk.bytes = bytes;
             return Ok(());
         }
         let line = record.position().map_or(line, csv::Position::line);
@@ -360,7 +365,7 @@ mod tests {
             true
         });
         assert!(matches!(ended, Err(Broken::RowTooLong(3))), "{ended:?}");
-        let _ = seen;
+        assert_eq!(seen, 1);
     }
 
     #[test]
