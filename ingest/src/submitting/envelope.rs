@@ -87,6 +87,8 @@ pub fn seal_with(
     line: Option<Uuid>,
     say: impl FnOnce(SendAnswer) -> Vec<u8>,
 ) -> (Acceptance, Vec<u8>) {
+    // Deliveries are looked for behind their message: its id comes first.
+    let id = MessageId::generate();
     let delivery = |recipient: Address| NewDelivery {
         id: DeliveryId::generate(),
         route: Route { channel: draft.channel, lane: draft.lane },
@@ -97,7 +99,7 @@ pub fn seal_with(
     };
     let deliveries: Vec<NewDelivery> = recipients.into_iter().map(delivery).collect();
     let message = NewMessage {
-        id: MessageId::generate(),
+        id,
         user_id: draft.user_id,
         category: draft.content.category.clone(),
         priority: draft.priority.as_str(),
