@@ -146,3 +146,26 @@ pub const fn status(scheduled: bool) -> State {
 pub fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use shared::contract::{
+        guard::Guard,
+        submission::{Rules, Submission},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_message_is_older_than_its_deliveries() {
+        let rules = Rules { now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), guard: Guard::default() };
+        let body = br#"{"channel":"push","user_id":"ada","message":"m"}"#;
+        let draft = Submission::parse(body).unwrap().check(&rules).unwrap();
+        let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };
+        let (acceptance, _) = seal(draft, ["a", "b"].map(Address::new).into(), origin, None, None);
+        let [message] = &acceptance.messages[..] else { panic!("one message") };
+        assert_eq!(message.deliveries.len(), 2);
+        assert!(message.deliveries.iter().all(|delivery| delivery.id.0 > message.id.0), "{message:?}");
+    }
+}
