@@ -64,7 +64,11 @@ impl Broadcasts {
         if self.store.ahead_of(broadcast).await? >= AHEAD_MAX {
             return Ok(Step::Ahead);
         }
-        let catalogue = self.catalogues.get(broadcast.tenant).await?;
+        let mut catalogue = self.catalogues.get(broadcast.tenant).await?;
+        if catalogue.version < broadcast.definition.catalogue_version {
+            self.catalogues.forget(broadcast.tenant);
+            catalogue = self.catalogues.get(broadcast.tenant).await?;
+        }
         let compose = |people: &[_]| broadcast.definition.messages(&catalogue, people);
         let PageDone { told, more, dispatch } = self.store.tell_page(broadcast, self.relay_after_ms, compose).await?;
         dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));

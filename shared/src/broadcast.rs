@@ -38,6 +38,9 @@ pub struct Definition {
     /// Whether the type's template says something else to each person.
     #[serde(default)]
     pub is_personal: bool,
+    /// What the tenant managed when it was asked for: whoever tells it knows at least that.
+    #[serde(default)]
+    pub catalogue_version: i64,
     /// The request that asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -50,6 +53,7 @@ impl Definition {
     /// Completes it by what the tenant manages: category and class of its type, and the type's template, if there is one. Fails
     /// where the template needs what a broadcast does not have.
     pub fn complete(&mut self, catalogue: &Catalogue) -> Result<(), TemplateError> {
+        self.catalogue_version = catalogue.version;
         catalogue.complete(&mut self.content);
         let Some(template) = self.template(catalogue) else { return Ok(()) };
         let mut dressed = self.content.clone();

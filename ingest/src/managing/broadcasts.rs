@@ -143,6 +143,7 @@ impl BroadcastBody {
             named: None,
             session: None,
             is_personal: false,
+            catalogue_version: 0,
             request_id: None,
             traceparent: None,
         };
