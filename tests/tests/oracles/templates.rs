@@ -86,8 +86,9 @@ impl Dice {
                     0 => format!("{{{{#if {name}}}}}{line}{then}{line}{{{{/if}}}}{line}"),
                     1 => format!("{{{{#if {name}}}}}{line}{then}{line}{{{{else}}}}{line}{other}{{{{/if}}}}{line}"),
                     2 => format!("{{{{#unless {name}}}}}{then}{{{{^}}}}{other}{{{{/unless}}}}"),
+                    // JavaScript keeps the end of a line that only such a chain's end stands on.
                     _ => format!(
-                        "{{{{#if {name}}}}}{then}{{{{else if @root.b}}}}{line}{other}{{{{else}}}}{end}{line}{{{{/if}}}}"
+                        "{{{{#if {name}}}}}{then}{{{{else if @root.b}}}}{line}{other}{{{{else}}}}{end}{{{{/if}}}}"
                     ),
                 }
             }
