@@ -6,7 +6,7 @@ use std::{
 };
 
 use handlebars::{
-    Handlebars, Template,
+    Template,
     template::{HelperTemplate, Parameter, TemplateElement},
 };
 
@@ -54,22 +54,40 @@ pub(super) fn parse(source: &str) -> Result<Parsed, String> {
     walk.template(&template, 0)?;
     let Walk { includes, depth, elements } = walk;
     let tick = compile(&format!("{{{{{TICK}}}}}"))?;
+    keep_indent_to_lines(&mut template);
     add_ticks(&mut template, &tick, true);
     Ok(Parsed { template, includes, depth, elements })
 }
 
 fn compile(source: &str) -> Result<Template, String> {
-    const NAME: &str = "source";
-    let mut registry = Handlebars::new();
-    let registered = registry.register_partial(NAME, source).map_err(|error| match error.pos() {
+    Template::compile(source).map_err(|error| match error.pos() {
         Some((line, column)) => format!("line {line}, column {column}: {}", error.reason()),
         None => error.reason().to_string(),
-    });
-    registered.and_then(|()| {
-        let mut template = registry.get_template(NAME).cloned().ok_or("cannot be read")?;
-        template.name = None;
-        Ok(template)
     })
+}
+
+/// Only a partial that has its line to itself hands its indentation on; the parser takes the blanks before it away then. Elsewhere
+/// it hands them on as well, and should not.
+fn keep_indent_to_lines(template: &mut Template) {
+    let (mut begins_line, mut may_begin) = (true, true);
+    for element in &mut template.elements {
+        if let TemplateElement::PartialExpression(partial) = element
+            && !begins_line
+        {
+            partial.indent = None;
+        }
+        if let TemplateElement::HelperBlock(call) = element {
+            [&mut call.template, &mut call.inverse].into_iter().flatten().for_each(keep_indent_to_lines);
+        }
+        match element {
+            TemplateElement::RawString(text) => begins_line = text.ends_with('\n') || text.is_empty() && may_begin,
+            _ => {
+                // What had its line to itself took the end of that line along.
+                may_begin = !matches!(element, TemplateElement::Expression(_) | TemplateElement::HtmlExpression(_));
+                begins_line = may_begin;
+            }
+        }
+    }
 }
 
 #[derive(Default)]

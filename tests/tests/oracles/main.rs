@@ -6,6 +6,7 @@ mod live;
 mod provider_events;
 mod push;
 mod sms;
+mod templates;
 mod tls;
 mod webhook;
 
