@@ -304,11 +304,11 @@ mod tests {
             |name: &str, other: &str| source(name, json!({"default": {"message": format!("{{{{> {other}}}}}")}}));
         let (a, b, c) = (including("a", "b"), including("b", "c"), including("c", "a"));
         let plain = source("c", json!({"default": {"message": "end"}}));
-        assert_eq!(check(&[a.clone()], &[b.clone(), plain.clone()]), []);
+        assert_eq!(check(std::slice::from_ref(&a), &[b.clone(), plain.clone()]), []);
         let found = check(std::slice::from_ref(&c), &[a.clone(), b.clone(), plain]);
         assert!(found.first().unwrap().message.starts_with("leads in a circle: c → a → b → c"), "{found:?}");
         assert!(check(&[including("s", "s")], &[]).first().unwrap().message.contains("circle"));
-        assert!(check(&[a.clone()], &[]).first().unwrap().message.contains("there is no such template"));
+        assert!(check(std::slice::from_ref(&a), &[]).first().unwrap().message.contains("there is no such template"));
         assert_eq!(check_without("c", &[a.clone(), b.clone(), c.clone()]).len(), 2);
         for template in compile(vec![a, b, c]) {
             assert!(matches!(template.render(Channel::Sms, &json!({})), Err(TemplateError::Source(_))));
