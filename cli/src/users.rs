@@ -64,7 +64,7 @@ enum Form {
 
 /// Write out everything that is kept about a person, as one JSON document
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  posthaste users export ada --tenant acme > ada.json")]
+#[command(after_help = "Example:\n  posthaste users export ada --tenant acme")]
 pub struct Export {
     /// The tenant's own id of the person
     id: String,

@@ -92,7 +92,8 @@ impl Digests {
         let mut known = Known { catalogues: HashMap::new(), people: HashMap::new(), sessions: HashMap::new() };
         let tenants: HashSet<TenantId> = due.iter().map(|digest| digest.tenant).collect();
         for tenant in tenants {
-            let catalogue = self.catalogues.get(tenant).await?;
+            // A copy that is a moment old might not know the rule yet, and its window would be dropped.
+            let catalogue = self.catalogues.newest(tenant).await?;
             let by_whatsapp = |rule: &Arc<Rule>| rule.definition.channels.contains(&Channel::Whatsapp);
             if catalogue.rules.iter().any(by_whatsapp) {
                 known.sessions.insert(tenant, self.store.usual_session(tenant).await?);

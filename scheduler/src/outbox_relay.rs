@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use metrics::{counter, gauge};
 use shared::{
     amqp::Broker,
-    db::{Store, accept::Dispatch},
+    db::{Store, outbox::Dispatch},
     dispatch::Dispatcher,
 };
 

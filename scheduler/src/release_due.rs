@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use metrics::{counter, gauge};
 use shared::{
-    db::{Store, accept::Dispatch},
+    db::{Store, outbox::Dispatch},
     dispatch::Dispatcher,
     faultpoint,
 };

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use metrics::{counter, gauge};
 use shared::{
     amqp::{Broker, declare::depths, work_queue},
-    db::{Store, accept::Dispatch},
+    db::{Store, outbox::Dispatch},
     dispatch::Dispatcher,
     domain::Route,
 };

@@ -11,7 +11,7 @@ use crate::{
     contract::WorkItem,
     db::{
         Store,
-        accept::{Dispatch, DispatchItem},
+        outbox::{Dispatch, DispatchItem},
     },
     faultpoint,
 };

@@ -10,9 +10,8 @@ use shared::{
     broadcast::Definition,
     contract::submission::{FieldError, NAME_BYTES_MAX, SessionAsk, Shared, Submission, parse_json},
     db::{
-        accept::Beside,
         accept::{Acceptance, Accepted},
-        beside::NewBroadcast,
+        beside::{Beside, NewBroadcast},
         broadcasts::{Steering, StoredBroadcast},
     },
     domain::{BroadcastStatus, Channel, Priority, Target, TenantId, broadcast::is_targetable},

@@ -15,7 +15,7 @@ use shared::{
     db::{
         Store,
         accept::{Acceptance, Accepted, NewMessage},
-        beside::{NewDigestItem, NewEvent},
+        beside::{Beside, NewDigestItem, NewEvent},
         throttles::{Ask, Granted},
     },
     domain::{Channel, DigestRule, Person, Reason, State, TenantId, Throttle, rule::look_up},
@@ -36,7 +36,6 @@ use crate::{
         notifications::{hashes, origin, respond},
     },
 };
-use shared::db::accept::Beside;
 
 /// Largest `data`, in bytes of JSON: as large as what AMQP takes.
 const DATA_BYTES_MAX: usize = 256 * 1024;

@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Statement, Store,
-    beside::{NewBroadcast, NewDigestItem, NewEvent},
+    beside::Beside,
     lines::room,
+    outbox::{Dispatch, DispatchItem},
     statement,
 };
 use crate::{
@@ -126,17 +127,6 @@ pub struct Acceptance {
     pub room_in: Option<Uuid>,
 }
 
-/// What an acceptance may write beside messages.
-#[derive(Clone, Debug)]
-pub enum Beside {
-    /// What happened elsewhere.
-    Event(NewEvent),
-    /// An event that gathers with others.
-    DigestItem(NewDigestItem),
-    /// A broadcast.
-    Broadcast(NewBroadcast),
-}
-
 impl Acceptance {
     /// The id that stands for the request as a whole: the bulk's, else that of what stands beside, else the message's.
     fn subject(&self) -> Uuid {
@@ -160,26 +150,6 @@ pub enum Accepted {
         /// Seconds until the line's next slot.
         seconds: f64,
     },
-}
-
-/// A batch handed to the broker, as it stands in the outbox.
-#[derive(Clone, Debug, Default)]
-pub struct Dispatch {
-    /// The outbox row.
-    pub outbox_id: i64,
-    /// What to publish.
-    pub items: Vec<DispatchItem>,
-}
-
-/// One delivery that may be sent now.
-#[derive(Clone, Copy, Debug)]
-pub struct DispatchItem {
-    /// The delivery.
-    pub delivery: DeliveryId,
-    /// The run its row is at.
-    pub run: i32,
-    /// The queue it goes to.
-    pub route: Route,
 }
 
 /// Tenant, key hash, request hash, response.

@@ -5,7 +5,7 @@ use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz, Uuid a
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
-use super::{DbResult, Store, accept::Beside, statement};
+use super::{DbResult, Store, statement};
 use crate::domain::TenantId;
 
 /// What happened in another system.
@@ -59,6 +59,17 @@ pub struct NewBroadcast {
     pub definition: Vec<u8>,
     /// When it begins, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
+}
+
+/// What an acceptance may write beside messages.
+#[derive(Clone, Debug)]
+pub enum Beside {
+    /// What happened elsewhere.
+    Event(NewEvent),
+    /// An event that gathers with others.
+    DigestItem(NewDigestItem),
+    /// A broadcast.
+    Broadcast(NewBroadcast),
 }
 
 impl Beside {

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Store,
-    accept::{Acceptance, Dispatch, NewBulk, NewMessage, share},
+    accept::{Acceptance, NewBulk, NewMessage, share},
+    outbox::Dispatch,
     people::{PEOPLE, Row as PersonRow, SqlRow as SqlPerson},
     statement,
 };

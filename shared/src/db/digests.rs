@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Scoped, Store,
-    accept::{Acceptance, Dispatch},
+    accept::Acceptance,
     beside::NewDigestItem,
+    outbox::Dispatch,
     statement,
     throttles::{Ask, Granted},
 };

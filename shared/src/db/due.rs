@@ -6,9 +6,8 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Store,
-    accept::{Dispatch, DispatchItem},
     claim::tries,
-    outbox::item,
+    outbox::{Dispatch, DispatchItem, item},
     statement,
 };
 use crate::domain::{Channel, DeliveryId, ProviderName, TenantId, Tries};

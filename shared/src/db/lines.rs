@@ -8,8 +8,7 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Statement, Store,
-    accept::{Dispatch, DispatchItem},
-    outbox::item,
+    outbox::{Dispatch, DispatchItem, item},
     statement,
 };
 use crate::domain::{TenantId, channel::Route};

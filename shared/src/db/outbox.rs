@@ -3,15 +3,31 @@
 use diesel::sql_types::{Array, Bool, Int4, Int8, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{
-    DbResult, Store,
-    accept::{Dispatch, DispatchItem},
-    statement,
-};
+use super::{DbResult, Store, statement};
 use crate::domain::{DeliveryId, channel::Route};
 
 /// Id, deliveries, runs, routes.
 type Row = (i64, Vec<Uuid>, Vec<i32>, Vec<String>);
+
+/// A batch handed to the broker, as it stands in the outbox.
+#[derive(Clone, Debug, Default)]
+pub struct Dispatch {
+    /// The outbox row.
+    pub outbox_id: i64,
+    /// What to publish.
+    pub items: Vec<DispatchItem>,
+}
+
+/// One delivery that may be sent now.
+#[derive(Clone, Copy, Debug)]
+pub struct DispatchItem {
+    /// The delivery.
+    pub delivery: DeliveryId,
+    /// The run its row is at.
+    pub run: i32,
+    /// The queue it goes to.
+    pub route: Route,
+}
 
 impl Store {
     /// Takes up to `limit` rows that nobody published in time; they are ours for `lease_ms`.

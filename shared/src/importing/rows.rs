@@ -181,7 +181,9 @@ const TAKEN: [&str; 4] = ["quiet_hours", "attributes", "devices", "preferences"]
 fn columns(header: &ByteRecord) -> Result<Vec<Column>, Broken> {
     let refuse = |message: &str| Err(Broken::Header(vec![FieldError::new("header", message)]));
     let mut names: Vec<&str> = Vec::with_capacity(header.len());
-    for cell in header {
+    for (index, cell) in header.iter().enumerate() {
+        // Spreadsheets begin their files with a byte order mark.
+        let cell = cell.strip_prefix(b"\xef\xbb\xbf").filter(|_| index == 0).unwrap_or(cell);
         match str::from_utf8(cell) {
             Ok(name) if is_user_id(name) && !TAKEN.contains(&name) && !names.contains(&name) => names.push(name),
             Ok(_) => {
@@ -344,7 +346,7 @@ mod tests {
         let text = "user_id,phone,quiet_start\na,+43123456789,\nb,0123,\n,+43123456789,\nd\n\"e\n\",+43123456789,\nf,,22:00\n\ng,,\n";
         let chunk = only(text, Format::Csv);
         assert_eq!(faults(&chunk), [(3, "phone"), (4, "user_id"), (5, "row"), (8, "quiet_end")]);
-        assert_eq!((chunk.lines.clone(), chunk.refused), (vec![2, 6, 10], 4));
+        assert_eq!((chunk.lines.clone(), chunk.refused), (vec![2, 6, 9], 4), "a row behind an empty line begins there");
         assert!(!format!("{:?}", chunk.faults).contains("0123"));
     }
 

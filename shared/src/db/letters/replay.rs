@@ -19,8 +19,7 @@ use super::{LetterFilter, LetterStatus};
 use crate::{
     db::{
         DbResult, Store,
-        accept::{Dispatch, DispatchItem},
-        outbox::item,
+        outbox::{Dispatch, DispatchItem, item},
         schema::{dead_letters, replays},
         scope::narrow,
         statement,
