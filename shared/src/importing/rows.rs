@@ -181,9 +181,7 @@ const TAKEN: [&str; 4] = ["quiet_hours", "attributes", "devices", "preferences"]
 fn columns(header: &ByteRecord) -> Result<Vec<Column>, Broken> {
     let refuse = |message: &str| Err(Broken::Header(vec![FieldError::new("header", message)]));
     let mut names: Vec<&str> = Vec::with_capacity(header.len());
-    for (index, cell) in header.iter().enumerate() {
-        // Spreadsheets begin their files with a byte order mark.
-        let cell = cell.strip_prefix(b"\xef\xbb\xbf").filter(|_| index == 0).unwrap_or(cell);
+    for cell in header {
         match str::from_utf8(cell) {
             Ok(name) if is_user_id(name) && !TAKEN.contains(&name) && !names.contains(&name) => names.push(name),
             Ok(_) => {
@@ -261,26 +259,48 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
+/// Spreadsheets begin their files with this.
+const BYTE_ORDER_MARK: [u8; 3] = *b"\xef\xbb\xbf";
+
+/// The source without a byte order mark, and how long that was. The parser knows it only in a longer first piece.
+fn unmarked(mut source: impl Read) -> Result<(impl Read, u64), Broken> {
+    let mut head = Vec::with_capacity(BYTE_ORDER_MARK.len());
+    source.by_ref().take(bytes_of(&BYTE_ORDER_MARK)).read_to_end(&mut head).map_err(Broken::Source)?;
+    let is_mark = head == BYTE_ORDER_MARK;
+    let skipped = if is_mark { bytes_of(&std::mem::take(&mut head)) } else { 0 };
+    Ok((io::Cursor::new(head).chain(source), skipped))
+}
+
 fn read_csv(source: impl Read, filling: &mut Filling<impl FnMut(Chunk) -> bool>) -> Result<(), Broken> {
+    let (source, skipped) = unmarked(source)?;
     let row_began = Rc::new(Cell::new(0));
     let source = Bounded { source, read: 0, row_began: Rc::clone(&row_began) };
     let mut reader =
         ReaderBuilder::new().flexible(true).trim(Trim::All).buffer_capacity(BUFFER_BYTES).from_reader(source);
     let header = reader.byte_headers().map_err(|error| broken(error, 1))?;
     let columns = columns(header)?;
+    let mut next = 1 + lines_of(header);
     let mut record = ByteRecord::new();
     loop {
         let (bytes, line) = (reader.position().byte(), reader.position().line());
         row_began.set(bytes);
         if !reader.read_byte_record(&mut record).map_err(|error| broken(error, line))? {
-            filling.chunk.bytes = bytes;
+            filling.chunk.bytes = bytes + skipped;
             return Ok(());
         }
-        let line = record.position().map_or(line, csv::Position::line);
-        if !filling.add(line, row(&columns, &record), reader.position().byte()) {
+        // The parser counts a line by its last byte, which of `\r\n` it has not read yet.
+        let line = record.position().map_or(line, csv::Position::line).max(next);
+        next = line + lines_of(&record);
+        if !filling.add(line, row(&columns, &record), reader.position().byte() + skipped) {
             return Ok(());
         }
     }
+}
+
+/// Lines that a row takes up.
+fn lines_of(record: &ByteRecord) -> u64 {
+    let breaks = record.iter().flatten().filter(|byte| **byte == b'\n').count();
+    1 + u64::try_from(breaks).unwrap_or_default()
 }
 
 fn broken(error: csv::Error, line: u64) -> Broken {
