@@ -44,7 +44,9 @@ pub enum Pass {
 /// Why a socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The client closed it, or the connection broke.
+    /// The client closed it, with this code where it gave one.
+    Left(Option<CloseCode>),
+    /// The connection broke.
     Client,
     /// The client broke the protocol.
     Protocol(CloseCode),
@@ -61,7 +63,7 @@ enum End {
 impl End {
     const fn word(self) -> &'static str {
         match self {
-            Self::Client => "client",
+            Self::Client | Self::Left(_) => "client",
             Self::Protocol(_) => "protocol",
             Self::Dead => "dead",
             Self::Slow => "slow",
@@ -72,7 +74,9 @@ impl End {
 
     fn reason(self) -> Option<CloseReason> {
         let (code, text) = match self {
-            Self::Client | Self::Dead => return None,
+            Self::Client | Self::Dead | Self::Left(None) => return None,
+            // A goodbye is answered in its own words (RFC 6455, section 5.5.1).
+            Self::Left(Some(code)) => return Some(CloseReason { code, description: None }),
             Self::Protocol(code) => (code, "send nothing but small frames"),
             Self::Slow => (CloseCode::Other(SLOW), "too slow: connect again with since"),
             Self::Expired => (CloseCode::Other(UNAUTHORIZED), "the credential has ended: get a new one"),
@@ -195,7 +199,8 @@ impl Socket {
         self.heard = Instant::now();
         match message {
             Some(Ok(Message::Ping(bytes))) => self.pong(bytes).await,
-            Some(Ok(Message::Close(_))) | None => Some(End::Client),
+            Some(Ok(Message::Close(reason))) => Some(End::Left(reason.map(|reason| reason.code))),
+            None => Some(End::Client),
             Some(Ok(_)) => None,
             Some(Err(ProtocolError::Overflow)) => Some(End::Protocol(CloseCode::Size)),
             Some(Err(ProtocolError::Io(_))) => Some(End::Client),
