@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use diesel::sql_types::{Array, Binary, Bool, Int2, Int4, Nullable, Text};
+use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text};
 use serde::{Deserialize, Serialize};
 
 use super::{DbResult, Store, statement};
@@ -70,12 +70,6 @@ impl Store {
     pub(super) fn seal_profile(&self, profile: &Profile) -> DbResult<Vec<u8>> {
         Ok(self.sealer().seal(&serde_json::to_vec(profile).unwrap_or_default())?)
     }
-
-    /// Whether a person of this id is known by anything but preferences.
-    pub async fn is_person(&self, tenant: TenantId, id: &str) -> DbResult<bool> {
-        let query = statement::<Bool>(IS_PERSON).bind::<Int4, _>(tenant.0).bind::<Text, _>(id.to_owned());
-        query.within(Some(tenant)).row(self).await
-    }
 }
 
 pub(super) const PEOPLE: &str = "
@@ -83,6 +77,3 @@ SELECT u.user_id, u.profile, u.locale, u.time_zone, u.quiet_start, u.quiet_end, 
        ARRAY(SELECT d.token FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id),
        ARRAY(SELECT d.platform FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id)
 FROM unnest(?::text[]) AS asked(user_id) JOIN users u ON u.tenant_id = ? AND u.user_id = asked.user_id";
-
-const IS_PERSON: &str =
-    "SELECT EXISTS (SELECT FROM users WHERE tenant_id = ? AND user_id = ? AND profile IS NOT NULL) AS found";
