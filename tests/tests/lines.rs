@@ -170,3 +170,29 @@ async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_o
     assert!(behind > 0, "the quiet tenant overtook nobody");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_slot_that_was_used_late_counts_from_then_for_its_session_and_its_tenant() -> Result<()> {
+    let stack = Stack::start().await?;
+    line(&stack, 2, "").await?;
+    let sql = stack.sql().await?;
+    let taken = "UPDATE lines SET slots = ARRAY[now() - interval '50 seconds', now() - interval '40 seconds']";
+    let tenants =
+        "INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES (gen_random_uuid(), 1, 'tenant', 'whatsapp', 2)";
+    sql.batch_execute(&format!("{tenants}; {taken}")).await?;
+    let moved = "SELECT count(*) FILTER (WHERE slots[1] < now() - interval '45 seconds' AND slots[2] > now() - interval '5 seconds'
+        AND cardinality(slots) = 2 AND free_at = slots[1] + interval '62 seconds') FROM lines";
+    assert_eq!(stack.count(moved).await?, 0);
+    sql.batch_execute(&format!("SELECT move_slot('{LINE}', now() - interval '39 seconds')")).await?;
+    assert_eq!(stack.count(moved).await?, 2, "the newer of the two was the one of this call");
+    sql.batch_execute(&format!(
+        "UPDATE lines SET slots = '{{}}'; SELECT move_slot('{LINE}', now() - interval '70 seconds')"
+    ))
+    .await?;
+    assert_eq!(
+        stack.count("SELECT sum(cardinality(slots)) FROM lines").await?,
+        2,
+        "one that is over already counts once more"
+    );
+    Ok(())
+}

@@ -13,7 +13,11 @@ use chrono::{DateTime, SubsecRound, Utc};
 use futures_util::FutureExt;
 use shared::{
     clock,
-    contract::{AttemptRecord, Event, Order, Provider, provider::HeldBack, submission::Content},
+    contract::{
+        AttemptRecord, Event, Order, Provider,
+        provider::{HeldBack, Slot},
+        submission::Content,
+    },
     db::claim::Claim,
     domain::{
         Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, Reason, RetryPolicy,
@@ -151,7 +155,7 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
         channel: desk.route.channel,
         lane: desk.route.lane,
         recipient: claim.recipient,
-        line: claim.line,
+        slot: claim.line.map(|line| Slot { line, until: late_at }),
         user_id: claim.user_id,
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
@@ -246,9 +250,11 @@ async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
     }
 }
 
-/// How long a slot may be used after it was taken; the window in which slots are counted is longer than a minute by more
-/// than that.
+/// How long a slot may be used after it was taken.
 const SLOT_HOLDS: Duration = Duration::from_secs(1);
+/// By how much the window in which slots are counted is longer than a minute. A call that ended later than this after its slot
+/// was taken may have been heard later too: its slot has to be moved.
+pub const SLOT_ALLOWANCE: Duration = Duration::from_secs(2);
 
 /// The breaker before the provider, then the provider's own gate. One that cannot say in time lets through: the call itself
 /// has the last word.

@@ -28,9 +28,10 @@ use shared::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
+use uuid::Uuid;
 
 use crate::{
-    attempt::{Desk, attempt},
+    attempt::{Desk, SLOT_ALLOWANCE, attempt},
     measures,
     outcomes::Outcomes,
 };
@@ -246,10 +247,16 @@ impl Bench {
     fn start(self: &Arc<Self>, claim: Claim, claimed_at: Instant, delivery: Delivery, place: OwnedSemaphorePermit) {
         let bench = Arc::clone(self);
         let span = bench.span(&claim);
+        let slot = claim.line.map(|line| (line, claim.delivery));
         let work = async move {
             bench.in_flight.increment(1.0);
             let event = attempt(&bench.desk, claim, claimed_at).await;
             bench.in_flight.decrement(1.0);
+            if let Some((line, delivery)) =
+                slot.filter(|_| event.attempt.is_some() && claimed_at.elapsed() > SLOT_ALLOWANCE)
+            {
+                bench.move_slot(line, delivery).await;
+            }
             drop(place);
             if bench.shop.outcomes.record(event).await {
                 faultpoint::pass(faultpoint::AFTER_EVENT);
@@ -257,6 +264,13 @@ impl Bench {
             }
         };
         self.tasks.spawn(work.instrument(span));
+    }
+
+    /// The next minute's slots must not come too soon after a message that was heard late.
+    async fn move_slot(&self, line: Uuid, delivery: DeliveryId) {
+        if let Err(error) = self.shop.store.move_slot(line, delivery).await {
+            tracing::warn!(session.id = %line, %error, "a slot that was used late could not be moved: the session's next minute may hold more");
+        }
     }
 
     fn span(&self, claim: &Claim) -> tracing::Span {

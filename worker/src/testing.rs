@@ -37,7 +37,7 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
         tenant: TenantId(1),
         channel,
         lane: Lane::Normal,
-        line: None,
+        slot: None,
         recipient: Address::new(recipient),
         user_id: None,
         content: Arc::new(serde_json::from_str(content).unwrap()),

@@ -1,6 +1,11 @@
 //! The one seam between the worker and every vendor.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -26,8 +31,8 @@ pub struct Order {
     pub lane: Lane,
     /// To whom.
     pub recipient: Address,
-    /// The line it has a slot of: its WhatsApp session.
-    pub line: Option<Uuid>,
+    /// The slot it goes out by, where it needs one.
+    pub slot: Option<Slot>,
     /// The person, when the producer named one.
     pub user_id: Option<String>,
     /// What to say.
@@ -51,6 +56,15 @@ pub struct Order {
     pub attempt: u16,
     /// How long the provider may take; the caller enforces it too.
     pub timeout: Duration,
+}
+
+/// A slot of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The line: a WhatsApp session.
+    pub line: Uuid,
+    /// From then on it must not be used any more: the next minute's slots are counted on that.
+    pub until: Instant,
 }
 
 /// Why a call is not made now, and for how long not.

@@ -3,10 +3,10 @@
 //! A request is a row; it is carried out in steps, by whoever asked for it as long as he waits, then by a scheduler. What a
 //! worker holds is left to it and comes in a later step: its message expires at once, so that no further try follows.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Float8, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
@@ -21,6 +21,8 @@ use crate::domain::{
 const BATCH: i64 = 100;
 /// Bodies opened at once.
 const OPENED: i64 = 200;
+/// How long whoever asked for an erasure has it to himself: his answer says what was erased, so nobody may help him.
+pub const ATTENDED: Duration = Duration::from_secs(10);
 
 /// What has been erased.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -91,9 +93,11 @@ impl Store {
         Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at })
     }
 
-    /// Erasures under way, the oldest first.
+    /// Erasures that nobody attends to any more, the oldest first.
     pub async fn erasures(&self, limit: i64) -> DbResult<Vec<Erasure>> {
-        let query = statement::<(Int4, Text, Timestamptz)>(UNDER_WAY).bind::<Int8, _>(limit);
+        let query = statement::<(Int4, Text, Timestamptz)>(UNATTENDED)
+            .bind::<Float8, _>(ATTENDED.as_secs_f64())
+            .bind::<Int8, _>(limit);
         let rows: Vec<(i32, String, DateTime<Utc>)> = query.rows(self).await?;
         let erasure = |(tenant, user_id, asked_at)| Erasure { tenant: TenantId(tenant), user_id, asked_at };
         Ok(rows.into_iter().map(erasure).collect())
@@ -397,7 +401,8 @@ const BEGIN: &str = "
 INSERT INTO erasures (tenant_id, user_id) VALUES (?, ?) ON CONFLICT (tenant_id, user_id) DO UPDATE SET created_at = now()
 RETURNING created_at";
 
-const UNDER_WAY: &str = "SELECT tenant_id, user_id, created_at FROM erasures ORDER BY created_at LIMIT ?";
+const UNATTENDED: &str = "
+SELECT tenant_id, user_id, created_at FROM erasures WHERE created_at < now() - ? * interval '1 second' ORDER BY created_at LIMIT ?";
 
 const END: &str = "DELETE FROM erasures WHERE tenant_id = ? AND user_id = ? AND created_at <= ?";
 

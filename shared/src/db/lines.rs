@@ -11,7 +11,7 @@ use super::{
     outbox::{Dispatch, DispatchItem, item},
     statement,
 };
-use crate::domain::{TenantId, channel::Route};
+use crate::domain::{DeliveryId, TenantId, channel::Route};
 
 /// Outbox row, delivery, run, route.
 type SqlRow = (Int8, SqlUuid, Int4, Text);
@@ -56,6 +56,12 @@ impl Store {
     pub async fn line_room(&self, line: Uuid) -> DbResult<(i32, f64)> {
         let rows: Vec<(i32, f64)> = room(line).rows(self).await?;
         Ok(rows.first().copied().unwrap_or((0, 1.0)))
+    }
+
+    /// Has the slot that a delivery's claim took count from now.
+    pub async fn move_slot(&self, line: Uuid, delivery: DeliveryId) -> DbResult<()> {
+        let query = statement::<()>(MOVE).near([&delivery.0]).bind::<SqlUuid, _>(line).bind::<SqlUuid, _>(delivery.0);
+        query.run(self).await.map(drop)
     }
 
     /// Limits all sessions of a tenant together to `per_minute` slots, or no longer.
@@ -119,6 +125,9 @@ WITH ready AS MATERIALIZED (
     RETURNING id
 )
 SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+
+/// The claim wrote the row's time down right after it took the slot.
+const MOVE: &str = "SELECT move_slot(?, d.updated_at) FROM deliveries@ d WHERE d.id = ?";
 
 const RELEASE_SHARES: &str = "
 WITH turn AS MATERIALIZED (

@@ -16,7 +16,7 @@ use shared::{
     contract::{
         Order, Provider,
         guard::Guard,
-        provider::{Asking, HeldBack, Sending},
+        provider::{Asking, HeldBack, Sending, Slot},
         submission::{Content, Media},
     },
     db::{
@@ -79,7 +79,7 @@ impl Waha {
     }
 
     async fn session(&self, order: &Order) -> DbResult<Option<Arc<Session>>> {
-        let Some(id) = order.line else { return Ok(None) };
+        let Some(Slot { line: id, .. }) = order.slot else { return Ok(None) };
         let session = match self.sessions.get(&id) {
             Some(remembered) => remembered,
             None => {
@@ -120,6 +120,13 @@ impl Waha {
         };
         // Without its row a lost answer could never be settled, so there is no call without it.
         let Ok(is_again) = self.store.begin_hold(begun).await else { return unread() };
+        // What came before may have waited for the database.
+        if order.slot.is_some_and(|slot| Instant::now() >= slot.until) {
+            if !is_again {
+                self.end_hold(order, None, began + order.timeout).await;
+            }
+            return Outcome::Throttled(Fault::new("slot_over", "its slot was over before the call could begin"), None);
+        }
         let left = order.timeout.saturating_sub(began.elapsed());
         let sending = call.host.send(&call.session.settings.name, &call.chat_id, &call.message);
         let result = match tokio::time::timeout(left, sending).await {
