@@ -69,7 +69,7 @@ fn settings() -> Result<Config, ConfigError> {
 
 /// What a worker checks in addition; it dials nobody.
 fn providers(config: &Config) -> anyhow::Result<()> {
-    let store = Store::open(&config.database, config.database.pool_size)?;
+    let store = Store::open_for_command(&config.database, config.database.pool_size)?;
     Registry::build(config, &store, &Hints::default()).context("a worker would not start with these settings")?;
     Ok(())
 }

@@ -43,7 +43,7 @@ async fn bring_up(out: Output) -> anyhow::Result<ExitCode> {
     let spinner = progress::spinner("migrating");
     let ran = migrate(&database.url).await?;
     // A database that nobody served for days has run out of partitions.
-    let made = Store::open(&database, 1)?
+    let made = Store::open_for_command(&database, 1)?
         .ensure_partitions(PARTITION_DAYS_AHEAD)
         .await
         .context("failed to make partitions")?;

@@ -63,7 +63,7 @@ impl Check {
         let mut config = Config::from_env()?;
         // A worker may serve a part of them; here all are meant.
         config.worker.channels = Channel::ALL.to_vec();
-        let store = Store::open(&config.database, config.database.pool_size)?;
+        let store = Store::open_for_command(&config.database, config.database.pool_size)?;
         let registry = Registry::build(&config, &store, &Hints::default())
             .context("a worker would not start with these settings")?;
         let mut checks = JoinSet::new();

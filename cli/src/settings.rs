@@ -29,7 +29,7 @@ pub fn database() -> anyhow::Result<DatabaseConfig> {
 
 /// The database.
 pub fn store() -> anyhow::Result<Store> {
-    Ok(Store::open(&database()?, POOL_SIZE)?)
+    Ok(Store::open_for_command(&database()?, POOL_SIZE)?)
 }
 
 /// Where the broker is.

@@ -45,7 +45,7 @@ impl Desk {
     }
 
     fn store(&self) -> Store {
-        Store::open(&DatabaseConfig::plain(&self.url), 2).unwrap()
+        Store::open_for_command(&DatabaseConfig::plain(&self.url), 2).unwrap()
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -92,9 +92,10 @@ async fn admin(sql: String) {
 
 /// Runs `sql` as who logs in, and not as the role of the services.
 async fn as_owner(database: &Url, sql: &str) -> Result<(), diesel::result::Error> {
-    let store = Store::open(&DatabaseConfig::plain(database), 1).unwrap();
+    let store = Store::open_for_command(&DatabaseConfig::plain(database), 1).unwrap();
     let mut conn = store.conn().await.unwrap();
-    conn.batch_execute("RESET ROLE").await?;
+    // A database is not made within the time of a statement when the disk is busy.
+    conn.batch_execute("RESET ROLE; SET statement_timeout = 0; SET lock_timeout = 0").await?;
     conn.batch_execute(sql).await
 }
 

@@ -206,7 +206,7 @@ impl WahaSessions {
             // It is no more, and nobody told us.
             counter!("posthaste_waha_silent_total", "why" => "state").increment(1);
         }
-        self.store.set_state(session.id, state, None).await
+        self.store.note_answer(session, state).await
     }
 
     /// Fetches what may have been missed.

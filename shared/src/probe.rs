@@ -314,12 +314,18 @@ mod tests {
     #[tokio::test]
     async fn probes_are_answered_over_a_socket() {
         let stop = CancellationToken::new();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let down = parts([Fixed("consumers", Health::Down("none".to_owned()))]);
-        let serving = tokio::spawn({
+        // The port that was free may be somebody else's by now: then another one.
+        let (port, serving) = loop {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let down = parts([Fixed("consumers", Health::Down("none".to_owned()))]);
             let stop = stop.clone();
-            async move { serve("127.0.0.1", port, down, install_metrics(), stop).await }
-        });
+            let serving = tokio::spawn(async move { serve("127.0.0.1", port, down, install_metrics(), stop).await });
+            // One turn is enough to listen, or to fail.
+            tokio::task::yield_now().await;
+            if !serving.is_finished() {
+                break (port, serving);
+            }
+        };
         assert!(ask(port, "GET /health/live HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
         let ready = ask(port, "GET /health/ready?x=1 HTTP/1.1").await;
         assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");

@@ -31,7 +31,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const NO_LINGER: Duration = Duration::ZERO;
 
 #[expect(clippy::disallowed_methods, reason = "the test runner says where its broker is")]
@@ -110,18 +110,14 @@ impl Vhost {
         answer
     }
 
-    /// Lets the broker close every connection of this virtual host; true if there were at least `min`.
-    fn close_connections(&self, min: usize) -> bool {
+    /// Lets the broker close every connection of this virtual host that it lists.
+    fn close_connections(&self) {
         let listed = self.request("GET", &format!("/api/vhosts/{}/connections", self.name), &json!({}));
         let names: Vec<_> = listed.as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
-        if names.len() < min {
-            return false;
-        }
         for name in names {
             let name: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
             self.try_request("DELETE", &format!("/api/connections/{name}"), &json!({}));
         }
-        true
     }
 }
 
@@ -151,6 +147,12 @@ async fn exactly(consumer: &mut Consumer, count: usize) -> Vec<Delivery> {
         all.extend(next(consumer, count - all.len()).await);
     }
     all
+}
+
+/// Waits until that many messages are in the queue. A busy broker says 0 for a moment where it should have counted.
+async fn until_depth(connection: &Connection, queue: &str, wanted: usize) {
+    let is_so = async || usize::try_from(depth(connection, queue).await).unwrap() == wanted;
+    until(&format!("{wanted} messages are in {queue}"), is_so).await;
 }
 
 async fn depth(connection: &Connection, queue: &str) -> u32 {
@@ -262,7 +264,7 @@ async fn only_the_unroutable_messages_among_many_are_reported_as_such() {
         }
     }
     let connection = broker.connection().unwrap();
-    assert_eq!(depth(&connection, &work_queue(route())).await, 4 * 995);
+    until_depth(&connection, &work_queue(route()), 4 * 995).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,7 +282,7 @@ async fn a_full_queue_refuses_and_what_it_confirmed_is_in_it() {
     })
     .await;
     let connection = broker.connection().unwrap();
-    assert_eq!(usize::try_from(depth(&connection, &work_queue(route())).await).unwrap(), confirmed);
+    until_depth(&connection, &work_queue(route()), confirmed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,9 +302,14 @@ async fn without_a_broker_a_publish_fails_at_once() {
     let stop = CancellationToken::new();
     let broker = Broker::start(&nowhere, "publish", stop.clone());
     let publisher = Publisher::start(&broker);
-    let started = Instant::now();
-    assert_eq!(publisher.publish_one(work("1")).await, Err(PublishError::Disconnected));
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // The machine may stand still in one of them, but not in each.
+    let mut quickest = Duration::MAX;
+    for _ in 0..5 {
+        let started = Instant::now();
+        assert_eq!(publisher.publish_one(work("1")).await, Err(PublishError::Disconnected));
+        quickest = quickest.min(started.elapsed());
+    }
+    assert!(quickest < Duration::from_secs(2), "{quickest:?}");
     assert!(!broker.is_connected());
     stop.cancel();
     broker.closed().await;
@@ -430,9 +437,11 @@ async fn dropping_a_half_filled_batch_loses_nothing() {
     publish(&Publisher::start(&broker), many(3)).await;
     let mut consumer = vhost.consumer(&broker, &work_queue(route()), 10);
     let long = Duration::from_secs(3600);
+    let mut moment = Duration::from_millis(500);
     until("all three were taken", async || {
-        // Long enough for a registration: one that is dropped half-way begins again.
-        let _ = tokio::time::timeout(Duration::from_millis(500), consumer.next_batch(10, long)).await;
+        // In the end long enough for a registration: one that is dropped half-way begins again.
+        let _ = tokio::time::timeout(moment, consumer.next_batch(10, long)).await;
+        moment = (2 * moment).min(PATIENCE / 8);
         consumer.acker().in_hand() == 3
     })
     .await;
@@ -489,15 +498,17 @@ async fn nothing_is_lost_when_the_broker_closes_every_connection_under_load() {
     });
 
     for _ in 0..2 {
-        until("both connections were closed", async || vhost.close_connections(2)).await;
         let generations = [publishing.generation(), consuming.generation()];
-        until("both are back", async || {
-            publishing.is_usable()
-                && consuming.is_usable()
-                && publishing.generation() > generations[0]
-                && consuming.generation() > generations[1]
+        let are_new = || publishing.generation() > generations[0] && consuming.generation() > generations[1];
+        // The broker's list is a moment old: what is not in it yet is closed the next time.
+        until("both connections were closed and are new", async || {
+            if !are_new() {
+                vhost.close_connections();
+            }
+            are_new()
         })
         .await;
+        until("both are back", async || publishing.is_usable() && consuming.is_usable()).await;
     }
     println!("{} publishes failed and were repeated", sending.await.unwrap());
     until("everything arrived", async || received.lock().unwrap().len() == MESSAGES).await;

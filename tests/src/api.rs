@@ -1,6 +1,6 @@
 //! The HTTP API as a caller sees it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode, header::HeaderMap};
@@ -8,8 +8,11 @@ use serde_json::Value;
 
 use crate::eventually;
 
-/// How long anything may take that should happen at once.
-pub const SOON: Duration = Duration::from_secs(20);
+/// How long anything may take that should happen at once, on a machine that is slow and stands still now and then.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// The pause before a request is repeated.
+const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A caller with a credential.
 #[derive(Clone)]
@@ -35,6 +38,11 @@ impl Answer {
     pub fn ok(self) -> Result<Value> {
         anyhow::ensure!(self.status.is_success(), "{} {}", self.status, self.body);
         Ok(self.body)
+    }
+
+    /// Whether ingest could not reach its database in time: nothing is wrong with the request.
+    fn is_to_be_repeated(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE && self.body["code"] == "unavailable"
     }
 
     /// The names of the fields a problem complains about.
@@ -79,9 +87,16 @@ impl Api {
         Ok(Answer { status, headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
     }
 
-    /// GET.
+    /// GET; one that the database was too slow for is repeated, as the answer says.
     pub async fn get(&self, path: &str) -> Result<Answer> {
-        self.request(Method::GET, path, &[], None).await
+        let start = Instant::now();
+        loop {
+            let answer = self.request(Method::GET, path, &[], None).await?;
+            if !answer.is_to_be_repeated() || start.elapsed() >= SOON {
+                return Ok(answer);
+            }
+            tokio::time::sleep(REPEAT_PAUSE).await;
+        }
     }
 
     /// POST of JSON.
@@ -89,9 +104,17 @@ impl Api {
         self.request(Method::POST, path, &[], Some(serde_json::to_vec(body)?)).await
     }
 
-    /// `send` that must be accepted; the message's id.
+    /// `send` that must be accepted; the message's id. A 503 is repeated under the same key, as a careful client does: a
+    /// machine that stands still for two seconds makes ingest say so.
     pub async fn send(&self, body: &Value) -> Result<String> {
-        let answer = self.post("/api/notifications/send", body).await?;
+        let fresh = format!("harness-{}", uuid::Uuid::now_v7());
+        let key = body["idempotency_key"].as_str().unwrap_or(&fresh);
+        let start = Instant::now();
+        let mut answer = self.send_keyed(key, body).await?;
+        while answer.is_to_be_repeated() && start.elapsed() < SOON {
+            tokio::time::sleep(REPEAT_PAUSE).await;
+            answer = self.send_keyed(key, body).await?;
+        }
         anyhow::ensure!(answer.status == StatusCode::ACCEPTED, "{} {}", answer.status, answer.body);
         answer.body["id"].as_str().map(str::to_owned).context("a 202 carries the id")
     }

@@ -8,6 +8,7 @@ pub mod api;
 pub mod check;
 pub mod live;
 pub mod oracle;
+pub mod patient;
 pub mod proxy;
 pub mod push;
 pub mod rules;

@@ -7,6 +7,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::{
     net::{TcpSocket, TcpStream},
+    sync::mpsc,
     time::timeout,
 };
 use tokio_tungstenite::{
@@ -15,6 +16,31 @@ use tokio_tungstenite::{
 };
 
 use crate::api::SOON;
+
+/// A socket that is read all the time, as a browser does it: one that is not read answers no ping, and is given up.
+pub struct Followed {
+    ids: mpsc::UnboundedReceiver<Result<String>>,
+}
+
+impl Followed {
+    /// The id of the next notification, if it comes within `limit`.
+    pub async fn next(&mut self, limit: Duration) -> Result<Option<String>> {
+        match timeout(limit, self.ids.recv()).await {
+            Ok(next) => next.context("nobody reads the socket any more")?.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The ids of the next notifications, each of which comes within `limit`.
+    pub async fn ids(&mut self, count: usize, limit: Duration) -> Result<Vec<String>> {
+        let mut ids = Vec::with_capacity(count);
+        while ids.len() < count {
+            let next = self.next(limit).await.with_context(|| format!("after {} of {count}", ids.len()))?;
+            ids.push(next.with_context(|| format!("{} of {count} came", ids.len()))?);
+        }
+        Ok(ids)
+    }
+}
 
 /// An open socket.
 pub struct Live {
@@ -80,8 +106,13 @@ impl<'a> Opening<'a> {
 impl Live {
     /// The next message, as it is.
     pub async fn message(&mut self) -> Result<Value> {
+        timeout(SOON, self.any()).await.context("nothing came")?
+    }
+
+    /// The next message, however long that takes.
+    async fn any(&mut self) -> Result<Value> {
         loop {
-            match timeout(SOON, self.socket.next()).await.context("nothing came")?.context("the socket ended")?? {
+            match self.socket.next().await.context("the socket ended")?? {
                 Message::Text(text) => return Ok(serde_json::from_str(&text)?),
                 Message::Close(frame) => bail!("the socket was closed: {frame:?}"),
                 _ => {}
@@ -97,6 +128,25 @@ impl Live {
                 return Ok(message["data"].take());
             }
         }
+    }
+
+    /// Reads on in a task of its own until the socket ends.
+    pub fn follow(mut self) -> Followed {
+        let (seen, ids) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let id = match self.any().await {
+                    Ok(message) => message["data"]["id"].as_str().map(|id| Ok(id.to_owned())),
+                    Err(error) => Some(Err(error)),
+                };
+                let Some(id) = id else { continue };
+                let is_last = id.is_err();
+                if seen.send(id).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        Followed { ids }
     }
 
     /// The ids of the next notifications.

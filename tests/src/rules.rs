@@ -1,9 +1,9 @@
 //! What tests of events need: templates, people, rules, and what came of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{Api, Stack, api::Answer, api::SOON, eventually};
@@ -41,19 +41,39 @@ pub async fn change(admin: &Api, id: &str, body: &Value) -> Result<Value> {
 
 /// Tells of an event that must be accepted; the answer.
 pub async fn event(api: &Api, event_type: &str, user: &str, data: Value) -> Result<Value> {
-    api.post("/api/events", &json!({"event_type": event_type, "user_id": user, "data": data})).await?.ok()
+    let body = json!({"event_type": event_type, "user_id": user, "data": data});
+    keyed_event(api, &format!("event-{}", uuid::Uuid::now_v7()), &body).await?.ok()
 }
 
-/// Tells of an event under a key.
+/// Tells of an event under a key. Where the database was too slow it is told again, as a careful client does: nobody knows
+/// whether it was accepted, and under its key it is once.
 pub async fn keyed_event(api: &Api, key: &str, body: &Value) -> Result<Answer> {
-    api.request(Method::POST, "/api/events", &[("Idempotency-Key", key)], Some(serde_json::to_vec(body)?)).await
+    let (begun, text) = (Instant::now(), serde_json::to_vec(body)?);
+    loop {
+        let key = [("Idempotency-Key", key)];
+        let answer = api.request(Method::POST, "/api/events", &key, Some(text.clone())).await?;
+        let is_late = answer.status == StatusCode::SERVICE_UNAVAILABLE && answer.body["code"] == "unavailable";
+        if !is_late || begun.elapsed() >= SOON {
+            return Ok(answer);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// The texts in somebody's inbox, the oldest first.
 pub async fn inbox(api: &Api, user: &str) -> Result<Vec<String>> {
-    let page = api.get(&format!("/api/notifications/user/{user}?limit=200")).await?.ok()?;
-    let items = page["notifications"].as_array().cloned().unwrap_or_default();
-    Ok(items.iter().rev().filter_map(|item| item["message"].as_str().map(str::to_owned)).collect())
+    let (mut texts, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.get(&format!("/api/notifications/user/{user}?limit=200{cursor}")).await?.ok()?;
+        let items = page["notifications"].as_array().cloned().unwrap_or_default();
+        texts.extend(items.iter().filter_map(|item| item["message"].as_str().map(str::to_owned)));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    texts.reverse();
+    Ok(texts)
 }
 
 /// Waits until somebody's inbox holds these texts, in any order.

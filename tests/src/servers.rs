@@ -8,6 +8,8 @@ use xtask::{
     servers::{Servers, ServersConfig},
 };
 
+use crate::{api::SOON, eventually};
+
 /// A PostgreSQL and a RabbitMQ to make databases and virtual hosts on.
 #[derive(Clone)]
 pub struct TestServers {
@@ -64,11 +66,20 @@ impl TestServers {
 
     /// Makes an empty virtual host and returns its URL.
     pub async fn create_vhost(&self, name: &str) -> Result<String> {
-        let client = reqwest::Client::new();
+        let client = reqwest::Client::builder().timeout(SOON).build()?;
         let base = &self.management_url;
-        client.put(format!("{base}/api/vhosts/{name}")).send().await?.error_for_status()?;
+        // Both may be said again. A management API that has just begun to listen, or whose broker is busy, refuses at first.
+        let put = async |path: String, body: serde_json::Value| {
+            let what = format!("the broker takes {path}");
+            eventually(&what, SOON, || async {
+                let answer = client.put(format!("{base}{path}")).json(&body).send().await.ok()?;
+                answer.status().is_success().then_some(())
+            })
+            .await
+        };
+        put(format!("/api/vhosts/{name}"), serde_json::json!({})).await?;
         let all = serde_json::json!({"configure": ".*", "write": ".*", "read": ".*"});
-        client.put(format!("{base}/api/permissions/{name}/guest")).json(&all).send().await?.error_for_status()?;
+        put(format!("/api/permissions/{name}/guest"), all).await?;
         let (base, _) = self.amqp_url.rsplit_once('/').context("a broker URL ends in a virtual host")?;
         Ok(format!("{base}/{name}"))
     }
@@ -79,7 +90,8 @@ impl TestServers {
         // Runs in drop, where nothing can be awaited; a failure only leaves litter on a throw-away server.
         let _ = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async { reqwest::Client::new().delete(url).send().await.map_err(anyhow::Error::from) })
+            let request = reqwest::Client::new().delete(url).timeout(SOON);
+            runtime.block_on(async { request.send().await.map_err(anyhow::Error::from) })
         })
         .join();
     }

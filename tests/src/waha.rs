@@ -26,8 +26,8 @@ pub enum SendFault {
     HangAfterSending,
     /// Sent, and the connection then closes.
     CloseAfterSending,
-    /// Not sent, and the connection stays silent.
-    HangWithoutSending,
+    /// Not sent, and the connection then closes.
+    CloseWithoutSending,
     /// Sent, and answered with 500.
     FailAfterSending,
     /// As it should be, after a while.
@@ -63,6 +63,8 @@ pub struct Sent {
     pub id: String,
     /// When the request was read.
     pub at: Instant,
+    /// The same by the clock on the wall.
+    pub at_clock: SystemTime,
 }
 
 /// A webhook as it was given to the receiver, or given up.
@@ -158,7 +160,7 @@ impl Waha {
 
     /// What a session's state is.
     pub fn status(&self, name: &str) -> Option<String> {
-        self.world().sessions.get(name).map(|session| session.status.clone())
+        state_of(&self.world, name)
     }
 
     /// A session's configuration.
@@ -277,7 +279,7 @@ impl Waha {
             let working = world.sessions.iter_mut().filter(|(_, session)| session.status != "STOPPED");
             working.map(|(name, session)| (session.status = "STARTING".to_owned(), name.clone()).1).collect()
         };
-        let bound = eventually("the address is free again", Duration::from_secs(5), || async {
+        let bound = eventually("the address is free again", Duration::from_secs(60), || async {
             listen(self.address, &self.world).await.ok()
         });
         *self.sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(bound.await?);
@@ -384,7 +386,9 @@ fn answer(world: &Arc<Mutex<World>>, request: &Request) -> Reply {
         ("GET", ["api", "contacts", "check-exists"]) => check(world, request),
         ("GET", ["api", name, "chats"]) => chats(world, name, request),
         ("GET", ["api", name, "chats", chat, "messages"]) => messages(world, name, chat, request),
-        ("POST", ["api", path]) if path.starts_with("send") => send(world, path, &body, request.received_at),
+        ("POST", ["api", path]) if path.starts_with("send") => {
+            send(world, path, &body, (request.received_at, request.received_at_clock))
+        }
         _ => error(404, "Cannot find it"),
     }
 }
@@ -431,6 +435,8 @@ fn turn(world: &Arc<Mutex<World>>, name: &str, action: &str) -> Reply {
         return error(404, "Session not found");
     }
     match action {
+        // Starting what runs changes nothing, as documented.
+        "start" if !matches!(state_of(world, name).as_deref(), Some("STOPPED" | "FAILED")) => {}
         "start" | "restart" => begin(world, name),
         "stop" => set_status(world, name, "STOPPED"),
         "logout" => {
@@ -444,6 +450,10 @@ fn turn(world: &Arc<Mutex<World>>, name: &str, action: &str) -> Reply {
     shown(world, 201, name)
 }
 
+fn state_of(world: &Mutex<World>, name: &str) -> Option<String> {
+    lock(world).sessions.get(name).map(|session| session.status.clone())
+}
+
 /// STARTING, and a moment later whatever its link allows.
 fn begin(world: &Arc<Mutex<World>>, name: &str) {
     set_status(world, name, "STARTING");
@@ -453,7 +463,10 @@ fn begin(world: &Arc<Mutex<World>>, name: &str) {
         let status = {
             let mut world = lock(&world);
             let links = world.links_at_start;
-            let Some(session) = world.sessions.get_mut(&name) else { return };
+            // Whoever stopped it meanwhile is not overruled.
+            let Some(session) = world.sessions.get_mut(&name).filter(|session| session.status == "STARTING") else {
+                return;
+            };
             session.is_linked |= links;
             if session.is_linked { "WORKING" } else { "SCAN_QR_CODE" }
         };
@@ -471,8 +484,7 @@ fn set_status(world: &Arc<Mutex<World>>, name: &str, status: &str) {
 }
 
 fn qr(world: &Mutex<World>, name: &str) -> Reply {
-    let status = lock(world).sessions.get(name).map(|session| session.status.clone());
-    match status.as_deref() {
+    match state_of(world, name).as_deref() {
         None => error(404, "Session not found"),
         Some("SCAN_QR_CODE") => Reply::json(200, &json!({"mimetype": "image/png", "data": "iVBORw0KGgo="})),
         Some(status) => unexpected(name, status, "SCAN_QR_CODE"),
@@ -547,7 +559,7 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn send(world: &Arc<Mutex<World>>, path: &str, body: &Value, at: Instant) -> Reply {
+fn send(world: &Arc<Mutex<World>>, path: &str, body: &Value, at: (Instant, SystemTime)) -> Reply {
     let session = body["session"].as_str().unwrap_or("default").to_owned();
     let (status, wait, fault) = {
         let mut world = lock(world);
@@ -569,7 +581,7 @@ fn send(world: &Arc<Mutex<World>>, path: &str, body: &Value, at: Instant) -> Rep
             seconds.map_or(reply.clone(), |seconds| reply.with_header("Retry-After", &seconds.to_string()))
         }
         Some(SendFault::NotImplemented) => error(422, "The method is not implemented by the engine."),
-        Some(SendFault::HangWithoutSending) => Reply::Hang,
+        Some(SendFault::CloseWithoutSending) => Reply::CloseAfterBody,
         Some(SendFault::HangAfterSending) => {
             taken(world, path, &session, body, at);
             Reply::Hang
@@ -586,7 +598,13 @@ fn send(world: &Arc<Mutex<World>>, path: &str, body: &Value, at: Instant) -> Rep
 }
 
 /// Sends: it is written down, answered, and comes back as an echo with its acks.
-fn taken(world: &Arc<Mutex<World>>, path: &str, session: &str, body: &Value, at: Instant) -> Reply {
+fn taken(
+    world: &Arc<Mutex<World>>,
+    path: &str,
+    session: &str,
+    body: &Value,
+    (at, at_clock): (Instant, SystemTime),
+) -> Reply {
     let chat = body["chatId"].as_str().unwrap_or_default().to_owned();
     let text = body["text"].as_str().or_else(|| body["caption"].as_str()).unwrap_or_default().to_owned();
     let (answer, payload, acks) = {
@@ -609,6 +627,7 @@ fn taken(world: &Arc<Mutex<World>>, path: &str, session: &str, body: &Value, at:
             body: body.clone(),
             id: id.clone(),
             at,
+            at_clock,
         });
         let payload = json!({"id": id, "timestamp": now().as_secs(), "from": "4900000000@c.us", "fromMe": true,
             "source": "api", "to": shown, "body": text, "hasMedia": path != "sendText", "ack": 0, "ackName": "PENDING"});
@@ -678,7 +697,7 @@ async fn tell(world: Arc<Mutex<World>>, hook: Value, event: String, body: String
             .header("content-type", "application/json")
             .header("x-webhook-request-id", &request_id)
             .header("x-webhook-timestamp", now().as_millis().to_string())
-            .timeout(Duration::from_secs(5));
+            .timeout(Duration::from_secs(30));
         if let Some(key) = hook["hmac"]["key"].as_str() {
             let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA512, key.as_bytes()), body.as_bytes());
             let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();

@@ -12,10 +12,12 @@ where
 {
     let start = Instant::now();
     loop {
+        // Asked once more after the limit: the machine may have stood still since the last time.
+        let is_last = start.elapsed() >= limit;
         if let Some(found) = probe().await {
             return Ok(found);
         }
-        anyhow::ensure!(start.elapsed() < limit, "{what}: not within {limit:?}");
+        anyhow::ensure!(!is_last, "{what}: not within {limit:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,12 +1,33 @@
 //! What is taken, what is refused, and by whom.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use futures_util::future::try_join_all;
-use harness::{Api, HttpSink, Role, Stack, TestServers, api::SOON, check};
+use harness::{
+    Api, HttpSink, Role, Stack, TestServers,
+    api::{Answer, SOON},
+    check,
+    patient::PATIENT,
+};
 use serde_json::{Value, json};
 
 fn note(text: &str) -> Value {
     json!({"channel": "in_app", "recipient": "ada", "message": text})
+}
+
+/// Sends under a key, again and again while the database is too slow for an answer in time; how often it was sent.
+async fn repeated(api: &Api, key: &str, body: &Value) -> Result<(Answer, u32)> {
+    let begun = Instant::now();
+    let mut times = 0;
+    loop {
+        times += 1;
+        let answer = api.send_keyed(key, body).await?;
+        if answer.body["code"] != "unavailable" || begun.elapsed() >= SOON {
+            return Ok((answer, times));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test]
@@ -16,13 +37,14 @@ async fn invariant_k_a_hundred_requests_under_one_key_at_two_ingests_make_one_me
     stack.launch("two", Role::Ingest, &[]).await?;
     let (one, two) = (stack.api_of("one")?, stack.api_of("two")?);
     let body = note("once");
-    let answers = try_join_all(
-        (0..100).map(|n| if n % 2 == 0 { one.send_keyed("k-1", &body) } else { two.send_keyed("k-1", &body) }),
-    )
-    .await?;
+    let answers = try_join_all((0..100).map(|n| repeated(if n % 2 == 0 { &one } else { &two }, "k-1", &body))).await?;
+    let is_whole = answers.iter().all(|(_, times)| *times == 1);
+    let answers: Vec<Answer> = answers.into_iter().map(|(answer, _)| answer).collect();
     let first = &answers[0].body;
     assert!(answers.iter().all(|answer| answer.status.as_u16() == 202 && answer.body == *first));
-    assert_eq!(answers.iter().filter(|answer| answer.header("idempotent-replayed").is_none()).count(), 1);
+    // It may have been accepted by a request whose own answer came too late.
+    let new = answers.iter().filter(|answer| answer.header("idempotent-replayed").is_none()).count();
+    assert!(new == 1 || (new == 0 && !is_whole), "{new} were not told of the first");
     assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 1);
 
     let reordered = json!({"message": "once", "recipient": "ada", "channel": "in_app"});
@@ -143,8 +165,11 @@ async fn lists_filter_and_page_and_refuse_what_they_do_not_know() -> Result<()> 
 
 #[tokio::test]
 async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Result<()> {
-    let mut stack =
-        Stack::prepare(TestServers::shared()?, &[("RUST_LOG", "debug"), ("EMAIL_BACKEND", "sandbox")]).await?;
+    let mut stack = Stack::prepare(
+        TestServers::shared()?,
+        &[PATIENT, &[("RUST_LOG", "debug"), ("EMAIL_BACKEND", "sandbox")]].concat(),
+    )
+    .await?;
     stack.launch("ingest", Role::Ingest, &[]).await?;
     let canaries = ["canary-address", "canary-content", "canary-title", "canary-secret"];
     let api = stack.producer();
@@ -181,7 +206,7 @@ async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Resu
 
 #[tokio::test]
 async fn a_hundred_thousand_byte_webhook_body_arrives_byte_for_byte() -> Result<()> {
-    let (stack, sink) = (Stack::start().await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[]).await?, HttpSink::start_local().await?);
     let data = format!(r#"{{"big": "{}",  "number": 1.10, "dup": 1, "dup": 2}}"#, "ä".repeat(50_000));
     let body = format!(r#"{{"channel":"webhook","recipient":"{}","data":{data}}}"#, sink.url("/big"));
     let answer = stack

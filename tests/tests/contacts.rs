@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use anyhow::{Context, Result};
-use harness::{Api, Stack, amqp::Backend, api::Answer, api::SOON, eventually, push::Services};
+use harness::{Api, Stack, amqp::Backend, api::Answer, api::SOON, eventually, patient, push::Services};
 use reqwest::{Method, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use tokio::{
@@ -103,7 +103,10 @@ async fn a_person_is_made_changed_and_listed_within_its_tenant() -> Result<()> {
         assert_eq!(api.get(&format!("/api/users?{bad}")).await?.status.as_u16(), 400, "{bad}");
     }
     let audit = stack.admin().get("/api/admin/audit").await?.ok()?;
-    assert_eq!(audit.to_string().matches("ada").count(), 0, "the audit log outlives people: {audit}");
+    // As a word: the ids in it are hexadecimal, and so is this name.
+    let shown = audit.to_string();
+    let mut words = shown.split(|c: char| !c.is_alphanumeric());
+    assert!(words.all(|word| !word.eq_ignore_ascii_case("ada")), "the audit log outlives people: {audit}");
     Ok(())
 }
 
@@ -127,7 +130,7 @@ async fn two_who_make_the_same_person_at_once_both_have_their_say() -> Result<()
 #[tokio::test]
 async fn devices_are_registered_moved_and_taken_away_and_a_push_reaches_each() -> Result<()> {
     let services = Services::start().await?;
-    let stack = Stack::start_with(&services.settings(&[])).await?;
+    let stack = Stack::patient(&services.settings(&[])).await?;
     let (api, sink) = (stack.producer(), &services.sink);
     let register = async |api: &Api, body: Value| api.post("/api/notifications/register-device", &body).await;
 
@@ -184,7 +187,7 @@ async fn devices_are_registered_moved_and_taken_away_and_a_push_reaches_each() -
 
 #[tokio::test]
 async fn a_message_to_a_person_takes_what_is_known_of_them() -> Result<()> {
-    let stack = Stack::start_with(&[("EMAIL_BACKEND", "sandbox")]).await?;
+    let stack = Stack::patient(&[("EMAIL_BACKEND", "sandbox")]).await?;
     let api = stack.producer();
     put(&api, "/api/users/ada", &json!({"email": "ada@example.com", "phone": "+43123456789"})).await?.ok()?;
     put(&api, "/api/users/bob", &json!({"name": "Bob"})).await?.ok()?;
@@ -238,7 +241,7 @@ async fn import(stack: &Stack, media_type: &str, body: String) -> Result<(u16, V
 
 #[tokio::test]
 async fn files_of_people_are_taken_row_by_row_and_a_bulk_to_all_of_them_is_accepted_at_once() -> Result<()> {
-    let stack = Stack::start_with(&[("EMAIL_BACKEND", "sandbox")]).await?;
+    let stack = Stack::patient(&[("EMAIL_BACKEND", "sandbox")]).await?;
     let api = stack.producer();
     let mut file = "user_id,email,name,time_zone,quiet_start,quiet_end,tier\n".to_owned();
     for n in 0..10_000 {
@@ -328,6 +331,8 @@ async fn an_import_shows_how_far_it_got_and_one_that_breaks_off_keeps_what_came(
     assert_eq!(stack.count("SELECT count(*) FROM users").await?, 1000, "they are there before the file has ended");
 
     stream.write_all(piece(&rows(1500)).as_bytes()).await?;
+    // What is still on its way when the connection ends need not arrive.
+    stack.until_count("SELECT count(*) FROM imports WHERE rows >= 2000", 1).await?;
     drop(stream);
     eventually("it has ended", SOON, || async {
         let view = stack.producer().get(&path).await.ok()?.ok().ok()?;
@@ -348,7 +353,7 @@ async fn an_import_shows_how_far_it_got_and_one_that_breaks_off_keeps_what_came(
 
 #[tokio::test]
 async fn what_is_kept_of_a_person_is_written_out_and_erased_but_not_that_they_want_no_advertising() -> Result<()> {
-    let stack = Stack::start_with(&[("EMAIL_BACKEND", "sandbox")]).await?;
+    let stack = Stack::patient(&[("EMAIL_BACKEND", "sandbox")]).await?;
     let (api, admin) = (stack.producer(), stack.admin());
     put(
         &api,
@@ -405,11 +410,8 @@ async fn what_is_kept_of_a_person_is_written_out_and_erased_but_not_that_they_wa
     let nobody = admin.get("/api/users/nobody/export").await?.ok()?;
     assert_eq!((&nobody["user"], &nobody["messages"]), (&json!(null), &json!([])));
 
-    let erased = delete(&admin, "/api/users/ada").await?.ok()?;
-    assert_eq!(
-        (&erased["erased"]["contact"], &erased["erased"]["events"], &erased["pending"]),
-        (&json!(2), &json!(2), &json!(false))
-    );
+    let erased = patient::erase(&admin, "ada").await?;
+    assert_eq!((&erased["contact"], &erased["events"]), (&json!(2), &json!(2)));
     assert_eq!(api.get("/api/users/ada").await?.status.as_u16(), 404);
     for table in ["users", "devices", "event_log", "digests", "throttles"] {
         assert_eq!(stack.count(&format!("SELECT count(*) FROM {table} WHERE user_id = 'ada'")).await?, 0, "{table}");

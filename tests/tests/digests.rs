@@ -3,18 +3,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use harness::{
     Role, Stack,
     api::SOON,
     eventually,
+    patient::LONG,
     rules::{change, event, inbox, person, rule, template, until_inbox},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 
 const TEXT: &str = "{{count}}:{{#each items}} {{this.n}}{{/each}}";
-const LATER: Duration = Duration::from_secs(60);
 
 fn gathering(event_type: &str, digest: Value) -> Value {
     json!({"name": event_type, "event_type": event_type, "template_name": "digest", "channels": ["in_app"], "digest": digest})
@@ -31,42 +31,71 @@ async fn moment(stack: &Stack, query: &str) -> Result<DateTime<Utc>> {
     Ok(text.parse()?)
 }
 
+/// Lets the end come of every window that is open.
+async fn close_now(stack: &Stack) -> Result<()> {
+    stack.sql().await?.execute("UPDATE digests SET closes_at = now() WHERE state = 'open'", &[]).await?;
+    Ok(())
+}
+
+/// Lets so many seconds pass for every window that is open.
+async fn pass(stack: &Stack, seconds: u32) -> Result<()> {
+    let past = |column: &str| format!("{column} = {column} - interval '{seconds} seconds'");
+    let moved = [past("opened_at"), past("closes_at"), past("latest_at")].join(", ");
+    stack.sql().await?.batch_execute(&format!("UPDATE digests SET {moved} WHERE state = 'open'")).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
-    let stack = Stack::start().await?;
+    let stack = Stack::patient(&[]).await?;
     let (admin, api) = (stack.admin(), stack.producer());
     template(&stack, "digest", TEXT).await?;
 
-    // A fixed window, in order; the next event opens the next one.
-    let fixed = rule(&admin, &gathering("fixed", json!({"window_seconds": 2}))).await?;
+    // What comes before a window closes is in it, in order; the next event opens the next one.
+    let fixed = rule(&admin, &gathering("fixed", json!({"window_seconds": 3600}))).await?;
     for n in 1..=3 {
         let answer = event(&api, "fixed", "ada", json!({"n": n})).await?;
         assert_eq!((&answer["gathered"], &answer["messages"]), (&json!([fixed]), &json!([])));
     }
     event(&api, "fixed", "bob", json!({"n": 9})).await?;
+    let hours = "SELECT count(*) FROM digests WHERE round(extract(epoch FROM closes_at - opened_at)) = 3600";
+    assert_eq!(stack.count(hours).await?, 2, "later events do not prolong it");
     let dry =
         api.post("/api/events/dry-run", &json!({"type": "fixed", "user_id": "ada", "data": {"n": 4}})).await?.ok()?;
     assert_eq!((&dry["rules"][0]["digest"]["opens"], &dry["rules"][0]["digest"]["items"]), (&json!(false), &json!(3)));
+    close_now(&stack).await?;
     until_inbox(&api, "ada", &["3: 1 2 3"]).await?;
     until_inbox(&api, "bob", &["1: 9"]).await?;
     event(&api, "fixed", "ada", json!({"n": 4})).await?;
+    close_now(&stack).await?;
     until_inbox(&api, "ada", &["3: 1 2 3", "1: 4"]).await?;
     assert_eq!(stack.count("SELECT count(*) FROM digest_items").await?, 0, "what was told is nowhere else");
 
+    // It closes by itself, and not before its time.
+    rule(&admin, &gathering("brief", json!({"window_seconds": 1}))).await?;
+    event(&api, "brief", "ben", json!({"n": 1})).await?;
+    until_inbox(&api, "ben", &["1: 1"]).await?;
+    let in_time = "SELECT count(*) FROM digests WHERE user_id = 'ben' AND closes_at >= opened_at + interval '1 second'";
+    assert_eq!(stack.count(in_time).await?, 1);
+
     // A fill closes a window at once, exactly, however fast events come.
-    rule(&admin, &gathering("filled", json!({"window_seconds": 3, "max_items": 2}))).await?;
+    rule(&admin, &gathering("filled", json!({"window_seconds": 3600, "max_items": 2}))).await?;
     let at_once = (0..7).map(|n| event(&api, "filled", "cy", json!({"n": n})));
     futures_util::future::try_join_all(at_once).await?;
-    let texts = eventually("four windows are told", SOON, || async {
-        inbox(&api, "cy").await.ok().filter(|texts| texts.len() == 4)
-    })
-    .await?;
-    let mut counts: Vec<&str> = texts.iter().filter_map(|text| text.split(':').next()).collect();
-    counts.sort_unstable();
-    assert_eq!(counts, ["1", "2", "2", "2"]);
+    let counts = async || -> Result<Vec<String>> {
+        let texts = inbox(&api, "cy").await?;
+        let mut counts: Vec<String> =
+            texts.iter().filter_map(|text| Some(text.split(':').next()?.to_owned())).collect();
+        counts.sort_unstable();
+        Ok(counts)
+    };
+    let are = async |wanted: &[&str]| counts().await.ok().filter(|counts| counts == wanted).map(drop);
+    eventually("three full windows are told", SOON, || are(&["2", "2", "2"])).await?;
+    close_now(&stack).await?;
+    eventually("the last window is told", SOON, || are(&["1", "2", "2", "2"])).await?;
 
     // Windows are kept apart by a key; events without it share one.
-    rule(&admin, &gathering("keyed", json!({"window_seconds": 1, "key": "data.project"}))).await?;
+    rule(&admin, &gathering("keyed", json!({"window_seconds": 3600, "key": "data.project"}))).await?;
     for (n, data) in
         [json!({"project": "a"}), json!({"project": "b"}), json!({"project": "a"}), json!({}), json!({"project": null})]
             .into_iter()
@@ -76,16 +105,20 @@ async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
         data["n"] = json!(n);
         event(&api, "keyed", "dan", data).await?;
     }
+    close_now(&stack).await?;
     until_inbox(&api, "dan", &["2: 0 2", "1: 1", "2: 3 4"]).await?;
 
     // The first is told at once, what follows gathers, and an empty window tells nothing.
-    rule(&admin, &gathering("first", json!({"window_seconds": 2, "first_immediately": true}))).await?;
+    rule(&admin, &gathering("first", json!({"window_seconds": 3600, "first_immediately": true}))).await?;
     let answer = event(&api, "first", "eve", json!({"n": 1})).await?;
     assert_eq!((answer["messages"].as_array().map(Vec::len), &answer["gathered"]), (Some(1), &json!([])));
     event(&api, "first", "fay", json!({"n": 1})).await?;
+    until_inbox(&api, "eve", &["1: 1"]).await?;
+    until_inbox(&api, "fay", &["1: 1"]).await?;
     for n in 2..=3 {
         event(&api, "first", "eve", json!({"n": n})).await?;
     }
+    close_now(&stack).await?;
     until_inbox(&api, "eve", &["1: 1", "2: 2 3"]).await?;
     until_count(&stack, "all windows close", "SELECT count(*) FROM digests WHERE state <> 'closed'", 0).await?;
     assert_eq!(inbox(&api, "fay").await?, ["1: 1"]);
@@ -100,53 +133,59 @@ async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
     }
     let suppressed = "SELECT count(*) FROM deliveries WHERE reason = 'throttled' AND state = 'suppressed'";
     until_count(&stack, "two are suppressed", suppressed, 2).await?;
-    assert_eq!(inbox(&api, "gil").await?.len(), 1);
-    let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", stack.port("all")?)).await?.text().await?;
-    for name in [
+    eventually("one is told", SOON, || async {
+        inbox(&api, "gil").await.ok().filter(|texts| texts.len() == 1).map(drop)
+    })
+    .await?;
+    let names = [
         "posthaste_digests_closed_total{end=\"told\"}",
         "posthaste_digests_closed_total{end=\"empty\"} 1",
         "posthaste_digest_lag_seconds",
-    ] {
-        assert!(metrics.contains(name), "{name}");
-    }
-    Ok(())
+    ];
+    stack.until_measured("all", &names).await
 }
 
 #[tokio::test]
 async fn a_sliding_window_is_prolonged_by_each_event_and_has_a_maximum() -> Result<()> {
-    let stack = Stack::start().await?;
+    let stack = Stack::patient(&[]).await?;
     let (admin, api) = (stack.admin(), stack.producer());
-    template(&stack, "digest", "{{count}}").await?;
-    rule(&admin, &gathering("slide", json!({"window_seconds": 2, "max_window_seconds": 5}))).await?;
-    let begun = std::time::Instant::now();
-    let mut sent = 0;
-    // Never two seconds without an event: only the maximum can close it.
-    let told = eventually("the window closes under way", SOON, || async {
-        event(&api, "slide", "ada", json!({})).await.ok()?;
-        inbox(&api, "ada").await.ok()?.into_iter().next()
-    })
-    .await?;
-    sent += told.parse::<i64>()?;
-    assert!((4..9).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
-    assert!(sent > 5, "{sent}");
+    template(&stack, "digest", TEXT).await?;
+    rule(&admin, &gathering("slide", json!({"window_seconds": 1000, "max_window_seconds": 1500}))).await?;
+    let length = "SELECT round(extract(epoch FROM closes_at - opened_at))::int8 FROM digests WHERE state = 'open'";
+    event(&api, "slide", "ada", json!({"n": 1})).await?;
+    assert_eq!(stack.count(length).await?, 1000);
+    // Each event keeps it open for as long again; only the maximum ends that.
+    pass(&stack, 300).await?;
+    event(&api, "slide", "ada", json!({"n": 2})).await?;
+    let prolonged = stack.count(length).await?;
+    assert!((1300..1500).contains(&prolonged), "{prolonged}");
+    pass(&stack, 400).await?;
+    event(&api, "slide", "ada", json!({"n": 3})).await?;
+    assert_eq!(stack.count(length).await?, 1500);
+    let dry = api.post("/api/events/dry-run", &json!({"type": "slide", "user_id": "ada"})).await?.ok()?;
+    assert_eq!((&dry["rules"][0]["digest"]["opens"], &dry["rules"][0]["digest"]["items"]), (&json!(false), &json!(3)));
+    assert!(inbox(&api, "ada").await?.is_empty());
+    // Not a thousand seconds after its last event, and over all the same.
+    pass(&stack, 800).await?;
+    until_inbox(&api, "ada", &["3: 1 2 3"]).await?;
     // The events since are in the next window, none is lost.
-    let all = stack.count("SELECT count(*) FROM event_log").await?;
-    eventually("the rest is told", SOON, || async {
-        let texts = inbox(&api, "ada").await.ok()?;
-        let sum: i64 = texts.iter().filter_map(|text| text.parse::<i64>().ok()).sum();
-        (texts.len() == 2 && sum == all).then_some(())
-    })
-    .await
+    event(&api, "slide", "ada", json!({"n": 4})).await?;
+    assert_eq!(stack.count(length).await?, 1000);
+    close_now(&stack).await?;
+    until_inbox(&api, "ada", &["3: 1 2 3", "1: 4"]).await
 }
 
 #[tokio::test]
 async fn a_schedule_goes_by_the_clock_of_the_person_and_follows_whoever_moves() -> Result<()> {
-    let stack = Stack::start().await?;
+    let stack = Stack::patient(&[]).await?;
     let (admin, api) = (stack.admin(), stack.producer());
     template(&stack, "digest", TEXT).await?;
     person(&stack, "ada", &json!({"time_zone": "Asia/Tokyo"})).await?;
     person(&stack, "cy", &json!({"time_zone": "America/Los_Angeles"})).await?;
-    rule(&admin, &gathering("daily", json!({"cron": "0 8 * * *", "window_seconds": 60}))).await?;
+    // Half an hour from now it is not that minute of any hour in any of these zones: no window closes while this looks on.
+    let minute = (stack_now(&stack).await?.minute() + 30) % 60;
+    let (cron, morning) = (format!("{minute} 8 * * *"), format!("08:{minute:02}"));
+    rule(&admin, &gathering("daily", json!({"cron": cron, "window_seconds": 60}))).await?;
     for user in ["ada", "bob", "cy"] {
         event(&api, "daily", user, json!({"n": 1})).await?;
     }
@@ -156,9 +195,9 @@ async fn a_schedule_goes_by_the_clock_of_the_person_and_follows_whoever_moves() 
     let local = |at: DateTime<Utc>, zone: &str| {
         at.with_timezone(&zone.parse::<chrono_tz::Tz>().unwrap()).format("%H:%M").to_string()
     };
-    assert_eq!(local(closes("ada").await?, "Asia/Tokyo"), "08:00");
-    assert_eq!(local(closes("bob").await?, "UTC"), "08:00");
-    assert_eq!(local(closes("cy").await?, "America/Los_Angeles"), "08:00");
+    assert_eq!(local(closes("ada").await?, "Asia/Tokyo"), morning);
+    assert_eq!(local(closes("bob").await?, "UTC"), morning);
+    assert_eq!(local(closes("cy").await?, "America/Los_Angeles"), morning);
 
     // Whoever moves while the window is open: it is noticed when it would close.
     person(&stack, "ada", &json!({"time_zone": "Europe/Lisbon"})).await?;
@@ -166,7 +205,7 @@ async fn a_schedule_goes_by_the_clock_of_the_person_and_follows_whoever_moves() 
     sql.execute("UPDATE digests SET closes_at = now() WHERE user_id = 'ada'", &[]).await?;
     let moved = eventually("the window follows", SOON, || async {
         let at = closes("ada").await.ok()?;
-        (local(at, "Europe/Lisbon") == "08:00").then_some(at)
+        (local(at, "Europe/Lisbon") == morning).then_some(at)
     })
     .await?;
     assert!(moved - stack_now(&stack).await? <= TimeDelta::hours(25));
@@ -198,7 +237,7 @@ async fn stack_now(stack: &Stack) -> Result<DateTime<Utc>> {
 
 #[tokio::test]
 async fn what_no_rule_or_template_tells_any_more_is_dropped_or_waits_and_both_show() -> Result<()> {
-    let stack = Stack::start().await?;
+    let stack = Stack::patient(&[]).await?;
     let (admin, api) = (stack.admin(), stack.producer());
     template(&stack, "digest", "{{count}} {{user.id}}").await?;
     let open = json!({"window_seconds": 86400});
@@ -213,31 +252,31 @@ async fn what_no_rule_or_template_tells_any_more_is_dropped_or_waits_and_both_sh
     let sql = stack.sql().await?;
     sql.execute("UPDATE templates SET parts = '{\"default\": {\"message\": \"{{gone}}\"}}'", &[]).await?;
     // A copy of what the tenant manages is a second old at most.
-    let is_noticed = || async {
+    let is_broken = async |wanted: bool| {
         let dry = api.post("/api/events/dry-run", &json!({"type": "unsaid", "user_id": "cy"})).await.ok()?.ok().ok()?;
-        dry["rules"].as_array()?.iter().any(|rule| rule["error"]["field"] == "gone").then_some(())
+        (dry["rules"].as_array()?.iter().any(|rule| rule["error"]["field"] == "gone") == wanted).then_some(())
     };
-    eventually("the change is noticed", SOON, is_noticed).await?;
+    eventually("the change is noticed", SOON, || is_broken(true)).await?;
     sql.execute("UPDATE digests SET closes_at = now() + interval '1 second' WHERE state = 'open'", &[]).await?;
     let dropped =
         "SELECT count(*) FROM digests WHERE state = 'closed' AND message_id IS NULL AND user_id IN ('ada', 'bob')";
     until_count(&stack, "two are dropped", dropped, 2).await?;
     let waits = "SELECT count(*) FROM digests WHERE state = 'open' AND user_id = 'cy' AND closes_at > now() + interval '30 seconds'";
     until_count(&stack, "one waits for its template", waits, 1).await?;
-    let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", stack.port("all")?)).await?.text().await?;
-    assert!(metrics.contains("posthaste_digests_closed_total{end=\"dropped\"} 2"));
-    assert!(stack.logs()?.contains("a window cannot be told"));
+    stack.until_measured("all", &["posthaste_digests_closed_total{end=\"dropped\"} 2"]).await?;
+    eventually("it is said", SOON, || async { stack.logs().ok()?.contains("a window cannot be told").then_some(()) })
+        .await?;
     assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 0);
     // Somebody mends the template.
     sql.execute("UPDATE templates SET parts = '{\"default\": {\"message\": \"{{count}} after all\"}}'", &[]).await?;
-    eventually("the change is noticed", SOON, || async { is_noticed().await.is_none().then_some(()) }).await?;
+    eventually("the change is noticed", SOON, || is_broken(false)).await?;
     sql.execute("UPDATE digests SET closes_at = now() + interval '1 second' WHERE state = 'open'", &[]).await?;
     until_inbox(&api, "cy", &["1 after all"]).await
 }
 
 #[tokio::test]
 async fn invariant_l_k_two_schedulers_that_die_at_any_point_tell_each_window_once_and_lose_none() -> Result<()> {
-    let mut stack = Stack::start_apart(1, &[]).await?;
+    let mut stack = Stack::patient_apart(1).await?;
     stack.kill9("scheduler")?;
     let (admin, api) = (stack.admin(), stack.producer());
     template(&stack, "digest", TEXT).await?;
@@ -268,9 +307,9 @@ async fn invariant_l_k_two_schedulers_that_die_at_any_point_tell_each_window_onc
     stack.launch("scheduler", Role::Scheduler, &[]).await?;
     stack.launch("second", Role::Scheduler, &[]).await?;
     let open = "SELECT count(*) FROM digests WHERE state <> 'closed'";
-    eventually("all windows close", LATER, || async { (stack.count(open).await.ok()? == 0).then_some(()) }).await?;
+    eventually("all windows close", LONG, || async { (stack.count(open).await.ok()? == 0).then_some(()) }).await?;
     let busy = "SELECT count(*) FROM deliveries WHERE state <> 'delivered'";
-    eventually("all is delivered", LATER, || async { (stack.count(busy).await.ok()? == 0).then_some(()) }).await?;
+    eventually("all is delivered", LONG, || async { (stack.count(busy).await.ok()? == 0).then_some(()) }).await?;
     let windows = stack.count("SELECT count(*) FROM digests").await?;
     assert_eq!(stack.count("SELECT count(DISTINCT message_id) FROM digests").await?, windows);
     assert_eq!(stack.count("SELECT count(*) FROM messages WHERE source = 'digest'").await?, windows);

@@ -161,7 +161,7 @@ async fn a_broker_user_that_is_mapped_to_a_tenant_speaks_for_no_other() -> Resul
 
 #[tokio::test]
 async fn a_publish_to_a_webhook_reaches_the_receiver() -> Result<()> {
-    let (stack, sink) = (Stack::start().await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[]).await?, HttpSink::start_local().await?);
     let backend = Backend::connect(&stack.amqp_url).await?;
     for n in 0..200 {
         let body = json!({"channel": "webhook", "recipient": sink.url("/amqp"), "data": {"n": n}}).to_string();

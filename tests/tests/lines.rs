@@ -1,14 +1,11 @@
 //! Lines: no window of a minute holds more than the limit (invariant R), and tenants take turns (invariant F).
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use harness::{HttpSink, Reply, Stack, eventually};
 use serde_json::json;
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::task::JoinSet;
 
 /// A line in the stack's database, as a session of tenant 1 has one.
 const LINE: &str = "0191d8a0-0000-7000-8000-0000000000aa";
@@ -23,28 +20,44 @@ async fn line(stack: &Stack, rate: i32, more: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes slots with eight callers at once for `time`, and says when each slot was had, by the database's clock.
-async fn rush(stack: &Stack, time: Duration) -> Result<Vec<f64>> {
-    let (taken, started) = (Arc::new(Mutex::new(Vec::new())), Instant::now());
-    let mut callers = JoinSet::new();
+/// Takes slots with eight callers at once until there are `enough`, and says when each was taken, as the line has it.
+async fn rush(stack: &Stack, enough: usize) -> Result<Vec<f64>> {
+    let (given, mut had) = tokio::sync::mpsc::unbounded_channel();
+    let (mut callers, started) = (JoinSet::new(), Instant::now());
     for _ in 0..8 {
-        let (client, taken) = (stack.sql().await?, Arc::clone(&taken));
+        let (mut client, given) = (stack.sql().await?, given.clone());
         callers.spawn(async move {
-            while started.elapsed() < time {
-                let sql = format!(
-                    "SELECT n, extract(epoch FROM clock_timestamp())::float8 FROM take_slots(ARRAY['{LINE}']::uuid[], ARRAY[3])"
+            while !given.is_closed() && started.elapsed() < Duration::from_secs(300) {
+                // The line is ours from the call to the commit, so its newest slots are those that were just had.
+                let taking = client.transaction().await?;
+                let take = format!("SELECT n FROM take_slots(ARRAY['{LINE}']::uuid[], ARRAY[3])");
+                let n: i32 = taking.query_one(&take, &[]).await?.get(0);
+                let newest = format!(
+                    "SELECT extract(epoch FROM slots[cardinality(slots)])::float8 FROM lines WHERE id = '{LINE}'"
                 );
-                let row = client.query_one(&sql, &[]).await?;
-                taken.lock().await.extend((0..row.get::<_, i32>(0)).map(|_| row.get::<_, f64>(1)));
+                let at: Option<f64> = taking.query_one(&newest, &[]).await?.get(0);
+                taking.commit().await?;
+                for _ in 0..n {
+                    // Nobody wants more than enough.
+                    let _ = given.send(at.context("it has a slot")?);
+                }
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
             anyhow::Ok(())
         });
     }
+    drop(given);
+    let mut taken = Vec::new();
+    while taken.len() < enough {
+        taken.push(had.recv().await.context("the slots are not used")?);
+    }
+    had.close();
+    while let Ok(at) = had.try_recv() {
+        taken.push(at);
+    }
     while let Some(ended) = callers.join_next().await {
         ended??;
     }
-    let mut taken = Arc::into_inner(taken).context("a caller lives on")?.into_inner();
     taken.sort_by(f64::total_cmp);
     Ok(taken)
 }
@@ -56,12 +69,11 @@ async fn invariant_r_no_window_holds_more_slots_than_the_limit_with_many_callers
     let short = "CREATE OR REPLACE FUNCTION slot_window() RETURNS interval LANGUAGE sql IMMUTABLE AS $$ SELECT interval '1 second' $$";
     stack.sql().await?.batch_execute(short).await?;
     line(&stack, 7, "").await?;
-    let taken = rush(&stack, Duration::from_secs(6)).await?;
-    // The clock is read right after the slots were taken, so two moments may be a little nearer than the slots were.
+    let taken = rush(&stack, 5 * 7).await?;
     for window in taken.windows(8) {
-        assert!(window[7] - window[0] > 0.95, "8 slots within a window: {window:?}");
+        // A millionth: the database's clock.
+        assert!(window[7] - window[0] > 0.999_998, "8 slots within a window: {window:?}");
     }
-    assert!(taken.len() >= 4 * 7, "and the slots are used: {}", taken.len());
     Ok(())
 }
 
@@ -73,6 +85,12 @@ async fn a_daily_cap_a_gap_and_a_block_hold_as_well() -> Result<()> {
         let sql_text = format!("SELECT n FROM take_slots(ARRAY['{LINE}']::uuid[], ARRAY[{wanted}])");
         Ok(sql.query_one(&sql_text, &[]).await?.get(0))
     };
+    // A day that ends between two calls would give the slots of the next one.
+    let rest = "SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 'UTC') + interval '1 day' - now() AT TIME ZONE 'UTC')::int8";
+    let rest = u64::try_from(stack.count(rest).await?)?;
+    if rest < 60 {
+        tokio::time::sleep(Duration::from_secs(rest + 1)).await;
+    }
     line(&stack, 20, "daily_cap=5").await?;
     assert_eq!((take(3).await?, take(3).await?, take(3).await?), (3, 2, 0));
     let next_day = "SELECT free_at > now() AND free_at <= now() + interval '1 day' FROM lines";
@@ -108,14 +126,14 @@ async fn a_tenants_limit_holds_over_all_of_its_sessions() -> Result<()> {
         format!("SELECT array_agg(n ORDER BY line) FROM take_slots(ARRAY['{LINE}', '{other}']::uuid[], ARRAY[15, 15])");
     assert_eq!(sql.query_one(&both, &[]).await?.get::<_, Vec<i32>>(0), [15, 10]);
     assert_eq!(sql.query_one(&both, &[]).await?.get::<_, Vec<i32>>(0), [0, 0]);
-    let asleep = "SELECT count(*) FROM lines WHERE kind = 'session' AND free_at > now() + interval '55 seconds'";
+    let asleep = "SELECT count(*) FROM lines WHERE kind = 'session' AND free_at > slots[1] + interval '60 seconds'";
     assert_eq!(stack.count(asleep).await?, 2, "both sleep until the tenant has a slot again");
     Ok(())
 }
 
 #[tokio::test]
 async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bulk() -> Result<()> {
-    let stack = Stack::start_with(&[("WORKER_CONCURRENCY", "8")]).await?;
+    let stack = Stack::patient(&[("WORKER_CONCURRENCY", "8")]).await?;
     let sink = HttpSink::start_local().await?;
     // 8 places at 50 ms: the long queue alone takes at least 50 s.
     sink.reply_by_default(Reply::ok().after(Duration::from_millis(50)));
@@ -134,14 +152,23 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
         let path = format!("/api/bulk/{}", answer["bulk_id"].as_str()?);
         api.get(&path).await.ok()?.body["delivered"].as_u64()
     };
-    eventually("the quiet tenant's bulk has arrived", Duration::from_secs(60), || async {
+    eventually("the quiet tenant's bulk has arrived", Duration::from_secs(300), || async {
         (counts(&quiet, &short).await? == 200).then_some(())
     })
     .await?;
-    let done = counts(&busy, &long).await.context("no counts")?;
+    // As it was written down: whoever looks later, or asked for the short one late, sees more of the long one done.
+    let meanwhile = "SELECT count(*) FROM delivery_events e, (
+            SELECT min(m.created_at) AS began, max(q.at) AS ended FROM delivery_events q
+            JOIN deliveries d ON d.id = q.delivery_id JOIN messages m ON m.id = d.message_id
+            WHERE q.tenant_id <> 1 AND q.kind = 'delivered') quiet
+        WHERE e.tenant_id = 1 AND e.kind = 'delivered' AND e.at BETWEEN quiet.began AND quiet.ended";
+    let done = stack.count(meanwhile).await?;
     assert!(done < 4000, "the quiet tenant waited for {done} of the busy one's 8000");
-    let parked = stack.count("SELECT count(*) FROM parked").await?;
-    assert!(parked > 3000, "what waits, waits in the database: {parked}");
+    // What waits, waits in the database: with the broker is a window, and at most four more that are being published.
+    let outside =
+        "SELECT (SELECT count(*) FROM deliveries WHERE state IN ('queued', 'sending')) - (SELECT count(*) FROM parked)";
+    let outside = stack.count(outside).await?;
+    assert!(outside <= 5 * 1000 + 100, "{outside} wait outside of the database");
     // One statement, so one snapshot: deliveries are released all the while.
     let miscounted = "SELECT (SELECT count(*) FROM parked) - (SELECT sum(waiting)::int8 FROM lines)";
     assert_eq!(stack.count(miscounted).await?, 0, "the lines count their rows");
@@ -150,24 +177,27 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
 
 #[tokio::test]
 async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_one() -> Result<()> {
-    let stack = Stack::start_with(&[("WORKER_CONCURRENCY", "8")]).await?;
+    let stack = Stack::patient(&[("WORKER_CONCURRENCY", "8")]).await?;
     let sink = HttpSink::start_local().await?;
-    sink.reply_by_default(Reply::ok().after(Duration::from_millis(20)));
+    sink.reply_by_default(Reply::ok().after(Duration::from_millis(50)));
     stack.cli(&["tenant", "create", "quiet"])?;
     let (busy, quiet) = (stack.producer(), stack.api(&stack.create_key("quiet", "producer")?));
     let webhook = |path: &str| json!({"channel": "webhook", "recipient": sink.url(path), "data": {"a": 1}});
-    // Far more than 8 places at 20 ms empty meanwhile; calls of 100 are no bulk yet.
+    // Far more than 8 places at 50 ms empty meanwhile; calls of 100 are no bulk yet.
     let hundred: Vec<String> = (0..100).map(|n| sink.url(&format!("/busy/{n}"))).collect();
     let flood = json!({"channel": "webhook", "recipients": hundred, "data": {"a": 1}});
     for _ in 0..70 {
         busy.post("/api/notifications/send-bulk", &flood).await?.ok()?;
     }
-    assert!(stack.count("SELECT count(*) FROM parked").await? > 0, "a flood waits in its share");
+    // A share's line is made when something first waits in it.
+    assert!(stack.count("SELECT count(*) FROM lines WHERE kind = 'share'").await? > 0, "a flood waits in its share");
     let id = quiet.send(&webhook("/quiet")).await?;
     // What went straight to the broker before the flood was noticed goes first; how long that takes is the machine's affair.
-    quiet.wait_status_within(&id, "delivered", Duration::from_secs(150)).await?;
-    let behind = stack.count("SELECT count(*) FROM deliveries WHERE tenant_id = 1 AND state = 'queued'").await?;
-    assert!(behind > 0, "the quiet tenant overtook nobody");
+    quiet.wait_status_within(&id, "delivered", Duration::from_secs(300)).await?;
+    // Whoever looks later finds the flood over; what was overtaken has moved since.
+    let behind = "SELECT count(*) FROM deliveries WHERE tenant_id = 1 AND (state IN ('queued', 'sending')
+        OR updated_at > (SELECT max(updated_at) FROM deliveries WHERE tenant_id <> 1))";
+    assert!(stack.count(behind).await? > 0, "the quiet tenant overtook nobody");
     Ok(())
 }
 

@@ -25,7 +25,7 @@ async fn dead(stack: &Stack, sink: &HttpSink, count: usize) -> Result<Vec<String
 async fn finished(stack: &Stack, replay: &Value) -> Result<Value> {
     let path = format!("/api/admin/replays/{}", replay["replay_id"].as_str().unwrap());
     eventually("the replay ends", SOON, || async {
-        let state = stack.admin().get(&path).await.ok()?.body;
+        let state = stack.admin().get(&path).await.ok()?.ok().ok()?;
         (state["status"] != "running").then_some(state)
     })
     .await
@@ -33,7 +33,7 @@ async fn finished(stack: &Stack, replay: &Value) -> Result<Value> {
 
 #[tokio::test]
 async fn a_dead_letter_is_seen_previewed_and_replayed_as_a_new_run_of_the_same_delivery() -> Result<()> {
-    let (stack, sink) = (Stack::start_with(&[("WEBHOOK_MAX_RETRIES", "1")]).await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[("WEBHOOK_MAX_RETRIES", "1")]).await?, HttpSink::start_local().await?);
     let ids = dead(&stack, &sink, 3).await?;
     let admin = stack.admin();
     let list = admin.get("/api/admin/dead-letters?status=open&channel=webhook").await?.ok()?;
@@ -83,7 +83,7 @@ async fn a_dead_letter_is_seen_previewed_and_replayed_as_a_new_run_of_the_same_d
 
 #[tokio::test]
 async fn row_25_two_replays_at_once_move_each_letter_once() -> Result<()> {
-    let (stack, sink) = (Stack::start_with(&[("WEBHOOK_MAX_RETRIES", "0")]).await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[("WEBHOOK_MAX_RETRIES", "0")]).await?, HttpSink::start_local().await?);
     let ids = dead(&stack, &sink, 60).await?;
     sink.clear();
     sink.reply_by_default(Reply::ok());
@@ -121,13 +121,13 @@ async fn a_refused_publish_is_replayed_once_its_tenant_exists() -> Result<()> {
         (stack.count("SELECT count(*) FROM deliveries WHERE state = 'delivered'").await.ok()? == 1).then_some(())
     })
     .await?;
-    assert_eq!(stack.count("SELECT count(*) FROM dead_letters WHERE status = 'replayed'").await?, 1);
-    Ok(())
+    // The message may be through before its letter is closed.
+    stack.until_count("SELECT count(*) FROM dead_letters WHERE status = 'replayed'", 1).await
 }
 
 #[tokio::test]
 async fn the_command_line_does_what_an_operator_needs_at_night() -> Result<()> {
-    let (stack, sink) = (Stack::start_with(&[("WEBHOOK_MAX_RETRIES", "0")]).await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[("WEBHOOK_MAX_RETRIES", "0")]).await?, HttpSink::start_local().await?);
     let ids = dead(&stack, &sink, 2).await?;
     let list = stack.cli_json(&["dead", "list", "--channel", "webhook"])?;
     assert!(list.to_string().contains(&ids[0]), "{list}");
@@ -156,7 +156,7 @@ async fn the_command_line_does_what_an_operator_needs_at_night() -> Result<()> {
     let (id, key) = (key["id"].as_str().unwrap(), key["key"].as_str().unwrap());
     assert_eq!(stack.api(key).get("/api/messages").await?.status.as_u16(), 200);
     stack.cli(&["key", "revoke", id])?;
-    eventually("the revoked key is refused", std::time::Duration::from_secs(40), || async {
+    eventually("the revoked key is refused", std::time::Duration::from_secs(120), || async {
         (stack.api(key).get("/api/messages").await.ok()?.status.as_u16() == 401).then_some(())
     })
     .await

@@ -4,6 +4,7 @@ use anyhow::Result;
 use harness::{
     Reply, Stack,
     api::SOON,
+    patient::PATIENT,
     push::{Browser, Services},
 };
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ fn push(recipient: &Value) -> Value {
 #[tokio::test]
 async fn each_device_is_reached_through_its_own_service_and_a_dead_one_is_not_tried_again() -> Result<()> {
     let services = Services::start().await?;
-    let stack = Stack::start_with(&services.settings(&[])).await?;
+    let stack = Stack::start_with(&services.settings(PATIENT)).await?;
     let (api, sink) = (stack.producer(), &services.sink);
 
     let browser = Browser::at(&sink.url("/wp/browser-1"))?.subscription()?;

@@ -25,7 +25,7 @@ fn ids(list: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_managed_by_admins_only() -> Result<()> {
-    let stack = Stack::start().await?;
+    let stack = Stack::patient(&[]).await?;
     let (admin, producer) = (stack.admin(), stack.producer());
     template(&stack, "failed", "{{user.name}}: {{failureReason}} ({{event.type}})").await?;
     template(&stack, "plain", "something happened to {{user.id}}").await?;
@@ -167,7 +167,7 @@ async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_man
 
 #[tokio::test]
 async fn invariant_k_an_event_under_a_key_happens_once() -> Result<()> {
-    let mut stack = Stack::start_apart(1, &[]).await?;
+    let mut stack = Stack::patient_apart(1).await?;
     stack.launch("second", Role::Ingest, &[]).await?;
     let (admin, one, other) = (stack.admin(), stack.api_of("ingest")?, stack.api_of("second")?);
     template(&stack, "plain", "{{n}}").await?;
@@ -201,7 +201,7 @@ async fn invariant_k_an_event_under_a_key_happens_once() -> Result<()> {
 
 #[tokio::test]
 async fn a_throttle_holds_for_each_person_across_replicas_and_what_is_over_it_is_suppressed() -> Result<()> {
-    let mut stack = Stack::start_apart(1, &[]).await?;
+    let mut stack = Stack::patient_apart(1).await?;
     stack.launch("second", Role::Ingest, &[]).await?;
     let (admin, one, other) = (stack.admin(), stack.api_of("ingest")?, stack.api_of("second")?);
     template(&stack, "plain", "{{n}}").await?;

@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{HttpSink, Reply, SmtpSink, Stack, api::SOON, check, eventually, smtp};
+use harness::{
+    HttpSink, Reply, SmtpSink, Stack,
+    api::SOON,
+    check, eventually,
+    patient::{LONG, PATIENT},
+    smtp,
+};
 use serde_json::{Value, json};
 
 fn webhook(sink: &HttpSink, path: &str) -> Value {
@@ -17,7 +23,7 @@ fn events(timeline: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_webhook_arrives_signed_and_its_timeline_tells_what_happened() -> Result<()> {
-    let (stack, sink) = (Stack::start().await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[]).await?, HttpSink::start_local().await?);
     let api = stack.producer();
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let headers = [("X-Request-Id", "req-1"), ("traceparent", trace)];
@@ -64,7 +70,7 @@ fn is_signed(request: &xtask::sinks::http::Request, secret: &str) -> bool {
 async fn a_mail_arrives_with_text_html_and_attachment_under_a_stable_message_id() -> Result<()> {
     let mail = SmtpSink::start_local().await?;
     let port = mail.address().port().to_string();
-    let stack = Stack::start_with(&[
+    let stack = Stack::patient(&[
         ("EMAIL_BACKEND", "smtp"),
         ("SMTP_HOST", "127.0.0.1"),
         ("SMTP_PORT", &port),
@@ -98,7 +104,7 @@ async fn a_mail_arrives_with_text_html_and_attachment_under_a_stable_message_id(
 async fn an_address_the_mail_server_refuses_for_good_fails_and_is_not_tried_again() -> Result<()> {
     let mail = SmtpSink::start_local().await?;
     let port = mail.address().port().to_string();
-    let stack = Stack::start_with(&[
+    let stack = Stack::patient(&[
         ("SMTP_HOST", "127.0.0.1"),
         ("SMTP_PORT", &port),
         ("SMTP_USE_TLS", "false"),
@@ -139,7 +145,7 @@ async fn an_in_app_notification_stands_in_the_inbox_unread() -> Result<()> {
 
 #[tokio::test]
 async fn each_answer_of_a_receiver_leads_where_it_should() -> Result<()> {
-    let (stack, sink) = (Stack::start_with(&[("WEBHOOK_MAX_RETRIES", "2")]).await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[("WEBHOOK_MAX_RETRIES", "2")]).await?, HttpSink::start_local().await?);
     let api = stack.producer();
     let redirect = Reply::status(302).with_header("location", &sink.url("/elsewhere"));
     let cases = [
@@ -148,7 +154,6 @@ async fn each_answer_of_a_receiver_leads_where_it_should() -> Result<()> {
         ("/bad", Reply::status(400), "failed", 1, "rejected"),
         ("/gone", Reply::status(410), "failed", 1, "rejected"),
         ("/moved", redirect, "dead", 3, "transient"),
-        ("/hang", Reply::Hang, "dead", 3, "unknown"),
         ("/drop", Reply::Sequence(vec![Reply::CloseAfterBody, Reply::ok()]), "delivered", 2, "sent"),
         ("/garbage", Reply::Sequence(vec![Reply::Garbage, Reply::ok()]), "delivered", 2, "sent"),
         (
@@ -179,14 +184,30 @@ async fn each_answer_of_a_receiver_leads_where_it_should() -> Result<()> {
         assert_eq!(sink.requests_to(path).len(), *attempts, "{path}");
     }
     assert!(sink.requests_to("/elsewhere").is_empty(), "a redirect was followed");
-    let hang = api.timeline(&accepted[5]).await?;
-    assert!(events(&hang).contains(&"ambiguous"), "{hang}");
     check::ledger(&stack, &sink, &accepted, SOON).await?.hold()
 }
 
 #[tokio::test]
+async fn a_receiver_that_never_answers_is_asked_again_and_given_up() -> Result<()> {
+    // Only here a call ends by its timeout, and only the call: a claim must not end before it.
+    let settings = [PATIENT, &[("WEBHOOK_MAX_RETRIES", "2"), ("WEBHOOK_TIMEOUT", "4000")]].concat();
+    let (stack, sink) = (Stack::start_with(&settings).await?, HttpSink::start_local().await?);
+    sink.reply_by_default(Reply::Hang);
+    let api = stack.producer();
+    let id = api.send(&webhook(&sink, "/hang")).await?;
+    api.wait_status(&id, "dead").await?;
+    let timeline = api.timeline(&id).await?;
+    let made = timeline["attempts"].as_array().unwrap();
+    assert_eq!(made.len(), 3, "{timeline}");
+    assert!(made.iter().all(|attempt| attempt["outcome"] == "unknown"), "{timeline}");
+    assert!(events(&timeline).contains(&"ambiguous"), "{timeline}");
+    assert_eq!(sink.wait_for(3, SOON).await?.len(), 3);
+    check::ledger(&stack, &sink, &[id], SOON).await?.hold()
+}
+
+#[tokio::test]
 async fn retry_after_is_never_undercut() -> Result<()> {
-    let (stack, sink) = (Stack::start().await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[]).await?, HttpSink::start_local().await?);
     sink.reply_to("/busy", Reply::Sequence(vec![Reply::status(429).with_header("retry-after", "2"), Reply::ok()]));
     let api = stack.producer();
     let id = api.send(&webhook(&sink, "/busy")).await?;
@@ -198,7 +219,7 @@ async fn retry_after_is_never_undercut() -> Result<()> {
 
 #[tokio::test]
 async fn a_scheduled_message_waits_and_can_be_taken_back() -> Result<()> {
-    let (stack, sink) = (Stack::start().await?, HttpSink::start_local().await?);
+    let (stack, sink) = (Stack::patient(&[]).await?, HttpSink::start_local().await?);
     let api = stack.producer();
     let at = |seconds: i64| {
         (chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(seconds))
@@ -224,12 +245,12 @@ async fn a_scheduled_message_waits_and_can_be_taken_back() -> Result<()> {
 #[tokio::test]
 async fn a_message_that_is_no_longer_worth_sending_expires() -> Result<()> {
     let (stack, sink) = (
-        Stack::start_with(&[("WEBHOOK_RETRY_DELAY", "60000"), ("RETRY_MAX_MS", "60000")]).await?,
+        Stack::patient(&[("WEBHOOK_RETRY_DELAY", "3600000"), ("RETRY_MAX_MS", "3600000")]).await?,
         HttpSink::start_local().await?,
     );
     sink.reply_by_default(Reply::status(500));
     let api = stack.producer();
-    let soon = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(30);
+    let soon = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::minutes(30);
     let id = api
         .send(&json!({"channel": "webhook", "recipient": sink.url("/x"), "data": {}, "expires_at": soon.to_rfc3339()}))
         .await?;
@@ -240,7 +261,7 @@ async fn a_message_that_is_no_longer_worth_sending_expires() -> Result<()> {
 
 #[tokio::test]
 async fn the_sandbox_plays_every_outcome_by_recipient() -> Result<()> {
-    let stack = Stack::start_with(&[
+    let stack = Stack::patient(&[
         ("EMAIL_BACKEND", "sandbox"),
         ("RETRY_MAX_ATTEMPTS", "3"),
         ("AMBIGUOUS_POLICY_SMS", "resend"),
@@ -266,7 +287,7 @@ async fn the_sandbox_plays_every_outcome_by_recipient() -> Result<()> {
 
 #[tokio::test]
 async fn a_bulk_reports_each_recipient_and_counts_live() -> Result<()> {
-    let (stack, api) = (Stack::start().await?, ());
+    let (stack, api) = (Stack::patient(&[]).await?, ());
     let () = api;
     let producer = stack.producer();
     let body = json!({"user_ids": ["user1", "user2", "user3", "user2"], "channel": "in_app", "title": "Important", "message": "m", "category": "announcement"});
@@ -287,7 +308,7 @@ async fn a_bulk_reports_each_recipient_and_counts_live() -> Result<()> {
         .ok()?;
     assert_eq!(answer["sent"], 10_000);
     let bulk = format!("/api/bulk/{}", answer["bulk_id"].as_str().unwrap());
-    eventually("10,000 delivered", Duration::from_secs(60), || async {
+    eventually("10,000 delivered", LONG, || async {
         (producer.get(&bulk).await.ok()?.body["delivered"] == 10_000).then_some(())
     })
     .await?;

@@ -1,6 +1,6 @@
 //! No webhook reaches the operator's network, however its address is written.
 
-use std::{collections::BTreeSet, io::ErrorKind, net::TcpListener};
+use std::{collections::BTreeSet, io::ErrorKind, net::TcpListener, time::Duration};
 
 use anyhow::Result;
 use harness::{HttpSink, Reply, Stack};
@@ -238,13 +238,24 @@ fn a_canary_notices_who_comes() -> Result<()> {
     let canary = Canary::start()?;
     assert!(canary.is_alone());
     let _visitor = std::net::TcpStream::connect(("127.0.0.1", canary.1))?;
-    assert!(!canary.is_alone());
+    // The kernel may hand the connection over a moment later.
+    let begun = std::time::Instant::now();
+    while canary.is_alone() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nobody was noticed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 
 #[tokio::test]
 async fn no_writing_of_an_inside_address_is_accepted_or_dialled() -> Result<()> {
-    let stack = Stack::start_with(&[("WEBHOOK_ALLOW_NETS", "127.0.0.2/32")]).await?;
+    let stack = Stack::start_with(&[
+        ("WEBHOOK_ALLOW_NETS", "127.0.0.2/32"),
+        // A machine that stands still for a while is no reason to give up a call or a claim.
+        ("WEBHOOK_TIMEOUT", "60000"),
+        ("LEASE_MARGIN_MS", "60000"),
+    ])
+    .await?;
     let (canary, admin) = (Canary::start()?, stack.admin());
     let inside: BTreeSet<String> = [V4, ENCODED, NAMES, V6]
         .concat()

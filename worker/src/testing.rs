@@ -49,7 +49,7 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
         request_id: None,
         traceparent: None,
         attempt: 1,
-        timeout: Duration::from_secs(10),
+        timeout: Duration::from_secs(60),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::environment;
 use crate::stop::Stop;
 
 /// How long killed processes may take to disappear.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+const KILL_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running child with its log and its file of the process id.
 ///
@@ -258,8 +258,8 @@ mod tests {
         let entry = format!("XTASK_MARK_TEST={}", crate::random::secret()?);
         let (name, value) = entry.split_once('=').context("no value")?;
         let mark = Mark::Environment(entry.clone());
-        let mut marked = Command::new("sleep").arg("60").env(name, value).spawn()?;
-        let mut stranger = Command::new("sleep").arg("60").spawn()?;
+        let mut marked = Command::new("sleep").arg("600").env(name, value).spawn()?;
+        let mut stranger = Command::new("sleep").arg("600").spawn()?;
         assert!(Stop::default().wait_until(KILL_LIMIT, || mark.is_on(marked.id())));
         assert_eq!(mark.processes(), [marked.id()]);
         let reaper = std::thread::spawn(move || marked.wait());
@@ -275,7 +275,7 @@ mod tests {
     fn a_stop_ends_a_running_command() -> Result<()> {
         let stop = Stop::default();
         stop.request();
-        let status = run(Command::new("sleep").arg("60"), &stop)?;
+        let status = run(Command::new("sleep").arg("600"), &stop)?;
         assert!(!status.success());
         Ok(())
     }

@@ -117,7 +117,7 @@ mod tests {
     fn a_request_ends_a_sleep() {
         let stop = Stop::default();
         let other = stop.clone();
-        let sleeper = std::thread::spawn(move || other.sleep(Duration::from_secs(60)));
+        let sleeper = std::thread::spawn(move || other.sleep(Duration::from_secs(3600)));
         stop.request();
         assert!(sleeper.join().is_ok_and(|stopped| stopped));
     }

@@ -77,6 +77,8 @@ pub use statement::{Statement, statement};
 
 /// How long a caller waits for a connection. Below the 2 s within which ingest promises its 503.
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(1500);
+/// The same for a command: nobody promised its user an answer within two seconds, and a busy database is no reason to fail.
+const COMMAND_WAIT_MAX: Duration = Duration::from_secs(15);
 
 /// What every connection is set to.
 ///
@@ -163,12 +165,24 @@ pub struct Store {
 impl Store {
     /// Opens a pool of at most `size` connections to `database`; nothing is dialled before the first use.
     pub fn open(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
+        Self::open_waiting(database, size, CONNECT_WAIT_MAX)
+    }
+
+    /// As [`Store::open`], for a command of a person, who rather waits than starts again.
+    pub fn open_for_command(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
+        Self::open_waiting(database, size, COMMAND_WAIT_MAX)
+    }
+
+    fn open_waiting(
+        database: &DatabaseConfig,
+        size: usize,
+        wait: Duration,
+    ) -> Result<Self, deadpool::managed::BuildError> {
         let mut config = ManagerConfig::default();
         config.recycling_method = RecyclingMethod::Fast;
         config.custom_setup = Box::new(|url| connect(url).boxed());
         let manager = AsyncDieselConnectionManager::new_with_config(database.url.expose_secret(), config);
-        let timeouts =
-            Timeouts { wait: Some(CONNECT_WAIT_MAX), create: Some(CONNECT_WAIT_MAX), recycle: Some(CONNECT_WAIT_MAX) };
+        let timeouts = Timeouts { wait: Some(wait), create: Some(wait), recycle: Some(wait) };
         let pool = Pool::builder(manager).max_size(size).timeouts(timeouts).runtime(Runtime::Tokio1).build()?;
         Ok(Self { pool, sealer: database.sealer.clone() })
     }

@@ -167,12 +167,19 @@ mod tests {
 
     #[test]
     fn only_ids_of_one_near_day_name_a_partition() {
-        let now = clock::now();
+        // Again where the day ended meanwhile.
+        let (now, named) = loop {
+            let now = clock::now();
+            let named = [partition([&id(now), &id(now)]), partition([&id(now - chrono::Duration::days(1))])];
+            if clock::now().date_naive() == now.date_naive() {
+                break (now, named);
+            }
+        };
         let (today, yesterday) = (id(now), id(now - chrono::Duration::days(1)));
-        assert_eq!(partition([&today, &id(now)]), now.format("_%Y%m%d").to_string());
-        assert_eq!(partition([&yesterday]), (now - chrono::Duration::days(1)).format("_%Y%m%d").to_string());
+        let days = [now, now - chrono::Duration::days(1)].map(|day| day.format("_%Y%m%d").to_string());
+        assert_eq!(named, days);
         assert_eq!(partition([&today, &yesterday]), "", "two days");
-        assert_eq!(partition([&id(now - chrono::Duration::days(3))]), "", "long ago");
+        assert_eq!(partition([&id(now - chrono::Duration::days(4))]), "", "long ago");
         assert_eq!(partition([&Uuid::nil()]), "", "not time-ordered");
         assert_eq!(partition([]), "");
     }

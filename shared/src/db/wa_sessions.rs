@@ -252,12 +252,29 @@ impl Store {
     /// and the latest holds. `None`: WAHA was asked, and this is its answer. The session's line opens and shuts with it; what
     /// waits in a line that opens is looked at at once.
     pub async fn set_state(&self, id: Uuid, state: &str, told_at: Option<DateTime<Utc>>) -> DbResult<()> {
+        self.write_state(id, state, told_at, None).await
+    }
+
+    /// Notes what WAHA answered to a comparison that began with this session, unless its state has changed meanwhile: who
+    /// noted that knew something newer than an answer that was long on its way.
+    pub async fn note_answer(&self, session: &Session, state: &str) -> DbResult<()> {
+        self.write_state(session.id, state, None, Some(session.state_at)).await
+    }
+
+    async fn write_state(
+        &self,
+        id: Uuid,
+        state: &str,
+        told_at: Option<DateTime<Utc>>,
+        known_since: Option<DateTime<Utc>>,
+    ) -> DbResult<()> {
         let query = statement::<()>(SET_STATE)
             .bind::<Text, _>(state.to_owned())
             .bind::<Text, _>(state.to_owned())
             .bind::<Nullable<Timestamptz>, _>(told_at)
             .bind::<SqlUuid, _>(id)
             .bind::<Nullable<Timestamptz>, _>(told_at)
+            .bind::<Nullable<Timestamptz>, _>(known_since)
             .bind::<Text, _>(WORKING);
         query.run(self).await.map(drop)
     }
@@ -444,7 +461,7 @@ const LIST: &str = select!("WHERE s.tenant_id = ? AND s.id < ? ORDER BY s.id DES
 const SET_STATE: &str = "
 WITH s AS (
     UPDATE wa_sessions SET state_at = CASE WHEN state = ? THEN state_at ELSE now() END, state = ?, told_at = coalesce(?, told_at)
-    WHERE id = ? AND (told_at > ?) IS NOT TRUE
+    WHERE id = ? AND (told_at > ?) IS NOT TRUE AND (state_at = ?) IS NOT FALSE
     RETURNING id, state = ? AS is_working
 )
 UPDATE lines l SET is_open = s.is_working,

@@ -33,6 +33,15 @@ struct Args {
     seed: Option<u64>,
 }
 
+/// Leases that end soon, so that doubt shows.
+const SETTINGS: &[(&str, &str)] = &[
+    ("AUDIT_AFTER_MS", "10000"),
+    ("WEBHOOK_TIMEOUT", "2000"),
+    ("PROVIDER_TIMEOUT_MS", "2000"),
+    ("LEASE_MARGIN_MS", "500"),
+    ("RUST_LOG", "warn"),
+];
+
 /// Small, seedable and good enough to choose victims (SplitMix64).
 struct Dice(u64);
 
@@ -62,7 +71,7 @@ async fn main() -> Result<()> {
     let servers = TestServers::private("faults")?;
     let sink = HttpSink::start_local().await?;
     // Doubt must show: leases end soon, and the receiver is quick.
-    let mut stack = Stack::prepare(servers, &[("AUDIT_AFTER_MS", "10000"), ("RUST_LOG", "warn")]).await?;
+    let mut stack = Stack::prepare(servers, SETTINGS).await?;
     for (name, role) in OURS {
         stack.launch(name, *role, &[]).await?;
     }
@@ -71,7 +80,7 @@ async fn main() -> Result<()> {
     let accepted = load.finish(args.messages).await;
     println!("load ended: {} accepted; waiting for the last delivery", accepted.len());
     let start = Instant::now();
-    let ledger = check::ledger(&stack, &sink, &accepted, Duration::from_secs(300)).await?;
+    let ledger = check::ledger(&stack, &sink, &accepted, Duration::from_secs(900)).await?;
     println!("faults caused: {caused:?}");
     println!("everything ended {:?} after the load did", start.elapsed());
     println!("{ledger:#?}");
@@ -178,7 +187,7 @@ async fn one(stack: &mut Stack, dice: &mut Dice) -> Result<String> {
         }
         5 => {
             stack.signal(name, Signal::SIGTERM)?;
-            let status = stack.ended(name, Duration::from_secs(15)).await?;
+            let status = stack.ended(name, Duration::from_secs(120)).await?;
             anyhow::ensure!(status.success(), "{name} ended with {status} on SIGTERM");
             stack.launch(name, role, &settings).await?;
             Ok(format!("SIGTERM {name}"))

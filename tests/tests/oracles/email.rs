@@ -12,6 +12,8 @@ use harness::{
 };
 use serde_json::{Value, json};
 
+use super::PATIENT;
+
 fn mail() -> Value {
     json!({
         "channel": "email", "recipient": "ada@example.org", "title": "Grüße, eine lange Zeile für den Betreff, die gefaltet wird",
@@ -105,7 +107,10 @@ async fn sent_over_smtp(key: &Path, taken: &Path) -> Result<Vec<u8>> {
         Ok(command)
     })
     .await?;
+    let [timeout, margin] = PATIENT;
     let stack = Stack::start_with(&[
+        timeout,
+        margin,
         ("SMTP_HOST", "127.0.0.1"),
         ("SMTP_PORT", &server.port.to_string()),
         ("EMAIL_FROM", "Posthaste Tests <noreply@example.com>"),
@@ -117,7 +122,11 @@ async fn sent_over_smtp(key: &Path, taken: &Path) -> Result<Vec<u8>> {
     let id = stack.producer().send(&mail()).await?;
     let message = stack.producer().wait_status(&id, "sent").await?;
     assert_eq!(message["deliveries"][0]["provider"], "smtp");
-    let line = eventually("the mail server has it", SOON, || async { std::fs::read_to_string(taken).ok() }).await?;
+    let line = eventually("the mail server has it", SOON, || async {
+        // The file is there before its line is.
+        std::fs::read_to_string(taken).ok().filter(|text| text.ends_with('\n'))
+    })
+    .await?;
     let seen: Value = serde_json::from_str(line.trim())?;
     assert_eq!((&seen["sender"], &seen["recipients"]), (&json!("noreply@example.com"), &json!(["ada@example.org"])));
     Ok(STANDARD.decode(seen["raw"].as_str().context("no mail")?)?)

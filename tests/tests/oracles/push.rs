@@ -11,7 +11,7 @@ use harness::{
 };
 use serde_json::{Value, json};
 
-use super::first_attempt;
+use super::{PATIENT, first_attempt};
 
 const IPHONE: &str = "00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0";
 
@@ -120,7 +120,7 @@ async fn another_http2_takes_notifications_with_a_token_of_the_right_key_only() 
     let services = Services::start().await?;
     let server = apple(&services.dir, &services.apple, &[]).await?;
     let url = format!("http://127.0.0.1:{}", server.port);
-    let stack = Stack::start_with(&services.settings(&[("APNS_BASE_URL", &url)])).await?;
+    let stack = Stack::start_with(&services.settings(&[PATIENT[0], PATIENT[1], ("APNS_BASE_URL", &url)])).await?;
     let id = stack.producer().send(&push(&json!(IPHONE))).await?;
     let message = stack.producer().wait_status(&id, "sent").await?;
     let seen = taken(&services.dir);
@@ -134,7 +134,7 @@ async fn another_http2_takes_notifications_with_a_token_of_the_right_key_only() 
 
     let server = apple(&services.dir, &services.vapid, &[]).await?;
     let url = format!("http://127.0.0.1:{}", server.port);
-    let stack = Stack::start_with(&services.settings(&[("APNS_BASE_URL", &url)])).await?;
+    let stack = Stack::start_with(&services.settings(&[PATIENT[0], PATIENT[1], ("APNS_BASE_URL", &url)])).await?;
     let id = stack.producer().send(&push(&json!(IPHONE))).await?;
     let attempt = first_attempt(&stack, &id).await?;
     assert_eq!((&attempt["outcome"], &attempt["code"]), (&json!("misconfigured"), &json!("InvalidProviderToken")));
@@ -152,6 +152,8 @@ async fn another_tls_takes_notifications_with_a_certificate_of_the_right_authori
     for (file, is_taken) in [("client.pem", true), ("stranger.pem", false)] {
         let file = dir.join(file).display().to_string();
         let more = [
+            PATIENT[0],
+            PATIENT[1],
             ("APNS_BASE_URL", url.as_str()),
             ("APNS_CERTIFICATE_PATH", &file),
             ("APNS_KEY_ID", ""),

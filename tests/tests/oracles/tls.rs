@@ -12,7 +12,7 @@ use harness::{
 };
 use serde_json::{Value, json};
 
-use super::first_attempt;
+use super::{PATIENT, first_attempt};
 
 /// A folder with the certificates of `certificates.py`.
 struct Authority(PathBuf);
@@ -54,7 +54,10 @@ async fn mails_go_out_over_starttls_and_tls_to_whom_the_authority_vouches_for_on
         for (certificate, is_trusted) in [("server.pem", true), ("stranger.pem", false)] {
             let taken = authority.0.join(format!("{mode}-{certificate}.json"));
             let server = mail_server(mode, &authority.file(certificate), &taken).await?;
+            let [timeout, margin] = PATIENT;
             let stack = Stack::start_with(&[
+                timeout,
+                margin,
                 ("SMTP_HOST", "127.0.0.1"),
                 ("SMTP_PORT", &server.port.to_string()),
                 ("SMTP_USE_TLS", mode),

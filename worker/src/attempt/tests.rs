@@ -47,7 +47,7 @@ fn desk_of(acts: Vec<(ProviderName, Act)>) -> Desk {
             ambiguous: AmbiguousPolicy::Resend,
         },
         timeout: Duration::from_millis(50),
-        lease_margin: Duration::from_secs(10),
+        lease_margin: Duration::from_secs(3600),
         breakers: None,
         secrets: None,
         tracking: None,
@@ -153,9 +153,11 @@ async fn an_expired_message_is_not_sent() {
 
 #[tokio::test]
 async fn a_retry_after_the_expiry_is_not_planned() {
-    let soon = clock::now() + chrono::TimeDelta::seconds(5);
-    let event =
-        attempted(Act::Answer(Outcome::Transient(fault(), None)), Claim { expires_at: Some(soon), ..claim(1) }).await;
+    // The retry would come a day later.
+    let wait = Some(Duration::from_secs(24 * 3600));
+    let soon = clock::now() + chrono::TimeDelta::hours(1);
+    let claim = Claim { expires_at: Some(soon), ..claim(1) };
+    let event = attempted(Act::Answer(Outcome::Transient(fault(), wait)), claim).await;
     assert_eq!((event.kind, event.state, event.delay_ms), (EventKind::Expired, State::Expired, None));
     assert!(event.attempt.is_some());
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::testing::{config, order};
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(400);
 /// Content and credentials hold this word, and no outcome may.
 const CANARY: &str = "canary";
@@ -353,13 +353,21 @@ impl Vendor {
     }
 
     async fn answered(&self, reply: Reply) -> Outcome {
-        let (sink, provider) = self.started().await;
-        sink.reply_to(self.path, reply.clone());
         // What stays silent is waited for briefly, and what answers is given the time a busy machine needs.
         let silent = matches!(reply, Reply::Hang | Reply::Stall(..));
-        let outcome = self.outcome(&*provider, if silent { SHORT } else { WAIT }).await;
-        assert_eq!(sink.requests_to(self.path).len() + sink.cut_off(), 1, "{}: one call for {reply:?}", self.name);
-        outcome
+        for timeout in if silent { [SHORT, 10 * SHORT, WAIT] } else { [WAIT; 3] } {
+            let (sink, provider) = self.started().await;
+            sink.reply_to(self.path, reply.clone());
+            let outcome = self.outcome(&*provider, timeout).await;
+            let calls = sink.requests_to(self.path).len() + sink.cut_off();
+            // A short time may end before the call was made, on a machine that stands still: then nobody was silent.
+            if silent && calls == 0 && timeout < WAIT {
+                continue;
+            }
+            assert_eq!(calls, 1, "{}: one call for {reply:?}", self.name);
+            return outcome;
+        }
+        panic!("{}: no call for {reply:?}", self.name)
     }
 
     /// An answer that quotes what it should not.
@@ -420,10 +428,10 @@ async fn the_wait_a_vendor_asks_for_is_kept_in_seconds_and_as_a_date() {
         for code in [429, 503] {
             let seconds = vendor.answered(vendor.indiscreet(code).with_header("Retry-After", "120")).await;
             assert_eq!(wait(&seconds), Some(Duration::from_secs(120)), "{} {code}: {seconds:?}", vendor.name);
-            let at = (clock::now() + Duration::from_secs(90)).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            let at = (clock::now() + Duration::from_secs(3600)).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
             let date = vendor.answered(vendor.indiscreet(code).with_header("Retry-After", &at)).await;
             let wait = wait(&date).unwrap_or_default().as_secs();
-            assert!((80..=91).contains(&wait), "{} {code}: {date:?}", vendor.name);
+            assert!((3000..=3601).contains(&wait), "{} {code}: {date:?}", vendor.name);
             let none = vendor.answered(vendor.indiscreet(code)).await;
             assert_eq!(self::wait(&none), None, "{} {code}: {none:?}", vendor.name);
         }
@@ -451,9 +459,8 @@ async fn what_never_left_is_tried_again() {
         let outcome = vendor.outcome(&*over_tls, WAIT).await;
         assert_eq!(outcome.class(), Transient, "{}: {outcome:?}", vendor.name);
         assert!(sink.requests().is_empty());
-        // A port that was just given back: nobody listens there.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let outcome = vendor.outcome(&*vendor.at(&format!("http://{port}")), WAIT).await;
+        // Nobody listens there, and nobody is given it.
+        let outcome = vendor.outcome(&*vendor.at("http://127.0.0.1:1"), WAIT).await;
         assert_eq!(outcome.class(), Transient, "{}: {outcome:?}", vendor.name);
     }
 }

@@ -1,7 +1,9 @@
 //! Ports of our own: chosen once, remembered in the directory, checked before use.
 
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +19,10 @@ const CHOICE: (u16, u16) = (15_000, 32_000);
 const TRIES: usize = 100;
 
 /// How long the ports of processes that were just ended may stay taken.
-const CLOSE_GRACE: Duration = Duration::from_secs(3);
+const CLOSE_GRACE: Duration = Duration::from_secs(10);
+
+/// The ports that this process was given: files whose locks end with it.
+static GIVEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 /// The remembered ports of one directory (the file `ports` in it).
 #[derive(Debug)]
@@ -32,7 +37,11 @@ impl Ports {
     /// The port of that name: the one of the last run, whoever uses it now, or a new one.
     pub fn remembered(&mut self, name: &str) -> Result<u16> {
         match self.known(name) {
-            Some(port) => Ok(port),
+            Some(port) => {
+                // Kept from others while its server is down; it may be ours already.
+                claim(port);
+                Ok(port)
+            }
             None => self.choose(name),
         }
     }
@@ -80,15 +89,29 @@ impl ServerPorts {
     }
 }
 
-/// A port on which nobody listens right now.
+/// A port on which nobody listens right now, and that no other process is given here as long as this one lives: between
+/// the choice and the listening, and while its server is down, it stays ours.
 pub fn find_free() -> Result<u16> {
     for _ in 0..TRIES {
         let port = random::port_between(CHOICE.0, CHOICE.1)?;
-        if is_free(port) {
+        if claim(port) && is_free(port) {
             return Ok(port);
         }
     }
     bail!("found no free port between {} and {}", CHOICE.0, CHOICE.1)
+}
+
+/// Takes a port for this process; false if another one has it. Where nothing can be locked, chance has to do.
+fn claim(port: u16) -> bool {
+    let dir = std::env::temp_dir().join("posthaste-ports");
+    let file = fs::create_dir_all(&dir)
+        .and_then(|()| File::options().create(true).append(true).open(dir.join(port.to_string())));
+    let Ok(file) = file else { return true };
+    if matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+        return false;
+    }
+    GIVEN.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    true
 }
 
 /// Whether a server could listen on this port of the loopback interface.
@@ -132,6 +155,8 @@ mod tests {
     #[test]
     fn a_port_is_remembered_and_left_when_somebody_takes_it() -> Result<()> {
         let dir = std::env::temp_dir().join(format!("xtask-ports-{}", std::process::id()));
+        let given = find_free()?;
+        assert!(!claim(given), "it is given once");
         let first = Ports::open(&dir).free("a")?;
         assert_eq!(Ports::open(&dir).free("a")?, first);
         let _squatter = TcpListener::bind((Ipv4Addr::LOCALHOST, first))?;

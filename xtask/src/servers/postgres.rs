@@ -182,7 +182,7 @@ impl Psql {
         };
         let mut psql = Command::new(program);
         without_variables(&mut psql, &["PG"]);
-        psql.env("PGCONNECT_TIMEOUT", "5").args(rest);
+        psql.env("PGCONNECT_TIMEOUT", "60").args(rest);
         psql.args(["--host=127.0.0.1", "--username=postgres", "--dbname=postgres"]);
         psql.args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--command", sql]);
         output_of(&mut psql)

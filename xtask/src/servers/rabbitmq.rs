@@ -30,7 +30,7 @@ const GENTLE: Signal = Signal::SIGTERM;
 const NODE: &str = "posthaste@localhost";
 
 /// How long a probe waits for the broker's first byte.
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Describes the server; nothing is started yet.
 pub(super) fn server(

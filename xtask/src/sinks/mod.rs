@@ -8,16 +8,19 @@ mod record;
 pub mod smtp;
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use http::HttpSink;
 pub use smtp::SmtpSink;
+
+use crate::servers::ports::find_free;
 
 /// A listening socket and the tasks of its connections. Dropping it closes them all at once, and the
 /// address may be bound again right away: that is how a test takes a receiver away and brings it back.
@@ -35,7 +38,7 @@ impl Listening {
         S: Fn(TcpStream) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind(address).await?;
+        let listener = bind(address).await?;
         let address = listener.local_addr()?;
         let accepted = Arc::<AtomicUsize>::default();
         let task = tokio::spawn(accept_all(listener, Arc::clone(&accepted), serve));
@@ -45,6 +48,27 @@ impl Listening {
     /// Connections so far.
     fn connections(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+/// How long an address may stay taken by the sink that was there before: its task ends a moment after it.
+const LEAVE_GRACE: Duration = Duration::from_secs(30);
+
+/// Listens on an address of somebody's choice once it is free, or on a port of its own. That one is not of the system's
+/// choice: a client in passing could take it while its sink is away.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let since = Instant::now();
+    loop {
+        let port = match address.port() {
+            0 => find_free().map_err(std::io::Error::other)?,
+            chosen => chosen,
+        };
+        match TcpListener::bind((address.ip(), port)).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && since.elapsed() < LEAVE_GRACE => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            done => return done,
+        }
     }
 }
 

@@ -85,12 +85,16 @@ fn a_writer_reports_the_whole_line_as_written() {
 fn a_line_of_usual_length_is_read_in_microseconds() {
     let line = "{\"service\":\"ingest\",\"timestamp\":\"2026-11-20T16:26:07.123456Z\",\"level\":\"INFO\",\"message\":\"attempt made\",\
         \"delivery\":\"0191d8a0-0000-7000-8000-000000000001\",\"duration_ms\":12,\"target\":\"worker::attempt\"}\n";
-    let start = std::time::Instant::now();
-    for _ in 0..1000 {
-        assert!(matches!(mask(std::hint::black_box(line.as_bytes())), Cow::Borrowed(_)));
-    }
-    // A debug build on a busy machine needs some 10 µs a line.
-    assert!(start.elapsed() < std::time::Duration::from_millis(500), "{:?} for 1000 lines", start.elapsed());
+    let hundred = || {
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            assert!(matches!(mask(std::hint::black_box(line.as_bytes())), Cow::Borrowed(_)));
+        }
+        start.elapsed()
+    };
+    // A debug build on a busy machine needs some 10 µs a line. The machine may stand still in some hundred, but not in each.
+    let quickest = (0..20).map(|_| hundred()).min().unwrap();
+    assert!(quickest < std::time::Duration::from_millis(50), "{quickest:?} for 100 lines");
 }
 
 /// The check digit that makes `digits` a card number.

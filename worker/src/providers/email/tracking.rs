@@ -268,9 +268,13 @@ mod tests {
     fn a_hostile_page_takes_no_longer_than_its_length_allows() {
         for unit in ["<a href=\"", "<", "<script>", "<a ", "&", "<!--", "</body", "<a href=&"] {
             let html = unit.repeat(100_000 / unit.len());
-            let started = std::time::Instant::now();
-            assert!(rewrite(&html, Some("P"), |_| None).len() >= html.len());
-            assert!(started.elapsed() < std::time::Duration::from_secs(5), "{unit}");
+            let is_quick = || {
+                let started = std::time::Instant::now();
+                assert!(rewrite(&html, Some("P"), |_| None).len() >= html.len());
+                started.elapsed() < std::time::Duration::from_secs(5)
+            };
+            // The machine may stand still once, but not every time.
+            assert!((0..3).any(|_| is_quick()), "{unit}");
         }
     }
 }

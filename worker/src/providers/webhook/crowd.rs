@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use shared::{
@@ -15,7 +15,7 @@ use shared::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// A call that takes longer is slow; nobody waits longer for a place.
@@ -162,6 +162,8 @@ impl Call {
 mod tests {
     use super::*;
 
+    // Time stands still in these tests, and leaps when everybody waits: what the machine does meanwhile takes none.
+
     fn origin(name: &str) -> Key {
         (Lane::Normal, Arc::from(name))
     }
@@ -171,7 +173,7 @@ mod tests {
         crowd.enter(&origin(name), delivery, Duration::from_secs(10)).await.map(|()| delivery)
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_receiver_that_hangs_gets_most_places_and_then_none_and_others_are_not_held() {
         let crowd = Arc::new(Crowd::new(64));
         let all = (0..64).map(|_| {
@@ -189,7 +191,7 @@ mod tests {
         assert!(enter(&crowd, "hangs").await.unwrap_err().wait > held.wait, "each a little longer");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_receiver_that_answers_at_once_is_never_held() {
         let crowd = Arc::new(Crowd::new(64));
         let calls = (0..300).map(|_| {
@@ -205,7 +207,7 @@ mod tests {
         assert!(crowd.lock().is_empty(), "nothing is left of it");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_place_that_was_never_used_comes_back() {
         let crowd = Crowd::new(8);
         for _ in 0..6 {

@@ -81,7 +81,7 @@ async fn a_message_shows_title_and_body_and_its_data_are_texts() {
     let message = &sink.requests_to(MESSAGES)[1].json().unwrap()["message"];
     assert!(message.get("data").is_none() && message["apns"].get("payload").is_none());
     let ttl: u64 = message["android"]["ttl"].as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap();
-    assert!((590..=600).contains(&ttl), "{ttl}");
+    assert!((300..=600).contains(&ttl), "{ttl}");
     assert_eq!(message["apns"]["headers"]["apns-expiration"], order.expires_at.unwrap().timestamp().to_string());
 }
 
@@ -157,7 +157,7 @@ async fn without_a_token_nothing_is_sent_and_the_outcome_says_whose_fault_it_is(
     ] {
         let (sink, fcm) = google().await;
         sink.reply_to(TOKEN, reply.clone());
-        let timeout = if matches!(reply, Reply::Hang) { Duration::from_millis(300) } else { Duration::from_secs(10) };
+        let timeout = if matches!(reply, Reply::Hang) { Duration::from_millis(300) } else { Duration::from_secs(60) };
         let outcome = fcm.post(&Order { timeout, ..hello() }).await;
         assert_eq!(outcome.class(), class, "{reply:?}: {outcome:?}");
         assert_eq!(outcome.fault().unwrap().code.as_deref(), Some(code), "{reply:?}");

@@ -7,7 +7,7 @@ use xtask::sinks::{
     http::{HttpSink, Reply, Request},
 };
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(60);
 
 fn config(allowed: &[&str]) -> WebhookConfig {
     let allow_nets = allowed.iter().map(|net| net.parse().unwrap()).collect();
@@ -35,8 +35,10 @@ async fn posted(order: &Order, sink: &HttpSink) -> Request {
 
 async fn outcome_of(reply: Reply) -> Outcome {
     let sink = HttpSink::start_local().await.unwrap();
+    // Who stays silent is waited for briefly; who answers is given the time a busy machine needs.
+    let timeout = if matches!(reply, Reply::Hang) { Duration::from_millis(300) } else { WAIT };
     sink.reply_to("/", reply);
-    let order = Order { timeout: Duration::from_millis(300), ..webhook(&sink.url("/"), &json!({"data": 1})) };
+    let order = Order { timeout, ..webhook(&sink.url("/"), &json!({"data": 1})) };
     local().post(&order).await
 }
 
@@ -53,6 +55,7 @@ async fn a_request_is_signed_and_carries_its_ids() {
         traceparent: Some(trace.to_owned()),
         ..webhook(&sink.url("/hook?x=1"), &json!({"data": {"a": 1}}))
     };
+    let before = clock::now().timestamp();
     let request = posted(&order, &sink).await;
     let id = order.delivery.to_string();
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/hook?x=1"));
@@ -67,7 +70,7 @@ async fn a_request_is_signed_and_carries_its_ids() {
     }
     assert!(request.header("user-agent").unwrap().starts_with("Posthaste/"));
     let timestamp: i64 = request.header("webhook-timestamp").unwrap().parse().unwrap();
-    assert!((clock::now().timestamp() - timestamp).abs() <= 10);
+    assert!((before..=clock::now().timestamp()).contains(&timestamp), "{timestamp}");
     assert_eq!(
         request.header("webhook-signature"),
         standard_webhooks::sign(SECRET, &id, timestamp, &request.body).as_deref()
