@@ -229,6 +229,24 @@ pub struct SharedBody {
     pub queue_when_offline: Option<bool>,
     /// WhatsApp: a file; the text is its caption.
     pub media: Option<MediaBody>,
+    /// When it may disturb the person by e-mail, text message, push or WhatsApp; unless given, as its type has it.
+    pub send_window: Option<SendWindowBody>,
+}
+
+/// On some days from one time of day to another, by the clock on the wall of the person it is for (no zone: UTC). Outside of it a
+/// delivery is `scheduled` for its next opening, `reason` `send_window`.
+#[derive(ToSchema)]
+#[schema(as = SendWindow)]
+pub struct SendWindowBody {
+    /// The days on which it opens, of `mon`, `tue`, `wed`, `thu`, `fri`, `sat`, `sun`; every day unless given.
+    #[schema(min_items = 1, example = json!(["mon", "tue", "wed", "thu", "fri"]))]
+    pub days: Option<Vec<String>>,
+    /// The first minute in it.
+    #[schema(example = "09:00")]
+    pub from: String,
+    /// The first minute that is in it no more: another than `from`, before it across midnight, or `24:00`.
+    #[schema(example = "17:00")]
+    pub to: String,
 }
 
 /// A file of a WhatsApp message. Either `data` or `url`.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     contract::submission::{Content, TemplateRef},
     db::{DbResult, Store},
-    domain::{Channel, Class, RuleDefinition, RuleIndex, TenantId},
+    domain::{Channel, Class, RuleDefinition, RuleIndex, SendWindow, TenantId},
     template::{Template, TemplateError},
 };
 
@@ -39,6 +39,8 @@ pub struct NotificationType {
     pub channels: Vec<Channel>,
     /// Whether it is on for those who said nothing.
     pub default_enabled: bool,
+    /// When it may disturb people; `None`: at any time.
+    pub send_window: Option<SendWindow>,
 }
 
 /// A rule.
@@ -91,11 +93,12 @@ impl Catalogue {
         of_type.and_then(|of_type| of_type.class).or_else(of_category).unwrap_or_else(|| Class::of(category))
     }
 
-    /// Completes content by what its type says: category, class, and whether only those want it who said so.
+    /// Completes content by what its type says: category, class, send window, and whether only those want it who said so.
     pub fn complete(&self, content: &mut Content) {
         if let Some(of_type) = content.kind.as_ref().and_then(|kind| self.types.get(kind)) {
             content.category = content.category.take().or_else(|| of_type.category.clone());
             content.opt_in = !of_type.default_enabled;
+            content.send_window = content.send_window.take().or_else(|| of_type.send_window.clone());
         }
         let class = self.class(content.kind.as_deref(), content.category.as_deref());
         content.class = Some(class).filter(|class| *class != Class::of(content.category.as_deref()));

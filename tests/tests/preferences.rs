@@ -1,5 +1,5 @@
 //! What people want, and that it decides what is sent at the moment of sending: preferences, opt-outs, quiet hours,
-//! unsubscribing.
+//! send windows, unsubscribing.
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
@@ -180,16 +180,24 @@ async fn due_now(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-fn held_until(message: &Value) -> Option<DateTime<Utc>> {
+fn held_until(message: &Value, reason: &str) -> Option<DateTime<Utc>> {
     let delivery = &message["deliveries"][0];
-    let is_held = delivery["status"] == "scheduled" && delivery["reason"] == "quiet_hours";
+    let is_held = delivery["status"] == "scheduled" && delivery["reason"] == reason;
     delivery["scheduled_at"].as_str().filter(|_| is_held)?.parse().ok()
 }
 
 async fn until_held(api: &Api, id: &str, until: DateTime<Utc>) -> Result<()> {
-    let held =
-        eventually("it is held", SOON, || async { held_until(&api.message(id).await.ok()?).filter(|at| *at == until) });
-    held.await.with_context(|| format!("{id} until {until}")).map(drop)
+    until_held_for(api, id, until, "quiet_hours").await
+}
+
+async fn until_held_for(api: &Api, id: &str, until: DateTime<Utc>, reason: &str) -> Result<()> {
+    let held = eventually("it is held", SOON, || async {
+        held_until(&api.message(id).await.ok()?, reason).filter(|at| *at == until)
+    });
+    match held.await {
+        Ok(_) => Ok(()),
+        Err(late) => Err(late.context(format!("{id} until {until}: {:?}", api.message(id).await))),
+    }
 }
 
 #[tokio::test]
@@ -250,6 +258,102 @@ async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwar
     let waits = "SELECT sum(deferrals)::int8 FROM deliveries WHERE state = 'sent'";
     assert_eq!(stack.count(waits).await?, 0, "waiting for the morning is no failure");
     Ok(())
+}
+
+#[tokio::test]
+async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> Result<()> {
+    let stack = sandbox().await?;
+    let (api, admin) = (stack.producer(), stack.admin());
+    let now = shared::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
+    // Opens in an hour where Ada lives, for two hours, on that day of the week.
+    let zone = TimeDelta::minutes(5 * 60 + 45);
+    let (opening, closing) = (now + TimeDelta::hours(1), now + TimeDelta::hours(3));
+    let wall = |at: DateTime<Utc>| (at + zone).format("%H:%M").to_string();
+    let day = (opening + zone).format("%a").to_string().to_lowercase();
+    let window = json!({"days": [day], "from": wall(opening), "to": wall(closing)});
+    let letter = json!({"id": "letter", "category": "news", "channels": ["in_app", "email"], "send_window": window});
+    let types = "/api/notification-types";
+    assert_eq!(admin.post(types, &letter).await?.ok()?["types"]["created"], json!(["letter"]));
+    assert_eq!(admin.post(types, &letter).await?.ok()?["types"]["unchanged"], json!(["letter"]));
+    assert_eq!(api.get(types).await?.ok()?["types"][0]["send_window"], window);
+    let wrong = json!({"id": "x", "send_window": {"days": ["someday"], "from": "9:00", "to": "17:00"}});
+    assert_eq!(admin.post(types, &wrong).await?.fields(), ["send_window.days[0]", "send_window.from"]);
+    let profile = json!({"email": "ada@example.com", "time_zone": "Asia/Kathmandu"});
+    put(&api, "/api/users/ada", &profile).await?.ok()?;
+
+    let of_type = |user: Option<&str>| json!({"channel": "email", "recipient": "ada@example.com", "user_id": user, "type": "letter", "message": "Hello"});
+    let id = api.send(&of_type(Some("ada"))).await?;
+    until_held_for(&api, &id, opening, "send_window").await?;
+    let timeline = api.timeline(&id).await?;
+    assert_eq!(
+        (&timeline["attempts"], &timeline["events"][1]["kind"], &timeline["events"][1]["detail"]),
+        (&json!([]), &json!("scheduled"), &json!("send_window: it goes on when it opens")),
+        "{timeline}"
+    );
+    // Where nobody knows the clock it is UTC's, and the window is as long away as that is behind.
+    let unknown = api.send(&of_type(None)).await?;
+    until_held_for(&api, &unknown, opening + zone, "send_window").await?;
+
+    // By type in the app and by mail, from a rule, and in the words of a request.
+    let note = json!({"user_id": "ada", "notification_type": "letter", "title": "T", "message": "m"});
+    let both = api.post("/api/notifications", &note).await?.ok()?["id"].as_str().context("an id")?.to_owned();
+    eventually("one is told and one waits", SOON, || async {
+        let message = api.message(&both).await.ok()?;
+        let stands = |channel: &str| {
+            let deliveries = message["deliveries"].as_array()?;
+            deliveries.iter().find(|one| one["channel"] == channel).map(|one| one["status"].clone())
+        };
+        (stands("in_app")? == "delivered" && stands("email")? == "scheduled").then_some(())
+    })
+    .await?;
+    let words = json!({"name": "paid", "subject": "Paid", "body": "Paid"});
+    admin.post("/api/notifications/templates", &words).await?.ok()?;
+    let rule = json!({"name": "Paid", "event_type": "order.paid", "notification_type": "letter", "template_name": "paid", "channels": ["email"]});
+    admin.post("/api/rules", &rule).await?.ok()?;
+    let happened = json!({"type": "order.paid", "user_id": "ada", "data": {}});
+    let dry = api.post("/api/events/dry-run", &happened).await?.ok()?["rules"][0]["channels"][0].clone();
+    assert_eq!((&dry["waits_for"], &dry["quiet_until"]), (&json!("send_window"), &Value::Null), "{dry}");
+    assert_eq!(dry["waits_until"].as_str().and_then(|at| at.parse().ok()), Some(opening));
+    let told = api.post("/api/events", &happened).await?.ok()?["messages"][0].clone();
+    let told = told.as_str().or(told["id"].as_str()).context("an id")?.to_owned();
+    until_held_for(&api, &told, opening, "send_window").await?;
+    let mut own = mail("ada@example.com", Some("ada"), None);
+    own["send_window"] = json!({"from": wall(opening), "to": wall(closing)});
+    let requested = api.send(&own).await?;
+    until_held_for(&api, &requested, opening, "send_window").await?;
+    own["send_window"] = json!({"days": ["mon"], "from": "09:00"});
+    assert_eq!(api.post("/api/notifications/send", &own).await?.fields(), ["send_window.to"]);
+
+    // What is essential, and what may be told all day.
+    let mut code = of_type(Some("ada"));
+    code["category"] = json!("security");
+    is_sent(&api, &code).await?;
+    let mut any = of_type(Some("ada"));
+    any["send_window"] = json!({"from": "00:00", "to": "24:00"});
+    is_sent(&api, &any).await?;
+    let mut brief = of_type(Some("ada"));
+    brief["expires_at"] = json!((now + TimeDelta::minutes(50)).to_rfc3339());
+    assert_eq!(ended(&api, &brief).await?, ("expired".to_owned(), json!("send_window")));
+
+    // With quiet hours the first moment that both allow, or none.
+    let later = now + TimeDelta::hours(2);
+    quiet(&stack, "bob", Some((now - TimeDelta::hours(1), later))).await?;
+    quiet(&stack, "eve", Some((now - TimeDelta::hours(1), closing))).await?;
+    let quieter = api.send(&of_type(Some("bob"))).await?;
+    until_held_for(&api, &quieter, later, "quiet_hours").await?;
+    is_suppressed(&api, &of_type(Some("eve")), "send_window").await?;
+
+    // At the opening all is checked again: one moved to where it is open, one does not want it any more.
+    put(&api, "/api/users/ada", &json!({"time_zone": "Asia/Jakarta"})).await?.ok()?;
+    put(&api, &format!("{PREFERENCES}/bob"), &json!({"news": {"enabled": false}})).await?.ok()?;
+    due_now(&stack).await?;
+    for id in [&id, &told, &requested] {
+        let sent = api.wait_status(id, "sent").await?;
+        let delivery = &sent["deliveries"][0];
+        assert_eq!((&delivery["attempts"], &delivery["reason"]), (&json!(1), &Value::Null));
+    }
+    assert_eq!(api.wait_status(&quieter, "suppressed").await?["deliveries"][0]["reason"], json!("preference"));
+    until_held_for(&api, &unknown, opening + zone, "send_window").await
 }
 
 /// A stack whose mails go to a sink, and whose links lead to itself.

@@ -21,7 +21,7 @@ use shared::{
     db::claim::Claim,
     domain::{
         Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, Reason, RetryPolicy,
-        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wishes, retry::decide,
+        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wait, Wishes, retry::decide,
         suppression::SuppressionReason,
     },
     faultpoint,
@@ -113,8 +113,10 @@ enum Obstacle {
     Suppressed(SuppressionReason),
     /// Its person does not want it.
     Unwanted,
-    /// It is quiet where its person lives, until this moment.
-    Quiet(DateTime<Utc>),
+    /// It may not disturb its person before this moment.
+    Early(DateTime<Utc>, Reason),
+    /// Its person's quiet hours leave no moment of its send window.
+    NoMoment,
     /// The stored content cannot be read.
     BadContent,
     /// The call could outlive the claim (the process was stopped for a while, or waits for the database), and then
@@ -176,8 +178,8 @@ fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
     claim.suppressed.iter().find(|(scope, _)| scope.concerns(class, category, kind)).map(|(_, reason)| *reason)
 }
 
-/// Whether the person wants it, can be reached, and is not disturbed. What they do not want they need no address for. Where
-/// nobody says who the person is, there is nobody to ask.
+/// Whether the person wants it, can be reached, and may be disturbed now. What they do not want they need no address for. Where
+/// nobody says who the person is, there is nobody to ask, and a send window is one of UTC.
 fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(), Obstacle> {
     let silent = Wishes::default();
     let wishes = claim.person(channel).map(|_| claim.wishes.as_deref().unwrap_or(&silent));
@@ -197,8 +199,11 @@ fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(),
     if let Some(reason) = suppression(claim, content) {
         return Err(Obstacle::Suppressed(reason));
     }
-    let quiet = wishes.and_then(|wishes| wishes.quiet_until(topic.class, channel, clock::now()));
-    quiet.map_or(Ok(()), |until| Err(Obstacle::Quiet(until)))
+    match wishes.unwrap_or(&silent).wait(topic.class, channel, content.send_window.as_ref(), clock::now()) {
+        None => Ok(()),
+        Some(Wait { until: Some(until), reason }) => Err(Obstacle::Early(until, reason)),
+        Some(Wait { until: None, .. }) => Err(Obstacle::NoMoment),
+    }
 }
 
 /// Who is called, and what that means for the delivery.
@@ -357,14 +362,14 @@ impl Subject {
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
             Obstacle::NoAddress => Verdict::end(EventKind::Failed, State::Failed),
-            Obstacle::Withheld(_) | Obstacle::Suppressed(_) | Obstacle::Unwanted => {
+            Obstacle::Withheld(_) | Obstacle::Suppressed(_) | Obstacle::Unwanted | Obstacle::NoMoment => {
                 Verdict::end(EventKind::Suppressed, State::Suppressed)
             }
             // Later than that nobody would want it any more.
-            Obstacle::Quiet(until) if self.expires_at.is_some_and(|at| at <= until) => {
+            Obstacle::Early(until, _) if self.expires_at.is_some_and(|at| at <= until) => {
                 Verdict::end(EventKind::Expired, State::Expired)
             }
-            Obstacle::Quiet(until) => Verdict::hold((until - now).to_std().unwrap_or_default()),
+            Obstacle::Early(until, _) => Verdict::hold((until - now).to_std().unwrap_or_default()),
             Obstacle::NoProvider | Obstacle::NoFit => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
             // As if somebody had asked to wait: it spends no attempt, and it cannot go on for ever.
@@ -421,7 +426,7 @@ impl Obstacle {
     const fn reason(&self) -> Option<Reason> {
         match self {
             Self::NoAddress => Some(Reason::NoAddress),
-            Self::Withheld(reason) => Some(*reason),
+            Self::Withheld(reason) | Self::Early(_, reason) => Some(*reason),
             Self::Suppressed(reason) => Some(match reason {
                 SuppressionReason::AddressDead => Reason::AddressDead,
                 SuppressionReason::HardBounce => Reason::HardBounce,
@@ -430,7 +435,7 @@ impl Obstacle {
                 SuppressionReason::Unsubscribed => Reason::Unsubscribed,
             }),
             Self::Unwanted => Some(Reason::Preference),
-            Self::Quiet(_) => Some(Reason::QuietHours),
+            Self::NoMoment => Some(Reason::SendWindow),
             Self::Expired | Self::NoProvider | Self::NoFit | Self::BadContent | Self::Late | Self::HeldBack(..) => None,
         }
     }
@@ -450,7 +455,9 @@ impl Obstacle {
             Self::Withheld(reason) => format!("{reason}: it was accepted and is not told"),
             Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
             Self::Unwanted => "preference: its person does not want it".to_owned(),
-            Self::Quiet(_) => "quiet_hours: it goes on when they end".to_owned(),
+            Self::Early(_, Reason::SendWindow) => "send_window: it goes on when it opens".to_owned(),
+            Self::Early(_, reason) => format!("{reason}: it goes on when they end"),
+            Self::NoMoment => "send_window: its person's quiet hours leave no moment of it".to_owned(),
             Self::HeldBack(held, _) => held.reason.to_owned(),
             Self::Late => "its claim could have ended before the provider's answer".to_owned(),
         }

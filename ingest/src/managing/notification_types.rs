@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 
 use actix_web::{HttpResponse, web::Data};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use shared::{
     catalogue::NotificationType,
-    contract::submission::{FieldError, NAME_BYTES_MAX},
+    contract::{
+        send_window,
+        submission::{FieldError, NAME_BYTES_MAX},
+    },
     db::notification_types::{Category, Done, Import, Imported},
-    domain::{Channel, Class, TenantId},
+    domain::{Channel, Class, SendWindow, TenantId},
     template::TemplateSource,
 };
 use utoipa::ToSchema;
@@ -22,6 +26,7 @@ use crate::{
         template_body::TemplateBody,
         templates::{check_at, everything},
     },
+    openapi::SendWindowBody,
     params::PathName,
     problem::Problem,
 };
@@ -62,6 +67,9 @@ pub struct ImportBody {
     channels: Option<Vec<String>>,
     /// Whether it is on for those who said nothing; `true` unless given.
     default_enabled: Option<bool>,
+    /// When it may disturb people by e-mail, text message, push or WhatsApp; at any time unless given.
+    #[schema(value_type = Option<SendWindowBody>)]
+    send_window: Option<Value>,
 }
 
 /// A category with its types.
@@ -116,6 +124,9 @@ pub struct TypeBody {
     channels: Option<Vec<String>>,
     /// Whether it is on for those who said nothing; `true` unless given.
     default_enabled: Option<bool>,
+    /// When it may disturb people by e-mail, text message, push or WhatsApp; at any time unless given.
+    #[schema(value_type = Option<SendWindowBody>)]
+    send_window: Option<Value>,
 }
 
 /// Reads an import and collects what is wrong with it.
@@ -158,7 +169,8 @@ impl Reading {
     }
 
     fn of_type(&mut self, at: &str, body: TypeBody, category: Option<&str>) {
-        let TypeBody { id, name, label, description, category: own, class, channels, default_enabled } = body;
+        let TypeBody { id, name, label, description, category: own, class, channels, default_enabled, send_window } =
+            body;
         let (field, name, label) = match (id, name) {
             (Some(id), name) => ("id", id, label.or(name)),
             (None, Some(name)) => ("name", name, label),
@@ -173,6 +185,7 @@ impl Reading {
         }
         let class = self.class(format!("{at}class"), class.as_deref());
         let channels = self.channels(at, channels.unwrap_or_else(|| vec![Channel::InApp.to_string()]));
+        let send_window = send_window.and_then(|window| self.send_window(format!("{at}send_window"), window));
         self.import.types.push(NotificationType {
             name,
             category,
@@ -181,7 +194,12 @@ impl Reading {
             class,
             channels,
             default_enabled: default_enabled.unwrap_or(true),
+            send_window,
         });
+    }
+
+    fn send_window(&mut self, field: String, given: Value) -> Option<SendWindow> {
+        send_window::read(&field, given).map_err(|faults| self.faults.extend(faults)).ok()
     }
 
     fn channels(&mut self, at: &str, given: Vec<String>) -> Vec<Channel> {
@@ -233,7 +251,7 @@ impl Reading {
 impl ImportBody {
     fn read(self) -> Result<Reading, Vec<FieldError>> {
         let Self { categories, plugins, templates, types, .. } = self;
-        let Self { id, name, label, description, category, class, channels, default_enabled, .. } = self;
+        let Self { id, name, label, description, category, class, channels, default_enabled, send_window, .. } = self;
         let mut reading = Reading::default();
         for (index, category) in categories.into_iter().enumerate() {
             let at = format!("categories[{index}].");
@@ -262,11 +280,13 @@ impl ImportBody {
             || category.is_some()
             || class.is_some()
             || channels.is_some()
-            || default_enabled.is_some();
+            || default_enabled.is_some()
+            || send_window.is_some();
         let is_empty =
             reading.import.types.is_empty() && reading.import.categories.is_empty() && reading.places.is_empty();
         if is_single || is_empty && reading.faults.is_empty() {
-            let body = TypeBody { id, name, label, description, category, class, channels, default_enabled };
+            let body =
+                TypeBody { id, name, label, description, category, class, channels, default_enabled, send_window };
             reading.of_type("", body, None);
         }
         if reading.import.types.len() > TYPES_MAX || reading.import.categories.len() > TYPES_MAX {
@@ -379,6 +399,9 @@ pub struct TypeView {
     pub channels: Vec<Channel>,
     /// Whether it is on for those who said nothing.
     pub default_enabled: bool,
+    /// When it may disturb people; none: at any time.
+    #[schema(value_type = Option<SendWindowBody>)]
+    pub send_window: Option<Value>,
 }
 
 /// A category.
@@ -430,6 +453,7 @@ async fn all(app: &App, tenant: TenantId) -> Result<NotificationTypeList, Proble
         category: one.category,
         channels: one.channels,
         default_enabled: one.default_enabled,
+        send_window: one.send_window.as_ref().map(send_window::show),
     };
     let types = types.into_iter().map(of_type).collect();
     let category = |one: &Category| CategoryView {
@@ -456,7 +480,7 @@ pub async fn remove(admin: Admin, name: PathName, app: Data<App>) -> Result<Http
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -498,5 +522,9 @@ mod tests {
         ];
         assert_eq!(faults(nested), wanted);
         assert_eq!(faults(json!({"types": [{"id": "a"}, {"name": "a"}]})), ["types"]);
+        assert_eq!(faults(json!({"id": "x", "send_window": {"from": "9", "to": "17:00"}})), ["send_window.from"]);
+        assert_eq!(faults(json!({"send_window": {"from": "09:00", "to": "17:00"}})), ["id"]);
+        let nested = json!({"plugins": {"p": {"notifications": [{"id": "x", "send_window": {"days": ["x"], "from": "09:00", "to": "17:00"}}]}}});
+        assert_eq!(faults(nested), ["plugins.p.notifications[0].send_window.days[0]"]);
     }
 }

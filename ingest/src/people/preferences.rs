@@ -395,6 +395,7 @@ mod tests {
             class,
             channels: vec![Channel::InApp, Channel::Push],
             default_enabled,
+            send_window: None,
         };
         let types = [
             of_type("task_reminder", "tasks", None, true),

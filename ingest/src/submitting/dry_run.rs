@@ -10,7 +10,7 @@ use shared::{
     clock,
     contract::submission::{Content, Part},
     db::{Store, beside::NewDigestItem},
-    domain::{Channel, Class, Condition, Person, Preferences, TenantId, Throttle, Topic},
+    domain::{Channel, Condition, Person, Reason, TenantId, Throttle, Topic, Wishes},
     telling,
 };
 use utoipa::ToSchema;
@@ -86,6 +86,11 @@ pub struct ChannelVerdict {
     pub allowed: bool,
     /// When the quiet hours end that the person has just now, where they hold it.
     pub quiet_until: Option<DateTime<Utc>>,
+    /// For what it would wait when it is to be sent: `quiet_hours` or `send_window`, of two for that which ends last.
+    #[schema(value_type = Option<String>, example = "send_window")]
+    pub waits_for: Option<Reason>,
+    /// Until when; none where the quiet hours leave no moment of the send window: then it would be suppressed.
+    pub waits_until: Option<DateTime<Utc>>,
     /// What it would say.
     #[schema(value_type = Option<PartBody>)]
     pub content: Option<Part>,
@@ -135,7 +140,8 @@ pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody) -> Result
         Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.switched_off_rules(tenant).await?))
     };
     let (person, preferences, switched_off) = app.db.run(asking).await?;
-    let judge = Judge { app: &app, catalogue, tenant, event, person, preferences, now: clock::now() };
+    let wishes = Wishes { preferences, zone: person.time_zone, quiet: person.quiet_hours };
+    let judge = Judge { app: &app, catalogue, tenant, event, person, wishes, now: clock::now() };
     let mut rules = judge.all().await?;
     rules.extend(switched_off.into_iter().map(|(id, name)| RuleVerdict::unmatched(id, &name, "inactive")));
     rules.sort_by_key(|verdict| verdict.rule_id);
@@ -149,7 +155,7 @@ struct Judge<'a> {
     tenant: TenantId,
     event: Event,
     person: Person,
-    preferences: Preferences,
+    wishes: Wishes,
     now: DateTime<Utc>,
 }
 
@@ -203,33 +209,40 @@ impl Judge<'_> {
             }
             None => None,
         };
-        let channels = rule.definition.channels.iter();
-        let content = notice.as_ref().map(|notice| &notice.content);
+        let (channels, content) = (rule.definition.channels.iter(), notice.as_ref().map(|notice| &notice.content));
+        let scheduled_at = notice.as_ref().and_then(|notice| notice.scheduled_at);
+        let gathered = digest.as_ref().filter(|window| !window.told_at_once).map(|window| window.closes_at);
+        let at = scheduled_at.or(gathered).unwrap_or(self.now);
         Ok(RuleVerdict {
             matched: true,
             because: None,
-            channels: channels.map(|channel| self.channel(rule, *channel, content)).collect(),
+            channels: channels.map(|channel| self.channel(rule, *channel, content, at)).collect(),
             error,
-            scheduled_at: notice.as_ref().and_then(|notice| notice.scheduled_at),
+            scheduled_at,
             digest,
             throttle: self.throttle(rule).await?,
             ..RuleVerdict::unmatched(rule.id, &rule.name, "")
         })
     }
 
-    fn channel(&self, rule: &Rule, channel: Channel, content: Option<&Content>) -> ChannelVerdict {
+    /// What would happen there with a message that is to be sent at `at`.
+    fn channel(&self, rule: &Rule, channel: Channel, content: Option<&Content>, at: DateTime<Utc>) -> ChannelVerdict {
         let kind = rule.definition.notification_type.as_deref().unwrap_or(&self.event.event_type);
         let category = content.map_or(rule.definition.category.as_deref(), |content| content.category.as_deref());
         let class = content.map_or_else(|| self.catalogue.class(Some(kind), category), Content::class);
-        let default_enabled = self.catalogue.types.get(kind).is_none_or(|of_type| of_type.default_enabled);
+        let of_type = self.catalogue.types.get(kind);
+        let default_enabled = of_type.is_none_or(|of_type| of_type.default_enabled);
+        let window = of_type.and_then(|of_type| of_type.send_window.as_ref());
         let topic = Topic { kind: Some(kind), category, class, channel, default_enabled };
-        let is_held = class != Class::Essential && !matches!(channel, Channel::InApp | Channel::Webhook);
-        let quiet = self.person.quiet_hours.filter(|_| is_held);
+        let quiet = self.wishes.wait(class, channel, None, self.now);
+        let wait = self.wishes.wait(class, channel, window, at);
         ChannelVerdict {
             channel,
             addresses: self.person.addresses(channel).len(),
-            allowed: self.preferences.allow(topic),
-            quiet_until: quiet.and_then(|quiet| quiet.until(self.now, self.person.zone())),
+            allowed: self.wishes.preferences.allow(topic),
+            quiet_until: quiet.and_then(|wait| wait.until),
+            waits_for: wait.map(|wait| wait.reason),
+            waits_until: wait.and_then(|wait| wait.until),
             content: content.and_then(|content| content.parts.get(&channel)).cloned(),
         }
     }

@@ -80,7 +80,7 @@ pub struct DeliveryView {
     /// Calls to providers so far.
     pub attempts: i64,
     /// Why it waits or ended without a call: `no_address`, `address_dead`, `hard_bounce`, `soft_bounces`, `complaint`,
-    /// `unsubscribed`, `preference`, `quiet_hours` or `throttled`.
+    /// `unsubscribed`, `preference`, `quiet_hours`, `send_window` or `throttled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// When it is sent, while it is `scheduled`.

@@ -22,7 +22,7 @@ use crate::{
     auth::Producer,
     body::JsonBody,
     observe::Trace,
-    openapi::{ChannelWord, PriorityWord},
+    openapi::{ChannelWord, PriorityWord, SendWindowBody},
     problem::Problem,
     submitting::{
         envelope::{SendAnswer, seal_message, to_json},
@@ -81,6 +81,8 @@ pub struct NotifyBody {
     on_limit: Option<String>,
     /// WhatsApp: accept it although the session is not WORKING.
     queue_when_offline: Option<bool>,
+    /// When it may disturb the person; unless given, as the type has it.
+    send_window: Option<SendWindowBody>,
 }
 
 /// Tells a person something.
@@ -334,6 +336,7 @@ mod tests {
         assert_eq!(with(r#""channels":[]"#), ["channels"]);
         assert_eq!(with(r#""priority":"soon""#), ["priority"]);
         assert_eq!(with(r#""recipient":"a@b.c""#), ["recipient"]);
+        assert_eq!(with(r#""send_window":{"from":"09:00"}"#), ["send_window.to"]);
         assert_eq!(with(r#""colour":"red""#), ["colour"]);
     }
 }

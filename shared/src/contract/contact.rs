@@ -226,7 +226,7 @@ impl Reader {
 }
 
 /// The name of an unknown field, where it looks like one: what was meant as a value must not be told again.
-fn shown(name: String) -> String {
+pub(super) fn shown(name: String) -> String {
     let is_name = (1..=60).contains(&name.len())
         && name.chars().all(|letter| letter.is_ascii_alphabetic() || letter == '_' || letter == '-');
     if is_name { name } else { "(unknown)".to_owned() }

@@ -4,6 +4,7 @@ pub mod contact;
 pub mod device;
 pub mod guard;
 pub mod provider;
+pub mod send_window;
 pub mod submission;
 pub mod webhooks;
 pub mod wire;

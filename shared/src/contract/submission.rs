@@ -16,8 +16,9 @@ use serde_json::{Map, Value};
 use super::{
     device::{Subscription, is_subscription},
     guard::Refusal,
+    send_window,
 };
-use crate::domain::{Address, Channel, Class, Lane, OnLimit, Priority, Reason};
+use crate::domain::{Address, Channel, Class, Lane, OnLimit, Priority, Reason, SendWindow};
 
 /// Longest `title` or `subject`, in bytes; RFC 5322 folds long ones, people do not read them.
 pub const TITLE_BYTES_MAX: usize = 998;
@@ -140,6 +141,9 @@ pub struct Content {
     /// Whether only those want it who said so: its type is off unless switched on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub opt_in: bool,
+    /// When it may disturb somebody: its own, else its type's; pinned when it is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_window: Option<SendWindow>,
     /// Why it is not told to anybody although it was accepted; the worker ends it with that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Reason>,
@@ -272,6 +276,9 @@ pub struct Submission {
     pub queue_when_offline: Option<bool>,
     /// The file of a WhatsApp message.
     pub media: Option<Media>,
+    /// When it may disturb a person; unless given, as its type has it.
+    #[serde(alias = "sendWindow")]
+    pub send_window: Option<Value>,
 }
 
 /// What a WhatsApp message asks of its session.
@@ -376,6 +383,7 @@ impl Submission {
             faults.add(field, "is for channel whatsapp only");
         }
         faults.name("session_id", self.session_id.as_deref());
+        let send_window = self.send_window.and_then(|window| faults.take_all(send_window::read("send_window", window)));
         let on_limit = self.on_limit.as_deref().and_then(|text| faults.word("on_limit", Some(text), None));
         let session = SessionAsk {
             session: self.session_id,
@@ -393,6 +401,7 @@ impl Submission {
             metadata: self.metadata,
             attachments: self.attachments,
             media: self.media,
+            send_window,
             ..Content::default()
         };
         let (channel, priority) = (channel?, priority?);
@@ -663,6 +672,10 @@ impl Faults {
         result.map_err(|fault| self.0.push(fault)).ok()
     }
 
+    fn take_all<T>(&mut self, result: Result<T, Vec<FieldError>>) -> Option<T> {
+        result.map_err(|faults| self.0.extend(faults)).ok()
+    }
+
     fn word<W>(&mut self, field: &str, text: Option<&str>, default: Option<W>) -> Option<W>
     where
         W: std::str::FromStr<Err = crate::domain::UnknownWord>,
@@ -815,6 +828,22 @@ mod tests {
         assert_eq!(later.to_rfc3339(), "2027-02-01T10:00:00.123456+00:00");
         assert_eq!(check(&body("2020-01-01T00:00:00Z")).unwrap().scheduled_at, None);
         assert_eq!(fields(&body("tomorrow")), ["scheduled_at"]);
+    }
+
+    #[test]
+    fn a_message_may_have_a_send_window_of_its_own() {
+        let body = |window: Value| {
+            json!({"channel": "sms", "recipient": "+1234567890", "message": "m", "send_window": window}).to_string()
+        };
+        let content = check(&body(json!({"days": ["mon"], "from": "09:00", "to": "17:00"}))).unwrap().content;
+        let kept: Content = serde_json::from_slice(&serde_json::to_vec(&content).unwrap()).unwrap();
+        let window = SendWindow { days: [crate::domain::Day::Mon].into(), from: 540, to: 1020 };
+        assert_eq!(kept.send_window, Some(window));
+        assert_eq!(check(&body(Value::Null)).unwrap().content.send_window, None);
+        assert_eq!(
+            fields(&body(json!({"days": ["someday"], "from": "09:00"}))),
+            ["send_window.days[0]", "send_window.to"]
+        );
     }
 
     #[test]

@@ -46,12 +46,15 @@ impl Store {
 
     /// Every type of a tenant, by name.
     pub async fn notification_types(&self, tenant: TenantId) -> DbResult<Vec<NotificationType>> {
-        type Row = ((String, Option<String>, Option<String>, Option<String>), (Option<String>, Vec<String>, bool));
-        type SqlRow = ((Text, Nullable<Text>, Nullable<Text>, Nullable<Text>), (Nullable<Text>, Array<Text>, Bool));
+        type Names = (String, Option<String>, Option<String>, Option<String>);
+        type SqlNames = (Text, Nullable<Text>, Nullable<Text>, Nullable<Text>);
+        type Row = (Names, (Option<String>, Vec<String>, bool, Option<String>));
+        type SqlRow = (SqlNames, (Nullable<Text>, Array<Text>, Bool, Nullable<Text>));
         let query = statement::<SqlRow>(TYPES).bind::<Int4, _>(tenant.0);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        let of_type =
-            |((name, category, label, description), (class, channels, default_enabled)): Row| NotificationType {
+        let of_type = |(names, (class, channels, default_enabled, send_window)): Row| {
+            let (name, category, label, description) = names;
+            NotificationType {
                 name,
                 category,
                 label,
@@ -59,7 +62,9 @@ impl Store {
                 class: class.and_then(|class| class.parse().ok()),
                 channels: channels.iter().filter_map(|channel| channel.parse().ok()).collect(),
                 default_enabled,
-            };
+                send_window: send_window.and_then(|window| serde_json::from_str(&window).ok()),
+            }
+        };
         Ok(rows.into_iter().map(of_type).collect())
     }
 
@@ -86,7 +91,8 @@ const TEMPLATES: &str = "
 SELECT name, version, category, variables, parts::text FROM templates WHERE tenant_id = ? AND is_active ORDER BY id";
 
 const TYPES: &str = "
-SELECT name, category, label, description, class, channels, default_enabled FROM notification_types WHERE tenant_id = ? ORDER BY name";
+SELECT name, category, label, description, class, channels, default_enabled, send_window::text
+FROM notification_types WHERE tenant_id = ? ORDER BY name";
 
 const CLASSES: &str = "SELECT name, class FROM categories WHERE tenant_id = ? AND class IS NOT NULL";
 

@@ -120,6 +120,7 @@ async fn put_types(conn: &mut AsyncPgConnection, tenant: TenantId, all: Vec<Noti
         let words: Vec<&str> = one.channels.iter().map(|channel| channel.as_str()).collect();
         words.join(",")
     };
+    let send_window = |one: &NotificationType| serde_json::to_string(one.send_window.as_ref()?).ok();
     let query = statement::<(Text, Bool)>(PUT_TYPES)
         .bind::<Int4, _>(tenant.0)
         .bind::<Array<Text>, _>(all.iter().map(|one| one.name.clone()).collect::<Vec<_>>())
@@ -128,7 +129,8 @@ async fn put_types(conn: &mut AsyncPgConnection, tenant: TenantId, all: Vec<Noti
         .bind::<Array<Nullable<Text>>, _>(all.iter().map(|one| one.description.clone()).collect::<Vec<_>>())
         .bind::<Array<Nullable<Text>>, _>(all.iter().map(|one| one.class.map(Class::as_str)).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(all.iter().map(channels).collect::<Vec<_>>())
-        .bind::<Array<Bool>, _>(all.iter().map(|one| one.default_enabled).collect::<Vec<_>>());
+        .bind::<Array<Bool>, _>(all.iter().map(|one| one.default_enabled).collect::<Vec<_>>())
+        .bind::<Array<Nullable<Text>>, _>(all.iter().map(send_window).collect::<Vec<_>>());
     Ok(done(RunQueryDsl::load(query, conn).await?))
 }
 
@@ -154,14 +156,16 @@ WHERE (c.label, c.class) IS DISTINCT FROM (coalesce(excluded.label, c.label), co
 RETURNING name, (xmax = 0) AS is_new";
 
 const PUT_TYPES: &str = "
-INSERT INTO notification_types AS t (tenant_id, name, category, label, description, class, channels, default_enabled)
-SELECT ?::int4, name, category, label, description, class, string_to_array(channels, ','), default_enabled
-FROM unnest(?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bool[])
-    AS g(name, category, label, description, class, channels, default_enabled)
+INSERT INTO notification_types AS t (tenant_id, name, category, label, description, class, channels, default_enabled, send_window)
+SELECT ?::int4, name, category, label, description, class, string_to_array(channels, ','), default_enabled, send_window::jsonb
+FROM unnest(?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bool[], ?::text[])
+    AS g(name, category, label, description, class, channels, default_enabled, send_window)
 ON CONFLICT (tenant_id, name) DO UPDATE SET category = excluded.category, label = excluded.label, description = excluded.description,
-    class = coalesce(excluded.class, t.class), channels = excluded.channels, default_enabled = excluded.default_enabled
-WHERE (t.category, t.label, t.description, t.class, t.channels, t.default_enabled) IS DISTINCT FROM
-    (excluded.category, excluded.label, excluded.description, coalesce(excluded.class, t.class), excluded.channels, excluded.default_enabled)
+    class = coalesce(excluded.class, t.class), channels = excluded.channels, default_enabled = excluded.default_enabled,
+    send_window = excluded.send_window
+WHERE (t.category, t.label, t.description, t.class, t.channels, t.default_enabled, t.send_window) IS DISTINCT FROM
+    (excluded.category, excluded.label, excluded.description, coalesce(excluded.class, t.class), excluded.channels, excluded.default_enabled,
+    excluded.send_window)
 RETURNING name, (xmax = 0) AS is_new";
 
 const PUT_TEMPLATES: &str = "

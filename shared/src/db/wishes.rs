@@ -75,4 +75,4 @@ UNION ALL
 SELECT NULL, NULL, NULL, u.tenant_id, u.user_id, u.preferences::text, u.time_zone, u.quiet_start, u.quiet_end
 FROM unnest(?::int4[], ?::text[]) AS asked(tenant_id, user_id)
 JOIN users u ON u.tenant_id = asked.tenant_id AND u.user_id = asked.user_id
-WHERE u.preferences IS NOT NULL OR u.quiet_start IS NOT NULL";
+WHERE u.preferences IS NOT NULL OR u.quiet_start IS NOT NULL OR u.time_zone IS NOT NULL";

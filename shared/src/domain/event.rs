@@ -18,7 +18,8 @@ words!(
         Ambiguous = "ambiguous",
         /// We could not.
         Dead = "dead",
-        /// It waits before its first call, though it could go out: for the end of the person's quiet hours.
+        /// It waits before its first call, though it could go out: for the end of the person's quiet hours,
+        /// or for its send window.
         Scheduled = "scheduled",
         /// Switched off.
         Suppressed = "suppressed",
@@ -81,6 +82,8 @@ words!(
         Preference = "preference",
         /// It is quiet where the person lives; it goes on afterwards.
         QuietHours = "quiet_hours",
+        /// Its send window is closed where the person lives; it goes on when that opens.
+        SendWindow = "send_window",
         /// Its rule told the person enough already.
         Throttled = "throttled",
     }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-use super::{Channel, Class, QuietHours, category::MARKETING};
+use super::{Channel, Class, QuietHours, Reason, SendWindow, category::MARKETING};
 
 /// What a person chose about one type or category.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,19 @@ pub struct Wishes {
     /// When they are not disturbed.
     pub quiet: Option<QuietHours>,
 }
+
+/// That something has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Until when; `None`: quiet hours leave no moment of the send window.
+    pub until: Option<DateTime<Utc>>,
+    /// For what: of two things for that which ends last.
+    pub reason: Reason,
+}
+
+/// How far ahead a moment is looked for that quiet hours and a send window both allow: a window that opens once a week may lie in
+/// a gap of the clock once.
+const AHEAD_MAX: TimeDelta = TimeDelta::days(15);
 
 impl Choice {
     /// Whether it was switched off, as a whole or for a channel.
@@ -162,19 +175,45 @@ impl Preferences {
 }
 
 impl Wishes {
-    /// Until when something has to wait that disturbs; `None`: it need not.
-    pub fn quiet_until(&self, class: Class, channel: Channel, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let disturbs = match channel {
-            Channel::Email | Channel::Sms | Channel::Push | Channel::Whatsapp => class != Class::Essential,
-            Channel::InApp | Channel::Webhook => false,
-        };
-        self.quiet.filter(|_| disturbs)?.until(now, self.zone.unwrap_or(Tz::UTC))
+    /// For what something has to wait that disturbs, and until when; `None`: it need not.
+    pub fn wait(
+        &self,
+        class: Class,
+        channel: Channel,
+        window: Option<&SendWindow>,
+        now: DateTime<Utc>,
+    ) -> Option<Wait> {
+        if !disturbs(class, channel) {
+            return None;
+        }
+        let zone = self.zone.unwrap_or(Tz::UTC);
+        let (mut at, mut reason) = (now, None);
+        while at <= now + AHEAD_MAX {
+            if let Some(end) = self.quiet.and_then(|quiet| quiet.until(at, zone)) {
+                (at, reason) = (end, Some(Reason::QuietHours));
+            }
+            match window.map(|window| window.opening(at, zone)) {
+                Some(Some(opening)) if opening > at => (at, reason) = (opening, Some(Reason::SendWindow)),
+                Some(None) => break,
+                Some(Some(_)) | None => return reason.map(|reason| Wait { until: Some(at), reason }),
+            }
+        }
+        Some(Wait { until: None, reason: Reason::SendWindow })
+    }
+}
+
+/// Whether something of this class can disturb a person on this channel. What is essential may always.
+const fn disturbs(class: Class, channel: Channel) -> bool {
+    match channel {
+        Channel::Email | Channel::Sms | Channel::Push | Channel::Whatsapp => !matches!(class, Class::Essential),
+        Channel::InApp | Channel::Webhook => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Day;
 
     const ALL: Topic<'static> = Topic {
         kind: Some("task_reminder"),
@@ -294,19 +333,70 @@ mod tests {
         assert!(!about_another.allow(mail), "not what was asked");
     }
 
+    fn utc(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn window(days: &[Day], from: u16, to: u16) -> SendWindow {
+        SendWindow { days: days.iter().copied().collect(), from: from * 60, to: to * 60 }
+    }
+
     #[test]
-    fn only_what_disturbs_waits_for_the_end_of_the_quiet() {
+    fn only_what_disturbs_waits_for_quiet_hours_and_send_windows() {
         let wishes = Wishes { quiet: Some(QuietHours { start: 0, end: 600 }), ..Wishes::default() };
-        let night =
-            DateTime::from_timestamp(1_800_000_000, 0).unwrap().date_naive().and_hms_opt(3, 0, 0).unwrap().and_utc();
-        let until = |class, channel| wishes.quiet_until(class, channel, night);
+        let (night, noon) = (utc("2026-06-01T03:00:00Z"), window(Day::ALL, 12, 13));
+        let until = |class, channel| wishes.wait(class, channel, None, night).map(|wait| (wait.until, wait.reason));
+        let opening = |class, channel| Wishes::default().wait(class, channel, Some(&noon), night);
         for channel in [Channel::Email, Channel::Sms, Channel::Push, Channel::Whatsapp] {
-            assert_eq!(until(Class::Transactional, channel), Some(night + chrono::TimeDelta::hours(7)), "{channel}");
+            let quiet = Some((Some(night + TimeDelta::hours(7)), Reason::QuietHours));
+            assert_eq!(until(Class::Transactional, channel), quiet, "{channel}");
             assert_eq!(until(Class::Essential, channel), None, "{channel}");
+            let wanted = Wait { until: Some(night + TimeDelta::hours(9)), reason: Reason::SendWindow };
+            assert_eq!(opening(Class::Marketing, channel), Some(wanted), "{channel}");
+            assert_eq!(opening(Class::Essential, channel), None, "{channel}");
         }
         for channel in [Channel::InApp, Channel::Webhook] {
-            assert_eq!(until(Class::Marketing, channel), None, "{channel}");
+            assert_eq!(
+                (until(Class::Marketing, channel), opening(Class::Marketing, channel)),
+                (None, None),
+                "{channel}"
+            );
         }
-        assert_eq!(Wishes::default().quiet_until(Class::Marketing, Channel::Sms, night), None);
+        assert_eq!(Wishes::default().wait(Class::Marketing, Channel::Sms, None, night), None);
+    }
+
+    #[test]
+    fn quiet_hours_and_a_send_window_together_give_the_first_moment_that_both_allow() {
+        let weekdays = [Day::Mon, Day::Tue, Day::Wed, Day::Thu, Day::Fri];
+        let office = window(&weekdays, 9, 17);
+        let quiet = |start: u16, end: u16| Some(QuietHours { start: start * 60, end: end * 60 });
+        let vienna: Tz = "Europe/Vienna".parse().unwrap();
+        // 1 June 2026 is a Monday. An empty end: it need not wait.
+        let table = [
+            // The window opens after the quiet, and the quiet ends within the window.
+            (quiet(22, 8), None, &office, "2026-06-01T23:00:00Z", "2026-06-02T09:00:00Z", Reason::SendWindow),
+            (quiet(22, 11), None, &office, "2026-06-01T23:00:00Z", "2026-06-02T11:00:00Z", Reason::QuietHours),
+            (quiet(12, 13), None, &office, "2026-06-01T12:30:00Z", "2026-06-01T13:00:00Z", Reason::QuietHours),
+            (quiet(12, 13), None, &office, "2026-06-01T13:00:00Z", "", Reason::QuietHours),
+            (None, None, &office, "2026-06-01T16:59:00Z", "", Reason::SendWindow),
+            // The quiet goes on over the end of the window, and over the weekend.
+            (quiet(16, 8), None, &office, "2026-06-05T16:30:00Z", "2026-06-08T09:00:00Z", Reason::SendWindow),
+            (quiet(16, 10), None, &office, "2026-06-05T16:30:00Z", "2026-06-08T10:00:00Z", Reason::QuietHours),
+            // By the clock of the person.
+            (quiet(22, 8), Some(vienna), &office, "2026-06-01T06:30:00Z", "2026-06-01T07:00:00Z", Reason::SendWindow),
+            (quiet(22, 10), Some(vienna), &office, "2026-06-01T06:30:00Z", "2026-06-01T08:00:00Z", Reason::QuietHours),
+        ];
+        for (quiet, zone, window, now, until, reason) in table {
+            let wishes = Wishes { quiet, zone, ..Wishes::default() };
+            let wanted = (!until.is_empty()).then(|| Wait { until: Some(utc(until)), reason });
+            let found = wishes.wait(Class::Marketing, Channel::Email, Some(window), utc(now));
+            assert_eq!(found, wanted, "{quiet:?} {zone:?} at {now}");
+        }
+        // Whoever is never disturbed while it is open.
+        let owl = Wishes { quiet: quiet(8, 18), ..Wishes::default() };
+        let never = Some(Wait { until: None, reason: Reason::SendWindow });
+        for now in ["2026-06-01T07:00:00Z", "2026-06-01T12:00:00Z", "2026-06-06T20:00:00Z"] {
+            assert_eq!(owl.wait(Class::Marketing, Channel::Email, Some(&office), utc(now)), never, "{now}");
+        }
     }
 }

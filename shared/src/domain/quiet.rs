@@ -68,7 +68,7 @@ fn moment(local: NaiveDateTime, at: DateTime<Utc>, zone: Tz) -> Option<DateTime<
 }
 
 /// The moment between two others from which on the zone has another offset than at the first. Offsets change at whole seconds.
-fn jump(before: DateTime<Utc>, mut after: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
+pub(super) fn jump(before: DateTime<Utc>, mut after: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
     let offset = |at: DateTime<Utc>| zone.offset_from_utc_datetime(&at.naive_utc()).fix();
     let mut before = DateTime::from_timestamp(before.timestamp(), 0)?;
     let usual = offset(before);

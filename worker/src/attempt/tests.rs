@@ -271,6 +271,41 @@ async fn in_quiet_hours_a_delivery_is_held_until_they_end_and_spends_nothing() {
 }
 
 #[tokio::test]
+async fn outside_its_send_window_a_delivery_is_held_until_that_opens() {
+    // Opens in an hour and is open for one.
+    let minute = u16::try_from(clock::now().timestamp() / 60 % 1440).unwrap();
+    let (from, to) = ((minute + 60) % 1440, (minute + 120) % 1440);
+    let window = serde_json::json!({"days": shared::domain::Day::ALL, "from": from, "to": to});
+    let said = |category: &str, window: &serde_json::Value| {
+        serde_json::json!({"message": "x", "category": category, "send_window": window}).to_string()
+    };
+    let nobody = Claim { user_id: None, wishes: None, ..of_person(Wishes::default(), &said("news", &window)) };
+    for claim in [of_person(Wishes::default(), &said("news", &window)), nobody] {
+        let event = attempted(Act::Panic, claim).await;
+        assert_eq!(
+            (event.kind, event.state, event.reason, event.attempt.is_none(), event.spent),
+            (EventKind::Scheduled, State::Scheduled, Some(Reason::SendWindow), true, false)
+        );
+        let opening = event.at + chrono::TimeDelta::milliseconds(event.delay_ms.unwrap());
+        assert_eq!((opening.timestamp_millis() % 60_000, opening.timestamp() / 60 % 1440), (0, i64::from(from)));
+    }
+    let sent = || Act::Answer(Outcome::Sent(Receipt::default()));
+    let open = serde_json::json!({"days": shared::domain::Day::ALL, "from": (minute + 1380) % 1440, "to": to});
+    for content in [said("security", &window), said("news", &open)] {
+        assert_eq!(attempted(sent(), of_person(Wishes::default(), &content)).await.state, State::Sent, "{content}");
+    }
+    let brief = Some(clock::now() + chrono::TimeDelta::minutes(30));
+    let claim = Claim { expires_at: brief, ..of_person(Wishes::default(), &said("news", &window)) };
+    let event = attempted(Act::Panic, claim).await;
+    assert_eq!((event.state, event.reason), (State::Expired, Some(Reason::SendWindow)));
+    // Quiet for as long as it is open.
+    let quiet = QuietHours { start: (minute + 30) % 1440, end: (minute + 150) % 1440 };
+    let owl = Wishes { quiet: Some(quiet), ..Wishes::default() };
+    let event = attempted(Act::Panic, of_person(owl, &said("news", &window))).await;
+    assert_eq!((event.state, event.reason), (State::Suppressed, Some(Reason::SendWindow)));
+}
+
+#[tokio::test]
 async fn a_strangers_words_are_bounded_and_fit_into_a_column() {
     let detail = format!("\0{}", "ä".repeat(DETAIL_BYTES_MAX));
     let event = attempted(Act::Answer(Outcome::Rejected(Fault::new("4\n00", detail))), claim(1)).await;
