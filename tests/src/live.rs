@@ -17,9 +17,12 @@ use tokio_tungstenite::{
 
 use crate::api::SOON;
 
+/// Ids that wait to be looked at; no test has more.
+const FOLLOWED_MAX: usize = 100_000;
+
 /// A socket that is read all the time, as a browser does it: one that is not read answers no ping, and is given up.
 pub struct Followed {
-    ids: mpsc::UnboundedReceiver<Result<String>>,
+    ids: mpsc::Receiver<Result<String>>,
 }
 
 impl Followed {
@@ -132,7 +135,7 @@ impl Live {
 
     /// Reads on in a task of its own until the socket ends.
     pub fn follow(mut self) -> Followed {
-        let (seen, ids) = mpsc::unbounded_channel();
+        let (seen, ids) = mpsc::channel(FOLLOWED_MAX);
         tokio::spawn(async move {
             loop {
                 let id = match self.any().await {
@@ -141,7 +144,7 @@ impl Live {
                 };
                 let Some(id) = id else { continue };
                 let is_last = id.is_err();
-                if seen.send(id).is_err() || is_last {
+                if seen.send(id).await.is_err() || is_last {
                     return;
                 }
             }

@@ -22,7 +22,7 @@ async fn line(stack: &Stack, rate: i32, more: &str) -> Result<()> {
 
 /// Takes slots with eight callers at once until there are `enough`, and says when each was taken, as the line has it.
 async fn rush(stack: &Stack, enough: usize) -> Result<Vec<f64>> {
-    let (given, mut had) = tokio::sync::mpsc::unbounded_channel();
+    let (given, mut had) = tokio::sync::mpsc::channel(enough);
     let (mut callers, started) = (JoinSet::new(), Instant::now());
     for _ in 0..8 {
         let (mut client, given) = (stack.sql().await?, given.clone());
@@ -39,7 +39,7 @@ async fn rush(stack: &Stack, enough: usize) -> Result<Vec<f64>> {
                 taking.commit().await?;
                 for _ in 0..n {
                     // Nobody wants more than enough.
-                    let _ = given.send(at.context("it has a slot")?);
+                    let _ = given.send(at.context("it has a slot")?).await;
                 }
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }

@@ -69,7 +69,7 @@ impl Breakers {
         self.look().await;
         let breakers: Vec<Breaker> = keys.iter().filter_map(|key| self.troubled(key.as_ref())).collect();
         let now = clock::now();
-        if let Some(wait) = breakers.iter().filter_map(|breaker| breaker.holds_back(now)).max() {
+        if let Some(wait) = breakers.iter().filter_map(|breaker| breaker.holds_back(now, self.open)).max() {
             return Err(held(wait));
         }
         for breaker in breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed) {

@@ -27,11 +27,14 @@ type Row = (String, String, i32, DateTime<Utc>, DateTime<Utc>, Option<DateTime<U
 type SqlRow = (Text, Text, Int4, Timestamptz, Timestamptz, Nullable<Timestamptz>);
 
 impl Breaker {
-    /// How long it keeps calls back at `now`.
-    pub fn holds_back(&self, now: DateTime<Utc>) -> Option<std::time::Duration> {
+    /// How long it keeps calls back at `now`. A probe may take as long as a call, and be over soon: nobody waits for it any
+    /// longer than `patience`.
+    pub fn holds_back(&self, now: DateTime<Utc>, patience: std::time::Duration) -> Option<std::time::Duration> {
+        let left = (self.retry_at - now).to_std().ok();
         let open = match self.state {
             BreakerState::Closed => None,
-            BreakerState::Open | BreakerState::HalfOpen => (self.retry_at - now).to_std().ok(),
+            BreakerState::Open => left,
+            BreakerState::HalfOpen => left.map(|left| left.min(patience)),
         };
         open.max(self.paused_until.and_then(|until| (until - now).to_std().ok()))
     }
