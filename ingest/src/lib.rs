@@ -36,6 +36,7 @@ use shared::{
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::Parts,
+    shortcut::Shortcut,
     telemetry::install_metrics,
     waha::{Waha, hook},
 };
@@ -94,8 +95,13 @@ pub enum IngestError {
 }
 
 /// Serves HTTP and takes from the intake queues until `stop`. Servers that are away are waited for. `/health` also shows
-/// `others`: the parts of other services in the same process.
-pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) -> Result<(), IngestError> {
+/// `others`: the parts of other services in the same process; a worker among them hears by `shortcut` of what is accepted.
+pub async fn run(
+    config: Arc<Config>,
+    others: Parts,
+    shortcut: Shortcut,
+    stop: CancellationToken,
+) -> Result<(), IngestError> {
     let jwt_secret = config.require_jwt_secret()?.clone();
     let stores = Stores::open(&config)?;
     let trust = Trust::of(&config)?;
@@ -106,7 +112,7 @@ pub async fn run(config: Arc<Config>, others: Parts, stop: CancellationToken) ->
     let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
     let publisher = Publisher::start(&publishing);
     let turns = Turns::watch(consuming.clone(), stop.clone());
-    let acceptor = acceptor(&config, &stores, publisher.clone(), turns);
+    let acceptor = acceptor(&config, &stores, publisher.clone(), shortcut, turns);
     let app = Data::new(App::new(Pieces {
         config: &config,
         jwt_secret,
@@ -174,9 +180,9 @@ impl Stores {
     }
 }
 
-fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, turns: Turns) -> Acceptor {
+fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, shortcut: Shortcut, turns: Turns) -> Acceptor {
     let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
-    let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
+    let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms, shortcut);
     Acceptor::start(stores.acceptance.clone(), dispatcher, turns, config.timing.relay_after)
 }
 

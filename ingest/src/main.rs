@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+use shared::shortcut::Shortcut;
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    shared::service::process("ingest", ingest::run).await
+    let run = |config, parts, stop| ingest::run(config, parts, Shortcut::default(), stop);
+    shared::service::process("ingest", run).await
 }

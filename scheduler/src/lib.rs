@@ -36,6 +36,7 @@ use shared::{
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::{BrokerPart, DatabasePart, Parts, Starting},
+    shortcut::Shortcut,
     waha::Waha,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -107,7 +108,10 @@ impl Line {
         let connect = |name| Broker::start(&config.broker.url, name, hang_up.clone());
         let (publishing, consuming) = (connect("scheduler publishing"), connect("scheduler consuming"));
         let publisher = Publisher::start(&publishing);
-        let dispatcher = Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after));
+        // What waited can wait for the broker as well.
+        let shortcut = Shortcut::default();
+        let dispatcher =
+            Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after), shortcut);
         Self {
             store,
             waha,

@@ -14,6 +14,7 @@ use crate::{
         outbox::{Dispatch, DispatchItem},
     },
     faultpoint,
+    shortcut::Shortcut,
 };
 
 /// One flush joins up to 64 commits and waits once for all their confirms; two hide each other's round trip, and more would
@@ -29,18 +30,21 @@ const GATHER: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub struct Dispatcher {
     rows: Batcher<Dispatch, bool>,
+    shortcut: Shortcut,
 }
 
 impl Dispatcher {
-    /// Starts publishing; the audit looks at a row `audit_after_ms` after it was published.
-    pub fn start(publisher: Publisher, store: Store, audit_after_ms: i32) -> Self {
+    /// Starts publishing; the audit looks at a row `audit_after_ms` after it was published. What is posted goes by `shortcut` as
+    /// well.
+    pub fn start(publisher: Publisher, store: Store, audit_after_ms: i32, shortcut: Shortcut) -> Self {
         let notes = Batcher::start(NOTES, move |published| note(store.clone(), audit_after_ms, published));
         let rows = Batcher::start(LIMITS, move |rows| publish(publisher.clone(), notes.clone(), rows));
-        Self { rows }
+        Self { rows, shortcut }
     }
 
     /// Publishes a row in the background; what does not fit or fails is left to the relay.
     pub fn post(&self, row: Dispatch) {
+        self.shortcut.offer(&row.items);
         if self.rows.post(row).is_err() {
             metrics::counter!("posthaste_dispatch_left_to_relay_total").increment(1);
         }

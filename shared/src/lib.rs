@@ -1,6 +1,6 @@
 //! What every part of Posthaste shares. Layers import downwards only:
 //! `domain` (pure words and rules) ← `contract` (what crosses a boundary) ← `amqp` and `db`, which do not see
-//! each other; `dispatch` joins those two. `config` and `telemetry` stand beside them.
+//! each other; `dispatch` and `shortcut` join those two. `config` and `telemetry` stand beside them.
 
 pub mod amqp;
 pub mod batch;
@@ -22,6 +22,7 @@ pub mod provider_events;
 pub mod reconnect;
 pub mod seal;
 pub mod service;
+pub mod shortcut;
 pub mod telemetry;
 pub mod telling;
 pub mod template;

@@ -25,6 +25,7 @@ use shared::{
     db::{Store, migrate::SchemaError},
     domain::{Channel, Lane, Route},
     probe::{BrokerPart, DatabasePart, Parts, Starting},
+    shortcut::Shortcut,
 };
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -75,8 +76,13 @@ pub struct Worker {
 }
 
 /// Works until `stop`, then finishes what was begun within the drain time of the settings. What the worker needs is added
-/// to `parts`, for whoever watches the process.
-pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), WorkerError> {
+/// to `parts`, for whoever watches the process. An ingest in the same process tells it by `shortcut` what may be sent.
+pub async fn run(
+    config: Arc<Config>,
+    parts: Parts,
+    shortcut: Shortcut,
+    stop: CancellationToken,
+) -> Result<(), WorkerError> {
     let store = Store::open(&config.database, config.database.pool_size)
         .map_err(|error| WorkerError::Database(error.into()))?;
     parts.add(Starting(health::NAME));
@@ -84,14 +90,19 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
     // Nothing is claimed before the schema is the one this version knows.
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
     checked?;
-    let worker = Worker::start(&config, store, stop)?;
+    let worker = Worker::start(&config, store, &shortcut, stop)?;
     worker.show(&parts);
     worker.finished().await
 }
 
 impl Worker {
     /// Starts the pools. Servers that are away are waited for; only settings that do not fit are an error.
-    pub fn start(config: &Config, store: Store, stop: CancellationToken) -> Result<Self, WorkerError> {
+    pub fn start(
+        config: &Config,
+        store: Store,
+        shortcut: &Shortcut,
+        stop: CancellationToken,
+    ) -> Result<Self, WorkerError> {
         let hints = Hints::default();
         let registry = Registry::build(config, &store, &hints)?;
         measures::describe();
@@ -112,7 +123,8 @@ impl Worker {
             let tracking = tracking.clone().filter(|_| route.channel == Channel::Email);
             let unsubscribing = (route.channel == Channel::Email).then(|| Arc::clone(&unsubscribing));
             let desk = Desk { tracking, unsubscribing, ..desk(config, &registry, route, &secrets, hurry.clone()) };
-            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency(config.worker.concurrency, route.lane));
+            let concurrency = concurrency(config.worker.concurrency, route.lane);
+            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency, shortcut.lane(route));
             consumers.push(pool.health());
             let give_up = give_up.clone();
             pools.spawn(async move { give_up.run_until_cancelled(pool.run()).await.unwrap_or_default() });

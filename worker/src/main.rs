@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+use shared::shortcut::Shortcut;
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    shared::service::process_with_probe("worker", worker::run).await
+    let run = |config, parts, stop| worker::run(config, parts, Shortcut::default(), stop);
+    shared::service::process_with_probe("worker", run).await
 }

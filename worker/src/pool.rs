@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! queue ─▶ room for attempts ─▶ batch ─▶ claim ─▶ a task each: attempt ─▶ event confirmed ─▶ ack
-//!                                          └ not won: whoever lost a worker is watched, then ack
+//!                         shortcut ─┘      └ not won: whoever lost a worker is watched, then ack
 //! ```
 //!
 //! A delivery stays unacknowledged from the queue to the confirmed event, so a worker that dies loses nothing; the
@@ -15,7 +15,7 @@ use std::{
 };
 
 use shared::{
-    amqp::{Acker, Broker, Consumer, ConsumerHealth, Delivery, Publisher, dead_letter},
+    amqp::{Acker, Broker, Consumer, ConsumerHealth, Delivery, Publisher, Tag, dead_letter},
     contract::{
         WorkItem,
         wire::{VERSION, Wire},
@@ -24,6 +24,7 @@ use shared::{
     domain::{DeadReason, DeliveryId},
     faultpoint,
     reconnect::Reconnect,
+    shortcut::{Copy, ShortLane},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -44,6 +45,8 @@ const CLAIM_USUAL: usize = 16;
 const FLIGHTS_MAX: usize = 2;
 /// The least time between two claims of a pool. Without it four workers side by side claim one or two deliveries at a time.
 const CLAIM_SPACING: Duration = Duration::from_millis(8);
+/// Part of the attempts at once, from which on a pool is too busy to be told by the short way.
+const BUSY_PART: usize = 2;
 /// Unacknowledged deliveries for each attempt at once: the second waits for its event's confirm, or to be claimed.
 const PREFETCH_PER_ATTEMPT: usize = 2;
 
@@ -68,6 +71,18 @@ pub struct Pool {
     next_claim: Instant,
 }
 
+/// A hint that was taken on.
+struct Hint {
+    work: WorkItem,
+    /// The broker's message, if the hint came by one.
+    message: Option<Message>,
+}
+
+struct Message {
+    tag: Tag,
+    redelivered: bool,
+}
+
 /// What a pool's tasks share.
 struct Bench {
     shop: Shop,
@@ -75,6 +90,7 @@ struct Bench {
     queue: String,
     lease_ms: i32,
     acker: Acker,
+    lane: Arc<ShortLane>,
     room: Arc<Semaphore>,
     room_usual: usize,
     flights: Arc<Semaphore>,
@@ -93,15 +109,17 @@ struct Won {
 
 impl Pool {
     /// A pool that makes up to `concurrency` attempts at once. Nothing happens before [`Pool::run`].
-    pub fn open(broker: &Broker, shop: Shop, desk: Desk, concurrency: usize) -> Self {
+    pub fn open(broker: &Broker, shop: Shop, desk: Desk, concurrency: usize, lane: Arc<ShortLane>) -> Self {
         let queue = shared::amqp::work_queue(desk.route);
         let prefetch = u16::try_from(concurrency.saturating_mul(PREFETCH_PER_ATTEMPT)).unwrap_or(u16::MAX);
         let consumer = Consumer::open(broker, queue.clone(), prefetch, &shop.stop);
+        lane.open(consumer.health(), concurrency.div_ceil(BUSY_PART));
         let lease = desk.timeout + desk.lease_margin;
         let bench = Bench {
             queue,
             lease_ms: i32::try_from(lease.as_millis()).unwrap_or(i32::MAX),
             acker: consumer.acker(),
+            lane,
             room: Arc::new(Semaphore::new(concurrency)),
             room_usual: CLAIM_USUAL.min(concurrency / 2).max(1),
             flights: Arc::new(Semaphore::new(FLIGHTS_MAX)),
@@ -121,26 +139,44 @@ impl Pool {
     /// Works until stopped, then gives back what was not begun and finishes the rest, however long that takes. Dropping
     /// it half-way loses nothing: what is not acknowledged is delivered again.
     pub async fn run(mut self) {
-        while let Some((batch, room, flight)) = self.next().await {
+        while let Some((hints, room, flight)) = self.next().await {
             let bench = Arc::clone(&self.bench);
-            self.bench.tasks.spawn(async move { bench.take_on(batch, room, flight).await });
+            self.bench.tasks.spawn(async move { bench.take_on(hints, room, flight).await });
         }
         self.consumer.cancel().await;
+        self.bench.lane.close().into_iter().for_each(|tag| self.bench.acker.requeue(tag));
         self.bench.tasks.close();
         self.bench.tasks.wait().await;
         self.bench.acker.flush().await;
     }
 
-    /// The next deliveries with room for an attempt each; `None` once stopped.
-    async fn next(&mut self) -> Option<(Vec<Delivery>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    /// The next hints with room for an attempt each; `None` once stopped.
+    async fn next(&mut self) -> Option<(Vec<Hint>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let bench = Arc::clone(&self.bench);
         let (mut room, flight) = bench.shop.stop.run_until_cancelled(bench.room()).await??;
         // A delivery on its own is claimed at once; those that follow closely share a claim.
-        let batch = self.consumer.next_batch_after(room.num_permits(), self.next_claim).await?;
+        let hints = self.gather(room.num_permits()).await?;
         self.next_claim = Instant::now() + CLAIM_SPACING;
         // What is left of the room goes back when it is dropped here.
-        let room = room.split(batch.len()).unwrap_or(room);
-        Some((batch, room, flight))
+        let room = room.split(hints.len()).unwrap_or(room);
+        Some((hints, room, flight))
+    }
+
+    /// At least one hint and at most `max`, by whichever way they come first.
+    async fn gather(&mut self, max: usize) -> Option<Vec<Hint>> {
+        loop {
+            let batch = tokio::select! {
+                biased;
+                batch = self.consumer.next_batch_after(max, self.next_claim) => batch?,
+                () = self.bench.lane.arrived_by(self.next_claim) => Vec::new(),
+            };
+            let mut hints = self.bench.sort_out(batch);
+            let told = self.bench.lane.take(max.saturating_sub(hints.len()));
+            hints.extend(told.into_iter().map(|work| Hint { work, message: None }));
+            if !hints.is_empty() {
+                return Some(hints);
+            }
+        }
     }
 }
 
@@ -164,38 +200,39 @@ impl Bench {
     }
 
     /// Claims a batch and starts an attempt for each delivery that was won.
-    async fn take_on(
-        self: Arc<Self>,
-        batch: Vec<Delivery>,
-        mut room: OwnedSemaphorePermit,
-        flight: OwnedSemaphorePermit,
-    ) {
-        let batch = self.sort_out(batch);
-        let hints: Vec<WorkItem> = batch.iter().map(|(hint, _)| *hint).collect();
+    async fn take_on(self: Arc<Self>, batch: Vec<Hint>, mut room: OwnedSemaphorePermit, flight: OwnedSemaphorePermit) {
+        let hints: Vec<WorkItem> = batch.iter().map(|hint| hint.work).collect();
         let Some(Won { claims, claimed_at, doubt }) = self.claim(&hints).await else {
-            return batch.iter().for_each(|(_, delivery)| self.acker.requeue(delivery.tag));
+            return batch.iter().filter_map(|hint| self.tag(hint)).for_each(|tag| self.acker.requeue(tag));
         };
         drop(flight);
         measures::claimed(claims.len(), hints.len());
         let mut won: HashMap<(DeliveryId, i32), Claim> =
             claims.into_iter().map(|claim| ((claim.delivery, claim.run), claim)).collect();
         let mut lost = Vec::new();
-        for (hint, delivery) in batch {
-            match (won.remove(&(hint.d, hint.r.saturating_add(1))), room.split(1)) {
-                (Some(claim), Some(place)) => self.start(claim, claimed_at, delivery, place),
-                _ => lost.push((hint, delivery)),
+        for hint in batch {
+            match (won.remove(&(hint.work.d, hint.work.r.saturating_add(1))), room.split(1)) {
+                (Some(claim), Some(place)) => self.start(claim, claimed_at, hint, place),
+                _ => lost.push(hint),
             }
         }
         drop(room);
         self.let_go(lost, doubt).await;
     }
 
-    /// The hints of a batch. What is none is put aside for a person.
-    fn sort_out(self: &Arc<Self>, batch: Vec<Delivery>) -> Vec<(WorkItem, Delivery)> {
+    /// The hints of a batch, without those that came by the short way before. What is none is put aside for a person.
+    fn sort_out(self: &Arc<Self>, batch: Vec<Delivery>) -> Vec<Hint> {
         let mut hints = Vec::with_capacity(batch.len());
         for delivery in batch {
             match read(&delivery) {
-                Ok(hint) => hints.push((hint, delivery)),
+                Ok(work) => match self.lane.meet(work, delivery.tag) {
+                    Copy::Kept => {}
+                    Copy::Over => self.acker.done(delivery.tag),
+                    Copy::New => {
+                        let message = Message { tag: delivery.tag, redelivered: delivery.redelivered };
+                        hints.push(Hint { work, message: Some(message) });
+                    }
+                },
                 Err(detail) => {
                     let bench = Arc::clone(self);
                     self.tasks.spawn(async move { bench.put_aside(delivery, &detail).await });
@@ -203,6 +240,14 @@ impl Bench {
             }
         }
         hints
+    }
+
+    /// The broker's message of a hint that comes to nothing here.
+    fn tag(&self, hint: &Hint) -> Option<Tag> {
+        match &hint.message {
+            Some(message) => Some(message.tag),
+            None => self.lane.forget(hint.work),
+        }
     }
 
     async fn put_aside(&self, delivery: Delivery, detail: &str) {
@@ -244,10 +289,14 @@ impl Bench {
         self.shop.stop.run_until_cancelled(reconnect.pause()).await
     }
 
-    fn start(self: &Arc<Self>, claim: Claim, claimed_at: Instant, delivery: Delivery, place: OwnedSemaphorePermit) {
+    fn start(self: &Arc<Self>, claim: Claim, claimed_at: Instant, hint: Hint, place: OwnedSemaphorePermit) {
         let bench = Arc::clone(self);
         let span = bench.span(&claim);
         let slot = claim.line.map(|line| (line, claim.delivery));
+        let tag = hint.message.map(|message| message.tag);
+        if tag.is_some() {
+            self.lane.begin_other();
+        }
         let work = async move {
             bench.in_flight.increment(1.0);
             let event = attempt(&bench.desk, claim, claimed_at).await;
@@ -258,9 +307,13 @@ impl Bench {
                 bench.move_slot(line, delivery).await;
             }
             drop(place);
-            if bench.shop.outcomes.record(event).await {
+            let is_written = bench.shop.outcomes.record(event).await;
+            if tag.is_some() {
+                bench.lane.end_other();
+            }
+            if is_written {
                 faultpoint::pass(faultpoint::AFTER_EVENT);
-                bench.acker.done(delivery.tag);
+                bench.acker.done_all(tag.or_else(|| bench.lane.end(hint.work)));
             }
         };
         self.tasks.spawn(work.instrument(span));
@@ -290,21 +343,21 @@ impl Bench {
 
     /// Acknowledges what others hold or ended. What the broker delivers once more may be held by a worker that died, so
     /// somebody has to look when its lease ends.
-    async fn let_go(&self, lost: Vec<(WorkItem, Delivery)>, doubt: bool) {
-        let (orphans, others): (Vec<_>, Vec<_>) =
-            lost.into_iter().partition(|(_, delivery)| doubt || delivery.redelivered);
-        self.acker.done_all(others.iter().map(|(_, delivery)| delivery.tag));
+    async fn let_go(&self, lost: Vec<Hint>, doubt: bool) {
+        let is_redelivered = |hint: &Hint| hint.message.as_ref().is_some_and(|message| message.redelivered);
+        let (orphans, others): (Vec<_>, Vec<_>) = lost.into_iter().partition(|hint| doubt || is_redelivered(hint));
+        self.acker.done_all(others.iter().filter_map(|hint| self.tag(hint)));
         if orphans.is_empty() {
             return;
         }
-        let hints: Vec<WorkItem> = orphans.iter().map(|(hint, _)| *hint).collect();
+        let hints: Vec<WorkItem> = orphans.iter().map(|hint| hint.work).collect();
         let mut reconnect = Reconnect::new();
         while let Err(error) = self.shop.store.watch(&hints).await {
             if self.wait_out(&error, &mut reconnect).await.is_none() {
-                return orphans.iter().for_each(|(_, delivery)| self.acker.requeue(delivery.tag));
+                return orphans.iter().filter_map(|hint| self.tag(hint)).for_each(|tag| self.acker.requeue(tag));
             }
         }
-        self.acker.done_all(orphans.iter().map(|(_, delivery)| delivery.tag));
+        self.acker.done_all(orphans.iter().filter_map(|hint| self.tag(hint)));
     }
 }
 

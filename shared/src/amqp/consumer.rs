@@ -70,6 +70,13 @@ pub struct Tag {
     number: u64,
 }
 
+#[cfg(test)]
+impl Tag {
+    pub(crate) const fn of_a_test(number: u64) -> Self {
+        Self { generation: 1, number }
+    }
+}
+
 /// How a consumer is doing, for readiness checks.
 #[derive(Debug)]
 pub struct ConsumerHealth {
@@ -92,6 +99,12 @@ impl ConsumerHealth {
     /// When the last message came, if any.
     pub fn last_delivery(&self) -> Option<Instant> {
         *lock(&self.last_delivery)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_a_test(registered: bool) -> Arc<Self> {
+        let (registered, last_delivery) = (AtomicBool::new(registered), Mutex::new(None));
+        Arc::new(Self { queue: "a test".to_owned(), registered, last_delivery })
     }
 
     fn set_registered(&self, registered: bool) {
