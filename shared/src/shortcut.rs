@@ -30,15 +30,14 @@ impl Shortcut {
         Arc::clone(lock(&self.0).entry(route).or_default())
     }
 
-    /// Tells the pools of this process what may be sent now. Those that are busy or away do not listen: they hear of it from the
-    /// broker, where it waits in its turn.
-    pub fn offer(&self, items: &[DispatchItem]) {
+    /// Tells the pools of this process what may be sent now, and says whether they heard of all of it. Those that are busy or
+    /// away do not listen: they hear of it from the broker, where it waits in its turn.
+    pub fn offer(&self, items: &[DispatchItem]) -> bool {
         let lanes = lock(&self.0);
-        for item in items {
-            if let Some(lane) = lanes.get(&item.route) {
-                lane.offer(WorkItem::new(item.delivery, item.run));
-            }
-        }
+        let hears = |item: &DispatchItem| {
+            lanes.get(&item.route).is_some_and(|lane| lane.offer(WorkItem::new(item.delivery, item.run)))
+        };
+        items.iter().filter(|item| hears(item)).count() == items.len()
     }
 }
 
@@ -105,15 +104,17 @@ impl ShortLane {
         waiting.into_iter().filter_map(|hint| state.ahead.remove(&key(hint)).flatten()).collect()
     }
 
-    fn offer(&self, hint: WorkItem) {
+    fn offer(&self, hint: WorkItem) -> bool {
         let mut state = lock(&self.state);
         let under_way = state.ahead.len() + state.others;
         let listens = |listener: &Listener| under_way < listener.room && listener.health.is_consuming();
-        if state.listener.as_ref().is_some_and(listens) {
+        let is_told = state.listener.as_ref().is_some_and(listens);
+        if is_told {
             state.ahead.insert(key(hint), None);
             state.waiting.push_back(hint);
             self.arrived.notify_one();
         }
+        is_told
     }
 
     /// Waits until something was told, and then until `moment`. Nothing is lost by dropping it.
@@ -203,36 +204,36 @@ mod tests {
     #[test]
     fn only_a_pool_that_listens_and_has_room_is_told() {
         let (shortcut, items) = (Shortcut::default(), [item(), item(), item()]);
-        shortcut.offer(&items);
+        assert!(!shortcut.offer(&items));
         let lane = shortcut.lane(ROUTE);
-        shortcut.offer(&items);
+        assert!(!shortcut.offer(&items));
         assert_eq!(lane.take(9), [], "nobody has opened it");
         lane.open(ConsumerHealth::of_a_test(false), 2);
-        shortcut.offer(&items);
+        assert!(!shortcut.offer(&items));
         assert_eq!(lane.take(9), [], "its consumer is away");
         lane.open(ConsumerHealth::of_a_test(true), 2);
-        shortcut.offer(&items);
+        assert!(!shortcut.offer(&items), "the third has to wait for the broker");
         let told = lane.take(9);
         assert_eq!(told.iter().map(|hint| hint.d).collect::<Vec<_>>(), [items[0].delivery, items[1].delivery]);
-        shortcut.offer(&[item()]);
+        assert!(!shortcut.offer(&[item()]));
         assert_eq!(lane.take(9), [], "what was taken is under way");
         lane.end(told[0]);
         lane.begin_other();
-        shortcut.offer(&[item()]);
+        assert!(!shortcut.offer(&[item()]));
         assert_eq!(lane.take(9), [], "and so is what came from the broker");
         lane.end_other();
-        shortcut.offer(&[item()]);
+        assert!(shortcut.offer(&[item()]));
         assert_eq!(lane.take(9).len(), 1);
         let _ = lane.close();
         lane.end(told[1]);
-        shortcut.offer(&[item()]);
+        assert!(!shortcut.offer(&[item()]));
         assert_eq!(lane.take(9), [], "it was closed");
     }
 
     #[test]
     fn a_copy_is_kept_for_the_end_and_known_after_it() {
         let (shortcut, lane) = opened(9);
-        shortcut.offer(&[item(), item(), item()]);
+        assert!(shortcut.offer(&[item(), item(), item()]));
         let [early, late, nothing] = lane.take(9).try_into().unwrap();
         assert_eq!(lane.meet(early, Tag::of_a_test(1)), Copy::Kept);
         assert_eq!(lane.end(early), Some(Tag::of_a_test(1)));
@@ -247,7 +248,7 @@ mod tests {
     #[test]
     fn what_was_not_taken_goes_back_to_the_broker() {
         let (shortcut, lane) = opened(9);
-        shortcut.offer(&[item(), item(), item()]);
+        assert!(shortcut.offer(&[item(), item(), item()]));
         let taken = lane.take(1);
         let waiting: Vec<WorkItem> = lock(&lane.state).waiting.iter().copied().collect();
         assert_eq!(lane.meet(taken[0], Tag::of_a_test(1)), Copy::Kept);
@@ -260,7 +261,7 @@ mod tests {
     fn hints_whose_copy_never_comes_are_not_remembered_for_ever() {
         let (shortcut, lane) = opened(9);
         for _ in 0..ENDED_MAX + 10 {
-            shortcut.offer(&[item()]);
+            assert!(shortcut.offer(&[item()]));
             lane.take(9).into_iter().for_each(|hint| assert_eq!(lane.end(hint), None));
         }
         let state = lock(&lane.state);
@@ -272,7 +273,7 @@ mod tests {
         let (shortcut, lane) = opened(9);
         let now = tokio::time::Instant::now();
         let late = now + std::time::Duration::from_millis(8);
-        shortcut.offer(&[item()]);
+        assert!(shortcut.offer(&[item()]));
         lane.arrived_by(late.into_std()).await;
         assert!(tokio::time::Instant::now() >= late);
         let waiting = lane.arrived_by(now.into_std());

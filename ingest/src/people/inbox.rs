@@ -265,6 +265,11 @@ impl Inbox {
         Ok(HttpResponse::Ok().json(self.change(app, change, vec![id.0]).await?))
     }
 
+    /// Changes those that the body names; what is not there is left out.
+    async fn change_many(self, app: &App, change: Change, body: JsonBody) -> Result<HttpResponse, Problem> {
+        Ok(HttpResponse::Ok().json(self.change(app, change, ids(body).await?).await?))
+    }
+
     /// Refuses what is not in this inbox.
     async fn require(&self, app: &App, id: Id) -> Result<(), Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
@@ -434,9 +439,7 @@ pub async fn archive_many(
     app: Data<App>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    let change = inbox.change(&app, Change::Archive, ids(body).await?).await?;
-    Ok(HttpResponse::Ok().json(change))
+    Inbox::of(&caller.0, query.0.user_id)?.change_many(&app, Change::Archive, body).await
 }
 
 /// Takes notifications back into the usual list.
@@ -451,9 +454,7 @@ pub async fn unarchive_many(
     app: Data<App>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    let change = inbox.change(&app, Change::Unarchive, ids(body).await?).await?;
-    Ok(HttpResponse::Ok().json(change))
+    Inbox::of(&caller.0, query.0.user_id)?.change_many(&app, Change::Unarchive, body).await
 }
 
 /// Removes notifications.
@@ -468,9 +469,7 @@ pub async fn delete_many(
     app: Data<App>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    let change = inbox.change(&app, Change::Delete, ids(body).await?).await?;
-    Ok(HttpResponse::Ok().json(change))
+    Inbox::of(&caller.0, query.0.user_id)?.change_many(&app, Change::Delete, body).await
 }
 
 /// Removes one notification.

@@ -234,21 +234,6 @@ impl Store {
         Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
     }
 
-    /// Stores one acceptance without a key within somebody's transaction; returns what to publish once that is committed.
-    pub(super) async fn accept_in(
-        &self,
-        conn: &mut AsyncPgConnection,
-        acceptance: Acceptance,
-        relay_after_ms: i32,
-    ) -> DbResult<Option<Dispatch>> {
-        let crowding = Crowding::default();
-        let batch = [acceptance];
-        let statement = Columns::of(&batch, &crowding, self.sealer())?.bind(relay_after_ms);
-        let (outbox_id, _): (Option<i64>, Vec<Uuid>) = diesel_async::RunQueryDsl::get_result(statement, conn).await?;
-        let items = batch.iter().flat_map(|acceptance| queued_items(acceptance, &crowding)).collect();
-        Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
-    }
-
     /// The stored answers for the acceptances whose key was taken.
     async fn answers(&self, batch: &[Acceptance], is_new: impl Fn(&Acceptance) -> bool) -> DbResult<Vec<Accepted>> {
         let keyed = || batch.iter().filter(|a| !is_new(a)).filter_map(|a| a.key.as_ref().map(|key| (a.tenant, key)));

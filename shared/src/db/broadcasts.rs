@@ -462,7 +462,7 @@ impl Step<'_> {
             messages,
             beside: Vec::new(),
         };
-        self.store.accept_in(conn, acceptance, self.relay_after_ms).await
+        self.store.accept_on(conn, &[acceptance], self.relay_after_ms).await
     }
 
     /// The next of those that a target names; they are in order. Somebody unknown can still be told in the app.
