@@ -19,7 +19,7 @@ pub struct Limits {
     pub parallel_max: usize,
     /// Items waiting for a flush; beyond it `submit` waits and `try_submit` refuses.
     pub queue_max: usize,
-    /// The least time between two flushes: an item on its own is flushed at once, those that follow closely share one.
+    /// The least time after a flush of several items: single ones are flushed at once, those that come in company share one.
     pub spacing: Duration,
 }
 
@@ -107,7 +107,9 @@ where
                 slots.push(slot);
             }
         }
-        next_flush = Instant::now() + limits.spacing;
+        if slots.len() > 1 {
+            next_flush = Instant::now() + limits.spacing;
+        }
         let (items, replies): (Vec<T>, Vec<_>) = slots.drain(..).unzip();
         let flush = Arc::clone(&flush);
         tokio::spawn(async move {

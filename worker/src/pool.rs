@@ -43,7 +43,7 @@ const CLAIM_MAX: usize = 64;
 const CLAIM_USUAL: usize = 16;
 /// Claims under way at once: enough to hide the database's answer time.
 const FLIGHTS_MAX: usize = 2;
-/// The least time between two claims of a pool. Without it four workers side by side claim one or two deliveries at a time.
+/// The least time after a claim of several deliveries. Without it four workers side by side claim one or two deliveries at a time.
 const CLAIM_SPACING: Duration = Duration::from_millis(8);
 /// Part of the attempts at once, from which on a pool is too busy to be told by the short way.
 const BUSY_PART: usize = 2;
@@ -154,9 +154,11 @@ impl Pool {
     async fn next(&mut self) -> Option<(Vec<Hint>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let bench = Arc::clone(&self.bench);
         let (mut room, flight) = bench.shop.stop.run_until_cancelled(bench.room()).await??;
-        // A delivery on its own is claimed at once; those that follow closely share a claim.
+        // Single deliveries are claimed at once; those that come in company share a claim.
         let hints = self.gather(room.num_permits()).await?;
-        self.next_claim = Instant::now() + CLAIM_SPACING;
+        if hints.len() > 1 {
+            self.next_claim = Instant::now() + CLAIM_SPACING;
+        }
         // What is left of the room goes back when it is dropped here.
         let room = room.split(hints.len()).unwrap_or(room);
         Some((hints, room, flight))

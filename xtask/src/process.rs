@@ -3,6 +3,7 @@
 //! A process id alone proves nothing, because the number may belong to somebody else by now. So nothing
 //! here signals a process that it did not start itself, unless a [`Mark`] shows that it is ours.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
@@ -206,9 +207,14 @@ impl Mark {
     /// Kills every process that carries the mark, also those that are born meanwhile, and waits until
     /// none is left.
     pub fn kill_all(&self) -> Result<()> {
+        let mut killed = BTreeSet::new();
         let gone = || {
-            self.signal(Signal::SIGKILL);
-            self.processes().is_empty()
+            let alive = self.processes();
+            for pid in &alive {
+                send(*pid, Signal::SIGKILL);
+            }
+            killed.extend(&alive);
+            alive.is_empty() && !killed.iter().any(|pid| is_dying(*pid))
         };
         // Not the caller's `Stop`: a person in a hurry wants the dead bodies gone as well.
         if !Stop::default().wait_until(KILL_LIMIT, gone) {
@@ -216,6 +222,15 @@ impl Mark {
         }
         Ok(())
     }
+}
+
+/// Whether a process has let go of its command line and not of everything yet: shared memory, for one, goes later, and
+/// PostgreSQL does not start beside what still holds it.
+fn is_dying(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    let has_ended = state.is_none_or(|state| matches!(state, 'Z' | 'X'));
+    !has_ended && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
 }
 
 /// The file that a process executes. Linux adds a word to the path once the file is gone.
