@@ -75,12 +75,7 @@ pub struct Pool {
 struct Hint {
     work: WorkItem,
     /// The broker's message, if the hint came by one.
-    message: Option<Message>,
-}
-
-struct Message {
-    tag: Tag,
-    redelivered: bool,
+    tag: Option<Tag>,
 }
 
 /// What a pool's tasks share.
@@ -103,8 +98,6 @@ struct Won {
     claims: Vec<Claim>,
     /// Right before it was asked for: leases run from there.
     claimed_at: Instant,
-    /// Whether an earlier try may have claimed without our hearing of it: what is not won may then be held by nobody.
-    doubt: bool,
 }
 
 impl Pool {
@@ -174,7 +167,7 @@ impl Pool {
             };
             let mut hints = self.bench.sort_out(batch);
             let told = self.bench.lane.take(max.saturating_sub(hints.len()));
-            hints.extend(told.into_iter().map(|work| Hint { work, message: None }));
+            hints.extend(told.into_iter().map(|work| Hint { work, tag: None }));
             if !hints.is_empty() {
                 return Some(hints);
             }
@@ -204,7 +197,7 @@ impl Bench {
     /// Claims a batch and starts an attempt for each delivery that was won.
     async fn take_on(self: Arc<Self>, batch: Vec<Hint>, mut room: OwnedSemaphorePermit, flight: OwnedSemaphorePermit) {
         let hints: Vec<WorkItem> = batch.iter().map(|hint| hint.work).collect();
-        let Some(Won { claims, claimed_at, doubt }) = self.claim(&hints).await else {
+        let Some(Won { claims, claimed_at }) = self.claim(&hints).await else {
             return batch.iter().filter_map(|hint| self.tag(hint)).for_each(|tag| self.acker.requeue(tag));
         };
         drop(flight);
@@ -219,7 +212,7 @@ impl Bench {
             }
         }
         drop(room);
-        self.let_go(lost, doubt).await;
+        self.let_go(lost).await;
     }
 
     /// The hints of a batch, without those that came by the short way before. What is none is put aside for a person.
@@ -230,10 +223,7 @@ impl Bench {
                 Ok(work) => match self.lane.meet(work, delivery.tag) {
                     Copy::Kept => {}
                     Copy::Over => self.acker.done(delivery.tag),
-                    Copy::New => {
-                        let message = Message { tag: delivery.tag, redelivered: delivery.redelivered };
-                        hints.push(Hint { work, message: Some(message) });
-                    }
+                    Copy::New => hints.push(Hint { work, tag: Some(delivery.tag) }),
                 },
                 Err(detail) => {
                     let bench = Arc::clone(self);
@@ -246,10 +236,7 @@ impl Bench {
 
     /// The broker's message of a hint that comes to nothing here.
     fn tag(&self, hint: &Hint) -> Option<Tag> {
-        match &hint.message {
-            Some(message) => Some(message.tag),
-            None => self.lane.forget(hint.work),
-        }
+        hint.tag.or_else(|| self.lane.forget(hint.work))
     }
 
     async fn put_aside(&self, delivery: Delivery, detail: &str) {
@@ -271,17 +258,14 @@ impl Bench {
 
     /// Claims, however long the database stays away; `None` once stopped.
     async fn claim(&self, hints: &[WorkItem]) -> Option<Won> {
-        let mut won = Won { claims: Vec::new(), claimed_at: Instant::now(), doubt: false };
         let mut reconnect = Reconnect::new();
-        while !hints.is_empty() {
-            won.claimed_at = Instant::now();
+        loop {
+            let claimed_at = Instant::now();
             match self.shop.store.claim(self.desk.route.channel, hints, self.lease_ms).await {
-                Ok(claims) => return Some(Won { claims, ..won }),
+                Ok(claims) => return Some(Won { claims, claimed_at }),
                 Err(error) => self.wait_out(&error, &mut reconnect).await?,
             }
-            won.doubt = true;
         }
-        Some(won)
     }
 
     /// A pause after a database call that failed; `None` once stopped.
@@ -295,7 +279,7 @@ impl Bench {
         let bench = Arc::clone(self);
         let span = bench.span(&claim);
         let slot = claim.line.map(|line| (line, claim.delivery));
-        let tag = hint.message.map(|message| message.tag);
+        let tag = hint.tag;
         if tag.is_some() {
             self.lane.begin_other();
         }
@@ -343,23 +327,21 @@ impl Bench {
         )
     }
 
-    /// Acknowledges what others hold or ended. What the broker delivers once more may be held by a worker that died, so
-    /// somebody has to look when its lease ends.
-    async fn let_go(&self, lost: Vec<Hint>, doubt: bool) {
-        let is_redelivered = |hint: &Hint| hint.message.as_ref().is_some_and(|message| message.redelivered);
-        let (orphans, others): (Vec<_>, Vec<_>) = lost.into_iter().partition(|hint| doubt || is_redelivered(hint));
-        self.acker.done_all(others.iter().filter_map(|hint| self.tag(hint)));
-        if orphans.is_empty() {
+    /// Acknowledges what others hold or ended. Whoever holds it may be a worker that died, also where the broker delivers it for
+    /// the first time (what went the short way may have been published by the relay), so somebody has to look when its lease
+    /// ends.
+    async fn let_go(&self, lost: Vec<Hint>) {
+        if lost.is_empty() {
             return;
         }
-        let hints: Vec<WorkItem> = orphans.iter().map(|hint| hint.work).collect();
+        let hints: Vec<WorkItem> = lost.iter().map(|hint| hint.work).collect();
         let mut reconnect = Reconnect::new();
         while let Err(error) = self.shop.store.watch(&hints).await {
             if self.wait_out(&error, &mut reconnect).await.is_none() {
-                return orphans.iter().filter_map(|hint| self.tag(hint)).for_each(|tag| self.acker.requeue(tag));
+                return lost.iter().filter_map(|hint| self.tag(hint)).for_each(|tag| self.acker.requeue(tag));
             }
         }
-        self.acker.done_all(orphans.iter().filter_map(|hint| self.tag(hint)));
+        self.acker.done_all(lost.iter().filter_map(|hint| self.tag(hint)));
     }
 }
 

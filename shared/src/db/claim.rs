@@ -77,8 +77,8 @@ impl Store {
         Ok(claims)
     }
 
-    /// Of `hints`, which the broker delivered once more and whose claim failed: sets a watch on those that some worker
-    /// still holds, for the moment its lease ends. Says how many.
+    /// Of `hints` whose claim failed: sets a watch on those that some worker still holds, for the moment its lease ends. Says
+    /// how many.
     pub async fn watch(&self, hints: &[WorkItem]) -> DbResult<usize> {
         let ids: Vec<Uuid> = hints.iter().map(|hint| hint.d.0).collect();
         let query = statement::<()>(WATCH)
