@@ -88,7 +88,6 @@ CREATE TABLE notification_types (
     class           text,   -- NULL: its category's
     channels        text[]  NOT NULL DEFAULT '{in_app}',
     default_enabled boolean NOT NULL DEFAULT true,
-    send_window     jsonb,  -- as domain/send_window.rs has it; NULL: at any time
     PRIMARY KEY (tenant_id, name)
 );
 
