@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     clock,
-    contract::contact::time_of_day,
+    contract::time_of_day::time_of_day,
     db::{
         DbResult, Store,
         contacts::Contact,

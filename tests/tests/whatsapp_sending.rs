@@ -10,6 +10,7 @@ use harness::{
     Api, Role, Stack, TestServers, Waha,
     api::Answer,
     eventually,
+    patient::PATIENT,
     waha::{IdShape, SendFault, Sent},
 };
 use nix::sys::signal::Signal;
@@ -22,13 +23,8 @@ const PRINTED: &str = "a1b2c3d4-e5f6-7890-1234-567890abcdef";
 const SOON: Duration = Duration::from_secs(60);
 /// A message whose slot was lost, to a machine that stood still for a second, waits for one of the next minutes.
 const LATE: Duration = Duration::from_secs(300);
-/// The settings of every stack here. A machine that stands still for a while is no reason to give up a call or a claim.
-const SETTINGS: &[(&str, &str)] = &[
-    ("WHATSAPP_BACKEND", "waha"),
-    ("RETRY_BASE_MS", "200"),
-    ("PROVIDER_TIMEOUT_MS", "120000"),
-    ("LEASE_MARGIN_MS", "60000"),
-];
+/// The settings of every stack here, after those of [`PATIENT`].
+const SETTINGS: &[(&str, &str)] = &[("WHATSAPP_BACKEND", "waha"), ("RETRY_BASE_MS", "200")];
 
 /// A Posthaste, its WAHA, and a session that works.
 struct Scene {
@@ -43,7 +39,7 @@ impl Scene {
     }
 
     async fn with(settings: &[(&str, &str)], rate: u32) -> Result<Self> {
-        let stack = Stack::start_with(&[SETTINGS, settings].concat()).await?;
+        let stack = Stack::start_with(&[PATIENT, SETTINGS, settings].concat()).await?;
         Self::on(stack, rate).await
     }
 
@@ -51,7 +47,7 @@ impl Scene {
     async fn apart(workers: usize, settings: &[(&str, &str)], rate: u32) -> Result<Self> {
         let port = xtask::servers::ports::find_free()?.to_string();
         let url = format!("http://127.0.0.1:{port}");
-        let settings = [SETTINGS, settings, &[("PUBLIC_URL", url.as_str())]].concat();
+        let settings = [PATIENT, SETTINGS, settings, &[("PUBLIC_URL", url.as_str())]].concat();
         let mut stack = Stack::prepare(TestServers::shared()?, &settings).await?;
         stack.launch("ingest", Role::Ingest, &[("PORT", &port)]).await?;
         stack.launch("scheduler", Role::Scheduler, &[]).await?;
@@ -145,7 +141,7 @@ fn fields(answer: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn of_thirty_at_once_for_twenty_slots_twenty_are_accepted_and_ten_are_refused() -> Result<()> {
-    let stack = Stack::start_with(SETTINGS).await?;
+    let stack = Stack::patient(SETTINGS).await?;
     let scene = Scene::on(stack, 20).await?;
     let sends = (0..30).map(|n| {
         let (api, session) = (scene.api(), scene.session.clone());

@@ -257,7 +257,7 @@ async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
 
 /// How long a slot may be used after it was taken.
 const SLOT_HOLDS: Duration = Duration::from_secs(1);
-/// By how much the window in which slots are counted is longer than a minute. A call that ended later than this after its slot
+/// By how much the window in which slots are counted (`slot_window()` in the migrations) is longer than a minute. A call that ended later than this after its slot
 /// was taken may have been heard later too: its slot has to be moved.
 pub const SLOT_ALLOWANCE: Duration = Duration::from_secs(2);
 

@@ -17,6 +17,10 @@ pub fn describe() {
     describe_counter!("posthaste_ambiguous_total", "Provider calls after which nobody knows whether they sent.");
     describe_counter!("posthaste_failovers_total", "Deliveries that went on to the next provider of their channel.");
     describe_gauge!("posthaste_worker_in_flight", "Deliveries claimed and not yet answered by their provider.");
+    describe_counter!(
+        "posthaste_late_slots_total",
+        "Slots of WhatsApp sessions whose call ended late, and which count from then."
+    );
     describe_counter!("posthaste_egress_blocked_total", "Webhooks not sent because they lead inside.");
     describe_counter!(
         "posthaste_webhook_calls_not_logged_total",
@@ -43,6 +47,11 @@ pub fn failed_over(channel: Channel, from: ProviderName) {
 pub fn sent_at_once(route: Route, age: Duration) {
     histogram!("posthaste_end_to_end_seconds", "channel" => route.channel.as_str(), "lane" => route.lane.as_str())
         .record(age);
+}
+
+/// A slot whose call ended later than the window of slots allows for.
+pub fn slot_used_late() {
+    counter!("posthaste_late_slots_total").increment(1);
 }
 
 /// A claim that won `won` of `asked` deliveries.

@@ -307,6 +307,7 @@ impl Bench {
 
     /// The next minute's slots must not come too soon after a message that was heard late.
     async fn move_slot(&self, line: Uuid, delivery: DeliveryId) {
+        measures::slot_used_late();
         if let Err(error) = self.shop.store.move_slot(line, delivery).await {
             tracing::warn!(session.id = %line, %error, "a slot that was used late could not be moved: the session's next minute may hold more");
         }

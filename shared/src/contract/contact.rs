@@ -6,7 +6,11 @@
 use chrono_tz::Tz;
 use serde_json::{Map, Value};
 
-use super::submission::{FieldError, NAME_BYTES_MAX, is_email, is_phone};
+use super::{
+    field_error::{FieldError, shown},
+    submission::{NAME_BYTES_MAX, is_email, is_phone},
+    time_of_day::minute_of_day,
+};
 use crate::domain::{Person, QuietHours};
 
 /// Largest `attributes` of a person, in bytes of JSON.
@@ -225,13 +229,6 @@ impl Reader {
     }
 }
 
-/// The name of an unknown field, where it looks like one: what was meant as a value must not be told again.
-pub(super) fn shown(name: String) -> String {
-    let is_name = (1..=60).contains(&name.len())
-        && name.chars().all(|letter| letter.is_ascii_alphabetic() || letter == '_' || letter == '-');
-    if is_name { name } else { "(unknown)".to_owned() }
-}
-
 /// Whether a text can be the id of a person.
 pub fn is_user_id(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
@@ -277,21 +274,6 @@ fn locale(text: String) -> Result<String, &'static str> {
 
 fn time_zone(text: String) -> Result<Tz, &'static str> {
     text.parse().map_err(|_| "must be a zone of the IANA database such as Europe/Vienna")
-}
-
-/// `22:00` in minutes after midnight.
-pub fn minute_of_day(text: &str) -> Option<u16> {
-    let (hours, minutes) = text.split_once(':')?;
-    let number = |text: &str, below: u16| -> Option<u16> {
-        let is_plain = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse().ok().filter(|number| is_plain && *number < below)
-    };
-    Some(number(hours, 24)? * 60 + number(minutes, 60)?)
-}
-
-/// The other way round.
-pub fn time_of_day(minute: u16) -> String {
-    format!("{:02}:{:02}", minute / 60, minute % 60)
 }
 
 #[cfg(test)]
@@ -371,20 +353,5 @@ mod tests {
         half("a").apply(&mut person).unwrap();
         assert_eq!(half("b").apply(&mut person).unwrap_err().field, "attributes");
         half("a").apply(&mut person).unwrap();
-    }
-
-    #[test]
-    fn times_of_day_are_read_and_written() {
-        for (text, minute) in [
-            ("00:00", Some(0)),
-            ("23:59", Some(1439)),
-            ("24:00", None),
-            ("7:00", None),
-            ("07:60", None),
-            ("+7:00", None),
-        ] {
-            assert_eq!(minute_of_day(text), minute, "{text}");
-        }
-        assert_eq!(time_of_day(1439), "23:59");
     }
 }

@@ -2,10 +2,12 @@
 
 pub mod contact;
 pub mod device;
+mod field_error;
 pub mod guard;
 pub mod provider;
 pub mod send_window;
 pub mod submission;
+pub mod time_of_day;
 pub mod webhooks;
 pub mod wire;
 

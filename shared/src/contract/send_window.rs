@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    contact::{minute_of_day, shown, time_of_day},
-    submission::FieldError,
+    field_error::{FieldError, shown},
+    time_of_day::{minute_of_day, time_of_day},
 };
 use crate::domain::{Day, SendWindow, UnknownWord};
 

@@ -20,6 +20,8 @@ use super::{
 };
 use crate::domain::{Address, Channel, Class, Lane, OnLimit, Priority, Reason, SendWindow};
 
+pub use super::field_error::FieldError;
+
 /// Longest `title` or `subject`, in bytes; RFC 5322 folds long ones, people do not read them.
 pub const TITLE_BYTES_MAX: usize = 998;
 /// Longest `recipient`, in bytes: the usual limit for URLs, far above any e-mail address (254).
@@ -42,23 +44,6 @@ pub const WHATSAPP_CHARS_MAX: usize = 4096;
 pub const KEY_BYTES_MAX: usize = 200;
 /// How far ahead a message may be scheduled.
 pub const SCHEDULE_AHEAD_MAX: chrono::TimeDelta = chrono::TimeDelta::days(366);
-
-/// One thing wrong with a submission.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("{field}: {message}")]
-pub struct FieldError {
-    /// The field, in the producer's own spelling; `body` for the whole.
-    pub field: String,
-    /// What to do about it, as a clause.
-    pub message: String,
-}
-
-impl FieldError {
-    /// An error of `field`.
-    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
-    }
-}
 
 /// A file that travels with an e-mail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
