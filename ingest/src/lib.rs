@@ -95,7 +95,7 @@ pub enum IngestError {
 }
 
 /// Serves HTTP and takes from the intake queues until `stop`. Servers that are away are waited for. `/health` also shows
-/// `others`: the parts of other services in the same process; a worker among them hears by `shortcut` of what is accepted.
+/// `others`: the parts of other services in the same process; a worker among them gets by `shortcut` what it can send at once.
 pub async fn run(
     config: Arc<Config>,
     others: Parts,
@@ -182,8 +182,8 @@ impl Stores {
 
 fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, shortcut: Shortcut, turns: Turns) -> Acceptor {
     let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
-    let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms, shortcut);
-    Acceptor::start(stores.acceptance.clone(), dispatcher, turns, config.timing.relay_after)
+    let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
+    Acceptor::start(stores.acceptance.clone(), dispatcher, shortcut, turns, config.timing.relay_after)
 }
 
 /// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.

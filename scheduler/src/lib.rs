@@ -36,7 +36,6 @@ use shared::{
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
     probe::{BrokerPart, DatabasePart, Parts, Starting},
-    shortcut::Shortcut,
     waha::Waha,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -109,9 +108,7 @@ impl Line {
         let (publishing, consuming) = (connect("scheduler publishing"), connect("scheduler consuming"));
         let publisher = Publisher::start(&publishing);
         // What waited can wait for the broker as well.
-        let shortcut = Shortcut::default();
-        let dispatcher =
-            Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after), shortcut);
+        let dispatcher = Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after));
         Self {
             store,
             waha,

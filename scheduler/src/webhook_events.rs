@@ -9,7 +9,7 @@ use metrics::counter;
 use shared::{
     db::{
         Store,
-        accept::{Accepted, Crowding},
+        accept::{Accepted, Crowding, Leases},
         wa_inbound::Inbound,
         webhook_events::{Telling, is_received},
     },
@@ -79,9 +79,10 @@ impl Task for WebhookEvents {
             }
         }
         if !batch.is_empty() {
-            let (accepted, dispatch) = self.store.accept(&batch, self.relay_after_ms, &Crowding::default()).await?;
-            dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
-            for ((id, delivery), accepted) in ids.into_iter().zip(accepted) {
+            let (nobody, nothing) = (Crowding::default(), Leases::default());
+            let stored = self.store.accept(&batch, self.relay_after_ms, &nobody, &nothing).await?;
+            stored.dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
+            for ((id, delivery), accepted) in ids.into_iter().zip(stored.results) {
                 told.push((id, Some(carrier(accepted, delivery.0))));
             }
         }

@@ -14,7 +14,6 @@ use crate::{
         outbox::{Dispatch, DispatchItem},
     },
     faultpoint,
-    shortcut::Shortcut,
 };
 
 /// One flush joins up to 64 commits and waits once for all their confirms; two hide each other's round trip, and more would
@@ -26,39 +25,23 @@ const NOTES: Limits = Limits { batch_max: 4096, parallel_max: 1, queue_max: 16_3
 /// How long notes are gathered: far below the time after which the relay would take an unmarked row over.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// How long the broker's copies of hints that went the short way wait for company: nobody waits for them, and many together
-/// cost the broker far less. Far below the time after which the relay would take their rows over.
-const COPIES_GATHER: Duration = Duration::from_millis(10);
-
 /// Publishes outbox rows and notes that they are with the broker. Cheap to clone.
 #[derive(Clone)]
 pub struct Dispatcher {
     rows: Batcher<Dispatch, bool>,
-    copies: Batcher<Dispatch, bool>,
-    shortcut: Shortcut,
 }
 
 impl Dispatcher {
-    /// Starts publishing; the audit looks at a row `audit_after_ms` after it was published. What is posted goes by `shortcut` as
-    /// well.
-    pub fn start(publisher: Publisher, store: Store, audit_after_ms: i32, shortcut: Shortcut) -> Self {
+    /// Starts publishing; the audit looks at a row `audit_after_ms` after it was published.
+    pub fn start(publisher: Publisher, store: Store, audit_after_ms: i32) -> Self {
         let notes = Batcher::start(NOTES, move |published| note(store.clone(), audit_after_ms, published));
-        let (copier, copied) = (publisher.clone(), notes.clone());
-        let copies = Batcher::start(LIMITS, move |rows| {
-            let (publisher, notes) = (copier.clone(), copied.clone());
-            async move {
-                tokio::time::sleep(COPIES_GATHER).await;
-                publish(publisher, notes, rows).await
-            }
-        });
         let rows = Batcher::start(LIMITS, move |rows| publish(publisher.clone(), notes.clone(), rows));
-        Self { rows, copies, shortcut }
+        Self { rows }
     }
 
     /// Publishes a row in the background; what does not fit or fails is left to the relay.
     pub fn post(&self, row: Dispatch) {
-        let way = if self.shortcut.offer(&row.items) { &self.copies } else { &self.rows };
-        if way.post(row).is_err() {
+        if self.rows.post(row).is_err() {
             metrics::counter!("posthaste_dispatch_left_to_relay_total").increment(1);
         }
     }

@@ -76,7 +76,7 @@ pub struct Worker {
 }
 
 /// Works until `stop`, then finishes what was begun within the drain time of the settings. What the worker needs is added
-/// to `parts`, for whoever watches the process. An ingest in the same process tells it by `shortcut` what may be sent.
+/// to `parts`, for whoever watches the process. An ingest in the same process hands it by `shortcut` what it accepted.
 pub async fn run(
     config: Arc<Config>,
     parts: Parts,
@@ -124,7 +124,7 @@ impl Worker {
             let unsubscribing = (route.channel == Channel::Email).then(|| Arc::clone(&unsubscribing));
             let desk = Desk { tracking, unsubscribing, ..desk(config, &registry, route, &secrets, hurry.clone()) };
             let concurrency = concurrency(config.worker.concurrency, route.lane);
-            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency, shortcut.lane(route));
+            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency, shortcut);
             consumers.push(pool.health());
             let give_up = give_up.clone();
             pools.spawn(async move { give_up.run_until_cancelled(pool.run()).await.unwrap_or_default() });

@@ -13,7 +13,10 @@ pub fn describe() {
         "posthaste_end_to_end_seconds",
         "From acceptance to the provider's yes, for deliveries sent on the first attempt."
     );
-    describe_counter!("posthaste_claims_total", "Deliveries taken from a queue by whether the claim was won.");
+    describe_counter!(
+        "posthaste_claims_total",
+        "Deliveries by how they were claimed: with their acceptance, or from a queue, won or lost."
+    );
     describe_counter!("posthaste_ambiguous_total", "Provider calls after which nobody knows whether they sent.");
     describe_counter!("posthaste_failovers_total", "Deliveries that went on to the next provider of their channel.");
     describe_gauge!("posthaste_worker_in_flight", "Deliveries claimed and not yet answered by their provider.");
@@ -54,13 +57,19 @@ pub fn slot_used_late() {
     counter!("posthaste_late_slots_total").increment(1);
 }
 
-/// A claim that won `won` of `asked` deliveries.
+/// A claim that won `won` of `asked` deliveries from a queue.
 pub fn claimed(won: usize, asked: usize) {
-    let count = |result: &'static str, n: usize| {
-        counter!("posthaste_claims_total", "result" => result).increment(u64::try_from(n).unwrap_or(u64::MAX));
-    };
-    count("won", won);
-    count("lost", asked.saturating_sub(won));
+    count_claims("won", won);
+    count_claims("lost", asked.saturating_sub(won));
+}
+
+/// So many deliveries came claimed with their acceptance.
+pub fn came_claimed(n: usize) {
+    count_claims("early", n);
+}
+
+fn count_claims(result: &'static str, n: usize) {
+    counter!("posthaste_claims_total", "result" => result).increment(u64::try_from(n).unwrap_or(u64::MAX));
 }
 
 /// The gauge of deliveries a pool has in flight.

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! queue ─▶ room for attempts ─▶ batch ─▶ claim ─▶ a task each: attempt ─▶ event confirmed ─▶ ack
-//!                         shortcut ─┘      └ not won: whoever lost a worker is watched, then ack
+//!                                          └ not won: whoever lost a worker is watched, then ack
+//! shortcut ─▶ what stands against it ─▶ a task each: attempt ─▶ event confirmed
 //! ```
 //!
 //! A delivery stays unacknowledged from the queue to the confirmed event, so a worker that dies loses nothing; the
-//! claim's fence keeps what the broker then repeats from being sent twice.
+//! claim's fence keeps what the broker then repeats from being sent twice. What came claimed by the short way was in no queue:
+//! the audit finds it when its lease is over.
 
 use std::{
     collections::HashMap,
@@ -21,12 +23,15 @@ use shared::{
         wire::{VERSION, Wire},
     },
     db::{DbError, Store, claim::Claim},
-    domain::{DeadReason, DeliveryId},
+    domain::{DeadReason, DeliveryId, retry::AmbiguousPolicy},
     faultpoint,
     reconnect::Reconnect,
-    shortcut::{Copy, ShortLane},
+    shortcut::{Early, Shortcut, Terms},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc::Receiver},
+    time::sleep_until,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 use uuid::Uuid;
@@ -45,10 +50,9 @@ const CLAIM_USUAL: usize = 16;
 const FLIGHTS_MAX: usize = 2;
 /// The least time after a claim of several deliveries. Without it four workers side by side claim one or two deliveries at a time.
 const CLAIM_SPACING: Duration = Duration::from_millis(8);
-/// Part of the attempts at once, from which on a pool is too busy to be told by the short way.
-const BUSY_PART: usize = 2;
-/// Unacknowledged deliveries for each attempt at once: the second waits for its event's confirm, or to be claimed.
-const PREFETCH_PER_ATTEMPT: usize = 2;
+/// Deliveries under way for each attempt at once: the second waits for its event's confirm, or to be claimed. Those that came
+/// by the short way count for themselves.
+const HANDS_PER_ATTEMPT: usize = 2;
 
 /// What the pools of a worker share.
 #[derive(Clone)]
@@ -69,13 +73,23 @@ pub struct Pool {
     consumer: Consumer,
     /// Before it, deliveries gather for one claim.
     next_claim: Instant,
+    shortcut: Shortcut,
+    /// What comes by the short way.
+    early: Option<Receiver<Early>>,
 }
 
-/// A hint that was taken on.
+/// What the broker brought.
 struct Hint {
     work: WorkItem,
-    /// The broker's message, if the hint came by one.
-    tag: Option<Tag>,
+    tag: Tag,
+}
+
+/// By which way a delivery came, and what it holds until its outcome is written down.
+enum Way {
+    /// The broker's message.
+    Broker(Tag),
+    /// Its place among those of the short way.
+    Short(OwnedSemaphorePermit),
 }
 
 /// What a pool's tasks share.
@@ -85,7 +99,6 @@ struct Bench {
     queue: String,
     lease_ms: i32,
     acker: Acker,
-    lane: Arc<ShortLane>,
     room: Arc<Semaphore>,
     room_usual: usize,
     flights: Arc<Semaphore>,
@@ -102,18 +115,24 @@ struct Won {
 
 impl Pool {
     /// A pool that makes up to `concurrency` attempts at once. Nothing happens before [`Pool::run`].
-    pub fn open(broker: &Broker, shop: Shop, desk: Desk, concurrency: usize, lane: Arc<ShortLane>) -> Self {
+    pub fn open(broker: &Broker, shop: Shop, desk: Desk, concurrency: usize, shortcut: &Shortcut) -> Self {
+        let hands = concurrency.saturating_mul(HANDS_PER_ATTEMPT);
         let queue = shared::amqp::work_queue(desk.route);
-        let prefetch = u16::try_from(concurrency.saturating_mul(PREFETCH_PER_ATTEMPT)).unwrap_or(u16::MAX);
+        let prefetch = u16::try_from(hands).unwrap_or(u16::MAX);
         let consumer = Consumer::open(broker, queue.clone(), prefetch, &shop.stop);
-        lane.open(consumer.health(), concurrency.div_ceil(BUSY_PART));
         let lease = desk.timeout + desk.lease_margin;
+        let lease_ms = i32::try_from(lease.as_millis()).unwrap_or(i32::MAX);
+        let room = Arc::new(Semaphore::new(concurrency));
+        // A claim that was lost unbegun is as doubtful as any other. Where doubt holds a delivery back, it had better be in a queue.
+        let early = (desk.policy.ambiguous == AmbiguousPolicy::Resend).then(|| {
+            let terms = Terms { health: consumer.health(), room: Arc::clone(&room), hands, lease_ms };
+            shortcut.open(desk.route, terms)
+        });
         let bench = Bench {
             queue,
-            lease_ms: i32::try_from(lease.as_millis()).unwrap_or(i32::MAX),
+            lease_ms,
             acker: consumer.acker(),
-            lane,
-            room: Arc::new(Semaphore::new(concurrency)),
+            room,
             room_usual: CLAIM_USUAL.min(concurrency / 2).max(1),
             flights: Arc::new(Semaphore::new(FLIGHTS_MAX)),
             tasks: TaskTracker::new(),
@@ -121,7 +140,7 @@ impl Pool {
             shop,
             desk,
         };
-        Self { bench: Arc::new(bench), consumer, next_claim: Instant::now() }
+        Self { bench: Arc::new(bench), consumer, next_claim: Instant::now(), early, shortcut: shortcut.clone() }
     }
 
     /// How the pool's consumer is doing.
@@ -132,44 +151,42 @@ impl Pool {
     /// Works until stopped, then gives back what was not begun and finishes the rest, however long that takes. Dropping
     /// it half-way loses nothing: what is not acknowledged is delivered again.
     pub async fn run(mut self) {
-        while let Some((hints, room, flight)) = self.next().await {
-            let bench = Arc::clone(&self.bench);
-            self.bench.tasks.spawn(async move { bench.take_on(hints, room, flight).await });
-        }
-        self.consumer.cancel().await;
-        self.bench.lane.close().into_iter().for_each(|tag| self.bench.acker.requeue(tag));
-        self.bench.tasks.close();
-        self.bench.tasks.wait().await;
-        self.bench.acker.flush().await;
+        let (bench, early) = (Arc::clone(&self.bench), self.early.take());
+        let from_broker = async {
+            while let Some((hints, room, flight)) = self.next().await {
+                let bench = Arc::clone(&self.bench);
+                self.bench.tasks.spawn(async move { bench.take_on(hints, room, flight).await });
+            }
+            self.consumer.cancel().await;
+            self.shortcut.close(self.bench.desk.route);
+        };
+        tokio::join!(from_broker, bench.take_early(early));
+        bench.tasks.close();
+        bench.tasks.wait().await;
+        bench.acker.flush().await;
     }
 
     /// The next hints with room for an attempt each; `None` once stopped.
     async fn next(&mut self) -> Option<(Vec<Hint>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let bench = Arc::clone(&self.bench);
-        let (mut room, flight) = bench.shop.stop.run_until_cancelled(bench.room()).await??;
-        // Single deliveries are claimed at once; those that come in company share a claim.
-        let hints = self.gather(room.num_permits()).await?;
-        if hints.len() > 1 {
-            self.next_claim = Instant::now() + CLAIM_SPACING;
-        }
-        // What is left of the room goes back when it is dropped here.
-        let room = room.split(hints.len()).unwrap_or(room);
-        Some((hints, room, flight))
-    }
-
-    /// At least one hint and at most `max`, by whichever way they come first.
-    async fn gather(&mut self, max: usize) -> Option<Vec<Hint>> {
         loop {
-            let batch = tokio::select! {
-                biased;
-                batch = self.consumer.next_batch_after(max, self.next_claim) => batch?,
-                () = self.bench.lane.arrived_by(self.next_claim) => Vec::new(),
+            // Room is taken last: while it waits for the broker it is none for what comes by the short way.
+            self.consumer.arrived().await?;
+            // Single deliveries are claimed at once; those that come in company share a claim.
+            let room = async {
+                sleep_until(self.next_claim.into()).await;
+                bench.room().await
             };
-            let mut hints = self.bench.sort_out(batch);
-            let told = self.bench.lane.take(max.saturating_sub(hints.len()));
-            hints.extend(told.into_iter().map(|work| Hint { work, tag: None }));
+            let (mut room, flight) = bench.shop.stop.run_until_cancelled(room).await??;
+            let batch = self.consumer.next_batch(room.num_permits(), Duration::ZERO).await?;
+            if batch.len() > 1 {
+                self.next_claim = Instant::now() + CLAIM_SPACING;
+            }
+            let hints = bench.sort_out(batch);
             if !hints.is_empty() {
-                return Some(hints);
+                // What is left of the room goes back when it is dropped here.
+                let room = room.split(hints.len()).unwrap_or(room);
+                return Some((hints, room, flight));
             }
         }
     }
@@ -198,7 +215,7 @@ impl Bench {
     async fn take_on(self: Arc<Self>, batch: Vec<Hint>, mut room: OwnedSemaphorePermit, flight: OwnedSemaphorePermit) {
         let hints: Vec<WorkItem> = batch.iter().map(|hint| hint.work).collect();
         let Some(Won { claims, claimed_at }) = self.claim(&hints).await else {
-            return batch.iter().filter_map(|hint| self.tag(hint)).for_each(|tag| self.acker.requeue(tag));
+            return batch.iter().for_each(|hint| self.acker.requeue(hint.tag));
         };
         drop(flight);
         measures::claimed(claims.len(), hints.len());
@@ -207,7 +224,7 @@ impl Bench {
         let mut lost = Vec::new();
         for hint in batch {
             match (won.remove(&(hint.work.d, hint.work.r.saturating_add(1))), room.split(1)) {
-                (Some(claim), Some(place)) => self.start(claim, claimed_at, hint, place),
+                (Some(claim), Some(place)) => self.start(claim, claimed_at, place, Way::Broker(hint.tag)),
                 _ => lost.push(hint),
             }
         }
@@ -215,16 +232,45 @@ impl Bench {
         self.let_go(lost).await;
     }
 
-    /// The hints of a batch, without those that came by the short way before. What is none is put aside for a person.
+    /// Takes what comes by the short way, until it ends.
+    async fn take_early(self: &Arc<Self>, early: Option<Receiver<Early>>) {
+        let Some(mut early) = early else { return };
+        let mut batch = Vec::new();
+        while early.recv_many(&mut batch, CLAIM_MAX).await > 0 {
+            let (bench, batch) = (Arc::clone(self), std::mem::take(&mut batch));
+            self.tasks.spawn(async move { bench.begin(batch).await });
+        }
+    }
+
+    /// Starts an attempt for each delivery that came claimed, once it is known what stands against sending it.
+    async fn begin(self: Arc<Self>, batch: Vec<Early>) {
+        measures::came_claimed(batch.len());
+        let (mut claims, rest): (Vec<Claim>, Vec<_>) =
+            batch.into_iter().map(|Early { claim, claimed_at, room, hand }| (claim, (claimed_at, room, hand))).unzip();
+        if self.look(&mut claims).await.is_none() {
+            return;
+        }
+        for (claim, (claimed_at, room, hand)) in claims.into_iter().zip(rest) {
+            self.start(claim, claimed_at, room, Way::Short(hand));
+        }
+    }
+
+    /// Looks what stands against sending, however long the database stays away; `None` once stopped. The claims are then left
+    /// to the end of their leases.
+    async fn look(&self, claims: &mut [Claim]) -> Option<()> {
+        let mut reconnect = Reconnect::new();
+        while let Err(error) = self.shop.store.look(self.desk.route.channel, claims).await {
+            self.wait_out(&error, &mut reconnect).await?;
+        }
+        Some(())
+    }
+
+    /// The hints of a batch. What is none is put aside for a person.
     fn sort_out(self: &Arc<Self>, batch: Vec<Delivery>) -> Vec<Hint> {
         let mut hints = Vec::with_capacity(batch.len());
         for delivery in batch {
             match read(&delivery) {
-                Ok(work) => match self.lane.meet(work, delivery.tag) {
-                    Copy::Kept => {}
-                    Copy::Over => self.acker.done(delivery.tag),
-                    Copy::New => hints.push(Hint { work, tag: Some(delivery.tag) }),
-                },
+                Ok(work) => hints.push(Hint { work, tag: delivery.tag }),
                 Err(detail) => {
                     let bench = Arc::clone(self);
                     self.tasks.spawn(async move { bench.put_aside(delivery, &detail).await });
@@ -232,11 +278,6 @@ impl Bench {
             }
         }
         hints
-    }
-
-    /// The broker's message of a hint that comes to nothing here.
-    fn tag(&self, hint: &Hint) -> Option<Tag> {
-        hint.tag.or_else(|| self.lane.forget(hint.work))
     }
 
     async fn put_aside(&self, delivery: Delivery, detail: &str) {
@@ -275,14 +316,11 @@ impl Bench {
         self.shop.stop.run_until_cancelled(reconnect.pause()).await
     }
 
-    fn start(self: &Arc<Self>, claim: Claim, claimed_at: Instant, hint: Hint, place: OwnedSemaphorePermit) {
+    /// Starts the attempt of a claim that has room for it.
+    fn start(self: &Arc<Self>, claim: Claim, claimed_at: Instant, room: OwnedSemaphorePermit, way: Way) {
         let bench = Arc::clone(self);
         let span = bench.span(&claim);
         let slot = claim.line.map(|line| (line, claim.delivery));
-        let tag = hint.tag;
-        if tag.is_some() {
-            self.lane.begin_other();
-        }
         let work = async move {
             bench.in_flight.increment(1.0);
             let event = attempt(&bench.desk, claim, claimed_at).await;
@@ -292,14 +330,15 @@ impl Bench {
             {
                 bench.move_slot(line, delivery).await;
             }
-            drop(place);
+            drop(room);
             let is_written = bench.shop.outcomes.record(event).await;
-            if tag.is_some() {
-                bench.lane.end_other();
-            }
             if is_written {
                 faultpoint::pass(faultpoint::AFTER_EVENT);
-                bench.acker.done_all(tag.or_else(|| bench.lane.end(hint.work)));
+            }
+            match way {
+                Way::Broker(tag) if is_written => bench.acker.done(tag),
+                Way::Broker(_) => {}
+                Way::Short(hand) => drop(hand),
             }
         };
         self.tasks.spawn(work.instrument(span));
@@ -329,8 +368,7 @@ impl Bench {
     }
 
     /// Acknowledges what others hold or ended. Whoever holds it may be a worker that died, also where the broker delivers it for
-    /// the first time (what went the short way may have been published by the relay), so somebody has to look when its lease
-    /// ends.
+    /// the first time (the relay may have published it once more), so somebody has to look when its lease ends.
     async fn let_go(&self, lost: Vec<Hint>) {
         if lost.is_empty() {
             return;
@@ -339,10 +377,10 @@ impl Bench {
         let mut reconnect = Reconnect::new();
         while let Err(error) = self.shop.store.watch(&hints).await {
             if self.wait_out(&error, &mut reconnect).await.is_none() {
-                return lost.iter().filter_map(|hint| self.tag(hint)).for_each(|tag| self.acker.requeue(tag));
+                return lost.iter().for_each(|hint| self.acker.requeue(hint.tag));
             }
         }
-        self.acker.done_all(lost.iter().filter_map(|hint| self.tag(hint)));
+        self.acker.done_all(lost.iter().map(|hint| hint.tag));
     }
 }
 

@@ -5,6 +5,7 @@
 //! what its idempotency key is for.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,11 +15,12 @@ use shared::{
     batch::{Batcher, Limits, SubmitError},
     db::{
         DbError, Store,
-        accept::{Acceptance, Accepted},
+        accept::{Acceptance, Accepted, Crowding, at_once},
     },
     dispatch::Dispatcher,
-    domain::Channel,
+    domain::{Channel, DeliveryId},
     faultpoint,
+    shortcut::{Place, Shortcut},
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
@@ -82,9 +84,16 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Starts accepting, on the runtime of the caller.
-    pub fn start(store: Store, dispatcher: Dispatcher, turns: Turns, relay_after: Duration) -> Self {
+    /// A pool of the same process gets by `shortcut` what it can send at once.
+    pub fn start(
+        store: Store,
+        dispatcher: Dispatcher,
+        shortcut: Shortcut,
+        turns: Turns,
+        relay_after: Duration,
+    ) -> Self {
         let relay_after_ms = i32::try_from(relay_after.as_millis()).unwrap_or(i32::MAX);
-        let committer = Committer { store, dispatcher, turns, relay_after_ms };
+        let committer = Committer { store, dispatcher, shortcut, turns, relay_after_ms };
         let batches = committer.clone();
         let flush = move |batch: Vec<Acceptance>| {
             let committer = batches.clone();
@@ -135,6 +144,7 @@ impl Acceptor {
 struct Committer {
     store: Store,
     dispatcher: Dispatcher,
+    shortcut: Shortcut,
     turns: Turns,
     relay_after_ms: i32,
 }
@@ -176,14 +186,31 @@ impl Committer {
 
     async fn commit_once(&self, batch: &[Acceptance]) -> Result<Vec<Verdict>, DbError> {
         faultpoint::pass(faultpoint::BEFORE_COMMIT);
-        let (accepted, dispatch) = self.store.accept(batch, self.relay_after_ms, &self.turns.crowding()).await?;
+        let crowding = self.turns.crowding();
+        let mut places = self.places(batch, &crowding);
+        let leases = places.iter().map(|(id, place)| (*id, place.lease_ms())).collect();
+        let claimed_at = Instant::now();
+        let stored = self.store.accept(batch, self.relay_after_ms, &crowding, &leases).await?;
         faultpoint::pass(faultpoint::AFTER_COMMIT);
-        if let Some(dispatch) = dispatch {
+        for claim in stored.claims {
+            if let Some(place) = places.remove(&claim.delivery) {
+                place.send(claim, claimed_at);
+            }
+        }
+        if let Some(dispatch) = stored.dispatch {
             self.dispatcher.post(dispatch);
         }
-        count(batch, &accepted);
+        count(batch, &stored.results);
         self.turns.note(batch);
-        Ok(accepted.into_iter().map(Ok).collect())
+        Ok(stored.results.into_iter().map(Ok).collect())
+    }
+
+    /// Places for what a pool of this process can send at once. Messages of a bulk have no content of their own, and nobody waits
+    /// for them.
+    fn places(&self, batch: &[Acceptance], crowding: &Crowding) -> HashMap<DeliveryId, Place> {
+        let candidates = batch.iter().flat_map(|acceptance| at_once(acceptance, crowding));
+        let own = candidates.filter(|(message, _)| message.content.is_some());
+        own.filter_map(|(_, delivery)| Some((delivery.id, self.shortcut.reserve(delivery.route)?))).collect()
     }
 }
 

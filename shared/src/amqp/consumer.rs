@@ -70,13 +70,6 @@ pub struct Tag {
     number: u64,
 }
 
-#[cfg(test)]
-impl Tag {
-    pub(crate) const fn of_a_test(number: u64) -> Self {
-        Self { generation: 1, number }
-    }
-}
-
 /// How a consumer is doing, for readiness checks.
 #[derive(Debug)]
 pub struct ConsumerHealth {
@@ -196,23 +189,18 @@ impl Consumer {
     /// Waits for a message, then adds what else is there or comes within `linger`, up to `max`. `None` once stopped,
     /// and only then: losses are repaired in here. May be dropped and called again without losing a message.
     pub async fn next_batch(&mut self, max: usize, linger: Duration) -> Option<Vec<Delivery>> {
-        self.batch_by(max, move || Instant::now() + linger).await
-    }
-
-    /// The next deliveries, at least one and at most `max`, together with those that come before `moment`; `None` once
-    /// stopped. A caller that names the moment a little after its last batch takes what comes alone at once, and what
-    /// follows closely in company.
-    pub async fn next_batch_after(&mut self, max: usize, moment: Instant) -> Option<Vec<Delivery>> {
-        self.batch_by(max, move || moment).await
-    }
-
-    async fn batch_by(&mut self, max: usize, deadline: impl FnOnce() -> Instant) -> Option<Vec<Delivery>> {
         let stop = self.stop.clone();
-        stop.run_until_cancelled(self.gather(max.max(1), deadline)).await?;
+        stop.run_until_cancelled(self.gather(max.max(1), linger)).await?;
         let batch = std::mem::take(&mut self.batch);
         self.health.delivered(&batch);
         self.reconnect.reset();
         Some(batch)
+    }
+
+    /// Waits until a message is there to be taken; `None` once stopped.
+    pub async fn arrived(&mut self) -> Option<()> {
+        let stop = self.stop.clone();
+        stop.run_until_cancelled(self.gather(1, Duration::ZERO)).await
     }
 
     /// Stops taking messages and gives back what was not handed out. The channel stays open so that the acker can
@@ -237,13 +225,13 @@ impl Consumer {
     }
 
     /// Fills the batch with at least one delivery.
-    async fn gather(&mut self, max: usize, deadline: impl FnOnce() -> Instant) {
+    async fn gather(&mut self, max: usize, linger: Duration) {
         while self.batch.is_empty() {
             self.register().await;
             self.take_next().await;
-            self.take_ready(max);
         }
-        let deadline = deadline();
+        self.take_ready(max);
+        let deadline = Instant::now() + linger;
         while self.batch.len() < max && self.is_alive() && Instant::now() < deadline {
             if timeout_at(deadline.into(), self.take_next()).await.is_err() {
                 return;

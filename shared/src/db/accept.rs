@@ -1,6 +1,9 @@
 //! Acceptance: one statement, one commit, for many submissions: idempotency key + message + deliveries + outbox row.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
@@ -11,6 +14,7 @@ use uuid::Uuid;
 use super::{
     DbResult, Statement, Store,
     beside::Beside,
+    claim::Claim,
     lines::room,
     outbox::{Dispatch, DispatchItem},
     statement,
@@ -136,6 +140,20 @@ impl Acceptance {
     }
 }
 
+/// Deliveries to be claimed as they are accepted, with the time their claim lasts in ms.
+pub type Leases = HashMap<DeliveryId, i32>;
+
+/// What a commit of acceptances came to.
+#[derive(Debug)]
+pub struct Stored {
+    /// One for each acceptance, in order.
+    pub results: Vec<Accepted>,
+    /// What to publish now.
+    pub dispatch: Option<Dispatch>,
+    /// What was claimed with its acceptance. Nobody has looked yet what stands against sending it ([`Store::look`]).
+    pub claims: Vec<Claim>,
+}
+
 /// What became of one acceptance.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Accepted {
@@ -152,28 +170,37 @@ pub enum Accepted {
     },
 }
 
+/// The outbox row to publish, the subjects whose key was free, the moment of acceptance.
+type Row = (Option<i64>, Vec<Uuid>, DateTime<Utc>);
+type SqlRow = (Nullable<Int8>, Array<SqlUuid>, Timestamptz);
+
 /// Tenant, key hash, request hash, response.
 type StoredAnswer = (i32, Vec<u8>, Vec<u8>, Vec<u8>);
 
 impl Store {
-    /// Stores all of `batch` in one commit. Returns one result per acceptance, in order, and what to publish now.
+    /// Stores all of `batch` in one commit.
     ///
-    /// `crowding`: who takes turns; `relay_after_ms`: when the relay may take the outbox row over, should we die before publishing it.
+    /// `crowding`: who takes turns; `relay_after_ms`: when the relay may take the outbox row over, should we die before publishing
+    /// it; `leases`: what is claimed in the same commit, all of it [`at_once`] and with a content of its own.
     pub async fn accept(
         &self,
         batch: &[Acceptance],
         relay_after_ms: i32,
         crowding: &Crowding,
-    ) -> DbResult<(Vec<Accepted>, Option<Dispatch>)> {
-        let columns = Columns::of(batch, crowding, self.sealer())?;
+        leases: &Leases,
+    ) -> DbResult<Stored> {
+        let columns = Columns::of(batch, crowding, leases, self.sealer())?;
         let statement = columns.bind(relay_after_ms);
-        let is_plain = |acceptance: &Acceptance| acceptance.beside.is_empty() && acceptance.room_in.is_none();
-        let (outbox_id, won) = if batch.iter().all(is_plain) {
+        let stands_alone = |acceptance: &Acceptance| acceptance.beside.is_empty() && acceptance.room_in.is_none();
+        let (outbox_id, won, accepted_at) = if batch.iter().all(stands_alone) {
             statement.row(self).await?
         } else {
             match self.accept_with(statement, batch).await? {
-                Ok(stored) => stored,
-                Err(seconds) => return Ok((vec![Accepted::NoRoom { seconds }; batch.len()], None)),
+                Ok(row) => row,
+                Err(seconds) => {
+                    let results = vec![Accepted::NoRoom { seconds }; batch.len()];
+                    return Ok(Stored { results, dispatch: None, claims: Vec::new() });
+                }
             }
         };
         let is_new = |acceptance: &Acceptance| is_new(acceptance, &won);
@@ -182,21 +209,23 @@ impl Store {
         } else {
             self.answers(batch, is_new).await?
         };
-        let items =
-            batch.iter().filter(|acceptance| is_new(acceptance)).flat_map(|a| queued_items(a, crowding)).collect();
-        Ok((results, outbox_id.map(|outbox_id| Dispatch { outbox_id, items })))
+        let (mut items, mut claims) = (Vec::new(), Vec::new());
+        for acceptance in batch.iter().filter(|acceptance| is_new(acceptance)) {
+            for (message, delivery) in at_once(acceptance, crowding) {
+                match leases.contains_key(&delivery.id) {
+                    true => claims.push(Claim::with_acceptance(acceptance, message, delivery, accepted_at)),
+                    false => items.push(item(delivery)),
+                }
+            }
+        }
+        Ok(Stored { results, dispatch: outbox_id.map(|outbox_id| Dispatch { outbox_id, items }), claims })
     }
 
     /// The same in a transaction with what stands beside; undone, with the seconds to wait, where a line has no room.
-    async fn accept_with(
-        &self,
-        statement: Statement<(Nullable<Int8>, Array<SqlUuid>)>,
-        batch: &[Acceptance],
-    ) -> DbResult<Result<(Option<i64>, Vec<Uuid>), f64>> {
+    async fn accept_with(&self, statement: Statement<SqlRow>, batch: &[Acceptance]) -> DbResult<Result<Row, f64>> {
         let mut conn = self.transaction().await?;
         let stored = async {
-            let (outbox_id, won): (Option<i64>, Vec<Uuid>) =
-                diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
+            let (outbox_id, won, at): Row = diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
             let new = batch.iter().filter(|acceptance| is_new(acceptance, &won));
             let beside: Vec<(TenantId, &Beside)> =
                 new.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect();
@@ -208,7 +237,7 @@ impl Store {
                     return Ok(Err(seconds));
                 }
             }
-            Ok(Ok((outbox_id, won)))
+            Ok(Ok((outbox_id, won, at)))
         };
         match stored.await {
             Ok(Err(seconds)) => {
@@ -228,9 +257,9 @@ impl Store {
         relay_after_ms: i32,
     ) -> DbResult<Option<Dispatch>> {
         let crowding = Crowding::default();
-        let statement = Columns::of(batch, &crowding, self.sealer())?.bind(relay_after_ms);
-        let (outbox_id, _): (Option<i64>, Vec<Uuid>) = diesel_async::RunQueryDsl::get_result(statement, conn).await?;
-        let items = batch.iter().flat_map(|acceptance| queued_items(acceptance, &crowding)).collect();
+        let statement = Columns::of(batch, &crowding, &Leases::new(), self.sealer())?.bind(relay_after_ms);
+        let (outbox_id, ..): Row = diesel_async::RunQueryDsl::get_result(statement, conn).await?;
+        let items = batch.iter().flat_map(|acceptance| at_once(acceptance, &crowding)).map(|(_, d)| item(d)).collect();
         Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
     }
 
@@ -275,14 +304,18 @@ fn is_new(acceptance: &Acceptance, won: &[Uuid]) -> bool {
     acceptance.key.is_none() || won.contains(&acceptance.subject())
 }
 
-fn queued_items<'a>(
+/// The deliveries that may be sent now: they wait for no moment, and in no line.
+pub fn at_once<'a>(
     acceptance: &'a Acceptance,
     crowding: &'a Crowding,
-) -> impl Iterator<Item = DispatchItem> + use<'a> {
+) -> impl Iterator<Item = (&'a NewMessage, &'a NewDelivery)> {
     let now = acceptance.messages.iter().filter(|message| message.scheduled_at.is_none());
-    let at_once =
-        now.flat_map(|message| &message.deliveries).filter(|d| d.parks_in(acceptance.tenant, crowding).is_none());
-    at_once.map(|d| DispatchItem { delivery: d.id, run: 0, route: d.route })
+    let all = now.flat_map(|message| message.deliveries.iter().map(move |delivery| (message, delivery)));
+    all.filter(|(_, delivery)| delivery.parks_in(acceptance.tenant, crowding).is_none())
+}
+
+const fn item(delivery: &NewDelivery) -> DispatchItem {
+    DispatchItem { delivery: delivery.id, run: 0, route: delivery.route }
 }
 
 /// The batch turned on its side: one array per column, so that the statement's text never changes.
@@ -342,6 +375,7 @@ struct DeliveryColumns {
     template: Vec<Option<String>>,
     state: Vec<&'static str>,
     due_at: Vec<Option<DateTime<Utc>>>,
+    lease_ms: Vec<Option<i32>>,
     line: Vec<Option<Uuid>>,
     rank: Vec<i16>,
     park: Vec<Option<Uuid>>,
@@ -350,7 +384,7 @@ struct DeliveryColumns {
 }
 
 impl Columns {
-    fn of(batch: &[Acceptance], crowding: &Crowding, sealer: &Sealer) -> Result<Self, SealError> {
+    fn of(batch: &[Acceptance], crowding: &Crowding, leases: &Leases, sealer: &Sealer) -> Result<Self, SealError> {
         let mut columns = Self::default();
         // Overlapping batches that wait for each other's keys must take them in one order.
         let mut keyed: Vec<_> = batch.iter().filter_map(|a| a.key.as_ref().map(|key| (a, key))).collect();
@@ -359,12 +393,18 @@ impl Columns {
             columns.keys.push(acceptance, key, sealer)?;
         }
         for acceptance in batch {
-            columns.push(acceptance, crowding, sealer)?;
+            columns.push(acceptance, crowding, leases, sealer)?;
         }
         Ok(columns)
     }
 
-    fn push(&mut self, acceptance: &Acceptance, crowding: &Crowding, sealer: &Sealer) -> Result<(), SealError> {
+    fn push(
+        &mut self,
+        acceptance: &Acceptance,
+        crowding: &Crowding,
+        leases: &Leases,
+        sealer: &Sealer,
+    ) -> Result<(), SealError> {
         let keyed_subject = acceptance.key.is_some().then(|| acceptance.subject());
         if let Some(bulk) = &acceptance.bulk {
             self.bulks.push(acceptance.tenant, bulk, sealer)?;
@@ -372,16 +412,20 @@ impl Columns {
         for message in &acceptance.messages {
             self.messages.push(acceptance, keyed_subject, message, sealer)?;
             for delivery in &message.deliveries {
-                self.deliveries.push(acceptance.tenant, keyed_subject, message, delivery, sealer)?;
+                let lease_ms = leases.get(&delivery.id).copied();
+                self.deliveries.push(acceptance.tenant, keyed_subject, message, delivery, lease_ms, sealer)?;
                 self.deliveries.park.push(delivery.parks_in(acceptance.tenant, crowding));
             }
         }
         Ok(())
     }
 
-    fn bind(self, relay_after_ms: i32) -> Statement<(Nullable<Int8>, Array<SqlUuid>)> {
+    fn bind(self, relay_after_ms: i32) -> Statement<SqlRow> {
+        let waits = self.deliveries.park.iter().any(Option::is_some);
+        if !waits && self.is_plain() {
+            return self.bind_plain(relay_after_ms);
+        }
         let Self { keys, bulks, messages, deliveries } = self;
-        let waits = deliveries.park.iter().any(Option::is_some);
         let statement = statement(if waits { ACCEPT_AND_PARK } else { ACCEPT })
             .near(messages.id.iter().chain(&deliveries.id))
             .bind::<Array<Int4>, _>(keys.tenant)
@@ -417,7 +461,8 @@ impl Columns {
             .bind::<Array<Nullable<Text>>, _>(deliveries.category)
             .bind::<Array<Nullable<Text>>, _>(deliveries.template)
             .bind::<Array<Text>, _>(deliveries.state)
-            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at);
+            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at)
+            .bind::<Array<Nullable<Int4>>, _>(deliveries.lease_ms);
         if !waits {
             return statement.bind::<Int4, _>(relay_after_ms);
         }
@@ -427,6 +472,41 @@ impl Columns {
             .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.park)
             .bind::<Array<Nullable<Text>>, _>(deliveries.kind)
             .bind::<Array<Nullable<Text>>, _>(deliveries.country)
+            .bind::<Int4, _>(relay_after_ms)
+    }
+
+    /// Nothing but messages of their own, to be sent now: by far most batches.
+    fn is_plain(&self) -> bool {
+        self.keys.tenant.is_empty()
+            && self.bulks.id.is_empty()
+            && self.messages.scheduled_at.iter().all(Option::is_none)
+    }
+
+    fn bind_plain(self, relay_after_ms: i32) -> Statement<SqlRow> {
+        let Self { messages, deliveries, .. } = self;
+        statement(ACCEPT_PLAIN)
+            .near(messages.id.iter().chain(&deliveries.id))
+            .bind::<Array<SqlUuid>, _>(messages.id)
+            .bind::<Array<Int4>, _>(messages.tenant)
+            .bind::<Array<Nullable<Text>>, _>(messages.user_id)
+            .bind::<Array<Nullable<Text>>, _>(messages.category)
+            .bind::<Array<Text>, _>(messages.priority)
+            .bind::<Array<Nullable<Binary>>, _>(messages.content)
+            .bind::<Array<Text>, _>(messages.source)
+            .bind::<Array<Nullable<Text>>, _>(messages.request_id)
+            .bind::<Array<Nullable<Text>>, _>(messages.traceparent)
+            .bind::<Array<Nullable<Timestamptz>>, _>(messages.expires_at)
+            .bind::<Array<SqlUuid>, _>(deliveries.id)
+            .bind::<Array<SqlUuid>, _>(deliveries.message)
+            .bind::<Array<Int4>, _>(deliveries.tenant)
+            .bind::<Array<Text>, _>(deliveries.channel)
+            .bind::<Array<Text>, _>(deliveries.lane)
+            .bind::<Array<Text>, _>(deliveries.recipient)
+            .bind::<Array<Nullable<Binary>>, _>(deliveries.recipient_hash)
+            .bind::<Array<Nullable<Text>>, _>(deliveries.category)
+            .bind::<Array<Nullable<Text>>, _>(deliveries.template)
+            .bind::<Array<Text>, _>(deliveries.state)
+            .bind::<Array<Nullable<Int4>>, _>(deliveries.lease_ms)
             .bind::<Int4, _>(relay_after_ms)
     }
 }
@@ -484,9 +564,14 @@ impl DeliveryColumns {
         keyed_subject: Option<Uuid>,
         message: &NewMessage,
         delivery: &NewDelivery,
+        lease_ms: Option<i32>,
         sealer: &Sealer,
     ) -> Result<(), SealError> {
-        let state = if message.scheduled_at.is_some() { State::Scheduled } else { State::Queued };
+        let state = match (message.scheduled_at, lease_ms) {
+            (Some(_), _) => State::Scheduled,
+            (None, Some(_)) => State::Sending,
+            (None, None) => State::Queued,
+        };
         self.keyed_subject.push(keyed_subject);
         self.id.push(delivery.id.0);
         self.message.push(message.id.0);
@@ -501,6 +586,7 @@ impl DeliveryColumns {
         self.template.push(message.template.clone());
         self.state.push(state.as_str());
         self.due_at.push(message.scheduled_at);
+        self.lease_ms.push(lease_ms);
         self.line.push(delivery.line);
         self.rank.push(delivery.rank);
         self.kind.push(delivery.line.map(|_| delivery.kind));
@@ -511,7 +597,8 @@ impl DeliveryColumns {
 }
 
 /// Keys first: a row of ours in `won` means the request is new. A key that another transaction is inserting makes us wait
-/// for its commit, so nobody ever sees a key "in flight". `$columns`, `$types` and `$parking` are what lines add.
+/// for its commit, so nobody ever sees a key "in flight". What is claimed at once has an outbox row of its own, which counts as published:
+/// no queue has to hear of it, and the audit looks at it when its lease is over. `$columns`, `$types` and `$parking` are what lines add.
 macro_rules! accept {
     ($columns:literal, $types:literal, $at_once:literal, $stored:literal, $parking:literal) => {
         concat!(
@@ -534,17 +621,20 @@ WITH won AS (
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), fresh AS MATERIALIZED (
     SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[],
-                         ?::timestamptz[]",
+                         ?::timestamptz[], ?::int4[]",
             $types,
-            ") AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, due_at",
+            ") AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, due_at,
+                    lease_ms",
             $columns,
             ")
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), new_deliveries AS (
-    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state",
+    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, run, attempts,
+                             lease_until",
             $stored,
             ")
-    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state",
+    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state,
+           (lease_ms IS NOT NULL)::int, (lease_ms IS NOT NULL)::int, clock_timestamp() + lease_ms * interval '1 millisecond'",
             $stored,
             " FROM fresh
 ), new_due AS (
@@ -552,14 +642,15 @@ WITH won AS (
             $parking,
             "
 ), new_outbox AS (
-    INSERT INTO outbox (act_at, deliveries, runs, routes)
-    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(0), array_agg(channel || '.' || lane)
+    INSERT INTO outbox (act_at, published_at, deliveries, runs, routes)
+    SELECT now() + coalesce(max(lease_ms), ?) * interval '1 millisecond', CASE WHEN bool_and(lease_ms IS NOT NULL) THEN now() END,
+           array_agg(id), array_agg(0), array_agg(channel || '.' || lane)
     FROM fresh WHERE due_at IS NULL",
             $at_once,
-            " HAVING count(*) > 0
-    RETURNING id
+            " GROUP BY lease_ms IS NULL
+    RETURNING id, published_at
 )
-SELECT (SELECT id FROM new_outbox), (SELECT ids FROM won_ids)"
+SELECT (SELECT id FROM new_outbox WHERE published_at IS NULL), (SELECT ids FROM won_ids), now()"
         )
     };
 }
@@ -580,6 +671,29 @@ const ACCEPT_AND_PARK: &str = accept!(
 ), new_parked AS (
     INSERT INTO parked (delivery_id, line, run, rank) SELECT id, park, 0, rank FROM fresh WHERE park IS NOT NULL AND due_at IS NULL"
 );
+
+/// [`ACCEPT`] without what plain batches do not have: a quarter of its cost.
+const ACCEPT_PLAIN: &str = "
+WITH new_messages AS (
+    INSERT INTO messages@ (id, tenant_id, user_id, category, priority, content, source, request_id, traceparent, expires_at)
+    SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::timestamptz[])
+), fresh AS MATERIALIZED (
+    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::int4[])
+        AS d(id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, lease_ms)
+), new_deliveries AS (
+    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, run, attempts,
+                             lease_until)
+    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state,
+           (lease_ms IS NOT NULL)::int, (lease_ms IS NOT NULL)::int, clock_timestamp() + lease_ms * interval '1 millisecond'
+    FROM fresh
+), new_outbox AS (
+    INSERT INTO outbox (act_at, published_at, deliveries, runs, routes)
+    SELECT now() + coalesce(max(lease_ms), ?) * interval '1 millisecond', CASE WHEN bool_and(lease_ms IS NOT NULL) THEN now() END,
+           array_agg(id), array_agg(0), array_agg(channel || '.' || lane)
+    FROM fresh GROUP BY lease_ms IS NULL
+    RETURNING id, published_at
+)
+SELECT (SELECT id FROM new_outbox WHERE published_at IS NULL), '{}'::uuid[], now()";
 
 const SELECT_ANSWERS: &str = "
 SELECT k.tenant_id, k.key_hash, k.request_hash, k.response

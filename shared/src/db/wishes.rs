@@ -21,8 +21,8 @@ type SqlRow = (
 );
 
 impl Store {
-    /// Adds to each claim what its address is suppressed for and what its person wants.
-    pub(super) async fn look(&self, channel: Channel, claims: &mut [Claim]) -> DbResult<()> {
+    /// Adds to each claim, all of them of `channel`, what its address is suppressed for and what its person wants.
+    pub async fn look(&self, channel: Channel, claims: &mut [Claim]) -> DbResult<()> {
         let prints: Vec<Vec<Hash>> = match is_suppressible(channel) {
             true => claims.iter().map(|one| self.address_prints(one.tenant, channel, one.recipient.reveal())).collect(),
             false => Vec::new(),
