@@ -31,6 +31,16 @@ struct Args {
     /// Repeats a run; taken from the clock when absent.
     #[arg(long)]
     seed: Option<u64>,
+    /// Two processes that run everything, instead of one ingest, two workers and two schedulers.
+    #[arg(long)]
+    all_in_one: bool,
+}
+
+impl Args {
+    /// The processes of ours, by name.
+    const fn ours(&self) -> &'static [(&'static str, Role)] {
+        if self.all_in_one { ALL_IN_ONE } else { APART }
+    }
 }
 
 /// Leases that end soon, so that doubt shows.
@@ -54,7 +64,8 @@ impl Dice {
     }
 }
 
-const OURS: &[(&str, Role)] = &[
+const ALL_IN_ONE: &[(&str, Role)] = &[("all0", Role::All), ("all1", Role::All)];
+const APART: &[(&str, Role)] = &[
     ("ingest", Role::Ingest),
     ("worker0", Role::Worker),
     ("worker1", Role::Worker),
@@ -72,7 +83,7 @@ async fn main() -> Result<()> {
     let sink = HttpSink::start_local().await?;
     // Doubt must show: leases end soon, and the receiver is quick.
     let mut stack = Stack::prepare(servers, SETTINGS).await?;
-    for (name, role) in OURS {
+    for (name, role) in args.ours() {
         stack.launch(name, *role, &[]).await?;
     }
     let load = Load::start(&stack, &sink, &args)?;
@@ -100,11 +111,15 @@ impl Load {
     fn start(stack: &Stack, sink: &HttpSink, args: &Args) -> Result<Self> {
         let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let next = Arc::new(AtomicUsize::new(0));
-        let port = Arc::new(stack.port("ingest")?);
+        let accepting = args.ours().iter().filter(|(_, role)| matches!(role, Role::All | Role::Ingest));
+        let ports = accepting.map(|(name, _)| stack.port(name)).collect::<Result<Vec<u16>>>()?;
         let key = stack.producer_key.clone();
         let url = sink.url("/hook");
-        let clients: Vec<_> = (0..args.connections)
-            .map(|_| {
+        let clients: Vec<_> = ports
+            .into_iter()
+            .cycle()
+            .take(args.connections)
+            .map(|port| {
                 let (stop, accepted, next, url) =
                     (Arc::clone(&stop), Arc::clone(&accepted), Arc::clone(&next), url.clone());
                 let api = Api::new(&format!("http://127.0.0.1:{port}"), &key);
@@ -165,16 +180,16 @@ async fn cause(stack: &mut Stack, args: &Args, mut dice: Dice, load: &Load) -> R
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         tokio::time::sleep(Duration::from_millis(dice.roll(500))).await;
-        let fault = one(stack, &mut dice).await.with_context(|| format!("fault {n}"))?;
+        let fault = one(stack, args.ours(), &mut dice).await.with_context(|| format!("fault {n}"))?;
         println!("{n:>3} {fault} ({} accepted so far)", load.count());
         *caused.entry(fault).or_default() += 1;
     }
     Ok(caused)
 }
 
-async fn one(stack: &mut Stack, dice: &mut Dice) -> Result<String> {
+async fn one(stack: &mut Stack, ours: &[(&str, Role)], dice: &mut Dice) -> Result<String> {
     let pause = Duration::from_millis(200 + dice.roll(2500));
-    let (name, role) = OURS[usize::try_from(dice.roll(5))?];
+    let (name, role) = ours[usize::try_from(dice.roll(u64::try_from(ours.len())?))?];
     let settings = [("PORT", stack.port(name)?.to_string())];
     let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let servers = stack.servers.clone();
