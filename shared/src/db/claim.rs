@@ -6,11 +6,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{
-    DbResult, Statement, Store,
-    accept::{Acceptance, NewDelivery, NewMessage},
-    statement,
-};
+use super::{DbResult, Statement, Store, statement};
 use crate::{
     contract::WorkItem,
     domain::{
@@ -114,33 +110,6 @@ fn sorted(hints: &[WorkItem]) -> (Vec<Uuid>, Vec<i32>) {
 }
 
 impl Claim {
-    /// The first claim of a delivery, made as it was accepted.
-    pub(super) fn with_acceptance(
-        acceptance: &Acceptance,
-        message: &NewMessage,
-        delivery: &NewDelivery,
-        accepted_at: DateTime<Utc>,
-    ) -> Self {
-        Self {
-            delivery: delivery.id,
-            run: 1,
-            message: message.id,
-            tenant: acceptance.tenant,
-            recipient: delivery.recipient.clone(),
-            line: delivery.line,
-            tries: Tries { attempts: 1, ..Tries::default() },
-            round: Round::NEW,
-            suppressed: Vec::new(),
-            user_id: message.user_id.clone(),
-            wishes: None,
-            content: message.content.clone().unwrap_or_default(),
-            accepted_at,
-            expires_at: message.expires_at,
-            request_id: acceptance.request_id.clone(),
-            traceparent: acceptance.traceparent.clone(),
-        }
-    }
-
     /// Who it is for, where that is known.
     pub fn person(&self, channel: Channel) -> Option<&str> {
         let by_inbox = (channel == Channel::InApp).then(|| self.recipient.reveal());

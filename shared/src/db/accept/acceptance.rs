@@ -1,0 +1,144 @@
+//! What is accepted.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{
+    db::beside::Beside,
+    domain::{Address, BulkId, DeliveryId, Lane, MessageId, TenantId, channel::Route},
+};
+
+/// SHA-256 of something.
+pub type Hash = [u8; 32];
+
+/// An idempotency key as it is stored.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// SHA-256 of the key.
+    pub key_hash: Hash,
+    /// SHA-256 of what the request asks for: another one under the same key is refused.
+    pub request_hash: Hash,
+    /// The answer to give again.
+    pub response: Vec<u8>,
+}
+
+/// A delivery to store.
+#[derive(Clone, Debug)]
+pub struct NewDelivery {
+    /// Its id.
+    pub id: DeliveryId,
+    /// Its channel and lane.
+    pub route: Route,
+    /// To whom; empty: the person has no such address, and the worker ends it with that.
+    pub recipient: Address,
+    /// The line in which it must get a slot before it is sent: its WhatsApp session.
+    pub line: Option<Uuid>,
+    /// Its place in that line: urgent 3, high 2, normal 1, low 0.
+    pub rank: i16,
+    /// How a WhatsApp message reads in statistics: `text`, `image`, …
+    pub kind: &'static str,
+}
+
+impl NewDelivery {
+    /// The line it waits in from the start: the one it needs a slot of, or its tenant's share where tenants take turns:
+    /// always on the bulk lane, elsewhere while the tenant is crowding. Anything else goes straight to the broker.
+    pub(super) fn parks_in(&self, tenant: TenantId, crowding: &Crowding) -> Option<Uuid> {
+        let in_turn = self.route.lane == Lane::Bulk || crowding.contains(&(tenant, self.route));
+        self.line.or_else(|| in_turn.then(|| share(tenant, self.route)))
+    }
+}
+
+/// Tenants that fill a route faster than it empties, and must take turns on it.
+pub type Crowding = Arc<HashSet<(TenantId, Route)>>;
+
+/// The line of a tenant's share in a route: an id made of nothing else (a UUIDv8, RFC 9562).
+pub fn share(tenant: TenantId, route: Route) -> Uuid {
+    let name = format!("{tenant}/{route}");
+    let hash = digest(&SHA256, name.as_bytes());
+    Uuid::new_v8(hash.as_ref().first_chunk().copied().unwrap_or_default())
+}
+
+/// A message to store.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    /// Its id.
+    pub id: MessageId,
+    /// The person.
+    pub user_id: Option<String>,
+    /// What it is about.
+    pub category: Option<String>,
+    /// `low`, `normal`, `high`, `urgent`.
+    pub priority: &'static str,
+    /// The content as JSON; `None`: the bulk's.
+    pub content: Option<Vec<u8>>,
+    /// When to send it, if later than now.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// When it is no longer worth sending.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// To whom and how.
+    pub deliveries: Vec<NewDelivery>,
+    /// The template its content was rendered from.
+    pub template: Option<String>,
+}
+
+/// The bulk that messages belong to.
+#[derive(Clone, Debug)]
+pub struct NewBulk {
+    /// Its id.
+    pub id: BulkId,
+    /// The shared content as JSON.
+    pub content: Vec<u8>,
+    /// Recipients that were refused.
+    pub refused: i32,
+}
+
+/// Everything one request asks to be accepted, all or nothing.
+#[derive(Clone, Debug)]
+pub struct Acceptance {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// `http` or `amqp`.
+    pub source: &'static str,
+    /// The producer's request id.
+    pub request_id: Option<String>,
+    /// The W3C trace context.
+    pub traceparent: Option<String>,
+    /// The idempotency key, if the producer gave one.
+    pub key: Option<Key>,
+    /// The bulk, if it is one.
+    pub bulk: Option<NewBulk>,
+    /// The messages.
+    pub messages: Vec<NewMessage>,
+    /// What is written in the same commit, and only if the request is new.
+    pub beside: Vec<Beside>,
+    /// The line in which all of it must find room right now, or nothing is accepted. Only for an acceptance of its own commit.
+    pub room_in: Option<Uuid>,
+}
+
+impl Acceptance {
+    /// The id that stands for the request as a whole: the bulk's, else that of what stands beside, else the message's.
+    pub(super) fn subject(&self) -> Uuid {
+        let message = || self.messages.first().map(|message| message.id.0);
+        let beside = || self.beside.first().map(Beside::id);
+        self.bulk.as_ref().map(|bulk| bulk.id.0).or_else(beside).or_else(message).unwrap_or(Uuid::nil())
+    }
+}
+
+/// Deliveries to be claimed as they are accepted, with the time their claim lasts in ms.
+pub type Leases = HashMap<DeliveryId, i32>;
+
+/// The deliveries that may be sent now: they wait for no moment, and in no line.
+pub fn at_once<'a>(
+    acceptance: &'a Acceptance,
+    crowding: &'a Crowding,
+) -> impl Iterator<Item = (&'a NewMessage, &'a NewDelivery)> {
+    let now = acceptance.messages.iter().filter(|message| message.scheduled_at.is_none());
+    let all = now.flat_map(|message| message.deliveries.iter().map(move |delivery| (message, delivery)));
+    all.filter(|(_, delivery)| delivery.parks_in(acceptance.tenant, crowding).is_none())
+}
