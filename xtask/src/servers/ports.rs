@@ -120,21 +120,20 @@ pub fn is_free(port: u16) -> bool {
 }
 
 /// Fails in plain words when one of the ports is taken, and stays so: the sockets of a killed process close a moment
-/// after it is gone.
+/// after it is gone, and a child that is just being started holds for a moment what its parent looks at.
 pub(super) fn check_free(ports: &[u16], server: &str, dir: &Path) -> Result<()> {
-    let taken = || ports.iter().find(|port| !is_free(**port));
     let since = Instant::now();
-    while taken().is_some() && since.elapsed() < CLOSE_GRACE {
+    while let Some(port) = ports.iter().find(|port| !is_free(**port)) {
+        if since.elapsed() >= CLOSE_GRACE {
+            bail!(
+                "port {port} of our {server} is taken by another program; stop that program, or delete {} to have new \
+                 ports chosen",
+                dir.join("ports").display()
+            );
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
-    match taken() {
-        None => Ok(()),
-        Some(port) => bail!(
-            "port {port} of our {server} is taken by another program; stop that program, or delete {} to have new \
-             ports chosen",
-            dir.join("ports").display()
-        ),
-    }
+    Ok(())
 }
 
 /// Fails in plain words when an address that a person chose is taken or unusable.
