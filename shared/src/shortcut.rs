@@ -68,7 +68,10 @@ impl Place {
     /// Hands what was accepted to the pool, where there is a place for it in the way. A pool that has gone leaves it to the end of its
     /// lease.
     pub fn send(self, claim: Claim, claimed_at: Instant) {
-        let _ = self.way.try_send(Early { claim, claimed_at, room: self.room, hand: self.hand });
+        let delivery = claim.delivery;
+        if self.way.try_send(Early { claim, claimed_at, room: self.room, hand: self.hand }).is_err() {
+            tracing::warn!(delivery.id = %delivery, "the pool has gone that was to send a delivery: it goes out again when its lease ends");
+        }
     }
 }
 

@@ -38,8 +38,12 @@ async fn a_process_that_accepts_and_sends_needs_no_broker_in_between() -> Result
 
     // Nothing comes from the broker, and no outcome gets through; nobody has noticed that yet.
     line.set(Line::Frozen);
-    let keyless = api.post("/api/notifications/send", &webhook(&sink)).await?;
-    let second = keyless.body["id"].as_str().unwrap_or_default().to_owned();
+    // Without a key, since such batches have a statement of their own; what a 503 leaves open is counted below.
+    let second = eventually("a message without a key is accepted", SOON, || async {
+        let answer = api.post("/api/notifications/send", &webhook(&sink)).await.ok()?;
+        answer.body["id"].as_str().map(str::to_owned)
+    })
+    .await?;
     let third = api.send(&webhook(&sink)).await?;
     sink.wait_for(3, SOON).await?;
     for id in [&second, &third] {
@@ -57,7 +61,8 @@ async fn a_process_that_accepts_and_sends_needs_no_broker_in_between() -> Result
     stack.launch("all", Role::All, &[]).await?;
     let last = stack.producer().send(&webhook(&sink)).await?;
     stack.producer().wait_status(&last, "delivered").await?;
-    assert_eq!(sink.requests().len(), 4, "nothing was sent again");
+    let accepted = stack.count("SELECT count(*) FROM deliveries WHERE channel = 'webhook'").await?;
+    assert_eq!(i64::try_from(sink.requests().len())?, accepted, "nothing was sent again");
     Ok(())
 }
 
