@@ -1,5 +1,7 @@
 //! The statement of acceptance, and what it binds.
 
+use std::mem::take;
+
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
@@ -129,7 +131,7 @@ impl Columns {
         if !waits && self.is_plain() {
             return self.bind_plain(relay_after_ms);
         }
-        let Self { keys, bulks, messages, deliveries } = self;
+        let Self { keys, bulks, mut messages, mut deliveries } = self;
         let statement = statement(if waits { ACCEPT_AND_PARK } else { ACCEPT })
             .near(messages.id.iter().chain(&deliveries.id))
             .bind::<Array<Int4>, _>(keys.tenant)
@@ -140,33 +142,16 @@ impl Columns {
             .bind::<Array<SqlUuid>, _>(bulks.id)
             .bind::<Array<Int4>, _>(bulks.tenant)
             .bind::<Array<Binary>, _>(bulks.content)
-            .bind::<Array<Int4>, _>(bulks.refused)
+            .bind::<Array<Int4>, _>(bulks.refused);
+        let statement = messages
+            .bind(statement)
             .bind::<Array<Nullable<SqlUuid>>, _>(messages.keyed_subject)
-            .bind::<Array<SqlUuid>, _>(messages.id)
-            .bind::<Array<Int4>, _>(messages.tenant)
             .bind::<Array<Nullable<SqlUuid>>, _>(messages.bulk)
-            .bind::<Array<Nullable<Text>>, _>(messages.user_id)
-            .bind::<Array<Nullable<Text>>, _>(messages.category)
-            .bind::<Array<Text>, _>(messages.priority)
-            .bind::<Array<Nullable<Binary>>, _>(messages.content)
-            .bind::<Array<Text>, _>(messages.source)
-            .bind::<Array<Nullable<Text>>, _>(messages.request_id)
-            .bind::<Array<Nullable<Text>>, _>(messages.traceparent)
-            .bind::<Array<Nullable<Timestamptz>>, _>(messages.scheduled_at)
-            .bind::<Array<Nullable<Timestamptz>>, _>(messages.expires_at)
+            .bind::<Array<Nullable<Timestamptz>>, _>(messages.scheduled_at);
+        let statement = deliveries
+            .bind(statement)
             .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.keyed_subject)
-            .bind::<Array<SqlUuid>, _>(deliveries.id)
-            .bind::<Array<SqlUuid>, _>(deliveries.message)
-            .bind::<Array<Int4>, _>(deliveries.tenant)
-            .bind::<Array<Text>, _>(deliveries.channel)
-            .bind::<Array<Text>, _>(deliveries.lane)
-            .bind::<Array<Text>, _>(deliveries.recipient)
-            .bind::<Array<Nullable<Binary>>, _>(deliveries.recipient_hash)
-            .bind::<Array<Nullable<Text>>, _>(deliveries.category)
-            .bind::<Array<Nullable<Text>>, _>(deliveries.template)
-            .bind::<Array<Text>, _>(deliveries.state)
-            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at)
-            .bind::<Array<Nullable<Int4>>, _>(deliveries.lease_ms);
+            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at);
         if !waits {
             return statement.bind::<Int4, _>(relay_after_ms);
         }
@@ -187,31 +172,9 @@ impl Columns {
     }
 
     fn bind_plain(self, relay_after_ms: i32) -> Statement<SqlRow> {
-        let Self { messages, deliveries, .. } = self;
-        statement(ACCEPT_PLAIN)
-            .near(messages.id.iter().chain(&deliveries.id))
-            .bind::<Array<SqlUuid>, _>(messages.id)
-            .bind::<Array<Int4>, _>(messages.tenant)
-            .bind::<Array<Nullable<Text>>, _>(messages.user_id)
-            .bind::<Array<Nullable<Text>>, _>(messages.category)
-            .bind::<Array<Text>, _>(messages.priority)
-            .bind::<Array<Nullable<Binary>>, _>(messages.content)
-            .bind::<Array<Text>, _>(messages.source)
-            .bind::<Array<Nullable<Text>>, _>(messages.request_id)
-            .bind::<Array<Nullable<Text>>, _>(messages.traceparent)
-            .bind::<Array<Nullable<Timestamptz>>, _>(messages.expires_at)
-            .bind::<Array<SqlUuid>, _>(deliveries.id)
-            .bind::<Array<SqlUuid>, _>(deliveries.message)
-            .bind::<Array<Int4>, _>(deliveries.tenant)
-            .bind::<Array<Text>, _>(deliveries.channel)
-            .bind::<Array<Text>, _>(deliveries.lane)
-            .bind::<Array<Text>, _>(deliveries.recipient)
-            .bind::<Array<Nullable<Binary>>, _>(deliveries.recipient_hash)
-            .bind::<Array<Nullable<Text>>, _>(deliveries.category)
-            .bind::<Array<Nullable<Text>>, _>(deliveries.template)
-            .bind::<Array<Text>, _>(deliveries.state)
-            .bind::<Array<Nullable<Int4>>, _>(deliveries.lease_ms)
-            .bind::<Int4, _>(relay_after_ms)
+        let Self { mut messages, mut deliveries, .. } = self;
+        let statement = statement(ACCEPT_PLAIN).near(messages.id.iter().chain(&deliveries.id));
+        deliveries.bind(messages.bind(statement)).bind::<Int4, _>(relay_after_ms)
     }
 }
 
@@ -237,6 +200,21 @@ impl BulkColumns {
 }
 
 impl MessageColumns {
+    /// Binds what every statement of acceptance takes of messages.
+    fn bind(&mut self, statement: Statement<SqlRow>) -> Statement<SqlRow> {
+        statement
+            .bind::<Array<SqlUuid>, _>(take(&mut self.id))
+            .bind::<Array<Int4>, _>(take(&mut self.tenant))
+            .bind::<Array<Nullable<Text>>, _>(take(&mut self.user_id))
+            .bind::<Array<Nullable<Text>>, _>(take(&mut self.category))
+            .bind::<Array<Text>, _>(take(&mut self.priority))
+            .bind::<Array<Nullable<Binary>>, _>(take(&mut self.content))
+            .bind::<Array<Text>, _>(take(&mut self.source))
+            .bind::<Array<Nullable<Text>>, _>(take(&mut self.request_id))
+            .bind::<Array<Nullable<Text>>, _>(take(&mut self.traceparent))
+            .bind::<Array<Nullable<Timestamptz>>, _>(take(&mut self.expires_at))
+    }
+
     fn push(
         &mut self,
         acceptance: &Acceptance,
@@ -262,6 +240,22 @@ impl MessageColumns {
 }
 
 impl DeliveryColumns {
+    /// Binds what every statement of acceptance takes of deliveries.
+    fn bind(&mut self, statement: Statement<SqlRow>) -> Statement<SqlRow> {
+        statement
+            .bind::<Array<SqlUuid>, _>(take(&mut self.id))
+            .bind::<Array<SqlUuid>, _>(take(&mut self.message))
+            .bind::<Array<Int4>, _>(take(&mut self.tenant))
+            .bind::<Array<Text>, _>(take(&mut self.channel))
+            .bind::<Array<Text>, _>(take(&mut self.lane))
+            .bind::<Array<Text>, _>(take(&mut self.recipient))
+            .bind::<Array<Nullable<Binary>>, _>(take(&mut self.recipient_hash))
+            .bind::<Array<Nullable<Text>>, _>(take(&mut self.category))
+            .bind::<Array<Nullable<Text>>, _>(take(&mut self.template))
+            .bind::<Array<Text>, _>(take(&mut self.state))
+            .bind::<Array<Nullable<Int4>>, _>(take(&mut self.lease_ms))
+    }
+
     fn push(
         &mut self,
         tenant: TenantId,
@@ -319,16 +313,16 @@ WITH won AS (
 ), new_messages AS (
     INSERT INTO messages@ (id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
     SELECT id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at
-    FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::uuid[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[],
-                ?::timestamptz[], ?::timestamptz[])
-        AS m(keyed_subject, id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
+    FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::timestamptz[],
+                ?::uuid[], ?::uuid[], ?::timestamptz[])
+        AS m(id, tenant_id, user_id, category, priority, content, source, request_id, traceparent, expires_at, keyed_subject, bulk_id, scheduled_at)
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
 ), fresh AS MATERIALIZED (
-    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[],
-                         ?::timestamptz[], ?::int4[]",
+    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::int4[],
+                         ?::uuid[], ?::timestamptz[]",
             $types,
-            ") AS d(keyed_subject, id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, due_at,
-                    lease_ms",
+            ") AS d(id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, lease_ms,
+                    keyed_subject, due_at",
             $columns,
             ")
     WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
