@@ -110,7 +110,7 @@ pub async fn run(
     let (stop, hang_up) = (stop.child_token(), CancellationToken::new());
     let publishing = Broker::start(&config.broker.url, "posthaste ingest publishing", hang_up.clone());
     let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
-    let publisher = Publisher::start(&publishing);
+    let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
     let turns = Turns::watch(consuming.clone(), stop.clone());
     let acceptor = acceptor(&config, &stores, publisher.clone(), shortcut, turns);
     let app = Data::new(App::new(Pieces {

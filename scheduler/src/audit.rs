@@ -13,8 +13,12 @@ use tokio::time::timeout;
 
 use crate::task::{Report, Task, TaskError};
 
-/// Outbox rows of one pass.
-const LIMIT: i64 = 200;
+/// Outbox rows of one pass at most.
+const ROWS_MAX: i64 = 200;
+/// Deliveries of one pass: a second or two of look-ups on a slow disk, a fraction of the ten that a statement may take.
+const DELIVERIES_MAX: i64 = 20_000;
+/// Passes that fail get smaller, down to this.
+const DELIVERIES_MIN: i64 = 500;
 /// Passes before the depths of the queues are asked for again.
 const PASSES_MAX: usize = 25;
 /// A healthy broker tells the depth of all queues in a few milliseconds.
@@ -24,12 +28,24 @@ const DEPTHS_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Audit {
     store: Store,
     broker: Broker,
+    /// Deliveries that the next pass looks at.
+    deliveries: i64,
 }
 
 impl Audit {
     /// Asks `broker` which queues are empty.
     pub const fn new(store: Store, broker: Broker) -> Self {
-        Self { store, broker }
+        Self { store, broker, deliveries: DELIVERIES_MAX }
+    }
+
+    /// One pass. One that fails, most likely because it took too long, makes the next one half as large.
+    async fn pass(&mut self, empty: &[Route]) -> Result<Audited, TaskError> {
+        let audited = self.store.audit(ROWS_MAX, self.deliveries, empty).await;
+        self.deliveries = match audited {
+            Ok(_) => (self.deliveries * 2).min(DELIVERIES_MAX),
+            Err(_) => (self.deliveries / 2).max(DELIVERIES_MIN),
+        };
+        Ok(audited?)
     }
 
     /// The routes whose queues are empty. Without an answer there is none, and nothing counts as lost.
@@ -54,9 +70,9 @@ impl Task for Audit {
         }
         let empty = self.empty_routes().await;
         for _ in 0..PASSES_MAX {
-            let audited = self.store.audit(LIMIT, &empty).await?;
+            let audited = self.pass(&empty).await?;
             tell(audited);
-            if audited.seen < LIMIT {
+            if !audited.is_more {
                 return Ok(Report::Done);
             }
         }

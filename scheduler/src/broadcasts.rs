@@ -58,9 +58,6 @@ impl Broadcasts {
     }
 
     async fn advance(&self, broadcast: &OpenBroadcast) -> Result<Step, TaskError> {
-        if !broadcast.is_counted {
-            self.store.count_audience(broadcast).await?;
-        }
         if self.store.ahead_of(broadcast).await? >= AHEAD_MAX {
             return Ok(Step::Ahead);
         }
@@ -111,6 +108,33 @@ impl Task for Broadcasts {
             0 if steps.contains(&Step::Ahead) || !self.after.is_nil() => Ok(Report::Expect(AHEAD_PAUSE)),
             0 => Ok(Report::Done),
             _ => Err(TaskError::Broadcasts(failed)),
+        }
+    }
+}
+
+/// The task that counts whom broadcasts are meant for. Apart from the task that tells: counting ten million people takes minutes, and
+/// nobody has to wait for the number.
+pub struct BroadcastAudiences(pub Store);
+
+impl Task for BroadcastAudiences {
+    const NAME: &'static str = "broadcast_audiences";
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let (mut after, mut failed) = (Uuid::nil(), 0);
+        loop {
+            let running = self.0.running_broadcasts(after, BROADCASTS_MAX).await?;
+            for broadcast in running.iter().filter(|broadcast| !broadcast.is_counted) {
+                if let Err(error) = self.0.count_audience(broadcast).await {
+                    tracing::warn!(broadcast = %broadcast.id, error = chain(&error), "the people of a broadcast could not be counted");
+                    failed += 1;
+                }
+            }
+            match running.last() {
+                Some(last) => after = last.id,
+                None if failed > 0 => return Err(TaskError::Broadcasts(failed)),
+                None => return Ok(Report::Done),
+            }
         }
     }
 }

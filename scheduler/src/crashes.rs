@@ -1,7 +1,8 @@
 //! Notices claims whose worker died, and reports them like any other outcome.
 //!
-//! The report goes through the log queue and not straight into the database, so that an outcome which already waits
-//! there is applied first; and it only stands while the delivery still says `sending`.
+//! A lease that ended is the end of a claim, and no more than a reason to look. A crash is reported once the outcome has had the time to
+//! come in all the same (see [`crate::quiet`]). The report goes through the log queue and not straight into the database, so that an
+//! outcome which already waits there is applied first; and it only stands while the delivery still says `sending`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,12 +18,23 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::task::{Report, Task, TaskError, jitter};
+use crate::{
+    quiet::Quiet,
+    task::{Report, Task, TaskError, jitter, millis},
+};
 
 /// Watches looked at in one turn.
 const LIMIT: i64 = 500;
 /// A crash that was reported is reported again unless it is written down by then.
 const AGAIN_MS: i32 = 30_000;
+/// A crash that cannot be reported yet is looked at again after this long.
+const SOON_MS: i32 = 1_000;
+/// Deliveries that were lost together go on one after the other, this far apart: one of them may be what kills workers.
+const APART: Duration = Duration::from_millis(100);
+/// The same for those that were lost before. Each is then alone with a worker, unless a call takes longer than this.
+const FAR_APART: Duration = Duration::from_secs(2);
+/// However many were lost, the last one waits this much longer than the first one at most.
+const SPREAD_MAX: Duration = Duration::from_secs(300);
 /// Where crash reports stand among the events.
 const ROUTING_KEY: &str = "events.crash";
 
@@ -30,19 +42,21 @@ const ROUTING_KEY: &str = "events.crash";
 pub struct Crashes {
     store: Store,
     publisher: Publisher,
+    quiet: Quiet,
     config: Arc<Config>,
 }
 
 impl Crashes {
-    /// Reports through `publisher`; what follows a crash is the channel's policy in `config`.
-    pub const fn new(store: Store, publisher: Publisher, config: Arc<Config>) -> Self {
-        Self { store, publisher, config }
+    /// Reports through `publisher` when `quiet` allows it; what follows a crash is the channel's policy in `config`.
+    pub const fn new(store: Store, publisher: Publisher, quiet: Quiet, config: Arc<Config>) -> Self {
+        Self { store, publisher, quiet, config }
     }
 
-    fn report(&self, crash: &Crash) -> Event {
+    fn report(&self, (place, crash): (u32, &Crash)) -> Event {
         counter!("posthaste_workers_lost_total", "channel" => crash.channel.as_str()).increment(1);
         let provider = self.config.backends(crash.channel).first().copied().or(crash.provider);
-        event(crash, provider, &self.config.retry_policy(crash.channel), clock::now(), jitter())
+        let event = event(crash, provider, &self.config.retry_policy(crash.channel), clock::now(), jitter());
+        apart(event, place, crash.tries.crashes)
     }
 
     async fn publish(&self, events: &[Event]) -> Result<(), TaskError> {
@@ -58,14 +72,28 @@ impl Task for Crashes {
     const PERIOD: Duration = Duration::from_millis(500);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let crashes = self.store.crashed(LIMIT, AGAIN_MS).await?;
-        if crashes.is_empty() {
+        let is_quiet = self.quiet.look().await;
+        let (again, grace) = (if is_quiet { AGAIN_MS } else { SOON_MS }, millis(self.config.timing.doubt_grace));
+        let held = self.store.crashed(LIMIT, grace, again).await?;
+        if held.is_empty() {
             return Ok(Report::Done);
         }
-        let events: Vec<Event> = crashes.iter().map(|crash| self.report(crash)).collect();
+        self.quiet.ask();
+        if !is_quiet {
+            return Ok(Report::Done);
+        }
+        let crashes = held.iter().filter(|crash| crash.is_late);
+        let events: Vec<Event> = (0..).zip(crashes).map(|numbered| self.report(numbered)).collect();
         self.publish(&events).await?;
         Ok(Report::More)
     }
+}
+
+/// Puts off what comes at `place` among deliveries that were lost together, so that it meets none of the others.
+fn apart(event: Event, place: u32, crashes: u16) -> Event {
+    let distance = if crashes > 1 { FAR_APART } else { APART };
+    let wait = i64::from(millis(distance.saturating_mul(place).min(SPREAD_MAX)));
+    Event { delay_ms: event.delay_ms.map(|delay| delay.saturating_add(wait)), ..event }
 }
 
 /// What the log says about a claim that was lost: an attempt whose outcome nobody knows, unless nobody could have made one.
@@ -119,7 +147,7 @@ mod tests {
 
     fn policy() -> RetryPolicy {
         let schedule = Schedule::Fixed(vec![Duration::from_secs(2)]);
-        RetryPolicy { max_attempts: 5, schedule, ambiguous: AmbiguousPolicy::Resend }
+        RetryPolicy { max_attempts: 5, schedule, ambiguous: AmbiguousPolicy::Resend, wait_max: Duration::MAX }
     }
 
     fn crash(crashes: u16, expires_at: Option<DateTime<Utc>>) -> Crash {
@@ -131,7 +159,20 @@ mod tests {
             tries: Tries { attempts: 1, deferrals: 0, crashes },
             provider: None,
             expires_at,
+            is_late: true,
         }
+    }
+
+    #[test]
+    fn what_was_lost_together_goes_on_apart_and_further_apart_the_second_time() {
+        let retried = |crashes, place| {
+            let event = event(&crash(crashes, None), None, &policy(), clock::now(), 0.0);
+            apart(event, place, crashes).delay_ms
+        };
+        assert_eq!([retried(1, 0), retried(1, 1), retried(1, 60)], [Some(2000), Some(2100), Some(8000)]);
+        assert_eq!([retried(2, 0), retried(2, 1), retried(2, 60)], [Some(2000), Some(4000), Some(122_000)]);
+        assert_eq!(retried(2, 499), Some(302_000), "the last one does not wait for ever");
+        assert_eq!(retried(3, 60), None, "a dead letter waits for nothing");
     }
 
     #[test]

@@ -12,11 +12,13 @@ mod digests;
 mod found;
 mod holds;
 mod kept;
+mod log_progress;
 mod log_writer;
 mod outbox_relay;
 mod partitions;
 mod probe;
 mod provider_events;
+mod quiet;
 mod release_due;
 mod release_lines;
 mod replays;
@@ -41,6 +43,7 @@ use shared::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crew::Crew;
+use log_progress::LogProgress;
 use provider_events::Subscriber;
 use task::millis;
 
@@ -106,7 +109,7 @@ impl Line {
         let hang_up = CancellationToken::new();
         let connect = |name| Broker::start(&config.broker.url, name, hang_up.clone());
         let (publishing, consuming) = (connect("scheduler publishing"), connect("scheduler consuming"));
-        let publisher = Publisher::start(&publishing);
+        let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
         // What waited can wait for the broker as well.
         let dispatcher = Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after));
         Self {
@@ -143,21 +146,31 @@ impl Line {
         crew.keep(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(webhook_events::WebhookHolds(store.clone()));
         crew.keep(broadcasts::Broadcasts::new(store.clone(), dispatcher.clone(), relay_after));
+        crew.keep(broadcasts::BroadcastAudiences(store.clone()));
         crew.keep(broadcasts::BroadcastCounts(store.clone()));
         crew.keep(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
         crew.keep(digests::Digests::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(digests::DigestForgets(store.clone()));
-        crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), Arc::clone(config)));
+        let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, crew.stop());
+        let log = LogProgress::default();
+        let watched = quiet::Watched {
+            publishing: self.publishing.clone(),
+            consuming: self.consuming.clone(),
+            consumer: events.health(),
+            log: log.clone(),
+        };
+        let quiet = quiet::Quiet::new(watched, publisher.clone(), config.timing);
+        crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), quiet, Arc::clone(config)));
         crew.keep(holds::Holds::new(store.clone(), publisher.clone()));
         crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
+        crew.keep(outbox_relay::OutboxGauge(store.clone()));
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
         crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
         crew.keep(partitions::Partitions(store.clone()));
         crew.keep(retention::Retention { store: store.clone(), days: config.retention_days });
         crew.keep(retention::Erasures(store.clone()));
-        let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, crew.stop());
         crew.follow("log_writer", events, |consumer, trouble, stop| {
-            log_writer::LogWriter::new(store.clone(), publisher.clone(), consumer, trouble, stop).run()
+            log_writer::LogWriter::new(store.clone(), publisher.clone(), consumer, log, trouble, stop).run()
         });
         let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, crew.stop());
         crew.follow("dead_letter_drainer", letters, |consumer, trouble, stop| {

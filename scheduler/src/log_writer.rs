@@ -21,7 +21,10 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::trouble::{Trouble, chain};
+use crate::{
+    log_progress::LogProgress,
+    trouble::{Trouble, chain},
+};
 
 /// Broker messages in hand; each holds up to 64 events, so that the next batch is there when one is written.
 pub const PREFETCH: u16 = 256;
@@ -39,6 +42,7 @@ pub struct LogWriter {
     publisher: Publisher,
     consumer: Consumer,
     acker: Acker,
+    progress: LogProgress,
     trouble: Trouble,
     stop: CancellationToken,
 }
@@ -54,16 +58,17 @@ struct Batch {
 struct Stopped;
 
 impl LogWriter {
-    /// Reads with `consumer`; what cannot be written is put aside through `publisher`.
+    /// Reads with `consumer`; what cannot be written is put aside through `publisher`, and `progress` shows how far it is.
     pub fn new(
         store: Store,
         publisher: Publisher,
         consumer: Consumer,
+        progress: LogProgress,
         trouble: Trouble,
         stop: CancellationToken,
     ) -> Self {
         let acker = consumer.acker();
-        Self { store, publisher, consumer, acker, trouble, stop }
+        Self { store, publisher, consumer, acker, progress, trouble, stop }
     }
 
     /// Writes until stopped.
@@ -97,11 +102,13 @@ impl LogWriter {
         }
         histogram!("posthaste_log_writer_batch_size")
             .record(f64::from(u32::try_from(batch.events.len()).unwrap_or(u32::MAX)));
+        self.progress.begin(&batch.events);
         for bad in self.record(&batch.events).await? {
             self.put_event_aside(&bad, batch.tags.first().copied()).await?;
         }
         faultpoint::pass(faultpoint::AFTER_RECORD);
         self.acker.done_all(batch.tags);
+        self.progress.end();
         self.trouble.over();
         Ok(())
     }

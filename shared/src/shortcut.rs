@@ -13,9 +13,14 @@ use std::{
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
     mpsc::{Receiver, Sender, channel},
+    watch,
 };
 
-use crate::{amqp::ConsumerHealth, db::claim::Claim, domain::Route};
+use crate::{
+    amqp::{BrokerState, ConsumerHealth},
+    db::claim::Claim,
+    domain::Route,
+};
 
 /// The pools of a process that take what it accepts. Clones share them.
 #[derive(Clone, Default)]
@@ -23,8 +28,10 @@ pub struct Shortcut(Arc<Mutex<HashMap<Route, Pool>>>);
 
 /// A pool that takes what is accepted.
 pub struct Terms {
-    /// Nothing goes the short way while its consumer is away, since no outcome could be written down.
+    /// Nothing goes the short way while its consumer is away: its process is about to end, or the broker is away.
     pub health: Arc<ConsumerHealth>,
+    /// The connection that outcomes are reported on. Nothing is claimed while the broker does not read from it.
+    pub reporting: watch::Receiver<BrokerState>,
     /// Its room for attempts; whoever waits for room comes first.
     pub room: Arc<Semaphore>,
     /// So many deliveries may be under way here until their outcomes are written down.
@@ -37,6 +44,12 @@ struct Pool {
     terms: Terms,
     hands: Arc<Semaphore>,
     way: Sender<Early>,
+}
+
+impl Pool {
+    fn is_open(&self) -> bool {
+        self.terms.health.is_consuming() && self.terms.reporting.borrow().is_usable() && !self.way.is_closed()
+    }
 }
 
 /// A delivery that was claimed as it was accepted.
@@ -93,7 +106,7 @@ impl Shortcut {
     /// A place for a delivery that is about to be accepted, if it can be sent at once.
     pub fn reserve(&self, route: Route) -> Option<Place> {
         let pools = self.pools();
-        let pool = pools.get(&route).filter(|pool| pool.terms.health.is_consuming() && !pool.way.is_closed())?;
+        let pool = pools.get(&route).filter(|pool| pool.is_open())?;
         let room = Arc::clone(&pool.terms.room).try_acquire_owned().ok()?;
         let hand = Arc::clone(&pool.hands).try_acquire_owned().ok()?;
         Some(Place { room, hand, lease_ms: pool.terms.lease_ms, way: pool.way.clone() })
@@ -116,7 +129,8 @@ mod tests {
 
     fn terms(is_consuming: bool, room: usize, hands: usize) -> Terms {
         let health = ConsumerHealth::of_a_test(is_consuming);
-        Terms { health, room: Arc::new(Semaphore::new(room)), hands, lease_ms: 20_000 }
+        let reporting = watch::channel(BrokerState::Up { generation: 1 }).1;
+        Terms { health, reporting, room: Arc::new(Semaphore::new(room)), hands, lease_ms: 20_000 }
     }
 
     fn claim() -> Claim {
@@ -129,6 +143,7 @@ mod tests {
             line: None,
             tries: Tries::default(),
             round: Round::NEW,
+            waiting_since: None,
             suppressed: Vec::new(),
             user_id: None,
             wishes: None,
@@ -162,6 +177,21 @@ mod tests {
         assert!(shortcut.reserve(ROUTE).is_some());
         shortcut.close(ROUTE);
         assert!(shortcut.reserve(ROUTE).is_none(), "it was closed");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_claimed_while_no_outcome_could_be_reported() {
+        let shortcut = Shortcut::default();
+        let (state, reporting) = watch::channel(BrokerState::Up { generation: 1 });
+        let _early = shortcut.open(ROUTE, Terms { reporting, ..terms(true, 9, 9) });
+        assert!(shortcut.reserve(ROUTE).is_some());
+        let reason = "memory alarm".to_owned();
+        state.send_replace(BrokerState::Blocked { generation: 1, reason: reason.clone() });
+        assert!(shortcut.reserve(ROUTE).is_none(), "the broker is blocked");
+        state.send_replace(BrokerState::Down { reason });
+        assert!(shortcut.reserve(ROUTE).is_none(), "the broker is away");
+        state.send_replace(BrokerState::Up { generation: 2 });
+        assert!(shortcut.reserve(ROUTE).is_some());
     }
 
     #[tokio::test]

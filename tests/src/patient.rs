@@ -13,6 +13,16 @@ use crate::{Api, Stack, api::SOON, eventually};
 pub const PATIENT: &[(&str, &str)] =
     &[("PROVIDER_TIMEOUT_MS", "120000"), ("WEBHOOK_TIMEOUT", "120000"), ("LEASE_MARGIN_MS", "60000")];
 
+/// Where workers die, or nodes stand still: claims end soon, and nobody waits long before what they held is doubted. All of it is in
+/// the order of the real times, only shorter.
+pub const SHORT_LEASES: &[(&str, &str)] = &[
+    ("WEBHOOK_TIMEOUT", "2000"),
+    ("PROVIDER_TIMEOUT_MS", "2000"),
+    ("LEASE_MARGIN_MS", "500"),
+    ("AMQP_HEARTBEAT_SECONDS", "1"),
+    ("DOUBT_GRACE_MS", "5000"),
+];
+
 /// How long much work may take.
 pub const LONG: Duration = Duration::from_secs(240);
 

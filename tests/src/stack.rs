@@ -79,7 +79,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("PROVIDER_TIMEOUT_MS", "10000"),
     ("LEASE_MARGIN_MS", "5000"),
     ("AUDIT_AFTER_MS", "3000"),
-    ("RELAY_AFTER_MS", "1000"),
+    ("RELAY_AFTER_MS", "3000"),
     ("SMS_BACKEND", "sandbox"),
     ("PUSH_BACKEND", "sandbox"),
     ("WHATSAPP_BACKEND", "sandbox"),

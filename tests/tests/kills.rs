@@ -8,7 +8,7 @@ use harness::{
     HttpSink, Reply, Role, Stack, TestServers,
     api::SOON,
     check, eventually,
-    patient::PATIENT,
+    patient::{PATIENT, SHORT_LEASES},
     proxy::{self, Line, Proxy},
 };
 use nix::sys::signal::Signal;
@@ -16,15 +16,6 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 const LATER: Duration = Duration::from_secs(180);
-
-/// Where no outcome may be unknown: nothing is given up because the machine stood still, at an orderly end neither.
-fn patient() -> Vec<(&'static str, &'static str)> {
-    [PATIENT, &[("DRAIN_TIMEOUT_MS", "120000")]].concat()
-}
-
-/// Where workers die: nobody waits long for what they held.
-const SHORT_LEASES: &[(&str, &str)] =
-    &[("WEBHOOK_TIMEOUT", "2000"), ("PROVIDER_TIMEOUT_MS", "2000"), ("LEASE_MARGIN_MS", "500")];
 
 fn webhook(sink: &HttpSink) -> Value {
     json!({"channel": "webhook", "recipient": sink.url("/hook"), "data": {"n": 1}})
@@ -42,7 +33,7 @@ async fn insist(stack: &Stack, ingest: &str, key: &str, body: &Value) -> Result<
 #[tokio::test]
 async fn row_1_invariant_l_k_an_ingest_that_dies_at_any_point_loses_and_doubles_nothing() -> Result<()> {
     let sink = HttpSink::start_local().await?;
-    let mut stack = Stack::start_apart(1, &patient()).await?;
+    let mut stack = Stack::start_apart(1, PATIENT).await?;
     let mut accepted = Vec::new();
     for point in ["before_commit", "after_commit", "before_publish", "after_publish"] {
         stack.launch("doomed", Role::Ingest, &[("POSTHASTE_ABORT_AT", &format!("{point}:3"))]).await?;
@@ -182,7 +173,7 @@ async fn row_5_invariant_l_without_the_database_the_answer_is_503_within_two_sec
 #[tokio::test]
 async fn row_10_invariant_d_every_work_message_three_times_and_out_of_order_is_one_send() -> Result<()> {
     let sink = HttpSink::start_local().await?;
-    let mut stack = Stack::prepare(TestServers::shared()?, &patient()).await?;
+    let mut stack = Stack::prepare(TestServers::shared()?, PATIENT).await?;
     stack.launch("ingest", Role::Ingest, &[]).await?;
     let mut accepted = Vec::new();
     for _ in 0..50 {
@@ -287,7 +278,7 @@ async fn row_6_invariant_l_a_broker_line_that_freezes_is_noticed_and_rebuilt() -
 #[tokio::test]
 async fn row_20_two_schedulers_release_what_is_due_at_one_second_once() -> Result<()> {
     let sink = HttpSink::start_local().await?;
-    let mut stack = Stack::start_apart(2, &patient()).await?;
+    let mut stack = Stack::start_apart(2, PATIENT).await?;
     stack.launch("second", Role::Scheduler, &[]).await?;
     let at = (chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::seconds(4))
         .to_rfc3339();
@@ -312,7 +303,7 @@ async fn row_20_two_schedulers_release_what_is_due_at_one_second_once() -> Resul
 #[tokio::test]
 async fn row_26_invariant_l_d_a_rolling_restart_under_load_repeats_nothing() -> Result<()> {
     let sink = HttpSink::start_local().await?;
-    let mut stack = Stack::start_apart(2, &patient()).await?;
+    let mut stack = Stack::start_apart(2, PATIENT).await?;
     let mut accepted = Vec::new();
     for round in 0..4 {
         for _ in 0..50 {

@@ -7,7 +7,7 @@ use harness::{
     HttpSink, Reply, Role, Stack, TestServers,
     api::SOON,
     check, eventually,
-    patient::PATIENT,
+    patient::{PATIENT, SHORT_LEASES},
     proxy::{self, Line, Proxy},
 };
 use nix::sys::signal::Signal;
@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 
 const LATER: Duration = Duration::from_secs(180);
 
-/// Where processes die: nobody waits long for what they held. What was claimed with its acceptance is looked for when its lease
-/// ends, not when the audit would look at what a broker has.
-const SHORT_LEASES: &[(&str, &str)] =
-    &[("WEBHOOK_TIMEOUT", "2000"), ("LEASE_MARGIN_MS", "500"), ("AUDIT_AFTER_MS", "600000")];
+/// What was claimed with its acceptance is looked for when its lease ends, not when the audit would look at what a broker has.
+fn short_leases() -> Vec<(&'static str, &'static str)> {
+    [SHORT_LEASES, &[("AUDIT_AFTER_MS", "600000")]].concat()
+}
 
 fn webhook(sink: &HttpSink) -> Value {
     json!({"channel": "webhook", "recipient": sink.url("/hook"), "data": {"n": 1}})
@@ -70,7 +70,7 @@ async fn a_process_that_accepts_and_sends_needs_no_broker_in_between() -> Result
 async fn what_a_dead_process_was_sending_is_doubted_when_its_lease_ends_and_goes_out_again() -> Result<()> {
     let sink = HttpSink::start_local().await?;
     sink.reply_by_default(Reply::Hang);
-    let mut stack = Stack::start_with(SHORT_LEASES).await?;
+    let mut stack = Stack::start_with(&short_leases()).await?;
     let id = stack.producer().send(&webhook(&sink)).await?;
     sink.wait_for(1, SOON).await?;
     stack.kill9("all")?;
@@ -92,7 +92,7 @@ async fn what_a_dead_process_was_sending_is_doubted_when_its_lease_ends_and_goes
 #[tokio::test]
 async fn rows_1_and_2_invariant_l_k_d_a_a_process_that_accepts_and_sends_may_die_at_any_point() -> Result<()> {
     let sink = HttpSink::start_local().await?;
-    let mut stack = Stack::start_with(SHORT_LEASES).await?;
+    let mut stack = Stack::start_with(&short_leases()).await?;
     let (mut accepted, mut doubled) = (Vec::new(), 0);
     for point in ["before_commit", "after_commit", "after_claim", "after_provider", "after_event"] {
         // Not waited for: with what the one before it left, it may be dead before anybody sees it ready.
@@ -124,8 +124,7 @@ async fn rows_1_and_2_invariant_l_k_d_a_a_process_that_accepts_and_sends_may_die
 async fn row_26_invariant_l_d_an_orderly_end_finishes_what_was_claimed() -> Result<()> {
     let sink = HttpSink::start_local().await?;
     sink.reply_by_default(Reply::ok().after(Duration::from_millis(300)));
-    let settings = [PATIENT, &[("DRAIN_TIMEOUT_MS", "120000")]].concat();
-    let mut stack = Stack::start_with(&settings).await?;
+    let mut stack = Stack::start_with(PATIENT).await?;
     let mut accepted = Vec::new();
     for _ in 0..3 {
         for _ in 0..40 {

@@ -10,7 +10,7 @@ use harness::{
     Api, Role, Stack, TestServers, Waha,
     api::Answer,
     eventually,
-    patient::PATIENT,
+    patient::{PATIENT, SHORT_LEASES},
     waha::{IdShape, SendFault, Sent},
 };
 use nix::sys::signal::Signal;
@@ -472,7 +472,7 @@ async fn without_an_echo_it_is_sent_again_after_the_window_and_called_a_possible
 
 #[tokio::test]
 async fn a_worker_killed_in_mid_send_does_not_send_twice() -> Result<()> {
-    let settings = [("PROVIDER_TIMEOUT_MS", "3000"), ("LEASE_MARGIN_MS", "500"), ("AMBIGUOUS_HOLD_MS", "600000")];
+    let settings = [SHORT_LEASES, &[("AMBIGUOUS_HOLD_MS", "600000")]].concat();
     let mut scene = Scene::apart(1, &settings, 1000).await?;
     scene.waha.next_sends([SendFault::Slow(Duration::from_secs(20))]);
     let id = scene.text("once").await?;

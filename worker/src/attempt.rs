@@ -21,7 +21,8 @@ use shared::{
     db::claim::Claim,
     domain::{
         Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, Reason, RetryPolicy,
-        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wait, Wishes, retry::decide,
+        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wait, Wishes,
+        retry::{decide, decide_wait},
         suppression::SuppressionReason,
     },
     faultpoint,
@@ -319,14 +320,15 @@ struct Subject {
     run: i32,
     tries: Tries,
     round: Round,
+    waiting_since: Option<DateTime<Utc>>,
     accepted_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
 }
 
 impl Subject {
     const fn of(claim: &Claim) -> Self {
-        let Claim { tenant, delivery, run, tries, round, accepted_at, expires_at, .. } = *claim;
-        Self { tenant, delivery, run, tries, round, accepted_at, expires_at }
+        let Claim { tenant, delivery, run, tries, round, waiting_since, accepted_at, expires_at, .. } = *claim;
+        Self { tenant, delivery, run, tries, round, waiting_since, accepted_at, expires_at }
     }
 
     fn after_call(self, desk: &Desk, choice: &Choice, outcome: Outcome, took: Duration) -> Event {
@@ -358,7 +360,7 @@ impl Subject {
         // In milliseconds, as delays are: what is held goes on at a moment and not a little before it.
         let now = clock::now().trunc_subsecs(3);
         let (detail, reason) = (obstacle.detail(desk), obstacle.reason());
-        let later = |wait| self.decide(desk, &Outcome::Throttled(Fault::default(), wait), now, Standing::default());
+        let later = |wait| self.decide_wait(desk, wait, now);
         let verdict = match obstacle {
             Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
             Obstacle::NoAddress => Verdict::end(EventKind::Failed, State::Failed),
@@ -372,7 +374,7 @@ impl Subject {
             Obstacle::Early(until, _) => Verdict::hold((until - now).to_std().unwrap_or_default()),
             Obstacle::NoProvider | Obstacle::NoFit => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
-            // As if somebody had asked to wait: it spends no attempt, and it cannot go on for ever.
+            // It spends no attempt, and ends with the longest wait.
             Obstacle::Late => later(None),
             // Others were asked already, and may do better after the usual pause.
             Obstacle::HeldBack(HeldBack { wait, .. }, round) if !round.is_empty() => {
@@ -390,6 +392,12 @@ impl Subject {
     fn decide(self, desk: &Desk, outcome: &Outcome, now: DateTime<Utc>, standing: Standing) -> Verdict {
         let time_left = self.expires_at.map(|at| (at - now).to_std().unwrap_or_default());
         decide(outcome, self.tries, time_left, &desk.policy, self.jitter(), standing)
+    }
+
+    fn decide_wait(self, desk: &Desk, wait: Option<Duration>, now: DateTime<Utc>) -> Verdict {
+        let time_left = self.expires_at.map(|at| (at - now).to_std().unwrap_or_default());
+        let waited = self.waiting_since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default();
+        decide_wait(waited, wait, time_left, &desk.policy, self.jitter())
     }
 
     /// Chance in 0..1 without a generator: the last bits of an id are random, and each run turns them differently.

@@ -21,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 
 use shared::{
     amqp::{Broker, ConsumerHealth, Publisher},
-    config::Config,
+    config::{Config, REPORT_TIME},
     db::{Store, migrate::SchemaError},
     domain::{Channel, Lane, Route},
     probe::{BrokerPart, DatabasePart, Parts, Starting},
@@ -42,8 +42,6 @@ use providers::{
 use registry::{Registry, RegistryError};
 use secrets::Secrets;
 
-/// Of the time to stop, this share is left to providers to answer; the rest is for writing down what they did not.
-const ANSWER_SHARE: f64 = 0.8;
 /// Saying goodbye to the broker takes a round trip; one that is away should not hold up the end.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -110,10 +108,11 @@ impl Worker {
         let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", hang_up.clone());
         let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", hang_up.clone());
         let (hurry, give_up) = countdown(config.timing.drain, &stop);
-        let publisher = Publisher::start(&publishing);
+        let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
         tokio::spawn(hints.tell(publisher.clone(), give_up.clone()));
         let outcomes = Outcomes::start(publisher.clone(), give_up.clone());
-        let shop = Shop { store: store.clone(), publisher, outcomes, stop: stop.clone() };
+        let reporting = publishing.clone();
+        let shop = Shop { store: store.clone(), publisher, outcomes, reporting, stop: stop.clone() };
         let secrets = Arc::new(Secrets::new(store.clone()));
         let tracking = Tracking::of(config, &store).map(Arc::new);
         let unsubscribing = Arc::new(Unsubscribing::new(config, &store));
@@ -171,9 +170,9 @@ fn countdown(drain: Duration, stop: &CancellationToken) -> (CancellationToken, C
             () = stop.cancelled() => {}
             () = giving_up.cancelled() => return,
         }
-        tokio::time::sleep(drain.mul_f64(ANSWER_SHARE)).await;
+        tokio::time::sleep(drain.saturating_sub(REPORT_TIME)).await;
         hurrying.cancel();
-        tokio::time::sleep(drain.mul_f64(1.0 - ANSWER_SHARE)).await;
+        tokio::time::sleep(drain.min(REPORT_TIME)).await;
         giving_up.cancel();
     });
     (hurry, give_up)

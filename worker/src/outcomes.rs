@@ -18,6 +18,10 @@ const ROUTING_KEY: &str = "outcome";
 const LIMITS: Limits =
     Limits { batch_max: EVENTS_MAX, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(8) };
 
+/// The longest wait between two tries. It counts from the moment the broker takes messages again, and is far below the time after
+/// which somebody else doubts what waits here.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
 /// Publishes events. Cheap to clone.
 #[derive(Clone)]
 pub struct Outcomes {
@@ -57,7 +61,7 @@ async fn insist(publisher: &Publisher, events: Vec<Event>) -> bool {
     let mut reconnect = Reconnect::new();
     while let Err(error) = publisher.publish_one(message.clone()).await {
         tracing::warn!(%error, "events are not with the broker yet, trying again");
-        reconnect.pause().await;
+        tokio::time::sleep(reconnect.next().min(PAUSE_MAX)).await;
     }
     true
 }

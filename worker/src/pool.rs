@@ -63,6 +63,9 @@ pub struct Shop {
     pub publisher: Publisher,
     /// For what was attempted.
     pub outcomes: Outcomes,
+    /// The connection that outcomes are reported on. While the broker does not read from it no delivery is claimed: at most
+    /// what is under way already has an outcome that nobody can be told.
+    pub reporting: Broker,
     /// Ends the taking in.
     pub stop: CancellationToken,
 }
@@ -125,7 +128,8 @@ impl Pool {
         let room = Arc::new(Semaphore::new(concurrency));
         // A claim that was lost unbegun is as doubtful as any other. Where doubt holds a delivery back, it had better be in a queue.
         let early = (desk.policy.ambiguous == AmbiguousPolicy::Resend).then(|| {
-            let terms = Terms { health: consumer.health(), room: Arc::clone(&room), hands, lease_ms };
+            let (health, reporting) = (consumer.health(), shop.reporting.subscribe());
+            let terms = Terms { health, reporting, room: Arc::clone(&room), hands, lease_ms };
             shortcut.open(desk.route, terms)
         });
         let bench = Bench {
@@ -172,6 +176,7 @@ impl Pool {
         loop {
             // Room is taken last: while it waits for the broker it is none for what comes by the short way.
             self.consumer.arrived().await?;
+            bench.shop.stop.run_until_cancelled(bench.shop.reporting.usable()).await?.ok()?;
             // Single deliveries are claimed at once; those that come in company share a claim.
             let room = async {
                 sleep_until(self.next_claim.into()).await;

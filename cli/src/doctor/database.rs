@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Int4, Text, Timestamptz};
 use shared::{
     clock,
-    db::{DbResult, Floor, Store, letters::LetterFilter, statement},
+    db::{DbResult, Floor, Store, letters::LetterFilter, outbox::PENDING_MAX, statement},
 };
 
 use super::finding::Finding;
@@ -157,6 +157,10 @@ async fn outbox(store: &Store) -> Finding {
         pending.map(|(rows, age)| {
             let detail = match rows {
                 0 => "everything is with the broker".to_owned(),
+                PENDING_MAX.. => format!(
+                    "more than {} batches are not yet with the broker, the oldest for {age:.0} s",
+                    PENDING_MAX - 1
+                ),
                 rows => format!("{rows} batches are not yet with the broker, the oldest for {age:.0} s"),
             };
             let advice = "check the broker below; the scheduler relays what is late: posthaste run --only scheduler";

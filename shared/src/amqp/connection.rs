@@ -39,8 +39,9 @@ const TOPOLOGY_TIMEOUT: Duration = Duration::from_secs(60);
 const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A broker that does not answer a goodbye is left without one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// lapin gives up after two missed ones; the broker's default of 60 s would mean two minutes of silence.
-const HEARTBEAT_SECONDS: u16 = 20;
+/// For URLs that name none. lapin gives up after two missed ones, the broker after up to three: what a lost log writer held is with
+/// another one before anybody doubts it.
+const HEARTBEAT_SECONDS: u16 = 5;
 /// A connection that lived this long was a good one, so the next try may come quickly.
 const PROVEN_AFTER: Duration = Duration::from_secs(15);
 /// A message that breaks the connection is dead-lettered after its delivery limit of 20, so the sooner we have met it
@@ -114,6 +115,13 @@ pub enum BrokerState {
     },
     /// Closed on purpose.
     Stopped,
+}
+
+impl BrokerState {
+    /// Whether the broker reads what we write.
+    pub const fn is_usable(&self) -> bool {
+        matches!(self, Self::Up { .. })
+    }
 }
 
 impl std::fmt::Display for BrokerState {
@@ -270,7 +278,7 @@ impl Broker {
 
     /// Whether the broker reads what we write.
     pub fn is_usable(&self) -> bool {
-        matches!(*self.inner.state.borrow(), BrokerState::Up { .. })
+        self.inner.state.borrow().is_usable()
     }
 
     /// How many connections there have been; 0 before the first.

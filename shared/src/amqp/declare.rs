@@ -146,6 +146,17 @@ pub async fn depths(connection: &Connection) -> Result<Vec<QueueDepth>, Topology
     Ok(depths)
 }
 
+/// How many messages wait in one queue, without those handed to consumers; `None`: there is no such queue.
+pub async fn ready(connection: &Connection, name: &str) -> Result<Option<u32>, TopologyError> {
+    let mut asker = Asker::open(connection).await?;
+    let mut ready = None;
+    if let Some(queue) = topology().queues.iter().find(|queue| queue.name == name) {
+        ready = asker.depth(queue).await?.map(|depth| depth.messages_ready);
+    }
+    asker.close().await;
+    Ok(ready)
+}
+
 /// A channel for questions. The broker closes a channel with every "no", so each one costs a new channel.
 struct Asker<'a> {
     connection: &'a Connection,

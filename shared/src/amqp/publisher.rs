@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{contract::wire::Wire, reconnect::Reconnect};
 
-/// From handing a message in to its confirm. Healthy brokers need milliseconds; after this the outbox is the better place.
+/// From handing a message in to its confirm, unless a publisher is told otherwise; and the same for what its channel is asked.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unconfirmed messages per channel: enough to keep a broker busy for a confirm's round trip, little to lose.
 const FLIGHT_MAX: usize = 1024;
@@ -69,7 +69,7 @@ pub enum PublishError {
     #[error("the broker refused the message")]
     Refused,
     /// The broker did not confirm it in time.
-    #[error("the broker did not confirm within {} s", PUBLISH_TIMEOUT.as_secs())]
+    #[error("the broker did not confirm in time")]
     TimedOut,
     /// The connection was lost, or there is none.
     #[error("the broker is not connected")]
@@ -210,6 +210,7 @@ fn short(text: &str) -> Result<ShortString, PublishError> {
 pub struct Publisher {
     lanes: Arc<[Lane]>,
     turn: Arc<AtomicUsize>,
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -246,7 +247,13 @@ impl Publisher {
     /// Publishes through several channels of `broker` in turn; messages of different calls may then overtake each other.
     pub fn start_with(broker: &Broker, channels: usize) -> Self {
         let lanes = (0..channels.max(1)).map(|_| Lane::start(broker.clone())).collect();
-        Self { lanes, turn: Arc::default() }
+        Self { lanes, turn: Arc::default(), patience: PUBLISH_TIMEOUT }
+    }
+
+    /// The same publisher, for callers that wait this long for a confirm.
+    #[must_use]
+    pub fn waiting(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Publishes one message and waits for its confirm.
@@ -284,7 +291,7 @@ impl Publisher {
 
     async fn send(&self, mut messages: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         let mut results = Vec::with_capacity(messages.len());
-        let deadline = tokio::time::Instant::now() + PUBLISH_TIMEOUT;
+        let deadline = tokio::time::Instant::now() + self.patience;
         let mut replies = VecDeque::new();
         while !messages.is_empty() {
             let rest = messages.split_off(messages.len().min(BATCH_MAX));

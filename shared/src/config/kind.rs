@@ -45,6 +45,7 @@ macro_rules! between {
     };
 }
 
+pub(super) const HEARTBEAT: Kind<u16> = between!(1, 60);
 pub(super) const PORT: Kind<u16> = between!(1, 65535);
 pub(super) const POOL: Kind<usize> = between!(1, 1000);
 pub(super) const THREADS: Kind<usize> = between!(1, 256);

@@ -16,6 +16,7 @@ mod retry;
 mod setting;
 mod sms;
 mod table;
+mod timing;
 
 use std::{
     collections::BTreeMap,
@@ -39,6 +40,7 @@ pub use reader::Shown;
 pub use retry::RetryConfig;
 pub use sms::{SmsConfig, TwilioConfig};
 pub use table::env_example;
+pub use timing::{REPORT_TIME, TimingConfig};
 
 use crate::domain::{Channel, ProviderName, RetryPolicy};
 use reader::Reader;
@@ -180,19 +182,6 @@ pub struct WorkerConfig {
     pub concurrency: usize,
 }
 
-/// Waits that hold the parts together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimingConfig {
-    /// A stopping process finishes what it holds for this long.
-    pub drain: Duration,
-    /// A dispatch without a result is looked into this long after it was published.
-    pub audit_after: Duration,
-    /// An outbox row that nobody published is relayed after this long.
-    pub relay_after: Duration,
-    /// A worker's claim outlives the provider's timeout by this.
-    pub lease_margin: Duration,
-}
-
 /// The environment of this process. A value that is not UTF-8 comes with its broken bytes replaced.
 #[expect(clippy::disallowed_methods, reason = "the one legal caller: everything else is handed its settings")]
 pub fn environment() -> BTreeMap<String, String> {
@@ -273,7 +262,7 @@ impl DatabaseConfig {
 /// Reads every part before the first `?`, so that one fault does not hide another.
 fn read(reader: &mut Reader) -> Option<Config> {
     let database = database::read(reader);
-    let broker = reader.get(&table::AMQP_URL).map(|url| BrokerConfig { url: String::from(url).into() });
+    let (broker, heartbeat) = broker(reader).unzip();
     let http = http(reader);
     let auth = auth(reader);
     let email = email::read(reader);
@@ -293,7 +282,8 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let provider_timeout = reader.get(&table::PROVIDER_TIMEOUT_MS);
     let retry = retry::read(reader);
     let worker = worker(reader);
-    let timing = timing(reader);
+    let longest_call = webhook.as_ref().map(|webhook| webhook.timeout).max(provider_timeout);
+    let timing = timing::read(reader, heartbeat, longest_call);
     let retention_days = reader.get(&table::RETENTION_DAYS);
     let log = reader.get(&table::RUST_LOG);
     Some(Config {
@@ -320,6 +310,13 @@ fn read(reader: &mut Reader) -> Option<Config> {
         timing: timing?,
         shown: Vec::new(),
     })
+}
+
+/// The broker, and the heartbeat of connections to it, in seconds.
+fn broker(reader: &mut Reader) -> Option<(BrokerConfig, u16)> {
+    let (url, heartbeat) = (reader.get(&table::AMQP_URL), reader.get(&table::AMQP_HEARTBEAT_SECONDS));
+    let (url, heartbeat) = timing::with_heartbeat(url?, heartbeat?);
+    Some((BrokerConfig { url: String::from(url).into() }, heartbeat))
 }
 
 fn http(reader: &mut Reader) -> Option<HttpConfig> {
@@ -373,19 +370,6 @@ fn worker(reader: &mut Reader) -> Option<WorkerConfig> {
     let channels = reader.get(&table::WORKER_CHANNELS);
     let concurrency = reader.get(&table::WORKER_CONCURRENCY);
     Some(WorkerConfig { channels: channels?, concurrency: concurrency? })
-}
-
-fn timing(reader: &mut Reader) -> Option<TimingConfig> {
-    let drain = reader.get(&table::DRAIN_TIMEOUT_MS);
-    let audit_after = reader.get(&table::AUDIT_AFTER_MS);
-    let relay_after = reader.get(&table::RELAY_AFTER_MS);
-    let lease_margin = reader.get(&table::LEASE_MARGIN_MS);
-    Some(TimingConfig {
-        drain: drain?,
-        audit_after: audit_after?,
-        relay_after: relay_after?,
-        lease_margin: lease_margin?,
-    })
 }
 
 #[cfg(test)]

@@ -33,7 +33,8 @@ pub(super) fn read(reader: &mut Reader) -> Option<RetryConfig> {
         reader.get_each(&table::RETRY_BASE_MS_ON),
         reader.get_each(&table::RETRY_MAX_MS_ON),
     );
-    let (common, doubt) = (common?, doubt?);
+    let wait_max = reader.get(&table::BREAKER_WAIT_MAX_MS);
+    let (common, doubt, wait_max) = (common?, doubt?, wait_max?);
     let policy = |channel| {
         let general = if channel == Channel::Webhook { webhook.parts(&common) } else { common.parts() };
         let parts = Parts {
@@ -42,7 +43,8 @@ pub(super) fn read(reader: &mut Reader) -> Option<RetryConfig> {
             max: *max.get(channel),
             ..general
         };
-        RetryPolicy { max_attempts: parts.attempts, schedule: parts.schedule(), ambiguous: *doubt.get(channel) }
+        let (max_attempts, schedule, ambiguous) = (parts.attempts, parts.schedule(), *doubt.get(channel));
+        RetryPolicy { max_attempts, schedule, ambiguous, wait_max }
     };
     Some(ByChannel::make(policy))
 }

@@ -65,6 +65,10 @@ settings! {
         /// The RabbitMQ broker; the path is the virtual host.
         AMQP_URL: Setting<Url> = Setting::new("AMQP_URL", kind::AMQP_URL, "amqp://posthaste:change-me@127.0.0.1:5672/%2f")
             .unset(Unset::Required).secrecy(Secrecy::Password);
+        /// The heartbeat of connections to the broker, where AMQP_URL names none. After three of them without a sign of life
+        /// the broker hands to others what a lost process held.
+        AMQP_HEARTBEAT_SECONDS: Setting<u16> =
+            Setting::new("AMQP_HEARTBEAT_SECONDS", kind::HEARTBEAT, "5").default("5");
     }
     "Encryption" {
         /// Encrypts contents, recipients and secrets in the database. Unset: they are stored as they are.
@@ -298,6 +302,9 @@ settings! {
         BREAKER_FAILURES: Setting<i32> = Setting::new("BREAKER_FAILURES", kind::FAILURES, "5").default("5");
         /// How long it is left alone before one message is sent to see whether it works again.
         BREAKER_OPEN_MS: Setting<Duration> = Setting::new("BREAKER_OPEN_MS", kind::TIMEOUT, "30000").default("30000");
+        /// How long a delivery waits for a provider that is left alone, without any attempt, before it becomes a dead letter.
+        BREAKER_WAIT_MAX_MS: Setting<Duration> =
+            Setting::new("BREAKER_WAIT_MAX_MS", kind::DELAY, "86400000").default("86400000");
     }
     "Worker and clockwork" {
         /// The channels this worker serves.
@@ -305,14 +312,21 @@ settings! {
             Setting::new("WORKER_CHANNELS", kind::CHANNELS, "email,webhook").default("all");
         /// Deliveries a worker attempts at once, for each channel and lane.
         WORKER_CONCURRENCY: Setting<usize> = Setting::new("WORKER_CONCURRENCY", kind::CONCURRENCY, "64").default("64");
-        /// How long a stopping process finishes what it holds; below the 10 s most supervisors grant.
-        DRAIN_TIMEOUT_MS: Setting<Duration> = Setting::new("DRAIN_TIMEOUT_MS", kind::TIMEOUT, "9000").default("9000");
+        /// How long a stopping process finishes what it holds: at least 3 s more than the longest call. A supervisor has to grant
+        /// more than this before it kills.
+        DRAIN_TIMEOUT_MS: Setting<Duration> = Setting::new("DRAIN_TIMEOUT_MS", kind::TIMEOUT, "20000")
+            .unset(Unset::Derived("5 s more than the longer of WEBHOOK_TIMEOUT and PROVIDER_TIMEOUT_MS"));
         /// A dispatch without a result is looked into this long after it was published.
         AUDIT_AFTER_MS: Setting<Duration> = Setting::new("AUDIT_AFTER_MS", kind::DELAY, "120000").default("120000");
-        /// An outbox row that nobody published is relayed after this long.
-        RELAY_AFTER_MS: Setting<Duration> = Setting::new("RELAY_AFTER_MS", kind::DELAY, "5000").default("5000");
+        /// An outbox row that nobody published is relayed after this long. A publish has two thirds of it, from 1 to 10 s, to be
+        /// confirmed.
+        RELAY_AFTER_MS: Setting<Duration> = Setting::new("RELAY_AFTER_MS", kind::DELAY, "15000").default("15000");
         /// A worker's claim on a delivery outlives the provider's timeout by this.
         LEASE_MARGIN_MS: Setting<Duration> = Setting::new("LEASE_MARGIN_MS", kind::DELAY, "10000").default("10000");
+        /// After the end of a claim its outcome is waited for this long, with a broker that works and a log that is not behind, before
+        /// its worker counts as lost and the delivery is sent again. At least three heartbeats and a publish time-out.
+        DOUBT_GRACE_MS: Setting<Duration> = Setting::new("DOUBT_GRACE_MS", kind::DELAY, "30000")
+            .unset(Unset::Derived("three heartbeats and, for the log, at least as long again and 15 s: 30000"));
     }
     "Logs" {
         /// What is logged: a level, or a list such as info,lapin=warn. JSON lines, or readable ones on a terminal.

@@ -61,7 +61,11 @@ fn two_settings_are_enough_to_start() {
     let timing = config.timing;
     assert_eq!(
         [timing.drain, timing.audit_after, timing.relay_after, timing.lease_margin].to_vec(),
-        seconds(&[9, 120, 5, 10])
+        seconds(&[20, 120, 15, 10])
+    );
+    assert_eq!(
+        [timing.heartbeat, timing.publish_timeout, timing.doubt_grace, timing.lag_max()].to_vec(),
+        seconds(&[5, 10, 30, 15])
     );
     let backends = Channel::ALL.iter().map(|&channel| config.backends(channel).to_vec()).collect::<Vec<_>>();
     assert_eq!(
@@ -616,4 +620,31 @@ fn vapid_keys_of_two_pairs_are_refused_and_not_shown() {
     assert!(!refused.contains(other));
     assert!(refusal(&[(private, "tooshort")]).contains("PUSH_VAPID_PRIVATE_KEY=*** must be a P-256 private key"));
     assert!(refusal(&[("PUSH_VAPID_SUBJECT", "ops@example.com")]).contains("must be a mailto: or https: URL"));
+}
+
+#[test]
+fn waits_that_are_not_set_fit_those_that_are() {
+    let timing = config(&[("WEBHOOK_TIMEOUT", "120000"), ("RELAY_AFTER_MS", "3000"), ("LEASE_MARGIN_MS", "0")]).timing;
+    assert_eq!((timing.drain, timing.publish_timeout), (Duration::from_secs(125), Duration::from_secs(2)));
+    let timing = config(&[("AMQP_URL", "amqp://u:pw@mq/v?heartbeat=20"), ("AMQP_HEARTBEAT_SECONDS", "1")]).timing;
+    assert_eq!(
+        (timing.heartbeat, timing.doubt_grace),
+        (Duration::from_secs(20), Duration::from_secs(120)),
+        "the URL wins"
+    );
+    let config = config(&[("AMQP_HEARTBEAT_SECONDS", "1"), ("RELAY_AFTER_MS", "3000"), ("DOUBT_GRACE_MS", "5000")]);
+    assert!(config.broker.url.expose_secret().ends_with("?heartbeat=1"));
+    assert_eq!(config.timing.lag_max(), Duration::from_secs(2));
+}
+
+#[test]
+fn waits_in_the_wrong_order_stop_the_start_and_name_the_setting() {
+    for (settings, fault) in [
+        ([("DRAIN_TIMEOUT_MS", "17999"), ("WEBHOOK_TIMEOUT", "15000")], "DRAIN_TIMEOUT_MS would cut calls"),
+        ([("DOUBT_GRACE_MS", "24999"), ("AMQP_HEARTBEAT_SECONDS", "5")], "DOUBT_GRACE_MS would doubt sends"),
+    ] {
+        let refusal = refusal(&settings);
+        assert!(refusal.contains(fault), "{refusal}");
+    }
+    config(&[("DRAIN_TIMEOUT_MS", "18000"), ("DOUBT_GRACE_MS", "25000")]);
 }

@@ -35,6 +35,8 @@ pub struct Claim {
     pub tries: Tries,
     /// Which providers were asked since the last pause.
     pub round: Round,
+    /// Since when it has waited for a provider that may be called, without an attempt.
+    pub waiting_since: Option<DateTime<Utc>>,
     /// What its address is suppressed for.
     pub suppressed: Vec<(SuppressionScope, SuppressionReason)>,
     /// The person.
@@ -54,11 +56,11 @@ pub struct Claim {
 }
 
 type Row = (
-    (Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16, i32)),
+    (Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16, i32, Option<DateTime<Utc>>)),
     (Option<String>, Vec<u8>, DateTime<Utc>, Option<DateTime<Utc>>, Option<String>, Option<String>),
 );
 type SqlRow = (
-    (SqlUuid, Int4, SqlUuid, Int4, (Text, Nullable<SqlUuid>), (Int2, Int2, Int2, Int4)),
+    (SqlUuid, Int4, SqlUuid, Int4, (Text, Nullable<SqlUuid>), (Int2, Int2, Int2, Int4, Nullable<Timestamptz>)),
     (Nullable<Text>, Binary, Timestamptz, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>),
 );
 
@@ -79,11 +81,8 @@ impl Store {
     /// Of `hints` whose claim failed: sets a watch on those that some worker still holds, for the moment its lease ends. Says
     /// how many.
     pub async fn watch(&self, hints: &[WorkItem]) -> DbResult<usize> {
-        let ids: Vec<Uuid> = hints.iter().map(|hint| hint.d.0).collect();
-        let query = statement::<()>(WATCH)
-            .near(&ids)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Int4>, _>(hints.iter().map(|hint| hint.r).collect::<Vec<_>>());
+        let (ids, runs) = sorted(hints);
+        let query = statement::<()>(WATCH).near(&ids).bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(runs);
         query.run(self).await
     }
 }
@@ -117,7 +116,8 @@ impl Claim {
     }
 
     fn of((delivery, message): Row, sealer: &Sealer) -> Self {
-        let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes, round)) = delivery;
+        let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes, round, waiting_since)) =
+            delivery;
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
         // The claim stands. What cannot be opened ends as a dead letter by itself, and holds up nobody beside it.
         let opened = sealer.open(content).and_then(|content| Ok((content, sealer.open_text(recipient)?)));
@@ -134,6 +134,7 @@ impl Claim {
             line,
             tries: tries(attempts, deferrals, crashes),
             round: Round(round),
+            waiting_since,
             suppressed: Vec::new(),
             user_id,
             wishes: None,
@@ -160,9 +161,9 @@ WITH claimed AS (
         lease_until = clock_timestamp() + h.lease_ms * interval '1 millisecond'
     FROM (SELECT *, ?::int4 AS lease_ms FROM unnest(?::uuid[], ?::int4[]) AS u(id, run)) h
     WHERE d.id = h.id AND d.run = h.run AND d.state = 'queued'
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round
+    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round, d.waiting_since
 )
-SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round,
+SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round, c.waiting_since,
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
 FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 
@@ -187,12 +188,12 @@ WITH hinted AS MATERIALIZED (
         lease_until = clock_timestamp() + r.lease_ms * interval '1 millisecond'
     FROM (SELECT *, ?::int4 AS lease_ms FROM ranked WHERE has_slot) r
     WHERE d.id = r.id AND d.run = r.run AND d.state = 'queued'
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round
+    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round, d.waiting_since
 ), put_back AS (
     INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM ranked WHERE NOT has_slot
     ON CONFLICT DO NOTHING
 )
-SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round,
+SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round, c.waiting_since,
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
 FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 
@@ -200,5 +201,5 @@ const WATCH: &str = "
 INSERT INTO due (delivery_id, due_at, run, why)
 SELECT d.id, greatest(d.lease_until, now()), d.run, 'watch'
 FROM unnest(?::uuid[], ?::int4[]) AS h(id, run) JOIN deliveries@ d ON d.id = h.id
-WHERE d.run = h.run + 1 AND d.state = 'sending'
+WHERE d.run = h.run + 1 AND d.state = 'sending' ORDER BY d.id
 ON CONFLICT (delivery_id) DO NOTHING";

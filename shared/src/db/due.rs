@@ -1,7 +1,7 @@
 //! What waits for a moment, and its release.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Double, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Bool, Double, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{
@@ -29,6 +29,8 @@ pub struct Crash {
     pub provider: Option<ProviderName>,
     /// When the message is no longer worth sending.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Whether the grace for its outcome is over as well.
+    pub is_late: bool,
 }
 
 impl Store {
@@ -42,11 +44,13 @@ impl Store {
         Ok(Some(Dispatch { outbox_id, items }))
     }
 
-    /// Takes up to `limit` watches that are due: those whose delivery went on are dropped, the others are set again for
-    /// `again_ms` later and returned. So a watch is only lost once the crash has been written down.
-    pub async fn crashed(&self, limit: i64, again_ms: i32) -> DbResult<Vec<Crash>> {
-        type SqlRow = (SqlUuid, Int4, Int4, Text, (Int2, Int2, Int2), Nullable<Text>, Nullable<Timestamptz>);
-        let query = statement::<SqlRow>(CRASHED).bind::<Int8, _>(limit).bind::<Int4, _>(again_ms);
+    /// Takes up to `limit` watches that are due. Those whose delivery went on are dropped. The others are returned, and set again:
+    /// for the end of the grace (`grace_ms` after the lease), or, where that is over, for `again_ms` later. So a watch is only lost
+    /// once the crash has been written down.
+    pub async fn crashed(&self, limit: i64, grace_ms: i32, again_ms: i32) -> DbResult<Vec<Crash>> {
+        type SqlRow = (SqlUuid, Int4, Int4, Text, (Int2, Int2, Int2), Nullable<Text>, Nullable<Timestamptz>, Bool);
+        let query =
+            statement::<SqlRow>(CRASHED).bind::<Int4, _>(grace_ms).bind::<Int8, _>(limit).bind::<Int4, _>(again_ms);
         let rows: Vec<CrashRow> = query.rows(self).await?;
         Ok(rows.into_iter().filter_map(crash).collect())
     }
@@ -58,10 +62,10 @@ impl Store {
     }
 }
 
-type CrashRow = (Uuid, i32, i32, String, (i16, i16, i16), Option<String>, Option<DateTime<Utc>>);
+type CrashRow = (Uuid, i32, i32, String, (i16, i16, i16), Option<String>, Option<DateTime<Utc>>, bool);
 
 fn crash(row: CrashRow) -> Option<Crash> {
-    let (id, run, tenant, channel, (attempts, deferrals, crashes), provider, expires_at) = row;
+    let (id, run, tenant, channel, (attempts, deferrals, crashes), provider, expires_at, is_late) = row;
     Some(Crash {
         delivery: DeliveryId(id),
         run,
@@ -70,6 +74,7 @@ fn crash(row: CrashRow) -> Option<Crash> {
         tries: tries(attempts, deferrals, crashes.saturating_add(1)),
         provider: provider.and_then(|name| name.parse().ok()),
         expires_at,
+        is_late,
     })
 }
 
@@ -96,18 +101,18 @@ SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN
 
 const CRASHED: &str = "
 WITH picked AS MATERIALIZED (
-    SELECT w.delivery_id, w.run, d.state = 'sending' AND d.run = w.run AS held, d.lease_until <= now() AS late
+    SELECT w.delivery_id, d.state = 'sending' AND d.run = w.run AS held, d.lease_until + ? * interval '1 millisecond' AS doubted_at
     FROM (SELECT * FROM due WHERE due_at <= now() AND why = 'watch' ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED) w
     LEFT JOIN deliveries d ON d.id = w.delivery_id
 ), gone AS (
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked WHERE held IS NOT TRUE))
 ), again AS (
-    UPDATE due SET due_at = now() + ? * interval '1 millisecond'
-    WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked WHERE held))
+    UPDATE due u SET due_at = CASE WHEN p.doubted_at > now() THEN p.doubted_at ELSE now() + p.again END
+    FROM (SELECT *, ? * interval '1 millisecond' AS again FROM picked WHERE held) p WHERE u.delivery_id = p.delivery_id
 )
-SELECT d.id, d.run, d.tenant_id, d.channel, d.attempts, d.deferrals, d.crashes, d.provider, m.expires_at
+SELECT d.id, d.run, d.tenant_id, d.channel, d.attempts, d.deferrals, d.crashes, d.provider, m.expires_at, p.doubted_at <= now()
 FROM picked p JOIN deliveries d ON d.id = p.delivery_id JOIN messages m ON m.id = d.message_id
-WHERE p.held AND p.late";
+WHERE p.held";
 
 const DUE_IN: &str = "
 SELECT extract(epoch FROM (SELECT due_at FROM due WHERE why <> 'watch' ORDER BY due_at LIMIT 1) - now())::float8 AS seconds";

@@ -144,7 +144,8 @@ fn clean(text: Option<&str>) -> Option<String> {
 /// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce. `bits` are the kinds
 /// that are logged with it, as far as that is known before; `touched` is what is logged of deliveries that were not moved. Reported is
 /// what moved the delivery, and what a provider told afterwards unless something better was known. A delivery that is held
-/// until a moment waits for that moment itself, and has neither tried nor been put off.
+/// until a moment waits for that moment itself, and has neither tried nor been put off. One that found no provider that may be called
+/// waits since the first time it found none.
 const RECORD: &str = concat!(
     "
 WITH e AS MATERIALIZED (
@@ -155,7 +156,8 @@ WITH e AS MATERIALIZED (
 ), moved AS (
     UPDATE deliveries@ d
     SET state = e.state, reason = e.reason, provider = coalesce(e.provider, d.provider), lease_until = NULL, updated_at = clock_timestamp(),
-        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent AND e.state <> 'scheduled')::int, crashes = d.crashes + e.crash::int, round = e.round,
+        attempts = d.attempts - (NOT e.spent)::int, deferrals = d.deferrals + (NOT e.spent AND e.provider IS NOT NULL)::int, crashes = d.crashes + e.crash::int, round = e.round,
+        waiting_since = CASE WHEN e.state = 'retrying' AND e.provider IS NULL THEN coalesce(d.waiting_since, e.at) END,
         ",
     reach!("e.bits"),
     "

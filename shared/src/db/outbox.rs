@@ -54,19 +54,21 @@ impl Store {
         Ok(())
     }
 
-    /// Looks at up to `limit` published rows whose time has come. A row whose deliveries all went on is deleted; what a
-    /// worker still holds gets a watch; what is still queued on a route in `empty` was lost by the broker, and the row
-    /// goes back to the relay; anything else is looked at again later, at growing intervals.
-    pub async fn audit(&self, limit: i64, empty: &[Route]) -> DbResult<Audited> {
+    /// Looks at published rows whose time has come: at most `rows` of them, and no further row once they hold `deliveries`
+    /// deliveries. A row whose deliveries all went on is deleted; what a worker still holds gets a watch; what is still queued
+    /// on a route in `empty` was lost by the broker, and the row goes back to the relay; anything else is looked at again
+    /// later, at growing intervals.
+    pub async fn audit(&self, rows: i64, deliveries: i64, empty: &[Route]) -> DbResult<Audited> {
         let routes: Vec<String> = empty.iter().map(Route::to_string).collect();
-        let query = statement::<(Int8, Int8, Int8)>(AUDIT).bind::<Int8, _>(limit).bind::<Array<Text>, _>(routes);
-        let (seen, lost, watched): (i64, i64, i64) = query.row(self).await?;
-        Ok(Audited { seen, lost, watched })
+        let query = statement::<(Int8, Int8, Int8, Int8)>(AUDIT).bind::<Int8, _>(rows).bind::<Int8, _>(deliveries);
+        let found: (i64, i64, i64, i64) = query.bind::<Array<Text>, _>(routes).row(self).await?;
+        let (due, seen, lost, watched) = found;
+        Ok(Audited { seen, lost, watched, is_more: due > seen || due >= rows })
     }
 
-    /// Rows not yet with the broker, and the age of the oldest in seconds.
+    /// Rows not yet with the broker, counted up to [`PENDING_MAX`], and the age in seconds of the oldest of those.
     pub async fn outbox_pending(&self) -> DbResult<(i64, f64)> {
-        let query = statement::<(Int8, diesel::sql_types::Double)>(PENDING);
+        let query = statement::<(Int8, diesel::sql_types::Double)>(PENDING).bind::<Int8, _>(PENDING_MAX);
         query.row(self).await
     }
 
@@ -88,7 +90,12 @@ pub struct Audited {
     pub lost: i64,
     /// Deliveries put under watch because a worker has held them for so long.
     pub watched: i64,
+    /// Whether further rows wait for a look.
+    pub is_more: bool,
 }
+
+/// Where the count of unpublished rows ends: after hours without a broker there are millions, and nobody waits for that number.
+pub const PENDING_MAX: i64 = 10_001;
 
 fn dispatch((outbox_id, ids, runs, routes): Row) -> Dispatch {
     let items = ids.into_iter().zip(runs).zip(routes).filter_map(|((id, run), route)| item(id, run, &route)).collect();
@@ -112,10 +119,16 @@ const GIVE_BACK: &str = "UPDATE outbox SET act_at = now() WHERE id = ANY (?::int
 const PUBLISHED: &str = "
 UPDATE outbox SET published_at = now(), act_at = now() + ? * interval '1 millisecond' WHERE id = ANY (?::int8[]) AND published_at IS NULL";
 
+/// The look-ups cost by the delivery, so the rows of one statement are bounded by what they hold: rows beyond the bound keep their
+/// place. Watches are set in the order of the ids, as every other statement sets them.
 const AUDIT: &str = "
-WITH picked AS MATERIALIZED (
-    SELECT id, created_at, deliveries, runs, routes FROM outbox
+WITH due_rows AS MATERIALIZED (
+    SELECT id, act_at, created_at, deliveries, runs, routes FROM outbox
     WHERE published_at IS NOT NULL AND act_at <= now() ORDER BY act_at LIMIT ? FOR UPDATE SKIP LOCKED
+), picked AS MATERIALIZED (
+    SELECT id, created_at, deliveries, runs, routes
+    FROM (SELECT *, sum(cardinality(deliveries)) OVER (ORDER BY act_at, id) - cardinality(deliveries) AS before FROM due_rows) r
+    WHERE before < ?
 ), waiting AS MATERIALIZED (
     SELECT p.id AS row_id, d.id, u.run, u.route, d.state, d.run AS now_run, d.lease_until,
            d.state = 'queued' AND u.route = ANY (?::text[]) AS lost
@@ -133,15 +146,17 @@ WITH picked AS MATERIALIZED (
     UPDATE outbox o
     SET deliveries = s.deliveries, runs = s.runs, routes = s.routes,
         published_at = CASE WHEN s.lost THEN NULL ELSE o.published_at END,
-        act_at = CASE WHEN s.lost THEN now() ELSE now() + greatest(now() - o.created_at, interval '1 second') END
+        act_at = CASE WHEN s.lost THEN now()
+                 ELSE now() + least(greatest(now() - o.created_at, interval '1 second'), interval '10 minutes') END
     FROM shrunk s WHERE o.id = s.row_id
 ), watched AS (
     INSERT INTO due (delivery_id, due_at, run, why)
-    SELECT id, greatest(lease_until, now()), now_run, 'watch' FROM waiting WHERE state = 'sending'
+    SELECT id, greatest(lease_until, now()), now_run, 'watch' FROM waiting WHERE state = 'sending' ORDER BY id
     ON CONFLICT (delivery_id) DO NOTHING
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM picked), (SELECT count(*) FROM shrunk WHERE lost), (SELECT count(*) FROM watched)";
+SELECT (SELECT count(*) FROM due_rows), (SELECT count(*) FROM picked), (SELECT count(*) FROM shrunk WHERE lost), (SELECT count(*) FROM watched)";
 
 const PENDING: &str = "
-SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS age FROM outbox WHERE published_at IS NULL";
+SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS age
+FROM (SELECT created_at FROM outbox WHERE published_at IS NULL ORDER BY act_at LIMIT ?) o";

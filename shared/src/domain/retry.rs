@@ -30,6 +30,8 @@ pub struct RetryPolicy {
     /// Whether an attempt whose outcome is unknown is made again at once in the schedule (`resend`) or only after a
     /// wait for the provider's word (`hold`).
     pub ambiguous: AmbiguousPolicy,
+    /// How long a delivery waits for a provider that may not be called, without any attempt, before it is a dead letter.
+    pub wait_max: Duration,
 }
 
 /// What to do about an attempt that may have been sent.
@@ -41,12 +43,16 @@ pub enum AmbiguousPolicy {
     Hold(Duration),
 }
 
-/// A throttled delivery gives up after this many deferrals, so that no delivery can circle for ever.
+/// A delivery gives up after a provider has answered "later" this many times, so that no delivery can circle for ever.
 pub const DEFERRALS_MAX: u16 = 100;
 /// Workers that died on one delivery before it is taken out as poison (RabbitMQ's own limit, 20, lies far behind).
 pub const CRASHES_MAX: u16 = 3;
 /// A provider's `Retry-After` is honoured up to this long.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The longest pause between two looks at a provider that may not be called, unless it asks for more.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(120);
+/// Looks get rarer with the time waited so far: each pause is at least this share of it.
+const LOOKS_PER_WAIT: u32 = 30;
 /// Jitter lengthens a delay by at most this share; it never shortens one.
 const JITTER_SHARE: f64 = 0.1;
 
@@ -218,6 +224,24 @@ pub fn decide(
     within(verdict, time_left)
 }
 
+/// Decides what follows a look at a delivery that found no provider that may be called (a breaker is open, the claim was too old). Nobody
+/// was asked, so it counts as nothing, however often it happens; it ends when the delivery has `waited` too long since its last
+/// attempt. The next look comes after `wait`, or after the usual first pause.
+pub fn decide_wait(
+    waited: Duration,
+    wait: Option<Duration>,
+    time_left: Option<Duration>,
+    policy: &RetryPolicy,
+    jitter: f64,
+) -> Verdict {
+    if waited >= policy.wait_max {
+        return Verdict::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
+    }
+    let pause = wait.map_or_else(|| policy.delay(1, jitter), |wait| asked(Some(wait), jitter));
+    let delay = pause.max((waited / LOOKS_PER_WAIT).min(LOOK_PAUSE_MAX));
+    within(Verdict::again(EventKind::Retrying, delay, false), time_left)
+}
+
 /// Decides what follows a worker that died holding the delivery: nobody knows whether the provider was called.
 pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> Verdict {
     if tries.crashes >= CRASHES_MAX {
@@ -288,6 +312,7 @@ mod tests {
             max_attempts: 4,
             schedule: Schedule::Exponential { base: Duration::from_secs(1), max: Duration::from_secs(3) },
             ambiguous: AmbiguousPolicy::Resend,
+            wait_max: Duration::from_secs(3600),
         }
     }
 
@@ -338,6 +363,23 @@ mod tests {
             decide(&Outcome::Throttled(Fault::default(), None), tries, None, &policy(), 0.0, Standing::default()).state,
             State::Dead
         );
+    }
+
+    #[test]
+    fn a_wait_for_a_provider_ends_by_its_length_alone() {
+        let look =
+            |waited| decide_wait(Duration::from_secs(waited), Some(Duration::from_secs(5)), None, &policy(), 0.0);
+        assert_eq!(
+            (look(0).state, look(0).delay, look(0).spent),
+            (State::Retrying, Some(Duration::from_secs(5)), false)
+        );
+        assert_eq!(look(600).delay, Some(Duration::from_secs(20)), "looks get rarer");
+        assert_eq!(look(3599).delay, Some(Duration::from_secs(119)), "within bounds");
+        assert_eq!((look(3600).state, look(3600).dead), (State::Dead, Some(DeadReason::AttemptsExhausted)));
+        let soon = Some(Duration::from_secs(3));
+        assert_eq!(decide_wait(Duration::ZERO, None, soon, &policy(), 0.0).delay, Some(Duration::from_secs(1)));
+        let over = decide_wait(Duration::ZERO, Some(Duration::from_secs(5)), soon, &policy(), 0.0);
+        assert_eq!(over.state, State::Expired);
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn desk_of(acts: Vec<(ProviderName, Act)>) -> Desk {
             max_attempts: 3,
             schedule: Schedule::Exponential { base: Duration::from_secs(10), max: Duration::from_secs(60) },
             ambiguous: AmbiguousPolicy::Resend,
+            wait_max: Duration::from_secs(24 * 3600),
         },
         timeout: Duration::from_millis(50),
         lease_margin: Duration::from_secs(3600),
@@ -66,6 +67,7 @@ fn claim(attempts: u16) -> Claim {
         recipient: Address::new("+15550001234"),
         tries: Tries { attempts, ..Tries::default() },
         round: Round::NEW,
+        waiting_since: None,
         suppressed: Vec::new(),
         user_id: None,
         wishes: None,
@@ -131,6 +133,19 @@ async fn a_process_in_a_hurry_cuts_its_provider_short_and_calls_no_other() {
     assert_eq!(unknown_code(&event), Some("shutdown"));
     let event = attempt(&patient, claim(1), Instant::now()).await;
     assert_eq!((event.state, event.attempt, event.spent), (State::Retrying, None, false));
+}
+
+#[tokio::test]
+async fn looks_that_call_nobody_end_a_delivery_by_the_time_waited_and_not_by_their_number() {
+    let desk = desk(Some(Act::Panic));
+    let long_ago = Instant::now().checked_sub(desk.lease_margin).unwrap();
+    let look = async |hours| {
+        let waiting_since = Some(clock::now() - chrono::TimeDelta::hours(hours));
+        let tries = Tries { attempts: 1, deferrals: 1000, crashes: 0 };
+        attempt(&desk, Claim { waiting_since, tries, ..claim(1) }, long_ago).await
+    };
+    assert_eq!(look(23).await.state, State::Retrying);
+    assert_eq!(look(25).await.dead, Some(DeadReason::AttemptsExhausted));
 }
 
 #[tokio::test]

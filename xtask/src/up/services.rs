@@ -19,8 +19,8 @@ use crate::stop::Stop;
 /// How long a service may take until it is ready; it connects and checks the schema.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a service may take to finish what it has begun. It promises ten seconds.
-const STOP_GRACE: Duration = Duration::from_secs(12);
+/// How long a service may take to finish what it has begun. It promises twenty seconds.
+const STOP_GRACE: Duration = Duration::from_secs(22);
 
 /// What may stand in `.local/pids`, and the program that it names.
 const PROGRAMS: [(&str, &str); 4] = [

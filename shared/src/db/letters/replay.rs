@@ -370,7 +370,7 @@ WITH asked AS (SELECT ?::uuid AS replay_id
     ORDER BY id FOR UPDATE
 ), revived AS (
     UPDATE deliveries d
-    SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, round = 0, lease_until = NULL, updated_at = clock_timestamp()
+    SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, round = 0, waiting_since = NULL, lease_until = NULL, updated_at = clock_timestamp()
     FROM (SELECT DISTINCT delivery_id FROM letters) l
     WHERE d.id = l.delivery_id AND d.state = 'dead'
     RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank

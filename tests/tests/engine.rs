@@ -1,0 +1,173 @@
+//! The statements that see everybody's rows, on a real database: what bounds the audit, when a claim is doubted, how long a delivery
+//! waits for its provider, and what becomes of sessions that lost their settings.
+
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, SubsecRound, Utc};
+use harness::{Stack, TestServers};
+use shared::{
+    config::DatabaseConfig,
+    contract::{AttemptRecord, Event, WorkItem},
+    db::{Store, claim::Claim, outbox::PENDING_MAX, statement},
+    domain::{Channel, DeliveryId, EventKind, OutcomeClass, ProviderName, Round, State, TenantId},
+};
+use uuid::Uuid;
+
+/// A migrated database without processes, and a store that always speaks on the same connection.
+async fn prepared() -> Result<(Stack, Store)> {
+    let stack = Stack::prepare(TestServers::shared()?, &[]).await?;
+    let store = Store::open(&DatabaseConfig::plain(&stack.database_url.parse()?), 1)?;
+    Ok((stack, store))
+}
+
+/// A delivery in the state given, with its message and a published outbox row that the audit may look at.
+async fn delivery(stack: &Stack, state: &str, run: i32) -> Result<DeliveryId> {
+    let (id, message) = (Uuid::now_v7(), Uuid::now_v7());
+    stack
+        .sql()
+        .await?
+        .batch_execute(&format!(
+            "INSERT INTO messages (id, tenant_id, priority, content, source) VALUES ('{message}', 1, 'normal', '{{}}', 'http');
+             INSERT INTO deliveries (id, message_id, tenant_id, channel, lane, recipient, state, run, lease_until)
+             VALUES ('{id}', '{message}', 1, 'in_app', 'normal', 'ada', '{state}', {run}, now());
+             INSERT INTO outbox (act_at, published_at, deliveries, runs, routes)
+             VALUES (now(), now(), '{{{id}}}', '{{0}}', '{{in_app.normal}}')"
+        ))
+        .await?;
+    Ok(DeliveryId(id))
+}
+
+#[tokio::test]
+async fn an_audit_looks_at_so_many_deliveries_however_large_the_rows_are() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    let rows = "INSERT INTO outbox (act_at, published_at, deliveries, runs, routes)
+        SELECT now(), now(), array_agg(gen_random_uuid()), array_agg(0), array_agg('in_app.bulk'::text)
+        FROM generate_series(1, 5) row_no, generate_series(1, 900) GROUP BY row_no";
+    stack.sql().await?.batch_execute(rows).await?;
+    let first = store.audit(200, 2_000, &[]).await?;
+    assert_eq!(
+        (first.seen, first.is_more),
+        (3, true),
+        "the third row goes beyond the bound, the fourth is for the next pass"
+    );
+    let rest = store.audit(200, 2_000, &[]).await?;
+    assert_eq!((rest.seen, rest.is_more), (2, false));
+    assert_eq!(stack.count("SELECT count(*) FROM outbox").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_old_row_is_audited_again_within_minutes() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    delivery(&stack, "queued", 0).await?;
+    stack.sql().await?.batch_execute("UPDATE outbox SET created_at = now() - interval '10 hours'").await?;
+    assert_eq!(store.audit(200, 2_000, &[]).await?.seen, 1);
+    let soon = "SELECT count(*) FROM outbox WHERE act_at <= now() + interval '10 minutes'";
+    assert_eq!(stack.count(soon).await?, 1, "a queue that is lost after hours of backlog is noticed in minutes");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_that_wait_for_the_broker_are_counted_up_to_a_bound() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    let rows = "INSERT INTO outbox (act_at, deliveries, runs, routes) SELECT now(), '{}', '{}', '{}' FROM generate_series(1, 10100)";
+    stack.sql().await?.batch_execute(rows).await?;
+    assert_eq!(store.outbox_pending().await?.0, PENDING_MAX);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_that_lost_its_settings_is_refused_and_takes_nothing_for_done() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    let queued = delivery(&stack, "queued", 0).await?;
+    let held = delivery(&stack, "sending", 1).await?;
+    let (hint, lost) = (WorkItem::new(queued, 0), WorkItem::new(held, 0));
+    statement::<()>("SELECT set_config('posthaste.tenant', '', false)").run(&store).await?;
+    assert!(store.audit(200, 2_000, &[]).await.is_err());
+    assert!(store.claim(Channel::InApp, &[hint], 1_000).await.is_err());
+    assert!(store.watch(&[lost]).await.is_err());
+    assert_eq!(stack.count("SELECT count(*) FROM outbox").await?, 2, "no row went");
+
+    statement::<()>("SELECT set_config('posthaste.tenant', '*', false)").run(&store).await?;
+    assert_eq!(store.watch(&[lost]).await?, 1);
+    assert_eq!(store.claim(Channel::InApp, &[hint], 1_000).await?.len(), 1);
+    assert_eq!(store.audit(200, 2_000, &[]).await?.watched, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_claim_is_doubted_a_grace_after_its_lease_and_not_at_its_end() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    let held = delivery(&stack, "sending", 1).await?;
+    store.watch(&[WorkItem::new(held, 0)]).await?;
+    let crashes = store.crashed(10, 60_000, 1_000).await?;
+    assert_eq!(crashes.iter().map(|crash| crash.is_late).collect::<Vec<_>>(), [false], "its outcome may be on its way");
+    assert!(store.crashed(10, 60_000, 1_000).await?.is_empty(), "it is looked at again when the grace is over");
+    let sql = stack.sql().await?;
+    sql.batch_execute("UPDATE deliveries SET lease_until = now() - interval '61 s'; UPDATE due SET due_at = now()")
+        .await?;
+    let crashes = store.crashed(10, 60_000, 1_000).await?;
+    assert_eq!(crashes.iter().map(|crash| crash.is_late).collect::<Vec<_>>(), [true]);
+    Ok(())
+}
+
+/// What a worker reports of a claim that it called nobody for, or called somebody in vain for.
+fn put_off(claim: &Claim, at: DateTime<Utc>, asked: Option<ProviderName>) -> Event {
+    let attempt = asked.map(|provider| AttemptRecord {
+        provider,
+        outcome: OutcomeClass::Transient,
+        code: None,
+        detail: None,
+        duration_ms: 1,
+        provider_ref: None,
+    });
+    Event {
+        tenant: TenantId(1),
+        delivery: claim.delivery,
+        run: claim.run,
+        channel: Channel::InApp,
+        kind: EventKind::Retrying,
+        at,
+        spent: attempt.is_some(),
+        attempt,
+        state: State::Retrying,
+        delay_ms: Some(0),
+        detail: None,
+        reason: None,
+        dead: None,
+        round: Round::NEW,
+        crash: false,
+        report: false,
+    }
+}
+
+#[tokio::test]
+async fn looks_at_a_provider_that_may_not_be_called_are_not_counted_and_the_wait_is_measured_from_the_first()
+-> Result<()> {
+    let (stack, store) = prepared().await?;
+    let id = delivery(&stack, "queued", 0).await?;
+    let (mut run, began) = (0, DateTime::<Utc>::from(SystemTime::now()).trunc_subsecs(6));
+    let claimed = async |run: i32| -> Result<Claim> {
+        let claims = store.claim(Channel::InApp, &[WorkItem::new(id, run)], 10_000).await?;
+        claims.into_iter().next().with_context(|| format!("run {run} is not claimed"))
+    };
+    for look in 0..110 {
+        let claim = claimed(run).await?;
+        assert_eq!(claim.waiting_since, (look > 0).then_some(began), "look {look}");
+        let at = began + chrono::TimeDelta::minutes(look);
+        store.record(vec![put_off(&claim, at, None)]).await?;
+        let released = store.release_due(10, 60_000).await?.context("nothing is due")?;
+        run = released.items.first().context("nothing is released")?.run;
+    }
+    assert_eq!(stack.count("SELECT deferrals::int8 FROM deliveries").await?, 0);
+    let claim = claimed(run).await?;
+    assert_eq!((claim.tries.attempts, claim.waiting_since), (1, Some(began)));
+    store.record(vec![put_off(&claim, began, Some(ProviderName::Inbox))]).await?;
+    assert_eq!(
+        stack.count("SELECT count(*) FROM deliveries WHERE waiting_since IS NULL").await?,
+        1,
+        "an attempt ends the wait"
+    );
+    Ok(())
+}
