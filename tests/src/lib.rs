@@ -6,7 +6,9 @@
 pub mod amqp;
 pub mod api;
 pub mod check;
+pub mod disk;
 pub mod live;
+pub mod network;
 pub mod oracle;
 pub mod patient;
 pub mod proxy;
@@ -19,6 +21,7 @@ pub mod wait;
 
 pub use api::Api;
 pub use live::{Live, Opening};
+pub use network::Network;
 pub use servers::TestServers;
 pub use stack::{Role, Stack};
 pub use waha::Waha;

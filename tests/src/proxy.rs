@@ -1,6 +1,10 @@
 //! A TCP proxy that can cut, freeze and heal the line: faults between our processes and a server that stays up.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Result;
 use tokio::{
@@ -28,9 +32,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port and carries to `target`.
+    /// Listens on a free port of the loopback address and carries to `target`.
     pub async fn start(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(Ipv4Addr::LOCALHOST, target).await
+    }
+
+    /// Listens on a free port of an address of this machine and carries to `target`.
+    pub async fn start_at(address: Ipv4Addr, target: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let (line, state) = watch::channel(Line::Open);
         tokio::spawn(async move {

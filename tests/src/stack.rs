@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    net::Ipv4Addr,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -11,7 +12,11 @@ use std::{
 use anyhow::{Context, Result};
 use nix::{sys::signal::Signal, unistd::Pid};
 
-use crate::{Api, TestServers};
+use crate::{
+    Api, Network, TestServers,
+    network::Node,
+    proxy::{Proxy, address_of, through},
+};
 
 /// What a process of the stack does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +44,7 @@ impl Role {
 
 struct Process {
     role: Role,
+    host: Ipv4Addr,
     port: u16,
     child: Child,
     log: PathBuf,
@@ -62,6 +68,7 @@ pub struct Stack {
     vhost: String,
     dir: PathBuf,
     processes: BTreeMap<String, Process>,
+    network: Option<Network>,
 }
 
 /// How long a process may take until it is ready; one with much to declare on a busy broker needs a while.
@@ -109,6 +116,7 @@ impl Stack {
             vhost: id,
             dir,
             processes: BTreeMap::new(),
+            network: None,
         };
         stack.cli(&["migrate"])?;
         let tenant = stack.cli_json(&["tenant", "create", "acme"])?;
@@ -141,6 +149,23 @@ impl Stack {
         Ok(stack)
     }
 
+    /// Runs every process from now on as if on a machine of its own: in a network namespace that can be cut off.
+    pub async fn use_network(&mut self, network: Network) -> Result<()> {
+        for url in [&mut self.database_url, &mut self.amqp_url] {
+            let proxy = Proxy::start_at(network.server(), address_of(url)?).await?;
+            *url = through(url, &proxy)?;
+        }
+        self.network = Some(network);
+        self.set("HOST", Some("0.0.0.0"));
+        self.set("WEBHOOK_ALLOW_NETS", Some("127.0.0.0/8,10.0.0.0/8"));
+        Ok(())
+    }
+
+    /// The machine that a process of this name runs on, where there is a network.
+    pub fn node(&mut self, name: &str) -> Result<Option<Node>> {
+        self.network.as_mut().map(|network| network.node(name)).transpose()
+    }
+
     /// Changes a setting for whatever is started from now on, commands too; `None`: it is not set.
     pub fn set(&mut self, name: &str, value: Option<&str>) {
         match value {
@@ -164,16 +189,19 @@ impl Stack {
         };
         let log = self.dir.join(format!("{name}-{port}.log"));
         let (program, args) = role.command();
-        let mut command = self.command(program)?;
+        let node = self.node(name)?;
+        let mut command = self.command(program, node.as_ref())?;
+        let host = node.map_or(Ipv4Addr::LOCALHOST, |node| node.address);
         command.args(args).env("PORT", port.to_string()).envs(settings.iter().copied());
         let child = command.stdin(Stdio::null()).stdout(append(&log)?).stderr(append(&log)?).spawn()?;
-        self.processes.insert(name.to_owned(), Process { role, port, child, log });
+        self.processes.insert(name.to_owned(), Process { role, host, port, child, log });
         Ok(())
     }
 
     /// Waits until a process says it is ready.
     pub async fn ready(&mut self, name: &str) -> Result<()> {
-        let url = format!("http://127.0.0.1:{}/health/ready", self.process(name)?.port);
+        let process = self.process(name)?;
+        let url = format!("http://{}:{}/health/ready", process.host, process.port);
         // A listener that takes the connection and then says nothing must not use up the whole limit.
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
         let start = std::time::Instant::now();
@@ -244,13 +272,14 @@ impl Stack {
     /// The API with some credential.
     pub fn api(&self, credential: &str) -> Api {
         let serving = self.processes.values().find(|process| matches!(process.role, Role::All | Role::Ingest));
-        let port = serving.map_or(0, |process| process.port);
-        Api::new(&format!("http://127.0.0.1:{port}"), credential)
+        let (host, port) = serving.map_or((Ipv4Addr::LOCALHOST, 0), |process| (process.host, process.port));
+        Api::new(&format!("http://{host}:{port}"), credential)
     }
 
     /// The API of one process.
     pub fn api_of(&self, name: &str) -> Result<Api> {
-        Ok(Api::new(&format!("http://127.0.0.1:{}", self.port(name)?), &self.producer_key))
+        let process = self.process(name)?;
+        Ok(Api::new(&format!("http://{}:{}", process.host, process.port), &self.producer_key))
     }
 
     /// Makes a key.
@@ -260,7 +289,7 @@ impl Stack {
 
     /// Runs the `posthaste` command; fails with what it printed unless it exits with 0.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
-        let output = self.command("posthaste")?.args(args).output()?;
+        let output = self.command("posthaste", None)?.args(args).output()?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         anyhow::ensure!(output.status.success(), "posthaste {}: {}\n{out}{err}", args.join(" "), output.status);
         Ok(out.into_owned())
@@ -311,10 +340,11 @@ impl Stack {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    fn command(&self, program: &str) -> Result<Command> {
+    fn command(&self, program: &str, node: Option<&Node>) -> Result<Command> {
         let dir = crate::setting("POSTHASTE_TEST_BIN_DIR")
             .context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
-        let mut command = Command::new(PathBuf::from(dir).join(program));
+        let program = PathBuf::from(dir).join(program);
+        let mut command = node.map_or_else(|| Command::new(&program), |node| node.command(&program));
         command.env_clear().env("PATH", crate::setting("PATH").unwrap_or_default());
         command.envs(&self.settings).env("DATABASE_URL", &self.database_url).env("AMQP_URL", &self.amqp_url);
         Ok(command)

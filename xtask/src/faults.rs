@@ -13,7 +13,7 @@ use crate::{
 /// Options of `cargo xtask faults`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Passed on: --kills N, --messages N, --connections N, --seed N, --all-in-one.
+    /// Passed on: --kills N, --messages N, --connections N, --seed N, --all-in-one, --outages LIST, --no-outages
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
 }

@@ -138,6 +138,8 @@ pub struct Servers {
     pub postgres: Server,
     /// RabbitMQ.
     pub rabbitmq: Server,
+    /// `rabbitmqctl`; none where RabbitMQ runs in a container.
+    control: Option<rabbitmq::Control>,
     /// Where they listen.
     pub addresses: Addresses,
     /// Held for as long as this process answers for the directory.
@@ -153,8 +155,9 @@ impl Servers {
         let addresses = config.addresses()?;
         let found = install::find_or_install(&config, progress)?;
         let postgres = postgres::server(&config, &addresses.ports, found.postgres)?;
+        let control = found.rabbitmq.as_ref().map(|found| rabbitmq::Control::of(&config, &addresses.ports, found));
         let rabbitmq = rabbitmq::server(&config, &addresses.ports, found.rabbitmq)?;
-        let servers = Self { postgres, rabbitmq, addresses, _lock: lock };
+        let servers = Self { postgres, rabbitmq, control, addresses, _lock: lock };
         if config.fresh {
             in_parallel(|| servers.postgres.erase(), || servers.rabbitmq.erase())?;
         }
@@ -180,6 +183,11 @@ impl Servers {
     /// See [`Addresses::management_url`].
     pub fn management_url(&self) -> Option<String> {
         self.addresses.management_url()
+    }
+
+    /// Runs a command of `rabbitmqctl` against the node and returns what it prints.
+    pub fn rabbitmqctl(&self, arguments: &[&str]) -> Result<String> {
+        self.control.as_ref().context("rabbitmqctl runs only where RabbitMQ runs natively")?.run(arguments)
     }
 
     /// Stops both in good order; whatever does not end in time is killed.

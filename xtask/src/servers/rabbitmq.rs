@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::host::Host;
 use super::native::Native;
 use super::ports::ServerPorts;
 use super::server::{Probe, Server};
-use crate::process::{Mark, without_variables};
+use crate::process::{Mark, output_of, without_variables};
 
 const NAME: &str = "rabbitmq";
 const IMAGE: &str = "rabbitmq:3.13";
@@ -25,6 +25,31 @@ const IMAGE_WITH_MANAGEMENT: &str = "rabbitmq:3.13-management";
 
 /// The node shuts down in good order.
 const GENTLE: Signal = Signal::SIGTERM;
+
+/// Runs `rabbitmqctl` against a native node.
+#[derive(Debug)]
+pub(super) struct Control {
+    program: PathBuf,
+    home: PathBuf,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Control {
+    /// `programs` are those that run the node of `config`.
+    pub(super) fn of(config: &ServersConfig, ports: &ServerPorts, programs: &RabbitmqPrograms) -> Self {
+        let home = config.dir.join(NAME);
+        let environment = environment(&home, ports);
+        Self { program: programs.script.with_file_name("rabbitmqctl"), home, environment }
+    }
+
+    /// Runs one command and returns what it prints.
+    pub(super) fn run(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        without_variables(&mut command, &["RABBITMQ_", "ERL_", "LOG_BASE", "MNESIA_BASE"]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value))).current_dir(&self.home);
+        output_of(command.args(["--node", NODE]).args(arguments))
+    }
+}
 
 /// Independent of the machine's host name. It need not be unique, because the name server is private.
 const NODE: &str = "posthaste@localhost";

@@ -150,6 +150,7 @@ impl Connection {
             target: head.target,
             headers: head.headers,
             body,
+            peer: self.stream.peer_addr()?,
             received_at: Instant::now(),
             received_at_clock: SystemTime::now(),
         })

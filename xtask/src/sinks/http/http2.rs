@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io::Result;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -33,13 +34,14 @@ pub(super) async fn is_spoken(stream: &TcpStream) -> Result<bool> {
 
 /// Serves one client until the connection ends, or a reply ends it.
 pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+    let Ok(peer) = stream.peer_addr() else { return };
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     let end = Arc::new(Notify::new());
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, answer))) => {
-                    let exchange = Exchange { answer, shared: Arc::clone(&shared), end: Arc::clone(&end) };
+                    let exchange = Exchange { answer, peer, shared: Arc::clone(&shared), end: Arc::clone(&end) };
                     tokio::spawn(exchange.run(request));
                 }
                 _ => return,
@@ -52,6 +54,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 /// One request and its reply.
 struct Exchange {
     answer: SendResponse<Bytes>,
+    peer: SocketAddr,
     shared: Arc<Shared>,
     end: Arc<Notify>,
 }
@@ -83,6 +86,7 @@ impl Exchange {
             target,
             headers: head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
             body,
+            peer: self.peer,
             received_at: Instant::now(),
             received_at_clock: SystemTime::now(),
         };

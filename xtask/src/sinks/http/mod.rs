@@ -43,6 +43,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// The content; a chunked one is put together.
     pub body: Vec<u8>,
+    /// The client's address.
+    pub peer: SocketAddr,
     /// When the last byte was read.
     pub received_at: Instant,
     /// The same moment by the wall clock.

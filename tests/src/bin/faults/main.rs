@@ -1,27 +1,36 @@
-//! The long fault run: load goes on while every process, ours and the servers', is killed, stopped and restarted at random.
-//! Prints the ledger and fails unless every invariant holds. `cargo xtask faults` starts it.
+//! The long fault run. First load goes on while every process, ours and the servers', is killed, stopped and restarted at
+//! random. Then, with the shipped time-outs, one thing after the other refuses or stands still for a minute.
+//! Prints the ledgers and fails unless every invariant holds. `cargo xtask faults` starts it.
+
+mod load;
+mod outages;
+mod senders;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use clap::Parser;
-use harness::{Api, HttpSink, Role, Stack, TestServers, check};
+use clap::{Parser, ValueEnum};
+use harness::{HttpSink, Role, Stack, TestServers, check};
 use nix::sys::signal::Signal;
-use serde_json::json;
+
+use load::Load;
+use outages::Outage;
 
 /// Kills everything at random under load and compares what was accepted with what arrived and with the log.
 #[derive(Parser)]
 struct Args {
-    /// Faults to cause.
+    /// Kills, stops and restarts to cause; 0 leaves them out.
     #[arg(long, default_value_t = 50)]
     kills: u32,
+    /// Outages to cause afterwards, each for about a minute; all of them when absent. Needs root and iproute2.
+    #[arg(long, value_delimiter = ',', conflicts_with = "no_outages")]
+    outages: Vec<Outage>,
+    /// Leave the outages out.
+    #[arg(long)]
+    no_outages: bool,
     /// Messages to post at least; the load goes on until all faults have been caused.
     #[arg(long, default_value_t = 100_000)]
     messages: usize,
@@ -40,6 +49,22 @@ impl Args {
     /// The processes of ours, by name.
     const fn ours(&self) -> &'static [(&'static str, Role)] {
         if self.all_in_one { ALL_IN_ONE } else { APART }
+    }
+
+    /// Those that take requests.
+    fn accepting(&self) -> Vec<&'static str> {
+        let accepts = |role: &Role| matches!(role, Role::All | Role::Ingest);
+        self.ours().iter().filter(|(_, role)| accepts(role)).map(|(name, _)| *name).collect()
+    }
+
+    /// The one that stands still: where processes are separate, one whose share of the outcomes waits for it.
+    const fn frozen(&self) -> &'static str {
+        if self.all_in_one { "all1" } else { "scheduler1" }
+    }
+
+    /// The one that is cut off: it sends.
+    const fn cut(&self) -> &'static str {
+        if self.all_in_one { "all1" } else { "worker1" }
     }
 }
 
@@ -76,6 +101,18 @@ const APART: &[(&str, Role)] = &[
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
+    if args.kills > 0 {
+        kills(&args).await?;
+    }
+    let outages = if args.outages.is_empty() { Outage::value_variants() } else { &args.outages };
+    if !args.no_outages {
+        outages::run(&args, outages).await?;
+    }
+    Ok(())
+}
+
+/// Kills everything at random.
+async fn kills(args: &Args) -> Result<()> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let seed = args.seed.unwrap_or(clock.as_secs());
     println!("seed {seed}: the same faults again with --seed {seed}");
@@ -86,8 +123,8 @@ async fn main() -> Result<()> {
     for (name, role) in args.ours() {
         stack.launch(name, *role, &[]).await?;
     }
-    let load = Load::start(&stack, &sink, &args)?;
-    let caused = cause(&mut stack, &args, Dice(seed), &load).await?;
+    let load = Load::start(&stack, &sink, &args.accepting(), args.connections, 0)?;
+    let caused = cause(&mut stack, args, Dice(seed), &load).await?;
     let accepted = load.finish(args.messages).await;
     println!("load ended: {} accepted; waiting for the last delivery", accepted.len());
     let start = Instant::now();
@@ -98,76 +135,6 @@ async fn main() -> Result<()> {
     ledger.hold()?;
     println!("{} messages, {} faults: 0 lost, every repeat explained", accepted.len(), caused.values().sum::<u32>());
     Ok(())
-}
-
-/// Clients that post under keys, and repeat a key until it is accepted.
-struct Load {
-    stop: Arc<AtomicBool>,
-    accepted: Arc<Mutex<Vec<String>>>,
-    clients: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(stack: &Stack, sink: &HttpSink, args: &Args) -> Result<Self> {
-        let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let next = Arc::new(AtomicUsize::new(0));
-        let accepting = args.ours().iter().filter(|(_, role)| matches!(role, Role::All | Role::Ingest));
-        let ports = accepting.map(|(name, _)| stack.port(name)).collect::<Result<Vec<u16>>>()?;
-        let key = stack.producer_key.clone();
-        let url = sink.url("/hook");
-        let clients: Vec<_> = ports
-            .into_iter()
-            .cycle()
-            .take(args.connections)
-            .map(|port| {
-                let (stop, accepted, next, url) =
-                    (Arc::clone(&stop), Arc::clone(&accepted), Arc::clone(&next), url.clone());
-                let api = Api::new(&format!("http://127.0.0.1:{port}"), &key);
-                tokio::spawn(async move {
-                    while !stop.load(Ordering::Relaxed) {
-                        let n = next.fetch_add(1, Ordering::Relaxed);
-                        let id = insist(
-                            &api,
-                            &format!("key-{n}"),
-                            &json!({"channel": "webhook", "recipient": url, "data": {"n": n}}),
-                        )
-                        .await;
-                        accepted.lock().unwrap().push(id);
-                    }
-                })
-            })
-            .collect();
-        Ok(Self { stop, accepted, clients })
-    }
-
-    fn count(&self) -> usize {
-        self.accepted.lock().unwrap().len()
-    }
-
-    async fn finish(self, at_least: usize) -> Vec<String> {
-        let deadline = Instant::now() + Duration::from_secs(900);
-        while self.count() < at_least && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        self.stop.store(true, Ordering::Relaxed);
-        for client in self.clients {
-            // A client only ends by itself.
-            let _ = client.await;
-        }
-        std::mem::take(&mut self.accepted.lock().unwrap())
-    }
-}
-
-async fn insist(api: &Api, key: &str, body: &serde_json::Value) -> String {
-    loop {
-        if let Ok(answer) = api.send_keyed(key, body).await
-            && answer.status.as_u16() == 202
-            && let Some(id) = answer.body["id"].as_str()
-        {
-            return id.to_owned();
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// Causes the faults one after the other, spread over the load.

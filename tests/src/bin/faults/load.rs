@@ -1,0 +1,103 @@
+//! Clients that post under keys, and repeat a key until it is accepted.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use harness::{Api, HttpSink, Stack};
+use serde_json::{Value, json};
+
+/// How long a client waits for an answer before it asks another process.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The clients of a run.
+pub struct Load {
+    shared: Arc<Shared>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+struct Shared {
+    stop: AtomicBool,
+    next: AtomicUsize,
+    accepted: Mutex<Vec<String>>,
+    apis: Vec<Api>,
+    url: String,
+    /// What one client rests between two posts.
+    rest: Duration,
+}
+
+impl Load {
+    /// Starts `connections` clients at the processes named, which post `rate` messages a second together; 0: as fast as they can.
+    pub fn start(stack: &Stack, sink: &HttpSink, accepting: &[&str], connections: usize, rate: u32) -> Result<Self> {
+        let rest = match rate {
+            0 => Duration::ZERO,
+            rate => Duration::from_secs(1) * u32::try_from(connections)? / rate,
+        };
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            next: AtomicUsize::new(0),
+            accepted: Mutex::default(),
+            apis: accepting.iter().map(|name| stack.api_of(name)).collect::<Result<_>>()?,
+            url: sink.url("/hook"),
+            rest,
+        });
+        let clients = (0..connections).map(|_| tokio::spawn(Arc::clone(&shared).post())).collect();
+        Ok(Self { shared, clients })
+    }
+
+    /// Messages accepted so far.
+    pub fn count(&self) -> usize {
+        self.shared.accepted.lock().unwrap().len()
+    }
+
+    /// Goes on until `at_least` messages are accepted, then stops and returns their ids.
+    pub async fn finish(self, at_least: usize) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(900);
+        while self.count() < at_least && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            // A client only ends by itself.
+            let _ = client.await;
+        }
+        std::mem::take(&mut self.shared.accepted.lock().unwrap())
+    }
+}
+
+impl Shared {
+    async fn post(self: Arc<Self>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            let id = self.insist(n).await;
+            self.accepted.lock().unwrap().push(id);
+            tokio::time::sleep(self.rest.saturating_sub(begun.elapsed())).await;
+        }
+    }
+
+    /// Posts one message under its key, to one process after the other, until it is accepted.
+    async fn insist(&self, n: usize) -> String {
+        let (key, body) = (format!("key-{n}"), json!({"channel": "webhook", "recipient": self.url, "data": {"n": n}}));
+        for api in self.apis.iter().cycle().skip(n % self.apis.len()) {
+            if let Some(id) = ask(api, &key, &body).await {
+                return id;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        unreachable!("a cycle has no end")
+    }
+}
+
+async fn ask(api: &Api, key: &str, body: &Value) -> Option<String> {
+    let answer = tokio::time::timeout(PATIENCE, api.send_keyed(key, body)).await.ok()?.ok()?;
+    if answer.status.as_u16() != 202 {
+        return None;
+    }
+    answer.body["id"].as_str().map(str::to_owned)
+}
