@@ -157,6 +157,17 @@ async fn what_happens_is_reported_once_to_whoever_wants_it_and_nothing_is_report
         request.header("webhook-signature").is_some_and(|all| all.starts_with("v1,") && !all.contains(' '))
     }));
 
+    // What a producer sends to the same URL cannot pass for an event: neither the configuration's secret nor its headers are with it.
+    let forged =
+        json!({"channel": "webhook", "recipient": sink.url("/some?forged"), "data": {"type": "message.failed"}});
+    let (_, at_forged) =
+        configure(&admin, json!({"name": "at", "url": sink.url("/some?forged"), "events": ["message.read"], "headers": {"X-Api-Key": "canary-key"}}))
+            .await?;
+    producer.wait_status(&producer.send(&forged).await?, "delivered").await?;
+    let request = sink.requests().into_iter().find(|request| request.target == "/some?forged").context("it came")?;
+    assert!(is_signed(&request, &stack.webhook_secret) && !is_signed(&request, &text(&at_forged, "secret")?));
+    assert_eq!(request.header("x-api-key"), None);
+
     // The log of calls, masked, page by page.
     let logged = eventually("every call is in the log", SOON, || async {
         let logs = admin.get(&format!("{some}/logs")).await.ok()?.ok().ok()?;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use harness::{
-    Api, Role, Stack, TestServers, Waha,
+    Api, HttpSink, Reply, Role, Stack, TestServers, Waha,
     api::Answer,
     eventually,
     patient::{PATIENT, SHORT_LEASES},
@@ -301,6 +301,19 @@ async fn the_generic_route_takes_the_only_session_and_files_go_out_as_what_they_
         (sent[1].path.as_str(), &sent[1].body["file"], &sent[1].body["caption"]),
         ("sendImage", &file, &json!("caption"))
     );
+
+    // What is named by URL goes to WAHA as its bytes: WAHA would fetch it past the address guard.
+    let files = HttpSink::start_local().await?;
+    files.reply_to("/a.png", Reply::Status(200, Vec::new(), b"\x89PNG\r\n\x1a\n".to_vec()));
+    let media = |path: &str| json!({"mimetype": "image/png", "filename": "a.png", "url": files.url(path)});
+    scene.send(&json!({"sessionId": PRINTED, "to": "+4915112345678", "media": media("/a.png")})).await?;
+    let sent = scene.waha.wait_sent(3, SOON).await?;
+    assert_eq!((sent[2].path.as_str(), &sent[2].body["file"]), ("sendImage", &file));
+    files.reply_to("/inward", Reply::status(302).with_header("Location", "http://10.1.2.3/latest/meta-data"));
+    let id = scene.send(&json!({"sessionId": PRINTED, "to": "+4915112345678", "media": media("/inward")})).await?;
+    scene.until(&id, "it is refused", |message| message["status"] == "FAILED").await?;
+    assert_eq!(scene.api().timeline(&id).await?["attempts"][0]["code"], "target_not_allowed");
+    assert_eq!(scene.waha.sent().len(), 3, "WAHA heard nothing of it");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use shared::{
     clock,
     contract::{
         AttemptRecord, Event, Order, Provider,
-        provider::{HeldBack, Slot},
+        provider::{HeldBack, Slot, ThrottleScope},
         submission::Content,
     },
     db::claim::Claim,
@@ -31,7 +31,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    breakers::{Breakers, News},
+    breakers::{Breakers, News, tenant_key},
     measures,
     providers::email::{tracking::Tracking, unsubscribing::Unsubscribing},
     registry::{Providers, backend_setting},
@@ -93,7 +93,7 @@ pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
     let started = Instant::now();
     let outcome = call(desk, &*choice.provider, &order).await;
     faultpoint::pass(faultpoint::AFTER_PROVIDER);
-    tell_breaker(desk, &choice, &outcome);
+    tell_breaker(desk, &choice, subject.tenant, &outcome);
     subject.after_call(desk, &choice, outcome, started.elapsed())
 }
 
@@ -138,7 +138,8 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     }
     may_be_told(desk.route.channel, &claim, &content)?;
     if let Some(tracking) = &desk.tracking {
-        tracking.apply(claim.delivery, &mut content).await;
+        let applying = timeout_at(late_at.into(), tracking.apply(claim.delivery, &mut content));
+        applying.await.map_err(|_| Obstacle::Late)?;
     }
     if let Some(unsubscribing) = &desk.unsubscribing {
         let applying = unsubscribing.apply(&claim, &mut content);
@@ -251,7 +252,7 @@ async fn choose(desk: &Desk, order: &Order, subject: Subject, late_at: Instant) 
 
 async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
     match &desk.secrets {
-        Some(secrets) => secrets.get(claim.tenant, content.configuration, claim.recipient.reveal()).await,
+        Some(secrets) => secrets.get(claim.tenant, content.configuration).await,
         None => Signing::default(),
     }
 }
@@ -277,6 +278,7 @@ async fn gate(
             // Whatever waits for the same provider comes back spread over as long again, not all at once.
             let spread = |held: HeldBack| HeldBack { wait: held.wait.mul_f64(1.0 + jitter), ..held };
             breakers.gate(&[key], order.timeout + GRACE).await.map_err(spread)?;
+            breakers.tenant_gate(key, order.tenant).map_err(spread)?;
         }
         provider.gate(order).await
     };
@@ -285,12 +287,15 @@ async fn gate(
 }
 
 /// Tells the breaker how the call ended, beside everything else: neither the delivery nor the next one waits for it.
-fn tell_breaker(desk: &Desk, choice: &Choice, outcome: &Outcome) {
+fn tell_breaker(desk: &Desk, choice: &Choice, tenant: TenantId, outcome: &Outcome) {
     let (Some(breakers), Some(key)) = (&desk.breakers, &choice.breaker) else { return };
     let news = match outcome {
         Outcome::Sent(_) | Outcome::Rejected(_) | Outcome::AddressDead(_) => News::Passed,
-        // A pause that is asked of many senders at one address is no business of theirs.
-        Outcome::Throttled(_, Some(wait)) if desk.route.channel != Channel::Webhook => News::Paused(*wait),
+        Outcome::Throttled(fault, Some(wait)) => match choice.provider.throttle_scope(fault) {
+            ThrottleScope::Provider => News::Paused(*wait),
+            ThrottleScope::Tenant => return breakers.tell(&tenant_key(key, tenant), News::Paused(*wait)),
+            ThrottleScope::Recipient => return,
+        },
         Outcome::Transient(..) | Outcome::Unknown(_) if choice.provider.is_down(outcome) => News::Failed,
         Outcome::Transient(..) | Outcome::Unknown(_) | Outcome::Throttled(..) | Outcome::Misconfigured(_) => return,
     };

@@ -15,7 +15,7 @@ use shared::{
     config::BreakerConfig,
     contract::provider::HeldBack,
     db::{Store, breakers::Breaker},
-    domain::{BreakerState, retry::RETRY_AFTER_MAX},
+    domain::{BreakerState, TenantId, retry::RETRY_AFTER_MAX},
 };
 use tokio::sync::Mutex;
 
@@ -80,6 +80,16 @@ impl Breakers {
             }
         }
         Ok(())
+    }
+
+    /// Whether the provider behind `key` asked this tenant alone to wait. Goes by what [`Breakers::gate`] has just read.
+    pub fn tenant_gate(&self, key: &str, tenant: TenantId) -> Result<(), HeldBack> {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        if seen.troubled.is_empty() {
+            return Ok(());
+        }
+        let paused = seen.troubled.get(&*tenant_key(key, tenant));
+        paused.and_then(|breaker| breaker.holds_back(clock::now(), self.open)).map_or(Ok(()), |wait| Err(held(wait)))
     }
 
     /// Notes how a call behind `key` ended, beside the caller's own work. Costs nothing where there was and is no trouble.
@@ -169,6 +179,11 @@ impl Breakers {
     fn forget(&self) {
         self.seen.write().unwrap_or_else(PoisonError::into_inner).at = None;
     }
+}
+
+/// The key under which the provider behind `key` is paused for one tenant.
+pub fn tenant_key(key: &str, tenant: TenantId) -> Arc<str> {
+    format!("{key}/tenant/{tenant}").into()
 }
 
 const fn held(wait: Duration) -> HeldBack {

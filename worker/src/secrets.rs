@@ -54,7 +54,7 @@ pub struct Secrets {
 
 struct Known {
     own: Signing,
-    configurations: Vec<(Uuid, String, Signing)>,
+    configurations: Vec<(Uuid, Signing)>,
     /// The last change of any of them.
     changed_at: Option<DateTime<Utc>>,
     /// Until when all of their secrets hold.
@@ -63,11 +63,11 @@ struct Known {
 }
 
 impl Known {
-    /// The configuration that is named, else the one whose URL it is, else the tenant's own secret.
-    fn signing(&self, named: Option<Uuid>, url: &str) -> &Signing {
-        let by_id = named.and_then(|named| self.configurations.iter().find(|(id, ..)| *id == named));
-        let found = by_id.or_else(|| self.configurations.iter().find(|(_, target, _)| target == url));
-        found.map_or(&self.own, |(.., signing)| signing)
+    /// The secret of the configuration that is named, else the tenant's own. An URL picks none: a producer may send to any, and
+    /// what it says must not look like an event of ours.
+    fn signing(&self, named: Option<Uuid>) -> &Signing {
+        let found = named.and_then(|named| self.configurations.iter().find(|(id, _)| *id == named));
+        found.map_or(&self.own, |(_, signing)| signing)
     }
 
     fn is_fresh(&self, named: Option<Uuid>) -> bool {
@@ -83,10 +83,10 @@ impl Secrets {
         Self { store, known: RwLock::default(), looked_at: Mutex::default() }
     }
 
-    /// What signs a webhook of the tenant to this URL, which may name its configuration; an empty secret if there is no such
-    /// tenant. Waits for the database if the tenant was never read, as long as it takes; what is merely old is used until
+    /// What signs a webhook of the tenant, which names its configuration if it carries an event; an empty secret if there is no
+    /// such tenant. Waits for the database if the tenant was never read, as long as it takes; what is merely old is used until
     /// something newer can be had.
-    pub async fn get(&self, tenant: TenantId, named: Option<Uuid>, url: &str) -> Signing {
+    pub async fn get(&self, tenant: TenantId, named: Option<Uuid>) -> Signing {
         if self.looks() {
             Box::pin(self.look()).await;
         }
@@ -97,7 +97,7 @@ impl Secrets {
             Some(known) => Box::pin(self.read(tenant)).await.unwrap_or(known),
             None => Box::pin(self.insist(tenant)).await,
         };
-        known.signing(named, url).clone()
+        known.signing(named).clone()
     }
 
     /// Whether it is time to ask for changes; one caller is told yes.
@@ -143,7 +143,7 @@ impl Secrets {
             own: Signing { secrets, ..Signing::default() },
             changed_at: configurations.iter().map(|to| to.updated_at).max(),
             until: configurations.iter().filter_map(|to| to.previous_until).filter(|until| clock::now() < *until).min(),
-            configurations: configurations.iter().map(|to| (to.id, to.settings.url.clone(), signing(to))).collect(),
+            configurations: configurations.iter().map(|to| (to.id, signing(to))).collect(),
             read_at: Instant::now(),
         });
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(tenant, Arc::clone(&known));

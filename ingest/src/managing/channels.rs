@@ -80,7 +80,8 @@ async fn breakers(store: &Store, tenant: TenantId, names: Vec<ProviderName>) -> 
     let shared = names.into_iter().filter(|name| !matches!(name, ProviderName::Waha | ProviderName::Http)).collect();
     let mut found = store.breakers_of(shared).await?;
     let sessions = store.list_sessions(tenant, None, SESSIONS_MAX).await?;
-    let keys = sessions.iter().flat_map(|session| [session_key(session.id), host_key(&session.settings.base_url)]);
+    let keys =
+        sessions.iter().flat_map(|session| [session_key(session.id), host_key(tenant, &session.settings.base_url)]);
     found.extend(store.breakers(keys.collect()).await?.into_iter().map(|breaker| (ProviderName::Waha, breaker)));
     let receivers = store.breakers_before(&format!("http/{tenant}/")).await?;
     found.extend(receivers.into_iter().map(|breaker| (ProviderName::Http, breaker)));

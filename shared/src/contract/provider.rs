@@ -41,7 +41,7 @@ pub struct Order {
     pub accepted_at: DateTime<Utc>,
     /// When it is no longer worth showing; services that keep things for devices are told.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Signs webhooks: the secret of the configuration, else the tenant's, `whsec_…`, and `whsk_…` for Ed25519; with spaces
+    /// Signs webhooks: the secret of the configuration that an event is for, else the tenant's, `whsec_…`, and `whsk_…` for Ed25519; with spaces
     /// between them, and doubled while one replaces the other.
     pub webhook_secret: Arc<str>,
     /// The configuration whose secret that is.
@@ -76,6 +76,17 @@ pub struct HeldBack {
     pub wait: Duration,
 }
 
+/// Whose calls wait when a provider answers that there were too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThrottleScope {
+    /// Those of every tenant: the limit is one of our account.
+    Provider,
+    /// Those of the tenant: the limit may be one of its own addresses, so others are not kept back for it.
+    Tenant,
+    /// None but the delivery itself: the limit is one of its recipient.
+    Recipient,
+}
+
 /// The answer of a gate.
 pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<(), HeldBack>> + Send + 'a>>;
 
@@ -105,6 +116,11 @@ pub trait Provider: Send + Sync {
     /// this one recipient.
     fn is_down(&self, _failure: &Outcome) -> bool {
         true
+    }
+
+    /// Whose calls wait for the time that came with a `Throttled` outcome of this fault.
+    fn throttle_scope(&self, _fault: &Fault) -> ThrottleScope {
+        ThrottleScope::Provider
     }
 
     /// Proves credentials and reachability without sending anything to anybody.

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz};
 
 use super::{DbResult, Store, statement, webhook_events::tell};
-use crate::domain::{BreakerState, ProviderName};
+use crate::domain::{BreakerState, ProviderName, TenantId};
 
 /// A breaker as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,10 +45,10 @@ pub fn session_key(session: uuid::Uuid) -> String {
     format!("waha/session/{session}")
 }
 
-/// The key of a WAHA host's breaker.
-pub fn host_key(base_url: &str) -> String {
+/// The key of a WAHA host's breaker: one for each tenant, because a wrong session of one says nothing about the host to others.
+pub fn host_key(tenant: TenantId, base_url: &str) -> String {
     let origin = url::Url::parse(base_url).map(|url| url.origin().ascii_serialization());
-    format!("{HOST}{}", origin.unwrap_or_default())
+    format!("{HOST}{tenant}/{}", origin.unwrap_or_default())
 }
 
 const HOST: &str = "waha/host/";
@@ -166,29 +166,21 @@ SELECT key, split_part(key, '/', 1), 'closed', 0, now(), now() + wait * interval
 ON CONFLICT (key) DO UPDATE SET paused_until = greatest(b.paused_until, excluded.paused_until)
 RETURNING key, state, failures, since, retry_at, paused_until";
 
-/// The lines behind a breaker: the session's own, or those of every session of the host.
+/// The lines behind a breaker: the session's own, or those of every session of its tenant at the host.
 macro_rules! lines_behind {
     ($key:literal, $host:literal) => {
         concat!(
             "(SELECT s.id FROM wa_sessions s WHERE s.id::text = split_part(",
             $key,
-            ", '/', 3) AND ",
+            ", '/', 3) OR (starts_with(",
             $key,
-            " NOT LIKE ",
+            ", ",
             $host,
-            " || '%' UNION ALL SELECT s.id FROM wa_sessions s WHERE ",
+            ") AND starts_with(",
+            $host,
+            " || s.tenant_id || '/' || s.base_url, ",
             $key,
-            " LIKE ",
-            $host,
-            " || '%' AND left(s.base_url, length(",
-            $key,
-            ") - length(",
-            $host,
-            ")) = substr(",
-            $key,
-            ", length(",
-            $host,
-            ") + 1))"
+            ")))"
         )
     };
 }

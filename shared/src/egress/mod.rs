@@ -98,7 +98,8 @@ fn broken(error: &reqwest::Error) -> bool {
         || causes(error).any(|cause| cause.to_string().contains("before message completed"))
 }
 
-fn cause<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
+/// The first of an error's causes that is of this type.
+pub fn cause<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 

@@ -1,5 +1,7 @@
 //! Messages as WAHA takes them, and the ids it gives them.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::to_value;
@@ -54,24 +56,15 @@ impl MediaKind {
     }
 }
 
-/// A file: its bytes, or where WAHA fetches them.
+/// A file.
 #[derive(Clone)]
 pub struct OutgoingFile {
     /// Its media type.
     pub mimetype: String,
     /// The name shown.
     pub filename: Option<String>,
-    /// Base64, or an URL.
-    pub data: FileData,
-}
-
-/// The bytes of a file.
-#[derive(Clone)]
-pub enum FileData {
-    /// In base64.
-    Base64(String),
-    /// Where WAHA fetches them.
-    Url(String),
+    /// Its bytes in base64. WAHA could fetch an URL itself, past the address guard, so it is never given one.
+    pub data: Arc<str>,
 }
 
 impl Outgoing {
@@ -111,10 +104,7 @@ impl OutgoingFile {
         if let Some(filename) = &self.filename {
             body.insert("filename".to_owned(), to_value(filename));
         }
-        match &self.data {
-            FileData::Base64(data) => body.insert("data".to_owned(), to_value(data)),
-            FileData::Url(url) => body.insert("url".to_owned(), to_value(url)),
-        };
+        body.insert("data".to_owned(), Value::from(&*self.data));
         Value::Object(body)
     }
 }
@@ -202,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_picture_has_its_caption_and_a_voice_note_has_none() {
-        let file = OutgoingFile { mimetype: "image/png".into(), filename: None, data: FileData::Base64("AA==".into()) };
+        let file = OutgoingFile { mimetype: "image/png".into(), filename: None, data: "AA==".into() };
         let picture =
             Outgoing::File { kind: MediaKind::Image, file: file.clone(), caption: Some("hi".into()) }.body("s", "c");
         assert_eq!(

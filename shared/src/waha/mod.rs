@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub use error::WahaError;
-pub use message::{Chat, FileData, MediaKind, Outgoing, OutgoingFile, SentMessage, chat_id_of, message_id};
+pub use message::{Chat, MediaKind, Outgoing, OutgoingFile, SentMessage, chat_id_of, message_id};
 pub use session::{Hmac, Me, NumberCheck, Qr, Retries, Session, SessionConfig, WebhookSpec};
 
 /// A host that cannot be connected to within this will not answer in time either.

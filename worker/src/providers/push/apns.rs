@@ -14,7 +14,7 @@ use shared::{
     config::{ApnsSigner, Config},
     contract::{
         Order, Provider,
-        provider::{Checking, Sending},
+        provider::{Checking, Sending, ThrottleScope},
     },
     domain::{Fault, Outcome, ProviderName},
 };
@@ -157,6 +157,15 @@ impl Provider for Apns {
 
     fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
         Some(Arc::clone(&self.breaker))
+    }
+
+    /// TooManyRequests is Apple's word for one device token; every other limit is one of ours.
+    fn throttle_scope(&self, fault: &Fault) -> ThrottleScope {
+        match fault.code.as_deref() {
+            Some("TooManyRequests") => ThrottleScope::Recipient,
+            Some("TooManyProviderTokenUpdates") => ThrottleScope::Provider,
+            _ => ThrottleScope::Tenant,
+        }
     }
 
     fn check(&self) -> Checking<'_> {

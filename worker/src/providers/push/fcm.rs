@@ -19,7 +19,7 @@ use shared::{
     config::Config,
     contract::{
         Order, Provider,
-        provider::{Checking, Sending},
+        provider::{Checking, Sending, ThrottleScope},
     },
     domain::{Fault, Outcome, ProviderName},
 };
@@ -158,6 +158,11 @@ impl Provider for Fcm {
 
     fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
         Some(Arc::clone(&self.breaker))
+    }
+
+    /// QUOTA_EXCEEDED does not say reliably whether the project or one device is over its limit.
+    fn throttle_scope(&self, _fault: &Fault) -> ThrottleScope {
+        ThrottleScope::Tenant
     }
 
     fn check(&self) -> Checking<'_> {

@@ -23,7 +23,7 @@ use shared::{
         Order, Provider,
         device::{Subscription, SubscriptionKeys},
         guard::{Guard, Refusal},
-        provider::{Checking, Sending},
+        provider::{Checking, Sending, ThrottleScope},
     },
     domain::{Fault, Lane, Outcome, ProviderName},
     egress::{Trouble, resolver::GuardedResolver},
@@ -138,6 +138,11 @@ impl Provider for Webpush {
     fn breaker_key(&self, order: &Order) -> Option<Arc<str>> {
         let url = Url::parse(&Subscription::parse(order.recipient.reveal())?.endpoint).ok()?;
         Some(format!("{}/{}", ProviderName::Webpush, url.origin().ascii_serialization()).into())
+    }
+
+    /// A push service limits subscriptions, and any browser may have named it.
+    fn throttle_scope(&self, _fault: &Fault) -> ThrottleScope {
+        ThrottleScope::Tenant
     }
 
     fn check(&self) -> Checking<'_> {

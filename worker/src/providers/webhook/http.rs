@@ -19,7 +19,7 @@ use shared::{
     contract::{
         Order, Provider,
         guard::{Guard, Refusal},
-        provider::{Asking, HeldBack, Sending},
+        provider::{Asking, HeldBack, Sending, ThrottleScope},
         submission::Content,
         webhooks::is_secret_header,
     },
@@ -185,6 +185,11 @@ impl Provider for Http {
     /// Only a receiver that hangs takes places from others; one that refuses or fails is retried as its schedule says.
     fn is_down(&self, failure: &Outcome) -> bool {
         failure.fault().and_then(|fault| fault.code.as_deref()) == Some(Trouble::Timeout.as_str())
+    }
+
+    /// A receiver asks for a pause of one address, and the breaker stands before its whole origin.
+    fn throttle_scope(&self, _fault: &Fault) -> ThrottleScope {
+        ThrottleScope::Recipient
     }
 
     fn gate<'a>(&'a self, order: &'a Order) -> Asking<'a> {

@@ -1,3 +1,4 @@
 //! WhatsApp.
 
+mod media;
 pub mod waha;

@@ -17,7 +17,7 @@ use shared::{
         Order, Provider,
         guard::Guard,
         provider::{Asking, HeldBack, Sending, Slot},
-        submission::{Content, Media},
+        submission::Content,
     },
     db::{
         DbResult, Store,
@@ -26,14 +26,18 @@ use shared::{
         wa_sessions::Session,
     },
     domain::{Channel, Fault, Outcome, ProviderName, Receipt, phone::is_brazilian_mobile, retry::AmbiguousPolicy},
-    waha::{FileData, Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of, event},
+    egress::resolver::GuardedResolver,
+    waha::{Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of, event},
 };
 use uuid::Uuid;
 
+use super::media::Fetcher;
 use crate::breakers::Breakers;
 
 /// How much longer than the call a note beside its outcome may take: less than the grace that the attempt gives.
 const NOTE_GRACE: Duration = Duration::from_millis(40);
+/// How much of a slot's time is kept for what comes after its media is there: a row of the database, and the start of the call.
+const MEDIA_RESERVE: Duration = Duration::from_millis(200);
 /// How long a session's settings are used without asking again.
 const SESSION_TTL: Duration = Duration::from_secs(3);
 /// How long a number is taken to be where it was found.
@@ -45,6 +49,7 @@ const REMEMBERED_MAX: usize = 10_000;
 pub struct Waha {
     store: Store,
     client: Client,
+    media: Fetcher,
     breakers: Arc<Breakers>,
     hold: Duration,
     sessions: Remembered<Uuid, Option<Arc<Session>>>,
@@ -69,6 +74,7 @@ impl Waha {
             AmbiguousPolicy::Resend => Duration::ZERO,
         };
         Ok(Self {
+            media: Fetcher::new(GuardedResolver::shared(guard.clone()), config.call_timeout(Channel::Whatsapp))?,
             client: Client::new(guard, config.waha.base_url.as_ref())?,
             breakers,
             store,
@@ -147,8 +153,24 @@ impl Waha {
             _ => Outcome::Misconfigured(Fault::new("api_key", "the session's api_key cannot stand in a header")),
         })?;
         let chat_id = self.chat_id(order, &session, &host).await?;
-        let message = outgoing(&order.content);
+        let message = self.outgoing(order).await?;
         Ok(Call { session, host, chat_id, message, began: clock::now() })
+    }
+
+    async fn outgoing(&self, order: &Order) -> Result<Outgoing, Outcome> {
+        let content: &Content = &order.content;
+        let text = content.message.clone().filter(|text| !text.is_empty());
+        let Some(media) = &content.media else { return Ok(Outgoing::Text(text.unwrap_or_default())) };
+        let data: Arc<str> = match (&media.data, &media.url) {
+            (Some(data), _) => data.as_str().into(),
+            (None, url) => {
+                let slot_ends = order.slot.and_then(|slot| slot.until.checked_sub(MEDIA_RESERVE));
+                let until = slot_ends.unwrap_or_else(|| Instant::now() + order.timeout / 2);
+                self.media.get(order.tenant, url.as_deref().unwrap_or_default(), until).await?
+            }
+        };
+        let file = OutgoingFile { mimetype: media.mimetype.clone(), filename: media.filename.clone(), data };
+        Ok(Outgoing::File { kind: MediaKind::of(&media.mimetype), file, caption: text })
     }
 
     /// Where a number is on WhatsApp. Asked only where it may be elsewhere than its digits say.
@@ -303,27 +325,11 @@ async fn in_passing(until: Instant, note: impl Future<Output = ()>) {
 }
 
 fn keys(session: &Session) -> [String; 2] {
-    [session_key(session.id), host_key(&session.settings.base_url)]
+    [session_key(session.id), host_key(session.tenant, &session.settings.base_url)]
 }
 
 fn unread() -> Outcome {
     Outcome::Transient(Fault::new("database", "the session's settings could not be read"), None)
-}
-
-fn outgoing(content: &Content) -> Outgoing {
-    let text = content.message.clone().filter(|text| !text.is_empty());
-    match &content.media {
-        None => Outgoing::Text(text.unwrap_or_default()),
-        Some(media) => Outgoing::File { kind: MediaKind::of(&media.mimetype), file: file(media), caption: text },
-    }
-}
-
-fn file(media: &Media) -> OutgoingFile {
-    let data = match (&media.data, &media.url) {
-        (Some(data), _) => FileData::Base64(data.clone()),
-        (None, url) => FileData::Url(url.clone().unwrap_or_default()),
-    };
-    OutgoingFile { mimetype: media.mimetype.clone(), filename: media.filename.clone(), data }
 }
 
 /// Answers that hold for a while.
