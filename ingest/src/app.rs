@@ -221,7 +221,7 @@ impl App {
             reads,
             hooks: Hooks::start(hooks, db.clone()),
             trust,
-            tracker: Tracker::new(keeper.clone()),
+            tracker: Tracker::new(keeper.clone(), config.retention_days),
             keeper,
             waha_host: config
                 .waha

@@ -43,13 +43,15 @@ pub struct Tracker {
     keeper: Keeper,
     waiting: Arc<Semaphore>,
     runtime: Handle,
+    /// `RETENTION_DAYS`.
+    kept_days: Option<i32>,
 }
 
 impl Tracker {
-    /// Records through `keeper`, on the runtime of the caller.
-    pub fn new(keeper: Keeper) -> Self {
+    /// Records through `keeper`, on the runtime of the caller. Links of mails that are kept no longer lead nowhere.
+    pub fn new(keeper: Keeper, kept_days: Option<i32>) -> Self {
         let waiting = Arc::new(Semaphore::new(WAITING_MAX));
-        Self { key: OnceLock::new(), keeper, waiting, runtime: Handle::current() }
+        Self { key: OnceLock::new(), keeper, waiting, runtime: Handle::current(), kept_days }
     }
 
     /// The key that signs links is known.
@@ -99,7 +101,8 @@ pub async fn open(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, 
 
 /// A link of a tracked mail: following it records the mail as `clicked`, once, and leads to where the mail says.
 ///
-/// A HEAD request, as mail scanners make it, records nothing. A link that we did not write leads nowhere.
+/// A HEAD request, as mail scanners make it, records nothing. A link that we did not write leads nowhere, and so does one whose
+/// mail is kept no longer.
 #[utoipa::path(method(get, head), path = "/t/c/{token}", tag = "provider events", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 302, description = "Where the link leads")))]
@@ -114,9 +117,12 @@ pub async fn click(app: Data<App>, request: HttpRequest) -> Result<HttpResponse,
 
 async fn follow(app: &App, request: &HttpRequest, is_meant: fn(&Link) -> bool) -> Result<Link, Problem> {
     let token = request.match_info().get("token").unwrap_or_default();
-    let link = app.tracker.key(app).await?.read(token).filter(is_meant);
+    let is_over = |link: &Link| app.tracker.kept_days.is_some_and(|days| link.is_over(clock::now(), days));
+    let link = app.tracker.key(app).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
     let link = link.ok_or_else(|| Problem::not_found("link"))?;
-    if request.method() == Method::GET {
+    // A reader is led on in any case; over the limit of its address only the record is left out.
+    let is_within = || app.limits.of_webhooks(request.peer_addr().map(|peer| peer.ip())).refusal().is_none();
+    if request.method() == Method::GET && is_within() {
         app.tracker.record(link.told(clock::now()));
     }
     Ok(link)

@@ -5,13 +5,16 @@
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
 
 use super::{AddressNews, Meaning, Report, Told, own_id};
-use crate::domain::{DeliveryId, EventKind, Teller};
+use crate::{
+    contract::submission::SCHEDULE_AHEAD_MAX,
+    domain::{DeliveryId, EventKind, Teller},
+};
 
 /// Below the public URL: what records an opened mail.
 pub const OPEN_PATH: &str = "t/o/";
@@ -84,6 +87,14 @@ impl Key {
 }
 
 impl Link {
+    /// Whether its mail is past its tenant's data at `now`: it was accepted more than `kept_days` ago, and as long again as a message
+    /// may wait for its time.
+    pub fn is_over(&self, now: DateTime<Utc>, kept_days: i32) -> bool {
+        let accepted = self.delivery.0.get_timestamp().map(|at| at.to_unix());
+        let accepted = accepted.and_then(|(seconds, _)| DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0));
+        accepted.is_some_and(|at| at + SCHEDULE_AHEAD_MAX + TimeDelta::days(kept_days.into()) < now)
+    }
+
     /// The event of following it; opening a mail twice is one event, and so is a second click in it.
     pub fn told(&self, at: DateTime<Utc>) -> Told {
         let kind = if self.target.is_some() { EventKind::Clicked } else { EventKind::Opened };
@@ -159,6 +170,15 @@ mod tests {
             !String::from_utf8_lossy(&link.told(now).body).contains("a.example"),
             "where it led is nobody's business"
         );
+    }
+
+    #[test]
+    fn a_link_ends_with_what_is_kept_of_its_mail() {
+        let now = clock::now();
+        let link = Link { delivery: DeliveryId::generate(), target: None };
+        for (days, is_over) in [(0, false), (366 + 89, false), (366 + 91, true)] {
+            assert_eq!(link.is_over(now + TimeDelta::days(days), 90), is_over, "{days}");
+        }
     }
 
     #[test]
