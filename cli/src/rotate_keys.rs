@@ -8,13 +8,13 @@ use serde_json::json;
 
 use crate::{output::Output, progress, settings};
 
-/// Encrypt what is stored with the newest key: what older keys encrypted, and what was stored without one
+/// Encrypt what is stored with the newest key, in the newest format: what older keys or versions encrypted, and what was plain
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   posthaste rotate-keys --dry-run
   posthaste rotate-keys
 
-Services keep running. Before: every service must know the new key, see docs/privacy.md. It may be stopped and started again
+Services keep running. Before: every service must know the new key and be of this version, see docs/privacy.md. It may be stopped and started again
 at any time. When it says that nothing is left, POSTHASTE_ENCRYPTION_KEY_PREVIOUS can be emptied.")]
 pub struct Args {
     /// Only count
@@ -46,7 +46,7 @@ impl Args {
         out.print(&json!({ "written": written, "left": left }), |_| match left {
             0 => format!("encrypted {written} values; POSTHASTE_ENCRYPTION_KEY_PREVIOUS is needed no more"),
             left => format!(
-                "encrypted {written} values; {left} were written meanwhile by services without the newest key: restart those, then run it again"
+                "encrypted {written} values; {left} were written meanwhile by services without the newest key or of a former version (restart those, then run it again), or cannot be opened (see the log)"
             ),
         })?;
         Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -13,7 +13,9 @@ use shared::{
         broadcasts::{OpenBroadcast, PageDone},
     },
     dispatch::Dispatcher,
+    template,
 };
+use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use crate::{
@@ -66,8 +68,14 @@ impl Broadcasts {
             self.catalogues.forget(broadcast.tenant);
             catalogue = self.catalogues.get(broadcast.tenant).await?;
         }
-        let compose = |people: &[_]| broadcast.definition.messages(&catalogue, people);
-        let PageDone { told, more, dispatch } = self.store.tell_page(broadcast, self.relay_after_ms, compose).await?;
+        let Some(mut page) = self.store.next_page(broadcast).await? else { return Ok(Step::Rest) };
+        let (people, definition) = (std::mem::take(&mut page.people), broadcast.definition.clone());
+        // Templates take their time: not on this thread, and not while anything is locked.
+        let composing = move || (definition.messages(&catalogue, &people, template::deadline()), people);
+        let (messages, people) = spawn_blocking(composing).await.map_err(|_| TaskError::Broadcasts(1))?;
+        page.people = people;
+        let told = self.store.tell_page(broadcast, page, messages, self.relay_after_ms).await?;
+        let PageDone { told, more, dispatch } = told;
         dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
         counter!("posthaste_broadcast_people_total").increment(count_of(told));
         Ok(if more { Step::More } else { Step::Rest })

@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -14,8 +14,9 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use shared::{
     catalogue::{Catalogue, Catalogues, Rule},
     clock,
+    compose::Notice,
     db::{
-        DbResult, Store,
+        DbError, DbResult, Store,
         accept::Acceptance,
         digests::{Closing, DueDigest, Ending, HeldDigest},
         throttles::Ask,
@@ -24,7 +25,9 @@ use shared::{
     domain::{Channel, Person, Reason, TenantId, Throttle},
     faultpoint,
     telling::{self, Untold},
+    template,
 };
+use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use crate::task::{Report, Task, TaskError, count_of};
@@ -37,6 +40,10 @@ const FORGET_LIMIT: i64 = 1000;
 const KEEP_DAYS: i32 = 7;
 /// When a window that cannot be told is tried again: somebody may mend the template.
 const AGAIN: TimeDelta = TimeDelta::seconds(60);
+/// How long the windows of one tenant may take to be written in one turn.
+const TENANT_TIME_MAX: Duration = Duration::from_secs(1);
+/// When the rest of its windows has its turn.
+const CROWDED: TimeDelta = TimeDelta::seconds(5);
 /// How long that goes on.
 const PATIENCE: TimeDelta = TimeDelta::hours(1);
 /// The source of messages that digests become.
@@ -107,18 +114,59 @@ impl Digests {
         Ok(known)
     }
 
+    /// Closes windows together; where that fails for one of them, each alone, and what fails alone is put off.
     async fn close(&self, due: &[DueDigest]) -> DbResult<()> {
-        let known = self.known(due).await?;
-        let mut closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
+        match self.close_together(due).await {
+            Err(error) if !error.is_unavailable() && due.len() > 1 => {
+                tracing::warn!(%error, "windows could not be closed together; each is closed alone");
+                for one in due {
+                    self.close_alone(one).await?;
+                }
+                Ok(())
+            }
+            Err(error) if !error.is_unavailable() => self.put_off(due, &error).await,
+            closed => closed,
+        }
+    }
+
+    async fn close_alone(&self, one: &DueDigest) -> DbResult<()> {
+        let due = std::slice::from_ref(one);
+        match self.close_together(due).await {
+            Err(error) if !error.is_unavailable() => self.put_off(due, &error).await,
+            closed => closed,
+        }
+    }
+
+    async fn put_off(&self, due: &[DueDigest], error: &DbError) -> DbResult<()> {
+        let closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
+        let at = clock::now() + AGAIN;
+        let later = |digest: &HeldDigest| (digest.id, Ending::Later { at, is_end: false });
+        for digest in &closing.digests {
+            tracing::error!(digest = %digest.id, tenant.id = %digest.tenant, %error, "a window cannot be closed; it is tried again in a minute");
+        }
+        let endings = closing.digests.iter().map(later).collect();
+        closing.end(endings, self.relay_after_ms).await.map(drop)
+    }
+
+    async fn close_together(&self, due: &[DueDigest]) -> DbResult<()> {
+        let known = Arc::new(self.known(due).await?);
+        // Templates take their time: not on this thread, and not while windows are held.
+        let windows = self.store.closing_digests(due.iter().map(|digest| digest.id).collect()).await?;
+        let knowing = Arc::clone(&known);
+        let Ok(mut judged) = spawn_blocking(move || knowing.judge(windows)).await else { return Ok(()) };
+        let mut closing = self.store.hold_digests(judged.keys().copied().collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
         // Whoever takes places of the same throttles takes them in one order.
         let mut digests = std::mem::take(&mut closing.digests);
         digests.sort_by(|one, other| (one.rule, &one.user_id).cmp(&(other.rule, &other.user_id)));
         for digest in digests {
-            let id = digest.id;
-            let (end, ending) = known.ending(&mut closing, digest).await?;
+            // What changed since it was read stays due and is read again.
+            let Some((_, verdict)) = judged.remove(&digest.id).filter(|(before, _)| digest.is_still(before)) else {
+                continue;
+            };
+            let (end, ending) = verdict.ending(&mut closing, &digest).await?;
             ends.push(end);
-            endings.push((id, ending));
+            endings.push((digest.id, ending));
         }
         let dispatch = closing.end(endings, self.relay_after_ms).await?;
         faultpoint::pass(faultpoint::AFTER_CLOSE);
@@ -130,31 +178,23 @@ impl Digests {
     }
 }
 
-impl Known {
-    /// What becomes of a window: told, or not, or not yet.
-    async fn ending(&self, closing: &mut Closing, digest: HeldDigest) -> DbResult<(End, Ending)> {
-        if digest.count == 0 {
-            return Ok((End::Empty, Ending::Silent));
-        }
-        let Some((catalogue, rule)) = self.rule(&digest) else {
-            let (rule, items) = (digest.rule, digest.count);
-            tracing::info!(%rule, items, "dropped a window: its rule is gone or switched off");
-            return Ok((End::Dropped, Ending::Silent));
+/// What is to become of a window, as far as that needs no database.
+enum Verdict {
+    /// Its end is settled.
+    Ended(End, Ending),
+    /// It is told, unless its throttle withholds it.
+    Told(Box<Told>),
+}
+
+impl Verdict {
+    /// What becomes of a window that is held.
+    async fn ending(self, closing: &mut Closing, digest: &HeldDigest) -> DbResult<(End, Ending)> {
+        let Told { mut notice, person, throttle } = match self {
+            Self::Ended(end, ending) => return Ok((end, ending)),
+            Self::Told(told) => *told,
         };
-        let unknown = || Person::unknown(&digest.user_id);
-        let person = self.people.get(&(digest.tenant, digest.user_id.clone())).cloned().unwrap_or_else(unknown);
-        let now = clock::now();
-        if let Some(at) = moved(&digest, &rule, &person, now) {
-            return Ok((End::PutOff, Ending::Later { at, is_end: true }));
-        }
-        let mut notice = match notice(catalogue, &rule, &digest, &person, now) {
-            Ok(notice) => notice,
-            Err(untold) => return Ok(unrenderable(&digest, &untold, now)),
-        };
-        notice.lane = telling::lane_of_digest(notice.lane);
-        notice.session = self.sessions.get(&digest.tenant).copied().flatten();
-        if let Some(throttle) = rule.definition.throttle
-            && !is_granted(closing, &digest, throttle).await?
+        if let Some(throttle) = throttle
+            && !is_granted(closing, digest, throttle).await?
         {
             notice.content.withheld = Some(Reason::Throttled);
         }
@@ -171,6 +211,58 @@ impl Known {
             room_in: None,
         };
         Ok((End::Told, Ending::Told(Box::new(acceptance))))
+    }
+}
+
+struct Told {
+    notice: Notice,
+    person: Person,
+    throttle: Option<Throttle>,
+}
+
+impl Known {
+    /// Writes what windows say. The time of a tenant whose templates are slow is bounded: the rest of its windows waits a little.
+    fn judge(&self, windows: Vec<HeldDigest>) -> HashMap<Uuid, (HeldDigest, Verdict)> {
+        let mut spent: HashMap<TenantId, Duration> = HashMap::new();
+        let mut judged = HashMap::with_capacity(windows.len());
+        for window in windows {
+            let spent = spent.entry(window.tenant).or_default();
+            let began = Instant::now();
+            let verdict = match *spent < TENANT_TIME_MAX {
+                true => self.verdict(&window, clock::now()),
+                false => Verdict::Ended(End::PutOff, Ending::Later { at: clock::now() + CROWDED, is_end: false }),
+            };
+            *spent += began.elapsed();
+            judged.insert(window.id, (window, verdict));
+        }
+        judged
+    }
+
+    /// Told, or not, or not yet.
+    fn verdict(&self, digest: &HeldDigest, now: DateTime<Utc>) -> Verdict {
+        if digest.count == 0 {
+            return Verdict::Ended(End::Empty, Ending::Silent);
+        }
+        let Some((catalogue, rule)) = self.rule(digest) else {
+            let (rule, items) = (digest.rule, digest.count);
+            tracing::info!(%rule, items, "dropped a window: its rule is gone or switched off");
+            return Verdict::Ended(End::Dropped, Ending::Silent);
+        };
+        let unknown = || Person::unknown(&digest.user_id);
+        let person = self.people.get(&(digest.tenant, digest.user_id.clone())).cloned().unwrap_or_else(unknown);
+        if let Some(at) = moved(digest, &rule, &person, now) {
+            return Verdict::Ended(End::PutOff, Ending::Later { at, is_end: true });
+        }
+        let mut notice = match notice(catalogue, &rule, digest, &person, now) {
+            Ok(notice) => notice,
+            Err(untold) => {
+                let (end, ending) = unrenderable(digest, &untold, now);
+                return Verdict::Ended(end, ending);
+            }
+        };
+        notice.lane = telling::lane_of_digest(notice.lane);
+        notice.session = self.sessions.get(&digest.tenant).copied().flatten();
+        Verdict::Told(Box::new(Told { notice, person, throttle: rule.definition.throttle }))
     }
 
     fn rule(&self, digest: &HeldDigest) -> Option<(&Catalogue, Arc<Rule>)> {
@@ -192,10 +284,10 @@ fn notice(
     digest: &HeldDigest,
     person: &Person,
     now: DateTime<Utc>,
-) -> Result<shared::compose::Notice, Untold> {
+) -> Result<Notice, Untold> {
     let items = digest.items.iter().map(|item| serde_json::from_slice(item).unwrap_or_default()).collect();
     let variables = telling::variables_of_digest(digest.count, items, &digest.event_type, person);
-    telling::notice(catalogue, rule, &digest.event_type, &variables, now)
+    telling::notice(catalogue, rule, &digest.event_type, (&variables, template::deadline()), now)
 }
 
 /// It is tried again for a while, then it ends.

@@ -1,5 +1,7 @@
 //! What a broadcast tells and to whom, as it is stored, and the messages it becomes.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -10,7 +12,7 @@ use crate::{
     contract::submission::Content,
     db::accept::NewMessage,
     domain::{Channel, Lane, Person, Priority, Target},
-    template::{Template, TemplateError},
+    template::{self, Template, TemplateError},
 };
 
 /// How the messages of broadcasts are marked.
@@ -67,8 +69,8 @@ impl Definition {
         Ok(())
     }
 
-    /// The messages that tell it to these people.
-    pub fn messages(&self, catalogue: &Catalogue, people: &[Person]) -> Vec<NewMessage> {
+    /// The messages that tell it to these people: to the first of them at least, and to as many more as can be written by `until`.
+    pub fn messages(&self, catalogue: &Catalogue, people: &[Person], until: Instant) -> Vec<NewMessage> {
         let mut notice = Notice {
             channels: self.channels.clone(),
             content: self.content.clone(),
@@ -81,7 +83,7 @@ impl Definition {
         let Some(template) = self.template(catalogue).filter(|_| self.is_personal) else {
             return people.iter().map(|person| notice.to(person, None)).collect();
         };
-        let personal = |person: &Person| {
+        let mut personal = |person: &Person| {
             notice.content = self.content.clone();
             let variables = self.variables(person.username());
             // The template was changed meanwhile and wants something else: everybody still hears title and message.
@@ -89,7 +91,8 @@ impl Definition {
             let content = dressed.ok().and_then(|()| serde_json::to_vec(&notice.content).ok());
             notice.to(person, content)
         };
-        people.iter().map(personal).collect()
+        let is_in_time = |(place, _): &(usize, &Person)| *place == 0 || Instant::now() < until;
+        people.iter().enumerate().take_while(is_in_time).map(|(_, person)| personal(person)).collect()
     }
 
     fn template(&self, catalogue: &Catalogue) -> Option<std::sync::Arc<Template>> {
@@ -116,8 +119,9 @@ fn dress(
     variables: &Value,
     content: &mut Content,
 ) -> Result<(), TemplateError> {
+    let until = template::deadline();
     for channel in channels {
-        match catalogue.render(template, &[*channel], variables, content) {
+        match catalogue.render(template, &[*channel], (variables, until), content) {
             Ok(()) | Err(TemplateError::NoPart(_)) => {}
             Err(error) => return Err(error),
         }

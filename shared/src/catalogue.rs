@@ -104,16 +104,16 @@ impl Catalogue {
         content.class = Some(class).filter(|class| *class != Class::of(content.category.as_deref()));
     }
 
-    /// Renders a template for these channels into `content`.
+    /// Renders a template for these channels into `content`, until `until` at the latest.
     pub fn render(
         &self,
         template: &Template,
         channels: &[Channel],
-        variables: &Value,
+        (variables, until): (&Value, Instant),
         content: &mut Content,
     ) -> Result<(), TemplateError> {
         for channel in channels {
-            content.parts.insert(*channel, template.render(*channel, variables)?);
+            content.parts.insert(*channel, template.render_until(*channel, variables, until)?);
         }
         let source = &template.source;
         content.category = content.category.take().or_else(|| source.category.clone());

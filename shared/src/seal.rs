@@ -1,16 +1,29 @@
 //! Encryption at rest: what people wrote and where they can be reached is unreadable in the database and its dumps.
 //!
-//! AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce per value. A sealed value is
-//! `MAGIC ‖ key id (4 bytes) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`; in a text column it is the same in base64 behind `phs1:`.
+//! A sealed value is `MAGIC ‖ key id (4 bytes) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`; in a text column it is the same in base64
+//! behind `phs1:`. The last byte of the magic is the format:
+//!
+//! * 2: AES-256-GCM-SIV (RFC 8452) with a random nonce. Its associated data are the column and the tenant, so a value that is moved to
+//!   another place does not open. A nonce that comes twice shows only whether two values are equal, so no count of values has to be kept.
+//! * 1: AES-256-GCM (NIST SP 800-38D) without associated data, as former versions wrote it. It still opens, and it is written until
+//!   `posthaste rotate-keys` says that no former version reads any more: [`Sealer::set_bound`].
+//! * 0: no encryption, an escape: what follows is plain and only looks sealed.
+//!
 //! The key id is the beginning of the key's SHA-256, so that values of an old key are still read while
 //! `posthaste rotate-keys` writes them anew. Without a key everything is stored as it is, and read as it is.
 //!
 //! The [`crate::db`] layer alone seals and opens; everybody above it sees plain values.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    aead::{AES_256_GCM, AES_256_GCM_SIV, Aad, Algorithm, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     digest::{SHA256, digest},
     hmac, rand,
 };
@@ -20,13 +33,60 @@ use base64::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-/// What a sealed value begins with. No JSON text does, since it cannot begin with a NUL.
-const MAGIC: [u8; 4] = [0, b'p', b'h', 1];
+use crate::domain::TenantId;
+
+/// What every value begins with that is not stored as it is; the format follows. No JSON text does, since it cannot begin with a NUL.
+const MAGIC: [u8; 3] = [0, b'p', b'h'];
+const ESCAPED: u8 = 0;
+const FREE: u8 = 1;
+const BOUND: u8 = 2;
 /// What a sealed text begins with.
 const TEXT_PREFIX: &str = "phs1:";
+/// What a plain text begins with that looks sealed or escaped; it follows.
+const TEXT_ESCAPE: &str = "phs0:";
 const KEY_BYTES: usize = 32;
 const KEY_ID_BYTES: usize = 4;
-const HEAD_BYTES: usize = MAGIC.len() + KEY_ID_BYTES + NONCE_LEN;
+const HEAD_BYTES: usize = MAGIC.len() + 1 + KEY_ID_BYTES + NONCE_LEN;
+const TAG_BYTES: usize = 16;
+
+/// A column whose values are sealed, as `table.column`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column(pub &'static str);
+
+impl Column {
+    /// The rows of a tenant.
+    pub const fn of(self, tenant: TenantId) -> Place {
+        Place { column: self.0, tenant: tenant.0 }
+    }
+
+    /// Rows of no tenant, or whose tenant is not known where they are sealed.
+    pub const fn of_nobody(self) -> Place {
+        Place { column: self.0, tenant: 0 }
+    }
+}
+
+/// Where a sealed value is stored; it opens there and nowhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    column: &'static str,
+    tenant: i32,
+}
+
+impl Place {
+    fn aad(self) -> Aad<Vec<u8>> {
+        Aad::from([self.column.as_bytes(), b"|", &self.tenant.to_be_bytes()].concat())
+    }
+}
+
+/// Whether a stored value is of format 2.
+pub fn is_bound(stored: &[u8]) -> bool {
+    stored.strip_prefix(&MAGIC).and_then(|rest| rest.first()) == Some(&BOUND)
+}
+
+/// Whether a text looks like a sealed or escaped one. It is stored safely all the same; as an address, token or name it is refused.
+pub fn looks_sealed(text: &str) -> bool {
+    text.starts_with(TEXT_PREFIX) || text.starts_with(TEXT_ESCAPE)
+}
 
 /// A fingerprint: equal for equal values under one key, and it tells nothing else without the key.
 pub type Fingerprint = [u8; 32];
@@ -43,6 +103,9 @@ pub enum SealError {
     /// The value was changed or cut off.
     #[error("a stored value cannot be decrypted: it is damaged")]
     Damaged,
+    /// The value is not encrypted, and POSTHASTE_ENCRYPTION_REQUIRED refuses that.
+    #[error("a stored value is not encrypted, and POSTHASTE_ENCRYPTION_REQUIRED is set")]
+    Plain,
     /// The system gave no random numbers.
     #[error("the system has no random numbers to give")]
     NoRandom,
@@ -50,7 +113,10 @@ pub enum SealError {
 
 struct Key {
     id: [u8; KEY_ID_BYTES],
-    aead: LessSafeKey,
+    /// Format 1.
+    free: LessSafeKey,
+    /// Format 2.
+    bound: LessSafeKey,
     fingerprints: hmac::Key,
 }
 
@@ -58,6 +124,9 @@ struct Key {
 #[derive(Clone, Default)]
 pub struct Sealer {
     keys: Arc<[Key]>,
+    /// Whether values are written in format 2; clones share it.
+    bound: Arc<AtomicBool>,
+    is_required: bool,
 }
 
 impl fmt::Debug for Sealer {
@@ -70,7 +139,14 @@ impl Sealer {
     /// Seals with the first of `keys`, each 32 bytes in base64, and opens with all of them. No keys: nothing is sealed.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a SecretString>) -> Result<Self, SealError> {
         let keys: Result<Vec<Key>, SealError> = keys.into_iter().map(Key::parse).collect();
-        Ok(Self { keys: keys?.into() })
+        Ok(Self { keys: keys?.into(), bound: Arc::new(AtomicBool::new(true)), is_required: false })
+    }
+
+    /// The same; where `is_required`, a plain value does not open, so that nobody who writes to the database can put one in the place
+    /// of a sealed one. Without keys it changes nothing.
+    #[must_use]
+    pub fn requiring(self, is_required: bool) -> Self {
+        Self { is_required, ..self }
     }
 
     /// Whether values are sealed at all.
@@ -78,66 +154,88 @@ impl Sealer {
         !self.keys.is_empty()
     }
 
-    /// `plain` as it is to be stored.
-    pub fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, SealError> {
-        let Some(key) = self.keys.first() else { return Ok(plain.to_vec()) };
-        let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).map_err(|_| SealError::NoRandom)?;
-        let mut stored = Vec::with_capacity(HEAD_BYTES + plain.len() + AES_256_GCM.tag_len());
-        stored.extend_from_slice(&MAGIC);
-        stored.extend_from_slice(&key.id);
-        stored.extend_from_slice(&nonce);
-        let mut body = plain.to_vec();
-        let nonce = Nonce::assume_unique_for_key(nonce);
-        key.aead.seal_in_place_append_tag(nonce, Aad::empty(), &mut body).map_err(|_| SealError::Damaged)?;
-        stored.append(&mut body);
+    /// Whether new values are bound to their place (format 2).
+    pub fn is_bound(&self) -> bool {
+        self.bound.load(Ordering::Relaxed)
+    }
+
+    /// Whether new values are bound to their place, for this sealer and its clones: not before every process that reads them knows
+    /// format 2.
+    pub fn set_bound(&self, is_bound: bool) {
+        self.bound.store(is_bound, Ordering::Relaxed);
+    }
+
+    /// `plain` as it is to be stored at `place`.
+    pub fn seal(&self, place: Place, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        match self.keys.first() {
+            Some(key) if self.is_bound() => key.seal(BOUND, &key.bound, place.aad(), plain),
+            Some(key) => key.seal(FREE, &key.free, Aad::from(Vec::new()), plain),
+            None if plain.starts_with(&MAGIC) => Ok([&MAGIC[..], &[ESCAPED], plain].concat()),
+            None => Ok(plain.to_vec()),
+        }
+    }
+
+    /// What `stored` says, which stands at `place`. What was stored without a key comes back as it was.
+    pub fn open(&self, place: Place, mut stored: Vec<u8>) -> Result<Vec<u8>, SealError> {
+        let format = stored.strip_prefix(&MAGIC).and_then(|rest| rest.first().copied());
+        match format {
+            Some(FREE | BOUND) if self.is_on() => self.decrypt(place, stored),
+            _ if self.is_on() && self.is_required && !stored.is_empty() => Err(SealError::Plain),
+            Some(ESCAPED) => {
+                stored.drain(..MAGIC.len() + 1);
+                Ok(stored)
+            }
+            _ => Ok(stored),
+        }
+    }
+
+    fn decrypt(&self, place: Place, mut stored: Vec<u8>) -> Result<Vec<u8>, SealError> {
+        let (head, body) = stored.split_at_mut_checked(HEAD_BYTES).ok_or(SealError::Damaged)?;
+        let (magic, rest) = head.split_at_checked(MAGIC.len() + 1).ok_or(SealError::Damaged)?;
+        let (id, nonce) = rest.split_first_chunk::<KEY_ID_BYTES>().ok_or(SealError::Damaged)?;
+        let key = self.keys.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError::Damaged)?;
+        let opened = match magic.last() {
+            Some(&BOUND) => key.bound.open_in_place(nonce, place.aad(), body),
+            _ => key.free.open_in_place(nonce, Aad::empty(), body),
+        };
+        let length = opened.map_err(|_| SealError::Damaged)?.len();
+        stored.truncate(HEAD_BYTES + length);
+        stored.drain(..HEAD_BYTES);
         Ok(stored)
     }
 
-    /// What `stored` says. What was stored without a key comes back as it is.
-    pub fn open(&self, stored: Vec<u8>) -> Result<Vec<u8>, SealError> {
-        let Some((id, rest)) = stored.strip_prefix(&MAGIC).and_then(|rest| rest.split_first_chunk::<KEY_ID_BYTES>())
-        else {
-            return Ok(stored);
-        };
-        let key = self.keys.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
-        let (nonce, body) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Damaged)?;
-        let mut body = body.to_vec();
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let plain = key.aead.open_in_place(nonce, Aad::empty(), &mut body).map_err(|_| SealError::Damaged)?;
-        let length = plain.len();
-        body.truncate(length);
-        Ok(body)
-    }
-
     /// As [`Sealer::seal`], for a text column.
-    pub fn seal_text(&self, plain: &str) -> Result<String, SealError> {
-        if !self.is_on() {
-            return Ok(plain.to_owned());
+    pub fn seal_text(&self, place: Place, plain: &str) -> Result<String, SealError> {
+        match self.is_on() {
+            true => Ok(format!("{TEXT_PREFIX}{}", STANDARD_NO_PAD.encode(self.seal(place, plain.as_bytes())?))),
+            false if looks_sealed(plain) => Ok(format!("{TEXT_ESCAPE}{plain}")),
+            false => Ok(plain.to_owned()),
         }
-        Ok(format!("{TEXT_PREFIX}{}", STANDARD_NO_PAD.encode(self.seal(plain.as_bytes())?)))
     }
 
     /// As [`Sealer::open`], for a text column.
-    pub fn open_text(&self, stored: String) -> Result<String, SealError> {
-        let Some(sealed) = stored.strip_prefix(TEXT_PREFIX).and_then(|text| STANDARD_NO_PAD.decode(text).ok()) else {
-            return Ok(stored);
-        };
-        if !sealed.starts_with(&MAGIC) {
-            return Ok(stored);
+    pub fn open_text(&self, place: Place, stored: String) -> Result<String, SealError> {
+        let sealed = stored.strip_prefix(TEXT_PREFIX).filter(|_| self.is_on());
+        let sealed =
+            sealed.and_then(|text| STANDARD_NO_PAD.decode(text).ok()).filter(|bytes| bytes.starts_with(&MAGIC));
+        match sealed {
+            Some(sealed) => String::from_utf8(self.open(place, sealed)?).map_err(|_| SealError::Damaged),
+            None if self.is_on() && self.is_required && !stored.is_empty() => Err(SealError::Plain),
+            None => Ok(stored.strip_prefix(TEXT_ESCAPE).map(str::to_owned).unwrap_or(stored)),
         }
-        String::from_utf8(self.open(sealed)?).map_err(|_| SealError::Damaged)
     }
 
-    /// Whether a stored value would be written otherwise today: it is plain though there is a key, or of an older key.
+    /// Whether a stored value would be written otherwise once all are bound: it is plain though there is a key, of an older key, or of
+    /// format 1.
     pub fn is_stale(&self, stored: &[u8]) -> bool {
-        let id = stored.strip_prefix(&MAGIC).and_then(|rest| rest.get(..KEY_ID_BYTES));
-        self.keys.first().is_some_and(|key| id != Some(&key.id))
+        self.heads().is_some_and(|(head, _)| !stored.starts_with(&head))
     }
 
-    /// What every value sealed with the newest key begins with, in a byte column and in a text column; `None` without a key.
+    /// What every value of format 2 begins with that is sealed with the newest key, in a byte column and in a text column; `None`
+    /// without a key.
     pub fn heads(&self) -> Option<(Vec<u8>, String)> {
-        let head = [MAGIC, self.keys.first()?.id].concat();
+        let head = [&MAGIC[..], &[BOUND], &self.keys.first()?.id].concat();
         let mut text = format!("{TEXT_PREFIX}{}", STANDARD_NO_PAD.encode(&head));
         // The last digit also holds bits of what follows.
         text.pop();
@@ -172,16 +270,42 @@ impl Key {
         let bytes: [u8; KEY_BYTES] = bytes.try_into().map_err(|_| SealError::BadKey)?;
         let hash = digest(&SHA256, &bytes);
         let id = hash.as_ref().first_chunk().copied().ok_or(SealError::BadKey)?;
-        let aead = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| SealError::BadKey)?);
         // A key of its own for each use: derived, so that an operator keeps just one.
-        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &bytes), b"posthaste fingerprint");
-        Ok(Self { id, aead, fingerprints: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()) })
+        let derived = |usage: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &bytes), usage);
+        Ok(Self {
+            id,
+            free: aead(&AES_256_GCM, &bytes)?,
+            bound: aead(&AES_256_GCM_SIV, derived(b"posthaste values in their place").as_ref())?,
+            fingerprints: hmac::Key::new(hmac::HMAC_SHA256, derived(b"posthaste fingerprint").as_ref()),
+        })
     }
+
+    fn seal(&self, format: u8, aead: &LessSafeKey, aad: Aad<Vec<u8>>, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(|_| SealError::NoRandom)?;
+        let mut stored = Vec::with_capacity(HEAD_BYTES + plain.len() + TAG_BYTES);
+        stored.extend_from_slice(&MAGIC);
+        stored.push(format);
+        stored.extend_from_slice(&self.id);
+        stored.extend_from_slice(&nonce);
+        stored.extend_from_slice(plain);
+        let (_, body) = stored.split_at_mut_checked(HEAD_BYTES).ok_or(SealError::Damaged)?;
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = aead.seal_in_place_separate_tag(nonce, aad, body).map_err(|_| SealError::Damaged)?;
+        stored.extend_from_slice(tag.as_ref());
+        Ok(stored)
+    }
+}
+
+fn aead(algorithm: &'static Algorithm, key: &[u8]) -> Result<LessSafeKey, SealError> {
+    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| SealError::BadKey)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HERE: Place = Column("messages.content").of(TenantId(1));
 
     fn key(byte: u8) -> SecretString {
         STANDARD.encode([byte; KEY_BYTES]).into()
@@ -195,32 +319,32 @@ mod tests {
     #[test]
     fn what_is_sealed_is_unreadable_and_opens_again() {
         let sealer = sealer(&[1]);
-        let stored = sealer.seal(b"{\"text\":\"canary\"}").unwrap();
+        let stored = sealer.seal(HERE, b"{\"text\":\"canary\"}").unwrap();
         assert!(!stored.windows(6).any(|window| window == b"canary"));
-        assert_ne!(stored, sealer.seal(b"{\"text\":\"canary\"}").unwrap(), "a nonce of its own each time");
-        assert_eq!(sealer.open(stored).unwrap(), b"{\"text\":\"canary\"}");
-        let text = sealer.seal_text("ana@example.com").unwrap();
+        assert_ne!(stored, sealer.seal(HERE, b"{\"text\":\"canary\"}").unwrap(), "a nonce of its own each time");
+        assert_eq!(sealer.open(HERE, stored).unwrap(), b"{\"text\":\"canary\"}");
+        let text = sealer.seal_text(HERE, "ana@example.com").unwrap();
         assert!(text.starts_with(TEXT_PREFIX) && !text.contains("ana"));
-        assert_eq!(sealer.open_text(text).unwrap(), "ana@example.com");
+        assert_eq!(sealer.open_text(HERE, text).unwrap(), "ana@example.com");
     }
 
     #[test]
     fn without_a_key_values_pass_through_and_plain_ones_stay_readable_with_one() {
         let off = Sealer::default();
-        assert_eq!(off.seal(b"plain").unwrap(), b"plain");
-        assert_eq!(off.open_text("phs1:not sealed".to_owned()).unwrap(), "phs1:not sealed");
-        assert_eq!(sealer(&[1]).open(b"plain".to_vec()).unwrap(), b"plain");
-        assert_eq!(sealer(&[1]).open_text("plain".to_owned()).unwrap(), "plain");
+        assert_eq!(off.seal(HERE, b"plain").unwrap(), b"plain");
+        assert_eq!(off.open_text(HERE, "phs1:not sealed".to_owned()).unwrap(), "phs1:not sealed");
+        assert_eq!(sealer(&[1]).open(HERE, b"plain".to_vec()).unwrap(), b"plain");
+        assert_eq!(sealer(&[1]).open_text(HERE, "plain".to_owned()).unwrap(), "plain");
     }
 
     #[test]
     fn an_old_key_still_opens_and_its_values_are_stale() {
-        let old = sealer(&[1]).seal(b"x").unwrap();
+        let old = sealer(&[1]).seal(HERE, b"x").unwrap();
         let both = sealer(&[2, 1]);
         assert!(both.is_stale(&old) && both.is_stale(b"plain"));
-        assert_eq!(both.open(old.clone()).unwrap(), b"x");
-        assert!(!both.is_stale(&both.seal(b"x").unwrap()));
-        assert_eq!(sealer(&[2]).open(old), Err(SealError::UnknownKey));
+        assert_eq!(both.open(HERE, old.clone()).unwrap(), b"x");
+        assert!(!both.is_stale(&both.seal(HERE, b"x").unwrap()));
+        assert_eq!(sealer(&[2]).open(HERE, old), Err(SealError::UnknownKey));
     }
 
     #[test]
@@ -228,10 +352,10 @@ mod tests {
         let (old, both) = (sealer(&[1]), sealer(&[2, 1]));
         let (bytes, text) = both.heads().unwrap();
         for plain in ["", "x", "a longer text"] {
-            assert!(both.seal(plain.as_bytes()).unwrap().starts_with(&bytes));
-            assert!(both.seal_text(plain).unwrap().starts_with(&text));
-            assert!(!old.seal(plain.as_bytes()).unwrap().starts_with(&bytes));
-            assert!(!old.seal_text(plain).unwrap().starts_with(&text));
+            assert!(both.seal(HERE, plain.as_bytes()).unwrap().starts_with(&bytes));
+            assert!(both.seal_text(HERE, plain).unwrap().starts_with(&text));
+            assert!(!old.seal(HERE, plain.as_bytes()).unwrap().starts_with(&bytes));
+            assert!(!old.seal_text(HERE, plain).unwrap().starts_with(&text));
         }
         assert_eq!(Sealer::default().heads(), None);
     }
@@ -239,13 +363,67 @@ mod tests {
     #[test]
     fn a_changed_byte_or_a_missing_one_is_damage() {
         let sealer = sealer(&[1]);
-        let stored = sealer.seal(b"secret").unwrap();
-        for at in HEAD_BYTES..stored.len() {
+        let stored = sealer.seal(HERE, b"secret").unwrap();
+        for at in MAGIC.len() + 1 + KEY_ID_BYTES..stored.len() {
             let mut changed = stored.clone();
             changed[at] ^= 1;
-            assert_eq!(sealer.open(changed), Err(SealError::Damaged));
+            assert_eq!(sealer.open(HERE, changed), Err(SealError::Damaged));
         }
-        assert_eq!(sealer.open(stored[..HEAD_BYTES - 1].to_vec()), Err(SealError::Damaged));
+        assert_eq!(sealer.open(HERE, stored[..HEAD_BYTES - 1].to_vec()), Err(SealError::Damaged));
+    }
+
+    #[test]
+    fn a_value_opens_in_its_column_and_tenant_only() {
+        let sealer = sealer(&[1]);
+        let (bytes, text) = (sealer.seal(HERE, b"x").unwrap(), sealer.seal_text(HERE, "x").unwrap());
+        let elsewhere = [Column("messages.content").of(TenantId(2)), Column("inbox.content").of(TenantId(1))];
+        for place in elsewhere.into_iter().chain([Column("messages.content").of_nobody()]) {
+            assert_eq!(sealer.open(place, bytes.clone()), Err(SealError::Damaged), "{place:?}");
+            assert_eq!(sealer.open_text(place, text.clone()), Err(SealError::Damaged), "{place:?}");
+        }
+    }
+
+    #[test]
+    fn values_of_the_former_format_open_and_are_stale_and_are_written_until_all_are_bound() {
+        let sealer = sealer(&[1]);
+        sealer.set_bound(false);
+        let (old, text) = (sealer.seal(HERE, b"x").unwrap(), sealer.seal_text(HERE, "x").unwrap());
+        assert_eq!(old.get(..4), Some(&[0, b'p', b'h', 1][..]), "what a former version reads");
+        sealer.clone().set_bound(true);
+        assert!(sealer.is_bound() && sealer.is_stale(&old));
+        assert_eq!(sealer.open(HERE, old).as_deref(), Ok(&b"x"[..]));
+        assert_eq!(sealer.open_text(HERE, text).as_deref(), Ok("x"));
+    }
+
+    #[test]
+    fn what_looks_sealed_comes_back_as_it_was_with_a_key_and_without_one_and_when_a_key_comes_later() {
+        let (off, on) = (Sealer::default(), sealer(&[1]));
+        let real = on.seal_text(HERE, "x").unwrap();
+        for text in ["phs1:AHBoAUFBQUE", "phs1:", "phs0:x", "phs0:phs1:AHBoAUFBQUE", real.as_str()] {
+            for sealer in [&off, &on] {
+                let stored = sealer.seal_text(HERE, text).unwrap();
+                assert_eq!(sealer.open_text(HERE, stored.clone()).as_deref(), Ok(text));
+                assert_eq!(on.open_text(HERE, stored).as_deref(), Ok(text), "the key came later");
+            }
+            assert!(off.open_text(HERE, text.to_owned()).is_ok(), "stored before this version");
+        }
+        for bytes in [&b"\0ph\x01AAAA"[..], b"\0ph\x02AAAABBBBCCCCDDDDEEEE", b"\0ph\0", b"\0ph"] {
+            let stored = off.seal(HERE, bytes).unwrap();
+            assert_eq!(off.open(HERE, stored.clone()).as_deref(), Ok(bytes));
+            assert_eq!(on.open(HERE, stored).as_deref(), Ok(bytes));
+        }
+    }
+
+    #[test]
+    fn a_plain_value_is_refused_where_encryption_is_required() {
+        let on = sealer(&[1]).requiring(true);
+        for plain in ["plain", "phs0:phs1:AAAA", "phs1:not sealed"] {
+            assert_eq!(on.open_text(HERE, plain.to_owned()), Err(SealError::Plain), "{plain}");
+            assert_eq!(on.open(HERE, plain.as_bytes().to_vec()), Err(SealError::Plain));
+        }
+        assert_eq!(on.open(HERE, on.seal(HERE, b"x").unwrap()).as_deref(), Ok(&b"x"[..]));
+        assert_eq!(on.open_text(HERE, String::new()).as_deref(), Ok(""), "there is nothing to protect");
+        assert_eq!(Sealer::default().requiring(true).open(HERE, b"x".to_vec()).as_deref(), Ok(&b"x"[..]));
     }
 
     #[test]

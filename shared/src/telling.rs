@@ -1,5 +1,7 @@
 //! From a rule, and what happened, to something to tell: for events at once and for the digests they gather into alike.
 
+use std::time::Instant;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -73,12 +75,13 @@ pub fn variables_of_digest(count: i32, items: Vec<Value>, event_type: &str, pers
     })
 }
 
-/// What `rule` tells with these variables, and why it cannot.
+/// What `rule` tells with these variables, and why it cannot. Renders until `until` at the latest: call it where a thread may be busy
+/// for that long, and never within a transaction.
 pub fn notice(
     catalogue: &Catalogue,
     rule: &Rule,
     event_type: &str,
-    variables: &Value,
+    (variables, until): (&Value, Instant),
     now: DateTime<Utc>,
 ) -> Result<Notice, Untold> {
     let definition = &rule.definition;
@@ -97,10 +100,12 @@ pub fn notice(
         ..Content::default()
     };
     catalogue.complete(&mut content);
-    catalogue.render(template, &definition.channels, variables, &mut content).map_err(|error| match error {
-        TemplateError::Missing(name) => Untold { field: name, message: "is missing".to_owned() },
-        error => untold(format!("`{name}` cannot be rendered: {error}")),
-    })?;
+    catalogue.render(template, &definition.channels, (variables, until), &mut content).map_err(
+        |error| match error {
+            TemplateError::Missing(name) => Untold { field: name, message: "is missing".to_owned() },
+            error => untold(format!("`{name}` cannot be rendered: {error}")),
+        },
+    )?;
     // The class follows the category, which may be the template's.
     catalogue.complete(&mut content);
     let delay = definition.delay_seconds.filter(|seconds| *seconds > 0);

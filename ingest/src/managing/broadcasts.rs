@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use actix_web::{HttpRequest, HttpResponse, web::Data};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    web::{self, Data},
+};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -279,7 +282,8 @@ pub async fn create(
         let message = format!("has a template that cannot be used: {error}");
         Problem::validation(vec![FieldError::new("notification_type", message)])
     };
-    definition.complete(&catalogue).map_err(template)?;
+    let completing = move || definition.complete(&catalogue).map(|()| definition);
+    let mut definition = web::block(completing).await.map_err(|_| Problem::internal())?.map_err(template)?;
     (definition.request_id, definition.traceparent) =
         (Some(trace.0.request_id.clone()), Some(trace.0.traceparent.clone()));
     let status = if scheduled_at.is_some() { BroadcastStatus::Scheduled } else { BroadcastStatus::Running };

@@ -1,6 +1,6 @@
 //! What an event would do, and why, without doing it.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -8,10 +8,11 @@ use serde::Serialize;
 use shared::{
     catalogue::{Catalogue, Rule},
     clock,
+    compose::Notice,
     contract::submission::{Content, Part},
     db::{Store, beside::NewDigestItem},
     domain::{Channel, Condition, Person, Reason, TenantId, Throttle, Topic, Wishes},
-    telling,
+    telling::{self, Untold},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -22,7 +23,7 @@ use crate::{
     auth::Producer,
     body::JsonBody,
     problem::Problem,
-    submitting::events::{Event, EventBody, RuleError, item},
+    submitting::events::{Event, EventBody, MATCHED_MAX, RuleError, item, notices, too_many},
 };
 
 /// What an event would do.
@@ -180,6 +181,10 @@ impl Judge<'_> {
     async fn all(&self) -> Result<Vec<RuleVerdict>, Problem> {
         let facts = telling::facts(self.event.happening(), &self.person);
         let heard: Vec<Uuid> = self.catalogue.hearing(&self.event.event_type).map(|rule| rule.id).collect();
+        let matches = |rule: &&Arc<Rule>| heard.contains(&rule.id) && rule.definition.unmet(&facts).is_none();
+        let matching = self.catalogue.rules.iter().filter(matches).take(MATCHED_MAX).cloned().collect();
+        let notices = notices(&self.catalogue, matching, &self.event, &self.person).await?;
+        let mut notices: HashMap<Uuid, _> = notices.into_iter().map(|(rule, notice)| (rule.id, notice)).collect();
         let mut verdicts = Vec::with_capacity(self.catalogue.rules.len());
         for rule in &self.catalogue.rules {
             let unmet = rule.definition.unmet(&facts);
@@ -189,15 +194,13 @@ impl Judge<'_> {
                     condition: rule.definition.conditions.get(index).map(|condition| told(index, condition)),
                     ..RuleVerdict::unmatched(rule.id, &rule.name, "condition")
                 },
-                None => self.matched(rule).await?,
+                None => self.matched(rule, notices.remove(&rule.id).unwrap_or_else(|| Err(too_many()))).await?,
             });
         }
         Ok(verdicts)
     }
 
-    async fn matched(&self, rule: &Arc<Rule>) -> Result<RuleVerdict, Problem> {
-        let variables = telling::variables(self.event.happening(), &self.person);
-        let notice = telling::notice(&self.catalogue, rule, &self.event.event_type, &variables, self.now);
+    async fn matched(&self, rule: &Arc<Rule>, notice: Result<Notice, Untold>) -> Result<RuleVerdict, Problem> {
         let (notice, error) = match notice {
             Ok(notice) => (Some(notice), None),
             Err(untold) => (None, Some(RuleError { rule_id: rule.id, field: untold.field, message: untold.message })),

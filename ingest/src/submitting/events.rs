@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use actix_web::{HttpRequest, HttpResponse, web::Data};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    web::{self, Data},
+};
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -20,6 +23,7 @@ use shared::{
     },
     domain::{Channel, DigestRule, Person, Reason, State, TenantId, Throttle, rule::look_up},
     telling::{self, Happening, Untold},
+    template,
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -41,6 +45,8 @@ use crate::{
 const DATA_BYTES_MAX: usize = 256 * 1024;
 /// Deliveries beyond which an event gets a commit of its own, so that it holds up nobody else's.
 const SHARED_COMMIT_MAX: usize = 200;
+/// Rules that one event may set off: what they say is rendered within one deadline.
+pub const MATCHED_MAX: usize = 50;
 /// What keeps windows apart is stored as so many bytes of its hash.
 const KEY_HASH_BYTES: usize = 16;
 
@@ -274,22 +280,26 @@ impl Hearing {
     /// What each rule makes of the event.
     async fn plan(self, app: &App, tenant: TenantId, event: &Event) -> Result<Plan, Problem> {
         let now = clock::now();
-        let variables = telling::variables(event.happening(), &self.person);
         let matched = self.matched.iter().map(|rule| rule.id).collect();
         let (mut told, mut gathered, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for rule in self.matched {
-            let digest = rule.definition.digest.as_ref();
-            if let Some(digest) = digest.filter(|digest| !digest.first_immediately) {
-                gathered.push(item(event, &self.person, rule.id, digest, now));
-                continue;
+        let beyond = self.matched.get(MATCHED_MAX..).unwrap_or_default();
+        errors.extend(beyond.iter().map(|rule| refused(rule, too_many())));
+        let mut at_once = Vec::new();
+        for rule in self.matched.iter().take(MATCHED_MAX) {
+            match rule.definition.digest.as_ref().filter(|digest| !digest.first_immediately) {
+                Some(digest) => gathered.push(item(event, &self.person, rule.id, digest, now)),
+                None => at_once.push(Arc::clone(rule)),
             }
-            let notice = match telling::notice(&self.catalogue, &rule, &event.event_type, &variables, now) {
+        }
+        for (rule, notice) in notices(&self.catalogue, at_once, event, &self.person).await? {
+            let notice = match notice {
                 Ok(notice) => notice,
                 Err(untold) => {
                     errors.push(refused(&rule, untold));
                     continue;
                 }
             };
+            let digest = rule.definition.digest.as_ref();
             match digest.map(|digest| item(event, &self.person, rule.id, digest, now)) {
                 Some(item) if !opens(app, tenant, &item).await? => gathered.push(item),
                 Some(_) | None => told.push((rule, notice)),
@@ -306,6 +316,35 @@ impl Hearing {
         });
         Ok(Plan { person: self.person, matched, told: told.collect(), gathered, errors, granted })
     }
+}
+
+/// Why a rule beyond the first [`MATCHED_MAX`] says nothing.
+pub fn too_many() -> Untold {
+    let message = format!("more than {MATCHED_MAX} rules match; this one is left out");
+    Untold { field: "event_type".to_owned(), message }
+}
+
+/// What these rules say about an event, all within one deadline, and on a thread where it keeps no other request waiting.
+pub async fn notices(
+    catalogue: &Arc<Catalogue>,
+    rules: Vec<Arc<Rule>>,
+    event: &Event,
+    person: &Person,
+) -> Result<Vec<(Arc<Rule>, Result<Notice, Untold>)>, Problem> {
+    if rules.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (catalogue, event_type) = (Arc::clone(catalogue), event.event_type.clone());
+    let (variables, now) = (telling::variables(event.happening(), person), clock::now());
+    let rendering = move || {
+        let until = template::deadline();
+        let notice = |rule: Arc<Rule>| {
+            let notice = telling::notice(&catalogue, &rule, &event_type, (&variables, until), now);
+            (rule, notice)
+        };
+        rules.into_iter().map(notice).collect()
+    };
+    web::block(rendering).await.map_err(|_| Problem::internal())
 }
 
 fn refused(rule: &Rule, untold: Untold) -> RuleError {

@@ -401,6 +401,7 @@ mod tests {
             updated_at: at,
         };
         StoredMessage {
+            tenant: shared::domain::TenantId(1),
             id: MessageId::generate(),
             bulk: None,
             user_id: None,

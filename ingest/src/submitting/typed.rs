@@ -13,7 +13,7 @@ use shared::{
     compose::Notice,
     contract::submission::{Content, FieldError, Part, Rules, Shared, Submission, TemplateRef, check_said, parse_json},
     domain::{Channel, Person, Priority, TenantId},
-    template::{Template, TemplateError},
+    template::{self, Template, TemplateError},
 };
 use utoipa::ToSchema;
 
@@ -252,9 +252,9 @@ async fn fill(
     let (template, channels, variables) = (Arc::clone(template), channels.to_vec(), variables(person, content));
     let source = template.source.clone();
     let rendering = move || {
-        let mut parts = BTreeMap::new();
+        let (mut parts, until) = (BTreeMap::new(), template::deadline());
         for channel in channels {
-            match template.render(channel, &variables) {
+            match template.render_until(channel, &variables, until) {
                 Ok(part) => drop(parts.insert(channel, part)),
                 Err(TemplateError::NoPart(_)) => {}
                 Err(error) => return Err(faults(&template, &variables, error)),

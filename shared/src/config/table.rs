@@ -77,6 +77,9 @@ settings! {
         /// Keys used before, which still decrypt until `posthaste rotate-keys` has written everything anew.
         ENCRYPTION_KEY_PREVIOUS: Setting<Vec<SecretString>> =
             Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, "$(cat the-old-key)").secrecy(Secrecy::Hidden);
+        /// Refuses stored values that are not encrypted; for after `posthaste rotate-keys` has said that nothing is left.
+        ENCRYPTION_REQUIRED: Setting<bool> =
+            Setting::new("POSTHASTE_ENCRYPTION_REQUIRED", kind::SWITCH, "true").default("false");
     }
     "Retention" {
         /// Days after which messages and everything about them are removed, for tenants without a number of their own.

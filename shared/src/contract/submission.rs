@@ -18,7 +18,10 @@ use super::{
     guard::Refusal,
     send_window,
 };
-use crate::domain::{Address, Channel, Class, Lane, OnLimit, Priority, Reason, SendWindow};
+use crate::{
+    domain::{Address, Channel, Class, Lane, OnLimit, Priority, Reason, SendWindow},
+    seal::looks_sealed,
+};
 
 pub use super::field_error::FieldError;
 
@@ -44,6 +47,8 @@ pub const WHATSAPP_CHARS_MAX: usize = 4096;
 pub const KEY_BYTES_MAX: usize = 200;
 /// Longest `html`, in bytes: mail programs show far less (Gmail cuts off at 100 KiB).
 pub const HTML_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Why a text that looks like an encrypted value is no address, token or name.
+pub const LOOKS_SEALED: &str = "must not begin with phs0: or phs1:, which mark encrypted values";
 /// How far ahead a message may be scheduled.
 pub const SCHEDULE_AHEAD_MAX: chrono::TimeDelta = chrono::TimeDelta::days(366);
 
@@ -495,6 +500,9 @@ pub fn check_recipient(channel: Channel, text: &str, rules: &Rules) -> Result<Ad
     if text.chars().any(char::is_control) {
         return refuse("must not contain control characters");
     }
+    if looks_sealed(text) {
+        return refuse(LOOKS_SEALED);
+    }
     match channel {
         Channel::Email if !is_email(text) => refuse("must be one e-mail address such as ada@example.com"),
         Channel::Sms | Channel::Whatsapp if !is_phone(text) => {
@@ -691,8 +699,10 @@ impl Faults {
 
     fn name(&mut self, field: &str, text: Option<&str>) {
         self.text(field, text, NAME_BYTES_MAX);
-        if text == Some("") {
-            self.add(field, "must not be empty");
+        match text {
+            Some("") => self.add(field, "must not be empty"),
+            Some(text) if looks_sealed(text) => self.add(field, LOOKS_SEALED),
+            _ => {}
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
     claim::Claim,
     lines::room,
     outbox::{Dispatch, DispatchItem},
-    statement,
+    sealed, statement,
 };
 use crate::domain::{Round, TenantId, Tries};
 use columns::{Columns, Row, SqlRow};
@@ -151,7 +151,7 @@ impl Store {
                 .find(|(tenant, key_hash, ..)| *tenant == acceptance.tenant.0 && key_hash == &key.key_hash)
                 .filter(|(_, _, request_hash, _)| request_hash == &key.request_hash);
             let Some((.., response)) = same else { return Ok(Accepted::KeyTaken) };
-            Ok(Accepted::Replayed(self.sealer().open(response.clone())?))
+            Ok(Accepted::Replayed(self.sealer().open(sealed::RESPONSE.of(acceptance.tenant), response.clone())?))
         };
         batch.iter().map(answer).collect()
     }
@@ -164,7 +164,7 @@ impl Store {
             .within(Some(tenant));
         let stored: Vec<StoredAnswer> = query.rows(self).await?;
         let same = stored.into_iter().find(|(_, _, request, _)| request.as_slice() == request_hash);
-        Ok(same.map(|(.., response)| self.sealer().open(response)).transpose()?)
+        Ok(same.map(|(.., response)| self.sealer().open(sealed::RESPONSE.of(tenant), response)).transpose()?)
     }
 
     /// Forgets idempotency keys older than `hours`, at most `limit` of them; says how many.

@@ -5,7 +5,7 @@ use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz, Uuid a
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Store, sealed, statement};
 use crate::domain::TenantId;
 
 /// What happened in another system.
@@ -127,7 +127,7 @@ impl EventColumns {
         self.tenant.push(tenant.0);
         self.event_type.push(event.event_type.clone());
         self.user_id.push(event.user_id.clone());
-        self.data.push(store.sealer().seal(&event.data)?);
+        self.data.push(store.sealer().seal(sealed::EVENT_DATA.of(tenant), &event.data)?);
         self.matched.push(event.matched.iter().map(Uuid::to_string).collect::<Vec<_>>().join(","));
         Ok(())
     }
@@ -155,7 +155,7 @@ impl BroadcastColumns {
     fn push(&mut self, tenant: TenantId, broadcast: &NewBroadcast, store: &Store) -> DbResult<()> {
         self.id.push(broadcast.id);
         self.tenant.push(tenant.0);
-        self.definition.push(store.sealer().seal(&broadcast.definition)?);
+        self.definition.push(store.sealer().seal(sealed::BROADCAST.of(tenant), &broadcast.definition)?);
         self.scheduled_at.push(broadcast.scheduled_at);
         Ok(())
     }

@@ -257,3 +257,16 @@ UPDATE lines SET is_open = false WHERE id IN (SELECT id FROM s)";
 const BLOCK: &str = "
 UPDATE lines l SET blocked_until = greatest(l.blocked_until, w.until), free_at = greatest(l.free_at, w.until)
 FROM (SELECT ?::uuid AS id, now() + ? * interval '1 millisecond' AS until) w WHERE l.id = w.id";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_has_a_breaker_for_each_tenant_and_origin() {
+        let key = |tenant, url| host_key(TenantId(tenant), url);
+        assert_eq!(key(1, "https://waha.example/a"), key(1, "https://waha.example:443/b"));
+        assert_ne!(key(1, "https://waha.example"), key(2, "https://waha.example"));
+        assert_ne!(key(1, "https://waha.example"), key(1, "https://waha.example:8443"));
+    }
+}

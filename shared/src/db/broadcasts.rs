@@ -4,7 +4,7 @@
 //! whoever goes on after a crash tells nobody twice and leaves nobody out. Each page keeps counts of its own deliveries: a
 //! broadcast to millions is counted piece by piece, and what changes no more is counted no more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -17,7 +17,7 @@ use super::{
     accept::{Acceptance, NewBulk, NewMessage, share},
     outbox::Dispatch,
     people::{PEOPLE, Row as PersonRow, SqlRow as SqlPerson},
-    statement,
+    sealed, statement,
 };
 use crate::{
     broadcast::{Definition, SOURCE},
@@ -47,6 +47,18 @@ pub struct OpenBroadcast {
     pub definition: Definition,
     /// Whether somebody counted whom it is meant for.
     pub is_counted: bool,
+}
+
+/// People of a broadcast whose turn it is, as they were read.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The people, in the order of their ids.
+    pub people: Vec<Person>,
+    /// Behind whom it goes on; `None`: they are the last ones.
+    next: Option<String>,
+    after: String,
+    stored: Vec<u8>,
+    definition: Definition,
 }
 
 /// What became of a page.
@@ -156,15 +168,15 @@ impl Store {
         let open = |(id, tenant, definition, is_counted): (Uuid, i32, Vec<u8>, bool)| {
             // One that cannot be read must not hold up the others.
             let definition = self
-                .definition(definition)
+                .definition(TenantId(tenant), definition)
                 .inspect_err(|error| tracing::error!(broadcast = %id, %error, "a broadcast cannot be read"));
             Some(OpenBroadcast { id, tenant: TenantId(tenant), definition: definition.ok()??, is_counted })
         };
         Ok(rows.into_iter().filter_map(open).collect())
     }
 
-    fn definition(&self, sealed: Vec<u8>) -> DbResult<Option<Definition>> {
-        Ok(serde_json::from_slice(&self.sealer().open(sealed)?).ok())
+    fn definition(&self, tenant: TenantId, stored: Vec<u8>) -> DbResult<Option<Definition>> {
+        Ok(serde_json::from_slice(&self.sealer().open(sealed::BROADCAST.of(tenant), stored)?).ok())
     }
 
     /// How many deliveries of this kind wait for their turn already.
@@ -229,17 +241,25 @@ impl Store {
         }
     }
 
-    /// Tells the next people of a broadcast: `compose` makes their messages. Their acceptance and the cursor are one commit.
-    /// Does nothing where another scheduler is at it, or the broadcast does not run any more.
+    /// The next people of a broadcast, to write messages for; `None`: it does not run. Nobody is told yet, and nothing is locked.
+    pub async fn next_page(&self, broadcast: &OpenBroadcast) -> DbResult<Option<Page>> {
+        let mut conn = self.within(Some(broadcast.tenant)).await?;
+        let page = Step { store: self, broadcast, relay_after_ms: 0 }.read(&mut conn).await;
+        conn.finish(page).await
+    }
+
+    /// Accepts the messages to the people of a page, one for each of the first of them, and moves the cursor behind those: one commit.
+    /// Changes nothing where the broadcast was changed since the page was read.
     pub async fn tell_page(
         &self,
         broadcast: &OpenBroadcast,
+        page: Page,
+        messages: Vec<NewMessage>,
         relay_after_ms: i32,
-        compose: impl FnOnce(&[Person]) -> Vec<NewMessage>,
     ) -> DbResult<PageDone> {
         let mut conn = self.within(Some(broadcast.tenant)).await?;
         let step = Step { store: self, broadcast, relay_after_ms };
-        let told = step.run(&mut conn, compose).await;
+        let told = step.tell(&mut conn, page, messages).await;
         let done = conn.finish(told).await?;
         faultpoint::pass(faultpoint::AFTER_PAGE);
         Ok(done)
@@ -285,13 +305,12 @@ impl Store {
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| self.broadcast_of(row))
-            .collect::<DbResult<Vec<_>>>()?
-            .into_iter()
-            .flatten()
-            .collect())
+        // One that cannot be read is left out.
+        let read = |row: Row| {
+            let broadcast = self.broadcast_of(tenant, row);
+            broadcast.inspect_err(|error| tracing::error!(%error, "a broadcast is left out")).ok().flatten()
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
     }
 
     /// A broadcast of a tenant. A small one is counted at this moment.
@@ -299,14 +318,14 @@ impl Store {
         let query =
             statement::<SqlRow>(SHOW).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).bind::<Int4, _>(LIVE_PAGES);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        rows.into_iter().next().map_or(Ok(None), |row| self.broadcast_of(row))
+        rows.into_iter().next().map_or(Ok(None), |row| self.broadcast_of(tenant, row))
     }
 
-    fn broadcast_of(&self, (head, times, counts): Row) -> DbResult<Option<StoredBroadcast>> {
+    fn broadcast_of(&self, tenant: TenantId, (head, times, counts): Row) -> DbResult<Option<StoredBroadcast>> {
         let (id, definition, status, scheduled_at, total, told, accepted) = head;
         let (created_at, updated_at, finished_at) = times;
         let (waiting, sent, delivered, failed, suppressed, cancelled) = counts;
-        let Some(definition) = self.definition(definition)? else { return Ok(None) };
+        let Some(definition) = self.definition(tenant, definition)? else { return Ok(None) };
         let Ok(status) = status.parse() else { return Ok(None) };
         let counts = BroadcastCounts { waiting, sent, delivered, failed, suppressed, cancelled };
         Ok(Some(StoredBroadcast {
@@ -339,10 +358,10 @@ impl Store {
         let mut conn = self.within(Some(tenant)).await?;
         let cancelled = async {
             let query = statement::<Binary>(CANCEL).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
-            let sealed: Vec<Vec<u8>> = RunQueryDsl::load(query, &mut *conn).await?;
-            let Some(sealed) = sealed.into_iter().next() else { return Ok(false) };
-            if let Some(definition) = self.definition(sealed)? {
-                self.forget_named(&mut conn, id, &definition).await?;
+            let stored: Vec<Vec<u8>> = RunQueryDsl::load(query, &mut *conn).await?;
+            let Some(stored) = stored.into_iter().next() else { return Ok(false) };
+            if let Some(definition) = self.definition(tenant, stored)? {
+                self.forget_named(&mut conn, tenant, id, &definition).await?;
             }
             Ok(true)
         };
@@ -351,21 +370,28 @@ impl Store {
     }
 
     /// Whom a broadcast that has ended named need not be known any more.
-    async fn forget_named(&self, conn: &mut AsyncPgConnection, id: Uuid, definition: &Definition) -> DbResult<()> {
+    async fn forget_named(
+        &self,
+        conn: &mut AsyncPgConnection,
+        tenant: TenantId,
+        id: Uuid,
+        definition: &Definition,
+    ) -> DbResult<()> {
         let Target::Users { ids } = &definition.target else { return Ok(()) };
         let named = Some(definition.named.unwrap_or(ids.len()));
         let target = Target::Users { ids: Vec::new() };
-        self.rewrite(conn, id, &Definition { target, named, ..definition.clone() }, "").await
+        self.rewrite(conn, (tenant, id), &Definition { target, named, ..definition.clone() }, "").await
     }
 
     async fn rewrite(
         &self,
         conn: &mut AsyncPgConnection,
-        id: Uuid,
+        (tenant, id): (TenantId, Uuid),
         definition: &Definition,
         after: &str,
     ) -> DbResult<()> {
-        let sealed = self.sealer().seal(&serde_json::to_vec(definition).unwrap_or_default())?;
+        let json = serde_json::to_vec(definition).unwrap_or_default();
+        let sealed = self.sealer().seal(sealed::BROADCAST.of(tenant), &json)?;
         let query = statement::<()>("UPDATE broadcasts SET definition = ?, after_user = ? WHERE id = ?")
             .bind::<Binary, _>(sealed)
             .bind::<Text, _>(after.to_owned())
@@ -380,8 +406,9 @@ impl Store {
         let erased = async {
             let query = statement::<(SqlUuid, Binary, Text)>(NOT_ENDED).bind::<Int4, _>(tenant.0);
             let rows: Vec<(Uuid, Vec<u8>, String)> = RunQueryDsl::load(query, &mut *conn).await?;
-            for (id, sealed, after) in rows {
-                let Some(mut definition) = self.definition(sealed)? else { continue };
+            for (id, stored, after) in rows {
+                let Some(stored) = self.opened(sealed::BROADCAST.of(tenant), stored) else { continue };
+                let Ok(mut definition) = serde_json::from_slice::<Definition>(&stored) else { continue };
                 let Target::Users { ids } = &mut definition.target else { continue };
                 if !ids.iter().any(|one| one == user_id) {
                     continue;
@@ -390,7 +417,7 @@ impl Store {
                 // Everybody before was told as well.
                 let before = ids.iter().rfind(|one| **one < after).cloned().unwrap_or_default();
                 let after = if after == user_id { before } else { after };
-                self.rewrite(&mut conn, id, &definition, &after).await?;
+                self.rewrite(&mut conn, (tenant, id), &definition, &after).await?;
             }
             let query = statement::<()>(STEP_BACK).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
             RunQueryDsl::execute(query, &mut *conn).await?;
@@ -414,38 +441,65 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    async fn run(
+    async fn read(&self, conn: &mut AsyncPgConnection) -> DbResult<Option<Page>> {
+        let query = statement::<(Binary, Text)>(READ).bind::<SqlUuid, _>(self.broadcast.id);
+        let read: Vec<(Vec<u8>, String)> = RunQueryDsl::load(query, conn).await?;
+        let Some((stored, after)) = read.into_iter().next() else { return Ok(None) };
+        let Some(definition) = self.store.definition(self.broadcast.tenant, stored.clone())? else { return Ok(None) };
+        let Audience { people, next } = match &definition.target {
+            Target::Users { ids } => self.named(conn, ids, &after).await?,
+            target => self.known(conn, target, after.clone()).await?,
+        };
+        Ok(Some(Page { people, next, after, stored, definition }))
+    }
+
+    async fn tell(
         &self,
         conn: &mut AsyncPgConnection,
-        compose: impl FnOnce(&[Person]) -> Vec<NewMessage>,
+        page: Page,
+        mut messages: Vec<NewMessage>,
     ) -> DbResult<PageDone> {
         let id = self.broadcast.id;
         let query = statement::<(Binary, Text)>(LOCK).bind::<SqlUuid, _>(id);
         let locked: Vec<(Vec<u8>, String)> = RunQueryDsl::load(query, conn).await?;
-        let Some((sealed, after)) = locked.into_iter().next() else { return Ok(PageDone::default()) };
-        // Somebody may have been taken out of it since it was read.
-        let Some(definition) = self.store.definition(sealed)? else { return Ok(PageDone::default()) };
-        let Audience { people, next } = match &definition.target {
-            Target::Users { ids } => self.named(conn, ids, &after).await?,
-            target => self.known(conn, target, after).await?,
-        };
-        let messages = compose(&people);
+        let Some((stored, after)) = locked.into_iter().next() else { return Ok(PageDone::default()) };
+        // Another scheduler told this page, or somebody was taken out of the broadcast: it is read once more.
+        if stored != page.stored || after != page.after {
+            return Ok(PageDone { more: true, ..PageDone::default() });
+        }
+        // Where there was no time for all of the page, the others are the next one.
+        let told = messages.len().min(page.people.len());
+        let last = page.people.get(told.saturating_sub(1)).filter(|_| told < page.people.len());
+        let next = last.map(|person| person.id.clone()).or(page.next);
+        if !matches!(page.definition.target, Target::Users { .. }) {
+            self.drop_erased(conn, &mut messages).await?;
+        }
         let deliveries: Vec<Uuid> =
             messages.iter().flat_map(|message| message.deliveries.iter().map(|delivery| delivery.id.0)).collect();
         let dispatch = if messages.is_empty() { None } else { self.accept(conn, messages).await? };
         let progress = statement::<()>(PROGRESS)
             .bind::<Nullable<Text>, _>(next.clone())
-            .bind::<Int8, _>(count(people.len()))
+            .bind::<Int8, _>(count(told))
             .bind::<Int4, _>(i32::try_from(deliveries.len()).unwrap_or(i32::MAX))
             .bind::<Nullable<SqlUuid>, _>(deliveries.iter().min().copied())
             .bind::<Nullable<SqlUuid>, _>(deliveries.iter().max().copied())
             .bind::<SqlUuid, _>(id);
         RunQueryDsl::execute(progress, conn).await?;
         if next.is_none() {
-            self.store.forget_named(conn, id, &definition).await?;
+            self.store.forget_named(conn, self.broadcast.tenant, id, &page.definition).await?;
         }
         faultpoint::pass(faultpoint::WITHIN_PAGE);
-        Ok(PageDone { told: people.len(), more: next.is_some(), dispatch })
+        Ok(PageDone { told, more: next.is_some(), dispatch })
+    }
+
+    /// Leaves out those who were erased since the page was read.
+    async fn drop_erased(&self, conn: &mut AsyncPgConnection, messages: &mut Vec<NewMessage>) -> DbResult<()> {
+        let ids: Vec<String> = messages.iter().filter_map(|message| message.user_id.clone()).collect();
+        let query = statement::<Text>(STILL_THERE).bind::<Int4, _>(self.broadcast.tenant.0).bind::<Array<Text>, _>(ids);
+        let there: Vec<String> = RunQueryDsl::load(query, conn).await?;
+        let there: HashSet<&str> = there.iter().map(String::as_str).collect();
+        messages.retain(|message| message.user_id.as_deref().is_some_and(|id| there.contains(id)));
+        Ok(())
     }
 
     async fn accept(&self, conn: &mut AsyncPgConnection, messages: Vec<NewMessage>) -> DbResult<Option<Dispatch>> {
@@ -510,7 +564,11 @@ impl Step<'_> {
         let query = statement::<SqlPerson>(PEOPLE).bind::<Array<Text>, _>(ids);
         let query = query.bind::<Int4, _>(self.broadcast.tenant.0);
         let rows: Vec<PersonRow> = RunQueryDsl::load(query, conn).await?;
-        rows.into_iter().map(|row| self.store.person_of(row).map(|person| (person.id.clone(), person))).collect()
+        let read = |row: PersonRow| {
+            let person = self.store.person_of(self.broadcast.tenant, row);
+            person.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()
+        };
+        Ok(rows.into_iter().filter_map(read).map(|person| (person.id.clone(), person)).collect())
     }
 }
 
@@ -525,6 +583,10 @@ const RUNNING: &str = "
 SELECT id, tenant_id, definition, total IS NOT NULL FROM broadcasts WHERE status = 'running' AND id > ? ORDER BY id LIMIT ?";
 
 const AHEAD: &str = "SELECT coalesce(max(waiting), 0)::int8 FROM lines WHERE id = ANY (?::uuid[])";
+
+const READ: &str = "SELECT definition, after_user FROM broadcasts WHERE id = ? AND status = 'running'";
+
+const STILL_THERE: &str = "SELECT user_id FROM users WHERE tenant_id = ? AND user_id = ANY (?::text[])";
 
 const LOCK: &str =
     "SELECT definition, after_user FROM broadcasts WHERE id = ? AND status = 'running' FOR UPDATE SKIP LOCKED";

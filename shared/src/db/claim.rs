@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, statement};
+use super::{DbResult, Statement, Store, sealed, statement};
 use crate::{
     contract::WorkItem,
     domain::{
@@ -120,7 +120,10 @@ impl Claim {
             delivery;
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
         // The claim stands. What cannot be opened ends as a dead letter by itself, and holds up nobody beside it.
-        let opened = sealer.open(content).and_then(|content| Ok((content, sealer.open_text(recipient)?)));
+        let tenant = TenantId(tenant);
+        let opened = sealer.open(sealed::CONTENT.of(tenant), content);
+        let opened =
+            opened.and_then(|content| Ok((content, sealer.open_text(sealed::RECIPIENT.of(tenant), recipient)?)));
         let (content, recipient) = opened.unwrap_or_else(|error| {
             tracing::error!(delivery.id = %id, %error, "the content of a delivery cannot be opened");
             Default::default()
@@ -129,7 +132,7 @@ impl Claim {
             delivery: DeliveryId(id),
             run,
             message: MessageId(message_id),
-            tenant: TenantId(tenant),
+            tenant,
             recipient: Address::new(recipient),
             line,
             tries: tries(attempts, deferrals, crashes),

@@ -6,8 +6,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, statement};
-use crate::{domain::TenantId, seal::SealError, token};
+use super::{DbResult, Statement, Store, sealed, statement};
+use crate::{domain::TenantId, token};
 
 /// What an admin sets.
 #[derive(Clone)]
@@ -97,8 +97,8 @@ impl Store {
         secret: &SecretString,
     ) -> DbResult<Uuid> {
         let id = Uuid::now_v7();
-        let secret = self.sealer().seal(secret.expose_secret().as_bytes())?;
-        let query = self.bind_configuration(statement::<()>(CREATE), settings)?;
+        let secret = self.sealer().seal(sealed::CONFIGURATION_SECRET.of(tenant), secret.expose_secret().as_bytes())?;
+        let query = self.bind_configuration(statement::<()>(CREATE), tenant, settings)?;
         query
             .bind::<SqlUuid, _>(id)
             .bind::<Int4, _>(tenant.0)
@@ -116,7 +116,7 @@ impl Store {
         id: Uuid,
         settings: &ConfigurationSettings,
     ) -> DbResult<bool> {
-        let query = self.bind_configuration(statement::<()>(UPDATE), settings)?;
+        let query = self.bind_configuration(statement::<()>(UPDATE), tenant, settings)?;
         Ok(query.bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant)).run(self).await? > 0)
     }
 
@@ -154,8 +154,9 @@ impl Store {
         secret: &SecretString,
         grace_seconds: i32,
     ) -> DbResult<bool> {
+        let place = sealed::CONFIGURATION_SECRET.of(tenant);
         let query = statement::<()>(REPLACE_SECRET)
-            .bind::<Binary, _>(self.sealer().seal(secret.expose_secret().as_bytes())?)
+            .bind::<Binary, _>(self.sealer().seal(place, secret.expose_secret().as_bytes())?)
             .bind::<Int4, _>(grace_seconds)
             .bind::<Int4, _>(tenant.0)
             .bind::<SqlUuid, _>(id);
@@ -169,39 +170,46 @@ impl Store {
         Ok(rows.into_iter().map(|(tenant, at)| (TenantId(tenant), at)).collect())
     }
 
-    fn bind_configuration<T>(&self, query: Statement<T>, settings: &ConfigurationSettings) -> DbResult<Statement<T>> {
+    fn bind_configuration<T>(
+        &self,
+        query: Statement<T>,
+        tenant: TenantId,
+        settings: &ConfigurationSettings,
+    ) -> DbResult<Statement<T>> {
         let headers = serde_json::to_vec(&settings.headers).unwrap_or_default();
         Ok(query
             .bind::<Text, _>(settings.name.clone())
             .bind::<Text, _>(settings.url.clone())
             .bind::<Nullable<Array<Text>>, _>(settings.events.clone())
-            .bind::<Binary, _>(self.sealer().seal(&headers)?)
+            .bind::<Binary, _>(self.sealer().seal(sealed::CONFIGURATION_HEADERS.of(tenant), &headers)?)
             .bind::<Bool, _>(settings.is_active))
     }
 
     async fn configurations_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Configuration>> {
         let rows: Vec<Row> = query.rows(self).await?;
-        let secret = |sealed: Vec<u8>| -> DbResult<SecretString> {
-            let plain = String::from_utf8(self.sealer().open(sealed)?).map_err(|_| SealError::Damaged)?;
-            Ok(plain.into())
+        let secret = |tenant: TenantId, stored: Vec<u8>| -> Option<SecretString> {
+            let plain = self.opened(sealed::CONFIGURATION_SECRET.of(tenant), stored)?;
+            Some(String::from_utf8(plain).ok()?.into())
         };
         let open = |row: Row| {
-            let ((id, tenant, name, url, events, headers, sealed), rest, (disabled_at, disabled_why)) = row;
+            let ((id, tenant, name, url, events, headers, stored), rest, (disabled_at, disabled_why)) = row;
             let (previous, previous_until, is_active, created_at, updated_at) = rest;
-            let headers = serde_json::from_slice(&self.sealer().open(headers)?).unwrap_or_default();
-            Ok(Configuration {
+            let tenant = TenantId(tenant);
+            let headers = self.opened(sealed::CONFIGURATION_HEADERS.of(tenant), headers)?;
+            let headers = serde_json::from_slice(&headers).unwrap_or_default();
+            Some(Configuration {
                 id,
-                tenant: TenantId(tenant),
+                tenant,
                 settings: ConfigurationSettings { name, url, events, headers, is_active },
-                secret: secret(sealed)?,
-                previous_secret: previous.map(secret).transpose()?,
+                secret: secret(tenant, stored)?,
+                previous_secret: previous.and_then(|previous| secret(tenant, previous)),
                 previous_until,
                 created_at,
                 updated_at,
                 disabled: disabled_at.zip(disabled_why),
             })
         };
-        rows.into_iter().map(open).collect()
+        Ok(rows.into_iter().filter_map(open).collect())
     }
 }
 

@@ -73,7 +73,7 @@ impl Store {
     pub async fn contact(&self, tenant: TenantId, id: &str) -> DbResult<Option<Contact>> {
         let query = statement::<SqlContact>(ONE).bind::<Int4, _>(tenant.0).bind::<Text, _>(id.to_owned());
         let rows: Vec<ContactRow> = query.within(Some(tenant)).rows(self).await?;
-        rows.into_iter().next().map(|row| self.contact_of(row)).transpose()
+        rows.into_iter().next().map(|row| self.contact_of(tenant, row)).transpose()
     }
 
     /// Up to `limit` people of a tenant, newest first; those that come after `after`, if given.
@@ -94,17 +94,24 @@ impl Store {
             .bind::<Nullable<Array<Text>>, _>(filter.attribute.clone())
             .bind::<Int8, _>(limit);
         let rows: Vec<ContactRow> = query.within(Some(tenant)).rows(self).await?;
-        rows.into_iter().map(|row| self.contact_of(row)).collect()
+        // Whoever cannot be read holds up nobody beside them.
+        let read = |row: ContactRow| {
+            let contact = self.contact_of(tenant, row);
+            contact.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
     }
 
-    fn contact_of(&self, (row, (created_at, updated_at, ids, times)): ContactRow) -> DbResult<Contact> {
-        let mut person = self.person_of(row)?;
-        let devices = ids.into_iter().zip(std::mem::take(&mut person.devices)).zip(times);
-        let device = |((id, device), created_at): ((Uuid, crate::domain::Device), _)| DeviceRow {
-            id,
-            platform: device.platform.map(|platform| platform.to_string()),
-            created_at,
-        };
+    fn contact_of(
+        &self,
+        tenant: TenantId,
+        (row, (created_at, updated_at, ids, times)): ContactRow,
+    ) -> DbResult<Contact> {
+        // A device whose token cannot be read is shown all the same: it can be taken away.
+        let platforms = row.1.1.clone();
+        let person = Person { devices: Vec::new(), ..self.person_of(tenant, row)? };
+        let devices = ids.into_iter().zip(platforms).zip(times);
+        let device = |((id, platform), created_at)| DeviceRow { id, platform, created_at };
         Ok(Contact { devices: devices.map(device).collect(), person, created_at, updated_at })
     }
 
@@ -147,7 +154,7 @@ impl Store {
             drafts.iter().filter(|draft| !draft.is_row).map(|draft| draft.person.id.clone()).collect();
         let mut columns = Columns::default();
         for draft in drafts {
-            columns.push(self, draft)?;
+            columns.push(self, tenant, draft)?;
         }
         let made: Vec<String> = RunQueryDsl::load(columns.bind(tenant), conn).await?;
         for id in &made {
@@ -170,7 +177,7 @@ impl Store {
         let rows: Vec<LockedRow> = RunQueryDsl::load(query, conn).await?;
         let draft = |row: LockedRow| {
             let is_contact = row.1.is_some();
-            let person = self.person_of((row, (Vec::new(), Vec::new())))?;
+            let person = self.person_of(tenant, (row, (Vec::new(), Vec::new())))?;
             Ok((person.id.clone(), Draft { person, is_row: true, is_contact, is_changed: false }))
         };
         rows.into_iter().map(draft).collect()
@@ -213,11 +220,11 @@ struct Columns {
 }
 
 impl Columns {
-    fn push(&mut self, store: &Store, draft: Draft) -> DbResult<()> {
+    fn push(&mut self, store: &Store, tenant: TenantId, draft: Draft) -> DbResult<()> {
         let Person { id, email, phone, name, locale, time_zone, quiet_hours, attributes, .. } = draft.person;
         let minute = |minute: u16| i16::try_from(minute).ok();
         self.id.push(id);
-        self.profile.push(store.seal_profile(&Profile { email, phone, name })?);
+        self.profile.push(store.seal_profile(tenant, &Profile { email, phone, name })?);
         self.locale.push(locale);
         self.time_zone.push(time_zone.map(chrono_tz::Tz::name));
         self.quiet_start.push(quiet_hours.and_then(|hours| minute(hours.start)));

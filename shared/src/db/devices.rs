@@ -5,7 +5,7 @@ use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timesta
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
-use super::{DbResult, Store, people::Profile, statement};
+use super::{DbResult, Store, people::Profile, sealed, statement};
 use crate::domain::{Device, Platform, TenantId};
 
 /// Devices of one person; one more, and the oldest goes.
@@ -44,13 +44,13 @@ impl Store {
         let person = statement::<()>(MAKE_KNOWN)
             .bind::<Int4, _>(tenant.0)
             .bind::<Text, _>(user_id.to_owned())
-            .bind::<Binary, _>(self.seal_profile(&Profile::default())?);
+            .bind::<Binary, _>(self.seal_profile(tenant, &Profile::default())?);
         RunQueryDsl::execute(person, conn).await?;
         let query = statement::<(SqlUuid, Nullable<Text>, Timestamptz, Bool)>(REGISTER)
             .bind::<SqlUuid, _>(Uuid::now_v7())
             .bind::<Int4, _>(tenant.0)
             .bind::<Text, _>(user_id.to_owned())
-            .bind::<Text, _>(self.sealer().seal_text(token)?)
+            .bind::<Text, _>(self.sealer().seal_text(sealed::DEVICE.of(tenant), token)?)
             .bind::<Binary, _>(self.sealer().fingerprint(&realm, token).to_vec())
             .bind::<Nullable<Text>, _>(device.platform.map(Platform::as_str))
             .bind::<Array<Binary>, _>(known);

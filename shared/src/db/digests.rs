@@ -13,7 +13,7 @@ use super::{
     accept::Acceptance,
     beside::NewDigestItem,
     outbox::Dispatch,
-    statement,
+    sealed, statement,
     throttles::{Ask, Granted},
 };
 use crate::{domain::TenantId, faultpoint};
@@ -180,7 +180,7 @@ impl Store {
                 digests.push(*window);
                 events.push(item.event);
                 tenants.push(group.tenant);
-                data.push(self.sealer().seal(&item.data)?);
+                data.push(self.sealer().seal(sealed::DIGEST_ITEM.of(TenantId(group.tenant)), &item.data)?);
             }
         }
         let query = statement::<()>(INSERT_ITEMS)
@@ -205,38 +205,54 @@ impl Store {
         statement::<Nullable<Double>>(DUE_IN).row(self).await
     }
 
-    /// Takes hold of windows for their closing: those that nobody else holds and that are still to be closed.
+    /// Windows that close now, with what gathered in them: to write their messages before they are held.
+    pub async fn closing_digests(&self, ids: Vec<Uuid>) -> DbResult<Vec<HeldDigest>> {
+        let rows: Vec<HeldRow> = statement::<HeldSqlRow>(CLOSING).bind::<Array<SqlUuid>, _>(ids).rows(self).await?;
+        let tenants: HashMap<Uuid, i32> = rows.iter().map(|((id, tenant, ..), _)| (*id, *tenant)).collect();
+        let asked: Vec<Uuid> = tenants.keys().copied().collect();
+        let query = statement::<(SqlUuid, Binary)>(ITEMS).bind::<Array<SqlUuid>, _>(asked);
+        let stored: Vec<(Uuid, Vec<u8>)> = query.bind::<Int8, _>(ITEMS_BYTES_MAX).rows(self).await?;
+        let mut items: HashMap<Uuid, Vec<Vec<u8>>> = HashMap::new();
+        for (digest, data) in stored {
+            let tenant = TenantId(tenants.get(&digest).copied().unwrap_or_default());
+            items.entry(digest).or_default().extend(self.opened(sealed::DIGEST_ITEM.of(tenant), data));
+        }
+        Ok(rows.into_iter().map(|row| digest(row, &mut items)).collect())
+    }
+
+    /// Takes hold of windows for their closing: those that nobody else holds and that are still to be closed. What gathered in them
+    /// is not read again.
     pub async fn hold_digests(&self, ids: Vec<Uuid>) -> DbResult<Closing> {
         let mut conn = self.transaction().await?;
-        match self.held(&mut conn, ids).await {
+        match held(&mut conn, ids).await {
             Ok(digests) => Ok(Closing { store: self.clone(), conn, digests }),
             Err(error) => conn.finish(Err(error)).await,
         }
     }
 
-    async fn held(&self, conn: &mut AsyncPgConnection, ids: Vec<Uuid>) -> DbResult<Vec<HeldDigest>> {
-        let query = statement::<HeldSqlRow>(HOLD).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<HeldRow> = RunQueryDsl::load(query, &mut *conn).await?;
-        let held: Vec<Uuid> = rows.iter().map(|((id, ..), _)| *id).collect();
-        let query =
-            statement::<(SqlUuid, Binary)>(ITEMS).bind::<Array<SqlUuid>, _>(held).bind::<Int8, _>(ITEMS_BYTES_MAX);
-        let sealed: Vec<(Uuid, Vec<u8>)> = RunQueryDsl::load(query, conn).await?;
-        let mut items: HashMap<Uuid, Vec<Vec<u8>>> = HashMap::new();
-        for (digest, data) in sealed {
-            items.entry(digest).or_default().push(self.sealer().open(data)?);
-        }
-        let digest = |((id, tenant, rule, user_id, count, is_full), times): HeldRow| {
-            let (event_type, opened_at, closes_at, latest_at) = times;
-            let items = items.remove(&id).unwrap_or_default();
-            let tenant = TenantId(tenant);
-            HeldDigest { id, tenant, rule, user_id, count, is_full, event_type, opened_at, closes_at, latest_at, items }
-        };
-        Ok(rows.into_iter().map(digest).collect())
-    }
-
     /// Forgets up to `limit` windows that closed more than `days` ago; says how many.
     pub async fn forget_digests(&self, days: i32, limit: i64) -> DbResult<usize> {
         statement::<()>(FORGET).bind::<Int4, _>(days).bind::<Int8, _>(limit).run(self).await
+    }
+}
+
+async fn held(conn: &mut AsyncPgConnection, ids: Vec<Uuid>) -> DbResult<Vec<HeldDigest>> {
+    let query = statement::<HeldSqlRow>(HOLD).bind::<Array<SqlUuid>, _>(ids);
+    let rows: Vec<HeldRow> = RunQueryDsl::load(query, conn).await?;
+    Ok(rows.into_iter().map(|row| digest(row, &mut HashMap::new())).collect())
+}
+
+fn digest(row: HeldRow, items: &mut HashMap<Uuid, Vec<Vec<u8>>>) -> HeldDigest {
+    let ((id, tenant, rule, user_id, count, is_full), (event_type, opened_at, closes_at, latest_at)) = row;
+    let (tenant, items) = (TenantId(tenant), items.remove(&id).unwrap_or_default());
+    HeldDigest { id, tenant, rule, user_id, count, is_full, event_type, opened_at, closes_at, latest_at, items }
+}
+
+impl HeldDigest {
+    /// Whether a window is as it was: nothing came into it, and nothing moved its end.
+    pub fn is_still(&self, before: &Self) -> bool {
+        let shape = |one: &Self| (one.count, one.is_full, one.opened_at, one.closes_at, one.latest_at);
+        shape(self) == shape(before)
     }
 }
 
@@ -380,10 +396,19 @@ FOR UPDATE SKIP LOCKED";
 const DUE_IN: &str = "
 SELECT extract(epoch FROM (SELECT closes_at FROM digests WHERE state <> 'closed' ORDER BY closes_at LIMIT 1) - now())::float8";
 
-const HOLD: &str = "
-SELECT id, tenant_id, rule_id, user_id, items, state = 'full', event_type, opened_at, closes_at, latest_at
-FROM digests WHERE id = ANY (?::uuid[]) AND state <> 'closed' AND closes_at <= now() ORDER BY id
-FOR UPDATE SKIP LOCKED";
+/// A fixed text that reads windows which close now.
+macro_rules! closing {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, tenant_id, rule_id, user_id, items, state = 'full', event_type, opened_at, closes_at, latest_at ",
+            "FROM digests WHERE id = ANY (?::uuid[]) AND state <> 'closed' AND closes_at <= now() ORDER BY id",
+            $rest
+        )
+    };
+}
+
+const CLOSING: &str = closing!("");
+const HOLD: &str = closing!(" FOR UPDATE SKIP LOCKED");
 
 const ITEMS: &str = "
 SELECT x.digest_id, x.data FROM (

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Store, sealed, statement};
 use crate::{
     domain::{DeliveryId, TenantId},
     seal::{Fingerprint, Sealer},
@@ -126,7 +126,8 @@ impl Store {
     /// Puts all of `items` into their inboxes in one commit; those that stand there already are left as they are.
     /// Returns how many are new.
     pub async fn inbox_insert(&self, items: Vec<NewItem>) -> DbResult<usize> {
-        let sealed: Result<Vec<_>, _> = items.iter().map(|item| self.sealer().seal(&item.content)).collect();
+        let sealed: Result<Vec<_>, _> =
+            items.iter().map(|item| self.sealer().seal(sealed::INBOX.of(item.tenant), &item.content)).collect();
         let query = statement::<()>(INSERT)
             .bind::<Array<SqlUuid>, _>(items.iter().map(|item| item.delivery.0).collect::<Vec<_>>())
             .bind::<Array<Int4>, _>(items.iter().map(|item| item.tenant.0).collect::<Vec<_>>())
@@ -158,7 +159,7 @@ impl Store {
             .bind::<Int8, _>(before.unwrap_or(i64::MAX))
             .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.rows(self).await?;
-        rows.into_iter().map(|row| self.item(row)).collect()
+        Ok(rows.into_iter().filter_map(|row| self.item(tenant, row)).collect())
     }
 
     /// Whether a person has this item.
@@ -228,17 +229,15 @@ impl Store {
         let rows: Vec<Placed> = query.rows(self).await?;
         let mut read: Vec<Vec<InboxItem>> = readers.iter().map(|_| Vec::new()).collect();
         for (place, id, seq, content, read_at, created_at) in rows {
-            let item = self.item((id, seq, content, read_at, created_at))?;
-            let of = usize::try_from(place - 1).ok().and_then(|place| read.get_mut(place));
-            if let Some(of) = of {
-                of.push(item);
-            }
+            let place = usize::try_from(place - 1).unwrap_or(usize::MAX);
+            let Some((of, reader)) = read.get_mut(place).zip(readers.get(place)) else { continue };
+            of.extend(self.item(reader.tenant, (id, seq, content, read_at, created_at)));
         }
         Ok(read)
     }
 
-    fn item(&self, (id, seq, content, read_at, created_at): Row) -> DbResult<InboxItem> {
-        Ok(InboxItem { id, seq, content: self.sealer().open(content)?, read_at, created_at })
+    fn item(&self, tenant: TenantId, (id, seq, content, read_at, created_at): Row) -> Option<InboxItem> {
+        Some(InboxItem { id, seq, content: self.opened(sealed::INBOX.of(tenant), content)?, read_at, created_at })
     }
 }
 

@@ -20,7 +20,7 @@ use uuid::Uuid;
 pub use filter::{LetterFilter, LetterStatus};
 pub use replay::{IntakeLetter, LetterAction, Pass, Replay, RunningReplay};
 
-use super::{DbResult, Store, schema::dead_letters, statement, webhook_events::tell};
+use super::{DbResult, Store, schema::dead_letters, sealed, statement, webhook_events::tell};
 use crate::domain::{Channel, DeadOrigin, DeadReason, TenantId};
 
 /// Largest body that is kept for a replay: four times what the intake takes.
@@ -140,7 +140,7 @@ impl Store {
         let mut conn = self.within(scope).await?;
         let letters = page.load(&mut *conn).await;
         let letters: Vec<DeadLetter> = conn.done(letters).await?;
-        letters.into_iter().map(|letter| self.letter_opened(letter)).collect()
+        Ok(letters.into_iter().map(|letter| self.letter_opened(letter)).collect())
     }
 
     /// One letter, if it exists and `scope` may see it.
@@ -149,12 +149,16 @@ impl Store {
         let query = one.query(scope).select(columns!());
         let mut conn = self.within(scope).await?;
         let letter = query.first(&mut *conn).await.optional();
-        conn.done(letter).await?.map(|letter| self.letter_opened(letter)).transpose()
+        Ok(conn.done(letter).await?.map(|letter| self.letter_opened(letter)))
     }
 
-    fn letter_opened(&self, mut letter: DeadLetter) -> DbResult<DeadLetter> {
-        letter.detail = self.sealer().open_text(letter.detail)?;
-        Ok(letter)
+    /// The detail of a delivery is one of its log as well, and plain.
+    fn letter_opened(&self, mut letter: DeadLetter) -> DeadLetter {
+        if letter.delivery_id.is_none() {
+            let detail = self.opened_text(sealed::LETTER_DETAIL.of_nobody(), letter.detail);
+            letter.detail = detail.unwrap_or_default();
+        }
+        letter
     }
 
     /// How many open letters match: what a replay or drop with this filter would move.
@@ -172,10 +176,12 @@ impl Store {
         letters.dedup_by_key(|letter| letter.id);
         // What a refused publish says, and what was wrong with it, is as private as what was accepted.
         for letter in &mut letters {
-            letter.detail = self.sealer().seal_text(&clean(Some(&letter.detail)).unwrap_or_default())?;
+            letter.detail = self
+                .sealer()
+                .seal_text(sealed::LETTER_DETAIL.of_nobody(), &clean(Some(&letter.detail)).unwrap_or_default())?;
             // One that is too long is better left out than kept in half: half of it would replay as something else.
             let body = letter.body.take().filter(|body| body.len() <= BODY_BYTES_MAX);
-            letter.body = body.map(|body| self.sealer().seal(&body)).transpose()?;
+            letter.body = body.map(|body| self.sealer().seal(sealed::LETTER_BODY.of_nobody(), &body)).transpose()?;
         }
         let columns = |of: fn(&NewLetter) -> Option<String>| letters.iter().map(of).collect::<Vec<_>>();
         let query = statement::<SqlUuid>(INSERT)

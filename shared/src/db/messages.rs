@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     DbResult, Statement, Store,
     analytics::{daily, reach},
-    statement,
+    sealed, statement,
     webhook_events::tell,
 };
 use crate::domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, OutcomeClass, State, TenantId};
@@ -32,6 +32,8 @@ const OPENED_TOGETHER: usize = 200;
 pub struct StoredMessage {
     /// Its id.
     pub id: MessageId,
+    /// Whose it is.
+    pub tenant: TenantId,
     /// The bulk it belongs to.
     pub bulk: Option<BulkId>,
     /// The person.
@@ -165,11 +167,11 @@ pub struct BulkCounts {
 
 type SqlMessage = (
     (SqlUuid, Nullable<SqlUuid>, Nullable<Text>, Nullable<Text>, Text, Text, Nullable<Text>),
-    (Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Timestamptz),
+    (Int4, Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Timestamptz),
 );
 type MessageRow = (
     (Uuid, Option<Uuid>, Option<String>, Option<String>, String, String, Option<String>),
-    (Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, DateTime<Utc>),
+    (i32, Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, DateTime<Utc>),
 );
 type SqlDelivery = (
     (SqlUuid, SqlUuid, Text, Text, Text),
@@ -288,16 +290,18 @@ impl Store {
         let (part, json_part) = (text.to_lowercase(), as_stored(text).to_lowercase());
         let mut found = Vec::new();
         for ids in candidates.chunks(OPENED_TOGETHER) {
-            let query = statement::<(SqlUuid, Nullable<Binary>, Array<Text>)>(SEALED_TEXTS);
+            let query = statement::<(SqlUuid, Int4, Nullable<Binary>, Array<Text>)>(SEALED_TEXTS);
             let query = query.bind::<Array<SqlUuid>, _>(ids.to_vec()).within(search.scope);
-            let rows: Vec<(Uuid, Option<Vec<u8>>, Vec<String>)> = query.rows(self).await?;
-            for (id, content, recipients) in rows {
-                let content = content.map(|content| self.sealer().open(content)).transpose()?.unwrap_or_default();
-                let recipients: Result<Vec<_>, _> =
-                    recipients.into_iter().map(|recipient| self.sealer().open_text(recipient)).collect();
+            let rows: Vec<(Uuid, i32, Option<Vec<u8>>, Vec<String>)> = query.rows(self).await?;
+            for (id, tenant, content, recipients) in rows {
+                let tenant = TenantId(tenant);
+                let content = content.and_then(|content| self.opened(sealed::CONTENT.of(tenant), content));
+                let content = content.unwrap_or_default();
+                let place = sealed::RECIPIENT.of(tenant);
+                let mut recipients = recipients.into_iter().filter_map(|recipient| self.opened_text(place, recipient));
                 let holds = |text: &str, part: &str| text.to_lowercase().contains(part);
                 let matches = holds(&String::from_utf8_lossy(&content), &json_part)
-                    || recipients?.iter().any(|recipient| holds(recipient, &part));
+                    || recipients.any(|recipient| holds(&recipient, &part));
                 found.extend(matches.then_some(id));
             }
         }
@@ -386,18 +390,17 @@ impl Store {
     async fn with_deliveries(&self, scope: Option<TenantId>, rows: Vec<MessageRow>) -> DbResult<Vec<StoredMessage>> {
         let mut messages: Vec<StoredMessage> = rows.into_iter().map(StoredMessage::from).collect();
         for message in &mut messages {
-            message.content = message.content.take().map(|content| self.sealer().open(content)).transpose()?;
+            let content = message.content.take();
+            message.content = content.and_then(|content| self.opened(sealed::CONTENT.of(message.tenant), content));
         }
         let ids: Vec<Uuid> = messages.iter().map(|message| message.id.0).collect();
         let query = statement::<SqlDelivery>(SELECT_DELIVERIES).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<DeliveryRow> =
             if messages.is_empty() { Vec::new() } else { query.within(scope).rows(self).await? };
         for mut row in rows {
-            row.0.3 = self.sealer().open_text(row.0.3)?;
-            let owner = messages.iter_mut().find(|message| message.id.0 == row.0.0);
-            if let Some((owner, delivery)) = owner.zip(delivery(row)) {
-                owner.deliveries.push(delivery);
-            }
+            let Some(owner) = messages.iter_mut().find(|message| message.id.0 == row.0.0) else { continue };
+            row.0.3 = self.opened_text(sealed::RECIPIENT.of(owner.tenant), row.0.3).unwrap_or_default();
+            owner.deliveries.extend(delivery(row));
         }
         Ok(messages)
     }
@@ -471,9 +474,10 @@ fn as_stored(text: &str) -> String {
 impl From<MessageRow> for StoredMessage {
     fn from((head, tail): MessageRow) -> Self {
         let (id, bulk, user_id, category, priority, source, request_id) = head;
-        let (content, scheduled_at, expires_at, created_at) = tail;
+        let (tenant, content, scheduled_at, expires_at, created_at) = tail;
         Self {
             id: MessageId(id),
+            tenant: TenantId(tenant),
             bulk: bulk.map(BulkId),
             user_id,
             category,
@@ -517,7 +521,7 @@ fn event(
 
 const SELECT_ONE: &str = "
 SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,
-       coalesce(m.content, b.content), m.scheduled_at, m.expires_at, m.created_at
+       m.tenant_id, coalesce(m.content, b.content), m.scheduled_at, m.expires_at, m.created_at
 FROM messages m LEFT JOIN bulks b ON b.id = m.bulk_id
 WHERE m.id = ? AND m.tenant_id = coalesce(?, m.tenant_id)";
 
@@ -602,7 +606,7 @@ SELECT m.id FROM messages m WHERE m.tenant_id = ? AND m.user_id = ? AND m.id < ?
 
 const SELECT_MANY: &str = "
 SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,
-       CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
+       m.tenant_id, CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
        m.scheduled_at, m.expires_at, m.created_at
 FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (SELECT * FROM messages m WHERE m.id = asked.id OFFSET 0) m
 LEFT JOIN bulks b ON b.id = m.bulk_id
@@ -643,7 +647,7 @@ ORDER BY m.id DESC LIMIT ?";
 /// What a search opens. Content beyond a few pages is not looked into.
 const SEALED_TEXTS: &str = concat!(
     "
-SELECT m.id, CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
+SELECT m.id, m.tenant_id, CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
        ARRAY(SELECT d.recipient FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
     minute_after!("m.id"),
     ")

@@ -40,6 +40,7 @@ pub mod rules;
 pub mod schema;
 mod scope;
 pub mod seal_check;
+mod sealed;
 mod statement;
 pub mod suppressions;
 pub mod templates;

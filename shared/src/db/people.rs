@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text};
 use serde::{Deserialize, Serialize};
 
-use super::{DbResult, Store, statement};
+use super::{DbResult, Store, sealed, statement};
 use crate::domain::{Address, Device, Person, QuietHours, TenantId};
 
 /// What is sealed of a person.
@@ -37,17 +37,23 @@ impl Store {
         let query =
             statement::<SqlRow>(PEOPLE).bind::<Array<Text>, _>(ids).bind::<Int4, _>(tenant.0).within(Some(tenant));
         let rows: Vec<Row> = query.rows(self).await?;
-        rows.into_iter().map(|row| self.person_of(row).map(|person| (person.id.clone(), person))).collect()
+        // Whoever cannot be read counts as unknown, and holds up nobody beside them.
+        let read = |row: Row| {
+            let person = self.person_of(tenant, row);
+            person.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()
+        };
+        Ok(rows.into_iter().filter_map(read).map(|person| (person.id.clone(), person)).collect())
     }
 
-    pub(super) fn person_of(&self, row: Row) -> DbResult<Person> {
+    pub(super) fn person_of(&self, tenant: TenantId, row: Row) -> DbResult<Person> {
         let ((id, profile, locale, time_zone, quiet_start, quiet_end, attributes), (tokens, platforms)) = row;
-        let profile = self.profile_of(profile)?;
+        let profile = self.profile_of(tenant, profile)?;
         let minute = |minute: Option<i16>| minute.and_then(|minute| u16::try_from(minute).ok());
         let mut devices = Vec::with_capacity(tokens.len());
         for (token, platform) in tokens.into_iter().zip(platforms) {
             let platform = platform.and_then(|word| word.parse().ok());
-            devices.push(Device { token: Address::new(self.sealer().open_text(token)?), platform });
+            let token = self.opened_text(sealed::DEVICE.of(tenant), token).map(Address::new);
+            devices.extend(token.map(|token| Device { token, platform }));
         }
         Ok(Person {
             id,
@@ -62,13 +68,13 @@ impl Store {
         })
     }
 
-    pub(super) fn profile_of(&self, sealed: Option<Vec<u8>>) -> DbResult<Profile> {
-        let profile = sealed.map(|sealed| self.sealer().open(sealed)).transpose()?;
+    pub(super) fn profile_of(&self, tenant: TenantId, stored: Option<Vec<u8>>) -> DbResult<Profile> {
+        let profile = stored.map(|stored| self.sealer().open(sealed::PROFILE.of(tenant), stored)).transpose()?;
         Ok(profile.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
     }
 
-    pub(super) fn seal_profile(&self, profile: &Profile) -> DbResult<Vec<u8>> {
-        Ok(self.sealer().seal(&serde_json::to_vec(profile).unwrap_or_default())?)
+    pub(super) fn seal_profile(&self, tenant: TenantId, profile: &Profile) -> DbResult<Vec<u8>> {
+        Ok(self.sealer().seal(sealed::PROFILE.of(tenant), &serde_json::to_vec(profile).unwrap_or_default())?)
     }
 }
 

@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use super::{DbResult, Store, messages::minute_after, people::Profile, statement, suppressions::NewSuppression};
+use super::{
+    DbResult, Store, messages::minute_after, people::Profile, sealed, statement, suppressions::NewSuppression,
+};
 use crate::{
     domain::{
         Address, Channel, Preferences, TenantId,
@@ -146,9 +148,7 @@ impl Store {
         let query = statement::<Text>(MAILED).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
         let mailed: Vec<String> = RunQueryDsl::load(query, conn).await?;
         let mut emails: BTreeSet<String> = stored.email.iter().map(|email| email.reveal().to_owned()).collect();
-        for sealed in mailed {
-            emails.insert(self.sealer().open_text(sealed)?);
-        }
+        emails.extend(mailed.into_iter().filter_map(|email| self.opened_text(sealed::RECIPIENT.of(tenant), email)));
         let keep = |email| farewell(tenant, Address::new(email), SuppressionScope::Marketing, false);
         self.suppress_within(conn, &emails.into_iter().map(keep).collect::<Vec<_>>()).await
     }
@@ -218,7 +218,7 @@ impl Store {
         let query = query.bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
         let rows: Vec<Row> = RunQueryDsl::load(query, conn).await?;
         let Some((preferences, profile)) = rows.into_iter().next() else { return Ok(None) };
-        let profile = profile.map(|sealed| self.sealer().open(sealed)).transpose()?;
+        let profile = profile.map(|stored| self.sealer().open(sealed::PROFILE.of(tenant), stored)).transpose()?;
         let profile: Option<Profile> = profile.and_then(|json| serde_json::from_slice(&json).ok());
         Ok(Some(Stored {
             preferences: preferences.map(|json| serde_json::from_str(&json).unwrap_or_default()),

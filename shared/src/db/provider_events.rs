@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, holds::About, statement};
+use super::{DbResult, Store, holds::About, sealed, statement};
 use crate::{
     domain::{Channel, DeliveryId, ProviderName, State, Teller, TenantId, suppression::suppressed_form},
     provider_events::{Told, tracking},
@@ -59,7 +59,12 @@ impl Store {
         let ids: Vec<Uuid> = events.iter().map(|_| Uuid::now_v7()).collect();
         let mut rows = Vec::with_capacity(events.len());
         for (id, event) in ids.iter().zip(events) {
-            rows.push((*id, event.teller.as_str(), event.dedup, self.sealer().seal(&event.body)?));
+            rows.push((
+                *id,
+                event.teller.as_str(),
+                event.dedup,
+                self.sealer().seal(sealed::PROVIDER_EVENT.of_nobody(), &event.body)?,
+            ));
         }
         // One lock order for all who keep the same events at once.
         rows.sort_by_key(|(_, _, dedup, _)| *dedup);
@@ -83,7 +88,7 @@ impl Store {
         let event = |(id, teller, body, tries, created_at): Row| PendingProviderEvent {
             id,
             teller: teller.parse().ok(),
-            body: self.sealer().open(body).ok(),
+            body: self.sealer().open(sealed::PROVIDER_EVENT.of_nobody(), body).ok(),
             tries,
             created_at,
         };
@@ -178,10 +183,11 @@ impl Store {
     async fn service_secret(&self, id: i32) -> DbResult<Vec<u8>> {
         let mut secret = [0; SECRET_BYTES];
         rand::fill(&mut secret).map_err(|_| SealError::NoRandom)?;
-        let query = statement::<()>(MAKE_SECRET).bind::<Int4, _>(id).bind::<Binary, _>(self.sealer().seal(&secret)?);
+        let (place, query) = (sealed::SERVICE_SECRET.of_nobody(), statement::<()>(MAKE_SECRET).bind::<Int4, _>(id));
+        let query = query.bind::<Binary, _>(self.sealer().seal(place, &secret)?);
         query.run(self).await?;
         let stored: Vec<u8> = statement::<Binary>(READ_SECRET).bind::<Int4, _>(id).row(self).await?;
-        Ok(self.sealer().open(stored)?)
+        Ok(self.sealer().open(place, stored)?)
     }
 
     async fn address_hashes(&self, deliveries: Vec<DeliveryId>) -> DbResult<Vec<Addressed>> {
@@ -192,9 +198,10 @@ impl Store {
         let query = statement::<(SqlUuid, Int4, Text, Text)>(RECIPIENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<(Uuid, i32, String, String)> = query.rows(self).await?;
         let mut addressed = Vec::with_capacity(rows.len());
-        for (id, tenant, channel, sealed) in rows {
+        for (id, tenant, channel, recipient) in rows {
             let Ok(channel) = channel.parse() else { continue };
-            let address = suppressed_form(channel, &self.sealer().open_text(sealed)?);
+            let recipient = self.opened_text(sealed::RECIPIENT.of(TenantId(tenant)), recipient);
+            let address = suppressed_form(channel, &recipient.unwrap_or_default());
             // Erased people have none.
             if !address.is_empty() {
                 let hash = self.sealer().fingerprint(&tenant.to_string(), &address).to_vec();

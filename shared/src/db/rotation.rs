@@ -9,8 +9,12 @@ use diesel::{
 };
 use diesel_async::RunQueryDsl;
 
-use super::{DbResult, Store};
-use crate::{reconnect::Reconnect, seal::Sealer};
+use super::{DbResult, Store, sealed};
+use crate::{
+    domain::TenantId,
+    reconnect::Reconnect,
+    seal::{self, SealError, Sealer},
+};
 
 /// Keys looked at by one statement.
 const SCAN: i64 = 2000;
@@ -90,50 +94,58 @@ struct Column {
     name: &'static str,
     key: Key,
     is_text: bool,
+    /// Under which name its values are bound.
+    place: seal::Column,
+    /// Whether they belong to their row's tenant, or to nobody.
+    is_tenants: bool,
     /// The column with the fingerprint of the value among those of its tenant.
     hash: Option<&'static str>,
     /// Which rows; all of them where it is empty.
     only: &'static str,
 }
 
-const fn bytes(table: &'static str, name: &'static str) -> Column {
-    Column { table, name, key: Key::Uuid, is_text: false, hash: None, only: "" }
+const fn bytes(table: &'static str, name: &'static str, place: seal::Column) -> Column {
+    Column { table, name, key: Key::Uuid, is_text: false, place, is_tenants: true, hash: None, only: "" }
 }
 
-const fn text(table: &'static str, name: &'static str) -> Column {
-    Column { is_text: true, ..bytes(table, name) }
+const fn text(table: &'static str, name: &'static str, place: seal::Column) -> Column {
+    Column { is_text: true, ..bytes(table, name, place) }
+}
+
+const fn of_nobody(column: Column) -> Column {
+    Column { is_tenants: false, ..column }
 }
 
 /// Every column whose values are sealed. Whoever adds one adds it here; the test of rotation looks through the whole database.
 const COLUMNS: &[Column] = &[
-    Column { key: Key::Number, ..text("tenants", "webhook_secret") },
-    bytes("messages", "content"),
-    bytes("bulks", "content"),
-    Column { hash: Some("recipient_hash"), ..text("deliveries", "recipient") },
-    Column { key: Key::Idempotency, ..bytes("idempotency_keys", "response") },
-    bytes("inbox", "content"),
-    bytes("dead_letters", "body"),
-    Column { only: " AND t.delivery_id IS NULL", ..text("dead_letters", "detail") },
-    bytes("wa_sessions", "api_key"),
-    bytes("wa_sessions", "webhook_secret"),
-    bytes("wa_sessions", "previous_secret"),
-    bytes("webhook_configurations", "headers"),
-    bytes("webhook_configurations", "secret"),
-    bytes("webhook_configurations", "previous_secret"),
-    bytes("waha_events", "body"),
-    Column { only: " AND t.body <> ''::bytea", ..bytes("provider_events", "body") },
-    Column { key: Key::Number, ..bytes("service_secrets", "secret") },
-    Column { hash: Some("chat_hash"), ..text("wa_inbound", "sender") },
-    text("wa_inbound", "recipient"),
-    Column { hash: Some("address_hash"), ..text("suppressions", "address") },
-    bytes("wa_inbound", "content"),
-    bytes("event_log", "data"),
-    Column { key: Key::Item, ..bytes("digest_items", "data") },
-    bytes("webhook_logs", "request"),
-    bytes("webhook_logs", "response"),
-    Column { key: Key::Person, ..bytes("users", "profile") },
-    Column { hash: Some("token_hash"), ..text("devices", "token") },
-    bytes("broadcasts", "definition"),
+    of_nobody(Column { key: Key::Number, ..text("tenants", "webhook_secret", sealed::TENANT_SECRET) }),
+    bytes("messages", "content", sealed::CONTENT),
+    bytes("bulks", "content", sealed::CONTENT),
+    Column { hash: Some("recipient_hash"), ..text("deliveries", "recipient", sealed::RECIPIENT) },
+    Column { key: Key::Idempotency, ..bytes("idempotency_keys", "response", sealed::RESPONSE) },
+    bytes("inbox", "content", sealed::INBOX),
+    of_nobody(bytes("dead_letters", "body", sealed::LETTER_BODY)),
+    of_nobody(Column { only: " AND t.delivery_id IS NULL", ..text("dead_letters", "detail", sealed::LETTER_DETAIL) }),
+    bytes("wa_sessions", "api_key", sealed::SESSION_KEY),
+    bytes("wa_sessions", "webhook_secret", sealed::SESSION_SECRET),
+    bytes("wa_sessions", "previous_secret", sealed::SESSION_SECRET),
+    bytes("webhook_configurations", "headers", sealed::CONFIGURATION_HEADERS),
+    bytes("webhook_configurations", "secret", sealed::CONFIGURATION_SECRET),
+    bytes("webhook_configurations", "previous_secret", sealed::CONFIGURATION_SECRET),
+    bytes("waha_events", "body", sealed::WAHA_EVENT),
+    of_nobody(Column { only: " AND t.body <> ''::bytea", ..bytes("provider_events", "body", sealed::PROVIDER_EVENT) }),
+    of_nobody(Column { key: Key::Number, ..bytes("service_secrets", "secret", sealed::SERVICE_SECRET) }),
+    Column { hash: Some("chat_hash"), ..text("wa_inbound", "sender", sealed::INBOUND_SENDER) },
+    text("wa_inbound", "recipient", sealed::INBOUND_RECIPIENT),
+    Column { hash: Some("address_hash"), ..text("suppressions", "address", sealed::SUPPRESSION) },
+    bytes("wa_inbound", "content", sealed::INBOUND_CONTENT),
+    bytes("event_log", "data", sealed::EVENT_DATA),
+    Column { key: Key::Item, ..bytes("digest_items", "data", sealed::DIGEST_ITEM) },
+    bytes("webhook_logs", "request", sealed::LOG_REQUEST),
+    bytes("webhook_logs", "response", sealed::LOG_RESPONSE),
+    Column { key: Key::Person, ..bytes("users", "profile", sealed::PROFILE) },
+    Column { hash: Some("token_hash"), ..text("devices", "token", sealed::DEVICE) },
+    bytes("broadcasts", "definition", sealed::BROADCAST),
 ];
 
 #[derive(QueryableByName)]
@@ -152,8 +164,11 @@ struct Value {
     k: String,
     #[diesel(sql_type = Binary)]
     v: Vec<u8>,
-    #[diesel(sql_type = Nullable<Int4>)]
-    tenant: Option<i32>,
+    /// 0: nobody's.
+    #[diesel(sql_type = Int4)]
+    tenant: i32,
+    #[diesel(sql_type = Nullable<Binary>)]
+    hash: Option<Vec<u8>>,
 }
 
 impl Column {
@@ -173,12 +188,13 @@ impl Column {
     }
 
     fn select(&self) -> String {
-        let Self { table, name, key, is_text, hash, .. } = self;
+        let Self { table, name, key, is_text, hash, is_tenants, .. } = self;
         let value = if *is_text { format!("convert_to(t.{name}, 'UTF8')") } else { format!("t.{name}") };
-        let tenant = if hash.is_some() { "t.tenant_id" } else { "NULL::int4" };
+        let tenant = if *is_tenants { "t.tenant_id" } else { "0" };
+        let hash = hash.map_or_else(|| "NULL::bytea".to_owned(), |hash| format!("t.{hash}"));
         let (columns, asked) = (key.columns(), key.parsed("asked.k"));
         format!(
-            "SELECT asked.k, {value} AS v, {tenant} AS tenant FROM unnest($1::text[]) AS asked(k) \
+            "SELECT asked.k, {value} AS v, {tenant} AS tenant, {hash} AS hash FROM unnest($1::text[]) AS asked(k) \
              JOIN {table} t ON {columns} = {asked} WHERE t.{name} IS NOT NULL ORDER BY 1"
         )
     }
@@ -203,19 +219,32 @@ impl Column {
     }
 
     /// What is to be written in place of `value`, and its fingerprint.
-    fn renewed(&self, sealer: &Sealer, value: &Value) -> DbResult<(Vec<u8>, Option<Vec<u8>>)> {
+    fn renewed(&self, sealer: &Sealer, value: &Value) -> Result<(Vec<u8>, Option<Vec<u8>>), SealError> {
+        let place = self.place.of(TenantId(value.tenant));
         if !self.is_text {
-            return Ok((sealer.seal(&sealer.open(value.v.clone())?)?, None));
+            return Ok((sealer.seal(place, &sealer.open(place, value.v.clone())?)?, None));
         }
-        let plain = sealer.open_text(String::from_utf8_lossy(&value.v).into_owned())?;
-        let hash = value.tenant.filter(|_| self.hash.is_some() && !plain.is_empty());
-        let hash = hash.map(|tenant| sealer.fingerprint(&tenant.to_string(), &plain).to_vec());
-        Ok((sealer.seal_text(&plain)?.into_bytes(), hash))
+        let stored = String::from_utf8_lossy(&value.v).into_owned();
+        let plain = match sealer.open_text(place, stored.clone()) {
+            Err(SealError::UnknownKey) if self.is_plain(value, &stored) => stored,
+            opened => opened?,
+        };
+        let hash = self.hash.filter(|_| !plain.is_empty());
+        let hash = hash.map(|_| sealer.fingerprint(&value.tenant.to_string(), &plain).to_vec());
+        Ok((sealer.seal_text(place, &plain)?.into_bytes(), hash))
+    }
+
+    /// Whether a text that looks sealed was stored without a key, by a version that did not escape it: then its fingerprint is that of
+    /// the text itself, made without a key, or there is none.
+    fn is_plain(&self, value: &Value, stored: &str) -> bool {
+        let print = || Sealer::default().fingerprint(&value.tenant.to_string(), stored);
+        self.hash.is_some() && value.hash.as_ref().is_none_or(|hash| *hash == print())
     }
 }
 
 impl Store {
-    /// How many values are not sealed with the newest key: those of older keys, and those stored without one.
+    /// How many values are not sealed with the newest key and bound to their place: those of older keys or of the former format, and
+    /// those stored without a key.
     pub async fn stale_values(&self) -> DbResult<u64> {
         let mut count = 0;
         for column in COLUMNS {
@@ -229,8 +258,9 @@ impl Store {
     }
 
     /// Seals with the newest key whatever is not; tells `written` after each step how many values that was. Returns how
-    /// many are left, written by services that do not know the key yet; none: older keys are needed no more.
+    /// many are left, written by services that do not know the key yet, or unreadable; none: older keys are needed no more.
     pub async fn rotate(&self, mut written: impl FnMut(u64)) -> DbResult<u64> {
+        self.begin_bound().await?;
         for column in COLUMNS {
             let mut after = column.key.start().to_owned();
             while let Some((stale, last)) = self.scan(column, &after).await? {
@@ -273,9 +303,22 @@ impl Store {
         let mut conn = self.conn().await?;
         let query = diesel::sql_query(column.select()).bind::<Array<Text>, _>(keys);
         let values: Vec<Value> = query.load(&mut *conn).await?;
-        let renewed: DbResult<Vec<_>> = values.iter().map(|value| column.renewed(self.sealer(), value)).collect();
-        let (new, hashes): (Vec<Vec<u8>>, Vec<Option<Vec<u8>>>) = renewed?.into_iter().unzip();
-        let (keys, old): (Vec<String>, Vec<Vec<u8>>) = values.into_iter().map(|value| (value.k, value.v)).unzip();
+        let (mut keys, mut old, mut new, mut hashes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for value in values {
+            match column.renewed(self.sealer(), &value) {
+                Ok((renewed, hash)) => {
+                    new.push(renewed);
+                    hashes.push(hash);
+                    keys.push(value.k);
+                    old.push(value.v);
+                }
+                // It stays as it is and is counted among those that are left.
+                Err(error) => {
+                    let Column { table, name, .. } = column;
+                    tracing::error!(table, column = name, row = value.k, %error, "a value cannot be written anew");
+                }
+            }
+        }
         let query = diesel::sql_query(column.update())
             .bind::<Array<Text>, _>(keys)
             .bind::<Array<Binary>, _>(old)

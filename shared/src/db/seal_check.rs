@@ -2,8 +2,8 @@
 
 use diesel::sql_types::Binary;
 
-use super::{DbError, DbResult, Store, statement};
-use crate::seal::SealError;
+use super::{DbError, DbResult, Store, sealed, statement};
+use crate::seal::{self, SealError};
 
 /// What is sealed to try a key on.
 const CANARY: &str = "posthaste";
@@ -46,7 +46,10 @@ impl Store {
         if !sealed.is_empty() && !self.sealer().is_on() {
             return Err(KeyError::Missing);
         }
-        let opens = |sealed: Vec<u8>| self.sealer().open(sealed).is_ok_and(|plain| plain == CANARY.as_bytes());
+        // Former versions know only the former format. They may still read beside us, until a rotation says that they do not.
+        self.sealer().set_bound(sealed.is_empty() || sealed.iter().any(|sealed| seal::is_bound(sealed)));
+        let place = sealed::SEAL_CHECK.of_nobody();
+        let opens = |sealed: Vec<u8>| self.sealer().open(place, sealed).is_ok_and(|plain| plain == CANARY.as_bytes());
         if !sealed.into_iter().all(opens) {
             return Err(KeyError::Wrong);
         }
@@ -55,9 +58,22 @@ impl Store {
 
     /// Notes down that values are sealed with the newest key.
     async fn register_key(&self) -> DbResult<()> {
+        self.register(REGISTER).await
+    }
+
+    /// From now on values are bound to their place; a former version, which could not read them, does not start any more.
+    pub(super) async fn begin_bound(&self) -> DbResult<()> {
+        self.sealer().set_bound(true);
+        self.register(REGISTER_ANEW).await
+    }
+
+    async fn register(&self, text: &'static str) -> DbResult<()> {
         if self.sealer().is_on() {
-            let query = statement::<()>(REGISTER).bind::<Binary, _>(self.sealer().fingerprint(REALM, CANARY).to_vec());
-            query.bind::<Binary, _>(self.sealer().seal(CANARY.as_bytes())?).run(self).await?;
+            let query = statement::<()>(text).bind::<Binary, _>(self.sealer().fingerprint(REALM, CANARY).to_vec());
+            query
+                .bind::<Binary, _>(self.sealer().seal(sealed::SEAL_CHECK.of_nobody(), CANARY.as_bytes())?)
+                .run(self)
+                .await?;
         }
         Ok(())
     }
@@ -70,3 +86,6 @@ impl Store {
 }
 
 const REGISTER: &str = "INSERT INTO seal_check (fingerprint, sealed) VALUES (?, ?) ON CONFLICT DO NOTHING";
+
+const REGISTER_ANEW: &str = "
+INSERT INTO seal_check (fingerprint, sealed) VALUES (?, ?) ON CONFLICT (fingerprint) DO UPDATE SET sealed = excluded.sealed";

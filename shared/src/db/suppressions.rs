@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, accept::Hash, statement};
+use super::{DbResult, Statement, Store, accept::Hash, sealed, statement};
 use crate::domain::{
     Address, Channel, DeliveryId, TenantId,
     suppression::{SuppressionReason, SuppressionScope, is_suppressible, suppressed_form},
@@ -67,10 +67,10 @@ impl Store {
         let query = statement::<(SqlUuid, Int4, Text, Text)>(RECIPIENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
         let rows: Vec<(Uuid, i32, String, String)> = query.rows(self).await?;
         let mut new = Vec::new();
-        for (id, tenant, channel, sealed) in rows {
+        for (id, tenant, channel, recipient) in rows {
             let Ok(channel) = channel.parse::<Channel>() else { continue };
             // One address of an unknown key must not hold up the others, and what is written down beside them.
-            let opened = self.sealer().open_text(sealed);
+            let opened = self.sealer().open_text(sealed::RECIPIENT.of(TenantId(tenant)), recipient);
             let opened = opened.inspect_err(|error| {
                 tracing::error!(delivery.id = %id, %error, "the address of a delivery cannot be opened and is not suppressed");
             });
@@ -101,8 +101,11 @@ impl Store {
         }
         let hash = |one: &NewSuppression| self.sealer().fingerprint(&one.tenant.to_string(), &one.form()).to_vec();
         let known = |one: &NewSuppression| self.address_prints(one.tenant, one.channel, one.address.reveal()).concat();
-        let sealed = |one: &NewSuppression| one.is_shown.then(|| self.sealer().seal_text(&one.form())).transpose();
-        let addresses: Result<Vec<Option<String>>, _> = new.iter().map(|one| sealed(one)).collect();
+        let address = |one: &NewSuppression| {
+            let place = sealed::SUPPRESSION.of(one.tenant);
+            one.is_shown.then(|| self.sealer().seal_text(place, &one.form())).transpose()
+        };
+        let addresses: Result<Vec<Option<String>>, _> = new.iter().map(|one| address(one)).collect();
         let query = statement::<()>(INSERT)
             .bind::<Array<SqlUuid>, _>(column(&new, |_| Uuid::now_v7()))
             .bind::<Array<Int4>, _>(column(&new, |one| one.tenant.0))
@@ -139,7 +142,7 @@ impl Store {
             .bind::<Nullable<Text>, _>(filter.channel.map(|channel| channel.as_str()))
             .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        rows.into_iter().filter_map(|row| self.suppression(row).transpose()).collect()
+        Ok(rows.into_iter().filter_map(|row| self.suppression(tenant, row)).collect())
     }
 
     /// Lifts a suppression; says whether the tenant had it.
@@ -153,14 +156,14 @@ impl Store {
         self.sealer().fingerprints(&tenant.to_string(), &suppressed_form(channel, address))
     }
 
-    fn suppression(&self, row: Row) -> DbResult<Option<Suppression>> {
+    fn suppression(&self, tenant: TenantId, row: Row) -> Option<Suppression> {
         let (id, channel, address, scope, reason, detail, delivery, created_at) = row;
-        let address = address.map(|sealed| self.sealer().open_text(sealed)).transpose()?;
+        let address = address.and_then(|stored| self.opened_text(sealed::SUPPRESSION.of(tenant), stored));
         let (Ok(channel), Ok(scope), Ok(reason)) = (channel.parse(), scope.parse(), reason.parse()) else {
-            return Ok(None);
+            return None;
         };
         let delivery = delivery.map(DeliveryId);
-        Ok(Some(Suppression { id, channel, address, scope, reason, detail, delivery, created_at }))
+        Some(Suppression { id, channel, address, scope, reason, detail, delivery, created_at })
     }
 }
 

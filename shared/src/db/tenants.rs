@@ -12,6 +12,7 @@ use super::{
     DbError, DbResult, Store,
     schema::{amqp_users, tenants},
     seal_check::KeyError,
+    sealed,
 };
 use crate::domain::TenantId;
 
@@ -65,7 +66,7 @@ impl Store {
     async fn insert_tenant(&self, slug: &str, webhook_secret: &SecretString) -> DbResult<Tenant> {
         // The first thing that is ever sealed: from here on the database knows the key.
         self.check_keys().await.map_err(KeyError::into_db)?;
-        let sealed = self.sealer().seal_text(webhook_secret.expose_secret())?;
+        let sealed = self.sealer().seal_text(sealed::TENANT_SECRET.of_nobody(), webhook_secret.expose_secret())?;
         let values = (tenants::slug.eq(slug), tenants::webhook_secret.eq(sealed));
         let insert = diesel::insert_into(tenants::table).values(values).returning(tenants::all_columns);
         let row: Row = insert.get_result(&mut *self.conn().await?).await?;
@@ -79,7 +80,7 @@ impl Store {
     }
 
     fn tenant(&self, (id, slug, webhook_secret, created_at): Row) -> DbResult<Tenant> {
-        let webhook_secret = self.sealer().open_text(webhook_secret)?.into();
+        let webhook_secret = self.sealer().open_text(sealed::TENANT_SECRET.of_nobody(), webhook_secret)?.into();
         Ok(Tenant { id: TenantId(id), slug, webhook_secret, created_at })
     }
 

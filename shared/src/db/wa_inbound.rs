@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, statement};
-use crate::domain::TenantId;
+use super::{DbResult, Statement, Store, sealed, statement};
+use crate::{domain::TenantId, seal::Column};
 
 /// Messages that one search looks into at most, newest first.
 pub const SEARCH_MAX: i64 = 5_000;
@@ -137,10 +137,13 @@ impl Store {
         let mut rows = messages;
         rows.sort_by(|a, b| (a.session, &a.waha_id).cmp(&(b.session, &b.waha_id)));
         let text = |of: fn(&NewInbound) -> &str| rows.iter().map(|row| of(row).to_owned()).collect::<Vec<_>>();
-        let sealed = |of: fn(&NewInbound) -> &str| {
-            rows.iter().map(|row| sealer.seal_text(of(row))).collect::<Result<Vec<_>, _>>()
+        let number = |column: Column, of: fn(&NewInbound) -> &str| {
+            rows.iter().map(|row| sealer.seal_text(column.of(row.tenant), of(row))).collect::<Result<Vec<_>, _>>()
         };
-        let contents = rows.iter().map(|row| sealer.seal(&serde_json::to_vec(&row.content).unwrap_or_default()));
+        let contents = rows.iter().map(|row| {
+            let content = serde_json::to_vec(&row.content).unwrap_or_default();
+            sealer.seal(sealed::INBOUND_CONTENT.of(row.tenant), &content)
+        });
         let hashes = rows.iter().map(|row| sealer.fingerprint(&realm(row.tenant), &row.sender).to_vec());
         let query = statement::<()>(KEEP)
             .bind::<Array<SqlUuid>, _>(rows.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
@@ -148,8 +151,8 @@ impl Store {
             .bind::<Array<SqlUuid>, _>(rows.iter().map(|row| row.session).collect::<Vec<_>>())
             .bind::<Array<Text>, _>(text(|row| &row.waha_id))
             .bind::<Array<Binary>, _>(hashes.collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(sealed(|row| &row.sender)?)
-            .bind::<Array<Text>, _>(sealed(|row| &row.recipient)?)
+            .bind::<Array<Text>, _>(number(sealed::INBOUND_SENDER, |row| &row.sender)?)
+            .bind::<Array<Text>, _>(number(sealed::INBOUND_RECIPIENT, |row| &row.recipient)?)
             .bind::<Array<Text>, _>(text(|row| &row.kind))
             .bind::<Array<Binary>, _>(contents.collect::<Result<Vec<_>, _>>()?)
             .bind::<Array<Nullable<Text>>, _>(rows.iter().map(|row| row.country.clone()).collect::<Vec<_>>())
@@ -225,23 +228,24 @@ impl Store {
         let open = |row: Row| {
             let ((id, tenant, session, waha_id, sender, recipient), rest) = row;
             let (kind, content, country, sent_at, raw_sent_at, created_at) = rest;
-            let sealer = self.sealer();
-            Ok(Inbound {
+            let tenant = TenantId(tenant);
+            Some(Inbound {
                 id,
-                tenant: TenantId(tenant),
+                tenant,
                 session,
                 waha_id,
-                sender: sealer.open_text(sender)?,
-                recipient: sealer.open_text(recipient)?,
+                sender: self.opened_text(sealed::INBOUND_SENDER.of(tenant), sender)?,
+                recipient: self.opened_text(sealed::INBOUND_RECIPIENT.of(tenant), recipient)?,
                 kind,
-                content: serde_json::from_slice(&sealer.open(content)?).unwrap_or_default(),
+                content: serde_json::from_slice(&self.opened(sealed::INBOUND_CONTENT.of(tenant), content)?)
+                    .unwrap_or_default(),
                 country,
                 sent_at,
                 raw_sent_at,
                 created_at,
             })
         };
-        rows.into_iter().map(open).collect()
+        Ok(rows.into_iter().filter_map(open).collect())
     }
 }
 

@@ -7,7 +7,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Date, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement, wa_inbound::SEARCH_MAX};
+use super::{DbResult, Store, sealed, statement, wa_inbound::SEARCH_MAX};
 use crate::{
     contract::submission::Content,
     domain::{State, TenantId},
@@ -136,7 +136,7 @@ impl Store {
             .bind::<Int8, _>(limit)
             .bind::<Int8, _>(skip)
             .within(Some(tenant));
-        self.unsealed(query.rows(self).await?)
+        Ok(self.unsealed(tenant, query.rows(self).await?))
     }
 
     /// One message of a tenant that a WhatsApp session carries.
@@ -146,7 +146,7 @@ impl Store {
             .bind::<SqlUuid, _>(message)
             .bind::<Int4, _>(tenant.0)
             .within(Some(tenant));
-        Ok(self.unsealed(query.rows(self).await?)?.into_iter().next())
+        Ok(self.unsealed(tenant, query.rows(self).await?).into_iter().next())
     }
 
     /// How many WhatsApp messages of a tenant there were, both ways, by what statistics tell apart.
@@ -166,15 +166,15 @@ impl Store {
         Ok(rows.into_iter().map(counted).collect())
     }
 
-    fn unsealed(&self, rows: Vec<Row>) -> DbResult<Vec<Outbound>> {
+    fn unsealed(&self, tenant: TenantId, rows: Vec<Row>) -> Vec<Outbound> {
         let open = |((message, delivery, session, recipient, state, is_read), rest): Row| {
             let (kind, priority, content, created_at, updated_at, scheduled_at) = rest;
-            let content = content.map(|content| self.sealer().open(content)).transpose()?;
-            Ok(Outbound {
+            let content = content.and_then(|content| self.opened(sealed::CONTENT.of(tenant), content));
+            Outbound {
                 message,
                 delivery,
                 session,
-                recipient: self.sealer().open_text(recipient)?,
+                recipient: self.opened_text(sealed::RECIPIENT.of(tenant), recipient).unwrap_or_default(),
                 // A word of a later version is shown as what it is not yet: an end.
                 state: state.parse().unwrap_or(State::Queued),
                 is_read,
@@ -184,7 +184,7 @@ impl Store {
                 created_at,
                 updated_at,
                 scheduled_at,
-            })
+            }
         };
         rows.into_iter().map(open).collect()
     }

@@ -10,10 +10,13 @@ use diesel::{
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use super::{DbError, DbResult, Statement, Store, statement};
-use crate::domain::{
-    OnLimit, SignatureRule, TenantId,
-    session::{self, WORKING},
+use super::{DbError, DbResult, Statement, Store, sealed, statement};
+use crate::{
+    domain::{
+        OnLimit, SignatureRule, TenantId,
+        session::{self, WORKING},
+    },
+    seal::Place,
 };
 
 /// Messages a minute unless a session is given another pace: WhatsApp bans numbers that write faster.
@@ -178,7 +181,7 @@ impl Store {
     pub async fn create_session(&self, tenant: TenantId, settings: &Settings) -> Result<Uuid, SaveError> {
         let id = Uuid::now_v7();
         let query = statement::<SqlUuid>(CREATE).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0);
-        let query = self.bind_settings(query, settings)?.bind::<Text, _>(session::WORKING);
+        let query = self.bind_settings(query, tenant, settings)?.bind::<Text, _>(session::WORKING);
         bind_pace(query, &settings.pace).row::<Uuid>(self).await.map_err(SaveError::from)
     }
 
@@ -190,9 +193,9 @@ impl Store {
             true => (&before.settings.webhook_secret, Some(crate::clock::now() + ROTATION)),
             false => (&before.previous_secret, before.previous_until),
         };
-        let query = self.bind_settings(statement::<SqlUuid>(UPDATE), settings)?;
+        let query = self.bind_settings(statement::<SqlUuid>(UPDATE), before.tenant, settings)?;
         let query = query
-            .bind::<Nullable<Binary>, _>(self.seal_secret(previous)?)
+            .bind::<Nullable<Binary>, _>(self.seal_secret(sealed::SESSION_SECRET.of(before.tenant), previous)?)
             .bind::<Nullable<Timestamptz>, _>(until)
             .bind::<SqlUuid, _>(before.id);
         bind_pace(query, &settings.pace).bind::<SqlUuid, _>(before.id).row::<Uuid>(self).await?;
@@ -337,7 +340,12 @@ impl Store {
 
     async fn sessions_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Session>> {
         let rows: Vec<Row> = query.rows(self).await?;
-        rows.into_iter().map(|row| self.open_session(row)).collect()
+        // One that cannot be read holds up none beside it.
+        let read = |row: Row| {
+            let session = self.open_session(row);
+            session.inspect_err(|error| tracing::error!(%error, "a session is left out")).ok()
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
     }
 
     fn open_session(&self, row: Row) -> DbResult<Session> {
@@ -348,11 +356,12 @@ impl Store {
             (hook_url, unreachable_since, needs_fetch),
             (rate, daily_cap, gap_ms, jitter_ms),
         ) = row;
+        let tenant = TenantId(tenant);
         let settings = Settings {
             name,
             base_url,
-            api_key: self.open_secret(api_key)?,
-            webhook_secret: self.open_secret(webhook_secret)?,
+            api_key: self.open_secret(sealed::SESSION_KEY.of(tenant), api_key)?,
+            webhook_secret: self.open_secret(sealed::SESSION_SECRET.of(tenant), webhook_secret)?,
             // The words are ours alone; one of a later version means the strictest we know.
             signature: signature.parse().unwrap_or(SignatureRule::Waha),
             allow_ips,
@@ -364,10 +373,10 @@ impl Store {
                 jitter_ms: jitter_ms.unwrap_or_default(),
             },
         };
-        let previous_secret = self.open_secret(previous_secret)?;
+        let previous_secret = self.open_secret(sealed::SESSION_SECRET.of(tenant), previous_secret)?;
         Ok(Session {
             id,
-            tenant: TenantId(tenant),
+            tenant,
             settings,
             previous_secret,
             previous_until,
@@ -385,25 +394,26 @@ impl Store {
         })
     }
 
-    fn bind_settings<T>(&self, query: Statement<T>, settings: &Settings) -> DbResult<Statement<T>> {
+    fn bind_settings<T>(&self, query: Statement<T>, tenant: TenantId, settings: &Settings) -> DbResult<Statement<T>> {
         Ok(query
             .bind::<Text, _>(settings.name.clone())
             .bind::<Text, _>(settings.base_url.clone())
-            .bind::<Nullable<Binary>, _>(self.seal_secret(&settings.api_key)?)
-            .bind::<Nullable<Binary>, _>(self.seal_secret(&settings.webhook_secret)?)
+            .bind::<Nullable<Binary>, _>(self.seal_secret(sealed::SESSION_KEY.of(tenant), &settings.api_key)?)
+            .bind::<Nullable<Binary>, _>(self.seal_secret(sealed::SESSION_SECRET.of(tenant), &settings.webhook_secret)?)
             .bind::<Text, _>(settings.signature.as_str())
             .bind::<Array<Text>, _>(settings.allow_ips.clone())
             .bind::<Text, _>(settings.on_limit.as_str()))
     }
 
-    fn seal_secret(&self, secret: &Option<SecretString>) -> DbResult<Option<Vec<u8>>> {
-        let sealed = secret.as_ref().map(|secret| self.sealer().seal(secret.expose_secret().as_bytes()));
+    fn seal_secret(&self, place: Place, secret: &Option<SecretString>) -> DbResult<Option<Vec<u8>>> {
+        let sealed = secret.as_ref().map(|secret| self.sealer().seal(place, secret.expose_secret().as_bytes()));
         Ok(sealed.transpose()?)
     }
 
-    fn open_secret(&self, stored: Option<Vec<u8>>) -> DbResult<Option<SecretString>> {
+    fn open_secret(&self, place: Place, stored: Option<Vec<u8>>) -> DbResult<Option<SecretString>> {
         let Some(stored) = stored else { return Ok(None) };
-        let plain = String::from_utf8(self.sealer().open(stored)?).map_err(|_| crate::seal::SealError::Damaged)?;
+        let plain =
+            String::from_utf8(self.sealer().open(place, stored)?).map_err(|_| crate::seal::SealError::Damaged)?;
         Ok(Some(plain.into()))
     }
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, accept::Hash, statement};
+use super::{DbResult, Store, accept::Hash, sealed, statement};
 use crate::domain::TenantId;
 
 /// A webhook to keep.
@@ -47,7 +47,7 @@ impl Store {
         let ids: Vec<Uuid> = events.iter().map(|_| Uuid::now_v7()).collect();
         let mut rows = Vec::with_capacity(events.len());
         for (id, event) in ids.iter().zip(events) {
-            let body = self.sealer().seal(&event.body)?;
+            let body = self.sealer().seal(sealed::WAHA_EVENT.of(event.tenant), &event.body)?;
             rows.push((*id, NewEvent { body, ..event }));
         }
         // One lock order for all who keep the same events at once.
@@ -72,8 +72,9 @@ impl Store {
         let mut rows: Vec<Row> = query.rows(self).await?;
         rows.sort_by_key(|row| row.0);
         let event = |(id, tenant, session, event, body, tries, created_at): Row| {
-            let body = self.sealer().open(body).ok();
-            PendingEvent { id, tenant: TenantId(tenant), session, event, body, tries, created_at }
+            let tenant = TenantId(tenant);
+            let body = self.sealer().open(sealed::WAHA_EVENT.of(tenant), body).ok();
+            PendingEvent { id, tenant, session, event, body, tries, created_at }
         };
         Ok(rows.into_iter().map(event).collect())
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     DbResult, Store,
     analytics::{daily, reach},
-    statement,
+    sealed, statement,
     wa_inbound::Inbound,
 };
 use crate::{
@@ -128,7 +128,7 @@ impl Store {
         }
         if let Some(content) = content {
             // One content of an unknown key must not hold up everybody's events: it is told without its metadata.
-            let opened = self.sealer().open(content);
+            let opened = self.sealer().open(sealed::CONTENT.of(TenantId(tenant)), content);
             let opened =
                 opened.inspect_err(|error| tracing::error!(event.id = id, %error, "a content cannot be opened"));
             let content: Content = serde_json::from_slice(&opened.unwrap_or_default()).unwrap_or_default();

@@ -5,8 +5,11 @@ use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timesta
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement, webhook_events::tell};
-use crate::domain::{DeliveryId, TenantId};
+use super::{DbResult, Store, sealed, statement, webhook_events::tell};
+use crate::{
+    domain::{DeliveryId, TenantId},
+    seal::{Column, Place},
+};
 
 /// A call to log.
 #[derive(Clone)]
@@ -77,10 +80,13 @@ impl Store {
     /// Writes calls down, each once. A configuration that answered 410, or whose calls all failed for `disable_after_ms`, is
     /// switched off, and the tenant's others hear of it; returns which, and why.
     pub async fn log_calls(&self, calls: &[NewCall], disable_after_ms: i64) -> DbResult<Vec<(Uuid, String)>> {
-        let sealed = |value: &Value| self.sealer().seal(value.to_string().as_bytes());
-        let requests: Result<Vec<_>, _> = calls.iter().map(|call| sealed(&call.request)).collect();
-        let responses: Result<Vec<_>, _> =
-            calls.iter().map(|call| call.response.as_ref().map(sealed).transpose()).collect();
+        let seal = |place: Place, value: &Value| self.sealer().seal(place, value.to_string().as_bytes());
+        let request = |call: &NewCall| seal(sealed::LOG_REQUEST.of(call.tenant), &call.request);
+        let response = |call: &NewCall| {
+            call.response.as_ref().map(|value| seal(sealed::LOG_RESPONSE.of(call.tenant), value)).transpose()
+        };
+        let requests: Result<Vec<_>, _> = calls.iter().map(request).collect();
+        let responses: Result<Vec<_>, _> = calls.iter().map(response).collect();
         let query = statement::<(SqlUuid, Text)>(LOG)
             .bind::<Array<SqlUuid>, _>(column(calls, |call| call.id))
             .bind::<Array<Int4>, _>(column(calls, |call| call.tenant.0))
@@ -114,14 +120,16 @@ impl Store {
             .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
             .bind::<Int8, _>(limit);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        let open = |sealed: Vec<u8>| -> DbResult<Value> {
-            Ok(serde_json::from_slice(&self.sealer().open(sealed)?).unwrap_or_default())
+        let open = |column: Column, stored: Vec<u8>| -> Value {
+            let opened = self.opened(column.of(tenant), stored).unwrap_or_default();
+            serde_json::from_slice(&opened).unwrap_or_default()
         };
         let call = |(id, event, delivery, attempt, status, request, response, (duration_ms, at)): Row| {
-            let (request, response) = (open(request)?, response.map(open).transpose()?);
-            Ok(Call { id, event, delivery, attempt, status, request, response, duration_ms, at })
+            let request = open(sealed::LOG_REQUEST, request);
+            let response = response.map(|response| open(sealed::LOG_RESPONSE, response));
+            Call { id, event, delivery, attempt, status, request, response, duration_ms, at }
         };
-        rows.into_iter().map(call).collect()
+        Ok(rows.into_iter().map(call).collect())
     }
 }
 

@@ -33,9 +33,9 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(until: Instant) -> Self {
         Self {
-            until: Instant::now() + TIME_MAX,
+            until: until.min(Instant::now() + TIME_MAX),
             steps: AtomicUsize::new(0),
             items: AtomicUsize::new(0),
             spent: OnceLock::new(),

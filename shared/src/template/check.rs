@@ -1,8 +1,6 @@
 //! The look at templates that are to be saved, together with those that stay.
 
-use std::sync::Arc;
-
-use super::{DEFAULT, Family, Kind, Reading, TemplateSource};
+use super::{DEFAULT, Family, Kind, Reading, TAGS_MAX, TemplateSource};
 use crate::{contract::submission::Part, domain::Channel};
 
 /// What is wrong with a template that is to be saved.
@@ -20,9 +18,11 @@ pub struct Fault {
 /// `kept` that did not work before are left out.
 pub fn check(changed: &[TemplateSource], kept: &[TemplateSource]) -> Vec<Fault> {
     let is_kept = |one: &&TemplateSource| !changed.iter().any(|other| other.name == one.name);
-    let before: Family = kept.iter().map(|one| (one.name.clone(), Arc::new(one.clone()))).collect();
-    let after = kept.iter().filter(is_kept).chain(changed);
-    let after: Family = after.map(|one| (one.name.clone(), Arc::new(one.clone()))).collect();
+    let before = Family::new(kept.iter());
+    let after = before.with(kept.iter().filter(is_kept).chain(changed));
+    if let Some(fault) = too_many(changed, &after) {
+        return vec![fault];
+    }
     let mut faults: Vec<Fault> = changed.iter().flat_map(|source| faults_of(source, &after)).collect();
     if faults.is_empty() {
         let includes_some = |one: &&TemplateSource| one.parts.values().any(has_include);
@@ -34,12 +34,23 @@ pub fn check(changed: &[TemplateSource], kept: &[TemplateSource]) -> Vec<Fault> 
     faults
 }
 
+/// Counts tags, which is cheap for all templates at each change; the elements that they become are what memory is needed for.
+fn too_many(changed: &[TemplateSource], all: &Family) -> Option<Fault> {
+    let tags = |part: &Part| {
+        Kind::ALL.iter().filter_map(|kind| kind.of(part)).map(|text| text.matches("{{").count()).sum::<usize>()
+    };
+    let count: usize = all.sources().flat_map(|source| source.parts.values()).map(tags).sum::<usize>();
+    let source = changed.first().filter(|_| count > TAGS_MAX)?;
+    let place = (source.parts.keys().next().cloned().unwrap_or_default(), Kind::Message);
+    let message = format!("all templates together would have more than {TAGS_MAX} tags (`{{{{…}}}}`)");
+    Some(Fault { template: source.name.clone(), place, message })
+}
+
 /// Whether every template that stays works without the one called `name`; the faults of those that do not.
 pub fn check_without(name: &str, all: &[TemplateSource]) -> Vec<Fault> {
-    let family: Family =
-        all.iter().filter(|one| one.name != name).map(|one| (one.name.clone(), Arc::new(one.clone()))).collect();
+    let family = Family::new(all.iter().filter(|one| one.name != name));
     let missing = format!("includes `{name}`, ");
-    let with_include = family.values().filter(|one| one.parts.values().any(has_include));
+    let with_include = family.sources().filter(|one| one.parts.values().any(has_include));
     let faults = with_include.flat_map(|source| faults_of(source, &family));
     faults.filter(|fault| fault.message.starts_with(&missing)).collect()
 }
@@ -78,4 +89,36 @@ fn faults_of(source: &TemplateSource, family: &Family) -> Vec<Fault> {
         }
     }
     faults
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn source(name: &str, message: &str) -> TemplateSource {
+        let parts = serde_json::from_value(json!({"default": {"message": message, "html": message}})).unwrap();
+        TemplateSource { name: name.to_owned(), version: 1, category: None, variables: Vec::new(), parts }
+    }
+
+    #[test]
+    fn the_tags_of_all_templates_together_are_bounded() {
+        let kept: Vec<_> = (0..10).map(|n| source(&format!("t{n}"), &"{{a}}".repeat(TAGS_MAX / 20))).collect();
+        let faults = check(&[source("one more", "{{a}}")], &kept);
+        assert!(faults.len() == 1 && faults[0].message.contains("all templates together"), "{faults:?}");
+        assert_eq!(check(&[source("t0", "{{a}}")], &kept), [], "it replaces one of them");
+    }
+
+    /// Two partials as large as they may be together, on every channel and in both texts: each is parsed once.
+    #[test]
+    fn full_partials_are_quickly_saved() {
+        let full = |name: &str| source(name, &"{{a}} ".repeat(4900));
+        let started = std::time::Instant::now();
+        assert_eq!(check(&[source("page", "{{> one}}{{> two}}")], &[full("one"), full("two")]), []);
+        let parsed = started.elapsed();
+        let started = std::time::Instant::now();
+        assert_eq!(check(&[full("one"), full("two")], &[]), []);
+        assert!(parsed < started.elapsed() * 4, "{parsed:?}: as long as the two alone, not once for each channel");
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A tenant writes templates, and other people's data goes through them; neither may cost more than a moment. What bounds
 //! them: `scan` (before the parser sees a text), `parse` (what a text may do), `include` (circles, depth and size of all that
-//! belongs together), `budget` (items, output and time of one rendering), `data` (what goes in), `inline` (styles).
+//! belongs together), `budget` (items, output and time of one rendering, and the time of all that belong together), `data` (what goes in), `inline` (styles).
 
 mod budget;
 mod check;
@@ -19,6 +19,7 @@ mod properties;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
 use handlebars::Context;
@@ -29,7 +30,7 @@ use crate::{
     contract::submission::{Part, TITLE_BYTES_MAX},
     domain::Channel,
 };
-use include::Reading;
+use include::{Family, Reading};
 use unit::Unit;
 
 pub use check::{Fault, check, check_without};
@@ -40,6 +41,16 @@ pub const DEFAULT: &str = "default";
 pub const SOURCE_BYTES_MAX: usize = 256 * 1024;
 /// Longest text that comes out of one.
 pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Tags (`{{…}}`) of all templates of a tenant: compiled, one needs about a kilobyte.
+pub const TAGS_MAX: usize = 150_000;
+/// How long all texts of one request, event or window may take together.
+pub const TIME_MAX: Duration = Duration::from_millis(500);
+
+/// The moment at which everything that is rendered for one request, event or window must be done.
+pub fn deadline() -> Instant {
+    Instant::now() + TIME_MAX
+}
 
 /// The sources of a template: by channel, or under `default` what every other channel takes.
 pub type Sources = BTreeMap<String, Part>;
@@ -102,8 +113,6 @@ impl Kind {
     }
 }
 
-/// Every active template of a tenant, by name.
-type Family = HashMap<String, Arc<TemplateSource>>;
 type Units = HashMap<(Channel, Kind), OnceLock<Result<Unit, TemplateError>>>;
 
 /// A template, ready to render. What it says is compiled when it is first rendered.
@@ -135,6 +144,11 @@ pub enum TemplateError {
 impl Template {
     /// What it says on `channel` with these variables.
     pub fn render(&self, channel: Channel, variables: &Value) -> Result<Part, TemplateError> {
+        self.render_until(channel, variables, deadline())
+    }
+
+    /// The same as one of several that have a deadline in common.
+    pub fn render_until(&self, channel: Channel, variables: &Value, until: Instant) -> Result<Part, TemplateError> {
         if let Some(name) = self.missing(variables).first() {
             return Err(TemplateError::Missing((*name).to_owned()));
         }
@@ -147,7 +161,7 @@ impl Template {
             if !text.contains("{{") {
                 return Ok(Some(text.to_owned()));
             }
-            self.unit(channel, kind, text)?.render(&context).map(Some)
+            self.unit(channel, kind, text)?.render(&context, until).map(Some)
         };
         let (title, message) = (render(Kind::Title)?.map(one_line), render(Kind::Message)?);
         if title.as_ref().is_some_and(|title| title.len() > TITLE_BYTES_MAX) {
@@ -193,8 +207,7 @@ fn one_line(title: String) -> String {
 
 /// Makes all templates of a tenant ready together: they may include each other.
 pub fn compile(sources: Vec<TemplateSource>) -> Vec<Template> {
-    let family: Family = sources.iter().map(|one| (one.name.clone(), Arc::new(one.clone()))).collect();
-    let family = Arc::new(family);
+    let family = Arc::new(Family::new(sources.iter()));
     let places = || {
         let of_channel = |channel: &Channel| Kind::ALL.map(|kind| ((*channel, kind), OnceLock::new()));
         Channel::ALL.iter().flat_map(of_channel).collect()

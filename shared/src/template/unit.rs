@@ -1,20 +1,41 @@
 //! One text, compiled with all that it includes, and its rendering.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, LazyLock},
+    time::Instant,
+};
 
-use handlebars::{Context, Handlebars, RenderContext, RenderError, RenderErrorReason, Renderable, Template, no_escape};
+use handlebars::{Context, Handlebars, RenderContext, RenderError, RenderErrorReason, Renderable, no_escape};
 
 use super::{
     Kind, TemplateError,
     budget::{Budget, Capped, Each, Tick},
     include::{Closure, Reading},
-    parse::TICK,
+    parse::{Parsed, TICK},
 };
 
-/// A compiled text.
+/// A compiled text. What it includes is shared with the other texts that include it.
 pub(super) struct Unit {
-    main: Template,
-    registry: Handlebars<'static>,
+    main: Arc<Parsed>,
+    others: HashMap<String, Arc<Parsed>>,
+    engine: &'static Handlebars<'static>,
+}
+
+static PLAIN: LazyLock<Handlebars<'static>> = LazyLock::new(|| {
+    let mut engine = engine();
+    engine.register_escape_fn(no_escape);
+    engine
+});
+static ESCAPING: LazyLock<Handlebars<'static>> = LazyLock::new(engine);
+
+fn engine() -> Handlebars<'static> {
+    let mut engine = Handlebars::new();
+    engine.set_strict_mode(true);
+    engine.unregister_helper("log");
+    engine.unregister_helper("raw");
+    engine
 }
 
 impl std::fmt::Debug for Unit {
@@ -27,31 +48,23 @@ impl Unit {
     /// Compiles the text `text` of the template `name`.
     pub(super) fn build(reading: &Reading<'_>, name: &str, text: &str) -> Result<Self, String> {
         let Closure { main, others } = reading.closure(name, text)?;
-        let mut registry = Handlebars::new();
-        registry.set_strict_mode(true);
-        registry.unregister_helper("log");
-        registry.unregister_helper("raw");
-        if reading.kind != Kind::Html {
-            registry.register_escape_fn(no_escape);
-        }
-        for (name, parsed) in others {
-            let mut template = parsed.template;
-            template.name = Some(name.clone());
-            registry.register_template(&name, template);
-        }
-        Ok(Self { main: main.template, registry })
+        let engine = if reading.kind == Kind::Html { &*ESCAPING } else { &*PLAIN };
+        Ok(Self { main, others, engine })
     }
 
-    /// Fills in what there is to fill in.
-    pub(super) fn render(&self, context: &Context) -> Result<String, TemplateError> {
-        let budget = Budget::new();
+    /// Fills in what there is to fill in, until `until` at the latest.
+    pub(super) fn render(&self, context: &Context, until: Instant) -> Result<String, TemplateError> {
+        let budget = Budget::new(until);
         // Whatever the engine does not expect of a template or of data, it is a fault of those and not the process's end.
         let rendered = catch_unwind(AssertUnwindSafe(|| {
             let mut rc = RenderContext::new(None);
+            if let Some(block) = rc.block_mut() {
+                self.others.iter().for_each(|(name, of)| block.set_local_partial(name.clone(), &of.template));
+            }
             rc.register_local_helper("each", Box::new(Each(&budget)));
             rc.register_local_helper(TICK, Box::new(Tick(&budget)));
             let mut out = Capped { text: String::new(), budget: &budget };
-            self.main.render(&self.registry, context, &mut rc, &mut out).map(|()| out.text)
+            self.main.template.render(self.engine, context, &mut rc, &mut out).map(|()| out.text)
         }));
         let rendered = rendered.map_err(|_| TemplateError::Source("it cannot be rendered".to_owned()))?;
         rendered.map_err(|error| match budget.spent() {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::acceptance::{Acceptance, Crowding, Key, Leases, NewBulk, NewDelivery, NewMessage};
 use crate::{
-    db::{Statement, statement},
+    db::{Statement, sealed, statement},
     domain::{State, TenantId, phone::country_prefix},
     seal::{SealError, Sealer},
 };
@@ -184,7 +184,7 @@ impl KeyColumns {
         self.key_hash.push(key.key_hash.to_vec());
         self.request_hash.push(key.request_hash.to_vec());
         self.subject.push(acceptance.subject());
-        self.response.push(sealer.seal(&key.response)?);
+        self.response.push(sealer.seal(sealed::RESPONSE.of(acceptance.tenant), &key.response)?);
         Ok(())
     }
 }
@@ -193,7 +193,7 @@ impl BulkColumns {
     fn push(&mut self, tenant: TenantId, bulk: &NewBulk, sealer: &Sealer) -> Result<(), SealError> {
         self.id.push(bulk.id.0);
         self.tenant.push(tenant.0);
-        self.content.push(sealer.seal(&bulk.content)?);
+        self.content.push(sealer.seal(sealed::CONTENT.of(tenant), &bulk.content)?);
         self.refused.push(bulk.refused);
         Ok(())
     }
@@ -229,7 +229,8 @@ impl MessageColumns {
         self.user_id.push(message.user_id.clone());
         self.category.push(message.category.clone());
         self.priority.push(message.priority);
-        self.content.push(message.content.as_ref().map(|content| sealer.seal(content)).transpose()?);
+        let place = sealed::CONTENT.of(acceptance.tenant);
+        self.content.push(message.content.as_ref().map(|content| sealer.seal(place, content)).transpose()?);
         self.source.push(acceptance.source);
         self.request_id.push(acceptance.request_id.clone());
         self.traceparent.push(acceptance.traceparent.clone());
@@ -278,7 +279,7 @@ impl DeliveryColumns {
         self.lane.push(delivery.route.lane.as_str());
         let recipient = delivery.recipient.reveal();
         let hash = || sealer.fingerprint(&tenant.to_string(), recipient).to_vec();
-        self.recipient.push(sealer.seal_text(recipient)?);
+        self.recipient.push(sealer.seal_text(sealed::RECIPIENT.of(tenant), recipient)?);
         self.recipient_hash.push((sealer.is_on() && !recipient.is_empty()).then(hash));
         self.category.push(message.category.clone());
         self.template.push(message.template.clone());

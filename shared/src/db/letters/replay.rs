@@ -22,7 +22,7 @@ use crate::{
         outbox::{Dispatch, DispatchItem, item},
         schema::{dead_letters, replays},
         scope::narrow,
-        statement,
+        sealed, statement,
     },
     domain::TenantId,
 };
@@ -211,7 +211,7 @@ impl Store {
         };
         let mut pass = AsyncPgConnection::transaction(&mut *self.conn().await?, pass).await?;
         for letter in &mut pass.intake {
-            letter.body = self.sealer().open(std::mem::take(&mut letter.body))?;
+            letter.body = self.sealer().open(sealed::LETTER_BODY.of_nobody(), std::mem::take(&mut letter.body))?;
         }
         Ok(pass)
     }
