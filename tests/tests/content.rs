@@ -21,12 +21,15 @@ use shared::{
 };
 
 const KEY: &str = "POSTHASTE_ENCRYPTION_KEY";
-/// Each text of it takes all the time that a text may take.
-const SLOW: &str =
-    "{{#each items}}{{#each ../items}}{{#each ../../items}}{{len ../../../items}}{{/each}}{{/each}}{{/each}}";
+/// A text that takes all the time that a text may take, of `xs` at this path.
+fn slow(xs: &str) -> String {
+    let each = |up: &str| format!("{{{{#each {up}{xs}}}}}");
+    format!("{}{}{}x{{{{/each}}}}{{{{/each}}}}{{{{/each}}}}", each(""), each("../"), each("../../"))
+}
+
 /// What it is given.
 fn much() -> Value {
-    json!({"items": (0..200).collect::<Vec<u32>>()})
+    json!({"xs": (0..200).collect::<Vec<u32>>()})
 }
 
 /// The time within which somebody else is answered; a thread that renders all of it is busy for much longer.
@@ -43,7 +46,8 @@ async fn slow_templates_of_one_tenant_freeze_nobody() -> Result<()> {
     let stack = Stack::patient(&[]).await?;
     let (admin, api) = (stack.admin(), stack.producer());
     let beta = stack.api(&other_tenant(&stack)?);
-    template(&stack, "slow", SLOW).await?;
+    template(&stack, "slow", &slow("xs")).await?;
+    template(&stack, "slow_digest", &slow("items.0.xs")).await?;
     let body = json!({"name": "quick", "body": "{{count}}: {{n}}"});
     beta.post("/api/notifications/templates", &body).await?.ok()?;
     let digest = json!({"name": "digest", "body": "{{count}} events"});
@@ -87,7 +91,7 @@ async fn slow_templates_of_one_tenant_freeze_nobody() -> Result<()> {
         json!({"name": "d", "event_type": "gathered", "template_name": template, "channels": ["in_app", "sms", "push"],
             "digest": {"window_seconds": 86400}})
     };
-    rule(&admin, &gathering("slow")).await?;
+    rule(&admin, &gathering("slow_digest")).await?;
     rule(&beta, &gathering("digest")).await?;
     let users: Vec<String> = (0..60).map(|n| format!("eve{n}")).collect();
     for users in users.chunks(10) {
@@ -155,7 +159,7 @@ async fn a_text_that_looks_encrypted_is_no_address_and_harmless_where_it_is_stor
     let said = stack.cli(&["rotate-keys"])?;
     assert!(said.contains("is needed no more"), "{said}");
     shown(&stack).await?;
-    assert_eq!(stack.count("SELECT count(*) FROM devices WHERE token LIKE 'phs1:AHBoAk%'").await?, 1);
+    assert_eq!(stack.count("SELECT count(*) FROM devices WHERE token ~ '^phs1:AHBoA[g-v]'").await?, 1);
 
     // From now on nothing plain is believed: who can write to the database puts no value of their own in its place.
     stack.set("POSTHASTE_ENCRYPTION_REQUIRED", Some("true"));
@@ -183,6 +187,7 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     let note = |text: &str| json!({"channel": "in_app", "recipient": "ada", "message": text});
     let beta = other_tenant(&stack)?;
     let old = stack.producer().send(&note("before")).await?;
+    stack.producer().wait_status(&old, "delivered").await?;
     assert_eq!(stack.count(&format(&old)).await?, 1, "what a former version beside this one can read");
 
     stack.cli(&["rotate-keys"])?;
