@@ -12,6 +12,9 @@ use shared::{
 };
 
 const DATABASE_AWAY: &str = "check DATABASE_URL and that PostgreSQL runs; `posthaste doctor` shows more";
+const UNDEFINED_TABLE: &str = "42P01";
+const UNDEFINED_COLUMN: &str = "42703";
+const UNDEFINED_FUNCTION: &str = "42883";
 const BROKER_AWAY: &str = "check AMQP_URL and that RabbitMQ runs; `posthaste doctor` shows more";
 
 /// Prints why the command failed and returns the exit code for it.
@@ -54,19 +57,19 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<&'static str> {
 }
 
 fn database_hint(error: &DbError) -> &'static str {
-    let reason = error.source().map(ToString::to_string).unwrap_or_default();
-    if error.is_unavailable() {
-        DATABASE_AWAY
-    } else if reason.contains("does not exist") {
-        "the schema is missing or old: run `posthaste migrate`"
-    } else {
-        "`posthaste doctor` shows what state the database is in"
+    match error.sqlstate() {
+        Some(UNDEFINED_TABLE | UNDEFINED_COLUMN | UNDEFINED_FUNCTION) => {
+            "the schema is missing or old: run `posthaste migrate`"
+        }
+        None if error.is_unavailable() => DATABASE_AWAY,
+        _ => "`posthaste doctor` shows what state the database is in",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
+    use diesel::result::DatabaseErrorKind;
 
     use super::*;
 
@@ -78,8 +81,9 @@ mod tests {
 
     #[test]
     fn a_missing_table_is_answered_with_migrate() {
-        let missing = diesel::result::Error::QueryBuilderError("relation \"tenants\" does not exist".into());
-        let error = anyhow::Error::from(DbError::Refused(missing)).context("failed to list tenants");
+        let text = "42P01: relation \"tenants\" does not exist".to_owned();
+        let missing = diesel::result::Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(text));
+        let error = anyhow::Error::from(DbError::from(missing)).context("failed to list tenants");
         assert!(error.chain().find_map(hint).unwrap().contains("posthaste migrate"));
     }
 

@@ -104,7 +104,7 @@ codes! {
     WahaUnavailable = "waha_unavailable", 503, "WAHA cannot be reached";
     /// More is waiting than can be stored in time.
     Overloaded = "overloaded", 503, "Too much is waiting";
-    /// The database cannot be reached.
+    /// The database cannot do its work: it is away, full, read-only or overloaded.
     Unavailable = "unavailable", 503, "The service is not available at the moment";
 }
 
@@ -269,10 +269,11 @@ impl ResponseError for Problem {
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
         if error.is_unavailable() {
+            tracing::warn!(%error, source, "a request could not be served");
             return Self::unavailable();
         }
-        let source = std::error::Error::source(&error).map(ToString::to_string);
         tracing::error!(%error, source, "a statement was refused");
         Self::internal()
     }

@@ -83,6 +83,6 @@ mod tests {
     #[test]
     fn an_error_is_told_with_its_causes() {
         let error = shared::db::DbError::Unavailable("connection refused".into());
-        assert_eq!(chain(&error), "the database cannot be reached: connection refused");
+        assert_eq!(chain(&error), "the database is not available: connection refused");
     }
 }

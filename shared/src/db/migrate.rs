@@ -1,10 +1,10 @@
 //! The schema: embedded migrations, run under one lock.
 
-use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncMigrationHarness, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{DbResult, Store, seal_check::KeyError, statement};
+use super::{DbResult, Store, seal_check::KeyError, sqlstate, statement};
 use crate::reconnect::Reconnect;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations");
@@ -34,7 +34,7 @@ pub enum MigrateError {
 
 /// Runs every pending migration on its own connection; returns the versions that ran.
 pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
-    let mut conn = AsyncPgConnection::establish(url.expose_secret()).await?;
+    let mut conn = sqlstate::connect(url.expose_secret()).await?;
     // Policies bind the owner as well: what a migration changes, it changes for every tenant.
     conn.batch_execute("SET posthaste.tenant = '*'").await?;
     diesel::sql_query("SELECT pg_advisory_lock($1)")
@@ -110,9 +110,8 @@ impl Store {
         let query = statement::<diesel::sql_types::Text>("SELECT version::text FROM __diesel_schema_migrations");
         let applied: Vec<String> = match query.rows(self).await {
             Ok(applied) => applied,
-            Err(error) if error.is_unavailable() => return Err(error),
-            // Without the table nothing has run yet.
-            Err(_) => Vec::new(),
+            Err(error) if error.sqlstate() == Some(sqlstate::UNDEFINED_TABLE) => Vec::new(),
+            Err(error) => return Err(error),
         };
         let known = MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).unwrap_or_default();
         let versions = known.iter().map(|migration| migration.name().version().to_string());

@@ -41,6 +41,7 @@ pub mod schema;
 mod scope;
 pub mod seal_check;
 mod sealed;
+mod sqlstate;
 mod statement;
 pub mod suppressions;
 pub mod templates;
@@ -59,7 +60,7 @@ use std::time::Duration;
 use deadpool::{Runtime, managed::Timeouts};
 use diesel::ConnectionError;
 use diesel_async::{
-    AsyncConnection, AsyncPgConnection, SimpleAsyncConnection,
+    AsyncPgConnection, SimpleAsyncConnection,
     pooled_connection::{
         AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
         deadpool::{Object, Pool},
@@ -103,10 +104,10 @@ const ROLE_SETTINGS: &str = "SET posthaste.tenant = '*'; \
 /// A database call that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// No connection could be had in time, or it broke: try again later.
-    #[error("the database cannot be reached")]
+    /// No connection could be had in time, it broke, or the server could not do its work: the same call may pass later.
+    #[error("the database is not available")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database refused the statement.
+    /// The database refused the values of a statement: the same call fails again.
     #[error("the database refused a statement")]
     Refused(#[source] diesel::result::Error),
     /// A stored value could not be sealed or opened.
@@ -115,42 +116,25 @@ pub enum DbError {
 }
 
 impl DbError {
-    /// Whether trying again later can help without anything else changing.
+    /// Whether the server is at fault rather than the values, so that the same call may pass later; [`sqlstate`] has the table.
     pub const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
+    }
+
+    /// The SQLSTATE that the server refused a statement with.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(error) => sqlstate::code(error.downcast_ref()?),
+            Self::Refused(error) => sqlstate::code(error),
+            Self::Sealed(_) => None,
+        }
     }
 }
 
 impl From<diesel::result::Error> for DbError {
     fn from(error: diesel::result::Error) -> Self {
-        use diesel::result::{DatabaseErrorKind, Error};
-        match error {
-            Error::DatabaseError(DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand, _)
-            | Error::BrokenTransactionManager => Self::Unavailable(Box::new(error)),
-            // A server that is shutting down or starting up says so in words: SQLSTATE class 57P, which diesel does not carry.
-            Error::DatabaseError(_, ref info) if says_going_away(info.message()) => Self::Unavailable(Box::new(error)),
-            // Lost a race that a second try wins: deadlock, serialisation, statement or lock timeout.
-            Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Unavailable(Box::new(error)),
-            Error::DatabaseError(_, ref info) if says_try_again(info.message()) => Self::Unavailable(Box::new(error)),
-            other => Self::Refused(other),
-        }
+        if sqlstate::is_servers_fault(&error) { Self::Unavailable(Box::new(error)) } else { Self::Refused(error) }
     }
-}
-
-fn says_going_away(message: &str) -> bool {
-    [
-        "terminating connection",
-        "the database system is",
-        "connection closed",
-        "server closed the connection",
-        "error communicating with the server",
-    ]
-    .iter()
-    .any(|words| message.contains(words))
-}
-
-fn says_try_again(message: &str) -> bool {
-    ["deadlock detected", "canceling statement due to"].iter().any(|words| message.contains(words))
 }
 
 /// The result of a database call.
@@ -205,7 +189,7 @@ impl Store {
 }
 
 async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
-    let mut conn = AsyncPgConnection::establish(url).await?;
+    let mut conn = sqlstate::connect(url).await?;
     for settings in [SESSION_SETTINGS, ROLE_SETTINGS] {
         conn.batch_execute(settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     }
