@@ -66,6 +66,30 @@ async fn a_process_that_freezes_makes_nobody_doubt_what_others_have_sent() -> Re
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_takes_nothing_stops_the_sending_and_makes_nobody_doubt() -> Result<()> {
+    let servers = TestServers::private("alarm")?;
+    let sink = HttpSink::start_local().await?;
+    let mut stack = Stack::prepare(servers.clone(), SHORT_LEASES).await?;
+    stack.launch("all", Role::All, &[]).await?;
+    let load = Load::start(stack.producer(), webhook(&sink, "/hook"));
+    sink.wait_for(20, SOON).await?;
+    let alarm = |mark: &str| servers.own().rabbitmqctl(&["set_vm_memory_high_watermark", mark]);
+    alarm("0.00001")?;
+    stack.until_measured("all", &["posthaste_broker_blocked{connection=\"posthaste worker publishing\"} 1"]).await?;
+    let before = sink.requests().len();
+    // Longer than a claim and the grace for its outcome.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let meanwhile = sink.requests().len() - before;
+    alarm("0.7")?;
+    let accepted = load.accepted().await?;
+    assert!(meanwhile <= 16, "{meanwhile} of {} were sent although nobody could be told", accepted.len());
+    let ledger = check::ledger(&stack, &sink, &accepted, LATER).await?;
+    ledger.hold()?;
+    assert_eq!((ledger.repeats, ledger.ambiguous), (0, 0), "{ledger:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_dies_with_a_delivery_that_kills_workers_is_not_taken_out_with_it() -> Result<()> {
     let sink = HttpSink::start_local().await?;
