@@ -9,6 +9,10 @@ use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 
 /// Partitions are made this many days ahead: a week in which somebody can notice that they are not.
 const DAYS_AHEAD: i32 = 7;
+/// With so few days left a try that met a lock is repeated soon; else there is time until the next turn.
+const DAYS_FEW: i64 = 2;
+/// From one try to the next then.
+const HURRY: Duration = Duration::from_secs(15);
 /// What a producer was promised: a key is known for three days.
 const KEY_HOURS: i32 = 72;
 /// Keys forgotten in one statement: some tens of milliseconds.
@@ -30,11 +34,16 @@ impl Task for Partitions {
         if made > 0 {
             tracing::info!(made, "made partitions");
         }
-        gauge!("posthaste_partition_days_ahead").set(gauge_of(self.0.partition_days_ahead().await?));
+        let ahead = self.0.partition_days_ahead().await?;
+        gauge!("posthaste_partition_days_ahead").set(gauge_of(ahead));
         let forgotten = count_of(self.0.forget_keys(KEY_HOURS, KEYS_LIMIT).await?);
         counter!("posthaste_idempotency_keys_forgotten_total").increment(forgotten);
         self.0.forget_families(KEYS_LIMIT).await?;
         self.0.forget_imports(IMPORT_DAYS, KEYS_LIMIT).await?;
-        Ok(if forgotten >= KEYS_LIMIT.unsigned_abs() { Report::More } else { Report::Done })
+        Ok(match (forgotten >= KEYS_LIMIT.unsigned_abs(), ahead < DAYS_FEW) {
+            (true, _) => Report::More,
+            (false, true) => Report::Expect(HURRY),
+            (false, false) => Report::Done,
+        })
     }
 }

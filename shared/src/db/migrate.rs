@@ -1,6 +1,9 @@
 //! The schema: embedded migrations, run under one lock.
 
-use diesel_async::{AsyncMigrationHarness, RunQueryDsl, SimpleAsyncConnection};
+use std::time::Duration;
+
+use diesel::sql_types::{Bool, Int4, Int8, Text};
+use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -11,6 +14,12 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations");
 
 /// One migration at a time, whoever starts it.
 const LOCK: i64 = 0x706f_7374_6861_7374;
+/// From one try for the lock to the next. A session that waits inside the server holds a snapshot, and `CREATE INDEX CONCURRENTLY`
+/// waits for every snapshot: both would wait for each other.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
+
+/// The tables with a partition for each day.
+const PARTITIONED: [&str; 3] = ["messages", "deliveries", "delivery_events"];
 
 /// Why the schema could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +46,9 @@ pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     let mut conn = sqlstate::connect(url.expose_secret()).await?;
     // Policies bind the owner as well: what a migration changes, it changes for every tenant.
     conn.batch_execute("SET posthaste.tenant = '*'").await?;
-    diesel::sql_query("SELECT pg_advisory_lock($1)")
-        .bind::<diesel::sql_types::Int8, _>(LOCK)
-        .execute(&mut conn)
-        .await?;
+    while !try_lock(&mut conn).await? {
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
     // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
     let (ran, mut conn) = tokio::task::spawn_blocking(move || {
         let mut harness = AsyncMigrationHarness::new(conn);
@@ -52,6 +60,11 @@ pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     // Tables that have just been made are under the policies before anybody fills them.
     conn.batch_execute("SELECT secure_tables()").await.map_err(MigrateError::Secure)?;
     Ok(ran)
+}
+
+async fn try_lock(conn: &mut AsyncPgConnection) -> Result<bool, diesel::result::Error> {
+    let query = statement::<Bool>("SELECT pg_try_advisory_lock(?)").bind::<Int8, _>(LOCK);
+    RunQueryDsl::get_result(query, conn).await
 }
 
 /// Why a service must not go on with the database it has.
@@ -107,7 +120,7 @@ impl Store {
     /// Names of migrations this version has and the database lacks.
     pub async fn pending_migrations(&self) -> DbResult<Vec<String>> {
         use diesel::migration::MigrationSource;
-        let query = statement::<diesel::sql_types::Text>("SELECT version::text FROM __diesel_schema_migrations");
+        let query = statement::<Text>("SELECT version::text FROM __diesel_schema_migrations");
         let applied: Vec<String> = match query.rows(self).await {
             Ok(applied) => applied,
             Err(error) if error.sqlstate() == Some(sqlstate::UNDEFINED_TABLE) => Vec::new(),
@@ -118,17 +131,21 @@ impl Store {
         Ok(versions.filter(|version| !applied.contains(version)).collect())
     }
 
-    /// Makes the daily partitions up to `ahead` days from now; says how many were missing.
+    /// Makes the daily partitions up to `ahead` days from now, one table per transaction; returns how many it made. A table that
+    /// another caller works on, or that is locked against it, is left for the next call.
     pub async fn ensure_partitions(&self, ahead: i32) -> DbResult<i32> {
-        let query = statement::<diesel::sql_types::Int4>("SELECT ensure_partitions(?) AS made")
-            .bind::<diesel::sql_types::Int4, _>(ahead);
-        query.row(self).await
+        let mut made = 0;
+        for parent in PARTITIONED {
+            let query = statement::<Int4>("SELECT attach_partitions(?, ?)");
+            made += query.bind::<Text, _>(parent).bind::<Int4, _>(ahead).row::<i32>(self).await?;
+        }
+        Ok(made)
     }
 
     /// For how many days after today there are partitions, as the catalogue has them: what `ensure_partitions` claims
     /// to have made is worth checking.
     pub async fn partition_days_ahead(&self) -> DbResult<i64> {
-        let query = statement::<diesel::sql_types::Int8>(DAYS_AHEAD);
+        let query = statement::<Int8>(DAYS_AHEAD);
         query.row(self).await
     }
 }

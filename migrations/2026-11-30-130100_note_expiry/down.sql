@@ -1,0 +1,4 @@
+DROP TABLE retention_cursor;
+ALTER TABLE erasures DROP COLUMN failures, DROP COLUMN due_at;
+ALTER TABLE parked DROP COLUMN expires_at;
+ALTER TABLE deliveries DROP COLUMN expires_at;

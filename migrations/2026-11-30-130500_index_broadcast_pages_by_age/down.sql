@@ -1,0 +1,1 @@
+DROP INDEX broadcast_pages_tenant;

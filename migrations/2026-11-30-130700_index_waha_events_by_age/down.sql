@@ -1,0 +1,1 @@
+DROP INDEX waha_events_tenant;

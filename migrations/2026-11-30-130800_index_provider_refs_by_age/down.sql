@@ -1,0 +1,1 @@
+DROP INDEX provider_refs_tenant;
