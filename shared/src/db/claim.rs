@@ -1,12 +1,15 @@
 //! The claim: the fence that lets at most one worker call a provider for a delivery at a run.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, sealed, statement};
+use super::{
+    DbResult, Statement, Store, sealed,
+    statement::{day, statement},
+};
 use crate::{
     contract::WorkItem,
     domain::{
@@ -55,57 +58,108 @@ pub struct Claim {
     pub traceparent: Option<String>,
 }
 
-type Row = (
-    (Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16, i32, Option<DateTime<Utc>>)),
-    (Option<String>, Vec<u8>, DateTime<Utc>, Option<DateTime<Utc>>, Option<String>, Option<String>),
-);
+type Row = ((Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16, i32, Option<DateTime<Utc>>)), MessageRow);
 type SqlRow = (
     (SqlUuid, Int4, SqlUuid, Int4, (Text, Nullable<SqlUuid>), (Int2, Int2, Int2, Int4, Nullable<Timestamptz>)),
-    (Nullable<Text>, Binary, Timestamptz, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>),
+    SqlMessageRow,
 );
+
+/// What a claim takes from its message: person, content, acceptance, expiry, request id, trace context.
+type MessageRow =
+    (Option<String>, Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, Option<String>, Option<String>);
+type SqlMessageRow =
+    (Nullable<Text>, Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>);
 
 impl Store {
     /// Claims what is still waiting at the run its hint names; all of it is of `channel`. What stands against sending it comes
     /// along. What is not returned is somebody else's, or ended, or has gone back into its line.
     pub async fn claim(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
+        let mut claims: Vec<Claim> = Vec::new();
+        for hints in by_day(hints) {
+            match self.claim_day(channel, &hints, lease_ms).await {
+                Ok(more) => claims.extend(more),
+                Err(error) if claims.is_empty() => return Err(error),
+                // What is claimed must be sent. The audit finds the rest.
+                Err(error) => {
+                    tracing::warn!(%error, "deliveries of another day could not be claimed");
+                    break;
+                }
+            }
+        }
+        self.look(channel, &mut claims).await?;
+        Ok(claims)
+    }
+
+    /// Claims deliveries that were made on one day, and opens the partitions of that day only.
+    async fn claim_day(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
+        let ids = ids(hints);
         let query = match channel {
             Channel::Whatsapp => claim_in_line(hints, lease_ms),
             _ => claim(hints, lease_ms),
         };
+        let Some(query) = query.at_day_of(self, &ids).await? else { return Ok(Vec::new()) };
         let rows: Vec<Row> = query.rows(self).await?;
-        let mut claims: Vec<Claim> = rows.into_iter().map(|row| Claim::of(row, self.sealer())).collect();
-        self.look(channel, &mut claims).await?;
-        Ok(claims)
+        let missing = rows.iter().filter(|(_, message)| message.2.is_none()).map(|(delivery, _)| delivery.2);
+        let mut found = self.messages_of(missing.collect()).await?;
+        let whole = |(delivery, message): Row| {
+            let message = found.remove(&delivery.2).unwrap_or(message);
+            Claim::of((delivery, message), self.sealer())
+        };
+        Ok(rows.into_iter().map(whole).collect())
+    }
+
+    /// Messages that were accepted on another day than their delivery: in the minute before the midnight.
+    async fn messages_of(&self, mut ids: Vec<Uuid>) -> DbResult<HashMap<Uuid, MessageRow>> {
+        let mut found = HashMap::new();
+        ids.sort_unstable();
+        for ids in ids.chunk_by(|one, next| day(one) == day(next)) {
+            let query = statement::<(SqlUuid, SqlMessageRow)>(MESSAGES).at_day_of(self, ids).await?;
+            let Some(query) = query else { continue };
+            let rows: Vec<(Uuid, MessageRow)> = query.bind::<Array<SqlUuid>, _>(ids.to_vec()).rows(self).await?;
+            found.extend(rows);
+        }
+        Ok(found)
     }
 
     /// Of `hints` whose claim failed: sets a watch on those that some worker still holds, for the moment its lease ends. Says
     /// how many.
     pub async fn watch(&self, hints: &[WorkItem]) -> DbResult<usize> {
-        let (ids, runs) = sorted(hints);
-        let query = statement::<()>(WATCH).near(&ids).bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(runs);
-        query.run(self).await
+        let mut watched = 0;
+        for hints in by_day(hints) {
+            let Some(query) = statement::<()>(WATCH).at_day_of(self, &ids(&hints)).await? else { continue };
+            let query = query.bind::<Array<SqlUuid>, _>(ids(&hints));
+            let runs = hints.iter().map(|hint| hint.r).collect::<Vec<_>>();
+            watched += query.bind::<Array<Int4>, _>(runs).run(self).await?;
+        }
+        Ok(watched)
     }
 }
 
 fn claim(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
-    let (ids, runs) = sorted(hints);
-    let query = statement::<SqlRow>(CLAIM).near(&ids).bind::<Int4, _>(lease_ms);
-    query.bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(runs)
+    let query = statement::<SqlRow>(CLAIM).bind::<Int4, _>(lease_ms);
+    query.bind::<Array<SqlUuid>, _>(ids(hints)).bind::<Array<Int4>, _>(runs(hints))
 }
 
 /// For deliveries that need a slot of their line: those of the highest rank get what slots there are, the others go back into
 /// their line, where the release finds them.
 fn claim_in_line(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
-    let (ids, runs) = sorted(hints);
-    let query = statement::<SqlRow>(CLAIM_IN_LINE).near(&ids).bind::<Array<SqlUuid>, _>(ids);
-    query.bind::<Array<Int4>, _>(runs).bind::<Int4, _>(lease_ms)
+    let query = statement::<SqlRow>(CLAIM_IN_LINE).bind::<Array<SqlUuid>, _>(ids(hints));
+    query.bind::<Array<Int4>, _>(runs(hints)).bind::<Int4, _>(lease_ms)
 }
 
-/// Ids and runs, in the one lock order of all claims.
-fn sorted(hints: &[WorkItem]) -> (Vec<Uuid>, Vec<i32>) {
+/// In the one lock order of all claims, apart by the day on which the deliveries were made.
+fn by_day(hints: &[WorkItem]) -> Vec<Vec<WorkItem>> {
     let mut hints = hints.to_vec();
     hints.sort_by_key(|hint| hint.d);
-    hints.iter().map(|hint| (hint.d.0, hint.r)).unzip()
+    hints.chunk_by(|one, next| day(&one.d.0) == day(&next.d.0)).map(<[WorkItem]>::to_vec).collect()
+}
+
+fn ids(hints: &[WorkItem]) -> Vec<Uuid> {
+    hints.iter().map(|hint| hint.d.0).collect()
+}
+
+fn runs(hints: &[WorkItem]) -> Vec<i32> {
+    hints.iter().map(|hint| hint.r).collect()
 }
 
 impl Claim {
@@ -121,7 +175,7 @@ impl Claim {
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
         // The claim stands. What cannot be opened ends as a dead letter by itself, and holds up nobody beside it.
         let tenant = TenantId(tenant);
-        let opened = sealer.open(sealed::CONTENT.of(tenant), content);
+        let opened = sealer.open(sealed::CONTENT.of(tenant), content.unwrap_or_default());
         let opened =
             opened.and_then(|content| Ok((content, sealer.open_text(sealed::RECIPIENT.of(tenant), recipient)?)));
         let (content, recipient) = opened.unwrap_or_else(|error| {
@@ -142,7 +196,7 @@ impl Claim {
             user_id,
             wishes: None,
             content,
-            accepted_at,
+            accepted_at: accepted_at.unwrap_or_default(),
             expires_at,
             request_id,
             traceparent,
@@ -156,7 +210,7 @@ pub(super) fn tries(attempts: i16, deferrals: i16, crashes: i16) -> Tries {
     Tries { attempts: count(attempts), deferrals: count(deferrals), crashes: count(crashes) }
 }
 
-/// A message may have been accepted a moment before the midnight that its delivery came after: `messages` stays whole.
+/// A message that was accepted a moment before the midnight that its delivery came after is not found here, and looked up by itself.
 const CLAIM: &str = "
 WITH claimed AS (
     UPDATE deliveries@ d
@@ -168,13 +222,13 @@ WITH claimed AS (
 )
 SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round, c.waiting_since,
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
-FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
+FROM claimed c LEFT JOIN messages@ m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 
 /// Slots first, then the claims they allow. A slot is lost where a claim then fails: the limit holds all the same.
 /// A line that is gone limits nothing: the provider finds no session, and the delivery ends as a dead letter an admin sees.
 const CLAIM_IN_LINE: &str = "
 WITH hinted AS MATERIALIZED (
-    SELECT d.id, d.run, d.line, d.rank FROM unnest(?::uuid[], ?::int4[]) AS u(id, run) JOIN deliveries@ d ON d.id = u.id
+    SELECT d.id, d.run, d.line, d.rank, d.expires_at FROM unnest(?::uuid[], ?::int4[]) AS u(id, run) JOIN deliveries@ d ON d.id = u.id
     WHERE d.run = u.run AND d.state = 'queued'
 ), asked AS (
     SELECT array_agg(line ORDER BY line) AS lines, array_agg(n ORDER BY line) AS wanted
@@ -182,7 +236,7 @@ WITH hinted AS MATERIALIZED (
 ), granted AS MATERIALIZED (
     SELECT t.line, t.n FROM asked CROSS JOIN LATERAL take_slots(asked.lines, asked.wanted) t
 ), ranked AS MATERIALIZED (
-    SELECT h.id, h.run, h.line, h.rank,
+    SELECT h.id, h.run, h.line, h.rank, h.expires_at,
            g.line IS NULL OR row_number() OVER (PARTITION BY h.line ORDER BY h.rank DESC, h.id) <= g.n AS has_slot
     FROM hinted h LEFT JOIN granted g ON g.line = h.line
 ), claimed AS (
@@ -193,12 +247,16 @@ WITH hinted AS MATERIALIZED (
     WHERE d.id = r.id AND d.run = r.run AND d.state = 'queued'
     RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round, d.waiting_since
 ), put_back AS (
-    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM ranked WHERE NOT has_slot
+    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, line, run, rank, expires_at FROM ranked WHERE NOT has_slot
     ON CONFLICT DO NOTHING
 )
 SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round, c.waiting_since,
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
-FROM claimed c JOIN messages m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
+FROM claimed c LEFT JOIN messages@ m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
+
+const MESSAGES: &str = "
+SELECT m.id, m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
+FROM messages@ m LEFT JOIN bulks b ON b.id = m.bulk_id WHERE m.id = ANY (?::uuid[])";
 
 const WATCH: &str = "
 INSERT INTO due (delivery_id, due_at, run, why)

@@ -87,9 +87,9 @@ WITH picked AS MATERIALIZED (
 ), released AS (
     UPDATE deliveries d SET state = 'queued', reason = NULL, updated_at = clock_timestamp()
     FROM picked p WHERE d.id = p.delivery_id AND d.run = p.run AND d.state IN ('scheduled', 'retrying')
-    RETURNING d.id, d.run, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank
+    RETURNING d.id, d.run, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
 ), lined_up AS (
-    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM released WHERE line IS NOT NULL
+    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, line, run, rank, expires_at FROM released WHERE line IS NOT NULL
     ON CONFLICT (delivery_id) DO UPDATE SET run = excluded.run
 ), boxed AS (
     INSERT INTO outbox (act_at, deliveries, runs, routes)

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     DbResult, Store,
     analytics::{daily, reach},
-    statement,
+    statement::{day, statement},
     webhook_events::tell,
 };
 use crate::{
@@ -38,7 +38,7 @@ pub struct Referred {
 }
 
 impl Store {
-    /// Writes `events` down in one commit: log row, counters, the delivery's next state, its next due row, its dead
+    /// Writes `events` down in one commit for each day of their deliveries: log row, counters, the delivery's next state, its next due row, its dead
     /// letter. Repeating an event changes nothing. An attempt is logged even if its run is over; what is no attempt, or
     /// only supposes one (a crash report), is logged only if it moves the delivery.
     pub async fn record(&self, mut events: Vec<Event>) -> DbResult<Recorded> {
@@ -46,8 +46,13 @@ impl Store {
         events.sort_by_key(|event| (event.report, event.delivery, event.run));
         let (calls, reports) = events.split_at(events.partition_point(|event| !event.report));
         let mut rows: Vec<(String, String, i64)> = Vec::new();
-        for part in [calls, reports].into_iter().filter(|part| !part.is_empty()) {
-            rows.extend(bind(part).rows::<(String, String, i64)>(self).await?);
+        // Apart by day: a statement opens the partitions of one.
+        let one_day = |one: &Event, next: &Event| day(&one.delivery.0) == day(&next.delivery.0);
+        for part in calls.chunk_by(one_day).chain(reports.chunk_by(one_day)) {
+            let ids: Vec<Uuid> = part.iter().map(|event| event.delivery.0).collect();
+            if let Some(query) = bind(part).at_day_of(self, &ids).await? {
+                rows.extend(query.rows::<(String, String, i64)>(self).await?);
+            }
         }
         Ok(Recorded { written: tally(&rows, "written"), retries: tally(&rows, "retry"), dead: tally(&rows, "dead") })
     }
@@ -93,7 +98,6 @@ fn tally<W: std::str::FromStr>(rows: &[(String, String, i64)], what: &str) -> Ve
 fn bind(events: &[Event]) -> super::Statement<(Text, Text, Int8)> {
     let ids: Vec<Uuid> = events.iter().map(|event| event.delivery.0).collect();
     statement(RECORD)
-        .near(&ids)
         .bind::<Array<SqlUuid>, _>(ids)
         .bind::<Array<Int4>, _>(column(events, |e| e.run))
         .bind::<Array<Text>, _>(column(events, |e| e.kind.as_str()))
@@ -195,11 +199,6 @@ WITH e AS MATERIALIZED (
     FROM (SELECT * FROM e WHERE provider IS NOT NULL AND NOT crash AND kind <> 'ambiguous'
           AND delivery_id NOT IN (SELECT id FROM moved WHERE crashes = 0)) e
     WHERE x.delivery_id = e.delivery_id AND x.run = e.run AND x.kind = 'ambiguous' AND x.code = ?
-), counted AS (
-    INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
-    SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
-    ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
 ), daily AS (",
     daily!(
         "SELECT id, tenant_id, channel, carrier, category, template, fresh FROM moved

@@ -460,7 +460,7 @@ fn number(scope: Option<TenantId>) -> Option<i32> {
 }
 
 /// The smallest UUIDv7 of a moment, as `uuid7_floor` of the schema has it.
-fn floor(at: DateTime<Utc>) -> Uuid {
+pub(super) fn floor(at: DateTime<Utc>) -> Uuid {
     let millis = u128::try_from(at.timestamp_millis()).unwrap_or_default();
     Uuid::from_u128(millis.min((1 << 48) - 1) << 80)
 }
@@ -690,11 +690,6 @@ WITH moved AS (
     FROM logged"
             ),
             "
-), counted AS (
-    INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
-    SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
-    ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
 ), daily AS (",
             daily!("SELECT id, tenant_id, channel, provider, category, template, fresh FROM moved"),
             "

@@ -11,7 +11,7 @@ use diesel::{
     query_builder::{AstPass, Query, QueryFragment, QueryId},
     result::QueryResult,
     serialize::ToSql,
-    sql_types::HasSqlType,
+    sql_types::{Bool, HasSqlType, Text},
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
 use uuid::Uuid;
@@ -26,6 +26,8 @@ pub const DAY: char = '@';
 pub struct Statement<Row> {
     text: &'static str,
     partition: String,
+    /// Not kept in prepared form: its text names one of any number of days.
+    is_rare: bool,
     binds: Vec<Box<dyn QueryFragment<Pg> + Send>>,
     scope: Option<TenantId>,
     row: PhantomData<fn() -> Row>,
@@ -33,7 +35,7 @@ pub struct Statement<Row> {
 
 /// A statement with the text `text`, in which each `?` stands for the next bind.
 pub const fn statement<Row>(text: &'static str) -> Statement<Row> {
-    Statement { text, partition: String::new(), binds: Vec::new(), scope: None, row: PhantomData }
+    Statement { text, partition: String::new(), is_rare: false, binds: Vec::new(), scope: None, row: PhantomData }
 }
 
 impl<Row> Statement<Row> {
@@ -42,6 +44,24 @@ impl<Row> Statement<Row> {
     pub fn near<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
         self.partition = partition(ids);
         self
+    }
+
+    /// Opens only the partition of `day`, which must exist.
+    pub fn on_day(mut self, day: NaiveDate) -> Self {
+        (self.partition, self.is_rare) = (suffix(day), true);
+        self
+    }
+
+    /// Opens only the partition that holds all of `ids`, which are of one day, however long ago that is. `None`: that day was
+    /// dropped, so none of their rows is left.
+    pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
+        let this = self.near(ids);
+        let Some(Some(day)) = ids.first().map(day) else { return Ok(Some(this)) };
+        if !this.partition.is_empty() || day >= clock::now().date_naive() {
+            return Ok(Some(this));
+        }
+        let exists: bool = statement::<Bool>(HAS_DAY).bind::<Text, _>(suffix(day)).row(store).await?;
+        Ok(exists.then(|| this.on_day(day)))
     }
 
     /// Lets the statement see and touch nothing but this tenant's rows, whatever its text says; `None`: everybody's.
@@ -95,6 +115,9 @@ impl<Row: Send + 'static> Statement<Row> {
 
 impl<Row> QueryFragment<Pg> for Statement<Row> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        if self.is_rare {
+            out.unsafe_to_cache_prepared();
+        }
         let mut binds = self.binds.iter();
         for (index, piece) in self.text.split('?').enumerate() {
             if index > 0 {
@@ -121,11 +144,21 @@ fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
     let today = clock::now().date_naive();
     let Some(Some(first)) = days.next() else { return String::new() };
     let near = (today - first).num_days().abs() <= 1;
-    if near && days.all(|day| day == Some(first)) { first.format("_%Y%m%d").to_string() } else { String::new() }
+    if near && days.all(|day| day == Some(first)) { suffix(first) } else { String::new() }
 }
 
+/// How the names of the partitions of a day end.
+fn suffix(day: NaiveDate) -> String {
+    day.format("_%Y%m%d").to_string()
+}
+
+const HAS_DAY: &str = "
+SELECT to_regclass('messages' || d.suffix) IS NOT NULL AND to_regclass('deliveries' || d.suffix) IS NOT NULL
+   AND to_regclass('delivery_events' || d.suffix) IS NOT NULL
+FROM (SELECT ?::text AS suffix) d";
+
 /// The UTC day in which a UUIDv7 was made.
-fn day(id: &Uuid) -> Option<NaiveDate> {
+pub(super) fn day(id: &Uuid) -> Option<NaiveDate> {
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
     Some(DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?.date_naive())
 }

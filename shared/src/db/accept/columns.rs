@@ -80,6 +80,7 @@ struct DeliveryColumns {
     park: Vec<Option<Uuid>>,
     kind: Vec<Option<&'static str>>,
     country: Vec<Option<String>>,
+    expires_at: Vec<Option<DateTime<Utc>>>,
 }
 
 impl Columns {
@@ -161,6 +162,7 @@ impl Columns {
             .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.park)
             .bind::<Array<Nullable<Text>>, _>(deliveries.kind)
             .bind::<Array<Nullable<Text>>, _>(deliveries.country)
+            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.expires_at)
             .bind::<Int4, _>(relay_after_ms)
     }
 
@@ -285,6 +287,7 @@ impl DeliveryColumns {
         self.template.push(message.template.clone());
         self.state.push(state.as_str());
         self.due_at.push(message.scheduled_at);
+        self.expires_at.push(message.expires_at);
         self.lease_ms.push(lease_ms);
         self.line.push(delivery.line);
         self.rank.push(delivery.rank);
@@ -358,17 +361,17 @@ const ACCEPT: &str = accept!("", "", "", "", "");
 
 /// The same where something waits in a line. A session's line is there; a tenant's share is made when it is first needed.
 const ACCEPT_AND_PARK: &str = accept!(
-    ", line, rank, park, kind, country",
-    ", ?::uuid[], ?::int2[], ?::uuid[], ?::text[], ?::text[]",
+    ", line, rank, park, kind, country, expires_at",
+    ", ?::uuid[], ?::int2[], ?::uuid[], ?::text[], ?::text[], ?::timestamptz[]",
     " AND park IS NULL",
-    ", line, rank, kind, country",
+    ", line, rank, kind, country, expires_at",
     "
 ), new_shares AS (
     INSERT INTO lines (id, tenant_id, kind, route)
     SELECT DISTINCT park, tenant_id, 'share', channel || '.' || lane FROM fresh WHERE park IS NOT NULL AND line IS NULL ORDER BY 1
     ON CONFLICT DO NOTHING
 ), new_parked AS (
-    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, park, 0, rank FROM fresh WHERE park IS NOT NULL AND due_at IS NULL"
+    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, park, 0, rank, expires_at FROM fresh WHERE park IS NOT NULL AND due_at IS NULL"
 );
 
 /// [`ACCEPT`] without what plain batches do not have: a quarter of its cost.

@@ -373,17 +373,12 @@ WITH asked AS (SELECT ?::uuid AS replay_id
     SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, round = 0, waiting_since = NULL, lease_until = NULL, updated_at = clock_timestamp()
     FROM (SELECT DISTINCT delivery_id FROM letters) l
     WHERE d.id = l.delivery_id AND d.state = 'dead'
-    RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank
+    RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
 ), logged AS (
     INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
     SELECT id, run, 'replayed', tenant_id, channel, clock_timestamp() FROM revived
     ON CONFLICT DO NOTHING
     RETURNING tenant_id, channel, kind, at
-), counted AS (
-    INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
-    SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
-    ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
 ), moved AS (
     UPDATE dead_letters l SET status = 'replayed', replay_id = asked.replay_id
     FROM asked, letters
@@ -392,7 +387,7 @@ WITH asked AS (SELECT ?::uuid AS replay_id
 ), noted AS (
     UPDATE replays r SET replayed = r.replayed + (SELECT count(*) FROM moved) FROM asked WHERE r.id = asked.replay_id
 ), lined_up AS (
-    INSERT INTO parked (delivery_id, line, run, rank) SELECT id, line, run, rank FROM revived WHERE line IS NOT NULL
+    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, line, run, rank, expires_at FROM revived WHERE line IS NOT NULL
     ON CONFLICT (delivery_id) DO UPDATE SET run = excluded.run
 ), boxed AS (
     INSERT INTO outbox (act_at, deliveries, runs, routes)
