@@ -45,7 +45,7 @@ pub struct Set {
   posthaste retention run --dry-run
   posthaste retention run
 
-Nothing goes that is alive: scheduled, queued, being sent, to be retried, or an open dead letter.")]
+Nothing goes that is alive: scheduled, queued, being sent or to be retried. A dead letter goes with its message.")]
 pub struct Run {
     /// Only say what would go
     #[arg(long)]
@@ -105,7 +105,7 @@ impl Run {
             );
         }
         let spinner = progress::spinner(if self.dry_run { "counting" } else { "removing" });
-        let pass = store.retain(default_days, self.dry_run, None).await.context("failed to remove old things")?;
+        let pass = store.retain(default_days, self.dry_run).await.context("failed to remove old things")?;
         spinner.finish_and_clear();
         if !self.dry_run {
             settings::record(&store, "retention run", "", None).await?;

@@ -23,6 +23,8 @@ const BATCH: i64 = 100;
 const OPENED: i64 = 200;
 /// How long whoever asked for an erasure has it to himself: his answer says what was erased, so nobody may help him.
 pub const ATTENDED: Duration = Duration::from_secs(10);
+/// How long an erasure that was taken is its taker's: longer than a step takes.
+const LEASE: Duration = Duration::from_secs(300);
 
 /// What has been erased.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -93,14 +95,32 @@ impl Store {
         Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at })
     }
 
-    /// Erasures that nobody attends to any more, the oldest first.
-    pub async fn erasures(&self, limit: i64) -> DbResult<Vec<Erasure>> {
-        let query = statement::<(Int4, Text, Timestamptz)>(UNATTENDED)
+    /// Takes up to `limit` erasures that nobody attends to any more, longest due first. They are the caller's for a while: nobody
+    /// else decrypts the same meanwhile.
+    pub async fn take_erasures(&self, limit: i64) -> DbResult<Vec<Erasure>> {
+        let query = statement::<(Int4, Text, Timestamptz)>(TAKE)
+            .bind::<Float8, _>(LEASE.as_secs_f64())
             .bind::<Float8, _>(ATTENDED.as_secs_f64())
             .bind::<Int8, _>(limit);
         let rows: Vec<(i32, String, DateTime<Utc>)> = query.rows(self).await?;
         let erasure = |(tenant, user_id, asked_at)| Erasure { tenant: TenantId(tenant), user_id, asked_at };
         Ok(rows.into_iter().map(erasure).collect())
+    }
+
+    /// Gives an erasure back, to go on after `pause`.
+    pub async fn resume_erasure(&self, person: &Erasure, pause: Duration) -> DbResult<()> {
+        let query = statement::<()>(RESUME).bind::<Float8, _>(pause.as_secs_f64());
+        self.give_back(query, person).await
+    }
+
+    /// Gives an erasure back whose step failed: each further failure doubles the pause, up to three quarters of an hour.
+    pub async fn put_off_erasure(&self, person: &Erasure) -> DbResult<()> {
+        self.give_back(statement::<()>(PUT_OFF), person).await
+    }
+
+    async fn give_back(&self, query: super::Statement<()>, person: &Erasure) -> DbResult<()> {
+        let query = query.bind::<Int4, _>(person.tenant.0).bind::<Text, _>(person.user_id.clone());
+        query.within(Some(person.tenant)).run(self).await.map(drop)
     }
 
     /// Takes one step; adds what it erased to `erased`. Any number of callers may do so at once.
@@ -399,11 +419,22 @@ impl Eraser<'_> {
 }
 
 const BEGIN: &str = "
-INSERT INTO erasures (tenant_id, user_id) VALUES (?, ?) ON CONFLICT (tenant_id, user_id) DO UPDATE SET created_at = now()
+INSERT INTO erasures (tenant_id, user_id) VALUES (?, ?) ON CONFLICT (tenant_id, user_id) DO UPDATE SET created_at = now(), due_at = now(), failures = 0
 RETURNING created_at";
 
-const UNATTENDED: &str = "
-SELECT tenant_id, user_id, created_at FROM erasures WHERE created_at < now() - ? * interval '1 second' ORDER BY created_at LIMIT ?";
+const TAKE: &str = "
+UPDATE erasures e SET due_at = now() + ? * interval '1 second'
+FROM (SELECT tenant_id, user_id FROM erasures WHERE due_at <= now() AND created_at < now() - ? * interval '1 second'
+      ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED) p
+WHERE e.tenant_id = p.tenant_id AND e.user_id = p.user_id
+RETURNING e.tenant_id, e.user_id, e.created_at";
+
+const RESUME: &str = "
+UPDATE erasures SET due_at = now() + ? * interval '1 second', failures = 0 WHERE tenant_id = ? AND user_id = ?";
+
+const PUT_OFF: &str = "
+UPDATE erasures SET due_at = now() + interval '10 seconds' * power(2, least(failures, 8)), failures = failures + 1
+WHERE tenant_id = ? AND user_id = ?";
 
 const END: &str = "DELETE FROM erasures WHERE tenant_id = ? AND user_id = ? AND created_at <= ?";
 

@@ -1,23 +1,23 @@
-//! Retention: what a tenant keeps no longer goes, whole days at once where every tenant is through with them.
+//! Retention: removes what tenants no longer keep.
 //!
-//! Nothing goes that is alive: a delivery without an end, one that waits or is held, an open dead letter.
+//! Two loops share it. [`days`] drops the partitions of days that no tenant keeps: it asks indexed questions first, and reads the
+//! deliveries of a day only if nothing else keeps it. [`rows`] deletes the rest: it goes through the tables in groups of tenants,
+//! then through the days that stay, and goes on where it ended. Deliveries without an end stay, with their messages; a dead letter
+//! goes with its message, open or not.
 
-use std::time::{Duration, Instant};
+mod days;
+mod rows;
+
+use std::{collections::HashMap, time::Instant};
 
 use chrono::{DateTime, NaiveDate, Utc};
-use diesel::{
-    result::Error,
-    sql_types::{Array, Bool, Date, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid},
-};
-use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel::sql_types::{Bool, Date, Int4, Nullable, Text, Timestamptz};
 use serde::Serialize;
-use uuid::Uuid;
 
-use super::{DbResult, Store, messages::minute_after, statement};
+use super::{DbResult, Scoped, Store, statement};
 use crate::domain::TenantId;
 
-/// Rows that one statement looks at.
-const BATCH: i64 = 1000;
+pub use rows::Position;
 
 /// How long a tenant keeps its messages.
 #[derive(Clone, Debug, Serialize)]
@@ -35,7 +35,7 @@ pub struct Removed {
     pub tenant: Option<String>,
     /// The table, or the partition that went as a whole.
     pub table: String,
-    /// How many rows.
+    /// How many rows; of a large partition an estimate.
     pub rows: i64,
 }
 
@@ -44,37 +44,66 @@ pub struct Removed {
 pub struct Pass {
     /// What went, or would go.
     pub removed: Vec<Removed>,
-    /// Days that stay as a whole although every tenant is through with them, since something in them is alive.
+    /// Days that stay as a whole although no tenant keeps them, since something in them is alive.
     pub kept: Vec<NaiveDate>,
     /// There was more than the time allowed.
     pub more: bool,
+    /// A day could not be dropped, because its tables were in use at that moment.
+    pub busy: bool,
 }
+
+/// For each day, up to where its deliveries were found to be over: a block of the partition. A later pass goes on there.
+pub type Surveyed = HashMap<NaiveDate, i64>;
 
 /// A tenant whose older rows go.
 struct Expiry {
-    tenant: Option<(TenantId, String)>,
+    tenant: TenantId,
+    slug: String,
     before: DateTime<Utc>,
 }
 
-impl Expiry {
-    fn name(&self) -> Option<String> {
-        self.tenant.as_ref().map(|(_, slug)| slug.clone())
+/// Who removes how much, and until when.
+#[derive(Clone, Copy)]
+struct Terms<'a> {
+    store: &'a Store,
+    /// Days that a tenant without a number of its own keeps things.
+    default_days: Option<i32>,
+    /// Only says what would go.
+    dry: bool,
+    until: Option<Instant>,
+}
+
+impl Terms<'_> {
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
     }
 
-    fn id(&self) -> Option<i32> {
-        self.tenant.as_ref().map(|(id, _)| id.0)
+    /// The tenants that keep things for a time only, by their ids.
+    async fn expiries(&self) -> DbResult<Vec<Expiry>> {
+        let query = statement::<(Int4, Text, Timestamptz)>(EXPIRIES).bind::<Nullable<Int4>, _>(self.default_days);
+        let rows: Vec<(i32, String, DateTime<Utc>)> = query.rows(self.store).await?;
+        let expiry = |(id, slug, before)| Expiry { tenant: TenantId(id), slug, before };
+        Ok(rows.into_iter().map(expiry).collect())
+    }
+
+    /// The first day with partitions after `day` and before `end`.
+    async fn day_after(&self, day: Option<NaiveDate>, end: NaiveDate) -> DbResult<Option<NaiveDate>> {
+        let query = statement::<Nullable<Date>>(DAY_AFTER).bind::<Nullable<Date>, _>(day).bind::<Date, _>(end);
+        query.row(self.store).await
     }
 }
 
-/// One pass with its settings.
-struct Run<'a> {
-    store: &'a Store,
-    default_days: Option<i32>,
-    dry: bool,
-    until: Option<Instant>,
-    /// Days that a dry run would drop: their rows are counted.
-    dropped: Vec<NaiveDate>,
-    pass: Pass,
+impl Pass {
+    fn note(&mut self, tenant: Option<&str>, table: &str, rows: i64) {
+        let same = |one: &&mut Removed| one.tenant.as_deref() == tenant && one.table == table;
+        match self.removed.iter_mut().find(same) {
+            Some(one) => one.rows += rows,
+            None if rows > 0 => {
+                self.removed.push(Removed { tenant: tenant.map(str::to_owned), table: table.to_owned(), rows });
+            }
+            None => {}
+        }
+    }
 }
 
 impl Store {
@@ -94,265 +123,76 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what is kept no longer, or only says what that would be (`dry`). Ends after about `time`, if given.
-    pub async fn retain(&self, default_days: Option<i32>, dry: bool, time: Option<Duration>) -> DbResult<Pass> {
-        let until = time.map(|time| Instant::now() + time);
-        let mut run = Run { store: self, default_days, dry, until, dropped: Vec::new(), pass: Pass::default() };
-        let expiries = run.expiries().await?;
-        if let Some(newest) = expiries.iter().map(|expiry| expiry.before).max() {
-            run.days(newest).await?;
-            run.rows(&expiries).await?;
+    /// Removes what is kept no longer, or only says what that would be (`dry`), from the beginning to the end.
+    pub async fn retain(&self, default_days: Option<i32>, dry: bool) -> DbResult<Pass> {
+        let terms = Terms { store: self, default_days, dry, until: None };
+        let mut pass = Pass::default();
+        let dropped = days::run(terms, &mut Surveyed::new(), &mut pass).await?;
+        rows::run(terms, &mut Position::default(), &dropped, &mut pass).await?;
+        Ok(pass)
+    }
+
+    /// Drops the days that no tenant keeps, until a moment. `surveyed` is for the next call.
+    pub async fn drop_days(
+        &self,
+        default_days: Option<i32>,
+        until: Instant,
+        surveyed: &mut Surveyed,
+    ) -> DbResult<Pass> {
+        let mut pass = Pass::default();
+        days::run(Terms { store: self, default_days, dry: false, until: Some(until) }, surveyed, &mut pass).await?;
+        Ok(pass)
+    }
+
+    /// Deletes the rows that their tenants no longer keep, from where the last call ended, until a moment.
+    pub async fn remove_rows(&self, default_days: Option<i32>, until: Instant) -> DbResult<Pass> {
+        let terms = Terms { store: self, default_days, dry: false, until: Some(until) };
+        let (mut position, mut pass) = (self.load_position().await?, Pass::default());
+        let ended = rows::run(terms, &mut position, &[], &mut pass).await;
+        // What failed is passed over as well: the next pass comes to it again, and nothing behind it waits.
+        self.save_position(&position).await?;
+        ended.map(|()| pass)
+    }
+
+    /// A transaction that holds the lock of this name until it ends; `None`: another process holds it. The transaction has no
+    /// snapshot, so it keeps nothing from being vacuumed.
+    pub async fn alone(&self, name: &'static str) -> DbResult<Option<Scoped>> {
+        let mut conn = self.transaction().await?;
+        let query = statement::<Bool>("SELECT pg_try_advisory_xact_lock(hashtext(?))").bind::<Text, _>(name);
+        let got = diesel_async::RunQueryDsl::get_result::<bool>(query, &mut *conn).await;
+        match got {
+            Ok(true) => Ok(Some(conn)),
+            other => conn.done(other).await.map(|_| None),
         }
-        Ok(run.pass)
+    }
+
+    async fn load_position(&self) -> DbResult<Position> {
+        let rows: Vec<String> = statement::<Text>("SELECT position::text FROM retention_cursor").rows(self).await?;
+        // One of another version that cannot be read: from the beginning.
+        Ok(rows.first().and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default())
+    }
+
+    async fn save_position(&self, position: &Position) -> DbResult<()> {
+        let json = serde_json::to_string(position).unwrap_or_default();
+        statement::<()>(SAVE).bind::<Text, _>(json).run(self).await.map(drop)
     }
 }
-
-impl Run<'_> {
-    fn is_late(&self) -> bool {
-        self.until.is_some_and(|until| Instant::now() >= until)
-    }
-
-    fn note(&mut self, tenant: Option<String>, table: &str, rows: i64) {
-        let same = |one: &&mut Removed| one.tenant == tenant && one.table == table;
-        match self.pass.removed.iter_mut().find(same) {
-            Some(one) => one.rows += rows,
-            None if rows > 0 => self.pass.removed.push(Removed { tenant, table: table.to_owned(), rows }),
-            None => {}
-        }
-    }
-
-    /// Whoever keeps things for a time only, and since when.
-    async fn expiries(&self) -> DbResult<Vec<Expiry>> {
-        let query = statement::<(Nullable<Int4>, Nullable<Text>, Timestamptz)>(EXPIRIES);
-        let query = query.bind::<Nullable<Int4>, _>(self.default_days);
-        let rows: Vec<(Option<i32>, Option<String>, DateTime<Utc>)> = query.rows(self.store).await?;
-        let expiry = |(id, slug, before): (Option<i32>, Option<String>, DateTime<Utc>)| Expiry {
-            tenant: id.map(TenantId).zip(slug),
-            before,
-        };
-        Ok(rows.into_iter().map(expiry).collect())
-    }
-
-    /// Drops whole days.
-    async fn days(&mut self, newest: DateTime<Utc>) -> DbResult<()> {
-        let query = statement::<Date>(DAYS).bind::<Date, _>(newest.date_naive());
-        let days: Vec<NaiveDate> = query.rows(self.store).await?;
-        for day in days {
-            if self.is_late() {
-                self.pass.more = true;
-                return Ok(());
-            }
-            let Some((verdict, messages, deliveries, events)) = self.drop_day(day).await? else { continue };
-            match verdict.as_str() {
-                DROPPED => {}
-                WOULD_DROP => self.dropped.push(day),
-                ALIVE => {
-                    self.pass.kept.push(day);
-                    continue;
-                }
-                _ => continue,
-            }
-            for (table, rows) in [("messages", messages), ("deliveries", deliveries), ("delivery_events", events)] {
-                let table = format!("{table}_{}", day.format("%Y%m%d"));
-                self.pass.removed.push(Removed { tenant: None, table, rows });
-            }
-        }
-        Ok(())
-    }
-
-    async fn drop_day(&self, day: NaiveDate) -> DbResult<Option<(String, i64, i64, i64)>> {
-        let (default_days, dry) = (self.default_days, self.dry);
-        let drop = async |conn: &mut AsyncPgConnection| {
-            // Counting a day's rows takes longer than any statement of a service may.
-            conn.batch_execute("SET LOCAL statement_timeout = '10min'").await?;
-            let query = statement::<(Text, Int8, Int8, Int8)>(DROP_DAY)
-                .bind::<Date, _>(day)
-                .bind::<Nullable<Int4>, _>(default_days)
-                .bind::<Bool, _>(dry);
-            let rows: Vec<(String, i64, i64, i64)> = RunQueryDsl::load(query, conn).await?;
-            Ok::<_, Error>(rows.into_iter().next())
-        };
-        Ok(AsyncPgConnection::transaction(&mut *self.store.conn().await?, drop).await?)
-    }
-
-    /// Deletes the rows of tenants that are through with them before the others.
-    async fn rows(&mut self, expiries: &[Expiry]) -> DbResult<()> {
-        for expiry in expiries {
-            self.messages(expiry).await?;
-            for (table, [delete, count]) in TABLES {
-                loop {
-                    if self.is_late() {
-                        self.pass.more = true;
-                        return Ok(());
-                    }
-                    let query = statement::<Int8>(if self.dry { count } else { delete })
-                        .bind::<Nullable<Int4>, _>(expiry.id())
-                        .bind::<Timestamptz, _>(expiry.before);
-                    let query = if self.dry { query } else { query.bind::<Int8, _>(BATCH) };
-                    let rows: i64 = query.row(self.store).await?;
-                    self.note(expiry.name(), table, rows);
-                    if self.dry || rows < BATCH {
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn messages(&mut self, expiry: &Expiry) -> DbResult<()> {
-        type Counts = (Vec<Uuid>, i64, i64, i64);
-        let Some((TenantId(tenant), slug)) = expiry.tenant.clone() else { return Ok(()) };
-        let mut after = Uuid::nil();
-        loop {
-            if self.is_late() {
-                self.pass.more = true;
-                return Ok(());
-            }
-            let query =
-                statement::<(Array<SqlUuid>, Int8, Int8, Int8)>(if self.dry { COUNT_MESSAGES } else { MESSAGES })
-                    .bind::<Int4, _>(tenant)
-                    .bind::<SqlUuid, _>(after)
-                    .bind::<Timestamptz, _>(expiry.before)
-                    .bind::<Array<Date>, _>(self.dropped.clone())
-                    .bind::<Int8, _>(BATCH)
-                    .within(Some(TenantId(tenant)));
-            let (last, messages, deliveries, events): Counts = query.row(self.store).await?;
-            for (table, rows) in [("messages", messages), ("deliveries", deliveries), ("delivery_events", events)] {
-                self.note(Some(slug.clone()), table, rows);
-            }
-            let Some(&last) = last.as_slice().first() else { return Ok(()) };
-            after = last;
-        }
-    }
-}
-
-/// The verdicts of `drop_day` that mean something here; anything else is a day that somebody keeps.
-const DROPPED: &str = "dropped";
-const WOULD_DROP: &str = "to be dropped";
-const ALIVE: &str = "kept: something in it is still alive";
 
 const LIST: &str = "SELECT t.slug, r.days FROM tenants t LEFT JOIN retention r ON r.tenant_id = t.id ORDER BY t.id";
 
 const SET: &str = "
 INSERT INTO retention (tenant_id, days) VALUES (?, ?) ON CONFLICT (tenant_id) DO UPDATE SET days = excluded.days, updated_at = now()";
 
-/// The last row stands for what belongs to nobody known.
 const EXPIRIES: &str = "
-SELECT x.id, x.slug, ((now() AT TIME ZONE 'UTC')::date - x.days)::timestamp AT TIME ZONE 'UTC'
-FROM (SELECT ?::int4 AS days) f
-CROSS JOIN LATERAL (
-    SELECT t.id, t.slug, coalesce(r.days, f.days) AS days FROM tenants t LEFT JOIN retention r ON r.tenant_id = t.id
-    UNION ALL SELECT NULL, NULL, f.days) x
-WHERE x.days IS NOT NULL";
+SELECT t.id, t.slug, ((now() AT TIME ZONE 'UTC')::date - coalesce(r.days, f.days))::timestamp AT TIME ZONE 'UTC'
+FROM (SELECT ?::int4 AS days) f CROSS JOIN tenants t LEFT JOIN retention r ON r.tenant_id = t.id
+WHERE coalesce(r.days, f.days) IS NOT NULL ORDER BY t.id";
 
-const DAYS: &str = "
-SELECT d.day FROM (
+const DAY_AFTER: &str = "
+SELECT min(d.day) FROM (
     SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'messages'::regclass) d
-WHERE d.day < ? ORDER BY d.day";
+WHERE d.day > coalesce(?, '-infinity'::date) AND d.day < ?";
 
-const DROP_DAY: &str = "SELECT verdict, messages, deliveries, events FROM drop_day(?, ?, ?)";
-
-/// Messages of a tenant in the order of their ids, and those among them whose every delivery is over.
-macro_rules! over {
-    ($rest:literal) => {
-        concat!(
-            "
-WITH picked AS MATERIALIZED (
-    SELECT m.id FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS after, ?::timestamptz AS before, ?::date[] AS dropped) f CROSS JOIN messages m
-    WHERE m.tenant_id = f.tenant_id AND m.id > f.after AND m.id < uuid7_floor(f.before)
-      AND NOT EXISTS (SELECT 1 FROM unnest(f.dropped) AS g(day)
-          WHERE m.id >= uuid7_floor(g.day::timestamp AT TIME ZONE 'UTC') AND m.id < uuid7_floor((g.day + 1)::timestamp AT TIME ZONE 'UTC'))
-    ORDER BY m.id LIMIT ?
-), over AS MATERIALIZED (
-    SELECT p.id FROM picked p WHERE NOT EXISTS (
-        SELECT 1 FROM deliveries d WHERE d.message_id = p.id AND d.id >= p.id AND d.id < ",
-            minute_after!("p.id"),
-            " AND (d.state IN ('scheduled', 'queued', 'sending', 'retrying')
-               OR EXISTS (SELECT 1 FROM due w WHERE w.delivery_id = d.id)
-               OR EXISTS (SELECT 1 FROM parked k WHERE k.delivery_id = d.id)
-               OR EXISTS (SELECT 1 FROM dead_letters l WHERE l.delivery_id = d.id AND l.status = 'open')))
-), theirs AS MATERIALIZED (
-    SELECT d.id FROM over o CROSS JOIN LATERAL (
-        SELECT d.id FROM deliveries d WHERE d.message_id = o.id AND d.id >= o.id AND d.id < ",
-            minute_after!("o.id"),
-            " OFFSET 0) d
-)",
-            $rest
-        )
-    };
-}
-
-const MESSAGES: &str = over!(
-    ", events AS (DELETE FROM delivery_events e USING theirs t WHERE e.delivery_id = t.id RETURNING 1
-), gone AS (DELETE FROM deliveries d USING theirs t WHERE d.id = t.id RETURNING 1
-), messages_gone AS (DELETE FROM messages m USING over o WHERE m.id = o.id RETURNING 1
-)
-SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM messages_gone), (SELECT count(*) FROM gone),
-       (SELECT count(*) FROM events)"
-);
-
-const COUNT_MESSAGES: &str = over!(
-    "
-SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM over), (SELECT count(*) FROM theirs),
-       (SELECT count(*) FROM theirs t JOIN delivery_events e ON e.delivery_id = t.id)"
-);
-
-/// The rows of a tenant (or of nobody known) that are older than a moment, removed in batches, or counted.
-macro_rules! older {
-    ($table:literal, $moment:literal, $over:literal) => {
-        (
-            $table,
-            [
-                concat!(
-                    "WITH gone AS (DELETE FROM ",
-                    $table,
-                    " WHERE ctid = ANY (ARRAY(
-    SELECT x.ctid FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS before) f CROSS JOIN ",
-                    $table,
-                    " x
-    WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.",
-                    $moment,
-                    " < f.before",
-                    $over,
-                    " LIMIT ?)) RETURNING 1)
-SELECT count(*) FROM gone"
-                ),
-                concat!(
-                    "SELECT count(*) FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS before) f CROSS JOIN ",
-                    $table,
-                    " x
-WHERE x.tenant_id IS NOT DISTINCT FROM f.tenant_id AND x.",
-                    $moment,
-                    " < f.before",
-                    $over
-                ),
-            ],
-        )
-    };
-}
-
-/// Everything but messages and what hangs on them. A bulk stays as long as a message needs its content.
-const TABLES: [(&str, [&str; 2]); 12] = [
-    older!("bulks", "created_at", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
-    older!(
-        "broadcasts",
-        "created_at",
-        " AND x.finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM bulks b WHERE b.id = x.id)"
-    ),
-    older!("broadcast_pages", "created_at", " AND NOT EXISTS (SELECT 1 FROM broadcasts b WHERE b.id = x.broadcast_id)"),
-    older!("inbox", "created_at", ""),
-    older!("event_log", "created_at", ""),
-    older!("wa_inbound", "created_at", ""),
-    older!("waha_events", "created_at", " AND x.status <> 'pending'"),
-    older!(
-        "provider_refs",
-        "created_at",
-        " AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = x.delivery_id AND d.state IN ('scheduled', 'queued', 'sending', 'retrying'))"
-    ),
-    older!("webhook_events", "at", " AND NOT x.pending"),
-    older!("webhook_logs", "created_at", ""),
-    older!("dead_letters", "created_at", " AND x.status <> 'open'"),
-    older!("replays", "created_at", " AND x.status <> 'running'"),
-];
+const SAVE: &str = "
+INSERT INTO retention_cursor (position) VALUES (?::text::jsonb) ON CONFLICT (only_row) DO UPDATE SET position = excluded.position";

@@ -1,0 +1,176 @@
+//! Drops the partitions of days that no tenant keeps.
+
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use diesel::sql_types::{Bool, Date, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{Pass, Surveyed, Terms};
+use crate::db::{DbResult, messages::floor, statement};
+
+/// Blocks of a partition read in one statement: 64 MB.
+const BLOCKS: i64 = 8192;
+/// Dead letters deleted in one statement.
+const LETTERS: i64 = 1000;
+/// How often a day whose tables are in use is tried, and the pause before the next try. A try takes no lock or all of them, and
+/// waits for none.
+const TRIES: usize = 25;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// What becomes of a day.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It was dropped, or would be.
+    Dropped,
+    /// Something in it is alive.
+    Alive,
+    /// A tenant keeps it, or it is gone already.
+    Kept,
+    /// Its tables were in use.
+    Busy,
+    /// The time was up.
+    Late,
+}
+
+/// Goes over all days that are old enough for some tenant; returns those that were dropped, or would be. A day that stays does not
+/// keep the next one from being looked at.
+pub(super) async fn run(terms: Terms<'_>, surveyed: &mut Surveyed, pass: &mut Pass) -> DbResult<Vec<NaiveDate>> {
+    let mut dropped = Vec::new();
+    let Some(newest) = terms.expiries().await?.into_iter().map(|expiry| expiry.before).max() else {
+        return Ok(dropped);
+    };
+    let (mut day, mut failed) = (None, Ok(()));
+    while let Some(next) = terms.day_after(day, newest.date_naive()).await? {
+        day = Some(next);
+        match one(terms, next, surveyed, pass).await {
+            Ok(Fate::Dropped) => dropped.push(next),
+            Ok(Fate::Alive) => pass.kept.push(next),
+            Ok(Fate::Kept) => {}
+            Ok(Fate::Busy) => pass.busy = true,
+            Ok(Fate::Late) => pass.more = true,
+            Err(error) => failed = Err(error),
+        }
+        if pass.busy || pass.more {
+            break;
+        }
+    }
+    failed.map(|()| dropped)
+}
+
+async fn one(terms: Terms<'_>, day: NaiveDate, surveyed: &mut Surveyed, pass: &mut Pass) -> DbResult<Fate> {
+    if terms.is_late() {
+        return Ok(Fate::Late);
+    }
+    let standing = ask(terms, "SELECT day_standing(?, ?)", day).await?;
+    let fate = match standing.as_str() {
+        "free" => survey(terms, day, surveyed).await?,
+        "alive" => Fate::Alive,
+        _ => Fate::Kept,
+    };
+    if fate != Fate::Dropped {
+        return Ok(fate);
+    }
+    let rows = sizes(terms, day).await?;
+    let fate = if terms.dry { fate } else { drop_day(terms, day, pass).await? };
+    if fate == Fate::Dropped {
+        surveyed.remove(&day);
+        for (table, rows) in ["messages", "deliveries", "delivery_events"].into_iter().zip(rows) {
+            pass.note(None, &format!("{table}_{}", day.format("%Y%m%d")), rows);
+        }
+    }
+    Ok(fate)
+}
+
+async fn ask(terms: Terms<'_>, text: &'static str, day: NaiveDate) -> DbResult<String> {
+    let query = statement::<Text>(text).bind::<Date, _>(day).bind::<Nullable<Int4>, _>(terms.default_days);
+    query.row(terms.store).await
+}
+
+/// Reads the day's deliveries, a part at a time, for one without an end. What waits is found by its due row and never gets here;
+/// this is for deliveries that nothing points at, which would be a defect.
+async fn survey(terms: Terms<'_>, day: NaiveDate, surveyed: &mut Surveyed) -> DbResult<Fate> {
+    let blocks: i64 = statement::<Int8>(BLOCKS_OF).on_day(day).row(terms.store).await?;
+    let first = surveyed.entry(day).or_default();
+    while *first < blocks {
+        let query = statement::<Bool>(SURVEY).on_day(day).bind::<Int8, _>(*first).bind::<Int8, _>(*first + BLOCKS);
+        if query.row::<bool>(terms.store).await? {
+            return Ok(Fate::Alive);
+        }
+        *first += BLOCKS;
+        if terms.is_late() {
+            return Ok(Fate::Late);
+        }
+    }
+    Ok(Fate::Dropped)
+}
+
+/// Rows of the three partitions: counted where that is quick.
+async fn sizes(terms: Terms<'_>, day: NaiveDate) -> DbResult<[i64; 3]> {
+    let query = statement::<(Int8, Int8, Int8)>(SIZES).on_day(day);
+    let (messages, deliveries, events) = query.row(terms.store).await?;
+    Ok([messages, deliveries, events])
+}
+
+async fn drop_day(terms: Terms<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<Fate> {
+    forget_letters(terms, day, pass).await?;
+    for _ in 0..TRIES {
+        match ask(terms, "SELECT drop_partitions(?, ?)", day).await?.as_str() {
+            "dropped" => return Ok(Fate::Dropped),
+            "busy" => tokio::time::sleep(PAUSE).await,
+            "alive" => return Ok(Fate::Alive),
+            _ => return Ok(Fate::Kept),
+        }
+    }
+    Ok(Fate::Busy)
+}
+
+/// The dead letters of the day's deliveries go with them: nobody can replay what is gone.
+async fn forget_letters(terms: Terms<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<()> {
+    loop {
+        let (low, high) = bounds(day);
+        let query = statement::<Int8>(FORGET_LETTERS).bind::<SqlUuid, _>(low).bind::<SqlUuid, _>(high);
+        let letters: i64 = query.bind::<Int8, _>(LETTERS).row(terms.store).await?;
+        pass.note(None, "dead_letters", letters);
+        if letters < LETTERS {
+            return Ok(());
+        }
+    }
+}
+
+/// The smallest id of a day, and that of the next one.
+pub(super) fn bounds(day: NaiveDate) -> (Uuid, Uuid) {
+    (floor(start_of(day)), floor(start_of(day.checked_add_days(Days::new(1)).unwrap_or(day))))
+}
+
+pub(super) fn start_of(day: NaiveDate) -> DateTime<Utc> {
+    day.and_time(NaiveTime::MIN).and_utc()
+}
+
+const BLOCKS_OF: &str = "SELECT pg_relation_size('deliveries@') / current_setting('block_size')::int8";
+
+const SURVEY: &str = "
+SELECT EXISTS (SELECT FROM deliveries@
+    WHERE ctid >= ('(' || ?::int8 || ',0)')::tid AND ctid < ('(' || ?::int8 || ',0)')::tid
+      AND state IN ('scheduled', 'queued', 'sending', 'retrying'))";
+
+/// As many as there are, or as the last ANALYZE found.
+macro_rules! size {
+    ($table:literal) => {
+        concat!(
+            "CASE WHEN pg_relation_size('",
+            $table,
+            "@') < 67108864 THEN (SELECT count(*) FROM ",
+            $table,
+            "@) ELSE (SELECT greatest(reltuples, 0)::int8 FROM pg_class WHERE oid = '",
+            $table,
+            "@'::regclass) END"
+        )
+    };
+}
+
+const SIZES: &str = concat!("SELECT ", size!("messages"), ", ", size!("deliveries"), ", ", size!("delivery_events"));
+
+const FORGET_LETTERS: &str = "
+WITH gone AS (
+    DELETE FROM dead_letters WHERE id = ANY (ARRAY(
+        SELECT id FROM dead_letters WHERE delivery_id >= ? AND delivery_id < ? ORDER BY delivery_id LIMIT ?)) RETURNING 1)
+SELECT count(*) FROM gone";
