@@ -9,6 +9,7 @@ mod crashes;
 mod crew;
 mod dead_letter_drainer;
 mod digests;
+mod expiry;
 mod found;
 mod holds;
 mod kept;
@@ -18,6 +19,7 @@ mod outbox_relay;
 mod partitions;
 mod probe;
 mod provider_events;
+mod pruning;
 mod quiet;
 mod release_due;
 mod release_lines;
@@ -144,7 +146,7 @@ impl Line {
         let call_timeout = config.provider_timeout.min(WAHA_TIMEOUT_MAX);
         crew.keep(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
         crew.keep(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
-        crew.keep(webhook_events::WebhookHolds(store.clone()));
+        crew.keep(webhook_events::WebhookHolds::new(store.clone()));
         crew.keep(broadcasts::Broadcasts::new(store.clone(), dispatcher.clone(), relay_after));
         crew.keep(broadcasts::BroadcastAudiences(store.clone()));
         crew.keep(broadcasts::BroadcastCounts(store.clone()));
@@ -167,6 +169,11 @@ impl Line {
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
         crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
         crew.keep(partitions::Partitions(store.clone()));
+        crew.keep(pruning::Pruning(store.clone()));
+        crew.keep(pruning::Freeze(store.clone()));
+        crew.keep(pruning::LineGauges(store.clone()));
+        crew.keep(expiry::Expiry(store.clone()));
+        crew.keep(retention::RetentionDays::new(store.clone(), config.retention_days));
         crew.keep(retention::Retention { store: store.clone(), days: config.retention_days });
         crew.keep(retention::Erasures(store.clone()));
         crew.follow("log_writer", events, |consumer, trouble, stop| {

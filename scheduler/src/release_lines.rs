@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::{counter, gauge};
+use metrics::counter;
 use shared::{
     amqp::{Broker, declare::depths, work_queue},
     db::{Store, outbox::Dispatch},
@@ -111,9 +111,6 @@ impl Task for ReleaseShares {
         if routes.is_empty() {
             return Ok(Report::Done);
         }
-        let (waiting, lines) = self.desk.store.waiting_in_lines().await?;
-        gauge!("posthaste_lines_waiting").set(f64::from(i32::try_from(waiting).unwrap_or(i32::MAX)));
-        gauge!("posthaste_lines").set(f64::from(i32::try_from(lines).unwrap_or(i32::MAX)));
         for (route, room) in self.rooms(&routes).await {
             let flight = self.desk.flight().await;
             let released = self.desk.store.release_shares(route, room, self.desk.relay_after_ms).await?;

@@ -11,7 +11,7 @@ use shared::{
         Store,
         accept::{Accepted, Crowding, Leases},
         wa_inbound::Inbound,
-        webhook_events::{Telling, is_received},
+        webhook_events::{Swept, Telling, is_received},
     },
     dispatch::Dispatcher,
 };
@@ -21,7 +21,7 @@ use crate::task::{Report, Task, TaskError, count_of};
 
 /// Events told in one turn.
 const LIMIT: i64 = 200;
-/// Waiting webhooks of a configuration that are taken back in one turn.
+/// Events of a configuration that are looked at in one turn.
 const HOLD_LIMIT: i64 = 2000;
 /// Rows forgotten in one turn.
 const FORGET_LIMIT: i64 = 5000;
@@ -106,15 +106,25 @@ fn carrier(accepted: Accepted, ours: Uuid) -> Uuid {
 }
 
 /// The task that takes back what waits for configurations that were switched off.
-pub struct WebhookHolds(pub Store);
+pub struct WebhookHolds {
+    store: Store,
+    swept: Swept,
+}
+
+impl WebhookHolds {
+    /// Nothing was swept yet.
+    pub fn new(store: Store) -> Self {
+        Self { store, swept: Swept::new() }
+    }
+}
 
 impl Task for WebhookHolds {
     const NAME: &'static str = "webhook_holds";
     const PERIOD: Duration = Duration::from_secs(1);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let held = self.0.hold_back(HOLD_LIMIT).await?;
-        Ok(if held >= HOLD_LIMIT { Report::More } else { Report::Done })
+        let more = self.store.hold_back(HOLD_LIMIT, &mut self.swept).await?;
+        Ok(if more { Report::More } else { Report::Done })
     }
 }
 

@@ -345,6 +345,12 @@ async fn a_session_that_does_not_work_is_refused_or_waited_for() -> Result<()> {
     waiting["queue_when_offline"] = json!(true);
     let id = scene.send(&waiting).await?;
     assert_eq!(scene.shown(&id).await?["status"], "QUEUED");
+    // What is not worth waiting for any longer ends while the session is still away.
+    waiting["expires_at"] = json!((shared::clock::now() + Duration::from_secs(2)).to_rfc3339());
+    let short = scene.send(&waiting).await?;
+    scene.api().wait_status(&short, "expired").await?;
+    assert_eq!(kinds(&scene.api().timeline(&short).await?).last(), Some(&"expired"));
+    assert_eq!(scene.shown(&id).await?["status"], "QUEUED");
     scene.waha.scan(PRINTED);
     scene.until(&id, "it arrives", |message| message["status"] == "DELIVERED").await?;
     assert_eq!(scene.waha.sent().len(), 1);

@@ -80,11 +80,17 @@ impl Store {
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
-    /// How many breakers are in each state, by what they stand before: `session` or `host` of WAHA, else the provider.
+    /// How many breakers in trouble are in each state, by what they stand before: `session` or `host` of WAHA, else the provider.
     pub async fn count_breakers(&self) -> DbResult<Vec<(String, BreakerState, i64)>> {
         let rows: Vec<(String, String, i64)> = statement::<(Text, Text, Int8)>(COUNT).rows(self).await?;
         let known = |(scope, state, n): (String, String, i64)| Some((scope, state.parse().ok()?, n));
         Ok(rows.into_iter().filter_map(known).collect())
+    }
+
+    /// Forgets up to `limit` breakers that say nothing any more; returns how many. Closed ones say nothing once they have been closed
+    /// for an hour; others, if nobody has asked or called for a week.
+    pub async fn forget_breakers(&self, limit: i64) -> DbResult<usize> {
+        statement::<()>(FORGET).bind::<Int8, _>(limit).run(self).await
     }
 
     /// Counts a failure. The breaker opens for `open_ms` at the `failures_max`th in a row, or where the probe failed; the lines
@@ -152,13 +158,31 @@ macro_rules! select {
 }
 
 const SELECT: &str = select!("key = ANY (?::text[])");
-const TROUBLED: &str = select!("state <> 'closed' OR failures > 0 OR paused_until > now()");
+/// The first condition is that of an index: of what is not in trouble nothing is read.
+macro_rules! troubled {
+    () => {
+        "(state <> 'closed' OR failures > 0 OR paused_until > '-infinity') AND (state <> 'closed' OR failures > 0 OR paused_until > now())"
+    };
+}
+
+const TROUBLED: &str = concat!(select!(""), troubled!());
 const BEFORE: &str = select!("starts_with(key, ?)");
 const OF_PROVIDERS: &str = select!("provider = ANY (?::text[])");
 
-const COUNT: &str = "
+const COUNT: &str = concat!(
+    "
 SELECT CASE provider WHEN 'waha' THEN split_part(key, '/', 2) ELSE provider END AS scope, state, count(*)
-FROM breakers GROUP BY 1, 2";
+FROM breakers WHERE ",
+    troubled!(),
+    " GROUP BY 1, 2"
+);
+
+const FORGET: &str = "
+DELETE FROM breakers WHERE key = ANY (ARRAY(
+    SELECT key FROM breakers
+    WHERE paused_until <= now() AND CASE WHEN state = 'closed' AND failures = 0
+        THEN since < now() - interval '1 hour' AND retry_at < now() - interval '1 hour' ELSE retry_at < now() - interval '7 days' END
+    LIMIT ? FOR UPDATE SKIP LOCKED))";
 
 const PAUSED: &str = "
 INSERT INTO breakers AS b (key, provider, state, failures, retry_at, paused_until)

@@ -77,13 +77,28 @@ impl Store {
 
     /// Deliveries that wait in lines, and lines that have some.
     pub async fn waiting_in_lines(&self) -> DbResult<(i64, i64)> {
-        statement::<(Int8, Int8)>(
-            "SELECT coalesce(sum(waiting), 0)::int8 AS deliveries, count(*) AS lines FROM lines WHERE waiting > 0",
-        )
-        .row(self)
-        .await
+        statement::<(Int8, Int8)>(WAITING).row(self).await
+    }
+
+    /// Forgets up to `limit` shares of tenants in which nothing waited for `idle_s`; returns how many. A share that is needed
+    /// again is made again.
+    pub async fn forget_shares(&self, idle_s: i32, limit: i64) -> DbResult<usize> {
+        statement::<()>(FORGET_SHARES).bind::<Int4, _>(idle_s).bind::<Int8, _>(limit).run(self).await
     }
 }
+
+/// From one line that has something to the next by the index of what waits: lines in which nothing waits are not read.
+const WAITING: &str = "
+WITH RECURSIVE w(line) AS (
+    (SELECT line FROM parked ORDER BY line LIMIT 1)
+    UNION ALL
+    SELECT (SELECT p.line FROM parked p WHERE p.line > w.line ORDER BY p.line LIMIT 1) FROM w WHERE w.line IS NOT NULL)
+SELECT coalesce(sum(l.waiting), 0)::int8, count(*) FROM w JOIN lines l ON l.id = w.line";
+
+const FORGET_SHARES: &str = "
+DELETE FROM lines WHERE id = ANY (ARRAY(
+    SELECT id FROM lines WHERE kind = 'share' AND waiting = 0 AND released_at < now() - ? * interval '1 second'
+    LIMIT ? FOR UPDATE SKIP LOCKED)) AND waiting = 0";
 
 /// Asks for the room of a line, see [`Store::line_room`].
 pub(super) fn room(line: Uuid) -> Statement<(Int4, Double)> {

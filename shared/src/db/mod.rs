@@ -17,6 +17,8 @@ pub mod digests;
 pub mod due;
 pub mod erasure;
 pub mod events;
+pub mod expiry;
+pub mod freeze;
 pub mod holds;
 pub mod imports;
 pub mod inbox;
@@ -55,9 +57,15 @@ pub mod webhook_events;
 pub mod webhook_logs;
 mod wishes;
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
-use deadpool::{Runtime, managed::Timeouts};
+use deadpool::{
+    Runtime,
+    managed::{Hook, HookError, Metrics, Timeouts},
+};
 use diesel::ConnectionError;
 use diesel_async::{
     AsyncPgConnection, SimpleAsyncConnection,
@@ -81,6 +89,11 @@ pub use statement::{Statement, statement};
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(1500);
 /// The same for a command: nobody promised its user an answer within two seconds, and a busy database is no reason to fail.
 const COMMAND_WAIT_MAX: Duration = Duration::from_secs(15);
+
+/// How old a connection gets at least, and how much older at most. Each keeps the prepared form of every text it ran, and hot texts
+/// name the day: without an end they add up day by day.
+const AGE: Duration = Duration::from_secs(45 * 60);
+const AGE_SPREAD_MS: u64 = 30 * 60 * 1000;
 
 /// What every connection is set to.
 ///
@@ -168,7 +181,16 @@ impl Store {
         config.custom_setup = Box::new(|url| connect(url).boxed());
         let manager = AsyncDieselConnectionManager::new_with_config(database.url.expose_secret(), config);
         let timeouts = Timeouts { wait: Some(wait), create: Some(wait), recycle: Some(wait) };
-        let pool = Pool::builder(manager).max_size(size).timeouts(timeouts).runtime(Runtime::Tokio1).build()?;
+        let spread = RandomState::new();
+        let pool = Pool::builder(manager)
+            .max_size(size)
+            .timeouts(timeouts)
+            .runtime(Runtime::Tokio1)
+            .pre_recycle(Hook::sync_fn(move |_, metrics| match metrics.age() > age_max(&spread, metrics) {
+                true => Err(HookError::message("the connection is old")),
+                false => Ok(()),
+            }))
+            .build()?;
         Ok(Self { pool, sealer: database.sealer.clone() })
     }
 
@@ -186,6 +208,11 @@ impl Store {
     pub async fn ping(&self) -> DbResult<()> {
         Ok(self.conn().await?.batch_execute("SELECT 1").await?)
     }
+}
+
+/// Differs from connection to connection, so that they are not made anew all at once.
+fn age_max(spread: &RandomState, metrics: &Metrics) -> Duration {
+    AGE + Duration::from_millis(spread.hash_one(metrics.created) % AGE_SPREAD_MS)
 }
 
 async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {

@@ -191,7 +191,7 @@ WHERE coalesce(r.days, f.days) IS NOT NULL ORDER BY t.id";
 const DAY_AFTER: &str = "
 SELECT min(d.day) FROM (
     SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
-    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'messages'::regclass) d
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'messages'::regclass OFFSET 0) d
 WHERE d.day > coalesce(?, '-infinity'::date) AND d.day < ?";
 
 const SAVE: &str = "

@@ -3,7 +3,9 @@
 //! Whoever writes a fact adds [`tell!`] to its statement. It costs a look at the tenant's configurations, of which most have
 //! none.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use std::collections::HashMap;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use serde_json::{Map, Value, json, value::RawValue};
 use uuid::Uuid;
@@ -95,6 +97,9 @@ pub struct Again {
     pub ids: Option<Vec<Uuid>>,
 }
 
+/// For each configuration that is being swept, from which moment its events are still to be looked at.
+pub type Swept = HashMap<Uuid, DateTime<Utc>>;
+
 type Row = (
     (i64, i32, Uuid, Option<String>, Option<bool>, String, DateTime<Utc>),
     (Option<Uuid>, String, i32, Option<Uuid>, Option<String>, Option<Vec<u8>>, i64),
@@ -181,21 +186,40 @@ impl Store {
         query.within(Some(tenant)).row(self).await
     }
 
-    /// Takes back, at most `limit`, what waits for configurations that were switched off lately: their events are held
-    /// instead. Repeated for a while, since a worker may hold some. Says how many.
-    pub async fn hold_back(&self, limit: i64) -> DbResult<i64> {
+    /// Takes back what waits for configurations that were switched off lately: their events are held instead. Repeated for a
+    /// while, since a worker may hold some. Of each configuration one call looks at up to `limit` events, behind those of the last
+    /// call, which `swept` remembers. Returns whether there is more. One that fails keeps no other one from its turn.
+    pub async fn hold_back(&self, limit: i64, swept: &mut Swept) -> DbResult<bool> {
         let off: Vec<Uuid> = statement::<SqlUuid>(SWITCHED_OFF).rows(self).await?;
-        let mut held = 0;
+        swept.retain(|configuration, _| off.contains(configuration));
+        let mut more = Ok(false);
         for configuration in off {
-            let query = statement::<Int8>(HOLD).bind::<SqlUuid, _>(configuration).bind::<Int8, _>(limit);
-            let count: i64 = query.row(self).await?;
-            held += count;
-            if count < limit {
-                let query = statement::<()>("UPDATE webhook_configurations SET swept_at = now() WHERE id = ?");
-                query.bind::<SqlUuid, _>(configuration).run(self).await?;
+            match self.hold_back_of(configuration, limit, swept).await {
+                Ok(is_done) => more = more.map(|more| more || !is_done),
+                Err(error) => more = Err(error),
             }
         }
-        Ok(held)
+        more
+    }
+
+    /// Whether all events of the configuration were looked at.
+    async fn hold_back_of(&self, configuration: Uuid, limit: i64, swept: &mut Swept) -> DbResult<bool> {
+        let from = swept.get(&configuration).copied().unwrap_or(DateTime::UNIX_EPOCH);
+        let query = statement::<(Int8, Nullable<Timestamptz>)>(HOLD)
+            .bind::<SqlUuid, _>(configuration)
+            .bind::<Timestamptz, _>(from)
+            .bind::<Int8, _>(limit);
+        let (seen, last): (i64, Option<DateTime<Utc>>) = query.row(self).await?;
+        match last.filter(|_| seen >= limit) {
+            // A page full of one moment is passed over, since the index knows no order within it.
+            Some(last) => drop(swept.insert(configuration, last.max(from + TimeDelta::microseconds(1)))),
+            None => {
+                let query = statement::<()>("UPDATE webhook_configurations SET swept_at = now() WHERE id = ?");
+                query.bind::<SqlUuid, _>(configuration).run(self).await?;
+                swept.remove(&configuration);
+            }
+        }
+        Ok(seen < limit)
     }
 
     /// Forgets events and logs older than `days`, at most `limit` rows of each; says how many.
@@ -364,11 +388,14 @@ WHERE NOT is_active AND disabled_at IS NOT NULL
 /// As when a producer takes a message back.
 const HOLD: &str = concat!(
     "
-WITH waiting AS MATERIALIZED (
-    SELECT w.id, w.carrier FROM webhook_events w
-    CROSS JOIN LATERAL (SELECT d.state FROM deliveries d WHERE d.id = w.carrier OFFSET 0) d
-    WHERE w.configuration_id = ? AND w.at > now() - interval '8 days' AND d.state IN ('queued', 'retrying')
-    ORDER BY w.id LIMIT ?
+WITH seen AS MATERIALIZED (
+    SELECT w.id, w.at, w.carrier FROM webhook_events w
+    WHERE w.configuration_id = ? AND w.at >= ? AND w.at > now() - interval '8 days'
+    ORDER BY w.at LIMIT ?
+), waiting AS MATERIALIZED (
+    SELECT s.id, s.carrier FROM seen s
+    CROSS JOIN LATERAL (SELECT d.state FROM deliveries d WHERE d.id = s.carrier OFFSET 0) d
+    WHERE d.state IN ('queued', 'retrying') ORDER BY s.id
 ), moved AS (
     UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp(), ",
     reach!("128::smallint"),
@@ -383,18 +410,13 @@ WITH waiting AS MATERIALIZED (
     SELECT id, run, 'cancelled', tenant_id, channel, clock_timestamp(), 'its configuration is off: the event is held' FROM moved
     ON CONFLICT DO NOTHING
     RETURNING tenant_id, channel, kind, at
-), counted AS (
-    INSERT INTO event_counts (minute, tenant_id, channel, kind, n)
-    SELECT date_trunc('minute', at) AS minute, tenant_id, channel, kind, count(*) FROM logged
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
-    ON CONFLICT (minute, tenant_id, channel, kind) DO UPDATE SET n = event_counts.n + excluded.n
 ), daily AS (",
     daily!("SELECT id, tenant_id, channel, provider, category, template, fresh FROM moved"),
     "
 ), held AS (
     UPDATE webhook_events w SET carrier = NULL FROM waiting t, moved v WHERE w.id = t.id AND v.id = t.carrier
 )
-SELECT count(*) FROM moved"
+SELECT (SELECT count(*) FROM seen), (SELECT max(at) FROM seen)"
 );
 
 const FORGET_EVENTS: &str = "

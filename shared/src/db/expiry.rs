@@ -1,0 +1,34 @@
+//! Deliveries that wait in a line and are no longer worth sending: a claim would say so, but behind a session that does not work no
+//! claim comes.
+
+use diesel::sql_types::{Array, Int4, Int8, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{DbResult, Store, statement};
+use crate::domain::DeliveryId;
+
+impl Store {
+    /// Takes up to `limit` waiting deliveries whose time has run out, with the run that their rows are at. They are the caller's
+    /// for `lease_ms`; then the next one gets them.
+    pub async fn take_expired(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<(DeliveryId, i32)>> {
+        let query = statement::<(SqlUuid, Int4)>(TAKE).bind::<Int4, _>(lease_ms).bind::<Int8, _>(limit);
+        let rows: Vec<(Uuid, i32)> = query.rows(self).await?;
+        Ok(rows.into_iter().map(|(id, run)| (DeliveryId(id), run)).collect())
+    }
+
+    /// Takes deliveries out of their lines, where they wait at these runs.
+    pub async fn unpark(&self, deliveries: &[(DeliveryId, i32)]) -> DbResult<()> {
+        let (ids, runs): (Vec<Uuid>, Vec<i32>) = deliveries.iter().map(|(id, run)| (id.0, *run)).unzip();
+        let query = statement::<()>(UNPARK).bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(runs);
+        query.run(self).await.map(drop)
+    }
+}
+
+const TAKE: &str = "
+UPDATE parked SET expires_at = now() + ? * interval '1 millisecond'
+WHERE delivery_id = ANY (ARRAY(
+    SELECT delivery_id FROM parked WHERE expires_at <= now() ORDER BY expires_at LIMIT ? FOR UPDATE SKIP LOCKED))
+RETURNING delivery_id, run";
+
+const UNPARK: &str = "
+DELETE FROM parked p USING unnest(?::uuid[], ?::int4[]) AS gone(id, run) WHERE p.delivery_id = gone.id AND p.run = gone.run";
