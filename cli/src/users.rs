@@ -153,9 +153,9 @@ impl Export {
     async fn run(self) -> anyhow::Result<ExitCode> {
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
-        settings::record(&store, "users export", person(tenant.id, &self.id), Some(tenant.id)).await?;
+        settings::record(&store, "users export", person(store.sealer(), tenant.id, &self.id), Some(tenant.id)).await?;
         let (sender, mut pieces) = mpsc::channel(PIECES);
-        let writing = tokio::spawn(async move { person_file::write(&store, tenant.id, &self.id, sender).await });
+        let writing = tokio::spawn(async move { person_file::write(&store, tenant.id, &self.id, true, sender).await });
         while let Some(piece) = pieces.recv().await {
             std::io::stdout().lock().write_all(&piece?)?;
         }
@@ -172,7 +172,7 @@ impl Erase {
         let spinner = progress::spinner("erasing");
         let (erased, is_pending) = erase(&store, &self, tenant.id).await.context("failed to erase")?;
         spinner.finish_and_clear();
-        settings::record(&store, "users erase", person(tenant.id, &self.id), Some(tenant.id)).await?;
+        settings::record(&store, "users erase", person(store.sealer(), tenant.id, &self.id), Some(tenant.id)).await?;
         out.print(&json!({"erased": erased, "pending": is_pending}), |_| {
             let rest = if is_pending { "; what a worker holds right now follows within seconds" } else { "" };
             format!("erased {} messages and {} inbox entries{rest}", erased.messages, erased.inbox)
@@ -183,7 +183,7 @@ impl Erase {
 
 async fn erase(store: &Store, asked: &Erase, tenant: shared::domain::TenantId) -> anyhow::Result<(Erased, bool)> {
     let mut erased = Erased::default();
-    let person = store.begin_erasure(tenant, &asked.id).await?;
+    let person = store.begin_erasure(tenant, &asked.id, true).await?;
     loop {
         let step = store.erase_step(&person, &mut erased).await?;
         if step != Step::More {

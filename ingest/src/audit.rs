@@ -1,6 +1,9 @@
-//! The audit log: every call that changed something is written down by the gate, and an admin can read it.
+//! The audit log: the gate records every call that changed something or read a secret, and an admin can read it.
 //!
-//! Not written down: submissions, which are their own record in the delivery log, and what a person does in an inbox.
+//! Not recorded: submissions, which are their own record in the delivery log, and what a person does in an inbox.
+//!
+//! A call is judged by its path as the router reads it, with percent-encoding undone, and named after the route that
+//! answered it. A call of a recorded method without a known route is recorded under its path.
 //!
 //! **A change that cannot be recorded stands**: it has been made, and an answer that denies it would be a lie that clients
 //! repeat. The entry is tried again until it is written; meanwhile the log line says all of it, and an alert hangs on
@@ -29,6 +32,7 @@ use shared::{
     },
     domain::TenantId,
     reconnect::Reconnect,
+    seal::Sealer,
     telemetry::{TraceContext, masked},
     token::Role,
 };
@@ -39,6 +43,7 @@ use uuid::Uuid;
 use crate::{
     app::App,
     auth::{Admin, Identity},
+    observe::RouteTimings,
     params::{self, Params, Text},
     problem::Problem,
 };
@@ -66,6 +71,15 @@ const INBOX_WORDS: [&str; 6] = ["mark-as-read", "mark-all-as-read", "read-all", 
 /// What is done there to one item, but for its removal.
 const ITEM_WORDS: [&str; 4] = ["read", "unread", "archive", "unarchive"];
 
+/// Reads that are recorded: secrets, exports, QR codes that link a WhatsApp account, and the bodies of dead letters.
+const READS: [&str; 5] = [
+    "/api/webhooks/signing-secret",
+    "/sessions/{id}/qr",
+    "/api/users/{user_id}/export",
+    "/api/notifications/export",
+    "/api/admin/dead-letters/{id}",
+];
+
 /// What a path calls the id of a person.
 const PERSON: &str = "user_id";
 
@@ -74,7 +88,7 @@ const PERSON: &str = "user_id";
 struct Remark {
     is_unchanged: bool,
     made: Option<String>,
-    person: Option<String>,
+    person: Option<(TenantId, String)>,
     tenant: Option<TenantId>,
 }
 
@@ -97,7 +111,7 @@ pub fn made(response: HttpResponse, what: impl ToString) -> HttpResponse {
 
 /// Names the person whose things were changed, where the path does not say it.
 pub fn about(response: HttpResponse, tenant: TenantId, id: &str) -> HttpResponse {
-    remark(response, |remark| remark.person = Some(person(tenant, id)))
+    remark(response, |remark| remark.person = Some((tenant, id.to_owned())))
 }
 
 /// Names the tenant whose things were changed, where an operator's credential does not say it.
@@ -105,10 +119,19 @@ pub fn of_tenant(response: HttpResponse, tenant: TenantId) -> HttpResponse {
     remark(response, |remark| remark.tenant = Some(tenant))
 }
 
-/// Whether a call is one that is written down when it succeeds.
+/// Whether a call is recorded when it succeeds. `path` is decoded.
 fn is_recorded(method: &Method, path: &str) -> bool {
+    if method == Method::GET {
+        return READS.iter().any(|pattern| fits(pattern, path));
+    }
     let changes = [Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(method);
     changes && !SUBMISSIONS.iter().any(|(of, at)| *at == path && of == method) && !is_inbox(path)
+}
+
+/// Whether a path is of a route.
+fn fits(pattern: &str, path: &str) -> bool {
+    let is_same = |(pattern, part): (&str, &str)| pattern == part || (pattern.starts_with('{') && !part.is_empty());
+    pattern.split('/').count() == path.split('/').count() && pattern.split('/').zip(path.split('/')).all(is_same)
 }
 
 fn is_inbox(path: &str) -> bool {
@@ -120,7 +143,7 @@ fn is_inbox(path: &str) -> bool {
     path.strip_prefix(INBOX).is_some_and(|rest| INBOX_WORDS.contains(&rest) || is_item(rest))
 }
 
-/// Watches over one call that may change something. A client that hangs up ends the call wherever it stands, and what was
+/// Watches over one call that may have to be recorded. A client that hangs up ends the call wherever it stands, and what was
 /// begun in the database goes on: such a call is written down as one whose end nobody saw.
 pub struct Watch {
     app: Data<App>,
@@ -131,12 +154,9 @@ pub struct Watch {
 impl Watch {
     /// Over this request, if it is one to watch.
     pub fn over(app: &Data<App>, request: &ServiceRequest, identity: &Identity) -> Option<Self> {
-        if !is_recorded(request.method(), request.path()) {
-            return None;
-        }
-        let action = format!("{} {}", request.method(), request.match_pattern()?);
+        let action = begun(request)?;
         let actor = match identity.role {
-            Role::User => format!("{}:{}", identity.role, person(identity.tenant, &identity.subject)),
+            Role::User => identity.actor_as(&person(&app.sealer, identity.tenant, &identity.subject)),
             _ => identity.actor(),
         };
         let request_id = request.extensions().get::<TraceContext>().map(|trace| masked(&trace.request_id));
@@ -145,24 +165,44 @@ impl Watch {
         Some(Self { app: app.clone(), deed: Some(deed), caller: identity.tenant })
     }
 
-    /// Writes the call down if it has changed something.
+    /// Records the call if it succeeded.
     pub async fn end<B>(mut self, response: &ServiceResponse<B>) {
         let Some(deed) = self.deed.take() else { return };
         let remark = response.response().extensions().get::<Remark>().cloned().unwrap_or_default();
         if !response.status().is_success() || remark.is_unchanged {
             return;
         }
-        let made = remark.person.or_else(|| remark.made.map(|made| masked(&made)));
-        let target = made.unwrap_or_else(|| self.ids(response.request()));
+        let about = remark.person.map(|(tenant, id)| person(&self.app.sealer, tenant, &id));
+        let made = about.or_else(|| remark.made.map(|made| masked(&made)));
+        let target = made.unwrap_or_else(|| ids(response.request(), self.caller, &self.app.sealer));
         let tenant = remark.tenant.or(deed.tenant);
-        self.app.recorder.record(Deed { target, tenant, ..deed }).await;
+        let action = answered(response.request()).unwrap_or(deed.action);
+        self.app.recorder.record(Deed { target, tenant, action, ..deed }).await;
     }
+}
 
-    /// The ids in the path.
-    fn ids(&self, request: &HttpRequest) -> String {
-        let shown = |(name, id): (&str, &str)| if name == PERSON { person(self.caller, id) } else { masked(id) };
-        request.match_info().iter().map(shown).collect::<Vec<_>>().join("/")
-    }
+/// The name of a call that has no answer yet, if it is to be recorded: for a call that is cut off. The route is known for
+/// certain once it has answered.
+fn begun(request: &ServiceRequest) -> Option<String> {
+    // As the router reads it; the path of the request itself may have any letter encoded.
+    let path = request.match_info().as_str();
+    let name = || request.resource_map().match_pattern(path).unwrap_or_else(|| masked(path));
+    is_recorded(request.method(), path).then(|| format!("{} {}", request.method(), name()))
+}
+
+/// The name of a call by the route that answered it.
+fn answered(request: &HttpRequest) -> Option<String> {
+    let route = request.app_data::<RouteTimings>()?;
+    Some(format!("{} {}", request.method(), route.pattern()))
+}
+
+/// The ids in the path, decoded in full as the handlers do it.
+fn ids(request: &HttpRequest, tenant: TenantId, sealer: &Sealer) -> String {
+    let shown = |(name, id): (&str, &str)| match (name, params::decoded(id)) {
+        (PERSON, id) => person(sealer, tenant, &id),
+        (_, id) => masked(&id),
+    };
+    request.match_info().iter().map(shown).collect::<Vec<_>>().join("/")
 }
 
 impl Drop for Watch {
@@ -259,8 +299,9 @@ pub struct AuditList {
 
 /// Who changed what, newest first.
 ///
-/// One entry for each POST, PUT or DELETE with a credential that was answered with 2xx, and for each `posthaste` command that
-/// changed something. Submissions are not among them (the timeline of a message is their record), nor what people do in
+/// One entry for each POST, PUT or DELETE with a credential that was answered with 2xx, for each read of a signing secret, a
+/// person's export, a session's QR code or a dead letter's body, and for each `posthaste` command that changed something. The
+/// actor is a role and a subject; ` via key:<id>` behind it names the API key that made a token. Submissions are not among them (the timeline of a message is their record), nor what people do in
 /// their inboxes. Entries cannot be changed or removed; `posthaste audit verify` checks their chain of hashes.
 ///
 /// Roles: admin for its tenant; operator for all.
@@ -282,10 +323,21 @@ pub async fn list(admin: Admin, query: Params<AuditQuery>, app: Data<App>) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use actix_web::{
+        App as Site, Error,
+        body::{BoxBody, MessageBody},
+        http::header::{HeaderName, HeaderValue},
+        middleware::{Next, from_fn},
+        test::{TestRequest, call_service, init_service},
+        web,
+    };
+
     use super::*;
     use crate::routes::TABLE;
 
-    const PERSON_OF_USER123: &str = "person:16a21656b1978c977230a3036d38f930";
+    const PERSON_OF_USER123: &str = "person:e05ffd1564b8dba0b1beb222fd1f1764";
 
     #[test]
     fn what_changes_something_is_recorded_but_submissions_and_inboxes_are_not() {
@@ -297,11 +349,17 @@ mod tests {
             (Method::POST, "/api/auth/token"),
             (Method::POST, "/api/notifications/templates/0191d8a0-0000-7000-8000-000000000001/preview"),
             (Method::PATCH, "/anything/new"),
+            (Method::GET, "/api/users/ada/export"),
+            (Method::GET, "/sessions/main/qr"),
+            (Method::GET, "/api/webhooks/signing-secret"),
+            (Method::GET, "/api/admin/dead-letters/0191d8a0-0000-7000-8000-000000000001"),
         ] {
             assert!(is_recorded(&method, path), "{method} {path}");
         }
         for (method, path) in [
             (Method::GET, "/api/admin/keys"),
+            (Method::GET, "/api/admin/dead-letters"),
+            (Method::GET, "/api/users//export"),
             (Method::POST, "/api/notifications/send"),
             (Method::POST, "/messages/bulk"),
             (Method::POST, "/api/notifications/read-all"),
@@ -316,9 +374,98 @@ mod tests {
 
     #[test]
     fn a_person_is_recognised_and_not_readable() {
-        // printf '1/user123' | sha256sum | head -c 32
-        assert_eq!(person(TenantId(1), "user123"), PERSON_OF_USER123);
-        assert_ne!(person(TenantId(2), "user123"), PERSON_OF_USER123);
+        // printf '7:audit/1user123' | sha256sum | head -c 32
+        let plain = Sealer::default();
+        assert_eq!(person(&plain, TenantId(1), "user123"), PERSON_OF_USER123);
+        assert_ne!(person(&plain, TenantId(2), "user123"), PERSON_OF_USER123);
+        let keyed = Sealer::new([&"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".into()]).unwrap();
+        assert_ne!(person(&keyed, TenantId(1), "user123"), PERSON_OF_USER123, "nobody guesses it without the key");
+    }
+
+    const SEEN: HeaderName = HeaderName::from_static("x-seen");
+
+    /// Says in a header what would be recorded.
+    async fn say(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<impl MessageBody>, Error> {
+        let begun = begun(&request);
+        let mut response = next.call(request).await?;
+        let target = ids(response.request(), TenantId(1), &Sealer::default());
+        let seen = format!("{begun:?} {:?} {target}", answered(response.request()));
+        response.headers_mut().insert(SEEN, HeaderValue::from_str(&seen).unwrap());
+        Ok(response)
+    }
+
+    /// A path of a route with ids that hold what the router leaves encoded, and each way to encode its letters.
+    fn spellings(pattern: &str) -> BTreeSet<String> {
+        let id = "0191d8a0-0000-7000-8000-000000000001";
+        let fill = |part: &str| match part {
+            "{user_id}" => "a%2Bb%2525%2Fc".to_owned(),
+            "{id}" => id.to_owned(),
+            part if part.starts_with('{') => "n%2Fm".to_owned(),
+            part => part.to_owned(),
+        };
+        let parts: Vec<&str> = pattern.split('/').collect();
+        let join = |spell: &dyn Fn(usize, &str) -> String| {
+            let spelt = |(at, part): (usize, &&str)| if part.starts_with('{') { fill(part) } else { spell(at, part) };
+            parts.iter().enumerate().map(spelt).collect::<Vec<_>>().join("/")
+        };
+        let encode = |part: &str, from: usize, to: usize, lower: bool| -> String {
+            let escape =
+                |c: char| if lower { format!("%{:02x}", u32::from(c)) } else { format!("%{:02X}", u32::from(c)) };
+            let spelt = |(at, c): (usize, char)| if (from..to).contains(&at) { escape(c) } else { c.to_string() };
+            part.chars().enumerate().map(spelt).collect()
+        };
+        let mut all = BTreeSet::from([join(&|_, part| part.to_owned()), join(&|_, part| encode(part, 0, 99, true))]);
+        for (at, part) in parts.iter().enumerate() {
+            for letter in 0..part.len() {
+                let spell = |n: usize, part: &str| match n == at {
+                    true => encode(part, letter, letter + 1, letter % 2 == 0),
+                    false => part.to_owned(),
+                };
+                all.insert(join(&spell));
+            }
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn no_spelling_of_a_path_hides_a_call_or_whom_it_is_about() {
+        let mut site = Site::new();
+        for (path, _) in TABLE {
+            let resource = web::resource(*path).app_data(RouteTimings::new(path));
+            site = site.service(resource.route(web::route().to(HttpResponse::Ok)));
+        }
+        let site = init_service(site.wrap(from_fn(say))).await;
+        let about = person(&Sealer::default(), TenantId(1), "a+b%25/c");
+        let mut calls = 0;
+        for (pattern, methods) in TABLE {
+            let target = pattern.split('/').filter(|part| part.starts_with('{')).map(|part| match part {
+                "{user_id}" => about.clone(),
+                "{id}" => masked("0191d8a0-0000-7000-8000-000000000001"),
+                _ => "n/m".to_owned(),
+            });
+            let target = target.collect::<Vec<_>>().join("/");
+            let spellings = spellings(pattern);
+            for method in methods.iter().map(|method| method.parse::<Method>().unwrap()) {
+                let plain = spellings.iter().find(|path| fits(pattern, path)).unwrap();
+                if !is_recorded(&method, plain) {
+                    continue;
+                }
+                let name = Some(format!("{method} {pattern}"));
+                let wanted = format!("{name:?} {name:?} {target}");
+                for path in &spellings {
+                    let request = TestRequest::with_uri(path).method(method.clone()).to_request();
+                    let response = call_service(&site, request).await;
+                    let seen = response.headers().get(SEEN).unwrap().to_str().unwrap();
+                    assert_eq!((response.status().as_u16(), seen), (200, wanted.as_str()), "{method} {path}");
+                    calls += 1;
+                }
+            }
+        }
+        assert!(calls > 1000, "{calls}");
+        // A route that is not in the table is recorded under its path.
+        let unknown = call_service(&site, TestRequest::patch().uri("/%61nything/new").to_request()).await;
+        let seen = unknown.headers().get(SEEN).unwrap().to_str().unwrap();
+        assert_eq!(seen.trim(), r#"Some("PATCH /anything/new") None"#);
     }
 
     #[test]

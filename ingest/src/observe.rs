@@ -76,6 +76,11 @@ impl RouteTimings {
         Self { pattern, by_status: RefCell::new(Vec::new()) }
     }
 
+    /// The pattern of the route.
+    pub const fn pattern(&self) -> &'static str {
+        self.pattern
+    }
+
     fn record(&self, status: u16, started: Instant) {
         let mut by_status = self.by_status.borrow_mut();
         let known = by_status.iter().position(|(known, _)| *known == status);

@@ -66,10 +66,15 @@ impl FromRequest for PathName {
 
 /// The router leaves some bytes encoded (a slash must not change the path); ids and names of others may hold any.
 fn path_text(request: &HttpRequest, name: &str) -> Result<Text, Problem> {
-    let encoded = request.match_info().get(name).unwrap_or_default().replace('+', "%2B");
-    let pair = format!("text={encoded}");
+    let text = decoded(request.match_info().get(name).unwrap_or_default());
+    Text::try_from(text).map_err(|message| Problem::parameter(name, message))
+}
+
+/// A part of a path without what the router left encoded.
+pub fn decoded(part: &str) -> String {
+    let pair = format!("text={}", part.replace('+', "%2B").replace('&', "%26"));
     let text = url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, text)| text.into_owned());
-    Text::try_from(text.unwrap_or_default()).map_err(|message| Problem::parameter(name, message))
+    text.unwrap_or_default()
 }
 
 /// The query of a request; an unknown or ill-typed parameter is a problem.

@@ -164,6 +164,11 @@ impl Problem {
         }
     }
 
+    /// Fields that the caller may not change.
+    pub fn forbidden_fields(errors: Vec<FieldError>) -> Self {
+        Self { errors, ..Self::new(Code::Forbidden, "Leave out the fields that `errors` names.") }
+    }
+
     /// There is no such thing for this caller.
     pub fn not_found(thing: &str) -> Self {
         Self::new(Code::NotFound, format!("Check the id: this tenant has no such {thing}."))

@@ -59,9 +59,10 @@ pub fn shown(contact: &Contact) -> Value {
         "devices": devices, "created_at": created_at, "updated_at": updated_at})
 }
 
-/// Writes the document to `out`, piece by piece. Ends early when nobody takes the pieces any more.
-pub async fn write(store: &Store, tenant: TenantId, user_id: &str, out: Pieces) -> DbResult<()> {
-    let mut file = File { store, tenant, user_id, out, addresses: BTreeSet::new() };
+/// Writes the document to `out`, piece by piece. Ends early when nobody takes the pieces any more. `by_address`: also what only
+/// an address of the person leads to; without it those lists are empty.
+pub async fn write(store: &Store, tenant: TenantId, user_id: &str, by_address: bool, out: Pieces) -> DbResult<()> {
+    let mut file = File { store, tenant, user_id, by_address, out, addresses: BTreeSet::new() };
     match file.write().await {
         Ok(()) | Err(Ended::Unwanted) => Ok(()),
         Err(Ended::Db(error)) => Err(error),
@@ -72,6 +73,7 @@ struct File<'a> {
     store: &'a Store,
     tenant: TenantId,
     user_id: &'a str,
+    by_address: bool,
     out: Pieces,
     /// Where something went to the person.
     addresses: BTreeSet<String>,
@@ -128,9 +130,12 @@ impl File<'_> {
         list!(self, "events", |before| store.events_about(tenant, user_id, before, PAGE).await?);
         list!(self, "digests", |before| store.digests_of(tenant, user_id, before, PAGE).await?);
         list!(self, "whatsapp_received", |before| match &known.phone {
-            Some(phone) => store.inbound_from(tenant, phone, before, PAGE).await?,
-            None => Vec::new(),
+            Some(phone) if self.by_address => store.inbound_from(tenant, phone, before, PAGE).await?,
+            _ => Vec::new(),
         });
+        if !self.by_address {
+            self.addresses.clear();
+        }
         self.member("suppressions", &self.suppressions().await?).await?;
         self.put(b"}".to_vec()).await
     }

@@ -34,6 +34,10 @@ pub const REFRESH_PREFIX: &str = "phr_";
 pub const WEBHOOK_SECRET_PREFIX: &str = "whsec_";
 /// Bytes of chance in a key or secret: as many as SHA-256 has.
 const RANDOM_BYTES: usize = 32;
+/// Characters of chance in an API key.
+const KEY_RANDOM_CHARS: usize = 43;
+/// Characters of its checksum.
+const KEY_CHECKSUM_CHARS: usize = 6;
 
 /// What the bearer of a credential may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -112,6 +116,15 @@ impl From<jsonwebtoken::errors::Error> for TokenError {
     }
 }
 
+/// The API key that made a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Via {
+    /// Its id.
+    pub key: Uuid,
+    /// Its role, which may be more than the token's.
+    pub role: Role,
+}
+
 /// What a token says. Times are seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
@@ -121,6 +134,9 @@ pub struct Claims {
     pub tenant: String,
     /// What it may do.
     pub role: Role,
+    /// The API key that made it; absent where the owner of the secret did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Via>,
     /// Who made it.
     pub iss: String,
     /// For whom.
@@ -137,14 +153,26 @@ pub struct Claims {
     pub nbf: Option<i64>,
 }
 
-/// Makes a token that holds for `ttl` from now.
+/// Makes a token that holds for `ttl` from now, in the name of the secret's owner.
 pub fn encode(secret: &SecretString, sub: &str, tenant: &str, role: Role, ttl: Duration) -> Result<String, TokenError> {
+    encode_via(secret, (sub, tenant), role, ttl, None)
+}
+
+/// As [`encode`], for a subject and a tenant, with the API key that asks for it.
+pub fn encode_via(
+    secret: &SecretString,
+    (sub, tenant): (&str, &str),
+    role: Role,
+    ttl: Duration,
+    via: Option<Via>,
+) -> Result<String, TokenError> {
     let now = clock::now().timestamp();
     let ttl = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
     let claims = Claims {
         sub: sub.to_owned(),
         tenant: tenant.to_owned(),
         role,
+        via,
         iss: ISSUER.to_owned(),
         aud: ISSUER.to_owned(),
         exp: now.saturating_add(ttl),
@@ -206,10 +234,44 @@ fn audience<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
 #[error("the system has no random numbers to give")]
 pub struct NoRandomness;
 
+/// How far a text can be an API key by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyForm {
+    /// Its checksum holds.
+    Checked,
+    /// It is of the older form, which has no checksum.
+    Unchecked,
+}
+
+impl KeyForm {
+    /// The form of a text; `None`: it is no API key, which costs no question to the database.
+    pub fn of(text: &str) -> Option<Self> {
+        let body = text.strip_prefix(KEY_PREFIX)?;
+        if !body.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+            return None;
+        }
+        match body.len().checked_sub(KEY_RANDOM_CHARS)? {
+            0 => Some(Self::Unchecked),
+            KEY_CHECKSUM_CHARS => {
+                let (random, sum) = body.split_at_checked(KEY_RANDOM_CHARS)?;
+                (sum == checksum(random)).then_some(Self::Checked)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The checksum of a key: six characters of base64 for the first four bytes of a SHA-256. It is no secret: it tells a
+/// mistyped key, and secret scanners a real one.
+fn checksum(random: &str) -> String {
+    let hash = hash_key(random);
+    URL_SAFE_NO_PAD.encode(hash.first_chunk::<4>().copied().unwrap_or_default())
+}
+
 /// A new API key: shown to its owner once, and stored as its hash.
 #[derive(Clone, Debug)]
 pub struct ApiKey {
-    /// `ph_` and 43 characters of URL-safe base64.
+    /// `ph_`, 43 characters of URL-safe base64 and a checksum of six.
     pub text: SecretString,
     /// What is stored.
     pub hash: [u8; 32],
@@ -218,7 +280,8 @@ pub struct ApiKey {
 impl ApiKey {
     /// Makes one.
     pub fn generate() -> Result<Self, NoRandomness> {
-        let text = format!("{KEY_PREFIX}{}", URL_SAFE_NO_PAD.encode(random::<RANDOM_BYTES>()?));
+        let random = URL_SAFE_NO_PAD.encode(random::<RANDOM_BYTES>()?);
+        let text = format!("{KEY_PREFIX}{random}{}", checksum(&random));
         Ok(Self { hash: hash_key(&text), text: text.into() })
     }
 }
@@ -347,6 +410,18 @@ mod tests {
     }
 
     #[test]
+    fn a_token_names_the_key_that_made_it_and_others_name_none() {
+        let via = Via { key: Uuid::from_u128(7), role: Role::Producer };
+        let named = ("ada", "demo");
+        let token = encode_via(&secret(), named, Role::User, Duration::from_secs(60), Some(via)).unwrap();
+        assert_eq!(decode(&secret(), &token).unwrap().via, Some(via));
+        assert_eq!(decoded(&good()).unwrap().via, None);
+        for bad in [json!("admin"), json!({"role": "admin"}), json!({"key": Uuid::nil(), "role": "root"})] {
+            assert!(decoded(&with("via", bad.clone())).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_token_that_others_made_with_our_secret_is_taken() {
         let now = clock::now().timestamp();
         for claims in [
@@ -453,11 +528,27 @@ mod tests {
     fn a_key_is_random_and_found_by_its_hash() {
         let (one, other) = (ApiKey::generate().unwrap(), ApiKey::generate().unwrap());
         let text = one.text.expose_secret();
-        assert!(text.starts_with(KEY_PREFIX) && text.len() == 46, "{text}");
+        assert!(text.starts_with(KEY_PREFIX) && text.len() == 52, "{text}");
         assert!(text[3..].bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{text}");
         assert_eq!(hash_key(text), one.hash);
         assert_ne!(one.hash, other.hash);
         assert!(!format!("{one:?}").contains(text));
+    }
+
+    #[test]
+    fn a_made_up_key_is_known_by_its_checksum() {
+        let key = ApiKey::generate().unwrap();
+        let text = key.text.expose_secret();
+        assert_eq!(KeyForm::of(text), Some(KeyForm::Checked));
+        assert_eq!(KeyForm::of(&text[..46]), Some(KeyForm::Unchecked), "as they were made before");
+        let other = if text.ends_with('A') { "B" } else { "A" };
+        let swapped = format!("{KEY_PREFIX}{}{}", "x".repeat(43), &text[46..]);
+        for bad in
+            [&format!("{}{other}", &text[..46]), &text[..51], &format!("{text}A"), &swapped, "ph_", "ph_abc", "x"]
+        {
+            assert_eq!(KeyForm::of(bad), None, "{bad}");
+        }
+        assert_eq!(KeyForm::of(&format!("ph_{}", "ü".repeat(21) + "x")), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use shared::{
     config::AuthConfig,
     contract::submission::FieldError,
     db::refresh::{Grant, NewFamily},
-    token::{self, KEY_PREFIX, RefreshToken, Role},
+    token::{self, KEY_PREFIX, RefreshToken, Role, Via},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     app::App,
     auth::{self, Anyone, Identity},
-    body::JsonBody,
+    body::{ANONYMOUS, JsonBody},
     problem::{Code, Problem},
 };
 
@@ -39,7 +39,8 @@ impl Issuer {
     }
 
     fn answer(&self, grant: &Grant, refresh: &RefreshToken) -> Result<HttpResponse, Problem> {
-        let access = token::encode(&self.secret, &grant.subject, &grant.tenant, grant.role, grant.ttl);
+        let named = (grant.subject.as_str(), grant.tenant.as_str());
+        let access = token::encode_via(&self.secret, named, grant.role, grant.ttl, Some(grant.via));
         let tokens = Tokens {
             access_token: access.map_err(|_| Problem::internal())?,
             refresh_token: refresh.text.expose_secret().to_owned(),
@@ -86,6 +87,7 @@ pub struct Tokens {
 /// Tokens for an API key.
 ///
 /// For programs that hand a credential on, such as a backend to the browser of a person: `{"sub": "user123", "role": "user"}`.
+/// Each access token names the key in its claim `via`: only a token that an admin's key made lets a person erase or export itself.
 /// Access tokens hold for `JWT_EXPIRES_IN`, a refresh token for `JWT_REFRESH_EXPIRES_IN`. Revoking the key ends its refresh
 /// tokens at once; access tokens run out.
 ///
@@ -110,7 +112,8 @@ pub async fn issue(
     let holds = app.issuer.refresh;
     let begun = app.db.run(async move |store| store.begin_family(family, holds).await).await?;
     let revoked = || Problem::new(Code::Unauthenticated, "This API key is revoked; use another one.");
-    app.issuer.answer(&Grant { tenant: begun.ok_or_else(revoked)?, subject, role, ttl }, &refresh)
+    let via = Via { key, role: caller.0.role };
+    app.issuer.answer(&Grant { tenant: begun.ok_or_else(revoked)?, subject, role, ttl, via }, &refresh)
 }
 
 /// What a family may be begun for: never more than the key itself may do.
@@ -175,7 +178,7 @@ pub struct RefreshBody {
     responses((status = 200, description = "The next tokens", body = Tokens),
         (status = 401, description = "`unauthenticated`: A valid credential is needed", body = crate::openapi::ProblemBody,
             content_type = "application/problem+json")))]
-pub async fn renew(app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn renew(app: Data<App>, body: JsonBody<ANONYMOUS>) -> Result<HttpResponse, Problem> {
     app.require_schema()?;
     let asked: RefreshBody = body.parse().await?;
     let refused = || {
@@ -185,6 +188,9 @@ pub async fn renew(app: Data<App>, body: JsonBody) -> Result<HttpResponse, Probl
         )
     };
     let (family, old) = RefreshToken::read(&asked.refresh_token).ok_or_else(refused)?;
+    if let Some(problem) = app.limits.of_family(family).refusal() {
+        return Err(problem);
+    }
     let next = RefreshToken::of(family).map_err(|_| Problem::internal())?;
     let (new, holds) = (next.hash, app.issuer.refresh);
     let grant = app.db.run(async move |store| store.rotate_family(family, old, new, holds).await).await?;
@@ -198,7 +204,7 @@ mod tests {
     use super::*;
 
     fn granted_to(role: Role, body: &str) -> Result<(String, Role, u64), Code> {
-        let key = Identity { tenant: TenantId(1), role, subject: "key".to_owned() };
+        let key = Identity { tenant: TenantId(1), role, subject: "key".to_owned(), via: None };
         let asked = serde_json::from_str(body).unwrap();
         let (subject, role, ttl) = granted(&key, asked, Duration::from_secs(3600)).map_err(|problem| problem.code())?;
         Ok((subject, role, ttl.as_secs()))

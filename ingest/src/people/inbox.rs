@@ -494,7 +494,7 @@ mod tests {
     use super::*;
 
     fn caller(role: Role) -> Arc<Identity> {
-        Arc::new(Identity { tenant: TenantId(1), role, subject: "ada".to_owned() })
+        Arc::new(Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via: None })
     }
 
     fn of(role: Role, asked: Option<&str>) -> Option<String> {

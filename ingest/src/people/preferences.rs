@@ -370,13 +370,15 @@ pub async fn export(caller: Anyone, query: Params<WhoQuery>, app: Data<App>) -> 
     let preferences = whose.view(&app, &stored.clone().unwrap_or_default()).await?;
     let view =
         |OptOut { channel, scope, reason, created_at }: OptOut| OptOutView { channel, scope, reason, created_at };
-    Ok(HttpResponse::Ok().json(ExportView {
+    let user = whose.user.clone();
+    let export = ExportView {
         user_id: whose.user,
         exported_at: clock::now(),
         preferences,
         stored,
         opt_outs: opt_outs.into_iter().map(view).collect(),
-    }))
+    };
+    Ok(audit::about(HttpResponse::Ok().json(export), tenant, &user))
 }
 
 #[cfg(test)]
@@ -437,7 +439,7 @@ mod tests {
     #[test]
     fn a_person_has_their_own_and_a_producer_all_of_the_tenant() {
         let of = |role, asked: Option<&str>| {
-            let caller = Arc::new(Identity { tenant: TenantId(1), role, subject: "ada".to_owned() });
+            let caller = Arc::new(Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via: None });
             let asked = asked.map(|user| Text::try_from(user.to_owned()).unwrap());
             Whose::of(&caller, asked).ok().map(|whose| whose.user)
         };

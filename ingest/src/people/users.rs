@@ -8,7 +8,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use shared::{
-    contract::contact::ContactChange,
+    contract::{contact::ContactChange, submission::FieldError},
     db::{
         Store,
         contacts::{Contact, ContactFilter, Saved},
@@ -40,6 +40,34 @@ pub fn require_access(caller: &Identity, user: &str) -> Result<(), Problem> {
     }
 }
 
+/// Who may erase and export a person: an admin, and the person with a token that no lesser key than an admin's made. Says
+/// whether also what only an address of the person leads to is theirs to reach.
+pub fn require_ownership(caller: &Identity, user: &str) -> Result<bool, Problem> {
+    let is_vouched = caller.via.is_none_or(|via| matches!(via.role, Role::Admin | Role::Operator));
+    match caller.role {
+        Role::Admin => Ok(true),
+        Role::User if caller.subject == user && is_vouched => Ok(false),
+        _ => Err(Problem::new(
+            Code::Forbidden,
+            "Use an admin's credential, or a token of the person that an admin's key made.",
+        )),
+    }
+}
+
+/// What a person may not change of itself: an address leads to what was written to it, and attributes choose what is sent.
+const TENANTS: [&str; 3] = ["email", "phone", "attributes"];
+
+/// Refuses what the caller may not change of a person.
+fn require_own(caller: &Identity, members: &Map<String, Value>) -> Result<(), Problem> {
+    if caller.role != Role::User {
+        return Ok(());
+    }
+    let is_foreign = |name: &&String| TENANTS.contains(&name.as_str());
+    let refuse = |name: &String| FieldError::new(name, "may be changed by a producer or an admin only");
+    let faults: Vec<FieldError> = members.keys().filter(is_foreign).map(refuse).collect();
+    if faults.is_empty() { Ok(()) } else { Err(Problem::forbidden_fields(faults)) }
+}
+
 /// The person of a path.
 fn named(user: PathUser) -> Result<String, Problem> {
     let user = user.0.into_inner();
@@ -67,7 +95,7 @@ pub async fn show(caller: Anyone, user: PathUser, app: Data<App>) -> Result<Http
 /// What is given is set, `null` removes it, what is absent stays; attributes follow the same rule, each by its name. Every fault
 /// is named at once. 201 where the person was not known before.
 ///
-/// Roles: producer, admin; a user for itself.
+/// Roles: producer, admin; a user for itself, but only `name`, `locale`, `time_zone` and `quiet_hours`.
 #[utoipa::path(put, path = "/api/users/{user_id}", tag = "people",
     params(("user_id" = String, Path, description = "The person")),
     request_body(content = UserBody, example = json!({"email": "ada@example.com", "phone": "+431234567890", "name": "Ada", "locale": "de-AT",
@@ -77,6 +105,7 @@ pub async fn put(caller: Anyone, user: PathUser, app: Data<App>, body: JsonBody)
     let (tenant, user) = (caller.0.tenant, named(user)?);
     require_access(&caller.0, &user)?;
     let members: Map<String, Value> = body.parse().await?;
+    require_own(&caller.0, &members)?;
     let change = ContactChange::read(members, Some(&user)).map_err(Problem::validation)?;
     let saving = async move |store: Store| {
         let saved = store.save_contacts(tenant, vec![change]).await?;
@@ -287,20 +316,19 @@ pub struct ErasedCounts {
 /// Everything that says who the person is or what was written to them goes: contact data, devices, attributes, preferences,
 /// content, recipients, inbox, events, refused publishes, messages from their numbers. What waits to be sent is cancelled.
 /// States, counters and the log's facts stay, and so does the fingerprint of an address that wants no advertising. A repeat finds
-/// nothing and answers zeros.
+/// nothing and answers zeros. What only an address leads to (messages from a number, publishes and messages that name the address and
+/// no person, the address at a suppression) goes with an admin's call alone.
 ///
-/// Roles: admin; a user for itself.
+/// Roles: admin; a user for itself, with a token that an admin's key or the owner of `JWT_SECRET` made.
 #[utoipa::path(delete, path = "/api/users/{user_id}", tag = "people",
     params(("user_id" = String, Path, description = "The person")),
     responses((status = 200, description = "What was erased", body = Erasure)))]
 pub async fn erase(caller: Anyone, user: PathUser, app: Data<App>) -> Result<HttpResponse, Problem> {
     let (tenant, user) = (caller.0.tenant, user.0.into_inner());
-    if caller.0.role != Role::Admin && !(caller.0.role == Role::User && caller.0.subject == user) {
-        return Err(Problem::new(Code::Forbidden, "Use an admin's credential, or the person's own."));
-    }
+    let by_address = require_ownership(&caller.0, &user)?;
     let erasing = async move |store: Store| {
         let (started, mut erased) = (Instant::now(), Erased::default());
-        let person = store.begin_erasure(tenant, &user).await?;
+        let person = store.begin_erasure(tenant, &user, by_address).await?;
         loop {
             let step = store.erase_step(&person, &mut erased).await?;
             if step != Step::More || started.elapsed() > PATIENCE {
@@ -313,7 +341,10 @@ pub async fn erase(caller: Anyone, user: PathUser, app: Data<App>) -> Result<Htt
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::{Person, TenantId};
+    use shared::{
+        domain::{Person, TenantId},
+        token::Via,
+    };
 
     use super::*;
 
@@ -337,8 +368,24 @@ mod tests {
     }
 
     #[test]
+    fn a_user_erases_itself_unless_a_lesser_key_made_its_token() {
+        let caller = |role, via: Option<Role>| {
+            let via = via.map(|role| Via { key: Uuid::nil(), role });
+            Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via }
+        };
+        let reach = |role, via| require_ownership(&caller(role, via), "ada").ok();
+        assert_eq!((reach(Role::Admin, None), reach(Role::Admin, Some(Role::Admin))), (Some(true), Some(true)));
+        assert_eq!((reach(Role::User, None), reach(Role::User, Some(Role::Admin))), (Some(false), Some(false)));
+        for (role, via) in [(Role::User, Some(Role::Producer)), (Role::User, Some(Role::User)), (Role::Producer, None)]
+        {
+            assert_eq!(reach(role, via), None, "{role} via {via:?}");
+        }
+        assert!(require_ownership(&caller(Role::User, None), "bob").is_err());
+    }
+
+    #[test]
     fn a_user_sees_itself_and_nobody_else() {
-        let caller = |role| Identity { tenant: TenantId(1), role, subject: "ada".to_owned() };
+        let caller = |role| Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via: None };
         assert!(require_access(&caller(Role::User), "ada").is_ok());
         assert!(require_access(&caller(Role::User), "bob").is_err());
         assert!(require_access(&caller(Role::Producer), "bob").is_ok());

@@ -11,7 +11,7 @@ use diesel::sql_types::{Binary, Int4, Int8, Nullable, Text, Timestamptz};
 use serde::Serialize;
 
 use super::{DbResult, Store, statement};
-use crate::{domain::TenantId, token};
+use crate::{domain::TenantId, seal::Sealer};
 
 /// Something that was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,9 +129,10 @@ impl Chained {
     }
 }
 
-/// A person in the log, which outlives the person: recognised by whoever knows the id, and readable for nobody.
-pub fn person(tenant: TenantId, id: &str) -> String {
-    let hash = token::hash_key(&format!("{tenant}/{id}"));
+/// The name of a person in the log, which outlives the person. The encryption key keys it, so that nobody without the key
+/// finds an erased person again by guessing ids; without a key it is a plain hash.
+pub fn person(sealer: &Sealer, tenant: TenantId, id: &str) -> String {
+    let hash = sealer.fingerprint(&format!("audit/{tenant}"), id);
     let start = hash.first_chunk().copied().unwrap_or_default();
     format!("person:{:032x}", u128::from_be_bytes(start))
 }

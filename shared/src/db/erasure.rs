@@ -73,6 +73,8 @@ pub struct Erasure {
     pub user_id: String,
     /// What was accepted after this moment is not meant.
     pub asked_at: DateTime<Utc>,
+    /// Also what only an address of the person leads to, whoever it was written by.
+    pub by_address: bool,
 }
 
 /// What a step did.
@@ -87,23 +89,32 @@ pub enum Step {
 }
 
 impl Store {
-    /// Notes down that a person is to be erased. That they turned advertising down is not forgotten with them.
-    pub async fn begin_erasure(&self, tenant: TenantId, user_id: &str) -> DbResult<Erasure> {
+    /// Notes down that a person is to be erased, `by_address` too: see [`Erasure::by_address`]. That they turned advertising
+    /// down is not forgotten with them.
+    pub async fn begin_erasure(&self, tenant: TenantId, user_id: &str, by_address: bool) -> DbResult<Erasure> {
         self.keep_opt_out_of(tenant, user_id).await?;
-        let query = statement::<Timestamptz>(BEGIN).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
-        let asked_at = query.within(Some(tenant)).row(self).await?;
-        Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at })
+        let query = statement::<(Timestamptz, Bool)>(BEGIN)
+            .bind::<Int4, _>(tenant.0)
+            .bind::<Text, _>(user_id.to_owned())
+            .bind::<Bool, _>(by_address);
+        let (asked_at, by_address) = query.within(Some(tenant)).row(self).await?;
+        Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at, by_address })
     }
 
     /// Takes up to `limit` erasures that nobody attends to any more, longest due first. They are the caller's for a while: nobody
     /// else decrypts the same meanwhile.
     pub async fn take_erasures(&self, limit: i64) -> DbResult<Vec<Erasure>> {
-        let query = statement::<(Int4, Text, Timestamptz)>(TAKE)
+        let query = statement::<(Int4, Text, Timestamptz, Bool)>(TAKE)
             .bind::<Float8, _>(LEASE.as_secs_f64())
             .bind::<Float8, _>(ATTENDED.as_secs_f64())
             .bind::<Int8, _>(limit);
-        let rows: Vec<(i32, String, DateTime<Utc>)> = query.rows(self).await?;
-        let erasure = |(tenant, user_id, asked_at)| Erasure { tenant: TenantId(tenant), user_id, asked_at };
+        let rows: Vec<(i32, String, DateTime<Utc>, bool)> = query.rows(self).await?;
+        let erasure = |(tenant, user_id, asked_at, by_address)| Erasure {
+            tenant: TenantId(tenant),
+            user_id,
+            asked_at,
+            by_address,
+        };
         Ok(rows.into_iter().map(erasure).collect())
     }
 
@@ -131,6 +142,9 @@ impl Store {
         eraser.own(FAMILIES).bind::<Timestamptz, _>(person.asked_at).run(self).await?;
         eraser.happenings().await?;
         let addresses = eraser.addresses().await?;
+        if !person.by_address {
+            eraser.recipients.clear();
+        }
         if step == Step::Done {
             eraser.letters().await?;
         }
@@ -419,15 +433,17 @@ impl Eraser<'_> {
 }
 
 const BEGIN: &str = "
-INSERT INTO erasures (tenant_id, user_id) VALUES (?, ?) ON CONFLICT (tenant_id, user_id) DO UPDATE SET created_at = now(), due_at = now(), failures = 0
-RETURNING created_at";
+INSERT INTO erasures (tenant_id, user_id, by_address) VALUES (?, ?, ?)
+ON CONFLICT (tenant_id, user_id) DO UPDATE SET created_at = now(), due_at = now(), failures = 0,
+    by_address = erasures.by_address OR excluded.by_address
+RETURNING created_at, by_address";
 
 const TAKE: &str = "
 UPDATE erasures e SET due_at = now() + ? * interval '1 second'
 FROM (SELECT tenant_id, user_id FROM erasures WHERE due_at <= now() AND created_at < now() - ? * interval '1 second'
       ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED) p
 WHERE e.tenant_id = p.tenant_id AND e.user_id = p.user_id
-RETURNING e.tenant_id, e.user_id, e.created_at";
+RETURNING e.tenant_id, e.user_id, e.created_at, e.by_address";
 
 const RESUME: &str = "
 UPDATE erasures SET due_at = now() + ? * interval '1 second', failures = 0 WHERE tenant_id = ? AND user_id = ?";

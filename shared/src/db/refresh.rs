@@ -9,7 +9,7 @@ use diesel::{
 use uuid::Uuid;
 
 use super::{DbResult, Store, accept::Hash, statement};
-use crate::token::Role;
+use crate::token::{Role, Via};
 
 /// What the access tokens of a family say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Grant {
     pub role: Role,
     /// How long each access token holds.
     pub ttl: Duration,
+    /// The key that began it.
+    pub via: Via,
 }
 
 /// A family to begin.
@@ -60,7 +62,7 @@ impl Store {
     /// An `old` that was replaced before revokes the family. Of two callers with the same token the first gets a new one
     /// and the second revokes it: whoever asks with a used token may have stolen it.
     pub async fn rotate_family(&self, family: Uuid, old: Hash, new: Hash, holds: Duration) -> DbResult<Option<Grant>> {
-        let query = statement::<(Bool, Text, Text, Text, Int4)>(ROTATE)
+        let query = statement::<(Bool, Text, Text, Text, Int4, SqlUuid, Text)>(ROTATE)
             .bind::<Binary, _>(old.to_vec())
             .bind::<Binary, _>(old.to_vec())
             .bind::<Binary, _>(new.to_vec())
@@ -79,11 +81,12 @@ impl Store {
 }
 
 /// A rotation as the database answers it: whether it took place, and what the family grants.
-type Row = (bool, String, String, String, i32);
+type Row = (bool, String, String, String, i32, Uuid, String);
 
-fn granted((is_new, tenant, subject, role, ttl): Row) -> Option<Grant> {
+fn granted((is_new, tenant, subject, role, ttl, key, key_role): Row) -> Option<Grant> {
     let ttl = Duration::from_secs(u64::try_from(ttl).ok()?);
-    let grant = Grant { tenant, subject, role: role.parse().ok()?, ttl };
+    let via = Via { key, role: key_role.parse().ok()? };
+    let grant = Grant { tenant, subject, role: role.parse().ok()?, ttl, via };
     is_new.then_some(grant)
 }
 
@@ -104,10 +107,10 @@ UPDATE token_families f SET
     revoked_at = CASE WHEN f.hash = ? THEN NULL ELSE now() END,
     hash = CASE WHEN f.hash = ? THEN ? ELSE f.hash END,
     expires_at = CASE WHEN f.hash = ? THEN now() + ? ELSE f.expires_at END
-FROM tenants t
+FROM tenants t, api_keys k
 WHERE f.id = ? AND t.id = f.tenant_id AND f.revoked_at IS NULL AND f.expires_at > now()
-    AND EXISTS (SELECT FROM api_keys k WHERE k.id = f.key_id AND k.revoked_at IS NULL)
-RETURNING f.hash = ?, t.slug, f.subject, f.role, f.ttl_s";
+    AND k.id = f.key_id AND k.revoked_at IS NULL
+RETURNING f.hash = ?, t.slug, f.subject, f.role, f.ttl_s, k.id, k.role";
 
 const FORGET: &str = "
 DELETE FROM token_families WHERE id IN (SELECT id FROM token_families WHERE expires_at < now() ORDER BY expires_at LIMIT ?)";
