@@ -37,8 +37,10 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Largest body: SendGrid sends up to 768 KiB together, SNS 256.
+/// Largest body: SendGrid sends up to 768 KiB together.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Largest message of SNS, which sends up to 256 KiB. Its signature stands in the body, so anybody can make us hold one.
+const SNS_BYTES_MAX: usize = 320 * 1024;
 const LIMITS: Limits = Limits { batch_max: 512, parallel_max: 2, queue_max: 16384, spacing: Duration::from_millis(3) };
 /// Connections that keeping events holds at most.
 pub const CONNECTIONS: usize = LIMITS.parallel_max;
@@ -230,7 +232,15 @@ pub async fn receive_short(app: Data<App>, request: HttpRequest, body: RawBody) 
 
 async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
     let teller = request.match_info().get("provider").and_then(|name| name.parse().ok());
-    let body = body.read(BODY_BYTES_MAX).await?;
+    if matches!(teller, None | Some(Teller::Tracking)) {
+        return body.refuse(Problem::not_found("provider")).await;
+    }
+    if !may_vouch(&app.trust, teller, request.headers()) {
+        let problem = refuse();
+        count_failure(teller, &problem);
+        return body.refuse(problem).await;
+    }
+    let body = body.read(if teller == Some(Teller::Ses) { SNS_BYTES_MAX } else { BODY_BYTES_MAX }).await?;
     let events = match teller {
         Some(Teller::Sendgrid) => of_sendgrid(&app.trust, request.headers(), &body),
         Some(Teller::Twilio) => of_twilio(app, request, &body),
@@ -251,6 +261,24 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpRes
     count("false", new);
     count("true", total - new);
     Ok(HttpResponse::Ok().json(Received { received: true, duplicate: new == 0 && total > 0 }))
+}
+
+/// Whether the headers leave it open that something vouches for the body; what they rule out is not held.
+fn may_vouch(trust: &Trust, teller: Option<Teller>, headers: &HeaderMap) -> bool {
+    let is_signed = |name| header(headers, name).is_some_and(is_signature);
+    match teller {
+        Some(Teller::Sendgrid) => trust.sendgrid.is_some() && is_signed(sendgrid::SIGNATURE),
+        Some(Teller::Twilio) => trust.twilio.is_some() && is_signed(twilio::SIGNATURE),
+        // The signature of SNS stands in the body.
+        Some(Teller::Ses) => !trust.topics.is_empty(),
+        Some(Teller::Tracking) | None => false,
+    }
+}
+
+/// Whether a text has the shape of a signature in base64: the shortest is a SHA-1, the longest an ECDSA signature.
+fn is_signature(text: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+    (28..=200).contains(&text.len()) && text.bytes().all(is_digit)
 }
 
 fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<Told>, Problem> {

@@ -27,7 +27,7 @@ use crate::{
     app::App,
     audit,
     auth::Admin,
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     observe::Trace,
     openapi::{ChannelWord, PriorityWord},
     params::{self, Id, Params},
@@ -261,7 +261,7 @@ pub async fn create(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let mut asked: BroadcastBody = parse_json(&bytes).map_err(|error| Problem::malformed(of_target(error)))?;

@@ -23,8 +23,8 @@ use crate::{
 const REASON_BYTES_MAX: usize = 1000;
 /// Letters a second: more than the scheduler could start.
 const RATE_MAX: i32 = 100_000;
-/// Most ids in a filter.
-const IDS_MAX: usize = 10_000;
+/// Most ids in a filter; more do not fit into a body.
+const IDS_MAX: usize = 1500;
 
 /// Which dead letters to list. What is not given does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -147,7 +147,7 @@ impl MoveBody {
             fault("filter.status", "must be open: nothing else can be moved");
         }
         if self.filter.ids.as_ref().is_some_and(|ids| ids.len() > IDS_MAX) {
-            fault("filter.ids", "must be at most 10000");
+            fault("filter.ids", "must be at most 1500");
         }
         let texts = [
             ("filter.message_id", &self.filter.message_id),

@@ -21,7 +21,7 @@ use crate::{
     app::App,
     audit,
     auth::{Admin, Reader},
-    body::JsonBody,
+    body::{JsonBody, TEMPLATE},
     managing::{
         template_body::TemplateBody,
         templates::{check_at, everything},
@@ -346,7 +346,7 @@ pub struct ImportedView {
             "types": [{"id": "welcome", "label": "Welcome Message", "default_enabled": true, "channels": ["in_app", "email"]}]}], "plugins": {}}))),
         ("templates" = (summary = "notification_templates.json", value = json!({"templates": {"task_reminder": {"in_app": {"title": "{{title}}", "body": "{{message}}"}}}}))))),
     responses((status = 200, description = "Nothing was new", body = ImportedView), (status = 201, description = "Something was made", body = ImportedView)))]
-pub async fn import(admin: Admin, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn import(admin: Admin, app: Data<App>, body: JsonBody<TEMPLATE>) -> Result<HttpResponse, Problem> {
     let body: ImportBody = body.parse().await?;
     let Reading { import, places, .. } = body.read().map_err(Problem::validation)?;
     let tenant = admin.0.tenant;

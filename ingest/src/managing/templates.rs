@@ -22,7 +22,7 @@ use crate::{
     app::App,
     audit,
     auth::{Admin, Reader},
-    body::JsonBody,
+    body::{JsonBody, TEMPLATE},
     managing::template_body::{PartsBody, TemplateBody, spell, spelled, told},
     observe::Trace,
     params::{self, Id, Params},
@@ -123,7 +123,7 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<App>) -> Result<
         ("channels" = (summary = "Channel by channel", value = json!({"name": "task_reminder", "in_app": {"title": "{{title}}", "body": "{{message}}"},
             "email": {"subject": "⏰ {{title}}", "text_body": "Hi {{username}},\n\n{{message}}"}, "sms": {"body": "{{message}}"}}))))),
     responses((status = 201, description = "Made", body = TemplateView), (status = 409, description = "The name is taken")))]
-pub async fn create(admin: Admin, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn create(admin: Admin, app: Data<App>, body: JsonBody<TEMPLATE>) -> Result<HttpResponse, Problem> {
     let body: TemplateBody = body.parse().await?;
     let (tenant, is_active) = (admin.0.tenant, body.active.unwrap_or(true));
     let source = body.apply(None, "").map_err(Problem::validation)?;
@@ -213,7 +213,7 @@ async fn stored(app: &App, tenant: TenantId, id: Uuid) -> Result<StoredTemplate,
     request_body(content = TemplateBody, example = json!({"subject": "Your order #{{ order_id }}"})),
     responses((status = 200, description = "Changed", body = TemplateView),
         (status = 409, description = "The name is taken, another template includes it, or somebody else changed it just now")))]
-pub async fn update(admin: Admin, id: Id, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn update(admin: Admin, id: Id, app: Data<App>, body: JsonBody<TEMPLATE>) -> Result<HttpResponse, Problem> {
     let body: TemplateBody = body.parse().await?;
     let (tenant, id) = (admin.0.tenant, id.0);
     let before = stored(&app, tenant, id).await?;
@@ -329,7 +329,12 @@ pub struct PreviewBody {
     request_body(content = PreviewBody, example = json!({"template_vars": {"customer_name": "John Doe", "order_id": "12345", "amount": "99.99"}})),
     responses((status = 200, description = "What it says", body = PartsBody,
         example = json!({"subject": "Order #12345 Confirmed", "body": "Hello John Doe, your order for $99.99 has been confirmed!"}))))]
-pub async fn preview(reader: Reader, id: Id, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn preview(
+    reader: Reader,
+    id: Id,
+    app: Data<App>,
+    body: JsonBody<TEMPLATE>,
+) -> Result<HttpResponse, Problem> {
     let asked: PreviewBody = body.parse_or_default().await?;
     let channel = channel_of(asked.channel.as_deref())?;
     let template = ready(&app, reader.0.tenant, id.0, asked.version).await?;
@@ -422,7 +427,7 @@ pub async fn test(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<TEMPLATE>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let asked: TestBody = match bytes.is_empty() {

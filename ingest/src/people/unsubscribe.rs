@@ -23,14 +23,12 @@ use utoipa::{IntoParams, ToSchema};
 use crate::{
     app::App,
     auth::Anyone,
-    body::RawBody,
+    body::{ANONYMOUS, RawBody},
     params::{self, Params, PathUser, Text},
     people::preferences::Whose,
     problem::Problem,
 };
 
-/// What a mail program posts is 26 bytes; nobody reads it.
-const BODY_BYTES_MAX: usize = 64 * 1024;
 /// No script, nothing from elsewhere, nobody's frame; the form may go to this site alone.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -113,7 +111,7 @@ pub async fn page(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, 
     responses((status = 200, description = "Unsubscribed", body = Unsubscribed)))]
 pub async fn act(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
     let Some(said) = read(&app, &request).await? else { return unknown(&request) };
-    body.read(BODY_BYTES_MAX).await?;
+    body.read(ANONYMOUS).await?;
     let (farewell, category) = (said.clone(), said.category);
     app.db.run(async move |store| store.unsubscribe(&farewell).await).await?;
     if !is_browser(&request) {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     app::App,
     auth::{Producer, Reader},
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     observe::Trace,
     openapi::BulkBody,
     params::Id,
@@ -97,7 +97,7 @@ pub async fn send(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let (people, mut submission) = split(&bytes).map_err(Problem::malformed)?;

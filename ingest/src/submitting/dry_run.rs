@@ -21,7 +21,7 @@ use crate::{
     app::App,
     audit,
     auth::Producer,
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     problem::Problem,
     submitting::events::{Event, EventBody, MATCHED_MAX, RuleError, item, notices, too_many},
 };
@@ -130,7 +130,7 @@ pub struct ThrottleVerdict {
 #[utoipa::path(post, path = "/api/events/dry-run", tag = "rules",
     request_body(content = EventBody, example = json!({"eventType": "order.paid", "userId": "user-123", "data": {"amount": 100}})),
     responses((status = 200, description = "What would happen", body = DryRun)))]
-pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody<SUBMISSION>) -> Result<HttpResponse, Problem> {
     let event = body.parse::<EventBody>().await?.check()?;
     let tenant = producer.0.tenant;
     let catalogue = app.catalogue(tenant).await?;

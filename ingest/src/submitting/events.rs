@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::{
     app::App,
     auth::Producer,
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     observe::Trace,
     problem::Problem,
     submitting::{
@@ -189,7 +189,7 @@ pub async fn receive(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let mut body: EventBody = parse_json(&bytes).map_err(Problem::malformed)?;

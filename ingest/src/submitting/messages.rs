@@ -5,7 +5,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::{
-    db::messages::{MessageFilter, Page, StoredAttempt, StoredDelivery, StoredEvent, StoredMessage},
+    db::{
+        Store,
+        messages::{MessageFilter, Page, StoredAttempt, StoredDelivery, StoredEvent, StoredMessage},
+    },
     domain::{Channel, DeliveryId, EventKind, MessageId, State},
 };
 use utoipa::{IntoParams, ToSchema};
@@ -354,7 +357,13 @@ pub struct MessageList {
     responses((status = 200, description = "A page of messages", body = MessageList)))]
 pub async fn list(reader: Reader, query: Params<ListQuery>, app: Data<App>) -> Result<HttpResponse, Problem> {
     let (scope, (filter, page)) = (reader.0.scope(), query.0.read()?);
-    let page = app.db.run(async move |store| store.messages(scope, filter, page).await).await?;
+    let turn = if filter.text.is_some() { app.search_turn(reader.0.tenant).await? } else { None };
+    let searching = async move |store: Store| {
+        let found = store.messages(scope, filter, page).await;
+        drop(turn);
+        found
+    };
+    let page = app.db.run(searching).await?;
     let messages = page.messages.into_iter().map(MessageView::from).collect();
     let next_cursor = page.next.map(|id| params::cursor_after(id.0));
     Ok(HttpResponse::Ok().json(MessageList { messages, next_cursor }))

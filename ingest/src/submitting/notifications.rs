@@ -14,7 +14,7 @@ use crate::{
     HTTP,
     app::App,
     auth::{Anyone, Identity, Producer},
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     observe::Trace,
     openapi::SendBody,
     problem::{Code, Problem},
@@ -54,7 +54,7 @@ pub async fn send(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
@@ -110,7 +110,7 @@ pub async fn test(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let asked: TestBody = body.parse_or_default().await?;
     let key = idempotency::key(request.headers(), None)?;
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     fn caller(role: Role) -> Identity {
-        Identity { tenant: TenantId(1), role, subject: "ada".to_owned() }
+        Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via: None }
     }
 
     fn asked(channel: Option<&str>, recipient: Option<&str>) -> TestBody {

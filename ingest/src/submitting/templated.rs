@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use crate::{
     app::App,
     auth::Producer,
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     observe::Trace,
     openapi::{RecipientBody, SharedBody},
     problem::Problem,
@@ -68,7 +68,7 @@ pub async fn send(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let (ask, mut submission) = split(&bytes).map_err(Problem::malformed)?;

@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 use crate::{
     app::App,
     auth::Producer,
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     observe::Trace,
     openapi::{ChannelWord, PriorityWord, SendWindowBody},
     problem::Problem,
@@ -103,7 +103,7 @@ pub async fn notify(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let (channels, mut submission) = split(&bytes).map_err(Problem::malformed)?;

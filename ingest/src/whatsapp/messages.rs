@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     app::App,
     auth::{Producer, Reader},
-    body::JsonBody,
+    body::{JsonBody, SUBMISSION},
     observe::Trace,
     openapi::MediaBody,
     params::{self, Id, Params, Text},
@@ -167,7 +167,7 @@ pub async fn send(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let mut asked: SessionMessage = parse_json(&bytes).map_err(Problem::malformed)?;
@@ -214,7 +214,7 @@ pub async fn send_bulk(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody,
+    body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let mut asked: SessionBulk = parse_json(&bytes).map_err(Problem::malformed)?;
@@ -466,6 +466,7 @@ pub async fn list(reader: Reader, query: Params<SessionMessages>, app: Data<App>
     let limit = params::limit(query.limit)?;
     let (from, to) = (params::time("fromDate", query.from_date)?, params::time("toDate", query.to_date)?);
     let search = params::given(query.search);
+    let turn = if search.is_some() { app.search_turn(tenant).await? } else { None };
     let wants = |word: &str| direction.as_deref().is_none_or(|direction| direction == word);
     let states = match &status {
         Some(Status::States(states)) => Some(states.clone()),
@@ -483,7 +484,12 @@ pub async fn list(reader: Reader, query: Params<SessionMessages>, app: Data<App>
         limit,
     };
     let session = params::given(query.session_id);
-    let list = app.db.run(async move |store| page(&store, asked, session).await).await?;
+    let searching = async move |store: Store| {
+        let found = page(&store, asked, session).await;
+        drop(turn);
+        found
+    };
+    let list = app.db.run(searching).await?;
     Ok(HttpResponse::Ok().json(list))
 }
 

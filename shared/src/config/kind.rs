@@ -55,6 +55,7 @@ pub(super) const DAYS: Kind<i32> = between!(1, 36500);
 pub(super) const FAILURES: Kind<i32> = between!(1, 10000);
 pub(super) const RETRIES: Kind<u16> = between!(0, 999);
 pub(super) const REQUESTS: Kind<u32> = between!(1, 100000000);
+pub(super) const BODY_BYTES: Kind<usize> = between!(65536, 1099511627776);
 
 pub(super) const DELAY: Kind<Duration> =
     Kind { expects: "milliseconds from 0 to 604800000 (a week)", parse: |text| millis(text, 0, DELAY_MS_MAX) };

@@ -116,6 +116,10 @@ pub struct HttpConfig {
     pub workers: usize,
     /// How often a caller may ask.
     pub rate: RateConfig,
+    /// Whose word for the address of a caller is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Bytes of bodies that all requests hold at once.
+    pub body_bytes: usize,
 }
 
 /// How often a caller may ask, unless its tenant has a limit of its own.
@@ -325,12 +329,14 @@ fn http(reader: &mut Reader) -> Option<HttpConfig> {
     let public_url = reader.get(&table::PUBLIC_URL);
     let workers = reader.get(&table::HTTP_WORKERS);
     let (window, requests) = (reader.get(&table::RATE_LIMIT_WINDOW_MS), reader.get(&table::RATE_LIMIT_MAX_REQUESTS));
+    let trusted_proxies = reader.get(&table::TRUSTED_PROXIES).unwrap_or_default();
+    let body_bytes = reader.get(&table::BODY_BYTES_IN_FLIGHT);
     let cores = available_parallelism().map_or(1, usize::from);
     let (host, port) = (host?, port?);
     let public_url = public_url.or_else(|| own_url(&host, port));
     let rate = RateConfig { window: window?, requests: requests? };
     let workers = workers.unwrap_or(HTTP_WORKERS_USUAL.min(cores));
-    Some(HttpConfig { host, port, public_url: public_url?, workers, rate })
+    Some(HttpConfig { host, port, public_url: public_url?, workers, rate, trusted_proxies, body_bytes: body_bytes? })
 }
 
 /// Where this machine reaches what listens there: who listens on every address is reached on the loopback one.

@@ -99,11 +99,18 @@ settings! {
         /// The window of RATE_LIMIT_MAX_REQUESTS.
         RATE_LIMIT_WINDOW_MS: Setting<Duration> =
             Setting::new("RATE_LIMIT_WINDOW_MS", kind::WINDOW, "60000").default("60000");
-        /// Requests that each credential may make in that window, at each ingest process. An address without a valid
-        /// credential may make a hundredth of them, at least 100 (all of them where they are fewer); webhooks of providers
-        /// ten times as many. A tenant can have a limit of its own.
+        /// Requests that each credential may make in that window, at each ingest process. All credentials of a tenant together
+        /// may make ten times as many. An address without a valid credential may make a hundredth of them, at least 100 (all of
+        /// them where they are fewer); webhooks of providers ten times as many. A tenant can have a limit of its own.
         RATE_LIMIT_MAX_REQUESTS: Setting<u32> =
             Setting::new("RATE_LIMIT_MAX_REQUESTS", kind::REQUESTS, "10000").default("10000");
+        /// Networks of the proxies before ingest. Behind them a caller's address is the last one in `X-Forwarded-For` (else in
+        /// `Forwarded`) that is none of theirs; each proxy must append to the one that it sets and remove the other.
+        TRUSTED_PROXIES: Setting<Vec<IpNet>> =
+            Setting::new("TRUSTED_PROXIES", kind::NETS, "10.0.0.0/8").unset(Unset::Derived("none"));
+        /// Bytes of request bodies that all requests of an ingest process hold at once; beyond it a large body is answered 503.
+        BODY_BYTES_IN_FLIGHT: Setting<usize> =
+            Setting::new("BODY_BYTES_IN_FLIGHT", kind::BODY_BYTES, "268435456").default("268435456");
     }
     "Tokens" {
         /// Signs and checks access tokens; ingest does not start without it.
