@@ -15,11 +15,16 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use shared::{
     contract::submission::NAME_BYTES_MAX,
-    db::accept::Hash,
+    db::{Store, accept::Hash, keys::KeyRow},
     domain::TenantId,
-    token::{self, KEY_PREFIX, Role},
+    token::{self, KEY_PREFIX, KeyForm, Role, Via},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
 };
 use url::form_urlencoded;
+use uuid::Uuid;
 
 use crate::{
     app::{App, Db},
@@ -34,8 +39,10 @@ const FOUND_TTL: Duration = Duration::from_secs(25);
 const MISSING_TTL: Duration = Duration::from_secs(2);
 /// How long a look-up may take: it comes before the commit, and both together have about two seconds.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Remembered keys, real and invented; about 200 bytes each.
+/// Remembered keys that exist, and as many that do not; about 200 bytes each.
 const KEYS_MAX: usize = 10_000;
+/// Keys that this process has not seen, looked up at once.
+const LOOK_UPS_MAX: usize = 4;
 /// Remembered tenants.
 const TENANTS_MAX: usize = 10_000;
 /// Longest credential looked at; a token is about 300 bytes.
@@ -54,6 +61,8 @@ pub struct Identity {
     pub role: Role,
     /// The `sub` of a token, or the id of a key.
     pub subject: String,
+    /// The key that made the token; `None` for a key itself, and for a token that the owner of `JWT_SECRET` made.
+    pub via: Option<Via>,
 }
 
 impl Identity {
@@ -62,9 +71,16 @@ impl Identity {
         (self.role != Role::Operator).then_some(self.tenant)
     }
 
-    /// How it signs what it does.
+    /// How the audit log names it.
     pub fn actor(&self) -> String {
-        format!("{}:{}", self.role, self.subject)
+        self.actor_as(&self.subject)
+    }
+
+    /// As [`Identity::actor`], with `name` instead of the subject.
+    pub fn actor_as(&self, name: &str) -> String {
+        let via = self.via.map(|via| via.key.to_string()).filter(|key| *key != self.subject);
+        let via = via.map(|key| format!(" via key:{key}")).unwrap_or_default();
+        format!("{}:{name}{via}", self.role)
     }
 }
 
@@ -94,19 +110,37 @@ impl Caller {
 pub struct Credentials {
     db: Db,
     jwt_secret: SecretString,
-    keys: Cache<Hash, Option<Arc<Identity>>>,
+    keys: Cache<Hash, Arc<Identity>>,
+    /// Keys that do not exist, apart from those that do: a flood of them evicts no real one.
+    missing: Cache<Hash, ()>,
+    /// Look-ups of keys that this process has not seen.
+    look_ups: Arc<Semaphore>,
     tenants: Cache<String, TenantId>,
 }
 
 impl Credentials {
     /// Checks tokens against `jwt_secret` and keys against the database.
     pub fn new(db: Db, jwt_secret: SecretString) -> Self {
-        Self { db, jwt_secret, keys: Cache::new(KEYS_MAX), tenants: Cache::new(TENANTS_MAX) }
+        Self {
+            db,
+            jwt_secret,
+            keys: Cache::new(KEYS_MAX),
+            missing: Cache::new(KEYS_MAX),
+            look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
+            tenants: Cache::new(TENANTS_MAX),
+        }
     }
 
     /// Who holds this credential.
     pub async fn identify(&self, credential: &str) -> Result<Arc<Identity>, Problem> {
         if credential.starts_with(KEY_PREFIX) { self.by_key(credential).await } else { self.by_token(credential).await }
+    }
+
+    /// Whether only the database can tell that a credential is made up: it is an API key without a checksum that was not
+    /// looked up lately.
+    pub fn is_unchecked(&self, credential: &str) -> bool {
+        let is_seen = |hash: &Hash| self.keys.contains(hash) || self.missing.contains(hash);
+        KeyForm::of(credential) == Some(KeyForm::Unchecked) && !is_seen(&token::hash_key(credential))
     }
 
     /// When a credential that holds will end by itself; a key never does.
@@ -140,23 +174,56 @@ impl Credentials {
         Ok(found)
     }
 
-    /// Asks for every key anew: one was revoked here.
-    pub fn forget_keys(&self) {
-        self.keys.clear();
+    /// Asks for a key anew: it was revoked here.
+    pub fn forget_key(&self, id: Uuid) {
+        let id = id.to_string();
+        self.keys.forget_where(|identity| identity.subject == id);
     }
 
     async fn by_key(&self, key: &str) -> Result<Arc<Identity>, Problem> {
-        let hash = token::hash_key(key);
         let unknown = || refuse("This API key is unknown or revoked; make a new one with `posthaste key create`.");
-        if let Some(remembered) = self.keys.get(&hash) {
-            return remembered.ok_or_else(unknown);
+        KeyForm::of(key).ok_or_else(unknown)?;
+        let hash = token::hash_key(key);
+        if let Some(identity) = self.keys.get(&hash) {
+            return Ok(identity);
         }
-        let found = self.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.key_by_hash(&hash).await).await?;
-        let identity =
-            found.map(|key| Arc::new(Identity { tenant: key.tenant_id, role: key.role, subject: key.id.to_string() }));
-        let ttl = if identity.is_some() { FOUND_TTL } else { MISSING_TTL };
-        self.keys.put(hash, identity.clone(), ttl);
+        if self.missing.get(&hash).is_some() {
+            return Err(unknown());
+        }
+        let identity = self.look_up(hash).await?;
+        match &identity {
+            Some(identity) => self.keys.put(hash, Arc::clone(identity), FOUND_TTL),
+            None => {
+                self.keys.forget(&hash);
+                self.missing.put(hash, (), MISSING_TTL);
+            }
+        }
         identity.ok_or_else(unknown)
+    }
+
+    /// Asks the database for a key. Of keys that nobody has seen yet few are asked for at once, so that made-up ones leave
+    /// the connections to others.
+    async fn look_up(&self, hash: Hash) -> Result<Option<Arc<Identity>>, Problem> {
+        let permit = if self.keys.contains(&hash) { None } else { Some(self.stranger().await?) };
+        // The permit goes with the question, which may outlive the caller's patience.
+        let asking = async move |store: Store| {
+            let found = store.key_by_hash(&hash).await;
+            drop(permit);
+            found
+        };
+        let found = self.db.run_within(LOOK_UP_TIMEOUT, asking).await?;
+        let identity = |KeyRow { id, tenant_id, role, .. }| Identity {
+            tenant: tenant_id,
+            role,
+            subject: id.to_string(),
+            via: None,
+        };
+        Ok(found.map(|key| Arc::new(identity(key))))
+    }
+
+    async fn stranger(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let permit = timeout(LOOK_UP_TIMEOUT, Arc::clone(&self.look_ups).acquire_owned()).await;
+        permit.ok().and_then(Result::ok).ok_or_else(Problem::unavailable)
     }
 
     async fn by_token(&self, text: &str) -> Result<Arc<Identity>, Problem> {
@@ -167,7 +234,7 @@ impl Credentials {
         }
         let tenant =
             self.tenant(&claims.tenant).await?.ok_or_else(|| refuse("Get a new token: its tenant is unknown."))?;
-        Ok(Arc::new(Identity { tenant, role: claims.role, subject: claims.sub }))
+        Ok(Arc::new(Identity { tenant, role: claims.role, subject: claims.sub, via: claims.via }))
     }
 }
 
@@ -204,8 +271,11 @@ pub fn presented<'a>(headers: &'a HeaderMap, path: &str, query: &str) -> Result<
         return by_header.map(Cow::Borrowed);
     }
     let token = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token").map(|(_, token)| token);
-    let usable = token.filter(|token| !token.is_empty() && token.len() <= CREDENTIAL_BYTES_MAX);
-    let missing = || refuse("Open the socket with `?token=<API key or token>`, or send it in `Authorization`.");
+    // Proxies log queries: a token there ends soon, a key does not.
+    let is_usable =
+        |token: &Cow<'_, str>| (1..=CREDENTIAL_BYTES_MAX).contains(&token.len()) && !token.starts_with(KEY_PREFIX);
+    let usable = token.filter(is_usable);
+    let missing = || refuse("Open the socket with `?token=<token>`; send an API key in `Authorization`.");
     usable.map(|token| Cow::Owned(token.into_owned())).ok_or_else(missing)
 }
 
@@ -215,7 +285,7 @@ async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<I
     let identity = match found {
         Some(found) => found?,
         None => {
-            let credential = presented(request.headers(), request.path(), request.query_string())?;
+            let credential = presented(request.headers(), request.match_info().as_str(), request.query_string())?;
             app.credentials.identify(&credential).await?
         }
     };
@@ -293,6 +363,7 @@ mod tests {
         assert_eq!(presented(&none, "/ws/notifications/ada", "since=1&token=a.b%2Bc").as_deref(), Some("a.b+c"));
         assert_eq!(presented(&none, "/api/notifications", "token=a.b.c"), None);
         assert_eq!(presented(&none, "/ws/notifications/ada", "token="), None);
+        assert_eq!(presented(&none, "/ws/notifications/ada", "token=ph_key"), None, "proxies log it");
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer ph_header"));
         assert_eq!(presented(&headers, "/ws/notifications/ada", "token=query").as_deref(), Some("ph_header"));
@@ -311,7 +382,7 @@ mod tests {
     #[test]
     fn an_operator_sees_every_tenant_and_nobody_else_does() {
         for role in Role::ALL {
-            let identity = Identity { tenant: TenantId(7), role: *role, subject: "x".to_owned() };
+            let identity = Identity { tenant: TenantId(7), role: *role, subject: "x".to_owned(), via: None };
             assert_eq!(identity.scope().is_none(), *role == Role::Operator);
         }
     }

@@ -11,6 +11,9 @@ use std::{
 /// each expiry would send everybody to the database at once.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// The part of a full cache that makes room.
+const EVICTED_PART: usize = 8;
+
 struct Entry<V> {
     value: V,
     until: Instant,
@@ -58,11 +61,6 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         None
     }
 
-    /// Forgets everything.
-    pub fn clear(&self) {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
     /// Forgets an answer.
     pub fn forget<Q>(&self, key: &Q)
     where
@@ -72,15 +70,31 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
-    /// Remembers an answer. A full cache forgets what is stale, else everything: it fills up again by itself.
+    /// Whether there is an answer, fresh or stale.
+    pub fn contains<Q>(&self, key: &Q) -> bool
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
+    /// Forgets the answers that `is_meant` picks.
+    pub fn forget_where(&self, is_meant: impl Fn(&V) -> bool) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, entry| !is_meant(&entry.value));
+    }
+
+    /// Remembers an answer. A full cache evicts the eighth of its answers that is the oldest, so that a flood of new ones
+    /// neither empties it nor costs a pass over it each time.
     pub fn put(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= self.max && !entries.contains_key(&key) {
-            entries.retain(|_, entry| entry.until > now);
-        }
-        if entries.len() >= self.max && !entries.contains_key(&key) {
-            entries.clear();
+            let mut ends: Vec<Instant> = entries.values().map(|entry| entry.until).collect();
+            let (_, last, _) = ends.select_nth_unstable(self.max / EVICTED_PART);
+            let last = *last;
+            entries.retain(|_, entry| entry.until > last);
         }
         entries.insert(key, Entry { value, until: now + ttl });
     }
@@ -112,7 +126,19 @@ mod tests {
             assert!(cache.entries.read().unwrap().len() <= 4);
         }
         assert_eq!(cache.get(&99), Some(99));
-        cache.clear();
-        assert_eq!(cache.get(&99), None);
+    }
+
+    #[test]
+    fn a_flood_evicts_the_oldest_and_leaves_the_rest() {
+        let cache = Cache::new(800);
+        for key in 0..800 {
+            cache.put(key, key, Duration::from_secs(60));
+        }
+        cache.put(1000, 1000, Duration::from_secs(60));
+        let kept = (0..800).filter(|key| cache.contains(key)).count();
+        assert!((690..800).contains(&kept), "{kept}");
+        assert!(cache.contains(&799) && !cache.contains(&0));
+        cache.forget_where(|value| *value == 799);
+        assert!(!cache.contains(&799) && cache.contains(&798));
     }
 }

@@ -2,8 +2,13 @@
 //!
 //! The credential is checked once, here; the extractors of `auth` find the answer. A request with a valid credential counts
 //! for that credential; any other one, also with an invented credential, for the address it comes from. The check comes
-//! first even where the address has used its requests up: behind a proxy everybody has one address, and whoever guesses
-//! there must not lock the others out.
+//! first even where the address has used its requests up: several callers may have one address, and one that guesses must
+//! not lock the others out. Only an API key without a checksum that this process has not seen lately is looked up at the
+//! expense of the address.
+//!
+//! Every decision by path takes the path as the router reads it.
+
+use std::net::IpAddr;
 
 use actix_web::{
     Error, HttpMessage, ResponseError,
@@ -17,6 +22,7 @@ use crate::{
     app::App,
     audit::Watch,
     auth::{self, Caller},
+    client,
     limits::Verdict,
     problem::Code,
 };
@@ -28,15 +34,20 @@ const FREE: [&str; 6] = ["/health", "/metrics", "/docs", "/openapi.json", "/asyn
 /// unsubscribes, and few mail services follow those of many readers.
 const WEBHOOKS: [&str; 3] = ["/webhooks/", "/api/notifications/webhook/", "/api/notifications/unsubscribe/"];
 
+/// Where refresh tokens are renewed; each family has a bucket of its own besides.
+const REFRESH: &str = "/api/auth/refresh";
+
 /// The middleware around every route.
 pub async fn gate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
-    let Some(app) = request.app_data::<Data<App>>().cloned().filter(|_| !is_free(request.path())) else {
+    let path = request.match_info().as_str();
+    let Some(app) = request.app_data::<Data<App>>().cloned().filter(|_| !is_free(path)) else {
         return Ok(next.call(request).await?.map_into_left_body());
     };
-    let (caller, verdict) = admit(&app, &request).await;
+    let address = client::note(&request, &app.trusted_proxies);
+    let (caller, verdict) = admit(&app, &request, address).await;
     if let Some(problem) = verdict.as_ref().and_then(Verdict::refusal) {
         let mut response = request.into_response(problem.error_response()).map_into_right_body();
         finish(&mut response, verdict);
@@ -55,18 +66,27 @@ pub async fn gate(
 }
 
 /// Who it is, where a credential was given, and what its bucket says; nothing where the database could not be asked.
-async fn admit(app: &App, request: &ServiceRequest) -> (Option<Caller>, Option<Verdict>) {
-    let address = request.peer_addr().map(|peer| peer.ip());
-    if WEBHOOKS.iter().any(|prefix| request.path().starts_with(prefix)) {
+async fn admit(app: &App, request: &ServiceRequest, address: Option<IpAddr>) -> (Option<Caller>, Option<Verdict>) {
+    let path = request.match_info().as_str();
+    if WEBHOOKS.iter().any(|prefix| path.starts_with(prefix)) {
         return (None, Some(app.limits.of_webhooks(address)));
     }
-    let Ok(credential) = auth::presented(request.headers(), request.path(), request.query_string()) else {
+    if path == REFRESH {
+        return (None, Some(app.limits.of_refreshes(address)));
+    }
+    let Ok(credential) = auth::presented(request.headers(), path, request.query_string()) else {
         return (None, Some(app.limits.of_address(address)));
     };
+    let paid = app.credentials.is_unchecked(&credential).then(|| app.limits.of_address(address));
+    if paid.as_ref().is_some_and(|verdict| verdict.refusal().is_some()) {
+        return (None, paid);
+    }
     let identified = app.credentials.identify(&credential).await;
     let verdict = match &identified {
         Ok(identity) => Some(app.limits.of_credential(identity)),
-        Err(problem) if problem.code() == Code::Unauthenticated => Some(app.limits.of_address(address)),
+        Err(problem) if problem.code() == Code::Unauthenticated => {
+            Some(paid.unwrap_or_else(|| app.limits.of_address(address)))
+        }
         Err(_) => None,
     };
     (Some(Caller::new(identified)), verdict)

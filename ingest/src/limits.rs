@@ -1,4 +1,5 @@
-//! How often a caller may ask: a bucket for each credential, for each address without one, and for each sender of webhooks.
+//! How often a caller may ask: a bucket for each credential and one for all credentials of a tenant together, for each
+//! address without one, for each family of refresh tokens, and for each sender of webhooks.
 //!
 //! A bucket holds as many requests as the limit has, and fills up again evenly over the window. Buckets are in memory, each
 //! process has its own, and a look-up is one hash, one lock and no question to anybody.
@@ -26,6 +27,7 @@ use governor::{
 };
 use shared::{config::RateConfig, db::Store, domain::TenantId};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{app::App, auth::Identity, problem::Problem};
 
@@ -39,8 +41,13 @@ const ADDRESS_SHARE: u32 = 100;
 const ADDRESS_MIN: u32 = 100;
 /// Providers send the events of many people from one address.
 const WEBHOOK_TIMES: u32 = 10;
-/// Buckets of one kind at once, 16 bytes each. Who comes with more addresses than that begins anew, as after a restart.
+/// How many times the limit of a credential all credentials of its tenant have together: whoever makes tokens for ever new
+/// subjects, each with a full bucket, comes no further than that.
+const TENANT_TIMES: u32 = 10;
+/// Buckets of one kind at once, 16 bytes each. One more evicts the fullest ones, which lose the least by beginning anew.
 const BUCKETS_MAX: usize = 200_000;
+/// The part of the buckets that makes room.
+const EVICTED_PART: usize = 8;
 /// How often full buckets are forgotten, and changed limits of tenants noticed.
 const KEEP_UP_EVERY: Duration = Duration::from_secs(5);
 /// The window of a tenant's own limit.
@@ -51,7 +58,12 @@ pub struct Limits {
     credentials: Buckets,
     addresses: Buckets,
     webhooks: Buckets,
-    tenants: RwLock<HashMap<TenantId, Arc<Buckets>>>,
+    /// By address: what comes with refresh tokens, whoever's. A family is told by the body, so it is counted later.
+    refreshes: Buckets,
+    families: Buckets,
+    /// By tenant.
+    shared: Buckets,
+    tenants: RwLock<HashMap<TenantId, Arc<Own>>>,
     /// How often the limits of tenants were set.
     changes: AtomicU64,
     hasher: RandomState,
@@ -66,17 +78,37 @@ impl Limits {
             credentials: Buckets::new(requests, window),
             addresses: Buckets::new(address, window),
             webhooks: Buckets::new(requests.saturating_mul(WEBHOOK_TIMES), window),
+            refreshes: Buckets::new(requests, window),
+            families: Buckets::new(address, window),
+            shared: Buckets::new(requests.saturating_mul(TENANT_TIMES), window),
             tenants: RwLock::default(),
             changes: AtomicU64::new(0),
             hasher: RandomState::new(),
         }
     }
 
-    /// Takes a request out of the bucket of a credential. A token has the bucket of the key whose id it bears.
+    /// Takes a request out of the bucket of a credential and out of its tenant's. A token has the bucket of the key whose id
+    /// it bears.
     pub fn of_credential(&self, identity: &Identity) -> Verdict {
         let key = self.hasher.hash_one((identity.tenant, &identity.subject));
+        let tenant = self.hasher.hash_one(identity.tenant);
         let own = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&identity.tenant).cloned();
-        own.as_deref().unwrap_or(&self.credentials).take(key)
+        let (each, all) = own.as_deref().map_or((&self.credentials, &self.shared), |own| (&own.each, &own.all));
+        let verdict = each.take(key);
+        if verdict.retry_after.is_some() {
+            return verdict;
+        }
+        Some(all.take(tenant)).filter(|verdict| verdict.retry_after.is_some()).unwrap_or(verdict)
+    }
+
+    /// Takes a request out of the bucket that an address has for refresh tokens.
+    pub fn of_refreshes(&self, address: Option<IpAddr>) -> Verdict {
+        self.refreshes.take(self.hash(address))
+    }
+
+    /// Takes a request out of the bucket of a family of refresh tokens.
+    pub fn of_family(&self, family: Uuid) -> Verdict {
+        self.families.take(self.hasher.hash_one(family))
     }
 
     /// Takes a request out of the bucket of an address.
@@ -116,8 +148,8 @@ impl Limits {
         let mut old = std::mem::take(&mut *tenants);
         for (tenant, limit) in own {
             let Ok(limit) = u32::try_from(limit) else { continue };
-            let kept = old.remove(&tenant).filter(|buckets| buckets.limit == limit);
-            tenants.insert(tenant, kept.unwrap_or_else(|| Arc::new(Buckets::new(limit, MINUTE))));
+            let kept = old.remove(&tenant).filter(|own| own.each.limit == limit);
+            tenants.insert(tenant, kept.unwrap_or_else(|| Arc::new(Own::new(limit))));
         }
     }
 
@@ -129,12 +161,28 @@ impl Limits {
     }
 
     fn shrink(&self) {
-        for buckets in [&self.credentials, &self.addresses, &self.webhooks] {
+        let Self { credentials, addresses, webhooks, refreshes, families, shared, .. } = self;
+        for buckets in [credentials, addresses, webhooks, refreshes, families, shared] {
             buckets.limiter.retain_recent();
         }
-        for buckets in self.tenants.read().unwrap_or_else(PoisonError::into_inner).values() {
-            buckets.limiter.retain_recent();
+        for own in self.tenants.read().unwrap_or_else(PoisonError::into_inner).values() {
+            own.each.limiter.retain_recent();
+            own.all.limiter.retain_recent();
         }
+    }
+}
+
+/// The buckets of a tenant with a limit of its own.
+struct Own {
+    /// By credential.
+    each: Buckets,
+    /// The one of all credentials together.
+    all: Buckets,
+}
+
+impl Own {
+    fn new(limit: u32) -> Self {
+        Self { each: Buckets::new(limit, MINUTE), all: Buckets::new(limit.saturating_mul(TENANT_TIMES), MINUTE) }
     }
 }
 
@@ -244,11 +292,19 @@ impl StateStore for States {
         }
         let (taken, next) = decide(None)?;
         if states.len() >= BUCKETS_MAX {
-            states.clear();
+            evict_fullest(&mut states);
         }
         states.insert(*key, next);
         Ok(taken)
     }
+}
+
+/// Forgets the buckets that will be full first: they have had the fewest requests lately.
+fn evict_fullest(states: &mut HashMap<u64, Nanos, Unhashed>) {
+    let mut ends: Vec<Nanos> = states.values().copied().collect();
+    let (_, last, _) = ends.select_nth_unstable(BUCKETS_MAX / EVICTED_PART);
+    let last = *last;
+    states.retain(|_, end| *end > last);
 }
 
 impl ShrinkableKeyedStateStore<u64> for States {
@@ -310,7 +366,7 @@ mod tests {
     }
 
     fn identity(tenant: i32, subject: &str) -> Identity {
-        Identity { tenant: TenantId(tenant), role: Role::Producer, subject: subject.to_owned() }
+        Identity { tenant: TenantId(tenant), role: Role::Producer, subject: subject.to_owned(), via: None }
     }
 
     fn shown(verdict: &Verdict) -> (&str, u32, Option<u64>) {
@@ -336,6 +392,44 @@ mod tests {
         assert!((0..10).map(exhausted).any(|verdict| third(&verdict)), "a third of a minute until the next");
         assert!(limits.of_credential(&identity(1, "eve")).refusal().is_none());
         assert!(limits.of_credential(&identity(2, "ada")).refusal().is_none());
+    }
+
+    #[test]
+    fn ever_new_subjects_of_a_tenant_come_no_further_than_ten_of_them() {
+        let limits = limits(60);
+        limits.set(vec![(TenantId(2), 6)]);
+        for (tenant, wanted) in [(1, 600), (2, 60)] {
+            let taken = (0..1200).filter(|n| {
+                let subject = format!("subject{n}");
+                limits.of_credential(&identity(tenant, &subject)).refusal().is_none()
+            });
+            let taken = taken.count();
+            // A bucket of 600 has ten more each second that this takes.
+            assert!((wanted..wanted + wanted / 2).contains(&taken), "{taken} of tenant {tenant}");
+        }
+        assert!(limits.of_credential(&identity(3, "ada")).refusal().is_none(), "another tenant's is untouched");
+    }
+
+    #[test]
+    fn a_family_of_refresh_tokens_has_a_bucket_of_its_own() {
+        let limits = limits(3);
+        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let left: Vec<bool> = (0..4).map(|_| limits.of_family(one).refusal().is_none()).collect();
+        assert_eq!(left, [true, true, true, false]);
+        assert!(limits.of_family(other).refusal().is_none());
+        assert!(limits.of_refreshes(None).refusal().is_none());
+    }
+
+    #[test]
+    fn a_flood_of_new_buckets_leaves_the_emptiest_as_they_are() {
+        let slow = Buckets::new(2, Duration::from_secs(86_400));
+        slow.take(0);
+        slow.take(0);
+        for key in 1..u64::try_from(BUCKETS_MAX).unwrap() + 10 {
+            slow.take(key);
+        }
+        assert!(slow.take(0).refusal().is_some(), "whoever has used it up does not begin anew");
+        assert!(slow.limiter.len() <= BUCKETS_MAX);
     }
 
     #[test]

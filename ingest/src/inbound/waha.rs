@@ -33,6 +33,7 @@ use crate::{
     app::{App, Db},
     body::RawBody,
     cache::Cache,
+    client,
     problem::{Code, Problem},
 };
 
@@ -230,7 +231,7 @@ pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Res
         Problem::new(Code::MalformedBody, format!("Send an event of WAHA as JSON with `event` and `session`: {fault}."))
     })?;
     app.require_schema()?;
-    let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
+    let peer = client::address(&request);
     let (session, tenant) = app.hooks.verify(&envelope.session, &claims, peer, &body).await?;
     let dedup = envelope.dedup(&body, values(headers, REQUEST_ID).first().copied(), clock::now());
     let event = NewEvent { tenant, session, dedup, event: envelope.event.into_owned(), body: body.to_vec() };

@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use shared::{
     contract::submission::{FieldError, NAME_BYTES_MAX},
-    db::keys::KeyListing,
+    db::{counts::Counted, keys::KeyListing},
     token::{ApiKey, Role},
 };
 use utoipa::{IntoParams, ToSchema};
@@ -17,7 +17,10 @@ use crate::{
     audit,
     auth::Admin,
     body::JsonBody,
-    managing::tenants::{TenantQuery, meant},
+    managing::{
+        room::require_room,
+        tenants::{TenantQuery, meant},
+    },
     params::{self, Id, Params, Text},
     problem::{Code, Problem},
 };
@@ -143,6 +146,7 @@ pub async fn create(
         let fault = FieldError::new("name", "must have at most 200 bytes and no control characters");
         return Err(Problem::validation(vec![fault]));
     }
+    require_room(&app, tenant, Counted::Keys).await?;
     let key = ApiKey::generate().map_err(|_| Problem::internal())?;
     let (hash, called) = (key.hash, name.clone());
     let id = app.db.run(async move |store| store.create_key(tenant, role, &called, hash).await).await?;
@@ -160,7 +164,7 @@ pub async fn create(
 pub async fn revoke(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (admin.0.scope(), id.0);
     let revoked = app.db.run(async move |store| store.revoke_key(id, scope).await).await?;
-    app.credentials.forget_keys();
+    app.credentials.forget_key(id);
     let tenant = revoked.ok_or_else(|| Problem::not_found("key that holds"))?;
     Ok(audit::of_tenant(HttpResponse::NoContent().finish(), tenant))
 }

@@ -1,0 +1,116 @@
+//! The address of a caller: that of its connection, or the one that trusted proxies name.
+
+use std::net::{IpAddr, SocketAddr};
+
+use actix_web::{
+    HttpMessage, HttpRequest,
+    dev::ServiceRequest,
+    http::header::{FORWARDED, HeaderMap, HeaderName},
+};
+use ipnet::IpNet;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The address of a caller, as the gate works it out once for each request.
+#[derive(Clone, Copy, Debug)]
+struct ClientAddress(Option<IpAddr>);
+
+/// Works the address out and keeps it with the request.
+pub fn note(request: &ServiceRequest, trusted: &[IpNet]) -> Option<IpAddr> {
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    let address = peer.map(|peer| resolve(peer, request.headers(), trusted));
+    request.extensions_mut().insert(ClientAddress(address));
+    address
+}
+
+/// The address that [`note`] kept.
+pub fn address(request: &HttpRequest) -> Option<IpAddr> {
+    request.extensions().get::<ClientAddress>().and_then(|kept| kept.0)
+}
+
+/// Walks from the connection towards the caller as long as each hop is trusted. A hop that is no address ends the walk.
+fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
+    let mut address = peer.to_canonical();
+    let mut hops = if is_trusted(address) { hops(headers) } else { Vec::new() };
+    while is_trusted(address)
+        && let Some(Some(hop)) = hops.pop()
+    {
+        address = hop.to_canonical();
+    }
+    address
+}
+
+/// The hops that the headers name, the nearest last; `None` for what is no address.
+fn hops(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    let all = |name| headers.get_all(name).filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    if headers.contains_key(X_FORWARDED_FOR) {
+        return all(X_FORWARDED_FOR).map(parse).collect();
+    }
+    all(FORWARDED).map(|element| parse(forwarded_for(element)?)).collect()
+}
+
+/// The `for` of an element of `Forwarded` (RFC 7239).
+fn forwarded_for(element: &str) -> Option<&str> {
+    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for")).map(|(_, value)| value)
+}
+
+/// An address, with or without a port, quotes and the brackets of IPv6.
+fn parse(text: &str) -> Option<IpAddr> {
+    let text = text.trim().trim_matches('"');
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+
+    use super::*;
+
+    fn resolved(peer: &str, headers: &[(&HeaderName, &'static str)]) -> String {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append((*name).clone(), HeaderValue::from_static(value));
+        }
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        resolve(peer.parse().unwrap(), &map, &trusted).to_string()
+    }
+
+    #[test]
+    fn the_last_hop_that_is_no_proxy_is_the_caller() {
+        let by = |value| resolved("10.0.0.1", &[(&X_FORWARDED_FOR, value)]);
+        assert_eq!(by("192.0.2.1"), "192.0.2.1");
+        assert_eq!(
+            by("198.51.100.7, 192.0.2.1, 10.0.0.2"),
+            "192.0.2.1",
+            "what the caller wrote itself counts for nothing"
+        );
+        assert_eq!(by("10.0.0.3, 10.0.0.2"), "10.0.0.3", "all of them are proxies");
+        assert_eq!(by("192.0.2.1:443"), "192.0.2.1");
+        assert_eq!(by("192.0.2.1, [2001:db8::1]:443"), "2001:db8::1");
+        assert_eq!(resolved("::ffff:10.0.0.1", &[(&X_FORWARDED_FOR, "::ffff:192.0.2.1")]), "192.0.2.1");
+        let lines = [(&X_FORWARDED_FOR, "192.0.2.1"), (&X_FORWARDED_FOR, "192.0.2.2, 10.0.0.9")];
+        assert_eq!(resolved("10.0.0.1", &lines), "192.0.2.2", "several lines are one list");
+    }
+
+    #[test]
+    fn nobody_else_is_believed() {
+        assert_eq!(resolved("192.0.2.9", &[(&X_FORWARDED_FOR, "192.0.2.1")]), "192.0.2.9");
+        assert_eq!(resolved("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(resolved("10.0.0.1", &[(&X_FORWARDED_FOR, "192.0.2.1, unknown")]), "10.0.0.1");
+        assert_eq!(resolved("10.0.0.1", &[(&X_FORWARDED_FOR, "192.0.2.1, junk, 10.0.0.2")]), "10.0.0.2");
+    }
+
+    #[test]
+    fn forwarded_is_read_where_the_other_header_is_missing() {
+        let by = |value| resolved("fd00::1", &[(&FORWARDED, value)]);
+        assert_eq!(by("for=192.0.2.60;proto=http;by=203.0.113.43"), "192.0.2.60");
+        assert_eq!(by("for=198.51.100.7, For=\"[2001:db8:cafe::17]:4711\", for=10.0.0.2"), "2001:db8:cafe::17");
+        assert_eq!(by("for=_hidden"), "fd00::1");
+        assert_eq!(by("proto=http"), "fd00::1");
+        let both = [(&FORWARDED, "for=192.0.2.1"), (&X_FORWARDED_FOR, "192.0.2.2")];
+        assert_eq!(resolved("10.0.0.1", &both), "192.0.2.2");
+    }
+}
