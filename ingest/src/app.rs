@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 use shared::{
     amqp::{Broker, Publisher},
@@ -26,13 +27,18 @@ use shared::{
     telemetry::MetricsHandle,
     waha::{Host, Waha},
 };
-use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
     audit::Recorder,
     auth::Credentials,
+    body::BodyBudget,
     health::{SchemaPart, WahaPart},
     inbound::{
         provider_events::{Keeper, Trust},
@@ -43,14 +49,15 @@ use crate::{
     live::{feed::Feed, hub::Hub},
     managing::tokens::Issuer,
     people::{reads::Reads, unsubscribe::Links},
-    problem::Problem,
+    per_tenant::PerTenant,
+    problem::{Code, Problem},
     submitting::accept::Acceptor,
 };
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Imports of people at once; the connection of each is one of the few for questions.
-const IMPORTS_MAX: usize = 2;
+const IMPORTS_MAX: usize = 4;
 /// Below the 900 ms a part of the health report has.
 const WAHA_PING_TIMEOUT: Duration = Duration::from_millis(700);
 /// An admin waits for each call to WAHA; a session is made and started within a second.
@@ -163,6 +170,14 @@ pub struct App {
     pub sends_by_waha: bool,
     /// Imports that may run at once: each keeps a thread busy.
     pub imports: Arc<Semaphore>,
+    /// The import of each tenant.
+    pub imports_of: PerTenant,
+    /// The search of each tenant that decrypts what it looks through.
+    pub searches_of: PerTenant,
+    /// The bytes of bodies that requests hold.
+    pub bodies: BodyBudget,
+    /// Whose word for the address of a caller is believed.
+    pub trusted_proxies: Vec<IpNet>,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
     runtime: Handle,
@@ -243,6 +258,10 @@ impl App {
             openapi: crate::openapi::document(),
             channels: Channel::ALL.iter().map(|channel| (*channel, config.backends(*channel).to_vec())).collect(),
             imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
+            imports_of: PerTenant::default(),
+            searches_of: PerTenant::default(),
+            bodies: BodyBudget::new(config.http.body_bytes),
+            trusted_proxies: config.http.trusted_proxies.clone(),
             sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
             schema_is_current,
             guard: Guard::new(config.webhook.allow_nets.clone()),
@@ -273,6 +292,16 @@ impl App {
             self.catalogue(tenant).await?.complete(content);
         }
         Ok(())
+    }
+
+    /// The turn of a tenant to search what has to be decrypted for it: one at a time. `None` where nothing is encrypted.
+    pub async fn search_turn(&self, tenant: TenantId) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        if !self.sealer.is_on() {
+            return Ok(None);
+        }
+        let turn = self.searches_of.enter(tenant, QUESTION_TIMEOUT).await;
+        turn.map(Some)
+            .ok_or_else(|| Problem::new(Code::Overloaded, "Wait until another search of this tenant is over."))
     }
 
     /// From now on `/health` shows how the sessions' WAHA is.

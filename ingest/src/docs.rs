@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use actix_web::{HttpRequest, HttpResponse, http::header, web::Data};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{CONTENT_SECURITY_POLICY, HeaderName, LOCATION, X_FRAME_OPTIONS},
+    web::Data,
+};
 
 use crate::{
     app::App,
@@ -11,12 +15,21 @@ use crate::{
 
 const ASYNCAPI: &str = include_str!("../../docs/asyncapi.yaml");
 
+/// What the pages may load, and that no page may frame them: a credential is typed in there.
+const POLICY: (HeaderName, &str) = (
+    CONTENT_SECURITY_POLICY,
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+/// The same for browsers that know no `frame-ancestors`.
+const NO_FRAMES: (HeaderName, &str) = (X_FRAME_OPTIONS, "DENY");
+
 /// What the Swagger page is told: where the document is.
 pub type UiConfig = Arc<utoipa_swagger_ui::Config<'static>>;
 
 /// The Swagger page on our document.
 pub fn ui_config() -> UiConfig {
-    Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").persist_authorization(true))
+    Arc::new(utoipa_swagger_ui::Config::from("/openapi.json"))
 }
 
 /// This API as an OpenAPI 3.1 document.
@@ -48,12 +61,16 @@ pub async fn problems() -> HttpResponse {
          <h1>Problems</h1><p>Errors are RFC 9457 problem details. The <code>code</code> is one of these; <code>detail</code> says what to do.</p>\
          <table>{rows}</table></html>"
     );
-    HttpResponse::Ok().content_type("text/html; charset=utf-8").body(page)
+    HttpResponse::Ok()
+        .insert_header(POLICY)
+        .insert_header(NO_FRAMES)
+        .content_type("text/html; charset=utf-8")
+        .body(page)
 }
 
 /// `/docs` itself: the page's own links are relative to `/docs/`.
 pub async fn ui_root() -> HttpResponse {
-    HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "/docs/")).finish()
+    HttpResponse::PermanentRedirect().insert_header((LOCATION, "/docs/")).finish()
 }
 
 /// The files of the Swagger page.
@@ -61,7 +78,9 @@ pub async fn ui(request: HttpRequest, config: Data<UiConfig>) -> Result<HttpResp
     let path = request.match_info().get("file").unwrap_or_default();
     let file = utoipa_swagger_ui::serve(path, Arc::clone(&config)).map_err(|_| Problem::internal())?;
     let file = file.ok_or_else(|| Problem::new(Code::NotFound, "Start at /docs/."))?;
-    Ok(HttpResponse::Ok().content_type(file.content_type).body(file.bytes.into_owned()))
+    let mut answer = HttpResponse::Ok();
+    answer.insert_header(POLICY).insert_header(NO_FRAMES);
+    Ok(answer.content_type(file.content_type).body(file.bytes.into_owned()))
 }
 
 #[cfg(test)]

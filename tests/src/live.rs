@@ -68,9 +68,11 @@ pub struct Opening<'a> {
 }
 
 impl<'a> Opening<'a> {
-    /// At this port, this person's, with a token in the query.
-    pub fn new(port: u16, user: &'a str, token: &'a str) -> Self {
-        Self { port, user, token: Some(token), bearer: None, since: None, buffer: None }
+    /// At this port, this person's, with a token in the query or an API key in the header.
+    pub fn new(port: u16, user: &'a str, credential: &'a str) -> Self {
+        let is_key = credential.starts_with("ph_");
+        let (token, bearer) = if is_key { (None, Some(credential)) } else { (Some(credential), None) };
+        Self { port, user, token, bearer, since: None, buffer: None }
     }
 
     /// With what came after this notification.

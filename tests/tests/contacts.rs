@@ -150,9 +150,14 @@ async fn devices_are_registered_moved_and_taken_away_and_a_push_reaches_each() -
     let fcm = sink.requests_to("/v1/projects/shop/messages:send");
     assert_eq!((fcm.len(), &fcm[0].json()?["message"]["token"]), (1, &json!("cXy:APA91b")));
 
-    // The phone was handed on.
+    // The phone was handed on. Whoever knows its token does not take it; the backend moves it.
     let bob = user_of(&stack, "acme", "bob")?;
-    let moved = register(&bob, json!({"device_token": "short-token"})).await?;
+    let taken = register(&bob, json!({"device_token": "short-token"})).await?;
+    assert_eq!((taken.status.as_u16(), &taken.body["code"]), (409, &json!("state_conflict")));
+    assert_eq!(api.get("/api/users/ada").await?.ok()?["devices"].as_array().unwrap().len(), 2);
+    let moved = register(&api, json!({"user_id": "bob", "device_token": "short-token"})).await?;
+    let again = register(&bob, json!({"device_token": "short-token"})).await?;
+    assert_eq!((again.status.as_u16(), &again.body["id"]), (200, &phone["id"]), "its own");
     assert_eq!((moved.status.as_u16(), &moved.body["id"], &moved.body["platform"]), (200, &phone["id"], &json!("ios")));
     assert_eq!(register(&bob, json!({"user_id": "ada", "device_token": "x"})).await?.status.as_u16(), 403);
     assert_eq!(api.get("/api/users/ada").await?.ok()?["devices"].as_array().unwrap().len(), 1);

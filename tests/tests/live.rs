@@ -85,6 +85,8 @@ async fn a_toast_arrives_in_the_printed_form_and_only_at_who_may_see_it() -> Res
     assert_eq!(refused.try_open().await?.err(), Some(401), "a bad token");
     refused.token = None;
     assert_eq!(refused.try_open().await?.err(), Some(401), "no token");
+    refused.token = Some(&stack.producer_key);
+    assert_eq!(refused.try_open().await?.err(), Some(401), "a key does not belong into a query");
     assert_eq!(Opening::new(port, "ada", &eve).try_open().await?.err(), Some(403), "another person's token");
     let plain = stack.api(&ada).get("/ws/notifications/ada").await?;
     assert_eq!((plain.status, plain.header("upgrade")), (StatusCode::UPGRADE_REQUIRED, Some("websocket")));

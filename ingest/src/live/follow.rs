@@ -36,7 +36,7 @@ const FRAME_BYTES_MAX: usize = 4 * 1024;
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct FollowQuery {
-    /// The credential, for clients that cannot send an `Authorization` header, such as browsers.
+    /// A token, for clients that cannot send an `Authorization` header, such as browsers.
     #[serde(rename = "token")]
     #[param(rename = "token")]
     _token: Option<String>,

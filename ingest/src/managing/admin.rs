@@ -45,7 +45,8 @@ impl From<QueueDepth> for QueueView {
 
 /// How much waits in each queue of the broker.
 ///
-/// Queues hold only what may be sent right now, of all tenants.
+/// Queues hold only what may be sent right now. All tenants share them: a depth is the sum over all of them, and says nothing
+/// about any one.
 ///
 /// Roles: admin, operator.
 #[utoipa::path(get, path = "/api/admin/queues", tag = "managing",

@@ -11,11 +11,12 @@ use shared::{
     clock,
     contract::{
         submission::{FieldError, parse_time},
-        webhooks::{self, MASK, is_event, is_reserved_header, is_secret_header},
+        webhooks::{self, MASK, is_event, is_reserved_header},
     },
     db::{
         Store,
         configurations::{Configuration, ConfigurationSettings},
+        counts::Counted,
         webhook_events::{Again, carrier},
         webhook_logs::Call,
     },
@@ -29,6 +30,7 @@ use crate::{
     app::App,
     auth::Admin,
     body::JsonBody,
+    managing::room::require_room,
     params::{self, Id, Params},
     problem::{Code, Problem},
     submitting::envelope::{DeliveryAnswer, SendAnswer},
@@ -212,10 +214,7 @@ impl From<Configuration> for ConfigurationView {
         let public_key = found.public_key();
         let Configuration { id, settings, created_at, updated_at, disabled, .. } = found;
         let (disabled_at, disabled_reason) = disabled.unzip();
-        let shown = |(name, value): (String, Value)| {
-            let value = if is_secret_header(&name) { MASK.into() } else { value };
-            (name, value)
-        };
+        let shown = |(name, _): (String, Value)| (name, MASK.into());
         Self {
             id,
             name: settings.name,
@@ -269,6 +268,7 @@ pub async fn create(admin: Admin, app: Data<App>, body: JsonBody) -> Result<Http
     let body = body.parse::<ConfigurationBody>().await?;
     let secret = body.secret(None)?.ok_or_else(Problem::internal)?;
     let (tenant, settings) = (admin.0.tenant, body.apply(&app, None)?);
+    require_room(&app, tenant, Counted::Configurations).await?;
     let saving = async move |store: Store| {
         let id = store.create_configuration(tenant, &settings, &secret).await?;
         store.configuration(tenant, id).await

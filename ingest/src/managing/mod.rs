@@ -8,6 +8,7 @@ pub mod configurations;
 pub mod dead_letters;
 pub mod keys;
 pub mod notification_types;
+pub mod room;
 pub mod rules;
 pub mod suppressions;
 pub mod template_body;

@@ -9,6 +9,7 @@ use shared::{
     contract::submission::{FieldError, NAME_BYTES_MAX},
     db::{
         Store,
+        counts::Counted,
         rules::{RuleSettings, StoredRule},
     },
     domain::{
@@ -23,6 +24,7 @@ use crate::{
     app::App,
     auth::{Admin, Reader},
     body::JsonBody,
+    managing::room::require_room,
     params::{self, Id, Params},
     problem::Problem,
     whatsapp::sessions::Page,
@@ -457,6 +459,7 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<App>) -> Result<
     responses((status = 201, description = "Made", body = RuleView)))]
 pub async fn create(admin: Admin, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (body, tenant) = (body.parse::<RuleBody>().await?, admin.0.tenant);
+    require_room(&app, tenant, Counted::Rules).await?;
     let settings = body.apply(&app, tenant, None).await?;
     let saving = async move |store: Store| {
         let id = store.create_rule(tenant, &settings).await?;

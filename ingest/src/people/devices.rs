@@ -109,8 +109,8 @@ fn token(token: Option<Recipient>, subscription: Option<Recipient>, rules: &Rule
 
 /// Registers a device for push notifications.
 ///
-/// The person is known from then on. A token that comes again is the same device, and belongs to whoever gave it last. Of more
-/// than 50 devices the oldest goes.
+/// The person is known from then on. A token that comes again is the same device. One that is another person's moves with a
+/// producer's or an admin's call; a user's own is answered 409. Of more than 50 devices the oldest goes.
 ///
 /// Roles: producer, admin; a user for itself.
 #[utoipa::path(post, path = "/api/notifications/register-device", tag = "people",
@@ -124,7 +124,12 @@ pub async fn register(caller: Anyone, app: Data<App>, body: JsonBody) -> Result<
     let (user_id, device) = body.parse::<DeviceBody>().await?.check(&caller.0, &app.rules())?;
     require_access(&caller.0, &user_id)?;
     let (tenant, whose) = (caller.0.tenant, user_id.clone());
-    let made = app.db.run(async move |store| store.register_device(tenant, &whose, &device).await).await?;
+    // Whoever learns the token of another person's device must not take their notifications.
+    let may_move = caller.0.role != Role::User;
+    let made = app.db.run(async move |store| store.register_device(tenant, &whose, &device, may_move).await).await?;
+    let taken =
+        || Problem::conflict("This device is another person's: let the backend register it, or remove it there.");
+    let made = made.ok_or_else(taken)?;
     let answer = DeviceAnswer { id: made.id, user_id, platform: made.platform, created_at: made.created_at };
     let mut response = if made.is_new { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(audit::made(response.json(answer), made.id))
@@ -151,7 +156,7 @@ mod tests {
     use super::*;
 
     fn check(role: Role, body: serde_json::Value) -> Result<(String, Device), Problem> {
-        let caller = Identity { tenant: TenantId(1), role, subject: "ada".to_owned() };
+        let caller = Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via: None };
         let rules = Rules { now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), guard: Guard::default() };
         serde_json::from_value::<DeviceBody>(body).unwrap().check(&caller, &rules)
     }

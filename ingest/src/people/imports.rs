@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix_web::{
@@ -34,6 +34,9 @@ use crate::{
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// How long a client may send nothing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time over which the pace of a client is measured, and the bytes that it sends at least in that time: 64 KiB/s.
+const PACE_TIME: Duration = Duration::from_secs(60);
+const PACE_BYTES: usize = 60 * 64 * 1024;
 /// Longest import. The largest file takes well under an hour.
 const IMPORT_TIMEOUT: Duration = Duration::from_hours(6);
 /// Pieces of the body on their way to the reader, of some tens of kilobytes.
@@ -110,7 +113,7 @@ impl From<ImportRow> for ImportView {
 /// `text/csv`: a header row with `user_id` and any of `email`, `phone`, `name`, `locale`, `time_zone`, `quiet_start`, `quiet_end`; every
 /// other column becomes an attribute, as a text; an empty cell changes nothing. `application/x-ndjson`: a JSON object on each line, `user_id`
 /// and what a PUT takes. Each row changes a person as a PUT does; a bad one is counted, the first hundred are named by line, and the
-/// rest goes on. The body is read as it comes: progress is at `GET /api/users/imports/{id}` meanwhile. Repeating an import is safe.
+/// rest goes on. The body is read as it comes, of one import for each tenant at a time: progress is at `GET /api/users/imports/{id}` meanwhile. Repeating an import is safe.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/users/import", tag = "people",
@@ -125,15 +128,16 @@ pub async fn create(
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
     let format = format(&request)?;
-    let busy = |_| Problem::new(Code::Overloaded, "Wait until another import is over, then send the file again.");
-    let permit = app.imports.clone().try_acquire_owned().map_err(busy)?;
     let tenant = producer.0.tenant;
+    let busy = || Problem::new(Code::Overloaded, "Wait until another import is over, then send the file again.");
+    let turn = app.imports_of.try_enter(tenant).ok_or_else(busy)?;
+    let permit = app.imports.clone().try_acquire_owned().map_err(|_| busy())?;
     let id = app.db.run(async move |store| store.begin_import(tenant).await).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
     let source = Source { pieces, current: Bytes::new(), is_over: false };
     let importing = app.db.run_within(IMPORT_TIMEOUT, async move |store| {
         let ended = importing::import(&store, tenant, id, format, source).await;
-        drop(permit);
+        drop((permit, turn));
         Ok(ended)
     });
     let (ended, sent) = join(importing, pump(payload, sender)).await;
@@ -191,9 +195,10 @@ enum Piece {
 
 /// Hands the body on as it comes.
 async fn pump(mut payload: Payload, sender: mpsc::Sender<Piece>) -> Result<(), Problem> {
-    let mut bytes: u64 = 0;
+    let (mut bytes, mut pace): (u64, _) = (0, Pace::default());
     loop {
         let late = |_| Problem::new(Code::RequestTimeout, "Send on: 30 seconds without a byte end an import.");
+        let asked = Instant::now();
         let Some(piece) = timeout(IDLE_TIMEOUT, payload.next()).await.map_err(late)? else {
             // Whoever read it may have had enough.
             let _ = sender.send(Piece::End).await;
@@ -202,6 +207,9 @@ async fn pump(mut payload: Payload, sender: mpsc::Sender<Piece>) -> Result<(), P
         let broken = |_| Problem::new(Code::MalformedBody, "Send the body in full, as long as Content-Length says.");
         let piece = piece.map_err(broken)?;
         bytes += u64::try_from(piece.len()).unwrap_or_default();
+        if !pace.keeps_up(asked.elapsed(), piece.len()) {
+            return Err(Problem::new(Code::RequestTimeout, "Send faster: an import takes at least 64 KiB a second."));
+        }
         if bytes > FILE_BYTES_MAX {
             return Err(too_large());
         }
@@ -209,6 +217,25 @@ async fn pump(mut payload: Payload, sender: mpsc::Sender<Piece>) -> Result<(), P
             discard(payload).await;
             return Ok(());
         }
+    }
+}
+
+/// How fast a client sends. Only the time that is spent waiting for it counts, not what storing its rows takes.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    bytes: usize,
+}
+
+impl Pace {
+    /// Notes a piece and how long it was waited for; `false`: the client is too slow.
+    fn keeps_up(&mut self, waited: Duration, bytes: usize) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        if self.waited < PACE_TIME {
+            return true;
+        }
+        std::mem::take(self).bytes >= PACE_BYTES
     }
 }
 
@@ -252,4 +279,20 @@ pub async fn show(producer: Producer, id: Id, app: Data<App>) -> Result<HttpResp
     let found = app.db.run(async move |store| store.import(tenant, id).await).await?;
     let found = found.ok_or_else(|| Problem::not_found("import"))?;
     Ok(HttpResponse::Ok().json(ImportView::from(found)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_trickles_is_cut_off_after_a_minute_of_waiting_and_a_slow_one_is_not() {
+        let (mut trickle, mut slow, mut stored) = (Pace::default(), Pace::default(), Pace::default());
+        let second = Duration::from_secs(1);
+        let first_failure = |pace: &mut Pace, waited, bytes| (1..=600).find(|_| !pace.keeps_up(waited, bytes));
+        assert_eq!(first_failure(&mut trickle, Duration::from_secs(29), 1), Some(3));
+        assert_eq!(first_failure(&mut slow, second, 64 * 1024), None);
+        assert_eq!(first_failure(&mut slow, second, 64 * 1024 - 1), Some(60));
+        assert_eq!(first_failure(&mut stored, Duration::from_millis(1), 1), None, "waiting for us is not its fault");
+    }
 }

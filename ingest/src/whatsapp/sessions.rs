@@ -15,6 +15,7 @@ use shared::{
     contract::submission::FieldError,
     db::{
         Store,
+        counts::Counted,
         wa_sessions::{Pace, Removed, SaveError, Session, Settings},
     },
     domain::{OnLimit, SignatureRule, TenantId},
@@ -29,6 +30,7 @@ use crate::{
     auth::{Admin, Reader},
     body::JsonBody,
     inbound::waha::{NAME_BYTES_MAX, parse_net},
+    managing::room::require_room,
     params::{self, Params, Text},
     problem::{Code, Problem},
 };
@@ -298,6 +300,7 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<App>) -> Result<
 pub async fn create(admin: Admin, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let settings = body.parse::<SessionBody>().await?.apply(&app, None)?;
     let (tenant, name, url) = (admin.0.tenant, settings.name.clone(), hook::url(&app.public_url));
+    require_room(&app, tenant, Counted::Sessions).await?;
     let saving = async move |store: Store| match store.create_session(tenant, &settings).await {
         Ok(id) => {
             store.set_hook(id, &url).await?;

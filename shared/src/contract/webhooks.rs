@@ -62,7 +62,8 @@ pub fn is_reserved_header(name: &str) -> bool {
 /// Parts of the names of headers whose values are nobody else's business.
 const SECRET_PARTS: &[&str] = &["auth", "cookie", "key", "token", "secret", "signature", "password", "session"];
 
-/// Whether the value of this header is masked wherever it is shown.
+/// Whether the value of this header of an answer is masked wherever it is shown. What a configuration adds to requests is
+/// masked by any name.
 pub fn is_secret_header(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_PARTS.iter().any(|part| name.contains(part))

@@ -1,4 +1,5 @@
-//! Devices of people: registered, and taken away. A token that comes again belongs to whoever gave it last.
+//! Devices of people: registered, and taken away. A token that comes again moves to the person that it is given for now, if
+//! the caller may move it.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -25,10 +26,17 @@ pub struct Registered {
 }
 
 impl Store {
-    /// Registers a device for a person, who is known from then on.
-    pub async fn register_device(&self, tenant: TenantId, user_id: &str, device: &Device) -> DbResult<Registered> {
+    /// Registers a device for a person, who is known from then on. `None`: it is another person's, and the caller may not
+    /// move it (`may_move`).
+    pub async fn register_device(
+        &self,
+        tenant: TenantId,
+        user_id: &str,
+        device: &Device,
+        may_move: bool,
+    ) -> DbResult<Option<Registered>> {
         let mut conn = self.within(Some(tenant)).await?;
-        let registered = self.register_within(&mut conn, tenant, user_id, device).await;
+        let registered = self.register_within(&mut conn, tenant, user_id, device, may_move).await;
         conn.finish(registered).await
     }
 
@@ -38,7 +46,8 @@ impl Store {
         tenant: TenantId,
         user_id: &str,
         device: &Device,
-    ) -> DbResult<Registered> {
+        may_move: bool,
+    ) -> DbResult<Option<Registered>> {
         let (token, realm) = (device.token.reveal(), tenant.to_string());
         let known = self.sealer().fingerprints(&realm, token).iter().map(|print| print.to_vec()).collect::<Vec<_>>();
         let person = statement::<()>(MAKE_KNOWN)
@@ -53,16 +62,17 @@ impl Store {
             .bind::<Text, _>(self.sealer().seal_text(sealed::DEVICE.of(tenant), token)?)
             .bind::<Binary, _>(self.sealer().fingerprint(&realm, token).to_vec())
             .bind::<Nullable<Text>, _>(device.platform.map(Platform::as_str))
-            .bind::<Array<Binary>, _>(known);
-        let (id, platform, created_at, is_new): (Uuid, Option<String>, DateTime<Utc>, bool) =
-            RunQueryDsl::get_result(query, conn).await?;
+            .bind::<Array<Binary>, _>(known)
+            .bind::<Bool, _>(may_move);
+        let rows: Vec<(Uuid, Option<String>, DateTime<Utc>, bool)> = RunQueryDsl::get_results(query, conn).await?;
+        let Some((id, platform, created_at, is_new)) = rows.into_iter().next() else { return Ok(None) };
         let query = statement::<()>(LIMIT)
             .bind::<Int4, _>(tenant.0)
             .bind::<Text, _>(user_id.to_owned())
             .bind::<SqlUuid, _>(id)
             .bind::<Int8, _>(DEVICES_MAX - 1);
         RunQueryDsl::execute(query, conn).await?;
-        Ok(Registered { id, platform: platform.and_then(|word| word.parse().ok()), created_at, is_new })
+        Ok(Some(Registered { id, platform: platform.and_then(|word| word.parse().ok()), created_at, is_new }))
     }
 
     /// Takes a device away; says whether the person had it.
@@ -82,16 +92,20 @@ ON CONFLICT (tenant_id, user_id) DO UPDATE SET profile = excluded.profile, updat
 /// While keys are rotated a token may stand there under the fingerprint of an older key.
 const REGISTER: &str = "
 WITH given AS MATERIALIZED (
-    SELECT ?::uuid AS id, ?::int4 AS tenant_id, ?::text AS user_id, ?::text AS token, ?::bytea AS token_hash, ?::text AS platform, ?::bytea[] AS known
+    SELECT ?::uuid AS id, ?::int4 AS tenant_id, ?::text AS user_id, ?::text AS token, ?::bytea AS token_hash, ?::text AS platform,
+        ?::bytea[] AS known, ?::bool AS may_move
+), found AS MATERIALIZED (
+    SELECT d.id FROM devices d, given g WHERE d.tenant_id = g.tenant_id AND d.token_hash = ANY (g.known)
 ), moved AS (
     UPDATE devices d SET user_id = g.user_id, token = g.token, token_hash = g.token_hash, platform = coalesce(g.platform, d.platform)
-    FROM given g WHERE d.tenant_id = g.tenant_id AND d.token_hash = ANY (g.known)
+    FROM given g WHERE d.tenant_id = g.tenant_id AND d.token_hash = ANY (g.known) AND (g.may_move OR d.user_id = g.user_id)
     RETURNING d.id, d.platform, d.created_at, false AS is_new
 ), made AS (
     INSERT INTO devices (id, tenant_id, user_id, token, token_hash, platform)
-    SELECT id, tenant_id, user_id, token, token_hash, platform FROM given WHERE NOT EXISTS (SELECT FROM moved)
+    SELECT id, tenant_id, user_id, token, token_hash, platform FROM given WHERE NOT EXISTS (SELECT FROM found)
     ON CONFLICT (tenant_id, token_hash) DO UPDATE SET user_id = excluded.user_id, token = excluded.token,
         platform = coalesce(excluded.platform, devices.platform)
+        WHERE devices.user_id = excluded.user_id OR (SELECT may_move FROM given)
     RETURNING id, platform, created_at, id = (SELECT id FROM given) AS is_new
 )
 SELECT * FROM moved UNION ALL SELECT * FROM made";

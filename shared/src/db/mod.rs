@@ -12,6 +12,7 @@ pub mod catalogue;
 pub mod claim;
 pub mod configurations;
 pub mod contacts;
+pub mod counts;
 pub mod devices;
 pub mod digests;
 pub mod due;

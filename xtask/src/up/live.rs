@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::{net::TcpStream, runtime::Handle, time::timeout};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, client::IntoClientRequest, http::header::AUTHORIZATION},
+};
 
 /// How long the socket may take to open, or a notification to arrive once it stands in the inbox.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -20,10 +23,11 @@ pub(super) struct Toasts<'a> {
 impl<'a> Toasts<'a> {
     /// Follows the inbox of `user` at the platform's `url`.
     pub(super) fn follow(runtime: &'a Handle, url: &str, user: &str, key: &str) -> Result<Self> {
-        let address = format!("{}/ws/notifications/{user}?token={key}", url.replacen("http", "ws", 1));
-        let opened = runtime.block_on(async { timeout(TIME_LIMIT, connect_async(address)).await });
-        // What the library says may repeat the address, and that holds the key.
-        let (socket, _) = opened.context("no answer")?.ok().context("the socket was refused")?;
+        let address = format!("{}/ws/notifications/{user}", url.replacen("http", "ws", 1));
+        let mut request = address.into_client_request()?;
+        request.headers_mut().insert(AUTHORIZATION, format!("Bearer {key}").parse()?);
+        let opened = runtime.block_on(async { timeout(TIME_LIMIT, connect_async(request)).await });
+        let (socket, _) = opened.context("no answer")?.context("the socket was refused")?;
         Ok(Self { runtime, socket })
     }
 

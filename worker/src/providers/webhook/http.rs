@@ -21,7 +21,6 @@ use shared::{
         guard::{Guard, Refusal},
         provider::{Asking, HeldBack, Sending, ThrottleScope},
         submission::Content,
-        webhooks::is_secret_header,
     },
     db::{Store, webhook_logs::NewCall},
     domain::{Fault, MessageId, Outcome, OutcomeClass, ProviderName, Receipt},
@@ -148,10 +147,9 @@ fn origin(order: &Order) -> Option<Arc<str>> {
     Some(Arc::from(url.origin().ascii_serialization()))
 }
 
-/// What the log says of a call before its answer is known. Only headers that the configuration adds can be secret.
+/// What the log says of a call before its answer is known. Every header that the configuration adds may be a secret.
 fn entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) -> NewCall {
     let is_added = |name: &str| order.webhook_headers.iter().any(|(added, _)| added.eq_ignore_ascii_case(name));
-    let is_secret = |name: &str| is_added(name) && is_secret_header(name);
     let id = Uuid::now_v7();
     // The moment of the id, so that the list, which goes by ids, is in the order of its moments.
     let moment = id.get_timestamp().map(|at| at.to_unix());
@@ -165,7 +163,7 @@ fn entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) ->
         attempt: order.attempt.into(),
         status: None,
         is_taken: false,
-        request: calls::request(order.recipient.reveal(), headers, is_secret, body),
+        request: calls::request(order.recipient.reveal(), headers, is_added, body),
         response: None,
         duration_ms: 0,
         at: at.unwrap_or_else(clock::now),
