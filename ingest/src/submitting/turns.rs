@@ -3,6 +3,9 @@
 //! As long as the work queues are short everybody's do. Once a queue is long, a tenant that keeps filling it is
 //! *crowding*: what it sends from then on waits in its share, and the scheduler releases the shares in turn. A tenant that
 //! sends now and then still goes straight through, at most a window behind.
+//!
+//! Each replica of ingest counts for itself, so with many of them a tenant may send more before it is noticed. A queue of twice
+//! the window is therefore enough by itself: from then on every tenant's messages of this route wait in shares, in equal turns.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,21 +14,20 @@ use std::{
 };
 
 use shared::{
-    amqp::{Broker, declare::depths, work_queue},
+    amqp::{Broker, Depths, Ready},
     db::accept::{Acceptance, Crowding},
     domain::{Route, TenantId},
 };
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Messages of one route that may be ready at the broker before tenants take turns: about a second's work.
 const WINDOW: u32 = 4000;
 /// How often it is looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// How old the depth of a queue may be that no tenant fills.
+const AGE_WHILE_QUIET: Duration = Duration::from_secs(1);
 /// Deliveries of a tenant on a route within a tick that crowd nobody.
 const QUIET: usize = 25;
-/// A healthy broker tells the depth of all queues in a few milliseconds.
-const DEPTHS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What was accepted lately, and who is crowding. Cheap to clone.
 #[derive(Clone, Default)]
@@ -38,7 +40,7 @@ impl Turns {
     /// Watches the queues of `broker` until `stop`.
     pub fn watch(broker: Broker, stop: CancellationToken) -> Self {
         let turns = Self::default();
-        tokio::spawn(stop.run_until_cancelled_owned(turns.clone().keep(broker)));
+        tokio::spawn(stop.run_until_cancelled_owned(turns.clone().keep(Depths::new(broker))));
         turns
     }
 
@@ -57,27 +59,42 @@ impl Turns {
         }
     }
 
-    async fn keep(self, broker: Broker) {
+    async fn keep(self, depths: Depths) {
         let mut tick = tokio::time::interval(TICK);
         loop {
             tick.tick().await;
-            let busy: Vec<(TenantId, Route)> = {
-                let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-                counts.drain().filter(|(_, count)| *count > QUIET).map(|(who, _)| who).collect()
-            };
-            let crowding = if busy.is_empty() { HashSet::new() } else { among(busy, &broker).await };
+            let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+            let crowding = if counts.is_empty() { HashSet::new() } else { among(counts, &depths).await };
             *self.crowding.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(crowding);
         }
     }
 }
 
-/// Those of `busy` whose route is full. Without an answer nobody is: what cannot be published waits in the outbox anyway.
-async fn among(busy: Vec<(TenantId, Route)>, broker: &Broker) -> HashSet<(TenantId, Route)> {
-    let Some(connection) = broker.connection() else { return HashSet::new() };
-    let Ok(Ok(depths)) = timeout(DEPTHS_TIMEOUT, depths(&connection)).await else { return HashSet::new() };
-    let is_full = |route: Route| {
-        let queue = work_queue(route);
-        depths.iter().any(|depth| depth.name == queue && depth.messages_ready > WINDOW)
-    };
-    busy.into_iter().filter(|(_, route)| is_full(*route)).collect()
+/// Those who crowd a route. Without an answer of the broker nobody does: what cannot be published waits in the outbox anyway.
+async fn among(counts: HashMap<(TenantId, Route), usize>, depths: &Depths) -> HashSet<(TenantId, Route)> {
+    let routes: HashSet<Route> = counts.keys().map(|(_, route)| *route).collect();
+    let age = if counts.values().any(|count| *count > QUIET) { TICK } else { AGE_WHILE_QUIET };
+    let ready = depths.ready(&routes.into_iter().collect::<Vec<_>>(), age).await.unwrap_or_default();
+    counts.into_iter().filter(|((_, route), count)| is_crowding(*count, &ready, *route)).map(|(who, _)| who).collect()
+}
+
+fn is_crowding(count: usize, ready: &Ready, route: Route) -> bool {
+    let ready = ready.get(&route).copied().unwrap_or_default();
+    ready > WINDOW * 2 || (ready > WINDOW && count > QUIET)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::domain::{Channel, Lane};
+
+    use super::*;
+
+    #[test]
+    fn a_quiet_tenant_takes_turns_only_on_a_queue_of_two_windows() {
+        let route = Route { channel: Channel::Sms, lane: Lane::Normal };
+        let crowding = |count, ready| is_crowding(count, &Ready::from([(route, ready)]), route);
+        assert!(!crowding(QUIET + 1, WINDOW) && crowding(QUIET + 1, WINDOW + 1), "a tenant that fills a long queue");
+        assert!(!crowding(QUIET, 2 * WINDOW) && crowding(1, 2 * WINDOW + 1), "twenty replicas count 25 each");
+        assert!(!is_crowding(QUIET + 1, &Ready::new(), route), "nobody knows");
+    }
 }

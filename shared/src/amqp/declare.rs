@@ -157,6 +157,12 @@ pub async fn ready(connection: &Connection, name: &str) -> Result<Option<u32>, T
     Ok(ready)
 }
 
+/// The same on a channel that stays open; a queue that does not exist closes it.
+pub(super) async fn ready_on(channel: &Channel, queue: &str) -> Result<u32, lapin::Error> {
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    Ok(channel.queue_declare(queue.into(), options, FieldTable::default()).await?.message_count())
+}
+
 /// A channel for questions. The broker closes a channel with every "no", so each one costs a new channel.
 struct Asker<'a> {
     connection: &'a Connection,
