@@ -11,6 +11,7 @@ use shared::{
     db::{
         Store,
         broadcasts::{OpenBroadcast, PageDone},
+        poll::WorkKind,
     },
     dispatch::Dispatcher,
     template,
@@ -96,6 +97,7 @@ impl Broadcasts {
 impl Task for Broadcasts {
     const NAME: &'static str = "broadcasts";
     const PERIOD: Duration = Duration::from_millis(250);
+    const WORK: Option<WorkKind> = Some(WorkKind::Broadcasts);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         self.store.begin_broadcasts().await?;
@@ -127,6 +129,7 @@ pub struct BroadcastAudiences(pub Store);
 impl Task for BroadcastAudiences {
     const NAME: &'static str = "broadcast_audiences";
     const PERIOD: Duration = Duration::from_secs(1);
+    const WORK: Option<WorkKind> = Some(WorkKind::Broadcasts);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let (mut after, mut failed) = (Uuid::nil(), 0);
@@ -153,6 +156,7 @@ pub struct BroadcastCounts(pub Store);
 impl Task for BroadcastCounts {
     const NAME: &'static str = "broadcast_counts";
     const PERIOD: Duration = Duration::from_millis(500);
+    const WORK: Option<WorkKind> = Some(WorkKind::BroadcastPages);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let pages = self.0.due_pages(PAGES_MAX).await?;

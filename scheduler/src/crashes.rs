@@ -13,7 +13,7 @@ use shared::{
     clock,
     config::Config,
     contract::{AttemptRecord, Event, EventBatch, wire::EVENTS_MAX},
-    db::{Store, due::Crash, events::WORKER_LOST},
+    db::{Store, due::Crash, events::WORKER_LOST, poll::WorkKind},
     domain::{OutcomeClass, ProviderName, RetryPolicy, Round, retry::decide_crash},
 };
 use uuid::Uuid;
@@ -70,17 +70,19 @@ impl Crashes {
 impl Task for Crashes {
     const NAME: &'static str = "crashes";
     const PERIOD: Duration = Duration::from_millis(500);
+    const WORK: Option<WorkKind> = Some(WorkKind::Watches);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let is_quiet = self.quiet.look().await;
         let (again, grace) = (if is_quiet { AGAIN_MS } else { SOON_MS }, millis(self.config.timing.doubt_grace));
         let held = self.store.crashed(LIMIT, grace, again).await?;
         if held.is_empty() {
-            return Ok(Report::Done);
+            // As long as claims wait to be doubted it is looked every period, whatever is due.
+            return Ok(if self.quiet.is_asked() { Report::Expect(Self::PERIOD) } else { Report::Done });
         }
         self.quiet.ask();
         if !is_quiet {
-            return Ok(Report::Done);
+            return Ok(Report::Expect(Self::PERIOD));
         }
         let crashes = held.iter().filter(|crash| crash.is_late);
         let events: Vec<Event> = (0..).zip(crashes).map(|numbered| self.report(numbered)).collect();

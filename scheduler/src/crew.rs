@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     RunError,
+    poller::Outlook,
     probe::{ConsumersPart, Pulse, TasksPart},
     task::{Task, keep},
     trouble::Trouble,
@@ -19,15 +20,17 @@ use crate::{
 /// All loops of this process.
 pub struct Crew {
     stop: CancellationToken,
+    outlook: Outlook,
     loops: JoinSet<&'static str>,
     pulses: Vec<Arc<Pulse>>,
     consumers: Vec<Arc<ConsumerHealth>>,
 }
 
 impl Crew {
-    /// Nobody yet. All of them end with `stop`.
-    pub fn new(stop: &CancellationToken) -> Self {
-        Self { stop: stop.child_token(), loops: JoinSet::new(), pulses: Vec::new(), consumers: Vec::new() }
+    /// Nobody yet. All of them end with `stop`, and tasks are woken by `outlook`.
+    pub fn new(outlook: Outlook, stop: &CancellationToken) -> Self {
+        let (pulses, consumers) = (Vec::new(), Vec::new());
+        Self { stop: stop.child_token(), outlook, loops: JoinSet::new(), pulses, consumers }
     }
 
     /// What ends every loop.
@@ -39,7 +42,7 @@ impl Crew {
     pub fn keep<T: Task>(&mut self, task: T) {
         let pulse = Arc::new(Pulse::new(T::NAME, T::PERIOD));
         self.pulses.push(Arc::clone(&pulse));
-        let kept = keep(task, pulse, self.stop.clone());
+        let kept = keep(task, pulse, self.outlook.clone(), self.stop.clone());
         self.loops.spawn(async move {
             kept.await;
             T::NAME

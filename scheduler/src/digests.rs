@@ -10,7 +10,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics::{counter, describe_counter, describe_gauge};
 use shared::{
     catalogue::{Catalogue, Catalogues, Rule},
     clock,
@@ -19,6 +19,7 @@ use shared::{
         DbError, DbResult, Store,
         accept::Acceptance,
         digests::{Closing, DueDigest, Ending, HeldDigest},
+        poll::WorkKind,
         throttles::Ask,
     },
     dispatch::Dispatcher,
@@ -30,7 +31,10 @@ use shared::{
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
-use crate::task::{Report, Task, TaskError, count_of};
+use crate::{
+    poller::Outlook,
+    task::{Report, Task, TaskError, count_of},
+};
 
 /// Windows closed in one transaction: what gathers in them meanwhile waits for it, so it is short.
 const LIMIT: i64 = 50;
@@ -54,6 +58,7 @@ pub struct Digests {
     store: Store,
     catalogues: Catalogues,
     dispatcher: Dispatcher,
+    outlook: Outlook,
     relay_after_ms: i32,
 }
 
@@ -88,10 +93,10 @@ impl End {
 
 impl Digests {
     /// The relay takes over what is not published after `relay_after_ms`.
-    pub fn new(store: Store, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
+    pub fn new(store: Store, dispatcher: Dispatcher, outlook: Outlook, relay_after_ms: i32) -> Self {
         describe_counter!("posthaste_digests_closed_total", "Windows that ended, by how: told, empty, dropped …");
         describe_gauge!("posthaste_digest_lag_seconds", "How late the oldest window is that should be closed.");
-        Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, relay_after_ms }
+        Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, outlook, relay_after_ms }
     }
 
     /// Everything that needs a connection of its own is asked before windows are held.
@@ -310,18 +315,10 @@ async fn is_granted(closing: &mut Closing, digest: &HeldDigest, throttle: Thrott
 impl Task for Digests {
     const NAME: &'static str = "digests";
     const PERIOD: Duration = Duration::from_millis(250);
+    const WORK: Option<WorkKind> = Some(WorkKind::Digests);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let due_in = self.store.digest_due_in_seconds().await?;
-        gauge!("posthaste_digest_lag_seconds").set(due_in.map_or(0.0, |seconds| (-seconds).max(0.0)));
-        match due_in {
-            None => return Ok(Report::Done),
-            Some(seconds) if seconds > 0.0 => {
-                return Ok(Report::Expect(Duration::try_from_secs_f64(seconds).unwrap_or(Self::PERIOD)));
-            }
-            Some(_) => {}
-        }
-        let due = self.store.due_digests(LIMIT).await?;
+        let due = self.store.due_digests(LIMIT, &self.outlook.floors()).await?;
         if !due.is_empty() {
             self.close(&due).await?;
         }

@@ -17,6 +17,7 @@ mod log_progress;
 mod log_writer;
 mod outbox_relay;
 mod partitions;
+mod poller;
 mod probe;
 mod provider_events;
 mod pruning;
@@ -34,7 +35,7 @@ mod webhook_events;
 use std::{sync::Arc, time::Duration};
 
 use shared::{
-    amqp::{Broker, Consumer, DLQ, EVENTS_LOG, Publisher},
+    amqp::{Broker, Consumer, DLQ, Depths, EVENTS_LOG, Publisher},
     config::Config,
     contract::guard::Guard,
     db::{Store, migrate::SchemaError},
@@ -46,6 +47,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crew::Crew;
 use log_progress::LogProgress;
+use poller::{Outlook, Poller};
 use provider_events::Subscriber;
 use task::millis;
 
@@ -83,8 +85,10 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
     let subscriber = Subscriber::new().map_err(|error| RunError::Client(Box::new(error)))?;
     let line = Line::start(&config, store, waha, subscriber);
     parts.add(BrokerPart { broker: line.publishing.clone(), needed: true });
-    let mut crew = Crew::new(&stop);
-    line.staff(&mut crew, &config);
+    let (poller, outlook) = Poller::new(line.store.clone());
+    let mut crew = Crew::new(outlook.clone(), &stop);
+    crew.keep(poller);
+    line.staff(&mut crew, &config, &outlook);
     crew.show(&parts);
     let ended = crew.attend(&line.tracker, config.timing.drain).await;
     line.end().await;
@@ -128,17 +132,20 @@ impl Line {
     }
 
     /// One loop each.
-    fn staff(&self, crew: &mut Crew, config: &Arc<Config>) {
+    fn staff(&self, crew: &mut Crew, config: &Arc<Config>, outlook: &Outlook) {
         let Self { store, publisher, dispatcher, .. } = self;
         let relay_after = millis(config.timing.relay_after);
-        crew.keep(release_due::ReleaseDue::new(store.clone(), dispatcher.clone(), self.tracker.clone(), relay_after));
-        let (sessions, shares) = release_lines::tasks(
+        let (tracker, depths) = (&self.tracker, Depths::new(self.consuming.clone()));
+        crew.keep(release_due::ReleaseDue::new(
             store.clone(),
             dispatcher.clone(),
-            self.tracker.clone(),
-            self.consuming.clone(),
+            tracker.clone(),
+            depths.clone(),
+            outlook.clone(),
             relay_after,
-        );
+        ));
+        let (sessions, shares) =
+            release_lines::tasks(store.clone(), dispatcher.clone(), tracker.clone(), depths, relay_after);
         crew.keep(sessions);
         crew.keep(shares);
         crew.keep(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
@@ -151,7 +158,7 @@ impl Line {
         crew.keep(broadcasts::BroadcastAudiences(store.clone()));
         crew.keep(broadcasts::BroadcastCounts(store.clone()));
         crew.keep(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
-        crew.keep(digests::Digests::new(store.clone(), dispatcher.clone(), relay_after));
+        crew.keep(digests::Digests::new(store.clone(), dispatcher.clone(), outlook.clone(), relay_after));
         crew.keep(digests::DigestForgets(store.clone()));
         let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, crew.stop());
         let log = LogProgress::default();

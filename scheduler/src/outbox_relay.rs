@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use metrics::{counter, gauge};
 use shared::{
     amqp::Broker,
-    db::{Store, outbox::Dispatch},
+    db::{Store, outbox::Dispatch, poll::WorkKind},
     dispatch::Dispatcher,
 };
 
@@ -52,6 +52,7 @@ impl OutboxRelay {
 impl Task for OutboxRelay {
     const NAME: &'static str = "outbox_relay";
     const PERIOD: Duration = Duration::from_millis(500);
+    const WORK: Option<WorkKind> = Some(WorkKind::Outbox);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         // Without a broker nothing is taken: a row keeps its place, and nobody spins.

@@ -14,6 +14,7 @@ use shared::{
     db::{
         Store,
         kept::Kept,
+        poll::WorkKind,
         provider_events::{PendingProviderEvent, Subject},
         suppressions::Finding,
     },
@@ -227,6 +228,7 @@ impl Work {
 impl Task for ProviderEvents {
     const NAME: &'static str = "provider_events";
     const PERIOD: Duration = kept::PERIOD;
+    const WORK: Option<WorkKind> = Some(WorkKind::ProviderEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let events = self.store.take_provider_events(LIMIT, LEASE_MS).await?;

@@ -58,9 +58,14 @@ impl Quiet {
         self.asked_until = Some(Instant::now() + self.timing.doubt_grace * 2);
     }
 
+    /// Whether somebody wants to know.
+    pub fn is_asked(&self) -> bool {
+        self.asked_until.is_some_and(|until| until >= Instant::now())
+    }
+
     /// Looks, and says whether all has been well for the doubt grace. To be called often.
     pub async fn look(&mut self) -> bool {
-        if self.asked_until.is_none_or(|until| until < Instant::now()) {
+        if !self.is_asked() {
             self.since = None;
             return false;
         }

@@ -2,16 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::{counter, gauge};
+use futures_util::future::join_all;
+use metrics::counter;
 use shared::{
-    db::{Store, outbox::Dispatch},
+    amqp::Depths,
+    db::{Store, poll::WorkKind, release::Released},
     dispatch::Dispatcher,
-    faultpoint,
+    domain::Route,
+    faultpoint, wake,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::task::{Report, Task, TaskError, count_of};
+use crate::{
+    poller::Outlook,
+    task::{Report, Task, TaskError, count_of},
+};
 
 /// Deliveries of one release when little is due: a statement of a few milliseconds.
 const LIMIT_MIN: i64 = 500;
@@ -20,12 +26,20 @@ const LIMIT_MAX: i64 = 5000;
 /// Releases on their way to the broker at once: enough to keep it busy while the next one is taken from the database,
 /// and few enough to be confirmed long before a publish times out. What does not fit keeps waiting where it is listed.
 const FLIGHTS_MAX: usize = 4;
+/// Messages ready in a queue from which on deliveries wait in their tenants' shares: as many as a release of shares fills
+/// it up to.
+const WINDOW: u32 = 1000;
+/// How old an answer about the queues may be, while little and while much is due.
+const DEPTHS_AGE: Duration = Duration::from_secs(1);
+const DEPTHS_AGE_IN_WAVE: Duration = Duration::from_millis(100);
 
 /// The task.
 pub struct ReleaseDue {
     store: Store,
     dispatcher: Dispatcher,
     tracker: TaskTracker,
+    depths: Depths,
+    outlook: Outlook,
     relay_after_ms: i32,
     limit: i64,
     flights: Arc<Semaphore>,
@@ -33,28 +47,50 @@ pub struct ReleaseDue {
 
 impl ReleaseDue {
     /// Publishing goes on in tasks of `tracker`; the relay takes over what is not published after `relay_after_ms`.
-    pub fn new(store: Store, dispatcher: Dispatcher, tracker: TaskTracker, relay_after_ms: i32) -> Self {
+    pub fn new(
+        store: Store,
+        dispatcher: Dispatcher,
+        tracker: TaskTracker,
+        depths: Depths,
+        outlook: Outlook,
+        relay_after_ms: i32,
+    ) -> Self {
         let flights = Arc::new(Semaphore::new(FLIGHTS_MAX));
-        Self { store, dispatcher, tracker, relay_after_ms, limit: LIMIT_MIN, flights }
+        Self { store, dispatcher, tracker, depths, outlook, relay_after_ms, limit: LIMIT_MIN, flights }
     }
 
     async fn release(&mut self, flight: OwnedSemaphorePermit) -> Result<Report, TaskError> {
-        let Some(dispatch) = self.store.release_due(self.limit, self.relay_after_ms).await? else {
+        let full = self.full_routes().await;
+        let floors = self.outlook.floors();
+        let released = self.store.release_due(self.limit, &floors, &full, self.relay_after_ms).await?;
+        if released.picked == 0 {
             return Ok(Report::Done);
-        };
+        }
         faultpoint::pass(faultpoint::AFTER_RELEASE);
-        let released = dispatch.items.len();
-        counter!("posthaste_released_total").increment(count_of(released));
-        self.post(dispatch, flight);
-        let (limit, report) = next(self.limit, i64::try_from(released).unwrap_or(i64::MAX));
+        let picked = i64::try_from(released.picked).unwrap_or(i64::MAX);
+        counter!("posthaste_released_total").increment(count_of(released.handed_over()));
+        if released.handed_over() < released.picked {
+            wake::scheduler();
+        }
+        self.post(released, flight);
+        let (limit, report) = next(self.limit, picked);
         self.limit = limit;
         Ok(report)
     }
 
-    fn post(&self, dispatch: Dispatch, flight: OwnedSemaphorePermit) {
+    /// Routes whose queues are long: more than a window of a wave must not stand in the broker, whoever's it is. Without an
+    /// answer there is none: what cannot be published waits in the outbox anyway.
+    async fn full_routes(&self) -> Vec<Route> {
+        let age = if self.limit > LIMIT_MIN { DEPTHS_AGE_IN_WAVE } else { DEPTHS_AGE };
+        let routes: Vec<Route> = Route::all().collect();
+        let ready = self.depths.ready(&routes, age).await.unwrap_or_default();
+        ready.into_iter().filter(|(_, ready)| *ready >= WINDOW).map(|(route, _)| route).collect()
+    }
+
+    fn post(&self, released: Released, flight: OwnedSemaphorePermit) {
         let dispatcher = self.dispatcher.clone();
         self.tracker.spawn(async move {
-            dispatcher.publish(dispatch).await;
+            join_all(released.dispatches.into_iter().map(|row| dispatcher.publish(row))).await;
             drop(flight);
         });
     }
@@ -62,19 +98,10 @@ impl ReleaseDue {
 
 impl Task for ReleaseDue {
     const NAME: &'static str = "release_due";
-    /// How late a delivery may be that became due without our expecting it.
     const PERIOD: Duration = Duration::from_millis(100);
+    const WORK: Option<WorkKind> = Some(WorkKind::Due);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let due_in = self.store.due_in_seconds().await?;
-        gauge!("posthaste_scheduler_lag_seconds").set(due_in.map_or(0.0, |seconds| (-seconds).max(0.0)));
-        match due_in {
-            None => return Ok(Report::Done),
-            Some(seconds) if seconds > 0.0 => {
-                return Ok(Report::Expect(Duration::try_from_secs_f64(seconds).unwrap_or(Self::PERIOD)));
-            }
-            Some(_) => {}
-        }
         // The semaphore is never closed.
         let Ok(flight) = Arc::clone(&self.flights).acquire_owned().await else { return Ok(Report::Done) };
         self.release(flight).await

@@ -11,6 +11,7 @@ use shared::{
     db::{
         Store,
         letters::{IntakeLetter, Pass, Replay, RunningReplay},
+        poll::WorkKind,
     },
     dispatch::Dispatcher,
 };
@@ -85,9 +86,7 @@ impl Replays {
     async fn hand_on(&self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
         counter!("posthaste_letters_moved_total", "action" => replay.action.clone())
             .increment(u64::try_from(pass.moved).unwrap_or(0));
-        if let Some(dispatch) = pass.dispatch {
-            self.dispatcher.post(dispatch);
-        }
+        pass.dispatches.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
         if pass.intake.is_empty() {
             return Ok(());
         }
@@ -114,6 +113,7 @@ impl Replays {
 impl Task for Replays {
     const NAME: &'static str = "replays";
     const PERIOD: Duration = Duration::from_millis(250);
+    const WORK: Option<WorkKind> = Some(WorkKind::Replays);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let running = self.store.replays_running(REPLAYS_MAX).await?;

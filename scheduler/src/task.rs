@@ -1,4 +1,5 @@
-//! A loop that keeps one kind of work going: on a period, and again at once while there is more.
+//! A loop that keeps one kind of work going: on a period, and again at once while there is more. A task with a kind of work
+//! that [`poller`](crate::poller) looks for takes a turn only when some of it is due.
 //!
 //! A task takes no input, may be repeated at any time and is safe with any number of schedulers: what it finds to do, it
 //! finds in the database, and takes under a lock that dies with it. So nothing here elects, leases or hands over.
@@ -10,11 +11,14 @@ use std::{
 };
 
 use metrics::histogram;
-use shared::{amqp::PublishError, db::DbError};
+use shared::{
+    amqp::PublishError,
+    db::{DbError, poll::WorkKind},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{probe::Pulse, trouble::Trouble};
+use crate::{poller::Outlook, probe::Pulse, trouble::Trouble};
 
 /// A rest differs from the period by at most this share, so that schedulers do not march in step.
 const JITTER_SHARE: f64 = 0.1;
@@ -22,11 +26,11 @@ const JITTER_SHARE: f64 = 0.1;
 /// What a turn says about the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// All is done: the next turn after a period.
+    /// All is done: the next turn after a period, and not before work is due if the task has a kind of work.
     Done,
     /// There was more than one turn takes: at once again.
     More,
-    /// All is done, and something is expected by then: the next turn after this long, or a period if that is shorter.
+    /// Something waits that could not be done yet: the next turn after this long, or a period if that is shorter.
     Expect(Duration),
 }
 
@@ -56,18 +60,26 @@ pub trait Task: Send + 'static {
     const NAME: &'static str;
     /// From one turn to the next.
     const PERIOD: Duration;
+    /// What it does, if polls find it; `None`: it looks for itself, every period.
+    const WORK: Option<WorkKind> = None;
 
     /// Takes one turn: a bounded batch of whatever there is to do.
     fn run(&mut self) -> impl Future<Output = Result<Report, TaskError>> + Send;
+
+    /// Waits between two turns.
+    fn rest(&mut self, pause: Duration) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(pause)
+    }
 }
 
 /// Keeps a task going until stopped. A turn that is under way is finished.
-pub async fn keep<T: Task>(mut task: T, pulse: Arc<Pulse>, stop: CancellationToken) {
+pub async fn keep<T: Task>(mut task: T, pulse: Arc<Pulse>, mut outlook: Outlook, stop: CancellationToken) {
     let mut trouble = Trouble::new(pulse);
     while !stop.is_cancelled() {
         let started = Instant::now();
         let turn = task.run().await;
-        histogram!("posthaste_task_seconds", "task" => T::NAME).record(started.elapsed());
+        let turned = Instant::now();
+        histogram!("posthaste_task_seconds", "task" => T::NAME).record(turned - started);
         let pause = match &turn {
             Ok(report) => {
                 trouble.over();
@@ -75,9 +87,15 @@ pub async fn keep<T: Task>(mut task: T, pulse: Arc<Pulse>, stop: CancellationTok
             }
             Err(error) => trouble.met(error),
         };
-        // Even without a rest the others get a turn.
-        let rested = stop.run_until_cancelled(tokio::time::sleep(pause)).await;
-        if rested.is_none() {
+        let work = T::WORK.filter(|_| matches!(turn, Ok(Report::Done)));
+        let resting = async {
+            // Even without a rest the others get a turn.
+            task.rest(pause).await;
+            if let Some(work) = work {
+                outlook.wait(work, turned).await;
+            }
+        };
+        if stop.run_until_cancelled(resting).await.is_none() {
             return;
         }
     }
@@ -157,7 +175,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_failed_is_tried_again_until_it_is_stopped() {
         let (stop, pulse) = (CancellationToken::new(), Arc::new(Pulse::new("failing", PERIOD)));
-        keep(Failing(0, stop.clone()), Arc::clone(&pulse), stop).await;
+        keep(Failing(0, stop.clone()), Arc::clone(&pulse), Outlook::default(), stop).await;
         assert_eq!(pulse.health(), Health::Up);
     }
 }

@@ -11,7 +11,7 @@ use shared::{
     amqp::Publisher,
     clock,
     contract::Event,
-    db::{Store, events::Referred, kept::Kept, wa_inbound::NewInbound, waha_events::PendingEvent},
+    db::{Store, events::Referred, kept::Kept, poll::WorkKind, wa_inbound::NewInbound, waha_events::PendingEvent},
     domain::{EventKind, ProviderName, phone::country_prefix},
     waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference},
 };
@@ -118,6 +118,7 @@ impl WahaEvents {
 impl Task for WahaEvents {
     const NAME: &'static str = "waha_events";
     const PERIOD: Duration = kept::PERIOD;
+    const WORK: Option<WorkKind> = Some(WorkKind::WahaEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let events = self.store.take_events(LIMIT, LEASE_MS).await?;

@@ -9,7 +9,9 @@ use metrics::counter;
 use shared::{
     db::{
         Store,
-        accept::{Accepted, Crowding, Leases},
+        accept::{Accepted, Leases, crowding_in},
+        poll::WorkKind,
+        release::CROWD_MAX,
         wa_inbound::Inbound,
         webhook_events::{Swept, Telling, is_received},
     },
@@ -54,6 +56,7 @@ impl WebhookEvents {
 impl Task for WebhookEvents {
     const NAME: &'static str = "webhook_events";
     const PERIOD: Duration = Duration::from_millis(250);
+    const WORK: Option<WorkKind> = Some(WorkKind::WebhookEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let received = self.store.tell_received(LIMIT).await?;
@@ -79,8 +82,8 @@ impl Task for WebhookEvents {
             }
         }
         if !batch.is_empty() {
-            let (nobody, nothing) = (Crowding::default(), Leases::default());
-            let stored = self.store.accept(&batch, self.relay_after_ms, &nobody, &nothing).await?;
+            let crowding = crowding_in(&batch, CROWD_MAX);
+            let stored = self.store.accept(&batch, self.relay_after_ms, &crowding, &Leases::default()).await?;
             stored.dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
             for ((id, delivery), accepted) in ids.into_iter().zip(stored.results) {
                 told.push((id, Some(carrier(accepted, delivery.0))));

@@ -29,3 +29,4 @@ pub mod template;
 pub mod token;
 pub mod unsubscribe;
 pub mod waha;
+pub mod wake;

@@ -202,6 +202,39 @@ async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_o
 }
 
 #[tokio::test]
+async fn invariant_f_a_tenants_wave_of_scheduled_singles_is_overtaken_by_a_quiet_one() -> Result<()> {
+    let stack = Stack::patient(&[("WORKER_CONCURRENCY", "8")]).await?;
+    let sink = HttpSink::start_local().await?;
+    // 8 places at 20 ms: the wave alone takes at least 20 s.
+    sink.reply_by_default(Reply::ok().after(Duration::from_millis(20)));
+    stack.cli(&["tenant", "create", "quiet"])?;
+    let (busy, quiet) = (stack.producer(), stack.api(&stack.create_key("quiet", "producer")?));
+    // Calls of 100 are no bulk yet.
+    let at = chrono::Utc::now() + chrono::TimeDelta::hours(1);
+    let hundred: Vec<String> = (0..100).map(|n| sink.url(&format!("/busy/{n}"))).collect();
+    let wave = json!({"channel": "webhook", "recipients": hundred, "data": {"a": 1}, "scheduled_at": at.to_rfc3339()});
+    let calls = futures_util::future::join_all((0..80).map(|_| busy.post("/api/notifications/send-bulk", &wave)));
+    for answer in calls.await {
+        answer?.ok()?;
+    }
+    let single = json!({"channel": "webhook", "recipient": sink.url("/quiet"), "data": {"a": 1}, "scheduled_at": at.to_rfc3339()});
+    let id = quiet.send(&single).await?;
+    // All are due at one moment, as at the end of quiet hours.
+    assert_eq!(stack.sql().await?.execute("UPDATE due SET due_at = now()", &[]).await?, 8001);
+    quiet.wait_status_within(&id, "delivered", Duration::from_secs(300)).await?;
+    // As it was written down. Before the quiet one go at most a window at the broker and what is on its way there.
+    let before = "SELECT count(*) FROM delivery_events e WHERE e.tenant_id = 1 AND e.kind = 'delivered'
+        AND e.at < (SELECT at FROM delivery_events q WHERE q.tenant_id <> 1 AND q.kind = 'delivered')";
+    let before = stack.count(before).await?;
+    assert!(before < 4000, "the quiet tenant waited for {before} of the wave's 8000");
+    let outside =
+        "SELECT (SELECT count(*) FROM deliveries WHERE state IN ('queued', 'sending')) - (SELECT count(*) FROM parked)";
+    let outside = stack.count(outside).await?;
+    assert!(outside <= 5 * 1000 + 100, "{outside} of the wave wait outside of the database");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_slot_that_was_used_late_counts_from_then_for_its_session_and_its_tenant() -> Result<()> {
     let stack = Stack::start().await?;
     line(&stack, 2, "").await?;

@@ -16,10 +16,15 @@ use super::{
     outbox::{Dispatch, DispatchItem},
     sealed, statement,
 };
-use crate::domain::{Round, TenantId, Tries};
+use crate::{
+    domain::{Round, TenantId, Tries},
+    wake,
+};
 use columns::{Columns, Row, SqlRow};
 
-pub use acceptance::{Acceptance, Crowding, Hash, Key, Leases, NewBulk, NewDelivery, NewMessage, at_once, share};
+pub use acceptance::{
+    Acceptance, Crowding, Hash, Key, Leases, NewBulk, NewDelivery, NewMessage, at_once, crowding_in, share,
+};
 
 /// What a commit of acceptances came to.
 #[derive(Debug)]
@@ -64,6 +69,7 @@ impl Store {
         leases: &Leases,
     ) -> DbResult<Stored> {
         let columns = Columns::of(batch, crowding, leases, self.sealer())?;
+        let parks = columns.parks();
         let statement = columns.bind(relay_after_ms);
         let stands_alone = |acceptance: &Acceptance| acceptance.beside.is_empty() && acceptance.room_in.is_none();
         let (outbox_id, won, accepted_at) = if batch.iter().all(stands_alone) {
@@ -77,6 +83,9 @@ impl Store {
                 }
             }
         };
+        if parks {
+            wake::scheduler();
+        }
         let is_new = |acceptance: &Acceptance| is_new(acceptance, &won);
         let results = if batch.iter().all(is_new) {
             vec![Accepted::New; batch.len()]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Bool, Double, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use super::{
     accept::Acceptance,
     beside::NewDigestItem,
     outbox::Dispatch,
+    poll::{Floors, WorkKind, floor_of},
     sealed, statement,
     throttles::{Ask, Granted},
 };
@@ -193,16 +194,13 @@ impl Store {
     }
 
     /// Up to `limit` windows that close now and that nobody holds, the oldest first.
-    pub async fn due_digests(&self, limit: i64) -> DbResult<Vec<DueDigest>> {
-        let query = statement::<(SqlUuid, Int4, Text)>(DUE).bind::<Int8, _>(limit);
+    pub async fn due_digests(&self, limit: i64, floors: &Floors) -> DbResult<Vec<DueDigest>> {
+        let query = statement::<(SqlUuid, Int4, Text)>(DUE)
+            .bind::<Timestamptz, _>(floor_of(floors, WorkKind::Digests))
+            .bind::<Int8, _>(limit);
         let rows: Vec<(Uuid, i32, String)> = query.rows(self).await?;
         let due = |(id, tenant, user_id)| DueDigest { id, tenant: TenantId(tenant), user_id };
         Ok(rows.into_iter().map(due).collect())
-    }
-
-    /// Seconds until the next window closes, negative when it is late; `None` when none is open.
-    pub async fn digest_due_in_seconds(&self) -> DbResult<Option<f64>> {
-        statement::<Nullable<Double>>(DUE_IN).row(self).await
     }
 
     /// Windows that close now, with what gathered in them: to write their messages before they are held.
@@ -390,11 +388,8 @@ SELECT items, closes_at FROM digests WHERE tenant_id = ? AND rule_id = ? AND use
 
 /// Whoever holds one has it locked; the lock dies with its holder.
 const DUE: &str = "
-SELECT id, tenant_id, user_id FROM digests WHERE state <> 'closed' AND closes_at <= now() ORDER BY closes_at LIMIT ?
+SELECT id, tenant_id, user_id FROM digests WHERE state <> 'closed' AND closes_at >= ? AND closes_at <= now() ORDER BY closes_at LIMIT ?
 FOR UPDATE SKIP LOCKED";
-
-const DUE_IN: &str = "
-SELECT extract(epoch FROM (SELECT closes_at FROM digests WHERE state <> 'closed' ORDER BY closes_at LIMIT 1) - now())::float8";
 
 /// A fixed text that reads windows which close now.
 macro_rules! closing {

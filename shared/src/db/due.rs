@@ -1,16 +1,17 @@
 //! What waits for a moment, and its release.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Bool, Double, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Bool, Double, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{
     DbResult, Store,
     claim::tries,
-    outbox::{Dispatch, DispatchItem, item},
+    poll::{Floors, WorkKind, floor_of},
+    release::{self, Released, boxed, share_out},
     statement,
 };
-use crate::domain::{Channel, DeliveryId, ProviderName, TenantId, Tries};
+use crate::domain::{Channel, DeliveryId, ProviderName, Route, TenantId, Tries};
 
 /// A claim whose lease ended without an outcome.
 #[derive(Clone, Debug)]
@@ -34,14 +35,21 @@ pub struct Crash {
 }
 
 impl Store {
-    /// Turns up to `limit` due deliveries to `queued` and returns them as a dispatch, whose outbox row stands already.
-    pub async fn release_due(&self, limit: i64, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
-        let query =
-            statement::<(Int8, SqlUuid, Int4, Text)>(RELEASE).bind::<Int8, _>(limit).bind::<Int4, _>(relay_after_ms);
-        let rows: Vec<(i64, Uuid, i32, String)> = query.rows(self).await?;
-        let Some(&(outbox_id, ..)) = rows.as_slice().first() else { return Ok(None) };
-        let items: Vec<DispatchItem> = rows.iter().filter_map(|(_, id, run, route)| item(*id, *run, route)).collect();
-        Ok(Some(Dispatch { outbox_id, items }))
+    /// Turns up to `limit` due deliveries to `queued`. Each waits in its session's line, in its tenant's share, or stands in
+    /// one of the outbox rows returned. On the routes of `full` all of them wait in shares: their queues are long enough.
+    pub async fn release_due(
+        &self,
+        limit: i64,
+        floors: &Floors,
+        full: &[Route],
+        relay_after_ms: i32,
+    ) -> DbResult<Released> {
+        let query = statement::<release::SqlRow>(RELEASE)
+            .bind::<Timestamptz, _>(floor_of(floors, WorkKind::Due))
+            .bind::<Int8, _>(limit)
+            .bind::<Array<Text>, _>(full.iter().map(Route::to_string).collect::<Vec<_>>())
+            .bind::<Int4, _>(relay_after_ms);
+        Ok(Released::of(query.rows(self).await?))
     }
 
     /// Takes up to `limit` watches that are due. Those whose delivery went on are dropped. The others are returned, and set again:
@@ -79,25 +87,23 @@ fn crash(row: CrashRow) -> Option<Crash> {
 }
 
 /// The rows are picked behind a fence, so that the planner cannot take more of them than the limit.
-const RELEASE: &str = "
+const RELEASE: &str = concat!(
+    "
 WITH picked AS MATERIALIZED (
-    SELECT delivery_id, run FROM due WHERE due_at <= now() AND why <> 'watch' ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED
+    SELECT delivery_id, run FROM due WHERE due_at >= ? AND due_at <= now() AND why <> 'watch' ORDER BY due_at LIMIT ?
+    FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked))
 ), released AS (
     UPDATE deliveries d SET state = 'queued', reason = NULL, updated_at = clock_timestamp()
     FROM picked p WHERE d.id = p.delivery_id AND d.run = p.run AND d.state IN ('scheduled', 'retrying')
-    RETURNING d.id, d.run, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
-), lined_up AS (
-    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, line, run, rank, expires_at FROM released WHERE line IS NOT NULL
-    ON CONFLICT (delivery_id) DO UPDATE SET run = excluded.run
-), boxed AS (
-    INSERT INTO outbox (act_at, deliveries, runs, routes)
-    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route)
-    FROM released WHERE line IS NULL HAVING count(*) > 0
-    RETURNING id
-)
-SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released WHERE released.line IS NULL";
+    RETURNING d.id, d.run, d.tenant_id, d.lane, d.channel || '.' || d.lane AS route,
+              (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
+), ",
+    share_out!(),
+    ", ",
+    boxed!("placed WHERE share IS NULL", "picked")
+);
 
 const CRASHED: &str = "
 WITH picked AS MATERIALIZED (

@@ -3,42 +3,33 @@
 //! A line's row is locked by whoever counts its slots, so a limit holds with any number of workers. What is released is
 //! only a hint: the slot itself is taken with the claim ([`Store::claim`]).
 
-use diesel::sql_types::{Double, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Double, Int4, Int8, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{
     DbResult, Statement, Store,
-    outbox::{Dispatch, DispatchItem, item},
+    release::{Released, SqlRow, boxed},
     statement,
 };
 use crate::domain::{DeliveryId, TenantId, channel::Route};
 
-/// Outbox row, delivery, run, route.
-type SqlRow = (Int8, SqlUuid, Int4, Text);
-type Row = (i64, Uuid, i32, String);
-
 impl Store {
-    /// Takes what has a slot out of up to `limit` sessions' lines, highest rank first, and puts it into one outbox row to be
+    /// Takes what has a slot out of up to `limit` sessions' lines, highest rank first, and puts it into outbox rows to be
     /// published now. Two schedulers never take the same.
-    pub async fn release_sessions(&self, limit: i64, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
+    pub async fn release_sessions(&self, limit: i64, relay_after_ms: i32) -> DbResult<Released> {
         let query = statement::<SqlRow>(RELEASE_SESSIONS).bind::<Int8, _>(limit).bind::<Int4, _>(relay_after_ms);
-        Ok(dispatch(query.rows(self).await?))
+        Ok(Released::of(query.rows(self).await?))
     }
 
-    /// Takes up to `room` deliveries of a route out of the tenants' shares, in equal parts, and puts them into one outbox
-    /// row. Tenants take turns: who was served longest ago comes first.
-    pub async fn release_shares(&self, route: Route, room: i32, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
+    /// Takes up to `room` deliveries of a route out of the tenants' shares, in equal parts, and puts them into outbox
+    /// rows. Tenants take turns: who was served longest ago comes first.
+    pub async fn release_shares(&self, route: Route, room: i32, relay_after_ms: i32) -> DbResult<Released> {
         let query = statement::<SqlRow>(RELEASE_SHARES)
             .bind::<Text, _>(route.to_string())
             .bind::<Int4, _>(room.min(SHARES_MAX))
             .bind::<Int4, _>(room)
             .bind::<Int4, _>(relay_after_ms);
-        Ok(dispatch(query.rows(self).await?))
-    }
-
-    /// Seconds until a waiting session has a slot, negative for one that is late; `None` if nothing waits.
-    pub async fn session_free_in_seconds(&self) -> DbResult<Option<f64>> {
-        statement::<Nullable<Double>>(FREE_IN).row(self).await
+        Ok(Released::of(query.rows(self).await?))
     }
 
     /// The routes in which some tenant's share waits.
@@ -108,18 +99,13 @@ pub(super) fn room(line: Uuid) -> Statement<(Int4, Double)> {
 /// Shares served in one pass.
 const SHARES_MAX: i32 = 256;
 
-fn dispatch(rows: Vec<Row>) -> Option<Dispatch> {
-    let outbox_id = rows.first().map(|(outbox_id, ..)| *outbox_id)?;
-    let items: Vec<DispatchItem> = rows.iter().filter_map(|(_, id, run, route)| item(*id, *run, route)).collect();
-    Some(Dispatch { outbox_id, items })
-}
-
 /// A hint that is lost with its worker stops counting as on its way after half a minute.
-const RELEASE_SESSIONS: &str = "
+const RELEASE_SESSIONS: &str = concat!(
+    "
 WITH ready AS MATERIALIZED (
     SELECT l.id, CASE WHEN l.released_at > now() - interval '30 seconds' THEN l.released ELSE 0 END AS out,
            slots_free(l, now()) AS free
-    FROM lines l WHERE l.waiting > 0 AND l.is_open AND l.kind = 'session' AND l.free_at <= now()
+    FROM lines l WHERE l.is_waiting AND l.is_open AND l.kind = 'session' AND l.free_at <= now()
     ORDER BY l.free_at LIMIT ? FOR UPDATE SKIP LOCKED
 ), picked AS MATERIALIZED (
     SELECT p.delivery_id, p.run, p.line FROM ready r CROSS JOIN LATERAL (
@@ -134,19 +120,17 @@ WITH ready AS MATERIALIZED (
     UPDATE lines l SET released = k.out + k.n, released_at = now(), free_at = now() + interval '1 second'
     FROM (SELECT r.id, r.out, (SELECT count(*) FROM released x WHERE x.line = r.id) AS n FROM ready r) k
     WHERE l.id = k.id
-), boxed AS (
-    INSERT INTO outbox (act_at, deliveries, runs, routes)
-    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route) FROM released HAVING count(*) > 0
-    RETURNING id
-)
-SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+), ",
+    boxed!("released", "picked")
+);
 
 /// The claim wrote the row's time down right after it took the slot.
 const MOVE: &str = "SELECT move_slot(?, d.updated_at) FROM deliveries@ d WHERE d.id = ?";
 
-const RELEASE_SHARES: &str = "
+const RELEASE_SHARES: &str = concat!(
+    "
 WITH turn AS MATERIALIZED (
-    SELECT id FROM lines WHERE route = ? AND waiting > 0 AND kind = 'share' ORDER BY released_at, id LIMIT ? FOR UPDATE SKIP LOCKED
+    SELECT id FROM lines WHERE route = ? AND is_waiting AND kind = 'share' ORDER BY released_at, id LIMIT ? FOR UPDATE SKIP LOCKED
 ), part AS (SELECT greatest(1, ?::int4 / greatest(1, count(*))) AS n FROM turn
 ), picked AS MATERIALIZED (
     SELECT p.delivery_id, p.run FROM turn t CROSS JOIN part CROSS JOIN LATERAL (
@@ -158,12 +142,9 @@ WITH turn AS MATERIALIZED (
 ), released AS MATERIALIZED (
     SELECT d.id, d.run, d.channel || '.' || d.lane AS route
     FROM picked p JOIN deliveries d ON d.id = p.delivery_id WHERE d.run = p.run AND d.state = 'queued'
-), boxed AS (
-    INSERT INTO outbox (act_at, deliveries, runs, routes)
-    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route) FROM released HAVING count(*) > 0
-    RETURNING id
-)
-SELECT boxed.id, released.id, released.run, released.route FROM boxed CROSS JOIN released";
+), ",
+    boxed!("released", "picked")
+);
 
 const LIMIT_TENANT: &str = "
 INSERT INTO lines (id, tenant_id, kind, route, rate) VALUES (gen_random_uuid(), ?, 'tenant', 'whatsapp', ?)
@@ -171,15 +152,10 @@ ON CONFLICT (tenant_id) WHERE kind = 'tenant' DO UPDATE SET rate = excluded.rate
 
 const FREE_TENANT: &str = "DELETE FROM lines WHERE tenant_id = ? AND kind = 'tenant'";
 
-const FREE_IN: &str = "
-SELECT extract(epoch FROM (
-    SELECT greatest(free_at, now() - interval '1 day') FROM lines WHERE waiting > 0 AND is_open AND kind = 'session' ORDER BY free_at LIMIT 1
-) - now())::float8 AS seconds";
-
 const ROOM: &str = "
 SELECT slots_free(l, now()) - l.waiting - CASE WHEN l.released_at > now() - interval '30 seconds' THEN l.released ELSE 0 END AS room,
        greatest(1, extract(epoch FROM greatest(now(), l.blocked_until, CASE WHEN l.rate <= cardinality(l.slots)
            THEN l.slots[cardinality(l.slots) - l.rate + 1] + slot_window() END, least(l.free_at, now() + interval '1 day')) - now()))::float8
 FROM lines l WHERE l.id = ?";
 
-const SHARE_ROUTES: &str = "SELECT DISTINCT route FROM lines WHERE waiting > 0 AND kind = 'share'";
+const SHARE_ROUTES: &str = "SELECT DISTINCT route FROM lines WHERE is_waiting AND kind = 'share'";

@@ -7,7 +7,7 @@ use super::{DbResult, Store, statement};
 use crate::domain::{DeliveryId, channel::Route};
 
 /// Id, deliveries, runs, routes.
-type Row = (i64, Vec<Uuid>, Vec<i32>, Vec<String>);
+pub(super) type Row = (i64, Vec<Uuid>, Vec<i32>, Vec<String>);
 
 /// A batch handed to the broker, as it stands in the outbox.
 #[derive(Clone, Debug, Default)]
@@ -97,13 +97,13 @@ pub struct Audited {
 /// Where the count of unpublished rows ends: after hours without a broker there are millions, and nobody waits for that number.
 pub const PENDING_MAX: i64 = 10_001;
 
-fn dispatch((outbox_id, ids, runs, routes): Row) -> Dispatch {
+pub(super) fn dispatch((outbox_id, ids, runs, routes): Row) -> Dispatch {
     let items = ids.into_iter().zip(runs).zip(routes).filter_map(|((id, run), route)| item(id, run, &route)).collect();
     Dispatch { outbox_id, items }
 }
 
 /// An item from its columns; a route this version does not know is left to the audit.
-pub(super) fn item(id: Uuid, run: i32, route: &str) -> Option<DispatchItem> {
+fn item(id: Uuid, run: i32, route: &str) -> Option<DispatchItem> {
     let (channel, lane) = route.split_once('.')?;
     let route = Route { channel: channel.parse().ok()?, lane: lane.parse().ok()? };
     Some(DispatchItem { delivery: DeliveryId(id), run, route })

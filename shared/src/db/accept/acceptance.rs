@@ -57,6 +57,17 @@ impl NewDelivery {
 /// Tenants that fill a route faster than it empties, and must take turns on it.
 pub type Crowding = Arc<HashSet<(TenantId, Route)>>;
 
+/// The tenants that have more than `quiet` deliveries of a route in one batch.
+pub fn crowding_in(batch: &[Acceptance], quiet: usize) -> Crowding {
+    let mut counts: HashMap<(TenantId, Route), usize> = HashMap::new();
+    for acceptance in batch {
+        for delivery in acceptance.messages.iter().flat_map(|message| &message.deliveries) {
+            *counts.entry((acceptance.tenant, delivery.route)).or_default() += 1;
+        }
+    }
+    Arc::new(counts.into_iter().filter(|(_, count)| *count > quiet).map(|(who, _)| who).collect())
+}
+
 /// The line of a tenant's share in a route: an id made of nothing else (a UUIDv8, RFC 9562).
 pub fn share(tenant: TenantId, route: Route) -> Uuid {
     let name = format!("{tenant}/{route}");

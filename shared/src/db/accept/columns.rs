@@ -126,9 +126,14 @@ impl Columns {
         Ok(())
     }
 
+    /// Whether anything waits in a line.
+    pub(super) fn parks(&self) -> bool {
+        self.deliveries.park.iter().any(Option::is_some)
+    }
+
     /// The statement that stores them.
     pub(super) fn bind(self, relay_after_ms: i32) -> Statement<SqlRow> {
-        let waits = self.deliveries.park.iter().any(Option::is_some);
+        let waits = self.parks();
         if !waits && self.is_plain() {
             return self.bind_plain(relay_after_ms);
         }

@@ -19,7 +19,8 @@ use super::{LetterFilter, LetterStatus};
 use crate::{
     db::{
         DbResult, Store,
-        outbox::{Dispatch, DispatchItem, item},
+        outbox::Dispatch,
+        release::{self, Released, boxed, share_out},
         schema::{dead_letters, replays},
         scope::narrow,
         sealed, statement,
@@ -113,8 +114,8 @@ pub struct Pass {
     pub moved: i64,
     /// The last letter looked at: where the next pass may begin. `None`: from the start.
     pub last: Option<Uuid>,
-    /// Deliveries that were started again, to be handed to the broker.
-    pub dispatch: Option<Dispatch>,
+    /// Outbox rows of deliveries that were started again and wait in no line, to be handed to the broker.
+    pub dispatches: Vec<Dispatch>,
     /// Refused publishes to publish again; they stay open until [`Store::letters_republished`].
     pub intake: Vec<IntakeLetter>,
 }
@@ -246,8 +247,8 @@ impl Step<'_> {
         } else if self.replay.action == LetterAction::Drop.as_str() {
             pass.moved = self.drop(conn, &candidates).await?;
         } else {
-            pass.dispatch = self.revive(conn, ids(&candidates, |letter| letter.is_delivery)).await?;
-            pass.moved = pass.dispatch.as_ref().map_or(0, |dispatch| count(&dispatch.items));
+            let revived = self.revive(conn, ids(&candidates, |letter| letter.is_delivery)).await?;
+            (pass.moved, pass.dispatches) = (count(revived.picked), revived.dispatches);
             pass.intake = self.submissions(conn, ids(&candidates, |letter| letter.is_submission)).await?;
             self.skip(conn, ids(&candidates, |letter| !letter.is_submission)).await?;
         }
@@ -288,17 +289,16 @@ impl Step<'_> {
     }
 
     /// Starts dead deliveries again. The run goes up, so that nothing said about the run that died can touch the new one.
-    async fn revive(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<Option<Dispatch>, Error> {
+    async fn revive(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<Released, Error> {
         if letters.is_empty() {
-            return Ok(None);
+            return Ok(Released::default());
         }
-        let query = statement::<(Int8, SqlUuid, Int4, Text)>(REVIVE)
+        let query = statement::<release::SqlRow>(REVIVE)
             .bind::<SqlUuid, _>(self.replay.id)
             .bind::<Array<SqlUuid>, _>(letters)
+            .bind::<Array<Text>, _>(Vec::<String>::new())
             .bind::<Int4, _>(self.relay_after_ms);
-        let rows: Vec<(i64, Uuid, i32, String)> = RunQueryDsl::load(query, conn).await?;
-        let items: Vec<DispatchItem> = rows.iter().filter_map(|(_, id, run, route)| item(*id, *run, route)).collect();
-        Ok(rows.as_slice().first().map(|&(outbox_id, ..)| Dispatch { outbox_id, items }))
+        Ok(Released::of(RunQueryDsl::load(query, conn).await?))
     }
 
     async fn submissions(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<Vec<IntakeLetter>, Error> {
@@ -339,8 +339,8 @@ fn ids(candidates: &[Candidate], wanted: impl Fn(&Candidate) -> bool) -> Vec<Uui
     candidates.iter().filter(|letter| wanted(letter)).map(|letter| letter.id).collect()
 }
 
-fn count<T>(items: &[T]) -> i64 {
-    i64::try_from(items.len()).unwrap_or(i64::MAX)
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// The first letters whose bodies fit into memory together, and at least one.
@@ -363,39 +363,35 @@ WHERE r.id = asked.id AND r.status = 'running' AND (asked.tenant_id IS NULL OR r
 
 /// Letters, deliveries, log and outbox in one commit; the letters are taken in one order, so that two replays over the
 /// same ones wait for each other instead of blocking each other.
-const REVIVE: &str = "
+const REVIVE: &str = concat!(
+    "
 WITH asked AS (SELECT ?::uuid AS replay_id
 ), letters AS MATERIALIZED (
     SELECT id, delivery_id FROM dead_letters WHERE id = ANY (?::uuid[]) AND status = 'open' AND delivery_id IS NOT NULL
     ORDER BY id FOR UPDATE
-), revived AS (
+), released AS (
     UPDATE deliveries d
     SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, round = 0, waiting_since = NULL, lease_until = NULL, updated_at = clock_timestamp()
     FROM (SELECT DISTINCT delivery_id FROM letters) l
     WHERE d.id = l.delivery_id AND d.state = 'dead'
-    RETURNING d.id, d.run, d.tenant_id, d.channel, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
+    RETURNING d.id, d.run, d.tenant_id, d.channel, d.lane, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
 ), logged AS (
     INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
-    SELECT id, run, 'replayed', tenant_id, channel, clock_timestamp() FROM revived
+    SELECT id, run, 'replayed', tenant_id, channel, clock_timestamp() FROM released
     ON CONFLICT DO NOTHING
     RETURNING tenant_id, channel, kind, at
 ), moved AS (
     UPDATE dead_letters l SET status = 'replayed', replay_id = asked.replay_id
     FROM asked, letters
-    WHERE l.id = letters.id AND letters.delivery_id IN (SELECT id FROM revived)
+    WHERE l.id = letters.id AND letters.delivery_id IN (SELECT id FROM released)
     RETURNING 1
 ), noted AS (
     UPDATE replays r SET replayed = r.replayed + (SELECT count(*) FROM moved) FROM asked WHERE r.id = asked.replay_id
-), lined_up AS (
-    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, line, run, rank, expires_at FROM revived WHERE line IS NOT NULL
-    ON CONFLICT (delivery_id) DO UPDATE SET run = excluded.run
-), boxed AS (
-    INSERT INTO outbox (act_at, deliveries, runs, routes)
-    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route)
-    FROM revived WHERE line IS NULL HAVING count(*) > 0
-    RETURNING id
-)
-SELECT boxed.id, revived.id, revived.run, revived.route FROM boxed CROSS JOIN revived WHERE revived.line IS NULL";
+), ",
+    share_out!(),
+    ", ",
+    boxed!("placed WHERE share IS NULL", "released")
+);
 
 const DROP: &str = "
 WITH asked AS (SELECT ?::uuid AS replay_id

@@ -1,0 +1,143 @@
+//! One statement that says when each kind of waiting work is due. The tasks of a scheduler need not ask one by one, which
+//! would be most of what an idle Posthaste does.
+//!
+//! An index that is read from its low end keeps the entries of deleted rows as long as some transaction may still see those
+//! rows, and each poll visits all of them. A poll therefore begins at a floor: what was first at the last poll, less
+//! [`FLOOR_MARGIN`].
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::sql_types::{Array, Nullable, Timestamptz};
+
+use super::{DbResult, Store, statement};
+
+/// A statement ends after 10 s, so what it inserts is due at most that long before it can be seen. What is due earlier all
+/// the same is found by a poll without floors.
+const FLOOR_MARGIN: TimeDelta = TimeDelta::seconds(15);
+
+/// A kind of work that waits in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WorkKind {
+    /// Deliveries that are scheduled, held or retried.
+    Due,
+    /// Claims whose worker may be lost.
+    Watches,
+    /// Deliveries in the line of a session that has a slot.
+    Sessions,
+    /// Deliveries in the share of a tenant.
+    Shares,
+    /// Webhooks of WAHA.
+    WahaEvents,
+    /// Webhooks of other providers.
+    ProviderEvents,
+    /// Events for webhook configurations.
+    WebhookEvents,
+    /// Broadcasts that run or begin.
+    Broadcasts,
+    /// Pages of broadcasts to count.
+    BroadcastPages,
+    /// Digests to close.
+    Digests,
+    /// Replays of dead letters.
+    Replays,
+    /// Outbox rows that were not published in time.
+    Outbox,
+}
+
+impl WorkKind {
+    /// All kinds, in the order in which [`POLL`] returns them.
+    const ALL: [Self; 12] = [
+        Self::Due,
+        Self::Watches,
+        Self::Sessions,
+        Self::Shares,
+        Self::WahaEvents,
+        Self::ProviderEvents,
+        Self::WebhookEvents,
+        Self::Broadcasts,
+        Self::BroadcastPages,
+        Self::Digests,
+        Self::Replays,
+        Self::Outbox,
+    ];
+}
+
+/// The moment before which nothing is due that a poll has not seen, for each kind of work. Empty: nothing is known.
+pub type Floors = HashMap<WorkKind, DateTime<Utc>>;
+
+/// What a poll found.
+#[derive(Clone, Debug)]
+pub struct Poll {
+    /// When it was asked, by the database's clock.
+    pub now: DateTime<Utc>,
+    /// When the first of each kind is due; what is missing does not wait.
+    pub due: HashMap<WorkKind, DateTime<Utc>>,
+}
+
+impl Poll {
+    /// How late the first of a kind is, in seconds; 0 if it is not.
+    pub fn lag_seconds(&self, work: WorkKind) -> f64 {
+        self.due.get(&work).map_or(0.0, |due| (self.now - *due).as_seconds_f64().max(0.0))
+    }
+
+    /// Where the next poll may begin.
+    pub fn floors(&self) -> Floors {
+        let floor = |work: WorkKind| self.due.get(&work).copied().unwrap_or(self.now).min(self.now) - FLOOR_MARGIN;
+        WorkKind::ALL.into_iter().map(|work| (work, floor(work))).collect()
+    }
+}
+
+/// The floor of a kind of work as statements take it.
+pub(super) fn floor_of(floors: &Floors, work: WorkKind) -> DateTime<Utc> {
+    floors.get(&work).copied().unwrap_or(DateTime::UNIX_EPOCH)
+}
+
+impl Store {
+    /// When the first of each kind of work is due. Only what is due at the floors or later is seen.
+    pub async fn poll(&self, floors: &Floors) -> DbResult<Poll> {
+        let floors: Vec<_> = WorkKind::ALL.iter().map(|work| floor_of(floors, *work)).collect();
+        let query = statement::<(Timestamptz, Array<Nullable<Timestamptz>>)>(POLL);
+        let (now, due): (DateTime<Utc>, Vec<Option<DateTime<Utc>>>) =
+            query.bind::<Array<Timestamptz>, _>(floors).row(self).await?;
+        let due = WorkKind::ALL.into_iter().zip(due).filter_map(|(work, due)| Some((work, due?))).collect();
+        Ok(Poll { now, due })
+    }
+}
+
+/// Every part is one look at the low end of an index that holds nothing but what waits.
+const POLL: &str = "
+SELECT now(), ARRAY[
+    (SELECT due_at FROM due WHERE why <> 'watch' AND due_at >= f.at[1] ORDER BY due_at LIMIT 1),
+    (SELECT due_at FROM due WHERE why = 'watch' AND due_at >= f.at[2] ORDER BY due_at LIMIT 1),
+    (SELECT greatest(now() - interval '1 day', least(free_at, now() + interval '1 day')) FROM lines
+     WHERE is_waiting AND is_open AND kind = 'session' ORDER BY free_at LIMIT 1),
+    CASE WHEN EXISTS (SELECT FROM lines WHERE is_waiting AND kind = 'share') THEN now() END,
+    (SELECT due_at FROM waha_events WHERE status = 'pending' AND due_at >= f.at[5] ORDER BY due_at LIMIT 1),
+    (SELECT due_at FROM provider_events WHERE status = 'pending' AND due_at >= f.at[6] ORDER BY due_at LIMIT 1),
+    CASE WHEN EXISTS (SELECT FROM webhook_events WHERE pending) OR EXISTS (SELECT FROM wa_inbound WHERE NOT is_forwarded)
+         THEN now() END,
+    CASE WHEN EXISTS (SELECT FROM broadcasts WHERE status = 'running') THEN now()
+         ELSE (SELECT scheduled_at FROM broadcasts WHERE status = 'scheduled' ORDER BY scheduled_at LIMIT 1) END,
+    (SELECT count_at FROM broadcast_pages WHERE count_at >= f.at[9] ORDER BY count_at LIMIT 1),
+    (SELECT closes_at FROM digests WHERE state <> 'closed' AND closes_at >= f.at[10] ORDER BY closes_at LIMIT 1),
+    CASE WHEN EXISTS (SELECT FROM replays WHERE status = 'running') THEN now() END,
+    (SELECT act_at FROM outbox WHERE published_at IS NULL AND act_at >= f.at[12] ORDER BY act_at LIMIT 1)
+] FROM (SELECT ?::timestamptz[] AS at) f";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_floor_is_below_what_was_first_and_below_now() {
+        let now = DateTime::UNIX_EPOCH + TimeDelta::days(20_000);
+        let (late, soon) = (now - TimeDelta::minutes(5), now + TimeDelta::hours(1));
+        let poll = Poll { now, due: HashMap::from([(WorkKind::Due, late), (WorkKind::Digests, soon)]) };
+        let floors = poll.floors();
+        assert_eq!(floors.get(&WorkKind::Due), Some(&(late - FLOOR_MARGIN)));
+        assert_eq!(floors.get(&WorkKind::Digests), Some(&(now - FLOOR_MARGIN)), "something sooner may be added");
+        assert_eq!(floors.get(&WorkKind::Outbox), Some(&(now - FLOOR_MARGIN)), "nothing waits");
+        assert_eq!((poll.lag_seconds(WorkKind::Due), poll.lag_seconds(WorkKind::Digests)), (300.0, 0.0));
+    }
+}

@@ -1,0 +1,85 @@
+//! What every release of deliveries has in common: outbox rows of a bounded size, and the tenants' shares.
+//!
+//! A release puts at most [`CROWD_MAX`] deliveries of one tenant and route straight into the outbox. More of them, and all
+//! of the bulk lane, wait in the tenant's share, which is released in turn with the shares of other tenants.
+
+use diesel::sql_types::{Array, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::outbox::{Dispatch, dispatch};
+
+/// Deliveries of one tenant and route in one batch that crowd out no other tenant. [`share_out`] repeats the number.
+pub const CROWD_MAX: usize = 100;
+
+/// The deliveries picked; then an outbox row: its id, deliveries, runs and routes. A release without an outbox row has one row.
+pub(super) type SqlRow = (Int8, Nullable<Int8>, Nullable<Array<SqlUuid>>, Nullable<Array<Int4>>, Nullable<Array<Text>>);
+pub(super) type Row = (i64, Option<i64>, Option<Vec<Uuid>>, Option<Vec<i32>>, Option<Vec<String>>);
+
+/// What one release did.
+#[derive(Clone, Debug, Default)]
+pub struct Released {
+    /// Deliveries taken from where they waited, those that wait in a line now included.
+    pub picked: usize,
+    /// The outbox rows to publish now, each of at most 500 deliveries.
+    pub dispatches: Vec<Dispatch>,
+}
+
+impl Released {
+    pub(super) fn of(rows: Vec<Row>) -> Self {
+        let picked = rows.first().map_or(0, |(picked, ..)| usize::try_from(*picked).unwrap_or_default());
+        let row = |(_, id, deliveries, runs, routes)| Some(dispatch((id?, deliveries?, runs?, routes?)));
+        Self { picked, dispatches: rows.into_iter().filter_map(row).collect() }
+    }
+
+    /// Deliveries that go to the broker now.
+    pub fn handed_over(&self) -> usize {
+        self.dispatches.iter().map(|dispatch| dispatch.items.len()).sum()
+    }
+}
+
+/// The CTEs `placed` and others: the rows of `released` (id, run, tenant_id, lane, route, line, rank, expires_at) that need a slot of a
+/// session wait in its line; those of a tenant that crowds a route, of the bulk lane, and of a route named by the bind, in the
+/// tenant's share. `placed` holds the others with `share` NULL. The share's id is computed once for each tenant and route.
+macro_rules! share_out {
+    () => {
+        "grouped AS MATERIALIZED (
+    SELECT tenant_id, route, array_agg(id) AS ids, array_agg(run) AS runs, array_agg(rank) AS ranks,
+           CASE WHEN lane = 'bulk' OR route = ANY (?::text[]) OR count(*) > 100 THEN share_line(tenant_id, route) END AS share
+    FROM released WHERE line IS NULL GROUP BY tenant_id, lane, route
+), placed AS MATERIALIZED (
+    SELECT g.route, g.share, u.id, u.run, u.rank FROM grouped g CROSS JOIN LATERAL unnest(g.ids, g.runs, g.ranks) AS u(id, run, rank)
+), new_shares AS (
+    INSERT INTO lines (id, tenant_id, kind, route)
+    SELECT share, tenant_id, 'share', route FROM grouped WHERE share IS NOT NULL ORDER BY 1
+    ON CONFLICT DO NOTHING
+), lined_up AS (
+    INSERT INTO parked (delivery_id, line, run, rank, expires_at)
+    SELECT id, line, run, rank, expires_at FROM released WHERE line IS NOT NULL
+    UNION ALL
+    SELECT id, share, run, rank, NULL FROM placed WHERE share IS NOT NULL
+    ON CONFLICT (delivery_id) DO UPDATE SET run = excluded.run
+)"
+    };
+}
+
+/// Ends a statement: the rows of `$from` (id, run, route) become outbox rows of at most 500 deliveries, so that whoever takes
+/// one has a bounded amount of work. Returns [`Row`]s; `$picked` is what the statement counts.
+macro_rules! boxed {
+    ($from:literal, $picked:literal) => {
+        concat!(
+            "boxed AS (
+    INSERT INTO outbox (act_at, deliveries, runs, routes)
+    SELECT now() + ? * interval '1 millisecond', array_agg(id), array_agg(run), array_agg(route)
+    FROM (SELECT id, run, route, (row_number() OVER () - 1) / 500 AS box FROM ",
+            $from,
+            ") numbered GROUP BY box
+    RETURNING id, deliveries, runs, routes
+)
+SELECT (SELECT count(*) FROM ",
+            $picked,
+            ") AS picked, b.id, b.deliveries, b.runs, b.routes FROM (SELECT) one LEFT JOIN boxed b ON true"
+        )
+    };
+}
+
+pub(super) use {boxed, share_out};
