@@ -7,7 +7,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// The bounds of a batcher.
@@ -29,12 +29,37 @@ pub enum SubmitError {
     /// `queue_max` items wait already.
     #[error("too much is waiting")]
     Full,
+    /// Its flush did not begin in time, and never will.
+    #[error("the flush did not begin in time")]
+    Late,
     /// The flush was abandoned (the process is stopping, or a flush panicked).
     #[error("the batch was abandoned")]
     Abandoned,
 }
 
-type Slot<T, R> = (T, oneshot::Sender<R>);
+type Slot<T, R> = (T, Reply<R>);
+
+/// How a caller gets its result.
+enum Reply<R> {
+    /// The item is flushed whether or not its caller still waits.
+    Always(oneshot::Sender<R>),
+    /// The item is dropped if its caller stopped waiting before the flush. The caller learns that the flush begins by the
+    /// receiver of the result, and one side or the other decides: sending it fails exactly if the caller gave up.
+    IfWanted(oneshot::Sender<oneshot::Receiver<R>>),
+}
+
+impl<R> Reply<R> {
+    /// Where to send the result, now that the flush begins; `None`: the caller gave up.
+    fn begin(self) -> Option<oneshot::Sender<R>> {
+        match self {
+            Self::Always(reply) => Some(reply),
+            Self::IfWanted(begun) => {
+                let (reply, result) = oneshot::channel();
+                begun.send(result).ok().map(|()| reply)
+            }
+        }
+    }
+}
 
 /// Collects items of many callers and flushes them together; each caller gets its own result back.
 pub struct Batcher<T, R> {
@@ -63,7 +88,7 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Hands an item in, waiting for room, and waits for its result.
     pub async fn submit(&self, item: T) -> Result<R, SubmitError> {
         let (reply, result) = oneshot::channel();
-        self.queue.send((item, reply)).await.map_err(|_| SubmitError::Abandoned)?;
+        self.queue.send((item, Reply::Always(reply))).await.map_err(|_| SubmitError::Abandoned)?;
         result.await.map_err(|_| SubmitError::Abandoned)
     }
 
@@ -72,14 +97,36 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         self.post(item)?.await.map_err(|_| SubmitError::Abandoned)
     }
 
+    /// Hands an item in unless too much is waiting, and waits for its result; up to `wait` for the flush to begin.
+    ///
+    /// An item whose flush has not begun by then, or whose caller is dropped before, is never flushed. One whose flush has begun
+    /// is waited for, however long it takes.
+    pub async fn submit_within(&self, item: T, wait: Duration) -> Result<R, SubmitError> {
+        let (begun, mut beginning) = oneshot::channel();
+        self.enqueue(item, Reply::IfWanted(begun))?;
+        let result = match timeout(wait, &mut beginning).await {
+            Ok(result) => result.map_err(|_| SubmitError::Abandoned)?,
+            Err(_) => {
+                beginning.close();
+                // It may have begun at the last moment.
+                beginning.try_recv().map_err(|_| SubmitError::Late)?
+            }
+        };
+        result.await.map_err(|_| SubmitError::Abandoned)
+    }
+
     /// Hands an item in unless too much is waiting; whoever wants its result awaits the receiver.
     pub fn post(&self, item: T) -> Result<oneshot::Receiver<R>, SubmitError> {
         let (reply, result) = oneshot::channel();
+        self.enqueue(item, Reply::Always(reply))?;
+        Ok(result)
+    }
+
+    fn enqueue(&self, item: T, reply: Reply<R>) -> Result<(), SubmitError> {
         self.queue.try_send((item, reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SubmitError::Full,
             mpsc::error::TrySendError::Closed(_) => SubmitError::Abandoned,
-        })?;
-        Ok(result)
+        })
     }
 }
 
@@ -107,10 +154,14 @@ where
                 slots.push(slot);
             }
         }
-        if slots.len() > 1 {
+        let begun = slots.drain(..).filter_map(|(item, reply)| Some((item, reply.begin()?)));
+        let (items, replies): (Vec<T>, Vec<_>) = begun.unzip();
+        if items.is_empty() {
+            continue;
+        }
+        if items.len() > 1 {
             next_flush = Instant::now() + limits.spacing;
         }
-        let (items, replies): (Vec<T>, Vec<_>) = slots.drain(..).unzip();
         let flush = Arc::clone(&flush);
         tokio::spawn(async move {
             let results = flush(items).await;
@@ -157,6 +208,39 @@ mod tests {
         let sizes = sizes.lock().unwrap().clone();
         assert_eq!(sizes.iter().sum::<usize>(), 50);
         assert!(sizes.len() < 50, "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn an_item_nobody_waits_for_is_not_flushed_and_one_whose_flush_began_is_waited_for() {
+        let flushed = Arc::new(Mutex::new(Vec::new()));
+        let gate = Arc::new(Semaphore::new(0));
+        let (seen, wait) = (Arc::clone(&flushed), Arc::clone(&gate));
+        let limits = Limits { batch_max: 8, parallel_max: 1, queue_max: 8, spacing: Duration::ZERO };
+        let batcher = Batcher::start(limits, move |items: Vec<u32>| {
+            seen.lock().unwrap().extend(items.clone());
+            let wait = Arc::clone(&wait);
+            async move {
+                wait.acquire().await.unwrap().forget();
+                items
+            }
+        });
+        let within = |n: u32, ms: u64| {
+            let batcher = batcher.clone();
+            tokio::spawn(async move { batcher.submit_within(n, Duration::from_millis(ms)).await })
+        };
+        // The first is flushed at once and takes longer than its caller would wait for the beginning.
+        let first = within(1, 50);
+        while flushed.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let gone = within(2, 60_000);
+        assert_eq!(within(3, 50).await.unwrap(), Err(SubmitError::Late));
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
+        let last = within(4, 60_000);
+        gate.add_permits(8);
+        assert_eq!((first.await.unwrap(), last.await.unwrap()), (Ok(1), Ok(4)));
+        assert_eq!(*flushed.lock().unwrap(), [1, 4]);
     }
 
     #[tokio::test]

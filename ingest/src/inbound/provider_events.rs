@@ -191,7 +191,9 @@ impl Keeper {
             match answer {
                 Ok(Ok(is_new)) => new += usize::from(is_new),
                 Err(SubmitError::Full) => return Err(Problem::overloaded()),
-                Ok(Err(KeepError)) | Err(SubmitError::Abandoned) => return Err(Problem::unavailable()),
+                Ok(Err(KeepError)) | Err(SubmitError::Late | SubmitError::Abandoned) => {
+                    return Err(Problem::unavailable());
+                }
             }
         }
         Ok(new)

@@ -194,7 +194,9 @@ impl Hooks {
         match timeout(DEADLINE, self.batcher.try_submit(event)).await {
             Ok(Ok(Ok(is_new))) => Ok(is_new),
             Ok(Err(SubmitError::Full)) => Err(Problem::overloaded()),
-            Ok(Ok(Err(KeepError)) | Err(SubmitError::Abandoned)) | Err(_) => Err(Problem::unavailable()),
+            Ok(Ok(Err(KeepError)) | Err(SubmitError::Late | SubmitError::Abandoned)) | Err(_) => {
+                Err(Problem::unavailable())
+            }
         }
     }
 }
