@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use app::{App, Pieces};
 use inbound::provider_events::{Trust, TrustError};
-use submitting::accept::Acceptor;
+use submitting::accept::{self, Acceptor};
 use submitting::intake::{Consumers, Intake};
 use submitting::turns::Turns;
 
@@ -162,6 +162,7 @@ fn callers(config: &Config) -> Result<Waha, IngestError> {
 
 /// Pools of their own, so that questions can never keep a commit waiting.
 struct Stores {
+    shared_commits: Store,
     acceptance: Store,
     hooks: Store,
     events: Store,
@@ -171,10 +172,13 @@ struct Stores {
 impl Stores {
     fn open(config: &Config) -> Result<Self, IngestError> {
         let open = |size| Store::open(&config.database, size).map_err(|error| IngestError::Database(error.into()));
-        let own = submitting::accept::CONNECTIONS + inbound::waha::CONNECTIONS + inbound::provider_events::CONNECTIONS;
+        let accepting = accept::SHARED_CONNECTIONS + accept::OTHER_CONNECTIONS;
+        let own = accepting + inbound::waha::CONNECTIONS + inbound::provider_events::CONNECTIONS;
         let rest = config.database.pool_size.saturating_sub(own);
+        let shared_commits = Store::open_prompt(&config.database, accept::SHARED_CONNECTIONS);
         Ok(Self {
-            acceptance: open(submitting::accept::CONNECTIONS)?,
+            shared_commits: shared_commits.map_err(|error| IngestError::Database(error.into()))?,
+            acceptance: open(accept::OTHER_CONNECTIONS)?,
             hooks: open(inbound::waha::CONNECTIONS)?,
             events: open(inbound::provider_events::CONNECTIONS)?,
             questions: open(rest.max(QUESTION_CONNECTIONS_MIN))?,
@@ -185,7 +189,8 @@ impl Stores {
 fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, shortcut: Shortcut, turns: Turns) -> Acceptor {
     let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
     let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
-    Acceptor::start(stores.acceptance.clone(), dispatcher, shortcut, turns, config.timing.relay_after)
+    let (shared, others) = (stores.shared_commits.clone(), stores.acceptance.clone());
+    Acceptor::start(shared, others, dispatcher, shortcut, turns, config.timing.relay_after)
 }
 
 /// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.

@@ -211,6 +211,11 @@ impl Problem {
         Self::new(Code::Overloaded, "Nothing was stored; repeat the request after a second.")
     }
 
+    /// The database cannot store anything at the moment.
+    pub fn not_stored() -> Self {
+        Self::new(Code::Unavailable, "Nothing was stored; repeat the request after a second.")
+    }
+
     /// The database cannot be reached, or did not say in time whether it has stored the request.
     pub fn unavailable() -> Self {
         Self::new(

@@ -86,7 +86,7 @@ impl Task for WebhookEvents {
             let stored = self.store.accept(&batch, self.relay_after_ms, &crowding, &Leases::default()).await?;
             stored.dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
             for ((id, delivery), accepted) in ids.into_iter().zip(stored.results) {
-                told.push((id, Some(carrier(accepted, delivery.0))));
+                told.extend(carrier(accepted, delivery.0).map(|carrier| (id, Some(carrier))));
             }
         }
         counter!("posthaste_webhook_events_total").increment(count_of(told.len()));
@@ -100,11 +100,13 @@ impl Task for WebhookEvents {
     }
 }
 
-/// What was accepted before a crash carries the event; its id is the stored answer.
-fn carrier(accepted: Accepted, ours: Uuid) -> Uuid {
+/// What was accepted before a crash carries the event; its id is the stored answer. `None`: the answer cannot be read, the event
+/// stays pending.
+fn carrier(accepted: Accepted, ours: Uuid) -> Option<Uuid> {
     match accepted {
-        Accepted::Replayed(first) => Uuid::from_slice(&first).unwrap_or(ours),
-        Accepted::New | Accepted::KeyTaken | Accepted::NoRoom { .. } => ours,
+        Accepted::Replayed(first) => Some(Uuid::from_slice(&first).unwrap_or(ours)),
+        Accepted::New | Accepted::KeyTaken | Accepted::NoRoom { .. } => Some(ours),
+        Accepted::Unanswered => None,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Acceptance: many concurrent requests share one commit.
 //!
-//! Whatever piled up while the last commit was under way goes into the next one. The commit runs in a task of its own:
-//! a client that hangs up cancels nothing, and one that is told "too late" may still find its message stored, which is
-//! what its idempotency key is for.
+//! Whatever piled up while the last commit was under way goes into the next one. A request that has waited too long, or whose
+//! client has gone, is taken out before its commit begins: what was answered with 503 is not stored. Once a commit has begun
+//! its end is waited for, so that the answer is true.
 
 use std::{
     collections::HashMap,
@@ -26,19 +26,28 @@ use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
 use crate::{problem::Problem, submitting::turns::Turns};
 
-/// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms; 4096 waiting are
-/// more than a second and a half of a slow disk's work, after which a caller would get a 503 anyway.
+/// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms. What waits is bounded by
+/// [`QUEUE_WAIT`]; the number bounds memory.
 const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(3) };
 /// Bulks committed at once; each is one statement over thousands of rows.
 const BULKS_PARALLEL_MAX: usize = 2;
-/// Connections that acceptance keeps busy at most: the batches, the bulks, and two queues of the intake.
-pub const CONNECTIONS: usize = LIMITS.parallel_max + BULKS_PARALLEL_MAX + 2;
-/// From a parsed request to its commit, so that a caller has its 503 within two seconds.
-const DEADLINE: Duration = Duration::from_millis(1800);
-/// The same for a bulk: 10,000 rows take about half a second, and one may wait for another.
-const BULK_DEADLINE: Duration = Duration::from_secs(8);
-/// Statements that may fail in search of one bad row; beyond it the fault is not in a row.
-const REFUSALS_MAX: u32 = 24;
+/// Connections for the shared commits of requests.
+pub const SHARED_CONNECTIONS: usize = LIMITS.parallel_max;
+/// Connections for everything else that is accepted: the bulks, and two queues of the intake.
+pub const OTHER_CONNECTIONS: usize = BULKS_PARALLEL_MAX + 2;
+/// How long a request waits for its commit to begin. The statement of a shared commit ends within 1.2 s
+/// ([`Store::open_prompt`]), so that a caller has its answer within two seconds.
+const QUEUE_WAIT: Duration = Duration::from_millis(700);
+/// After this long a shared commit that failed is not tried again, neither whole nor in halves. PostgreSQL looks
+/// for deadlocks after a second.
+const TRY_AGAIN_WITHIN: Duration = Duration::from_millis(1150);
+/// The same for a batch of the intake, whose publishers do not wait.
+const INTAKE_TRY_AGAIN_WITHIN: Duration = Duration::from_secs(10);
+/// How long a bulk waits for its commit to begin: 10,000 rows take about half a second, and one may wait for another.
+const BULK_WAIT: Duration = Duration::from_secs(6);
+/// How long the end of a commit that has begun is waited for. The server ends its statements before; a commit that takes longer
+/// has lost its server.
+const COMMIT_WAIT: Duration = Duration::from_secs(15);
 
 /// Why something was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,13 +55,16 @@ pub enum AcceptError {
     /// Too much waits already; nothing was stored.
     #[error("too much is waiting to be stored")]
     Full,
-    /// It took too long; it may be stored yet.
-    #[error("the commit took too long")]
+    /// Its commit did not begin in time; nothing was stored.
+    #[error("the commit did not begin in time")]
     Late,
-    /// The database cannot be reached; it may be stored if the connection broke right after the commit.
-    #[error("the database cannot be reached")]
+    /// The database cannot do its work at the moment; nothing was stored.
+    #[error("the database is not available")]
     Unavailable,
-    /// The database refused it: a fault of ours, since everything was validated.
+    /// The connection broke in mid-commit, or a stored answer cannot be read: it may be stored.
+    #[error("nobody knows whether it is stored")]
+    Unknown,
+    /// The database refused the values: a fault of ours, since everything was validated.
     #[error("the database refused it")]
     Refused,
     /// The process is stopping.
@@ -60,11 +72,38 @@ pub enum AcceptError {
     Stopping,
 }
 
+impl AcceptError {
+    /// Whether it is certain that nothing was stored.
+    pub const fn is_not_stored(self) -> bool {
+        matches!(self, Self::Full | Self::Late | Self::Unavailable | Self::Refused)
+    }
+
+    /// What a failed commit means for the requests in it.
+    fn of(error: &DbError) -> Self {
+        match error {
+            error if error.is_outcome_unknown() => Self::Unknown,
+            error if error.is_unavailable() => Self::Unavailable,
+            _ => Self::Refused,
+        }
+    }
+}
+
+impl From<SubmitError> for AcceptError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Full => Self::Full,
+            SubmitError::Late => Self::Late,
+            SubmitError::Abandoned => Self::Stopping,
+        }
+    }
+}
+
 impl From<AcceptError> for Problem {
     fn from(error: AcceptError) -> Self {
         match error {
             AcceptError::Full => Self::overloaded(),
-            AcceptError::Late | AcceptError::Unavailable | AcceptError::Stopping => Self::unavailable(),
+            AcceptError::Late | AcceptError::Unavailable => Self::not_stored(),
+            AcceptError::Unknown | AcceptError::Stopping => Self::unavailable(),
             AcceptError::Refused => Self::internal(),
         }
     }
@@ -77,15 +116,18 @@ pub type Verdict = Result<Accepted, AcceptError>;
 #[derive(Clone)]
 pub struct Acceptor {
     batcher: Batcher<Acceptance, Verdict>,
+    /// Commits what is not shared among requests.
     committer: Committer,
     bulks: Arc<Semaphore>,
     runtime: Handle,
 }
 
 impl Acceptor {
-    /// Starts accepting, on the runtime of the caller.
-    /// A pool of the same process gets by `shortcut` what it can send at once.
+    /// Starts accepting, on the runtime of the caller. Commits shared among requests go through `shared`, a
+    /// [`Store::open_prompt`], all others through `store`. A pool of the same process gets by `shortcut` what it can send at
+    /// once.
     pub fn start(
+        shared: Store,
         store: Store,
         dispatcher: Dispatcher,
         shortcut: Shortcut,
@@ -94,10 +136,10 @@ impl Acceptor {
     ) -> Self {
         let relay_after_ms = i32::try_from(relay_after.as_millis()).unwrap_or(i32::MAX);
         let committer = Committer { store, dispatcher, shortcut, turns, relay_after_ms };
-        let batches = committer.clone();
+        let batches = Committer { store: shared, ..committer.clone() };
         let flush = move |batch: Vec<Acceptance>| {
             let committer = batches.clone();
-            async move { committer.commit(batch).await }
+            async move { committer.commit(batch, TRY_AGAIN_WITHIN).await }
         };
         let batcher = Batcher::start(LIMITS, flush);
         Self { batcher, committer, bulks: Arc::new(Semaphore::new(BULKS_PARALLEL_MAX)), runtime: Handle::current() }
@@ -110,33 +152,37 @@ impl Acceptor {
             return self.accept_bulk(acceptance).await;
         }
         let started = Instant::now();
-        let verdict = match timeout(DEADLINE, self.batcher.try_submit(acceptance)).await {
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(SubmitError::Full)) => Err(AcceptError::Full),
-            Ok(Err(SubmitError::Abandoned)) => Err(AcceptError::Stopping),
-            Err(_) => Err(AcceptError::Late),
+        let verdict = match timeout(COMMIT_WAIT, self.batcher.submit_within(acceptance, QUEUE_WAIT)).await {
+            Ok(verdict) => verdict.unwrap_or_else(|error| Err(error.into())),
+            Err(_) => Err(AcceptError::Unknown),
         };
         metrics::histogram!("posthaste_accept_seconds").record(started.elapsed());
         verdict
     }
 
-    /// Accepts a request with thousands of messages, in a commit of its own.
+    /// Accepts a request with thousands of messages, in a commit of its own. The commit runs in a task: a client that hangs up
+    /// does not cut it off half-way.
     pub async fn accept_bulk(&self, acceptance: Acceptance) -> Verdict {
-        let (committer, bulks) = (self.committer.clone(), Arc::clone(&self.bulks));
+        let permit = match timeout(BULK_WAIT, Arc::clone(&self.bulks).acquire_owned()).await {
+            Ok(permit) => permit.map_err(|_| AcceptError::Stopping)?,
+            Err(_) => return Err(AcceptError::Late),
+        };
+        let committer = self.committer.clone();
         let commit = self.runtime.spawn(async move {
-            let _permit = bulks.acquire_owned().await.map_err(|_| AcceptError::Stopping)?;
-            committer.commit(vec![acceptance]).await.pop().unwrap_or(Err(AcceptError::Refused))
+            let verdict = committer.commit(vec![acceptance], TRY_AGAIN_WITHIN).await.pop();
+            drop(permit);
+            verdict.unwrap_or(Err(AcceptError::Refused))
         });
-        match timeout(BULK_DEADLINE, commit).await {
+        match timeout(COMMIT_WAIT, commit).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(_)) => Err(AcceptError::Stopping),
-            Err(_) => Err(AcceptError::Late),
+            Err(_) => Err(AcceptError::Unknown),
         }
     }
 
     /// Accepts a batch that was gathered elsewhere, in one commit. One verdict per acceptance, in order.
     pub async fn accept_batch(&self, batch: Vec<Acceptance>) -> Vec<Verdict> {
-        self.committer.commit(batch).await
+        self.committer.commit(batch, INTAKE_TRY_AGAIN_WITHIN).await
     }
 }
 
@@ -150,38 +196,34 @@ struct Committer {
 }
 
 impl Committer {
-    async fn commit(&self, batch: Vec<Acceptance>) -> Vec<Verdict> {
-        let mut refusals = 0;
-        self.commit_part(&batch, &mut refusals).await
+    async fn commit(&self, batch: Vec<Acceptance>, try_again_within: Duration) -> Vec<Verdict> {
+        let tries = Tries { until: Instant::now() + try_again_within, once_more: true };
+        self.commit_part(&batch, tries).await
     }
 
-    /// Commits `batch`. If the database refuses it, each half is tried alone, until the bad row stands alone.
-    fn commit_part<'a>(&'a self, batch: &'a [Acceptance], refusals: &'a mut u32) -> BoxFuture<'a, Vec<Verdict>> {
+    /// Commits `batch`. One that lost a race is tried once more; then, and where the database refuses values, each half is tried
+    /// alone, until what fails stands alone. That costs a bad row about two statements for each time the batch can be halved.
+    fn commit_part<'a>(&'a self, batch: &'a [Acceptance], tries: Tries) -> BoxFuture<'a, Vec<Verdict>> {
         Box::pin(async move {
-            match self.commit_once(batch).await {
-                Ok(verdicts) => verdicts,
-                Err(error) if error.is_unavailable() => {
-                    tracing::warn!(%error, size = batch.len(), "nothing of a batch was accepted");
-                    vec![Err(AcceptError::Unavailable); batch.len()]
+            let error = match self.commit_once(batch).await {
+                Ok(verdicts) => return verdicts,
+                Err(error) => error,
+            };
+            let lost_race = error.lost_race();
+            let may_pass_in_part = lost_race || !error.is_unavailable();
+            if Instant::now() >= tries.until || !may_pass_in_part {
+                return failed(batch, &error);
+            }
+            match batch.split_at_checked(batch.len() / 2) {
+                _ if lost_race && tries.once_more => self.commit_part(batch, Tries { once_more: false, ..tries }).await,
+                Some((left, right)) if !left.is_empty() => {
+                    let mut verdicts = self.commit_part(left, tries).await;
+                    verdicts.extend(self.commit_part(right, tries).await);
+                    verdicts
                 }
-                Err(error) => {
-                    *refusals += 1;
-                    self.commit_halves(batch, refusals, &error).await
-                }
+                _ => failed(batch, &error),
             }
         })
-    }
-
-    async fn commit_halves(&self, batch: &[Acceptance], refusals: &mut u32, error: &DbError) -> Vec<Verdict> {
-        if batch.len() < 2 || *refusals >= REFUSALS_MAX {
-            let source = std::error::Error::source(error).map(ToString::to_string);
-            tracing::error!(%error, source, size = batch.len(), "the database refused an acceptance");
-            return vec![Err(AcceptError::Refused); batch.len()];
-        }
-        let (left, right) = batch.split_at(batch.len() / 2);
-        let mut verdicts = self.commit_part(left, refusals).await;
-        verdicts.extend(self.commit_part(right, refusals).await);
-        verdicts
     }
 
     async fn commit_once(&self, batch: &[Acceptance]) -> Result<Vec<Verdict>, DbError> {
@@ -202,7 +244,11 @@ impl Committer {
         }
         count(batch, &stored.results);
         self.turns.note(batch);
-        Ok(stored.results.into_iter().map(Ok).collect())
+        let verdict = |accepted| match accepted {
+            Accepted::Unanswered => Err(AcceptError::Unknown),
+            accepted => Ok(accepted),
+        };
+        Ok(stored.results.into_iter().map(verdict).collect())
     }
 
     /// Places for what a pool of this process can send at once. Messages of a bulk have no content of their own, and nobody waits
@@ -212,6 +258,29 @@ impl Committer {
         let own = candidates.filter(|(message, _)| message.content.is_some());
         own.filter_map(|(_, delivery)| Some((delivery.id, self.shortcut.reserve(delivery.route)?))).collect()
     }
+}
+
+/// What else may be done about a commit that failed.
+#[derive(Clone, Copy)]
+struct Tries {
+    /// When the last statement may begin.
+    until: Instant,
+    /// Whether one that lost a race may be tried again as it is.
+    once_more: bool,
+}
+
+/// Nothing of `batch` was accepted. Values that were refused in company are not known to be the bad ones.
+fn failed(batch: &[Acceptance], error: &DbError) -> Vec<Verdict> {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    let verdict = match AcceptError::of(error) {
+        AcceptError::Refused if batch.len() > 1 => AcceptError::Unavailable,
+        verdict => verdict,
+    };
+    match verdict {
+        AcceptError::Refused => tracing::error!(%error, source, "the database refused an acceptance"),
+        _ => tracing::warn!(%error, source, size = batch.len(), "nothing of a batch was accepted"),
+    }
+    vec![Err(verdict); batch.len()]
 }
 
 /// One increment per channel and source of a commit, not one per message.

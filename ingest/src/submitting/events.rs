@@ -214,13 +214,18 @@ pub async fn receive(
         0..=SHARED_COMMIT_MAX => app.acceptor.accept(acceptance).await,
         _ => app.acceptor.accept_bulk(acceptance).await,
     };
-    match &verdict {
-        Ok(Accepted::New) => count(matched, errors),
-        // Somebody else used the key meanwhile, so that nothing was told by this one.
-        Ok(Accepted::Replayed(_) | Accepted::KeyTaken) if !granted.is_empty() => {
-            app.db.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
+    let is_untold = match &verdict {
+        Ok(Accepted::New) => {
+            count(matched, errors);
+            false
         }
-        Ok(_) | Err(_) => {}
+        // Somebody else used the key meanwhile, so that nothing was told by this one.
+        Ok(Accepted::Replayed(_) | Accepted::KeyTaken) => true,
+        Ok(_) => false,
+        Err(error) => error.is_not_stored(),
+    };
+    if is_untold && !granted.is_empty() {
+        app.db.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
     }
     respond(verdict, answer)
 }

@@ -166,6 +166,7 @@ pub fn respond(verdict: Verdict, answer: Vec<u8>) -> Result<HttpResponse, Proble
         Accepted::Replayed(first) => Ok(response.insert_header((REPLAYED, "true")).body(first)),
         Accepted::KeyTaken => Err(key_taken()),
         Accepted::NoRoom { seconds } => Err(no_room(seconds)),
+        Accepted::Unanswered => Err(Problem::unavailable()),
     }
 }
 

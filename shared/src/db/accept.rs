@@ -46,6 +46,8 @@ pub enum Accepted {
     Replayed(Vec<u8>),
     /// The key was used for another request.
     KeyTaken,
+    /// The key was used before, and what was answered under it cannot be read at the moment.
+    Unanswered,
     /// Its line has no room; nothing was stored.
     NoRoom {
         /// Seconds until the line's next slot.
@@ -87,11 +89,8 @@ impl Store {
             wake::scheduler();
         }
         let is_new = |acceptance: &Acceptance| is_new(acceptance, &won);
-        let results = if batch.iter().all(is_new) {
-            vec![Accepted::New; batch.len()]
-        } else {
-            self.answers(batch, is_new).await?
-        };
+        let results =
+            if batch.iter().all(is_new) { vec![Accepted::New; batch.len()] } else { self.answers(batch, is_new).await };
         let (mut items, mut claims) = (Vec::new(), Vec::new());
         for acceptance in batch.iter().filter(|acceptance| is_new(acceptance)) {
             for (message, delivery) in at_once(acceptance, crowding) {
@@ -105,14 +104,16 @@ impl Store {
     }
 
     /// The same in a transaction with what stands beside; undone, with the seconds to wait, where a line has no room.
+    ///
+    /// Locks are taken in the order of [`Store::hold_digests`] and what follows it: windows, then the lines that deliveries are
+    /// parked in.
     async fn accept_with(&self, statement: Statement<SqlRow>, batch: &[Acceptance]) -> DbResult<Result<Row, f64>> {
         let mut conn = self.transaction().await?;
         let stored = async {
+            self.lock_windows(&mut conn, &beside_of(batch.iter())).await?;
             let (outbox_id, won, at): Row = diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
             let new = batch.iter().filter(|acceptance| is_new(acceptance, &won));
-            let beside: Vec<(TenantId, &Beside)> =
-                new.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect();
-            self.write_beside(&mut conn, &beside).await?;
+            self.write_beside(&mut conn, &beside_of(new)).await?;
             // What was parked a moment ago counts already, and its line stays locked until the end.
             for line in batch.iter().filter(|acceptance| is_new(acceptance, &won)).filter_map(|one| one.room_in) {
                 let rooms: Vec<(i32, f64)> = diesel_async::RunQueryDsl::load(room(line), &mut *conn).await?;
@@ -146,21 +147,32 @@ impl Store {
         Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
     }
 
-    /// The stored answers for the acceptances whose key was taken.
-    async fn answers(&self, batch: &[Acceptance], is_new: impl Fn(&Acceptance) -> bool) -> DbResult<Vec<Accepted>> {
+    /// The stored answers for the acceptances whose key was taken. What is new is committed by now, so this cannot fail.
+    async fn answers(&self, batch: &[Acceptance], is_new: impl Fn(&Acceptance) -> bool) -> Vec<Accepted> {
         let keyed = || batch.iter().filter(|a| !is_new(a)).filter_map(|a| a.key.as_ref().map(|key| (a.tenant, key)));
         let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
             .bind::<Array<Int4>, _>(keyed().map(|(tenant, _)| tenant.0).collect::<Vec<_>>())
             .bind::<Array<Binary>, _>(keyed().map(|(_, key)| key.key_hash.to_vec()).collect::<Vec<_>>());
-        let stored: Vec<StoredAnswer> = query.rows(self).await?;
+        let stored: Result<Vec<StoredAnswer>, _> = query.rows(self).await;
+        if let Err(error) = &stored {
+            tracing::warn!(%error, "the answers of repeated requests cannot be read");
+        }
         let answer = |acceptance: &Acceptance| {
-            let Some(key) = acceptance.key.as_ref().filter(|_| !is_new(acceptance)) else { return Ok(Accepted::New) };
+            let Some(key) = acceptance.key.as_ref().filter(|_| !is_new(acceptance)) else { return Accepted::New };
+            let Ok(stored) = &stored else { return Accepted::Unanswered };
             let same = stored
                 .iter()
                 .find(|(tenant, key_hash, ..)| *tenant == acceptance.tenant.0 && key_hash == &key.key_hash)
                 .filter(|(_, _, request_hash, _)| request_hash == &key.request_hash);
-            let Some((.., response)) = same else { return Ok(Accepted::KeyTaken) };
-            Ok(Accepted::Replayed(self.sealer().open(sealed::RESPONSE.of(acceptance.tenant), response.clone())?))
+            let Some((.., response)) = same else { return Accepted::KeyTaken };
+            let opened = self.sealer().open(sealed::RESPONSE.of(acceptance.tenant), response.clone());
+            opened.map_or_else(
+                |error| {
+                    tracing::error!(%error, "the answer of a repeated request cannot be read");
+                    Accepted::Unanswered
+                },
+                Accepted::Replayed,
+            )
         };
         batch.iter().map(answer).collect()
     }
@@ -181,6 +193,11 @@ impl Store {
         let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<Int8, _>(limit);
         query.run(self).await
     }
+}
+
+/// What is to be written beside acceptances.
+fn beside_of<'a>(acceptances: impl Iterator<Item = &'a Acceptance>) -> Vec<(TenantId, &'a Beside)> {
+    acceptances.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect()
 }
 
 fn is_new(acceptance: &Acceptance, won: &[Uuid]) -> bool {

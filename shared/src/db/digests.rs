@@ -1,7 +1,7 @@
 //! Digests: windows in which events gather, and their closing. A window is a row that closes once, in the transaction that
 //! accepts what became of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     DbResult, Scoped, Store,
     accept::Acceptance,
-    beside::NewDigestItem,
+    beside::{Beside, NewDigestItem},
     outbox::Dispatch,
     poll::{Floors, WorkKind, floor_of},
     sealed, statement,
@@ -134,6 +134,31 @@ impl Store {
             .bind::<Text, _>(key.to_owned());
         let rows: Vec<(i32, DateTime<Utc>)> = query.within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().next())
+    }
+
+    /// Locks the open windows that events are going to be put into, in one order, before anything else is locked that the closing
+    /// of a window needs as well.
+    pub(super) async fn lock_windows(
+        &self,
+        conn: &mut AsyncPgConnection,
+        beside: &[(TenantId, &Beside)],
+    ) -> DbResult<()> {
+        let group = |(tenant, beside): &(TenantId, &Beside)| match beside {
+            Beside::DigestItem(item) => Some(Group::of(*tenant, item)),
+            Beside::Event(_) | Beside::Broadcast(_) => None,
+        };
+        let groups: BTreeSet<Group> = beside.iter().filter_map(group).collect();
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let texts = |of: fn(&Group) -> &String| groups.iter().map(|group| of(group).clone()).collect::<Vec<_>>();
+        let query = statement::<()>(LOCK_WINDOWS)
+            .bind::<Array<Int4>, _>(groups.iter().map(|group| group.tenant).collect::<Vec<_>>())
+            .bind::<Array<SqlUuid>, _>(groups.iter().map(|group| group.rule).collect::<Vec<_>>())
+            .bind::<Array<Text>, _>(texts(|group| &group.user_id))
+            .bind::<Array<Text>, _>(texts(|group| &group.key));
+        RunQueryDsl::execute(query, conn).await?;
+        Ok(())
     }
 
     /// Puts events into their windows, within the transaction that accepts them. Windows that have a fill get one event at a
@@ -374,6 +399,12 @@ ON CONFLICT (tenant_id, rule_id, user_id, key) WHERE state = 'open' DO UPDATE SE
                      ELSE least(d.latest_at, greatest(d.closes_at, excluded.closes_at)) END,
     state = CASE WHEN d.items + excluded.items >= excluded.max_items THEN 'full' ELSE 'open' END
 RETURNING d.id, d.tenant_id, d.rule_id, d.user_id, d.key";
+
+/// In the order of [`GATHER`].
+const LOCK_WINDOWS: &str = "
+SELECT 1 FROM unnest(?::int4[], ?::uuid[], ?::text[], ?::text[]) WITH ORDINALITY AS g(tenant_id, rule_id, user_id, key, place)
+JOIN digests d ON d.tenant_id = g.tenant_id AND d.rule_id = g.rule_id AND d.user_id = g.user_id AND d.key = g.key AND d.state = 'open'
+ORDER BY g.place FOR UPDATE OF d";
 
 const INSERT_ITEMS: &str = "
 INSERT INTO digest_items (digest_id, event_id, tenant_id, data) SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::bytea[])";

@@ -90,6 +90,8 @@ pub use statement::{Statement, statement};
 
 /// How long a caller waits for a connection. Below the 2 s within which ingest promises its 503.
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(1500);
+/// The same for [`Store::open_prompt`].
+const PROMPT_WAIT_MAX: Duration = Duration::from_millis(1200);
 /// The same for a command: nobody promised its user an answer within two seconds, and a busy database is no reason to fail.
 const COMMAND_WAIT_MAX: Duration = Duration::from_secs(15);
 
@@ -110,12 +112,21 @@ const SESSION_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET en
     SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '10s'; \
     SET timezone = 'UTC'; SET application_name = 'posthaste'";
 
+/// For statements whose caller must hear within two seconds whether they were carried out. The server ends what takes longer, so
+/// nobody has to guess; what waits for a lock gives up early enough to be tried again in parts, and before PostgreSQL looks for
+/// deadlocks.
+const PROMPT_SETTINGS: &str = "SET statement_timeout = '1200ms'; SET lock_timeout = '250ms'";
+
 /// From here on row-level security binds the connection, even that of a superuser. It begins with the engine's view, every
 /// tenant's rows; what is done for one tenant narrows it, see [`scope`]. A login that may not act as the role is left as it
 /// is: `posthaste migrate` needs no role, and [`Store::await_schema`] lets no service go on without it.
 const ROLE_SETTINGS: &str = "SET posthaste.tenant = '*'; \
     SELECT set_config('role', rolname, false) FROM pg_roles \
     WHERE rolname = 'posthaste_services' AND pg_has_role(session_user, oid, 'MEMBER')";
+
+const SERIALIZATION_FAILURE: &str = "40001";
+const DEADLOCK_DETECTED: &str = "40P01";
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// A database call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +156,17 @@ impl DbError {
             Self::Sealed(_) => None,
         }
     }
+
+    /// Whether another transaction was in the way: nothing was written, and the same call may pass at once.
+    pub fn lost_race(&self) -> bool {
+        matches!(self.sqlstate(), Some(SERIALIZATION_FAILURE | DEADLOCK_DETECTED | LOCK_NOT_AVAILABLE))
+    }
+
+    /// Whether the call may have been carried out all the same: the connection broke before the server had answered.
+    pub fn is_outcome_unknown(&self) -> bool {
+        let is_of_call = matches!(self, Self::Unavailable(error) if error.is::<diesel::result::Error>());
+        is_of_call && self.sqlstate().is_none()
+    }
 }
 
 impl From<diesel::result::Error> for DbError {
@@ -166,22 +188,28 @@ pub struct Store {
 impl Store {
     /// Opens a pool of at most `size` connections to `database`; nothing is dialled before the first use.
     pub fn open(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
-        Self::open_waiting(database, size, CONNECT_WAIT_MAX)
+        Self::open_waiting(database, size, CONNECT_WAIT_MAX, "")
+    }
+
+    /// As [`Store::open`], for statements that end within 1.2 s, one way or the other.
+    pub fn open_prompt(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
+        Self::open_waiting(database, size, PROMPT_WAIT_MAX, PROMPT_SETTINGS)
     }
 
     /// As [`Store::open`], for a command of a person, who rather waits than starts again.
     pub fn open_for_command(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
-        Self::open_waiting(database, size, COMMAND_WAIT_MAX)
+        Self::open_waiting(database, size, COMMAND_WAIT_MAX, "")
     }
 
     fn open_waiting(
         database: &DatabaseConfig,
         size: usize,
         wait: Duration,
+        settings: &'static str,
     ) -> Result<Self, deadpool::managed::BuildError> {
         let mut config = ManagerConfig::default();
         config.recycling_method = RecyclingMethod::Fast;
-        config.custom_setup = Box::new(|url| connect(url).boxed());
+        config.custom_setup = Box::new(move |url| connect(url, settings).boxed());
         let manager = AsyncDieselConnectionManager::new_with_config(database.url.expose_secret(), config);
         let timeouts = Timeouts { wait: Some(wait), create: Some(wait), recycle: Some(wait) };
         let spread = RandomState::new();
@@ -218,9 +246,9 @@ fn age_max(spread: &RandomState, metrics: &Metrics) -> Duration {
     AGE + Duration::from_millis(spread.hash_one(metrics.created) % AGE_SPREAD_MS)
 }
 
-async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
+async fn connect(url: &str, more_settings: &str) -> Result<AsyncPgConnection, ConnectionError> {
     let mut conn = sqlstate::connect(url).await?;
-    for settings in [SESSION_SETTINGS, ROLE_SETTINGS] {
+    for settings in [SESSION_SETTINGS, more_settings, ROLE_SETTINGS] {
         conn.batch_execute(settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     }
     Ok(conn)

@@ -37,6 +37,7 @@ struct KeyColumns {
 
 #[derive(Default)]
 struct BulkColumns {
+    keyed_subject: Vec<Option<Uuid>>,
     id: Vec<Uuid>,
     tenant: Vec<i32>,
     content: Vec<Vec<u8>>,
@@ -113,7 +114,7 @@ impl Columns {
     ) -> Result<(), SealError> {
         let keyed_subject = acceptance.key.is_some().then(|| acceptance.subject());
         if let Some(bulk) = &acceptance.bulk {
-            self.bulks.push(acceptance.tenant, bulk, sealer)?;
+            self.bulks.push(acceptance.tenant, keyed_subject, bulk, sealer)?;
         }
         for message in &acceptance.messages {
             self.messages.push(acceptance, keyed_subject, message, sealer)?;
@@ -148,7 +149,8 @@ impl Columns {
             .bind::<Array<SqlUuid>, _>(bulks.id)
             .bind::<Array<Int4>, _>(bulks.tenant)
             .bind::<Array<Binary>, _>(bulks.content)
-            .bind::<Array<Int4>, _>(bulks.refused);
+            .bind::<Array<Int4>, _>(bulks.refused)
+            .bind::<Array<Nullable<SqlUuid>>, _>(bulks.keyed_subject);
         let statement = messages
             .bind(statement)
             .bind::<Array<Nullable<SqlUuid>>, _>(messages.keyed_subject)
@@ -197,7 +199,14 @@ impl KeyColumns {
 }
 
 impl BulkColumns {
-    fn push(&mut self, tenant: TenantId, bulk: &NewBulk, sealer: &Sealer) -> Result<(), SealError> {
+    fn push(
+        &mut self,
+        tenant: TenantId,
+        keyed_subject: Option<Uuid>,
+        bulk: &NewBulk,
+        sealer: &Sealer,
+    ) -> Result<(), SealError> {
+        self.keyed_subject.push(keyed_subject);
         self.id.push(bulk.id.0);
         self.tenant.push(tenant.0);
         self.content.push(sealer.seal(sealed::CONTENT.of(tenant), &bulk.content)?);
@@ -317,7 +326,9 @@ WITH won AS (
 ), won_ids AS MATERIALIZED (SELECT coalesce(array_agg(subject), '{}') AS ids FROM won
 ), new_bulks AS (
     INSERT INTO bulks (id, tenant_id, content, refused)
-    SELECT * FROM unnest(?::uuid[], ?::int4[], ?::bytea[], ?::int4[])
+    SELECT id, tenant_id, content, refused
+    FROM unnest(?::uuid[], ?::int4[], ?::bytea[], ?::int4[], ?::uuid[]) AS b(id, tenant_id, content, refused, keyed_subject)
+    WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
     ON CONFLICT DO NOTHING
 ), new_messages AS (
     INSERT INTO messages@ (id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)

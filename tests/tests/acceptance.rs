@@ -1,0 +1,210 @@
+//! Acceptance while the database is slow, refuses, or is in somebody else's hands: every answer is true, and nobody pays for a
+//! neighbour.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use chrono::{TimeDelta, Utc};
+use futures_util::future::{join_all, try_join_all};
+use harness::{
+    Api, Role, Stack, TestServers,
+    api::{Answer, SOON},
+    eventually,
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+use shared::{
+    config::DatabaseConfig,
+    db::{
+        Store,
+        accept::{Acceptance, Accepted, Crowding, Leases, NewDelivery, NewMessage},
+        beside::{Beside, NewDigestItem},
+        digests::Ending,
+    },
+    domain::{Address, Channel, DeliveryId, Lane, MessageId, Route, TenantId},
+};
+use uuid::Uuid;
+
+fn note(user: &str) -> Value {
+    json!({"channel": "in_app", "recipient": "ada", "user_id": user, "message": "m"})
+}
+
+/// Ingest alone: nothing needs to be sent.
+async fn ingest() -> Result<Stack> {
+    let key = STANDARD.encode([1; 32]);
+    let mut stack = Stack::prepare(TestServers::shared()?, &[("POSTHASTE_ENCRYPTION_KEY", &key)]).await?;
+    stack.launch("ingest", Role::Ingest, &[]).await?;
+    Ok(stack)
+}
+
+/// Sends without a key.
+async fn send(api: &Api, body: &Value) -> Result<Answer> {
+    api.post("/api/notifications/send", body).await
+}
+
+/// How long the overload lasts.
+const LOAD: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn what_is_answered_with_503_is_not_stored_however_slow_the_database_is() -> Result<()> {
+    let stack = ingest().await?;
+    stack
+        .sql()
+        .await?
+        .batch_execute(
+            "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+             CREATE TRIGGER linger AFTER INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION linger()",
+        )
+        .await?;
+    let (api, begun, body) = (stack.producer(), Instant::now(), note("ada"));
+    let client = async || {
+        let (mut accepted, mut refused) = (0, 0);
+        while begun.elapsed() < LOAD {
+            let answer = send(&api, &body).await?;
+            match answer.status.as_u16() {
+                202 => accepted += 1,
+                503 => refused += 1,
+                _ => anyhow::bail!("{} {}", answer.status, answer.body),
+            }
+        }
+        Ok((accepted, refused))
+    };
+    let counts: Vec<(i64, i64)> = try_join_all((0..64).map(|_| client())).await?;
+    let accepted: i64 = counts.iter().map(|(accepted, _)| accepted).sum();
+    let refused: i64 = counts.iter().map(|(_, refused)| refused).sum();
+    ensure!(accepted > 0 && refused > 0, "{accepted} accepted, {refused} refused: this was no overload");
+    assert_eq!(stack.count("SELECT count(*) FROM messages").await?, accepted, "{refused} were refused");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_pays_for_a_neighbour_whose_row_is_refused_nor_for_a_race_that_was_lost() -> Result<()> {
+    let stack = ingest().await?;
+    let sql = stack.sql().await?;
+    sql.batch_execute(
+        "CREATE SEQUENCE races;
+         CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+             IF NEW.user_id = 'bad' THEN RAISE SQLSTATE '22000'; END IF;
+             IF NEW.user_id = 'late' AND nextval('races') = 1 THEN RAISE SQLSTATE '40P01'; END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER judge BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION judge()",
+    )
+    .await?;
+    let api = stack.producer();
+    assert_eq!(send(&api, &note("late")).await?.status.as_u16(), 202, "one lost race");
+
+    // They share commits: while the first ones are under way, the others pile up.
+    let users: Vec<&str> = (0..192).map(|n| if n % 4 == 0 { "bad" } else { "good" }).collect();
+    let notes: Vec<Value> = users.iter().map(|user| note(user)).collect();
+    let answers = try_join_all(notes.iter().map(|note| send(&api, note))).await?;
+    for (user, answer) in users.iter().zip(answers) {
+        assert_eq!(answer.status.as_u16(), if *user == "bad" { 500 } else { 202 }, "{user}: {}", answer.body);
+    }
+    assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 1 + 144);
+
+    // An answer that cannot be read any more is no reason to undo what was committed with its request.
+    assert_eq!(api.send_keyed("sealed", &note("good")).await?.status.as_u16(), 202);
+    sql.execute(r"UPDATE idempotency_keys SET response = '\x0070680141414141'", &[]).await?;
+    let body = note("good");
+    let (repeats, others) = futures_util::join!(
+        join_all((0..8).map(|_| api.send_keyed("sealed", &body))),
+        join_all((0..64).map(|_| send(&api, &body))),
+    );
+    for answer in repeats {
+        assert_eq!(answer?.status.as_u16(), 503, "its answer cannot be read");
+    }
+    for answer in others {
+        assert_eq!(answer?.status.as_u16(), 202);
+    }
+    assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 1 + 144 + 1 + 64);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_repeated_bulk_stores_no_second_copy_of_its_content() -> Result<()> {
+    let stack = ingest().await?;
+    let body =
+        serde_json::to_vec(&json!({"user_ids": ["ada", "bob"], "channel": "in_app", "title": "t", "message": "m"}))?;
+    let api = stack.producer();
+    for _ in 0..3 {
+        let key = [("Idempotency-Key", "bulk")];
+        api.request(Method::POST, "/api/notifications/send-bulk", &key, Some(body.clone())).await?.ok()?;
+    }
+    assert_eq!(stack.count("SELECT count(*) FROM bulks").await?, 1);
+    assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 2);
+    Ok(())
+}
+
+const TENANT: TenantId = TenantId(1);
+
+/// A message that waits in its tenant's share, and what is gathered with it.
+fn low(beside: Vec<Beside>) -> Acceptance {
+    let delivery = NewDelivery {
+        id: DeliveryId::generate(),
+        route: Route { channel: Channel::InApp, lane: Lane::Bulk },
+        recipient: Address::new("ada"),
+        line: None,
+        rank: 0,
+        kind: "text",
+    };
+    let message = NewMessage {
+        id: MessageId::generate(),
+        user_id: None,
+        category: None,
+        priority: "low",
+        content: Some(b"{}".to_vec()),
+        scheduled_at: None,
+        expires_at: None,
+        deliveries: vec![delivery],
+        template: None,
+    };
+    Acceptance {
+        tenant: TENANT,
+        source: "http",
+        request_id: None,
+        traceparent: None,
+        key: None,
+        bulk: None,
+        messages: vec![message],
+        beside,
+        room_in: None,
+    }
+}
+
+#[tokio::test]
+async fn an_acceptance_and_the_closing_of_a_window_take_their_locks_in_one_order() -> Result<()> {
+    let stack = Stack::prepare(TestServers::shared()?, &[]).await?;
+    let store = Store::open(&DatabaseConfig::plain(&stack.database_url.parse()?), 2)?;
+    let now = Utc::now();
+    let item = NewDigestItem {
+        digest: Uuid::now_v7(),
+        rule: Uuid::now_v7(),
+        user_id: "ada".to_owned(),
+        key: String::new(),
+        event: Uuid::now_v7(),
+        data: b"{}".to_vec(),
+        event_type: "x".to_owned(),
+        opened_at: now,
+        closes_at: now - TimeDelta::seconds(1),
+        latest_at: now,
+        max_items: 1000,
+    };
+    assert!(store.open_window(TENANT, &item).await?);
+    let closing = store.hold_digests(vec![item.digest]).await?;
+    assert_eq!(closing.digests.len(), 1);
+    // The acceptance parks in the tenant's share and gathers into the window that is being closed.
+    let accepting = tokio::spawn({
+        let event = NewDigestItem { digest: Uuid::now_v7(), ..item.clone() };
+        let (store, batch) = (store.clone(), vec![low(vec![Beside::DigestItem(event)])]);
+        async move { store.accept(&batch, 1000, &Crowding::default(), &Leases::new()).await }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("the acceptance waits", SOON, || async { (stack.count(waits).await.ok()? == 1).then_some(()) }).await?;
+    // What the window becomes waits in the same share.
+    closing.end(vec![(item.digest, Ending::Told(Box::new(low(Vec::new()))))], 1000).await?;
+    assert_eq!(accepting.await??.results, [Accepted::New]);
+    assert_eq!(stack.count("SELECT count(*) FROM digests WHERE state = 'open'").await?, 1, "the event opened another");
+    Ok(())
+}
