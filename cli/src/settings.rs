@@ -3,9 +3,9 @@
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use shared::{
-    config::{self, DatabaseConfig},
+    config::{self, BrokerConfig, DatabaseConfig},
     db::{Store, audit::Deed, tenants::Tenant},
-    domain::TenantId,
+    domain::{RequireMapping, TenantId},
 };
 use url::Url;
 
@@ -37,6 +37,11 @@ pub fn broker_url() -> anyhow::Result<SecretString> {
     let url = variable("AMQP_URL")
         .context("AMQP_URL is missing: set it to the broker, for example amqp://user:password@127.0.0.1:5672/%2f")?;
     Ok(url.into())
+}
+
+/// Whether broker users must be mapped to tenants.
+pub fn require_mapping() -> anyhow::Result<RequireMapping> {
+    Ok(BrokerConfig::require_mapping_of(config::environment())?)
 }
 
 /// A server's URL as it may be shown: without password, and without options, where a password can stand as well.

@@ -130,7 +130,7 @@ pub async fn run(
         metrics: install_metrics(),
         others,
     }));
-    let intake = Intake::new(app.clone(), publisher);
+    let intake = Intake::new(app.clone(), publisher, Publisher::start(&publishing), config.broker.require_mapping);
     let taking = take(intake, &app, &config, stores.questions.clone(), &consuming, stop.clone());
     let hub = Arc::clone(&app.hub);
     let (listening, until) = (consuming.clone(), stop.clone());

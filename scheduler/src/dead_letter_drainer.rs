@@ -10,7 +10,9 @@ use shared::{
     clock,
     contract::{Event, WorkItem},
     db::{DbResult, Store, letters::NewLetter},
-    domain::{Channel, DeadReason, DeliveryId, EventKind, Round, State, TenantId},
+    domain::{
+        Channel, DeadOrigin, DeadReason, DeliveryId, EventKind, Publishers, RequireMapping, Round, State, TenantId,
+    },
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -31,22 +33,29 @@ pub struct DeadLetterDrainer {
     store: Store,
     consumer: Consumer,
     acker: Acker,
+    require_mapping: RequireMapping,
     trouble: Trouble,
     stop: CancellationToken,
 }
 
 impl DeadLetterDrainer {
     /// Reads with `consumer`.
-    pub fn new(store: Store, consumer: Consumer, trouble: Trouble, stop: CancellationToken) -> Self {
+    pub fn new(
+        store: Store,
+        consumer: Consumer,
+        require_mapping: RequireMapping,
+        trouble: Trouble,
+        stop: CancellationToken,
+    ) -> Self {
         let acker = consumer.acker();
-        Self { store, consumer, acker, trouble, stop }
+        Self { store, consumer, acker, require_mapping, trouble, stop }
     }
 
     /// Drains until stopped.
     pub async fn run(mut self) {
         while let Some(deliveries) = self.consumer.next_batch(PREFETCH.into(), LINGER).await {
             let (tags, kinds): (Vec<_>, Vec<_>) = deliveries.into_iter().map(sort).unzip();
-            while let Err(error) = file(&self.store, &kinds).await {
+            while let Err(error) = file(&self.store, &kinds, self.require_mapping).await {
                 // Even a refusal is waited out: the letters stay in their queue, which is where they are safe.
                 if !self.trouble.wait_out(&error, &self.stop).await {
                     return self.consumer.cancel().await;
@@ -64,7 +73,7 @@ fn sort(delivery: Delivery) -> (shared::amqp::Tag, Kind) {
 }
 
 /// Files everything; doing it twice changes nothing.
-async fn file(store: &Store, kinds: &[Kind]) -> DbResult<()> {
+async fn file(store: &Store, kinds: &[Kind], require_mapping: RequireMapping) -> DbResult<()> {
     let work = kinds.iter().filter_map(|kind| match kind {
         Kind::Work(item, _) => Some(*item),
         Kind::Letter(_) => None,
@@ -74,9 +83,30 @@ async fn file(store: &Store, kinds: &[Kind]) -> DbResult<()> {
         Kind::Letter(letter) => Some(letter.clone()),
         Kind::Work(item, letter) => (!known.contains(&item.d)).then(|| letter.clone()),
     });
-    let letters: Vec<NewLetter> = letters.collect();
+    let mut letters: Vec<NewLetter> = letters.collect();
+    withhold(store, &mut letters, require_mapping).await?;
     let written: HashSet<Uuid> = store.insert_letters(letters.clone()).await?.into_iter().collect();
     letters.iter().filter(|letter| written.contains(&letter.id)).for_each(|letter| tell_dead(letter.reason, 1));
+    Ok(())
+}
+
+/// Takes the tenant from letters about submissions that the intake never saw, where their publisher may not publish for it:
+/// nobody else's publish may appear among a tenant's letters, nor be reported to its webhooks.
+async fn withhold(store: &Store, letters: &mut [NewLetter], require_mapping: RequireMapping) -> DbResult<()> {
+    let unseen = |letter: &&mut NewLetter| {
+        letter.amqp_user.is_some() && (letter.reason == DeadReason::Unroutable || letter.origin == DeadOrigin::Broker)
+    };
+    let mut unseen = letters.iter_mut().filter(unseen).peekable();
+    if unseen.peek().is_none() {
+        return Ok(());
+    }
+    let publishers = Publishers::new(store.amqp_users().await?, require_mapping);
+    for letter in unseen {
+        let Some(slug) = &letter.tenant else { continue };
+        let tenant = store.tenant_by_slug(slug).await?.map(|tenant| tenant.id);
+        let user = letter.amqp_user.as_deref().filter(|user| !user.is_empty());
+        letter.tenant.take_if(|_| !tenant.is_some_and(|tenant| publishers.check(tenant, user).is_ok()));
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use shared::{
-    amqp::{DETAIL, DLQ, Delivery, QUEUE, REASON, ROUTING_KEY, topology},
+    amqp::{DETAIL, DLQ, Delivery, QUEUE, REASON, ROUTING_KEY, USER_ID, topology},
     contract::{WorkItem, wire::VERSION},
     db::letters::NewLetter,
     domain::{Channel, DeadOrigin, DeadReason},
@@ -22,6 +22,7 @@ pub struct Found {
     exchange: String,
     routing_key: String,
     message_id: Option<String>,
+    user_id: Option<String>,
     headers: BTreeMap<String, Value>,
     body: Vec<u8>,
 }
@@ -52,6 +53,7 @@ impl From<Delivery> for Found {
     fn from(delivery: Delivery) -> Self {
         Self {
             message_id: delivery.properties.message_id().filter(|id| !id.is_empty()).map(str::to_owned),
+            user_id: delivery.properties.user_id().map(str::to_owned),
             headers: delivery.properties.headers(),
             exchange: delivery.exchange,
             routing_key: delivery.routing_key,
@@ -106,6 +108,7 @@ impl Found {
         let cause = self.cause();
         let (origin, reason) = (cause.origin(), cause.reason());
         let routing_key = self.submitted_with(&cause).map(str::to_owned);
+        let amqp_user = routing_key.is_some().then(|| self.published_by(&cause).unwrap_or_default().to_owned());
         let mut words = routing_key.as_deref().unwrap_or_default().split('.');
         let tenant = words.next().filter(|slug| !slug.is_empty()).map(str::to_owned);
         let channel = words.next().and_then(|word| word.parse().ok()).or_else(|| channel_of_work(cause.queue()));
@@ -119,6 +122,7 @@ impl Found {
             detail: cause.detail(self.header(DETAIL)),
             amqp_id: self.message_id,
             routing_key,
+            amqp_user,
             body: Some(self.body),
         }
     }
@@ -136,9 +140,18 @@ impl Found {
         }
     }
 
-    /// The same for every time the broker delivers it.
+    /// The broker user that published it. What we refused says so in a header; in what comes straight from a producer that
+    /// header is the producer's own word.
+    fn published_by(&self, cause: &Cause<'_>) -> Option<&str> {
+        match cause {
+            Cause::Refused { .. } => self.header(USER_ID),
+            Cause::GivenUp { .. } | Cause::Unroutable | Cause::Unknown => self.user_id.as_deref(),
+        }
+    }
+
+    /// The same for every time the broker delivers it. A producer gives no ids.
     fn id(&self, cause: &Cause<'_>) -> Uuid {
-        let given = self.header(LETTER_ID).and_then(|id| id.parse().ok());
+        let given = self.header(LETTER_ID).filter(|_| *cause != Cause::Unroutable).and_then(|id| id.parse().ok());
         let parts = [cause.queue(), &self.exchange, &self.routing_key, self.message_id.as_deref().unwrap_or_default()];
         given.unwrap_or_else(|| {
             let [queue, exchange, key, id] = parts.map(str::as_bytes);
@@ -202,6 +215,7 @@ mod tests {
             exchange: exchange.to_owned(),
             routing_key: key.to_owned(),
             message_id: Some("m-1".to_owned()),
+            user_id: Some("shop".to_owned()),
             headers,
             body: body.to_vec(),
         }
@@ -229,6 +243,17 @@ mod tests {
         assert_eq!((letter.tenant.as_deref(), letter.channel), (Some("acme"), Some(Channel::InApp)));
         assert_eq!((letter.detail.as_str(), letter.amqp_id.as_deref()), ("unknown field `colour`", Some("m-1")));
         assert_eq!(letter.routing_key.as_deref(), Some("acme.in-app.normal"));
+    }
+
+    #[test]
+    fn the_publisher_of_what_we_refused_stands_in_a_header_and_of_all_else_in_the_property() {
+        let mut headers = refused("posthaste.intake.std", "schema");
+        let user = |found: Found| letter(found).amqp_user;
+        assert_eq!(user(found(topology::DLX, "x", headers.clone(), b"{")).as_deref(), Some(""), "it did not say");
+        headers[USER_ID] = json!("orders");
+        assert_eq!(user(found(topology::DLX, "x", headers.clone(), b"{")).as_deref(), Some("orders"));
+        assert_eq!(user(found(topology::INGRESS, "acme.sms.soon", headers, b"{")).as_deref(), Some("shop"));
+        assert_eq!(user(found(topology::DLX, "x", refused("posthaste.events.log", "poison"), b"{")), None);
     }
 
     #[test]

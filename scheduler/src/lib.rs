@@ -188,7 +188,8 @@ impl Line {
         });
         let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, crew.stop());
         crew.follow("dead_letter_drainer", letters, |consumer, trouble, stop| {
-            dead_letter_drainer::DeadLetterDrainer::new(store.clone(), consumer, trouble, stop).run()
+            let require_mapping = config.broker.require_mapping;
+            dead_letter_drainer::DeadLetterDrainer::new(store.clone(), consumer, require_mapping, trouble, stop).run()
         });
     }
 

@@ -7,13 +7,14 @@ use std::{
 
 use metrics::counter;
 use shared::{
-    amqp::{Headers, INTAKE_STD, Outgoing, PublishError, Publisher, ROUTING_KEY},
+    amqp::{Headers, Outgoing, PublishError, Publisher, USER_ID, topology},
     db::{
         Store,
         letters::{IntakeLetter, Pass, Replay, RunningReplay},
         poll::WorkKind,
     },
     dispatch::Dispatcher,
+    replay::{self, Replayed},
 };
 use uuid::Uuid;
 
@@ -26,8 +27,6 @@ use crate::{
 const REPLAYS_MAX: i64 = 16;
 /// Letters of one pass: one statement of some tens of milliseconds.
 const PASS_MAX: i64 = 1000;
-/// Header: the letter that a submission was replayed from.
-const REPLAY: &str = "x-posthaste-replay";
 
 /// The task.
 pub struct Replays {
@@ -36,6 +35,8 @@ pub struct Replays {
     dispatcher: Dispatcher,
     relay_after_ms: i32,
     progress: HashMap<Uuid, Progress>,
+    /// Proves to the intake what was replayed; read when it is first needed.
+    key: Option<replay::Key>,
 }
 
 /// What this process remembers of a replay. Losing it costs time only.
@@ -59,7 +60,7 @@ enum Step {
 impl Replays {
     /// Deliveries go out through `dispatcher`, refused publishes through `publisher`.
     pub fn new(store: Store, publisher: Publisher, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
-        Self { store, publisher, dispatcher, relay_after_ms, progress: HashMap::new() }
+        Self { store, publisher, dispatcher, relay_after_ms, progress: HashMap::new(), key: None }
     }
 
     async fn advance(&mut self, running: &RunningReplay) -> Result<Step, TaskError> {
@@ -83,7 +84,7 @@ impl Replays {
         Ok(if replay.rate.is_none() && (seen > 0 || after.is_some()) { Step::More } else { Step::Wait })
     }
 
-    async fn hand_on(&self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
+    async fn hand_on(&mut self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
         counter!("posthaste_letters_moved_total", "action" => replay.action.clone())
             .increment(u64::try_from(pass.moved).unwrap_or(0));
         pass.dispatches.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
@@ -93,10 +94,16 @@ impl Replays {
         self.republish(replay, pass.intake).await
     }
 
-    /// Publishes refused submissions straight to an intake queue. A letter moves only once the broker has its message.
-    async fn republish(&self, replay: &Replay, letters: Vec<IntakeLetter>) -> Result<(), TaskError> {
+    /// Publishes refused submissions as a producer does, with a proof of where they come from. A letter moves only once the broker
+    /// has its message.
+    async fn republish(&mut self, replay: &Replay, letters: Vec<IntakeLetter>) -> Result<(), TaskError> {
+        let key = match &self.key {
+            Some(key) => key,
+            None => self.key.insert(self.store.replay_key().await?),
+        };
         let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
-        let results = self.publisher.publish_all(letters.into_iter().map(outgoing).collect()).await;
+        let results =
+            self.publisher.publish_all(letters.into_iter().map(|letter| outgoing(key, letter)).collect()).await;
         let (mut done, mut hopeless, mut failure) = (Vec::new(), Vec::new(), None);
         for (id, result) in ids.into_iter().zip(results) {
             match result {
@@ -150,14 +157,24 @@ fn whole(number: f64) -> i64 {
     Duration::try_from_secs_f64(number).map_or(i64::MAX, |seconds| i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX))
 }
 
-fn outgoing(letter: IntakeLetter) -> Outgoing {
+fn outgoing(key: &replay::Key, letter: IntakeLetter) -> Outgoing {
     let id = letter.id.to_string();
-    let headers: Headers = vec![(REPLAY.into(), id.clone()), (ROUTING_KEY.into(), letter.routing_key)];
+    // The same id is the same idempotency key, so a repeat is harmless; a message that had none gets the letter's.
+    let message_id = letter.amqp_id.unwrap_or_else(|| id.clone());
+    let replayed = Replayed {
+        letter: &id,
+        routing_key: &letter.routing_key,
+        message_id: &message_id,
+        user: letter.amqp_user.as_deref(),
+        body: &letter.body,
+    };
+    let proof = key.proof(&replayed);
+    let mut headers: Headers = vec![(replay::LETTER.into(), id), (replay::PROOF.into(), proof)];
+    headers.extend(letter.amqp_user.map(|user| (USER_ID.into(), user)));
     Outgoing {
-        exchange: "",
-        routing_key: INTAKE_STD.into(),
-        // The same id is the same idempotency key, so a repeat is harmless; a message that had none gets the letter's.
-        message_id: letter.amqp_id.unwrap_or(id),
+        exchange: topology::INGRESS,
+        routing_key: letter.routing_key.into(),
+        message_id,
         kind: "".into(),
         headers,
         correlation_id: None,
@@ -201,15 +218,17 @@ mod tests {
             id: Uuid::now_v7(),
             amqp_id: None,
             routing_key: "acme.sms.high".to_owned(),
+            amqp_user: Some("orders".to_owned()),
             body: b"{}".to_vec(),
         };
-        let unnamed = outgoing(letter.clone());
+        let key = replay::Key::new(&[1; 32]);
+        let unnamed = outgoing(&key, letter.clone());
         assert_eq!(
             (unnamed.exchange, &*unnamed.routing_key, unnamed.message_id),
-            ("", INTAKE_STD, letter.id.to_string())
+            (topology::INGRESS, "acme.sms.high", letter.id.to_string())
         );
-        let named = outgoing(IntakeLetter { amqp_id: Some("order-7".to_owned()), ..letter });
+        let named = outgoing(&key, IntakeLetter { amqp_id: Some("order-7".to_owned()), ..letter });
         assert_eq!(named.message_id, "order-7");
-        assert!(named.headers.contains(&(ROUTING_KEY.into(), "acme.sms.high".to_owned())));
+        assert!(named.headers.contains(&(USER_ID.into(), "orders".to_owned())));
     }
 }

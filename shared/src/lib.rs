@@ -20,6 +20,7 @@ pub mod person_file;
 pub mod probe;
 pub mod provider_events;
 pub mod reconnect;
+pub mod replay;
 pub mod seal;
 pub mod service;
 pub mod shortcut;

@@ -38,6 +38,9 @@ pub struct Args {
     /// Every open letter of every tenant
     #[arg(long, conflicts_with_all = OPTIONS.into_iter().chain(["ids"]))]
     all: bool,
+    /// A replay also takes what was refused because its publisher may not publish for the tenant (reason tenant); it is judged again
+    #[arg(long)]
+    despite_tenant: bool,
     /// Why: kept with the replay for whoever looks at it later
     #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
     note: Option<String>,
@@ -59,7 +62,11 @@ impl Args {
         let (note, rate, wait) = (self.note.unwrap_or_default(), self.rate, !self.no_wait);
         let ids = Some(self.ids).filter(|ids| !ids.is_empty());
         let tenant = settings::tenant_id(&store, self.filter.tenant()).await?;
-        let filter = LetterFilter { ids, all: self.all, ..self.filter.letters(&store).await? };
+        let letters = self.filter.letters(&store).await?;
+        let filter = LetterFilter { ids, all: self.all, despite_tenant: self.despite_tenant, ..letters };
+        if action == LetterAction::Replay && !filter.despite_tenant {
+            note_left_out(&store, &filter, out).await?;
+        }
         if self.dry_run {
             return preview(&store, &filter, action, out).await;
         }
@@ -70,8 +77,20 @@ impl Args {
     }
 }
 
+/// Says how many letters a replay leaves where they are because of who published them.
+async fn note_left_out(store: &Store, filter: &LetterFilter, out: Output) -> anyhow::Result<()> {
+    let [all, taken] = [LetterAction::Drop, LetterAction::Replay];
+    let all = store.letters_match(None, filter, all).await.context("failed to count the dead letters")?;
+    let taken = store.letters_match(None, filter, taken).await.context("failed to count the dead letters")?;
+    if all > taken {
+        let left = count(all - taken, "letter");
+        out.note(&format!("{left} of reason tenant stay where they are; --despite-tenant takes them along"));
+    }
+    Ok(())
+}
+
 async fn preview(store: &Store, filter: &LetterFilter, action: LetterAction, out: Output) -> anyhow::Result<ExitCode> {
-    let matched = store.letters_match(None, filter).await.context("failed to count the dead letters")?;
+    let matched = store.letters_match(None, filter, action).await.context("failed to count the dead letters")?;
     out.print(&json!({ "matched": matched }), |_| {
         format!("{} would be taken by this {}; nothing was changed", count(matched, "open letter"), action.as_str())
     })?;

@@ -5,10 +5,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Int4, Text, Timestamptz};
 use shared::{
     clock,
-    db::{DbResult, Floor, Store, letters::LetterFilter, outbox::PENDING_MAX, statement},
+    db::{
+        DbResult, Floor, Store,
+        letters::{LetterAction, LetterFilter},
+        outbox::PENDING_MAX,
+        statement,
+    },
+    domain::Publishers,
 };
 
-use super::finding::Finding;
+use super::{broker::shortened, finding::Finding};
 use crate::{output::count, settings};
 
 /// Below this, `server_version_num` says a release that Posthaste is not made for.
@@ -46,7 +52,7 @@ async fn examine_reached(store: &Store) -> Vec<Finding> {
     if findings.iter().any(|finding| finding.check == "migrations" && finding.advice.is_some()) {
         return findings;
     }
-    findings.extend([floor(store).await, keys(store).await]);
+    findings.extend([floor(store).await, keys(store).await, publishers(store).await]);
     findings.extend([partitions(store).await, outbox(store).await, due(store).await, letters(store).await]);
     findings
 }
@@ -135,6 +141,26 @@ async fn keys(store: &Store) -> Finding {
     }
 }
 
+async fn publishers(store: &Store) -> Finding {
+    let finding = open_tenants(store).await.map(|open| match open.as_slice() {
+        [] => Finding::ok("broker users", "each publishes for its own tenant only"),
+        open => Finding::warn(
+            "broker users",
+            format!("whoever may publish to posthaste.ingress publishes for {}", shortened(open)),
+            "posthaste tenant map-amqp-user USER --tenant NAME, for each backend; see AMQP_REQUIRE_MAPPING",
+        ),
+    });
+    settled("broker users", finding)
+}
+
+/// The tenants for which every user of the broker may publish.
+async fn open_tenants(store: &Store) -> anyhow::Result<Vec<String>> {
+    let users = store.amqp_users().await.context("failed to list the broker users")?;
+    let tenants = store.list_tenants().await.context("failed to list the tenants")?;
+    let publishers = Publishers::new(users, settings::require_mapping()?);
+    Ok(tenants.into_iter().filter(|tenant| publishers.is_open(tenant.id)).map(|tenant| tenant.slug).collect())
+}
+
 async fn partitions(store: &Store) -> Finding {
     let days = store.partition_days_ahead().await.context("failed to look for partitions");
     settled("partitions", days.map(partition_days))
@@ -182,7 +208,7 @@ fn due_lag(late: f64) -> Finding {
 
 async fn letters(store: &Store) -> Finding {
     let every = LetterFilter { all: true, ..LetterFilter::default() };
-    let open = store.letters_match(None, &every).await.context("failed to count the dead letters");
+    let open = store.letters_match(None, &every, LetterAction::Drop).await.context("failed to count the dead letters");
     settled(
         "dead letters",
         open.map(|open| match open {

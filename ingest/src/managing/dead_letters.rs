@@ -75,6 +75,7 @@ impl ListQuery {
             since: params::time("since", self.since)?,
             until: params::time("until", self.until)?,
             all: false,
+            despite_tenant: false,
         };
         Ok((filter, params::cursor(self.cursor)?, params::limit(self.limit)?))
     }
@@ -124,6 +125,10 @@ pub struct MoveBody {
     /// Yes, all of them.
     #[serde(default)]
     all: bool,
+    /// A replay also takes what was refused because its publisher may not publish for the tenant (reason `tenant`). It is judged
+    /// again: it goes through only if the mapping of broker users has changed.
+    #[serde(default)]
+    despite_tenant: bool,
     /// Only say how many match.
     #[serde(default)]
     dry_run: bool,
@@ -164,7 +169,8 @@ impl MoveBody {
         if reason.is_empty() || reason.len() > REASON_BYTES_MAX {
             fault("reason", "is required: say in 1 to 1000 bytes why");
         }
-        let filter = LetterFilter { all: self.all || self.filter.all, ..self.filter };
+        let despite_tenant = self.despite_tenant || self.filter.despite_tenant;
+        let filter = LetterFilter { all: self.all || self.filter.all, despite_tenant, ..self.filter };
         if faults.is_empty() { Ok((filter, reason)) } else { Err(Problem::validation(faults)) }
     }
 }
@@ -187,8 +193,9 @@ pub struct MoveStarted {
 
 /// Starts dead letters again.
 ///
-/// A delivery gets a new run, its history is kept; a refused publish goes through the intake once more. Only open letters
-/// move, each once, however many replays run over them. With `dry_run` nothing moves and the answer is 200 with the count.
+/// A delivery gets a new run, its history is kept; a refused publish goes through the intake once more. What was refused because
+/// its publisher may not publish for the tenant stays where it is, unless the filter names the reason `tenant` or
+/// `despite_tenant` is true. Only open letters move, each once, however many replays run over them. With `dry_run` nothing moves and the answer is 200 with the count.
 ///
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(post, path = "/api/admin/dead-letters/replay", tag = "dead letters",
@@ -215,7 +222,7 @@ async fn start(app: &App, caller: &Identity, action: LetterAction, body: JsonBod
     let (scope, dry_run, rate) = (caller.scope(), body.dry_run, body.rate);
     let (filter, reason) = body.check()?;
     if dry_run {
-        let matched = app.db.run(async move |store| store.letters_match(scope, &filter).await).await?;
+        let matched = app.db.run(async move |store| store.letters_match(scope, &filter, action).await).await?;
         return Ok(audit::unchanged(HttpResponse::Ok().json(Matched { matched })));
     }
     let actor = caller.actor();

@@ -1,23 +1,30 @@
 //! Submissions that other backends publish to RabbitMQ: the same bodies, the same validator, the same commit as over HTTP.
 //!
 //! A message is acknowledged once it is committed, or once a copy of it is confirmed in the dead letter queue. While the
-//! database or the broker is away it simply stays unacknowledged: the broker keeps it.
+//! database or the broker cannot do its work it stays unacknowledged, for as long as that lasts: the broker keeps it. One that
+//! has trouble of its own is tried a few times beside the others, then becomes a dead letter.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use actix_web::{ResponseError, web::Data};
+use actix_web::{ResponseError, http::StatusCode, web::Data};
 use futures_util::{StreamExt, stream};
 use shared::{
     amqp::{
         self, Acker, Broker, Consumer, ConsumerHealth, Delivery, Headers, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher,
+        USER_ID,
     },
     contract::submission::{Draft, FieldError, Submission},
     db::accept::{Acceptance, Accepted},
-    domain::{Channel, DeadReason, Lane, TenantId},
+    domain::{Channel, DeadReason, Lane, Publishers, RequireMapping, TenantId},
     reconnect::Reconnect,
+    replay::{self, Replayed},
     telemetry::TraceContext,
 };
-use tokio::task::JoinSet;
+use tokio::{
+    sync::OnceCell,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -36,9 +43,6 @@ use crate::{
     whatsapp::carrier::{self, Carrier, Wanted},
 };
 
-/// On a refused publish that is replayed: its key and its publisher were checked when it first came.
-pub const REPLAY: &str = "x-posthaste-replay";
-
 /// Largest body, in bytes: what does not fit belongs behind a link, or goes over HTTP.
 const BODY_BYTES_MAX: usize = 256 * 1024;
 /// Unfinished messages per queue: two batches, so that one waits while the other is committed.
@@ -47,33 +51,45 @@ const PREFETCH: u16 = 256;
 const BATCH_MAX: usize = 128;
 /// Messages judged at once: some of them ask the database where a person can be reached.
 const JUDGED_TOGETHER: usize = 4;
+/// How long one may be judged. Look-ups take a few milliseconds.
+const JUDGE_WAIT: Duration = Duration::from_secs(2);
+/// Tries of a message that has trouble of its own: with their pauses about two minutes.
+const OWN_TRIES_MAX: u32 = 10;
 /// How long the mapping of broker users is remembered; it is a small table.
 const USERS_TTL: Duration = Duration::from_secs(5);
 /// Answers never go to our own queues, whatever `reply_to` says: they would be taken for submissions or work.
 const OWN_PREFIX: &str = "posthaste.";
+/// What the names begin with that the broker gave to queues. Nobody else's queue is called so by chance, so whoever names one
+/// may have answers there.
+const SERVER_NAMED: &str = "amq.";
 
 /// Takes submissions from the broker.
 pub struct Intake {
     app: Data<App>,
     publisher: Publisher,
+    /// Publishes answers. Its channel is closed by the broker where the user may not publish to the default exchange, which
+    /// must not take anything else along.
+    replies: Publisher,
     users: Users,
+    replay_key: OnceCell<replay::Key>,
 }
 
-/// Broker users that speak for one tenant only.
+/// Broker users and the tenants that they publish for.
 struct Users {
     db: Db,
-    remembered: Cache<(), Arc<HashMap<String, TenantId>>>,
+    require: RequireMapping,
+    remembered: Cache<(), Arc<Publishers>>,
 }
 
 impl Users {
-    async fn map(&self) -> Result<Arc<HashMap<String, TenantId>>, Problem> {
-        if let Some(map) = self.remembered.get(&()) {
-            return Ok(map);
+    async fn publishers(&self) -> Result<Arc<Publishers>, Problem> {
+        if let Some(publishers) = self.remembered.get(&()) {
+            return Ok(publishers);
         }
-        let rows = self.db.run(async |store| store.amqp_users().await).await?;
-        let map = Arc::new(rows.into_iter().collect());
-        self.remembered.put((), Arc::clone(&map), USERS_TTL);
-        Ok(map)
+        let users = self.db.run(async |store| store.amqp_users().await).await?;
+        let publishers = Arc::new(Publishers::new(users, self.require));
+        self.remembered.put((), Arc::clone(&publishers), USERS_TTL);
+        Ok(publishers)
     }
 }
 
@@ -102,21 +118,96 @@ pub async fn run(intake: Arc<Intake>, consumers: Consumers, stop: CancellationTo
 }
 
 async fn consume(intake: Arc<Intake>, mut consumer: Consumer, stop: CancellationToken) {
-    let (queue, acker) = (consumer.health(), consumer.acker());
-    while let Some(batch) = consumer.next_batch(BATCH_MAX, Duration::ZERO).await {
-        let mut round = Round { intake: &intake, queue: queue.queue(), acker: &acker, pauses: Reconnect::new() };
-        round.settle(batch, &stop).await;
+    let (health, acker) = (consumer.health(), consumer.acker());
+    let mut queue =
+        Queue { intake: &intake, name: health.queue(), acker: &acker, waiting: Vec::new(), accepted_at: None };
+    loop {
+        let due = queue.next_due();
+        tokio::select! {
+            batch = consumer.next_batch(BATCH_MAX, Duration::ZERO) => match batch {
+                Some(batch) => queue.settle(batch.into_iter().map(Held::new).collect()).await,
+                None => break,
+            },
+            () = sleep_until(due) => {
+                let held = queue.take_due();
+                queue.settle(held).await;
+            }
+        }
+        if stop.is_cancelled() {
+            break;
+        }
     }
+    queue.waiting.iter().for_each(|held| acker.requeue(held.delivery.tag));
     consumer.cancel().await;
     acker.flush().await;
+}
+
+/// A message that was taken from its queue and is not settled.
+struct Held {
+    delivery: Delivery,
+    /// Tries that failed for a reason of its own.
+    own_tries: u32,
+    /// When its last try ended.
+    tried_at: Option<Instant>,
+    /// When it is tried next.
+    due: Instant,
+    pauses: Reconnect,
+}
+
+impl Held {
+    fn new(delivery: Delivery) -> Self {
+        Self { delivery, own_tries: 0, tried_at: None, due: Instant::now(), pauses: Reconnect::new() }
+    }
 }
 
 /// What becomes of a message.
 enum Judgement {
     Accept(Box<Acceptance>, Vec<u8>),
     Refuse(Refusal),
-    /// The database is away, so nobody can tell yet.
-    Later,
+    Later(Trouble),
+}
+
+/// What keeps a message from being settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// The database or the broker cannot do its work.
+    Server,
+    /// What had to be looked up for it could not be, for want of the database; or of this tenant's data alone.
+    LookUp,
+    /// An error of ours that came with this message.
+    Message,
+}
+
+impl Trouble {
+    /// Whether it counts as the message's own. A look-up that fails does if other messages were accepted since the last try:
+    /// then the database does its work.
+    fn is_own(self, tried_at: Option<Instant>, accepted_at: Option<Instant>) -> bool {
+        match self {
+            Self::Server => false,
+            Self::LookUp => tried_at.is_some() && accepted_at > tried_at,
+            Self::Message => true,
+        }
+    }
+}
+
+/// Why a message is not accepted.
+enum Unaccepted {
+    Refused(Refusal),
+    Later(Trouble),
+}
+
+impl From<Refusal> for Unaccepted {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// A look-up failed.
+impl From<Problem> for Unaccepted {
+    fn from(problem: Problem) -> Self {
+        let is_server = problem.status_code() == StatusCode::SERVICE_UNAVAILABLE;
+        Self::Later(if is_server { Trouble::LookUp } else { Trouble::Message })
+    }
 }
 
 /// Why a message is refused, for a person, for the log of dead letters, and for whoever published it.
@@ -179,56 +270,97 @@ impl<'a> Key<'a> {
     }
 }
 
-/// Whether the scheduler published it again, straight to the queue. A producer publishes through the ingress exchange,
-/// where the header means nothing.
-fn is_replay(delivery: &Delivery) -> bool {
-    delivery.exchange.is_empty() && delivery.properties.header(REPLAY).is_some()
+/// Who published a message, for which key.
+struct Claim<'a> {
+    key: &'a str,
+    user: Option<&'a str>,
+    /// Its publisher was checked when it first came, and is not known any more.
+    is_checked: bool,
 }
 
-fn key_of(delivery: &Delivery) -> &str {
-    let original = delivery.properties.header(amqp::ROUTING_KEY).filter(|_| is_replay(delivery));
-    original.unwrap_or(&delivery.routing_key)
+impl<'a> Claim<'a> {
+    /// What a message says of itself, as the broker checked it.
+    fn of(delivery: &'a Delivery) -> Self {
+        Self { key: &delivery.routing_key, user: delivery.properties.user_id(), is_checked: false }
+    }
+
+    /// What the letter says that a message claims to be published again from. Believe it only with its proof.
+    fn replayed(delivery: &'a Delivery) -> Self {
+        let user = delivery.properties.header(USER_ID);
+        Self { key: &delivery.routing_key, user: user.filter(|user| !user.is_empty()), is_checked: user.is_none() }
+    }
 }
 
 impl Intake {
-    /// Accepts with `app`, and publishes dead letters and answers with `publisher`.
-    pub fn new(app: Data<App>, publisher: Publisher) -> Self {
-        let users = Users { db: app.db.clone(), remembered: Cache::new(1) };
-        Self { app, publisher, users }
+    /// Accepts with `app`, publishes dead letters with `publisher` and answers with `replies`.
+    pub fn new(app: Data<App>, publisher: Publisher, replies: Publisher, require: RequireMapping) -> Self {
+        let users = Users { db: app.db.clone(), require, remembered: Cache::new(1) };
+        Self { app, publisher, replies, users, replay_key: OnceCell::new() }
     }
 
     async fn judge(&self, delivery: &Delivery) -> Judgement {
-        match self.check(delivery).await {
-            Ok((acceptance, answer)) => Judgement::Accept(Box::new(acceptance), answer),
-            Err(Some(refusal)) => Judgement::Refuse(refusal),
-            Err(None) => Judgement::Later,
+        match timeout(JUDGE_WAIT, self.check(delivery)).await {
+            Ok(Ok((acceptance, answer))) => Judgement::Accept(Box::new(acceptance), answer),
+            Ok(Err(Unaccepted::Refused(refusal))) => Judgement::Refuse(refusal),
+            Ok(Err(Unaccepted::Later(trouble))) => Judgement::Later(trouble),
+            Err(_) => Judgement::Later(Trouble::LookUp),
         }
     }
 
-    /// `Err(None)`: nobody can tell at the moment.
-    async fn check(&self, delivery: &Delivery) -> Result<(Acceptance, Vec<u8>), Option<Refusal>> {
-        let key = Key::parse(key_of(delivery)).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
-        let tenant = self.tenant(&key, delivery).await?;
+    async fn check(&self, delivery: &Delivery) -> Result<(Acceptance, Vec<u8>), Unaccepted> {
+        let claim = self.claim(delivery).await?;
+        let key = Key::parse(claim.key).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
+        let tenant = self.tenant(&key, &claim).await?;
         check_frame(delivery)?;
         let (mut draft, origin, hashes) = self.read(delivery, &key, tenant)?;
-        self.app.complete(tenant, &mut draft.content).await.map_err(|_| None)?;
+        self.app.complete(tenant, &mut draft.content).await?;
         // Nobody waits for an answer who could come back later, so the message waits for its session.
         let wanted = Wanted { must_wait: true, ..Wanted::one(&draft) };
         let session = carrier::choose(&self.app, tenant, draft.channel, &draft.session, wanted).await;
-        let session = session.map_err(|problem| {
-            let is_final = problem.status_code().is_client_error();
-            is_final.then(|| Refusal::schema(problem.to_string(), problem))
+        let session = session.map_err(|problem| match problem.status_code().is_client_error() {
+            true => Unaccepted::from(Refusal::schema(problem.to_string(), problem)),
+            false => Unaccepted::from(problem),
         })?;
-        let recipients = addresses::recipients(&self.app, tenant, &draft).await.map_err(|_| None)?;
+        let recipients = addresses::recipients(&self.app, tenant, &draft).await?;
         Ok(seal(draft, recipients, origin, Some(hashes), session.as_ref().map(Carrier::line)))
     }
 
-    async fn tenant(&self, key: &Key<'_>, delivery: &Delivery) -> Result<TenantId, Option<Refusal>> {
-        let found = self.app.credentials.tenant(key.tenant).await.map_err(|_| None)?;
+    /// Who published a message, for which key. One that was published again from a dead letter says so with a proof; the same
+    /// header without one is refused, since nobody else has a reason to send it.
+    async fn claim<'a>(&self, delivery: &'a Delivery) -> Result<Claim<'a>, Unaccepted> {
+        if delivery.properties.header(replay::LETTER).is_none() {
+            return Ok(Claim::of(delivery));
+        }
+        self.load_replay_key().await?;
+        let detail = "the header x-posthaste-replay comes without its proof";
+        self.proven(delivery).ok_or_else(|| Refusal::tenant(detail.to_owned()).into())
+    }
+
+    /// What a message says of itself that was published again, if its proof holds.
+    fn proven<'a>(&self, delivery: &'a Delivery) -> Option<Claim<'a>> {
+        let properties = &delivery.properties;
+        let replayed = Replayed {
+            letter: properties.header(replay::LETTER)?,
+            routing_key: &delivery.routing_key,
+            message_id: properties.message_id().unwrap_or_default(),
+            user: properties.header(USER_ID),
+            body: &delivery.body,
+        };
+        let holds = self.replay_key.get()?.holds(&replayed, properties.header(replay::PROOF)?);
+        holds.then(|| Claim::replayed(delivery))
+    }
+
+    async fn load_replay_key(&self) -> Result<(), Problem> {
+        let load = async || self.app.db.run(async |store| store.replay_key().await).await;
+        self.replay_key.get_or_try_init(load).await.map(drop)
+    }
+
+    async fn tenant(&self, key: &Key<'_>, claim: &Claim<'_>) -> Result<TenantId, Unaccepted> {
+        let found = self.app.credentials.tenant(key.tenant).await?;
         let tenant = found.ok_or_else(|| Refusal::tenant("the tenant of the routing key is unknown".to_owned()))?;
-        if !is_replay(delivery) {
-            let users = self.users.map().await.map_err(|_| None)?;
-            check_user(&users, tenant, delivery.properties.user_id())?;
+        if !claim.is_checked {
+            let publishers = self.users.publishers().await?;
+            publishers.check(tenant, claim.user).map_err(|detail| Refusal::tenant(detail.to_owned()))?;
         }
         Ok(tenant)
     }
@@ -264,16 +396,11 @@ fn invalid(field: &str, message: &str) -> Refusal {
     Refusal::invalid(vec![FieldError::new(field, message)])
 }
 
-/// A mapped user speaks for its own tenant only, and a tenant with mapped users is spoken for by them only.
-fn check_user(users: &HashMap<String, TenantId>, tenant: TenantId, user: Option<&str>) -> Result<(), Refusal> {
-    let refuse = |detail: &str| Err(Refusal::tenant(detail.to_owned()));
-    match user.and_then(|user| users.get(user)) {
-        Some(own) if *own == tenant => Ok(()),
-        Some(_) => refuse("user_id: this broker user speaks for another tenant"),
-        None if users.values().all(|mapped| *mapped != tenant) => Ok(()),
-        None if user.is_none() => refuse("user_id: is required for this tenant"),
-        None => refuse("user_id: this broker user does not speak for the tenant"),
-    }
+/// The key a message was first published with, where a scheduler of the version before published it again, straight to the
+/// queue and without a proof. It is refused, and its next replay carries one.
+fn first_key(delivery: &Delivery) -> Option<&str> {
+    delivery.properties.header(replay::LETTER).filter(|_| delivery.exchange.is_empty())?;
+    delivery.properties.header(amqp::ROUTING_KEY)
 }
 
 /// Checks what can be told without reading the body.
@@ -300,98 +427,134 @@ fn message_id(delivery: &Delivery) -> Result<String, Refusal> {
     })
 }
 
-async fn judged(intake: &Intake, delivery: Delivery) -> (Delivery, Judgement) {
-    let judgement = intake.judge(&delivery).await;
-    (delivery, judgement)
+async fn judged(intake: &Intake, held: Held) -> (Held, Judgement) {
+    let judgement = intake.judge(&held.delivery).await;
+    (held, judgement)
 }
 
-/// One batch on its way from the queue to its end.
-struct Round<'a> {
+/// One queue, and what was taken from it.
+struct Queue<'a> {
     intake: &'a Intake,
-    queue: &'a str,
+    name: &'a str,
     acker: &'a Acker,
-    pauses: Reconnect,
+    /// What is tried again later.
+    waiting: Vec<Held>,
+    /// When a message was last accepted.
+    accepted_at: Option<Instant>,
 }
 
-impl Round<'_> {
-    /// Goes over the batch until each message is committed or dead-lettered, or the process stops; then the rest goes back
-    /// to the queue.
-    async fn settle(&mut self, mut batch: Vec<Delivery>, stop: &CancellationToken) {
-        loop {
-            batch = self.pass(batch).await;
-            if batch.is_empty() {
-                return;
-            }
-            metrics::counter!("posthaste_intake_held_total", "queue" => self.queue.to_owned()).increment(1);
-            if stop.run_until_cancelled(self.pauses.pause()).await.is_none() {
-                batch.iter().for_each(|delivery| self.acker.requeue(delivery.tag));
-                return;
-            }
-        }
+impl Queue<'_> {
+    /// When the next of what waits is due; far ahead where nothing does.
+    fn next_due(&self) -> Instant {
+        let due = self.waiting.iter().map(|held| held.due).min();
+        due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
-    /// Returns what must be tried again.
-    async fn pass(&self, batch: Vec<Delivery>) -> Vec<Delivery> {
-        let (mut later, mut refused) = (Vec::new(), Vec::new());
-        let (mut valid, mut acceptances, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-        let judging = batch.into_iter().map(|delivery| judged(self.intake, delivery));
-        let judged: Vec<(Delivery, Judgement)> = stream::iter(judging).buffered(JUDGED_TOGETHER).collect().await;
-        for (delivery, judgement) in judged {
+    /// What is due of what waits, as far as it fits into one commit.
+    fn take_due(&mut self) -> Vec<Held> {
+        let now = Instant::now();
+        let mut room = BATCH_MAX;
+        self.waiting
+            .extract_if(.., |held| {
+                let is_taken = held.due <= now && room > 0;
+                room -= usize::from(is_taken);
+                is_taken
+            })
+            .collect()
+    }
+
+    /// Commits or dead-letters what can be; the rest waits. What the broker delivers again does not.
+    async fn settle(&mut self, batch: Vec<Held>) {
+        self.waiting.retain(|held| self.acker.is_current(held.delivery.tag));
+        let (mut refused, mut valid) = (Vec::new(), Vec::new());
+        let (mut acceptances, mut answers) = (Vec::new(), Vec::new());
+        let judging = batch.into_iter().map(|held| judged(self.intake, held));
+        let judged: Vec<(Held, Judgement)> = stream::iter(judging).buffered(JUDGED_TOGETHER).collect().await;
+        for (held, judgement) in judged {
             match judgement {
                 Judgement::Accept(acceptance, answer) => {
-                    valid.push(delivery);
+                    valid.push(held);
                     acceptances.push(*acceptance);
                     answers.push(answer);
                 }
-                Judgement::Refuse(refusal) => refused.push((delivery, refusal)),
-                Judgement::Later => later.push(delivery),
+                Judgement::Refuse(refusal) => refused.push((held, refusal)),
+                Judgement::Later(trouble) => refused.extend(self.put_off(held, trouble)),
             }
         }
         let verdicts =
             if valid.is_empty() { Vec::new() } else { self.intake.app.acceptor.accept_batch(acceptances).await };
-        for ((delivery, answer), verdict) in valid.into_iter().zip(answers).zip(verdicts) {
+        for ((held, answer), verdict) in valid.into_iter().zip(answers).zip(verdicts) {
             match concluded(verdict, answer) {
-                Ok(answer) => self.finish(&delivery, answer),
-                Err(Some(refusal)) => refused.push((delivery, refusal)),
-                Err(None) => later.push(delivery),
+                Ok(answer) => {
+                    self.accepted_at = Some(Instant::now());
+                    self.finish(&held.delivery, answer, true);
+                }
+                Err(Some(refusal)) => refused.push((held, refusal)),
+                Err(None) => refused.extend(self.put_off(held, Trouble::Server)),
             }
         }
-        later.extend(self.bury(refused).await);
-        later
+        self.bury(refused).await;
     }
 
-    /// Dead-letters what was refused, all at once; returns what could not be.
-    async fn bury(&self, refused: Vec<(Delivery, Refusal)>) -> Vec<Delivery> {
-        let burying = refused.into_iter().map(|(delivery, refusal)| self.bury_one(delivery, refusal));
-        futures_util::future::join_all(burying).await.into_iter().flatten().collect()
+    /// Keeps a message for another try. One that has had its tries while others were accepted is put aside instead.
+    fn put_off(&mut self, mut held: Held, trouble: Trouble) -> Option<(Held, Refusal)> {
+        if trouble.is_own(held.tried_at, self.accepted_at) {
+            held.own_tries += 1;
+            if held.own_tries >= OWN_TRIES_MAX {
+                let detail = format!("could not be judged in {OWN_TRIES_MAX} tries; the log of ingest says why");
+                return Some((held, Refusal { reason: DeadReason::Poison, detail, problem: Problem::internal() }));
+            }
+        }
+        self.hold(held);
+        None
     }
 
-    async fn bury_one(&self, mut delivery: Delivery, refusal: Refusal) -> Option<Delivery> {
-        let original = key_of(&delivery).to_owned();
-        delivery.routing_key = original;
+    fn hold(&mut self, mut held: Held) {
+        let now = Instant::now();
+        held.tried_at = Some(now);
+        held.due = now + held.pauses.next();
+        metrics::counter!("posthaste_intake_held_total", "queue" => self.name.to_owned()).increment(1);
+        self.waiting.push(held);
+    }
+
+    /// Dead-letters what was refused, all at once; what could not be waits.
+    async fn bury(&mut self, refused: Vec<(Held, Refusal)>) {
+        let burying = refused.into_iter().map(|(held, refusal)| self.bury_one(held, refusal));
+        let kept: Vec<Held> = futures_util::future::join_all(burying).await.into_iter().flatten().collect();
+        kept.into_iter().for_each(|held| self.hold(held));
+    }
+
+    async fn bury_one(&self, mut held: Held, refusal: Refusal) -> Option<Held> {
+        if let Some(key) = first_key(&held.delivery).map(str::to_owned) {
+            held.delivery.routing_key = key;
+        }
+        let delivery = &held.delivery;
+        let user = self.intake.proven(delivery).map_or(delivery.properties.user_id(), |claim| claim.user);
         let id = delivery.properties.message_id().unwrap_or_default();
         let detail = format!("message_id `{id}`: {}", refusal.detail);
         let publisher = &self.intake.publisher;
-        match amqp::dead_letter(publisher, self.queue, &delivery, refusal.reason, &detail).await {
+        match amqp::dead_letter_of(publisher, self.name, delivery, user, refusal.reason, &detail).await {
             Ok(()) => {
                 metrics::counter!("posthaste_intake_refused_total", "reason" => refusal.reason.as_str()).increment(1);
                 let answer = serde_json::json!({ "error": refusal.problem.to_json() });
-                self.finish(&delivery, answer.to_string().into_bytes());
+                self.finish(delivery, answer.to_string().into_bytes(), refusal.reason != DeadReason::Tenant);
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, queue = self.queue, "a refused message could not be dead-lettered and is kept");
-                Some(delivery)
+                tracing::warn!(%error, queue = self.name, "a refused message could not be dead-lettered and is kept");
+                Some(held)
             }
         }
     }
 
-    fn finish(&self, delivery: &Delivery, answer: Vec<u8>) {
+    /// Acknowledges a message and answers whoever asked for it. A publisher that may not publish for the tenant `is_known` of
+    /// gets answers in queues with names of the broker only.
+    fn finish(&self, delivery: &Delivery, answer: Vec<u8>, is_known: bool) {
         self.acker.done(delivery.tag);
-        if let Some(reply) = reply(delivery, answer) {
-            let publisher = self.intake.publisher.clone();
+        if let Some(reply) = reply(delivery, answer, is_known) {
+            let replies = self.intake.replies.clone();
             // Whoever asked for an answer may be gone; the message is safe either way.
-            tokio::spawn(async move { publisher.publish_one(reply).await });
+            tokio::spawn(async move { replies.publish_one(reply).await });
         }
     }
 }
@@ -410,12 +573,17 @@ fn concluded(verdict: Verdict, answer: Vec<u8>) -> Result<Vec<u8>, Option<Refusa
             let detail = "the database refused it".to_owned();
             Err(Some(Refusal { reason: DeadReason::Poison, detail, problem: Problem::internal() }))
         }
-        Err(AcceptError::Full | AcceptError::Late | AcceptError::Unavailable | AcceptError::Stopping) => Err(None),
+        // An answer that cannot be read is given once it can.
+        Ok(Accepted::Unanswered) | Err(_) => Err(None),
     }
 }
 
-fn reply(delivery: &Delivery, body: Vec<u8>) -> Option<Outgoing> {
-    let to = delivery.properties.reply_to().filter(|to| !to.is_empty() && !to.starts_with(OWN_PREFIX))?;
+fn may_be_answered(queue: &str, is_known: bool) -> bool {
+    !queue.is_empty() && !queue.starts_with(OWN_PREFIX) && (is_known || queue.starts_with(SERVER_NAMED))
+}
+
+fn reply(delivery: &Delivery, body: Vec<u8>, is_known: bool) -> Option<Outgoing> {
+    let to = delivery.properties.reply_to().filter(|to| may_be_answered(to, is_known))?;
     Some(Outgoing {
         exchange: "",
         routing_key: Cow::Owned(to.to_owned()),
@@ -443,15 +611,10 @@ mod tests {
     }
 
     #[test]
-    fn mapped_users_and_mapped_tenants_keep_to_each_other() {
-        let users = HashMap::from([("orders".to_owned(), TenantId(1))]);
-        let check = |tenant, user| check_user(&users, TenantId(tenant), user).map_err(|refusal| refusal.reason);
-        assert_eq!(check(1, Some("orders")), Ok(()));
-        assert_eq!(check(2, Some("anybody")), Ok(()));
-        assert_eq!(check(2, None), Ok(()));
-        for (tenant, user) in [(1, None), (1, Some("anybody")), (2, Some("orders"))] {
-            assert_eq!(check(tenant, user), Err(DeadReason::Tenant), "{tenant} {user:?}");
-        }
+    fn answers_go_to_no_queue_of_ours_and_strangers_get_them_in_queues_named_by_the_broker_only() {
+        let queues = ["", "posthaste.intake.std", "billing.replies", "amq.gen-x", "amq.rabbitmq.reply-to"];
+        assert_eq!(queues.map(|queue| may_be_answered(queue, true)), [false, false, true, true, true]);
+        assert_eq!(queues.map(|queue| may_be_answered(queue, false)), [false, false, false, true, true]);
     }
 
     #[test]
@@ -461,6 +624,17 @@ mod tests {
         let wrong_type = faults(r#"{"channel":"sms","metadata":"secret"}"#);
         assert!(wrong_type.starts_with("body: is no JSON of a submission at line 1"), "{wrong_type}");
         assert!(!wrong_type.contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn only_trouble_of_its_own_counts_against_a_message() {
+        let (before, after) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        assert!(!Trouble::Server.is_own(Some(before), Some(after)));
+        assert!(Trouble::Message.is_own(None, None));
+        assert!(Trouble::LookUp.is_own(Some(before), Some(after)), "others were accepted meanwhile");
+        for (tried_at, accepted_at) in [(None, Some(after)), (Some(after), Some(before)), (Some(before), None)] {
+            assert!(!Trouble::LookUp.is_own(tried_at, accepted_at), "{tried_at:?} {accepted_at:?}");
+        }
     }
 
     #[test]

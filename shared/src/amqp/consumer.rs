@@ -412,6 +412,11 @@ impl Acker {
         self.desk.note([tag], Ledger::give_back);
     }
 
+    /// Whether a message is still leased to us. One whose channel is gone is delivered again.
+    pub fn is_current(&self, tag: Tag) -> bool {
+        lock(&self.desk.book).generation == tag.generation
+    }
+
     /// How many messages handed out are neither done nor given back.
     pub fn in_hand(&self) -> usize {
         lock(&self.desk.book).ledger.open()

@@ -39,10 +39,22 @@ pub async fn dead_letter(
     reason: DeadReason,
     detail: &str,
 ) -> Result<(), PublishError> {
-    publisher.publish_one(letter(queue, delivery, reason, detail)).await
+    dead_letter_of(publisher, queue, delivery, delivery.properties.user_id(), reason, detail).await
 }
 
-fn letter(queue: &str, delivery: &Delivery, reason: DeadReason, detail: &str) -> Outgoing {
+/// As [`dead_letter`], for a message whose publisher is known otherwise than by its property `user_id`.
+pub async fn dead_letter_of(
+    publisher: &Publisher,
+    queue: &str,
+    delivery: &Delivery,
+    user: Option<&str>,
+    reason: DeadReason,
+    detail: &str,
+) -> Result<(), PublishError> {
+    publisher.publish_one(letter(queue, delivery, user, reason, detail)).await
+}
+
+fn letter(queue: &str, delivery: &Delivery, user: Option<&str>, reason: DeadReason, detail: &str) -> Outgoing {
     let properties = &delivery.properties;
     let clipped = |text: Option<&str>| truncated(text.unwrap_or_default(), SHORT_BYTES_MAX).to_owned();
     Outgoing {
@@ -50,7 +62,7 @@ fn letter(queue: &str, delivery: &Delivery, reason: DeadReason, detail: &str) ->
         routing_key: Cow::Owned(clipped(Some(&delivery.routing_key))),
         message_id: clipped(properties.message_id()),
         kind: Cow::Owned(clipped(properties.kind())),
-        headers: headers(queue, delivery, reason, detail),
+        headers: headers(queue, delivery, user, reason, detail),
         correlation_id: properties.correlation_id().map(|id| clipped(Some(id))),
         content_type: Cow::Owned(clipped(properties.content_type())),
         body: delivery.body.clone(),
@@ -58,14 +70,14 @@ fn letter(queue: &str, delivery: &Delivery, reason: DeadReason, detail: &str) ->
     }
 }
 
-fn headers(queue: &str, delivery: &Delivery, reason: DeadReason, detail: &str) -> Headers {
+fn headers(queue: &str, delivery: &Delivery, user: Option<&str>, reason: DeadReason, detail: &str) -> Headers {
     let ours = [
         (REASON, reason.as_str()),
         (DETAIL, truncated(detail, DETAIL_BYTES_MAX)),
         (QUEUE, queue),
         (EXCHANGE, &delivery.exchange),
         (ROUTING_KEY, &delivery.routing_key),
-        (USER_ID, delivery.properties.user_id().unwrap_or_default()),
+        (USER_ID, user.unwrap_or_default()),
     ];
     let ours = ours.into_iter().filter(|(name, value)| *name != USER_ID || !value.is_empty());
     let mut headers: Headers = ours.map(|(name, value)| (Cow::Borrowed(name), value.to_owned())).collect();

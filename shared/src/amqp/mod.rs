@@ -25,7 +25,7 @@ mod version;
 
 pub use connection::{Broker, BrokerError, BrokerState, OnConnect, connect};
 pub use consumer::{Acker, Consumer, ConsumerHealth, Delivery, Tag};
-pub use dead_letter::{DETAIL, EXCHANGE, QUEUE, REASON, ROUTING_KEY, USER_ID, dead_letter};
+pub use dead_letter::{DETAIL, EXCHANGE, QUEUE, REASON, ROUTING_KEY, USER_ID, dead_letter, dead_letter_of};
 pub use declare::{QueueDepth, TopologyError};
 pub use depths::{Depths, Ready};
 pub use properties::Properties;

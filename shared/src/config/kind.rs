@@ -9,7 +9,7 @@ use url::{Host, Url};
 
 use super::provider_events::Categories;
 use crate::{
-    domain::{Channel, ProviderName},
+    domain::{Channel, ProviderName, RequireMapping},
     provider_events::sendgrid,
     seal::Sealer,
 };
@@ -96,6 +96,16 @@ pub(super) const LOG_FILTER: Kind<String> =
 pub(super) const MAIL_FROM: Kind<String> =
     Kind { expects: "an e-mail address, bare or as `Name <address>`", parse: mail_from };
 pub(super) const SWITCH: Kind<bool> = Kind { expects: "true or false", parse: |text| switch(text).ok_or(Bad::Shape) };
+
+pub(super) const REQUIRE_MAPPING: Kind<RequireMapping> = Kind {
+    expects: "auto, true or false",
+    parse: |text| match (text, switch(text)) {
+        ("auto", _) => Ok(RequireMapping::Auto),
+        (_, Some(true)) => Ok(RequireMapping::Always),
+        (_, Some(false)) => Ok(RequireMapping::Never),
+        (_, None) => Err(Bad::Shape),
+    },
+};
 
 pub(super) const POSTGRES_URL: Kind<Url> = Kind {
     expects: "a postgres:// URL with a host and a database, special characters of the password %-encoded",

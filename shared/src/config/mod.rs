@@ -42,7 +42,7 @@ pub use sms::{SmsConfig, TwilioConfig};
 pub use table::env_example;
 pub use timing::{REPORT_TIME, TimingConfig};
 
-use crate::domain::{Channel, ProviderName, RetryPolicy};
+use crate::domain::{Channel, ProviderName, RequireMapping, RetryPolicy};
 use reader::Reader;
 
 /// Threads that serve HTTP unless told otherwise: the work is in the database, and two hide its pauses.
@@ -101,6 +101,8 @@ pub struct Config {
 pub struct BrokerConfig {
     /// Its URL, password and virtual host included.
     pub url: SecretString,
+    /// Whether its users must be mapped to tenants.
+    pub require_mapping: RequireMapping,
 }
 
 /// Where ingest listens.
@@ -263,6 +265,19 @@ impl DatabaseConfig {
     }
 }
 
+impl BrokerConfig {
+    /// Reads only whether broker users must be mapped, for commands that need nothing else.
+    pub fn require_mapping_of<N, V>(vars: impl IntoIterator<Item = (N, V)>) -> Result<RequireMapping, ConfigError>
+    where
+        N: Into<String>,
+        V: Into<String>,
+    {
+        let mut reader = Reader::new(vars.into_iter().map(|(name, value)| (name.into(), value.into())).collect());
+        let built = reader.get(&table::AMQP_REQUIRE_MAPPING);
+        reader.finish(built).map(|(require, _)| require)
+    }
+}
+
 /// Reads every part before the first `?`, so that one fault does not hide another.
 fn read(reader: &mut Reader) -> Option<Config> {
     let database = database::read(reader);
@@ -319,8 +334,9 @@ fn read(reader: &mut Reader) -> Option<Config> {
 /// The broker, and the heartbeat of connections to it, in seconds.
 fn broker(reader: &mut Reader) -> Option<(BrokerConfig, u16)> {
     let (url, heartbeat) = (reader.get(&table::AMQP_URL), reader.get(&table::AMQP_HEARTBEAT_SECONDS));
+    let require_mapping = reader.get(&table::AMQP_REQUIRE_MAPPING);
     let (url, heartbeat) = timing::with_heartbeat(url?, heartbeat?);
-    Some((BrokerConfig { url: String::from(url).into() }, heartbeat))
+    Some((BrokerConfig { url: String::from(url).into(), require_mapping: require_mapping? }, heartbeat))
 }
 
 fn http(reader: &mut Reader) -> Option<HttpConfig> {

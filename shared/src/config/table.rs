@@ -14,7 +14,7 @@ use super::{
     setting::{Known, Row, Secrecy, Setting, Unset},
 };
 use crate::{
-    domain::{Channel, ProviderName},
+    domain::{Channel, ProviderName, RequireMapping},
     provider_events::sendgrid,
 };
 
@@ -69,6 +69,10 @@ settings! {
         /// the broker hands to others what a lost process held.
         AMQP_HEARTBEAT_SECONDS: Setting<u16> =
             Setting::new("AMQP_HEARTBEAT_SECONDS", kind::HEARTBEAT, "5").default("5");
+        /// Whether a broker user publishes for no tenant unless `posthaste tenant map-amqp-user` has mapped it to one. `auto`: as
+        /// soon as one user is mapped. `false`: only tenants that have mapped users are closed to others.
+        AMQP_REQUIRE_MAPPING: Setting<RequireMapping> =
+            Setting::new("AMQP_REQUIRE_MAPPING", kind::REQUIRE_MAPPING, "true").default("auto");
     }
     "Encryption" {
         /// Encrypts contents, recipients and secrets in the database. Unset: they are stored as they are.

@@ -78,6 +78,8 @@ pub struct NewLetter {
     pub amqp_id: Option<String>,
     /// The routing key it was published with; `None` if it was no submission.
     pub routing_key: Option<String>,
+    /// The broker user that published it, if it was a submission; empty: it did not say.
+    pub amqp_user: Option<String>,
     /// The body, to be replayed; cut off letters beyond [`BODY_BYTES_MAX`].
     pub body: Option<Vec<u8>>,
 }
@@ -161,15 +163,21 @@ impl Store {
         letter
     }
 
-    /// How many open letters match: what a replay or drop with this filter would move.
-    pub async fn letters_match(&self, scope: Option<TenantId>, filter: &LetterFilter) -> DbResult<i64> {
+    /// How many open letters match: what `action` with this filter would move.
+    pub async fn letters_match(
+        &self,
+        scope: Option<TenantId>,
+        filter: &LetterFilter,
+        action: LetterAction,
+    ) -> DbResult<i64> {
         let mut conn = self.within(scope).await?;
-        let count = filter.open(scope).count().get_result(&mut *conn).await;
+        let count = filter.open(scope, action).count().get_result(&mut *conn).await;
         conn.done(count).await
     }
 
     /// Writes letters down, each id once, and returns the ids that were new. A letter that was replayed or dropped and
-    /// comes once more is open again, and counts as written now: whatever was done about it did not help.
+    /// comes once more is open again, and counts as written now: whatever was done about it did not help. So does one that comes
+    /// back from a replay that has not noted yet that the letter has moved.
     pub async fn insert_letters(&self, mut letters: Vec<NewLetter>) -> DbResult<Vec<Uuid>> {
         // A statement may touch a row once only, and writers that overlap must take the rows in one order.
         letters.sort_by_key(|letter| letter.id);
@@ -193,6 +201,7 @@ impl Store {
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.detail.clone())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.amqp_id.as_deref())))
             .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.routing_key.as_deref())))
+            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.amqp_user.as_deref())))
             .bind::<Array<Nullable<Binary>>, _>(letters.into_iter().map(|letter| letter.body).collect::<Vec<_>>());
         query.rows(self).await
     }
@@ -206,14 +215,15 @@ fn clean(text: Option<&str>) -> Option<String> {
 const INSERT: &str = concat!(
     "
 WITH written AS (
-INSERT INTO dead_letters (id, tenant_id, channel, origin, reason, detail, amqp_id, routing_key, body)
-SELECT l.id, t.id, l.channel, l.origin, l.reason, l.detail, l.amqp_id, l.routing_key, l.body
-FROM unnest(?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[])
-    AS l(id, tenant, channel, origin, reason, detail, amqp_id, routing_key, body)
+INSERT INTO dead_letters (id, tenant_id, channel, origin, reason, detail, amqp_id, routing_key, amqp_user, body)
+SELECT l.id, t.id, l.channel, l.origin, l.reason, l.detail, l.amqp_id, l.routing_key, l.amqp_user, l.body
+FROM unnest(?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[])
+    AS l(id, tenant, channel, origin, reason, detail, amqp_id, routing_key, amqp_user, body)
 LEFT JOIN tenants t ON t.slug = l.tenant
 ON CONFLICT (id) DO UPDATE
 SET status = 'open', replay_id = NULL, created_at = now(), reason = excluded.reason, detail = excluded.detail
 WHERE dead_letters.status <> 'open'
+   OR dead_letters.created_at <= (SELECT max(r.created_at) FROM replays r WHERE r.status = 'running')
 RETURNING id, tenant_id, channel, origin, reason
 ), heard AS (",
     tell!(plain

@@ -9,6 +9,7 @@ use super::{DbResult, Store, holds::About, sealed, statement};
 use crate::{
     domain::{Channel, DeliveryId, ProviderName, State, Teller, TenantId, suppression::suppressed_form},
     provider_events::{Told, tracking},
+    replay,
     seal::SealError,
     unsubscribe,
 };
@@ -21,6 +22,8 @@ const REMEMBERED: &str = "30 days";
 const TRACKING: i32 = 1;
 /// The secret of the links that unsubscribe.
 const UNSUBSCRIBING: i32 = 2;
+/// Of the proofs of replays.
+const REPLAYING: i32 = 11;
 const SECRET_BYTES: usize = 32;
 
 /// An event to work through.
@@ -178,6 +181,11 @@ impl Store {
     /// The key of the links that unsubscribe; made up by whoever asks first.
     pub async fn unsubscribe_key(&self) -> DbResult<unsubscribe::Key> {
         Ok(unsubscribe::Key::new(&self.service_secret(UNSUBSCRIBING).await?)?)
+    }
+
+    /// The key that proves replays of refused submissions; made up by whoever asks first.
+    pub async fn replay_key(&self) -> DbResult<replay::Key> {
+        Ok(replay::Key::new(&self.service_secret(REPLAYING).await?))
     }
 
     async fn service_secret(&self, id: i32) -> DbResult<Vec<u8>> {

@@ -121,6 +121,7 @@ diesel::table! {
         amqp_id -> Nullable<Text>,
         routing_key -> Nullable<Text>,
         body -> Nullable<Bytea>,
+        amqp_user -> Nullable<Text>,
         status -> Text,
         replay_id -> Nullable<Uuid>,
         created_at -> Timestamptz,

@@ -12,6 +12,7 @@ use diesel::{
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use uuid::Uuid;
 
+use super::LetterAction;
 use crate::{
     contract::submission::parse_time,
     db::schema::dead_letters,
@@ -90,6 +91,9 @@ pub struct LetterFilter {
     /// "Yes, I mean all of them": must stand where nothing else does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
+    /// A replay takes what was refused because its publisher may not publish for the tenant, too. Naming that reason does the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub despite_tenant: bool,
 }
 
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
@@ -101,9 +105,9 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Ut
 pub(super) type LetterQuery = dead_letters::BoxedQuery<'static, Pg>;
 
 impl LetterFilter {
-    /// Whether it restricts nothing; `all` does not count.
+    /// Whether it restricts nothing; `all` and `despite_tenant` do not count.
     pub fn is_empty(&self) -> bool {
-        *self == Self { all: self.all, ..Self::default() }
+        *self == Self { all: self.all, despite_tenant: self.despite_tenant, ..Self::default() }
     }
 
     /// The letters that `scope` may see and the filter means.
@@ -123,10 +127,20 @@ impl LetterFilter {
         self.restrict(query)
     }
 
-    /// Of those, the open ones that stand by now.
-    pub(super) fn open(&self, scope: Option<TenantId>) -> LetterQuery {
+    /// Of those, the open ones that stand by now and that `action` moves.
+    pub(super) fn open(&self, scope: Option<TenantId>, action: LetterAction) -> LetterQuery {
         let open = Self { status: Some(LetterStatus::Open), ..self.clone() };
-        open.query(scope).filter(dead_letters::created_at.le(now.into_sql::<Timestamptz>()))
+        open.moved_by(action, scope).filter(dead_letters::created_at.le(now.into_sql::<Timestamptz>()))
+    }
+
+    /// The letters that `scope` may see, the filter means and `action` moves.
+    pub(super) fn moved_by(&self, action: LetterAction, scope: Option<TenantId>) -> LetterQuery {
+        let query = self.query(scope);
+        let takes_all = self.despite_tenant || self.reason == Some(DeadReason::Tenant);
+        match action {
+            LetterAction::Replay if !takes_all => query.filter(dead_letters::reason.ne(DeadReason::Tenant.as_str())),
+            LetterAction::Replay | LetterAction::Drop => query,
+        }
     }
 
     fn restrict(&self, mut query: LetterQuery) -> LetterQuery {
@@ -186,7 +200,7 @@ mod tests {
 
     #[test]
     fn all_alone_restricts_nothing() {
-        assert!(LetterFilter { all: true, ..LetterFilter::default() }.is_empty());
+        assert!(LetterFilter { all: true, despite_tenant: true, ..LetterFilter::default() }.is_empty());
         assert!(!LetterFilter { ids: Some(Vec::new()), ..LetterFilter::default() }.is_empty());
     }
 }

@@ -101,6 +101,8 @@ pub struct IntakeLetter {
     pub amqp_id: Option<String>,
     /// The key it was published with.
     pub routing_key: String,
+    /// Who published it; empty: nobody said; `None`: it is not known any more, but was checked.
+    pub amqp_user: Option<String>,
     /// Its body.
     pub body: Vec<u8>,
 }
@@ -133,6 +135,9 @@ const CANDIDATE_BYTES: &str = "coalesce(octet_length(body), 0)::int8";
 /// A body that producers wrote: the intake refused it, or the broker gave it up on its way there.
 const IS_SUBMISSION: &str = "delivery_id IS NULL AND body IS NOT NULL AND routing_key IS NOT NULL";
 
+/// A letter without a user is of before users were kept. Its user was checked, unless that is what it was refused for.
+const PUBLISHER: &str = "CASE WHEN reason = 'tenant' THEN coalesce(amqp_user, '') ELSE amqp_user END";
+
 impl Store {
     /// Begins to replay or drop the open letters that match; returns the replay's id and how many there are.
     pub async fn start_replay(
@@ -160,7 +165,7 @@ impl Store {
             if let Some(tenant) = scope {
                 narrow(conn, tenant).await?;
             }
-            let matched: i64 = filter.open(scope).count().get_result(conn).await?;
+            let matched: i64 = filter.open(scope, action).count().get_result(conn).await?;
             let count = replays::matched.eq(i32::try_from(matched).unwrap_or(i32::MAX));
             diesel::insert_into(replays::table).values((row, count)).execute(conn).await?;
             Ok::<_, Error>(matched)
@@ -217,7 +222,8 @@ impl Store {
         Ok(pass)
     }
 
-    /// Notes which refused publishes of a replay are with the broker again, and which can never be (`hopeless`).
+    /// Notes which refused publishes of a replay are with the broker again, and which can never be (`hopeless`). One that was
+    /// refused anew meanwhile stays open.
     pub async fn letters_republished(&self, replay: Uuid, done: Vec<Uuid>, hopeless: Vec<Uuid>) -> DbResult<()> {
         let query = statement::<()>(REPUBLISHED)
             .bind::<SqlUuid, _>(replay)
@@ -270,8 +276,12 @@ impl Step<'_> {
         let filter: LetterFilter = serde_json::from_value(self.replay.filter.clone())
             .map_err(|error| Error::DeserializationError(Box::new(error)))?;
         let open = LetterFilter { status: Some(LetterStatus::Open), ..filter };
+        let action = match self.replay.action == LetterAction::Drop.as_str() {
+            true => LetterAction::Drop,
+            false => LetterAction::Replay,
+        };
         let mut query = open
-            .query(self.replay.tenant_id.map(TenantId))
+            .moved_by(action, self.replay.tenant_id.map(TenantId))
             .filter(dead_letters::created_at.le(self.replay.created_at))
             // What was skipped stays open for a later replay, but not for this one.
             .filter(dead_letters::replay_id.is_distinct_from(self.replay.id));
@@ -309,6 +319,7 @@ impl Step<'_> {
             dead_letters::id,
             dead_letters::amqp_id,
             dead_letters::routing_key.assume_not_null(),
+            sql::<Nullable<Text>>(PUBLISHER),
             dead_letters::body.assume_not_null(),
         );
         let stored = dead_letters::table.filter(dead_letters::id.eq_any(letters)).filter(sql::<Bool>(IS_SUBMISSION));
@@ -412,7 +423,8 @@ WHERE l.id = ANY (?::uuid[]) AND l.status = 'open'";
 const REPUBLISHED: &str = "
 WITH asked AS (SELECT ?::uuid AS replay_id
 ), done AS MATERIALIZED (
-    SELECT id FROM dead_letters WHERE id = ANY (?::uuid[]) AND status = 'open' ORDER BY id FOR UPDATE
+    SELECT id FROM dead_letters WHERE id = ANY (?::uuid[]) AND status = 'open'
+        AND created_at <= (SELECT r.created_at FROM replays r JOIN asked ON r.id = asked.replay_id) ORDER BY id FOR UPDATE
 ), moved AS (
     UPDATE dead_letters l SET status = 'replayed', replay_id = asked.replay_id FROM asked, done WHERE l.id = done.id RETURNING 1
 ), skipped AS (

@@ -1,0 +1,78 @@
+//! Which broker users may publish for which tenants.
+
+use std::collections::HashMap;
+
+use super::TenantId;
+
+/// Whether a broker user must be mapped to a tenant to publish for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequireMapping {
+    /// As soon as any user is mapped.
+    Auto,
+    /// Yes.
+    Always,
+    /// Only for tenants that have mapped users.
+    Never,
+}
+
+/// The mapped users, and what holds for all others.
+#[derive(Clone, Debug)]
+pub struct Publishers {
+    tenants: HashMap<String, TenantId>,
+    require: RequireMapping,
+}
+
+impl Publishers {
+    /// Each of `users` may publish for one tenant.
+    pub fn new(users: impl IntoIterator<Item = (String, TenantId)>, require: RequireMapping) -> Self {
+        Self { tenants: users.into_iter().collect(), require }
+    }
+
+    /// Whether `user` may publish for `tenant`; else why not, as a clause.
+    pub fn check(&self, tenant: TenantId, user: Option<&str>) -> Result<(), &'static str> {
+        match user.and_then(|user| self.tenants.get(user)) {
+            Some(own) if *own == tenant => Ok(()),
+            Some(_) => Err("user_id: this broker user speaks for another tenant"),
+            None if self.is_open(tenant) => Ok(()),
+            None if user.is_none() => Err("user_id: is required for this tenant"),
+            None => Err("user_id: this broker user does not speak for the tenant"),
+        }
+    }
+
+    /// Whether every user of the broker may publish for `tenant`.
+    pub fn is_open(&self, tenant: TenantId) -> bool {
+        match self.require {
+            RequireMapping::Always => false,
+            RequireMapping::Auto => self.tenants.is_empty(),
+            RequireMapping::Never => self.tenants.values().all(|mapped| *mapped != tenant),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publishers(require: RequireMapping) -> Publishers {
+        Publishers::new([("orders".to_owned(), TenantId(1))], require)
+    }
+
+    #[test]
+    fn a_mapped_user_publishes_for_its_own_tenant_only() {
+        for require in [RequireMapping::Auto, RequireMapping::Always, RequireMapping::Never] {
+            let check = |tenant, user| publishers(require).check(TenantId(tenant), user).is_ok();
+            assert!(check(1, Some("orders")));
+            for (tenant, user) in [(1, None), (1, Some("other")), (2, Some("orders"))] {
+                assert!(!check(tenant, user), "{require:?} {tenant} {user:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn once_a_mapping_exists_a_tenant_without_one_is_closed_unless_a_setting_opens_it() {
+        let open = |require| publishers(require).is_open(TenantId(2));
+        assert!(!open(RequireMapping::Auto) && !open(RequireMapping::Always) && open(RequireMapping::Never));
+        let unmapped = |require| Publishers::new([], require).check(TenantId(2), None).is_ok();
+        assert!(unmapped(RequireMapping::Auto) && !unmapped(RequireMapping::Always) && unmapped(RequireMapping::Never));
+    }
+}
