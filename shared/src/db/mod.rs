@@ -253,3 +253,16 @@ async fn connect(url: &str, more_settings: &str) -> Result<AsyncPgConnection, Co
     }
     Ok(conn)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_end_within_a_known_time_and_not_all_at_once() {
+        let spread = RandomState::new();
+        let ages: Vec<Duration> = (0..100).map(|_| age_max(&spread, &Metrics::default())).collect();
+        assert!(ages.iter().all(|age| (AGE..AGE + Duration::from_millis(AGE_SPREAD_MS)).contains(age)), "{ages:?}");
+        assert!(ages.iter().any(|age| *age != ages[0]));
+    }
+}
