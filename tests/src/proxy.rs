@@ -113,4 +113,4 @@ pub fn through(url: &str, proxy: &Proxy) -> Result<String> {
 }
 
 /// How long a frozen line takes to be noticed: twice the heartbeat, and a little.
-pub const NOTICE: Duration = Duration::from_secs(15);
+pub const NOTICE: Duration = Duration::from_secs(30);
