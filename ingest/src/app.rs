@@ -51,7 +51,7 @@ use crate::{
     people::{reads::Reads, unsubscribe::Links},
     per_tenant::PerTenant,
     problem::{Code, Problem},
-    submitting::accept::Acceptor,
+    submitting::{accept::Acceptor, rendering::Renderers},
 };
 
 /// How long a question to the database may take; longer lists run into the statement timeout behind it.
@@ -120,6 +120,8 @@ pub struct App {
     pub acceptor: Acceptor,
     /// What each tenant manages: types, categories, templates, rules.
     pub catalogues: Catalogues,
+    /// Renders what they manage.
+    pub renderers: Renderers,
     /// Keeps what WAHA tells.
     pub hooks: Hooks,
     /// What vouches for the events of other providers.
@@ -250,6 +252,7 @@ impl App {
             db,
             acceptor,
             catalogues,
+            renderers: Renderers::default(),
             broker,
             metrics,
             parts,

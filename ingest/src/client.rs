@@ -23,6 +23,11 @@ pub fn note(request: &ServiceRequest, trusted: &[IpNet]) -> Option<IpAddr> {
     address
 }
 
+/// The address where the gate let the request pass without a look.
+pub fn address_of(request: &HttpRequest, trusted: &[IpNet]) -> Option<IpAddr> {
+    request.peer_addr().map(|peer| resolve(peer.ip(), request.headers(), trusted))
+}
+
 /// The address that [`note`] kept.
 pub fn address(request: &HttpRequest) -> Option<IpAddr> {
     request.extensions().get::<ClientAddress>().and_then(|kept| kept.0)

@@ -1,4 +1,4 @@
-//! Work of which each tenant has one piece at a time.
+//! Work of which each tenant has a few pieces at a time.
 
 use std::{
     collections::HashMap,
@@ -12,24 +12,38 @@ use tokio::{
     time::timeout,
 };
 
-/// One permit for each tenant that ever asked; about 100 bytes each.
-#[derive(Default)]
-pub struct PerTenant(Mutex<HashMap<TenantId, Arc<Semaphore>>>);
+/// The permits of each tenant that ever asked; about 100 bytes each.
+pub struct PerTenant {
+    permits: usize,
+    all: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+}
+
+impl Default for PerTenant {
+    /// One permit.
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
 
 impl PerTenant {
-    /// The permit of a tenant, if nothing of it is under way.
+    /// So many permits for each tenant.
+    pub fn new(permits: usize) -> Self {
+        Self { permits, all: Mutex::default() }
+    }
+
+    /// A permit of a tenant, if it has not too much under way.
     pub fn try_enter(&self, tenant: TenantId) -> Option<OwnedSemaphorePermit> {
         self.of(tenant).try_acquire_owned().ok()
     }
 
-    /// The permit of a tenant, once nothing of it is under way; `None` if that takes longer than `patience`.
+    /// A permit of a tenant, once enough of its work is over; `None` if that takes longer than `patience`.
     pub async fn enter(&self, tenant: TenantId, patience: Duration) -> Option<OwnedSemaphorePermit> {
         timeout(patience, self.of(tenant).acquire_owned()).await.ok()?.ok()
     }
 
     fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(all.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(1))))
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(self.permits))))
     }
 }
 

@@ -136,10 +136,11 @@ impl fmt::Debug for Sealer {
 }
 
 impl Sealer {
-    /// Seals with the first of `keys`, each 32 bytes in base64, and opens with all of them. No keys: nothing is sealed.
+    /// Seals with the first of `keys`, each 32 bytes in base64, and opens with all of them. No keys: nothing is sealed. What it seals is
+    /// not bound until [`Sealer::set_bound`] says so: that every version can read.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a SecretString>) -> Result<Self, SealError> {
         let keys: Result<Vec<Key>, SealError> = keys.into_iter().map(Key::parse).collect();
-        Ok(Self { keys: keys?.into(), bound: Arc::new(AtomicBool::new(true)), is_required: false })
+        Ok(Self { keys: keys?.into(), ..Self::default() })
     }
 
     /// The same; where `is_required`, a plain value does not open, so that nobody who writes to the database can put one in the place
@@ -313,7 +314,9 @@ mod tests {
 
     fn sealer(bytes: &[u8]) -> Sealer {
         let keys: Vec<SecretString> = bytes.iter().map(|byte| key(*byte)).collect();
-        Sealer::new(&keys).unwrap()
+        let sealer = Sealer::new(&keys).unwrap();
+        sealer.set_bound(true);
+        sealer
     }
 
     #[test]

@@ -178,7 +178,6 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     let mut stack = Stack::prepare(TestServers::shared()?, &[patient::PATIENT, &[(KEY, &key)]].concat()).await?;
     // A database that a former version wrote: its check of the key is of the former format.
     let former = seal::Sealer::new([&SecretString::from(key.clone())])?;
-    former.set_bound(false);
     let check = former.seal(seal::Column("any").of_nobody(), b"posthaste")?;
     let sql = stack.sql().await?;
     sql.execute("UPDATE seal_check SET sealed = $1", &[&check]).await?;

@@ -131,6 +131,11 @@ fn walls(floor: &Floor) -> Finding {
 
 async fn keys(store: &Store) -> Finding {
     match store.check_keys().await {
+        Ok(()) if store.sealer().is_on() && !store.sealer().is_bound() => Finding::warn(
+            "encryption",
+            "values are encrypted in the format of former versions, not bound to their column and tenant",
+            "posthaste rotate-keys, once every service is of this version",
+        ),
         Ok(()) if store.sealer().is_on() => Finding::ok("encryption", "the keys open what is stored"),
         Ok(()) => Finding::warn(
             "encryption",

@@ -25,7 +25,7 @@ use shared::{
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 
-use crate::{app::App, inbound::provider_events::Keeper, problem::Problem};
+use crate::{app::App, client, inbound::provider_events::Keeper, problem::Problem};
 
 /// One transparent pixel.
 const PIXEL: &[u8] = &[
@@ -121,7 +121,8 @@ async fn follow(app: &App, request: &HttpRequest, is_meant: fn(&Link) -> bool) -
     let link = app.tracker.key(app).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
     let link = link.ok_or_else(|| Problem::not_found("link"))?;
     // A reader is led on in any case; over the limit of its address only the record is left out.
-    let is_within = || app.limits.of_webhooks(request.peer_addr().map(|peer| peer.ip())).refusal().is_none();
+    let address = || client::address_of(request, &app.trusted_proxies);
+    let is_within = || app.limits.of_webhooks(address()).refusal().is_none();
     if request.method() == Method::GET && is_within() {
         app.tracker.record(link.told(clock::now()));
     }

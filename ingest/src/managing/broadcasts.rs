@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    web::{self, Data},
-};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -283,7 +280,7 @@ pub async fn create(
         Problem::validation(vec![FieldError::new("notification_type", message)])
     };
     let completing = move || definition.complete(&catalogue).map(|()| definition);
-    let mut definition = web::block(completing).await.map_err(|_| Problem::internal())?.map_err(template)?;
+    let mut definition = app.renderers.run(tenant, completing).await?.map_err(template)?;
     (definition.request_id, definition.traceparent) =
         (Some(trace.0.request_id.clone()), Some(trace.0.traceparent.clone()));
     let status = if scheduled_at.is_some() { BroadcastStatus::Scheduled } else { BroadcastStatus::Running };

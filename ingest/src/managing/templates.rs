@@ -341,7 +341,7 @@ pub async fn preview(
     let variables = Value::Object(asked.template_vars);
     let mut said = Map::new();
     for (key, channel) in places(&template.source, channel) {
-        let part = render(Arc::clone(&template), channel, variables.clone()).await?;
+        let part = render((&app, reader.0.tenant), Arc::clone(&template), channel, variables.clone()).await?;
         spell(&key, &part, &mut said);
     }
     if said.is_empty() {
@@ -438,7 +438,7 @@ pub async fn test(
     let channel = channel_of(asked.channel.as_deref())?.unwrap_or(Channel::InApp);
     let tenant = admin.0.tenant;
     let template = ready(&app, tenant, id.0, None).await?;
-    let part = render(Arc::clone(&template), channel, Value::Object(asked.template_vars)).await?;
+    let part = render((&app, tenant), Arc::clone(&template), channel, Value::Object(asked.template_vars)).await?;
     let own = || (channel == Channel::InApp).then(|| admin.0.subject.clone());
     let submission = Submission {
         channel: Some(channel.to_string()),

@@ -183,7 +183,7 @@ impl Judge<'_> {
         let heard: Vec<Uuid> = self.catalogue.hearing(&self.event.event_type).map(|rule| rule.id).collect();
         let matches = |rule: &&Arc<Rule>| heard.contains(&rule.id) && rule.definition.unmet(&facts).is_none();
         let matching = self.catalogue.rules.iter().filter(matches).take(MATCHED_MAX).cloned().collect();
-        let notices = notices(&self.catalogue, matching, &self.event, &self.person).await?;
+        let notices = notices(self.app, self.tenant, &self.catalogue, matching, (&self.event, &self.person)).await?;
         let mut notices: HashMap<Uuid, _> = notices.into_iter().map(|(rule, notice)| (rule.id, notice)).collect();
         let mut verdicts = Vec::with_capacity(self.catalogue.rules.len());
         for rule in &self.catalogue.rules {

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    web::{self, Data},
-};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -296,7 +293,7 @@ impl Hearing {
                 None => at_once.push(Arc::clone(rule)),
             }
         }
-        for (rule, notice) in notices(&self.catalogue, at_once, event, &self.person).await? {
+        for (rule, notice) in notices(app, tenant, &self.catalogue, at_once, (event, &self.person)).await? {
             let notice = match notice {
                 Ok(notice) => notice,
                 Err(untold) => {
@@ -331,10 +328,11 @@ pub fn too_many() -> Untold {
 
 /// What these rules say about an event, all within one deadline, and on a thread where it keeps no other request waiting.
 pub async fn notices(
+    app: &App,
+    tenant: TenantId,
     catalogue: &Arc<Catalogue>,
     rules: Vec<Arc<Rule>>,
-    event: &Event,
-    person: &Person,
+    (event, person): (&Event, &Person),
 ) -> Result<Vec<(Arc<Rule>, Result<Notice, Untold>)>, Problem> {
     if rules.is_empty() {
         return Ok(Vec::new());
@@ -349,7 +347,7 @@ pub async fn notices(
         };
         rules.into_iter().map(notice).collect()
     };
-    web::block(rendering).await.map_err(|_| Problem::internal())
+    app.renderers.run(tenant, rendering).await
 }
 
 fn refused(rule: &Rule, untold: Untold) -> RuleError {

@@ -10,6 +10,7 @@ pub mod idempotency;
 pub mod intake;
 pub mod messages;
 pub mod notifications;
+pub mod rendering;
 pub mod templated;
 pub mod turns;
 pub mod typed;

@@ -3,10 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    web::{self, Data},
-};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use serde_json::{Map, Value, value::RawValue};
 use shared::{
     contract::submission::{Draft, FieldError, Part, Submission, TemplateRef, parse_json},
@@ -107,7 +104,7 @@ async fn draft(app: &App, tenant: TenantId, ask: Ask, mut submission: Submission
         return submission.check(&app.rules()).map_err(Problem::validation);
     };
     let template = find(app, tenant, &ask.name).await?;
-    let part = render(Arc::clone(&template), channel, ask.variables).await?;
+    let part = render((app, tenant), Arc::clone(&template), channel, ask.variables).await?;
     (submission.title, submission.message, submission.html) = (part.title, part.message, part.html);
     let source = &template.source;
     submission.category = submission.category.or_else(|| source.category.clone());
@@ -130,9 +127,14 @@ async fn find(app: &App, tenant: TenantId, name: &str) -> Result<Arc<Template>, 
 }
 
 /// Renders on a thread where that keeps no other request waiting.
-pub async fn render(template: Arc<Template>, channel: Channel, variables: Value) -> Result<Part, Problem> {
+pub async fn render(
+    (app, tenant): (&App, TenantId),
+    template: Arc<Template>,
+    channel: Channel,
+    variables: Value,
+) -> Result<Part, Problem> {
     let rendering = move || template.render(channel, &variables).map_err(|error| faults(&template, &variables, error));
-    web::block(rendering).await.map_err(|_| Problem::internal())?.map_err(Problem::validation)
+    app.renderers.run(tenant, rendering).await?.map_err(Problem::validation)
 }
 
 /// What a caller is to do about it, with every declared variable that is missing.

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    web::{self, Data},
-};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json, value::RawValue};
 use shared::{
@@ -223,7 +220,7 @@ async fn compose(
     let person = known.remove(&user).unwrap_or_else(|| Person::unknown(user));
     let Shared { priority, mut content, scheduled_at, expires_at, session, .. } = shared;
     if let Some(template) = catalogue.templates.get(&kind) {
-        fill(template, &channels, &person, &mut content).await?;
+        fill((app, tenant), template, &channels, &person, &mut content).await?;
     }
     catalogue.complete(&mut content);
     let faults: Vec<FieldError> =
@@ -244,6 +241,7 @@ async fn compose(
 
 /// Renders the template for each channel on which it says something; elsewhere title and message stand as given.
 async fn fill(
+    (app, tenant): (&App, TenantId),
     template: &Arc<Template>,
     channels: &[Channel],
     person: &Person,
@@ -262,9 +260,10 @@ async fn fill(
         }
         Ok(parts)
     };
-    let parts: BTreeMap<Channel, Part> = web::block(rendering)
-        .await
-        .map_err(|_| Problem::internal())?
+    let parts: BTreeMap<Channel, Part> = app
+        .renderers
+        .run(tenant, rendering)
+        .await?
         .map_err(|faults| Problem::validation(faults.into_iter().map(of_metadata_field).collect()))?;
     if !parts.is_empty() {
         content.parts = parts;

@@ -181,6 +181,8 @@ type DeliveryRow = (
     (Uuid, Uuid, String, String, String),
     (Option<String>, i64, DateTime<Utc>, Vec<String>, Option<String>, Option<DateTime<Utc>>),
 );
+/// The message, whose it is, its content and its recipients.
+type SealedTexts = (Uuid, i32, Option<Vec<u8>>, Vec<String>);
 type SqlEvent = (
     (SqlUuid, Int4, Text, Timestamptz),
     (Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int4>, Nullable<Text>),
@@ -292,7 +294,7 @@ impl Store {
         for ids in candidates.chunks(OPENED_TOGETHER) {
             let query = statement::<(SqlUuid, Int4, Nullable<Binary>, Array<Text>)>(SEALED_TEXTS);
             let query = query.bind::<Array<SqlUuid>, _>(ids.to_vec()).within(search.scope);
-            let rows: Vec<(Uuid, i32, Option<Vec<u8>>, Vec<String>)> = query.rows(self).await?;
+            let rows: Vec<SealedTexts> = query.rows(self).await?;
             for (id, tenant, content, recipients) in rows {
                 let tenant = TenantId(tenant);
                 let content = content.and_then(|content| self.opened(sealed::CONTENT.of(tenant), content));

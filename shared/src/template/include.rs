@@ -18,12 +18,16 @@ use crate::domain::Channel;
 /// going through lists.
 const ELEMENTS_MAX: usize = 20_000;
 
+/// Of a name and a text.
+type Hash = [u8; 32];
+type Outcome = Result<Arc<Parsed>, String>;
+
 /// Every active template of a tenant, by name, and what was parsed of them. A text is parsed and kept once, however many texts include
 /// it and on however many channels it serves.
 #[derive(Debug, Default)]
 pub(super) struct Family {
     sources: HashMap<String, Arc<TemplateSource>>,
-    parsed: Arc<Mutex<HashMap<[u8; 32], Result<Arc<Parsed>, String>>>>,
+    parsed: Arc<Mutex<HashMap<Hash, Outcome>>>,
 }
 
 impl Family {
@@ -42,9 +46,9 @@ impl Family {
     }
 
     /// `included`: the name under which other texts include it, which its errors tell.
-    fn parse(&self, included: Option<&str>, text: &str) -> Result<Arc<Parsed>, String> {
+    fn parse(&self, included: Option<&str>, text: &str) -> Outcome {
         let key = [included.unwrap_or_default(), text].join("\0");
-        let Ok(key) = <[u8; 32]>::try_from(digest(&SHA256, key.as_bytes()).as_ref()) else {
+        let Ok(key) = Hash::try_from(digest(&SHA256, key.as_bytes()).as_ref()) else {
             return parse(text).map(Arc::new);
         };
         let kept = || self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
