@@ -67,8 +67,9 @@ impl Base {
 
     /// As [`Base::stored`], with a delivery that came `later` than its message.
     async fn stored_later(&self, days: i32, seconds: f64, tenant: i32, state: &str, later: f64) -> Result<Uuid> {
-        let query = "SELECT stored($1, $2, $3, $4, $5)";
-        Ok(self.sql.query_one(query, &[&days, &seconds, &tenant, &state, &later]).await?.get(0))
+        let query = "SELECT stored($1, $2, $3, $4, $5)::text";
+        let id: String = self.sql.query_one(query, &[&days, &seconds, &tenant, &state, &later]).await?.get(0);
+        Ok(id.parse()?)
     }
 
     async fn count(&self, query: &str) -> Result<i64> {
@@ -215,13 +216,13 @@ async fn a_day_that_stays_keeps_no_other_day_and_no_row_from_going() -> Result<(
         base.stored(days, 2.0, 1, "delivered").await?;
         let beside = match state {
             "scheduled" => {
-                "INSERT INTO due (delivery_id, due_at, run, why) VALUES ($1, now() + interval '9 days', 0, 'scheduled')"
+                "INSERT INTO due (delivery_id, due_at, run, why) VALUES ($1::text::uuid, now() + interval '9 days', 0, 'scheduled')"
             }
             _ => {
-                "INSERT INTO dead_letters (id, tenant_id, delivery_id, origin, reason, created_at) VALUES (gen_random_uuid(), 1, $1, 'delivery', 'poison', now() - interval '30 days')"
+                "INSERT INTO dead_letters (id, tenant_id, delivery_id, origin, reason, created_at) VALUES (gen_random_uuid(), 1, $1::text::uuid, 'delivery', 'poison', now() - interval '30 days')"
             }
         };
-        base.sql.execute(beside, &[&delivery]).await?;
+        base.sql.execute(beside, &[&delivery.to_string()]).await?;
     }
     // Without a due row: nothing points at it, and the day is read for it.
     base.stored(45, 1.0, 1, "queued").await?;

@@ -31,14 +31,14 @@ WITH made AS (
     INSERT INTO messages (id, tenant_id, priority, content, source) SELECT id, 1, 'normal', '{}', 'http' FROM made
 )
 INSERT INTO deliveries (id, message_id, tenant_id, channel, lane, recipient, state) SELECT id, id, 1, 'sms', 'normal', 'x', 'queued' FROM made
-RETURNING id";
+RETURNING id::text";
 
 /// The median and the 99th percentile of claims, in microseconds.
 async fn measure(stack: &Stack, store: &Store) -> Result<[u128; 2]> {
     let rows = stack.sql().await?.query(QUEUED, &[&i64::try_from(CLAIMS * BATCH)?]).await?;
     let hints: Vec<WorkItem> = rows
         .iter()
-        .map(|row| serde_json::from_value(serde_json::json!({"d": row.get::<_, uuid::Uuid>(0), "r": 0})))
+        .map(|row| serde_json::from_value(serde_json::json!({"d": row.get::<_, String>(0), "r": 0})))
         .collect::<Result<_, _>>()?;
     let mut took = Vec::with_capacity(CLAIMS);
     for batch in hints.chunks(BATCH) {
