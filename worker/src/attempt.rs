@@ -43,6 +43,8 @@ use crate::{
 const GRACE: Duration = Duration::from_millis(100);
 /// Longest detail, in bytes: a clause, not a document.
 const DETAIL_BYTES_MAX: usize = 2 * 1024;
+/// How long content of a newer version waits for a worker that knows it.
+const UPGRADE_WAIT: Duration = Duration::from_secs(60);
 /// Longest code or reference of a provider, in bytes.
 const CODE_BYTES_MAX: usize = 200;
 
@@ -118,8 +120,10 @@ enum Obstacle {
     Early(DateTime<Utc>, Reason),
     /// Its person's quiet hours leave no moment of its send window.
     NoMoment,
-    /// The stored content cannot be read.
+    /// The stored content is no JSON.
     BadContent,
+    /// The stored content says something that this version does not know.
+    NewerContent,
     /// The call could outlive the claim (the process was stopped for a while, or waits for the database), and then
     /// somebody else might make it too; or this process is about to end.
     Late,
@@ -131,7 +135,10 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     if claim.expires_at.is_some_and(|at| at <= clock::now()) {
         return Err(Obstacle::Expired);
     }
-    let content: Content = serde_json::from_slice(&claim.content).map_err(|_| Obstacle::BadContent)?;
+    let content: Content = serde_json::from_slice(&claim.content).map_err(|error| match error.is_data() {
+        true => Obstacle::NewerContent,
+        false => Obstacle::BadContent,
+    })?;
     let mut content = content.on(desk.route.channel);
     if let Some(reason) = content.withheld {
         return Err(Obstacle::Withheld(reason));
@@ -381,6 +388,8 @@ impl Subject {
             Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
             // It spends no attempt, and ends with the longest wait.
             Obstacle::Late => later(None),
+            // For a worker of a newer version.
+            Obstacle::NewerContent => later(Some(UPGRADE_WAIT)),
             // Others were asked already, and may do better after the usual pause.
             Obstacle::HeldBack(HeldBack { wait, .. }, round) if !round.is_empty() => {
                 let usual = later(None);
@@ -449,7 +458,13 @@ impl Obstacle {
             }),
             Self::Unwanted => Some(Reason::Preference),
             Self::NoMoment => Some(Reason::SendWindow),
-            Self::Expired | Self::NoProvider | Self::NoFit | Self::BadContent | Self::Late | Self::HeldBack(..) => None,
+            Self::Expired
+            | Self::NoProvider
+            | Self::NoFit
+            | Self::BadContent
+            | Self::NewerContent
+            | Self::Late
+            | Self::HeldBack(..) => None,
         }
     }
 
@@ -460,6 +475,7 @@ impl Obstacle {
             Self::Expired => "its time ran out before it could be sent".to_owned(),
             Self::NoProvider => format!("nothing carries channel `{channel}`: set {}", backend_setting(channel)),
             Self::BadContent => "its stored content cannot be read".to_owned(),
+            Self::NewerContent => "its content says something that this version does not know: it waits".to_owned(),
             Self::NoFit => format!(
                 "no provider of channel `{channel}` serves its kind of device: see {}",
                 backend_setting(channel)

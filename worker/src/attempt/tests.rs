@@ -191,6 +191,18 @@ async fn content_that_cannot_be_read_makes_a_dead_letter_without_an_attempt() {
 }
 
 #[tokio::test]
+async fn content_of_a_newer_version_waits_for_a_newer_worker_and_spends_no_attempt() {
+    for newer in
+        [r#"{"message":"x","withheld":"from_the_future"}"#, r#"{"message":"x","send_window":{"days":["someday"]}}"#]
+    {
+        let event = attempted(Act::Panic, Claim { content: newer.as_bytes().to_vec(), ..claim(1) }).await;
+        let said = (event.state, event.dead, event.attempt, event.spent);
+        assert_eq!(said, (State::Retrying, None, None, false), "{newer}");
+        assert!(event.delay_ms >= Some(60_000), "{newer}: {:?}", event.delay_ms);
+    }
+}
+
+#[tokio::test]
 async fn a_failure_goes_to_the_next_provider_at_once_and_the_pause_comes_after_the_last() {
     let failed = || Act::Answer(Outcome::Transient(fault(), None));
     let both = desk_of(vec![(ProviderName::Twilio, failed()), (ProviderName::Sns, failed())]);
