@@ -250,6 +250,9 @@ impl Known {
         }
         let Some((catalogue, rule)) = self.rule(digest) else {
             let (rule, items) = (digest.rule, digest.count);
+            if self.catalogues.get(&digest.tenant).is_some_and(|catalogue| catalogue.unread_rules.contains(&rule)) {
+                return put_off(digest, "rule", now);
+            }
             tracing::info!(%rule, items, "dropped a window: its rule is gone or switched off");
             return Verdict::Ended(End::Dropped, Ending::Silent);
         };
@@ -260,6 +263,9 @@ impl Known {
         }
         let mut notice = match notice(catalogue, &rule, digest, &person, now) {
             Ok(notice) => notice,
+            Err(_) if catalogue.unread_templates.contains(&rule.definition.template_name) => {
+                return put_off(digest, "template", now);
+            }
             Err(untold) => {
                 let (end, ending) = unrenderable(digest, &untold, now);
                 return Verdict::Ended(end, ending);
@@ -293,6 +299,13 @@ fn notice(
     let items = digest.items.iter().map(|item| serde_json::from_slice(item).unwrap_or_default()).collect();
     let variables = telling::variables_of_digest(digest.count, items, &digest.event_type, person);
     telling::notice(catalogue, rule, &digest.event_type, (&variables, template::deadline()), now)
+}
+
+/// A window whose rule or template a newer version wrote waits for a scheduler that can read it; nothing of it is dropped.
+fn put_off(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Verdict {
+    let (rule, items) = (digest.rule, digest.count);
+    tracing::warn!(%rule, items, what, "a window waits: this version cannot read its rule or template");
+    Verdict::Ended(End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
 }
 
 /// It is tried again for a while, then it ends.

@@ -2,7 +2,7 @@
 //! and looks once a second whether it is still the newest.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -71,6 +71,10 @@ pub struct Catalogue {
     pub rules: Vec<Arc<Rule>>,
     /// Which of them hear of which events.
     pub index: RuleIndex,
+    /// Active rules that a newer version wrote and this one cannot read.
+    pub unread_rules: HashSet<Uuid>,
+    /// The same of templates, by name.
+    pub unread_templates: HashSet<String>,
 }
 
 impl Catalogue {

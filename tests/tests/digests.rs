@@ -244,13 +244,17 @@ async fn what_no_rule_or_template_tells_any_more_is_dropped_or_waits_and_both_sh
     let removed = rule(&admin, &gathering("removed", open.clone())).await?;
     let off = rule(&admin, &gathering("off", open.clone())).await?;
     rule(&admin, &gathering("unsaid", open.clone())).await?;
-    for (event_type, user) in [("removed", "ada"), ("off", "bob"), ("unsaid", "cy")] {
+    rule(&admin, &gathering("newer", open.clone())).await?;
+    for (event_type, user) in [("removed", "ada"), ("off", "bob"), ("unsaid", "cy"), ("newer", "dan")] {
         event(&api, event_type, user, json!({"n": 1})).await?;
     }
     admin.request(Method::DELETE, &format!("/api/rules/{removed}"), &[], None).await?;
     change(&admin, &off, &json!({"active": false})).await?;
     let sql = stack.sql().await?;
     sql.execute("UPDATE templates SET parts = '{\"default\": {\"message\": \"{{gone}}\"}}'", &[]).await?;
+    // As a newer version writes it.
+    let newer = "UPDATE rules SET definition = definition || '{\"from_the_future\": 1}' WHERE name = 'newer'";
+    sql.execute(newer, &[]).await?;
     // A copy of what the tenant manages is a second old at most.
     let is_broken = async |wanted: bool| {
         let dry = api.post("/api/events/dry-run", &json!({"type": "unsaid", "user_id": "cy"})).await.ok()?.ok().ok()?;
@@ -261,17 +265,24 @@ async fn what_no_rule_or_template_tells_any_more_is_dropped_or_waits_and_both_sh
     let dropped =
         "SELECT count(*) FROM digests WHERE state = 'closed' AND message_id IS NULL AND user_id IN ('ada', 'bob')";
     until_count(&stack, "two are dropped", dropped, 2).await?;
-    let waits = "SELECT count(*) FROM digests WHERE state = 'open' AND user_id = 'cy' AND closes_at > now() + interval '30 seconds'";
-    until_count(&stack, "one waits for its template", waits, 1).await?;
+    let waits = |user: &str| {
+        format!(
+            "SELECT count(*) FROM digests WHERE state = 'open' AND user_id = '{user}' AND closes_at > now() + interval '30 seconds'"
+        )
+    };
+    until_count(&stack, "one waits for its template", &waits("cy"), 1).await?;
+    until_count(&stack, "one waits for a scheduler that can read its rule", &waits("dan"), 1).await?;
     stack.until_measured("all", &["posthaste_digests_closed_total{end=\"dropped\"} 2"]).await?;
     eventually("it is said", SOON, || async { stack.logs().ok()?.contains("a window cannot be told").then_some(()) })
         .await?;
     assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 0);
     // Somebody mends the template.
     sql.execute("UPDATE templates SET parts = '{\"default\": {\"message\": \"{{count}} after all\"}}'", &[]).await?;
+    sql.execute("UPDATE rules SET definition = definition - 'from_the_future'", &[]).await?;
     eventually("the change is noticed", SOON, || is_broken(false)).await?;
     sql.execute("UPDATE digests SET closes_at = now() + interval '1 second' WHERE state = 'open'", &[]).await?;
-    until_inbox(&api, "cy", &["1 after all"]).await
+    until_inbox(&api, "cy", &["1 after all"]).await?;
+    until_inbox(&api, "dan", &["1 after all"]).await
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Reads what a tenant manages as a whole, see [`crate::catalogue`].
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
 use uuid::Uuid;
@@ -20,9 +20,10 @@ impl Store {
 
     /// A tenant's catalogue. `version` was read before, so that a change meanwhile makes it old, not wrong.
     pub async fn catalogue(&self, tenant: TenantId, version: i64) -> DbResult<Catalogue> {
-        let templates = template::compile(self.template_sources(tenant).await?);
+        let (templates, unread_templates) = self.template_sources(tenant).await?;
+        let templates = template::compile(templates);
         let types = self.notification_types(tenant).await?;
-        let rules = self.active_rules(tenant).await?;
+        let (rules, unread_rules) = self.active_rules(tenant).await?;
         Ok(Catalogue {
             version,
             types: types.into_iter().map(|of_type| (of_type.name.clone(), of_type)).collect(),
@@ -30,18 +31,27 @@ impl Store {
             templates: templates.into_iter().map(|one| (one.source.name.clone(), Arc::new(one))).collect(),
             index: RuleIndex::new(rules.iter().map(|rule| rule.event_type.as_str())),
             rules,
+            unread_rules,
+            unread_templates,
         })
     }
 
-    async fn template_sources(&self, tenant: TenantId) -> DbResult<Vec<TemplateSource>> {
+    /// Those that can be read, and the names of the others.
+    async fn template_sources(&self, tenant: TenantId) -> DbResult<(Vec<TemplateSource>, HashSet<String>)> {
         type Row = (String, i32, Option<String>, Vec<String>, String);
         let query = statement::<(Text, Int4, Nullable<Text>, Array<Text>, Text)>(TEMPLATES).bind::<Int4, _>(tenant.0);
         let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        let source = |(name, version, category, variables, parts): Row| {
-            let parts = serde_json::from_str(&parts).ok()?;
-            Some(TemplateSource { name, version, category, variables, parts })
-        };
-        Ok(rows.into_iter().filter_map(source).collect())
+        let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());
+        for (name, version, category, variables, parts) in rows {
+            match serde_json::from_str(&parts) {
+                Ok(parts) => read.push(TemplateSource { name, version, category, variables, parts }),
+                Err(error) => {
+                    tracing::warn!(name, tenant = tenant.0, %error, "a template cannot be read by this version");
+                    unread.insert(name);
+                }
+            }
+        }
+        Ok((read, unread))
     }
 
     /// Every type of a tenant, by name.
@@ -74,14 +84,21 @@ impl Store {
         Ok(rows.into_iter().filter_map(|(name, class)| Some((name, class.parse().ok()?))).collect())
     }
 
-    async fn active_rules(&self, tenant: TenantId) -> DbResult<Vec<Arc<Rule>>> {
+    /// Those that can be read, and the ids of the others.
+    async fn active_rules(&self, tenant: TenantId) -> DbResult<(Vec<Arc<Rule>>, HashSet<Uuid>)> {
         let query = statement::<(SqlUuid, Text, Text, Text)>(RULES).bind::<Int4, _>(tenant.0).within(Some(tenant));
         let rows: Vec<(Uuid, String, String, String)> = query.rows(self).await?;
-        let rule = |(id, name, event_type, definition): (Uuid, String, String, String)| {
-            let definition = serde_json::from_str(&definition).ok()?;
-            Some(Arc::new(Rule { id, name, event_type, definition }))
-        };
-        Ok(rows.into_iter().filter_map(rule).collect())
+        let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());
+        for (id, name, event_type, definition) in rows {
+            match serde_json::from_str(&definition) {
+                Ok(definition) => read.push(Arc::new(Rule { id, name, event_type, definition })),
+                Err(error) => {
+                    tracing::warn!(%id, tenant = tenant.0, %error, "a rule cannot be read by this version");
+                    unread.insert(id);
+                }
+            }
+        }
+        Ok((read, unread))
     }
 }
 
