@@ -6,10 +6,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     amqp::{Outgoing, Publisher, topology},
     contract::{Event, EventBatch, wire::EVENTS_MAX},
+    db::{Store, kept::Kept},
 };
 use uuid::Uuid;
 
-use crate::task::TaskError;
+use crate::{task::TaskError, trouble::chain};
 
 /// Events taken in one turn.
 pub const LIMIT: i64 = 500;
@@ -22,7 +23,7 @@ const PATIENCE: TimeDelta = TimeDelta::minutes(10);
 /// The first pause before an event is looked at again; each later pause is twice as long.
 const PAUSE_MS: i32 = 250;
 const PAUSE_MS_MAX: i32 = 60_000;
-/// An event that brought its schedulers down so often is left alone.
+/// An event that failed, or brought its schedulers down, so often is left alone.
 pub const TRIES_MAX: i16 = 50;
 /// Where reports of providers stand among the events.
 const ROUTING_KEY: &str = "events.report";
@@ -36,6 +37,45 @@ pub fn is_over(created_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
 pub fn pause_ms(tries: i16) -> i32 {
     let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(0).min(16);
     PAUSE_MS.saturating_mul(1 << doublings).min(PAUSE_MS_MAX)
+}
+
+/// What works through one table of kept webhooks.
+pub trait Inbox: Sync {
+    /// One of them.
+    type Event: Clone + Send + Sync;
+    /// The table.
+    const TABLE: Kept;
+
+    /// Its row, and how often it was taken up.
+    fn row(event: &Self::Event) -> (Uuid, i16);
+
+    /// Does what they lead to, and ends them. May be repeated.
+    fn work_through(&self, events: Vec<Self::Event>) -> impl Future<Output = Result<(), TaskError>> + Send;
+}
+
+/// Works through taken events. If a server is away, which is no event's fault, all of them are given back. If it is the fault
+/// of one, each is tried alone: that one is put off for longer and longer and ends after [`TRIES_MAX`].
+pub async fn work_through<I: Inbox>(inbox: &I, store: &Store, events: Vec<I::Event>) -> Result<(), TaskError> {
+    let Err(error) = inbox.work_through(events.clone()).await else { return Ok(()) };
+    if error.is_servers_fault() {
+        return give_back::<I>(store, &events, error).await;
+    }
+    for (n, event) in events.iter().enumerate() {
+        let Err(error) = inbox.work_through(vec![event.clone()]).await else { continue };
+        if error.is_servers_fault() {
+            return give_back::<I>(store, events.get(n..).unwrap_or_default(), error).await;
+        }
+        let (id, tries) = I::row(event);
+        tracing::error!(event.id = %id, tries, error = chain(&error), "what a provider told cannot be worked through");
+        store.put_off_events(I::TABLE, vec![id], vec![pause_ms(tries)]).await?;
+    }
+    Ok(())
+}
+
+async fn give_back<I: Inbox>(store: &Store, events: &[I::Event], error: TaskError) -> Result<(), TaskError> {
+    let rows = events.iter().map(|event| I::row(event).0).collect();
+    store.give_back_events(I::TABLE, rows).await?;
+    Err(error)
 }
 
 /// Hands reports to the log writer.

@@ -29,7 +29,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    kept::{self, LEASE_MS, LIMIT, TRIES_MAX, pause_ms},
+    kept::{self, Inbox, LEASE_MS, LIMIT, TRIES_MAX, pause_ms},
     task::{Report, Task, TaskError},
 };
 
@@ -95,16 +95,6 @@ impl ProviderEvents {
     /// Reports through `publisher`.
     pub const fn new(store: Store, publisher: Publisher, subscriber: Subscriber) -> Self {
         Self { store, publisher, subscriber, forgot_at: None }
-    }
-
-    async fn work_through(&self, mut work: Work) -> Result<(), TaskError> {
-        self.subscribe(&mut work).await;
-        self.report(&mut work).await?;
-        let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
-        let later = work.later.iter().map(|event| event.id).collect();
-        self.store.put_off_events(Kept::Provider, later, waits).await?;
-        self.store.end_events(Kept::Provider, work.done, work.ignored).await?;
-        Ok(())
     }
 
     async fn subscribe(&self, work: &mut Work) {
@@ -225,6 +215,26 @@ impl Work {
     }
 }
 
+impl Inbox for ProviderEvents {
+    type Event = PendingProviderEvent;
+    const TABLE: Kept = Kept::Provider;
+
+    fn row(event: &PendingProviderEvent) -> (Uuid, i16) {
+        (event.id, event.tries)
+    }
+
+    async fn work_through(&self, events: Vec<PendingProviderEvent>) -> Result<(), TaskError> {
+        let mut work = sort(events);
+        self.subscribe(&mut work).await;
+        self.report(&mut work).await?;
+        let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
+        let later = work.later.iter().map(|event| event.id).collect();
+        self.store.put_off_events(Kept::Provider, later, waits).await?;
+        self.store.end_events(Kept::Provider, work.done, work.ignored).await?;
+        Ok(())
+    }
+}
+
 impl Task for ProviderEvents {
     const NAME: &'static str = "provider_events";
     const PERIOD: Duration = kept::PERIOD;
@@ -237,12 +247,7 @@ impl Task for ProviderEvents {
             return Ok(Report::Done);
         }
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
-        let taken = events.iter().map(|event| event.id).collect();
-        if let Err(error) = self.work_through(sort(events)).await {
-            // A server that is away is no event's fault: only schedulers that died count.
-            self.store.give_back_events(Kept::Provider, taken).await?;
-            return Err(error);
-        }
+        kept::work_through(&*self, &self.store, events).await?;
         Ok(report)
     }
 }

@@ -54,6 +54,17 @@ pub enum TaskError {
     Broadcasts(usize),
 }
 
+impl TaskError {
+    /// Whether a server is at fault rather than what was worked on.
+    pub const fn is_servers_fault(&self) -> bool {
+        match self {
+            Self::Database(error) => error.is_unavailable(),
+            Self::Publish(error) => !matches!(error, PublishError::Invalid(_) | PublishError::Encode(_)),
+            Self::Unpublished(_) | Self::Replays(_) | Self::Broadcasts(_) => true,
+        }
+    }
+}
+
 /// One kind of work.
 pub trait Task: Send + 'static {
     /// Its name in logs and metrics.

@@ -18,7 +18,7 @@ use shared::{
 use uuid::Uuid;
 
 use crate::{
-    kept::{self, LEASE_MS, LIMIT, TRIES_MAX, pause_ms},
+    kept::{self, Inbox, LEASE_MS, LIMIT, TRIES_MAX, pause_ms},
     task::{Report, Task, TaskError, count_of},
 };
 
@@ -51,21 +51,6 @@ impl WahaEvents {
     /// Reports through `publisher`.
     pub const fn new(store: Store, publisher: Publisher) -> Self {
         Self { store, publisher }
-    }
-
-    async fn work_through(&self, mut work: Work) -> Result<(), TaskError> {
-        let (people, new) = (work.inbound.len(), self.store.keep_inbound(std::mem::take(&mut work.inbound)).await?);
-        counter!("posthaste_waha_inbound_total").increment(count_of(new));
-        tracing::debug!(people, new, "kept messages from people");
-        for (session, state, at) in std::mem::take(&mut work.states) {
-            self.store.set_state(session, &state, Some(at)).await?;
-        }
-        self.echo(&mut work).await?;
-        self.report(&mut work).await?;
-        let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
-        self.store.put_off_events(Kept::Waha, work.later.iter().map(|event| event.id).collect(), waits).await?;
-        self.store.end_events(Kept::Waha, work.done, work.ignored).await?;
-        Ok(())
     }
 
     /// Passes acknowledgements on to the deliveries they are about; those whose message is not known yet wait.
@@ -115,6 +100,31 @@ impl WahaEvents {
     }
 }
 
+impl Inbox for WahaEvents {
+    type Event = PendingEvent;
+    const TABLE: Kept = Kept::Waha;
+
+    fn row(event: &PendingEvent) -> (Uuid, i16) {
+        (event.id, event.tries)
+    }
+
+    async fn work_through(&self, events: Vec<PendingEvent>) -> Result<(), TaskError> {
+        let mut work = sort(events);
+        let (people, new) = (work.inbound.len(), self.store.keep_inbound(std::mem::take(&mut work.inbound)).await?);
+        counter!("posthaste_waha_inbound_total").increment(count_of(new));
+        tracing::debug!(people, new, "kept messages from people");
+        for (session, state, at) in std::mem::take(&mut work.states) {
+            self.store.set_state(session, &state, Some(at)).await?;
+        }
+        self.echo(&mut work).await?;
+        self.report(&mut work).await?;
+        let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
+        self.store.put_off_events(Kept::Waha, work.later.iter().map(|event| event.id).collect(), waits).await?;
+        self.store.end_events(Kept::Waha, work.done, work.ignored).await?;
+        Ok(())
+    }
+}
+
 impl Task for WahaEvents {
     const NAME: &'static str = "waha_events";
     const PERIOD: Duration = kept::PERIOD;
@@ -128,12 +138,7 @@ impl Task for WahaEvents {
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
         let heard: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
         self.store.note_heard(heard.into_iter().collect()).await?;
-        let taken = events.iter().map(|event| event.id).collect();
-        if let Err(error) = self.work_through(sort(events)).await {
-            // A server that is away is no event's fault: only schedulers that died count.
-            self.store.give_back_events(Kept::Waha, taken).await?;
-            return Err(error);
-        }
+        kept::work_through(&*self, &self.store, events).await?;
         Ok(report)
     }
 }

@@ -247,7 +247,30 @@ async fn five_soft_bounces_in_a_row_and_complaints_keep_mails_from_an_address() 
     let unwanted = api.send(&body).await?;
     api.wait_status(&unwanted, "suppressed").await?;
     send(&api, "ada@example.com", "billing").await?;
-    Ok(())
+
+    // The database refuses the bounce of one address: the one beside it is counted, and its own tries are.
+    let (id, delivery) = send(&api, "stuck@example.com", "news").await?;
+    sendgrid.tell(&stack, &json!([blocked(&delivery)])).await?;
+    api.wait_status(&id, "bounced").await?;
+    let (counted, sql) = ("SELECT count(*) FROM soft_bounces", stack.sql().await?);
+    let newest = "SELECT count(*) FROM soft_bounces WHERE event_id = (SELECT max(id::text)::uuid FROM provider_events)";
+    stack.until_count(newest, 1).await?;
+    sql.batch_execute(
+        "CREATE TABLE stuck AS SELECT address_hash FROM soft_bounces WHERE event_id = (SELECT max(id::text)::uuid FROM provider_events);
+         GRANT SELECT ON stuck TO posthaste_services;
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN IF NEW.address_hash IN (SELECT address_hash FROM stuck) THEN RAISE SQLSTATE '22003'; END IF; RETURN NEW; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON soft_bounces FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    .await?;
+    let before = stack.count(counted).await?;
+    let (_, stuck) = send(&api, "stuck@example.com", "news").await?;
+    let (_, fine) = send(&api, "fine@example.com", "news").await?;
+    sendgrid.tell(&stack, &json!([blocked(&stuck), blocked(&fine)])).await?;
+    stack.until_count(counted, before + 1).await?;
+    stack.until_count("SELECT count(*) FROM provider_events WHERE status = 'pending' AND tries >= 2", 1).await?;
+    sql.batch_execute("DROP TRIGGER refuse ON soft_bounces").await?;
+    stack.until_count(counted, before + 2).await
 }
 
 /// A status callback, signed for where others reach us.
