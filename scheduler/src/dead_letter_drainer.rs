@@ -5,22 +5,24 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use metrics::counter;
 use shared::{
-    amqp::{Acker, Consumer, Delivery},
-    clock,
-    contract::{Event, WorkItem},
-    db::{DbResult, Store, letters::NewLetter},
-    domain::{
-        Channel, DeadOrigin, DeadReason, DeliveryId, EventKind, Publishers, RequireMapping, Round, State, TenantId,
+    amqp::{Acker, Consumer, Delivery, Outgoing, Publisher, Tag},
+    db::{
+        DbResult, Store,
+        letters::{IntakeLetter, NewLetter},
     },
+    domain::{DeadOrigin, DeadReason, Publishers, RequireMapping},
+    replay,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    found::{Found, Kind},
-    log_writer::{tell, tell_dead},
-    trouble::Trouble,
+    found::{Found, Kind, ROUNDS},
+    log_writer::{Stopped, tell_dead},
+    replays::outgoing,
+    trouble::{Trouble, chain},
 };
 
 /// Messages in hand: few, since a body may have many megabytes.
@@ -28,64 +30,146 @@ pub const PREFETCH: u16 = 16;
 /// A lone letter waits this long for company.
 const LINGER: Duration = Duration::from_millis(5);
 
+/// What the loop stands on.
+pub struct Deps {
+    /// Where letters are written.
+    pub store: Store,
+    /// What only goes back to its queue is published through it.
+    pub publisher: Publisher,
+    /// Which broker users may publish for a tenant.
+    pub require_mapping: RequireMapping,
+}
+
 /// The loop.
 pub struct DeadLetterDrainer {
-    store: Store,
+    deps: Deps,
     consumer: Consumer,
     acker: Acker,
-    require_mapping: RequireMapping,
     trouble: Trouble,
     stop: CancellationToken,
+    /// Proves to the intake what is published again; read when it is first needed.
+    key: Option<replay::Key>,
 }
 
 impl DeadLetterDrainer {
     /// Reads with `consumer`.
-    pub fn new(
-        store: Store,
-        consumer: Consumer,
-        require_mapping: RequireMapping,
-        trouble: Trouble,
-        stop: CancellationToken,
-    ) -> Self {
+    pub fn new(deps: Deps, consumer: Consumer, trouble: Trouble, stop: CancellationToken) -> Self {
         let acker = consumer.acker();
-        Self { store, consumer, acker, require_mapping, trouble, stop }
+        Self { deps, consumer, acker, trouble, stop, key: None }
     }
 
     /// Drains until stopped.
     pub async fn run(mut self) {
         while let Some(deliveries) = self.consumer.next_batch(PREFETCH.into(), LINGER).await {
-            let (tags, kinds): (Vec<_>, Vec<_>) = deliveries.into_iter().map(sort).unzip();
-            while let Err(error) = file(&self.store, &kinds, self.require_mapping).await {
-                // Even a refusal is waited out: the letters stay in their queue, which is where they are safe.
-                if !self.trouble.wait_out(&error, &self.stop).await {
-                    return self.consumer.cancel().await;
-                }
+            if self.settle(deliveries).await.is_err() {
+                break;
             }
-            self.acker.done_all(tags);
-            self.trouble.over();
         }
         self.consumer.cancel().await;
     }
+
+    async fn settle(&mut self, deliveries: Vec<Delivery>) -> Result<(), Stopped> {
+        let (mut tags, mut letters) = (Vec::new(), Vec::new());
+        for delivery in deliveries {
+            let tag = delivery.tag;
+            let letter = match Found::from(delivery).kind() {
+                Kind::Letter(letter) => letter,
+                Kind::Hint => {
+                    counter!("posthaste_hints_given_up_total").increment(1);
+                    self.acker.done(tag);
+                    continue;
+                }
+                Kind::Again(letter, round) => match self.again(&letter, round).await? {
+                    Some(message) => {
+                        self.publish(tag, message).await?;
+                        continue;
+                    }
+                    None => letter,
+                },
+            };
+            tags.push(tag);
+            letters.push(letter);
+        }
+        self.file(&tags, &letters).await
+    }
+
+    /// What publishes a message again; `None`: it is neither a submission nor a batch of events.
+    async fn again(&mut self, letter: &NewLetter, round: u32) -> Result<Option<Outgoing>, Stopped> {
+        let NewLetter { id, amqp_id, routing_key, amqp_user, body, .. } = letter.clone();
+        let letter = IntakeLetter { id, amqp_id, routing_key, amqp_user, body: body.unwrap_or_default() };
+        let message = outgoing(&self.key().await?, letter);
+        Ok(message.map(|mut message| {
+            message.headers.push((ROUNDS.into(), round.to_string()));
+            message
+        }))
+    }
+
+    async fn key(&mut self) -> Result<replay::Key, Stopped> {
+        loop {
+            if let Some(key) = &self.key {
+                return Ok(key.clone());
+            }
+            match self.deps.store.replay_key().await {
+                Ok(key) => self.key = Some(key),
+                Err(error) => self.pause(&error).await?,
+            }
+        }
+    }
+
+    async fn publish(&mut self, tag: Tag, message: Outgoing) -> Result<(), Stopped> {
+        while let Err(error) = self.deps.publisher.publish_one(message.clone()).await {
+            self.pause(&error).await?;
+        }
+        self.acker.done(tag);
+        Ok(())
+    }
+
+    /// Writes letters down, however long the database cannot. Where it refuses a value of one, each is tried alone, and the
+    /// refused one stays in its queue, which is where it is safe.
+    async fn file(&mut self, tags: &[Tag], letters: &[NewLetter]) -> Result<(), Stopped> {
+        if self.insert(tags, letters).await?.is_ok() {
+            self.trouble.over();
+            return Ok(());
+        }
+        let mut refused = None;
+        for (tag, letter) in tags.chunks(1).zip(letters.chunks(1)) {
+            if let Err(error) = self.insert(tag, letter).await? {
+                tag.iter().for_each(|tag| self.acker.requeue(*tag));
+                refused = Some(error);
+            }
+        }
+        let Some(error) = refused else { return Ok(()) };
+        tracing::error!(error = chain(&error), "a dead letter cannot be written down and stays in its queue");
+        self.pause(&error).await
+    }
+
+    /// `Ok(Err(_))`: a value was refused.
+    async fn insert(&mut self, tags: &[Tag], letters: &[NewLetter]) -> Result<DbResult<()>, Stopped> {
+        loop {
+            match insert(&self.deps, letters).await {
+                Ok(()) => {
+                    self.acker.done_all(tags.to_vec());
+                    return Ok(Ok(()));
+                }
+                Err(error) if error.is_unavailable() => self.pause(&error).await?,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    async fn pause(&mut self, error: &(dyn std::error::Error + Sync)) -> Result<(), Stopped> {
+        if self.trouble.wait_out(error, &self.stop).await { Ok(()) } else { Err(Stopped) }
+    }
 }
 
-fn sort(delivery: Delivery) -> (shared::amqp::Tag, Kind) {
-    (delivery.tag, Found::from(delivery).kind())
-}
-
-/// Files everything; doing it twice changes nothing.
-async fn file(store: &Store, kinds: &[Kind], require_mapping: RequireMapping) -> DbResult<()> {
-    let work = kinds.iter().filter_map(|kind| match kind {
-        Kind::Work(item, _) => Some(*item),
-        Kind::Letter(_) => None,
-    });
-    let known = bury(store, work.collect()).await?;
-    let letters = kinds.iter().filter_map(|kind| match kind {
-        Kind::Letter(letter) => Some(letter.clone()),
-        Kind::Work(item, letter) => (!known.contains(&item.d)).then(|| letter.clone()),
-    });
-    let mut letters: Vec<NewLetter> = letters.collect();
-    withhold(store, &mut letters, require_mapping).await?;
-    let written: HashSet<Uuid> = store.insert_letters(letters.clone()).await?.into_iter().collect();
+/// Doing it twice changes nothing.
+async fn insert(deps: &Deps, letters: &[NewLetter]) -> DbResult<()> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let mut letters = letters.to_vec();
+    withhold(&deps.store, &mut letters, deps.require_mapping).await?;
+    let written: HashSet<Uuid> = deps.store.insert_letters(letters.clone()).await?.into_iter().collect();
     letters.iter().filter(|letter| written.contains(&letter.id)).for_each(|letter| tell_dead(letter.reason, 1));
     Ok(())
 }
@@ -108,40 +192,4 @@ async fn withhold(store: &Store, letters: &mut [NewLetter], require_mapping: Req
         letter.tenant.take_if(|_| !tenant.is_some_and(|tenant| publishers.check(tenant, user).is_ok()));
     }
     Ok(())
-}
-
-/// Marks deliveries dead that the broker could not get rid of, unless they went on by another way; the event that does
-/// it writes the letter. Returns the deliveries that exist.
-async fn bury(store: &Store, work: Vec<WorkItem>) -> DbResult<HashSet<DeliveryId>> {
-    if work.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let ids: Vec<DeliveryId> = work.iter().map(|item| item.d).collect();
-    let owners = store.delivery_owners(&ids).await?;
-    let owner = |item: &WorkItem| owners.iter().find(|(id, ..)| *id == item.d).copied();
-    let events = work.iter().filter_map(|item| owner(item).map(|(_, tenant, channel)| death(*item, tenant, channel)));
-    tell(&store.record(events.collect()).await?);
-    Ok(owners.into_iter().map(|(id, ..)| id).collect())
-}
-
-/// The end of a delivery that is still queued at the run its work message names; at any other it changes nothing.
-fn death(item: WorkItem, tenant: TenantId, channel: Channel) -> Event {
-    Event {
-        tenant,
-        delivery: item.d,
-        run: item.r,
-        channel,
-        kind: EventKind::Dead,
-        at: clock::now(),
-        attempt: None,
-        state: State::Dead,
-        delay_ms: None,
-        detail: Some("the broker gave up handing it to workers".to_owned()),
-        reason: None,
-        dead: Some(DeadReason::Poison),
-        spent: true,
-        crash: false,
-        round: Round::NEW,
-        report: false,
-    }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use shared::{
-    amqp::{DETAIL, DLQ, Delivery, QUEUE, REASON, ROUTING_KEY, USER_ID, topology},
-    contract::{WorkItem, wire::VERSION},
+    amqp::{DETAIL, DLQ, Delivery, EVENTS_LOG, QUEUE, REASON, ROUTING_KEY, USER_ID, topology},
+    contract::WorkItem,
     db::letters::NewLetter,
     domain::{Channel, DeadOrigin, DeadReason},
 };
@@ -13,6 +13,12 @@ use uuid::Uuid;
 
 /// Header: an id that whoever put the message aside gave the letter.
 const LETTER_ID: &str = "x-posthaste-letter-id";
+/// Header: how often the drainer has published the message again.
+pub const ROUNDS: &str = "x-posthaste-rounds";
+/// After so many rounds, each as long as the delivery limit of the queue, the message itself is what brings its readers down.
+const ROUNDS_MAX: u32 = 50;
+/// The reason of the broker for a message that was returned too often.
+const DELIVERY_LIMIT: &str = "delivery_limit";
 /// What the names of the queues begin with that hold submissions.
 const INTAKE_PREFIX: &str = "posthaste.intake.";
 
@@ -32,8 +38,10 @@ pub struct Found {
 pub enum Kind {
     /// Write a letter.
     Letter(NewLetter),
-    /// A work message the broker gave up: its delivery dies, and only if there is no such delivery a letter is written.
-    Work(WorkItem, NewLetter),
+    /// A work message the broker gave up. It is only a hint: the audit finds a delivery that is still queued.
+    Hint,
+    /// What was returned too often and is the only copy: it is published once more, for the time of this number.
+    Again(NewLetter, u32),
 }
 
 /// Who gave it up.
@@ -65,11 +73,13 @@ impl From<Delivery> for Found {
 impl Found {
     /// What is to be done about it.
     pub fn kind(self) -> Kind {
-        let item = self.work_item();
-        let letter = self.letter();
-        match item {
-            Some(item) => Kind::Work(item, letter),
-            None => Kind::Letter(letter),
+        if self.is_hint() {
+            Kind::Hint
+        } else if self.is_returned_copy() && self.rounds() < ROUNDS_MAX {
+            let round = self.rounds() + 1;
+            Kind::Again(self.letter(), round)
+        } else {
+            Kind::Letter(self.letter())
         }
     }
 
@@ -97,11 +107,20 @@ impl Found {
         }
     }
 
-    /// The work message, if it is one that the broker gave up.
-    fn work_item(&self) -> Option<WorkItem> {
-        let Cause::GivenUp { queue, .. } = self.cause() else { return None };
-        let is_work = channel_of_work(queue).is_some();
-        serde_json::from_slice::<WorkItem>(&self.body).ok().filter(|item| is_work && item.v == VERSION)
+    /// Whether it is a work message that the broker gave up.
+    fn is_hint(&self) -> bool {
+        let Cause::GivenUp { queue, .. } = self.cause() else { return false };
+        channel_of_work(queue).is_some() && serde_json::from_slice::<WorkItem>(&self.body).is_ok()
+    }
+
+    /// Whether the broker handed it out too often, and nothing but this message says what it says.
+    fn is_returned_copy(&self) -> bool {
+        let Cause::GivenUp { reason, queue } = self.cause() else { return false };
+        reason == DELIVERY_LIMIT && (queue == EVENTS_LOG || queue.starts_with(INTAKE_PREFIX))
+    }
+
+    fn rounds(&self) -> u32 {
+        self.header(ROUNDS).and_then(|rounds| rounds.parse().ok()).unwrap_or(0)
     }
 
     fn letter(self) -> NewLetter {
@@ -223,8 +242,8 @@ mod tests {
 
     fn letter(found: Found) -> NewLetter {
         match found.kind() {
-            Kind::Letter(letter) => letter,
-            Kind::Work(item, _) => panic!("{item:?}"),
+            Kind::Letter(letter) | Kind::Again(letter, _) => letter,
+            Kind::Hint => panic!("a hint"),
         }
     }
 
@@ -273,19 +292,31 @@ mod tests {
     }
 
     #[test]
-    fn a_work_message_the_broker_gave_up_is_about_its_delivery() {
-        let item = WorkItem::new(DeliveryId::generate(), 4);
-        let body = serde_json::to_vec(&item).unwrap();
-        let found_work = found(topology::DLX, "sms.high", given_up("posthaste.work.sms.high"), &body);
-        let Kind::Work(same, letter) = found_work.kind() else { panic!("no work") };
-        assert_eq!((same, letter.channel, letter.routing_key), (item, Some(Channel::Sms), None));
-        let elsewhere = letter_of_queue("posthaste.events.log", &body);
-        assert_eq!(
-            (elsewhere.origin, elsewhere.reason, elsewhere.tenant),
-            (DeadOrigin::Broker, DeadReason::Poison, None)
-        );
+    fn a_work_message_the_broker_gave_up_is_only_a_hint() {
+        let body = serde_json::to_vec(&WorkItem::new(DeliveryId::generate(), 4)).unwrap();
+        let work = found(topology::DLX, "sms.high", given_up("posthaste.work.sms.high"), &body);
+        assert!(matches!(work.kind(), Kind::Hint));
         let unreadable = letter_of_queue("posthaste.work.sms.high", b"garbage");
         assert_eq!((unreadable.origin, unreadable.reason), (DeadOrigin::Broker, DeadReason::Poison));
+    }
+
+    #[test]
+    fn an_only_copy_that_was_returned_too_often_is_published_again_unless_that_has_not_helped_for_long() {
+        let returned = |rounds: u32| {
+            let mut headers = given_up(EVENTS_LOG);
+            headers[ROUNDS] = json!(rounds.to_string());
+            found(topology::DLX, "events.attempt", headers, b"{}").kind()
+        };
+        let Kind::Again(letter, round) = returned(3) else { panic!("it was not published again") };
+        assert_eq!((letter.routing_key, letter.body, round), (None, Some(b"{}".to_vec()), 4));
+        let Kind::Letter(letter) = returned(ROUNDS_MAX) else { panic!("it goes round for ever") };
+        assert_eq!((letter.origin, letter.reason), (DeadOrigin::Broker, DeadReason::Poison));
+        let mut expired = given_up(EVENTS_LOG);
+        expired["x-death"][0]["reason"] = json!("expired");
+        assert!(
+            matches!(found(topology::DLX, "x", expired, b"{}").kind(), Kind::Letter(_)),
+            "a policy of the operator"
+        );
     }
 
     fn letter_of_queue(queue: &str, body: &[u8]) -> NewLetter {

@@ -12,6 +12,7 @@ mod digests;
 mod expiry;
 mod found;
 mod holds;
+mod incoming;
 mod kept;
 mod log_progress;
 mod log_writer;
@@ -28,6 +29,7 @@ mod replays;
 mod retention;
 pub mod task;
 mod trouble;
+mod unread_events;
 mod waha_events;
 mod waha_sessions;
 mod webhook_events;
@@ -175,6 +177,7 @@ impl Line {
         crew.keep(outbox_relay::OutboxGauge(store.clone()));
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
         crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
+        crew.keep(unread_events::UnreadEvents::new(store.clone(), publisher.clone()));
         crew.keep(partitions::Partitions(store.clone()));
         crew.keep(pruning::Pruning(store.clone()));
         crew.keep(pruning::Freeze(store.clone()));
@@ -188,8 +191,9 @@ impl Line {
         });
         let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, crew.stop());
         crew.follow("dead_letter_drainer", letters, |consumer, trouble, stop| {
-            let require_mapping = config.broker.require_mapping;
-            dead_letter_drainer::DeadLetterDrainer::new(store.clone(), consumer, require_mapping, trouble, stop).run()
+            let (store, publisher) = (store.clone(), publisher.clone());
+            let deps = dead_letter_drainer::Deps { store, publisher, require_mapping: config.broker.require_mapping };
+            dead_letter_drainer::DeadLetterDrainer::new(deps, consumer, trouble, stop).run()
         });
     }
 

@@ -8,11 +8,8 @@ use std::time::Duration;
 use metrics::{counter, histogram};
 use shared::{
     amqp::{Acker, Consumer, Delivery, EVENTS_LOG, Properties, PublishError, Publisher, Tag, dead_letter},
-    contract::{
-        Event, EventBatch,
-        wire::{VERSION, Wire},
-    },
-    db::{DbError, Store, events::Recorded, suppressions::Finding},
+    contract::{Event, EventBatch},
+    db::{DbError, Store, events::Recorded, suppressions::Finding, unread_events::UnreadEvent},
     domain::{
         DeadReason, OutcomeClass,
         suppression::{SuppressionReason, SuppressionScope},
@@ -22,7 +19,9 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    incoming::{self, Incoming},
     log_progress::LogProgress,
+    task::count_of,
     trouble::{Trouble, chain},
 };
 
@@ -32,9 +31,6 @@ pub const PREFETCH: u16 = 256;
 const EVENTS_AIM: usize = 1000;
 /// A lone event waits this long for company.
 const LINGER: Duration = Duration::from_millis(2);
-/// Times a batch is tried of which the database takes nothing at all, before its events are taken for unwritable: some
-/// ten seconds, in which whatever ails the database rather than the events may pass.
-const REFUSALS_MAX: u32 = 6;
 
 /// The loop.
 pub struct LogWriter {
@@ -52,10 +48,11 @@ pub struct LogWriter {
 struct Batch {
     tags: Vec<Tag>,
     events: Vec<Event>,
+    unread: Vec<UnreadEvent>,
 }
 
 /// The process is stopping: what is in hand goes back to the broker.
-struct Stopped;
+pub struct Stopped;
 
 impl LogWriter {
     /// Reads with `consumer`; what cannot be written is put aside through `publisher`, and `progress` shows how far it is.
@@ -84,8 +81,8 @@ impl LogWriter {
     async fn write_all(&mut self, deliveries: Vec<Delivery>) -> Result<(), Stopped> {
         let mut batch = Batch::default();
         for delivery in deliveries {
-            match decode(&delivery.body) {
-                Ok(events) => batch.add(delivery.tag, events),
+            match incoming::read(&delivery.body) {
+                Ok(incoming) => batch.add(delivery.tag, incoming),
                 Err(detail) => self.put_aside(&delivery, &detail).await?,
             }
             if batch.events.len() >= EVENTS_AIM {
@@ -106,6 +103,7 @@ impl LogWriter {
         for bad in self.record(&batch.events).await? {
             self.put_event_aside(&bad, batch.tags.first().copied()).await?;
         }
+        self.keep(&batch.unread).await?;
         faultpoint::pass(faultpoint::AFTER_RECORD);
         self.acker.done_all(batch.tags);
         self.progress.end();
@@ -113,7 +111,8 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Writes what can be written and returns what the database will not take.
+    /// Writes what can be written and returns the events whose own values the database refuses. It waits for as long as the
+    /// database cannot work: the broker keeps what is not acknowledged.
     async fn record(&mut self, events: &[Event]) -> Result<Vec<Refused>, Stopped> {
         // Before the outcome itself: whoever dies in between finds both again.
         let dead = dead_addresses(events);
@@ -125,24 +124,21 @@ impl LogWriter {
             }
             self.pause(&error).await?;
         }
-        let mut refusals = 0;
         loop {
-            let error = match sift(&self.store, events).await {
-                Ok(refused) if refused.len() < events.len() || refusals >= REFUSALS_MAX => return Ok(refused),
-                // Nothing of it was taken: more likely the fault of the database than of every single event.
-                Ok(refused) => match refused.into_iter().next() {
-                    Some(first) => first.error,
-                    None => return Ok(Vec::new()),
-                },
-                Err(error) => {
-                    refusals = 0;
-                    self.pause(&error).await?;
-                    continue;
-                }
-            };
-            refusals += 1;
+            match sift(&self.store, events).await {
+                Ok(refused) => return Ok(refused),
+                Err(error) => self.pause(&error).await?,
+            }
+        }
+    }
+
+    /// Keeps what this version cannot read.
+    async fn keep(&mut self, unread: &[UnreadEvent]) -> Result<(), Stopped> {
+        while let Err(error) = self.store.keep_unread_events(unread).await {
             self.pause(&error).await?;
         }
+        counter!("posthaste_events_unread_total").increment(count_of(unread.len()));
+        Ok(())
     }
 
     async fn put_event_aside(&mut self, refused: &Refused, tag: Option<Tag>) -> Result<(), Stopped> {
@@ -179,9 +175,10 @@ impl LogWriter {
 }
 
 impl Batch {
-    fn add(&mut self, tag: Tag, events: Vec<Event>) {
+    fn add(&mut self, tag: Tag, incoming: Incoming) {
         self.tags.push(tag);
-        self.events.extend(events);
+        self.events.extend(incoming.events);
+        self.unread.extend(incoming.unread);
     }
 }
 
@@ -204,7 +201,8 @@ struct Refused {
     error: DbError,
 }
 
-/// Writes events in one commit, or, if the database refuses it, in halves, until the ones it refuses stand alone.
+/// Writes events in one commit, or, if the database refuses a value, in halves, until what it refuses stands alone. Fails if
+/// the database cannot work.
 async fn sift(store: &Store, events: &[Event]) -> Result<Vec<Refused>, DbError> {
     let mut refused = Vec::new();
     let mut parts = vec![events];
@@ -219,14 +217,6 @@ async fn sift(store: &Store, events: &[Event]) -> Result<Vec<Refused>, DbError> 
         }
     }
     Ok(refused)
-}
-
-fn decode(body: &[u8]) -> Result<Vec<Event>, String> {
-    let batch: EventBatch = serde_json::from_slice(body).map_err(|error| format!("no batch of events: {error}"))?;
-    if batch.v != VERSION {
-        return Err(format!("version {} of {}, and only {VERSION} is known", batch.v, EventBatch::TYPE));
-    }
-    Ok(batch.events)
 }
 
 /// Counts what was written.
@@ -245,16 +235,4 @@ pub fn tell(recorded: &Recorded) {
 /// Counts dead letters.
 pub fn tell_dead(reason: DeadReason, n: u64) {
     counter!("posthaste_dead_lettered_total", "reason" => reason.as_str()).increment(n);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_batches_of_our_version_are_read() {
-        assert_eq!(decode(br#"{"v":1,"events":[]}"#), Ok(Vec::new()));
-        assert!(decode(br#"{"v":2,"events":[]}"#).unwrap_err().contains("version 2"));
-        assert!(decode(b"{").is_err() && decode(b"\xff").is_err() && decode(br#"{"v":1,"events":[{}]}"#).is_err());
-    }
 }

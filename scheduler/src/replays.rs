@@ -7,7 +7,7 @@ use std::{
 
 use metrics::counter;
 use shared::{
-    amqp::{Headers, Outgoing, PublishError, Publisher, USER_ID, topology},
+    amqp::{EVENTS_LOG, Headers, Outgoing, PublishError, Publisher, USER_ID, topology},
     db::{
         Store,
         letters::{IntakeLetter, Pass, Replay, RunningReplay},
@@ -19,6 +19,7 @@ use shared::{
 use uuid::Uuid;
 
 use crate::{
+    incoming,
     task::{Report, Task, TaskError},
     trouble::chain,
 };
@@ -88,23 +89,37 @@ impl Replays {
         counter!("posthaste_letters_moved_total", "action" => replay.action.clone())
             .increment(u64::try_from(pass.moved).unwrap_or(0));
         pass.dispatches.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
-        if pass.intake.is_empty() {
+        if pass.intake.is_empty() && pass.unreadable.is_empty() {
             return Ok(());
         }
-        self.republish(replay, pass.intake).await
+        self.republish(replay, pass.intake, pass.unreadable).await
     }
 
-    /// Publishes refused submissions as a producer does, with a proof of where they come from. A letter moves only once the broker
-    /// has its message.
-    async fn republish(&mut self, replay: &Replay, letters: Vec<IntakeLetter>) -> Result<(), TaskError> {
+    /// Publishes refused submissions as a producer does, with a proof of where they come from, and events straight to the log queue.
+    /// A letter moves only once the broker has its message.
+    async fn republish(
+        &mut self,
+        replay: &Replay,
+        letters: Vec<IntakeLetter>,
+        mut hopeless: Vec<Uuid>,
+    ) -> Result<(), TaskError> {
         let key = match &self.key {
             Some(key) => key,
             None => self.key.insert(self.store.replay_key().await?),
         };
-        let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
-        let results =
-            self.publisher.publish_all(letters.into_iter().map(|letter| outgoing(key, letter)).collect()).await;
-        let (mut done, mut hopeless, mut failure) = (Vec::new(), Vec::new(), None);
+        let (mut ids, mut messages) = (Vec::new(), Vec::new());
+        for letter in letters {
+            let id = letter.id;
+            match outgoing(key, letter) {
+                Some(message) => {
+                    ids.push(id);
+                    messages.push(message);
+                }
+                None => hopeless.push(id),
+            }
+        }
+        let results = self.publisher.publish_all(messages).await;
+        let (mut done, mut failure) = (Vec::new(), None);
         for (id, result) in ids.into_iter().zip(results) {
             match result {
                 Ok(()) => done.push(id),
@@ -157,13 +172,17 @@ fn whole(number: f64) -> i64 {
     Duration::try_from_secs_f64(number).map_or(i64::MAX, |seconds| i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX))
 }
 
-fn outgoing(key: &replay::Key, letter: IntakeLetter) -> Outgoing {
+/// A submission goes to the intake, a batch of events to the log writer; nothing else can be published again.
+pub fn outgoing(key: &replay::Key, letter: IntakeLetter) -> Option<Outgoing> {
     let id = letter.id.to_string();
+    let Some(routing_key) = letter.routing_key else {
+        return incoming::is_batch(&letter.body).then(|| Outgoing::to_queue(EVENTS_LOG, id, letter.body));
+    };
     // The same id is the same idempotency key, so a repeat is harmless; a message that had none gets the letter's.
     let message_id = letter.amqp_id.unwrap_or_else(|| id.clone());
     let replayed = Replayed {
         letter: &id,
-        routing_key: &letter.routing_key,
+        routing_key: &routing_key,
         message_id: &message_id,
         user: letter.amqp_user.as_deref(),
         body: &letter.body,
@@ -171,17 +190,7 @@ fn outgoing(key: &replay::Key, letter: IntakeLetter) -> Outgoing {
     let proof = key.proof(&replayed);
     let mut headers: Headers = vec![(replay::LETTER.into(), id), (replay::PROOF.into(), proof)];
     headers.extend(letter.amqp_user.map(|user| (USER_ID.into(), user)));
-    Outgoing {
-        exchange: topology::INGRESS,
-        routing_key: letter.routing_key.into(),
-        message_id,
-        kind: "".into(),
-        headers,
-        correlation_id: None,
-        content_type: "application/json".into(),
-        body: letter.body,
-        is_hint: false,
-    }
+    Some(Outgoing { exchange: topology::INGRESS, headers, ..Outgoing::to_queue(routing_key, message_id, letter.body) })
 }
 
 #[cfg(test)]
@@ -217,18 +226,30 @@ mod tests {
         let letter = IntakeLetter {
             id: Uuid::now_v7(),
             amqp_id: None,
-            routing_key: "acme.sms.high".to_owned(),
+            routing_key: Some("acme.sms.high".to_owned()),
             amqp_user: Some("orders".to_owned()),
             body: b"{}".to_vec(),
         };
         let key = replay::Key::new(&[1; 32]);
-        let unnamed = outgoing(&key, letter.clone());
+        let unnamed = outgoing(&key, letter.clone()).unwrap();
         assert_eq!(
             (unnamed.exchange, &*unnamed.routing_key, unnamed.message_id),
             (topology::INGRESS, "acme.sms.high", letter.id.to_string())
         );
-        let named = outgoing(&key, IntakeLetter { amqp_id: Some("order-7".to_owned()), ..letter });
+        let named = outgoing(&key, IntakeLetter { amqp_id: Some("order-7".to_owned()), ..letter }).unwrap();
         assert_eq!(named.message_id, "order-7");
         assert!(named.headers.contains(&(USER_ID.into(), "orders".to_owned())));
+    }
+
+    #[test]
+    fn a_batch_of_events_goes_back_to_the_log_writer_and_what_is_neither_stays() {
+        let again = |body: &[u8]| {
+            let (id, body) = (Uuid::now_v7(), body.to_vec());
+            let letter = IntakeLetter { id, amqp_id: None, routing_key: None, amqp_user: None, body };
+            outgoing(&replay::Key::new(&[1; 32]), letter)
+        };
+        let event = again(br#"{"v":1,"events":[{}]}"#).unwrap();
+        assert_eq!((event.exchange, &*event.routing_key, event.headers.len()), ("", EVENTS_LOG, 0));
+        assert_eq!(again(br#"{"v":1,"d":"x","r":1}"#), None);
     }
 }

@@ -1,10 +1,23 @@
 //! Refusals: what a database says when it cannot work, what it says when a value is wrong, and that nobody confuses the two.
 
 use anyhow::{Context, Result};
-use harness::{Stack, TestServers};
+use harness::{
+    HttpSink, Role, Stack, TestServers,
+    amqp::Backend,
+    api::SOON,
+    check, eventually,
+    patient::{LONG, PATIENT},
+    rules::template,
+};
+use lapin::options::{BasicGetOptions, BasicNackOptions};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 use shared::{
+    clock,
     config::DatabaseConfig,
+    contract::Event,
     db::{DbError, Store, statement},
+    domain::{Channel, EventKind, TenantId},
 };
 use tokio::net::{TcpStream, UnixListener};
 
@@ -126,4 +139,165 @@ async fn a_database_behind_a_unix_socket_is_reached_and_its_refusals_are_read() 
     assert_eq!((error.sqlstate(), error.is_unavailable()), (Some("22012"), false));
     std::fs::remove_dir_all(directory)?;
     Ok(())
+}
+
+/// Has every insert into a table that meets `condition` refused with `code`, until [`accept_all`].
+async fn refuse(stack: &Stack, table: &str, condition: &str, code: &str) -> Result<()> {
+    let sql = format!(
+        "CREATE OR REPLACE FUNCTION refuse_{table}() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN IF {condition} THEN RAISE SQLSTATE '{code}' USING MESSAGE = 'nicht heute'; END IF; RETURN NEW; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse_{table}()"
+    );
+    Ok(stack.sql().await?.batch_execute(&sql).await?)
+}
+
+async fn accept_all(stack: &Stack, table: &str) -> Result<()> {
+    Ok(stack.sql().await?.batch_execute(&format!("DROP TRIGGER refuse ON {table}")).await?)
+}
+
+const LETTERS: &str = "SELECT count(*) FROM dead_letters";
+
+#[tokio::test]
+async fn outcomes_wait_for_a_full_disk_and_only_a_wrong_value_is_put_aside_and_can_be_replayed() -> Result<()> {
+    let sink = HttpSink::start_local().await?;
+    let stack = Stack::patient(&[]).await?;
+    let body = |category: &str| json!({"channel": "webhook", "recipient": sink.url("/hook"), "category": category, "data": {"n": 1}});
+    // The disk takes one row in two, so that no batch is refused as a whole.
+    refuse(&stack, "delivery_events", "get_byte(uuid_send(NEW.delivery_id), 15) % 2 = 0", "53100").await?;
+    let mut accepted = Vec::new();
+    for _ in 0..40 {
+        accepted.push(stack.producer().send(&body("order")).await?);
+    }
+    eventually("all of it is sent", SOON, || async { (sink.requests().len() == 40).then_some(()) }).await?;
+    let waits = r#"posthaste_task_failures_total{task="log_writer"} 3"#;
+    stack.until_measured("all", &[waits]).await?;
+    assert_eq!(stack.count(LETTERS).await?, 0, "a full disk is no row's fault");
+    accept_all(&stack, "delivery_events").await?;
+    let ledger = check::ledger(&stack, &sink, &accepted, LONG).await?;
+    ledger.hold()?;
+    assert_eq!((ledger.repeats, ledger.ambiguous, stack.count(LETTERS).await?), (0, 0, 0), "{ledger:?}");
+
+    let of_poison = "EXISTS (SELECT FROM deliveries d WHERE d.id = NEW.delivery_id AND d.category = 'poison')";
+    refuse(&stack, "delivery_events", of_poison, "22003").await?;
+    for n in 0..10 {
+        accepted.push(stack.producer().send(&body(if n == 4 { "poison" } else { "order" })).await?);
+    }
+    stack
+        .until_count(&format!("{LETTERS} WHERE reason = 'poison' AND origin = 'broker' AND status = 'open'"), 1)
+        .await?;
+    stack.until_count("SELECT count(*) FROM deliveries WHERE state = 'delivered'", 49).await?;
+    accept_all(&stack, "delivery_events").await?;
+    stack.cli(&["dead", "replay", "--reason", "poison", "--note", "the column is wide enough now"])?;
+    let ledger = check::ledger(&stack, &sink, &accepted, LONG).await?;
+    ledger.hold()?;
+    assert_eq!((ledger.repeats, ledger.ambiguous), (0, 0), "{ledger:?}");
+    stack.until_count(&format!("{LETTERS} WHERE status = 'replayed'"), 1).await?;
+
+    refuse(&stack, "rules", "true", "53100").await?;
+    let rule = json!({"name": "full", "event_type": "x", "template_name": "t", "channels": ["in_app"]});
+    template(&stack, "t", "m").await?;
+    let answer = stack.admin().post("/api/rules", &rule).await?;
+    assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, Some("1")), "{}", answer.body);
+    Ok(())
+}
+
+/// The deliveries of these messages.
+async fn deliveries(stack: &Stack, messages: &[String]) -> Result<Vec<uuid::Uuid>> {
+    let text = "SELECT d.id::text FROM unnest($1::text[]) WITH ORDINALITY AS asked(id, n) JOIN deliveries d ON d.message_id = asked.id::uuid ORDER BY n";
+    let rows = stack.sql().await?.query(text, &[&messages]).await?;
+    rows.iter().map(|row| Ok(row.get::<_, String>(0).parse()?)).collect()
+}
+
+/// "It arrived", as the worker of a delivery at its first run would tell.
+fn arrived(delivery: uuid::Uuid) -> Result<Value> {
+    let about = (TenantId(1), shared::domain::DeliveryId(delivery), 0, Channel::Webhook);
+    let event = Event { report: false, ..Event::report(about, EventKind::Delivered, clock::now()) };
+    Ok(serde_json::to_value(event)?)
+}
+
+fn batch(events: &[Value]) -> Vec<u8> {
+    json!({"v": 1, "events": events}).to_string().into_bytes()
+}
+
+/// Gives one message of a queue back so often that the broker gives it up.
+async fn return_too_often(backend: &Backend, queue: &str) -> Result<()> {
+    let channel = backend.channel().await?;
+    for _ in 0..=20 {
+        let got = eventually("a message", SOON, || async {
+            channel.basic_get(queue.into(), BasicGetOptions::default()).await.ok()?
+        })
+        .await?;
+        #[expect(clippy::disallowed_methods, reason = "plays readers that crash")]
+        channel.basic_nack(got.delivery_tag, BasicNackOptions { requeue: true, ..Default::default() }).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_returned_too_often_lives_and_an_unknown_word_waits_for_a_newer_scheduler() -> Result<()> {
+    let sink = HttpSink::start_local().await?;
+    let mut stack = Stack::prepare(TestServers::shared()?, PATIENT).await?;
+    stack.launch("ingest", Role::Ingest, &[]).await?;
+    let backend = Backend::connect(&stack.amqp_url).await?;
+    let mut messages = Vec::new();
+    for _ in 0..4 {
+        let body = json!({"channel": "webhook", "recipient": sink.url("/hook"), "data": {"n": 1}});
+        messages.push(stack.producer().send(&body).await?);
+    }
+    let [hinted, returned, known, newer] = deliveries(&stack, &messages).await?[..] else { anyhow::bail!("four") };
+
+    // No worker takes it, no scheduler writes it down: the broker gives both up.
+    return_too_often(&backend, "posthaste.work.webhook.normal").await?;
+    let events = "posthaste.events";
+    backend.publish_to(events, "events.attempt", Backend::properties("r")?, &batch(&[arrived(returned)?])).await?;
+    return_too_often(&backend, "posthaste.events.log").await?;
+    stack.launch("scheduler", Role::Scheduler, &[]).await?;
+    let delivered =
+        |id: uuid::Uuid| format!("SELECT count(*) FROM deliveries WHERE id = '{id}' AND state = 'delivered'");
+    stack.until_count(&delivered(returned), 1).await?;
+    stack.until_measured("scheduler", &["posthaste_hints_given_up_total 1"]).await?;
+    let queued = format!("SELECT count(*) FROM deliveries WHERE id = '{hinted}' AND state = 'queued'");
+    assert_eq!((stack.count(&queued).await?, stack.count(LETTERS).await?), (1, 0), "a hint is only a hint");
+
+    let mut unread = arrived(newer)?;
+    unread["reason"] = json!("from_the_future");
+    let both = batch(&[unread, arrived(known)?]);
+    backend.publish_to(events, "events.attempt", Backend::properties("n")?, &both).await?;
+    stack.until_count(&delivered(known), 1).await?;
+    let kept = format!("SELECT count(*) FROM unread_events WHERE delivery_id = '{newer}' AND run = 0");
+    stack.until_count(&kept, 1).await?;
+    // Its worker is taken for dead meanwhile, although its outcome is here.
+    let sql = stack.sql().await?;
+    sql.batch_execute(&format!("UPDATE deliveries SET state = 'sending' WHERE id = '{newer}'")).await?;
+    let mut crash = arrived(newer)?;
+    for (field, value) in
+        [("kind", json!("ambiguous")), ("state", json!("retrying")), ("delay_ms", json!(0)), ("crash", json!(true))]
+    {
+        crash[field] = value;
+    }
+    let crash = batch(&[crash, arrived(hinted)?]);
+    backend.publish_to(events, "events.crash", Backend::properties("c")?, &crash).await?;
+    stack.until_count(&delivered(hinted), 1).await?;
+    let sending = format!("SELECT count(*) FROM deliveries WHERE id = '{newer}' AND state = 'sending'");
+    assert_eq!((stack.count(&sending).await?, stack.count(LETTERS).await?), (1, 0), "its outcome waits");
+    // A scheduler that knows the word.
+    sql.batch_execute(
+        "UPDATE unread_events SET body = replace(convert_from(body, 'UTF8'), 'from_the_future', 'quiet_hours')::bytea",
+    )
+    .await?;
+    stack.signal("scheduler", Signal::SIGTERM)?;
+    stack.ended("scheduler", SOON).await?;
+    stack.launch("scheduler", Role::Scheduler, &[]).await?;
+    stack.until_count(&delivered(newer), 1).await?;
+    stack.until_count("SELECT count(*) FROM unread_events", 0).await?;
+
+    // Of two dead letters one cannot be written: the other one is.
+    refuse(&stack, "dead_letters", "NEW.amqp_id = 'unwritable'", "22001").await?;
+    for id in ["unwritable", "fine"] {
+        backend.publish_to("", "posthaste.dlq", Backend::properties(id)?, b"?").await?;
+    }
+    let written = |id: &str| format!("{LETTERS} WHERE amqp_id = '{id}'");
+    stack.until_count(&written("fine"), 1).await?;
+    accept_all(&stack, "dead_letters").await?;
+    stack.until_count(&written("unwritable"), 1).await
 }

@@ -152,6 +152,21 @@ impl Outgoing {
         })
     }
 
+    /// A message straight to `queue`, with JSON that is already written and nothing optional.
+    pub fn to_queue(queue: impl Into<Cow<'static, str>>, message_id: impl Into<String>, body: Vec<u8>) -> Self {
+        Self {
+            exchange: "",
+            routing_key: queue.into(),
+            message_id: message_id.into(),
+            kind: Cow::Borrowed(""),
+            headers: Headers::new(),
+            correlation_id: None,
+            content_type: Cow::Borrowed("application/json"),
+            body,
+            is_hint: false,
+        }
+    }
+
     /// As [`Outgoing::json`], for a hint that nobody needs to hear.
     pub fn hint<B: Wire>(
         exchange: &'static str,

@@ -142,7 +142,8 @@ fn clean(text: Option<&str>) -> Option<String> {
 }
 
 /// `moved` is guarded by run and state, so applying an event twice does nothing. A real outcome that arrives after its
-/// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome. Where the
+/// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome, one that is
+/// kept because this version cannot read it included. Where the
 /// outcome comes after the crash report, `told` takes the supposed attempt out of the log again: there was one call, so
 /// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row. Of reports that come
 /// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce. `bits` are the kinds
@@ -171,7 +172,8 @@ WITH e AS MATERIALIZED (
               | bit_or(CASE WHEN report THEN reached_bits(kind) ELSE 0::smallint END) OVER (PARTITION BY delivery_id, run) AS bits
           FROM e ORDER BY delivery_id, run, crash, state = 'sent', report AND state = 'failed', state = 'delivered') e
     WHERE d.id = e.delivery_id AND d.run = e.run
-      AND (d.state = 'sending' OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
+      AND ((d.state = 'sending'
+            AND NOT (e.crash AND EXISTS (SELECT FROM unread_events u WHERE u.delivery_id = e.delivery_id AND u.run = e.run))) OR (d.state IN ('queued', 'retrying') AND NOT e.crash AND e.delay_ms IS NULL)
            OR (e.report AND e.state <> 'sent' AND (d.state = 'sent' OR (d.state = 'delivered' AND e.state = 'bounced'))))
     RETURNING d.id, d.run, d.crashes, d.message_id, d.tenant_id, d.channel, d.state, e.kind, e.delay_ms, e.dead, e.letter_id, e.detail,
               e.at, e.provider, e.code, d.provider AS carrier, d.category, d.template, d.fresh

@@ -52,6 +52,7 @@ pub mod suppressions;
 pub mod templates;
 pub mod tenants;
 pub mod throttles;
+pub mod unread_events;
 pub mod wa_inbound;
 pub mod wa_outbound;
 pub mod wa_sessions;

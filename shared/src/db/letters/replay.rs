@@ -99,8 +99,8 @@ pub struct IntakeLetter {
     pub id: Uuid,
     /// Its `message_id` property, which is its idempotency key.
     pub amqp_id: Option<String>,
-    /// The key it was published with.
-    pub routing_key: String,
+    /// The key a producer published it with; `None`: it is no submission.
+    pub routing_key: Option<String>,
     /// Who published it; empty: nobody said; `None`: it is not known any more, but was checked.
     pub amqp_user: Option<String>,
     /// Its body.
@@ -120,6 +120,8 @@ pub struct Pass {
     pub dispatches: Vec<Dispatch>,
     /// Refused publishes to publish again; they stay open until [`Store::letters_republished`].
     pub intake: Vec<IntakeLetter>,
+    /// Those whose body cannot be decrypted any more.
+    pub unreadable: Vec<Uuid>,
 }
 
 /// A letter that a pass may move.
@@ -127,13 +129,14 @@ pub struct Pass {
 struct Candidate {
     id: Uuid,
     is_delivery: bool,
-    is_submission: bool,
+    is_publishable: bool,
     bytes: i64,
 }
 
 const CANDIDATE_BYTES: &str = "coalesce(octet_length(body), 0)::int8";
-/// A body that producers wrote: the intake refused it, or the broker gave it up on its way there.
-const IS_SUBMISSION: &str = "delivery_id IS NULL AND body IS NOT NULL AND routing_key IS NOT NULL";
+/// A body that can be published again: a producer wrote it and the intake refused it, or it is ours and could not be written down.
+const IS_PUBLISHABLE: &str =
+    "delivery_id IS NULL AND body IS NOT NULL AND (routing_key IS NOT NULL OR origin = 'broker')";
 
 /// A letter without a user is of before users were kept. Its user was checked, unless that is what it was refused for.
 const PUBLISHER: &str = "CASE WHEN reason = 'tenant' THEN coalesce(amqp_user, '') ELSE amqp_user END";
@@ -216,8 +219,14 @@ impl Store {
             step.run(conn, limit, after).await
         };
         let mut pass = AsyncPgConnection::transaction(&mut *self.conn().await?, pass).await?;
-        for letter in &mut pass.intake {
-            letter.body = self.sealer().open(sealed::LETTER_BODY.of_nobody(), std::mem::take(&mut letter.body))?;
+        for mut letter in std::mem::take(&mut pass.intake) {
+            match self.opened(sealed::LETTER_BODY.of_nobody(), std::mem::take(&mut letter.body)) {
+                Some(body) => {
+                    letter.body = body;
+                    pass.intake.push(letter);
+                }
+                None => pass.unreadable.push(letter.id),
+            }
         }
         Ok(pass)
     }
@@ -255,8 +264,8 @@ impl Step<'_> {
         } else {
             let revived = self.revive(conn, ids(&candidates, |letter| letter.is_delivery)).await?;
             (pass.moved, pass.dispatches) = (count(revived.picked), revived.dispatches);
-            pass.intake = self.submissions(conn, ids(&candidates, |letter| letter.is_submission)).await?;
-            self.skip(conn, ids(&candidates, |letter| !letter.is_submission)).await?;
+            pass.intake = self.publishable(conn, ids(&candidates, |letter| letter.is_publishable)).await?;
+            self.skip(conn, ids(&candidates, |letter| !letter.is_publishable)).await?;
         }
         Ok(pass)
     }
@@ -291,7 +300,7 @@ impl Step<'_> {
         let columns = (
             dead_letters::id,
             dead_letters::delivery_id.is_not_null(),
-            sql::<Bool>(IS_SUBMISSION),
+            sql::<Bool>(IS_PUBLISHABLE),
             sql::<Int8>(CANDIDATE_BYTES),
         );
         let letters = query.order(dead_letters::id).limit(limit).select(columns).load(conn).await?;
@@ -311,18 +320,18 @@ impl Step<'_> {
         Ok(Released::of(RunQueryDsl::load(query, conn).await?))
     }
 
-    async fn submissions(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<Vec<IntakeLetter>, Error> {
+    async fn publishable(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<Vec<IntakeLetter>, Error> {
         if letters.is_empty() {
             return Ok(Vec::new());
         }
         let columns = (
             dead_letters::id,
             dead_letters::amqp_id,
-            dead_letters::routing_key.assume_not_null(),
+            dead_letters::routing_key,
             sql::<Nullable<Text>>(PUBLISHER),
             dead_letters::body.assume_not_null(),
         );
-        let stored = dead_letters::table.filter(dead_letters::id.eq_any(letters)).filter(sql::<Bool>(IS_SUBMISSION));
+        let stored = dead_letters::table.filter(dead_letters::id.eq_any(letters)).filter(sql::<Bool>(IS_PUBLISHABLE));
         stored.order(dead_letters::id).select(columns).load(conn).await
     }
 
@@ -442,7 +451,7 @@ mod tests {
     use super::*;
 
     fn letter(bytes: i64) -> Candidate {
-        Candidate { id: Uuid::nil(), is_delivery: false, is_submission: true, bytes }
+        Candidate { id: Uuid::nil(), is_delivery: false, is_publishable: true, bytes }
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! Reads kept events again: after an upgrade this version may know their words. They go back to the log queue, whose writer
+//! treats them like any other.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use metrics::{describe_counter, describe_gauge, gauge};
+use shared::{
+    amqp::{EVENTS_LOG, Outgoing, Publisher},
+    clock,
+    db::{Store, letters::NewLetter, unread_events::KeptEvent},
+    domain::{DeadOrigin, DeadReason},
+};
+use uuid::Uuid;
+
+use crate::{
+    incoming,
+    task::{Report, Task, TaskError, count_of, gauge_of},
+};
+
+/// Events of one turn.
+const LIMIT: i64 = 500;
+/// After so long no newer scheduler is expected: the event becomes a dead letter, which can be replayed, and its delivery
+/// counts as crashed.
+const KEPT_AT_MOST: TimeDelta = TimeDelta::days(3);
+
+/// The task.
+pub struct UnreadEvents {
+    store: Store,
+    publisher: Publisher,
+    /// The last row that was looked at.
+    after: Uuid,
+    /// Rows up to there that stay.
+    unread: usize,
+}
+
+impl UnreadEvents {
+    /// Publishes through `publisher`.
+    pub fn new(store: Store, publisher: Publisher) -> Self {
+        describe_counter!("posthaste_events_unread_total", "Events kept because this version cannot read them.");
+        describe_gauge!("posthaste_events_unread", "Kept events that no scheduler can read yet.");
+        Self { store, publisher, after: Uuid::nil(), unread: 0 }
+    }
+
+    /// Takes the next rows; returns those that are dealt with.
+    async fn turn(&self, kept: Vec<KeptEvent>) -> Result<Vec<Uuid>, TaskError> {
+        let (mut again, mut too_old) = (Vec::new(), Vec::new());
+        for event in kept {
+            if incoming::read(&event.body).is_ok_and(|incoming| incoming.unread.is_empty()) {
+                again.push(event);
+            } else if clock::now() - event.kept_at > KEPT_AT_MOST {
+                too_old.push(event);
+            }
+        }
+        let dealt_with = again.iter().chain(&too_old).map(|event| event.id).collect();
+        let outgoing = again.into_iter().map(|event| Outgoing::to_queue(EVENTS_LOG, event.id.to_string(), event.body));
+        let results = self.publisher.publish_all(outgoing.collect()).await;
+        results.into_iter().collect::<Result<(), _>>()?;
+        if !too_old.is_empty() {
+            self.store.insert_letters(too_old.into_iter().map(letter).collect()).await?;
+        }
+        Ok(dealt_with)
+    }
+}
+
+fn letter(event: KeptEvent) -> NewLetter {
+    NewLetter {
+        id: event.id,
+        tenant: None,
+        channel: None,
+        origin: DeadOrigin::Broker,
+        reason: DeadReason::Schema,
+        detail: "an event that no scheduler could read for days: replay it after an upgrade".to_owned(),
+        amqp_id: None,
+        routing_key: None,
+        amqp_user: None,
+        body: Some(event.body),
+    }
+}
+
+impl Task for UnreadEvents {
+    const NAME: &'static str = "unread_events";
+    const PERIOD: Duration = Duration::from_secs(60);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let kept = self.store.unread_events(self.after, LIMIT).await?;
+        let (n, last) = (kept.len(), kept.last().map(|event| event.id));
+        let dealt_with = self.turn(kept).await?;
+        self.unread += n - dealt_with.len();
+        self.store.forget_unread_events(dealt_with).await?;
+        if count_of(n) >= LIMIT.unsigned_abs() {
+            self.after = last.unwrap_or_default();
+            return Ok(Report::More);
+        }
+        // The last row was seen: the next turn begins with the first again.
+        gauge!("posthaste_events_unread").set(gauge_of(i64::try_from(self.unread).unwrap_or(i64::MAX)));
+        (self.after, self.unread) = (Uuid::nil(), 0);
+        Ok(Report::Done)
+    }
+}

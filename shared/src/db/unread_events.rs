@@ -1,0 +1,62 @@
+//! Events that no scheduler of this version can read, because a newer worker wrote them: kept as they came until one can.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Timestamptz, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::{DbResult, Store, statement};
+
+/// An event that cannot be read yet, or a whole batch of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadEvent {
+    /// The delivery and the run it is about, if that much can be read.
+    pub about: Option<(Uuid, i32)>,
+    /// The batch as a worker published it, with this event alone.
+    pub body: Vec<u8>,
+}
+
+/// An event that was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptEvent {
+    /// Its row; later rows have larger ids.
+    pub id: Uuid,
+    /// The batch.
+    pub body: Vec<u8>,
+    /// When it was kept.
+    pub kept_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Keeps events. Until they are read no crash report ends their deliveries, see [`Store::record`].
+    pub async fn keep_unread_events(&self, events: &[UnreadEvent]) -> DbResult<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let about = |event: &UnreadEvent| event.about.unzip();
+        let query = statement::<()>(KEEP)
+            .bind::<Array<SqlUuid>, _>(events.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+            .bind::<Array<Nullable<SqlUuid>>, _>(events.iter().map(|event| about(event).0).collect::<Vec<_>>())
+            .bind::<Array<Nullable<Int4>>, _>(events.iter().map(|event| about(event).1).collect::<Vec<_>>())
+            .bind::<Array<Binary>, _>(events.iter().map(|event| event.body.clone()).collect::<Vec<_>>());
+        query.run(self).await.map(drop)
+    }
+
+    /// Up to `limit` kept events behind the row `after`, oldest first.
+    pub async fn unread_events(&self, after: Uuid, limit: i64) -> DbResult<Vec<KeptEvent>> {
+        let query = statement::<(SqlUuid, Binary, Timestamptz)>(READ).bind::<SqlUuid, _>(after).bind::<Int8, _>(limit);
+        let rows: Vec<(Uuid, Vec<u8>, DateTime<Utc>)> = query.rows(self).await?;
+        Ok(rows.into_iter().map(|(id, body, kept_at)| KeptEvent { id, body, kept_at }).collect())
+    }
+
+    /// Forgets kept events: they are with the broker again.
+    pub async fn forget_unread_events(&self, ids: Vec<Uuid>) -> DbResult<()> {
+        statement::<()>(FORGET).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
+    }
+}
+
+const KEEP: &str = "
+INSERT INTO unread_events (id, delivery_id, run, body) SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::bytea[])";
+
+const READ: &str = "SELECT id, body, created_at FROM unread_events WHERE id > ? ORDER BY id LIMIT ?";
+
+const FORGET: &str = "DELETE FROM unread_events WHERE id = ANY (?::uuid[])";
