@@ -189,7 +189,7 @@ async fn withhold(store: &Store, letters: &mut [NewLetter], require_mapping: Req
         let Some(slug) = &letter.tenant else { continue };
         let tenant = store.tenant_by_slug(slug).await?.map(|tenant| tenant.id);
         let user = letter.amqp_user.as_deref().filter(|user| !user.is_empty());
-        letter.tenant.take_if(|_| !tenant.is_some_and(|tenant| publishers.check(tenant, user).is_ok()));
+        letter.tenant.take_if(|_| tenant.is_none_or(|tenant| publishers.check(tenant, user).is_err()));
     }
     Ok(())
 }

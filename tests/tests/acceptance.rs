@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures_util::future::{join_all, try_join_all};
 use harness::{
     Api, Role, Stack, TestServers,
@@ -15,6 +15,7 @@ use harness::{
 use reqwest::Method;
 use serde_json::{Value, json};
 use shared::{
+    clock,
     config::DatabaseConfig,
     db::{
         Store,
@@ -177,7 +178,7 @@ fn low(beside: Vec<Beside>) -> Acceptance {
 async fn an_acceptance_and_the_closing_of_a_window_take_their_locks_in_one_order() -> Result<()> {
     let stack = Stack::prepare(TestServers::shared()?, &[]).await?;
     let store = Store::open(&DatabaseConfig::plain(&stack.database_url.parse()?), 2)?;
-    let now = Utc::now();
+    let now = clock::now();
     let item = NewDigestItem {
         digest: Uuid::now_v7(),
         rule: Uuid::now_v7(),
