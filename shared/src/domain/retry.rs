@@ -374,7 +374,7 @@ mod tests {
             (State::Retrying, Some(Duration::from_secs(5)), false)
         );
         assert_eq!(look(600).delay, Some(Duration::from_secs(20)), "looks get rarer");
-        assert_eq!(look(3599).delay, Some(Duration::from_secs(119)), "within bounds");
+        assert_eq!(look(3570).delay, Some(Duration::from_secs(119)), "within bounds");
         assert_eq!((look(3600).state, look(3600).dead), (State::Dead, Some(DeadReason::AttemptsExhausted)));
         let soon = Some(Duration::from_secs(3));
         assert_eq!(decide_wait(Duration::ZERO, None, soon, &policy(), 0.0).delay, Some(Duration::from_secs(1)));
