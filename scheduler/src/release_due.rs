@@ -26,9 +26,9 @@ const LIMIT_MAX: i64 = 5000;
 /// Releases on their way to the broker at once: enough to keep it busy while the next one is taken from the database,
 /// and few enough to be confirmed long before a publish times out. What does not fit keeps waiting where it is listed.
 const FLIGHTS_MAX: usize = 4;
-/// Messages ready in a queue from which on deliveries wait in their tenants' shares: as many as a release of shares fills
-/// it up to.
-const WINDOW: u32 = 1000;
+/// Messages ready in a queue from which on all deliveries wait in their tenants' shares: about a second's work, as for
+/// acceptance.
+const WINDOW: u32 = 4000;
 /// How old an answer about the queues may be, while little and while much is due.
 const DEPTHS_AGE: Duration = Duration::from_secs(1);
 const DEPTHS_AGE_IN_WAVE: Duration = Duration::from_millis(100);

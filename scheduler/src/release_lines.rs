@@ -3,7 +3,11 @@
 //! The broker only ever holds a short window of bulk work: a tenant with 100,000 waiting deliveries keeps them in the
 //! database, and another tenant's first one is at most a window behind.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use metrics::counter;
@@ -11,7 +15,7 @@ use shared::{
     amqp::Depths,
     db::{Store, poll::WorkKind, release::Released},
     dispatch::Dispatcher,
-    domain::Route,
+    domain::{Lane, Route},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -24,6 +28,11 @@ const SESSIONS_MAX: i64 = 500;
 const WINDOW: i32 = 1000;
 /// Releasing in crumbs costs a commit each.
 const ROOM_MIN: i32 = WINDOW / 4;
+/// Where other deliveries keep a queue longer than [`WINDOW`], shares get as many as this in each [`PATIENCE`] all the same,
+/// up to a queue of [`LONG`]. The bulk lane is filled by shares alone.
+const TRICKLE: i32 = 25;
+const PATIENCE: Duration = Duration::from_secs(1);
+const LONG: u32 = 8000;
 /// Publishes under way at once.
 const FLIGHTS_MAX: usize = 4;
 
@@ -60,6 +69,7 @@ pub struct ReleaseSessions(Desk);
 pub struct ReleaseShares {
     desk: Desk,
     depths: Depths,
+    released_at: HashMap<Route, Instant>,
 }
 
 /// Both tasks; `depths` says how much the broker holds.
@@ -72,7 +82,7 @@ pub fn tasks(
 ) -> (ReleaseSessions, ReleaseShares) {
     let flights = Arc::new(Semaphore::new(FLIGHTS_MAX));
     let desk = Desk { store, dispatcher, tracker, relay_after_ms, flights };
-    (ReleaseSessions(desk.clone()), ReleaseShares { desk, depths })
+    (ReleaseSessions(desk.clone()), ReleaseShares { desk, depths, released_at: HashMap::new() })
 }
 
 impl Task for ReleaseSessions {
@@ -104,6 +114,7 @@ impl Task for ReleaseShares {
         for (route, room) in self.rooms(&routes).await {
             let flight = self.desk.flight().await;
             let released = self.desk.store.release_shares(route, room, self.desk.relay_after_ms).await?;
+            self.released_at.insert(route, Instant::now());
             self.desk.post(released, flight);
         }
         // What is left has room as soon as workers have taken some of it.
@@ -116,8 +127,35 @@ impl ReleaseShares {
     async fn rooms(&self, routes: &[Route]) -> Vec<(Route, i32)> {
         // Only the routes in which something waits, and as they stand now: an old answer would release a window twice.
         let ready = self.depths.ready(routes, Duration::ZERO).await.unwrap_or_default();
-        let room =
-            |(route, ready): (Route, u32)| (route, WINDOW.saturating_sub(i32::try_from(ready).unwrap_or(i32::MAX)));
-        ready.into_iter().map(room).filter(|(_, room)| *room >= ROOM_MIN).collect()
+        let room = |(route, ready)| {
+            let rested = self.released_at.get(&route).is_none_or(|at| at.elapsed() >= PATIENCE);
+            Some((route, room(route, ready, rested)?))
+        };
+        ready.into_iter().filter_map(room).collect()
+    }
+}
+
+/// How many deliveries of shares a queue with so many messages takes now; `rested`: it took none for a while.
+fn room(route: Route, ready: u32, rested: bool) -> Option<i32> {
+    let room = WINDOW.saturating_sub(i32::try_from(ready).unwrap_or(i32::MAX));
+    let is_starved = rested && route.lane != Lane::Bulk && ready < LONG;
+    if room >= ROOM_MIN { Some(room) } else { is_starved.then_some(TRICKLE) }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::domain::Channel;
+
+    use super::*;
+
+    #[test]
+    fn shares_fill_a_queue_up_to_a_window_and_are_not_starved_by_what_goes_past_them() {
+        let of = |lane| Route { channel: Channel::Email, lane };
+        assert_eq!(room(of(Lane::Bulk), 0, false), Some(WINDOW));
+        assert_eq!(room(of(Lane::Normal), 700, true), Some(300));
+        assert_eq!(room(of(Lane::Normal), 800, false), None, "releases in crumbs");
+        assert_eq!(room(of(Lane::Normal), 5000, true), Some(TRICKLE), "a queue that others keep long");
+        assert_eq!(room(of(Lane::Normal), LONG, true), None, "long enough for everybody");
+        assert_eq!(room(of(Lane::Bulk), 1000, true), None, "nobody goes past the shares");
     }
 }
