@@ -1,14 +1,15 @@
 //! The HTTP API as a producer sees it: what `send` and `message` talk to.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 use url::{Host, Url};
 
-use crate::settings::given;
+use crate::settings::{given, secret_of};
 
 const USUAL_URL: &str = "http://127.0.0.1:8080";
 /// Ingest answers within two seconds even when its database is away.
@@ -20,16 +21,19 @@ pub struct Access {
     /// Where ingest listens [default: http://127.0.0.1:8080]
     #[arg(long, env = "POSTHASTE_URL", hide_env_values = true)]
     url: Option<String>,
-    /// An API key or a token; the variable keeps it out of the process list
+    /// An API key or a token; the variable or --key-file keeps it out of the process list
     #[arg(long, env = "POSTHASTE_PRODUCER_KEY", hide_env_values = true)]
     key: Option<String>,
+    /// A file that holds the key; it goes before --key
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
 }
 
 /// A client of the API.
 pub struct Api {
     client: Client,
     base: Url,
-    key: String,
+    key: SecretString,
 }
 
 /// An answer that was not refused.
@@ -80,8 +84,8 @@ impl Access {
             let path = format!("{}/", base.path());
             base.set_path(&path);
         }
-        let key = given(self.key)
-            .context("there is no key: set POSTHASTE_PRODUCER_KEY or --key; `posthaste key create --tenant NAME --role producer` makes one")?;
+        let key = secret_of(self.key_file.as_deref(), given(self.key).map(Into::into))?
+            .context("there is no key: set POSTHASTE_PRODUCER_KEY or --key-file; `posthaste key create --tenant NAME --role producer` makes one")?;
         let mut builder = Client::builder().timeout(ANSWER_TIMEOUT);
         if is_here(&base) {
             builder = builder.no_proxy();
@@ -116,7 +120,7 @@ impl Api {
     }
 
     async fn call(&self, request: RequestBuilder) -> anyhow::Result<Answer> {
-        let sent = request.bearer_auth(&self.key).send().await;
+        let sent = request.bearer_auth(self.key.expose_secret()).send().await;
         let answer = sent.with_context(|| {
             format!(
                 "no answer from {}: start Posthaste with `posthaste run` or `cargo xtask up`, or set POSTHASTE_URL",
@@ -173,13 +177,14 @@ mod tests {
 
     #[test]
     fn a_base_with_a_path_is_kept() {
-        let access = Access { url: Some("https://example.com/notify".to_owned()), key: Some("k".to_owned()) };
+        let access =
+            Access { url: Some("https://example.com/notify".to_owned()), key: Some("k".to_owned()), key_file: None };
         assert_eq!(access.open().unwrap().base.join("api/x").unwrap().as_str(), "https://example.com/notify/api/x");
     }
 
     #[test]
     fn empty_settings_are_unset() {
-        let access = Access { url: Some(String::new()), key: Some(" ".to_owned()) };
+        let access = Access { url: Some(String::new()), key: Some(" ".to_owned()), key_file: None };
         assert!(access.open().err().unwrap().to_string().contains("POSTHASTE_PRODUCER_KEY"));
     }
 

@@ -1,6 +1,6 @@
 //! `posthaste listen`: a receiver for webhooks on this machine, to see what arrives while one's own is being written.
 
-use std::{net::Ipv4Addr, process::ExitCode};
+use std::{net::Ipv4Addr, path::PathBuf, process::ExitCode};
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use shared::clock;
 use worker::providers::webhook::standard_webhooks::sign;
 
-use crate::output::{Output, time};
+use crate::{
+    output::{Output, time},
+    settings,
+};
 
 /// Older and later timestamps are refused by the libraries of the standard; in seconds.
 const TOLERANCE: i64 = 300;
@@ -25,7 +28,7 @@ const BODY_BYTES_MAX: usize = 30 * 1024 * 1024;
 #[command(after_help = "\
 Examples:
   posthaste listen
-  posthaste listen --port 9000 --secret whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw
+  posthaste listen --port 9000 --secret-file ./webhook-secret
   posthaste listen --status 503  # see how it is tried again
 
 Posthaste calls addresses inside your network only with WEBHOOK_ALLOW_NETS, such as WEBHOOK_ALLOW_NETS=127.0.0.0/8.
@@ -34,9 +37,13 @@ pub struct Args {
     /// The port to listen on
     #[arg(long, default_value_t = 9000)]
     port: u16,
-    /// What the webhooks are signed with; without it signatures are shown and not checked
+    /// What the webhooks are signed with; without it signatures are shown and not checked. The variable or --secret-file keeps
+    /// it out of the process list
     #[arg(long, env = "POSTHASTE_WEBHOOK_SECRET", hide_env_values = true)]
     secret: Option<SecretString>,
+    /// A file that holds the secret; it goes before --secret
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
     /// The status to answer with
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..600))]
     status: u16,
@@ -52,7 +59,8 @@ impl Args {
     /// Runs the command.
     pub async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let status = StatusCode::from_u16(self.status)?;
-        let receiver = Data::new(Receiver { secret: self.secret, status, out });
+        let secret = settings::secret_of(self.secret_file.as_deref(), self.secret)?;
+        let receiver = Data::new(Receiver { secret, status, out });
         let port = self.port;
         let server = HttpServer::new(move || {
             App::new()

@@ -1,5 +1,7 @@
 //! The few settings that a command needs, so that it runs where the others are not set.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use shared::{
@@ -12,14 +14,27 @@ use url::Url;
 /// A command does one thing after the other.
 const POOL_SIZE: usize = 2;
 
-/// A variable; an empty one is unset.
+/// A variable, or the content of the file that `NAME_FILE` names; an empty one is unset.
 fn variable(name: &str) -> Option<String> {
-    config::environment().remove(name).filter(|value| !value.trim().is_empty())
+    let mut variables = config::environment();
+    let file = variables.remove(&format!("{name}_FILE"));
+    let value = variables.remove(name).filter(|value| !value.trim().is_empty());
+    value.or_else(|| Some(std::fs::read_to_string(file?.trim()).ok()?.trim_end().to_owned()))
 }
 
 /// An option from the command line or its variable; an empty one is unset.
 pub fn given(option: Option<String>) -> Option<String> {
     option.filter(|value| !value.trim().is_empty())
+}
+
+/// A secret of the command line: the content of its file, where one is named, without the white space around it.
+pub fn secret_of(file: Option<&Path>, given: Option<SecretString>) -> anyhow::Result<Option<SecretString>> {
+    let Some(file) = file else { return Ok(given) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
+    if text.trim().is_empty() {
+        bail!("{} is empty", file.display());
+    }
+    Ok(Some(text.trim().into()))
 }
 
 /// Where the database is.
@@ -101,6 +116,19 @@ pub async fn tenant_id(store: &Store, slug: Option<&str>) -> anyhow::Result<Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_read_from_its_file() {
+        let file = std::env::temp_dir().join(format!("posthaste-secret-{}", std::process::id()));
+        std::fs::write(&file, "s3cret\n").unwrap();
+        let read = |file: Option<&Path>| secret_of(file, Some("given".into()));
+        assert_eq!(read(Some(&file)).unwrap().unwrap().expose_secret(), "s3cret");
+        std::fs::write(&file, " \n").unwrap();
+        assert!(read(Some(&file)).is_err(), "an empty file is a slip");
+        std::fs::remove_file(&file).unwrap();
+        assert!(read(Some(&file)).unwrap_err().to_string().contains("failed to read"));
+        assert_eq!(read(None).unwrap().unwrap().expose_secret(), "given");
+    }
 
     #[test]
     fn a_shown_url_has_no_password() {

@@ -78,6 +78,7 @@ pub struct Trust {
     sendgrid: Option<sendgrid::Key>,
     twilio: Option<twilio::Token>,
     topics: Vec<String>,
+    requires_sha256: bool,
     certificates: Certificates,
 }
 
@@ -89,6 +90,7 @@ impl Trust {
             sendgrid: events.sendgrid_key.clone(),
             twilio: config.sms.twilio.auth_token.as_ref().map(twilio::Token::new),
             topics: events.sns_topics.clone(),
+            requires_sha256: events.sns_requires_sha256,
             certificates: Certificates::of(events.sns_cert_path.as_deref())?,
         })
     }
@@ -306,7 +308,8 @@ async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<Told>, Problem> {
     let value: serde_json::Value = serde_json::from_slice(body).map_err(|_| malformed("a message of Amazon SNS"))?;
     // What lacks a signature, or anything that is signed, is not signed.
     let envelope: Envelope = serde_json::from_value(value).map_err(|_| refuse())?;
-    if !app.trust.topics.contains(&envelope.topic_arn) {
+    let is_weak = app.trust.requires_sha256 && envelope.uses_sha1();
+    if is_weak || !app.trust.topics.contains(&envelope.topic_arn) {
         return Err(refuse());
     }
     let certificate = app.trust.certificates.find(app, &envelope).await?.ok_or_else(refuse)?;

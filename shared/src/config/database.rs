@@ -119,7 +119,7 @@ fn require_part(reader: &mut Reader, setting: &Setting<String>, set: bool) {
 }
 
 /// Undoes the %-encoding of a part of a URL.
-fn decoded(part: &str) -> String {
+pub(super) fn decoded(part: &str) -> String {
     let pair = format!("part={}", part.replace('+', "%2B"));
     url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
 }

@@ -7,7 +7,10 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use url::{Host, Url};
 
-use super::provider_events::Categories;
+use super::{
+    postgres::{self, PostgresUrl},
+    provider_events::Categories,
+};
 use crate::{
     domain::{Channel, ProviderName, RequireMapping},
     provider_events::sendgrid,
@@ -72,7 +75,8 @@ pub(super) const TEXT: Kind<String> = Kind { expects: ANY_TEXT, parse: |text| Ok
 pub(super) const SECRET: Kind<SecretString> = Kind { expects: ANY_TEXT, parse: |text| Ok(text.into()) };
 pub(super) const HOST: Kind<String> =
     Kind { expects: "a host name or an IP address, without scheme and port", parse: host };
-pub(super) const JWT_SECRET: Kind<SecretString> = Kind { expects: "a secret of at least 32 bytes", parse: jwt_secret };
+pub(super) const JWT_SECRET: Kind<SecretString> =
+    Kind { expects: "a secret of at least 32 bytes, such as one from `openssl rand -base64 48`", parse: jwt_secret };
 pub(super) const ENCRYPTION_KEY: Kind<SecretString> =
     Kind { expects: "32 bytes in base64, from `openssl rand -base64 32`", parse: encryption_key };
 pub(super) const ENCRYPTION_KEYS: Kind<Vec<SecretString>> = Kind {
@@ -109,7 +113,7 @@ pub(super) const REQUIRE_MAPPING: Kind<RequireMapping> = Kind {
 
 pub(super) const POSTGRES_URL: Kind<Url> = Kind {
     expects: "a postgres:// URL with a host and a database, special characters of the password %-encoded",
-    parse: |text| url_of(text, &["postgres", "postgresql"]).filter(names_database).ok_or(Bad::Shape),
+    parse: postgres_url,
 };
 pub(super) const AMQP_URL: Kind<Url> = Kind {
     expects: "an amqp:// or amqps:// URL with a host, special characters of the password %-encoded",
@@ -335,6 +339,12 @@ fn tls_word(text: &str) -> Option<TlsWord> {
 
 fn url_of(text: &str, schemes: &[&str]) -> Option<Url> {
     Url::parse(text).ok().filter(|url| schemes.contains(&url.scheme()))
+}
+
+fn postgres_url(text: &str) -> Result<Url, Bad> {
+    let url =
+        url_of(&postgres::one_authority(text), &["postgres", "postgresql"]).filter(names_database).ok_or(Bad::Shape)?;
+    PostgresUrl::parse(text).map(|_| url).map_err(|error| Bad::Because(error.to_string()))
 }
 
 /// PostgreSQL takes the host from the query as well (a socket's folder has no other place).

@@ -9,6 +9,7 @@ mod database;
 mod email;
 mod fault;
 mod kind;
+mod postgres;
 mod provider_events;
 mod push;
 mod reader;
@@ -34,6 +35,7 @@ pub use by_channel::ByChannel;
 pub use database::DatabaseConfig;
 pub use email::{DkimConfig, EmailConfig, SendgridConfig, SmtpConfig, SmtpTls};
 pub use fault::{ConfigError, ConfigFault};
+pub use postgres::{PostgresUrl, PostgresUrlError, RootCert, SslMode};
 pub use provider_events::{Categories, ProviderEventsConfig, TrackConfig};
 pub use push::{ApnsConfig, ApnsSigner, FcmConfig, PushConfig, VapidConfig};
 pub use reader::Shown;
@@ -239,7 +241,7 @@ impl Config {
     /// The secret for tokens, or the sentence that ingest refuses to start with.
     pub fn require_jwt_secret(&self) -> Result<&SecretString, ConfigError> {
         self.auth.jwt_secret.as_ref().ok_or_else(|| {
-            let (name, example) = (table::JWT_SECRET.spec.name.to_owned(), Some(table::JWT_SECRET.spec.example));
+            let (name, example) = (table::JWT_SECRET.spec.name.to_owned(), table::JWT_SECRET.spec.example_value());
             let problem = format!("is missing, and ingest needs it: set it to {}", table::JWT_SECRET.kind.expects);
             ConfigError { faults: vec![ConfigFault { name, value: None, problem, example }] }
         })

@@ -12,6 +12,8 @@ pub struct ProviderEventsConfig {
     pub sns_topics: Vec<String>,
     /// The file of the certificate to trust instead of fetching those of SNS.
     pub sns_cert_path: Option<String>,
+    /// Signatures of SNS by SHA-1 are refused.
+    pub sns_requires_sha256: bool,
 }
 
 /// Which mails are tracked.
@@ -58,6 +60,7 @@ pub(super) fn read(reader: &mut Reader) -> ProviderEventsConfig {
         sendgrid_key: reader.get(&table::SENDGRID_WEBHOOK_PUBLIC_KEY),
         sns_topics: reader.get(&table::SNS_TOPIC_ARNS).unwrap_or_default(),
         sns_cert_path: reader.get(&table::SNS_SIGNING_CERT_PATH),
+        sns_requires_sha256: reader.get(&table::SNS_REQUIRE_SHA256).unwrap_or_default(),
     }
 }
 

@@ -32,8 +32,25 @@ impl Reader {
     pub(super) fn new(vars: BTreeMap<String, String>) -> Self {
         let vars = vars.into_iter().filter(|(_, value)| !value.trim().is_empty()).collect();
         let mut reader = Self { vars, faults: Vec::new(), shown: Vec::new() };
+        reader.read_files();
         reader.check_names();
         reader
+    }
+
+    /// `NAME_FILE` names a file that holds the secret `NAME`, which is how containers are given secrets.
+    fn read_files(&mut self) {
+        let secrets = table::all().filter(|setting| setting.spec().secrecy != Secrecy::Open);
+        for name in secrets.flat_map(|setting| names(setting.spec())) {
+            let pointer = format!("{name}_FILE");
+            let Some(path) = self.vars.remove(&pointer) else { continue };
+            let text = std::fs::read_to_string(path.trim()).map(|text| text.trim_end().to_owned());
+            match text {
+                _ if self.vars.contains_key(name) => self.disagree(name, &pointer),
+                Ok(text) if text.is_empty() => self.fault(&pointer, Some(&path), "is an empty file".to_owned(), None),
+                Ok(text) => drop(self.vars.insert(name.to_owned(), text)),
+                Err(error) => self.fault(&pointer, Some(&path), format!("cannot be read: {error}"), None),
+            }
+        }
     }
 
     /// The setting's value: what is set, else its default. A fault is noted and gives nothing.
@@ -42,7 +59,11 @@ impl Reader {
         let Some((name, text)) = self.find(spec) else { return self.default(setting) };
         self.shown.push((spec.name, shown(spec, &text), name));
         let text = if spec.secrecy == Secrecy::Hidden { text.as_str() } else { text.trim() };
-        match (setting.kind.parse)(text) {
+        let parsed = match text {
+            table::PLACEHOLDER => Err(Bad::Because("is the placeholder of .env.example".to_owned())),
+            _ => (setting.kind.parse)(text),
+        };
+        match parsed {
             Ok(value) => Some(value),
             Err(bad) => {
                 self.refuse(name, setting, &bad, text);
@@ -69,7 +90,7 @@ impl Reader {
     /// Notes that a setting is missing; `why` follows its name.
     pub(super) fn missing<T>(&mut self, setting: &Setting<T>, why: &str) {
         let problem = format!("{why}: set it to {}", setting.kind.expects);
-        self.fault(setting.spec.name, None, problem, Some(setting.spec.example));
+        self.fault(setting.spec.name, None, problem, setting.spec.example_value());
     }
 
     /// Notes that a setting, of the right kind by itself, does not fit the others; `why` follows its name.
@@ -128,7 +149,7 @@ impl Reader {
             Bad::Because(reason) => format!("{reason}; it must be {}", setting.kind.expects),
         };
         let value = if setting.spec.secrecy == Secrecy::Open { text } else { MASK };
-        self.fault(name, Some(value), problem, Some(setting.spec.example));
+        self.fault(name, Some(value), problem, setting.spec.example_value());
     }
 
     fn fault(&mut self, name: &str, value: Option<&str>, problem: String, example: Option<&'static str>) {

@@ -1,6 +1,6 @@
 //! One setting: everything there is to know about a variable, except its value.
 
-use super::{by_channel::ByChannel, kind::Kind};
+use super::{by_channel::ByChannel, kind::Kind, table::PLACEHOLDER};
 use crate::domain::Channel;
 
 /// How much of a value may be shown.
@@ -33,6 +33,13 @@ pub(super) struct Spec {
     pub(super) secrecy: Secrecy,
     pub(super) doc: &'static str,
     pub(super) example: &'static str,
+}
+
+impl Spec {
+    /// An example of a value, where there is one.
+    pub(super) fn example_value(&self) -> Option<&'static str> {
+        Some(self.example).filter(|example| *example != PLACEHOLDER)
+    }
 }
 
 /// A setting and the kind of value it takes.

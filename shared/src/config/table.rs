@@ -30,6 +30,9 @@ macro_rules! settings {
     };
 }
 
+/// Stands in `.env.example` where no example would do. It is refused as the value of any setting.
+pub(super) const PLACEHOLDER: &str = "make-your-own";
+
 /// A setting whose variable has the name of its static.
 macro_rules! per_channel {
     ($prefix:literal, $kind:expr, $example:literal) => {
@@ -46,7 +49,8 @@ macro_rules! per_channel {
 
 settings! {
     "Database and broker" {
-        /// The PostgreSQL database. Instead of it the five DB_* settings can be given.
+        /// The PostgreSQL database. Instead of it the five DB_* settings can be given. Its option `sslmode` asks for TLS, such as
+        /// `?sslmode=verify-full`.
         DATABASE_URL: Setting<Url> =
             Setting::new("DATABASE_URL", kind::POSTGRES_URL, "postgres://posthaste:change-me@127.0.0.1:5432/posthaste")
                 .unset(Unset::Derived("made of the DB_* settings")).secrecy(Secrecy::Password);
@@ -75,12 +79,13 @@ settings! {
             Setting::new("AMQP_REQUIRE_MAPPING", kind::REQUIRE_MAPPING, "true").default("auto");
     }
     "Encryption" {
-        /// Encrypts contents, recipients and secrets in the database. Unset: they are stored as they are.
+        /// Encrypts contents, recipients and secrets in the database. Unset: they are stored as they are. Made once and kept:
+        /// with another key nothing of what is stored can be read.
         ENCRYPTION_KEY: Setting<SecretString> =
-            Setting::new("POSTHASTE_ENCRYPTION_KEY", kind::ENCRYPTION_KEY, "$(openssl rand -base64 32)").secrecy(Secrecy::Hidden);
+            Setting::new("POSTHASTE_ENCRYPTION_KEY", kind::ENCRYPTION_KEY, PLACEHOLDER).secrecy(Secrecy::Hidden);
         /// Keys used before, which still decrypt until `posthaste rotate-keys` has written everything anew.
         ENCRYPTION_KEY_PREVIOUS: Setting<Vec<SecretString>> =
-            Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, "$(cat the-old-key)").secrecy(Secrecy::Hidden);
+            Setting::new("POSTHASTE_ENCRYPTION_KEY_PREVIOUS", kind::ENCRYPTION_KEYS, PLACEHOLDER).secrecy(Secrecy::Hidden);
         /// Refuses stored values that are not encrypted; for after `posthaste rotate-keys` has said that nothing is left.
         ENCRYPTION_REQUIRED: Setting<bool> =
             Setting::new("POSTHASTE_ENCRYPTION_REQUIRED", kind::SWITCH, "true").default("false");
@@ -118,7 +123,7 @@ settings! {
     }
     "Tokens" {
         /// Signs and checks access tokens; ingest does not start without it.
-        JWT_SECRET: Setting<SecretString> = Setting::new("JWT_SECRET", kind::JWT_SECRET, "$(openssl rand -base64 48)")
+        JWT_SECRET: Setting<SecretString> = Setting::new("JWT_SECRET", kind::JWT_SECRET, PLACEHOLDER)
             .secrecy(Secrecy::Hidden);
         /// How long an access token holds.
         JWT_EXPIRES_IN: Setting<Duration> = Setting::new("JWT_EXPIRES_IN", kind::LIFETIME, "1h").default("1h");
@@ -209,6 +214,8 @@ settings! {
         /// The file of a certificate (PEM) that is trusted instead of fetching the ones that messages of SNS name.
         SNS_SIGNING_CERT_PATH: Setting<String> =
             Setting::new("SNS_SIGNING_CERT_PATH", kind::TEXT, "/etc/posthaste/sns.pem");
+        /// Whether SNS must sign with SHA-256: a topic with `SignatureVersion` 2. Otherwise the older SHA-1 holds as well.
+        SNS_REQUIRE_SHA256: Setting<bool> = Setting::new("SNS_REQUIRE_SHA256", kind::SWITCH, "true").default("false");
         /// The mails whose opening is recorded, by a pixel in their HTML.
         TRACK_OPENS: Setting<Categories> =
             Setting::new("TRACK_OPENS", kind::CATEGORIES, "marketing").unset(Unset::Derived("none"));
@@ -266,12 +273,12 @@ settings! {
         /// address HTTP/2 is spoken without TLS.
         APNS_BASE_URL: Setting<Url> = Setting::new("APNS_BASE_URL", kind::PUBLIC_URL, "https://api.push.apple.com/")
             .default("https://api.push.apple.com/");
-        /// Web Push: the public key, the one web pages subscribe with.
+        /// Web Push: the public key, the one web pages subscribe with. docs/push.md tells how to make the pair.
         PUSH_VAPID_PUBLIC_KEY: Setting<String> =
-            Setting::new("PUSH_VAPID_PUBLIC_KEY", kind::VAPID_PUBLIC, "$(cat vapid-public-key)");
+            Setting::new("PUSH_VAPID_PUBLIC_KEY", kind::VAPID_PUBLIC, PLACEHOLDER);
         /// The private key of the pair.
         PUSH_VAPID_PRIVATE_KEY: Setting<SecretString> =
-            Setting::new("PUSH_VAPID_PRIVATE_KEY", kind::VAPID_PRIVATE, "$(cat vapid-private-key)").secrecy(Secrecy::Hidden);
+            Setting::new("PUSH_VAPID_PRIVATE_KEY", kind::VAPID_PRIVATE, PLACEHOLDER).secrecy(Secrecy::Hidden);
         /// Whom a push service may write to when something is wrong.
         PUSH_VAPID_SUBJECT: Setting<String> =
             Setting::new("PUSH_VAPID_SUBJECT", kind::VAPID_SUBJECT, "mailto:ops@example.com");
@@ -375,6 +382,7 @@ pub(super) const REFUSED: &[(&str, &str)] = &[(
 
 const HEAD: &str = "\
 # Settings of Posthaste, read from the environment once, at the start. An empty setting is unset.
+# A secret, and a URL with a password in it, may stand in a file instead: NAME_FILE is the path of the file.
 # Copy this file to .env, take the # off the lines you need, and load it: set -a; . ./.env; set +a
 # It is written from the table in shared/src/config/table.rs, and a test compares the two: change the table, then run
 #   POSTHASTE_TEST_BLESS=1 cargo test --package posthaste-tests --test tidy

@@ -78,8 +78,9 @@ fn two_settings_are_enough_to_start() {
 fn every_default_and_every_example_is_of_its_kind() {
     for setting in table::all() {
         let spec = setting.spec();
-        // What must be kept secret is made by a command, and no text of this file may pass for it.
-        assert_eq!(setting.accepts(spec.example), !spec.example.starts_with("$("), "{}", spec.name);
+        // What must be kept secret is made by its owner, once: a command in its place would make another one at each load.
+        assert!(!spec.example.contains("$("), "{}", spec.name);
+        assert_eq!(setting.accepts(spec.example), spec.example != table::PLACEHOLDER, "{}", spec.name);
         if let Unset::Value(text) = spec.unset {
             assert!(setting.accepts(text), "{}", spec.name);
         }
@@ -117,8 +118,44 @@ fn the_example_file_is_a_valid_environment_as_it_stands_and_with_every_line_take
 }
 
 #[test]
-fn the_placeholder_of_the_secret_is_no_secret() {
-    assert!(refusal(&[("JWT_SECRET", table::JWT_SECRET.spec.example)]).contains("JWT_SECRET=***"));
+fn the_placeholder_of_the_example_file_is_no_value_of_any_setting() {
+    for name in ["JWT_SECRET", "POSTHASTE_ENCRYPTION_KEY", "PUSH_VAPID_PRIVATE_KEY", "WAHA_API_KEY"] {
+        let refused = refusal(&[(name, table::PLACEHOLDER)]);
+        assert!(refused.contains(&format!("{name}=*** is the placeholder of .env.example")), "{refused}");
+        assert!(!refused.contains(table::PLACEHOLDER), "it is no example either: {refused}");
+    }
+}
+
+#[test]
+fn every_secret_can_stand_in_a_file() {
+    let file = std::env::temp_dir().join(format!("posthaste-setting-{}", std::process::id()));
+    let path = file.display().to_string();
+    let read = |more: &[(&str, &str)]| {
+        let all = LEAST.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::from_env_map(all).map_err(|error| error.to_string())
+    };
+    std::fs::write(&file, format!("{}\n", "s".repeat(32))).unwrap();
+    let config = read(&[("JWT_SECRET_FILE", &path)]).unwrap();
+    assert_eq!(config.require_jwt_secret().unwrap().expose_secret(), "s".repeat(32));
+    assert!(read(&[("JWT_SECRET_FILE", &path), ("JWT_SECRET", "x")]).unwrap_err().contains("disagree"));
+    assert!(read(&[("POSTHASTE_ENCRYPTION_KEY_FILE", &path)]).unwrap_err().contains("must be 32 bytes in base64"));
+    std::fs::remove_file(&file).unwrap();
+    assert!(read(&[("JWT_SECRET_FILE", &path)]).unwrap_err().contains("JWT_SECRET_FILE"));
+    assert!(read(&[("PORT_FILE", &path)]).is_ok(), "no secret, and no name of ours");
+}
+
+#[test]
+fn a_database_that_cannot_be_connected_to_as_asked_is_refused_at_the_start() {
+    for (url, says) in [
+        ("postgres://u:hunter2@db/n?sslmode=verify-ca", "without the file of a certificate in sslrootcert"),
+        ("postgres://u:hunter2@db/n?sslmode=allow", "an sslmode other than"),
+        ("postgres://u:hunter2@db/n?ssl_mode=require", "an option that cannot be used"),
+    ] {
+        let refused = refusal(&[("DATABASE_URL", url)]);
+        assert!(refused.contains(says) && !refused.contains("hunter2"), "{refused}");
+    }
+    let several = config(&[("DATABASE_URL", "postgres://u:pw@one,two:5433/n?sslmode=verify-full")]);
+    assert_eq!(several.database.url.expose_secret().matches("two").count(), 1);
 }
 
 #[test]

@@ -74,6 +74,11 @@ impl Envelope {
         published.is_ok_and(|at| is_timely(at, now)) && key.verify_sig(text.as_bytes(), &signature).is_ok()
     }
 
+    /// Whether it is signed by SHA-1, for which others may one day make a second text.
+    pub fn uses_sha1(&self) -> bool {
+        self.signature_version == "1"
+    }
+
     /// Names and values, a line each, in the order of the alphabet. `None`: something that is signed is missing.
     fn signed_text(&self) -> Option<String> {
         let (common, id) = (("Message", self.message.as_str()), ("MessageId", self.message_id.as_str()));

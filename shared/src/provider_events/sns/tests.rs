@@ -53,6 +53,7 @@ fn with(mut value: Value, name: &str, changed: &str) -> Value {
 fn both_versions_hold_and_each_change_breaks_them() {
     assert!(holds(&notification("1", SHA1)) && holds(&notification("2", SHA256)) && holds(&subscription()));
     assert!(!holds(&notification("2", SHA1)) && !holds(&notification("1", SHA256)), "the other hash");
+    assert!(read(&notification("1", SHA1)).uses_sha1() && !read(&notification("2", SHA256)).uses_sha1());
     for version in ["", "0", "3", "1.0"] {
         assert!(!holds(&notification(version, SHA256)), "version {version}");
     }
