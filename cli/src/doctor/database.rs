@@ -2,9 +2,11 @@
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::sql_types::{Int4, Text, Timestamptz};
+use diesel::sql_types::{Bool, Int4, Text, Timestamptz};
+use secrecy::ExposeSecret;
 use shared::{
     clock,
+    config::{PostgresUrl, SslMode},
     db::{
         DbResult, Floor, Store,
         letters::{LetterAction, LetterFilter},
@@ -35,24 +37,28 @@ const START_SCHEDULER: &str = "start a scheduler: posthaste run --only scheduler
 /// Everything about the database; without one there is nothing more to see.
 pub async fn examine() -> Vec<Finding> {
     match reach().await {
-        Ok((store, finding)) => [vec![finding], examine_reached(&store).await].concat(),
+        Ok((store, url, finding)) => {
+            let encrypted = encryption(&store, &url).await;
+            [vec![finding, encrypted], examine_reached(&store, url.is_remote()).await].concat()
+        }
         Err(error) => vec![Finding::failed("database", &error, "check DATABASE_URL and that PostgreSQL runs")],
     }
 }
 
-async fn reach() -> anyhow::Result<(Store, Finding)> {
+async fn reach() -> anyhow::Result<(Store, PostgresUrl, Finding)> {
     let url = settings::database()?.url;
     let store = settings::store()?;
     let finding = version(&store).await.context(settings::shown(&url))?;
-    Ok((store, finding))
+    Ok((store, PostgresUrl::parse(url.expose_secret())?, finding))
 }
 
-async fn examine_reached(store: &Store) -> Vec<Finding> {
+async fn examine_reached(store: &Store, is_remote: bool) -> Vec<Finding> {
     let mut findings = vec![clock_skew(store).await, migrations(store).await];
     if findings.iter().any(|finding| finding.check == "migrations" && finding.advice.is_some()) {
         return findings;
     }
-    findings.extend([floor(store).await, keys(store).await, publishers(store).await]);
+    findings.extend(floor(store, is_remote).await);
+    findings.extend([keys(store).await, publishers(store).await]);
     findings.extend([partitions(store).await, outbox(store).await, due(store).await, letters(store).await]);
     findings
 }
@@ -109,9 +115,11 @@ async fn migrations(store: &Store) -> Finding {
     settled("migrations", finding)
 }
 
-async fn floor(store: &Store) -> Finding {
-    let floor = store.floor().await.context("failed to look at row-level security");
-    settled("tenant walls", floor.map(|floor| walls(&floor)))
+async fn floor(store: &Store, is_remote: bool) -> Vec<Finding> {
+    match store.floor().await.context("failed to look at row-level security") {
+        Ok(floor) => vec![walls(&floor), login(&floor, is_remote)],
+        Err(error) => vec![settled("tenant walls", Err(error))],
+    }
 }
 
 fn walls(floor: &Floor) -> Finding {
@@ -126,6 +134,41 @@ fn walls(floor: &Floor) -> Finding {
             Finding::fail("tenant walls", detail, "posthaste migrate")
         }
         Floor { .. } => Finding::ok("tenant walls", "row-level security holds on every table"),
+    }
+}
+
+/// A database on this machine is one for development: there the owner of everything may serve as well.
+fn login(floor: &Floor, is_remote: bool) -> Finding {
+    if !floor.login_is_privileged {
+        return Finding::ok("database login", "it is bound by row-level security and owns nothing");
+    }
+    let detail =
+        "it is a superuser, bypasses row-level security or owns the tables: RESET ROLE leaves the tenant walls behind";
+    let advice = "run posthaste migrate with this login, the services with another: CREATE ROLE posthaste_app LOGIN NOSUPERUSER \
+                  NOINHERIT IN ROLE posthaste_services PASSWORD '…'";
+    if is_remote {
+        Finding::fail("database login", detail, advice)
+    } else {
+        Finding::warn("database login", detail, advice)
+    }
+}
+
+async fn encryption(store: &Store, url: &PostgresUrl) -> Finding {
+    let query = statement::<Bool>("SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)");
+    let answer = query.row(store).await.context("failed to ask whether the connection is encrypted");
+    settled("database TLS", answer.map(|is_encrypted| encrypted(url, is_encrypted)))
+}
+
+fn encrypted(url: &PostgresUrl, is_encrypted: bool) -> Finding {
+    let is_verified = matches!(url.mode, SslMode::VerifyCa | SslMode::VerifyFull);
+    let advice = "add ?sslmode=verify-full&sslrootcert=FILE to DATABASE_URL";
+    match (url.is_remote(), is_encrypted) {
+        (true, false) => Finding::warn("database TLS", "the connection to another machine is not encrypted", advice),
+        (true, true) if !is_verified => {
+            Finding::warn("database TLS", "encrypted, but the server's certificate is not checked", advice)
+        }
+        (_, true) => Finding::ok("database TLS", "the connection is encrypted"),
+        (false, false) => Finding::ok("database TLS", "the connection does not leave this machine"),
     }
 }
 
@@ -250,10 +293,28 @@ mod tests {
 
     #[test]
     fn a_table_outside_the_walls_is_a_failure() {
-        let verdict = |is_bound, open_tables| walls(&Floor { is_bound, open_tables }).verdict;
+        let verdict =
+            |is_bound, open_tables| walls(&Floor { is_bound, login_is_privileged: false, open_tables }).verdict;
         assert_eq!(verdict(true, Vec::new()), Verdict::Ok);
         assert_eq!(verdict(false, Vec::new()), Verdict::Fail);
         assert_eq!(verdict(true, vec!["inbox".to_owned()]), Verdict::Fail);
+    }
+
+    #[test]
+    fn an_owner_may_serve_on_its_own_machine_only() {
+        let floor = |login_is_privileged| Floor { is_bound: true, login_is_privileged, open_tables: Vec::new() };
+        assert_eq!(login(&floor(true), true).verdict, Verdict::Fail);
+        assert_eq!(login(&floor(true), false).verdict, Verdict::Warn);
+        assert_eq!(login(&floor(false), true).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_connection_that_leaves_the_machine_is_encrypted_and_verified() {
+        let verdict = |url, is_encrypted| encrypted(&PostgresUrl::parse(url).unwrap(), is_encrypted).verdict;
+        assert_eq!(verdict("postgres://u@db.example.com/n", false), Verdict::Warn);
+        assert_eq!(verdict("postgres://u@db.example.com/n?sslmode=require", true), Verdict::Warn);
+        assert_eq!(verdict("postgres://u@db.example.com/n?sslmode=verify-full", true), Verdict::Ok);
+        assert_eq!(verdict("postgres://u@127.0.0.1/n", false), Verdict::Ok);
     }
 
     #[test]

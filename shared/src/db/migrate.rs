@@ -7,7 +7,12 @@ use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, Simple
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{DbResult, Store, seal_check::KeyError, sqlstate, statement};
+use super::{
+    DbResult, Store,
+    connect::{dial, is_role_missing},
+    seal_check::KeyError,
+    sqlstate, statement,
+};
 use crate::reconnect::Reconnect;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations");
@@ -43,7 +48,7 @@ pub enum MigrateError {
 
 /// Runs every pending migration on its own connection; returns the versions that ran.
 pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
-    let mut conn = sqlstate::connect(url.expose_secret()).await?;
+    let mut conn = dial(url.expose_secret()).await?;
     // Policies bind the owner as well: what a migration changes, it changes for every tenant.
     conn.batch_execute("SET posthaste.tenant = '*'").await?;
     while !try_lock(&mut conn).await? {
@@ -102,7 +107,11 @@ impl Store {
                     answer => return answer,
                 },
                 Ok(pending) => return Err(SchemaError::Pending(pending)),
-                Err(error) if error.is_unavailable() => tracing::warn!(%error, "waiting for the database"),
+                Err(error) if is_role_missing(&error) => return Err(SchemaError::Role),
+                Err(error) if error.is_unavailable() => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, cause, "waiting for the database");
+                }
                 Err(error) => return Err(error.into()),
             }
             reconnect.pause().await;
@@ -111,8 +120,15 @@ impl Store {
 
     /// Whether role and keys are those the database needs.
     async fn fit(&self) -> Result<(), SchemaError> {
-        if !self.floor().await?.is_bound {
+        let floor = self.floor().await?;
+        if !floor.is_bound {
             return Err(SchemaError::Role);
+        }
+        if floor.login_is_privileged {
+            tracing::warn!(
+                "the database login is a superuser, bypasses row-level security or owns the tables: one injected statement \
+                 leaves every tenant's walls behind; give the services a login that is only a member of posthaste_services"
+            );
         }
         self.check_keys().await.map_err(SchemaError::Keys)
     }

@@ -11,6 +11,7 @@ pub mod broadcasts;
 pub mod catalogue;
 pub mod claim;
 pub mod configurations;
+mod connect;
 pub mod contacts;
 pub mod counts;
 pub mod devices;
@@ -70,7 +71,6 @@ use deadpool::{
     Runtime,
     managed::{Hook, HookError, Metrics, Timeouts},
 };
-use diesel::ConnectionError;
 use diesel_async::{
     AsyncPgConnection, SimpleAsyncConnection,
     pooled_connection::{
@@ -101,29 +101,10 @@ const COMMAND_WAIT_MAX: Duration = Duration::from_secs(15);
 const AGE: Duration = Duration::from_secs(45 * 60);
 const AGE_SPREAD_MS: u64 = 30 * 60 * 1000;
 
-/// What every connection is set to.
-///
-/// * Generic plans: the hot statements are the same text for every batch, and planning one over all partitions costs
-///   more than running it.
-/// * No sequential scans, hash or merge joins: a plan cached while a table was still empty must not survive into the
-///   hour when it has ten million rows. All our joins are look-ups by key.
-/// * Timeouts: a statement that hangs must not hold its locks; nothing may sit idle inside a transaction.
-const SESSION_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
-    SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; SET jit = off; \
-    SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '10s'; \
-    SET timezone = 'UTC'; SET application_name = 'posthaste'";
-
 /// For statements whose caller must hear within two seconds whether they were carried out. The server ends what takes longer, so
 /// nobody has to guess; what waits for a lock gives up early enough to be tried again in parts, and before PostgreSQL looks for
 /// deadlocks.
 const PROMPT_SETTINGS: &str = "SET statement_timeout = '1200ms'; SET lock_timeout = '250ms'";
-
-/// From here on row-level security binds the connection, even that of a superuser. It begins with the engine's view, every
-/// tenant's rows; what is done for one tenant narrows it, see [`scope`]. A login that may not act as the role is left as it
-/// is: `posthaste migrate` needs no role, and [`Store::await_schema`] lets no service go on without it.
-const ROLE_SETTINGS: &str = "SET posthaste.tenant = '*'; \
-    SELECT set_config('role', rolname, false) FROM pg_roles \
-    WHERE rolname = 'posthaste_services' AND pg_has_role(session_user, oid, 'MEMBER')";
 
 const SERIALIZATION_FAILURE: &str = "40001";
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -210,7 +191,7 @@ impl Store {
     ) -> Result<Self, deadpool::managed::BuildError> {
         let mut config = ManagerConfig::default();
         config.recycling_method = RecyclingMethod::Fast;
-        config.custom_setup = Box::new(move |url| connect(url, settings).boxed());
+        config.custom_setup = Box::new(move |url| connect::connect(url, settings).boxed());
         let manager = AsyncDieselConnectionManager::new_with_config(database.url.expose_secret(), config);
         let timeouts = Timeouts { wait: Some(wait), create: Some(wait), recycle: Some(wait) };
         let spread = RandomState::new();
@@ -245,14 +226,6 @@ impl Store {
 /// Differs from connection to connection, so that they are not made anew all at once.
 fn age_max(spread: &RandomState, metrics: &Metrics) -> Duration {
     AGE + Duration::from_millis(spread.hash_one(metrics.created) % AGE_SPREAD_MS)
-}
-
-async fn connect(url: &str, more_settings: &str) -> Result<AsyncPgConnection, ConnectionError> {
-    let mut conn = sqlstate::connect(url).await?;
-    for settings in [SESSION_SETTINGS, more_settings, ROLE_SETTINGS] {
-        conn.batch_execute(settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-    }
-    Ok(conn)
 }
 
 #[cfg(test)]

@@ -84,6 +84,9 @@ impl DerefMut for Scoped {
 pub struct Floor {
     /// The services' connections act as a role that it binds.
     pub is_bound: bool,
+    /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables: whoever
+    /// can say `RESET ROLE` is free of it.
+    pub login_is_privileged: bool,
     /// Tables that belong to tenants and are not under it.
     pub open_tables: Vec<String>,
 }
@@ -111,8 +114,9 @@ impl Store {
 
     /// Whether row-level security holds.
     pub async fn floor(&self) -> DbResult<Floor> {
-        let (is_bound, open_tables) = statement::<(Bool, Array<Text>)>(FLOOR).row(self).await?;
-        Ok(Floor { is_bound, open_tables })
+        let (is_bound, login_is_privileged, open_tables) =
+            statement::<(Bool, Bool, Array<Text>)>(FLOOR).row(self).await?;
+        Ok(Floor { is_bound, login_is_privileged, open_tables })
     }
 }
 
@@ -126,6 +130,8 @@ const NARROW: &str = "SELECT set_config('posthaste.tenant', ?, true)";
 
 const FLOOR: &str = "
 SELECT current_user = 'posthaste_services' AND NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user),
+       (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = session_user)
+           OR pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = 'tenants'::regclass), 'MEMBER'),
        ARRAY(SELECT t::text FROM tenant_tables() t JOIN pg_class c ON c.oid = t
              WHERE NOT (c.relrowsecurity AND c.relforcerowsecurity AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid))
              ORDER BY 1)";

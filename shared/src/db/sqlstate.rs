@@ -6,26 +6,13 @@
 
 use std::{
     io,
-    path::Path,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use diesel::{
-    ConnectionError, ConnectionResult,
-    result::{DatabaseErrorInformation, DatabaseErrorKind, Error},
-};
-use diesel_async::AsyncPgConnection;
-use futures_util::future::{Ready, ok};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
-};
-use tokio_postgres::{
-    Config, NoTls,
-    config::{Host, SslMode, SslNegotiation},
-    tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream},
-};
+use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
 /// There is no such table.
 pub(super) const UNDEFINED_TABLE: &str = "42P01";
@@ -35,7 +22,6 @@ const SEPARATOR: &str = ": ";
 const HEADER_LEN: usize = 5;
 const LENGTH_LEN: usize = 4;
 const ERROR_RESPONSE: u8 = b'E';
-const POSTGRES_PORT: u16 = 5432;
 const READ_LEN: usize = 8192;
 
 /// The code of a refused statement, if the server sent one.
@@ -101,68 +87,8 @@ const fn is_violation(kind: &DatabaseErrorKind) -> bool {
     )
 }
 
-/// Connects to `url` so that errors carry their code.
-pub(super) async fn connect(url: &str) -> ConnectionResult<AsyncPgConnection> {
-    let mut config: Config = url.parse().map_err(|error| failed(&error))?;
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err(ConnectionError::BadConnection("sslmode=require is not supported".to_owned()));
-    }
-    if let [Host::Unix(directory)] = config.get_hosts() {
-        return connect_locally(&config, directory).await;
-    }
-    if config.get_hosts().is_empty() {
-        // TLS, and so what takes its place here, wants the server to have a name.
-        for address in config.get_hostaddrs().to_vec() {
-            config.host(address.to_string());
-        }
-    }
-    // tokio-postgres hands its socket over in one place only, where TLS would begin.
-    config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-    let (client, connection) = config.connect(Coding).await.map_err(|error| failed(&error))?;
-    AsyncPgConnection::try_from_client_and_connection(client, connection).await
-}
-
-async fn connect_locally(config: &Config, directory: &Path) -> ConnectionResult<AsyncPgConnection> {
-    let port = config.get_ports().first().copied().unwrap_or(POSTGRES_PORT);
-    let socket = UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await;
-    let stream = Coded::new(socket.map_err(|error| ConnectionError::BadConnection(error.to_string()))?);
-    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|error| failed(&error))?;
-    tokio::spawn(connection);
-    AsyncPgConnection::try_from(client).await
-}
-
-/// The error with its cause, which its own text leaves out.
-fn failed(error: &tokio_postgres::Error) -> ConnectionError {
-    let cause = std::error::Error::source(error).map(|cause| format!("{SEPARATOR}{cause}"));
-    ConnectionError::BadConnection(format!("{error}{}", cause.unwrap_or_default()))
-}
-
-/// Takes the place of TLS and encrypts nothing.
-#[derive(Clone, Copy)]
-struct Coding;
-
-impl<S: AsyncRead + AsyncWrite + Unpin> MakeTlsConnect<S> for Coding {
-    type Stream = Coded<S>;
-    type TlsConnect = Self;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, _: &str) -> io::Result<Self> {
-        Ok(*self)
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsConnect<S> for Coding {
-    type Stream = Coded<S>;
-    type Error = io::Error;
-    type Future = Ready<io::Result<Coded<S>>>;
-
-    fn connect(self, stream: S) -> Self::Future {
-        ok(Coded::new(stream))
-    }
-}
-
 /// A stream from a PostgreSQL server whose errors carry their code in their message.
-struct Coded<S> {
+pub(super) struct Coded<S> {
     inner: S,
     chunk: Box<[u8]>,
     rewriter: Rewriter,
@@ -172,7 +98,8 @@ struct Coded<S> {
 }
 
 impl<S> Coded<S> {
-    fn new(inner: S) -> Self {
+    /// A stream of which nothing was read yet.
+    pub(super) fn new(inner: S) -> Self {
         let chunk = vec![0; READ_LEN].into_boxed_slice();
         Self { inner, chunk, rewriter: Rewriter::default(), ready: Vec::new(), taken: 0 }
     }
@@ -213,9 +140,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coded<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Coded<S> {
+impl<S: TlsStream + Unpin> TlsStream for Coded<S> {
     fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
+        self.inner.channel_binding()
     }
 }
 

@@ -207,6 +207,29 @@ impl Servers {
     }
 }
 
+/// PostgreSQL alone, running. Dropping this stops it.
+#[derive(Debug)]
+pub struct Postgres {
+    /// The server.
+    pub server: Server,
+    /// Where it listens.
+    pub addresses: Addresses,
+    _lock: File,
+}
+
+impl Postgres {
+    /// Starts it and waits until it answers.
+    pub fn start(config: &ServersConfig, progress: &Progress) -> Result<Self> {
+        let config = config.settled()?;
+        let lock = lock(&config.dir.join("servers.lock"))?;
+        let addresses = config.addresses()?;
+        let found = install::find_or_install(&config, progress)?;
+        let server = postgres::server(&config, &addresses.ports, found.postgres)?;
+        server.start()?;
+        Ok(Self { server, addresses, _lock: lock })
+    }
+}
+
 impl Drop for Servers {
     /// Both at once; a server alone would also stop when it is dropped, but only after the other.
     fn drop(&mut self) {
