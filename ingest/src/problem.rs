@@ -90,6 +90,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "The media type is not supported";
     /// The idempotency key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
+    /// A target on another host, without the secrets that go there.
+    SecretsRequired = "secrets_required", 422, "Stored secrets do not go to another host";
     /// The path speaks WebSocket only.
     UpgradeRequired = "upgrade_required", 426, "A WebSocket is needed";
     /// More requests than the limit.
@@ -145,6 +147,13 @@ impl Problem {
             (None, _) => (Code::ValidationFailed, "Correct the fields that `errors` names and send the request again."),
         };
         Self { errors, ..Self::new(code, detail) }
+    }
+
+    /// A target is changed to another host, and secrets that would go there are not given anew.
+    pub fn secrets_required(errors: Vec<FieldError>) -> Self {
+        let detail =
+            "Give the fields that `errors` names along with the target: what is stored does not go to another host.";
+        Self { errors, ..Self::new(Code::SecretsRequired, detail) }
     }
 
     /// A body that cannot be read as what it should be.

@@ -197,6 +197,12 @@ async fn what_happens_is_reported_once_to_whoever_wants_it_and_nothing_is_report
         let answer = admin.post(CONFIGURATIONS, &body).await?;
         assert_eq!((answer.status.as_u16(), answer.fields()), (400, vec![field.to_owned()]), "{body}");
     }
+    // Its headers, which hold a secret, do not go where somebody else may listen.
+    let elsewhere = "http://127.0.0.1:9/elsewhere";
+    for body in [json!({"url": elsewhere}), json!({"url": elsewhere, "headers": {"X-Api-Key": "***"}})] {
+        let moved = admin.request(Method::PUT, &some, &[], Some(serde_json::to_vec(&body)?)).await?;
+        assert_eq!((moved.status.as_u16(), moved.fields()), (422, vec!["headers".to_owned()]), "{body}");
+    }
     for (method, path) in [(Method::GET, "/logs"), (Method::POST, "/test"), (Method::POST, "/regenerate-secret")] {
         let answer = other.request(method, &format!("{some}{path}"), &[], None).await?;
         assert_eq!(answer.status.as_u16(), 404, "{path}: {}", answer.body);

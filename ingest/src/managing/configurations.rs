@@ -21,6 +21,7 @@ use shared::{
         webhook_logs::Call,
     },
     domain::{Channel, State},
+    egress::same_origin,
     token,
 };
 use utoipa::ToSchema;
@@ -89,6 +90,18 @@ impl ConfigurationBody {
         }
     }
 
+    /// Headers, which may hold secrets, do not follow to another receiver, and a masked value stands for none there.
+    fn require_headers(&self, before: &ConfigurationSettings) -> Result<(), Problem> {
+        let moves = self.url.as_ref().is_some_and(|url| !same_origin(url, &before.url));
+        let is_masked = |headers: &Map<String, Value>| headers.values().any(|value| value.as_str() == Some(MASK));
+        let is_given = self.headers.as_ref().map_or(before.headers.is_empty(), |headers| !is_masked(headers));
+        if !moves || is_given {
+            return Ok(());
+        }
+        let fault = FieldError::new("headers", "must be given in full where url leads to another host");
+        Err(Problem::secrets_required(vec![fault]))
+    }
+
     fn apply(self, app: &App, before: Option<ConfigurationSettings>) -> Result<ConfigurationSettings, Problem> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
@@ -127,6 +140,7 @@ impl ConfigurationBody {
         if !faults.is_empty() {
             return Err(Problem::validation(faults));
         }
+        before.as_ref().map_or(Ok(()), |before| self.require_headers(before))?;
         let before = before.unwrap_or(ConfigurationSettings {
             name: String::new(),
             url: String::new(),
@@ -293,7 +307,7 @@ pub async fn show(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse, 
     Ok(HttpResponse::Ok().json(ConfigurationView::from(found)))
 }
 
-/// Changes a webhook configuration. What is not given stays.
+/// Changes a webhook configuration. What is not given stays, but where `url` leads to another host: then `headers` are given anew.
 ///
 /// `active: true` also switches on again what was switched off because its receiver answered 410 or failed for days. Events of the
 /// time between are held; see `replay`.
@@ -301,7 +315,8 @@ pub async fn show(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse, 
 /// Roles: admin.
 #[utoipa::path(put, path = "/api/webhooks/configurations/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
     request_body(content = ConfigurationBody, example = json!({"active": false})),
-    responses((status = 200, description = "Changed", body = ConfigurationView)))]
+    responses((status = 200, description = "Changed", body = ConfigurationView),
+        (status = 422, description = "`url` leads to another host, and the headers for it are not given")))]
 pub async fn update(admin: Admin, id: Id, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let body: ConfigurationBody = body.parse().await?;
     let (tenant, id) = (admin.0.tenant, id.0);

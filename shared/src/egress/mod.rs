@@ -6,6 +6,7 @@ pub mod retry_after;
 use std::{error::Error, io, time::Duration};
 
 use reqwest::{Client, ClientBuilder};
+use url::Url;
 
 use crate::contract::guard::Refusal;
 use resolver::ResolveError;
@@ -20,6 +21,11 @@ pub fn client(connect_timeout: Duration) -> ClientBuilder {
         .referer(false)
         .tcp_nodelay(true)
         .connect_timeout(connect_timeout)
+}
+
+/// Whether two URLs lead to one host: scheme, name and port are the same. What is no URL leads nowhere.
+pub fn same_origin(one: &str, other: &str) -> bool {
+    matches!((Url::parse(one), Url::parse(other)), (Ok(one), Ok(other)) if one.origin() == other.origin())
 }
 
 /// Why a call has no answer. Until a connection stands nothing was sent; after that nobody knows.
