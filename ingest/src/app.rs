@@ -25,7 +25,7 @@ use shared::{
     probe::{BrokerPart, DatabasePart, Parts},
     seal::Sealer,
     telemetry::MetricsHandle,
-    waha::{Host, Waha},
+    waha::{Host, NamedBy, Waha},
 };
 use tokio::{
     runtime::Handle,
@@ -240,11 +240,10 @@ impl App {
             trust,
             tracker: Tracker::new(keeper.clone(), config.retention_days),
             keeper,
-            waha_host: config
-                .waha
-                .base_url
-                .as_ref()
-                .and_then(|url| waha.host(url.as_str(), config.waha.api_key.as_ref(), WAHA_PING_TIMEOUT).ok()),
+            waha_host: config.waha.base_url.as_ref().and_then(|url| {
+                let key = config.waha.api_key.as_ref();
+                waha.host(url.as_str(), key, WAHA_PING_TIMEOUT, NamedBy::Operator).ok()
+            }),
             waha,
             waha_timeout: config.provider_timeout.min(WAHA_TIMEOUT_MAX),
             public_url: config.http.public_url.clone(),

@@ -229,7 +229,7 @@ async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
 
 /// The tables are there. While nobody listened, WAHA may have given up on webhooks: what they said is fetched.
 async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
-    match store.begin_hooks(&hook::url(&app.public_url)).await {
+    match store.begin_hooks(&hook::base(&app.public_url)).await {
         Ok(0) if app.waha_host.is_none() => {}
         Ok(_) => app.watch_waha(),
         Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),

@@ -66,7 +66,7 @@ const ADMIN_NOTIFICATIONS_ALIAS: &str = "/__mozaiks/admin/notifications/";
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
         whatsapp_messages::send, whatsapp_messages::send_bulk, whatsapp_messages::list, whatsapp_messages::show, whatsapp_messages::stats,
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
-        sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::health,
+        sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::receive_for, waha::health,
         provider_events::receive, provider_events::receive_short, tracking::open, tracking::click,
         configurations::list, configurations::create, configurations::show, configurations::update, configurations::remove,
         configurations::regenerate, configurations::test, configurations::logs, configurations::replay,

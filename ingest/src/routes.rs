@@ -49,6 +49,7 @@ routes! {
     "/api/events"                                    { POST events::receive }
     "/api/events/dry-run"                            { POST dry_run::judge }
     "/webhooks/waha"                                 { POST waha::receive }
+    "/webhooks/waha/{id}"                            { POST waha::receive_for }
     "/webhooks/health"                               { GET waha::health }
     "/webhooks/{provider}"                           { POST provider_events::receive_short }
     "/api/notifications/webhook/{provider}"          { POST provider_events::receive }

@@ -15,22 +15,37 @@ use serde_json::{Value, json};
 use shared::{
     clock,
     db::{DbResult, Store, wa_sessions::Session, waha_events::NewEvent},
-    domain::session::WORKING,
+    domain::{TenantId, session::WORKING},
+    egress,
     waha::{
         Host, Session as Shown, Waha, WahaError,
         event::{Envelope, Meaning, listed},
         hook::{self, Lack},
     },
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 
 /// Sessions compared in one turn.
 const LIMIT: i64 = 400;
-/// Calls to WAHA under way at once, whoever's it is.
-const CALLS_MAX: usize = 16;
+/// Tenants whose sessions are compared at once.
+const TENANTS_MAX: usize = 16;
+/// Calls to WAHA under way at once for one tenant: hosts that hang must not take the places of others.
+const CALLS_MAX: usize = 4;
+/// What the sessions of one tenant may take in one turn; those that are left come with the next one.
+const TURN_MAX: Duration = Duration::from_secs(60);
+/// Checks that fetch messages at once, whoever's they are: each holds an answer of up to 4 MiB.
+const FETCHES_MAX: usize = 4;
+/// What one check fetches, and how long it begins with further pages; where there is more, the next one goes on from there.
+const FETCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+const FETCH_MAX: Duration = Duration::from_secs(20);
+/// The first pause before a host is asked again that let a call time out; each later one is twice as long.
+const HANG_PAUSE: Duration = Duration::from_secs(10);
+const HANG_DOUBLINGS_MAX: u32 = 2;
+/// So long after its pause a host is no longer remembered.
+const HANG_FORGET: Duration = Duration::from_secs(600);
 /// From so many sessions of one WAHA in a turn on, one list of them all is cheaper than asking for each.
 const LIST_MIN: usize = 4;
 /// What a comparison may take, fetched messages included.
@@ -46,7 +61,7 @@ const CHATS_PAGE: usize = 50;
 const CHATS_MAX: usize = 500;
 /// Chats come newest first; after so many without news the rest has none.
 const QUIET_CHATS_MAX: usize = 20;
-const MESSAGES_PAGE: usize = 100;
+const MESSAGES_PAGE: usize = 50;
 const MESSAGES_MAX: usize = 1000;
 
 /// The task.
@@ -55,6 +70,36 @@ pub struct WahaSessions {
     waha: Waha,
     call_timeout: Duration,
     pokes: Mutex<HashMap<Uuid, (Instant, u32)>>,
+    hanging: Mutex<HashMap<String, (Instant, u32)>>,
+    places: Mutex<HashMap<Uuid, Place>>,
+    fetches: Semaphore,
+}
+
+/// How far the messages of a session are fetched: so many chats, and so many messages of the next one.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    chats: usize,
+    messages: usize,
+}
+
+/// A session's messages being fetched.
+struct Fetch<'a> {
+    session: &'a Session,
+    host: &'a Host,
+    since: DateTime<Utc>,
+    place: Place,
+    bytes: usize,
+    until: Instant,
+    /// Messages of people that were found.
+    people: usize,
+    /// Events that nobody had told.
+    new: usize,
+}
+
+impl Fetch<'_> {
+    fn is_full(&self) -> bool {
+        self.bytes >= FETCH_BYTES_MAX || Instant::now() >= self.until
+    }
 }
 
 /// What a comparison came to.
@@ -67,7 +112,26 @@ struct Checked {
 impl WahaSessions {
     /// Asks with `waha`; each call may take `call_timeout`.
     pub fn new(store: Store, waha: Waha, call_timeout: Duration) -> Self {
-        Self { store, waha, call_timeout, pokes: Mutex::default() }
+        Self {
+            store,
+            waha,
+            call_timeout,
+            pokes: Mutex::default(),
+            hanging: Mutex::default(),
+            places: Mutex::default(),
+            fetches: Semaphore::new(FETCHES_MAX),
+        }
+    }
+
+    /// Compares the sessions of one tenant.
+    async fn turn(&self, sessions: Vec<Session>) -> DbResult<()> {
+        let comparing = async {
+            let asked = self.ask(sessions).await;
+            let checks = asked.into_iter().map(|(session, host, shown)| self.check(session, host, shown));
+            let results: Vec<DbResult<()>> = stream::iter(checks).buffer_unordered(CALLS_MAX).collect().await;
+            results.into_iter().collect()
+        };
+        timeout(TURN_MAX, comparing).await.unwrap_or(Ok(()))
     }
 
     /// What WAHA says of each session.
@@ -82,6 +146,9 @@ impl WahaSessions {
     }
 
     async fn ask_host(&self, group: Vec<Session>) -> Vec<(Session, Host, Result<Shown, WahaError>)> {
+        if group.first().is_some_and(|session| self.is_hanging(&session.settings.base_url)) {
+            return Vec::new();
+        }
         let Some(host) = group.first().and_then(|session| self.host(session)) else {
             // Its address may not be called any more.
             tracing::warn!(sessions = group.len(), "the base_url of sessions may not be called");
@@ -109,15 +176,41 @@ impl WahaSessions {
     }
 
     fn host(&self, session: &Session) -> Option<Host> {
-        let settings = &session.settings;
-        self.waha.host(&settings.base_url, settings.api_key.as_ref(), self.call_timeout).ok()
+        self.waha.host_of(session, self.call_timeout).ok()
+    }
+
+    /// Whether a host let a call time out so short ago that it is not asked.
+    fn is_hanging(&self, base_url: &str) -> bool {
+        let hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
+        hanging.get(base_url).is_some_and(|(until, _)| Instant::now() < *until)
+    }
+
+    /// Notes whether a host let a call time out. One that refuses at once costs nothing and is asked again.
+    fn note_host(&self, base_url: &str, hangs: bool) {
+        let mut hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
+        hanging.retain(|_, (until, _)| until.elapsed() < HANG_FORGET);
+        if !hangs {
+            hanging.remove(base_url);
+            return;
+        }
+        let count = hanging.get(base_url).map_or(0, |(_, count)| *count);
+        let pause = HANG_PAUSE * 2_u32.pow(count.min(HANG_DOUBLINGS_MAX));
+        hanging.insert(base_url.to_owned(), (Instant::now() + pause, count + 1));
     }
 
     async fn check(&self, session: Session, host: Host, shown: Result<Shown, WahaError>) -> DbResult<()> {
         let id = session.id;
+        if shown.is_ok() && self.is_hanging(&session.settings.base_url) {
+            return Ok(());
+        }
         let checked = match timeout(CHECK_TIMEOUT, self.compare(&session, &host, shown)).await {
-            Ok(Ok(checked)) => checked,
+            Ok(Ok(checked)) => {
+                self.note_host(&session.settings.base_url, false);
+                checked
+            }
             Ok(Err(Trouble::Waha(error))) => {
+                let hangs = matches!(error, WahaError::Unanswered(egress::Trouble::Timeout));
+                self.note_host(&session.settings.base_url, hangs);
                 let error_text = error.to_string();
                 tracing::warn!(session.id = %id, error = error_text, "a session could not be compared with WAHA");
                 counter!("posthaste_waha_check_failures_total").increment(1);
@@ -125,7 +218,10 @@ impl WahaSessions {
                 Checked { is_reachable, needs_fetch: true, fetched_until: None }
             }
             Ok(Err(Trouble::Database(error))) => return Err(error),
-            Err(_) => Checked { is_reachable: true, needs_fetch: true, fetched_until: None },
+            Err(_) => {
+                self.note_host(&session.settings.base_url, true);
+                Checked { is_reachable: true, needs_fetch: true, fetched_until: None }
+            }
         };
         self.store.note_check(id, checked.is_reachable, checked.needs_fetch, checked.fetched_until).await
     }
@@ -219,31 +315,49 @@ impl WahaSessions {
             let fetched_until = session.fetched_until.is_none().then_some(now);
             return Ok(Checked { is_reachable: true, needs_fetch: false, fetched_until });
         };
-        let found = self.fetch(session, host, known - OVERLAP).await?;
-        let people = found.iter().filter(|event| event.event == "message").count();
-        let kept = if found.is_empty() { Vec::new() } else { self.store.keep_events(found).await? };
-        let new = kept.iter().filter(|is_new| **is_new).count();
+        let place = self.place(session.id);
+        let since = known - OVERLAP;
+        let _permit = self.fetches.acquire().await.ok();
+        let until = Instant::now() + FETCH_MAX;
+        let mut fetch = Fetch { session, host, since, place, bytes: 0, until, people: 0, new: 0 };
+        let is_done = self.fetch(&mut fetch).await?;
+        let new = fetch.new;
+        self.keep_place(session.id, (!is_done).then_some(fetch.place));
         counter!("posthaste_waha_fetched_total").increment(count_of(new));
         if new > 0 {
             tracing::info!(session.id = %session.id, new, "fetched what WAHA had not told");
         }
-        if is_silent && people > 0 && new > 0 {
+        if is_silent && fetch.people > 0 && new > 0 {
             counter!("posthaste_waha_silent_total", "why" => "messages").increment(1);
             tracing::warn!(session.id = %session.id, "a session works and tells nothing; check that WAHA reaches PUBLIC_URL");
         }
-        Ok(Checked { is_reachable: true, needs_fetch: false, fetched_until: Some(now) })
+        Ok(Checked { is_reachable: true, needs_fetch: !is_done, fetched_until: is_done.then_some(now) })
     }
 
-    /// What the chats of a session say since then, as events.
-    async fn fetch(&self, session: &Session, host: &Host, since: DateTime<Utc>) -> Result<Vec<NewEvent>, Trouble> {
-        let name = session.settings.name.as_str();
-        let (mut events, mut quiet, mut offset) = (Vec::new(), 0, 0);
-        while offset < CHATS_MAX && quiet < QUIET_CHATS_MAX {
-            let chats = host.chats(name, CHATS_PAGE, offset).await?;
+    fn place(&self, id: Uuid) -> Place {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied().unwrap_or_default()
+    }
+
+    fn keep_place(&self, id: Uuid, place: Option<Place>) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        match place {
+            Some(place) => drop(places.insert(id, place)),
+            None => drop(places.remove(&id)),
+        }
+    }
+
+    /// Keeps what the chats of a session say since then, as events, page by page; says whether that is all.
+    async fn fetch(&self, fetch: &mut Fetch<'_>) -> Result<bool, Trouble> {
+        let mut quiet = 0;
+        while fetch.place.chats < CHATS_MAX && quiet < QUIET_CHATS_MAX {
+            let chats = fetch.host.chats(&fetch.session.settings.name, CHATS_PAGE, fetch.place.chats).await?;
             for chat in &chats {
-                let before = events.len();
-                self.fetch_chat(session, host, &chat.id, since, &mut events).await?;
-                quiet = if events.len() > before { 0 } else { quiet + 1 };
+                let has_news = self.fetch_chat(fetch, &chat.id).await?;
+                if fetch.is_full() {
+                    return Ok(false);
+                }
+                fetch.place = Place { chats: fetch.place.chats + 1, messages: 0 };
+                quiet = if has_news { 0 } else { quiet + 1 };
                 if quiet >= QUIET_CHATS_MAX {
                     break;
                 }
@@ -251,29 +365,38 @@ impl WahaSessions {
             if chats.len() < CHATS_PAGE {
                 break;
             }
-            offset += CHATS_PAGE;
         }
-        Ok(events)
+        Ok(true)
     }
 
-    async fn fetch_chat(
-        &self,
-        session: &Session,
-        host: &Host,
-        chat: &str,
-        since: DateTime<Utc>,
-        events: &mut Vec<NewEvent>,
-    ) -> Result<(), Trouble> {
-        let mut offset = 0;
-        while offset < MESSAGES_MAX {
-            let page = host.chat_messages(&session.settings.name, chat, Some(since), MESSAGES_PAGE, offset).await?;
-            events.extend(page.iter().filter_map(|message| as_event(session, message, since)));
-            if page.len() < MESSAGES_PAGE {
-                break;
+    /// Says whether there was news in it.
+    async fn fetch_chat(&self, fetch: &mut Fetch<'_>, chat: &str) -> Result<bool, Trouble> {
+        let (session, since) = (fetch.session, fetch.since);
+        let name = session.settings.name.as_str();
+        let mut has_news = false;
+        while fetch.place.messages < MESSAGES_MAX && !fetch.is_full() {
+            let page = fetch.host.chat_messages(name, chat, Some(since), MESSAGES_PAGE, fetch.place.messages).await?;
+            let is_last = page.messages.len() < MESSAGES_PAGE;
+            let events = page.messages.iter().filter_map(|message| as_event(session, message, since)).collect();
+            has_news |= self.keep(fetch, events).await?;
+            fetch.bytes += page.bytes;
+            fetch.place.messages += MESSAGES_PAGE;
+            if is_last {
+                fetch.place.messages = MESSAGES_MAX;
             }
-            offset += MESSAGES_PAGE;
         }
-        Ok(())
+        Ok(has_news)
+    }
+
+    /// Says whether there were any.
+    async fn keep(&self, fetch: &mut Fetch<'_>, events: Vec<NewEvent>) -> DbResult<bool> {
+        if events.is_empty() {
+            return Ok(false);
+        }
+        fetch.people += events.iter().filter(|event| event.event == "message").count();
+        let kept = self.store.keep_events(events).await?;
+        fetch.new += kept.iter().filter(|is_new| **is_new).count();
+        Ok(true)
     }
 
     /// Whether a session may be interfered with again.
@@ -309,10 +432,13 @@ impl Task for WahaSessions {
             return Ok(Report::Done);
         }
         let report = if i64::try_from(sessions.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
-        let asked = self.ask(sessions).await;
+        let mut tenants: HashMap<TenantId, Vec<Session>> = HashMap::new();
+        for session in sessions {
+            tenants.entry(session.tenant).or_default().push(session);
+        }
         let this = &*self;
-        let checks = asked.into_iter().map(|(session, host, shown)| this.check(session, host, shown));
-        let results: Vec<DbResult<()>> = stream::iter(checks).buffer_unordered(CALLS_MAX).collect().await;
+        let turns = tenants.into_values().map(|sessions| this.turn(sessions));
+        let results: Vec<DbResult<()>> = stream::iter(turns).buffer_unordered(TENANTS_MAX).collect().await;
         results.into_iter().collect::<DbResult<()>>()?;
         self.show().await?;
         Ok(report)
@@ -345,6 +471,6 @@ fn as_event(session: &Session, message: &Value, since: DateTime<Utc>) -> Option<
         _ => return None,
     };
     let body = json!({"event": event, "session": session.settings.name, "payload": message}).to_string().into_bytes();
-    let dedup = Envelope::read(&body).ok()?.dedup(&body, None, since);
+    let dedup = Envelope::read(&body).ok()?.dedup(&body, since);
     Some(NewEvent { tenant: session.tenant, session: session.id, dedup, event: event.to_owned(), body })
 }

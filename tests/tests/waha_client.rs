@@ -6,7 +6,7 @@ use harness::waha::{IdShape, SendFault, Waha as Server};
 use shared::{
     contract::guard::Guard,
     egress::Trouble,
-    waha::{Host, Outgoing, SessionConfig, Waha, WahaError, WebhookSpec},
+    waha::{Host, NamedBy, Outgoing, SessionConfig, Waha, WahaError, WebhookSpec},
 };
 
 const KEY: &str = "secret";
@@ -16,7 +16,8 @@ const PATIENT_MS: u64 = 60_000;
 fn client(server: &Server, key: &str, timeout_ms: u64) -> Host {
     let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
     let waha = Waha::new(guard, None).unwrap();
-    waha.host(&server.url(), Some(&key.to_owned().into()), Duration::from_millis(timeout_ms)).unwrap()
+    let key = Some(key.to_owned().into());
+    waha.host(&server.url(), key.as_ref(), Duration::from_millis(timeout_ms), NamedBy::Tenant).unwrap()
 }
 
 fn text() -> Outgoing {
@@ -103,7 +104,7 @@ async fn history_and_numbers_can_be_read() -> anyhow::Result<()> {
     let chats = host.chats("default", 10, 0).await?;
     assert_eq!(chats.iter().map(|chat| chat.id.as_str()).collect::<Vec<_>>(), ["4915112345678@c.us"]);
     let since = chrono::DateTime::from_timestamp(0, 0);
-    let messages = host.chat_messages("default", "4915112345678@c.us", since, 2, 0).await?;
+    let messages = host.chat_messages("default", "4915112345678@c.us", since, 2, 0).await?.messages;
     assert_eq!(messages.iter().map(|message| &message["body"]).collect::<Vec<_>>(), ["message 2", "message 1"]);
     server.number("5511987654321", Some("551187654321@c.us"));
     let check = host.check_exists("default", "5511987654321").await?;
@@ -116,12 +117,14 @@ async fn a_tenants_base_url_cannot_lead_inside_but_the_operators_may() -> anyhow
     let server = Server::start(KEY).await?;
     let inside = server.url();
     let guarded = Waha::new(Guard::default(), None)?;
-    let host = guarded.host(&inside, None, Duration::from_millis(PATIENT_MS));
+    let of = |waha: &Waha, url: &str, named_by| waha.host(url, None, Duration::from_millis(PATIENT_MS), named_by);
+    let host = of(&guarded, &inside, NamedBy::Operator);
     assert!(matches!(host, Err(WahaError::Unreachable(Trouble::Refused(_)))));
-    let by_name = guarded.host(&inside.replace("127.0.0.1", "localhost."), None, Duration::from_millis(PATIENT_MS));
-    assert!(by_name.is_err());
+    assert!(of(&guarded, &inside.replace("127.0.0.1", "localhost."), NamedBy::Operator).is_err());
     let operators = Waha::new(Guard::default(), Some(&inside.parse()?))?;
-    operators.host(&inside, None, Duration::from_millis(PATIENT_MS))?.ping().await?;
-    assert!(operators.host("http://127.0.0.1:1/", None, Duration::from_millis(PATIENT_MS)).is_err());
+    of(&operators, &inside, NamedBy::Operator)?.ping().await?;
+    let others = of(&operators, &inside, NamedBy::Tenant);
+    assert!(matches!(others, Err(WahaError::Unreachable(Trouble::Refused(_)))), "another tenant names it");
+    assert!(of(&operators, "http://127.0.0.1:1/", NamedBy::Operator).is_err());
     Ok(())
 }

@@ -39,9 +39,14 @@ async fn post(api: &Api, headers: &[(&str, &str)], body: &[u8]) -> Result<Answer
 
 /// Tells an event as WAHA does.
 async fn tell(api: &Api, key: &str, event: &Value) -> Result<Answer> {
+    tell_at(api, "/webhooks/waha", key, event).await
+}
+
+async fn tell_at(api: &Api, path: &str, key: &str, event: &Value) -> Result<Answer> {
     let body = event.to_string();
     let mac = sha512(key, body.as_bytes());
-    post(api, &[("x-webhook-hmac", &mac), ("x-webhook-hmac-algorithm", "sha512")], body.as_bytes()).await
+    let headers = [("x-webhook-hmac", mac.as_str()), ("x-webhook-hmac-algorithm", "sha512")];
+    api.request(Method::POST, path, &headers, Some(body.into_bytes())).await
 }
 
 fn session_body(name: &str, base_url: &str) -> Value {
@@ -246,6 +251,7 @@ async fn the_signature_decides_between_tenants_and_their_things_stay_theirs() ->
         |id: &str| json!({"event": "message", "session": "shared-name", "payload": {"id": id, "from": "49151@c.us"}});
     assert_eq!(tell(&stack.api(""), SECRET, &event("1")).await?.status.as_u16(), 200);
     assert_eq!(tell(&stack.api(""), "their-secret", &event("1")).await?.body["duplicate"], false);
+    assert_eq!(stack.count("SELECT count(*) FROM wa_sessions WHERE is_operators").await?, 1, "the first tenant's");
     let sql = stack.sql().await?;
     eventually("each has one message", SOON, || async {
         let rows =
@@ -322,6 +328,15 @@ async fn sessions_are_checked_kept_and_changed_and_their_secrets_never_shown() -
     let line =
         "SELECT rate::bigint FROM lines l JOIN wa_sessions s ON s.id = l.id WHERE l.kind = 'session' AND NOT l.is_open";
     assert_eq!(stack.count(line).await?, 5);
+    // Its secrets do not go where somebody else may listen.
+    let put =
+        async |body: Value| admin.request(Method::PUT, "/sessions/main", &[], Some(serde_json::to_vec(&body)?)).await;
+    let moved = put(json!({"base_url": "http://127.0.0.1:10"})).await?;
+    assert_eq!((moved.status.as_u16(), &moved.body["code"]), (422, &json!("secrets_required")));
+    assert_eq!(moved.fields(), ["api_key", "webhook_secret"]);
+    put(json!({"base_url": "http://127.0.0.1:9/waha"})).await?.ok()?;
+    put(json!({"base_url": "http://127.0.0.1:10", "api_key": "k", "webhook_secret": SECRET})).await?.ok()?;
+    put(session_body("main", "http://127.0.0.1:9")).await?.ok()?;
     let shown = stack.producer().get("/sessions/main").await?.ok()?;
     let list = stack.producer().get("/sessions").await?.ok()?;
     assert_eq!(list["sessions"][0], shown);
@@ -341,7 +356,7 @@ async fn a_session_is_started_scanned_stopped_and_unlinked_at_waha() -> Result<(
     let stack = Stack::patient(&[]).await?;
     let waha = Waha::start(API_KEY).await?;
     waha.link_at_start(false);
-    session(&stack, "main", &waha.url()).await?;
+    let id = session(&stack, "main", &waha.url()).await?;
     let admin = stack.admin();
     let early = admin.get("/sessions/main/qr").await?;
     assert_eq!((early.status.as_u16(), &early.body["code"]), (409, &json!("state_conflict")));
@@ -349,7 +364,7 @@ async fn a_session_is_started_scanned_stopped_and_unlinked_at_waha() -> Result<(
     status(&stack, "main", "SCAN_QR_CODE", SOON).await?;
     let hook = &waha.config("main").context("it is there")?["webhooks"][0];
     let port = stack.port("all")?;
-    assert_eq!(hook["url"], format!("http://127.0.0.1:{port}/webhooks/waha"));
+    assert_eq!(hook["url"], format!("http://127.0.0.1:{port}/webhooks/waha/{id}"));
     assert_eq!((&hook["events"], &hook["hmac"]["key"]), (&json!(["*"]), &json!(SECRET)));
     assert_eq!(admin.get("/sessions/main/qr").await?.ok()?["mimetype"], "image/png");
     assert_eq!(stack.producer().get("/sessions/main/qr").await?.status.as_u16(), 403, "who scans it has the account");
@@ -679,5 +694,89 @@ async fn configurations_are_checked_and_their_secret_is_shown_once() -> Result<(
     assert_eq!(request.json()?["data"]["body"], "heard");
     assert_eq!(admin.request(Method::DELETE, &path, &[], None).await?.status.as_u16(), 204);
     assert_eq!(admin.get(&path).await?.status.as_u16(), 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_crowded_name_costs_few_tries_and_each_session_is_verified_at_its_own_url() -> Result<()> {
+    let stack = Stack::patient(&[]).await?;
+    let id = session(&stack, "default", "http://127.0.0.1:9").await?;
+    let crowd = "INSERT INTO tenants (slug, webhook_secret) SELECT 'crowd-' || n, webhook_secret FROM tenants, generate_series(1, 30) n;
+        INSERT INTO wa_sessions (id, tenant_id, name, base_url, api_key, webhook_secret, signature, allow_ips, on_limit, last_event_at)
+        SELECT gen_random_uuid(), t.id, s.name, s.base_url, s.api_key, convert_to('crowd', 'UTF8'), s.signature, s.allow_ips, s.on_limit, now()
+        FROM wa_sessions s, tenants t WHERE t.slug LIKE 'crowd-%'";
+    stack.sql().await?.batch_execute(crowd).await?;
+    let event =
+        |id: &str| json!({"event": "message", "session": "default", "payload": {"id": id, "from": "49151@c.us"}});
+    let (public, own) = (stack.api(""), format!("/webhooks/waha/{id}"));
+    let status = async |path: &str, key: &str, event: &Value| -> Result<u16> {
+        Ok(tell_at(&public, path, key, event).await?.status.as_u16())
+    };
+    assert_eq!(status("/webhooks/waha", "crowd", &event("1")).await?, 200, "one of those that told something last");
+    assert_eq!(status("/webhooks/waha", SECRET, &event("2")).await?, 401, "its key is not among those that are tried");
+    assert_eq!(status(&own, SECRET, &event("2")).await?, 200);
+    assert_eq!(status(&own, "crowd", &event("3")).await?, 401, "a key of another session");
+    let other = json!({"event": "message", "session": "other", "payload": {"id": "4", "from": "49151@c.us"}});
+    assert_eq!(status(&own, SECRET, &other).await?, 401, "an event of another session");
+    for unknown in [format!("/webhooks/waha/{}", uuid::Uuid::nil()), "/webhooks/waha/default".to_owned()] {
+        assert_eq!(status(&unknown, SECRET, &event("5")).await?, 401, "{unknown}");
+    }
+    let long = json!({"event": "message", "session": "default", "payload": {"id": "6", "from": "49151@c.us", "x": "x".repeat(300_000)}});
+    assert_eq!(status("/webhooks/waha", SECRET, &long).await?, 413, "not where several keys are tried");
+    assert_eq!(status(&own, SECRET, &long).await?, 200);
+    until_count(&stack, "SELECT count(*) FROM wa_inbound WHERE tenant_id = 1", 2, SOON).await
+}
+
+/// A WAHA that never answers below `/hang`, and with a second chat that never answers.
+async fn half_dead_waha() -> Result<String> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(answer_half_dead(socket));
+        }
+    });
+    Ok(url)
+}
+
+async fn answer_half_dead(mut socket: tokio::net::TcpStream) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut head, mut buffer) = (Vec::new(), [0; 4096]);
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        let read = socket.read(&mut buffer).await?;
+        head.extend_from_slice(&buffer[..read]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    let message = json!({"id": "false_111@c.us_A", "from": "4915112345678@c.us", "fromMe": false, "body": "hello",
+        "timestamp": chrono::Utc::now().timestamp()});
+    let body = match path {
+        path if path.contains("/hang/") || path.contains("222") => std::future::pending().await,
+        path if path.contains("111") => json!([message]),
+        path if path.contains("/chats?") => json!([{"id": "111@c.us"}, {"id": "222@c.us"}]),
+        _ => json!({"name": "main", "status": "WORKING", "config": {"webhooks": []}}),
+    };
+    let body = body.to_string();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    socket.write_all(answer.as_bytes()).await
+}
+
+#[tokio::test]
+async fn hosts_of_one_tenant_that_hang_hold_up_no_other_and_what_was_fetched_is_kept() -> Result<()> {
+    let mut stack = Stack::patient(&[]).await?;
+    stack.cli(&["tenant", "create", "globex"])?;
+    let waha = half_dead_waha().await?;
+    session(&stack, "main", &waha).await?;
+    stack.kill9("all")?;
+    // All of it comes with one look of the scheduler.
+    let hanging = "UPDATE wa_sessions SET is_wanted = true, needs_fetch = true, checked_at = NULL, fetched_until = now() - interval '1 hour';
+        INSERT INTO wa_sessions (id, tenant_id, name, base_url, api_key, webhook_secret, signature, allow_ips, on_limit, is_wanted)
+        SELECT gen_random_uuid(), t.id, 'hang-' || n, s.base_url || '/hang/' || n, s.api_key, s.webhook_secret, s.signature, s.allow_ips, s.on_limit, true
+        FROM wa_sessions s, tenants t, generate_series(1, 64) n WHERE t.slug = 'globex'";
+    stack.sql().await?.batch_execute(hanging).await?;
+    stack.launch("all", Role::All, &[("PROVIDER_TIMEOUT_MS", "10000")]).await?;
+    // 64 hosts take the sixteen places of all tenants for forty seconds; and a second chat that hangs ends the fetch of the first.
+    until_count(&stack, "SELECT count(*) FROM wa_inbound WHERE tenant_id = 1", 1, Duration::from_secs(30)).await?;
+    assert_eq!(stack.count("SELECT count(*) FROM wa_sessions WHERE name = 'main' AND state = 'WORKING'").await?, 1);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What WAHA tells us: verified, kept, and answered at once; the scheduler works it through.
 //!
-//! The name of the session only chooses the keys to try. Whatever does not verify gets one and the same answer.
+//! The id in the URL, or else the name of the session, only chooses the keys to try. Whatever does not verify gets one and the
+//! same answer.
 
 use std::{
     net::IpAddr,
@@ -13,6 +14,7 @@ use actix_web::{
     http::header::{HeaderMap, HeaderName},
     web::Data,
 };
+use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use serde::Serialize;
 use shared::{
@@ -37,8 +39,12 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Largest body: media travel as links, so real ones have some kilobytes.
+/// Largest body at the URL of a session: media travel as links, so real ones have some kilobytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Largest body where only a name says which session is meant, and several keys are tried.
+const NAMED_BODY_BYTES_MAX: usize = 256 * 1024;
+/// Sessions of one name whose keys are tried.
+const CANDIDATES_MAX: usize = 10;
 /// As acceptance has it: two commits at once, and what piles up meanwhile is the next one.
 const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(3) };
 /// Connections that keeping webhooks holds at most.
@@ -51,35 +57,70 @@ const SESSIONS_TTL: Duration = Duration::from_secs(5);
 const SESSIONS_AGE_MIN: Duration = Duration::from_secs(1);
 /// How long a look-up may take.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Look-ups under way at once: anybody can make up names.
+/// Look-ups under way at once of sessions that vouched for a webhook lately; as many of those that never did, since anybody
+/// can make up ids and names.
 const LOOK_UPS_MAX: usize = 4;
-/// Remembered names, real and made up.
+/// How long "lately" is.
+const VOUCHED_TTL: Duration = Duration::from_secs(3600);
+/// Remembered ids and names, real and made up.
 const NAMES_MAX: usize = 20_000;
 /// Longest name of a session.
 pub const NAME_BYTES_MAX: usize = 64;
-const REQUEST_ID: &str = "x-webhook-request-id";
-
 /// Keeps what WAHA tells. One per process.
 pub struct Hooks {
     db: Db,
     batcher: Batcher<NewEvent, Result<bool, KeepError>>,
-    sessions: Cache<String, Arc<Known>>,
+    sessions: Cache<Reference, Arc<Known>>,
+    vouched: Cache<Reference, ()>,
     look_ups: Semaphore,
+    first_look_ups: Semaphore,
+}
+
+/// By what a webhook names its session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reference {
+    /// By the id in its URL.
+    Id(Uuid),
+    /// By the name in its body alone.
+    Name(String),
+}
+
+/// A webhook that is to be vouched for.
+struct Claimed<'a> {
+    session: &'a str,
+    claims: Claims,
+    peer: Option<IpAddr>,
+    body: &'a [u8],
 }
 
 /// Why a webhook was not kept; WAHA tries again.
 #[derive(Clone, Copy, Debug)]
 struct KeepError;
 
-/// The sessions of one name, of whatever tenants.
+/// The session of an id, or those of one name, of whatever tenants.
 struct Known {
     candidates: Vec<Candidate>,
     read_at: Instant,
 }
 
+impl Known {
+    /// The session that vouches for a webhook. Those of `tried`, which are as they were then, have not.
+    fn find(&self, webhook: &Claimed<'_>, tried: &[Candidate]) -> Option<(Uuid, TenantId)> {
+        let now = clock::now();
+        let may_be = |candidate: &&Candidate| candidate.name == webhook.session && candidate.admits(webhook.peer);
+        let is_new = |candidate: &&Candidate| !tried.iter().any(|other| other.version == candidate.version);
+        let vouches =
+            |candidate: &&Candidate| webhook.claims.hold(candidate.keys.iter(), candidate.rule, webhook.body, now);
+        let mut candidates = self.candidates.iter().filter(may_be).take(CANDIDATES_MAX).filter(is_new);
+        candidates.find(vouches).map(|found| (found.version.0, found.tenant))
+    }
+}
+
 /// A session that may be meant.
 struct Candidate {
-    id: Uuid,
+    /// Its id, and when its settings were changed.
+    version: (Uuid, DateTime<Utc>),
+    name: String,
     tenant: TenantId,
     rule: SignatureRule,
     nets: Vec<IpNet>,
@@ -92,7 +133,8 @@ impl Candidate {
         let settings = &session.settings;
         let previous = session.previous_secret.iter().map(|secret| Keys::new(secret, session.previous_until));
         Self {
-            id: session.id,
+            version: (session.id, session.updated_at),
+            name: settings.name.clone(),
             tenant: session.tenant,
             rule: settings.signature,
             nets: settings.allow_ips.iter().filter_map(|text| parse_net(text)).collect(),
@@ -137,55 +179,56 @@ impl Hooks {
             db,
             batcher: Batcher::start(LIMITS, flush),
             sessions: Cache::new(NAMES_MAX),
+            vouched: Cache::new(NAMES_MAX),
             look_ups: Semaphore::new(LOOK_UPS_MAX),
+            first_look_ups: Semaphore::new(LOOK_UPS_MAX),
         }
     }
 
-    /// A session of this name was changed.
-    pub fn forget(&self, name: &str) {
-        self.sessions.forget(name);
+    /// A session was changed.
+    pub fn forget(&self, id: Uuid, name: &str) {
+        self.sessions.forget(&Reference::Id(id));
+        self.sessions.forget(&Reference::Name(name.to_owned()));
     }
 
-    /// The session that vouches for `body`: whose id, and whose.
-    async fn verify(
-        &self,
-        name: &str,
-        claims: &Claims,
-        peer: Option<IpAddr>,
-        body: &[u8],
-    ) -> Result<(Uuid, TenantId), Problem> {
+    /// The session that vouches for a webhook, and whose it is.
+    async fn verify(&self, reference: Reference, webhook: &Claimed<'_>) -> Result<(Uuid, TenantId), Problem> {
+        let name = webhook.session;
         let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
         if !is_name {
             return Err(refuse());
         }
-        let now = clock::now();
-        let vouches = |candidate: &&Candidate| {
-            candidate.admits(peer) && claims.hold(candidate.keys.iter(), candidate.rule, body, now)
-        };
-        let find = |known: &Known| known.candidates.iter().find(vouches).map(|found| (found.id, found.tenant));
-        if let Some(known) = self.sessions.get(name) {
-            match find(&known) {
-                Some(found) => return Ok(found),
-                None if known.read_at.elapsed() < SESSIONS_AGE_MIN => return Err(refuse()),
-                // A secret may have been replaced by another process.
-                None => {}
-            }
+        let known = self.sessions.get(&reference);
+        let mut found = known.as_ref().and_then(|known| known.find(webhook, &[]));
+        // A secret may have been replaced by another process.
+        if found.is_none() && known.as_ref().is_none_or(|known| known.read_at.elapsed() >= SESSIONS_AGE_MIN) {
+            let tried = known.as_ref().map(|known| known.candidates.as_slice()).unwrap_or_default();
+            found = self.look_up(&reference).await?.find(webhook, tried);
         }
-        find(&*self.look_up(name).await?).ok_or_else(refuse)
+        let found = found.ok_or_else(refuse)?;
+        if self.vouched.get(&reference).is_none() {
+            self.vouched.put(reference, (), VOUCHED_TTL);
+        }
+        Ok(found)
     }
 
-    async fn look_up(&self, name: &str) -> Result<Arc<Known>, Problem> {
-        let permit = timeout(LOOK_UP_TIMEOUT, self.look_ups.acquire()).await;
+    async fn look_up(&self, reference: &Reference) -> Result<Arc<Known>, Problem> {
+        let is_first = self.vouched.get(reference).is_none();
+        let look_ups = if is_first { &self.first_look_ups } else { &self.look_ups };
+        let permit = timeout(LOOK_UP_TIMEOUT, look_ups.acquire()).await;
         let _permit = permit.map_err(|_| Problem::overloaded())?.map_err(|_| Problem::unavailable())?;
         // Somebody else may just have asked.
-        if let Some(known) = self.sessions.get(name).filter(|known| known.read_at.elapsed() < SESSIONS_AGE_MIN) {
+        if let Some(known) = self.sessions.get(reference).filter(|known| known.read_at.elapsed() < SESSIONS_AGE_MIN) {
             return Ok(known);
         }
-        let (asked, read_at) = (name.to_owned(), Instant::now());
-        let sessions =
-            self.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.sessions_named(&asked).await).await?;
+        let (asked, read_at) = (reference.clone(), Instant::now());
+        let reading = async move |store: Store| match &asked {
+            Reference::Id(id) => store.session(*id).await.map(|found| found.into_iter().collect()),
+            Reference::Name(name) => store.sessions_named(name).await,
+        };
+        let sessions: Vec<Session> = self.db.run_within(LOOK_UP_TIMEOUT, reading).await?;
         let known = Arc::new(Known { candidates: sessions.iter().map(Candidate::of).collect(), read_at });
-        self.sessions.put(name.to_owned(), Arc::clone(&known), SESSIONS_TTL);
+        self.sessions.put(reference.clone(), Arc::clone(&known), SESSIONS_TTL);
         Ok(known)
     }
 
@@ -215,27 +258,48 @@ pub struct Received {
     pub duplicate: bool,
 }
 
-/// Takes what WAHA tells.
+/// Takes what WAHA tells about a session.
 ///
 /// The signature is the authentication: `X-Webhook-Hmac` (hexadecimal HMAC-SHA512 of the raw body, with
 /// `X-Webhook-Hmac-Algorithm: sha512`) or `X-Waha-Signature: sha256=…` (HMAC-SHA256), by the webhook secret of the session.
 /// Where both are sent, both must hold. The answer comes once the event is on disk; a repeat answers `duplicate: true`.
+#[utoipa::path(post, path = "/webhooks/waha/{id}", tag = "whatsapp", security(()),
+    params(("id" = Uuid, Path, description = "The session's id")),
+    request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
+        "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
+    responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
+pub async fn receive_for(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+    let id = request.match_info().get("id").and_then(|id| id.parse().ok()).ok_or_else(refuse)?;
+    let body = body.read(BODY_BYTES_MAX).await?;
+    take(&app, &request, &body, Some(id)).await
+}
+
+/// Takes what WAHA tells, from a WAHA that is not told the URL of the session.
+///
+/// As `/webhooks/waha/{id}`, with a body of 256 KiB at most. The name in the body chooses the keys that are tried; where many
+/// tenants have sessions of one name, only those that told something last are.
 #[utoipa::path(post, path = "/webhooks/waha", tag = "whatsapp", security(()),
     request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
 pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
-    let body = body.read(BODY_BYTES_MAX).await?;
+    let body = body.read(NAMED_BODY_BYTES_MAX).await?;
+    take(&app, &request, &body, None).await
+}
+
+async fn take(app: &App, request: &HttpRequest, body: &[u8], id: Option<Uuid>) -> Result<HttpResponse, Problem> {
     let headers = request.headers();
     let claims = Claims::read(&values(headers, HMAC), &values(headers, HMAC_ALGORITHM), &values(headers, SIGNATURE));
     let claims = claims.ok_or_else(refuse)?;
-    let envelope = Envelope::read(&body).map_err(|fault| {
+    let envelope = Envelope::read(body).map_err(|fault| {
         Problem::new(Code::MalformedBody, format!("Send an event of WAHA as JSON with `event` and `session`: {fault}."))
     })?;
     app.require_schema()?;
-    let peer = client::address(&request);
-    let (session, tenant) = app.hooks.verify(&envelope.session, &claims, peer, &body).await?;
-    let dedup = envelope.dedup(&body, values(headers, REQUEST_ID).first().copied(), clock::now());
+    let peer = client::address(request);
+    let reference = id.map_or_else(|| Reference::Name(envelope.session.to_string()), Reference::Id);
+    let webhook = Claimed { session: &envelope.session, claims, peer, body };
+    let (session, tenant) = app.hooks.verify(reference, &webhook).await?;
+    let dedup = envelope.dedup(body, clock::now());
     let event = NewEvent { tenant, session, dedup, event: envelope.event.into_owned(), body: body.to_vec() };
     let is_new = app.hooks.keep(event).await?;
     metrics::counter!("posthaste_waha_webhooks_total", "duplicate" => if is_new { "false" } else { "true" })

@@ -19,7 +19,8 @@ use shared::{
         wa_sessions::{Pace, Removed, SaveError, Session, Settings},
     },
     domain::{OnLimit, SignatureRule, TenantId},
-    waha::{Host, Qr, WahaError, hook},
+    egress::same_origin,
+    waha::{Host, NamedBy, Qr, WahaError, hook},
 };
 use url::Url;
 use utoipa::{IntoParams, ToSchema};
@@ -108,8 +109,24 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<i32
 }
 
 impl SessionBody {
+    /// Secrets do not follow to a WAHA elsewhere: the next call would hand them over to whoever listens there.
+    fn require_secrets(&self, before: &Settings) -> Result<(), Problem> {
+        if self.base_url.as_ref().is_none_or(|url| same_origin(url, &before.base_url)) {
+            return Ok(());
+        }
+        let missing = [
+            ("api_key", before.api_key.is_some() && self.api_key.is_none()),
+            ("webhook_secret", before.webhook_secret.is_some() && self.webhook_secret.is_none()),
+        ];
+        let missing = missing.iter().filter(|(_, is_missing)| *is_missing);
+        let faults: Vec<_> = missing
+            .map(|(field, _)| FieldError::new(*field, "is required where base_url leads to another host"))
+            .collect();
+        if faults.is_empty() { Ok(()) } else { Err(Problem::secrets_required(faults)) }
+    }
+
     /// The settings it makes of those before, if there are any; every fault at once.
-    fn apply(self, app: &App, before: Option<&Settings>) -> Result<Settings, Problem> {
+    fn apply(self, app: &App, before: Option<&Settings>, named_by: NamedBy) -> Result<Settings, Problem> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
         for (field, is_given) in [
@@ -128,7 +145,7 @@ impl SessionBody {
             fault("name", "must have 1 to 64 letters, digits, `.`, `_` and `-`");
         }
         if let Some(url) = &self.base_url {
-            match app.waha.check_base_url(url) {
+            match app.waha.check_base_url(url, named_by) {
                 Err(refusal) => fault("base_url", &refusal.to_string()),
                 Ok(()) if url.len() > URL_BYTES_MAX || url.contains(['?', '#']) => {
                     fault("base_url", "must have at most 2048 bytes, no query and no fragment");
@@ -162,6 +179,7 @@ impl SessionBody {
         if !faults.is_empty() {
             return Err(Problem::validation(faults));
         }
+        before.map_or(Ok(()), |before| self.require_secrets(before))?;
         let pace = before.map(|before| before.pace.clone()).unwrap_or_default();
         let kept = |of: fn(&Settings) -> &String| before.map(of).cloned().unwrap_or_default();
         Ok(Settings {
@@ -217,7 +235,7 @@ pub struct SessionView {
     /// Chance lengthens each pause by up to this.
     pub jitter_ms: i32,
     /// Where WAHA sends its webhooks.
-    #[schema(example = "https://notify.example.com/webhooks/waha")]
+    #[schema(example = "https://notify.example.com/webhooks/waha/0191d8a0-0000-7000-8000-000000000001")]
     pub webhook_url: String,
     /// When a webhook of it came last.
     pub last_event_at: Option<DateTime<Utc>>,
@@ -244,7 +262,7 @@ impl SessionView {
             allow_ips: settings.allow_ips,
             gap_ms: settings.pace.gap_ms,
             jitter_ms: settings.pace.jitter_ms,
-            webhook_url: hook::url(&app.public_url),
+            webhook_url: hook::url(&app.public_url, session.id),
             last_event_at: session.last_event_at,
             created_at: session.created_at,
             updated_at: session.updated_at,
@@ -298,19 +316,21 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<App>) -> Result<
         "webhook_secret": "…", "rate_per_minute": 20, "daily_cap": 1000, "on_limit": "queue"})),
     responses((status = 201, description = "Created", body = SessionView), (status = 409, description = "The name is taken")))]
 pub async fn create(admin: Admin, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
-    let settings = body.parse::<SessionBody>().await?.apply(&app, None)?;
-    let (tenant, name, url) = (admin.0.tenant, settings.name.clone(), hook::url(&app.public_url));
+    let (tenant, body) = (admin.0.tenant, body.parse::<SessionBody>().await?);
+    let is_first = app.db.run(async move |store| store.is_first_tenant(tenant).await).await?;
+    let settings = body.apply(&app, None, NamedBy::operator(is_first))?;
+    let public_url = app.public_url.clone();
     require_room(&app, tenant, Counted::Sessions).await?;
     let saving = async move |store: Store| match store.create_session(tenant, &settings).await {
         Ok(id) => {
-            store.set_hook(id, &url).await?;
+            store.set_hook(id, &hook::url(&public_url, id)).await?;
             Ok(Ok(store.session(id).await?))
         }
         Err(SaveError::Taken) => Ok(Err(taken())),
         Err(SaveError::Database(error)) => Err(error),
     };
     let session = app.db.run(saving).await??.ok_or_else(Problem::internal)?;
-    app.hooks.forget(&name);
+    app.hooks.forget(session.id, &session.settings.name);
     app.watch_waha();
     Ok(HttpResponse::Created().json(SessionView::of(&app, session)))
 }
@@ -336,17 +356,18 @@ pub async fn show(reader: Reader, id: SessionRef, app: Data<App>) -> Result<Http
 
 /// Changes a WhatsApp session.
 ///
-/// What is not given stays. A webhook secret that is replaced verifies for 24 hours more; WAHA is given the new one by itself
+/// What is not given stays, but where `base_url` leads to another host: then `api_key` and `webhook_secret` are given anew. A webhook secret that is replaced verifies for 24 hours more; WAHA is given the new one by itself
 /// if the session was started.
 ///
 /// Roles: admin.
 #[utoipa::path(put, path = "/sessions/{id}", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     request_body(content = SessionBody, example = json!({"rate_per_minute": 10})),
-    responses((status = 200, description = "Changed", body = SessionView), (status = 409, description = "The name is taken")))]
+    responses((status = 200, description = "Changed", body = SessionView), (status = 409, description = "The name is taken"),
+        (status = 422, description = "`base_url` leads to another host, and the secrets for it are not given")))]
 pub async fn update(admin: Admin, id: SessionRef, app: Data<App>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let body: SessionBody = body.parse().await?;
     let before = find(&app, admin.0.tenant, id).await?;
-    let settings = body.apply(&app, Some(&before.settings))?;
+    let settings = body.apply(&app, Some(&before.settings), NamedBy::operator(before.is_operators))?;
     let (id, names) = (before.id, [before.settings.name.clone(), settings.name.clone()]);
     let saving = async move |store: Store| match store.update_session(&before, &settings).await {
         Ok(()) => Ok(Ok(store.session(id).await?)),
@@ -354,7 +375,7 @@ pub async fn update(admin: Admin, id: SessionRef, app: Data<App>, body: JsonBody
         Err(SaveError::Database(error)) => Err(error),
     };
     let session = app.db.run(saving).await??.ok_or_else(unknown)?;
-    names.iter().for_each(|name| app.hooks.forget(name));
+    names.iter().for_each(|name| app.hooks.forget(session.id, name));
     Ok(HttpResponse::Ok().json(SessionView::of(&app, session)))
 }
 
@@ -378,7 +399,7 @@ pub async fn remove(admin: Admin, id: SessionRef, app: Data<App>) -> Result<Http
         }
         Removed::Yes => {}
     }
-    app.hooks.forget(&session.settings.name);
+    app.hooks.forget(session.id, &session.settings.name);
     if session.is_wanted
         && let Ok(host) = host(&app, &session)
     {
@@ -399,9 +420,10 @@ pub async fn remove(admin: Admin, id: SessionRef, app: Data<App>) -> Result<Http
     responses((status = 200, description = "Started", body = SessionView), (status = 502, description = "WAHA refused"),
         (status = 503, description = "WAHA cannot be reached")))]
 pub async fn start(admin: Admin, id: SessionRef, app: Data<App>) -> Result<HttpResponse, Problem> {
-    let url = hook::url(&app.public_url);
+    let public_url = app.public_url.clone();
     turn(&app, admin.0.tenant, id, Some(true), async move |host: Host, session: Session| {
         let (name, secret) = (session.settings.name.as_str(), session.settings.webhook_secret.as_ref());
+        let url = hook::url(&public_url, session.id);
         let with_webhook = |config| hook::with_webhook(config, &url, secret, session.previous_secret.as_ref());
         let found = match host.session(name).await {
             Err(WahaError::NotFound) => {
@@ -489,7 +511,7 @@ where
     let session = find(app, tenant, id).await?;
     let (id, host) = (session.id, host(app, &session)?);
     if let Some(is_wanted) = is_wanted {
-        let url = hook::url(&app.public_url);
+        let url = hook::url(&app.public_url, id);
         let noting = async move |store: Store| {
             store.set_hook(id, &url).await?;
             store.want_session(id, is_wanted).await
@@ -536,8 +558,7 @@ impl From<Qr> for QrView {
 }
 
 fn host(app: &Arc<App>, session: &Session) -> Result<Host, Problem> {
-    let settings = &session.settings;
-    app.waha.host(&settings.base_url, settings.api_key.as_ref(), app.waha_timeout).map_err(|error| refused(&error))
+    app.waha.host_of(session, app.waha_timeout).map_err(|error| refused(&error))
 }
 
 /// The name of the session that the settings make.
@@ -548,22 +569,28 @@ const TENANT_PAUSE: Duration = Duration::from_secs(5);
 /// Makes or changes the first tenant's session `default` as the settings say, once there is a tenant.
 pub async fn keep_default(app: &App, config: &WahaConfig, store: &Store) {
     let Some(url) = &config.base_url else { return };
-    while let Err(error) = ensure_default(url, config, store).await {
-        match error {
-            Some(error) => tracing::warn!(%error, "the session `default` could not be set up yet"),
-            None => tracing::debug!("the session `default` waits for the first tenant"),
+    if config.api_key.is_none() {
+        tracing::warn!(
+            "WAHA_BASE_URL is set without WAHA_API_KEY: whoever reaches that WAHA may send as every session there"
+        );
+    }
+    let session = loop {
+        match ensure_default(url, config, store).await {
+            Ok(session) => break session,
+            Err(Some(error)) => tracing::warn!(%error, "the session `default` could not be set up yet"),
+            Err(None) => tracing::debug!("the session `default` waits for the first tenant"),
         }
         tokio::time::sleep(TENANT_PAUSE).await;
-    }
-    app.hooks.forget(DEFAULT);
+    };
+    app.hooks.forget(session, DEFAULT);
     // Made after this process told where it is reached.
-    if let Err(error) = store.begin_hooks(&hook::url(&app.public_url)).await {
+    if let Err(error) = store.begin_hooks(&hook::base(&app.public_url)).await {
         tracing::warn!(%error, "the session `default` does not know yet where its webhooks go");
     }
 }
 
 /// The error is `None` while there is no tenant.
-async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result<(), Option<SaveError>> {
+async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result<Uuid, Option<SaveError>> {
     let tenants = store.list_tenants().await.map_err(SaveError::Database)?;
     let tenant = tenants.first().ok_or(None)?.id;
     let before = store.session_of(tenant, DEFAULT).await.map_err(SaveError::Database)?;
@@ -580,7 +607,7 @@ async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result
         };
         let id = store.create_session(tenant, &settings).await?;
         store.want_session(id, true).await.map_err(SaveError::Database)?;
-        return Ok(());
+        return Ok(id);
     };
     let plain = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
     let secrets = |settings: &Settings| (plain(&settings.api_key), plain(&settings.webhook_secret));
@@ -594,7 +621,7 @@ async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result
     if !is_same {
         store.update_session(&before, &settings).await?;
     }
-    Ok(())
+    Ok(before.id)
 }
 
 /// What a failed call to WAHA means for whoever asked for it.

@@ -73,6 +73,12 @@ impl Store {
         self.tenant(row)
     }
 
+    /// Whether this is the first tenant, which is the operator's own.
+    pub async fn is_first_tenant(&self, tenant: TenantId) -> DbResult<bool> {
+        let query = super::statement::<diesel::sql_types::Bool>("SELECT ? = min(id) FROM tenants");
+        query.bind::<diesel::sql_types::Int4, _>(tenant.0).row(self).await
+    }
+
     /// Every tenant, the first one first.
     pub async fn list_tenants(&self) -> DbResult<Vec<Tenant>> {
         let rows: Vec<Row> = tenants::table.order(tenants::id).load(&mut *self.conn().await?).await?;

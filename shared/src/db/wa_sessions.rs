@@ -71,6 +71,8 @@ pub struct Session {
     pub id: Uuid,
     /// Whose it is.
     pub tenant: TenantId,
+    /// Whether that is the first tenant, which is the operator's own.
+    pub is_operators: bool,
     /// What its admin set.
     pub settings: Settings,
     /// The webhook secret before the present one.
@@ -150,14 +152,14 @@ type Row = (
     (Uuid, i32, String, String, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<DateTime<Utc>>),
     (String, Vec<String>, String, String, DateTime<Utc>, bool),
     (Option<DateTime<Utc>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, DateTime<Utc>, DateTime<Utc>),
-    (Option<String>, Option<DateTime<Utc>>, bool),
+    (Option<String>, Option<DateTime<Utc>>, bool, bool),
     (Option<i32>, Option<i32>, Option<i32>, Option<i32>),
 );
 type SqlRow = (
     (SqlUuid, Int4, Text, Text, Nullable<Binary>, Nullable<Binary>, Nullable<Binary>, Nullable<Timestamptz>),
     (Text, Array<Text>, Text, Text, Timestamptz, Bool),
     (Nullable<Timestamptz>, Nullable<Timestamptz>, Nullable<Timestamptz>, Timestamptz, Timestamptz),
-    (Nullable<Text>, Nullable<Timestamptz>, Bool),
+    (Nullable<Text>, Nullable<Timestamptz>, Bool, Bool),
     (Nullable<Int4>, Nullable<Int4>, Nullable<Int4>, Nullable<Int4>),
 );
 
@@ -168,7 +170,7 @@ macro_rules! select {
             "SELECT s.id, s.tenant_id, s.name, s.base_url, s.api_key, s.webhook_secret, s.previous_secret, s.previous_until, ",
             "s.signature, s.allow_ips, s.on_limit, s.state, s.state_at, s.is_wanted, ",
             "s.last_event_at, s.checked_at, s.fetched_until, s.created_at, s.updated_at, ",
-            "s.hook_url, s.unreachable_since, s.needs_fetch, ",
+            "s.hook_url, s.unreachable_since, s.needs_fetch, s.is_operators, ",
             "l.rate, l.daily_cap, l.gap_ms, l.jitter_ms ",
             "FROM wa_sessions s LEFT JOIN lines l ON l.id = s.id ",
             $rest
@@ -181,7 +183,8 @@ impl Store {
     pub async fn create_session(&self, tenant: TenantId, settings: &Settings) -> Result<Uuid, SaveError> {
         let id = Uuid::now_v7();
         let query = statement::<SqlUuid>(CREATE).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0);
-        let query = self.bind_settings(query, tenant, settings)?.bind::<Text, _>(session::WORKING);
+        let query =
+            self.bind_settings(query, tenant, settings)?.bind::<Int4, _>(tenant.0).bind::<Text, _>(session::WORKING);
         bind_pace(query, &settings.pace).row::<Uuid>(self).await.map_err(SaveError::from)
     }
 
@@ -237,7 +240,8 @@ impl Store {
         Ok(by_id.into_iter().chain(by_name).next())
     }
 
-    /// Every session of this name, of whatever tenant: the signature decides which one is meant.
+    /// Sessions of this name, of whatever tenant, up to a hundred, those that told something last first: the signature decides
+    /// which one is meant.
     pub async fn sessions_named(&self, name: &str) -> DbResult<Vec<Session>> {
         self.sessions_of(statement(BY_NAME).bind::<Text, _>(name.to_owned())).await
     }
@@ -287,14 +291,10 @@ impl Store {
         statement::<()>(WANT).bind::<Bool, _>(is_wanted).bind::<SqlUuid, _>(id).run(self).await.map(drop)
     }
 
-    /// Whoever takes webhooks begins to, at `hook_url`. Those before may have missed messages from people: they are fetched
-    /// for every started session. Says how many sessions there are, started or not.
-    pub async fn begin_hooks(&self, hook_url: &str) -> DbResult<i64> {
-        statement::<()>(MOVE_HOOKS)
-            .bind::<Text, _>(hook_url.to_owned())
-            .bind::<Text, _>(hook_url.to_owned())
-            .run(self)
-            .await?;
+    /// Whoever takes webhooks begins to, at one URL for each session below `base`. Those before may have missed messages from
+    /// people: they are fetched for every started session. Says how many sessions there are, started or not.
+    pub async fn begin_hooks(&self, base: &str) -> DbResult<i64> {
+        statement::<()>(MOVE_HOOKS).bind::<Text, _>(base.to_owned()).bind::<Text, _>(base.to_owned()).run(self).await?;
         statement::<Int8>(MARK_MISSED).row(self).await
     }
 
@@ -353,7 +353,7 @@ impl Store {
             (id, tenant, name, base_url, api_key, webhook_secret, previous_secret, previous_until),
             (signature, allow_ips, on_limit, state, state_at, is_wanted),
             (last_event_at, checked_at, fetched_until, created_at, updated_at),
-            (hook_url, unreachable_since, needs_fetch),
+            (hook_url, unreachable_since, needs_fetch, is_operators),
             (rate, daily_cap, gap_ms, jitter_ms),
         ) = row;
         let tenant = TenantId(tenant);
@@ -377,6 +377,7 @@ impl Store {
         Ok(Session {
             id,
             tenant,
+            is_operators,
             settings,
             previous_secret,
             previous_until,
@@ -428,8 +429,8 @@ fn bind_pace<T>(query: Statement<T>, pace: &Pace) -> Statement<T> {
 
 const CREATE: &str = "
 WITH s AS (
-    INSERT INTO wa_sessions (id, tenant_id, name, base_url, api_key, webhook_secret, signature, allow_ips, on_limit)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO wa_sessions (id, tenant_id, name, base_url, api_key, webhook_secret, signature, allow_ips, on_limit, is_operators)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ? = (SELECT min(id) FROM tenants))
     RETURNING id, tenant_id, state
 ), l AS (
     INSERT INTO lines (id, tenant_id, kind, route, is_open, rate, daily_cap, gap_ms, jitter_ms)
@@ -465,7 +466,7 @@ SELECT EXISTS (SELECT 1 FROM gone), greatest(waiting, 1) FROM l";
 const BY_ID: &str = select!("WHERE s.id = ?");
 const BY_IDS: &str = select!("WHERE s.id = ANY (?::uuid[])");
 const BY_REFERENCE: &str = select!("WHERE s.tenant_id = ? AND (s.id = ? OR s.name = ?)");
-const BY_NAME: &str = select!("WHERE s.name = ? ORDER BY s.id LIMIT 1000");
+const BY_NAME: &str = select!("WHERE s.name = ? ORDER BY s.last_event_at DESC NULLS LAST, s.id DESC LIMIT 100");
 const LIST: &str = select!("WHERE s.tenant_id = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?");
 
 const SET_STATE: &str = "
@@ -485,7 +486,8 @@ WITH missed AS (
 )
 SELECT count(*) FROM wa_sessions";
 
-const MOVE_HOOKS: &str = "UPDATE wa_sessions SET hook_url = ?, checked_at = NULL WHERE hook_url IS DISTINCT FROM ?";
+const MOVE_HOOKS: &str = "
+UPDATE wa_sessions SET hook_url = ? || '/' || id, checked_at = NULL WHERE hook_url IS DISTINCT FROM ? || '/' || id";
 
 /// A session that does not work, or has something to catch up on, is looked at more often. After a gap, and after every outage of the database is one, webhooks
 /// may have been lost.

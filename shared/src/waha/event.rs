@@ -56,8 +56,8 @@ impl<'a> Envelope<'a> {
     }
 
     /// SHA-256 of what makes it the same event: its id; else, where it is about a message, what it says of which message; else
-    /// the request's id and the body.
-    pub fn dedup(&self, body: &[u8], request_id: Option<&[u8]>, now: DateTime<Utc>) -> Hash {
+    /// the body. Only what is signed counts: with a header of another value a captured webhook could be told once more.
+    pub fn dedup(&self, body: &[u8], now: DateTime<Utc>) -> Hash {
         #[derive(Deserialize)]
         struct Head {
             ack: Option<Value>,
@@ -76,9 +76,9 @@ impl<'a> Envelope<'a> {
             return hash(&[topic.word(), id.as_bytes(), level.as_bytes()]);
         }
         // A state comes back, and an old WAHA then says exactly what it said before.
-        let is_dated = topic != Topic::State || self.timestamp.is_some() || request_id.is_some();
+        let is_dated = topic != Topic::State || self.timestamp.is_some();
         let moment = if is_dated { 0 } else { now.timestamp() / ALIKE_SECONDS };
-        hash(&[b"body", request_id.unwrap_or_default(), &moment.to_be_bytes(), body])
+        hash(&[b"body", &moment.to_be_bytes(), body])
     }
 }
 
@@ -396,10 +396,14 @@ mod tests {
 
     use super::*;
 
-    fn dedup(body: &Value, request: Option<&str>) -> Hash {
+    fn dedup_at(body: &Value, seconds: i64) -> Hash {
         let body = body.to_string();
-        let now = DateTime::from_timestamp_millis(0).unwrap();
-        Envelope::read(body.as_bytes()).unwrap().dedup(body.as_bytes(), request.map(str::as_bytes), now)
+        let now = DateTime::from_timestamp(seconds, 0).unwrap();
+        Envelope::read(body.as_bytes()).unwrap().dedup(body.as_bytes(), now)
+    }
+
+    fn dedup(body: &Value) -> Hash {
+        dedup_at(body, 0)
     }
 
     fn means(body: &Value) -> Meaning {
@@ -409,19 +413,22 @@ mod tests {
     #[test]
     fn an_event_is_known_again_by_its_id_else_by_its_message_else_by_its_body() {
         let with = |id: &str| json!({"id": id, "event": "message", "session": "s", "payload": {"id": "m"}});
-        assert_eq!(dedup(&with("evt_1"), None), dedup(&with("evt_1"), Some("other")));
-        assert_ne!(dedup(&with("evt_1"), None), dedup(&with("evt_2"), None));
+        assert_eq!(dedup(&with("evt_1")), dedup_at(&with("evt_1"), 99));
+        assert_ne!(dedup(&with("evt_1")), dedup(&with("evt_2")));
         let old =
             |event: &str, extra: &str| json!({"event": event, "session": "s", "payload": {"id": "m", "x": extra}});
-        assert_eq!(dedup(&old("message", "a"), Some("1")), dedup(&old("message.any", "b"), Some("2")));
-        assert_ne!(dedup(&old("message", "a"), None), dedup(&old("message.ack", "a"), None));
+        assert_eq!(dedup(&old("message", "a")), dedup(&old("message.any", "b")));
+        assert_ne!(dedup(&old("message", "a")), dedup(&old("message.ack", "a")));
         let ack = |ack: i64| json!({"event": "message.ack", "session": "s", "payload": {"id": "m", "ack": ack}});
-        assert_eq!(dedup(&ack(1), None), dedup(&ack(1), None));
-        assert_ne!(dedup(&ack(1), None), dedup(&ack(2), None));
-        assert_ne!(dedup(&old("presence.update", "a"), None), dedup(&old("presence.update", "b"), None));
+        assert_eq!(dedup(&ack(1)), dedup(&ack(1)));
+        assert_ne!(dedup(&ack(1)), dedup(&ack(2)));
+        assert_ne!(dedup(&old("presence.update", "a")), dedup(&old("presence.update", "b")));
         let state = json!({"event": "session.status", "session": "s", "payload": {"status": "WORKING"}});
-        assert_eq!(dedup(&state, Some("1")), dedup(&state, Some("1")));
-        assert_ne!(dedup(&state, Some("1")), dedup(&state, Some("2")), "the state came back");
+        assert_eq!(dedup_at(&state, 1), dedup_at(&state, 2), "WAHA repeats it");
+        assert_ne!(dedup_at(&state, 1), dedup_at(&state, 99), "the state came back, and an old WAHA gives no time");
+        let dated =
+            json!({"event": "session.status", "session": "s", "timestamp": 7, "payload": {"status": "WORKING"}});
+        assert_eq!(dedup_at(&dated, 1), dedup_at(&dated, 99), "a captured one is known for as long as it is kept");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
+use uuid::Uuid;
 
 use super::{Hmac, Retries, SessionConfig, WebhookSpec};
 
@@ -12,9 +13,20 @@ const ALL_EVENTS: &str = "*";
 /// WAHA's usual two seconds fifteen times would give up within half a minute.
 const RETRIES: Retries = Retries { policy: None, delay_seconds: Some(4), attempts: Some(30) };
 
-/// The URL that webhooks of WAHA are sent to, where others reach us at `public_url`.
-pub fn url(public_url: &Url) -> String {
+/// The URL below which every session has its own, where others reach us at `public_url`. Webhooks are still taken there, from
+/// a WAHA that was set up before, or by hand.
+pub fn base(public_url: &Url) -> String {
     public_url.join(PATH).map_or_else(|_| format!("{public_url}{PATH}"), String::from)
+}
+
+/// The URL that WAHA sends a session's webhooks to. It names the session, so that one key is tried and no other's.
+pub fn url(public_url: &Url, session: Uuid) -> String {
+    format!("{}/{session}", base(public_url))
+}
+
+/// A webhook's URL without the session in it.
+fn base_of(url: &str) -> &str {
+    url.rsplit_once('/').filter(|(_, last)| last.parse::<Uuid>().is_ok()).map_or(url, |(base, _)| base)
 }
 
 /// What a session's configuration lacks.
@@ -61,7 +73,8 @@ pub fn with_webhook(
     let is_ours = |webhook: &WebhookSpec| {
         let key = webhook.hmac.as_ref().and_then(|hmac| hmac.key.as_deref());
         let mut secrets = secret.into_iter().chain(previous).map(ExposeSecret::expose_secret);
-        webhook.url.ends_with(PATH) && key.is_some_and(|key| secrets.any(|secret| secret == key))
+        let is_known = key.is_some_and(|key| secrets.any(|secret| secret == key));
+        webhook.url == base_of(url) || (base_of(&webhook.url).ends_with(PATH) && is_known)
     };
     config.webhooks.retain(|other| !is_ours(other));
     config.webhooks.push(WebhookSpec {
@@ -80,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    const URL: &str = "https://notify.example.com/webhooks/waha";
+    const URL: &str = "https://notify.example.com/webhooks/waha/0191d8a0-0000-7000-8000-000000000001";
 
     #[test]
     fn the_webhook_is_put_in_once_and_what_else_is_there_stays() {
@@ -112,7 +125,8 @@ mod tests {
         let (secret, previous) = (SecretString::from("new"), SecretString::from("old"));
         let config = serde_json::from_value(json!({"webhooks": [
             {"url": "http://old/webhooks/waha", "events": ["*"], "hmac": {"key": "old"}},
-            {"url": "http://older/webhooks/waha", "events": ["*"], "hmac": {"key": "new"}},
+            {"url": "http://older/webhooks/waha/0191d8a0-0000-7000-8000-000000000001", "events": ["*"], "hmac": {"key": "new"}},
+            {"url": "https://notify.example.com/webhooks/waha", "events": ["*"], "hmac": {"key": "***"}},
             {"url": "http://other/webhooks/waha", "events": ["*"], "hmac": {"key": "theirs"}}]}));
         let urls: Vec<String> = with_webhook(config.unwrap(), URL, Some(&secret), Some(&previous))
             .webhooks
@@ -123,10 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn the_url_is_below_the_public_one() {
+    fn the_url_is_below_the_public_one_and_names_the_session() {
         assert_eq!(
-            url(&Url::parse("https://example.com/notify/").unwrap()),
-            "https://example.com/notify/webhooks/waha"
+            url(&Url::parse("https://example.com/notify/").unwrap(), Uuid::nil()),
+            "https://example.com/notify/webhooks/waha/00000000-0000-0000-0000-000000000000"
         );
     }
 }

@@ -1,7 +1,8 @@
 //! WAHA (WhatsApp HTTP API): the part of its interface that is used here, typed.
 //!
-//! Tenants name the hosts, so every call goes through the address guard; only the host of `WAHA_BASE_URL`, which the
-//! operator named, is exempt. Nothing is followed, repeated or logged here.
+//! Tenants name the hosts, so every call goes through the address guard. Exempt is the host of `WAHA_BASE_URL`, which the operator
+//! named, and only for the sessions of the first tenant, which is the operator's own: to the others it is an address inside.
+//! Nothing is followed, repeated or logged here.
 
 mod error;
 pub mod event;
@@ -25,6 +26,7 @@ use url::{Origin, Url};
 use crate::{
     clock,
     contract::guard::{Guard, Refusal},
+    db::wa_sessions,
     egress::{self, Trouble, resolver::GuardedResolver, retry_after},
 };
 
@@ -38,8 +40,26 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections to one host.
 const IDLE_PER_HOST_MAX: usize = 64;
-/// Largest answer that is read: a page of chat messages without media stays far below.
-const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Largest answer that is read: a list of hundreds of sessions stays below.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// The same for a page of chats or messages, which some engines send with small pictures. Read, it takes some times its size.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Who named a base URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedBy {
+    /// The operator: in the settings, or for the first tenant.
+    Operator,
+    /// Another tenant.
+    Tenant,
+}
+
+impl NamedBy {
+    /// The operator, or not.
+    pub const fn operator(is_operators: bool) -> Self {
+        if is_operators { Self::Operator } else { Self::Tenant }
+    }
+}
 
 /// The clients that all calls share. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -68,27 +88,48 @@ impl Waha {
         })
     }
 
-    /// Checks what shows in a base URL itself, when a tenant names it.
-    pub fn check_base_url(&self, text: &str) -> Result<(), Refusal> {
+    /// Checks what shows in a base URL itself.
+    pub fn check_base_url(&self, text: &str, named_by: NamedBy) -> Result<(), Refusal> {
         let url = Url::parse(text).map_err(|_| Refusal::NotHttp)?;
-        if self.is_operators(&url) { Ok(()) } else { self.guard.check_url(text) }
+        if self.is_exempt(&url, named_by) { Ok(()) } else { self.guard.check_url(text) }
+    }
+
+    /// The WAHA of a session; each call ends after `timeout`.
+    pub fn host_of(&self, session: &wa_sessions::Session, timeout: Duration) -> Result<Host, WahaError> {
+        let (settings, named_by) = (&session.settings, NamedBy::operator(session.is_operators));
+        self.host(&settings.base_url, settings.api_key.as_ref(), timeout, named_by)
     }
 
     /// A host to call; each call ends after `timeout`.
-    pub fn host(&self, base_url: &str, api_key: Option<&SecretString>, timeout: Duration) -> Result<Host, WahaError> {
+    pub fn host(
+        &self,
+        base_url: &str,
+        api_key: Option<&SecretString>,
+        timeout: Duration,
+        named_by: NamedBy,
+    ) -> Result<Host, WahaError> {
         let refused = |refusal| WahaError::Unreachable(Trouble::Refused(refusal));
-        self.check_base_url(base_url).map_err(refused)?;
+        self.check_base_url(base_url, named_by).map_err(refused)?;
         let base = Url::parse(base_url).map_err(|_| refused(Refusal::NotHttp))?;
         let key = api_key.map(|key| HeaderValue::from_str(key.expose_secret())).transpose();
         let mut key = key.map_err(|_| WahaError::BadKey)?;
         key.iter_mut().for_each(|key| key.set_sensitive(true));
-        let client = if self.is_operators(&base) { &self.plain } else { &self.guarded };
+        let client = if self.is_exempt(&base, named_by) { &self.plain } else { &self.guarded };
         Ok(Host { client: client.clone(), base, key, timeout })
     }
 
-    fn is_operators(&self, url: &Url) -> bool {
-        self.operator.as_deref().is_some_and(|origin| *origin == url.origin())
+    fn is_exempt(&self, url: &Url, named_by: NamedBy) -> bool {
+        named_by == NamedBy::Operator && self.operator.as_deref().is_some_and(|origin| *origin == url.origin())
     }
+}
+
+/// Messages of a chat.
+#[derive(Clone, Debug)]
+pub struct MessagePage {
+    /// The messages, the newest first.
+    pub messages: Vec<Value>,
+    /// The size of the answer that they came in.
+    pub bytes: usize,
 }
 
 /// One WAHA, with the key to it.
@@ -184,7 +225,8 @@ impl Host {
         let order = [("sortBy", "conversationTimestamp"), ("sortOrder", "desc")];
         let query = [&[("limit", limit.as_str()), ("offset", offset.as_str())], &order[..]].concat();
         let request = self.query(&["api", session, "chats"], &query);
-        let rows: Vec<Value> = self.read(request).await?;
+        let body = self.call_within(request, PAGE_BYTES_MAX).await?;
+        let rows: Vec<Value> = serde_json::from_slice(&body).map_err(|_| WahaError::Unreadable)?;
         Ok(rows.iter().filter_map(Chat::read).collect())
     }
 
@@ -196,12 +238,15 @@ impl Host {
         since: Option<DateTime<Utc>>,
         limit: usize,
         offset: usize,
-    ) -> Result<Vec<Value>, WahaError> {
+    ) -> Result<MessagePage, WahaError> {
         let (limit, offset) = (limit.to_string(), offset.to_string());
         let since = since.map(|since| since.timestamp().to_string());
         let mut query = vec![("limit", limit.as_str()), ("offset", offset.as_str()), ("downloadMedia", "false")];
         query.extend(since.as_deref().map(|since| ("filter.timestamp.gte", since)));
-        self.read(self.query(&["api", session, "chats", chat_id, "messages"], &query)).await
+        let request = self.query(&["api", session, "chats", chat_id, "messages"], &query);
+        let body = self.call_within(request, PAGE_BYTES_MAX).await?;
+        let messages = serde_json::from_slice(&body).map_err(|_| WahaError::Unreadable)?;
+        Ok(MessagePage { messages, bytes: body.len() })
     }
 
     fn query(&self, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
@@ -238,9 +283,14 @@ impl Host {
 
     /// The body of a success.
     async fn call(&self, request: RequestBuilder) -> Result<Vec<u8>, WahaError> {
+        self.call_within(request, ANSWER_BYTES_MAX).await
+    }
+
+    /// The same, of at most so many bytes.
+    async fn call_within(&self, request: RequestBuilder, bytes_max: usize) -> Result<Vec<u8>, WahaError> {
         let response = request.send().await.map_err(|error| WahaError::unanswered(&error))?;
         let (status, wait) = (response.status(), wait(&response));
-        let body = body(response).await;
+        let body = body(response, bytes_max).await;
         match status.is_success() {
             true => body.ok_or(WahaError::Unreadable),
             false => Err(WahaError::answered(status.as_u16(), wait, &body.unwrap_or_default())),
@@ -254,11 +304,11 @@ fn wait(response: &Response) -> Option<Duration> {
 }
 
 /// `None`: it broke off, or is too long.
-async fn body(mut response: Response) -> Option<Vec<u8>> {
+async fn body(mut response: Response, bytes_max: usize) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.ok()? {
         body.extend_from_slice(&chunk);
-        if body.len() > ANSWER_BYTES_MAX {
+        if body.len() > bytes_max {
             return None;
         }
     }

@@ -143,8 +143,7 @@ impl Waha {
     }
 
     async fn prepare(&self, order: &Order, session: Arc<Session>) -> Result<Call, Outcome> {
-        let settings = &session.settings;
-        let host = self.client.host(&settings.base_url, settings.api_key.as_ref(), order.timeout);
+        let host = self.client.host_of(&session, order.timeout);
         let host = host.map_err(|error| match error {
             WahaError::Unreachable(_) => {
                 let detail = "the session's base_url lies inside a network that may not be reached";

@@ -1,0 +1,1 @@
+ALTER TABLE wa_sessions DROP COLUMN is_operators;
