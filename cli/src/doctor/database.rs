@@ -142,8 +142,7 @@ fn login(floor: &Floor, is_remote: bool) -> Finding {
     if !floor.login_is_privileged {
         return Finding::ok("database login", "it is bound by row-level security and owns nothing");
     }
-    let detail =
-        "it is a superuser, bypasses row-level security or owns the tables: RESET ROLE leaves the tenant walls behind";
+    let detail = "the one of this command is a superuser, bypasses row-level security or owns the tables: RESET ROLE ends the tenant walls";
     let advice = "run posthaste migrate with this login, the services with another: CREATE ROLE posthaste_app LOGIN NOSUPERUSER \
                   NOINHERIT IN ROLE posthaste_services PASSWORD '…'";
     if is_remote {
