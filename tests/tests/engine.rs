@@ -9,7 +9,7 @@ use harness::{Stack, TestServers};
 use shared::{
     config::DatabaseConfig,
     contract::{AttemptRecord, Event, WorkItem},
-    db::{Store, claim::Claim, outbox::PENDING_MAX, statement},
+    db::{Store, claim::Claim, outbox::PENDING_MAX, poll::Floors, statement},
     domain::{Channel, DeliveryId, EventKind, OutcomeClass, ProviderName, Round, State, TenantId},
 };
 use uuid::Uuid;
@@ -157,8 +157,8 @@ async fn looks_at_a_provider_that_may_not_be_called_are_not_counted_and_the_wait
         assert_eq!(claim.waiting_since, (look > 0).then_some(began), "look {look}");
         let at = began + chrono::TimeDelta::minutes(look);
         store.record(vec![put_off(&claim, at, None)]).await?;
-        let released = store.release_due(10, 60_000).await?.context("nothing is due")?;
-        run = released.items.first().context("nothing is released")?.run;
+        let released = store.release_due(10, &Floors::new(), &[], 60_000).await?.dispatches;
+        run = released.first().and_then(|row| row.items.first()).context("nothing is released")?.run;
     }
     assert_eq!(stack.count("SELECT deferrals::int8 FROM deliveries").await?, 0);
     let claim = claimed(run).await?;
