@@ -101,7 +101,8 @@ fn no_name_stands_for_two_settings() {
 fn the_example_file_is_a_valid_environment_as_it_stands_and_with_every_line_taken() {
     let pairs = |text: &str| -> BTreeMap<String, String> {
         let lines = text.lines().filter_map(|line| line.split_once('='));
-        let named = lines.filter(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+        let is_of_name = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        let named = lines.filter(|(name, _)| name.bytes().all(is_of_name));
         named.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     };
     Config::from_env_map(pairs(&env_example())).unwrap();
