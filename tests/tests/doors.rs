@@ -324,7 +324,10 @@ async fn a_tenant_has_one_import_at_a_time_and_bounded_numbers_of_other_things()
         ("/api/rules", rule),
         ("/api/admin/keys", json!({"role": "user"})),
         ("/api/webhooks/configurations", json!({"name": "C", "url": "https://example.com/hook"})),
-        ("/sessions", json!({"name": "one-more", "base_url": "https://example.com"})),
+        (
+            "/sessions",
+            json!({"name": "more", "base_url": "https://example.com", "api_key": "k", "webhook_secret": "s".repeat(32)}),
+        ),
     ] {
         let refused = admin.post(path, &body).await?;
         assert_eq!(
