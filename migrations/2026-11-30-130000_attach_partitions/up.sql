@@ -106,6 +106,9 @@ EXCEPTION
 END
 $$;
 
+ALTER FUNCTION attach_partitions(text, integer) SET lock_timeout = '100ms';
+ALTER FUNCTION drop_partitions(date, integer) SET lock_timeout = '100ms';
+
 -- Functions that run as their owner look into our schema only. pg_temp stands last: left out, it comes first, and everybody who
 -- may connect can put a table there.
 DO $$
@@ -119,7 +122,5 @@ BEGIN
     END LOOP;
 END
 $$;
-ALTER FUNCTION attach_partitions(text, integer) SET lock_timeout = '100ms';
-ALTER FUNCTION drop_partitions(date, integer) SET lock_timeout = '100ms';
 
 REVOKE ALL ON FUNCTION attach_partitions(text, integer), day_standing(date, integer), drop_partitions(date, integer) FROM PUBLIC;

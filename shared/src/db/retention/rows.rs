@@ -357,12 +357,12 @@ SELECT count(*) FROM gone"
     };
 }
 
-/// A bulk stays as long as a message needs its content. Ids of UUIDv7 stand for the moment where an index has them and not the moment.
+/// A bulk stays as long as a message needs its content.
 const TABLES: [Table; 12] = [
     older!("bulks", "x.created_at < f.before", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
     older!(
         "broadcasts",
-        "x.id < uuid7_floor(f.before)",
+        "x.created_at < f.before",
         " AND x.finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM bulks b WHERE b.id = x.id)"
     ),
     older!(
@@ -371,8 +371,8 @@ const TABLES: [Table; 12] = [
         " AND NOT EXISTS (SELECT 1 FROM broadcasts b WHERE b.id = x.broadcast_id)"
     ),
     older!("inbox", "x.created_at < f.before", ""),
-    older!("event_log", "x.id < uuid7_floor(f.before)", ""),
-    older!("wa_inbound", "x.id < uuid7_floor(f.before)", ""),
+    older!("event_log", "x.created_at < f.before", ""),
+    older!("wa_inbound", "x.created_at < f.before", ""),
     older!("waha_events", "x.created_at < f.before", " AND x.status <> 'pending'"),
     older!(
         "provider_refs",

@@ -1,0 +1,1 @@
+DROP INDEX wa_inbound_age;
