@@ -191,10 +191,11 @@ impl Sealer {
     }
 
     fn decrypt(&self, place: Place, mut stored: Vec<u8>) -> Result<Vec<u8>, SealError> {
+        let id = stored.get(MAGIC.len() + 1..).and_then(|rest| rest.first_chunk::<KEY_ID_BYTES>());
+        let key = self.keys.iter().find(|key| Some(&key.id) == id).ok_or(SealError::UnknownKey)?;
         let (head, body) = stored.split_at_mut_checked(HEAD_BYTES).ok_or(SealError::Damaged)?;
         let (magic, rest) = head.split_at_checked(MAGIC.len() + 1).ok_or(SealError::Damaged)?;
-        let (id, nonce) = rest.split_first_chunk::<KEY_ID_BYTES>().ok_or(SealError::Damaged)?;
-        let key = self.keys.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
+        let (_, nonce) = rest.split_at_checked(KEY_ID_BYTES).ok_or(SealError::Damaged)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError::Damaged)?;
         let opened = match magic.last() {
             Some(&BOUND) => key.bound.open_in_place(nonce, place.aad(), body),

@@ -183,7 +183,8 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     sql.execute("UPDATE seal_check SET sealed = $1", &[&check]).await?;
     stack.launch("all", Role::All, &[]).await?;
     let format = |id: &str| format!("SELECT get_byte(content, 3)::int8 FROM messages WHERE id = '{id}'");
-    let note = |text: &str| json!({"channel": "in_app", "recipient": "ada", "message": text});
+    let note =
+        |text: &str| json!({"channel": "in_app", "recipient": "ada", "message": "m", "metadata": {"words": text}});
     let beta = other_tenant(&stack)?;
     let old = stack.producer().send(&note("before")).await?;
     stack.producer().wait_status(&old, "delivered").await?;
@@ -195,14 +196,14 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     let (api, beta) = (stack.producer(), stack.api(&beta));
     let (ours, theirs) = (api.send(&note("ours")).await?, beta.send(&note("canary of theirs")).await?);
     assert_eq!((stack.count(&format(&old)).await?, stack.count(&format(&ours)).await?), (2, 2));
-    assert_eq!(api.message(&old).await?["message"], "before");
+    assert_eq!(api.message(&old).await?["metadata"]["words"], "before");
     api.wait_status(&ours, "delivered").await?;
     let moved = format!(
         "UPDATE messages SET content = (SELECT content FROM messages WHERE id = '{theirs}') WHERE id = '{ours}'"
     );
     sql.batch_execute(&moved).await?;
     let shown = api.message(&ours).await?;
-    assert!(shown["message"].is_null() && !shown.to_string().contains("canary"), "{shown}");
+    assert!(shown["metadata"].is_null() && !shown.to_string().contains("canary"), "{shown}");
     eventually("the log says so", SOON, || async {
         stack.logs().ok().filter(|logs| logs.contains("a stored value is left out"))
     })

@@ -113,12 +113,16 @@ mod tests {
     /// Two partials as large as they may be together, on every channel and in both texts: each is parsed once.
     #[test]
     fn full_partials_are_quickly_saved() {
-        let full = |name: &str| source(name, &"{{a}} ".repeat(4900));
-        let started = std::time::Instant::now();
-        assert_eq!(check(&[source("page", "{{> one}}{{> two}}")], &[full("one"), full("two")]), []);
-        let parsed = started.elapsed();
-        let started = std::time::Instant::now();
-        assert_eq!(check(&[full("one"), full("two")], &[]), []);
-        assert!(parsed < started.elapsed() * 4, "{parsed:?}: as long as the two alone, not once for each channel");
+        let full = |name: &str| source(name, &format!("{name}{}", "{{a}} ".repeat(3000)));
+        let is_quick = || {
+            let started = std::time::Instant::now();
+            assert_eq!(check(&[source("page", "{{> one}}{{> two}}")], &[full("one"), full("two")]), []);
+            let parsed = started.elapsed();
+            let started = std::time::Instant::now();
+            assert_eq!(check(&[full("one"), full("two")], &[]), []);
+            parsed < started.elapsed() * 4
+        };
+        // The machine may stand still once, but not every time.
+        assert!((0..3).any(|_| is_quick()), "it takes as long as the two alone, not as that for each channel and text");
     }
 }
