@@ -302,6 +302,6 @@ fn describe() {
     metrics::describe_counter!("posthaste_intake_refused_total", "AMQP submissions dead-lettered, by reason.");
     metrics::describe_counter!(
         "posthaste_intake_held_total",
-        "Times a batch of the intake had to wait for the database or broker."
+        "Messages of the intake that had to wait for the database or broker."
     );
 }
