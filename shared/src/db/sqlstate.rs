@@ -43,9 +43,9 @@ fn code_of(message: &str) -> Option<&str> {
 /// | SQLSTATE | whose fault |
 /// |---|---|
 /// | 21, 22, 23, 44, P0 | the values': cardinality, data, integrity, check option, a `RAISE` of a trigger |
-/// | 54001 | the values': nested too deeply |
-/// | 54 that names a table | the values': too large for an index |
-/// | everything else | the server's: connection, read-only, deadlock, time-out, disk or memory full, no more transaction ids, schema (42: a partition or column that is missing, a right that was taken), operator, I/O, internal |
+/// | 54 | the values': too large, nested too deeply |
+/// | 54 with a hint and without a table | the server's: no transaction ids are left, and the hint says to vacuum |
+/// | everything else | the server's: connection, read-only, deadlock, time-out, disk or memory full, schema (42: a partition or column that is missing, a right that was taken), operator, I/O, internal |
 ///
 /// A code that is not listed counts as the server's: to wait loses nothing. Errors of diesel itself are never the server's,
 /// except for those that say that the connection is gone.
@@ -66,7 +66,7 @@ pub(super) fn is_servers_fault(error: &Error) -> bool {
 fn is_values_fault(code: &str, info: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
     match code.split_at_checked(2) {
         Some(("21" | "22" | "23" | "44" | "P0", _)) => true,
-        Some(("54", detail)) => detail == "001" || info.table_name().is_some(),
+        Some(("54", _)) => info.table_name().is_some() || info.hint().is_none(),
         _ => false,
     }
 }
@@ -261,12 +261,12 @@ mod tests {
             let info = format!("{code}: refused");
             is_servers_fault(&Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(info)))
         };
-        for code in ["22021", "22003", "23505", "23514", "21000", "44000", "P0001", "54001"] {
+        for code in ["22021", "22003", "23505", "23514", "21000", "44000", "P0001", "54000", "54001"] {
             assert!(!refused(code), "{code}");
         }
         for code in [
             "08006", "0A000", "25006", "25P02", "26000", "28000", "40001", "40P01", "42501", "42703", "42P01", "53100",
-            "53200", "53300", "54000", "55P03", "57014", "57P01", "57P03", "58030", "XX000", "XX002", "99999",
+            "53200", "53300", "55P03", "57014", "57P01", "57P03", "58030", "XX000", "XX002", "99999",
         ] {
             assert!(refused(code), "{code}");
         }
