@@ -420,6 +420,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("tenants", "an operator"),
     ("throttles", "digest_forgets: once they say nothing"),
     ("token_families", "partitions: once they have expired"),
+    ("unread_events", "unread_events: once they can be read, or after three days"),
     ("users", "an erasure or an admin"),
     ("wa_inbound", "retention"),
     ("wa_sessions", "an admin"),
