@@ -89,7 +89,7 @@ impl Base {
 }
 
 fn hint(delivery: Uuid) -> WorkItem {
-    serde_json::from_value(serde_json::json!({"d": delivery, "r": 0})).expect("a hint")
+    WorkItem::new(DeliveryId(delivery), 0)
 }
 
 /// Claims deliveries one after the other until told to stop; the longest that one took.
@@ -421,6 +421,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("throttles", "digest_forgets: once they say nothing"),
     ("token_families", "partitions: once they have expired"),
     ("unread_events", "unread_events: once they can be read, or after three days"),
+    ("unread_events", "unread_events: once a version that knows their words has read them"),
     ("users", "an erasure or an admin"),
     ("wa_inbound", "retention"),
     ("wa_sessions", "an admin"),

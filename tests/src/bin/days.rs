@@ -10,7 +10,7 @@ use shared::{
     config::DatabaseConfig,
     contract::WorkItem,
     db::{Store, retention::Surveyed},
-    domain::Channel,
+    domain::{Channel, DeliveryId},
 };
 
 /// Claims of one measurement.
@@ -38,7 +38,7 @@ async fn measure(stack: &Stack, store: &Store) -> Result<[u128; 2]> {
     let rows = stack.sql().await?.query(QUEUED, &[&i64::try_from(CLAIMS * BATCH)?]).await?;
     let hints: Vec<WorkItem> = rows
         .iter()
-        .map(|row| serde_json::from_value(serde_json::json!({"d": row.get::<_, String>(0), "r": 0})))
+        .map(|row| anyhow::Ok(WorkItem::new(DeliveryId(row.get::<_, String>(0).parse()?), 0)))
         .collect::<Result<_, _>>()?;
     let mut took = Vec::with_capacity(CLAIMS);
     for batch in hints.chunks(BATCH) {
