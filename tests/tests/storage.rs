@@ -421,7 +421,6 @@ const OWNERS: &[(&str, &str)] = &[
     ("throttles", "digest_forgets: once they say nothing"),
     ("token_families", "partitions: once they have expired"),
     ("unread_events", "unread_events: once they can be read, or after three days"),
-    ("unread_events", "unread_events: once a version that knows their words has read them"),
     ("users", "an erasure or an admin"),
     ("wa_inbound", "retention"),
     ("wa_sessions", "an admin"),
