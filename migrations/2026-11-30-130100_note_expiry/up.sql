@@ -5,9 +5,6 @@ SET LOCAL lock_timeout = '5s';
 -- alone (deliveries without a session, and those of the version before).
 ALTER TABLE deliveries ADD COLUMN expires_at timestamptz;
 ALTER TABLE parked ADD COLUMN expires_at timestamptz;
-UPDATE parked p SET expires_at = m.expires_at
-FROM lines l, deliveries d, messages m
-WHERE l.kind = 'session' AND p.line = l.id AND d.id = p.delivery_id AND m.id = d.message_id AND m.expires_at IS NOT NULL;
 
 -- When an erasure is next worked on, and how many turns in a row failed.
 ALTER TABLE erasures ADD COLUMN due_at timestamptz NOT NULL DEFAULT now();

@@ -1,1 +1,1 @@
-DROP INDEX parked_expires;
+DROP INDEX CONCURRENTLY IF EXISTS parked_expires;

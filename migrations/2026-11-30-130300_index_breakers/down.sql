@@ -1,1 +1,1 @@
-DROP INDEX breakers_troubled;
+DROP INDEX CONCURRENTLY IF EXISTS breakers_troubled;

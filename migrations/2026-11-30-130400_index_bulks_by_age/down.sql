@@ -1,1 +1,1 @@
-DROP INDEX bulks_tenant;
+DROP INDEX CONCURRENTLY IF EXISTS bulks_tenant;

@@ -1,1 +1,1 @@
-DROP INDEX broadcast_pages_tenant;
+DROP INDEX CONCURRENTLY IF EXISTS broadcast_pages_tenant;

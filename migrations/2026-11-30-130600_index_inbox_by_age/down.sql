@@ -1,1 +1,1 @@
-DROP INDEX inbox_tenant;
+DROP INDEX CONCURRENTLY IF EXISTS inbox_tenant;

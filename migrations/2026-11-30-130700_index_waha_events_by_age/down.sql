@@ -1,1 +1,1 @@
-DROP INDEX waha_events_tenant;
+DROP INDEX CONCURRENTLY IF EXISTS waha_events_tenant;

@@ -1,1 +1,1 @@
-DROP INDEX provider_refs_tenant;
+DROP INDEX CONCURRENTLY IF EXISTS provider_refs_tenant;

@@ -1,1 +1,1 @@
-DROP INDEX event_log_age;
+DROP INDEX CONCURRENTLY IF EXISTS event_log_age;

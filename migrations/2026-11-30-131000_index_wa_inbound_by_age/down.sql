@@ -1,1 +1,1 @@
-DROP INDEX wa_inbound_age;
+DROP INDEX CONCURRENTLY IF EXISTS wa_inbound_age;

@@ -1,1 +1,1 @@
-DROP INDEX broadcasts_age;
+DROP INDEX CONCURRENTLY IF EXISTS broadcasts_age;

@@ -1,5 +1,5 @@
-//! Partitions, retention and the loops that keep tables small: nothing of it makes deliveries wait, and one thing that is in the way
-//! does not keep the next one from its turn.
+//! Migrations, partitions, retention and the loops that keep tables small: nothing of it makes deliveries wait, and one thing that is
+//! in the way does not keep the next one from its turn.
 
 use std::{
     collections::BTreeSet,
@@ -17,11 +17,13 @@ use shared::{
     contract::WorkItem,
     db::{
         Store,
+        migrate::migrate,
         retention::{Pass, Surveyed},
         webhook_events::Swept,
     },
     domain::{Channel, DeliveryId, TenantId},
 };
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 /// Makes a day's partitions where they are missing, and a message in it with one delivery. `days` before today, `seconds` after
@@ -438,5 +440,26 @@ async fn every_table_has_an_owner_that_keeps_it_from_growing_without_end() -> Re
     let tables: BTreeSet<String> = base.sql.query(tables, &[]).await?.iter().map(|row| row.get(0)).collect();
     let owned: BTreeSet<String> = OWNERS.iter().map(|(table, _)| (*table).to_owned()).collect();
     assert_eq!(tables, owned, "a table that nobody prunes grows for ever: say who does");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_migration_that_was_killed_while_it_built_an_index_runs_again() -> Result<()> {
+    let Base { stack, sql, .. } = Base::new().await?;
+    let forget = "DELETE FROM __diesel_schema_migrations WHERE version BETWEEN '20261130130200' AND '20261130131100'";
+    let forgotten = sql.execute(forget, &[]).await?;
+    sql.batch_execute("DROP INDEX parked_expires").await?;
+    // The build enters the index into the catalogue, then waits for the writer, and is ended there.
+    let writer = stack.sql().await?;
+    writer.batch_execute("BEGIN; LOCK TABLE parked IN ROW EXCLUSIVE MODE").await?;
+    sql.batch_execute("SET lock_timeout = '100ms'").await?;
+    let ended = sql.batch_execute("CREATE INDEX CONCURRENTLY parked_expires ON parked (expires_at)").await.unwrap_err();
+    assert_eq!(ended.code(), Some(&SqlState::LOCK_NOT_AVAILABLE), "{ended}");
+    writer.batch_execute("COMMIT").await?;
+    let invalid = "SELECT count(*) FROM pg_index WHERE indexrelid = 'parked_expires'::regclass AND NOT indisvalid";
+    assert_eq!(stack.count(invalid).await?, 1, "a part of an index is left");
+    let ran = migrate(&stack.database_url.as_str().into()).await?;
+    assert_eq!(u64::try_from(ran.len())?, forgotten, "{ran:?}");
+    assert_eq!(stack.count(invalid).await?, 0);
     Ok(())
 }

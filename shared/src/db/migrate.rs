@@ -57,13 +57,25 @@ pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
     let (ran, mut conn) = tokio::task::spawn_blocking(move || {
         let mut harness = AsyncMigrationHarness::new(conn);
-        let ran = harness.run_pending_migrations(MIGRATIONS).map_err(MigrateError::Migrate)?;
-        let ran = ran.iter().map(ToString::to_string).collect();
+        let ran = run_pending(&mut harness).map_err(MigrateError::Migrate)?;
         Ok::<_, MigrateError>((ran, harness.into_inner()))
     })
     .await??;
     // Tables that have just been made are under the policies before anybody fills them.
     conn.batch_execute("SELECT secure_tables()").await.map_err(MigrateError::Secure)?;
+    Ok(ran)
+}
+
+/// Runs what is pending. A migration outside a transaction may have been killed before its version was noted, and an index that
+/// `CREATE INDEX CONCURRENTLY` did not finish stays, invalid: its `down.sql` first removes what is there.
+fn run_pending(harness: &mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel::migration::Result<Vec<String>> {
+    let mut ran = Vec::new();
+    for migration in harness.pending_migrations(MIGRATIONS)? {
+        if !migration.metadata().run_in_transaction() {
+            harness.revert_migration(&migration)?;
+        }
+        ran.push(harness.run_migration(&migration)?.to_string());
+    }
     Ok(ran)
 }
 
