@@ -62,7 +62,8 @@ impl ReleaseDue {
     async fn release(&mut self, flight: OwnedSemaphorePermit) -> Result<Report, TaskError> {
         let full = self.full_routes().await;
         let floors = self.outlook.floors();
-        let released = self.store.release_due(self.limit, &floors, &full, self.relay_after_ms).await?;
+        let released = self.store.release_due(self.limit, &floors, &full, self.relay_after_ms).await;
+        let released = released.inspect_err(|_| self.limit = (self.limit / 2).max(LIMIT_MIN))?;
         if released.picked == 0 {
             return Ok(Report::Done);
         }

@@ -308,7 +308,10 @@ impl Bench {
         loop {
             let claimed_at = Instant::now();
             match self.shop.store.claim(self.desk.route.channel, hints, self.lease_ms).await {
-                Ok(claims) => return Some(Won { claims, claimed_at }),
+                Ok(mut claims) => {
+                    self.look(&mut claims).await?;
+                    return Some(Won { claims, claimed_at });
+                }
                 Err(error) => self.wait_out(&error, &mut reconnect).await?,
             }
         }

@@ -71,8 +71,9 @@ type SqlMessageRow =
     (Nullable<Text>, Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>);
 
 impl Store {
-    /// Claims what is still waiting at the run its hint names; all of it is of `channel`. What stands against sending it comes
-    /// along. What is not returned is somebody else's, or ended, or has gone back into its line.
+    /// Claims what is still waiting at the run its hint names; all of it is of `channel`. What is not returned is somebody
+    /// else's, or ended, or has gone back into its line. What stands against sending it says [`Store::look`]: a look-up that
+    /// fails after the claim is committed is repeated alone.
     pub async fn claim(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
         let mut claims: Vec<Claim> = Vec::new();
         for hints in by_day(hints) {
@@ -86,7 +87,6 @@ impl Store {
                 }
             }
         }
-        self.look(channel, &mut claims).await?;
         Ok(claims)
     }
 
@@ -100,12 +100,20 @@ impl Store {
         let Some(query) = query.at_day_of(self, &ids).await? else { return Ok(Vec::new()) };
         let rows: Vec<Row> = query.rows(self).await?;
         let missing = rows.iter().filter(|(_, message)| message.2.is_none()).map(|(delivery, _)| delivery.2);
-        let mut found = self.messages_of(missing.collect()).await?;
-        let whole = |(delivery, message): Row| {
-            let message = found.remove(&delivery.2).unwrap_or(message);
-            Claim::of((delivery, message), self.sealer())
+        let found = self.messages_of(missing.collect()).await;
+        let (mut found, is_whole) = match found {
+            Ok(found) => (found, true),
+            // The claims with a message stand. The others end with their lease.
+            Err(error) => {
+                tracing::warn!(%error, "messages of another day could not be read");
+                (HashMap::new(), false)
+            }
         };
-        Ok(rows.into_iter().map(whole).collect())
+        let claim = |(delivery, message): Row| {
+            let message = found.remove(&delivery.2).unwrap_or(message);
+            (is_whole || message.2.is_some()).then(|| Claim::of((delivery, message), self.sealer()))
+        };
+        Ok(rows.into_iter().filter_map(claim).collect())
     }
 
     /// Messages that were accepted on another day than their delivery: in the minute before the midnight.

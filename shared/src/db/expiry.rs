@@ -30,5 +30,13 @@ WHERE delivery_id = ANY (ARRAY(
     SELECT delivery_id FROM parked WHERE expires_at <= now() ORDER BY expires_at LIMIT ? FOR UPDATE SKIP LOCKED))
 RETURNING delivery_id, run";
 
+/// Lines are locked before what is parked in them, as a release does.
 const UNPARK: &str = "
-DELETE FROM parked p USING unnest(?::uuid[], ?::int4[]) AS gone(id, run) WHERE p.delivery_id = gone.id AND p.run = gone.run";
+WITH gone AS (SELECT id, run FROM unnest(?::uuid[], ?::int4[]) AS u(id, run)
+), held AS MATERIALIZED (
+    SELECT l.id FROM lines l
+    WHERE l.id IN (SELECT p.line FROM gone JOIN parked p ON p.delivery_id = gone.id AND p.run = gone.run)
+    ORDER BY l.id FOR UPDATE
+)
+DELETE FROM parked p USING gone
+WHERE p.delivery_id = gone.id AND p.run = gone.run AND (SELECT count(*) FROM held) >= 0";

@@ -9,7 +9,7 @@ use chrono::{DateTime, NaiveDate};
 use diesel::{
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
-    result::QueryResult,
+    result::{Error, QueryResult},
     serialize::ToSql,
     sql_types::{Bool, HasSqlType, Text},
 };
@@ -95,14 +95,17 @@ impl<Row: Send + 'static> Statement<Row> {
     }
 
     /// Runs it on a connection of the pool and returns its first row.
+    ///
+    /// It reads to the end: a row may arrive before the commit that it tells of, and only the end of the answer says that
+    /// the commit is done.
     pub async fn row<T>(self, store: &Store) -> DbResult<T>
     where
         Self: LoadQuery<'static, AsyncPgConnection, T>,
         T: Send,
     {
         let mut conn = store.within(self.scope).await?;
-        let row = RunQueryDsl::get_result(self, &mut *conn).await;
-        conn.done(row).await
+        let rows: QueryResult<Vec<T>> = RunQueryDsl::load(self, &mut *conn).await;
+        conn.done(rows.and_then(|rows| rows.into_iter().next().ok_or(Error::NotFound))).await
     }
 
     /// Runs it on a connection of the pool and returns how many rows it touched.
