@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     found::{Found, Kind, ROUNDS},
-    log_writer::{Stopped, tell_dead},
+    log_writer::tell_dead,
     replays::outgoing,
     trouble::{Trouble, chain},
 };
@@ -50,6 +50,9 @@ pub struct DeadLetterDrainer {
     /// Proves to the intake what is published again; read when it is first needed.
     key: Option<replay::Key>,
 }
+
+/// The process is stopping: what is in hand goes back to the broker.
+struct Stopped;
 
 impl DeadLetterDrainer {
     /// Reads with `consumer`.

@@ -187,7 +187,8 @@ impl Line {
         crew.keep(retention::Retention { store: store.clone(), days: config.retention_days });
         crew.keep(retention::Erasures(store.clone()));
         crew.follow("log_writer", events, |consumer, trouble, stop| {
-            log_writer::LogWriter::new(store.clone(), publisher.clone(), consumer, log, trouble, stop).run()
+            let (store, publisher, lost_after) = (store.clone(), publisher.clone(), config.timing.lost_after());
+            log_writer::LogWriter::new(store, publisher, consumer, log, lost_after, trouble, stop).run()
         });
         let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, crew.stop());
         crew.follow("dead_letter_drainer", letters, |consumer, trouble, stop| {

@@ -2,6 +2,9 @@
 //!
 //! Batches come about by themselves: what arrives while one is being written is the next one. A batch is acknowledged
 //! once it is committed; what is delivered again changes nothing.
+//!
+//! A scheduler that does not reach the database gives back what it holds: the broker still hears its heartbeats, so it would never
+//! take the messages away, and the other schedulers would take those outcomes for lost and have their messages sent again.
 
 use std::time::Duration;
 
@@ -16,10 +19,12 @@ use shared::{
     },
     faultpoint,
 };
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     incoming::{self, Incoming},
+    kept::publish,
     log_progress::LogProgress,
     task::count_of,
     trouble::{Trouble, chain},
@@ -31,6 +36,10 @@ pub const PREFETCH: u16 = 256;
 const EVENTS_AIM: usize = 1000;
 /// A lone event waits this long for company.
 const LINGER: Duration = Duration::from_millis(2);
+/// A database that can be reached answers a ping within this time.
+const PING_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Time for other schedulers to take what was given back.
+const ASIDE_MIN: Duration = Duration::from_secs(1);
 
 /// The loop.
 pub struct LogWriter {
@@ -39,6 +48,7 @@ pub struct LogWriter {
     consumer: Consumer,
     acker: Acker,
     progress: LogProgress,
+    lost_after: Duration,
     trouble: Trouble,
     stop: CancellationToken,
 }
@@ -51,34 +61,62 @@ struct Batch {
     unread: Vec<UnreadEvent>,
 }
 
-/// The process is stopping: what is in hand goes back to the broker.
-pub struct Stopped;
+/// Why a batch is not written: what is in hand goes back to the broker.
+enum Interrupted {
+    /// The process is stopping.
+    Stopped,
+    /// The database does not answer.
+    Stuck,
+}
 
 impl LogWriter {
-    /// Reads with `consumer`; what cannot be written is put aside through `publisher`, and `progress` shows how far it is.
+    /// Reads with `consumer`; what cannot be written is put aside through `publisher`, and `progress` shows how far it is. What is in
+    /// hand goes back within `lost_after` if the database does not answer.
     pub fn new(
         store: Store,
         publisher: Publisher,
         consumer: Consumer,
         progress: LogProgress,
+        lost_after: Duration,
         trouble: Trouble,
         stop: CancellationToken,
     ) -> Self {
         let acker = consumer.acker();
-        Self { store, publisher, consumer, acker, progress, trouble, stop }
+        Self { store, publisher, consumer, acker, progress, lost_after, trouble, stop }
     }
 
     /// Writes until stopped.
     pub async fn run(mut self) {
         while let Some(deliveries) = self.consumer.next_batch(PREFETCH.into(), LINGER).await {
-            if self.write_all(deliveries).await.is_err() {
+            let go_on = match self.write_all(deliveries).await {
+                Ok(()) => true,
+                Err(Interrupted::Stuck) => self.stand_aside().await,
+                Err(Interrupted::Stopped) => false,
+            };
+            if !go_on {
                 break;
             }
         }
         self.consumer.cancel().await;
     }
 
-    async fn write_all(&mut self, deliveries: Vec<Delivery>) -> Result<(), Stopped> {
+    /// Gives everything in hand back and takes nothing until the database answers, so that an outage costs each message one return:
+    /// the broker counts them and gives up at its delivery limit. False if the process is stopping.
+    async fn stand_aside(&mut self) -> bool {
+        tracing::warn!(
+            in_hand = self.acker.in_hand(),
+            "the database does not answer, and outcomes go back to the broker"
+        );
+        self.consumer.give_back().await;
+        self.progress.end();
+        let mut is_stopping = self.stop.run_until_cancelled(sleep(ASIDE_MIN)).await.is_none();
+        while !is_stopping && let Err(error) = ping(&self.store).await {
+            is_stopping = !self.trouble.wait_out(error.as_ref(), &self.stop).await;
+        }
+        !is_stopping
+    }
+
+    async fn write_all(&mut self, deliveries: Vec<Delivery>) -> Result<(), Interrupted> {
         let mut batch = Batch::default();
         for delivery in deliveries {
             match incoming::read(&delivery.body) {
@@ -92,18 +130,20 @@ impl LogWriter {
         self.write(batch).await
     }
 
-    /// Writes a batch down, however long that takes, and acknowledges it.
-    async fn write(&mut self, batch: Batch) -> Result<(), Stopped> {
+    /// Writes a batch down, however long that takes as long as the database answers, and acknowledges it.
+    async fn write(&mut self, batch: Batch) -> Result<(), Interrupted> {
         if batch.tags.is_empty() {
             return Ok(());
         }
         histogram!("posthaste_log_writer_batch_size")
             .record(f64::from(u32::try_from(batch.events.len()).unwrap_or(u32::MAX)));
         self.progress.begin(&batch.events);
-        for bad in self.record(&batch.events).await? {
-            self.put_event_aside(&bad, batch.tags.first().copied()).await?;
+        // A call on a line that is cut silently never ends, so the batch is given up from outside.
+        let cut_off = cut_off(self.store.clone(), self.lost_after);
+        tokio::select! {
+            written = self.write_down(&batch) => written?,
+            () = cut_off => return Err(Interrupted::Stuck),
         }
-        self.keep(&batch.unread).await?;
         faultpoint::pass(faultpoint::AFTER_RECORD);
         self.acker.done_all(batch.tags);
         self.progress.end();
@@ -111,9 +151,16 @@ impl LogWriter {
         Ok(())
     }
 
+    async fn write_down(&mut self, batch: &Batch) -> Result<(), Interrupted> {
+        for bad in self.record(&batch.events).await? {
+            self.put_event_aside(&bad, batch.tags.first().copied()).await?;
+        }
+        self.keep(&batch.unread).await
+    }
+
     /// Writes what can be written and returns the events whose own values the database refuses. It waits for as long as the
     /// database cannot work: the broker keeps what is not acknowledged.
-    async fn record(&mut self, events: &[Event]) -> Result<Vec<Refused>, Stopped> {
+    async fn record(&mut self, events: &[Event]) -> Result<Vec<Refused>, Interrupted> {
         // Before the outcome itself: whoever dies in between finds both again.
         let dead = dead_addresses(events);
         while let Err(error) = self.store.suppress(&dead).await {
@@ -124,16 +171,33 @@ impl LogWriter {
             }
             self.pause(&error).await?;
         }
-        loop {
-            match sift(&self.store, events).await {
-                Ok(refused) => return Ok(refused),
-                Err(error) => self.pause(&error).await?,
+        let mut sifted = sift(&self.store, events).await;
+        let mut was_partial = false;
+        while let Some(error) = sifted.error.take() {
+            let is_partial = error.may_concern_part();
+            if is_partial && was_partial {
+                self.put_back(&sifted.left).await?;
+                break;
             }
+            was_partial = is_partial;
+            self.pause(&error).await?;
+            let rest = sift(&self.store, &sifted.left).await;
+            sifted.refused.extend(rest.refused);
+            (sifted.left, sifted.error) = (rest.left, rest.error);
         }
+        Ok(sifted.refused)
+    }
+
+    /// Sends events to the end of the queue, so that no others wait for their rows. A message that is new has no returns.
+    async fn put_back(&mut self, events: &[Event]) -> Result<(), Interrupted> {
+        while let Err(error) = publish(&self.publisher, events).await {
+            self.pause(&error).await?;
+        }
+        Ok(())
     }
 
     /// Keeps what this version cannot read.
-    async fn keep(&mut self, unread: &[UnreadEvent]) -> Result<(), Stopped> {
+    async fn keep(&mut self, unread: &[UnreadEvent]) -> Result<(), Interrupted> {
         while let Err(error) = self.store.keep_unread_events(unread).await {
             self.pause(&error).await?;
         }
@@ -141,7 +205,7 @@ impl LogWriter {
         Ok(())
     }
 
-    async fn put_event_aside(&mut self, refused: &Refused, tag: Option<Tag>) -> Result<(), Stopped> {
+    async fn put_event_aside(&mut self, refused: &Refused, tag: Option<Tag>) -> Result<(), Interrupted> {
         let Some(tag) = tag else { return Ok(()) };
         let body = serde_json::to_vec(&EventBatch::new(vec![refused.event.clone()])).unwrap_or_default();
         let (exchange, routing_key) = (String::new(), String::new());
@@ -150,13 +214,13 @@ impl LogWriter {
         self.dead_letter(&alone, &chain(&refused.error)).await
     }
 
-    async fn put_aside(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Stopped> {
+    async fn put_aside(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Interrupted> {
         self.dead_letter(delivery, detail).await?;
         self.acker.done(delivery.tag);
         Ok(())
     }
 
-    async fn dead_letter(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Stopped> {
+    async fn dead_letter(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Interrupted> {
         tracing::error!(detail, "an event cannot be written down and becomes a dead letter");
         while let Err(error) = dead_letter(&self.publisher, EVENTS_LOG, delivery, DeadReason::Poison, detail).await {
             if matches!(error, PublishError::Invalid(_)) {
@@ -169,8 +233,8 @@ impl LogWriter {
         Ok(())
     }
 
-    async fn pause(&mut self, error: &(dyn std::error::Error + Sync)) -> Result<(), Stopped> {
-        if self.trouble.wait_out(error, &self.stop).await { Ok(()) } else { Err(Stopped) }
+    async fn pause(&mut self, error: &(dyn std::error::Error + Sync)) -> Result<(), Interrupted> {
+        if self.trouble.wait_out(error, &self.stop).await { Ok(()) } else { Err(Interrupted::Stopped) }
     }
 }
 
@@ -201,22 +265,60 @@ struct Refused {
     error: DbError,
 }
 
-/// Writes events in one commit, or, if the database refuses a value, in halves, until what it refuses stands alone. Fails if
-/// the database cannot work.
-async fn sift(store: &Store, events: &[Event]) -> Result<Vec<Refused>, DbError> {
-    let mut refused = Vec::new();
+/// What became of events that were to be written.
+#[derive(Default)]
+struct Sifted {
+    refused: Vec<Refused>,
+    /// Not written, for `error`.
+    left: Vec<Event>,
+    error: Option<DbError>,
+}
+
+/// Writes events in one commit. If the database refuses a value, or some of the rows cannot be had, it writes them in halves, until what
+/// is in the way stands alone. It ends early if the database cannot work.
+async fn sift(store: &Store, events: &[Event]) -> Sifted {
+    let mut sifted = Sifted::default();
     let mut parts = vec![events];
     while let Some(part) = parts.pop() {
-        match store.record(part.to_vec()).await {
-            Ok(recorded) => tell(&recorded),
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => match part {
-                [event] => refused.push(Refused { event: event.clone(), error }),
-                _ => parts.extend([part.split_at(part.len() / 2).1, part.split_at(part.len() / 2).0]),
-            },
+        let error = match store.record(part.to_vec()).await {
+            Ok(recorded) => {
+                tell(&recorded);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let is_servers = error.is_unavailable();
+        let is_whole = is_servers && !error.may_concern_part();
+        match part {
+            [event] if !is_servers => sifted.refused.push(Refused { event: event.clone(), error }),
+            [_, _, ..] if !is_whole => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+            _ => {
+                sifted.left.extend_from_slice(part);
+                sifted.error = Some(error);
+            }
+        }
+        if is_whole {
+            sifted.left.extend(parts.drain(..).rev().flatten().cloned());
         }
     }
-    Ok(refused)
+    sifted
+}
+
+/// Ends once the database does not answer although a batch has been in hand for a while. It begins to look early enough for the
+/// batch to be back with the broker within `lost_after`.
+async fn cut_off(store: Store, lost_after: Duration) {
+    let early = lost_after * 2 / 3;
+    sleep(early).await;
+    while ping(&store).await.is_ok() {
+        sleep(PING_WAIT_MAX).await;
+    }
+}
+
+async fn ping(store: &Store) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    Ok(timeout(PING_WAIT_MAX, store.ping()).await??)
 }
 
 /// Counts what was written.

@@ -9,7 +9,13 @@ use std::{
 };
 
 use anyhow::Result;
-use harness::{Api, HttpSink, Reply, Role, Stack, TestServers, api::SOON, check, eventually, patient::SHORT_LEASES};
+use harness::{
+    Api, HttpSink, Reply, Role, Stack, TestServers,
+    api::SOON,
+    check, eventually,
+    patient::SHORT_LEASES,
+    proxy::{self, Line, Proxy},
+};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -65,6 +71,31 @@ async fn a_process_that_freezes_makes_nobody_doubt_what_others_have_sent() -> Re
     tokio::time::sleep(Duration::from_secs(10)).await;
     let accepted = load.accepted().await?;
     stack.signal("frozen", Signal::SIGCONT)?;
+    let ledger = check::ledger(&stack, &sink, &accepted, LATER).await?;
+    ledger.hold()?;
+    assert_eq!(doubted(&stack).await?, 0, "{ledger:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scheduler_without_a_database_gives_back_what_it_holds_and_makes_nobody_doubt() -> Result<()> {
+    let sink = HttpSink::start_local().await?;
+    let mut stack = Stack::prepare(TestServers::shared()?, SHORT_LEASES).await?;
+    stack.launch("healthy", Role::All, &[]).await?;
+    let line = Proxy::start(proxy::address_of(&stack.database_url)?).await?;
+    let through = proxy::through(&stack.database_url, &line)?;
+    stack.launch("cut_off", Role::Scheduler, &[("DATABASE_URL", &through)]).await?;
+    let load = Load::start(stack.api_of("healthy")?, webhook(&sink, "/hook"));
+    sink.wait_for(20, SOON).await?;
+    for fault in [Line::Cut, Line::Frozen] {
+        stack.until_measured("cut_off", &["posthaste_consumer_registered{queue=\"posthaste.events.log\"} 1"]).await?;
+        line.set(fault);
+        // Longer than a claim and the grace for its outcome.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stack.until_measured("cut_off", &["posthaste_consumer_registered{queue=\"posthaste.events.log\"} 0"]).await?;
+        line.set(Line::Open);
+    }
+    let accepted = load.accepted().await?;
     let ledger = check::ledger(&stack, &sink, &accepted, LATER).await?;
     ledger.hold()?;
     assert_eq!(doubted(&stack).await?, 0, "{ledger:?}");

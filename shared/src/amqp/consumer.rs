@@ -224,6 +224,15 @@ impl Consumer {
         self.acker.flush().await;
     }
 
+    /// Gives back all that is not finished, and takes nothing until the next [`Consumer::next_batch`]. The broker counts a return of
+    /// each message, so it is no way to wait for a moment.
+    pub async fn give_back(&mut self) {
+        // What is finished must not come back with the rest.
+        self.acker.flush().await;
+        self.batch.clear();
+        self.abandon().await;
+    }
+
     /// Fills the batch with at least one delivery.
     async fn gather(&mut self, max: usize, linger: Duration) {
         while self.batch.is_empty() {

@@ -109,6 +109,10 @@ const PROMPT_SETTINGS: &str = "SET statement_timeout = '1200ms'; SET lock_timeou
 const SERIALIZATION_FAILURE: &str = "40001";
 const DEADLOCK_DETECTED: &str = "40P01";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The server ended the statement, mostly for its time limit.
+const QUERY_CANCELED: &str = "57014";
+const DATA_CORRUPTED: &str = "XX001";
+const INDEX_CORRUPTED: &str = "XX002";
 
 /// A database call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +146,12 @@ impl DbError {
     /// Whether another transaction was in the way: nothing was written, and the same call may pass at once.
     pub fn lost_race(&self) -> bool {
         matches!(self.sqlstate(), Some(SERIALIZATION_FAILURE | DEADLOCK_DETECTED | LOCK_NOT_AVAILABLE))
+    }
+
+    /// Whether only some of a statement's rows may be in the way, by a lock, the time they take or a damaged page: the others may pass
+    /// without them.
+    pub fn may_concern_part(&self) -> bool {
+        self.lost_race() || matches!(self.sqlstate(), Some(QUERY_CANCELED | DATA_CORRUPTED | INDEX_CORRUPTED))
     }
 
     /// Whether the call may have been carried out all the same: the connection broke before the server had answered.
