@@ -296,9 +296,10 @@ mod tests {
 
     #[test]
     fn a_target_that_is_too_long_stays_as_it_is() {
-        let link = |length: usize| format!("<a href=\"https://a.example/{}\">", "x".repeat(length - 18));
-        assert!(clicks(&link(TARGET_BYTES_MAX)).contains("T["));
-        assert_eq!(clicks(&link(TARGET_BYTES_MAX + 1)), link(TARGET_BYTES_MAX + 1));
+        let page = |length: usize| format!("<a href=\"{}\">", "x".repeat(length));
+        let replaced = |length: usize| rewrite(&page(length), None, |_| Some("T".to_owned()));
+        assert_eq!(replaced(TARGET_BYTES_MAX), "<a href=\"T\">");
+        assert_eq!(replaced(TARGET_BYTES_MAX + 1), page(TARGET_BYTES_MAX + 1));
     }
 
     #[test]
@@ -312,9 +313,10 @@ mod tests {
             let is_quick = || {
                 let started = std::time::Instant::now();
                 assert!(rewrite(&html, Some("P"), |_| None).len() >= html.len());
-                started.elapsed() < std::time::Duration::from_secs(1)
+                started.elapsed() < std::time::Duration::from_secs(10)
             };
-            // The machine may stand still once, but not every time.
+            // Milliseconds where it is compiled for speed, minutes where each step went through the rest of the page. The machine
+            // may stand still once, but not every time.
             assert!((0..3).any(|_| is_quick()), "{}", html.get(..20).unwrap());
         }
     }
