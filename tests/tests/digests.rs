@@ -369,9 +369,7 @@ async fn what_gathers_is_sealed_written_anew_with_a_new_key_and_kept_no_longer_t
     until_inbox(&stack.producer(), "ada", &["3: canary canary canary"]).await?;
 
     // Old events go with everything else that is old; closed windows and throttles by themselves.
-    // An event's id holds its time.
-    let aged = "UPDATE event_log SET id = (left(uuid7_floor(now() - interval '9 days')::text, 24) || right(id::text, 12))::uuid";
-    stack.sql().await?.execute(aged, &[]).await?;
+    stack.sql().await?.execute("UPDATE event_log SET created_at = now() - interval '9 days'", &[]).await?;
     stack.cli(&["retention", "set", "--tenant", "acme", "--days", "7"])?;
     stack.cli(&["retention", "run"])?;
     assert_eq!(stack.count("SELECT count(*) FROM event_log").await?, 0);
