@@ -65,6 +65,16 @@ const DEADLOCK: &str = "DO $$ BEGIN
     PERFORM pg_advisory_xact_lock(1);
 END $$";
 
+/// Waits for the second lock once the other session holds it, and finds no deadlock itself.
+const SECOND_LOCK: &str = "SET deadlock_timeout = '1h';
+DO $$ BEGIN
+    WHILE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 2 AND granted
+                      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) LOOP
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+END $$;
+SELECT pg_advisory_xact_lock(2)";
+
 #[tokio::test]
 async fn a_refusal_is_the_servers_fault_by_its_sqlstate_whatever_language_it_speaks() -> Result<()> {
     let (stack, store) = prepare().await?;
@@ -91,10 +101,7 @@ async fn a_refusal_is_the_servers_fault_by_its_sqlstate_whatever_language_it_spe
         let error = cut_short(&stack, &store, end).await?;
         assert!(error.is_unavailable() && error.sqlstate().is_none_or(|said| said == code), "{end}: {error:?}");
     }
-    let other =
-        tokio::spawn(
-            async move { sql.batch_execute("SET deadlock_timeout = '1h'; SELECT pg_advisory_xact_lock(2)").await },
-        );
+    let other = tokio::spawn(async move { sql.batch_execute(SECOND_LOCK).await });
     let error = refusal(&store, DEADLOCK).await?;
     assert_eq!((error.sqlstate(), error.is_unavailable()), (Some("40P01"), true), "{error:?}");
     other.await??;
