@@ -69,6 +69,8 @@ pub struct Stack {
     dir: PathBuf,
     processes: BTreeMap<String, Process>,
     network: Option<Network>,
+    /// A proxy carries for as long as it is kept.
+    proxies: Vec<Proxy>,
 }
 
 /// How long a process may take until it is ready; one with much to declare on a busy broker needs a while.
@@ -117,6 +119,7 @@ impl Stack {
             dir,
             processes: BTreeMap::new(),
             network: None,
+            proxies: Vec::new(),
         };
         stack.cli(&["migrate"])?;
         let tenant = stack.cli_json(&["tenant", "create", "acme"])?;
@@ -154,6 +157,7 @@ impl Stack {
         for url in [&mut self.database_url, &mut self.amqp_url] {
             let proxy = Proxy::start_at(network.server(), address_of(url)?).await?;
             *url = through(url, &proxy)?;
+            self.proxies.push(proxy);
         }
         self.network = Some(network);
         self.set("HOST", Some("0.0.0.0"));

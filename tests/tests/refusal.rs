@@ -101,6 +101,8 @@ async fn a_refusal_is_the_servers_fault_by_its_sqlstate_whatever_language_it_spe
         let error = cut_short(&stack, &store, end).await?;
         assert!(error.is_unavailable() && error.sqlstate().is_none_or(|said| said == code), "{end}: {error:?}");
     }
+    // The pool may still hold the connection that was ended.
+    eventually("a new connection is made", SOON, || async { store.ping().await.ok() }).await?;
     let other = tokio::spawn(async move { sql.batch_execute(SECOND_LOCK).await });
     let error = refusal(&store, DEADLOCK).await?;
     assert_eq!((error.sqlstate(), error.is_unavailable()), (Some("40P01"), true), "{error:?}");
