@@ -201,7 +201,7 @@ impl Credentials {
         identity.ok_or_else(unknown)
     }
 
-    /// Asks the database for a key. Of keys that nobody has seen yet few are asked for at once, so that made-up ones leave
+    /// Asks the database for a key. Of keys not seen before few are asked for at once, so that made-up ones leave
     /// the connections to others.
     async fn look_up(&self, hash: Hash) -> Result<Option<Arc<Identity>>, Problem> {
         let permit = if self.keys.contains(&hash) { None } else { Some(self.stranger().await?) };

@@ -140,7 +140,7 @@ impl RawBody {
         tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(late)?
     }
 
-    /// Refuses a request whose body nobody wants to hold: it is thrown away as it comes.
+    /// Refuses a request. Its body is discarded as it arrives.
     pub async fn refuse<T>(mut self, problem: Problem) -> Result<T, Problem> {
         // A client that is still writing by then does not read the answer.
         let _ = tokio::time::timeout(BODY_TIMEOUT, self.discard()).await;

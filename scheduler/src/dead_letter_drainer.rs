@@ -178,7 +178,7 @@ async fn insert(deps: &Deps, letters: &[NewLetter]) -> DbResult<()> {
 }
 
 /// Takes the tenant from letters about submissions that the intake never saw, where their publisher may not publish for it:
-/// nobody else's publish may appear among a tenant's letters, nor be reported to its webhooks.
+/// no other user's publish may appear among a tenant's letters, nor be reported to its webhooks.
 async fn withhold(store: &Store, letters: &mut [NewLetter], require_mapping: RequireMapping) -> DbResult<()> {
     let unseen = |letter: &&mut NewLetter| {
         letter.amqp_user.is_some() && (letter.reason == DeadReason::Unroutable || letter.origin == DeadOrigin::Broker)

@@ -12,7 +12,7 @@ const LIMIT: i64 = 5000;
 /// How long nothing waited in a share that is forgotten, in seconds: a day.
 const SHARE_IDLE_S: i32 = 24 * 60 * 60;
 
-/// The task that forgets what nobody asks for any more.
+/// The task that deletes idle breakers and shares.
 pub struct Pruning(pub Store);
 
 impl Task for Pruning {

@@ -4,7 +4,7 @@
 //! than the batch in this process's hands is with some log writer, or written. A log writer on a machine that is lost holds what it
 //! has until the broker notices, and one that does not reach the database gives it back within the same time; an outcome that could
 //! not be published (a memory alarm, a lost connection) comes when the broker takes messages again. All of it ends within the doubt
-//! grace, so that is how long all has to be well before anybody is doubted.
+//! grace, so that is how long all has to be well before a claim is doubted.
 
 use std::{
     sync::Arc,

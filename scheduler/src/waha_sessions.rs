@@ -36,7 +36,7 @@ const TENANTS_MAX: usize = 16;
 const CALLS_MAX: usize = 4;
 /// What the sessions of one tenant may take in one turn; those that are left come with the next one.
 const TURN_MAX: Duration = Duration::from_secs(60);
-/// Checks that fetch messages at once, whoever's they are: each holds an answer of up to 4 MiB.
+/// Checks that fetch messages at once, over all tenants: each holds an answer of up to 4 MiB.
 const FETCHES_MAX: usize = 4;
 /// What one check fetches, and how long it begins with further pages; where there is more, the next one goes on from there.
 const FETCH_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -1,7 +1,7 @@
 //! What a submission carries that is published again from a dead letter: the letter, its publisher, and a proof that the
 //! scheduler wrote both.
 //!
-//! The proof is an HMAC under a key that the database keeps. Without it the headers mean nothing, whoever sends them.
+//! The proof is an HMAC under a key that the database keeps. Without it the headers mean nothing.
 
 use std::borrow::Cow;
 

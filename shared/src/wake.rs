@@ -10,7 +10,7 @@ pub fn scheduler() {
     STORED.notify_one();
 }
 
-/// Waits until somebody wakes the scheduler.
+/// Waits until the scheduler is woken.
 pub async fn called() {
     STORED.notified().await;
 }

@@ -64,7 +64,7 @@ pub struct Shop {
     /// For what was attempted.
     pub outcomes: Outcomes,
     /// The connection that outcomes are reported on. While the broker does not read from it no delivery is claimed: at most
-    /// what is under way already has an outcome that nobody can be told.
+    /// calls under way already end with outcomes that cannot be reported.
     pub reporting: Broker,
     /// Ends the taking in.
     pub stop: CancellationToken,

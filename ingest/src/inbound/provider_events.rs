@@ -39,7 +39,7 @@ use crate::{
 
 /// Largest body: SendGrid sends up to 768 KiB together.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// Largest message of SNS, which sends up to 256 KiB. Its signature stands in the body, so anybody can make us hold one.
+/// Largest message of SNS, which sends up to 256 KiB. Its signature stands in the body, so every sender can make us hold one.
 const SNS_BYTES_MAX: usize = 320 * 1024;
 const LIMITS: Limits = Limits { batch_max: 512, parallel_max: 2, queue_max: 16384, spacing: Duration::from_millis(3) };
 /// Connections that keeping events holds at most.

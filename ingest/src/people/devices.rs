@@ -124,7 +124,7 @@ pub async fn register(caller: Anyone, app: Data<App>, body: JsonBody) -> Result<
     let (user_id, device) = body.parse::<DeviceBody>().await?.check(&caller.0, &app.rules())?;
     require_access(&caller.0, &user_id)?;
     let (tenant, whose) = (caller.0.tenant, user_id.clone());
-    // Whoever learns the token of another person's device must not take their notifications.
+    // A token that leaks must not redirect another person's notifications.
     let may_move = caller.0.role != Role::User;
     let made = app.db.run(async move |store| store.register_device(tenant, &whose, &device, may_move).await).await?;
     let taken =

@@ -109,7 +109,7 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<i32
 }
 
 impl SessionBody {
-    /// Secrets do not follow to a WAHA elsewhere: the next call would hand them over to whoever listens there.
+    /// Secrets do not follow to a WAHA elsewhere: the next call would hand them over to that server.
     fn require_secrets(&self, before: &Settings) -> Result<(), Problem> {
         if self.base_url.as_ref().is_none_or(|url| same_origin(url, &before.base_url)) {
             return Ok(());

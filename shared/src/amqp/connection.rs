@@ -40,7 +40,7 @@ const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A broker that does not answer a goodbye is left without one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For URLs that name none. lapin gives up after two missed ones, the broker after up to three: what a lost log writer held is with
-/// another one before anybody doubts it.
+/// another one before its claims are doubted.
 const HEARTBEAT_SECONDS: u16 = 5;
 /// A connection that lived this long was a good one, so the next try may come quickly.
 const PROVEN_AFTER: Duration = Duration::from_secs(15);

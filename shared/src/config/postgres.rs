@@ -17,9 +17,9 @@ const SYSTEM: &str = "system";
 pub enum SslMode {
     /// Never encrypted.
     Disable,
-    /// Encrypted where the server offers it, whoever the server is.
+    /// Encrypted where the server offers it; its certificate is not checked.
     Prefer,
-    /// Encrypted or refused, whoever the server is.
+    /// Encrypted or refused; its certificate is not checked.
     Require,
     /// The server's certificate chains to a trusted one.
     VerifyCa,
@@ -71,7 +71,7 @@ pub enum PostgresUrlError {
     /// An unknown mode.
     #[error("has an sslmode other than disable, prefer, require, verify-ca and verify-full")]
     Mode,
-    /// `verify-ca` without a file: anybody can get a certificate that the machine trusts.
+    /// `verify-ca` without a file: certificates that the machine trusts are free for all.
     #[error("has sslmode=verify-ca without the file of a certificate in sslrootcert (or use sslmode=verify-full)")]
     NoRoot,
     /// An option is unknown or has a wrong value.

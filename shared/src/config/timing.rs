@@ -3,7 +3,7 @@
 //! ```text
 //! publish_timeout                       <  relay_after    a row is not relayed while its publish may still succeed
 //! longest call + REPORT_TIME            <= drain          an orderly end cuts no call before its own time-out
-//! 3 × heartbeat + publish_timeout       <= doubt_grace    nobody doubts a send whose outcome may still be on its way
+//! 3 × heartbeat + publish_timeout       <= doubt_grace    no send is doubted while its outcome may be on its way
 //! ```
 //!
 //! A claim ends with its lease (call + `lease_margin`): from then on its worker begins no call. Whether the worker is lost is another
@@ -28,7 +28,7 @@ const PUBLISH_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// A shorter one would take a busy machine for a broker that is away. Only where `RELAY_AFTER_MS` is below it as well is a row
 /// relayed while its publish may still succeed, which costs a repeat that the claim drops.
 const PUBLISH_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// How far the log may be behind before nobody is doubted, unless the heartbeat or the publish time-out asks for more.
+/// How far the log may be behind before doubt is suspended, unless the heartbeat or the publish time-out asks for more.
 const LAG_USUAL: Duration = Duration::from_secs(15);
 
 /// The waits that hold the parts together.
@@ -38,7 +38,7 @@ pub struct TimingConfig {
     pub heartbeat: Duration,
     /// A message that is not confirmed by then counts as not published.
     pub publish_timeout: Duration,
-    /// An outbox row that nobody published is relayed after this long.
+    /// An outbox row that is not published is relayed after this long.
     pub relay_after: Duration,
     /// A dispatch without a result is looked into this long after it was published.
     pub audit_after: Duration,

@@ -114,7 +114,7 @@ pub(super) async fn dial(url: &str) -> ConnectionResult<AsyncPgConnection> {
     config.ssl_mode(Negotiated::Require).ssl_negotiation(SslNegotiation::Direct);
     let answer = config.connect(Connector::of(target.mode, target.roots.as_ref())?).await;
     let (client, connection) = match answer {
-        // The server offers encryption of a kind that is not known here. Whoever prefers it does without, as with libpq.
+        // The server offers encryption of a kind that is not known here. `prefer` does without, as libpq does.
         Err(error) if target.mode == SslMode::Prefer && is_of_tls(&error) => {
             config.connect(Connector::of(SslMode::Disable, None)?).await
         }
@@ -305,7 +305,7 @@ impl Trusted {
     }
 }
 
-/// Judges a server's certificate. Without `roots` any will do: the connection is encrypted, and the server is whoever answers.
+/// Judges a server's certificate. Without `roots` any will do: the connection is encrypted, and the server is not identified.
 #[derive(Debug)]
 struct Verifier {
     roots: Option<Arc<Trusted>>,

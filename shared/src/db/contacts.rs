@@ -94,7 +94,7 @@ impl Store {
             .bind::<Nullable<Array<Text>>, _>(filter.attribute.clone())
             .bind::<Int8, _>(limit);
         let rows: Vec<ContactRow> = query.within(Some(tenant)).rows(self).await?;
-        // Whoever cannot be read holds up nobody beside them.
+        // A person that cannot be decrypted delays no other.
         let read = |row: ContactRow| {
             let contact = self.contact_of(tenant, row);
             contact.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()

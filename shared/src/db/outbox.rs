@@ -94,7 +94,7 @@ pub struct Audited {
     pub is_more: bool,
 }
 
-/// Where the count of unpublished rows ends: after hours without a broker there are millions, and nobody waits for that number.
+/// Where the count of unpublished rows ends: after hours without a broker there are millions, and an exact number is not worth the time.
 pub const PENDING_MAX: i64 = 10_001;
 
 pub(super) fn dispatch((outbox_id, ids, runs, routes): Row) -> Dispatch {

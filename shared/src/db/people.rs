@@ -37,7 +37,7 @@ impl Store {
         let query =
             statement::<SqlRow>(PEOPLE).bind::<Array<Text>, _>(ids).bind::<Int4, _>(tenant.0).within(Some(tenant));
         let rows: Vec<Row> = query.rows(self).await?;
-        // Whoever cannot be read counts as unknown, and holds up nobody beside them.
+        // A person that cannot be decrypted counts as unknown, and delays no other.
         let read = |row: Row| {
             let person = self.person_of(tenant, row);
             person.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()

@@ -173,17 +173,17 @@ impl Store {
         Ok(gone >= limit)
     }
 
-    /// The key that signs the pixels and links of tracked mails; made up by whoever asks first.
+    /// The key that signs the pixels and links of tracked mails; made on first use.
     pub async fn tracking_key(&self) -> DbResult<tracking::Key> {
         Ok(tracking::Key::new(&self.service_secret(TRACKING).await?))
     }
 
-    /// The key of the links that unsubscribe; made up by whoever asks first.
+    /// The key of the links that unsubscribe; made on first use.
     pub async fn unsubscribe_key(&self) -> DbResult<unsubscribe::Key> {
         Ok(unsubscribe::Key::new(&self.service_secret(UNSUBSCRIBING).await?)?)
     }
 
-    /// The key that proves replays of refused submissions; made up by whoever asks first.
+    /// The key that proves replays of refused submissions; made on first use.
     pub async fn replay_key(&self) -> DbResult<replay::Key> {
         Ok(replay::Key::new(&self.service_secret(REPLAYING).await?))
     }

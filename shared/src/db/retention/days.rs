@@ -123,7 +123,7 @@ async fn drop_day(terms: Terms<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult
     Ok(Fate::Busy)
 }
 
-/// The dead letters of the day's deliveries go with them: nobody can replay what is gone.
+/// The dead letters of the day's deliveries go with them: a deleted delivery cannot be replayed.
 async fn forget_letters(terms: Terms<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<()> {
     loop {
         let (low, high) = bounds(day);
