@@ -7,6 +7,7 @@ pub mod amqp;
 pub mod api;
 pub mod check;
 pub mod disk;
+pub mod half_answers;
 pub mod live;
 pub mod network;
 pub mod oracle;

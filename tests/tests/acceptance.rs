@@ -1,5 +1,5 @@
-//! Acceptance while the database is slow, refuses, or is in somebody else's hands: every answer is true, and nobody pays for a
-//! neighbour.
+//! Acceptance while the database is slow, refuses, dies or is held by other sessions: every answer is true, and no request pays for
+//! its neighbour.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,8 @@ use harness::{
     Api, Role, Stack, TestServers,
     api::{Answer, SOON},
     eventually,
+    half_answers::HalfAnswers,
+    proxy::address_of,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -207,5 +209,32 @@ async fn an_acceptance_and_the_closing_of_a_window_take_their_locks_in_one_order
     closing.end(vec![(item.digest, Ending::Told(Box::new(low(Vec::new()))))], 1000).await?;
     assert_eq!(accepting.await??.results, [Accepted::New]);
     assert_eq!(stack.count("SELECT count(*) FROM digests WHERE state = 'open'").await?, 1, "the event opened another");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_of_the_database_that_breaks_off_after_its_row_is_no_acceptance() -> Result<()> {
+    let mut stack = Stack::prepare(TestServers::shared()?, &[]).await?;
+    let (direct, server) = (stack.database_url.clone(), address_of(&stack.database_url)?);
+    let proxy = HalfAnswers::start(server).await?;
+    let through = direct.replace(&server.to_string(), &proxy.address().to_string());
+    stack.database_url = format!("{through}?sslmode=disable");
+    stack.launch("ingest", Role::Ingest, &[]).await?;
+    stack.database_url = direct;
+    let (api, body) = (stack.producer(), note("ada"));
+    // The key is known from here on: the next request asks for nothing but its acceptance.
+    api.send(&body).await?;
+    proxy.arm(true);
+    let answer = send(&api, &body).await?;
+    proxy.arm(false);
+    assert_eq!((answer.status.as_u16(), &answer.body["code"]), (503, &json!("unavailable")), "{}", answer.body);
+    assert!(
+        answer.body["detail"].as_str().is_some_and(|detail| detail.contains("may have been stored")),
+        "{}",
+        answer.body
+    );
+    // This server did not die, so the row is there: the acceptance was what broke off.
+    assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 2);
+    api.send(&body).await?;
     Ok(())
 }
