@@ -17,6 +17,7 @@ pub mod push;
 pub mod rules;
 pub mod servers;
 pub mod stack;
+pub mod template;
 pub mod waha;
 pub mod wait;
 

@@ -55,15 +55,6 @@ impl TestServers {
         self.own.as_deref().expect("only private servers may be killed")
     }
 
-    /// Makes an empty database and returns its URL.
-    pub async fn create_database(&self, name: &str) -> Result<String> {
-        let (client, connection) = tokio_postgres::connect(&self.database_url, tokio_postgres::NoTls).await?;
-        tokio::spawn(connection);
-        client.batch_execute(&format!("CREATE DATABASE {name}")).await?;
-        let (base, _) = self.database_url.rsplit_once('/').context("a database URL ends in a name")?;
-        Ok(format!("{base}/{name}"))
-    }
-
     /// Makes an empty virtual host and returns its URL.
     pub async fn create_vhost(&self, name: &str) -> Result<String> {
         let client = reqwest::Client::builder().timeout(SOON).build()?;

@@ -16,6 +16,7 @@ use crate::{
     Api, Network, TestServers,
     network::Node,
     proxy::{Proxy, address_of, through},
+    template::FirstTenant,
 };
 
 /// What a process of the stack does.
@@ -103,30 +104,31 @@ impl Stack {
         let id = format!("t{}", uuid::Uuid::now_v7().simple());
         let dir = std::env::temp_dir().join(&id);
         std::fs::create_dir_all(&dir)?;
-        let database_url = servers.create_database(&id).await?;
         let amqp_url = servers.create_vhost(&id).await?;
-        let all =
+        let all: BTreeMap<String, String> =
             SETTINGS.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut stack = Self {
+        let (database_url, first) = if all.contains_key("POSTHASTE_ENCRYPTION_KEY") {
+            // The tenant of the template has its secret in the clear.
+            let url = servers.copy_schema(&id).await?;
+            let first = FirstTenant::create(&url, &all)?;
+            (url, first)
+        } else {
+            servers.copy_tenant(&id).await?
+        };
+        Ok(Self {
             servers,
             database_url,
             amqp_url,
-            admin_key: String::new(),
-            producer_key: String::new(),
-            webhook_secret: String::new(),
+            admin_key: first.admin_key,
+            producer_key: first.producer_key,
+            webhook_secret: first.webhook_secret,
             settings: all,
             vhost: id,
             dir,
             processes: BTreeMap::new(),
             network: None,
             proxies: Vec::new(),
-        };
-        stack.cli(&["migrate"])?;
-        let tenant = stack.cli_json(&["tenant", "create", "acme"])?;
-        stack.webhook_secret = text(&tenant, "webhook_secret")?;
-        stack.admin_key = stack.create_key("acme", "admin")?;
-        stack.producer_key = stack.create_key("acme", "producer")?;
-        Ok(stack)
+        })
     }
 
     /// An all-in-one stack on the shared servers, ready for requests.
@@ -293,16 +295,12 @@ impl Stack {
 
     /// Runs the `posthaste` command; fails with what it printed unless it exits with 0.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
-        let output = self.command("posthaste", None)?.args(args).output()?;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        anyhow::ensure!(output.status.success(), "posthaste {}: {}\n{out}{err}", args.join(" "), output.status);
-        Ok(out.into_owned())
+        run(self.command("posthaste", None)?.args(args))
     }
 
     /// Runs the `posthaste` command with `--json`.
     pub fn cli_json(&self, args: &[&str]) -> Result<serde_json::Value> {
-        let out = self.cli(&[args, &["--json"]].concat())?;
-        serde_json::from_str(&out).with_context(|| format!("posthaste {} printed no JSON: {out}", args.join(" ")))
+        run_json(self.command("posthaste", None)?.args(args))
     }
 
     /// A connection to its database, past every service.
@@ -345,12 +343,8 @@ impl Stack {
     }
 
     fn command(&self, program: &str, node: Option<&Node>) -> Result<Command> {
-        let dir = crate::setting("POSTHASTE_TEST_BIN_DIR")
-            .context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
-        let program = PathBuf::from(dir).join(program);
-        let mut command = node.map_or_else(|| Command::new(&program), |node| node.command(&program));
-        command.env_clear().env("PATH", crate::setting("PATH").unwrap_or_default());
-        command.envs(&self.settings).env("DATABASE_URL", &self.database_url).env("AMQP_URL", &self.amqp_url);
+        let mut command = self::program(program, node, &self.settings)?;
+        command.env("DATABASE_URL", &self.database_url).env("AMQP_URL", &self.amqp_url);
         Ok(command)
     }
 
@@ -385,6 +379,37 @@ fn append(log: &std::path::Path) -> Result<File> {
     Ok(File::options().create(true).append(true).open(log)?)
 }
 
-fn text(value: &serde_json::Value, field: &str) -> Result<String> {
+/// One of our programs, with these settings and nothing else of the environment.
+pub fn program(name: &str, node: Option<&Node>, settings: &BTreeMap<String, String>) -> Result<Command> {
+    let dir = crate::setting("POSTHASTE_TEST_BIN_DIR")
+        .context("POSTHASTE_TEST_BIN_DIR is not set: run the tests with `cargo xtask test`")?;
+    let program = PathBuf::from(dir).join(name);
+    let mut command = node.map_or_else(|| Command::new(&program), |node| node.command(&program));
+    command.env_clear().env("PATH", crate::setting("PATH").unwrap_or_default()).envs(settings);
+    Ok(command)
+}
+
+/// Runs a command to its end; fails with what it printed unless it exits with 0.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    anyhow::ensure!(output.status.success(), "{}: {}\n{out}{err}", shown(command), output.status);
+    Ok(out.into_owned())
+}
+
+/// Runs a command with `--json`.
+pub fn run_json(command: &mut Command) -> Result<serde_json::Value> {
+    let out = run(command.arg("--json"))?;
+    serde_json::from_str(&out).with_context(|| format!("{} printed no JSON: {out}", shown(command)))
+}
+
+/// A command without its settings, some of which are secret.
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// A field that must be text.
+pub fn text(value: &serde_json::Value, field: &str) -> Result<String> {
     value[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {value}"))
 }
