@@ -67,7 +67,7 @@ fn settings() -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// What a worker checks in addition; it dials nobody.
+/// The further checks of a worker; none of them makes a connection.
 fn providers(config: &Config) -> anyhow::Result<()> {
     let store = Store::open_for_command(&config.database, config.database.pool_size)?;
     Registry::build(config, &store, &Hints::default()).context("a worker would not start with these settings")?;

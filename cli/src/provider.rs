@@ -25,7 +25,7 @@ pub enum Command {
     Check(Check),
 }
 
-/// Prove credentials and reachability of every provider without sending anything to anybody
+/// Prove credentials and reachability of every provider without sending a message
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

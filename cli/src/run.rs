@@ -144,7 +144,7 @@ async fn next(
 
 fn failure_of(ended: Result<Ended, JoinError>, asked_to: bool) -> Option<anyhow::Error> {
     match ended {
-        // Aborted by us, because it was late; that was told.
+        // Aborted because it was late, which has been reported.
         Err(error) if error.is_cancelled() => None,
         Err(panic) => Some(anyhow::Error::from(panic).context("a service panicked")),
         Ok((name, Err(error))) => Some(error.context(format!("{name} failed"))),

@@ -81,8 +81,8 @@ pub fn actor() -> String {
     user.map_or_else(|| "cli".to_owned(), |user| format!("cli:{user}"))
 }
 
-/// Writes down in the audit log what a command has done. A failure is the command's: what was done stays done, and
-/// whoever did it must know that the log does not say so.
+/// Writes a command's change to the audit log. A failure fails the command: the change stays, and its user must know that the
+/// log lacks it.
 pub async fn record(
     store: &Store,
     action: &str,

@@ -37,7 +37,7 @@ pub enum Command {
     Erase(Erase),
 }
 
-/// Import people from a CSV or NDJSON file of any size; bad rows are told by line, the rest goes in
+/// Import people from a CSV or NDJSON file of any size; bad rows are reported by line, the rest is imported
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   posthaste users import people.csv --tenant acme

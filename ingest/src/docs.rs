@@ -24,7 +24,7 @@ const POLICY: (HeaderName, &str) = (
 /// The same for browsers that know no `frame-ancestors`.
 const NO_FRAMES: (HeaderName, &str) = (X_FRAME_OPTIONS, "DENY");
 
-/// What the Swagger page is told: where the document is.
+/// The configuration of the Swagger page: where the document is.
 pub type UiConfig = Arc<utoipa_swagger_ui::Config<'static>>;
 
 /// The Swagger page on our document.

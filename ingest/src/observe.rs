@@ -24,7 +24,7 @@ use crate::problem::Problem;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: &str = "traceparent";
-/// The label of what no route matches: a path somebody made up must not become a time series.
+/// The label of unknown paths: a made-up path must not become a time series.
 const UNMATCHED: &str = "unmatched";
 
 /// Requests under way, and whether the server is on its way out.

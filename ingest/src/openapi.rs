@@ -173,7 +173,7 @@ pub enum PriorityWord {
     Urgent,
 }
 
-/// What every submission says, whoever it is for.
+/// The fields that all submissions share.
 ///
 /// Accepted spellings beside these: `subject` for `title`, `text` for `message`, `payload` for `data`, `userId`, `eventType` and
 /// `event_type` for `type`, `actionUrl`, `scheduledAt` and `scheduled_for`, `expiresAt`.
@@ -346,7 +346,7 @@ pub struct BulkBody {
 pub struct DeadLetterBody {
     /// Its id.
     pub id: Uuid,
-    /// The slug of its tenant; `null` if nobody could tell.
+    /// The slug of its tenant; `null` if it is unknown.
     pub tenant: Option<String>,
     /// The message whose delivery died.
     pub message_id: Option<Uuid>,

@@ -1,4 +1,4 @@
-//! What stands in a path or a query, checked before anybody asks the database for it.
+//! Parameters in paths and queries, checked before the database is asked.
 
 use std::{
     future::{Ready, ready},
@@ -24,7 +24,7 @@ const LIMIT_MAX: i64 = 200;
 /// Entries that `page` may skip; beyond it a cursor costs the same on every page.
 const SKIP_MAX: i64 = 10_000;
 
-/// The `{id}` of a path. What is no id belongs to nothing, so it is a 404 like an id that belongs to nobody.
+/// The `{id}` of a path. A malformed id is a 404 like an unknown one.
 #[derive(Clone, Copy, Debug)]
 pub struct Id(pub Uuid);
 

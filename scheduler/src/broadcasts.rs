@@ -122,8 +122,8 @@ impl Task for Broadcasts {
     }
 }
 
-/// The task that counts whom broadcasts are meant for. Apart from the task that tells: counting ten million people takes minutes, and
-/// nobody has to wait for the number.
+/// The task that counts the people of broadcasts. It is apart from the task that accepts their messages: counting ten million people
+/// takes minutes, and no message waits for the number.
 pub struct BroadcastAudiences(pub Store);
 
 impl Task for BroadcastAudiences {
@@ -150,7 +150,7 @@ impl Task for BroadcastAudiences {
     }
 }
 
-/// The task that counts, and takes back what waits of cancelled ones.
+/// The task that counts, and cancels the waiting deliveries of cancelled broadcasts.
 pub struct BroadcastCounts(pub Store);
 
 impl Task for BroadcastCounts {

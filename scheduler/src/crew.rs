@@ -27,7 +27,7 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// Nobody yet. All of them end with `stop`, and tasks are woken by `outlook`.
+    /// An empty one. All of its tasks end with `stop`, and `outlook` wakes them.
     pub fn new(outlook: Outlook, stop: &CancellationToken) -> Self {
         let (pulses, consumers) = (Vec::new(), Vec::new());
         Self { stop: stop.child_token(), outlook, loops: JoinSet::new(), pulses, consumers }

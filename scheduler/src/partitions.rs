@@ -7,7 +7,7 @@ use shared::db::Store;
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 
-/// Partitions are made this many days ahead: a week in which somebody can notice that they are not.
+/// Partitions are made this many days ahead, so an operator has a week to notice that they are not.
 const DAYS_AHEAD: i32 = 7;
 /// With so few days left a try that met a lock is repeated soon; else there is time until the next turn.
 const DAYS_FEW: i64 = 2;

@@ -47,7 +47,7 @@ impl Pulse {
         *self.lock() = State { turned: Instant::now(), failing: false };
     }
 
-    /// Notes a turn that failed. Why is for the log: anybody may read a health report.
+    /// Notes a turn that failed. The reason is for the log only, because health reports are public.
     pub fn failed(&self) {
         *self.lock() = State { turned: Instant::now(), failing: true };
     }

@@ -272,9 +272,9 @@ fn sort(events: Vec<PendingProviderEvent>) -> Work {
 
 /// Whether news fit a delivery as it stands.
 ///
-/// That it arrived is true whatever became of it since. That the provider took it settles nothing but a doubt. That it failed
-/// is said of one call: a delivery that waits for another one is only ended by it where nobody knew how that call ended, and
-/// one that went out by another call is not touched.
+/// "Delivered" holds whatever the state is by now. "Sent" only resolves an unknown outcome. "Failed" is about one call: it ends a
+/// delivery that waits for another call only where the outcome of that call was unknown, and does not touch one that went out by
+/// another call.
 fn fate(heard: &Heard, subject: &Subject) -> Fate {
     let Some(kind) = heard.news.kind else { return Fate::Stale };
     let is_bad = matches!(kind, EventKind::Failed | EventKind::Bounced);

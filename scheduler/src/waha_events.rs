@@ -81,12 +81,11 @@ impl WahaEvents {
         kept::publish(&self.publisher, &events).await
     }
 
-    /// What WAHA tells back of our own sending. A delivery whose outcome nobody knows, because the answer was lost, is known
-    /// to have been sent once its message comes back.
+    /// WAHA's echo of our own message. It shows that a delivery with an unknown outcome, whose answer was lost, has been sent.
     async fn echo(&self, work: &mut Work) -> Result<(), TaskError> {
         let mut events = Vec::new();
         for (event, echo) in std::mem::take(&mut work.echoes) {
-            // Typed on the phone: nothing of ours.
+            // Typed on the phone, not sent by Posthaste.
             if !echo.by_api {
                 work.ignored.push(event.id);
                 continue;

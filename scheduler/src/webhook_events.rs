@@ -110,7 +110,7 @@ fn carrier(accepted: Accepted, ours: Uuid) -> Option<Uuid> {
     }
 }
 
-/// The task that takes back what waits for configurations that were switched off.
+/// The task that takes back waiting events of configurations that were switched off.
 pub struct WebhookHolds {
     store: Store,
     swept: Swept,

@@ -115,7 +115,7 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         result.await.map_err(|_| SubmitError::Abandoned)
     }
 
-    /// Hands an item in unless too much is waiting; whoever wants its result awaits the receiver.
+    /// Hands an item in unless too much is waiting; the receiver gives its result.
     pub fn post(&self, item: T) -> Result<oneshot::Receiver<R>, SubmitError> {
         let (reply, result) = oneshot::channel();
         self.enqueue(item, Reply::Always(reply))?;

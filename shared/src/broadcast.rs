@@ -20,10 +20,10 @@ pub const SOURCE: &str = "broadcast";
 /// The variable of a template that differs between people.
 const USERNAME: &str = "username";
 
-/// What is told, and to whom.
+/// The notification and its target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Definition {
-    /// What is said; with parts where the type has a template that says the same to everybody.
+    /// The content; with parts where the type has a template that gives all people the same text.
     pub content: Content,
     /// By which ways.
     pub channels: Vec<Channel>,
@@ -40,7 +40,7 @@ pub struct Definition {
     /// Whether the type's template says something else to each person.
     #[serde(default)]
     pub is_personal: bool,
-    /// What the tenant managed when it was asked for: whoever tells it knows at least that.
+    /// The version of the catalogue when the broadcast was requested: its messages use at least this version.
     #[serde(default)]
     pub catalogue_version: i64,
     /// The request that asked for it.
@@ -86,7 +86,7 @@ impl Definition {
         let mut personal = |person: &Person| {
             notice.content = self.content.clone();
             let variables = self.variables(person.username());
-            // The template was changed meanwhile and wants something else: everybody still hears title and message.
+            // The template was changed meanwhile and needs other variables: people still get title and message.
             let dressed = dress(catalogue, &template, &self.channels, &variables, &mut notice.content);
             let content = dressed.ok().and_then(|()| serde_json::to_vec(&notice.content).ok());
             notice.to(person, content)

@@ -144,7 +144,7 @@ impl Catalogues {
         Self { store, kept: Arc::default() }
     }
 
-    /// The copy that is here, unless it is too old: for whoever need not ask the database then.
+    /// The copy of this process, unless it is too old.
     pub fn fresh(&self, tenant: TenantId) -> Option<Arc<Catalogue>> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         kept.get(&tenant).filter(|kept| kept.looked_at.elapsed() < FRESH_FOR).map(|kept| Arc::clone(&kept.catalogue))
@@ -171,7 +171,7 @@ impl Catalogues {
         let found = self.look(tenant, known).await;
         match &found {
             Ok(catalogue) => self.keep(tenant, Kept { catalogue: Arc::clone(catalogue), looked_at }),
-            // Nobody knows whether the copy is still right, so whoever comes next asks again.
+            // It is unknown whether the copy is still right, so the next caller asks again.
             Err(_) => self.forget(tenant),
         }
         found

@@ -10,7 +10,7 @@ use std::sync::{
 
 /// Right before the accept batch is committed.
 pub const BEFORE_COMMIT: &str = "before_commit";
-/// After the commit, before anybody gets a 202.
+/// After the commit, before any client gets a 202.
 pub const AFTER_COMMIT: &str = "after_commit";
 /// After the 202 may have gone out, before the work is published.
 pub const BEFORE_PUBLISH: &str = "before_publish";

@@ -19,7 +19,7 @@ use crate::{
 };
 use rows::{Broken, Chunk};
 
-/// Faults that are told; the others are only counted.
+/// Faults that are reported; the others are only counted.
 const FAULTS_MAX: usize = 100;
 /// How long a database that is away is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -33,7 +33,7 @@ const ADDRESSES_MAX: usize = 500;
 /// Where the pieces of a document go.
 pub type Pieces = mpsc::Sender<DbResult<Vec<u8>>>;
 
-/// Somebody took the document's pieces no longer, or the database failed.
+/// The reader of the document went away, or the database failed.
 enum Ended {
     Unwanted,
     Db(crate::db::DbError),
@@ -59,7 +59,7 @@ pub fn shown(contact: &Contact) -> Value {
         "devices": devices, "created_at": created_at, "updated_at": updated_at})
 }
 
-/// Writes the document to `out`, piece by piece. Ends early when nobody takes the pieces any more. `by_address`: also what only
+/// Writes the document to `out`, piece by piece. Ends early when the reader goes away. `by_address`: also data that only
 /// an address of the person leads to; without it those lists are empty.
 pub async fn write(store: &Store, tenant: TenantId, user_id: &str, by_address: bool, out: Pieces) -> DbResult<()> {
     let mut file = File { store, tenant, user_id, by_address, out, addresses: BTreeSet::new() };

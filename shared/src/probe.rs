@@ -1,4 +1,4 @@
-//! What a process says about itself to whoever watches it: the health of its parts, and its metrics.
+//! What a process reports about itself: the health of its parts, and its metrics.
 //!
 //! Ingest shows them on its own port. A separate worker or scheduler has no HTTP server, so [`serve`] answers the same
 //! four paths on a bare listener; it knows nothing of HTTP beyond a request line and closes after each answer.
@@ -160,7 +160,7 @@ impl Report {
         self.status != Status::Down
     }
 
-    /// Adds the parts of others in the same process. Their being down is told, but does not keep this one from its work.
+    /// Adds the parts of other services in the same process. Their failures are reported, but do not make this one unready.
     #[must_use]
     pub fn beside(mut self, others: Self) -> Self {
         self.status = self.status.max(others.status.min(Status::Degraded));
@@ -171,7 +171,7 @@ impl Report {
     }
 }
 
-/// The database as a part nobody can do without.
+/// The database as a part that every service needs.
 pub struct DatabasePart(pub Store);
 
 impl Part for DatabasePart {
@@ -314,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn probes_are_answered_over_a_socket() {
         let stop = CancellationToken::new();
-        // The port that was free may be somebody else's by now: then another one.
+        // Another process may have taken the free port by now: then another one.
         let (port, serving) = loop {
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let down = parts([Fixed("consumers", Health::Down("none".to_owned()))]);

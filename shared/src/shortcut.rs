@@ -32,7 +32,7 @@ pub struct Terms {
     pub health: Arc<ConsumerHealth>,
     /// The connection that outcomes are reported on. Nothing is claimed while the broker does not read from it.
     pub reporting: watch::Receiver<BrokerState>,
-    /// Its room for attempts; whoever waits for room comes first.
+    /// Its room for attempts; those who wait for room come first.
     pub room: Arc<Semaphore>,
     /// So many deliveries may be under way here until their outcomes are written down.
     pub hands: usize,
@@ -89,8 +89,8 @@ impl Place {
 }
 
 impl Shortcut {
-    /// From now on the pool of `route` takes what is accepted. The way ends after [`Shortcut::close`], once nobody has a place
-    /// any more.
+    /// From now on the pool of `route` takes accepted deliveries. This ends after [`Shortcut::close`], once no place is in
+    /// use.
     pub fn open(&self, route: Route, terms: Terms) -> Receiver<Early> {
         let (way, early) = channel(terms.hands);
         let hands = Arc::new(Semaphore::new(terms.hands));

@@ -120,7 +120,7 @@ pub fn notice(
     })
 }
 
-/// The lane of what a digest becomes: many windows close at one moment, and must not stand before what is told at once.
+/// The lane of a digest's message: many windows close at one moment, and must not delay messages that are sent at once.
 pub const fn lane_of_digest(lane: Lane) -> Lane {
     match lane {
         Lane::High => Lane::High,

@@ -89,7 +89,7 @@ impl FromStr for Role {
     }
 }
 
-/// Why a token was not made or not accepted. The texts are for whoever holds the token.
+/// Why a token was not made or not accepted. The texts are for the holder of the token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The secret is too short to sign with.

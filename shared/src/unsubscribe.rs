@@ -71,7 +71,7 @@ impl Key {
         Ok(URL_SAFE_NO_PAD.encode([nonce.as_slice(), said.as_slice()].concat()))
     }
 
-    /// What a token of ours says.
+    /// The content of a valid token.
     pub fn read(&self, token: &str) -> Option<Farewell> {
         let token = Some(token).filter(|token| token.len() <= TOKEN_CHARS_MAX)?;
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;

@@ -1,4 +1,4 @@
-// What a reader sees of a page, and after a press of its only button: a real browser, as it comes from its package.
+// Shows a page as a reader sees it, before and after a press of its only button, in an unmodified browser.
 const { readFileSync } = require("node:fs");
 const { chromium } = require("playwright-core");
 

@@ -1,4 +1,4 @@
-// What Handlebars itself makes of templates and data, strict as ours: the text, or the complaint.
+// Renders templates and data with Handlebars itself, in strict mode: gives the text or the error.
 const { readFileSync } = require("node:fs");
 const Handlebars = require("handlebars");
 

@@ -1,4 +1,4 @@
-// What the JavaScript library of Standard Webhooks says to a request: its body as it was read, or the complaint.
+// Verifies a request with the JavaScript library of Standard Webhooks: gives the body that it read, or the error.
 const { readFileSync } = require("node:fs");
 const { Webhook } = require("standardwebhooks");
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{HttpSink, Stack, eventually};
 
-/// What the comparison found.
+/// The result of the comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Messages that were answered with 202 or a broker confirm.
@@ -90,7 +90,7 @@ pub async fn wrong_daily_counts(stack: &Stack) -> Result<i64> {
     stack.count(WRONG_DAILY_COUNTS).await
 }
 
-/// Of whom the provider was is not looked at: the log does not say it of what was told afterwards.
+/// The provider is not compared: the log does not name it for events that were reported afterwards.
 const WRONG_DAILY_COUNTS: &str = "
 WITH reached AS (
     SELECT DISTINCT e.delivery_id, k.kind FROM delivery_events e CROSS JOIN LATERAL (VALUES

@@ -51,7 +51,7 @@ fn ask(script: &str, command: &mut Command, question: &Value) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("{script} gave no JSON:\n{complaint}"))
 }
 
-/// A server of somebody else on a port of its own; dropping it kills it.
+/// A third-party server on a port of its own; dropping it kills it.
 pub struct Server {
     /// Where it listens, on the loopback interface.
     pub port: u16,

@@ -1,4 +1,4 @@
-//! What tests of events need: templates, people, rules, and what came of them.
+//! Help for tests of events: templates, people, rules and inboxes.
 
 use std::time::{Duration, Instant};
 
@@ -39,14 +39,14 @@ pub async fn change(admin: &Api, id: &str, body: &Value) -> Result<Value> {
     admin.request(Method::PUT, &format!("/api/rules/{id}"), &[], Some(serde_json::to_vec(body)?)).await?.ok()
 }
 
-/// Tells of an event that must be accepted; the answer.
+/// Sends an event that must be accepted; the answer.
 pub async fn event(api: &Api, event_type: &str, user: &str, data: Value) -> Result<Value> {
     let body = json!({"event_type": event_type, "user_id": user, "data": data});
     keyed_event(api, &format!("event-{}", uuid::Uuid::now_v7()), &body).await?.ok()
 }
 
-/// Tells of an event under a key. Where the database was too slow it is told again, as a careful client does: nobody knows
-/// whether it was accepted, and under its key it is once.
+/// Sends an event under a key, and again where the database was too slow, as a careful client does: whether it was accepted is
+/// unknown, and its key makes sure that it is accepted once.
 pub async fn keyed_event(api: &Api, key: &str, body: &Value) -> Result<Answer> {
     let (begun, text) = (Instant::now(), serde_json::to_vec(body)?);
     loop {
@@ -60,7 +60,7 @@ pub async fn keyed_event(api: &Api, key: &str, body: &Value) -> Result<Answer> {
     }
 }
 
-/// The texts in somebody's inbox, the oldest first.
+/// The texts in a person's inbox, the oldest first.
 pub async fn inbox(api: &Api, user: &str) -> Result<Vec<String>> {
     let (mut texts, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -76,7 +76,7 @@ pub async fn inbox(api: &Api, user: &str) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// Waits until somebody's inbox holds these texts, in any order.
+/// Waits until a person's inbox holds these texts, in any order.
 pub async fn until_inbox(api: &Api, user: &str, wanted: &[&str]) -> Result<()> {
     until_inbox_within(api, user, wanted, SOON).await
 }

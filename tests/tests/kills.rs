@@ -75,7 +75,7 @@ async fn row_2_invariant_l_d_a_a_worker_that_dies_at_any_point_leaves_no_hole_an
     let mut stack = Stack::start_apart(1, SHORT_LEASES).await?;
     let mut accepted = Vec::new();
     for point in ["after_claim", "after_provider", "after_event"] {
-        // Not waited for: with what the one before it left, it may be dead before anybody sees it ready.
+        // No wait until it is ready: with the work that the one before it left, it may die before that.
         stack.spawn("doomed", Role::Worker, &[("POSTHASTE_ABORT_AT", &format!("{point}:5"))])?;
         let start = Instant::now();
         while stack.ended("doomed", Duration::from_millis(20)).await.is_err() {

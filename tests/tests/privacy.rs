@@ -60,7 +60,7 @@ async fn invariant_t_raw_sql_as_the_services_role_sees_one_tenant_or_is_refused(
     let count = async |table: &str| -> Result<i64> {
         Ok(sql.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.get(0))
     };
-    // An error, and not an empty table: whoever lost the setting must not take that for "nothing left to do".
+    // An error, and not an empty table, which a session without the setting would take for "nothing left to do".
     for table in ["inbox", "tenants", "api_keys", "dead_letters"] {
         assert!(count(table).await.is_err(), "without a tenant {table} is closed");
     }
@@ -205,7 +205,7 @@ fn dump(stack: &Stack) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What waits in any queue of the stack, looked at and put back.
+/// The messages in all queues of the stack, read and put back.
 async fn broker_bodies(stack: &Stack) -> Result<String> {
     let (client, vhost) = (reqwest::Client::new(), stack.amqp_url.rsplit_once('/').context("vhost")?.1.to_owned());
     let base = format!("{}/api/queues/{vhost}", stack.servers.management_url);
@@ -312,7 +312,7 @@ async fn plant_and_collect(encryption: &[(&str, &str)]) -> Result<[String; 4]> {
     }
     let file = stack.temporary("people.csv", "user_id,email\nu3,canary.import@example.com\nu4,canary.refused\n")?;
     assert!(stack.cli(&["users", "import", &file, "--tenant", "acme"]).is_err(), "a row was refused");
-    // What waits in the broker is read while no worker takes it.
+    // No worker runs, so the messages in the broker can be read.
     stack.until_count("SELECT count(*) FROM outbox WHERE published_at IS NULL", 0).await?;
     let waiting = eventually("work waits in the broker", SOON, || async {
         broker_bodies(&stack).await.ok().filter(|bodies| bodies.contains("\\\"d\\\""))
@@ -553,8 +553,8 @@ async fn retention_drops_days_and_deletes_rows_but_nothing_that_is_alive() -> Re
     let old = async |days: i32, n: i32, tenant: i32, state: &str| -> Result<String> {
         Ok(sql.query_one("SELECT old($1, $2, $3, $4)::text", &[&days, &n, &tenant, &state]).await?.get(0))
     };
-    // A day that all are through with; one that only acme is through with; one with a delivery that waits; one with an open
-    // dead letter, which goes; one that nobody is through with.
+    // A day past the retention of all tenants; one past that of acme only; one with a delivery that waits; one with an open dead
+    // letter, which goes; one within the retention of all.
     for (days, tenant) in [(30, 1), (30, 2), (12, 1), (12, 2), (50, 1), (40, 1), (3, 1)] {
         old(days, tenant, tenant, "delivered").await?;
     }

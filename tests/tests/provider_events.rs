@@ -1,4 +1,4 @@
-//! What providers tell afterwards: states, engagement, addresses, and who vouches for it; tracked mails.
+//! Events of providers: states, engagement, addresses and their signatures; tracked mails.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 const SIGNATURE: &str = "x-twilio-email-event-webhook-signature";
 const TIMESTAMP: &str = "x-twilio-email-event-webhook-timestamp";
 
-/// SendGrid, as far as it tells events.
+/// The part of SendGrid that sends events.
 struct Sendgrid(EcdsaKeyPair);
 
 impl Sendgrid {
@@ -46,7 +46,7 @@ impl Sendgrid {
         api.request(Method::POST, "/api/notifications/webhook/sendgrid", &headers, Some(body.to_vec())).await
     }
 
-    /// Tells events, which must be taken.
+    /// Sends events, which must be taken.
     async fn tell(&self, stack: &Stack, events: &Value) -> Result<Value> {
         // The line end is part of what is signed.
         self.post(&stack.api(""), format!("{events}\r\n").as_bytes()).await?.ok()
@@ -146,7 +146,7 @@ async fn events_of_sendgrid_move_deliveries_and_suppress_addresses() -> Result<(
     until(&stack, "SELECT count(*) FROM provider_events WHERE status = 'done' HAVING count(*) = 7").await?;
     assert_eq!(other.message(&theirs).await?["status"], "delivered");
 
-    // What is about nothing we know waits for a while, and is let go.
+    // An event about an unknown delivery waits for a while and is then dropped.
     let unknown = json!([event("delivered", &uuid::Uuid::now_v7().to_string())]);
     sendgrid.tell(&stack, &unknown).await?;
     until(&stack, "SELECT count(*) FROM provider_events WHERE status = 'pending' AND tries > 0").await?;
@@ -189,7 +189,7 @@ async fn nothing_passes_that_sendgrid_did_not_sign_just_now() -> Result<()> {
     assert_eq!(sendgrid.post(&api, b"{\"event\":\"open\"}").await?.status.as_u16(), 400, "no array");
     assert_eq!(sendgrid.post(&api, &vec![b' '; 1024 * 1024 + 1]).await?.status.as_u16(), 413);
     assert_eq!(sendgrid.post(&api, b"[]").await?.ok()?, json!({"received": true, "duplicate": false}));
-    // What is not set up is refused, what nobody knows is not there.
+    // A provider that is not set up is refused, an unknown one is not found.
     for (path, status) in
         [("twilio", 401), ("ses", 401), ("sns", 401), ("mailgun", 404), ("tracking", 404), ("posthaste", 404)]
     {
@@ -324,7 +324,7 @@ async fn callbacks_of_twilio_move_deliveries_and_settle_doubt() -> Result<()> {
     let again = api.send(&sms("+4915112345679")).await?;
     api.wait_status(&again, "suppressed").await?;
 
-    // Nobody knows whether these were sent, until Twilio tells.
+    // Whether these were sent is unknown until Twilio reports it.
     for (status, wanted) in [("queued", "sent"), ("delivered", "delivered"), ("failed", "failed")] {
         let id = api.send(&sms("+15550000408")).await?;
         let held = api.wait_status(&id, "retrying").await?;
@@ -345,7 +345,7 @@ fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     [&[tag, 0x82], length.as_slice(), &body].concat()
 }
 
-/// A certificate of a key; nobody looks at who signed it.
+/// A certificate of a key; its signature is not checked.
 fn certificate(key: &KeyPair) -> Result<String> {
     let spki = key.public_key().as_der()?;
     let algorithm = der(0x30, &[&[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 0x0b, 5, 0]]);
@@ -487,7 +487,7 @@ async fn tracked_mails_tell_of_opening_and_clicks_and_others_go_out_as_they_are(
         assert_eq!(answer.headers()["location"], "https://shop.example/a?b=1&c=2");
     }
     until_engaged(&api, &tracked, "clicked").await?;
-    // Whoever clicks has it.
+    // A click shows that the mail was delivered.
     api.wait_status(&tracked, "delivered").await?;
     let answer = client.get(at(&pixel)).send().await?;
     assert_eq!(answer.headers()["content-type"], "image/gif");

@@ -82,7 +82,7 @@ async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_man
     let logged = "SELECT count(*) FROM event_log WHERE user_id = 'user-123' AND cardinality(matched) = 5";
     assert_eq!(stack.count(logged).await?, 1);
 
-    // What would happen, and why; nothing does.
+    // The dry run shows what would happen, and why, and stores nothing.
     let dry = producer.post("/api/events/dry-run", &printed).await?.ok()?;
     assert_eq!(ids(&dry["matched_rules"]), [&exact, &below, &gold, &broken, &mailed]);
     let verdict = |id: &str| {
@@ -98,7 +98,7 @@ async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_man
     assert_eq!(stack.count("SELECT count(*) FROM event_log").await?, 1);
     assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 4);
 
-    // An event that no rule hears of is written down; one of a person nobody knows is told too, where there is an address.
+    // An event without a matching rule is stored. One of an unknown person is sent too, where there is an address.
     let quiet = rule(&admin, &in_app("order.paid", "plain")).await?;
     let heard = event(&producer, "order.paid", "stranger", json!({})).await?;
     assert_eq!(ids(&heard["matched_rules"]), [&quiet]);
@@ -125,7 +125,7 @@ async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_man
     assert_eq!(admin.get(&format!("/api/rules/{gold}")).await?.status.as_u16(), 404);
     assert_eq!(ids(&event(&producer, "subscription.renewed", "user-123", json!({})).await?["matched_rules"]), [&below]);
 
-    // Whose rules they are.
+    // Rules belong to their tenant.
     stack.cli(&["tenant", "create", "globex"])?;
     let other = stack.api(&stack.create_key("globex", "admin")?);
     assert_eq!(other.get(&format!("/api/rules/{exact}")).await?.status.as_u16(), 404);

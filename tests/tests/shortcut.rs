@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 const LATER: Duration = Duration::from_secs(180);
 
-/// What was claimed with its acceptance is looked for when its lease ends, not when the audit would look at what a broker has.
+/// The audit looks at deliveries that were claimed with their acceptance when their lease ends, and at others after ten minutes.
 fn short_leases() -> Vec<(&'static str, &'static str)> {
     [SHORT_LEASES, &[("AUDIT_AFTER_MS", "600000")]].concat()
 }
@@ -36,7 +36,7 @@ async fn a_process_that_accepts_and_sends_needs_no_broker_in_between() -> Result
     let first = api.send(&webhook(&sink)).await?;
     api.wait_status(&first, "delivered").await?;
 
-    // Nothing comes from the broker, and no outcome gets through; nobody has noticed that yet.
+    // Nothing comes from the broker and no outcome gets through, and no process has noticed yet.
     line.set(Line::Frozen);
     // Without a key, since such batches have a statement of their own; what a 503 leaves open is counted below.
     let second = eventually("a message without a key is accepted", SOON, || async {
@@ -95,7 +95,7 @@ async fn rows_1_and_2_invariant_l_k_d_a_a_process_that_accepts_and_sends_may_die
     let mut stack = Stack::start_with(&short_leases()).await?;
     let (mut accepted, mut doubled) = (Vec::new(), 0);
     for point in ["before_commit", "after_commit", "after_claim", "after_provider", "after_event"] {
-        // Not waited for: with what the one before it left, it may be dead before anybody sees it ready.
+        // No wait until it is ready: with the work that the one before it left, it may die before that.
         stack.spawn("doomed", Role::All, &[("POSTHASTE_ABORT_AT", &format!("{point}:3"))])?;
         let mut keys = Vec::new();
         let start = Instant::now();

@@ -43,7 +43,7 @@ async fn with_mail() -> Result<(Stack, SmtpSink)> {
     Ok((Stack::patient(&settings).await?, mail))
 }
 
-/// What is stored of a message.
+/// The stored content of a message.
 async fn content(stack: &Stack, id: &str) -> Result<Value> {
     let row = stack
         .sql()
@@ -116,7 +116,7 @@ async fn what_a_template_says_is_pinned_when_it_is_accepted_and_arrives_as_print
         1
     );
 
-    // What is missing is named; everything that is declared, and everything that is used.
+    // Missing variables are named: the declared ones and the used ones.
     let mut less = send_printed();
     less["template_vars"] = json!({"order_id": "1"});
     let (fields, said) = refused(&producer, "/api/notifications/send-template", &less).await?;
@@ -132,7 +132,7 @@ async fn what_a_template_says_is_pinned_when_it_is_accepted_and_arrives_as_print
     nowhere["channel"] = json!("fax");
     assert_eq!(refused(&producer, "/api/notifications/send-template", &nowhere).await?.0, ["channel"]);
 
-    // What waits keeps the version it was accepted with.
+    // A waiting message keeps the version it was accepted with.
     let mut later = send_printed();
     later["scheduled_at"] = json!((shared::clock::now() + chrono::TimeDelta::days(1)).to_rfc3339());
     let later = text(&send("k2", later).await?.ok()?, "id")?;
@@ -207,7 +207,7 @@ async fn templates_are_versioned_previewed_and_refused_by_place_and_line() -> Re
         json!({"subject": "Order #1 Confirmed", "body": "Short 1"})
     );
 
-    // What cannot be used is refused, with its place.
+    // Invalid templates are refused with the place of the error.
     let broken = [
         (json!({"name": "x", "subject": "s", "html_body": "a\n{{#if b}}"}), "html_body", "never closed"),
         (json!({"name": "x", "body": "a\nb {{c"}), "body", "line 2"),
@@ -238,14 +238,14 @@ async fn templates_are_versioned_previewed_and_refused_by_place_and_line() -> Re
     assert_eq!(put(&admin, &foot, &json!({"active": false})).await?.status, StatusCode::CONFLICT);
     assert_eq!(put(&admin, &page, &json!({"name": "task"})).await?.status, StatusCode::CONFLICT);
 
-    // A test goes to whoever asks.
+    // A test goes to its caller.
     let sent = admin.post(&format!("{page}/test"), &json!({"template_vars": {"n": "you"}})).await?;
     assert_eq!(sent.status, StatusCode::ACCEPTED, "{}", sent.body);
     admin.wait_status(&text(&sent.body, "id")?, "delivered").await?;
     let inbox = admin.get("/api/notifications").await?.ok()?;
     assert_eq!(inbox["notifications"][0]["message"], "Hi. Bye, you", "{inbox}");
 
-    // Who may do what, and whose it is.
+    // Roles, and other tenants.
     assert_eq!(producer.post(TEMPLATES, &json!({"name": "y", "body": "b"})).await?.status, StatusCode::FORBIDDEN);
     let listed = producer.get(TEMPLATES).await?.ok()?;
     let names: Vec<_> =
@@ -386,7 +386,7 @@ async fn types_are_imported_as_printed_and_decide_where_a_notification_goes_and_
     let message = producer.message(&id).await?;
     assert_eq!((&message["priority"], &message["category"]), (&json!("high"), &json!("task_manager")));
 
-    // A type that nobody knows, and what is wrong.
+    // An unknown type, and wrong bodies.
     let unknown = json!({"user_id": "user_123", "notification_type": "my_plugin_alert", "title": "Action Complete",
         "message": "Your request has been processed successfully.", "metadata": {"item_id": "abc123", "action": "created"}});
     let accepted = producer.post("/api/notifications", &unknown).await?.ok()?;
@@ -400,7 +400,7 @@ async fn types_are_imported_as_printed_and_decide_where_a_notification_goes_and_
         ["notification_type", "title", "message", "channels[0]"]
     );
 
-    // What other submissions say of a type or a category is completed, and pinned.
+    // A type or category in other submissions is completed, and pinned.
     let of_type =
         producer.send(&json!({"channel": "in_app", "recipient": "ada", "message": "m", "type": "digest"})).await?;
     let stored = content(&stack, &of_type).await?;

@@ -11,9 +11,9 @@ use std::{
 
 /// Set to anything, this makes `.env.example` anew instead of comparing it.
 const BLESS: &str = "POSTHASTE_TEST_BLESS";
-/// Folders that hold nothing of ours.
+/// Folders without sources of the project.
 const SKIPPED: [&str; 3] = ["target", ".git", ".local"];
-/// What the pure layer must not touch: no broker, database, network, runtime, environment or clock.
+/// Names that the pure layer must not use: no broker, database, network, runtime, environment or clock.
 const IMPURE: [&str; 9] =
     ["tokio", "diesel", "lapin", "reqwest", "std::env", "env::var", "Utc::now", "SystemTime::now", "Instant::now"];
 /// Layers under `shared/src`, and the modules each must not see.
@@ -26,7 +26,7 @@ const BLIND: [(&str, &[&str]); 4] = [
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 9] =
     ["util", "utils", "helper", "helpers", "common", "misc", "types", "shared_types", "stuff"];
-/// Who may sleep on a thread: the development stack polls processes that cannot be waited for.
+/// The code that may sleep on a thread: the development stack polls processes that cannot be awaited.
 const MAY_SLEEP: &str = "xtask/";
 
 #[test]
@@ -384,7 +384,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     inside.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }
 
-/// What is in a folder; nothing where there is no such folder.
+/// The entries of a folder; none where there is no such folder.
 fn entries(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder).map(|list| list.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
 }

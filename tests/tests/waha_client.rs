@@ -10,7 +10,7 @@ use shared::{
 };
 
 const KEY: &str = "secret";
-/// What a call may take where time is not the point.
+/// The time limit of a call in tests that are not about time.
 const PATIENT_MS: u64 = 60_000;
 
 fn client(server: &Server, key: &str, timeout_ms: u64) -> Host {
@@ -64,7 +64,7 @@ async fn each_failure_has_its_own_error() -> anyhow::Result<()> {
     assert_eq!(stranger.send("default", "49@c.us", &text()).await.unwrap_err(), WahaError::BadKey);
     assert_eq!(host.session("other").await.unwrap_err(), WahaError::NotFound);
     server.go_down();
-    // On a connection made before, nobody could tell.
+    // A new client: on an open connection it would be unclear whether the message was sent.
     let host = client(&server, KEY, PATIENT_MS);
     assert_eq!(host.send("default", "49@c.us", &hello).await.unwrap_err(), WahaError::Unreachable(Trouble::Connect));
     Ok(())

@@ -30,7 +30,7 @@ pub struct Breakers {
     failures: i32,
     open: Duration,
     seen: RwLock<Seen>,
-    /// Held by whoever reads them anew; the others go by what was seen.
+    /// Held by the task that reads them anew; the others use the last result.
     reading: Mutex<()>,
 }
 
@@ -144,7 +144,7 @@ impl Breakers {
         }
     }
 
-    /// Reads the breakers anew where what was seen is old, unless somebody else is about to.
+    /// Reads the breakers anew where the last result is old, unless another task is doing it.
     async fn look(&self) {
         if self.is_fresh() {
             return;

@@ -1,4 +1,4 @@
-//! Whether the worker takes deliveries: a process that is alive but consumes nothing looks well to everybody else.
+//! Whether the worker takes deliveries: a process that is alive but consumes nothing looks healthy from outside.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The way of events to the log writer: many in one AMQP message, each known to be with the broker before anybody goes on.
+//! The way of events to the log writer: many in one AMQP message, each confirmed by the broker before its caller continues.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 /// The routing key of events that workers publish.
 const ROUTING_KEY: &str = "outcome";
-/// Two confirms under way hide the disks of a replicated queue behind each other. What waits is bounded by what the
-/// consumers may hold; this bound lies above it.
+/// Two confirms under way hide the disks of a replicated queue behind each other. Waiting events are bounded by the deliveries that
+/// the consumers may hold; this bound lies above it.
 const LIMITS: Limits =
     Limits { batch_max: EVENTS_MAX, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(8) };
 
 /// The longest wait between two tries. It counts from the moment the broker takes messages again, and is far below the time after
-/// which somebody else doubts what waits here.
+/// which the scheduler doubts these deliveries.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Publishes events. Cheap to clone.
@@ -35,7 +35,7 @@ impl Outcomes {
         Self { events }
     }
 
-    /// Hands an event over; true once it is certain that the broker has it. False: nobody knows, and the delivery must
+    /// Hands an event over; true once it is certain that the broker has it. False: that is unknown, and the delivery must
     /// stay unacknowledged.
     pub async fn record(&self, event: Event) -> bool {
         self.events.submit(event).await.unwrap_or(false)

@@ -57,8 +57,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Builds what the settings name, for the channels this worker serves. Nothing is dialled yet. What open
-    /// sockets are to be told is taken down with `hints`.
+    /// Builds the providers that the settings name, for the channels this worker serves. No connection is made yet. Hints for open
+    /// sockets go to `hints`.
     pub fn build(config: &Config, store: &Store, hints: &Hints) -> Result<Self, RegistryError> {
         let mut first_error = None;
         let breakers = Arc::new(Breakers::new(store.clone(), config.breaker));

@@ -63,8 +63,8 @@ struct Known {
 }
 
 impl Known {
-    /// The secret of the configuration that is named, else the tenant's own. An URL picks none: a producer may send to any, and
-    /// what it says must not look like an event of ours.
+    /// The secret of the configuration that is named, else the tenant's own. An URL picks none: a producer may send to any URL, and its
+    /// message must not look like an event of Posthaste.
     fn signing(&self, named: Option<Uuid>) -> &Signing {
         let found = named.and_then(|named| self.configurations.iter().find(|(id, _)| *id == named));
         found.map_or(&self.own, |(_, signing)| signing)
@@ -100,7 +100,7 @@ impl Secrets {
         known.signing(named).clone()
     }
 
-    /// Whether it is time to ask for changes; one caller is told yes.
+    /// Whether it is time to ask for changes; true for one caller only.
     fn looks(&self) -> bool {
         let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY);

@@ -41,7 +41,7 @@ impl EnvFile {
         self.write()
     }
 
-    /// Writes a new file and renames it over the old one, so that nobody ever reads half of it. It
+    /// Writes a new file and renames it over the old one, so that no reader ever sees half of it. It
     /// holds secrets, so only its owner may read it.
     fn write(&self) -> Result<()> {
         crate::process::create_parent(&self.path)?;

@@ -1,6 +1,6 @@
 //! Child processes: started apart from the terminal, found again, and ended by id.
 //!
-//! A process id alone proves nothing, because the number may belong to somebody else by now. So nothing
+//! A process id alone proves nothing, because the number may belong to another process by now. So nothing
 //! here signals a process that it did not start itself, unless a [`Mark`] shows that it is ours.
 
 use std::collections::BTreeSet;
@@ -165,12 +165,12 @@ pub fn log_tail(log: &Path, lines: usize) -> String {
 /// does not exist nothing is ever found, and so nothing is ever killed by mistake.
 #[derive(Clone, Debug)]
 pub enum Mark {
-    /// The program's name, and a word of its command line. Everybody may read these, also in a container
+    /// The program's name, and a word of its command line. Every account may read these, also in a container
     /// whose root may not look into the processes of other accounts.
     CommandLine {
         /// The name of the program (`/proc/<pid>/comm`).
         program: &'static str,
-        /// A part of the command line that nobody else has.
+        /// A part of the command line that no other process has.
         word: String,
     },
     /// An exact `NAME=value` of its environment, which its children inherit.

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// How often [`Stop::wait_until`] looks again.
 const POLL: Duration = Duration::from_millis(25);
 
-/// How urgently somebody wants everything to end.
+/// How urgently everything has to end.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 enum Urgency {
     #[default]
@@ -33,12 +33,12 @@ impl Stop {
         self.0.1.notify_all();
     }
 
-    /// Whether anybody asked to stop.
+    /// Whether a stop was requested.
     pub fn requested(&self) -> bool {
         *self.urgency() >= Urgency::Stop
     }
 
-    /// Whether anybody asked twice.
+    /// Whether a stop was requested twice.
     pub fn forced(&self) -> bool {
         *self.urgency() == Urgency::Force
     }

@@ -1,4 +1,4 @@
-//! Which dead letters somebody means, as options.
+//! The options that select dead letters.
 
 use shared::{
     clock,

@@ -41,7 +41,7 @@ pub struct Args {
     /// A replay also takes what was refused because its publisher may not publish for the tenant (reason tenant); it is judged again
     #[arg(long)]
     despite_tenant: bool,
-    /// Why: kept with the replay for whoever looks at it later
+    /// Why: kept with the replay for later readers
     #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
     note: Option<String>,
     /// Change nothing; say how many letters it would be

@@ -12,7 +12,7 @@ use crate::failure::chain;
 pub enum Verdict {
     /// As it should be.
     Ok,
-    /// Works, but somebody should look at it.
+    /// Works, but needs attention.
     Warn,
     /// Does not work.
     Fail,
@@ -48,7 +48,7 @@ impl Finding {
         Self { check, verdict: Verdict::Ok, detail: detail.into(), advice: None }
     }
 
-    /// Somebody should look at it.
+    /// It needs attention.
     pub fn warn(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Warn, detail: detail.into(), advice: Some(advice.into()) }
     }

@@ -10,12 +10,12 @@ use shared::{
     },
 };
 
-/// Items that are shown where nobody knows what was seen already.
+/// Items that are shown to a client whose position is unknown.
 pub const NEWEST: i64 = 100;
 /// Items of one page for one socket.
 pub const PAGE: i64 = 32;
-/// One statement reads for so many sockets; a second one hides the first one's round trip. What waits is one question of
-/// each open socket at most, and who finds no room waits as well.
+/// One statement reads for so many sockets; a second one hides the first one's round trip. At most one question of each open
+/// socket waits, and a socket that finds no room waits as well.
 const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 4096, spacing: Duration::ZERO };
 
 /// Reads. Cheap to clone.
@@ -35,7 +35,7 @@ impl Feed {
         }
     }
 
-    /// After which number somebody begins; `None`: the database did not say.
+    /// The number after which a client begins; `None`: the database gave none.
     pub async fn begin(&self, follower: Follower) -> Option<i64> {
         self.starts.submit(follower).await.ok().flatten()
     }

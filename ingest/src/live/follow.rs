@@ -51,7 +51,7 @@ pub struct FollowQuery {
 ///
 /// Closed with 4401 when the credential ends, 4408 when the client does not read, 1001 when the server goes away.
 ///
-/// Roles: a user, its own; producer, admin and operator for anybody of the tenant.
+/// Roles: a user, its own; producer, admin and operator for any person of the tenant.
 #[utoipa::path(get, path = "/ws/notifications/{user_id}", tag = "inbox",
     params(("user_id" = String, Path, description = "The person"), FollowQuery),
     responses((status = 101, description = "The socket is open")))]

@@ -19,7 +19,7 @@ pub const TENANT_MAX: usize = 50_000;
 /// Parts with a lock each, so that many threads open and close sockets side by side.
 const SHARDS: usize = 16;
 
-/// Rings when there may be something new. It holds one ring, so that none is lost on somebody who is busy.
+/// Rings when there may be something new. It holds one ring, so that a busy listener loses none.
 pub type Bell = Arc<Notify>;
 
 type Shard = HashMap<InboxHint, Vec<Bell>>;
@@ -84,7 +84,7 @@ impl Hub {
         }
     }
 
-    /// There may be something new for anybody.
+    /// There may be something new for any person.
     pub fn ring_all(&self) {
         for shard in &self.shards {
             lock(shard).values().flatten().for_each(|bell| bell.notify_one());

@@ -218,7 +218,7 @@ fn rates(rows: &[&KindCount]) -> Rates {
     }
 }
 
-/// Rounded to two decimals, and never above 100: a mail without receipts can be opened although nobody said it was delivered.
+/// Rounded to two decimals, and never above 100: a mail without receipts can be opened without a report of its delivery.
 fn percent(part: i64, whole: i64) -> f64 {
     if whole <= 0 {
         return 0.0;

@@ -542,8 +542,8 @@ impl EventReplayBody {
 
 /// Sends events of a webhook configuration once more.
 ///
-/// Events of the time in which it was switched off are held for `WEBHOOK_KEEP_DAYS` and sent by this; those that failed or arrived
-/// are sent again in a new webhook with another `webhook-id` and the same `timestamp` and `data`. What waits for its next try is
+/// Events from the time in which it was switched off are held for `WEBHOOK_KEEP_DAYS` and sent by this; those that failed or arrived
+/// are sent again in a new webhook with another `webhook-id` and the same `timestamp` and `data`. Events that wait for a retry are
 /// tried at once.
 ///
 /// Roles: admin.

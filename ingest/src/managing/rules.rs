@@ -73,7 +73,7 @@ pub struct RuleBody {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<DigestBody>)]
     digest: Given<DigestBody>,
-    /// How often one person is told at most.
+    /// How often one person gets a message at most.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<ThrottleBody>)]
     throttle: Given<ThrottleBody>,
@@ -125,7 +125,7 @@ pub struct DigestBody {
     /// Each event prolongs the window, but not beyond this.
     #[schema(minimum = 1, maximum = 2_678_400)]
     max_window_seconds: Option<i64>,
-    /// The first event is told at once and opens the window for what follows; an empty window tells nothing.
+    /// The first event is sent at once and opens the window for those that follow; an empty window sends nothing.
     #[serde(default)]
     first_immediately: bool,
     /// When windows close, by the clock on the person's wall: minute, hour, day, month, weekday.
@@ -133,7 +133,7 @@ pub struct DigestBody {
     cron: Option<String>,
 }
 
-/// How often one person is told.
+/// How often one person gets a message.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = RuleThrottle)]
@@ -379,7 +379,7 @@ pub struct RuleView {
     /// How events gather.
     #[schema(value_type = Option<DigestBody>)]
     pub digest: Option<DigestRule>,
-    /// How often one person is told.
+    /// How often one person gets a message.
     #[schema(value_type = Option<ThrottleBody>)]
     pub throttle: Option<Throttle>,
     /// Whether it hears of events at present.
@@ -447,7 +447,7 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<App>) -> Result<
     Ok(HttpResponse::Ok().json(RuleList { rules: found.into_iter().map(RuleView::from).collect(), next_cursor }))
 }
 
-/// Makes a rule: what is told, and how, when an event comes.
+/// Makes a rule: which messages an event causes, and on which channels.
 ///
 /// It holds within a second, whichever process takes the event.
 ///

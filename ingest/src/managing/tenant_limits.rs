@@ -22,7 +22,7 @@ use crate::{
 /// More requests or messages a minute than anything here can do.
 const PER_MINUTE_MAX: i64 = 100_000_000;
 
-/// The limits of a tenant; `null`: as for everybody.
+/// The limits of a tenant; `null`: as in the settings.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Limits)]
 pub struct LimitsView {
@@ -96,8 +96,8 @@ pub async fn show(admin: Admin, query: Params<TenantQuery>, app: Data<App>) -> R
 
 /// Sets limits of a tenant.
 ///
-/// What is not given stays; `null` takes a limit back. They hold here at once, and in every other process within seconds. An
-/// admin may give its tenant at most what the settings give everybody (`RATE_LIMIT_MAX_REQUESTS`); an operator may give more.
+/// A limit that is not given stays; `null` takes it back. They apply here at once, and in every other process within seconds. An
+/// admin may give its tenant at most the limit of the settings (`RATE_LIMIT_MAX_REQUESTS`); an operator may give more.
 ///
 /// Roles: admin for its tenant; operator for any, with `?tenant=`.
 #[utoipa::path(put, path = "/api/admin/limits", tag = "managing", params(TenantQuery),

@@ -56,7 +56,7 @@ impl Issuer {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenBody {
-    /// The person or program; of a `user`, the user id. Keys of admins, producers and operators may name anybody.
+    /// The person or program; of a `user`, the user id. Keys of admins, producers and operators may name any person.
     #[schema(max_length = 200, example = "user123")]
     sub: Option<String>,
     /// What the tokens may do, never more than the key: an admin's may be for any role but operator, a producer's for
@@ -170,7 +170,7 @@ pub struct RefreshBody {
 ///
 /// A refresh token works once. One that has been used already and comes back may have been stolen: then its whole family is
 /// revoked, and every refresh token of it is answered with 401. So of two requests at once with the same token one gets a
-/// pair, and the other ends the family; whoever did not get the answer to a refresh begins anew with the API key.
+/// pair, and the other ends the family; a client that did not get the answer to a refresh begins anew with the API key.
 ///
 /// Public: the refresh token is the credential.
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "tokens", security(()),

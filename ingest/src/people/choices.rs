@@ -88,7 +88,7 @@ impl Choices {
             let refused = name.as_deref().is_some_and(|name| refuses_mail(preferences, name));
             let asked = matches!(said, Said::Row { channel: Channel::Email, on: true, .. });
             said.apply(preferences);
-            // Whoever asks for it again is sent it again, at the address they had unsubscribed.
+            // A person who opts in again gets it again, also at the address that was unsubscribed.
             if let Some(name) = name.filter(|name| (refused || asked) && !refuses_mail(preferences, name)) {
                 consequences.lift.push(SuppressionScope::of_category(&name));
             }

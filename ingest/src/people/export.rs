@@ -17,7 +17,7 @@ const PIECES: usize = 16;
 /// Everything that is kept about a person.
 ///
 /// One JSON document, written while it is read: `user`, `devices` with their tokens, `preferences`, `inbox`, `messages` with content,
-/// deliveries and events, `events`, `digests`, `whatsapp_received`, `suppressions`. Somebody unknown has empty lists. A document that
+/// deliveries and events, `events`, `digests`, `whatsapp_received`, `suppressions`. An unknown person has empty lists. A document that
 /// ends before its last brace broke off: ask again. `whatsapp_received` and `suppressions` are found by the person's addresses and
 /// are empty but for an admin.
 ///
@@ -34,7 +34,7 @@ pub async fn show(caller: Anyone, user: PathUser, app: Data<App>) -> Result<Http
     app.db.begin(async move |store| {
         if let Err(error) = person_file::write(&store, tenant, &user, by_address, sender.clone()).await {
             tracing::warn!(%error, "what is kept about a person could not be read to its end");
-            // Nobody may wait for it any more.
+            // The client may have gone.
             let _ = sender.send(Err(error)).await;
         }
     });

@@ -107,7 +107,7 @@ pub struct NotificationList {
     pub next_cursor: Option<String>,
 }
 
-/// How many notifications nobody has read.
+/// The number of unread notifications.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UnreadCount {
     /// So many.
@@ -128,7 +128,7 @@ pub struct InboxChange {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct WhoseQuery {
-    /// Whose inbox, for producers and admins; everybody else has their own.
+    /// The person, for producers and admins; other callers have their own inbox.
     #[param(value_type = Option<String>)]
     user_id: Option<Text>,
 }
@@ -138,7 +138,7 @@ pub struct WhoseQuery {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct InboxQuery {
-    /// Whose inbox, for producers and admins; everybody else has their own.
+    /// The person, for producers and admins; other callers have their own inbox.
     #[param(value_type = Option<String>)]
     user_id: Option<Text>,
     /// `true`: unread ones only; `false`: read ones only.
@@ -278,7 +278,7 @@ impl Inbox {
     }
 }
 
-/// Whether somebody may open the inbox of this person: it is the own one, or the role sees all of the tenant.
+/// Whether the caller may open the inbox of this person: it is the own one, or the role sees all of the tenant.
 pub fn may_open(caller: &Identity, user: &str) -> bool {
     user == caller.subject || matches!(caller.role, Role::Admin | Role::Producer | Role::Operator)
 }

@@ -73,7 +73,7 @@ pub struct ChoiceView {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct WhoQuery {
-    /// Whose, for producers and admins; everybody else has their own.
+    /// The person, for producers and admins; other callers have their own.
     #[param(value_type = Option<String>)]
     user_id: Option<Text>,
 }
@@ -254,7 +254,7 @@ pub async fn show_of(caller: Anyone, user: PathUser, app: Data<App>) -> Result<H
 
 /// Changes what the caller wants.
 ///
-/// Three forms are told apart by their keys, and what is not sent stays as it was:
+/// The keys of the body decide between three forms, and fields that are not sent stay as they were:
 ///
 /// * a map by type or category: `{"task_reminder": {"enabled": true, "channels": ["in_app"]}, "marketing": {"enabled": false}}`;
 ///   `channels` are the only ones it may take, `null` lifts that, and `"task_reminder": null` forgets all that was said of it;
@@ -262,7 +262,7 @@ pub async fn show_of(caller: Anyone, user: PathUser, app: Data<App>) -> Result<H
 /// * switches: `email_enabled`, `sms_enabled`, `push_enabled`, `in_app_enabled`, `whatsapp_enabled`, `webhook_enabled`,
 ///   `marketing_enabled`, `marketing_emails`, `non_essential_enabled`.
 ///
-/// Any "off" wins. Whoever switches a category on again that they had unsubscribed from is sent it again.
+/// Any "off" wins. A person who switches an unsubscribed category on again gets it again.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(put, path = "/api/notifications/preferences", tag = "preferences", params(WhoQuery),
@@ -323,9 +323,9 @@ pub async fn erase(caller: Anyone, query: Params<WhoQuery>, app: Data<App>) -> R
     Whose::of(&caller.0, query.0.user_id)?.erase(&app).await
 }
 
-/// Turns advertising down.
+/// Opts out of advertising.
 ///
-/// On every channel, and at the person's e-mail address whoever writes to it. `marketing_enabled` takes it back.
+/// On every channel, and for every mail to the person's e-mail address. `marketing_enabled` takes it back.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/opt-out/marketing", tag = "preferences", params(WhoQuery),

@@ -29,7 +29,7 @@ use crate::{
     problem::Problem,
 };
 
-/// No script, nothing from elsewhere, nobody's frame; the form may go to this site alone.
+/// No script, nothing from other sites, no frame; the form may go to this site alone.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 const ROBOTS: HeaderName = HeaderName::from_static("x-robots-tag");

@@ -28,7 +28,7 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Whoever may look at this person and change it: admins, producers, and a user itself.
+/// A caller who may read and change this person: admins, producers, and the user itself.
 pub fn require_access(caller: &Identity, user: &str) -> Result<(), Problem> {
     match caller.role {
         Role::Admin | Role::Producer => Ok(()),
@@ -117,7 +117,7 @@ pub async fn put(caller: Anyone, user: PathUser, app: Data<App>, body: JsonBody)
         Some(Saved::Made) => HttpResponse::Created(),
         Some(Saved::Changed) | None => HttpResponse::Ok(),
     };
-    // Whoever was erased in the same moment is gone.
+    // The person may have been erased in the same moment.
     let contact = contact.ok_or_else(|| Problem::not_found("person"))?;
     Ok(answer.json(person_file::shown(&contact)))
 }
@@ -190,7 +190,7 @@ fn cursor(text: Option<Text>) -> Result<Option<(DateTime<Utc>, String)>, Problem
     params::given(text).map(|text| parse(text).ok_or_else(refuse)).transpose()
 }
 
-/// What is told of a person. `null` removes, what is absent stays.
+/// The data of a person. `null` removes a field, an absent field stays.
 #[derive(ToSchema)]
 #[schema(as = UserSettings)]
 #[expect(dead_code, reason = "describes what `ContactChange` reads, which knows nothing of OpenAPI")]
@@ -238,7 +238,7 @@ pub struct UserView {
     /// The tenant's own id.
     #[schema(example = "ada")]
     id: String,
-    /// What was told of them.
+    /// Their stored data.
     #[serde(flatten)]
     #[schema(inline)]
     told: UserBody,
@@ -297,13 +297,13 @@ pub struct ErasedCounts {
     deliveries: i64,
     /// Entries of the inbox.
     inbox: i64,
-    /// Contents of bulks that went to nobody else.
+    /// Contents of bulks without another recipient.
     bulks: i64,
     /// Kept answers from which the person was taken out.
     idempotency_responses: i64,
     /// Dead letters that were emptied or closed.
     dead_letters: i64,
-    /// WhatsApp messages from the person, and what was told about them.
+    /// WhatsApp messages from the person, and events about them.
     inbound: i64,
     /// What was known of the person (1), and devices.
     contact: i64,
@@ -314,7 +314,7 @@ pub struct ErasedCounts {
 /// Forgets a person.
 ///
 /// Everything that says who the person is or what was written to them goes: contact data, devices, attributes, preferences,
-/// content, recipients, inbox, events, refused publishes, messages from their numbers. What waits to be sent is cancelled.
+/// content, recipients, inbox, events, refused publishes, messages from their numbers. Waiting messages are cancelled.
 /// States, counters and the log's facts stay, and so does the fingerprint of an address that wants no advertising. A repeat finds
 /// nothing and answers zeros. What only an address leads to (messages from a number, publishes and messages that name the address and
 /// no person, the address at a suppression) goes with an admin's call alone.

@@ -1,4 +1,4 @@
-//! Where a message goes that names a person and no address. A message that names its recipient asks nobody.
+//! The addresses of a message that names a person. A message that names its recipient needs no look-up.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Events of other systems: what happened is written down, and rules make of it what people are told.
+//! Events of other systems: each is stored, and rules turn it into messages.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ use crate::{
 
 /// Largest `data`, in bytes of JSON: as large as what AMQP takes.
 const DATA_BYTES_MAX: usize = 256 * 1024;
-/// Deliveries beyond which an event gets a commit of its own, so that it holds up nobody else's.
+/// Deliveries beyond which an event gets a commit of its own, so that it does not delay others.
 const SHARED_COMMIT_MAX: usize = 200;
 /// Rules that one event may set off: what they say is rendered within one deadline.
 pub const MATCHED_MAX: usize = 50;
@@ -131,9 +131,9 @@ pub struct EventAnswer {
     pub id: Uuid,
     /// The rules that matched, the oldest first.
     pub matched_rules: Vec<Uuid>,
-    /// What is told at once, or after the rule's delay: one message for each rule.
+    /// Messages that are sent at once, or after the rule's delay: one for each rule.
     pub messages: Vec<EventMessage>,
-    /// Rules for which the event waits with others to be told as a digest.
+    /// Rules for which the event waits with others for a digest.
     pub gathered: Vec<Uuid>,
     /// Rules that matched and cannot say anything; the others are not held up by them.
     pub errors: Vec<RuleError>,
@@ -216,7 +216,7 @@ pub async fn receive(
             count(matched, errors);
             false
         }
-        // Somebody else used the key meanwhile, so that nothing was told by this one.
+        // Another request used the key meanwhile, so this one stored nothing.
         Ok(Accepted::Replayed(_) | Accepted::KeyTaken) => true,
         Ok(_) => false,
         Err(error) => error.is_not_stored(),

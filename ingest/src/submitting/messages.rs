@@ -204,7 +204,7 @@ pub struct EventView {
     /// or `replayed`.
     #[schema(example = "delivered")]
     pub kind: &'static str,
-    /// Who was called, if somebody was.
+    /// The provider that was called, if one was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
     /// The provider's status or reply code.
@@ -217,7 +217,7 @@ pub struct EventView {
 
 /// Every attempt and event of a message.
 ///
-/// Each call to a provider is one attempt. A call whose end nobody can know (a timeout, a crash) has the outcome `unknown`
+/// Each call to a provider is one attempt. A call whose end is unknown (a timeout, a crash) has the outcome `unknown`
 /// and an event `ambiguous`.
 ///
 /// Roles: producer, admin, operator.

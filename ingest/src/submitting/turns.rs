@@ -1,6 +1,6 @@
 //! Turns between tenants: whose messages go straight to the broker, and whose wait for their tenant's turn.
 //!
-//! As long as the work queues are short everybody's do. Once a queue is long, a tenant that keeps filling it is
+//! As long as the work queues are short, all go straight. Once a queue is long, a tenant that keeps filling it is
 //! *crowding*: what it sends from then on waits in its share, and the scheduler releases the shares in turn. A tenant that
 //! sends now and then still goes straight through, at most a window behind.
 //!
@@ -26,7 +26,7 @@ const WINDOW: u32 = 4000;
 const TICK: Duration = Duration::from_millis(250);
 /// How old the depth of a queue may be that no tenant fills.
 const AGE_WHILE_QUIET: Duration = Duration::from_secs(1);
-/// Deliveries of a tenant on a route within a tick that crowd nobody.
+/// Deliveries of a tenant on a route within a tick that do not count as crowding.
 const QUIET: usize = 25;
 
 /// What was accepted lately, and who is crowding. Cheap to clone.
@@ -70,7 +70,7 @@ impl Turns {
     }
 }
 
-/// Those who crowd a route. Without an answer of the broker nobody does: what cannot be published waits in the outbox anyway.
+/// The tenants that crowd a route. Without an answer of the broker none does: unpublished deliveries wait in the outbox anyway.
 async fn among(counts: HashMap<(TenantId, Route), usize>, depths: &Depths) -> HashSet<(TenantId, Route)> {
     let routes: HashSet<Route> = counts.keys().map(|(_, route)| *route).collect();
     let age = if counts.values().any(|count| *count > QUIET) { TICK } else { AGE_WHILE_QUIET };

@@ -25,9 +25,9 @@ const DEFAULT_SESSION: &str = "default";
 pub struct Wanted {
     /// So many.
     pub messages: usize,
-    /// Later: nobody knows yet what the session will be doing then.
+    /// Later: the state of the session at that time is not known yet.
     pub is_scheduled: bool,
-    /// Nobody is there to be told to come back: it waits for its session, whatever that is doing.
+    /// There is no caller who could come back: it waits for its session in any state.
     pub must_wait: bool,
 }
 

@@ -314,7 +314,7 @@ const fn shown(state: State) -> &'static str {
     }
 }
 
-/// What a status filter means: a word of these routes, or one of ours.
+/// The meaning of a status filter: a word of these routes, or a status of Posthaste.
 enum Status {
     States(Vec<State>),
     Received,

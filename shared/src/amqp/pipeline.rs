@@ -17,7 +17,7 @@ use futures_util::future::{MaybeDone, maybe_done};
 pub(super) struct Pipeline<F: Future>(Vec<Pin<Box<MaybeDone<F>>>>);
 
 impl<F: Future> Pipeline<F> {
-    /// Starts each future. Nobody is woken for them until [`Pipeline::finish`] asks again.
+    /// Starts each future. They wake no task until [`Pipeline::finish`] polls them.
     pub(super) fn start(futures: impl IntoIterator<Item = F>) -> Self {
         let mut unheard = Context::from_waker(Waker::noop());
         let start = |future| {

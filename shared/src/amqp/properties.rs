@@ -15,7 +15,7 @@ pub(super) fn is_forbidden_header(name: &str) -> bool {
         || matches!(name, "CC" | "BCC")
 }
 
-/// The properties of a received message. Everything in them was written by somebody else.
+/// The properties of a received message. Their content is untrusted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Properties(BasicProperties);
 

@@ -2,7 +2,7 @@
 //!
 //! Every registration has a queue of its own, exclusive to the connection and gone with it, under a new name: so it never
 //! meets the rest of an earlier one. Exclusive queues are classic on every RabbitMQ from 3.10 to 4.x. Nothing is acknowledged:
-//! what is lost on the way is made up for by whoever hears that a registration began.
+//! a listener makes up for lost messages when it hears that a registration began.
 
 use std::time::Duration;
 

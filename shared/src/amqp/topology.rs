@@ -19,8 +19,8 @@ pub const INGRESS: &str = "posthaste.ingress";
 pub const WORK: &str = "posthaste.work";
 /// Where facts for the delivery log are published.
 pub const EVENTS: &str = "posthaste.events";
-/// Where is told what open sockets should look at. Each process that has some listens with a queue of its own; without one
-/// nobody needs to hear it.
+/// The exchange of hints for open sockets. Each process with open sockets listens with a queue of its own; without one the hints
+/// are not needed.
 pub const LIVE: &str = "posthaste.live";
 /// The key of hints at inboxes there.
 pub const LIVE_INBOX: &str = "inbox";

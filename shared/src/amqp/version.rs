@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Somebody who answers at all answers a greeting quickly; the version is only worth a log line.
+/// A broker that answers at all answers a greeting quickly; the version is only worth a log line.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The greeting of RabbitMQ is about 500 bytes.
 const GREETING_BYTES_MAX: u32 = 64 * 1024;

@@ -52,7 +52,7 @@ pub struct SmtpConfig {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// The user to log in as; nobody logs in without one.
+    /// The user to log in as; without one there is no login.
     pub user: Option<String>,
     /// That user's password; there exactly when `user` is.
     pub password: Option<SecretString>,

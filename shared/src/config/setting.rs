@@ -15,7 +15,7 @@ pub(super) enum Secrecy {
 /// What holds when a setting is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unset {
-    /// Nothing: whoever needs it says so.
+    /// Nothing: the feature that needs it reports that it is missing.
     Nothing,
     /// The start is refused.
     Required,
@@ -75,7 +75,7 @@ impl<T> Setting<T> {
     }
 }
 
-/// A setting of any type, for whoever lists, checks or documents them.
+/// A setting of any type, for lists, checks and documentation.
 pub(super) trait Known: Sync {
     fn spec(&self) -> &Spec;
     fn expects(&self) -> &'static str;

@@ -19,7 +19,7 @@ use super::{reader::Reader, table};
 
 /// Of the time to stop, this much is for writing down what became of the last calls.
 pub const REPORT_TIME: Duration = Duration::from_secs(3);
-/// Beyond the longest call, a process takes this long to stop unless it is told otherwise.
+/// Beyond the longest call, a process takes this long to stop by default.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 /// RabbitMQ looks for traffic once per heartbeat and gives a connection up at the second look without any.
 const HEARTBEATS_UNTIL_LOST: u32 = 3;

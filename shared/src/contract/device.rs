@@ -22,7 +22,7 @@ pub struct SubscriptionKeys {
 }
 
 impl std::fmt::Debug for Subscription {
-    /// Whoever has it can write to somebody's browser.
+    /// A secret: with it one can write to a person's browser.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Subscription(…)")
     }

@@ -19,7 +19,7 @@ impl FieldError {
     }
 }
 
-/// The name of an unknown field, where it looks like one: what was meant as a value must not be told again.
+/// The name of an unknown field, where it looks like a name: a misplaced value must not be repeated.
 pub(super) fn shown(name: String) -> String {
     let is_name = (1..=60).contains(&name.len())
         && name.chars().all(|letter| letter.is_ascii_alphabetic() || letter == '_' || letter == '-');

@@ -40,7 +40,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard with the networks of `WEBHOOK_ALLOW_NETS` exempt.
+    /// A guard with the networks of `WEBHOOK_ALLOW_NETS` exempt, or of `MEDIA_ALLOW_NETS`.
     pub fn new(allowed: Vec<IpNet>) -> Self {
         Self { allowed: allowed.into(), exempt_only: false }
     }

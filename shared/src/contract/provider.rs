@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::submission::Content;
 use crate::domain::{Address, Channel, DeliveryId, Fault, Lane, MessageId, Outcome, ProviderName, TenantId};
 
-/// Under this name a vendor is told the id of a delivery, and names it again in what it reports.
+/// Under this name a vendor gets the id of a delivery, and repeats it in its reports.
 pub const DELIVERY_TAG: &str = "posthaste_delivery";
 
 /// Everything a provider may need for one attempt.
@@ -39,7 +39,7 @@ pub struct Order {
     pub content: Arc<Content>,
     /// When the producer's message was accepted.
     pub accepted_at: DateTime<Utc>,
-    /// When it is no longer worth showing; services that keep things for devices are told.
+    /// When it is no longer worth showing; push services that store messages for devices get it too.
     pub expires_at: Option<DateTime<Utc>>,
     /// Signs webhooks: the secret of the configuration that an event is for, else the tenant's, `whsec_…`, and `whsk_…` for Ed25519; with spaces
     /// between them, and doubled while one replaces the other.
@@ -123,7 +123,7 @@ pub trait Provider: Send + Sync {
         ThrottleScope::Provider
     }
 
-    /// Proves credentials and reachability without sending anything to anybody.
+    /// Proves credentials and reachability without sending a message.
     fn check(&self) -> Checking<'_> {
         Box::pin(std::future::ready(Ok("there is nothing to check".to_owned())))
     }

@@ -1,4 +1,4 @@
-//! What webhook configurations speak of: names of events, headers that are ours, headers that are nobody else's business.
+//! Names of webhook configurations: events, headers of Posthaste, headers whose values are secret.
 
 use crate::domain::EventKind;
 
@@ -59,7 +59,7 @@ pub fn is_reserved_header(name: &str) -> bool {
     name.starts_with("webhook-") || RESERVED.contains(&name.as_str())
 }
 
-/// Parts of the names of headers whose values are nobody else's business.
+/// Parts of the names of headers whose values are secret.
 const SECRET_PARTS: &[&str] = &["auth", "cookie", "key", "token", "secret", "signature", "password", "session"];
 
 /// Whether the value of this header of an answer is masked wherever it is shown. What a configuration adds to requests is

@@ -162,7 +162,7 @@ impl EventBatch {
     }
 }
 
-/// "Look into these inboxes": something new stands there. A hint; whoever misses it looks by itself after a while.
+/// "Look into these inboxes": there is something new. A hint; a listener that misses it looks by itself after a while.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InboxHints {
@@ -172,7 +172,7 @@ pub struct InboxHints {
     pub p: Vec<InboxHint>,
 }
 
-/// The beginning of a person's fingerprint, in hexadecimal: enough to find the right sockets, and it names nobody.
+/// The beginning of a person's fingerprint, in hexadecimal: enough to find the right sockets, and it identifies no person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InboxHint(pub u64);
 

@@ -33,7 +33,7 @@ pub struct Stored {
     pub results: Vec<Accepted>,
     /// What to publish now.
     pub dispatch: Option<Dispatch>,
-    /// What was claimed with its acceptance. Nobody has looked yet what stands against sending it ([`Store::look`]).
+    /// The claims that were made with the acceptance. Whether they may be sent is not checked yet ([`Store::look`]).
     pub claims: Vec<Claim>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A delivery counts once for each kind of event it ever had, however often it is replayed. Its row says which kinds those are
 //! (`reached`) and which of them the last change added (`fresh`); both are written under the row's lock, so two writers never
-//! count the same. Whoever writes to the delivery log adds [`reach!`] to its update and [`daily!`] to its statement.
+//! count the same. A statement that writes to the delivery log adds [`reach!`] to its update and [`daily!`] to its statement.
 
 use chrono::NaiveDate;
 use diesel::sql_types::{Array, Date, Int4, Int8, Nullable, Text};

@@ -1,7 +1,7 @@
 //! The audit log: who changed what, in one chain of hashes for the whole database.
 //!
 //! Entries are only ever added, by the SQL function `audit_append`. Checking the chain is done here and not in the
-//! database: whoever can change its rows can change its functions as well.
+//! database: an attacker who can change its rows can change its functions as well.
 
 use std::fmt::Write;
 
@@ -129,8 +129,8 @@ impl Chained {
     }
 }
 
-/// The name of a person in the log, which outlives the person. The encryption key keys it, so that nobody without the key
-/// finds an erased person again by guessing ids; without a key it is a plain hash.
+/// The name of a person in the log, which outlives the person. The encryption key keys it, so that an erased person cannot be
+/// found again by guessing ids without the key; where there is no key it is a plain hash.
 pub fn person(sealer: &Sealer, tenant: TenantId, id: &str) -> String {
     let hash = sealer.fingerprint(&format!("audit/{tenant}"), id);
     let start = hash.first_chunk().copied().unwrap_or_default();

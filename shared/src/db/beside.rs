@@ -55,7 +55,7 @@ pub struct NewDigestItem {
 pub struct NewBroadcast {
     /// Its id.
     pub id: Uuid,
-    /// What is told and to whom, as JSON.
+    /// The notification and its target, as JSON.
     pub definition: Vec<u8>,
     /// When it begins, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,

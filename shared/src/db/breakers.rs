@@ -27,8 +27,8 @@ type Row = (String, String, i32, DateTime<Utc>, DateTime<Utc>, Option<DateTime<U
 type SqlRow = (Text, Text, Int4, Timestamptz, Timestamptz, Nullable<Timestamptz>);
 
 impl Breaker {
-    /// How long it keeps calls back at `now`. A probe may take as long as a call, and be over soon: nobody waits for it any
-    /// longer than `patience`.
+    /// How long it keeps calls back at `now`. A probe may take as long as a call, or be over soon: no call waits for it longer
+    /// than `patience`.
     pub fn holds_back(&self, now: DateTime<Utc>, patience: std::time::Duration) -> Option<std::time::Duration> {
         let left = (self.retry_at - now).to_std().ok();
         let open = match self.state {
@@ -87,8 +87,8 @@ impl Store {
         Ok(rows.into_iter().filter_map(known).collect())
     }
 
-    /// Forgets up to `limit` breakers that say nothing any more; returns how many. Closed ones say nothing once they have been closed
-    /// for an hour; others, if nobody has asked or called for a week.
+    /// Forgets up to `limit` breakers without meaning; returns how many. These are the ones that have been closed for an hour, and
+    /// others without a call for a week.
     pub async fn forget_breakers(&self, limit: i64) -> DbResult<usize> {
         statement::<()>(FORGET).bind::<Int8, _>(limit).run(self).await
     }
@@ -118,7 +118,7 @@ impl Store {
         query.run(self).await.map(drop)
     }
 
-    /// Asks to make the one probe of a breaker whose time has come; at most one caller is told yes, until `probe_ms` are over.
+    /// Asks to make the one probe of a breaker whose time has come; at most one caller may, until `probe_ms` are over.
     pub async fn breaker_probe(&self, key: &str, probe_ms: i32) -> DbResult<bool> {
         let query = statement::<Bool>(PROBE).bind::<Int4, _>(probe_ms).bind::<Text, _>(key.to_owned());
         Ok(!query.rows::<bool>(self).await?.is_empty())

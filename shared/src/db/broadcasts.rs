@@ -1,8 +1,8 @@
-//! Broadcasts: what is told (sealed), how far it got, and where its deliveries stand.
+//! Broadcasts: their notification (sealed), their progress, and the states of their deliveries.
 //!
-//! People are told in pages, in the order of their ids. One commit accepts a page's messages and moves the cursor behind it, so
-//! whoever goes on after a crash tells nobody twice and leaves nobody out. Each page keeps counts of its own deliveries: a
-//! broadcast to millions is counted piece by piece, and what changes no more is counted no more.
+//! Messages are accepted in pages, in the order of the people's ids. One commit accepts a page's messages and moves the cursor
+//! behind it, so that after a crash no person gets a second message and none is left out. Each page keeps counts of its own
+//! deliveries: a broadcast to millions is counted piece by piece, and a finished page is not counted again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -33,7 +33,7 @@ const WINDOW: i64 = 20_000;
 const COUNT_WINDOW: i64 = 50_000;
 /// The same where conditions are looked at here.
 const COUNT_WINDOW_HERE: i64 = 5000;
-/// Up to so many pages a broadcast is counted whenever somebody asks.
+/// Up to so many pages a broadcast is counted at each request.
 const LIVE_PAGES: i32 = 20;
 
 /// A broadcast that goes on.
@@ -43,9 +43,9 @@ pub struct OpenBroadcast {
     pub id: Uuid,
     /// Whose it is.
     pub tenant: TenantId,
-    /// What is told and to whom.
+    /// The notification and its target.
     pub definition: Definition,
-    /// Whether somebody counted whom it is meant for.
+    /// Whether its people have been counted.
     pub is_counted: bool,
 }
 
@@ -94,7 +94,7 @@ pub struct BroadcastCounts {
 pub struct StoredBroadcast {
     /// Its id.
     pub id: Uuid,
-    /// What is told and to whom.
+    /// The notification and its target.
     pub definition: Definition,
     /// Where it stands.
     pub status: BroadcastStatus,
@@ -123,7 +123,7 @@ pub enum Steering {
     Pause,
     /// It goes on.
     Resume,
-    /// It ends, and what waits is taken back.
+    /// It ends, and its waiting deliveries are cancelled.
     Cancel,
 }
 
@@ -241,7 +241,7 @@ impl Store {
         }
     }
 
-    /// The next people of a broadcast, to write messages for; `None`: it does not run. Nobody is told yet, and nothing is locked.
+    /// The next people of a broadcast, to write messages for; `None`: it does not run. No message is accepted yet, and nothing is locked.
     pub async fn next_page(&self, broadcast: &OpenBroadcast) -> DbResult<Option<Page>> {
         let mut conn = self.within(Some(broadcast.tenant)).await?;
         let page = Step { store: self, broadcast, relay_after_ms: 0 }.read(&mut conn).await;
@@ -400,7 +400,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a person out of the broadcasts of a tenant that have not ended: as somebody who is named, and as the last one told.
+    /// Takes a person out of the unfinished broadcasts of a tenant: from the named people, and from the cursor.
     pub(super) async fn erase_from_broadcasts(&self, tenant: TenantId, user_id: &str) -> DbResult<()> {
         let mut conn = self.within(Some(tenant)).await?;
         let erased = async {
@@ -414,7 +414,7 @@ impl Store {
                     continue;
                 }
                 ids.retain(|one| one != user_id);
-                // Everybody before was told as well.
+                // The people before it have their messages as well.
                 let before = ids.iter().rfind(|one| **one < after).cloned().unwrap_or_default();
                 let after = if after == user_id { before } else { after };
                 self.rewrite(&mut conn, (tenant, id), &definition, &after).await?;
@@ -463,7 +463,7 @@ impl Step<'_> {
         let query = statement::<(Binary, Text)>(LOCK).bind::<SqlUuid, _>(id);
         let locked: Vec<(Vec<u8>, String)> = RunQueryDsl::load(query, conn).await?;
         let Some((stored, after)) = locked.into_iter().next() else { return Ok(PageDone::default()) };
-        // Another scheduler told this page, or somebody was taken out of the broadcast: it is read once more.
+        // Another scheduler accepted this page, or a person was taken out of the broadcast: it is read once more.
         if stored != page.stored || after != page.after {
             return Ok(PageDone { more: true, ..PageDone::default() });
         }
@@ -519,7 +519,7 @@ impl Step<'_> {
         self.store.accept_on(conn, &[acceptance], self.relay_after_ms).await
     }
 
-    /// The next of those that a target names; they are in order. Somebody unknown can still be told in the app.
+    /// The next of those that a target names; they are in order. An unknown person can still get it in the app.
     async fn named(&self, conn: &mut AsyncPgConnection, ids: &[String], after: &str) -> DbResult<Audience> {
         let from = ids.partition_point(|id| id.as_str() <= after);
         let size = usize::try_from(PAGE).unwrap_or_default();
@@ -620,7 +620,7 @@ const WINDOW_END: &str = "
 SELECT u.user_id FROM (SELECT ?::int4 AS tenant_id, ?::text AS after) f CROSS JOIN users u
 WHERE u.tenant_id = f.tenant_id AND u.user_id > f.after ORDER BY u.user_id OFFSET ? LIMIT 1";
 
-/// Where there is no next page the broadcast is over, and everybody it was meant for is whoever was told.
+/// Without a next page the broadcast is over, and its total is the number of people with a message.
 const PROGRESS: &str = "
 WITH f AS (SELECT ?::text AS next, ?::int8 AS told, ?::int4 AS accepted, ?::uuid AS first, ?::uuid AS last, ?::uuid AS id
 ), moved AS (
@@ -759,7 +759,7 @@ const RESUME: &str = "
 UPDATE broadcasts SET status = CASE WHEN scheduled_at > now() THEN 'scheduled' ELSE 'running' END, updated_at = now()
 WHERE tenant_id = ? AND id = ? AND status = 'paused'";
 
-/// Its pages are looked at now: what waits there is taken back.
+/// Its pages are due now: their waiting deliveries are cancelled.
 const CANCEL: &str = "
 WITH ended AS (
     UPDATE broadcasts SET status = 'cancelled', after_user = '', updated_at = now(), finished_at = now()
@@ -774,7 +774,7 @@ const NOT_ENDED: &str = "
 SELECT id, definition, after_user FROM broadcasts
 WHERE tenant_id = ? AND status IN ('scheduled', 'running', 'paused') ORDER BY id FOR UPDATE";
 
-/// The cursor of whoever was told before.
+/// The cursor behind the people before.
 const STEP_BACK: &str = "
 UPDATE broadcasts b
 SET after_user = coalesce((SELECT u.user_id FROM users u WHERE u.tenant_id = b.tenant_id AND u.user_id < b.after_user

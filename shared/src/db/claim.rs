@@ -44,7 +44,7 @@ pub struct Claim {
     pub suppressed: Vec<(SuppressionScope, SuppressionReason)>,
     /// The person.
     pub user_id: Option<String>,
-    /// What the person wants; `None`: they said nothing, or nobody knows who they are.
+    /// The person's preferences; `None`: there are none, or the person is unknown.
     pub wishes: Option<Arc<Wishes>>,
     /// The content as JSON.
     pub content: Vec<u8>,
@@ -71,9 +71,9 @@ type SqlMessageRow =
     (Nullable<Text>, Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>);
 
 impl Store {
-    /// Claims what is still waiting at the run its hint names; all of it is of `channel`. What is not returned is somebody
-    /// else's, or ended, or has gone back into its line. What stands against sending it says [`Store::look`]: a look-up that
-    /// fails after the claim is committed is repeated alone.
+    /// Claims the deliveries that still wait at the run of their hint; all are of `channel`. A delivery that is not returned belongs to
+    /// another worker, has ended, or is back in its line. [`Store::look`] says whether a claim may be sent: a look-up that fails after
+    /// the claim is committed is repeated alone.
     pub async fn claim(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
         let mut claims: Vec<Claim> = Vec::new();
         for hints in by_day(hints) {
@@ -181,7 +181,7 @@ impl Claim {
         let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes, round, waiting_since)) =
             delivery;
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
-        // The claim stands. What cannot be opened ends as a dead letter by itself, and holds up nobody beside it.
+        // The claim stands. A value that cannot be decrypted ends its delivery alone, as a dead letter.
         let tenant = TenantId(tenant);
         let opened = sealer.open(sealed::CONTENT.of(tenant), content.unwrap_or_default());
         let opened =

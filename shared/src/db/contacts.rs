@@ -115,8 +115,8 @@ impl Store {
         Ok(Contact { devices: devices.map(device).collect(), person, created_at, updated_at })
     }
 
-    /// Changes people, in order; one answer for each change. Whoever is not known is made. Those that are known stay locked
-    /// from reading to writing, and of two that make the same person the second one changes what the first has made.
+    /// Changes people, in order; one answer for each change. Unknown people are made. Known ones stay locked from reading to
+    /// writing, and of two callers that make the same person the second changes what the first has made.
     pub async fn save_contacts(&self, tenant: TenantId, changes: Vec<ContactChange>) -> DbResult<Vec<Saved>> {
         let mut answers: Vec<Option<Saved>> = vec![None; changes.len()];
         let mut open: Vec<(usize, ContactChange)> = changes.into_iter().enumerate().collect();
@@ -134,7 +134,7 @@ impl Store {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    /// Returns the answers, and those people whom somebody else made at the same moment: they are to be tried again.
+    /// Returns the answers, and those people whom another caller made at the same moment: they are to be tried again.
     async fn save_once(
         &self,
         conn: &mut AsyncPgConnection,
@@ -253,7 +253,7 @@ SELECT u.user_id, u.profile, u.locale, u.time_zone, u.quiet_start, u.quiet_end, 
 FROM unnest(?::text[]) AS asked(user_id) JOIN users u ON u.tenant_id = ? AND u.user_id = asked.user_id
 ORDER BY u.user_id FOR UPDATE OF u";
 
-/// Whoever was found is changed; whoever was not is made, unless somebody else has meanwhile.
+/// People that were found are changed; others are made, unless another caller has done so meanwhile.
 const WRITE: &str = "
 WITH given AS MATERIALIZED (
     SELECT f.tenant_id, g.* FROM (SELECT ?::int4 AS tenant_id) f CROSS JOIN

@@ -1,7 +1,7 @@
 //! Erasure: a person is forgotten everywhere, while the facts of the log and the counters stay.
 //!
-//! A request is a row; it is carried out in steps, by whoever asked for it as long as he waits, then by a scheduler. What a
-//! worker holds is left to it and comes in a later step: its message expires at once, so that no further try follows.
+//! A request is a row; it is carried out in steps, by the request itself as long as its client waits, then by a scheduler. A delivery
+//! that a worker holds comes in a later step: its message expires at once, so that no further try follows.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::domain::{
 const BATCH: i64 = 100;
 /// Bodies opened at once.
 const OPENED: i64 = 200;
-/// How long whoever asked for an erasure has it to himself: his answer says what was erased, so nobody may help him.
+/// How long a request has its erasure to itself: its answer counts what was erased, so no scheduler may take part.
 pub const ATTENDED: Duration = Duration::from_secs(10);
 /// How long an erasure that was taken is its taker's: longer than a step takes.
 const LEASE: Duration = Duration::from_secs(300);
@@ -35,7 +35,7 @@ pub struct Erased {
     pub deliveries: i64,
     /// Entries of the inbox.
     pub inbox: i64,
-    /// Contents that bulks shared with nobody else.
+    /// Contents of bulks without another recipient.
     pub bulks: i64,
     /// Kept answers from which the person was taken out.
     pub idempotency_responses: i64,
@@ -64,7 +64,7 @@ impl Erased {
     }
 }
 
-/// Somebody who is to be erased.
+/// A person who is to be erased.
 #[derive(Clone, Debug)]
 pub struct Erasure {
     /// Whose person.
@@ -73,7 +73,7 @@ pub struct Erasure {
     pub user_id: String,
     /// What was accepted after this moment is not meant.
     pub asked_at: DateTime<Utc>,
-    /// Also what only an address of the person leads to, whoever it was written by.
+    /// Also data that only an address of the person leads to.
     pub by_address: bool,
 }
 
@@ -101,8 +101,8 @@ impl Store {
         Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at, by_address })
     }
 
-    /// Takes up to `limit` erasures that nobody attends to any more, longest due first. They are the caller's for a while: nobody
-    /// else decrypts the same meanwhile.
+    /// Takes up to `limit` erasures that no process works on, longest due first. They are the caller's for a while: no other process
+    /// decrypts the same meanwhile.
     pub async fn take_erasures(&self, limit: i64) -> DbResult<Vec<Erasure>> {
         let query = statement::<(Int4, Text, Timestamptz, Bool)>(TAKE)
             .bind::<Float8, _>(LEASE.as_secs_f64())
@@ -214,7 +214,7 @@ impl Eraser<'_> {
         }
     }
 
-    /// Cancels what waits of these messages and empties all that no worker holds; says how many.
+    /// Cancels the waiting deliveries of these messages and empties all that no worker holds; says how many.
     async fn empty(&mut self, rows: Vec<(Uuid, bool)>) -> DbResult<i64> {
         let tenant = self.person.tenant;
         let alive: Vec<Uuid> = rows.iter().filter(|(_, is_alive)| *is_alive).map(|(id, _)| *id).collect();
@@ -246,7 +246,7 @@ impl Eraser<'_> {
         Ok(messages)
     }
 
-    /// Empties what configurations were told of these deliveries or messages.
+    /// Empties the webhook events about these deliveries or messages.
     async fn echoes(&self, subjects: Vec<Uuid>) -> DbResult<()> {
         if subjects.is_empty() {
             return Ok(());
@@ -549,7 +549,7 @@ SELECT (SELECT count(*) FROM emptied), (SELECT count(*) FROM unaddressed), (SELE
        ARRAY(SELECT id FROM theirs)"
 );
 
-/// Content is somebody else's as long as a message of the bulk has none of its own.
+/// Another person needs the content as long as a message of the bulk has none of its own.
 const BULKS: &str = "
 WITH emptied AS (
     UPDATE bulks b SET content = f.blank FROM (SELECT ?::int4 AS tenant_id, ?::uuid[] AS ids, ?::bytea AS blank) f
@@ -583,7 +583,7 @@ UPDATE suppressions SET address = NULL, delivery_id = NULL WHERE tenant_id = ? A
 const INBOUND: &str = "
 WITH gone AS (DELETE FROM wa_inbound WHERE tenant_id = ? AND chat_hash = ANY (?::bytea[]) RETURNING id) SELECT id FROM gone";
 
-/// What configurations were told of deliveries, or of messages from the person, and the log of those calls.
+/// Webhook events about deliveries, or about messages from the person, and the log of their calls.
 const ECHOES: &str = "
 WITH f AS (SELECT ?::int4 AS tenant_id, ?::uuid[] AS subjects, ?::bytea AS blank
 ), gone AS (

@@ -14,7 +14,7 @@ use crate::{
     domain::{Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId},
 };
 
-/// The code of the attempt that a crash report brings along: its worker died, and nobody knows what the provider did.
+/// The code of the attempt that a crash report brings along: its worker died, and it is unknown what the provider did.
 pub const WORKER_LOST: &str = "worker_lost";
 
 /// What a batch of events changed; repeats change nothing and are not counted.
@@ -42,7 +42,7 @@ impl Store {
     /// letter. Repeating an event changes nothing. An attempt is logged even if its run is over; what is no attempt, or
     /// only supposes one (a crash report), is logged only if it moves the delivery.
     pub async fn record(&self, mut events: Vec<Event>) -> DbResult<Recorded> {
-        // One lock order for every writer; and what was told of a call afterwards comes after the call.
+        // One lock order for every writer; and a later report about a call comes after the call.
         events.sort_by_key(|event| (event.report, event.delivery, event.run));
         let (calls, reports) = events.split_at(events.partition_point(|event| !event.report));
         let mut rows: Vec<(String, String, i64)> = Vec::new();

@@ -61,7 +61,7 @@ impl Store {
     /// that waits for just that; write the event `sent` down for it. Nothing is returned for a call that is under way, and
     /// for messages whose names are known already. `provider_ref` is `<session id>/<id at WAHA>`.
     ///
-    /// A chat that is named by a hidden id (`…@lid`) cannot be told from its number; there the words alone must name one call.
+    /// A hidden id (`…@lid`) of a chat does not show its number; there the text alone must identify one call.
     pub async fn resolve_hold(
         &self,
         session: Uuid,

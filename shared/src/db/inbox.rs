@@ -1,7 +1,7 @@
 //! In-app notifications: one row per delivery, read, put away and removed by the person it belongs to.
 //!
-//! Every statement names tenant and person, so nobody reaches another one's rows. Within an inbox the rows are numbered in the
-//! order of their commits: whoever has read up to a number has seen every smaller one.
+//! Every statement names tenant and person, so no caller reaches the rows of another person. Within an inbox the rows are numbered
+//! in the order of their commits: a reader that has read up to a number has seen every smaller one.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -30,7 +30,7 @@ fn realm(tenant: TenantId) -> String {
     format!("{REALM}/{tenant}")
 }
 
-/// A row to put into somebody's inbox.
+/// A row to put into a person's inbox.
 #[derive(Clone, Debug)]
 pub struct NewItem {
     /// The delivery: a repeat of it changes nothing.
@@ -47,7 +47,7 @@ pub struct NewItem {
     pub category: Option<String>,
 }
 
-/// A row of somebody's inbox.
+/// A row of a person's inbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboxItem {
     /// The id of the delivery that made it.
@@ -88,7 +88,7 @@ pub enum InboxChange {
     Delete,
 }
 
-/// Somebody who is about to follow an inbox.
+/// A client that is about to follow an inbox.
 #[derive(Clone, Debug)]
 pub struct Follower {
     /// Whose person.
@@ -99,7 +99,7 @@ pub struct Follower {
     pub start: Start,
 }
 
-/// Where somebody begins to follow an inbox.
+/// Where a client begins to follow an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// With what comes from now on.
@@ -108,7 +108,7 @@ pub enum Start {
     After(Option<Uuid>),
 }
 
-/// Somebody who has seen an inbox up to a number.
+/// A client that has seen an inbox up to a number.
 #[derive(Clone, Debug)]
 pub struct Reader {
     /// Whose person.

@@ -1,7 +1,7 @@
 //! Dead letters: what a person must look at, from deliveries that died and from publishes that were refused.
 //!
-//! A tenant sees its own, an operator (no scope) everybody's, those of unknown tenants included. What is done about
-//! them, replaying or dropping, is in `replay`.
+//! A tenant sees its own, an operator (no scope) those of all tenants, unknown ones included. Replaying and dropping
+//! them is in `replay`.
 
 mod filter;
 mod replay;
@@ -31,7 +31,7 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 pub struct DeadLetter {
     /// Its id.
     pub id: Uuid,
-    /// The slug of its tenant; `None` if nobody could tell.
+    /// The slug of its tenant; `None` if it is unknown.
     pub tenant: Option<String>,
     /// The message whose delivery died.
     pub message_id: Option<Uuid>,
@@ -59,7 +59,7 @@ pub struct DeadLetter {
     pub created_at: DateTime<Utc>,
 }
 
-/// A letter to write down that belongs to no delivery of ours.
+/// A letter to write down that belongs to no delivery.
 #[derive(Clone, Debug)]
 pub struct NewLetter {
     /// Its id; a second letter with the same one is not written.

@@ -40,7 +40,7 @@ impl Store {
         Ok(())
     }
 
-    /// Every tenant whose HTTP limit differs from the settings: few, for whoever keeps them in memory.
+    /// Every tenant whose HTTP limit differs from the settings: few enough to keep in memory.
     pub async fn http_limits(&self) -> DbResult<Vec<(TenantId, i32)>> {
         let rows: Vec<(i32, i32)> = statement::<(Int4, Int4)>(HTTP).rows(self).await?;
         Ok(rows.into_iter().map(|(tenant, limit)| (TenantId(tenant), limit)).collect())

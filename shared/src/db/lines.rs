@@ -1,6 +1,6 @@
 //! Lines: where deliveries wait for a slot of a WhatsApp session, or for the turn of their tenant.
 //!
-//! A line's row is locked by whoever counts its slots, so a limit holds with any number of workers. What is released is
+//! A statement that counts the slots of a line locks its row, so a limit holds with any number of workers. A release is
 //! only a hint: the slot itself is taken with the claim ([`Store::claim`]).
 
 use diesel::sql_types::{Double, Int4, Int8, Text, Uuid as SqlUuid};
@@ -42,7 +42,7 @@ impl Store {
         Ok(rows.iter().filter_map(route).collect())
     }
 
-    /// How many more deliveries a line could let through right now, what waits in it taken off; and, where that is none, the
+    /// How many more deliveries a line could let through right now, minus those that wait in it; and, where that is none, the
     /// seconds until its next slot.
     pub async fn line_room(&self, line: Uuid) -> DbResult<(i32, f64)> {
         let rows: Vec<(i32, f64)> = room(line).rows(self).await?;
@@ -78,7 +78,7 @@ impl Store {
     }
 }
 
-/// From one line that has something to the next by the index of what waits: lines in which nothing waits are not read.
+/// From one line with deliveries to the next by the index of waiting deliveries: empty lines are not read.
 const WAITING: &str = "
 WITH RECURSIVE w(line) AS (
     (SELECT line FROM parked ORDER BY line LIMIT 1)

@@ -542,7 +542,7 @@ pub(super) use minute_after;
 
 /// Walks the ids downwards, at most a window of them, and stops at the limit: a list costs what it shows. `f` is one row
 /// of constants that the planner folds in. A tenant's list compares and orders by (tenant, id): were the tenant a mere
-/// equation, the planner could walk everybody's ids instead, and a quiet tenant's list would read through a busy one's.
+/// equation, the planner could walk the ids of all tenants instead, and a quiet tenant's list would read through a busy one's.
 macro_rules! search {
     ($range:literal, $order:literal) => {
         concat!(

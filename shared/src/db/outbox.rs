@@ -30,7 +30,7 @@ pub struct DispatchItem {
 }
 
 impl Store {
-    /// Takes up to `limit` rows that nobody published in time; they are ours for `lease_ms`.
+    /// Takes up to `limit` rows that were not published in time; they are the caller's for `lease_ms`.
     pub async fn take_unpublished(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<Dispatch>> {
         let query = statement::<(Int8, Array<SqlUuid>, Array<Int4>, Array<Text>)>(TAKE)
             .bind::<Int4, _>(lease_ms)
@@ -39,7 +39,7 @@ impl Store {
         Ok(rows.into_iter().map(dispatch).collect())
     }
 
-    /// Gives back rows that were taken and could not be published, so that nobody waits for the end of their lease.
+    /// Gives back rows that were taken and could not be published, so that they do not wait for the end of their lease.
     pub async fn give_back_unpublished(&self, rows: Vec<i64>) -> DbResult<()> {
         let query = statement::<()>(GIVE_BACK).bind::<Array<Int8>, _>(rows);
         query.run(self).await?;
@@ -86,7 +86,7 @@ impl Store {
 pub struct Audited {
     /// Outbox rows looked at.
     pub seen: i64,
-    /// Rows handed back to the relay because the broker lost deliveries of theirs.
+    /// Rows handed back to the relay because the broker lost some of their deliveries.
     pub lost: i64,
     /// Deliveries put under watch because a worker has held them for so long.
     pub watched: i64,

@@ -29,7 +29,7 @@ pub(super) type SqlRow = (
 );
 
 impl Store {
-    /// These people of a tenant, with their devices; those nobody knows are left out.
+    /// These people of a tenant, with their devices; unknown ones are left out.
     pub async fn people(&self, tenant: TenantId, ids: Vec<String>) -> DbResult<HashMap<String, Person>> {
         if ids.is_empty() {
             return Ok(HashMap::new());

@@ -9,7 +9,7 @@ use super::{DbResult, Statement, Store, sealed, statement};
 use crate::{domain::TenantId, seal::Place};
 
 impl Store {
-    /// What the person chose to be told, as it is stored.
+    /// The person's preferences, as they are stored.
     pub async fn preferences_as_stored(&self, tenant: TenantId, user_id: &str) -> DbResult<Option<Value>> {
         let query = statement::<Nullable<Text>>(PREFERENCES).within(Some(tenant)).bind::<Int4, _>(tenant.0);
         let rows: Vec<Option<String>> = query.bind::<Text, _>(user_id.to_owned()).rows(self).await?;

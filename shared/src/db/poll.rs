@@ -105,7 +105,7 @@ impl Store {
     }
 }
 
-/// Every part is one look at the low end of an index that holds nothing but what waits.
+/// Every part is one look at the low end of an index that holds waiting rows only.
 const POLL: &str = "
 SELECT now(), ARRAY[
     (SELECT due_at FROM due WHERE why <> 'watch' AND due_at >= f.at[1] ORDER BY due_at LIMIT 1),

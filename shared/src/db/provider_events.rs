@@ -52,7 +52,7 @@ pub struct Subject {
     pub provider: Option<ProviderName>,
     /// What that provider calls it, as far as the log has it.
     pub reference: Option<String>,
-    /// Whether nobody knows how the last call ended.
+    /// Whether the end of the last call is unknown.
     pub in_doubt: bool,
 }
 
@@ -80,7 +80,7 @@ impl Store {
         Ok(ids.iter().map(|id| kept.contains(id)).collect())
     }
 
-    /// Takes up to `limit` pending events that are due; nobody else gets them for `lease_ms`.
+    /// Takes up to `limit` pending events that are due; no other caller gets them for `lease_ms`.
     pub async fn take_provider_events(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<PendingProviderEvent>> {
         type Row = (Uuid, String, Vec<u8>, i16, DateTime<Utc>);
         let query = statement::<(SqlUuid, Text, Binary, Int2, Timestamptz)>(TAKE)
@@ -162,7 +162,7 @@ impl Store {
         query.run(self).await.map(drop)
     }
 
-    /// Forgets events that nobody will repeat any more, and soft bounces of long ago. Bounded; says whether there are more.
+    /// Forgets events too old to be repeated, and old soft bounces. Bounded; says whether there are more.
     pub async fn forget_provider_events(&self, limit: i64) -> DbResult<bool> {
         let query = statement::<Int8>(FORGET)
             .bind::<Text, _>(REMEMBERED)

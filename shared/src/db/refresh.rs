@@ -60,7 +60,7 @@ impl Store {
 
     /// Puts the token `new` into the place of `old` and returns what the family grants; `None` if `old` does not hold.
     /// An `old` that was replaced before revokes the family. Of two callers with the same token the first gets a new one
-    /// and the second revokes it: whoever asks with a used token may have stolen it.
+    /// and the second revokes it: a used token may be a stolen one.
     pub async fn rotate_family(&self, family: Uuid, old: Hash, new: Hash, holds: Duration) -> DbResult<Option<Grant>> {
         let query = statement::<(Bool, Text, Text, Text, Int4, SqlUuid, Text)>(ROTATE)
             .bind::<Binary, _>(old.to_vec())
@@ -101,7 +101,7 @@ WITH made AS (
     RETURNING tenant_id)
 SELECT t.slug FROM made m JOIN tenants t ON t.id = m.tenant_id";
 
-// One statement decides: whoever comes second waits for the row and then sees another hash in it.
+// One statement decides: the second caller waits for the row and then sees another hash in it.
 const ROTATE: &str = "
 UPDATE token_families f SET
     revoked_at = CASE WHEN f.hash = ? THEN NULL ELSE now() END,

@@ -1,7 +1,7 @@
 //! Key rotation: everything that is sealed, written anew with the newest key, in small steps while services run.
 //!
-//! Nothing remembers how far a rotation came: what is of the newest key says so itself. A step reads a few rows, seals them
-//! and writes them back only where they still are what was read, so that nobody's change is lost.
+//! The progress of a rotation is not stored: each value shows its key. A step reads a few rows, seals them and writes them
+//! back only where they have not changed since, so that no change is lost.
 
 use diesel::{
     QueryableByName,
@@ -96,7 +96,7 @@ struct Column {
     is_text: bool,
     /// Under which name its values are bound.
     place: seal::Column,
-    /// Whether they belong to their row's tenant, or to nobody.
+    /// Whether they belong to their row's tenant, or to none.
     is_tenants: bool,
     /// The column with the fingerprint of the value among those of its tenant.
     hash: Option<&'static str>,
@@ -116,7 +116,7 @@ const fn of_nobody(column: Column) -> Column {
     Column { is_tenants: false, ..column }
 }
 
-/// Every column whose values are sealed. Whoever adds one adds it here; the test of rotation looks through the whole database.
+/// Every column whose values are sealed. A new one must be added here; the test of rotation looks through the whole database.
 const COLUMNS: &[Column] = &[
     of_nobody(Column { key: Key::Number, ..text("tenants", "webhook_secret", sealed::TENANT_SECRET) }),
     bytes("messages", "content", sealed::CONTENT),
@@ -164,7 +164,7 @@ struct Value {
     k: String,
     #[diesel(sql_type = Binary)]
     v: Vec<u8>,
-    /// 0: nobody's.
+    /// 0: of no tenant.
     #[diesel(sql_type = Int4)]
     tenant: i32,
     #[diesel(sql_type = Nullable<Binary>)]

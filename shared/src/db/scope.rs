@@ -1,7 +1,7 @@
 //! Whose rows a connection sees: row-level security as the floor below every `WHERE tenant_id = …`.
 //!
-//! A connection of the pool is the engine's: it accepts, claims and writes down for all tenants at once. Whatever is asked or
-//! done for one tenant runs in a transaction that names it; a forgotten condition then shows nothing of anybody else.
+//! A connection of the pool is the engine's: it accepts, claims and writes down for all tenants at once. Statements for one
+//! tenant run in a transaction that names it; a forgotten condition then shows no row of another tenant.
 
 use std::ops::{Deref, DerefMut};
 
@@ -84,15 +84,15 @@ impl DerefMut for Scoped {
 pub struct Floor {
     /// The services' connections act as a role that it binds.
     pub is_bound: bool,
-    /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables: whoever
-    /// can say `RESET ROLE` is free of it.
+    /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables: after
+    /// `RESET ROLE` the session is free of the role.
     pub login_is_privileged: bool,
     /// Tables that belong to tenants and are not under it.
     pub open_tables: Vec<String>,
 }
 
 impl Store {
-    /// A connection that sees the rows of `scope` only; `None`: everybody's.
+    /// A connection that sees the rows of `scope` only; `None`: of all tenants.
     pub async fn within(&self, scope: Option<TenantId>) -> DbResult<Scoped> {
         let mut conn = self.conn().await?;
         if let Some(tenant) = scope {
@@ -105,7 +105,7 @@ impl Store {
         Ok(Scoped { conn, in_transaction: scope.is_some() })
     }
 
-    /// A connection in the middle of a transaction that sees everybody's rows.
+    /// A connection in the middle of a transaction that sees the rows of all tenants.
     pub async fn transaction(&self) -> DbResult<Scoped> {
         let mut conn = self.conn().await?;
         Manager::begin_transaction(&mut *conn).await?;

@@ -64,7 +64,7 @@ impl<Row> Statement<Row> {
         Ok(exists.then(|| this.on_day(day)))
     }
 
-    /// Lets the statement see and touch nothing but this tenant's rows, whatever its text says; `None`: everybody's.
+    /// Lets the statement see and touch this tenant's rows only, whatever its text says; `None`: those of all tenants.
     pub const fn within(mut self, scope: Option<TenantId>) -> Self {
         self.scope = scope;
         self

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{DbResult, Statement, Store, statement};
 use crate::domain::{TenantId, Throttle};
 
-/// Who wants to be told something, and by which rules.
+/// A person, and the rules that want to send to them.
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// Whose rules.
@@ -66,7 +66,7 @@ impl Store {
         Ok(granted(RunQueryDsl::load(ask.take(), conn).await?))
     }
 
-    /// Gives places back: nothing was told after all.
+    /// Gives places back: no message was sent after all.
     pub async fn give_back_throttles(&self, tenant: TenantId, user: &str, granted: Granted) -> DbResult<()> {
         if granted.is_empty() {
             return Ok(());

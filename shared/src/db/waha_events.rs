@@ -63,7 +63,7 @@ impl Store {
         Ok(ids.iter().map(|id| kept.contains(id)).collect())
     }
 
-    /// Takes up to `limit` pending events that are due; nobody else gets them for `lease_ms`.
+    /// Takes up to `limit` pending events that are due; no other caller gets them for `lease_ms`.
     pub async fn take_events(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<PendingEvent>> {
         type Row = (Uuid, i32, Uuid, String, Vec<u8>, i16, DateTime<Utc>);
         let query = statement::<(SqlUuid, Int4, SqlUuid, Text, Binary, Int2, Timestamptz)>(TAKE)
@@ -102,7 +102,7 @@ UPDATE waha_events e SET due_at = now() + ? * interval '1 millisecond', tries = 
 FROM picked WHERE e.id = picked.id
 RETURNING e.id, e.tenant_id, e.session_id, e.event, e.body, e.tries, e.created_at";
 
-/// Not more often than tells anybody something.
+/// Not more often than is useful.
 const HEARD: &str = "
 UPDATE wa_sessions SET last_event_at = now()
 WHERE id = ANY (?::uuid[]) AND (last_event_at < now() - interval '5 seconds') IS NOT FALSE";

@@ -1,6 +1,6 @@
-//! What Posthaste reports to webhook configurations: written with the fact, told by a task, held for those that are off.
+//! Events for webhook configurations: written with the fact, sent by a task, held for configurations that are off.
 //!
-//! Whoever writes a fact adds [`tell!`] to its statement. It costs a look at the tenant's configurations, of which most have
+//! A statement that writes a fact adds [`tell!`]. It costs a look at the tenant's configurations, of which most have
 //! none.
 
 use std::collections::HashMap;
@@ -28,8 +28,8 @@ use crate::{
 
 /// Adds events to a statement: one row for each configuration of their tenant that wants them. `$rows` gives `tenant_id,
 /// channel, delivery, event, at, subject, run, fact`. A configuration is not told about itself, and deliveries that carry events
-/// report none; the fence keeps that question from being asked where nobody listens. With `plain`, for events about no delivery,
-/// it is not asked at all.
+/// report none; the fence keeps that question from being asked where there is no configuration. With `plain`, for events about no
+/// delivery, it is not asked at all.
 macro_rules! tell {
     (plain $rows:literal) => {
         concat!(
@@ -57,7 +57,7 @@ macro_rules! tell {
 
 pub(super) use tell;
 
-/// An event to be told to one configuration.
+/// An event to be sent to one configuration.
 #[derive(Clone, Debug)]
 pub struct Telling {
     /// The row.
@@ -76,7 +76,7 @@ pub struct Telling {
     pub at: DateTime<Utc>,
     /// What it is about.
     pub subject: Option<Uuid>,
-    /// What may be told of it.
+    /// The part of it that may be sent.
     pub fact: Map<String, Value>,
     /// How often it was replayed.
     round: i32,
@@ -84,7 +84,7 @@ pub struct Telling {
     pub is_echo: bool,
 }
 
-/// Which events are told once more.
+/// Which events are sent once more.
 #[derive(Clone, Debug)]
 pub struct Again {
     /// From this moment.
@@ -115,7 +115,7 @@ impl Store {
         statement::<Int8>(RECEIVED).bind::<Int8, _>(limit).row(self).await
     }
 
-    /// Up to `limit` events to be told, oldest first.
+    /// Up to `limit` events to be sent, oldest first.
     pub async fn tellings(&self, limit: i64) -> DbResult<Vec<Telling>> {
         let rows: Vec<Row> = statement::<SqlRow>(PENDING).bind::<Int8, _>(limit).rows(self).await?;
         rows.into_iter().map(|row| self.telling(row)).collect()
@@ -132,7 +132,7 @@ impl Store {
             }
         }
         if let Some(content) = content {
-            // One content of an unknown key must not hold up everybody's events: it is told without its metadata.
+            // One content of an unknown key must not delay other events: it is sent without its metadata.
             let opened = self.sealer().open(sealed::CONTENT.of(TenantId(tenant)), content);
             let opened =
                 opened.inspect_err(|error| tracing::error!(event.id = id, %error, "a content cannot be opened"));
@@ -163,7 +163,7 @@ impl Store {
         query.run(self).await.map(drop)
     }
 
-    /// Drops events that nobody is left for.
+    /// Drops events without a configuration.
     pub async fn drop_events(&self, ids: Vec<i64>) -> DbResult<()> {
         statement::<()>("DELETE FROM webhook_events WHERE id = ANY (?::int8[])")
             .bind::<Array<Int8>, _>(ids)
@@ -172,8 +172,8 @@ impl Store {
             .map(drop)
     }
 
-    /// Has events of a configuration told once more, at most `limit`, oldest first; says how many. What waits for its next
-    /// try is tried at once instead.
+    /// Has events of a configuration sent once more, at most `limit`, oldest first; says how many. Events that wait for a retry are
+    /// tried at once instead.
     pub async fn tell_again(&self, tenant: TenantId, configuration: Uuid, which: Again, limit: i64) -> DbResult<i64> {
         let query = statement::<Int8>(AGAIN)
             .bind::<Int4, _>(tenant.0)
@@ -186,9 +186,9 @@ impl Store {
         query.within(Some(tenant)).row(self).await
     }
 
-    /// Takes back what waits for configurations that were switched off lately: their events are held instead. Repeated for a
+    /// Takes back waiting events of configurations that were switched off lately: they are held instead. Repeated for a
     /// while, since a worker may hold some. Of each configuration one call looks at up to `limit` events, behind those of the last
-    /// call, which `swept` remembers. Returns whether there is more. One that fails keeps no other one from its turn.
+    /// call, which `swept` remembers. Returns whether there is more. A failure of one does not keep the others from their turn.
     pub async fn hold_back(&self, limit: i64, swept: &mut Swept) -> DbResult<bool> {
         let off: Vec<Uuid> = statement::<SqlUuid>(SWITCHED_OFF).rows(self).await?;
         swept.retain(|configuration, _| off.contains(configuration));
@@ -234,7 +234,7 @@ impl Store {
 }
 
 impl Telling {
-    /// The webhook that carries it to `url`. A message from a person is told whole: `inbound` is that message.
+    /// The webhook that carries it to `url`. A message from a person is included whole: `inbound` is that message.
     pub fn acceptance(&self, url: &str, inbound: Option<&Inbound>) -> (Acceptance, DeliveryId) {
         let data = match inbound {
             Some(inbound) => received(inbound),
@@ -298,7 +298,7 @@ pub fn carrier(
     (acceptance, id)
 }
 
-/// What is told of a message from a person.
+/// The fields of a message from a person that are sent.
 fn received(message: &Inbound) -> Value {
     json!({
         "id": message.id,

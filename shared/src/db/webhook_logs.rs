@@ -1,4 +1,4 @@
-//! Calls to the receivers of webhook configurations, and what follows: whoever is gone, or fails for days, is switched off.
+//! Calls to the receivers of webhook configurations: a receiver that is gone, or fails for days, is switched off.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};

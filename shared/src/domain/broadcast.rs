@@ -1,4 +1,4 @@
-//! Broadcasts: one thing told to everybody whom a target means.
+//! Broadcasts: one notification for every person of a target.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -10,11 +10,11 @@ words!(
     BroadcastStatus {
         /// It begins at its time.
         Scheduled = "scheduled",
-        /// People are being told.
+        /// Its messages are being accepted.
         Running = "running",
         /// An admin made it stop for a while.
         Paused = "paused",
-        /// Everybody was told.
+        /// All its messages are accepted.
         Completed = "completed",
         /// An admin ended it.
         Cancelled = "cancelled",
@@ -30,7 +30,7 @@ const ATTRIBUTES: &str = "attributes.";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Target {
-    /// Everybody the tenant knows.
+    /// All people of the tenant.
     All {},
     /// Those whose attribute `tier` is this.
     Subscription {
@@ -74,7 +74,7 @@ impl Target {
         }
     }
 
-    /// Whether its conditions hold of somebody.
+    /// Whether its conditions hold for a person.
     pub fn means(&self, locale: Option<&str>, time_zone: Option<&str>, attributes: &Map<String, Value>) -> bool {
         let conditions = self.conditions();
         if conditions.is_empty() {

@@ -18,7 +18,7 @@ words!(
 pub const MARKETING: &str = "marketing";
 
 impl Class {
-    /// The class of a category that nobody gave another one.
+    /// The default class of a category.
     pub fn of(category: Option<&str>) -> Self {
         match category {
             Some("security" | "system") => Self::Essential,

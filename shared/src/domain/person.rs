@@ -57,7 +57,7 @@ impl std::fmt::Debug for Person {
 }
 
 impl Person {
-    /// Somebody of whom only the id is known.
+    /// A person of whom only the id is known.
     pub fn unknown(id: impl Into<String>) -> Self {
         Self { id: id.into(), ..Self::default() }
     }
@@ -86,7 +86,7 @@ impl Person {
 }
 
 /// A push recipient taken apart: the platform that was named when the device was registered, and the token. Tokens of Google
-/// hold colons of their own; only a word of [`Platform`] before the first one is none of theirs.
+/// may hold colons; only a word of [`Platform`] before the first colon is a platform.
 pub fn push_target(recipient: &str) -> (Option<Platform>, &str) {
     let named = |platform: &Platform| {
         recipient

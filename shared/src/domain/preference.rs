@@ -1,4 +1,4 @@
-//! What a person wants to be told, and by which way. Any "off" wins; what is essential passes.
+//! The preferences of a person: which notifications, on which channels. Any "off" wins; essential ones pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ pub struct Choice {
     /// Channels it may not take.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub off: BTreeSet<Channel>,
-    /// Channels it was asked for on: a "yes" to what is off unless somebody says so.
+    /// Channels that were switched on: a "yes" to categories that are off by default.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub on: BTreeSet<Channel>,
 }
@@ -42,7 +42,7 @@ pub struct Preferences {
     pub keys: BTreeMap<String, Choice>,
 }
 
-/// What is about to be told.
+/// The notification that is about to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Topic<'a> {
     /// The type of the notification.
@@ -392,7 +392,7 @@ mod tests {
             let found = wishes.wait(Class::Marketing, Channel::Email, Some(window), utc(now));
             assert_eq!(found, wanted, "{quiet:?} {zone:?} at {now}");
         }
-        // Whoever is never disturbed while it is open.
+        // The person's quiet hours cover all of the window.
         let owl = Wishes { quiet: quiet(8, 18), ..Wishes::default() };
         let never = Some(Wait { until: None, reason: Reason::SendWindow });
         for now in ["2026-06-01T07:00:00Z", "2026-06-01T12:00:00Z", "2026-06-06T20:00:00Z"] {

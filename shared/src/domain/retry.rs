@@ -96,12 +96,12 @@ pub struct Round(
 );
 
 impl Round {
-    /// Nobody was asked.
+    /// No provider was called.
     pub const NEW: Self = Self(0);
-    /// Somebody who was asked in this round may well do better in the next.
+    /// A provider that was called in this round may well do better in the next.
     const HOPE: i32 = 1 << 30;
 
-    /// Whether this is the very beginning of one: nobody was asked.
+    /// Whether this is the very beginning of one: no provider was called.
     pub fn is_empty(&self) -> bool {
         *self == Self::NEW
     }
@@ -224,8 +224,8 @@ pub fn decide(
     within(verdict, time_left)
 }
 
-/// Decides what follows a look at a delivery that found no provider that may be called (a breaker is open, the claim was too old). Nobody
-/// was asked, so it counts as nothing, however often it happens; it ends when the delivery has `waited` too long since its last
+/// Decides what follows a look at a delivery that found no provider that may be called (a breaker is open, the claim was too old). No
+/// provider was called, so it is not counted, however often it happens; it ends when the delivery has `waited` too long since its last
 /// attempt. The next look comes after `wait`, or after the usual first pause.
 pub fn decide_wait(
     waited: Duration,
@@ -242,7 +242,7 @@ pub fn decide_wait(
     within(Verdict::again(EventKind::Retrying, delay, false), time_left)
 }
 
-/// Decides what follows a worker that died holding the delivery: nobody knows whether the provider was called.
+/// Decides what follows a worker that died holding the delivery: it is unknown whether the provider was called.
 pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> Verdict {
     if tries.crashes >= CRASHES_MAX {
         return Verdict::dead(EventKind::Ambiguous, DeadReason::ExpiredCrashes);

@@ -153,7 +153,7 @@ fn order_numbers(one: &Number, other: &Number) -> Option<Ordering> {
     one.as_f64()?.partial_cmp(&other.as_f64()?)
 }
 
-/// How often one person is told by a rule.
+/// How often one person gets a message by a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Throttle {
@@ -189,7 +189,7 @@ pub struct RuleDefinition {
     /// Whether events gather.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<DigestRule>,
-    /// How often one person is told.
+    /// How often one person gets a message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttle: Option<Throttle>,
 }

@@ -22,7 +22,7 @@ const ALL: &str = "all";
 const CATEGORY: &str = "category:";
 
 impl SuppressionScope {
-    /// What somebody is kept from who wants no more of a category.
+    /// The scope of an opt-out of a category.
     pub fn of_category(category: &str) -> Self {
         if category == MARKETING { Self::Marketing } else { Self::Category(category.to_owned()) }
     }
@@ -96,7 +96,7 @@ pub const fn is_suppressible(channel: Channel) -> bool {
     }
 }
 
-/// The form of an address under which it is suppressed: nobody runs mailboxes that differ in case only, a browser's
+/// The form of an address under which it is suppressed: no mail server has mailboxes that differ in case only, a browser's
 /// subscription is its endpoint, and a token is dead whatever platform was named with it.
 pub fn suppressed_form(channel: Channel, address: &str) -> String {
     match channel {

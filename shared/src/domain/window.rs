@@ -45,7 +45,7 @@ pub struct Closing {
 }
 
 impl DigestRule {
-    /// When a window closes that opens at `opened_at` for somebody who lives by `zone`. Where there is a schedule it decides.
+    /// When a window closes that opens at `opened_at` for a person in `zone`. Where there is a schedule it decides.
     pub fn closing(&self, opened_at: DateTime<Utc>, zone: Tz) -> Closing {
         if let Some(closes_at) = self.scheduled(opened_at, zone) {
             return Closing { closes_at, latest_at: closes_at };
@@ -68,7 +68,7 @@ impl DigestRule {
     }
 }
 
-/// A schedule in cron's words, read by the clock on somebody's wall.
+/// A schedule as cron writes it, in the person's local time.
 #[derive(Clone, Debug)]
 pub struct LocalSchedule(Cron);
 

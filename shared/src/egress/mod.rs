@@ -28,7 +28,7 @@ pub fn same_origin(one: &str, other: &str) -> bool {
     matches!((Url::parse(one), Url::parse(other)), (Ok(one), Ok(other)) if one.origin() == other.origin())
 }
 
-/// Why a call has no answer. Until a connection stands nothing was sent; after that nobody knows.
+/// Why a call has no answer. Before the connection stands nothing was sent; after that it is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// The target is not allowed, or no URL.

@@ -22,7 +22,7 @@ pub struct GuardedResolver {
 /// Why a name was not dialled.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// It has no address, or nobody could be asked.
+    /// It has no address, or no name server answered.
     #[error("the name could not be resolved")]
     Unknown(#[source] io::Error),
     /// One of its addresses is forbidden. One is enough: which of them is dialled is chance.

@@ -55,7 +55,7 @@ pub enum Broken {
     Source(io::Error),
 }
 
-/// Reads all rows; `take` says whether somebody still wants them. What was read before it breaks off is handed on as well.
+/// Reads all rows; `take` says whether they are still wanted. Rows that were read before the end are handed on as well.
 pub fn read(source: impl Read, format: Format, take: impl FnMut(Chunk) -> bool) -> Result<(), Broken> {
     let mut filling = Filling { chunk: Chunk::default(), since: Instant::now(), is_wanted: true, take };
     let ended = match format {

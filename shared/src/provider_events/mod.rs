@@ -118,7 +118,7 @@ fn moment(at: Option<DateTime<Utc>>, received_at: DateTime<Utc>) -> DateTime<Utc
     at.unwrap_or(received_at).min(received_at)
 }
 
-/// One of our delivery ids. Ids of ours are ordered by time; any other UUID is somebody else's.
+/// One of our delivery ids. They are ordered by time; any other UUID is not ours.
 fn own_id(text: &str) -> Option<DeliveryId> {
     let id: Uuid = text.trim().parse().ok()?;
     (id.get_version_num() == 7).then_some(DeliveryId(id))

@@ -1,7 +1,7 @@
-//! Messages of Amazon SNS over HTTP, in which SES tells its events.
+//! Messages of Amazon SNS over HTTP, which carry the events of SES.
 //!
-//! Everybody who has an account can have SNS sign messages with the very same certificates, so a signature says only that
-//! SNS sent it; that it is ours is said by the topic, which must be one of `SNS_TOPIC_ARNS`.
+//! Every AWS account can have SNS sign messages with the very same certificates, so a signature shows only that SNS sent it. The
+//! topic, which must be one of `SNS_TOPIC_ARNS`, shows that it is ours.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// The header of a mail in which it comes back too, where SES is told to send the headers along.
+/// The header of a mail in which it comes back too, where SES is set to include the headers.
 const DELIVERY_HEADER: &str = "x-posthaste-delivery-id";
 
 /// A message of SNS.

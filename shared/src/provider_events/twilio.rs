@@ -1,4 +1,4 @@
-//! Twilio's status callbacks: HMAC-SHA1 over the URL it was told to call and the sorted parameters.
+//! Twilio's status callbacks: HMAC-SHA1 over the URL that it was given and the sorted parameters.
 //!
 //! The URL is the one others see, so it is made of `PUBLIC_URL` and never of what a request says about its host. There is
 //! no time in the signature: what comes again is found by message and status.

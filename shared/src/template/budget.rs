@@ -100,7 +100,7 @@ impl HelperDef for Tick<'_> {
     }
 }
 
-/// `each` as everybody knows it, counting what it goes through.
+/// The usual `each`, which counts its items.
 pub(super) struct Each<'a>(pub(super) &'a Budget);
 
 impl HelperDef for Each<'_> {

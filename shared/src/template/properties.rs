@@ -1,4 +1,4 @@
-//! Whatever somebody writes into a template and gives it, a rendering ends soon, and within its bounds.
+//! Whatever template and data a tenant writes, a rendering ends soon, and within its bounds.
 
 use std::time::{Duration, Instant};
 

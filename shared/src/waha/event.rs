@@ -47,7 +47,7 @@ pub struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads a body. The error is a clause for whoever wrote it.
+    /// Reads a body. The error is a clause for its sender.
     pub fn read(body: &'a [u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(body).map_err(|_| "is not UTF-8".to_owned())?;
         let envelope: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -56,7 +56,7 @@ impl<'a> Envelope<'a> {
     }
 
     /// SHA-256 of what makes it the same event: its id; else, where it is about a message, what it says of which message; else
-    /// the body. Only what is signed counts: with a header of another value a captured webhook could be told once more.
+    /// the body. Only signed data counts: otherwise a captured webhook could be repeated with another header.
     pub fn dedup(&self, body: &[u8], now: DateTime<Utc>) -> Hash {
         #[derive(Deserialize)]
         struct Head {
@@ -127,7 +127,7 @@ impl Topic {
     }
 }
 
-/// How far a message of ours has come; later ones outrank earlier ones, but for an error.
+/// The progress of an outgoing message; later ones outrank earlier ones, but for an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ack {
     /// WhatsApp refused it.
@@ -195,7 +195,7 @@ pub struct FromPerson {
     pub raw_sent_at: String,
 }
 
-/// A message of ours that WAHA tells back.
+/// The echo of an outgoing message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FromUs {
     /// Its id at WAHA.
@@ -213,11 +213,11 @@ pub struct FromUs {
 /// What an event means.
 #[derive(Clone, Debug)]
 pub enum Meaning {
-    /// Somebody wrote.
+    /// A message from a person.
     Person(Box<FromPerson>),
-    /// A message of ours, told back.
+    /// The echo of an outgoing message.
     Echo(FromUs),
-    /// How far a message of ours has come.
+    /// The progress of an outgoing message.
     Ack {
         /// The message.
         waha_id: String,
@@ -254,7 +254,7 @@ pub fn meaning(body: &[u8], came_at: DateTime<Utc>) -> Meaning {
     }
 }
 
-/// What one message of a chat's list means: what a person wrote, or how far a message of ours has come.
+/// The meaning of one message in a chat's list: a message from a person, or the progress of an outgoing one.
 pub fn listed(payload: &Value, came_at: DateTime<Utc>) -> Meaning {
     match payload.get("fromMe").and_then(Value::as_bool) {
         Some(true) => acked(payload, came_at),

@@ -60,8 +60,8 @@ fn is_masked(key: &str) -> bool {
     !key.is_empty() && key.chars().all(|c| matches!(c, '*' | '•' | 'x'))
 }
 
-/// `config` with our webhook in it, signed with `secret`; everything else stays as it is. `previous`: the secret before, by
-/// which a webhook of ours is known that leads to where we were reached before.
+/// `config` with our webhook in it, signed with `secret`; everything else stays as it is. `previous`: the secret before, which
+/// identifies our webhook at a former URL.
 pub fn with_webhook(
     config: Option<SessionConfig>,
     url: &str,

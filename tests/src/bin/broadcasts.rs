@@ -1,4 +1,4 @@
-//! Measures broadcasts: how fast 200,000 people are told, released and reached in their inboxes, and how much is ahead meanwhile.
+//! Measures broadcasts: how fast messages to 200,000 people are accepted, released and delivered, and how far acceptance runs ahead.
 //! `cargo run --release -p posthaste-tests --bin broadcasts [PEOPLE]`, with PostgreSQL and RabbitMQ installed; programs are taken
 //! from `target/release` if they are there.
 

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // What was released stays listed until it was counted here.
+    // Released deliveries stay listed until they are counted here.
     let mut stack = Stack::prepare(TestServers::private("due")?, &[("AUDIT_AFTER_MS", "600000")]).await?;
     stack.launch("ingest", Role::Ingest, &[]).await?;
     stack.launch("worker", Role::Worker, &[]).await?;

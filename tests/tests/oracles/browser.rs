@@ -4,8 +4,7 @@ use anyhow::{Context, Result};
 use harness::{Role, Stack, TestServers, oracle::node};
 use serde_json::{Value, json};
 
-/// The button works by keyboard and without scripts, the page asks for nothing else, and nobody gets anywhere with a link
-/// that is not ours.
+/// The button works by keyboard and without scripts, the page loads nothing else, and a forged link has no effect.
 #[tokio::test]
 async fn a_reader_unsubscribes_with_one_button_in_a_browser() -> Result<()> {
     let mut stack = Stack::prepare(TestServers::shared()?, &[("EMAIL_BACKEND", "sandbox")]).await?;

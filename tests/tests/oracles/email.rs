@@ -63,7 +63,7 @@ async fn a_mail_to_sendgrid_is_what_sendgrids_own_client_would_send() -> Result<
     Ok(())
 }
 
-/// The mail server, the parser and the verifier are all somebody else's.
+/// The mail server, the parser and the verifier are all third-party programs.
 #[tokio::test]
 async fn a_signed_mail_over_smtp_is_read_and_verified_by_others() -> Result<()> {
     let files = std::env::temp_dir().join(format!("oracle-{}", uuid::Uuid::now_v7().simple()));
@@ -99,7 +99,7 @@ async fn a_signed_mail_over_smtp_is_read_and_verified_by_others() -> Result<()> 
     Ok(())
 }
 
-/// What the mail server was given, byte for byte.
+/// The mail as the server got it, byte for byte.
 async fn sent_over_smtp(key: &Path, taken: &Path) -> Result<Vec<u8>> {
     let server = Server::start(|port| {
         let mut command = interpreter()?;

@@ -1,4 +1,4 @@
-//! What leaves Posthaste, judged by programs that other people wrote. Each test has a negative twin.
+//! The outgoing requests and mails of Posthaste, checked by third-party programs. Each test has a negative twin.
 
 mod browser;
 mod email;
@@ -19,7 +19,7 @@ use harness::{
 };
 use serde_json::{Value, json};
 
-/// What the attempts of a message came to, once there is one.
+/// The outcomes of a message's attempts, once there is one.
 async fn first_attempt(stack: &Stack, id: &str) -> Result<Value> {
     eventually("an attempt is in the timeline", 3 * SOON, || async {
         let timeline = stack.producer().timeline(id).await.ok()?;
@@ -73,13 +73,13 @@ impl Amazon {
         .await
     }
 
-    /// What it took, by service.
+    /// The requests that it took, by service.
     async fn taken(&self) -> Result<Value> {
         Ok(reqwest::get(format!("{}/moto-api/data.json", self.url)).await?.error_for_status()?.text().await?.parse()?)
     }
 }
 
-/// Signature Version 4 of both services, and that a wrong secret is refused and told as what it is.
+/// Signature Version 4 of both services; a wrong secret is refused and reported as such.
 #[tokio::test]
 async fn amazon_ses_and_sns_take_what_is_signed_by_the_right_secret_only() -> Result<()> {
     let amazon = Amazon::start().await?;

@@ -1,4 +1,4 @@
-//! What providers tell, signed by their own libraries.
+//! Events of providers, signed by the providers' own libraries.
 
 use anyhow::{Context, Result};
 use harness::{Stack, api::Answer, oracle::python};

@@ -176,7 +176,7 @@ fn templates_say_what_handlebars_itself_makes_of_them() -> Result<()> {
     Ok(())
 }
 
-/// The negative twin: what is not the same is told apart, and what is not given is refused by both.
+/// The negative twin: different texts differ, and both refuse a missing variable.
 #[test]
 fn another_text_and_a_missing_variable_are_told_apart() -> Result<()> {
     let data = json!({"a": "1 < 2", "deep": {}});

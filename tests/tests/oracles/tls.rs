@@ -80,7 +80,7 @@ async fn mails_go_out_over_starttls_and_tls_to_whom_the_authority_vouches_for_on
     Ok(())
 }
 
-/// The test's broker behind somebody else's TLS.
+/// The test's broker behind the TLS of a third-party library.
 async fn broker(servers: &TestServers, certificate: &str) -> Result<Server> {
     let behind = url::Url::parse(&servers.amqp_url)?.port().context("the broker has no port")?;
     Server::start(|port| {

@@ -360,7 +360,7 @@ impl Vendor {
             sink.reply_to(self.path, reply.clone());
             let outcome = self.outcome(&*provider, timeout).await;
             let calls = sink.requests_to(self.path).len() + sink.cut_off();
-            // A short time may end before the call was made, on a machine that stands still: then nobody was silent.
+            // On a machine that stands still a short time may end before the call was made; that is no silence of the server.
             if silent && calls == 0 && timeout < WAIT {
                 continue;
             }
@@ -459,7 +459,7 @@ async fn what_never_left_is_tried_again() {
         let outcome = vendor.outcome(&*over_tls, WAIT).await;
         assert_eq!(outcome.class(), Transient, "{}: {outcome:?}", vendor.name);
         assert!(sink.requests().is_empty());
-        // Nobody listens there, and nobody is given it.
+        // No process listens there, and none is given the port.
         let outcome = vendor.outcome(&*vendor.at("http://127.0.0.1:1"), WAIT).await;
         assert_eq!(outcome.class(), Transient, "{}: {outcome:?}", vendor.name);
     }

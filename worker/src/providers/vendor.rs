@@ -63,7 +63,7 @@ pub fn sent(answer: &Answer, provider_ref: Option<String>) -> Outcome {
     Outcome::Sent(Receipt { provider_ref, code: Some(answer.status.as_str().to_owned()), ..Receipt::default() })
 }
 
-/// Makes a call that sends nothing to anybody, and says whether the vendor lets us in.
+/// Makes a call that sends no message, and says whether the vendor accepts our credentials.
 pub async fn check(who: &str, request: RequestBuilder) -> Result<String, Fault> {
     let outcome = match call(who, request.timeout(CHECK_TIMEOUT)).await {
         Ok(answer) if answer.status.is_success() => return Ok(format!("{who} takes the credentials")),
@@ -106,8 +106,8 @@ impl Answer {
         serde_json::from_slice(self.body.as_deref()?).ok()
     }
 
-    /// What the status alone says, with `code` and a detail that names `who`, such as `sendgrid`. A status of success has to be
-    /// read by the caller; here it is an answer nobody understands.
+    /// The outcome by the status alone, with `code` and a detail that names `who`, such as `sendgrid`. The caller has to read a status
+    /// of success; here it counts as an answer that cannot be understood.
     pub fn judge(&self, who: &str, code: Option<&str>) -> Outcome {
         let status = self.status.as_u16();
         let code = code.unwrap_or(self.status.as_str());
@@ -146,7 +146,7 @@ pub async fn read(mut response: Response) -> Answer {
     Answer { status, headers, body }
 }
 
-/// What a call without an answer means: until a connection stands nothing was sent; after that nobody knows.
+/// The outcome of a call without an answer: before the connection stands nothing was sent; after that it is unknown.
 pub fn unanswered(who: &str, error: &reqwest::Error) -> Outcome {
     let trouble = Trouble::of(error);
     let fault = |rest: &str| Fault::new(trouble.as_str(), format!("{who} {rest}"));

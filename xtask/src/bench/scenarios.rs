@@ -1,4 +1,4 @@
-//! What else is measured than one webhook after the other: acceptance alone, and singles beside somebody else's bulk.
+//! Measurements beside that of one webhook after the other: acceptance alone, and single messages beside the bulk of another tenant.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 

@@ -71,8 +71,8 @@ fn link_to_new_directory(link: &Path, elsewhere: &Path, account: &Account) -> Re
     symlink(elsewhere, link).with_context(|| format!("failed to create {}", link.display()))
 }
 
-/// Creates a directory for the account alone. One that somebody else put there is refused, because
-/// `/var/tmp` is open to everybody.
+/// Creates a directory for the account alone. A directory of another account is refused, because
+/// every account may write to `/var/tmp`.
 fn own(dir: &Path, account: &Account) -> Result<()> {
     let context = || format!("failed to prepare {}", dir.display());
     match fs::create_dir(dir) {

@@ -13,7 +13,7 @@ use crate::process::{self, output_of};
 /// whenever the server ends.
 #[derive(Debug)]
 pub(super) struct Container {
-    /// Unique to our directory, so nobody else's container ever answers to it.
+    /// Unique to our directory, so no other container ever has it.
     pub(super) name: String,
     pub(super) image: &'static str,
     /// What goes between `docker run` and the image: ports, volume, environment.

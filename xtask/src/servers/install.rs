@@ -29,7 +29,7 @@ pub(super) struct Found {
 
 impl Found {
     fn look(config: &ServersConfig) -> Result<Self> {
-        // Without /proc nobody could tell our processes from others; there a container is the way.
+        // Without /proc our processes cannot be distinguished from others; a container is used there.
         if !cfg!(target_os = "linux") {
             return Ok(Self { postgres: None, rabbitmq: None });
         }

@@ -195,7 +195,7 @@ impl Servers {
         in_parallel(|| self.postgres.stop(), || self.rabbitmq.stop())
     }
 
-    /// Kills both at once; the quick end of servers whose data nobody needs any more.
+    /// Kills both at once; the quick end of servers whose data is no longer needed.
     pub fn kill9(&self) -> Result<()> {
         in_parallel(|| self.postgres.kill9(), || self.rabbitmq.kill9())
     }

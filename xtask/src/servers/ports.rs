@@ -34,7 +34,7 @@ impl Ports {
         Self(EnvFile::open(&dir.join("ports")))
     }
 
-    /// The port of that name: the one of the last run, whoever uses it now, or a new one.
+    /// The port of that name: the one of the last run, even if another process uses it now, or a new one.
     pub fn remembered(&mut self, name: &str) -> Result<u16> {
         match self.known(name) {
             Some(port) => {
@@ -46,7 +46,7 @@ impl Ports {
         }
     }
 
-    /// The port of that name, or another one if somebody else uses it now.
+    /// The port of that name, or another one if another process uses it now.
     pub fn free(&mut self, name: &str) -> Result<u16> {
         match self.known(name).filter(|port| is_free(*port)) {
             Some(port) => Ok(port),
@@ -89,8 +89,8 @@ impl ServerPorts {
     }
 }
 
-/// A port on which nobody listens right now, and that no other process is given here as long as this one lives: between
-/// the choice and the listening, and while its server is down, it stays ours.
+/// A port without a listener, which this function gives to no other process as long as this one lives: the port stays ours
+/// between the choice and the listening, and while its server is down.
 pub fn find_free() -> Result<u16> {
     for _ in 0..TRIES {
         let port = random::port_between(CHOICE.0, CHOICE.1)?;

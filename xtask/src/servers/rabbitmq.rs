@@ -186,8 +186,8 @@ fn container(config: &ServersConfig, ports: &ServerPorts) -> Container {
     }
 }
 
-/// Asks the broker for its greeting. The AMQP listener opens last, so whoever gets one may go to work,
-/// and no second Erlang machine has to start just to ask.
+/// Asks the broker for its greeting. The AMQP listener opens last, so a client that gets a greeting may
+/// go to work, and no second Erlang machine has to start for the question.
 #[derive(Debug)]
 struct Greeting {
     amqp: u16,

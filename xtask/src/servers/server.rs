@@ -64,7 +64,7 @@ impl Server {
     fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            // Asked first: a start that somebody wants stopped does not succeed because the server was quick.
+            // Checked first: a start that is to be stopped does not succeed because the server was quick.
             self.stop.check()?;
             // Looked at before the probe, which the last time comes after the limit.
             let is_late = Instant::now() > deadline;

@@ -54,8 +54,8 @@ impl Listening {
 /// How long an address may stay taken by the sink that was there before: its task ends a moment after it.
 const LEAVE_GRACE: Duration = Duration::from_secs(30);
 
-/// Listens on an address of somebody's choice once it is free, or on a port of its own. That one is not of the system's
-/// choice: a client in passing could take it while its sink is away.
+/// Listens on the caller's address once it is free, or on a port of its own. The system does not choose that port: a passing
+/// client could take it while its sink is away.
 async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let since = Instant::now();
     loop {

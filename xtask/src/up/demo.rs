@@ -39,7 +39,7 @@ pub(super) fn run(memory: &EnvFile, sinks: &Sinks, runtime: &Handle, progress: &
     Ok(())
 }
 
-/// A socket that does not work is told, and keeps nothing else from being shown.
+/// A socket that does not work is reported, and everything else is still shown.
 fn live(toasts: &mut Result<Toasts<'_>>) -> String {
     let shown = match toasts {
         Ok(toasts) => toasts.next(),
@@ -76,7 +76,7 @@ impl Api<'_> {
         Ok(answer.get("id").and_then(Value::as_str).context("the answer has no id")?.to_owned())
     }
 
-    /// Mail has arrived when the mail server has taken it; nobody tells us more.
+    /// Mail counts as arrived when the mail server has accepted it; there is no further report.
     fn wait_for_arrival(&self, id: &str, stop: &Stop) -> Result<()> {
         let deadline = Instant::now() + DELIVERY_LIMIT;
         loop {

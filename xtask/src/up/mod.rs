@@ -147,7 +147,7 @@ impl Up<'_> {
         runtime.block_on(async { Ok(Sinks { http: HttpSink::start(http).await?, smtp: SmtpSink::start(smtp).await? }) })
     }
 
-    /// Keeps everything alive while `meanwhile` runs and after it, until somebody asks to stop.
+    /// Keeps everything alive while `meanwhile` runs and after it, until a stop is requested.
     fn watch(&self, services: &Services, servers: Option<&Servers>, meanwhile: impl FnOnce()) {
         let servers = servers.into_iter().flat_map(|servers| [&servers.postgres, &servers.rabbitmq]);
         let servers = servers.map(|server| -> &dyn Watched { server });

@@ -18,7 +18,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause before a restart.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Whoever has run for so long counts as healthy again.
+/// A process that has run for so long counts as healthy again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
 /// Something that is meant to run until we stop it.

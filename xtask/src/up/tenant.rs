@@ -37,7 +37,7 @@ pub(super) fn prepare(cli: &PlatformCli<'_>, memory: &mut EnvFile) -> Result<()>
     Ok(())
 }
 
-/// Replaces keys that the running platform does not accept (somebody may have revoked them), and asks
+/// Replaces keys that the running platform does not accept (they may have been revoked), and asks
 /// for the webhook secret if it is not known.
 pub(super) fn complete(cli: &PlatformCli<'_>, memory: &mut EnvFile, url: &str) -> Result<()> {
     for (name, role) in KEYS {

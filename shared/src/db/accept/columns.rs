@@ -313,8 +313,8 @@ impl DeliveryColumns {
 }
 
 /// Keys first: a row of ours in `won` means the request is new. A key that another transaction is inserting makes us wait
-/// for its commit, so nobody ever sees a key "in flight". What is claimed at once has an outbox row of its own, which counts as published:
-/// no queue has to hear of it, and the audit looks at it when its lease is over. `$columns`, `$types` and `$parking` are what lines add.
+/// for its commit, so no request ever sees a key "in flight". Claims made at once have an outbox row of their own, which counts as
+/// published: they need no queue, and the audit checks them when their lease is over. Lines add `$columns`, `$types` and `$parking`.
 macro_rules! accept {
     ($columns:literal, $types:literal, $at_once:literal, $stored:literal, $parking:literal) => {
         concat!(

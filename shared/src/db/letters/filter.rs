@@ -1,4 +1,4 @@
-//! Which dead letters somebody means.
+//! Filters of dead letters.
 
 use std::str::FromStr;
 
@@ -23,11 +23,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LetterStatus {
-    /// Nobody has dealt with it.
+    /// It has not been dealt with.
     Open,
     /// It was started again.
     Replayed,
-    /// Somebody decided that it is not worth it.
+    /// It was decided that it is not worth a replay.
     Dropped,
 }
 

@@ -29,7 +29,7 @@ struct Shared {
     url: String,
     /// The process that gave no answer last; it is asked now and then only, or every client would wait for it most of the time.
     silent: AtomicUsize,
-    /// What one client rests between two posts.
+    /// The pause of a client between two posts.
     rest: Duration,
 }
 

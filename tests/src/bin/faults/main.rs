@@ -46,7 +46,7 @@ struct Args {
 }
 
 impl Args {
-    /// The processes of ours, by name.
+    /// The processes of Posthaste, by name.
     const fn ours(&self) -> &'static [(&'static str, Role)] {
         if self.all_in_one { ALL_IN_ONE } else { APART }
     }

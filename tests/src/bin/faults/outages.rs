@@ -14,7 +14,7 @@ use crate::{
     senders::{SenderFault, repeats_without_a_fault},
 };
 
-/// What is done to the stack.
+/// A fault of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Outage {
     /// One of two processes stands still for 45 s.
@@ -25,7 +25,7 @@ pub enum Outage {
     DiskFull,
     /// PostgreSQL takes no writes for 60 s, as after a failover.
     ReadOnly,
-    /// Every packet of one of two processes is dropped for 60 s. No connection is told.
+    /// Every packet of one of two processes is dropped for 60 s. No connection is closed.
     Cut,
 }
 

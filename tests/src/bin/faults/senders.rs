@@ -1,4 +1,4 @@
-//! Who sent what: repeats are told apart by whether the process that sent first had a fault of its own.
+//! Which process sent which message. Repeats are classed by whether the process that sent first had a fault of its own.
 
 use std::{collections::HashMap, net::IpAddr, time::Instant};
 

@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 
 /// What a mail without a title is about.
 pub(super) const SUBJECT_DEFAULT: &str = "Notification";
-/// Names the message to whoever holds the mail in hand.
+/// Names the message to the readers of the mail.
 const MESSAGE_HEADER: &str = "X-Posthaste-Message-Id";
 /// Names the delivery in what Amazon SES reports about mails without tags.
 const DELIVERY_HEADER: &str = "X-Posthaste-Delivery-Id";
@@ -117,10 +117,10 @@ pub(super) fn message_id(from: &Mailbox, order: &Order) -> String {
     format!("<{}@{}>", order.delivery, from.email.domain())
 }
 
-/// The headers of ours that every mail carries, whoever sends it.
+/// Our headers, which every mail carries with every provider.
 pub(super) fn extra_headers(order: &Order) -> Vec<(&'static str, String)> {
     let mut headers = vec![(MESSAGE_HEADER, order.message.to_string()), (DELIVERY_HEADER, order.delivery.to_string())];
-    // A URL that would break out of its brackets is not one of ours.
+    // A URL that would break out of its brackets is not made by Posthaste.
     let url =
         order.content.unsubscribe_url.as_deref().filter(|url| url.bytes().all(|b| b.is_ascii_graphic() && b != b'>'));
     if let Some(url) = url {
@@ -161,7 +161,7 @@ fn mixed(content: &Content) -> Result<Option<MultiPart>, ComposeError> {
 
 fn attachment(file: &submission::Attachment) -> Result<SinglePart, ComposeError> {
     let bytes = STANDARD.decode(&file.content).map_err(|_| ComposeError::Attachment)?;
-    // A type nobody can read is that of unknown bytes; the file still arrives.
+    // An unreadable type becomes that of unknown bytes; the file still arrives.
     let kind = ContentType::parse(&file.content_type).or_else(|_| ContentType::parse("application/octet-stream"));
     // Left to choose, the library sends what looks like text as text, and line ends in it change on the way.
     let body = Body::new_with_encoding(bytes, ContentTransferEncoding::Base64).map_err(|_| ComposeError::Attachment)?;

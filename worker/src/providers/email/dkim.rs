@@ -22,7 +22,7 @@ const SIGNED: &[&str] = &[
     "list-unsubscribe",
     "list-unsubscribe-post",
 ];
-/// Named once more than there is, so that nobody can add another.
+/// Signed once more often than they are present, so that no further one can be added.
 const SEALED: &str = "from";
 /// Characters of a signature in one line.
 const FOLD_AT: usize = 72;
@@ -34,7 +34,7 @@ pub enum DkimError {
     /// There is no such file, or it may not be read.
     #[error("DKIM_PRIVATE_KEY_PATH cannot be read")]
     Read(#[source] std::io::Error),
-    /// The file is no key of ours.
+    /// The file is no key that can sign.
     #[error("DKIM_PRIVATE_KEY_PATH must be a PEM file with an RSA key of at least 2048 bits, or an Ed25519 key")]
     Key,
 }

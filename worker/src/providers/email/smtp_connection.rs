@@ -152,7 +152,7 @@ pub(super) struct Connections {
 struct Free {
     connection: AsyncSmtpConnection,
     since: Instant,
-    /// Whether the last mail was refused half-way, so that the server has to be told to forget it.
+    /// Whether the last mail was refused half-way, so that the connection needs a RSET.
     half_way: bool,
 }
 

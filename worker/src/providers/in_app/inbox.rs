@@ -55,7 +55,7 @@ impl Provider for Inbox {
     }
 }
 
-/// Rows that stood already are told of again: whoever wrote them may have died before it could.
+/// Rows that were there already get a hint again: their writer may have died before it sent one.
 async fn write(store: Store, hints: Hints, items: Vec<NewItem>) -> Vec<bool> {
     let count = items.len();
     let person = |item: &NewItem| InboxHint::of(&inbox::person(store.sealer(), item.tenant, &item.user_id));

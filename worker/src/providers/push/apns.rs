@@ -130,7 +130,7 @@ impl Apns {
         token.chars().all(plain).then(|| self.devices.join(&format!("./{token}")).ok())?
     }
 
-    /// Asks for something that no device can get: who may not ask at all is told so before that is found out.
+    /// Sends to a token that no device has: Apple refuses wrong credentials before it looks for the token.
     async fn prove(&self) -> Result<String, Fault> {
         let url = self.url(NOBODY).ok_or_else(|| Fault::new("bad_url", "APNS_BASE_URL is no base of URLs"))?;
         let headers = [("apns-push-type", "background".to_owned()), ("apns-priority", "5".to_owned())];
@@ -159,7 +159,7 @@ impl Provider for Apns {
         Some(Arc::clone(&self.breaker))
     }
 
-    /// TooManyRequests is Apple's word for one device token; every other limit is one of ours.
+    /// TooManyRequests is about one device token, TooManyProviderTokenUpdates about our credentials; other limits hold back the tenant.
     fn throttle_scope(&self, fault: &Fault) -> ThrottleScope {
         match fault.code.as_deref() {
             Some("TooManyRequests") => ThrottleScope::Recipient,
@@ -252,7 +252,7 @@ fn judge(answer: &Answer, reason: Option<&str>) -> Outcome {
     let fault =
         |what: &str| Fault::new(reason.unwrap_or(answer.status.as_str()), format!("apns answered {status}{what}"));
     match (status, reason) {
-        // Apple says nothing but the id; whoever says something else is not Apple.
+        // Apple answers with the id alone; any other answer is not Apple's.
         (200, _) if answer.header("apns-id").is_some() || answer.body.as_ref().is_some_and(Vec::is_empty) => {
             vendor::sent(answer, answer.header("apns-id").and_then(vendor::reference))
         }

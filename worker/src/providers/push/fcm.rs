@@ -209,7 +209,7 @@ impl Tokens {
     async fn get(&self) -> Result<Arc<Token>, Outcome> {
         let Some(token) = self.held() else {
             let _turn = self.turn.lock().await;
-            // Whoever had the turn before may have brought one.
+            // The task before this one may have fetched one.
             return match self.held() {
                 Some(token) => Ok(token),
                 None => self.fetch().await,

@@ -100,7 +100,7 @@ impl Webpush {
             .header(AUTHORIZATION, authorization)
             .header("ttl", time_to_live(order).as_secs())
             .header("urgency", urgency(order.lane))
-            // Sent again while the browser is away, it replaces what waits instead of joining it.
+            // Sent again while the browser is away, it replaces the waiting one instead of joining it.
             .header("topic", order.delivery.0.simple().to_string())
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_ENCODING, "aes128gcm")
@@ -146,7 +146,7 @@ impl Provider for Webpush {
     }
 
     fn check(&self) -> Checking<'_> {
-        // That they belong together was proven when they were taken; there is nobody to ask until a browser names a service.
+        // That the keys belong together was checked at the start; there is no service to call until a browser names one.
         Box::pin(std::future::ready(Ok("the VAPID keys belong together; browsers name the services".to_owned())))
     }
 

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// A call that takes longer is slow; nobody waits longer for a place.
+/// A call that takes longer is slow; no call waits longer for a place.
 const SLOW: Duration = Duration::from_secs(1);
 /// The longest time something is held back: short enough to find a receiver well again, long enough that whatever waits for a
 /// slow one is not put off so often that it is given up.
@@ -162,7 +162,7 @@ impl Call {
 mod tests {
     use super::*;
 
-    // Time stands still in these tests, and leaps when everybody waits: what the machine does meanwhile takes none.
+    // The clock of these tests is paused and advances when all tasks wait, so the speed of the machine does not matter.
 
     fn origin(name: &str) -> Key {
         (Lane::Normal, Arc::from(name))

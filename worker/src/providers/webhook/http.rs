@@ -251,7 +251,7 @@ fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     let sign = |secret| standard_webhooks::sign(secret, &id, now.timestamp(), body.as_bytes());
     let signatures = order.webhook_secret.split(' ').map(sign).collect::<Option<Vec<String>>>()?;
     let mut headers = HeaderMap::with_capacity(12 + order.webhook_headers.len());
-    // First, so that none of them replaces one of ours.
+    // First, so that none of them replaces a header of Posthaste.
     for (name, value) in &*order.webhook_headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             headers.insert(name, value);
@@ -264,7 +264,7 @@ fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     let id = HeaderValue::try_from(id).ok()?;
     headers.insert(IDEMPOTENCY_KEY, id.clone());
     headers.insert(WEBHOOK_ID, id);
-    // Somebody else's text: what is no header value is left out.
+    // Text of the producer: an invalid header value is left out.
     for (name, value) in [(REQUEST_ID, &order.request_id), (TRACEPARENT, &order.traceparent)] {
         if let Some(value) = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
             headers.insert(name, value);
@@ -327,7 +327,7 @@ fn refused(refusal: Refusal) -> Outcome {
     Outcome::Rejected(Fault::new("bad_url", format!("the URL {refusal}")))
 }
 
-/// An error without an answer. Until a connection stands nothing was sent; after that nobody knows.
+/// An error without an answer. Before the connection stands nothing was sent; after that it is unknown.
 fn failed(error: &reqwest::Error) -> Outcome {
     let trouble = Trouble::of(error);
     let fault = |detail: &str| Fault::new(trouble.as_str(), detail);

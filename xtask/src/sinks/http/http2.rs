@@ -60,7 +60,7 @@ struct Exchange {
 }
 
 impl Exchange {
-    /// What the client does not wait for any longer is nobody's business.
+    /// An exchange that the client has given up needs no answer.
     async fn run(self, request: http::Request<RecvStream>) {
         let _ = self.exchange(request).await;
     }

@@ -1,4 +1,4 @@
-//! A real server of HTTP/1.1, and of HTTP/2 without TLS, that writes down every request and answers, or misbehaves, as it is told.
+//! A real server of HTTP/1.1, and of HTTP/2 without TLS, that records every request and answers, or misbehaves, as a test asks.
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A real ESMTP server that keeps every message and answers, or misbehaves, as it is told.
+//! A real ESMTP server that keeps every message and answers, or misbehaves, as a test asks.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -60,8 +60,8 @@ pub struct Mail {
     pub recipients: Vec<String>,
     /// The message as it was before dot-stuffing.
     pub content: Vec<u8>,
-    /// Whether the client was told that the message was taken. It was not if the content was refused or
-    /// the connection dropped after the final dot.
+    /// Whether the client heard that the message was accepted: not if the content was refused, or the connection dropped after
+    /// the final dot.
     pub accepted: bool,
     /// When the final dot was read.
     pub received_at: Instant,

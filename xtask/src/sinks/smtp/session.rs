@@ -275,7 +275,7 @@ fn answer_of(code: u16) -> Answer {
     }
 }
 
-/// Whether the client is going to be told that all is well.
+/// Whether the client is going to get a success.
 fn accepts(reply: &Reply) -> bool {
     match reply {
         Reply::Accept => true,
