@@ -1,4 +1,4 @@
-"""Signs what providers tell, as they do: with Twilio's own validator, and with a key whose signatures SendGrid's own verifier takes;
+"""Signs events as their providers do: with Twilio's own validator, with a key whose signatures SendGrid's own verifier takes, and
 messages of SNS with a certificate that OpenSSL made."""
 import base64
 import datetime

@@ -31,7 +31,7 @@ def encryption():
 
 class Server(Controller):
     def _trigger_server(self):
-        """The client that would start it trusts no authority of ours; whoever comes first starts it."""
+        """The library's own client would start the server, but does not trust the test's certificate. The first real client starts it."""
         if "ssl_context" not in encryption():
             super()._trigger_server()
 

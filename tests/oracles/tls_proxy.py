@@ -1,4 +1,4 @@
-"""Speaks TLS to whoever connects, and plainly with the server behind it: tls_proxy.py PORT TARGET_PORT CERTIFICATE."""
+"""Speaks TLS with its clients, and plainly with the server behind it: tls_proxy.py PORT TARGET_PORT CERTIFICATE."""
 import asyncio
 import ssl
 import sys

@@ -29,7 +29,7 @@ impl Followed {
     /// The id of the next notification, if it comes within `limit`.
     pub async fn next(&mut self, limit: Duration) -> Result<Option<String>> {
         match timeout(limit, self.ids.recv()).await {
-            Ok(next) => next.context("nobody reads the socket any more")?.map(Some),
+            Ok(next) => next.context("the reader of the socket has ended")?.map(Some),
             Err(_) => Ok(None),
         }
     }
@@ -165,7 +165,7 @@ impl Live {
         Ok(ids)
     }
 
-    /// What still comes, and the code with which the socket is closed; 1006 where there is none.
+    /// The remaining items, and the code with which the socket is closed; 1006 where there is none.
     pub async fn rest(&mut self, limit: Duration) -> Result<(Vec<String>, u16)> {
         let mut ids = Vec::new();
         loop {

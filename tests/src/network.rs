@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-/// Nobody has this hardware address, so a packet to it is dropped by whoever gets it.
-const NOBODY: &str = "02:00:00:00:00:99";
+/// No interface has this hardware address, so every receiver drops a packet to it.
+const UNUSED_ADDRESS: &str = "02:00:00:00:00:99";
 
 /// The nodes of one run. Dropping it removes the namespaces, their links and the address of the servers.
 pub struct Network {
@@ -66,7 +66,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // What is gone already is no trouble.
+        // It may be gone already.
         for node in self.nodes.values() {
             let _ = ip(&["netns", "delete", &node.namespace]);
             let _ = ip(&["link", "delete", &node.link]);
@@ -83,11 +83,11 @@ impl Node {
         command
     }
 
-    /// From now on every packet to and from the node is dropped. No connection is told.
+    /// From now on every packet to and from the node is dropped. No connection is closed.
     pub fn cut(&self) -> Result<()> {
         let (there, back) = (self.address.to_string(), self.gateway.to_string());
-        ip(&["neighbour", "replace", &there, "lladdr", NOBODY, "dev", &self.link, "nud", "permanent"])?;
-        self.ip(&["neighbour", "replace", &back, "lladdr", NOBODY, "dev", "eth0", "nud", "permanent"])
+        ip(&["neighbour", "replace", &there, "lladdr", UNUSED_ADDRESS, "dev", &self.link, "nud", "permanent"])?;
+        self.ip(&["neighbour", "replace", &back, "lladdr", UNUSED_ADDRESS, "dev", "eth0", "nud", "permanent"])
     }
 
     /// Packets pass again.

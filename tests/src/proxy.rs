@@ -3,7 +3,6 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::Result;
@@ -84,7 +83,7 @@ async fn pump(
         match line {
             Line::Cut => return Ok(()),
             Line::Frozen => {
-                // The sender is dropped with the proxy, and then nobody will heal the line any more.
+                // The sender is dropped with the proxy: nothing can heal the line any more.
                 if state.changed().await.is_err() {
                     return Ok(());
                 }
@@ -111,6 +110,3 @@ pub fn address_of(url: &str) -> Result<SocketAddr> {
 pub fn through(url: &str, proxy: &Proxy) -> Result<String> {
     Ok(url.replace(&address_of(url)?.to_string(), &proxy.address().to_string()))
 }
-
-/// How long a frozen line takes to be noticed: twice the heartbeat, and a little.
-pub const NOTICE: Duration = Duration::from_secs(30);

@@ -36,11 +36,7 @@ pub struct Services {
 impl Services {
     /// Starts them; they take everything.
     pub async fn start() -> Result<Self> {
-        let sink = HttpSink::start_local().await?;
-        sink.reply_to("/token", Reply::json(200, &json!({"access_token": "t1", "expires_in": 3599})));
-        sink.reply_to("/v1/*", Reply::json(200, &json!({"name": "projects/shop/messages/0:1"})));
-        sink.reply_to("/3/device/*", Reply::ok().with_header("apns-id", "EC1BF194-B3B2-424A-9E79-84C1B7ED6DCF"));
-        sink.reply_to("/wp/*", Reply::status(201));
+        let sink = sink().await?;
         let dir = std::env::temp_dir().join(format!("posthaste-push-{}", uuid::Uuid::now_v7().simple()));
         std::fs::create_dir_all(&dir)?;
         let rsa = KeyPair::generate(KeySize::Rsa2048)?;
@@ -78,9 +74,19 @@ impl Services {
     }
 }
 
+/// A sink that answers as the services do.
+async fn sink() -> Result<HttpSink> {
+    let sink = HttpSink::start_local().await?;
+    sink.reply_to("/token", Reply::json(200, &json!({"access_token": "t1", "expires_in": 3599})));
+    sink.reply_to("/v1/*", Reply::json(200, &json!({"name": "projects/shop/messages/0:1"})));
+    sink.reply_to("/3/device/*", Reply::ok().with_header("apns-id", "EC1BF194-B3B2-424A-9E79-84C1B7ED6DCF"));
+    sink.reply_to("/wp/*", Reply::status(201));
+    Ok(sink)
+}
+
 impl Drop for Services {
     fn drop(&mut self) {
-        // Left over, it disturbs nobody.
+        // A folder that is left over does no harm.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
@@ -100,14 +106,14 @@ impl Browser {
         Ok(Self { key: PrivateKey::generate(&ECDH_P256)?, auth, endpoint: endpoint.to_owned() })
     }
 
-    /// What `PushSubscription.toJSON()` gives.
+    /// The result of `PushSubscription.toJSON()`.
     pub fn subscription(&self) -> Result<Value> {
         let public = URL_SAFE_NO_PAD.encode(self.key.compute_public_key()?);
         Ok(json!({"endpoint": self.endpoint, "expirationTime": null,
             "keys": {"p256dh": public, "auth": URL_SAFE_NO_PAD.encode(self.auth)}}))
     }
 
-    /// What it opens messages with, in base64: the private key and the secret.
+    /// The keys that decrypt messages, in base64: the private key and the secret.
     pub fn secrets(&self) -> Result<(String, String)> {
         let private: EcPrivateKeyBin = self.key.as_be_bytes()?;
         Ok((STANDARD.encode(private.as_ref()), STANDARD.encode(self.auth)))

@@ -1,5 +1,5 @@
 //! A server that behaves as WAHA's documentation says: sessions with states, sends that need a working session, signed
-//! webhooks with retries, echoes and acks. It speaks real HTTP; what it is told to get wrong, it gets wrong.
+//! webhooks with retries, echoes and acks. It speaks real HTTP, and fails where a test tells it to.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -149,16 +149,7 @@ impl Waha {
         self.world().sessions.insert(name.to_owned(), session);
     }
 
-    /// Has a session's events sent to `url`, signed with `key`.
-    pub fn set_webhook(&self, name: &str, url: &str, key: &str) {
-        let hook = json!({"url": url, "events": ["*"], "hmac": {"key": key},
-            "retries": {"policy": "constant", "delaySeconds": 1, "attempts": 15}});
-        if let Some(session) = self.world().sessions.get_mut(name) {
-            session.config = json!({"webhooks": [hook]});
-        }
-    }
-
-    /// What a session's state is.
+    /// A session's state.
     pub fn status(&self, name: &str) -> Option<String> {
         state_of(&self.world, name)
     }
@@ -168,12 +159,12 @@ impl Waha {
         self.world().sessions.get(name).map(|session| session.config.clone())
     }
 
-    /// Puts a session into a state and tells its webhooks.
+    /// Puts a session into a state and calls its webhooks.
     pub fn set_status(&self, name: &str, status: &str) {
         set_status(&self.world, name, status);
     }
 
-    /// As [`Waha::set_status`], but tells nobody: a webhook that was lost.
+    /// As [`Waha::set_status`], but sends no webhook: it was lost.
     pub fn set_status_silently(&self, name: &str, status: &str) {
         if let Some(session) = self.world().sessions.get_mut(name) {
             session.status = status.to_owned();
@@ -198,7 +189,7 @@ impl Waha {
         self.world().faults.extend(faults);
     }
 
-    /// Every send ends like this, until told otherwise.
+    /// Every send ends like this, until this is called again.
     pub fn all_sends(&self, fault: Option<SendFault>) {
         self.world().lasting_fault = fault;
     }
@@ -230,7 +221,7 @@ impl Waha {
         self.world().retry_pause = Some(pause);
     }
 
-    /// What check-exists says about a number (digits).
+    /// The answer of check-exists for a number (digits).
     pub fn number(&self, digits: &str, chat_id: Option<&str>) {
         let answer = json!({"numberExists": chat_id.is_some(), "chatId": chat_id});
         self.world().numbers.insert(digits.to_owned(), answer);
@@ -463,7 +454,7 @@ fn begin(world: &Arc<Mutex<World>>, name: &str) {
         let status = {
             let mut world = lock(&world);
             let links = world.links_at_start;
-            // Whoever stopped it meanwhile is not overruled.
+            // A session that was stopped since stays stopped.
             let Some(session) = world.sessions.get_mut(&name).filter(|session| session.status == "STARTING") else {
                 return;
             };
@@ -577,7 +568,7 @@ fn send(world: &Arc<Mutex<World>>, path: &str, body: &Value, at: (Instant, Syste
         None => taken(world, path, &session, body, at),
         Some(SendFault::Slow(time)) => taken(world, path, &session, body, at).after(time),
         Some(SendFault::Status(status, seconds)) => {
-            let reply = error(status, "it was told to");
+            let reply = error(status, "the test asked for a failure");
             seconds.map_or(reply.clone(), |seconds| reply.with_header("Retry-After", &seconds.to_string()))
         }
         Some(SendFault::NotImplemented) => error(422, "The method is not implemented by the engine."),
@@ -592,7 +583,7 @@ fn send(world: &Arc<Mutex<World>>, path: &str, body: &Value, at: (Instant, Syste
         }
         Some(SendFault::FailAfterSending) => {
             taken(world, path, &session, body, at);
-            error(500, "it was told to")
+            error(500, "the test asked for a failure")
         }
     }
 }

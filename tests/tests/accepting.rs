@@ -1,4 +1,4 @@
-//! What is taken, what is refused, and by whom.
+//! Submissions: the accepted ones, the refused ones, and their callers.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ async fn invariant_k_a_hundred_requests_under_one_key_at_two_ingests_make_one_me
     assert!(answers.iter().all(|answer| answer.status.as_u16() == 202 && answer.body == *first));
     // It may have been accepted by a request whose own answer came too late.
     let new = answers.iter().filter(|answer| answer.header("idempotent-replayed").is_none()).count();
-    assert!(new == 1 || (new == 0 && !is_whole), "{new} were not told of the first");
+    assert!(new == 1 || (new == 0 && !is_whole), "{new} answers are not the first one again");
     assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 1);
 
     let reordered = json!({"message": "once", "recipient": "ada", "channel": "in_app"});
@@ -176,7 +176,7 @@ async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Resu
     let id = api
         .send(&json!({"channel": "email", "recipient": "canary-address+fail-once@example.com", "title": "canary-title", "message": "canary-content", "metadata": {"token": "canary-secret"}}))
         .await?;
-    // What waits in the broker is read while no worker takes it.
+    // No worker runs, so the messages in the broker can be read.
     let backend = harness::amqp::Backend::connect(&stack.amqp_url).await?;
     let channel = backend.channel().await?;
     let waiting = harness::eventually("the work arrives", SOON, || async {

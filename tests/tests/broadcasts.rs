@@ -1,4 +1,4 @@
-//! Broadcasts: everybody whom a target means is told, once, whatever dies meanwhile; steering; counts.
+//! Broadcasts: each person of the target gets one message, whichever process dies; steering; counts.
 
 use anyhow::{Context, Result};
 use harness::{Api, Role, Stack, api::SOON, check, eventually, patient::LONG};
@@ -127,7 +127,7 @@ async fn everybody_whom_a_target_means_is_told_once() -> Result<()> {
     assert_eq!((rest["broadcasts"].as_array().map(Vec::len), &rest["next_cursor"]), (Some(6), &Value::Null), "{rest}");
     let named =
         "SELECT count(*) FROM broadcasts WHERE convert_from(definition, 'UTF8') LIKE '%nobody%' OR after_user <> ''";
-    assert_eq!(stack.count(named).await?, 0, "whom it named is forgotten once they are told");
+    assert_eq!(stack.count(named).await?, 0, "the names are deleted once their messages are accepted");
     eventually("the counts are the log's", SOON, || async {
         (check::wrong_daily_counts(&stack).await.ok()? == 0).then_some(())
     })
@@ -207,7 +207,7 @@ async fn a_broadcast_is_asked_for_once_by_an_admin_and_says_what_is_wrong() -> R
 
 #[tokio::test]
 async fn a_broadcast_stops_goes_on_and_ends_as_its_admin_says() -> Result<()> {
-    // Nobody sends: what is accepted waits, and paging stays a little ahead of it.
+    // No worker runs: accepted messages wait, and paging stays a little ahead of them.
     let stack = Stack::start_apart(0, &[]).await?;
     let admin = stack.admin();
     people(&stack, 30_000).await?;
@@ -226,9 +226,9 @@ async fn a_broadcast_stops_goes_on_and_ends_as_its_admin_says() -> Result<()> {
     for word in words {
         assert_eq!(steer(&admin, &id, word).await?, 409, "{word}");
     }
-    let over = until(&admin, &id, "what waits is taken back", |shown| shown["waiting"] == 0).await?;
+    let over = until(&admin, &id, "the waiting messages are cancelled", |shown| shown["waiting"] == 0).await?;
     assert_eq!((&over["status"], &over["cancelled"]), (&json!("cancelled"), &over["accepted"]), "{over}");
-    assert!(over["told"].as_i64() < Some(15_000), "nobody else is told: {over}");
+    assert!(over["told"].as_i64() < Some(15_000), "no further message is accepted: {over}");
     assert_eq!(check::wrong_daily_counts(&stack).await?, 0);
 
     let soon = (shared::clock::now() + chrono::TimeDelta::hours(1)).to_rfc3339();

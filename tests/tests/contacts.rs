@@ -1,4 +1,4 @@
-//! People: stored and changed, their devices, messages that name nobody's address, import, export and erasure.
+//! People: stored and changed, their devices, messages without an address, import, export and erasure.
 
 use std::{collections::BTreeSet, fmt::Write};
 
@@ -57,9 +57,9 @@ async fn a_person_is_made_changed_and_listed_within_its_tenant() -> Result<()> {
     {
         assert_eq!(put(&api, "/api/users/ada", &body).await?.status.as_u16(), 400, "{body}");
     }
-    assert_eq!(api.get("/api/users/ada").await?.ok()?["email"], "ada@example.com", "nothing of it was taken");
+    assert_eq!(api.get("/api/users/ada").await?.ok()?["email"], "ada@example.com", "a refused change changes nothing");
 
-    // Whoever is known by preferences only is nobody here, until something else is told.
+    // A person with preferences alone is unknown here, until there is other data.
     let sql = stack.sql().await?;
     sql.batch_execute("INSERT INTO users (tenant_id, user_id, preferences) VALUES (1, 'eve', '{}')").await?;
     for unknown in ["/api/users/eve", "/api/users/nobody"] {
@@ -150,14 +150,14 @@ async fn devices_are_registered_moved_and_taken_away_and_a_push_reaches_each() -
     let fcm = sink.requests_to("/v1/projects/shop/messages:send");
     assert_eq!((fcm.len(), &fcm[0].json()?["message"]["token"]), (1, &json!("cXy:APA91b")));
 
-    // The phone was handed on. Whoever knows its token does not take it; the backend moves it.
+    // The phone has a new owner. A user who knows its token cannot take it; the backend moves it.
     let bob = user_of(&stack, "acme", "bob")?;
     let taken = register(&bob, json!({"device_token": "short-token"})).await?;
     assert_eq!((taken.status.as_u16(), &taken.body["code"]), (409, &json!("state_conflict")));
     assert_eq!(api.get("/api/users/ada").await?.ok()?["devices"].as_array().unwrap().len(), 2);
     let moved = register(&api, json!({"user_id": "bob", "device_token": "short-token"})).await?;
     let again = register(&bob, json!({"device_token": "short-token"})).await?;
-    assert_eq!((again.status.as_u16(), &again.body["id"]), (200, &phone["id"]), "its own");
+    assert_eq!((again.status.as_u16(), &again.body["id"]), (200, &phone["id"]), "the user's own device");
     assert_eq!((moved.status.as_u16(), &moved.body["id"], &moved.body["platform"]), (200, &phone["id"], &json!("ios")));
     assert_eq!(register(&bob, json!({"user_id": "ada", "device_token": "x"})).await?.status.as_u16(), 403);
     assert_eq!(api.get("/api/users/ada").await?.ok()?["devices"].as_array().unwrap().len(), 1);
@@ -220,7 +220,7 @@ async fn a_message_to_a_person_takes_what_is_known_of_them() -> Result<()> {
     let message = api.wait_status(&again.await?, "sent").await?;
     assert_eq!(message["deliveries"][0]["recipient"], "ada@example.com");
 
-    // A device whose token is dead stays known, and nothing is sent to it any more, whatever platform it is named with.
+    // A device with a dead token stays known, and nothing is sent to it, under no platform.
     let device = json!({"user_id": "bob", "device_token": "fail-dead-1", "platform": "android"});
     api.post("/api/notifications/register-device", &device).await?.ok()?;
     api.wait_status(&api.send(&to("push", "bob")).await?, "failed").await?;
@@ -280,8 +280,8 @@ async fn files_of_people_are_taken_row_by_row_and_a_bulk_to_all_of_them_is_accep
     );
     assert_eq!(user["quiet_hours"], json!({"start": "22:00", "end": "08:00"}));
 
-    let everybody: Vec<String> = (0..10_000).map(|n| format!("u{n}")).collect();
-    let bulk = json!({"user_ids": everybody, "channel": "email", "title": "T", "message": "M"});
+    let all: Vec<String> = (0..10_000).map(|n| format!("u{n}")).collect();
+    let bulk = json!({"user_ids": all, "channel": "email", "title": "T", "message": "M"});
     let answer = api.post("/api/notifications/send-bulk", &bulk).await?.ok()?;
     assert_eq!((&answer["sent"], &answer["failed"]), (&json!(10_000), &json!(0)));
 
@@ -336,7 +336,7 @@ async fn an_import_shows_how_far_it_got_and_one_that_breaks_off_keeps_what_came(
     assert_eq!(stack.count("SELECT count(*) FROM users").await?, 1000, "they are there before the file has ended");
 
     stream.write_all(piece(&rows(1500)).as_bytes()).await?;
-    // What is still on its way when the connection ends need not arrive.
+    // Rows that are still on their way when the connection ends may be lost.
     stack.until_count("SELECT count(*) FROM imports WHERE rows >= 2000", 1).await?;
     drop(stream);
     eventually("it has ended", SOON, || async {

@@ -9,9 +9,9 @@ use serde_json::json;
 use tokio::net::TcpSocket;
 use xtask::sinks::smtp::SmtpSink;
 
-/// An address at which nobody listens: whoever calls is refused, and nobody else gets the port while this lives. Like every
-/// listener it lets itself be replaced by one.
-fn nobody() -> Result<(TcpSocket, SocketAddr)> {
+/// An address without a listener: connections are refused, and no other process gets the port while this lives. A listener of the test
+/// can still take it over.
+fn unserved() -> Result<(TcpSocket, SocketAddr)> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind("127.0.0.1:0".parse()?)?;
@@ -21,7 +21,7 @@ fn nobody() -> Result<(TcpSocket, SocketAddr)> {
 
 /// A mail server that is gone, with the sandbox behind it.
 async fn without_a_mail_server(more: &[(&str, &str)]) -> Result<(Stack, TcpSocket)> {
-    let (gone, address) = nobody()?;
+    let (gone, address) = unserved()?;
     let port = address.port().to_string();
     let settings = [
         ("EMAIL_BACKEND", "smtp,sandbox"),
@@ -109,7 +109,7 @@ async fn a_check_of_providers_says_which_one_cannot_be_used_and_sends_nothing() 
     assert_eq!(of("smtp").map(|row| row["ok"].clone()), Some(json!(true)), "{found}");
     assert!(of("http").is_some() && of("inbox").is_some(), "{found}");
     assert!(sink.mails().is_empty());
-    let (_gone, address) = nobody()?;
+    let (_gone, address) = unserved()?;
     stack.set("SMTP_PORT", Some(&address.port().to_string()));
     let error = stack.cli(&["provider", "check", "--channel", "email"]).unwrap_err().to_string();
     assert!(error.contains("FAILED") && error.contains("smtp") && !error.contains("inbox"), "{error}");
@@ -118,7 +118,7 @@ async fn a_check_of_providers_says_which_one_cannot_be_used_and_sends_nothing() 
 
 #[tokio::test]
 async fn behind_an_open_breaker_deliveries_wait_without_attempts_and_a_probe_finds_the_provider_back() -> Result<()> {
-    let (_gone, address) = nobody()?;
+    let (_gone, address) = unserved()?;
     let port = address.port().to_string();
     let settings = [
         ("EMAIL_BACKEND", "smtp"),
@@ -173,7 +173,7 @@ async fn an_address_that_died_is_suppressed_until_it_is_lifted() -> Result<()> {
     let later = api.send(&mail("FAIL-dead@example.com")).await?;
     api.wait_status(&later, "suppressed").await?;
     let timeline = api.timeline(&later).await?;
-    assert_eq!(timeline["attempts"], json!([]), "nobody was called");
+    assert_eq!(timeline["attempts"], json!([]), "no provider was called");
 
     stack.cli(&["tenant", "create", "other"])?;
     let other = stack.api(&stack.create_key("other", "admin")?);

@@ -38,7 +38,7 @@ async fn rush(stack: &Stack, enough: usize) -> Result<Vec<f64>> {
                 let at: Option<f64> = taking.query_one(&newest, &[]).await?.get(0);
                 taking.commit().await?;
                 for _ in 0..n {
-                    // Nobody wants more than enough.
+                    // The receiver stops once it has enough.
                     let _ = given.send(at.context("it has a slot")?).await;
                 }
                 tokio::time::sleep(Duration::from_millis(3)).await;
@@ -156,7 +156,7 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
         (counts(&quiet, &short).await? == 200).then_some(())
     })
     .await?;
-    // As it was written down: whoever looks later, or asked for the short one late, sees more of the long one done.
+    // By the times in the log: a later look at the counts would find more of the long one done.
     let meanwhile = "SELECT count(*) FROM delivery_events e, (
             SELECT min(m.created_at) AS began, max(q.at) AS ended FROM delivery_events q
             JOIN deliveries d ON d.id = q.delivery_id JOIN messages m ON m.id = d.message_id
@@ -164,7 +164,7 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
         WHERE e.tenant_id = 1 AND e.kind = 'delivered' AND e.at BETWEEN quiet.began AND quiet.ended";
     let done = stack.count(meanwhile).await?;
     assert!(done < 4000, "the quiet tenant waited for {done} of the busy one's 8000");
-    // What waits, waits in the database: with the broker is a window, and at most four more that are being published.
+    // Waiting deliveries are in the database. The broker has one window, and at most four more are being published.
     let outside =
         "SELECT (SELECT count(*) FROM deliveries WHERE state IN ('queued', 'sending')) - (SELECT count(*) FROM parked)";
     let outside = stack.count(outside).await?;
@@ -192,12 +192,12 @@ async fn invariant_f_a_tenant_that_floods_with_singles_is_overtaken_by_a_quiet_o
     // A share's line is made when something first waits in it.
     assert!(stack.count("SELECT count(*) FROM lines WHERE kind = 'share'").await? > 0, "a flood waits in its share");
     let id = quiet.send(&webhook("/quiet")).await?;
-    // What went straight to the broker before the flood was noticed goes first; how long that takes is the machine's affair.
+    // Deliveries that reached the broker before the flood was noticed go first; how long they take depends on the machine.
     quiet.wait_status_within(&id, "delivered", Duration::from_secs(300)).await?;
-    // Whoever looks later finds the flood over; what was overtaken has moved since.
+    // The flood may be over by now, so deliveries that moved after the quiet one count as overtaken.
     let behind = "SELECT count(*) FROM deliveries WHERE tenant_id = 1 AND (state IN ('queued', 'sending')
         OR updated_at > (SELECT max(updated_at) FROM deliveries WHERE tenant_id <> 1))";
-    assert!(stack.count(behind).await? > 0, "the quiet tenant overtook nobody");
+    assert!(stack.count(behind).await? > 0, "the quiet tenant overtook no delivery");
     Ok(())
 }
 
@@ -213,9 +213,8 @@ async fn invariant_f_a_tenants_wave_of_scheduled_singles_is_overtaken_by_a_quiet
     let at = shared::clock::now() + chrono::TimeDelta::hours(1);
     let hundred: Vec<String> = (0..100).map(|n| sink.url(&format!("/busy/{n}"))).collect();
     let wave = json!({"channel": "webhook", "recipients": hundred, "data": {"a": 1}, "scheduled_at": at.to_rfc3339()});
-    let calls = futures_util::future::join_all((0..80).map(|_| busy.post("/api/notifications/send-bulk", &wave)));
-    for answer in calls.await {
-        answer?.ok()?;
+    for _ in 0..80 {
+        busy.post("/api/notifications/send-bulk", &wave).await?.ok()?;
     }
     let single = json!({"channel": "webhook", "recipient": sink.url("/quiet"), "data": {"a": 1}, "scheduled_at": at.to_rfc3339()});
     let id = quiet.send(&single).await?;

@@ -17,7 +17,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-/// What an item has, in lists and on sockets.
+/// The fields of an item, in lists and on sockets.
 const FIELDS: [&str; 11] =
     ["action_url", "category", "created_at", "data", "id", "message", "metadata", "read", "read_at", "title", "type"];
 /// How long what needs a while may take on a machine that is slow.
@@ -86,7 +86,7 @@ async fn a_toast_arrives_in_the_printed_form_and_only_at_who_may_see_it() -> Res
     refused.token = None;
     assert_eq!(refused.try_open().await?.err(), Some(401), "no token");
     refused.token = Some(&stack.producer_key);
-    assert_eq!(refused.try_open().await?.err(), Some(401), "a key does not belong into a query");
+    assert_eq!(refused.try_open().await?.err(), Some(401), "an API key is not taken in a query");
     assert_eq!(Opening::new(port, "ada", &eve).try_open().await?.err(), Some(403), "another person's token");
     let plain = stack.api(&ada).get("/ws/notifications/ada").await?;
     assert_eq!((plain.status, plain.header("upgrade")), (StatusCode::UPGRADE_REQUIRED, Some("websocket")));
@@ -114,7 +114,7 @@ async fn a_toast_arrives_in_the_printed_form_and_only_at_who_may_see_it() -> Res
     for socket in &mut strangers {
         assert!(socket.is_quiet(MOMENT).await);
     }
-    // A client may talk; nobody listens, and nothing breaks.
+    // Messages from a client are ignored, and nothing breaks.
     let [first, ..] = &mut sockets;
     first.say(Message::text("{\"type\":\"hello\"}")).await?;
     first.say(Message::Ping("x".into())).await?;
@@ -288,7 +288,7 @@ async fn two_replicas_show_everything_once_and_in_one_order_while_it_pours_in() 
     assert_eq!(dropped, newest_first, "losses leave no gap and no double");
     assert!(first.is_quiet(MOMENT).await && second.is_quiet(MOMENT).await);
 
-    // Whoever never saw anything gets the newest hundred, and goes on from there.
+    // A client with an unknown position gets the newest hundred, and goes on from there.
     let mut unknown = Opening::new(ports[0], "ada", &ada).since("nothing-of-ours").open().await?;
     assert_eq!(unknown.ids(100).await?, newest_first[COUNT - 100..]);
     stack.producer().send(&note("ada", "last")).await?;
@@ -387,16 +387,16 @@ async fn who_does_not_read_is_closed_and_comes_back_without_a_gap() -> Result<()
     let api = stack.producer();
     let sending = async {
         let body = json!({"channel": "in_app", "recipient": "ada", "title": "t", "message": long});
-        // Some at once: what it does not read must pile up before the slow one is taken for dead.
+        // Several at once: unread messages must pile up before the slow client counts as dead.
         for _ in 0..COUNT / 10 {
             try_join_all((0..10).map(|_| api.send(&body))).await?;
         }
         Ok::<_, anyhow::Error>(())
     };
-    // It is told why only for a while after it was given up, so it reads as soon as it was.
+    // The reason of the close is sent for a short time only, so the client reads right after it.
     let given_up = async {
         let slow_ones = "posthaste_ws_closed_total{reason=\"slow\"} ";
-        eventually("the slow reader is given up", LATER, || async {
+        eventually("the slow reader is disconnected", LATER, || async {
             (metric(&stack, slow_ones).await.ok()? >= 1.0).then_some(())
         })
         .await?;

@@ -122,7 +122,7 @@ async fn preferences_are_taken_in_three_forms_and_decide_what_is_sent() -> Resul
     put(&ada, PREFERENCES, &json!({"non_essential_enabled": true})).await?.ok()?;
     is_sent(&producer, &mail("ada@example.com", Some("ada"), Some("billing"))).await?;
 
-    // Nobody else's.
+    // Another person's preferences are closed.
     let bob = person(&stack, "bob")?;
     assert_eq!(bob.get(&format!("{PREFERENCES}/ada")).await?.status.as_u16(), 403);
     assert_eq!(put(&bob, &format!("{PREFERENCES}?user_id=ada"), &json!({})).await?.status.as_u16(), 403);
@@ -225,7 +225,7 @@ async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwar
     until_held(&api, &text, end).await?;
     until_held(&api, &doomed, end).await?;
 
-    // What does not disturb, what is essential, whom nobody knows.
+    // A channel that does not disturb, an essential category, an unknown person.
     is_sent(&api, &json!({"channel": "in_app", "recipient": "ada", "title": "T"})).await?;
     is_sent(&api, &mail("ada@example.com", Some("ada"), Some("security"))).await?;
     is_sent(&api, &mail("ada@example.com", None, Some("news"))).await?;
@@ -290,14 +290,14 @@ async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> R
         (&json!([]), &json!("scheduled"), &json!("send_window: it goes on when it opens")),
         "{timeline}"
     );
-    // Where nobody knows the clock it is UTC's, and the window is as long away as that is behind.
+    // Without a known clock it is UTC, and the window opens later by the difference.
     let unknown = api.send(&of_type(None)).await?;
     until_held_for(&api, &unknown, opening + zone, "send_window").await?;
 
     // By type in the app and by mail, from a rule, and in the words of a request.
     let note = json!({"user_id": "ada", "notification_type": "letter", "title": "T", "message": "m"});
     let both = api.post("/api/notifications", &note).await?.ok()?["id"].as_str().context("an id")?.to_owned();
-    eventually("one is told and one waits", SOON, || async {
+    eventually("one is delivered and one waits", SOON, || async {
         let message = api.message(&both).await.ok()?;
         let stands = |channel: &str| {
             let deliveries = message["deliveries"].as_array()?;
@@ -324,7 +324,7 @@ async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> R
     own["send_window"] = json!({"days": ["mon"], "from": "09:00"});
     assert_eq!(api.post("/api/notifications/send", &own).await?.fields(), ["send_window.to"]);
 
-    // What is essential, and what may be told all day.
+    // An essential message, and a window that is open all day.
     let mut code = of_type(Some("ada"));
     code["category"] = json!("security");
     is_sent(&api, &code).await?;
@@ -343,7 +343,7 @@ async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> R
     until_held_for(&api, &quieter, later, "quiet_hours").await?;
     is_suppressed(&api, &of_type(Some("eve")), "send_window").await?;
 
-    // At the opening all is checked again: one moved to where it is open, one does not want it any more.
+    // At the opening all is checked again: one person has moved to where it is open, one has opted out.
     put(&api, "/api/users/ada", &json!({"time_zone": "Asia/Jakarta"})).await?.ok()?;
     put(&api, &format!("{PREFERENCES}/bob"), &json!({"news": {"enabled": false}})).await?.ok()?;
     due_now(&stack).await?;
@@ -403,7 +403,7 @@ impl Post {
     }
 }
 
-/// What a mail program posts (RFC 8058, section 3.2): no cookie, no credential, and no redirect is followed.
+/// The POST of a mail program (RFC 8058, section 3.2): no cookie, no credential, and no redirect is followed.
 async fn one_click(url: &str) -> Result<u16> {
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
     let body = "--b\r\nContent-Disposition: form-data; name=\"List-Unsubscribe\"\r\n\r\nOne-Click\r\n--b--\r\n";
@@ -452,7 +452,7 @@ async fn a_mail_can_be_unsubscribed_from_by_its_own_header() -> Result<()> {
     let channels = ada.get(PREFERENCES).await?.ok()?["types"]["marketing"]["channels"].clone();
     assert!(!channels.as_array().context("channels")?.contains(&json!("email")), "{channels}");
 
-    // What is essential has no way out.
+    // Essential mails have no link to unsubscribe.
     let code = post.mail(&mail("ada@example.com", Some("ada"), Some("security"))).await?;
     assert_eq!((code.header("List-Unsubscribe"), code.header("List-Unsubscribe-Post")), (None, None));
 
@@ -494,7 +494,7 @@ async fn who_turned_advertising_down_stays_so_when_all_else_is_forgotten() -> Re
         knows(&stack, user, email).await?;
     }
 
-    // At the address too, whoever writes to it.
+    // At the address too, with or without a user id.
     ada.post("/api/notifications/opt-out/marketing", &json!({})).await?.ok()?;
     is_suppressed(&api, &bought("ada@example.com"), "unsubscribed").await?;
     let export = ada.get("/api/notifications/export").await?.ok()?;
@@ -503,7 +503,7 @@ async fn who_turned_advertising_down_stays_so_when_all_else_is_forgotten() -> Re
         (&json!(true), &json!("marketing")),
         "{export}"
     );
-    // Whoever wants it again gets it again.
+    // A person who opts in again gets it again.
     put(&ada, PREFERENCES, &json!({"marketing": {"enabled": true}})).await?.ok()?;
     is_sent(&api, &bought("ada@example.com")).await?;
     ada.post("/api/notifications/opt-out/marketing", &json!({})).await?.ok()?;

@@ -105,12 +105,12 @@ async fn invariant_f_a_replay_of_many_letters_takes_turns() -> Result<()> {
     let running = store.replays_running(1).await?.remove(0);
     let few = store.replay_pass(&running.replay, 40, None, RELAY_AFTER_MS).await?;
     let handed_over = few.dispatches.iter().map(|dispatch| dispatch.items.len()).sum::<usize>();
-    assert_eq!((few.moved, handed_over), (40, 40), "a few at a time crowd nobody");
+    assert_eq!((few.moved, handed_over), (40, 40), "a few at a time go straight to the broker");
     let many = store.replay_pass(&running.replay, 1000, few.last, RELAY_AFTER_MS).await?;
     assert_eq!((many.moved, many.dispatches.len()), (110, 0));
     assert_eq!(waiting(&stack, 1, WEBHOOK).await?, 110);
     let told = format!("SELECT replayed::int8 FROM replays WHERE id = '{id}'");
-    assert_eq!(stack.count(&told).await?, 150, "the replay counts what waits in the share");
+    assert_eq!(stack.count(&told).await?, 150, "the replay counts deliveries in the share");
     Ok(())
 }
 
@@ -130,7 +130,7 @@ async fn parking_in_a_line_that_waits_already_adds_no_index_entries() -> Result<
     ))
     .await?;
     let parking = sql.transaction().await?;
-    // What this connection counted and has not yet told the server, which may include the transaction before.
+    // Counts that this connection has not reported to the server yet, which may include the transaction before.
     let counted = async || -> Result<(i64, i64)> {
         let counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relid = 'lines'::regclass";
         let row = parking.query_one(counts, &[]).await?;

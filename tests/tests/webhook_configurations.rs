@@ -74,160 +74,215 @@ fn is_signed_by_key(request: &Request, public: &str, signed: &[u8]) -> bool {
         .any(|signature| UnparsedPublicKey::new(&ED25519, &public).verify(signed, &signature).is_ok())
 }
 
-/// Waits until nothing is on its way to anybody any more.
+/// Waits until no event and no delivery is on its way any more.
 async fn until_quiet(stack: &Stack) -> Result<()> {
     let busy = "SELECT (SELECT count(*) FROM webhook_events WHERE pending)
         + (SELECT count(*) FROM deliveries WHERE state IN ('queued', 'sending', 'retrying'))";
     eventually("all is over", SOON, || async { (stack.count(busy).await.ok()? == 0).then_some(()) }).await
 }
 
+/// A tenant with two configurations, and another tenant with one of its own.
+struct Scene {
+    stack: Stack,
+    sink: HttpSink,
+    admin: Api,
+    producer: Api,
+    /// The admin of the other tenant.
+    other: Api,
+    /// The path of the configuration that wants failures only.
+    some: String,
+    /// The answer that made it.
+    made: Value,
+}
+
+/// Messages by the status that they ended with.
+struct Ended {
+    delivered: String,
+    failed: String,
+    dead: String,
+}
+
+impl Scene {
+    async fn start() -> Result<Self> {
+        let stack = Stack::patient(&[("WEBHOOK_MAX_RETRIES", "1")]).await?;
+        let (sink, admin, producer) = (HttpSink::start_local().await?, stack.admin(), stack.producer());
+        sink.reply_to("/bad", Reply::status(400));
+        sink.reply_to("/down", Reply::status(500));
+        // Without a configuration there is no event.
+        let early = producer.send(&json!({"channel": "in_app", "recipient": "ada", "message": "m"})).await?;
+        producer.wait_status(&early, "delivered").await?;
+        assert_eq!(stack.count("SELECT count(*) FROM webhook_events").await?, 0);
+        configure(&admin, json!({"name": "all", "url": sink.url("/all")})).await?;
+        let some = json!({"name": "some", "url": sink.url("/some"), "events": ["message.failed", "dead_letter.created", "message.retrying"],
+            "headers": {"X-Api-Key": "canary-key", "X-Source": "posthaste"}, "asymmetric": true});
+        let (some, made) = configure(&admin, some).await?;
+        stack.cli(&["tenant", "create", "globex"])?;
+        let other = stack.api(&stack.create_key("globex", "admin")?);
+        configure(&other, json!({"name": "theirs", "url": sink.url("/theirs")})).await?;
+        Ok(Self { stack, sink, admin, producer, other, some, made })
+    }
+
+    /// Sends a message for each status and waits until both configurations have their events.
+    async fn send(&self) -> Result<Ended> {
+        let note = json!({"channel": "in_app", "recipient": "canary-person", "user_id": "eve", "message": "canary-content", "metadata": {"order": 7}});
+        let delivered = self.producer.send(&note).await?;
+        let hook = |path: &str| json!({"channel": "webhook", "recipient": self.sink.url(path), "data": {"content": "canary-content"}});
+        let (failed, dead) = (self.producer.send(&hook("/bad")).await?, self.producer.send(&hook("/down")).await?);
+        let next_week = shared::clock::now() + chrono::TimeDelta::days(7);
+        let later =
+            json!({"channel": "in_app", "recipient": "ada", "message": "m", "scheduled_at": next_week.to_rfc3339()});
+        let cancelled = self.producer.send(&later).await?;
+        self.producer.post(&format!("/api/messages/{cancelled}/cancel"), &json!({})).await?.ok()?;
+        for (id, status) in [(&delivered, "delivered"), (&failed, "failed"), (&dead, "dead"), (&cancelled, "cancelled")]
+        {
+            self.producer.wait_status(id, status).await?;
+        }
+        let all = [
+            ("message.delivered", 1),
+            ("message.failed", 1),
+            ("message.dead", 1),
+            ("message.cancelled", 1),
+            ("dead_letter.created", 1),
+        ];
+        let some = [("message.failed", 1), ("dead_letter.created", 1), ("message.retrying", 1)];
+        until_counts(&self.sink, "/all", &all).await?;
+        until_counts(&self.sink, "/some", &some).await?;
+        until_quiet(&self.stack).await?;
+        until_counts(&self.sink, "/all", &all).await?;
+        assert!(self.sink.requests_to("/theirs").is_empty(), "another tenant's");
+        let events = self.stack.count("SELECT count(*) FROM webhook_events").await?;
+        assert_eq!(events, 8, "no event about the deliveries that carry events");
+        Ok(Ended { delivered, failed, dead })
+    }
+
+    /// An event has enough to find its message, and neither a recipient nor a content.
+    async fn check_events(&self, ended: &Ended) -> Result<()> {
+        let reported: BTreeMap<String, Value> = events(&self.sink, "/all").into_iter().collect();
+        let data = &reported["message.delivered"];
+        assert_eq!((&data["message_id"], &data["channel"]), (&json!(ended.delivered), &json!("in_app")));
+        assert_eq!((&data["status"], &data["provider"]), (&json!("delivered"), &json!("inbox")));
+        assert_eq!((&data["attempt"], &data["metadata"]), (&json!(1), &json!({"order": 7})));
+        let data = &reported["message.failed"];
+        assert_eq!((&data["message_id"], &data["code"]), (&json!(ended.failed), &json!("400")));
+        let data = &reported["dead_letter.created"];
+        assert_eq!((&data["message_id"], &data["reason"]), (&json!(ended.dead), &json!("attempts_exhausted")));
+        let letter = self.admin.get(&format!("/api/admin/dead-letters/{}", text(data, "id")?)).await?.ok()?;
+        assert_eq!(letter["message_id"], json!(ended.dead));
+        for request in ["/all", "/some"].iter().flat_map(|path| self.sink.requests_to(path)) {
+            assert!(!request.text().contains("canary"), "{}", request.text());
+            assert!(request.json()?["timestamp"].is_string());
+        }
+        Ok(())
+    }
+
+    /// Both signatures hold; a flipped byte, another secret and another key do not.
+    fn check_signatures(&self) -> Result<()> {
+        let (secret, public) = (text(&self.made, "secret")?, text(&self.made, "public_key")?);
+        for request in self.sink.requests_to("/some") {
+            assert!(is_signed(&request, &secret) && !is_signed(&request, &self.stack.webhook_secret));
+            let mut message = signed(&request);
+            assert!(is_signed_by_key(&request, &public, &message));
+            message[0] ^= 1;
+            assert!(!is_signed_by_key(&request, &public, &message));
+            assert_eq!(request.header("x-api-key"), Some("canary-key"));
+        }
+        assert!(self.sink.requests_to("/all").iter().all(|request| {
+            request.header("webhook-signature").is_some_and(|all| all.starts_with("v1,") && !all.contains(' '))
+        }));
+        Ok(())
+    }
+
+    /// A producer's webhook to the URL of a configuration cannot pass for an event: it has neither the configuration's signature nor
+    /// its headers.
+    async fn check_forgery(&self) -> Result<()> {
+        let url = self.sink.url("/some?forged");
+        let at = json!({"name": "at", "url": url, "events": ["message.read"], "headers": {"X-Api-Key": "canary-key"}});
+        let (_, at) = configure(&self.admin, at).await?;
+        let forged = json!({"channel": "webhook", "recipient": url, "data": {"type": "message.failed"}});
+        self.producer.wait_status(&self.producer.send(&forged).await?, "delivered").await?;
+        let request = self.sink.requests().into_iter().find(|request| request.target == "/some?forged");
+        let request = request.context("it came")?;
+        assert!(is_signed(&request, &self.stack.webhook_secret) && !is_signed(&request, &text(&at, "secret")?));
+        assert_eq!(request.header("x-api-key"), None);
+        Ok(())
+    }
+
+    /// The log of calls, masked, page by page.
+    async fn check_log(&self) -> Result<()> {
+        let (admin, some) = (&self.admin, &self.some);
+        let logged = eventually("every call is in the log", SOON, || async {
+            let logs = admin.get(&format!("{some}/logs")).await.ok()?.ok().ok()?;
+            (logs["logs"].as_array()?.len() == 3).then_some(logs)
+        })
+        .await?;
+        assert!(!logged.to_string().contains("canary"), "{logged}");
+        let entry = &logged["logs"][0];
+        assert_eq!((&entry["response_status"], &entry["attempt"]), (&json!(200), &json!(1)));
+        assert_eq!(entry["request"]["headers"]["x-api-key"], "***");
+        assert_eq!(entry["request"]["headers"]["x-source"], "***", "any header may be a secret");
+        assert_eq!(entry["request"]["headers"]["webhook-id"], entry["webhook_id"]);
+        assert!(entry["duration_ms"].is_number() && entry["at"].is_string() && entry["event"].is_string());
+        let times: Vec<&str> =
+            logged["logs"].as_array().context("logs")?.iter().filter_map(|log| log["at"].as_str()).collect();
+        assert!(times.is_sorted_by(|newer, older| newer >= older), "{times:?}");
+        let page = admin.get(&format!("{some}/logs?limit=2")).await?.ok()?;
+        let rest = admin.get(&format!("{some}/logs?limit=2&cursor={}", text(&page, "next_cursor")?)).await?.ok()?;
+        assert_eq!((page["logs"].as_array().map(Vec::len), rest["logs"].as_array().map(Vec::len)), (Some(2), Some(1)));
+        Ok(())
+    }
+
+    /// Bad bodies, and callers without the right.
+    async fn check_refusals(&self) -> Result<()> {
+        let Self { sink, admin, other, some, .. } = self;
+        for (field, body) in [
+            ("events", json!({"name": "x", "url": sink.url("/x"), "events": ["message.eaten"]})),
+            ("headers", json!({"name": "x", "url": sink.url("/x"), "headers": {"Transfer-Encoding": "chunked"}})),
+            ("headers", json!({"name": "x", "url": sink.url("/x"), "headers": {"Webhook-Id": "1"}})),
+        ] {
+            let answer = admin.post(CONFIGURATIONS, &body).await?;
+            assert_eq!((answer.status.as_u16(), answer.fields()), (400, vec![field.to_owned()]), "{body}");
+        }
+        // The headers hold a secret, so they do not move to another host, where a stranger may listen.
+        let elsewhere = "http://127.0.0.1:9/elsewhere";
+        for body in [json!({"url": elsewhere}), json!({"url": elsewhere, "headers": {"X-Api-Key": "***"}})] {
+            let moved = admin.request(Method::PUT, some, &[], Some(serde_json::to_vec(&body)?)).await?;
+            assert_eq!((moved.status.as_u16(), moved.fields()), (422, vec!["headers".to_owned()]), "{body}");
+        }
+        for (method, path) in [(Method::GET, "/logs"), (Method::POST, "/test"), (Method::POST, "/regenerate-secret")] {
+            let answer = other.request(method, &format!("{some}{path}"), &[], None).await?;
+            assert_eq!(answer.status.as_u16(), 404, "{path}: {}", answer.body);
+        }
+        let replay = json!({"since": "2026-01-01T00:00:00Z"});
+        assert_eq!(other.post(&format!("{some}/replay"), &replay).await?.status.as_u16(), 404);
+        assert_eq!(self.producer.get(CONFIGURATIONS).await?.status.as_u16(), 403);
+        Ok(())
+    }
+
+    /// The erasure of a person erases the log of calls about them too.
+    async fn check_erasure(&self, ended: &Ended) -> Result<()> {
+        let (stack, delivered) = (&self.stack, &ended.delivered);
+        let left = |table: &str, column: &str| {
+            format!("SELECT count(*) FROM {table} WHERE convert_from({column}, 'UTF8') LIKE '%{delivered}%'")
+        };
+        assert_eq!(stack.count(&left("messages", "content")).await?, 1);
+        // Calls are logged beside the work, each receiver's in its own time.
+        stack.until_count(&left("webhook_logs", "request"), 1).await?;
+        self.admin.request(Method::DELETE, "/api/users/eve", &[], None).await?.ok()?;
+        stack.until_count(&left("messages", "content"), 0).await?;
+        stack.until_count(&left("webhook_logs", "request"), 0).await
+    }
+}
+
 #[tokio::test]
 async fn what_happens_is_reported_once_to_whoever_wants_it_and_nothing_is_reported_about_reports() -> Result<()> {
-    let stack = Stack::patient(&[("WEBHOOK_MAX_RETRIES", "1")]).await?;
-    let (sink, admin, producer) = (HttpSink::start_local().await?, stack.admin(), stack.producer());
-    sink.reply_to("/bad", Reply::status(400));
-    sink.reply_to("/down", Reply::status(500));
-    // Nobody listens yet.
-    let early = producer.send(&json!({"channel": "in_app", "recipient": "ada", "message": "m"})).await?;
-    producer.wait_status(&early, "delivered").await?;
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_events").await?, 0);
-    configure(&admin, json!({"name": "all", "url": sink.url("/all")})).await?;
-    let some = json!({"name": "some", "url": sink.url("/some"), "events": ["message.failed", "dead_letter.created", "message.retrying"],
-        "headers": {"X-Api-Key": "canary-key", "X-Source": "posthaste"}, "asymmetric": true});
-    let (some, made) = configure(&admin, some).await?;
-    stack.cli(&["tenant", "create", "globex"])?;
-    let other = stack.api(&stack.create_key("globex", "admin")?);
-    configure(&other, json!({"name": "theirs", "url": sink.url("/theirs")})).await?;
-
-    let note = json!({"channel": "in_app", "recipient": "canary-person", "user_id": "eve", "message": "canary-content", "metadata": {"order": 7}});
-    let delivered = producer.send(&note).await?;
-    let hook =
-        |path: &str| json!({"channel": "webhook", "recipient": sink.url(path), "data": {"content": "canary-content"}});
-    let (failed, dead) = (producer.send(&hook("/bad")).await?, producer.send(&hook("/down")).await?);
-    let next_week = shared::clock::now() + chrono::TimeDelta::days(7);
-    let later =
-        json!({"channel": "in_app", "recipient": "ada", "message": "m", "scheduled_at": next_week.to_rfc3339()});
-    let cancelled = producer.send(&later).await?;
-    producer.post(&format!("/api/messages/{cancelled}/cancel"), &json!({})).await?.ok()?;
-    for (id, status) in [(&delivered, "delivered"), (&failed, "failed"), (&dead, "dead"), (&cancelled, "cancelled")] {
-        producer.wait_status(id, status).await?;
-    }
-    let all = [
-        ("message.delivered", 1),
-        ("message.failed", 1),
-        ("message.dead", 1),
-        ("message.cancelled", 1),
-        ("dead_letter.created", 1),
-    ];
-    until_counts(&sink, "/all", &all).await?;
-    until_counts(&sink, "/some", &[("message.failed", 1), ("dead_letter.created", 1), ("message.retrying", 1)]).await?;
-    until_quiet(&stack).await?;
-    until_counts(&sink, "/all", &all).await?;
-    assert!(sink.requests_to("/theirs").is_empty(), "another tenant's");
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_events").await?, 8, "nothing about what carries events");
-
-    // What is told: enough to find it, and nothing of what was said to whom.
-    let told: BTreeMap<String, Value> = events(&sink, "/all").into_iter().collect();
-    let data = &told["message.delivered"];
-    assert_eq!((&data["message_id"], &data["channel"]), (&json!(delivered), &json!("in_app")));
-    assert_eq!((&data["status"], &data["provider"]), (&json!("delivered"), &json!("inbox")));
-    assert_eq!((&data["attempt"], &data["metadata"]), (&json!(1), &json!({"order": 7})));
-    let data = &told["message.failed"];
-    assert_eq!((&data["message_id"], &data["code"]), (&json!(failed), &json!("400")));
-    let data = &told["dead_letter.created"];
-    assert_eq!((&data["message_id"], &data["reason"]), (&json!(dead), &json!("attempts_exhausted")));
-    let letter = admin.get(&format!("/api/admin/dead-letters/{}", text(data, "id")?)).await?.ok()?;
-    assert_eq!(letter["message_id"], json!(dead));
-    let ours: Vec<_> = ["/all", "/some"].iter().flat_map(|path| sink.requests_to(path)).collect();
-    for request in &ours {
-        assert!(!request.text().contains("canary"), "{}", request.text());
-        assert!(request.json()?["timestamp"].is_string());
-    }
-    // Both signatures hold; a flipped byte, another secret and another key do not.
-    let (secret, public) = (text(&made, "secret")?, text(&made, "public_key")?);
-    for request in sink.requests_to("/some") {
-        assert!(is_signed(&request, &secret) && !is_signed(&request, &stack.webhook_secret));
-        let mut message = signed(&request);
-        assert!(is_signed_by_key(&request, &public, &message));
-        message[0] ^= 1;
-        assert!(!is_signed_by_key(&request, &public, &message));
-        assert_eq!(request.header("x-api-key"), Some("canary-key"));
-    }
-    assert!(sink.requests_to("/all").iter().all(|request| {
-        request.header("webhook-signature").is_some_and(|all| all.starts_with("v1,") && !all.contains(' '))
-    }));
-
-    // What a producer sends to the same URL cannot pass for an event: neither the configuration's secret nor its headers are with it.
-    let forged =
-        json!({"channel": "webhook", "recipient": sink.url("/some?forged"), "data": {"type": "message.failed"}});
-    let (_, at_forged) =
-        configure(&admin, json!({"name": "at", "url": sink.url("/some?forged"), "events": ["message.read"], "headers": {"X-Api-Key": "canary-key"}}))
-            .await?;
-    producer.wait_status(&producer.send(&forged).await?, "delivered").await?;
-    let request = sink.requests().into_iter().find(|request| request.target == "/some?forged").context("it came")?;
-    assert!(is_signed(&request, &stack.webhook_secret) && !is_signed(&request, &text(&at_forged, "secret")?));
-    assert_eq!(request.header("x-api-key"), None);
-
-    // The log of calls, masked, page by page.
-    let logged = eventually("every call is in the log", SOON, || async {
-        let logs = admin.get(&format!("{some}/logs")).await.ok()?.ok().ok()?;
-        (logs["logs"].as_array()?.len() == 3).then_some(logs)
-    })
-    .await?;
-    assert!(!logged.to_string().contains("canary"), "{logged}");
-    let entry = &logged["logs"][0];
-    assert_eq!((&entry["response_status"], &entry["attempt"]), (&json!(200), &json!(1)));
-    assert_eq!(entry["request"]["headers"]["x-api-key"], "***");
-    assert_eq!(entry["request"]["headers"]["x-source"], "***", "any header may be a secret");
-    assert_eq!(entry["request"]["headers"]["webhook-id"], entry["webhook_id"]);
-    assert!(entry["duration_ms"].is_number() && entry["at"].is_string() && entry["event"].is_string());
-    let times: Vec<&str> =
-        logged["logs"].as_array().context("logs")?.iter().filter_map(|log| log["at"].as_str()).collect();
-    assert!(times.is_sorted_by(|newer, older| newer >= older), "{times:?}");
-    let page = admin.get(&format!("{some}/logs?limit=2")).await?.ok()?;
-    let rest = admin.get(&format!("{some}/logs?limit=2&cursor={}", text(&page, "next_cursor")?)).await?.ok()?;
-    assert_eq!((page["logs"].as_array().map(Vec::len), rest["logs"].as_array().map(Vec::len)), (Some(2), Some(1)));
-
-    // What is refused, and whose it is.
-    for (field, body) in [
-        ("events", json!({"name": "x", "url": sink.url("/x"), "events": ["message.eaten"]})),
-        ("headers", json!({"name": "x", "url": sink.url("/x"), "headers": {"Transfer-Encoding": "chunked"}})),
-        ("headers", json!({"name": "x", "url": sink.url("/x"), "headers": {"Webhook-Id": "1"}})),
-    ] {
-        let answer = admin.post(CONFIGURATIONS, &body).await?;
-        assert_eq!((answer.status.as_u16(), answer.fields()), (400, vec![field.to_owned()]), "{body}");
-    }
-    // Its headers, which hold a secret, do not go where somebody else may listen.
-    let elsewhere = "http://127.0.0.1:9/elsewhere";
-    for body in [json!({"url": elsewhere}), json!({"url": elsewhere, "headers": {"X-Api-Key": "***"}})] {
-        let moved = admin.request(Method::PUT, &some, &[], Some(serde_json::to_vec(&body)?)).await?;
-        assert_eq!((moved.status.as_u16(), moved.fields()), (422, vec!["headers".to_owned()]), "{body}");
-    }
-    for (method, path) in [(Method::GET, "/logs"), (Method::POST, "/test"), (Method::POST, "/regenerate-secret")] {
-        let answer = other.request(method, &format!("{some}{path}"), &[], None).await?;
-        assert_eq!(answer.status.as_u16(), 404, "{path}: {}", answer.body);
-    }
-    let replay = json!({"since": "2026-01-01T00:00:00Z"});
-    assert_eq!(other.post(&format!("{some}/replay"), &replay).await?.status.as_u16(), 404);
-    assert_eq!(producer.get(CONFIGURATIONS).await?.status.as_u16(), 403);
-
-    // Whoever is erased is erased here too.
-    let left = |table: &str, column: &str| {
-        format!("SELECT count(*) FROM {table} WHERE convert_from({column}, 'UTF8') LIKE '%{delivered}%'")
-    };
-    assert_eq!(stack.count(&left("messages", "content")).await?, 1);
-    // Calls are logged beside the work, each receiver's in its own time.
-    eventually("its call is in the log", SOON, || async {
-        (stack.count(&left("webhook_logs", "request")).await.ok()? == 1).then_some(())
-    })
-    .await?;
-    admin.request(Method::DELETE, "/api/users/eve", &[], None).await?.ok()?;
-    eventually("nothing is left", SOON, || async {
-        let messages = stack.count(&left("messages", "content")).await.ok()?;
-        (messages + stack.count(&left("webhook_logs", "request")).await.ok()? == 0).then_some(())
-    })
-    .await?;
-    Ok(())
+    let scene = Scene::start().await?;
+    let ended = scene.send().await?;
+    scene.check_events(&ended).await?;
+    scene.check_signatures()?;
+    scene.check_forgery().await?;
+    scene.check_log().await?;
+    scene.check_refusals().await?;
+    scene.check_erasure(&ended).await
 }
 
 #[tokio::test]
@@ -317,12 +372,13 @@ async fn whoever_is_gone_is_switched_off_and_what_happens_meanwhile_is_held_unti
     let bad = admin.post(&format!("{gone}/regenerate-secret"), &json!({"grace_period_seconds": -1})).await?;
     assert_eq!(bad.fields(), ["grace_period_seconds"]);
 
-    // Failures alone, for too long; what waits for it is taken back and held.
+    // Nothing but failures, for too long: waiting events are taken back and held.
     sink.reply_to("/gone", Reply::status(503));
     send().await?;
     until_counts(&sink, "/watch", &[("endpoint.disabled", 2)]).await?;
     assert_eq!(events(&sink, "/watch")[1].1["reason"], "failing");
-    eventually("what waits is held", SOON, || async { (stack.count(waiting).await.ok()? == 1).then_some(()) }).await?;
+    eventually("the waiting event is held", SOON, || async { (stack.count(waiting).await.ok()? == 1).then_some(()) })
+        .await?;
     let cancelled = "SELECT count(*) FROM deliveries WHERE state = 'cancelled'";
     eventually("it is taken back", SOON, || async { (stack.count(cancelled).await.ok()? == 1).then_some(()) }).await?;
     sink.reply_to("/gone", Reply::ok());
@@ -346,7 +402,7 @@ async fn a_receiver_that_hangs_delays_no_other() -> Result<()> {
     let recipients: Vec<String> = (0..99).map(|n| hanging.url(&format!("/{n}"))).collect();
     let body = json!({"recipients": recipients, "channel": "webhook", "title": "t", "message": "m"});
     producer.post("/api/notifications/send-bulk", &body).await?.ok()?;
-    // As many as it may have hang; all others came and were told to wait.
+    // As many calls as the receiver may have hang. All other deliveries were claimed and wait.
     let untouched = "SELECT count(*) FROM deliveries WHERE run = 0";
     eventually("each was taken up once", SOON, || async { (stack.count(untouched).await.ok()? == 0).then_some(()) })
         .await?;
@@ -354,7 +410,7 @@ async fn a_receiver_that_hangs_delays_no_other() -> Result<()> {
     for n in 0..20 {
         producer.send(&json!({"channel": "webhook", "recipient": sink.url(&format!("/{n}")), "data": n})).await?;
     }
-    // Whoever had to wait for a place that hangs would wait for ten minutes.
+    // A delivery that needed one of the hanging places would wait for ten minutes.
     sink.wait_for(20, SOON).await?;
     assert!(hanging.requests().len() <= 12, "never more than three quarters of the places");
     Ok(())

@@ -179,7 +179,7 @@ const V6: &[&str] = &[
     "[ff0e::1]",
 ];
 
-/// What is no web address, or hides one; `{}` is the canary's port.
+/// Texts that are no web address, or hide one; `{}` is the canary's port.
 const CROOKED: &[&str] = &[
     "http://user@127.0.0.1:{}/",
     "http://user:pass@example.com/",
@@ -239,7 +239,7 @@ async fn a_canary_notices_who_comes() -> Result<()> {
     assert!(canary.is_alone());
     let _visitor = std::net::TcpStream::connect(("127.0.0.1", canary.1))?;
     // The kernel may hand the connection over a moment later.
-    eventually("somebody is noticed", SOON, || async { (!canary.is_alone()).then_some(()) }).await
+    eventually("the visitor is noticed", SOON, || async { (!canary.is_alone()).then_some(()) }).await
 }
 
 #[tokio::test]
@@ -305,6 +305,6 @@ async fn no_writing_of_an_inside_address_is_accepted_or_dialled() -> Result<()> 
         let timeline = admin.timeline(&id).await?;
         assert_eq!(timeline["attempts"][0]["code"], "target_not_allowed", "{name}");
     }
-    assert!(canary.is_alone(), "somebody came");
+    assert!(canary.is_alone(), "a connection came");
     Ok(())
 }

@@ -47,7 +47,7 @@ async fn main() -> Result<()> {
     for (name, role) in [("ingest", Role::Ingest), ("scheduler", Role::Scheduler), ("worker", Role::Worker)] {
         stack.launch(name, role, &[]).await?;
     }
-    // What is loaded on first use is no cost of sockets.
+    // Memory that is loaded on first use does not belong to the sockets.
     open(&stack, "warm").await?.close(None).await?;
     let before = resident(&stack)?;
     let (tell, mut told) = mpsc::channel(65_536);
@@ -93,7 +93,7 @@ async fn open(stack: &Stack, user: &str) -> Result<WebSocketStream<TcpStream>> {
     Ok(socket)
 }
 
-/// Tells the title of what comes, and when.
+/// Passes on the title of each notification, and when it came.
 async fn listen(mut socket: WebSocketStream<TcpStream>, tell: mpsc::Sender<(String, Instant)>) {
     while let Some(Ok(message)) = socket.next().await {
         let at = Instant::now();
@@ -125,13 +125,14 @@ async fn singles(
     }
     let mut took = Vec::with_capacity(sends);
     while took.len() < sends {
-        let (title, at) = timeout(LIMIT, told.recv()).await.context("not all came")?.context("nobody listens")?;
+        let (title, at) =
+            timeout(LIMIT, told.recv()).await.context("not all came")?.context("the listeners have ended")?;
         took.push(at - *sent.get(&title).context("shown once")?);
     }
     Ok(quantiles(&mut took))
 }
 
-/// One notification to everybody.
+/// One notification for all sockets.
 async fn bulk(stack: &Stack, sockets: usize, told: &mut mpsc::Receiver<(String, Instant)>) -> Result<String> {
     let started = Instant::now();
     let users: Vec<String> = (0..sockets).map(|n| format!("u{n}")).collect();
@@ -142,7 +143,8 @@ async fn bulk(stack: &Stack, sockets: usize, told: &mut mpsc::Receiver<(String, 
     let accepted = started.elapsed();
     let mut took = Vec::with_capacity(sockets);
     while took.len() < sockets {
-        let (title, at) = timeout(LIMIT, told.recv()).await.context("not all came")?.context("nobody listens")?;
+        let (title, at) =
+            timeout(LIMIT, told.recv()).await.context("not all came")?.context("the listeners have ended")?;
         ensure!(title == "bulk", "{title} was shown twice");
         took.push(at - started);
     }
@@ -162,7 +164,7 @@ fn quantiles(took: &mut [Duration]) -> String {
     format!("p50 {:.1} ms, p99 {:.1} ms", ms(0.5), ms(0.99))
 }
 
-/// What ingest holds in memory, in KB.
+/// The memory of ingest, in KB.
 fn resident(stack: &Stack) -> Result<i64> {
     let status = fs::read_to_string(format!("/proc/{}/status", stack.pid("ingest")?))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no memory in the status")?;
