@@ -25,15 +25,15 @@ pub enum Command {
   posthaste audit verify --json
   posthaste audit verify --anchor 1042:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 
-A log that was rewritten as a whole, or cut off together with its head, is whole in itself. Whoever can do that cannot change
-what you wrote down elsewhere: keep the printed anchor, and give it to the next check.")]
+A log that was rewritten as a whole, or cut off together with its head, passes this check. An attacker who can do that cannot
+change your own notes: keep the printed anchor, and give it to the next check.")]
 pub struct Verify {
     /// An end of the log that an earlier check printed; its entry must still be the same
     #[arg(long, value_name = "ID:HASH")]
     anchor: Option<Anchor>,
 }
 
-/// An entry and its hash, as somebody wrote them down.
+/// An entry and its hash, from an earlier check.
 #[derive(Clone, Debug)]
 struct Anchor {
     id: i64,

@@ -12,9 +12,6 @@ use shared::{
 };
 
 const DATABASE_AWAY: &str = "check DATABASE_URL and that PostgreSQL runs; `posthaste doctor` shows more";
-const UNDEFINED_TABLE: &str = "42P01";
-const UNDEFINED_COLUMN: &str = "42703";
-const UNDEFINED_FUNCTION: &str = "42883";
 const BROKER_AWAY: &str = "check AMQP_URL and that RabbitMQ runs; `posthaste doctor` shows more";
 
 /// Prints why the command failed and returns the exit code for it.
@@ -58,9 +55,7 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<&'static str> {
 
 fn database_hint(error: &DbError) -> &'static str {
     match error.sqlstate() {
-        Some(UNDEFINED_TABLE | UNDEFINED_COLUMN | UNDEFINED_FUNCTION) => {
-            "the schema is missing or old: run `posthaste migrate`"
-        }
+        _ if error.is_schema_missing() => "the schema is missing or old: run `posthaste migrate`",
         None if error.is_unavailable() => DATABASE_AWAY,
         _ => "`posthaste doctor` shows what state the database is in",
     }

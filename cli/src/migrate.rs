@@ -1,15 +1,22 @@
 //! `posthaste migrate`: brings the schema up to date.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::json;
 use shared::db::{Store, migrate::migrate};
+use tokio::time::sleep;
 
 use crate::{output::Output, progress, settings};
 
 /// As many as the first migration makes; the scheduler keeps this up while it runs.
 const PARTITION_DAYS_AHEAD: i32 = 7;
+/// A try to make partitions waits for no lock. It is repeated for so long, with this pause.
+const PARTITIONS_WAIT_MAX: Duration = Duration::from_secs(30);
+const PARTITIONS_PAUSE: Duration = Duration::from_millis(500);
 
 /// Bring the database schema up to date; safe to run at every deployment, from any number of machines
 #[derive(Debug, clap::Args)]
@@ -42,15 +49,32 @@ async fn bring_up(out: Output) -> anyhow::Result<ExitCode> {
     let database = settings::database()?;
     let spinner = progress::spinner("migrating");
     let ran = migrate(&database.url).await?;
-    // A database that nobody served for days has run out of partitions.
-    let made = Store::open_for_command(&database, 1)?
-        .ensure_partitions(PARTITION_DAYS_AHEAD)
-        .await
-        .context("failed to make partitions")?;
+    let made = make_partitions(&Store::open_for_command(&database, 1)?).await?;
     spinner.finish_and_clear();
     out.print(&json!({ "ran": ran, "partitions_made": made }), |_| match ran.as_slice() {
         [] => "the schema is up to date".to_owned(),
         ran => format!("ran {}", ran.join(", ")),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A database that no scheduler served for days has run out of partitions. Without them nothing can be accepted, so the command
+/// fails if some are still missing at its end.
+async fn make_partitions(store: &Store) -> anyhow::Result<i32> {
+    let (began, mut made) = (Instant::now(), 0);
+    loop {
+        made += store.ensure_partitions(PARTITION_DAYS_AHEAD).await.context("failed to make partitions")?;
+        let ahead = store.partition_days_ahead().await.context("failed to look for partitions")?;
+        if ahead >= i64::from(PARTITION_DAYS_AHEAD) {
+            return Ok(made);
+        }
+        if began.elapsed() >= PARTITIONS_WAIT_MAX {
+            bail!(
+                "the partitions of the next {PARTITION_DAYS_AHEAD} days could not be made, because their tables are locked; \
+                 there are some for {} days: run the command again",
+                ahead.max(0)
+            );
+        }
+        sleep(PARTITIONS_PAUSE).await;
+    }
 }

@@ -182,6 +182,7 @@ pub struct App {
     pub trusted_proxies: Vec<IpNet>,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
+    media_guard: Guard,
     runtime: Handle,
 }
 
@@ -267,6 +268,7 @@ impl App {
             sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
             schema_is_current,
             guard: Guard::new(config.webhook.allow_nets.clone()),
+            media_guard: Guard::new(config.waha.media_nets.clone()),
             runtime: Handle::current(),
         }
     }
@@ -313,7 +315,7 @@ impl App {
 
     /// What the validator needs to know now.
     pub fn rules(&self) -> Rules {
-        Rules { now: clock::now(), guard: self.guard.clone() }
+        Rules { now: clock::now(), guard: self.guard.clone(), media_guard: self.media_guard.clone() }
     }
 
     /// Takes a change of limits over at once, as far as the database can be asked.

@@ -1,6 +1,3 @@
-DROP INDEX broadcasts_running;
-DROP INDEX broadcasts_scheduled;
-DROP INDEX due_watches;
 DROP INDEX lines_shares;
 DROP INDEX lines_free;
 CREATE INDEX lines_free ON lines (free_at) WHERE waiting > 0 AND is_open AND kind = 'session';

@@ -14,10 +14,3 @@ DROP INDEX lines_free;
 DROP INDEX lines_shares;
 CREATE INDEX lines_free ON lines (free_at) WHERE is_waiting AND is_open AND kind = 'session';
 CREATE INDEX lines_shares ON lines (route, id) WHERE is_waiting AND kind = 'share';
-
--- The next watch is found without a walk over everything that is scheduled.
-CREATE INDEX due_watches ON due (due_at) WHERE why = 'watch';
-
--- Likewise the next broadcast without a walk over all that are not finished.
-CREATE INDEX broadcasts_scheduled ON broadcasts (scheduled_at) WHERE status = 'scheduled';
-CREATE INDEX broadcasts_running ON broadcasts (id) WHERE status = 'running';

@@ -48,4 +48,5 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION secure_functions(), secure_tables() FROM PUBLIC;
+SET LOCAL lock_timeout = '5s';
 SELECT secure_tables();

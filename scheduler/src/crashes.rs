@@ -7,20 +7,21 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use metrics::counter;
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use shared::{
-    amqp::{Outgoing, Publisher, topology},
+    amqp::Publisher,
     clock,
     config::Config,
-    contract::{AttemptRecord, Event, EventBatch, wire::EVENTS_MAX},
+    contract::{AttemptRecord, Event},
     db::{Store, due::Crash, events::WORKER_LOST, poll::WorkKind},
-    domain::{OutcomeClass, ProviderName, RetryPolicy, Round, retry::decide_crash},
+    domain::{Channel, OutcomeClass, ProviderName, RetryPolicy, Round, retry::decide_crash},
+    telemetry::at_zero,
 };
-use uuid::Uuid;
 
 use crate::{
+    kept::publish_as,
     quiet::Quiet,
-    task::{Report, Task, TaskError, jitter, millis},
+    task::{Report, Task, TaskError, gauge_of, jitter, millis},
 };
 
 /// Watches looked at in one turn.
@@ -29,6 +30,8 @@ const LIMIT: i64 = 500;
 const AGAIN_MS: i32 = 30_000;
 /// A crash that cannot be reported yet is looked at again after this long.
 const SOON_MS: i32 = 1_000;
+/// Held claims are counted so far: a gauge need not be exact, and a count of all may be slow.
+const HELD_MAX: i64 = 10_000;
 /// Deliveries that were lost together go on one after the other, this far apart: one of them may be what kills workers.
 const APART: Duration = Duration::from_millis(100);
 /// The same for those that were lost before. Each is then alone with a worker, unless a call takes longer than this.
@@ -48,23 +51,47 @@ pub struct Crashes {
 
 impl Crashes {
     /// Reports through `publisher` when `quiet` allows it; what follows a crash is the channel's policy in `config`.
-    pub const fn new(store: Store, publisher: Publisher, quiet: Quiet, config: Arc<Config>) -> Self {
+    pub fn new(store: Store, publisher: Publisher, quiet: Quiet, config: Arc<Config>) -> Self {
+        describe_counter!("posthaste_workers_lost_total", "Claims whose worker was taken for lost, and reported so.");
+        describe_gauge!(
+            "posthaste_doubt_suspended",
+            "1 while no claim without an outcome is doubted, since outcomes cannot come in or the log is behind."
+        );
+        describe_gauge!(
+            "posthaste_doubt_held",
+            "Claims past lease and grace that wait until all has been well for as long as the grace, counted up to 10,000."
+        );
+        at_zero("posthaste_workers_lost_total", "channel", Channel::ALL.iter().map(|channel| channel.as_str()));
+        show_doubt(false, 0);
         Self { store, publisher, quiet, config }
     }
 
     fn report(&self, (place, crash): (u32, &Crash)) -> Event {
-        counter!("posthaste_workers_lost_total", "channel" => crash.channel.as_str()).increment(1);
         let provider = self.config.backends(crash.channel).first().copied().or(crash.provider);
         let event = event(crash, provider, &self.config.retry_policy(crash.channel), clock::now(), jitter());
         apart(event, place, crash.tries.crashes)
     }
 
     async fn publish(&self, events: &[Event]) -> Result<(), TaskError> {
-        let batches = events.chunks(EVENTS_MAX).map(|part| EventBatch::new(part.to_vec()));
-        let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, ROUTING_KEY, Uuid::now_v7(), &batch));
-        let results = self.publisher.publish_all(outgoing.collect::<Result<_, _>>()?).await;
-        Ok(results.into_iter().collect::<Result<(), _>>()?)
+        publish_as(&self.publisher, ROUTING_KEY, events).await?;
+        for event in events {
+            counter!("posthaste_workers_lost_total", "channel" => event.channel.as_str()).increment(1);
+        }
+        Ok(())
     }
+
+    /// Shows how many claims wait to be doubted, and whether that is for longer than usual.
+    async fn show(&self, is_quiet: bool) -> Result<(), TaskError> {
+        let waits = self.quiet.is_asked() && !is_quiet;
+        let held = if waits { self.store.watches_due(SOON_MS, HELD_MAX).await? } else { 0 };
+        show_doubt(self.quiet.is_suspended(), held);
+        Ok(())
+    }
+}
+
+fn show_doubt(is_suspended: bool, held: i64) {
+    gauge!("posthaste_doubt_suspended").set(f64::from(u8::from(is_suspended)));
+    gauge!("posthaste_doubt_held").set(gauge_of(held));
 }
 
 impl Task for Crashes {
@@ -74,6 +101,7 @@ impl Task for Crashes {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let is_quiet = self.quiet.look().await;
+        self.show(is_quiet).await?;
         let (again, grace) = (if is_quiet { AGAIN_MS } else { SOON_MS }, millis(self.config.timing.doubt_grace));
         let held = self.store.crashed(LIMIT, grace, again).await?;
         if held.is_empty() {
@@ -98,7 +126,7 @@ fn apart(event: Event, place: u32, crashes: u16) -> Event {
     Event { delay_ms: event.delay_ms.map(|delay| delay.saturating_add(wait)), ..event }
 }
 
-/// What the log says about a claim that was lost: an attempt whose outcome nobody knows, unless nobody could have made one.
+/// What the log says about a claim that was lost: an attempt with an unknown outcome, unless no provider is set up.
 fn event(
     crash: &Crash,
     provider: Option<ProviderName>,
@@ -143,9 +171,7 @@ fn attempt(provider: ProviderName) -> AttemptRecord {
 mod tests {
     use super::*;
     use chrono::TimeDelta;
-    use shared::domain::{
-        Channel, DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy,
-    };
+    use shared::domain::{DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy};
 
     fn policy() -> RetryPolicy {
         let schedule = Schedule::Fixed(vec![Duration::from_secs(2)]);

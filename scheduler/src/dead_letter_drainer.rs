@@ -5,15 +5,16 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use metrics::counter;
+use metrics::{counter, describe_counter};
 use shared::{
-    amqp::{Acker, Consumer, Delivery, Outgoing, Publisher, Tag},
+    amqp::{Acker, Consumer, Delivery, EVENTS_LOG, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher, Tag},
     db::{
         DbResult, Store,
         letters::{IntakeLetter, NewLetter},
     },
     domain::{DeadOrigin, DeadReason, Publishers, RequireMapping},
     replay,
+    telemetry::at_zero,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -29,6 +30,9 @@ use crate::{
 pub const PREFETCH: u16 = 16;
 /// A lone letter waits this long for company.
 const LINGER: Duration = Duration::from_millis(5);
+
+/// The queues whose messages are published again.
+const RETURNED_FROM: [&str; 3] = [EVENTS_LOG, INTAKE_HIGH, INTAKE_STD];
 
 /// What the loop stands on.
 pub struct Deps {
@@ -57,6 +61,7 @@ struct Stopped;
 impl DeadLetterDrainer {
     /// Reads with `consumer`.
     pub fn new(deps: Deps, consumer: Consumer, trouble: Trouble, stop: CancellationToken) -> Self {
+        describe();
         let acker = consumer.acker();
         Self { deps, consumer, acker, trouble, stop, key: None }
     }
@@ -75,15 +80,20 @@ impl DeadLetterDrainer {
         let (mut tags, mut letters) = (Vec::new(), Vec::new());
         for delivery in deliveries {
             let tag = delivery.tag;
-            let letter = match Found::from(delivery).kind() {
+            let found = Found::from(delivery);
+            let queue = found.queue().to_owned();
+            let letter = match found.kind() {
                 Kind::Letter(letter) => letter,
                 Kind::Hint => {
+                    tracing::warn!(queue, "a work message was returned too often: the audit finds its delivery");
                     counter!("posthaste_hints_given_up_total").increment(1);
                     self.acker.done(tag);
                     continue;
                 }
                 Kind::Again(letter, round) => match self.again(&letter, round).await? {
                     Some(message) => {
+                        tracing::warn!(queue, round, "a message was returned too often and is published again");
+                        counter!("posthaste_returned_again_total", "queue" => label_of(&queue)).increment(1);
                         self.publish(tag, message).await?;
                         continue;
                     }
@@ -163,6 +173,23 @@ impl DeadLetterDrainer {
     async fn pause(&mut self, error: &(dyn std::error::Error + Sync)) -> Result<(), Stopped> {
         if self.trouble.wait_out(error, &self.stop).await { Ok(()) } else { Err(Stopped) }
     }
+}
+
+fn describe() {
+    describe_counter!(
+        "posthaste_hints_given_up_total",
+        "Work messages that the broker gave up after too many returns; the audit finds their deliveries."
+    );
+    describe_counter!(
+        "posthaste_returned_again_total",
+        "Events and submissions that the broker gave up after too many returns, and that were published again, by queue."
+    );
+    at_zero("posthaste_returned_again_total", "queue", RETURNED_FROM);
+}
+
+/// The queue as a label. Names come from headers, which must not make series without end.
+fn label_of(queue: &str) -> &'static str {
+    RETURNED_FROM.into_iter().find(|known| *known == queue).unwrap_or("other")
 }
 
 /// Doing it twice changes nothing.

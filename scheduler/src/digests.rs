@@ -28,12 +28,13 @@ use shared::{
     telling::{self, Untold},
     template,
 };
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::{
     poller::Outlook,
     task::{Report, Task, TaskError, count_of},
+    trouble::FAILURES,
 };
 
 /// Windows closed in one transaction: what gathers in them meanwhile waits for it, so it is short.
@@ -71,7 +72,7 @@ struct Known {
 
 /// How a window ended, as a metric has it.
 #[derive(Clone, Copy)]
-enum End {
+pub enum End {
     Told,
     Empty,
     Dropped,
@@ -79,8 +80,21 @@ enum End {
     PutOff,
 }
 
+/// Why windows could not be closed.
+#[derive(Debug, thiserror::Error)]
+enum CloseError {
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// A defect of ours, which would meet the same window again in the next turn.
+    #[error("what a window becomes could not be decided")]
+    Undecided(#[from] JoinError),
+}
+
 impl End {
-    const fn as_str(self) -> &'static str {
+    /// Every value of the metric's label.
+    pub const ALL: [Self; 5] = [Self::Told, Self::Empty, Self::Dropped, Self::Unrenderable, Self::PutOff];
+
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Told => "told",
             Self::Empty => "empty",
@@ -122,27 +136,30 @@ impl Digests {
     /// Closes windows together; where that fails for one of them, each alone, and what fails alone is put off.
     async fn close(&self, due: &[DueDigest]) -> DbResult<()> {
         match self.close_together(due).await {
-            Err(error) if !error.is_unavailable() && due.len() > 1 => {
+            Err(CloseError::Database(error)) if error.is_unavailable() => Err(error),
+            Err(error) if due.len() > 1 => {
                 tracing::warn!(%error, "windows could not be closed together; each is closed alone");
                 for one in due {
                     self.close_alone(one).await?;
                 }
                 Ok(())
             }
-            Err(error) if !error.is_unavailable() => self.put_off(due, &error).await,
-            closed => closed,
+            Err(error) => self.put_off(due, &error).await,
+            Ok(()) => Ok(()),
         }
     }
 
     async fn close_alone(&self, one: &DueDigest) -> DbResult<()> {
         let due = std::slice::from_ref(one);
         match self.close_together(due).await {
-            Err(error) if !error.is_unavailable() => self.put_off(due, &error).await,
-            closed => closed,
+            Err(CloseError::Database(error)) if error.is_unavailable() => Err(error),
+            Err(error) => self.put_off(due, &error).await,
+            Ok(()) => Ok(()),
         }
     }
 
-    async fn put_off(&self, due: &[DueDigest], error: &DbError) -> DbResult<()> {
+    async fn put_off(&self, due: &[DueDigest], error: &CloseError) -> DbResult<()> {
+        counter!(FAILURES, "task" => Self::NAME).increment(1);
         let closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
         let at = clock::now() + AGAIN;
         let later = |digest: &HeldDigest| (digest.id, Ending::Later { at, is_end: false });
@@ -153,12 +170,12 @@ impl Digests {
         closing.end(endings, self.relay_after_ms).await.map(drop)
     }
 
-    async fn close_together(&self, due: &[DueDigest]) -> DbResult<()> {
+    async fn close_together(&self, due: &[DueDigest]) -> Result<(), CloseError> {
         let known = Arc::new(self.known(due).await?);
         // Templates take their time: not on this thread, and not while windows are held.
         let windows = self.store.closing_digests(due.iter().map(|digest| digest.id).collect()).await?;
         let knowing = Arc::clone(&known);
-        let Ok(mut judged) = spawn_blocking(move || knowing.judge(windows)).await else { return Ok(()) };
+        let mut judged = spawn_blocking(move || knowing.judge(windows)).await?;
         let mut closing = self.store.hold_digests(judged.keys().copied().collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
         // Whoever takes places of the same throttles takes them in one order.
@@ -166,10 +183,10 @@ impl Digests {
         digests.sort_by(|one, other| (one.rule, &one.user_id).cmp(&(other.rule, &other.user_id)));
         for digest in digests {
             // What changed since it was read stays due and is read again.
-            let Some((_, verdict)) = judged.remove(&digest.id).filter(|(before, _)| digest.is_still(before)) else {
+            let Some((_, decision)) = judged.remove(&digest.id).filter(|(before, _)| digest.is_still(before)) else {
                 continue;
             };
-            let (end, ending) = verdict.ending(&mut closing, &digest).await?;
+            let (end, ending) = decision.ending(&mut closing, &digest).await?;
             ends.push(end);
             endings.push((digest.id, ending));
         }
@@ -184,19 +201,19 @@ impl Digests {
 }
 
 /// What is to become of a window, as far as that needs no database.
-enum Verdict {
+enum Decision {
     /// Its end is settled.
     Ended(End, Ending),
     /// It is told, unless its throttle withholds it.
-    Told(Box<Told>),
+    Ready(Box<ReadyDigest>),
 }
 
-impl Verdict {
+impl Decision {
     /// What becomes of a window that is held.
     async fn ending(self, closing: &mut Closing, digest: &HeldDigest) -> DbResult<(End, Ending)> {
-        let Told { mut notice, person, throttle } = match self {
+        let ReadyDigest { mut notice, person, throttle } = match self {
             Self::Ended(end, ending) => return Ok((end, ending)),
-            Self::Told(told) => *told,
+            Self::Ready(ready) => *ready,
         };
         if let Some(throttle) = throttle
             && !is_granted(closing, digest, throttle).await?
@@ -219,7 +236,8 @@ impl Verdict {
     }
 }
 
-struct Told {
+/// A message that only its throttle can still withhold.
+struct ReadyDigest {
     notice: Notice,
     person: Person,
     throttle: Option<Throttle>,
@@ -227,26 +245,26 @@ struct Told {
 
 impl Known {
     /// Writes what windows say. The time of a tenant whose templates are slow is bounded: the rest of its windows waits a little.
-    fn judge(&self, windows: Vec<HeldDigest>) -> HashMap<Uuid, (HeldDigest, Verdict)> {
+    fn judge(&self, windows: Vec<HeldDigest>) -> HashMap<Uuid, (HeldDigest, Decision)> {
         let mut spent: HashMap<TenantId, Duration> = HashMap::new();
         let mut judged = HashMap::with_capacity(windows.len());
         for window in windows {
             let spent = spent.entry(window.tenant).or_default();
             let began = Instant::now();
-            let verdict = match *spent < TENANT_TIME_MAX {
-                true => self.verdict(&window, clock::now()),
-                false => Verdict::Ended(End::PutOff, Ending::Later { at: clock::now() + CROWDED, is_end: false }),
+            let decision = match *spent < TENANT_TIME_MAX {
+                true => self.decide(&window, clock::now()),
+                false => Decision::Ended(End::PutOff, Ending::Later { at: clock::now() + CROWDED, is_end: false }),
             };
             *spent += began.elapsed();
-            judged.insert(window.id, (window, verdict));
+            judged.insert(window.id, (window, decision));
         }
         judged
     }
 
     /// Told, or not, or not yet.
-    fn verdict(&self, digest: &HeldDigest, now: DateTime<Utc>) -> Verdict {
+    fn decide(&self, digest: &HeldDigest, now: DateTime<Utc>) -> Decision {
         if digest.count == 0 {
-            return Verdict::Ended(End::Empty, Ending::Silent);
+            return Decision::Ended(End::Empty, Ending::Silent);
         }
         let Some((catalogue, rule)) = self.rule(digest) else {
             let (rule, items) = (digest.rule, digest.count);
@@ -254,12 +272,12 @@ impl Known {
                 return put_off(digest, "rule", now);
             }
             tracing::info!(%rule, items, "dropped a window: its rule is gone or switched off");
-            return Verdict::Ended(End::Dropped, Ending::Silent);
+            return Decision::Ended(End::Dropped, Ending::Silent);
         };
         let unknown = || Person::unknown(&digest.user_id);
         let person = self.people.get(&(digest.tenant, digest.user_id.clone())).cloned().unwrap_or_else(unknown);
         if let Some(at) = moved(digest, &rule, &person, now) {
-            return Verdict::Ended(End::PutOff, Ending::Later { at, is_end: true });
+            return Decision::Ended(End::PutOff, Ending::Later { at, is_end: true });
         }
         let mut notice = match notice(catalogue, &rule, digest, &person, now) {
             Ok(notice) => notice,
@@ -268,12 +286,12 @@ impl Known {
             }
             Err(untold) => {
                 let (end, ending) = unrenderable(digest, &untold, now);
-                return Verdict::Ended(end, ending);
+                return Decision::Ended(end, ending);
             }
         };
         notice.lane = telling::lane_of_digest(notice.lane);
         notice.session = self.sessions.get(&digest.tenant).copied().flatten();
-        Verdict::Told(Box::new(Told { notice, person, throttle: rule.definition.throttle }))
+        Decision::Ready(Box::new(ReadyDigest { notice, person, throttle: rule.definition.throttle }))
     }
 
     fn rule(&self, digest: &HeldDigest) -> Option<(&Catalogue, Arc<Rule>)> {
@@ -302,10 +320,10 @@ fn notice(
 }
 
 /// A window whose rule or template a newer version wrote waits for a scheduler that can read it; nothing of it is dropped.
-fn put_off(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Verdict {
+fn put_off(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Decision {
     let (rule, items) = (digest.rule, digest.count);
     tracing::warn!(%rule, items, what, "a window waits: this version cannot read its rule or template");
-    Verdict::Ended(End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
+    Decision::Ended(End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
 }
 
 /// It is tried again for a while, then it ends.
@@ -404,6 +422,13 @@ mod tests {
         let full = HeldDigest { is_full: true, ..window.clone() };
         assert_eq!(moved(&full, &daily, &living_in("Europe/Lisbon"), now), None, "a full one waits for no clock");
         assert_eq!(moved(&window, &rule(json!({"window_seconds": 60})), &living_in("Europe/Lisbon"), now), None);
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_windows_are_decided_is_an_error_and_not_the_databases() {
+        let decided = spawn_blocking(|| assert!(at("2026-02-01T07:00:00Z") < at("2026-01-01T07:00:00Z"))).await;
+        let error = decided.map_err(CloseError::from).unwrap_err();
+        assert!(matches!(error, CloseError::Undecided(_)), "{error}");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// Header: an id that whoever put the message aside gave the letter.
-const LETTER_ID: &str = "x-posthaste-letter-id";
+/// Header: the id of the letter, where the sender of the message has chosen one.
+pub const LETTER_ID: &str = "x-posthaste-letter-id";
 /// Header: how often the drainer has published the message again.
 pub const ROUNDS: &str = "x-posthaste-rounds";
 /// After so many rounds, each as long as the delivery limit of the queue, the message itself is what brings its readers down.
@@ -83,6 +83,11 @@ impl Found {
         }
     }
 
+    /// The queue it was taken from.
+    pub fn queue(&self) -> &str {
+        self.cause().queue()
+    }
+
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.as_str()
     }
@@ -151,9 +156,13 @@ impl Found {
         match cause {
             Cause::Refused { queue, .. } | Cause::GivenUp { queue, .. } if !queue.starts_with(INTAKE_PREFIX) => None,
             Cause::Unknown => None,
-            // What we refused, and what was replayed, carries its first key in a header.
-            Cause::Refused { .. } | Cause::GivenUp { .. } => {
-                Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key))
+            // What we refused carries its first key in a header.
+            Cause::Refused { .. } => Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key)),
+            // So does what a scheduler of the version before published again, straight to a queue. In every other message that
+            // header is the word of its producer.
+            Cause::GivenUp { .. } => {
+                let first = self.header(ROUTING_KEY).filter(|_| self.routing_key.starts_with(INTAKE_PREFIX));
+                Some(first.unwrap_or(&self.routing_key))
             }
             Cause::Unroutable => Some(&self.routing_key),
         }
@@ -168,9 +177,11 @@ impl Found {
         }
     }
 
-    /// The same for every time the broker delivers it. A producer gives no ids.
+    /// The same for every time the broker delivers it. Only our own refusals give an id: a producer could name a letter that there is,
+    /// and its own would not be written.
     fn id(&self, cause: &Cause<'_>) -> Uuid {
-        let given = self.header(LETTER_ID).filter(|_| *cause != Cause::Unroutable).and_then(|id| id.parse().ok());
+        let is_ours = matches!(cause, Cause::Refused { .. });
+        let given = self.header(LETTER_ID).filter(|_| is_ours).and_then(|id| id.parse().ok());
         let parts = [cause.queue(), &self.exchange, &self.routing_key, self.message_id.as_deref().unwrap_or_default()];
         given.unwrap_or_else(|| {
             let [queue, exchange, key, id] = parts.map(str::as_bytes);
@@ -351,7 +362,22 @@ mod tests {
         assert_ne!(id("acme.sms.soon", b"{}"), id("globex.sms.soon", b"{}"));
         assert_ne!(id("acme.sms.soon", b"{}"), id("acme.sms.soon", b"[]"));
         let given = Uuid::now_v7();
-        let named = letter(found(topology::DLX, "", json!({LETTER_ID: given.to_string()}), b"{}"));
-        assert_eq!(named.id, given);
+        let mut headers = refused(EVENTS_LOG, "poison");
+        headers[LETTER_ID] = json!(given.to_string());
+        assert_eq!(letter(found(topology::DLX, "", headers, b"{}")).id, given);
+    }
+
+    #[test]
+    fn what_a_producer_wrote_into_our_headers_is_not_kept_of_a_message_that_the_broker_gave_up() {
+        let own = letter(found(topology::DLX, "acme.sms.high", given_up("posthaste.intake.high"), b"{}"));
+        let mut headers = given_up("posthaste.intake.high");
+        headers[LETTER_ID] = json!(Uuid::now_v7().to_string());
+        headers[ROUTING_KEY] = json!("globex.sms.high");
+        headers[USER_ID] = json!("globex");
+        headers[REASON] = json!("schema");
+        headers[DETAIL] = json!("a word of the producer");
+        let forged = letter(found(topology::DLX, "acme.sms.high", headers, b"{}"));
+        assert_eq!((forged.id, &forged.tenant, &forged.routing_key), (own.id, &own.tenant, &own.routing_key));
+        assert_eq!((&forged.amqp_user, &forged.detail, forged.reason), (&own.amqp_user, &own.detail, own.reason));
     }
 }

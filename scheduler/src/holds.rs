@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use metrics::gauge;
 use shared::{
-    amqp::{Outgoing, Publisher, topology},
+    amqp::Publisher,
     clock,
-    contract::{Event, EventBatch, wire::EVENTS_MAX},
+    contract::Event,
     db::{Store, holds::About},
     domain::{BreakerState, EventKind},
 };
-use uuid::Uuid;
 
-use crate::task::{Report, Task, TaskError};
+use crate::{
+    kept::publish_as,
+    task::{Report, Task, TaskError},
+};
 
 /// Calls looked at in one turn.
 const LIMIT: i64 = 500;
@@ -37,10 +39,7 @@ impl Holds {
     async fn settle(&self, sent: Vec<About>) -> Result<(), TaskError> {
         let events: Vec<Event> =
             sent.into_iter().map(|about| Event::report(about, EventKind::Sent, clock::now())).collect();
-        let batches = events.chunks(EVENTS_MAX).map(|part| EventBatch::new(part.to_vec()));
-        let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, ROUTING_KEY, Uuid::now_v7(), &batch));
-        let results = self.publisher.publish_all(outgoing.collect::<Result<_, _>>()?).await;
-        Ok(results.into_iter().collect::<Result<(), _>>()?)
+        publish_as(&self.publisher, ROUTING_KEY, &events).await
     }
 
     async fn show_breakers(&self) -> Result<(), TaskError> {

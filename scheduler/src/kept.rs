@@ -80,8 +80,13 @@ async fn give_back<I: Inbox>(store: &Store, events: &[I::Event], error: TaskErro
 
 /// Hands reports to the log writer.
 pub async fn publish(publisher: &Publisher, events: &[Event]) -> Result<(), TaskError> {
+    publish_as(publisher, ROUTING_KEY, events).await
+}
+
+/// As [`publish`], under another key.
+pub async fn publish_as(publisher: &Publisher, routing_key: &'static str, events: &[Event]) -> Result<(), TaskError> {
     let batches = events.chunks(EVENTS_MAX).map(|part| EventBatch::new(part.to_vec()));
-    let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, ROUTING_KEY, Uuid::now_v7(), &batch));
+    let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, routing_key, Uuid::now_v7(), &batch));
     let results = publisher.publish_all(outgoing.collect::<Result<_, _>>()?).await;
     Ok(results.into_iter().collect::<Result<(), _>>()?)
 }

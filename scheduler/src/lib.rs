@@ -5,6 +5,7 @@
 
 mod audit;
 mod broadcasts;
+mod counters;
 mod crashes;
 mod crew;
 mod dead_letter_drainer;
@@ -75,6 +76,7 @@ pub enum RunError {
 
 /// Runs the scheduler until stopped. What it needs and does is added to `parts`, for whoever watches the process.
 pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
+    counters::start();
     let store =
         Store::open(&config.database, config.database.pool_size).map_err(|error| RunError::Pool(Box::new(error)))?;
     parts.add(Starting(probe::CONSUMERS));
@@ -180,9 +182,10 @@ impl Line {
         crew.keep(unread_events::UnreadEvents::new(store.clone(), publisher.clone()));
         crew.keep(partitions::Partitions(store.clone()));
         crew.keep(pruning::Pruning(store.clone()));
-        crew.keep(pruning::Freeze(store.clone()));
+        crew.keep(pruning::Freeze::new(store.clone()));
         crew.keep(pruning::LineGauges(store.clone()));
         crew.keep(expiry::Expiry(store.clone()));
+        crew.keep(expiry::ExpiryFill::new(store.clone()));
         crew.keep(retention::RetentionDays::new(store.clone(), config.retention_days));
         crew.keep(retention::Retention { store: store.clone(), days: config.retention_days });
         crew.keep(retention::Erasures(store.clone()));

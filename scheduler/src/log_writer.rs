@@ -6,13 +6,16 @@
 //! A scheduler that does not reach the database gives back what it holds: the broker still hears its heartbeats, so it would never
 //! take the messages away, and the other schedulers would take those outcomes for lost and have their messages sent again.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use metrics::{counter, histogram};
 use shared::{
-    amqp::{Acker, Consumer, Delivery, EVENTS_LOG, Properties, PublishError, Publisher, Tag, dead_letter},
+    amqp::{
+        Acker, Consumer, DETAIL, Delivery, EVENTS_LOG, Outgoing, PublishError, Publisher, QUEUE, REASON, Tag,
+        dead_letter, topology,
+    },
     contract::{Event, EventBatch},
-    db::{DbError, Store, events::Recorded, suppressions::Finding, unread_events::UnreadEvent},
+    db::{DbError, Store, events::Recorded, letters::NewLetter, suppressions::Finding, unread_events::UnreadEvent},
     domain::{
         DeadReason, OutcomeClass,
         suppression::{SuppressionReason, SuppressionScope},
@@ -21,8 +24,10 @@ use shared::{
 };
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
+    found::LETTER_ID,
     incoming::{self, Incoming},
     kept::publish,
     log_progress::LogProgress,
@@ -40,6 +45,8 @@ const LINGER: Duration = Duration::from_millis(2);
 const PING_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Time for other schedulers to take what was given back.
 const ASIDE_MIN: Duration = Duration::from_secs(1);
+/// The detail of a letter travels in a header, which holds little: a clause, not a document.
+const DETAIL_BYTES_MAX: usize = 2 * 1024;
 
 /// The loop.
 pub struct LogWriter {
@@ -57,7 +64,9 @@ pub struct LogWriter {
 #[derive(Default)]
 struct Batch {
     tags: Vec<Tag>,
+    /// All but the crash reports.
     events: Vec<Event>,
+    crashes: Vec<Event>,
     unread: Vec<UnreadEvent>,
 }
 
@@ -123,7 +132,7 @@ impl LogWriter {
                 Ok(incoming) => batch.add(delivery.tag, incoming),
                 Err(detail) => self.put_aside(&delivery, &detail).await?,
             }
-            if batch.events.len() >= EVENTS_AIM {
+            if batch.len() >= EVENTS_AIM {
                 self.write(std::mem::take(&mut batch)).await?;
             }
         }
@@ -135,8 +144,7 @@ impl LogWriter {
         if batch.tags.is_empty() {
             return Ok(());
         }
-        histogram!("posthaste_log_writer_batch_size")
-            .record(f64::from(u32::try_from(batch.events.len()).unwrap_or(u32::MAX)));
+        histogram!("posthaste_log_writer_batch_size").record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         self.progress.begin(&batch.events);
         // A call on a line that is cut silently never ends, so the batch is given up from outside.
         let cut_off = cut_off(self.store.clone(), self.lost_after);
@@ -151,17 +159,21 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Crash reports come last: an outcome that is kept or put aside stands against them.
     async fn write_down(&mut self, batch: &Batch) -> Result<(), Interrupted> {
-        for bad in self.record(&batch.events).await? {
-            self.put_event_aside(&bad, batch.tags.first().copied()).await?;
+        self.keep(&batch.unread).await?;
+        for events in [&batch.events, &batch.crashes].into_iter().filter(|events| !events.is_empty()) {
+            for bad in self.record(events).await? {
+                self.put_event_aside(&bad).await?;
+            }
         }
-        self.keep(&batch.unread).await
+        Ok(())
     }
 
     /// Writes what can be written and returns the events whose own values the database refuses. It waits for as long as the
     /// database cannot work: the broker keeps what is not acknowledged.
     async fn record(&mut self, events: &[Event]) -> Result<Vec<Refused>, Interrupted> {
-        // Before the outcome itself: whoever dies in between finds both again.
+        // Before the outcome itself: after a crash in between both are found again.
         let dead = dead_addresses(events);
         while let Err(error) = self.store.suppress(&dead).await {
             if !error.is_unavailable() {
@@ -205,23 +217,51 @@ impl LogWriter {
         Ok(())
     }
 
-    async fn put_event_aside(&mut self, refused: &Refused, tag: Option<Tag>) -> Result<(), Interrupted> {
-        let Some(tag) = tag else { return Ok(()) };
-        let body = serde_json::to_vec(&EventBatch::new(vec![refused.event.clone()])).unwrap_or_default();
-        let (exchange, routing_key) = (String::new(), String::new());
-        let alone =
-            Delivery { tag, redelivered: false, exchange, routing_key, properties: Properties::default(), body };
-        self.dead_letter(&alone, &chain(&refused.error)).await
-    }
-
-    async fn put_aside(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Interrupted> {
-        self.dead_letter(delivery, detail).await?;
-        self.acker.done(delivery.tag);
+    /// Makes a dead letter of an event. An outcome is noted first: its delivery was tried, and must not be doubted while the
+    /// letter is open.
+    async fn put_event_aside(&mut self, refused: &Refused) -> Result<(), Interrupted> {
+        let Refused { event, error } = refused;
+        let detail = chain(error);
+        tracing::error!(delivery.id = %event.delivery, detail, "an event cannot be written down and becomes a dead letter");
+        let batch = EventBatch::new(vec![event.clone()]);
+        let id = letter_id(&batch);
+        if !event.crash && !event.report {
+            self.note_outcome(id, event).await?;
+        }
+        while let Err(error) = self.publish_letter(id, &batch, &detail).await {
+            self.pause(&error).await?;
+        }
         Ok(())
     }
 
-    async fn dead_letter(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Interrupted> {
-        tracing::error!(detail, "an event cannot be written down and becomes a dead letter");
+    async fn note_outcome(&mut self, letter: Uuid, event: &Event) -> Result<(), Interrupted> {
+        while let Err(error) = self.store.keep_lettered_event(letter, event.delivery, event.run).await {
+            if !error.is_unavailable() {
+                tracing::error!(delivery.id = %event.delivery, error = chain(&error), "a delivery with an outcome may be doubted");
+                break;
+            }
+            self.pause(&error).await?;
+        }
+        Ok(())
+    }
+
+    async fn publish_letter(&self, id: Uuid, batch: &EventBatch, detail: &str) -> Result<(), PublishError> {
+        let detail = detail.get(..detail.floor_char_boundary(DETAIL_BYTES_MAX)).unwrap_or_default();
+        let headers = [
+            (REASON, DeadReason::Poison.as_str().to_owned()),
+            (DETAIL, detail.to_owned()),
+            (QUEUE, EVENTS_LOG.to_owned()),
+            (LETTER_ID, id.to_string()),
+        ];
+        let headers = headers.map(|(name, value)| (Cow::Borrowed(name), value)).into();
+        let message = Outgoing { headers, ..Outgoing::json(topology::DLX, "", id, batch)? };
+        self.publisher.publish_one(message).await
+    }
+
+    /// Makes a dead letter of a message that is no batch of events. One that not even that is possible with goes back to the queue,
+    /// until the broker gives it up.
+    async fn put_aside(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Interrupted> {
+        tracing::error!(detail, "a message of the log queue cannot be read and becomes a dead letter");
         while let Err(error) = dead_letter(&self.publisher, EVENTS_LOG, delivery, DeadReason::Poison, detail).await {
             if matches!(error, PublishError::Invalid(_)) {
                 tracing::error!(%error, "it cannot be put aside either and stays in the queue until the broker gives it up");
@@ -230,6 +270,7 @@ impl LogWriter {
             }
             self.pause(&error).await?;
         }
+        self.acker.done(delivery.tag);
         Ok(())
     }
 
@@ -239,11 +280,22 @@ impl LogWriter {
 }
 
 impl Batch {
+    fn len(&self) -> usize {
+        self.events.len() + self.crashes.len()
+    }
+
     fn add(&mut self, tag: Tag, incoming: Incoming) {
         self.tags.push(tag);
-        self.events.extend(incoming.events);
+        for event in incoming.events {
+            if event.crash { self.crashes.push(event) } else { self.events.push(event) }
+        }
         self.unread.extend(incoming.unread);
     }
+}
+
+/// The id of the letter about an event: the same each time it is refused.
+fn letter_id(batch: &EventBatch) -> Uuid {
+    NewLetter::id_of(&[EVENTS_LOG.as_bytes(), &serde_json::to_vec(batch).unwrap_or_default()])
 }
 
 /// The addresses that providers called dead.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use metrics::{counter, gauge};
 use shared::{
     amqp::Broker,
@@ -38,7 +37,7 @@ impl OutboxRelay {
     /// Publishes rows side by side; those that failed are given back at once.
     async fn relay(&self, rows: Vec<Dispatch>) -> Result<(), TaskError> {
         let ids: Vec<i64> = rows.iter().map(|row| row.outbox_id).collect();
-        let published = join_all(rows.into_iter().map(|row| self.dispatcher.publish(row))).await;
+        let published = self.dispatcher.publish_all(rows).await;
         let failed: Vec<i64> = ids.into_iter().zip(published).filter(|(_, done)| !done).map(|(id, _)| id).collect();
         if failed.is_empty() {
             return Ok(());
@@ -77,11 +76,16 @@ impl Task for OutboxGauge {
     const PERIOD: Duration = Duration::from_secs(2);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let (pending, age) = self.0.outbox_pending().await?;
-        gauge!("posthaste_outbox_pending").set(gauge_of(pending));
-        gauge!("posthaste_outbox_oldest_seconds").set(age);
+        let (pending, age) = self.0.outbox_pending().await.inspect_err(|_| show(f64::NAN, f64::NAN))?;
+        show(gauge_of(pending), age);
         Ok(Report::Done)
     }
+}
+
+/// Without an answer of the database neither is known.
+fn show(pending: f64, oldest_seconds: f64) {
+    gauge!("posthaste_outbox_pending").set(pending);
+    gauge!("posthaste_outbox_oldest_seconds").set(oldest_seconds);
 }
 
 /// How many rows hold what one turn should publish, judging by the last ones; `None` if there were none.

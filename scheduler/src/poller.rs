@@ -76,12 +76,11 @@ impl Task for Poller {
         let at = Instant::now();
         let is_whole = self.whole_at.is_none_or(|whole| whole.elapsed() >= WHOLE_EVERY);
         let floors = if is_whole { Floors::new() } else { self.seen.borrow().floors.clone() };
-        let poll = self.store.poll(&floors).await?;
+        let poll = self.store.poll(&floors).await.inspect_err(|_| show_lag(None))?;
         if is_whole {
             self.whole_at = Some(at);
         }
-        gauge!("posthaste_scheduler_lag_seconds").set(poll.lag_seconds(WorkKind::Due));
-        gauge!("posthaste_digest_lag_seconds").set(poll.lag_seconds(WorkKind::Digests));
+        show_lag(Some(&poll));
         self.seen.send_replace(Seen::of(&poll, at, Instant::now()));
         Ok(Report::Done)
     }
@@ -91,6 +90,14 @@ impl Task for Poller {
         // Woken or not, it polls.
         let _ = timeout(pause.saturating_sub(SPACING), wake::called()).await;
     }
+}
+
+/// Shows how late the first delivery and the first digest are. After a failed poll that is unknown, and an old number would pass for the
+/// present one.
+fn show_lag(poll: Option<&Poll>) {
+    let lag = |work| poll.map_or(f64::NAN, |poll| poll.lag_seconds(work));
+    gauge!("posthaste_scheduler_lag_seconds").set(lag(WorkKind::Due));
+    gauge!("posthaste_digest_lag_seconds").set(lag(WorkKind::Digests));
 }
 
 impl Seen {
@@ -149,6 +156,15 @@ mod tests {
             due: wait.map(|wait| (WorkKind::Due, at + wait)).into_iter().collect(),
             floors: Floors::new(),
         }
+    }
+
+    #[test]
+    fn a_poll_that_failed_leaves_no_lag_of_an_earlier_one() {
+        let metrics = shared::telemetry::install_metrics();
+        show_lag(Some(&Poll { now: chrono::DateTime::UNIX_EPOCH, due: HashMap::new() }));
+        assert!(metrics.render().contains("posthaste_scheduler_lag_seconds 0"));
+        show_lag(None);
+        assert!(metrics.render().contains("posthaste_scheduler_lag_seconds NaN"), "{}", metrics.render());
     }
 
     #[tokio::test]

@@ -2,15 +2,22 @@
 
 use std::time::Duration;
 
-use metrics::gauge;
-use shared::db::Store;
+use futures_util::future::BoxFuture;
+use metrics::{counter, gauge};
+use shared::db::{DbResult, Store, freeze::Frozen};
+use tokio::time::timeout;
 
-use crate::task::{Report, Task, TaskError, gauge_of};
+use crate::{
+    task::{Report, Task, TaskError, gauge_of},
+    trouble::FAILURES,
+};
 
 /// Rows forgotten in one statement: some tens of milliseconds.
 const LIMIT: i64 = 5000;
 /// How long nothing waited in a share that is forgotten, in seconds: a day.
 const SHARE_IDLE_S: i32 = 24 * 60 * 60;
+/// How long a turn waits for a partition. A loop that does not turn for a minute longer than its period counts as stalled.
+const FREEZE_TURN: Duration = Duration::from_secs(2);
 
 /// The task that deletes idle breakers and shares.
 pub struct Pruning(pub Store);
@@ -27,17 +34,58 @@ impl Task for Pruning {
     }
 }
 
-/// The task that freezes partitions, one in a turn: a large one takes minutes.
-pub struct Freeze(pub Store);
+/// A partition being frozen.
+type Freezing = BoxFuture<'static, DbResult<Option<Frozen>>>;
+
+/// The task that freezes partitions, one after the other. A large one takes longer than a turn, which then only waits for it.
+pub struct Freeze {
+    store: Store,
+    freezing: Option<Freezing>,
+    /// Partitions that this process has frozen: not every server tells when a table was vacuumed.
+    frozen: Vec<String>,
+    /// Partitions that the server refused to freeze, until the next pass.
+    refused: Vec<String>,
+}
+
+impl Freeze {
+    /// Begins with the oldest day.
+    pub const fn new(store: Store) -> Self {
+        Self { store, freezing: None, frozen: Vec::new(), refused: Vec::new() }
+    }
+
+    /// What became of the next partition; `None`: it is not ready yet.
+    async fn next(&mut self) -> Option<DbResult<Option<Frozen>>> {
+        let freezing = self.freezing.get_or_insert_with(|| {
+            let (store, passed) = (self.store.clone(), [self.frozen.clone(), self.refused.clone()].concat());
+            Box::pin(async move { store.freeze_partition(passed).await })
+        });
+        let ended = timeout(FREEZE_TURN, freezing).await.ok()?;
+        self.freezing = None;
+        Some(ended)
+    }
+}
 
 impl Task for Freeze {
     const NAME: &'static str = "freeze";
-    /// Longer than the largest partition takes, since a loop that does not turn for longer counts as stalled.
     const PERIOD: Duration = Duration::from_secs(3600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let Some(partition) = self.0.freeze_partition().await? else { return Ok(Report::Done) };
-        tracing::info!(partition, "froze a partition");
+        let Some(ended) = self.next().await else { return Ok(Report::More) };
+        let Some(Frozen { partition, refused }) = ended? else {
+            self.refused.clear();
+            return Ok(Report::Done);
+        };
+        match refused {
+            None => {
+                tracing::info!(partition, "froze a partition");
+                self.frozen.push(partition);
+            }
+            Some(error) => {
+                counter!(FAILURES, "task" => Self::NAME).increment(1);
+                tracing::warn!(partition, %error, "a partition could not be frozen; it is tried again in an hour");
+                self.refused.push(partition);
+            }
+        }
         Ok(Report::More)
     }
 }
@@ -50,9 +98,35 @@ impl Task for LineGauges {
     const PERIOD: Duration = Duration::from_secs(5);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let (waiting, lines) = self.0.waiting_in_lines().await?;
-        gauge!("posthaste_lines_waiting").set(gauge_of(waiting));
-        gauge!("posthaste_lines").set(gauge_of(lines));
+        let (waiting, lines) = self.0.waiting_in_lines().await.inspect_err(|_| show(f64::NAN, f64::NAN))?;
+        show(gauge_of(waiting), gauge_of(lines));
         Ok(Report::Done)
+    }
+}
+
+/// Without an answer of the database neither is known.
+fn show(waiting: f64, lines: f64) {
+    gauge!("posthaste_lines_waiting").set(waiting);
+    gauge!("posthaste_lines").set(lines);
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use shared::config::DatabaseConfig;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_ends_before_a_large_partition_is_frozen_and_a_later_one_sees_it() {
+        let database = DatabaseConfig::plain(&"postgres://127.0.0.1:1/none".parse().unwrap());
+        let mut freeze = Freeze::new(Store::open(&database, 1).unwrap());
+        let (done, frozen) = tokio::sync::oneshot::channel();
+        freeze.freezing = Some(async { Ok(frozen.await.ok()) }.boxed());
+        assert_eq!(freeze.run().await.unwrap(), Report::More);
+        assert!(freeze.freezing.is_some() && freeze.frozen.is_empty());
+        done.send(Frozen { partition: "messages_20260101".to_owned(), refused: None }).unwrap();
+        assert_eq!(freeze.run().await.unwrap(), Report::More);
+        assert_eq!(freeze.frozen, ["messages_20260101"]);
     }
 }

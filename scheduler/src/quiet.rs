@@ -41,17 +41,19 @@ pub struct Quiet {
     watched: Watched,
     publisher: Publisher,
     timing: TimingConfig,
-    /// Until then somebody wants to know.
+    /// Until then claims wait to be doubted.
     asked_until: Option<Instant>,
     /// Since then all has been well, at every look.
     since: Option<Instant>,
+    /// Why doubt is suspended, as of the last look.
+    suspended: Option<&'static str>,
     generations: [u64; 2],
 }
 
 impl Quiet {
     /// Looks at `watched`, and asks through `publisher` whether the broker takes messages.
     pub const fn new(watched: Watched, publisher: Publisher, timing: TimingConfig) -> Self {
-        Self { watched, publisher, timing, asked_until: None, since: None, generations: [0; 2] }
+        Self { watched, publisher, timing, asked_until: None, since: None, suspended: None, generations: [0; 2] }
     }
 
     /// Says that claims wait to be doubted: for so long it is looked, and worth a message, whether all is well.
@@ -59,7 +61,7 @@ impl Quiet {
         self.asked_until = Some(Instant::now() + self.timing.doubt_grace * 2);
     }
 
-    /// Whether somebody wants to know.
+    /// Whether claims wait to be doubted.
     pub fn is_asked(&self) -> bool {
         self.asked_until.is_some_and(|until| until >= Instant::now())
     }
@@ -67,24 +69,56 @@ impl Quiet {
     /// Looks, and says whether all has been well for the doubt grace. To be called often.
     pub async fn look(&mut self) -> bool {
         if !self.is_asked() {
-            self.since = None;
+            (self.since, self.generations) = (None, self.generations_now());
+            self.note(None);
             return false;
         }
         // What the look says was so when it began.
         let now = Instant::now();
-        self.since = if self.is_well().await { self.since.or(Some(now)) } else { None };
+        let obstacle = self.obstacle().await;
+        self.since = if obstacle.is_none() { self.since.or(Some(now)) } else { None };
+        self.note(obstacle);
         self.since.is_some_and(|since| since.elapsed() >= self.timing.doubt_grace)
     }
 
-    async fn is_well(&mut self) -> bool {
-        let Watched { publishing, consuming, consumer, .. } = &self.watched;
-        let generations = [publishing.generation(), consuming.generation()];
+    /// Whether the last look found that outcomes may still be on their way.
+    pub const fn is_suspended(&self) -> bool {
+        self.suspended.is_some()
+    }
+
+    /// Says in the log when doubt is suspended, and when no longer: claims without an outcome wait that long.
+    fn note(&mut self, obstacle: Option<&'static str>) {
+        if self.suspended == obstacle {
+            return;
+        }
+        match (obstacle, self.is_asked()) {
+            (Some(why), _) => tracing::warn!(why, "claims without an outcome are not doubted, and wait"),
+            (None, true) => tracing::info!("all is well again: claims without an outcome are doubted after the grace"),
+            (None, false) => tracing::info!("no claim waits to be doubted any more"),
+        }
+        self.suspended = obstacle;
+    }
+
+    fn generations_now(&self) -> [u64; 2] {
+        [self.watched.publishing.generation(), self.watched.consuming.generation()]
+    }
+
+    /// What keeps outcomes from being written down; `None`: all is well.
+    async fn obstacle(&mut self) -> Option<&'static str> {
+        let generations = self.generations_now();
         let is_same = std::mem::replace(&mut self.generations, generations) == generations;
-        is_same
-            && publishing.is_usable()
-            && consumer.is_consuming()
-            && self.log_keeps_up().await
-            && self.probe().await.is_ok()
+        let Watched { publishing, consumer, .. } = &self.watched;
+        if !publishing.is_usable() || !is_same {
+            Some("the broker was away or takes no messages")
+        } else if !consumer.is_consuming() {
+            Some("this scheduler's log writer takes no outcomes")
+        } else if !self.log_keeps_up().await {
+            Some("the log of outcomes is behind")
+        } else if self.probe().await.is_err() {
+            Some("the broker confirms no messages")
+        } else {
+            None
+        }
     }
 
     /// Whether what was published a while ago is with a log writer. Clocks of workers may be wrong, and a log writer may never be idle:

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 use metrics::counter;
 use shared::{
     amqp::Depths,
@@ -91,7 +90,7 @@ impl ReleaseDue {
     fn post(&self, released: Released, flight: OwnedSemaphorePermit) {
         let dispatcher = self.dispatcher.clone();
         self.tracker.spawn(async move {
-            join_all(released.dispatches.into_iter().map(|row| dispatcher.publish(row))).await;
+            dispatcher.publish_all(released.dispatches).await;
             drop(flight);
         });
     }

@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
 use metrics::counter;
 use shared::{
     amqp::Depths,
@@ -56,7 +55,7 @@ impl Desk {
         counter!("posthaste_released_total").increment(count_of(released.handed_over()));
         let dispatcher = self.dispatcher.clone();
         self.tracker.spawn(async move {
-            join_all(released.dispatches.into_iter().map(|row| dispatcher.publish(row))).await;
+            dispatcher.publish_all(released.dispatches).await;
             drop(flight);
         });
     }

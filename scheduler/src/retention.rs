@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use metrics::counter;
 use shared::db::{
-    Scoped, Store,
+    DbResult, Store,
     erasure::{Erased, Erasure, Step},
     retention::{Pass, Surveyed},
 };
@@ -41,16 +41,8 @@ impl Task for RetentionDays {
     const PERIOD: Duration = Duration::from_secs(3600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let Some(alone) = self.store.alone("posthaste.retention_days").await? else { return Ok(Report::Done) };
-        let pass = self.store.drop_days(self.days, Instant::now() + TURN, &mut self.surveyed).await;
-        release(alone).await;
-        let pass = pass?;
-        count(&pass);
-        Ok(match (pass.more, pass.busy) {
-            (true, _) => Report::More,
-            (false, true) => Report::Expect(BUSY),
-            (false, false) => Report::Done,
-        })
+        let drop_days = self.store.drop_days(self.days, Instant::now() + TURN, &mut self.surveyed);
+        alone(&self.store, "posthaste.retention_days", drop_days).await
     }
 }
 
@@ -68,20 +60,30 @@ impl Task for Retention {
     const PERIOD: Duration = Duration::from_secs(3600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let Some(alone) = self.store.alone("posthaste.retention").await? else { return Ok(Report::Done) };
-        let pass = self.store.remove_rows(self.days, Instant::now() + TURN).await;
-        release(alone).await;
-        let pass = pass?;
-        count(&pass);
-        Ok(if pass.more { Report::More } else { Report::Done })
+        let remove_rows = self.store.remove_rows(self.days, Instant::now() + TURN);
+        alone(&self.store, "posthaste.retention", remove_rows).await
     }
 }
 
-/// The lock ends with its connection at the latest.
-async fn release(alone: Scoped) {
+/// A pass of one scheduler at a time.
+async fn alone(
+    store: &Store,
+    lock: &'static str,
+    pass: impl Future<Output = DbResult<Pass>> + Send,
+) -> Result<Report, TaskError> {
+    let Some(alone) = store.alone(lock).await? else { return Ok(Report::Done) };
+    let pass = pass.await;
+    // The lock ends with its connection at the latest.
     if let Err(error) = alone.undo().await {
         tracing::debug!(%error, "the connection that held a task's lock is gone");
     }
+    let pass = pass?;
+    count(&pass);
+    Ok(match (pass.more, pass.busy) {
+        (true, _) => Report::More,
+        (false, true) => Report::Expect(BUSY),
+        (false, false) => Report::Done,
+    })
 }
 
 fn count(pass: &Pass) {

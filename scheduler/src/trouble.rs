@@ -5,10 +5,14 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use shared::reconnect::Reconnect;
+pub use shared::telemetry::chain;
+use shared::{reconnect::Reconnect, telemetry::at_zero};
 use tokio_util::sync::CancellationToken;
 
 use crate::probe::Pulse;
+
+/// Counts failures, by task.
+pub const FAILURES: &str = "posthaste_task_failures_total";
 
 /// The failures of one loop.
 pub struct Trouble {
@@ -20,13 +24,14 @@ pub struct Trouble {
 impl Trouble {
     /// No failure yet.
     pub fn new(pulse: Arc<Pulse>) -> Self {
+        at_zero(FAILURES, "task", [pulse.name()]);
         Self { pulse, reconnect: Reconnect::new(), failures: 0 }
     }
 
     /// Notes a failure and says how long to wait before the next try.
     pub fn met(&mut self, error: &dyn Error) -> Duration {
         let (task, error) = (self.pulse.name(), chain(error));
-        metrics::counter!("posthaste_task_failures_total", "task" => task).increment(1);
+        metrics::counter!(FAILURES, "task" => task).increment(1);
         if self.failures == 0 {
             tracing::warn!(task, error, "a task failed and is tried again");
         }
@@ -54,12 +59,6 @@ impl Trouble {
         self.reconnect.reset();
         self.pulse.beat();
     }
-}
-
-/// The error and what caused it, in one line: a loop is the edge where its errors are settled.
-pub fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 #[cfg(test)]

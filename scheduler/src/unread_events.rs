@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     incoming,
+    log_writer::tell_dead,
     task::{Report, Task, TaskError, count_of, gauge_of},
 };
 
@@ -23,6 +24,9 @@ const LIMIT: i64 = 500;
 /// After so long no newer scheduler is expected: the event becomes a dead letter, which can be replayed, and its delivery
 /// counts as crashed.
 const KEPT_AT_MOST: TimeDelta = TimeDelta::days(3);
+/// What is wrong with such an event.
+const REASON: DeadReason = DeadReason::Schema;
+const TOO_OLD: &str = "an event that no scheduler could read for days: replay it after an upgrade";
 
 /// The task.
 pub struct UnreadEvents {
@@ -56,10 +60,20 @@ impl UnreadEvents {
         let outgoing = again.into_iter().map(|event| Outgoing::to_queue(EVENTS_LOG, event.id.to_string(), event.body));
         let results = self.publisher.publish_all(outgoing.collect()).await;
         results.into_iter().collect::<Result<(), _>>()?;
-        if !too_old.is_empty() {
-            self.store.insert_letters(too_old.into_iter().map(letter).collect()).await?;
-        }
+        self.give_up(too_old).await?;
         Ok(dealt_with)
+    }
+
+    async fn give_up(&self, too_old: Vec<KeptEvent>) -> Result<(), TaskError> {
+        if too_old.is_empty() {
+            return Ok(());
+        }
+        for event in &too_old {
+            tracing::error!(letter.id = %event.id, detail = TOO_OLD, "an event becomes a dead letter");
+        }
+        let written = self.store.insert_letters(too_old.into_iter().map(letter).collect()).await?;
+        tell_dead(REASON, count_of(written.len()));
+        Ok(())
     }
 }
 
@@ -69,8 +83,8 @@ fn letter(event: KeptEvent) -> NewLetter {
         tenant: None,
         channel: None,
         origin: DeadOrigin::Broker,
-        reason: DeadReason::Schema,
-        detail: "an event that no scheduler could read for days: replay it after an upgrade".to_owned(),
+        reason: REASON,
+        detail: TOO_OLD.to_owned(),
         amqp_id: None,
         routing_key: None,
         amqp_user: None,
@@ -92,6 +106,7 @@ impl Task for UnreadEvents {
             self.after = last.unwrap_or_default();
             return Ok(Report::More);
         }
+        self.store.forget_lettered_events().await?;
         // The last row was seen: the next turn begins with the first again.
         gauge!("posthaste_events_unread").set(gauge_of(i64::try_from(self.unread).unwrap_or(i64::MAX)));
         (self.after, self.unread) = (Uuid::nil(), 0);

@@ -71,13 +71,13 @@ pub struct WahaSessions {
     call_timeout: Duration,
     pokes: Mutex<HashMap<Uuid, (Instant, u32)>>,
     hanging: Mutex<HashMap<String, (Instant, u32)>>,
-    places: Mutex<HashMap<Uuid, Place>>,
+    cursors: Mutex<HashMap<Uuid, FetchCursor>>,
     fetches: Semaphore,
 }
 
 /// How far the messages of a session are fetched: so many chats, and so many messages of the next one.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct FetchCursor {
     chats: usize,
     messages: usize,
 }
@@ -87,7 +87,7 @@ struct Fetch<'a> {
     session: &'a Session,
     host: &'a Host,
     since: DateTime<Utc>,
-    place: Place,
+    cursor: FetchCursor,
     bytes: usize,
     until: Instant,
     /// Messages of people that were found.
@@ -118,7 +118,7 @@ impl WahaSessions {
             call_timeout,
             pokes: Mutex::default(),
             hanging: Mutex::default(),
-            places: Mutex::default(),
+            cursors: Mutex::default(),
             fetches: Semaphore::new(FETCHES_MAX),
         }
     }
@@ -315,14 +315,14 @@ impl WahaSessions {
             let fetched_until = session.fetched_until.is_none().then_some(now);
             return Ok(Checked { is_reachable: true, needs_fetch: false, fetched_until });
         };
-        let place = self.place(session.id);
+        let cursor = self.cursor(session.id);
         let since = known - OVERLAP;
         let _permit = self.fetches.acquire().await.ok();
         let until = Instant::now() + FETCH_MAX;
-        let mut fetch = Fetch { session, host, since, place, bytes: 0, until, people: 0, new: 0 };
+        let mut fetch = Fetch { session, host, since, cursor, bytes: 0, until, people: 0, new: 0 };
         let is_done = self.fetch(&mut fetch).await?;
         let new = fetch.new;
-        self.keep_place(session.id, (!is_done).then_some(fetch.place));
+        self.keep_cursor(session.id, (!is_done).then_some(fetch.cursor));
         counter!("posthaste_waha_fetched_total").increment(count_of(new));
         if new > 0 {
             tracing::info!(session.id = %session.id, new, "fetched what WAHA had not told");
@@ -334,29 +334,29 @@ impl WahaSessions {
         Ok(Checked { is_reachable: true, needs_fetch: !is_done, fetched_until: is_done.then_some(now) })
     }
 
-    fn place(&self, id: Uuid) -> Place {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied().unwrap_or_default()
+    fn cursor(&self, id: Uuid) -> FetchCursor {
+        self.cursors.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied().unwrap_or_default()
     }
 
-    fn keep_place(&self, id: Uuid, place: Option<Place>) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        match place {
-            Some(place) => drop(places.insert(id, place)),
-            None => drop(places.remove(&id)),
+    fn keep_cursor(&self, id: Uuid, cursor: Option<FetchCursor>) {
+        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        match cursor {
+            Some(cursor) => drop(cursors.insert(id, cursor)),
+            None => drop(cursors.remove(&id)),
         }
     }
 
     /// Keeps what the chats of a session say since then, as events, page by page; says whether that is all.
     async fn fetch(&self, fetch: &mut Fetch<'_>) -> Result<bool, Trouble> {
         let mut quiet = 0;
-        while fetch.place.chats < CHATS_MAX && quiet < QUIET_CHATS_MAX {
-            let chats = fetch.host.chats(&fetch.session.settings.name, CHATS_PAGE, fetch.place.chats).await?;
+        while fetch.cursor.chats < CHATS_MAX && quiet < QUIET_CHATS_MAX {
+            let chats = fetch.host.chats(&fetch.session.settings.name, CHATS_PAGE, fetch.cursor.chats).await?;
             for chat in &chats {
                 let has_news = self.fetch_chat(fetch, &chat.id).await?;
                 if fetch.is_full() {
                     return Ok(false);
                 }
-                fetch.place = Place { chats: fetch.place.chats + 1, messages: 0 };
+                fetch.cursor = FetchCursor { chats: fetch.cursor.chats + 1, messages: 0 };
                 quiet = if has_news { 0 } else { quiet + 1 };
                 if quiet >= QUIET_CHATS_MAX {
                     break;
@@ -374,15 +374,15 @@ impl WahaSessions {
         let (session, since) = (fetch.session, fetch.since);
         let name = session.settings.name.as_str();
         let mut has_news = false;
-        while fetch.place.messages < MESSAGES_MAX && !fetch.is_full() {
-            let page = fetch.host.chat_messages(name, chat, Some(since), MESSAGES_PAGE, fetch.place.messages).await?;
+        while fetch.cursor.messages < MESSAGES_MAX && !fetch.is_full() {
+            let page = fetch.host.chat_messages(name, chat, Some(since), MESSAGES_PAGE, fetch.cursor.messages).await?;
             let is_last = page.messages.len() < MESSAGES_PAGE;
             let events = page.messages.iter().filter_map(|message| as_event(session, message, since)).collect();
             has_news |= self.keep(fetch, events).await?;
             fetch.bytes += page.bytes;
-            fetch.place.messages += MESSAGES_PAGE;
+            fetch.cursor.messages += MESSAGES_PAGE;
             if is_last {
-                fetch.place.messages = MESSAGES_MAX;
+                fetch.cursor.messages = MESSAGES_MAX;
             }
         }
         Ok(has_news)

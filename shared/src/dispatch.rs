@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use crate::{
     amqp::{Outgoing, PublishError, Publisher, topology},
     batch::{Batcher, Limits},
@@ -34,6 +36,7 @@ pub struct Dispatcher {
 impl Dispatcher {
     /// Starts publishing; the audit looks at a row `audit_after_ms` after it was published.
     pub fn start(publisher: Publisher, store: Store, audit_after_ms: i32) -> Self {
+        metrics::counter!("posthaste_dispatch_left_to_relay_total").increment(0);
         let notes = Batcher::start(NOTES, move |published| note(store.clone(), audit_after_ms, published));
         let rows = Batcher::start(LIMITS, move |rows| publish(publisher.clone(), notes.clone(), rows));
         Self { rows }
@@ -49,6 +52,11 @@ impl Dispatcher {
     /// Publishes a row and says whether every delivery of it is with the broker.
     pub async fn publish(&self, row: Dispatch) -> bool {
         self.rows.submit(row).await.unwrap_or(false)
+    }
+
+    /// As [`Dispatcher::publish`] for many rows side by side; the answers are in the order of the rows.
+    pub async fn publish_all(&self, rows: Vec<Dispatch>) -> Vec<bool> {
+        join_all(rows.into_iter().map(|row| self.publish(row))).await
     }
 }
 

@@ -5,8 +5,9 @@
 //!
 //! * 2: AES-256-GCM-SIV (RFC 8452) with a random nonce. Its associated data are the column and the tenant, so a value that is moved to
 //!   another place does not open. A nonce that comes twice shows only whether two values are equal, so no count of values has to be kept.
-//! * 1: AES-256-GCM (NIST SP 800-38D) without associated data, as former versions wrote it. It still opens, and it is written until
-//!   `posthaste rotate-keys` says that no former version reads any more: [`Sealer::set_bound`].
+//! * 1: AES-256-GCM (NIST SP 800-38D) without associated data, as former versions wrote it. It is written until
+//!   `posthaste rotate-keys` says that no former version reads any more: [`Sealer::set_bound`]. It opens unless the settings refuse it:
+//!   [`Required::Bound`].
 //! * 0: no encryption, an escape: what follows is plain and only looks sealed.
 //!
 //! The key id is the beginning of the key's SHA-256, so that values of an old key are still read while
@@ -88,6 +89,19 @@ pub fn looks_sealed(text: &str) -> bool {
     text.starts_with(TEXT_PREFIX) || text.starts_with(TEXT_ESCAPE)
 }
 
+/// Which stored values open where there is a key. It is a setting and no row of the database: it is there against those who write to
+/// the database. Each is refused besides what is refused before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Required {
+    /// All of them.
+    #[default]
+    Nothing,
+    /// Encrypted ones; no plain ones.
+    Encrypted,
+    /// Those of format 2; none of format 1.
+    Bound,
+}
+
 /// A fingerprint: equal for equal values under one key, and it tells nothing else without the key.
 pub type Fingerprint = [u8; 32];
 
@@ -106,6 +120,12 @@ pub enum SealError {
     /// The value is not encrypted, and POSTHASTE_ENCRYPTION_REQUIRED refuses that.
     #[error("a stored value is not encrypted, and POSTHASTE_ENCRYPTION_REQUIRED is set")]
     Plain,
+    /// The value is of format 1, and POSTHASTE_ENCRYPTION_REQUIRED refuses that.
+    #[error(
+        "a stored value is in the format of former versions, which POSTHASTE_ENCRYPTION_REQUIRED refuses: set it to true, run \
+         `posthaste rotate-keys`, then set it to bound again"
+    )]
+    Unbound,
     /// The system gave no random numbers.
     #[error("the system has no random numbers to give")]
     NoRandom,
@@ -126,7 +146,7 @@ pub struct Sealer {
     keys: Arc<[Key]>,
     /// Whether values are written in format 2; clones share it.
     bound: Arc<AtomicBool>,
-    is_required: bool,
+    required: Required,
 }
 
 impl fmt::Debug for Sealer {
@@ -143,11 +163,16 @@ impl Sealer {
         Ok(Self { keys: keys?.into(), ..Self::default() })
     }
 
-    /// The same; where `is_required`, a plain value does not open, so that nobody who writes to the database can put one in the place
-    /// of a sealed one. Without keys it changes nothing.
+    /// The same; what is not as `required` does not open, so that no writer to the database can put it in the place of a sealed
+    /// value. Without keys it changes nothing.
     #[must_use]
-    pub fn requiring(self, is_required: bool) -> Self {
-        Self { is_required, ..self }
+    pub fn requiring(self, required: Required) -> Self {
+        Self { required, ..self }
+    }
+
+    /// What stored values have to be.
+    pub const fn required(&self) -> Required {
+        self.required
     }
 
     /// Whether values are sealed at all.
@@ -180,8 +205,9 @@ impl Sealer {
     pub fn open(&self, place: Place, mut stored: Vec<u8>) -> Result<Vec<u8>, SealError> {
         let format = stored.strip_prefix(&MAGIC).and_then(|rest| rest.first().copied());
         match format {
+            Some(FREE) if self.is_on() && self.required >= Required::Bound => Err(SealError::Unbound),
             Some(FREE | BOUND) if self.is_on() => self.decrypt(place, stored),
-            _ if self.is_on() && self.is_required && !stored.is_empty() => Err(SealError::Plain),
+            _ if self.is_on() && self.required >= Required::Encrypted && !stored.is_empty() => Err(SealError::Plain),
             Some(ESCAPED) => {
                 stored.drain(..MAGIC.len() + 1);
                 Ok(stored)
@@ -223,7 +249,7 @@ impl Sealer {
             sealed.and_then(|text| STANDARD_NO_PAD.decode(text).ok()).filter(|bytes| bytes.starts_with(&MAGIC));
         match sealed {
             Some(sealed) => String::from_utf8(self.open(place, sealed)?).map_err(|_| SealError::Damaged),
-            None if self.is_on() && self.is_required && !stored.is_empty() => Err(SealError::Plain),
+            None if self.is_on() && self.required >= Required::Encrypted && !stored.is_empty() => Err(SealError::Plain),
             None => Ok(stored.strip_prefix(TEXT_ESCAPE).map(str::to_owned).unwrap_or(stored)),
         }
     }
@@ -420,14 +446,28 @@ mod tests {
 
     #[test]
     fn a_plain_value_is_refused_where_encryption_is_required() {
-        let on = sealer(&[1]).requiring(true);
+        let on = sealer(&[1]).requiring(Required::Encrypted);
         for plain in ["plain", "phs0:phs1:AAAA", "phs1:not sealed"] {
             assert_eq!(on.open_text(HERE, plain.to_owned()), Err(SealError::Plain), "{plain}");
             assert_eq!(on.open(HERE, plain.as_bytes().to_vec()), Err(SealError::Plain));
         }
         assert_eq!(on.open(HERE, on.seal(HERE, b"x").unwrap()).as_deref(), Ok(&b"x"[..]));
         assert_eq!(on.open_text(HERE, String::new()).as_deref(), Ok(""), "there is nothing to protect");
-        assert_eq!(Sealer::default().requiring(true).open(HERE, b"x".to_vec()).as_deref(), Ok(&b"x"[..]));
+        let off = Sealer::default().requiring(Required::Encrypted);
+        assert_eq!(off.open(HERE, b"x".to_vec()).as_deref(), Ok(&b"x"[..]));
+    }
+
+    #[test]
+    fn a_value_of_the_former_format_is_refused_where_bound_ones_are_required() {
+        let former = sealer(&[1]);
+        former.set_bound(false);
+        let (old, text) = (former.seal(HERE, b"x").unwrap(), former.seal_text(HERE, "x").unwrap());
+        assert_eq!(sealer(&[1]).requiring(Required::Encrypted).open(HERE, old.clone()).as_deref(), Ok(&b"x"[..]));
+        let bound = sealer(&[1]).requiring(Required::Bound);
+        assert_eq!(bound.open(HERE, old), Err(SealError::Unbound));
+        assert_eq!(bound.open_text(HERE, text), Err(SealError::Unbound));
+        assert_eq!(bound.open(HERE, b"plain".to_vec()), Err(SealError::Plain));
+        assert_eq!(bound.open(HERE, bound.seal(HERE, b"x").unwrap()).as_deref(), Ok(&b"x"[..]));
     }
 
     #[test]

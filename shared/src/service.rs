@@ -1,4 +1,4 @@
-//! How every process of ours begins and is told to end.
+//! The start and the stop of every process.
 
 use std::{error::Error, io, process::ExitCode, sync::Arc};
 
@@ -91,7 +91,7 @@ where
         tokio::pin!(working);
         // The listener only ends by itself when it could not be opened.
         tokio::select! {
-            biased; // what is not ready yet must be on the list before anybody can ask
+            biased; // parts that are not ready yet must be on the list before the first question
             worked = &mut working => return Ok(worked?),
             watched = watching => watched.map_err(|source| ListenError { host: host.clone(), port, source })?,
         }

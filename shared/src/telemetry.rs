@@ -155,6 +155,20 @@ impl MetricsHandle {
     }
 }
 
+/// An error and its causes in one line, for the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+/// Shows a counter at 0 for each value of its label: a series that begins with its first increment hides that increment
+/// from `rate` and `increase`. Call it once the recorder is installed, beside the description of the counter.
+pub fn at_zero(name: &'static str, label: &'static str, values: impl IntoIterator<Item = &'static str>) {
+    for value in values {
+        metrics::counter!(name, label => value).increment(0);
+    }
+}
+
 /// Where a piece of work came from: the caller's request id and W3C trace context, taken or made, and carried on
 /// through the broker into logs and outbound calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -336,6 +350,16 @@ mod tests {
         );
         assert!(text.contains("telemetry_test_seconds_bucket{le=\"0.005\"} 1"), "{text}");
         assert!(text.contains("telemetry_test_seconds_bucket{le=\"60\"} 1"), "{text}");
+    }
+
+    #[test]
+    fn a_counter_stands_at_zero_for_each_value_and_keeps_what_it_counted() {
+        let handle = install_metrics();
+        metrics::counter!("telemetry_test_total", "end" => "good").increment(2);
+        at_zero("telemetry_test_total", "end", ["good", "bad"]);
+        let text = handle.render();
+        assert!(text.contains("telemetry_test_total{end=\"good\"} 2"), "{text}");
+        assert!(text.contains("telemetry_test_total{end=\"bad\"} 0"), "{text}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What tests need that count, or look at something that is written a moment later: a machine that stands still for seconds must
-//! not be taken for a provider that does not answer, nor for a worker that is gone.
+//! Help for tests that count, or that read rows which are written a moment later: a machine that stands still for seconds must
+//! not look like a provider that does not answer, nor like a worker that is gone.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::{Api, Stack, api::SOON, eventually};
 
-/// Calls and claims that no pause of the machine ends. Nothing for tests that kill a worker: for minutes nobody would miss it.
+/// Calls and claims outlast every pause of the machine. Not for tests that kill a worker: its claims would end minutes later.
 pub const PATIENT: &[(&str, &str)] =
     &[("PROVIDER_TIMEOUT_MS", "120000"), ("WEBHOOK_TIMEOUT", "120000"), ("LEASE_MARGIN_MS", "60000")];
 
-/// Where workers die, or nodes stand still: claims end soon, and nobody waits long before what they held is doubted. All of it is in
-/// the order of the real times, only shorter.
+/// For tests that kill workers or freeze nodes: claims end soon and are doubted soon after. The times keep the order of the real ones,
+/// only shorter.
 pub const SHORT_LEASES: &[(&str, &str)] = &[
     ("WEBHOOK_TIMEOUT", "2000"),
     ("PROVIDER_TIMEOUT_MS", "2000"),
@@ -37,13 +37,25 @@ impl Stack {
         Self::start_apart(workers, PATIENT).await
     }
 
-    /// Waits until a process shows all of this in its metrics: they are counted a moment after the commit they tell of.
+    /// Waits until a process shows all of this in its metrics: they are counted a moment after the commit.
     pub async fn until_measured(&self, name: &str, wanted: &[&str]) -> Result<()> {
         let url = format!("http://127.0.0.1:{}/metrics", self.port(name)?);
         let url = url.as_str();
         eventually(&format!("the metrics show {wanted:?}"), SOON, || async {
             let shown = reqwest::get(url).await.ok()?.text().await.ok()?;
             wanted.iter().all(|one| shown.contains(one)).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until a process shows a counter, named with its labels, above 0, where all of them stand from the start.
+    pub async fn until_counted(&self, name: &str, counter: &str) -> Result<()> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.port(name)?);
+        let url = url.as_str();
+        eventually(&format!("{counter} is counted"), SOON, || async {
+            let shown = reqwest::get(url).await.ok()?.text().await.ok()?;
+            let count: f64 = shown.lines().find_map(|line| line.strip_prefix(counter))?.trim().parse().ok()?;
+            (count > 0.0).then_some(())
         })
         .await
     }
@@ -55,8 +67,8 @@ impl Stack {
     }
 }
 
-/// Has a person erased, asking again as long as the answer says that something is left; all that was erased. How much one
-/// call gets done depends on the machine.
+/// Erases a person and repeats the call while the answer says that something is left: how much one call erases depends on the
+/// machine. Returns all counts.
 pub async fn erase(api: &Api, user: &str) -> Result<Value> {
     let (path, begun) = (format!("/api/users/{user}"), std::time::Instant::now());
     let mut all = serde_json::Map::new();

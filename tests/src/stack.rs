@@ -81,6 +81,7 @@ const READY_LIMIT: Duration = Duration::from_secs(180);
 /// Calls have ten seconds and claims five more: a machine that stands still for a moment must not make an outcome unknown.
 const SETTINGS: &[(&str, &str)] = &[
     ("WEBHOOK_ALLOW_NETS", "127.0.0.0/8"),
+    ("MEDIA_ALLOW_NETS", "127.0.0.0/8"),
     ("WEBHOOK_RETRY_DELAY", "200"),
     ("WEBHOOK_MAX_RETRIES", "8"),
     ("WEBHOOK_TIMEOUT", "10000"),
@@ -164,6 +165,7 @@ impl Stack {
         self.network = Some(network);
         self.set("HOST", Some("0.0.0.0"));
         self.set("WEBHOOK_ALLOW_NETS", Some("127.0.0.0/8,10.0.0.0/8"));
+        self.set("MEDIA_ALLOW_NETS", Some("127.0.0.0/8,10.0.0.0/8"));
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What tenants write can neither hold up nor mislead anybody else: slow templates, texts that look encrypted, encrypted values in
+//! A tenant's content neither delays nor misleads other tenants: slow templates, texts that look encrypted, encrypted values in
 //! another place.
 
 use std::time::Duration;
@@ -21,19 +21,26 @@ use shared::{
 };
 
 const KEY: &str = "POSTHASTE_ENCRYPTION_KEY";
-/// A text that takes all the time that a text may take, of `xs` at this path.
+
+/// A text that takes all the time that a text may take: it loops over the list at the path `xs`.
 fn slow(xs: &str) -> String {
     let each = |up: &str| format!("{{{{#each {up}{xs}}}}}");
     format!("{}{}{}x{{{{/each}}}}{{{{/each}}}}{{{{/each}}}}", each(""), each("../"), each("../../"))
 }
 
-/// What it is given.
+/// The variables of a slow text.
 fn much() -> Value {
     json!({"xs": (0..200).collect::<Vec<u32>>()})
 }
 
-/// The time within which somebody else is answered; a thread that renders all of it is busy for much longer.
+/// Another tenant is answered within this time. The one HTTP thread would need twice as long for the hostile requests.
 const IN_TIME: Duration = Duration::from_secs(8);
+/// Events at once, each of which renders for half a second.
+const HOSTILE_EVENTS: usize = 32;
+/// Windows that are due together. One after the other they would take fifty seconds.
+const HOSTILE_WINDOWS: usize = 100;
+/// Another tenant's window closes within this time.
+const CLOSES_IN: Duration = Duration::from_secs(30);
 
 /// Makes another tenant; the key of its admin, who may also send.
 fn other_tenant(stack: &Stack) -> Result<String> {
@@ -43,7 +50,7 @@ fn other_tenant(stack: &Stack) -> Result<String> {
 
 #[tokio::test]
 async fn slow_templates_of_one_tenant_freeze_nobody() -> Result<()> {
-    let stack = Stack::patient(&[]).await?;
+    let stack = Stack::patient(&[("HTTP_WORKERS", "1")]).await?;
     let (admin, api) = (stack.admin(), stack.producer());
     let beta = stack.api(&other_tenant(&stack)?);
     template(&stack, "slow", &slow("xs")).await?;
@@ -53,7 +60,7 @@ async fn slow_templates_of_one_tenant_freeze_nobody() -> Result<()> {
     let digest = json!({"name": "digest", "body": "{{count}} events"});
     beta.post("/api/notifications/templates", &digest).await?.ok()?;
 
-    // Events: a hundred rules, several requests at once; health and another tenant's event are answered meanwhile.
+    // Events: a hundred rules, many requests at once; health and another tenant's event are answered meanwhile.
     let rules = (0..100).map(|n| {
         let body =
             json!({"name": format!("r{n}"), "event_type": "slow", "template_name": "slow", "channels": ["in_app"]});
@@ -63,14 +70,15 @@ async fn slow_templates_of_one_tenant_freeze_nobody() -> Result<()> {
     futures_util::future::try_join_all(rules).await?;
     let quick = json!({"name": "q", "event_type": "quick", "template_name": "quick", "channels": ["in_app"]});
     rule(&beta, &quick).await?;
-    let hostile = futures_util::future::try_join_all((0..4).map(|_| event(&api, "slow", "eve", much())));
+    let hostile = (0..HOSTILE_EVENTS).map(|_| event(&api, "slow", "eve", much()));
+    let hostile = futures_util::future::try_join_all(hostile);
     let others = async {
         for n in 0..5 {
             let asked = async {
                 stack.api("").get("/health/live").await?.ok()?;
                 event(&beta, "quick", "ada", json!({"n": n})).await
             };
-            tokio::time::timeout(IN_TIME, asked).await.context("somebody else waits for slow templates")??;
+            tokio::time::timeout(IN_TIME, asked).await.context("another tenant waits for slow templates")??;
         }
         anyhow::Ok(())
     };
@@ -93,7 +101,7 @@ async fn slow_templates_of_one_tenant_freeze_nobody() -> Result<()> {
     };
     rule(&admin, &gathering("slow_digest")).await?;
     rule(&beta, &gathering("digest")).await?;
-    let users: Vec<String> = (0..60).map(|n| format!("eve{n}")).collect();
+    let users: Vec<String> = (0..HOSTILE_WINDOWS).map(|n| format!("eve{n}")).collect();
     for users in users.chunks(10) {
         let events = users.iter().map(|user| event(&api, "gathered", user, much()));
         futures_util::future::try_join_all(events).await?;
@@ -101,7 +109,7 @@ async fn slow_templates_of_one_tenant_freeze_nobody() -> Result<()> {
     event(&beta, "gathered", "bea", json!({})).await?;
     let due = "UPDATE digests SET closes_at = now() - CASE tenant_id WHEN 1 THEN interval '1 minute' ELSE interval '1 second' END";
     stack.sql().await?.batch_execute(due).await?;
-    until_inbox_within(&beta, "bea", &["1 events"], Duration::from_secs(30)).await?;
+    until_inbox_within(&beta, "bea", &["1 events"], CLOSES_IN).await?;
     assert_eq!(stack.count("SELECT count(*) FROM digests WHERE tenant_id = 1 AND state = 'closed'").await?, 0);
     Ok(())
 }
@@ -126,7 +134,7 @@ async fn a_text_that_looks_encrypted_is_no_address_and_harmless_where_it_is_stor
         assert_eq!((answer.status.as_u16(), answer.fields()), (400, vec![field.to_owned()]), "{body}");
     }
 
-    // As texts it may be said; and a former version stored it as an address, as it is.
+    // It is allowed as a text. A former version also stored it as an address, in the clear.
     let told = json!({"channel": "in_app", "recipient": "mallory", "user_id": "mallory", "title": LOOKS_SEALED, "message": "phs0:x"});
     let id = api.send(&told).await?;
     api.wait_status(&id, "delivered").await?;
@@ -189,6 +197,11 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     let old = stack.producer().send(&note("before")).await?;
     stack.producer().wait_status(&old, "delivered").await?;
     assert_eq!(stack.count(&format(&old)).await?, 1, "what a former version beside this one can read");
+    let former = former.requiring(seal::Required::Bound);
+    let plain = shared::config::DatabaseConfig::plain(&stack.database_url.parse()?);
+    let bound = Store::open(&shared::config::DatabaseConfig { sealer: former, ..plain }, 1)?;
+    let refused = bound.check_keys().await.unwrap_err().to_string();
+    assert!(refused.contains("run `posthaste rotate-keys`"), "{refused}");
 
     stack.cli(&["rotate-keys"])?;
     stack.kill9("all")?;

@@ -1,4 +1,4 @@
-//! Nobody doubts a send whose outcome may still be on its way: nodes that freeze, and deliveries that kill their workers.
+//! A claim is not doubted while its outcome may still arrive: frozen nodes, and deliveries that kill their workers.
 
 use std::{
     sync::{
@@ -26,12 +26,13 @@ fn webhook(sink: &HttpSink, path: &str) -> Value {
     json!({"channel": "webhook", "recipient": sink.url(path), "data": {"n": 1}})
 }
 
-/// How many claims were taken for those of a lost worker. A machine that stands still makes calls time out; that is no doubt of ours.
+/// How many claims counted as those of a lost worker. Calls that time out on a machine that stands still are ambiguous too, and not
+/// counted here.
 async fn doubted(stack: &Stack) -> Result<i64> {
     stack.count("SELECT count(*) FROM delivery_events WHERE kind = 'ambiguous' AND code = 'worker_lost'").await
 }
 
-/// A client that sends one message after the other until told to stop.
+/// A client that sends one message after the other until it is stopped.
 struct Load {
     stop: Arc<AtomicBool>,
     client: JoinHandle<Result<Vec<String>>>,
@@ -119,11 +120,11 @@ async fn a_broker_that_takes_nothing_stops_the_sending_and_makes_nobody_doubt() 
     let meanwhile = sink.requests().len() - before;
     alarm("0.7")?;
     let accepted = load.accepted().await?;
-    assert!(meanwhile <= 16, "{meanwhile} of {} were sent although nobody could be told", accepted.len());
+    assert!(meanwhile <= 16, "{meanwhile} of {} were sent although no outcome could be reported", accepted.len());
     let ledger = check::ledger(&stack, &sink, &accepted, LATER).await?;
     ledger.hold()?;
     assert_eq!(doubted(&stack).await?, 0, "{ledger:?}");
-    Ok(())
+    stack.until_measured("all", &["posthaste_doubt_suspended 0", "posthaste_doubt_held 0"]).await
 }
 
 #[tokio::test]
@@ -144,7 +145,7 @@ async fn what_dies_with_a_delivery_that_kills_workers_is_not_taken_out_with_it()
     for crash in 1..=3 {
         stack.launch("worker", Role::Worker, &[]).await?;
         eventually("the poison is sent", LATER, || async {
-            (sink.requests_to("/poison").len() == crash).then_some(())
+            (sink.requests_to("/poison").len() >= crash).then_some(())
         })
         .await?;
         stack.kill9("worker")?;

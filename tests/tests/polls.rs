@@ -31,15 +31,16 @@ async fn an_idle_process_that_does_everything_makes_few_statements_whatever_is_s
     };
     let rate = async || -> Result<f64> {
         let (from, before) = committed().await?;
-        // Backends tell the statistics about once a second.
+        // Backends report to the statistics about once a second.
         sql.batch_execute("SELECT pg_sleep(6)").await?;
         let (to, after) = committed().await?;
         let commits = u32::try_from(after - before)?;
         Ok(f64::from(commits) / (to - from))
     };
-    // What starting leaves to do is done after a while.
-    let quiet = eventually("an idle process makes few statements", Duration::from_secs(60), || async {
-        rate().await.ok().filter(|rate| *rate <= STATEMENTS_MAX)
+    // The work that the start leaves is done after a while. Two windows in a row, because one may fall into a pause of the machine.
+    let quiet = eventually("an idle process makes few statements", Duration::from_secs(120), || async {
+        let rate = rate().await.ok()?.max(rate().await.ok()?);
+        (rate <= STATEMENTS_MAX).then_some(rate)
     })
     .await?;
     println!("{quiet:.1} statements a second");

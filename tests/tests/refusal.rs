@@ -1,4 +1,4 @@
-//! Refusals: what a database says when it cannot work, what it says when a value is wrong, and that nobody confuses the two.
+//! Refusals: the errors of a database that cannot work and those of a wrong value are never confused.
 
 use anyhow::{Context, Result};
 use harness::{
@@ -55,7 +55,7 @@ const REFUSALS: &[(&str, &str, bool)] = &[
     ("DO $$ BEGIN PERFORM set_config('lock_timeout', '1ms', true), pg_advisory_xact_lock(1); END $$", "55P03", true),
 ];
 
-/// Holds lock 2 until somebody waits for it, then waits for lock 1: the last to wait finds the deadlock.
+/// Holds lock 2 until another session waits for it, then waits for lock 1: the last to wait finds the deadlock.
 const DEADLOCK: &str = "DO $$ BEGIN
     PERFORM pg_advisory_xact_lock(2);
     WHILE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
@@ -114,7 +114,7 @@ async fn a_refusal_is_the_servers_fault_by_its_sqlstate_whatever_language_it_spe
     Ok(())
 }
 
-/// What a statement says that an operator ends while it runs.
+/// The error of a statement that an operator ends while it runs.
 async fn cut_short(stack: &Stack, store: &Store, end: &str) -> Result<DbError> {
     let operator = stack.sql().await?;
     let sleeping = format!(
@@ -139,6 +139,7 @@ async fn languages(stack: &Stack) -> Result<Vec<&'static str>> {
             spoken.push(language);
         }
     }
+    println!("refusals in these languages: {spoken:?}");
     Ok(spoken)
 }
 
@@ -237,6 +238,16 @@ async fn outcomes_wait_for_a_full_disk_and_only_a_wrong_value_is_put_aside_and_c
         .await?;
     stack.until_count("SELECT count(*) FROM deliveries WHERE state = 'delivered'", 59).await?;
     accept_all(&stack, "delivery_events").await?;
+    // Its worker is taken for lost meanwhile, although its outcome is in the letter.
+    let poison = "SELECT id::text, run FROM deliveries WHERE category = 'poison'";
+    let poison = stack.sql().await?.query_one(poison, &[]).await?;
+    let crash = crash(poison.get::<_, String>(0).parse()?, poison.get(1))?;
+    let backend = Backend::connect(&stack.amqp_url).await?;
+    backend.publish_to("posthaste.events", "events.crash", Backend::properties("c")?, &batch(&[crash])).await?;
+    accepted.push(stack.producer().send(&body("order")).await?);
+    stack.until_count("SELECT count(*) FROM deliveries WHERE state = 'delivered'", 60).await?;
+    let held = "SELECT count(*) FROM deliveries WHERE category = 'poison' AND state = 'sending'";
+    assert_eq!(stack.count(held).await?, 1, "its outcome is known");
     stack.cli(&["dead", "replay", "--reason", "poison", "--note", "the column is wide enough now"])?;
     let ledger = check::ledger(&stack, &sink, &accepted, LONG).await?;
     ledger.hold()?;
@@ -258,11 +269,26 @@ async fn deliveries(stack: &Stack, messages: &[String]) -> Result<Vec<uuid::Uuid
     rows.iter().map(|row| Ok(row.get::<_, String>(0).parse()?)).collect()
 }
 
-/// "It arrived", as the worker of a delivery at its first run would tell.
+/// The report "delivered" of a worker for a delivery at its first run.
 fn arrived(delivery: uuid::Uuid) -> Result<Value> {
     let about = (TenantId(1), shared::domain::DeliveryId(delivery), 0, Channel::Webhook);
     let event = Event { report: false, ..Event::report(about, EventKind::Delivered, clock::now()) };
     Ok(serde_json::to_value(event)?)
+}
+
+/// "Its worker is lost", as a scheduler would report.
+fn crash(delivery: uuid::Uuid, run: i32) -> Result<Value> {
+    let mut crash = arrived(delivery)?;
+    for (field, value) in [
+        ("run", json!(run)),
+        ("kind", json!("ambiguous")),
+        ("state", json!("retrying")),
+        ("delay_ms", json!(0)),
+        ("crash", json!(true)),
+    ] {
+        crash[field] = value;
+    }
+    Ok(crash)
 }
 
 fn batch(events: &[Value]) -> Vec<u8> {
@@ -319,13 +345,7 @@ async fn what_is_returned_too_often_lives_and_an_unknown_word_waits_for_a_newer_
     // Its worker is taken for dead meanwhile, although its outcome is here.
     let sql = stack.sql().await?;
     sql.batch_execute(&format!("UPDATE deliveries SET state = 'sending' WHERE id = '{newer}'")).await?;
-    let mut crash = arrived(newer)?;
-    for (field, value) in
-        [("kind", json!("ambiguous")), ("state", json!("retrying")), ("delay_ms", json!(0)), ("crash", json!(true))]
-    {
-        crash[field] = value;
-    }
-    let crash = batch(&[crash, arrived(hinted)?]);
+    let crash = batch(&[crash(newer, 0)?, arrived(hinted)?]);
     backend.publish_to(events, "events.crash", Backend::properties("c")?, &crash).await?;
     stack.until_count(&delivered(hinted), 1).await?;
     let sending = format!("SELECT count(*) FROM deliveries WHERE id = '{newer}' AND state = 'sending'");

@@ -208,7 +208,8 @@ async fn the_printed_examples_work_as_printed() -> Result<()> {
 
 #[tokio::test]
 async fn bad_input_is_refused_with_the_field_that_is_wrong() -> Result<()> {
-    let scene = Scene::start(&[]).await?;
+    // Networks that webhooks may reach are still closed to media.
+    let scene = Scene::start(&[("MEDIA_ALLOW_NETS", "")]).await?;
     let session = scene.session.as_str();
     let to = "+4915112345678";
     let long = "x".repeat(4097);
@@ -228,6 +229,10 @@ async fn bad_input_is_refused_with_the_field_that_is_wrong() -> Result<()> {
         (json!({"sessionId": session, "to": to, "media": {"mimetype": "image/png", "data": "?"}}), "media.data"),
         (
             json!({"sessionId": session, "to": to, "media": {"mimetype": "image/png", "url": "http://10.0.0.1/"}}),
+            "media.url",
+        ),
+        (
+            json!({"sessionId": session, "to": to, "media": {"mimetype": "image/png", "url": "http://127.0.0.1/"}}),
             "media.url",
         ),
     ] {
@@ -302,7 +307,7 @@ async fn the_generic_route_takes_the_only_session_and_files_go_out_as_what_they_
         ("sendImage", &file, &json!("caption"))
     );
 
-    // What is named by URL goes to WAHA as its bytes: WAHA would fetch it past the address guard.
+    // A file that is named by URL goes to WAHA as its bytes: WAHA would fetch it past the address guard.
     let files = HttpSink::start_local().await?;
     files.reply_to("/a.png", Reply::Status(200, Vec::new(), b"\x89PNG\r\n\x1a\n".to_vec()));
     let media = |path: &str| json!({"mimetype": "image/png", "filename": "a.png", "url": files.url(path)});
@@ -345,7 +350,7 @@ async fn a_session_that_does_not_work_is_refused_or_waited_for() -> Result<()> {
     waiting["queue_when_offline"] = json!(true);
     let id = scene.send(&waiting).await?;
     assert_eq!(scene.shown(&id).await?["status"], "QUEUED");
-    // What is not worth waiting for any longer ends while the session is still away.
+    // An expired message ends while the session is still away.
     waiting["expires_at"] = json!((shared::clock::now() + Duration::from_secs(2)).to_rfc3339());
     let short = scene.send(&waiting).await?;
     scene.api().wait_status(&short, "expired").await?;
@@ -398,7 +403,7 @@ async fn a_429_keeps_the_whole_line_still_as_long_as_it_says() -> Result<()> {
     let asked = std::time::Instant::now();
     let one = scene.text("one").await?;
     eventually("the line stands still", SOON, || async {
-        // Whoever looks late finds it still written down.
+        // The row stays after the pause, so a late look finds it too.
         let blocked = scene.stack.count("SELECT count(*) FROM lines WHERE isfinite(blocked_until)").await.ok()?;
         (blocked == 1).then_some(())
     })
@@ -446,7 +451,7 @@ async fn an_echo_that_hides_the_number_settles_the_one_call_of_its_words_and_no_
     scene
         .until(&one, "it is settled", |message| message["status"] == "DELIVERED" || message["status"] == "SENT")
         .await?;
-    // Two calls of the same words: whose the echo is, nobody can say.
+    // Two calls with the same text: an echo could belong to either.
     scene.waha.echoes(false, &[]);
     scene.waha.next_sends([SendFault::HangAfterSending, SendFault::HangAfterSending]);
     let both = [scene.text("both say this").await?, scene.text("both say this").await?];
@@ -712,7 +717,7 @@ async fn invariant_r_no_minute_of_a_session_holds_more_than_its_limit_while_work
     .await
     .with_context(|| format!("{} were sent", scene.waha.sent().len()))?;
     hold_pace(&scene.stack, &sent, RATE).await?;
-    // All that one release takes has a slot and goes out side by side, so its order at WAHA is anybody's guess, and what was
+    // All that one release takes has a slot and goes out side by side, so its order at WAHA is unknown, and what was
     // released before may be with a worker. But whatever release begins once the urgent one is accepted takes it first: no
     // such release comes before its own.
     let before = format!(

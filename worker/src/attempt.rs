@@ -99,6 +99,11 @@ pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
     subject.after_call(desk, &choice, outcome, started.elapsed())
 }
 
+/// Gives a claim back that this process has no time left to use.
+pub fn give_back(desk: &Desk, claim: &Claim) -> Event {
+    Subject::of(claim).without_call(desk, Obstacle::Late)
+}
+
 /// Why no provider is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Obstacle {
@@ -125,7 +130,7 @@ enum Obstacle {
     /// The stored content says something that this version does not know.
     NewerContent,
     /// The call could outlive the claim (the process was stopped for a while, or waits for the database), and then
-    /// somebody else might make it too; or this process is about to end.
+    /// another worker might make it too; or this process is about to end.
     Late,
     /// Every provider that is left in this round is to be left alone for a while.
     HeldBack(HeldBack, Round),
@@ -146,7 +151,7 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
     may_be_told(desk.route.channel, &claim, &content)?;
     if let Some(tracking) = &desk.tracking {
         let applying = timeout_at(late_at.into(), tracking.apply(claim.delivery, &mut content));
-        applying.await.map_err(|_| Obstacle::Late)?;
+        applying.await.ok().flatten().ok_or(Obstacle::Late)?;
     }
     if let Some(unsubscribing) = &desk.unsubscribing {
         let applying = unsubscribing.apply(&claim, &mut content);
@@ -188,7 +193,7 @@ fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
 }
 
 /// Whether the person wants it, can be reached, and may be disturbed now. What they do not want they need no address for. Where
-/// nobody says who the person is, there is nobody to ask, and a send window is one of UTC.
+/// the person is not known, there is no preference, and a send window is one of UTC.
 fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(), Obstacle> {
     let silent = Wishes::default();
     let wishes = claim.person(channel).map(|_| claim.wishes.as_deref().unwrap_or(&silent));
@@ -379,7 +384,7 @@ impl Subject {
             Obstacle::Withheld(_) | Obstacle::Suppressed(_) | Obstacle::Unwanted | Obstacle::NoMoment => {
                 Verdict::end(EventKind::Suppressed, State::Suppressed)
             }
-            // Later than that nobody would want it any more.
+            // By then it is no longer worth sending.
             Obstacle::Early(until, _) if self.expires_at.is_some_and(|at| at <= until) => {
                 Verdict::end(EventKind::Expired, State::Expired)
             }
@@ -527,7 +532,7 @@ fn clipped(mut text: String, bytes_max: usize) -> String {
     text
 }
 
-/// One line for each attempt, inside the delivery's span; what went well only where somebody wants to see everything.
+/// One line for each attempt, inside the delivery's span; what went well only at level debug.
 fn log(event: &Event, detail: Option<&str>) {
     let outcome = event.attempt.as_ref().map(|attempt| attempt.outcome.as_str());
     let code = event.attempt.as_ref().and_then(|attempt| attempt.code.as_deref());

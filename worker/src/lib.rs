@@ -104,6 +104,7 @@ impl Worker {
         let hints = Hints::default();
         let registry = Registry::build(config, &store, &hints)?;
         measures::describe();
+        measures::start_at_zero(config.worker.channels.iter().map(|channel| (*channel, config.backends(*channel))));
         let hang_up = CancellationToken::new();
         let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", hang_up.clone());
         let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", hang_up.clone());

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, histogram};
-use shared::domain::{Channel, OutcomeClass, ProviderName, Route};
+use shared::{
+    domain::{Channel, OutcomeClass, ProviderName, Route},
+    telemetry::at_zero,
+};
 
-/// Says what each metric means, for whoever reads `/metrics`.
+/// Describes each metric, for readers of `/metrics`.
 pub fn describe() {
     describe_counter!("posthaste_delivery_attempts_total", "Provider calls by how they ended.");
     describe_histogram!("posthaste_delivery_seconds", "How long a provider call took.");
@@ -17,7 +20,7 @@ pub fn describe() {
         "posthaste_claims_total",
         "Deliveries by how they were claimed: with their acceptance, or from a queue, won or lost."
     );
-    describe_counter!("posthaste_ambiguous_total", "Provider calls after which nobody knows whether they sent.");
+    describe_counter!("posthaste_ambiguous_total", "Provider calls of which it is not known whether they sent.");
     describe_counter!("posthaste_failovers_total", "Deliveries that went on to the next provider of their channel.");
     describe_gauge!("posthaste_worker_in_flight", "Deliveries claimed and not yet answered by their provider.");
     describe_counter!(
@@ -31,10 +34,34 @@ pub fn describe() {
     );
 }
 
+/// Shows each counter at 0, for the channels that this worker serves and their providers.
+pub fn start_at_zero<'a>(channels: impl IntoIterator<Item = (Channel, &'a [ProviderName])>) {
+    for (channel, providers) in channels {
+        at_zero("posthaste_ambiguous_total", "channel", [channel.as_str()]);
+        for provider in providers {
+            let (channel, provider) = (channel.as_str(), provider.as_str());
+            counter!("posthaste_failovers_total", "channel" => channel, "from" => provider).increment(0);
+            for outcome in OutcomeClass::ALL {
+                attempts(channel, provider, *outcome).increment(0);
+            }
+        }
+    }
+    at_zero("posthaste_claims_total", "result", ["won", "lost", "early"]);
+    for name in
+        ["posthaste_late_slots_total", "posthaste_egress_blocked_total", "posthaste_webhook_calls_not_logged_total"]
+    {
+        counter!(name).increment(0);
+    }
+}
+
+fn attempts(channel: &'static str, provider: &'static str, outcome: OutcomeClass) -> metrics::Counter {
+    counter!("posthaste_delivery_attempts_total", "channel" => channel, "provider" => provider, "outcome" => outcome.as_str())
+}
+
 /// A provider call that ended as `outcome` after `took`.
 pub fn attempted(channel: Channel, provider: ProviderName, outcome: OutcomeClass, took: Duration) {
     let (channel, provider) = (channel.as_str(), provider.as_str());
-    counter!("posthaste_delivery_attempts_total", "channel" => channel, "provider" => provider, "outcome" => outcome.as_str()).increment(1);
+    attempts(channel, provider, outcome).increment(1);
     histogram!("posthaste_delivery_seconds", "channel" => channel, "provider" => provider).record(took);
     if outcome == OutcomeClass::Unknown {
         counter!("posthaste_ambiguous_total", "channel" => channel).increment(1);

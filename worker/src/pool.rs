@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! queue ─▶ room for attempts ─▶ batch ─▶ claim ─▶ a task each: attempt ─▶ event confirmed ─▶ ack
-//!                                          └ not won: whoever lost a worker is watched, then ack
+//!                                          └ not won: watched where another worker holds it, then ack
 //! shortcut ─▶ what stands against it ─▶ a task each: attempt ─▶ event confirmed
 //! ```
 //!
@@ -19,7 +19,7 @@ use std::{
 use shared::{
     amqp::{Acker, Broker, Consumer, ConsumerHealth, Delivery, Publisher, Tag, dead_letter},
     contract::{
-        WorkItem,
+        Event, WorkItem,
         wire::{VERSION, Wire},
     },
     db::{DbError, Store, claim::Claim},
@@ -37,7 +37,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    attempt::{Desk, SLOT_ALLOWANCE, attempt},
+    attempt::{Desk, SLOT_ALLOWANCE, attempt, give_back},
     measures,
     outcomes::Outcomes,
 };
@@ -114,6 +114,8 @@ struct Won {
     claims: Vec<Claim>,
     /// Right before it was asked for: leases run from there.
     claimed_at: Instant,
+    /// Whether it is known what stands against sending. If not, the process stops.
+    is_looked_up: bool,
 }
 
 impl Pool {
@@ -219,7 +221,7 @@ impl Bench {
     /// Claims a batch and starts an attempt for each delivery that was won.
     async fn take_on(self: Arc<Self>, batch: Vec<Hint>, mut room: OwnedSemaphorePermit, flight: OwnedSemaphorePermit) {
         let hints: Vec<WorkItem> = batch.iter().map(|hint| hint.work).collect();
-        let Some(Won { claims, claimed_at }) = self.claim(&hints).await else {
+        let Some(Won { claims, claimed_at, is_looked_up }) = self.claim(&hints).await else {
             return batch.iter().for_each(|hint| self.acker.requeue(hint.tag));
         };
         drop(flight);
@@ -229,6 +231,7 @@ impl Bench {
         let mut lost = Vec::new();
         for hint in batch {
             match (won.remove(&(hint.work.d, hint.work.r.saturating_add(1))), room.split(1)) {
+                (Some(claim), Some(_)) if !is_looked_up => self.give_back(&claim, Way::Broker(hint.tag)),
                 (Some(claim), Some(place)) => self.start(claim, claimed_at, place, Way::Broker(hint.tag)),
                 _ => lost.push(hint),
             }
@@ -252,22 +255,26 @@ impl Bench {
         measures::came_claimed(batch.len());
         let (mut claims, rest): (Vec<Claim>, Vec<_>) =
             batch.into_iter().map(|Early { claim, claimed_at, room, hand }| (claim, (claimed_at, room, hand))).unzip();
-        if self.look(&mut claims).await.is_none() {
-            return;
-        }
+        let is_looked_up = self.look(&mut claims).await;
         for (claim, (claimed_at, room, hand)) in claims.into_iter().zip(rest) {
-            self.start(claim, claimed_at, room, Way::Short(hand));
+            match is_looked_up {
+                true => self.start(claim, claimed_at, room, Way::Short(hand)),
+                false => self.give_back(&claim, Way::Short(hand)),
+            }
         }
     }
 
-    /// Looks what stands against sending, however long the database stays away; `None` once stopped. The claims are then left
-    /// to the end of their leases.
-    async fn look(&self, claims: &mut [Claim]) -> Option<()> {
-        let mut reconnect = Reconnect::new();
-        while let Err(error) = self.shop.store.look(self.desk.route.channel, claims).await {
-            self.wait_out(&error, &mut reconnect).await?;
-        }
-        Some(())
+    /// Looks what stands against sending, however long the database stays away; false once stopped, or once a stopping process
+    /// can wait no longer. The claims are then to be given back.
+    async fn look(&self, claims: &mut [Claim]) -> bool {
+        let looking = async {
+            let mut reconnect = Reconnect::new();
+            while let Err(error) = self.shop.store.look(self.desk.route.channel, claims).await {
+                self.wait_out(&error, &mut reconnect).await?;
+            }
+            Some(())
+        };
+        self.desk.hurry.run_until_cancelled(looking).await.flatten().is_some()
     }
 
     /// The hints of a batch. What is none is put aside for a person.
@@ -309,8 +316,8 @@ impl Bench {
             let claimed_at = Instant::now();
             match self.shop.store.claim(self.desk.route.channel, hints, self.lease_ms).await {
                 Ok(mut claims) => {
-                    self.look(&mut claims).await?;
-                    return Some(Won { claims, claimed_at });
+                    let is_looked_up = self.look(&mut claims).await;
+                    return Some(Won { claims, claimed_at, is_looked_up });
                 }
                 Err(error) => self.wait_out(&error, &mut reconnect).await?,
             }
@@ -339,17 +346,29 @@ impl Bench {
                 bench.move_slot(line, delivery).await;
             }
             drop(room);
-            let is_written = bench.shop.outcomes.record(event).await;
-            if is_written {
-                faultpoint::pass(faultpoint::AFTER_EVENT);
-            }
-            match way {
-                Way::Broker(tag) if is_written => bench.acker.done(tag),
-                Way::Broker(_) => {}
-                Way::Short(hand) => drop(hand),
-            }
+            bench.report(event, way).await;
         };
         self.tasks.spawn(work.instrument(span));
+    }
+
+    /// Gives a claim back unused, so that another worker need not wait for the end of its lease.
+    fn give_back(self: &Arc<Self>, claim: &Claim, way: Way) {
+        let (bench, span) = (Arc::clone(self), self.span(claim));
+        let event = span.in_scope(|| give_back(&self.desk, claim));
+        self.tasks.spawn(async move { bench.report(event, way).await }.instrument(span));
+    }
+
+    /// Reports how a claim ended, and lets go of what it held once that is certain to be written down.
+    async fn report(&self, event: Event, way: Way) {
+        let is_written = self.shop.outcomes.record(event).await;
+        if is_written {
+            faultpoint::pass(faultpoint::AFTER_EVENT);
+        }
+        match way {
+            Way::Broker(tag) if is_written => self.acker.done(tag),
+            Way::Broker(_) => {}
+            Way::Short(hand) => drop(hand),
+        }
     }
 
     /// The next minute's slots must not come too soon after a message that was heard late.
@@ -376,7 +395,7 @@ impl Bench {
     }
 
     /// Acknowledges what others hold or ended. Whoever holds it may be a worker that died, also where the broker delivers it for
-    /// the first time (the relay may have published it once more), so somebody has to look when its lease ends.
+    /// the first time (the relay may have published it once more), so a watch is set for the end of its lease.
     async fn let_go(&self, lost: Vec<Hint>) {
         if lost.is_empty() {
             return;

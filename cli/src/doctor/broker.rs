@@ -1,4 +1,4 @@
-//! How the broker is: reachable, with everything that must exist, and with somebody at every queue.
+//! The state of the broker: reachable, with everything that must exist, and with consumers at every queue.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -11,7 +11,7 @@ use shared::amqp::{
 use super::finding::Finding;
 use crate::settings;
 
-/// A queue holds only what may be sent now; more than this is a backlog that somebody should know of.
+/// A queue holds only what may be sent now; more than this is a backlog worth a warning.
 const READY_WARN: u32 = 10_000;
 /// Queues named in one line.
 const NAMES_MAX: usize = 5;
@@ -54,24 +54,24 @@ fn topology(checked: Result<(), TopologyError>) -> Finding {
     }
 }
 
-/// Where work waits and nobody takes it something is down; where none waits, perhaps nobody is meant to.
+/// A queue with messages and without consumers means that a service is down. An empty one may have no consumer on purpose.
 fn consumers(depths: &[QueueDepth]) -> Finding {
     let idle: Vec<_> = depths.iter().filter(|queue| queue.consumers == 0).collect();
     let stuck: Vec<_> = idle.iter().copied().filter(|queue| queue.messages_ready > 0).collect();
     if !stuck.is_empty() {
-        return Finding::fail("consumers", format!("work waits and nobody takes it: {}", names(&stuck)), start(&stuck));
+        return Finding::fail("consumers", format!("work waits without consumers: {}", names(&stuck)), start(&stuck));
     }
     if !idle.is_empty() {
         return Finding::warn("consumers", format!("nobody listens to {}", names(&idle)), start(&idle));
     }
-    Finding::ok("consumers", format!("{} queues, each with somebody at it", depths.len()))
+    Finding::ok("consumers", format!("{} queues, each with consumers", depths.len()))
 }
 
 fn names(queues: &[&QueueDepth]) -> String {
     shortened(&queues.iter().map(|queue| queue.name.clone()).collect::<Vec<_>>())
 }
 
-/// How to start whoever takes messages off these queues.
+/// How to start the consumers of these queues.
 fn start(queues: &[&QueueDepth]) -> String {
     let services: BTreeSet<_> = queues.iter().map(|queue| service(&queue.name)).collect();
     format!("start it: posthaste run --only {}", services.into_iter().collect::<Vec<_>>().join(","))

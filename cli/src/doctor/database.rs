@@ -189,24 +189,48 @@ async fn keys(store: &Store) -> Finding {
 }
 
 async fn publishers(store: &Store) -> Finding {
-    let finding = open_tenants(store).await.map(|open| match open.as_slice() {
-        [] => Finding::ok("broker users", "each publishes for its own tenant only"),
-        open => Finding::warn(
+    settled("broker users", publishing_tenants(store).await.map(|(open, shut_out)| broker_users(&open, &shut_out)))
+}
+
+fn broker_users(open: &[String], shut_out: &[String]) -> Finding {
+    match (open, shut_out) {
+        ([], []) => Finding::ok("broker users", "each publishes for its own tenant only"),
+        ([], shut_out) => Finding::warn(
+            "broker users",
+            format!("no broker user may publish for {}, although some did or tried to", shortened(shut_out)),
+            "posthaste tenant map-amqp-user USER --tenant NAME, for each backend; AMQP_REQUIRE_MAPPING=false until then",
+        ),
+        (open, _) => Finding::warn(
             "broker users",
             format!("whoever may publish to posthaste.ingress publishes for {}", shortened(open)),
             "posthaste tenant map-amqp-user USER --tenant NAME, for each backend; see AMQP_REQUIRE_MAPPING",
         ),
-    });
-    settled("broker users", finding)
+    }
 }
 
-/// The tenants for which every user of the broker may publish.
-async fn open_tenants(store: &Store) -> anyhow::Result<Vec<String>> {
+/// The tenants for which every user of the broker may publish; and those for which no user may, although lately some did.
+async fn publishing_tenants(store: &Store) -> anyhow::Result<(Vec<String>, Vec<String>)> {
     let users = store.amqp_users().await.context("failed to list the broker users")?;
     let tenants = store.list_tenants().await.context("failed to list the tenants")?;
+    let unmapped: Vec<String> =
+        statement::<Text>(UNMAPPED).rows(store).await.context("failed to look for publishes without a mapping")?;
     let publishers = Publishers::new(users, settings::require_mapping()?);
-    Ok(tenants.into_iter().filter(|tenant| publishers.is_open(tenant.id)).map(|tenant| tenant.slug).collect())
+    let (open, closed): (Vec<_>, Vec<_>) = tenants.into_iter().partition(|tenant| publishers.is_open(tenant.id));
+    let shut_out = closed.into_iter().map(|tenant| tenant.slug).filter(|slug| unmapped.contains(slug)).collect();
+    Ok((open.into_iter().map(|tenant| tenant.slug).collect(), shut_out))
 }
+
+/// Tenants without a mapped user for which something was published within a week: among their latest messages, or among what was
+/// refused for its publisher.
+const UNMAPPED: &str = "
+SELECT t.slug FROM tenants t WHERE NOT EXISTS (SELECT FROM amqp_users u WHERE u.tenant_id = t.id) AND (
+    EXISTS (SELECT FROM (
+        SELECT m.source FROM messages m WHERE m.tenant_id = t.id AND m.id >= uuid7_floor(now() - interval '7 days')
+        ORDER BY m.id DESC LIMIT 200) latest WHERE latest.source = 'amqp')
+    OR t.slug IN (SELECT split_part(l.routing_key, '.', 1) FROM (
+        SELECT l.reason, l.routing_key, l.amqp_user FROM dead_letters l
+        WHERE l.created_at > now() - interval '7 days' ORDER BY l.created_at DESC LIMIT 10000) l
+        WHERE l.reason = 'tenant' AND NOT EXISTS (SELECT FROM amqp_users u WHERE u.username = l.amqp_user)))";
 
 async fn partitions(store: &Store) -> Finding {
     let days = store.partition_days_ahead().await.context("failed to look for partitions");
@@ -217,7 +241,8 @@ fn partition_days(days: i64) -> Finding {
     let advice = "posthaste migrate makes them at once; a scheduler keeps it up: posthaste run --only scheduler";
     let detail = format!("made for {} ahead", count(days, "day"));
     match days {
-        ..=0 => Finding::fail("partitions", "none beyond today: soon nothing can be accepted, if not already", advice),
+        ..0 => Finding::fail("partitions", "none for today: nothing can be accepted", advice),
+        0 => Finding::fail("partitions", "none beyond today: soon nothing can be accepted", advice),
         1..DAYS_AHEAD_WARN => Finding::warn("partitions", detail, advice),
         DAYS_AHEAD_WARN.. => Finding::ok("partitions", detail),
     }
@@ -308,6 +333,15 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_that_is_shut_out_is_worth_a_look_as_is_one_that_is_open() {
+        let acme = ["acme".to_owned()];
+        assert_eq!(broker_users(&[], &[]).verdict, Verdict::Ok);
+        let (open, shut_out) = (broker_users(&acme, &[]), broker_users(&[], &acme));
+        assert_eq!((open.verdict, shut_out.verdict), (Verdict::Warn, Verdict::Warn));
+        assert!(shut_out.detail.starts_with("no broker user may publish for acme"), "{}", shut_out.detail);
+    }
+
+    #[test]
     fn a_connection_that_leaves_the_machine_is_encrypted_and_verified() {
         let verdict = |url, is_encrypted| encrypted(&PostgresUrl::parse(url).unwrap(), is_encrypted).verdict;
         assert_eq!(verdict("postgres://u@db.example.com/n", false), Verdict::Warn);
@@ -318,7 +352,7 @@ mod tests {
 
     #[test]
     fn running_out_of_partitions_is_a_failure_and_few_days_are_a_warning() {
-        let verdicts = [0, 1, 2, 7].map(|days| partition_days(days).verdict);
-        assert_eq!(verdicts, [Verdict::Fail, Verdict::Warn, Verdict::Ok, Verdict::Ok]);
+        let verdicts = [-1, 0, 1, 2, 7].map(|days| partition_days(days).verdict);
+        assert_eq!(verdicts, [Verdict::Fail, Verdict::Fail, Verdict::Warn, Verdict::Ok, Verdict::Ok]);
     }
 }

@@ -157,7 +157,8 @@ mod tests {
 
     fn check(role: Role, body: serde_json::Value) -> Result<(String, Device), Problem> {
         let caller = Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via: None };
-        let rules = Rules { now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), guard: Guard::default() };
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let rules = Rules { now, guard: Guard::default(), media_guard: Guard::default() };
         serde_json::from_value::<DeviceBody>(body).unwrap().check(&caller, &rules)
     }
 

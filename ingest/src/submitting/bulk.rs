@@ -380,7 +380,8 @@ mod tests {
     use crate::problem::Code;
 
     fn rules() -> Rules {
-        Rules { now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), guard: Guard::default() }
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        Rules { now, guard: Guard::default(), media_guard: Guard::default() }
     }
 
     fn accept(body: &str) -> Result<(Acceptance, serde_json::Value), Problem> {

@@ -159,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_message_is_older_than_its_deliveries() {
-        let rules = Rules { now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), guard: Guard::default() };
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let rules = Rules { now, guard: Guard::default(), media_guard: Guard::default() };
         let body = br#"{"channel":"push","user_id":"ada","message":"m"}"#;
         let draft = Submission::parse(body).unwrap().check(&rules).unwrap();
         let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };

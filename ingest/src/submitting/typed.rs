@@ -298,7 +298,8 @@ mod tests {
     use super::*;
 
     fn asked(body: &str) -> Result<Asked, Vec<String>> {
-        let rules = Rules { now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), guard: Guard::default() };
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let rules = Rules { now, guard: Guard::default(), media_guard: Guard::default() };
         let fields = |faults: Vec<FieldError>| faults.into_iter().map(|fault| fault.field).collect::<Vec<_>>();
         let (channels, submission) = split(body.as_bytes()).map_err(|fault| vec![fault.field])?;
         check(channels, submission, &Catalogue::default(), &rules).map_err(fields)

@@ -29,7 +29,7 @@ use super::{
     declare::{TopologyError, check, declare},
     version,
 };
-use crate::reconnect::Reconnect;
+use crate::{reconnect::Reconnect, telemetry};
 
 /// From the first packet to a ready connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -449,7 +449,7 @@ async fn supervise(inner: Arc<Inner>, stop: CancellationToken) {
         if started.elapsed() > PROVEN_AFTER || (1..=UNREADABLE_MAX).contains(&unreadable) {
             reconnect.reset();
         }
-        let reason = chain(&error);
+        let reason = telemetry::chain(&error);
         tracing::warn!(connection = %inner.name, reason, "the broker connection is down, trying again");
         inner.set(BrokerState::Down { reason });
         counter!("posthaste_broker_reconnects_total", "connection" => inner.name.clone()).increment(1);
@@ -462,12 +462,6 @@ async fn supervise(inner: Arc<Inner>, stop: CancellationToken) {
         bid_farewell(&connection).await;
     }
     inner.set(BrokerState::Stopped);
-}
-
-/// The error and what caused it, in one line: a supervisor is the edge where its errors are settled.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 async fn bid_farewell(connection: &Connection) {

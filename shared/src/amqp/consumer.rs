@@ -25,7 +25,7 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use metrics::{counter, gauge};
+use metrics::{counter, describe_counter, gauge};
 use tokio::{
     sync::Notify,
     time::{timeout, timeout_at},
@@ -118,6 +118,17 @@ impl ConsumerHealth {
     }
 }
 
+fn begin_counts(queue: &str) {
+    describe_counter!("posthaste_redelivered_total", "Messages that may have been delivered before, by queue.");
+    describe_counter!(
+        "posthaste_stale_acks_total",
+        "Messages finished after their channel was lost: the broker delivers them again."
+    );
+    for metric in ["posthaste_redelivered_total", "posthaste_stale_acks_total"] {
+        count(metric, queue, 0);
+    }
+}
+
 fn count(metric: &'static str, queue: &str, by: usize) {
     counter!(metric, "queue" => queue.to_owned()).increment(u64::try_from(by).unwrap_or(u64::MAX));
 }
@@ -163,6 +174,7 @@ impl Consumer {
         let queue = queue.into();
         let prefetch = prefetch.max(1);
         let (registered, last_delivery) = (AtomicBool::new(false), Mutex::new(None));
+        begin_counts(&queue);
         Self {
             broker: broker.clone(),
             prefetch,

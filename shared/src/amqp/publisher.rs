@@ -34,7 +34,7 @@ use super::{
     pipeline::Pipeline,
     properties::is_forbidden_header,
 };
-use crate::{contract::wire::Wire, reconnect::Reconnect};
+use crate::{contract::wire::Wire, reconnect::Reconnect, telemetry::at_zero};
 
 /// From handing a message in to its confirm, unless a publisher is told otherwise; and the same for what its channel is asked.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,6 +88,10 @@ pub enum PublishError {
     Unconfirmed,
 }
 
+/// Every [`PublishError::reason`].
+const REASONS: [&str; 8] =
+    ["unroutable", "refused", "timed_out", "disconnected", "blocked", "invalid", "encode", "unconfirmed"];
+
 impl PublishError {
     /// The label of the metric.
     const fn reason(&self) -> &'static str {
@@ -139,17 +143,7 @@ impl Outgoing {
         body: &B,
     ) -> Result<Self, PublishError> {
         let body = serde_json::to_vec(body).map_err(|error| PublishError::Encode(error.to_string()))?;
-        Ok(Self {
-            exchange,
-            routing_key: routing_key.into(),
-            message_id: message_id.into(),
-            kind: Cow::Borrowed(B::TYPE),
-            headers: Headers::new(),
-            correlation_id: None,
-            content_type: Cow::Borrowed("application/json"),
-            body,
-            is_hint: false,
-        })
+        Ok(Self { exchange, kind: Cow::Borrowed(B::TYPE), ..Self::to_queue(routing_key, message_id, body) })
     }
 
     /// A message straight to `queue`, with JSON that is already written and nothing optional.
@@ -261,6 +255,7 @@ impl Publisher {
 
     /// Publishes through several channels of `broker` in turn; messages of different calls may then overtake each other.
     pub fn start_with(broker: &Broker, channels: usize) -> Self {
+        at_zero("posthaste_publish_failed_total", "reason", REASONS);
         let lanes = (0..channels.max(1)).map(|_| Lane::start(broker.clone())).collect();
         Self { lanes, turn: Arc::default(), patience: PUBLISH_TIMEOUT }
     }

@@ -55,9 +55,9 @@ pub(super) fn read(reader: &mut Reader) -> Option<DatabaseConfig> {
 fn sealer(reader: &mut Reader) -> Option<Sealer> {
     let newest = reader.get(&table::ENCRYPTION_KEY);
     let previous = reader.get(&table::ENCRYPTION_KEY_PREVIOUS).unwrap_or_default();
-    let is_required = reader.get(&table::ENCRYPTION_REQUIRED)?;
+    let required = reader.get(&table::ENCRYPTION_REQUIRED)?;
     // Each key was checked when it was read; an old one without a new one only opens what it sealed.
-    Some(Sealer::new(newest.iter().chain(&previous)).ok()?.requiring(is_required))
+    Some(Sealer::new(newest.iter().chain(&previous)).ok()?.requiring(required))
 }
 
 fn parts(reader: &mut Reader) -> Parts {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::{Channel, ProviderName, RequireMapping},
     provider_events::sendgrid,
-    seal::Sealer,
+    seal::{Required, Sealer},
 };
 
 /// A parser and what it expects, worded to follow "must be".
@@ -100,6 +100,16 @@ pub(super) const LOG_FILTER: Kind<String> =
 pub(super) const MAIL_FROM: Kind<String> =
     Kind { expects: "an e-mail address, bare or as `Name <address>`", parse: mail_from };
 pub(super) const SWITCH: Kind<bool> = Kind { expects: "true or false", parse: |text| switch(text).ok_or(Bad::Shape) };
+
+pub(super) const ENCRYPTION_REQUIRED: Kind<Required> = Kind {
+    expects: "true, false or bound",
+    parse: |text| match (text, switch(text)) {
+        ("bound", _) => Ok(Required::Bound),
+        (_, Some(true)) => Ok(Required::Encrypted),
+        (_, Some(false)) => Ok(Required::Nothing),
+        (_, None) => Err(Bad::Shape),
+    },
+};
 
 pub(super) const REQUIRE_MAPPING: Kind<RequireMapping> = Kind {
     expects: "auto, true or false",

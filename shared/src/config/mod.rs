@@ -161,7 +161,7 @@ pub struct WebhookConfig {
     pub keep_days: i32,
 }
 
-/// The WAHA of the session `default`; the sessions that tenants make have their own.
+/// The WAHA of the session `default` (the sessions that tenants make have their own), and what holds for every session.
 #[derive(Clone, Debug)]
 pub struct WahaConfig {
     /// Where it is; ends in a slash.
@@ -170,6 +170,8 @@ pub struct WahaConfig {
     pub api_key: Option<SecretString>,
     /// Signs what it tells us.
     pub webhook_secret: Option<SecretString>,
+    /// Private networks that media may be fetched from all the same.
+    pub media_nets: Vec<IpNet>,
 }
 
 /// When a provider that keeps failing is left alone.
@@ -299,6 +301,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         base_url: reader.get(&table::WAHA_BASE_URL),
         api_key: reader.get(&table::WAHA_API_KEY),
         webhook_secret: reader.get(&table::WAHA_WEBHOOK_SECRET),
+        media_nets: reader.get(&table::MEDIA_ALLOW_NETS).unwrap_or_default(),
     };
     let provider_timeout = reader.get(&table::PROVIDER_TIMEOUT_MS);
     let retry = retry::read(reader);

@@ -531,6 +531,7 @@ fn networks_and_channels_are_lists() {
         ["10.0.0.0/8", "::1/128", "127.0.0.1/32"]
     );
     assert_eq!(config.worker.channels, [Channel::InApp, Channel::Email]);
+    assert_eq!(config.waha.media_nets, [], "they are no networks for media");
     for (name, value) in
         [("WEBHOOK_ALLOW_NETS", "10.0.0.0/33"), ("WORKER_CHANNELS", "fax"), ("WORKER_CHANNELS", "sms,sms")]
     {

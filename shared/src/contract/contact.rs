@@ -201,7 +201,10 @@ impl Reader {
         }
         match start.zip(end) {
             Some((start, end)) if start == end => {
-                self.refuse("quiet_hours.end", "must differ from start: nobody is quiet for no time or for ever");
+                self.refuse(
+                    "quiet_hours.end",
+                    "must differ from start: quiet hours can neither be empty nor last all day",
+                );
                 Change::Keep
             }
             Some((start, end)) => Change::Set(QuietHours { start, end }),

@@ -314,6 +314,8 @@ pub struct Rules {
     pub now: DateTime<Utc>,
     /// Which webhook targets are allowed.
     pub guard: crate::contract::guard::Guard,
+    /// Where media may be fetched from.
+    pub media_guard: crate::contract::guard::Guard,
 }
 
 impl Submission {
@@ -613,7 +615,7 @@ fn check_media(media: Option<&Media>, rules: &Rules, faults: &mut Faults) {
             Err(_) => faults.add("media.data", "must be base64"),
         },
         (None, Some(url)) => {
-            if let Err(why) = rules.guard.check_url(url) {
+            if let Err(why) = rules.media_guard.check_url(url) {
                 faults.add("media.url", why.to_string());
             }
         }
@@ -727,7 +729,7 @@ mod tests {
 
     fn check(body: &str) -> Result<Draft, Vec<FieldError>> {
         let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
-        let rules = Rules { now, guard: Guard::new(Vec::new()) };
+        let rules = Rules { now, guard: Guard::default(), media_guard: Guard::default() };
         Submission::parse(body.as_bytes()).map_err(|fault| vec![fault])?.check(&rules)
     }
 

@@ -8,7 +8,7 @@ use super::{
     DbResult, Store,
     claim::tries,
     poll::{Floors, WorkKind, floor_of},
-    release::{self, Released, boxed, share_out},
+    release::{self, Released, boxed, released_columns, share_out},
     statement,
 };
 use crate::domain::{Channel, DeliveryId, ProviderName, Route, TenantId, Tries};
@@ -63,6 +63,11 @@ impl Store {
         Ok(rows.into_iter().filter_map(crash).collect())
     }
 
+    /// How many claims are to be looked at within `soon_ms`, counted up to `at_most`.
+    pub async fn watches_due(&self, soon_ms: i32, at_most: i64) -> DbResult<i64> {
+        statement::<Int8>(WATCHES_DUE).bind::<Int4, _>(soon_ms).bind::<Int8, _>(at_most).row(self).await
+    }
+
     /// Seconds until the next delivery is due, negative when it is late; `None` when none waits. Watches do not count.
     pub async fn due_in_seconds(&self) -> DbResult<Option<f64>> {
         let query = statement::<Nullable<Double>>(DUE_IN);
@@ -97,28 +102,36 @@ WITH picked AS MATERIALIZED (
 ), released AS (
     UPDATE deliveries d SET state = 'queued', reason = NULL, updated_at = clock_timestamp()
     FROM picked p WHERE d.id = p.delivery_id AND d.run = p.run AND d.state IN ('scheduled', 'retrying')
-    RETURNING d.id, d.run, d.tenant_id, d.lane, d.channel || '.' || d.lane AS route,
-              (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
+    RETURNING ",
+    released_columns!(),
+    "
 ), ",
     share_out!(),
     ", ",
     boxed!("placed WHERE share IS NULL", "picked")
 );
 
+/// A claim whose outcome is known (see [`crate::db::unread_events`]) is not doubted. It is looked at now and then, until its outcome
+/// is written down or given up.
 const CRASHED: &str = "
 WITH picked AS MATERIALIZED (
-    SELECT w.delivery_id, d.state = 'sending' AND d.run = w.run AS held, d.lease_until + ? * interval '1 millisecond' AS doubted_at
+    SELECT w.delivery_id, d.state = 'sending' AND d.run = w.run AS held, d.lease_until + ? * interval '1 millisecond' AS doubted_at,
+           EXISTS (SELECT FROM unread_events u WHERE u.delivery_id = w.delivery_id AND u.run = w.run) AS is_known
     FROM (SELECT * FROM due WHERE due_at <= now() AND why = 'watch' ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED) w
     LEFT JOIN deliveries d ON d.id = w.delivery_id
 ), gone AS (
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(SELECT delivery_id FROM picked WHERE held IS NOT TRUE))
 ), again AS (
-    UPDATE due u SET due_at = CASE WHEN p.doubted_at > now() THEN p.doubted_at ELSE now() + p.again END
+    UPDATE due u SET due_at = CASE WHEN p.is_known THEN now() + interval '1 minute' WHEN p.doubted_at > now() THEN p.doubted_at
+                                   ELSE now() + p.again END
     FROM (SELECT *, ? * interval '1 millisecond' AS again FROM picked WHERE held) p WHERE u.delivery_id = p.delivery_id
 )
 SELECT d.id, d.run, d.tenant_id, d.channel, d.attempts, d.deferrals, d.crashes, d.provider, m.expires_at, p.doubted_at <= now()
 FROM picked p JOIN deliveries d ON d.id = p.delivery_id JOIN messages m ON m.id = d.message_id
-WHERE p.held";
+WHERE p.held AND NOT p.is_known";
+
+const WATCHES_DUE: &str = "
+SELECT count(*) FROM (SELECT FROM due WHERE why = 'watch' AND due_at <= now() + ? * interval '1 millisecond' LIMIT ?) w";
 
 const DUE_IN: &str = "
 SELECT extract(epoch FROM (SELECT due_at FROM due WHERE why <> 'watch' ORDER BY due_at LIMIT 1) - now())::float8 AS seconds";

@@ -11,7 +11,7 @@ use super::{
     DbResult, Store,
     connect::{dial, is_role_missing},
     seal_check::KeyError,
-    sqlstate, statement,
+    statement,
 };
 use crate::reconnect::Reconnect;
 
@@ -22,6 +22,9 @@ const LOCK: i64 = 0x706f_7374_6861_7374;
 /// From one try for the lock to the next. A session that waits inside the server holds a snapshot, and `CREATE INDEX CONCURRENTLY`
 /// waits for every snapshot: both would wait for each other.
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
+
+/// A table that the policies do not cover yet may be in use. Then the command fails after a while, and nothing waits behind it.
+const SECURE: &str = "SET lock_timeout = '5s'; SELECT secure_tables()";
 
 /// The tables with a partition for each day.
 const PARTITIONED: [&str; 3] = ["messages", "deliveries", "delivery_events"];
@@ -62,7 +65,7 @@ pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     })
     .await??;
     // Tables that have just been made are under the policies before anybody fills them.
-    conn.batch_execute("SELECT secure_tables()").await.map_err(MigrateError::Secure)?;
+    conn.batch_execute(SECURE).await.map_err(MigrateError::Secure)?;
     Ok(ran)
 }
 
@@ -151,7 +154,7 @@ impl Store {
         let query = statement::<Text>("SELECT version::text FROM __diesel_schema_migrations");
         let applied: Vec<String> = match query.rows(self).await {
             Ok(applied) => applied,
-            Err(error) if error.sqlstate() == Some(sqlstate::UNDEFINED_TABLE) => Vec::new(),
+            Err(error) if error.is_schema_missing() => Vec::new(),
             Err(error) => return Err(error),
         };
         let known = MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).unwrap_or_default();
@@ -170,18 +173,23 @@ impl Store {
         Ok(made)
     }
 
-    /// For how many days after today there are partitions, as the catalogue has them: what `ensure_partitions` claims
-    /// to have made is worth checking.
+    /// For how many days after today there are partitions without a gap, as the catalogue has them: what `ensure_partitions`
+    /// claims to have made is worth checking. -1: none for today either.
     pub async fn partition_days_ahead(&self) -> DbResult<i64> {
         let query = statement::<Int8>(DAYS_AHEAD);
         query.row(self).await
     }
 }
 
+/// A day stands at its place, counted from today, as long as no day before it is missing.
 const DAYS_AHEAD: &str = "
 SELECT min(days) FROM (
-    SELECT count(*) FILTER (WHERE right(c.relname, 8) > to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')) AS days
-    FROM pg_class p LEFT JOIN pg_inherits i ON i.inhparent = p.oid LEFT JOIN pg_class c ON c.oid = i.inhrelid
-    WHERE p.oid IN ('messages'::regclass, 'deliveries'::regclass, 'delivery_events'::regclass)
+    SELECT p.oid, count(*) FILTER (WHERE d.day = d.today + d.place) - 1 AS days
+    FROM unnest(ARRAY['messages', 'deliveries', 'delivery_events']::regclass[]) AS p(oid) LEFT JOIN LATERAL (
+        SELECT t.today, c.day, row_number() OVER (ORDER BY c.day)::int4 - 1 AS place
+        FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS today) t CROSS JOIN (
+            SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
+            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = p.oid OFFSET 0) c
+        WHERE c.day >= t.today) d ON true
     GROUP BY p.oid
 ) ahead";

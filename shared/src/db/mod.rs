@@ -86,6 +86,10 @@ use crate::{
     seal::{SealError, Sealer},
 };
 
+use sqlstate::{
+    DATA_CORRUPTED, DEADLOCK_DETECTED, INDEX_CORRUPTED, LOCK_NOT_AVAILABLE, QUERY_CANCELED, SERIALIZATION_FAILURE,
+};
+
 pub use scope::{Floor, Scoped};
 pub use statement::{Statement, statement};
 
@@ -105,14 +109,6 @@ const AGE_SPREAD_MS: u64 = 30 * 60 * 1000;
 /// nobody has to guess; what waits for a lock gives up early enough to be tried again in parts, and before PostgreSQL looks for
 /// deadlocks.
 const PROMPT_SETTINGS: &str = "SET statement_timeout = '1200ms'; SET lock_timeout = '250ms'";
-
-const SERIALIZATION_FAILURE: &str = "40001";
-const DEADLOCK_DETECTED: &str = "40P01";
-const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// The server ended the statement, mostly for its time limit.
-const QUERY_CANCELED: &str = "57014";
-const DATA_CORRUPTED: &str = "XX001";
-const INDEX_CORRUPTED: &str = "XX002";
 
 /// A database call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +148,11 @@ impl DbError {
     /// without them.
     pub fn may_concern_part(&self) -> bool {
         self.lost_race() || matches!(self.sqlstate(), Some(QUERY_CANCELED | DATA_CORRUPTED | INDEX_CORRUPTED))
+    }
+
+    /// Whether the schema lacks a table, column or function that a statement names: migrations are pending.
+    pub fn is_schema_missing(&self) -> bool {
+        self.sqlstate().is_some_and(sqlstate::is_schema_missing)
     }
 
     /// Whether the call may have been carried out all the same: the connection broke before the server had answered.

@@ -37,7 +37,15 @@ impl Released {
     }
 }
 
-/// The CTEs `placed` and others: the rows of `released` (id, run, tenant_id, lane, route, line, rank, expires_at) that need a slot of a
+/// The columns of `released`, as an update of `deliveries d` returns them.
+macro_rules! released_columns {
+    () => {
+        "d.id, d.run, d.tenant_id, d.channel, d.lane, d.channel || '.' || d.lane AS route,
+              (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at"
+    };
+}
+
+/// The CTEs `placed` and others: the rows of `released` ([`released_columns`]) that need a slot of a
 /// session wait in its line; those of a tenant that crowds a route, of the bulk lane, and of a route named by the bind, in the
 /// tenant's share. `placed` holds the others with `share` NULL. The share's id is computed once for each tenant and route.
 macro_rules! share_out {
@@ -82,4 +90,4 @@ SELECT (SELECT count(*) FROM ",
     };
 }
 
-pub(super) use {boxed, share_out};
+pub(super) use {boxed, released_columns, share_out};

@@ -64,7 +64,7 @@ struct Expiry {
 
 /// Who removes how much, and until when.
 #[derive(Clone, Copy)]
-struct Terms<'a> {
+struct RunOptions<'a> {
     store: &'a Store,
     /// Days that a tenant without a number of its own keeps things.
     default_days: Option<i32>,
@@ -73,7 +73,7 @@ struct Terms<'a> {
     until: Option<Instant>,
 }
 
-impl Terms<'_> {
+impl RunOptions<'_> {
     fn is_late(&self) -> bool {
         self.until.is_some_and(|until| Instant::now() >= until)
     }
@@ -125,10 +125,10 @@ impl Store {
 
     /// Removes what is kept no longer, or only says what that would be (`dry`), from the beginning to the end.
     pub async fn retain(&self, default_days: Option<i32>, dry: bool) -> DbResult<Pass> {
-        let terms = Terms { store: self, default_days, dry, until: None };
+        let options = RunOptions { store: self, default_days, dry, until: None };
         let mut pass = Pass::default();
-        let dropped = days::run(terms, &mut Surveyed::new(), &mut pass).await?;
-        rows::run(terms, &mut Position::default(), &dropped, &mut pass).await?;
+        let dropped = days::run(options, &mut Surveyed::new(), &mut pass).await?;
+        rows::run(options, &mut Position::default(), &dropped, &mut pass).await?;
         Ok(pass)
     }
 
@@ -139,26 +139,27 @@ impl Store {
         until: Instant,
         surveyed: &mut Surveyed,
     ) -> DbResult<Pass> {
+        let options = RunOptions { store: self, default_days, dry: false, until: Some(until) };
         let mut pass = Pass::default();
-        days::run(Terms { store: self, default_days, dry: false, until: Some(until) }, surveyed, &mut pass).await?;
+        days::run(options, surveyed, &mut pass).await?;
         Ok(pass)
     }
 
     /// Deletes the rows that their tenants no longer keep, from where the last call ended, until a moment.
     pub async fn remove_rows(&self, default_days: Option<i32>, until: Instant) -> DbResult<Pass> {
-        let terms = Terms { store: self, default_days, dry: false, until: Some(until) };
+        let options = RunOptions { store: self, default_days, dry: false, until: Some(until) };
         let (mut position, mut pass) = (self.load_position().await?, Pass::default());
-        let ended = rows::run(terms, &mut position, &[], &mut pass).await;
+        let ended = rows::run(options, &mut position, &[], &mut pass).await;
         // What failed is passed over as well: the next pass comes to it again, and nothing behind it waits.
         self.save_position(&position).await?;
         ended.map(|()| pass)
     }
 
     /// A transaction that holds the lock of this name until it ends; `None`: another process holds it. The transaction has no
-    /// snapshot, so it keeps nothing from being vacuumed.
+    /// snapshot, so it keeps nothing from being vacuumed. The server ends it if it is idle for five minutes, far longer than a turn.
     pub async fn alone(&self, name: &'static str) -> DbResult<Option<Scoped>> {
         let mut conn = self.transaction().await?;
-        let query = statement::<Bool>("SELECT pg_try_advisory_xact_lock(hashtext(?))").bind::<Text, _>(name);
+        let query = statement::<Bool>(ALONE).bind::<Text, _>(name);
         let got = diesel_async::RunQueryDsl::get_result::<bool>(query, &mut *conn).await;
         match got {
             Ok(true) => Ok(Some(conn)),
@@ -177,6 +178,10 @@ impl Store {
         statement::<()>(SAVE).bind::<Text, _>(json).run(self).await.map(drop)
     }
 }
+
+/// The time limit of other transactions is shorter than a turn may be. Without any, a process whose machine is gone would keep the lock.
+const ALONE: &str = "
+SELECT pg_try_advisory_xact_lock(hashtext(?)) FROM set_config('idle_in_transaction_session_timeout', '5min', true)";
 
 const LIST: &str = "SELECT t.slug, r.days FROM tenants t LEFT JOIN retention r ON r.tenant_id = t.id ORDER BY t.id";
 

@@ -3,7 +3,7 @@
 use diesel::sql_types::Binary;
 
 use super::{DbError, DbResult, Store, sealed, statement};
-use crate::seal::{self, SealError};
+use crate::seal::{self, Required, SealError};
 
 /// What is sealed to try a key on.
 const CANARY: &str = "posthaste";
@@ -24,6 +24,12 @@ pub enum KeyError {
          POSTHASTE_ENCRYPTION_KEY_PREVIOUS and run `posthaste rotate-keys`"
     )]
     Wrong,
+    /// Values may be left in the format that the settings refuse.
+    #[error(
+        "the database may hold values in the format of former versions: set POSTHASTE_ENCRYPTION_REQUIRED to true, run \
+         `posthaste rotate-keys` until it says that nothing is left, then set it to bound"
+    )]
+    Unbound,
     /// The database could not be asked.
     #[error(transparent)]
     Database(#[from] DbError),
@@ -34,6 +40,7 @@ impl KeyError {
         match self {
             Self::Database(error) => error,
             Self::Missing | Self::Wrong => DbError::Sealed(SealError::UnknownKey),
+            Self::Unbound => DbError::Sealed(SealError::Unbound),
         }
     }
 }
@@ -48,6 +55,10 @@ impl Store {
         }
         // Former versions know only the former format. They may still read beside us, until a rotation says that they do not.
         self.sealer().set_bound(sealed.is_empty() || sealed.iter().any(|sealed| seal::is_bound(sealed)));
+        // A finished rotation leaves one row, which is bound.
+        if self.sealer().required() >= Required::Bound && !sealed.iter().all(|sealed| seal::is_bound(sealed)) {
+            return Err(KeyError::Unbound);
+        }
         let place = sealed::SEAL_CHECK.of_nobody();
         let opens = |sealed: Vec<u8>| self.sealer().open(place, sealed).is_ok_and(|plain| plain == CANARY.as_bytes());
         if !sealed.into_iter().all(opens) {

@@ -14,8 +14,16 @@ use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
-/// There is no such table.
-pub(super) const UNDEFINED_TABLE: &str = "42P01";
+pub(super) const SERIALIZATION_FAILURE: &str = "40001";
+pub(super) const DEADLOCK_DETECTED: &str = "40P01";
+pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The server ended the statement, mostly for its time limit.
+pub(super) const QUERY_CANCELED: &str = "57014";
+pub(super) const DATA_CORRUPTED: &str = "XX001";
+pub(super) const INDEX_CORRUPTED: &str = "XX002";
+const UNDEFINED_TABLE: &str = "42P01";
+const UNDEFINED_COLUMN: &str = "42703";
+const UNDEFINED_FUNCTION: &str = "42883";
 const CODE_LEN: usize = 5;
 const SEPARATOR: &str = ": ";
 /// Tag and length of a message of the server; the length counts itself.
@@ -30,6 +38,11 @@ pub(super) fn code(error: &Error) -> Option<&str> {
         Error::DatabaseError(_, info) => code_of(info.message()),
         _ => None,
     }
+}
+
+/// Whether the code says that the schema lacks something a statement names.
+pub(super) fn is_schema_missing(code: &str) -> bool {
+    matches!(code, UNDEFINED_TABLE | UNDEFINED_COLUMN | UNDEFINED_FUNCTION)
 }
 
 fn code_of(message: &str) -> Option<&str> {

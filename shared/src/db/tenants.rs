@@ -127,12 +127,6 @@ impl Store {
         Ok(query.first(&mut *self.conn().await?).await.optional()?.map(TenantId))
     }
 
-    /// Whether some broker user is mapped to this tenant: then only such users may speak for it.
-    pub async fn tenant_has_amqp_users(&self, tenant: TenantId) -> DbResult<bool> {
-        let some = amqp_users::table.filter(amqp_users::tenant_id.eq(tenant.0));
-        Ok(diesel::select(diesel::dsl::exists(some)).get_result(&mut *self.conn().await?).await?)
-    }
-
     /// Every mapped broker user and its tenant, by name: a small table, for whoever keeps it in memory.
     pub async fn amqp_users(&self) -> DbResult<Vec<(String, TenantId)>> {
         let rows: Vec<(String, i32)> =

@@ -1,10 +1,15 @@
-//! Events that no scheduler of this version can read, because a newer worker wrote them: kept as they came until one can.
+//! Outcomes that are known and not written down. No delivery of such an outcome is doubted.
+//!
+//! Events that no scheduler of this version can read, because a newer worker wrote them, are kept as they came until one can. Of an
+//! event that the database refuses only the delivery is kept, in a row with an empty body: the event itself is in the dead letter that
+//! has the id of the row.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{DbResult, Store, statement};
+use crate::domain::DeliveryId;
 
 /// An event that cannot be read yet, or a whole batch of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +46,18 @@ impl Store {
         query.run(self).await.map(drop)
     }
 
+    /// Notes that the outcome of a delivery is in the dead letter `letter`, which need not be written yet.
+    pub async fn keep_lettered_event(&self, letter: Uuid, delivery: DeliveryId, run: i32) -> DbResult<()> {
+        let query = statement::<()>(KEEP_LETTERED).bind::<SqlUuid, _>(letter).bind::<SqlUuid, _>(delivery.0);
+        query.bind::<Int4, _>(run).run(self).await.map(drop)
+    }
+
+    /// Forgets notes about outcomes in dead letters whose delivery has gone on, or whose letter was dropped or is gone. A replayed
+    /// outcome is known until it is written down.
+    pub async fn forget_lettered_events(&self) -> DbResult<()> {
+        statement::<()>(FORGET_LETTERED).run(self).await.map(drop)
+    }
+
     /// Up to `limit` kept events behind the row `after`, oldest first.
     pub async fn unread_events(&self, after: Uuid, limit: i64) -> DbResult<Vec<KeptEvent>> {
         let query = statement::<(SqlUuid, Binary, Timestamptz)>(READ).bind::<SqlUuid, _>(after).bind::<Int8, _>(limit);
@@ -57,6 +74,16 @@ impl Store {
 const KEEP: &str = "
 INSERT INTO unread_events (id, delivery_id, run, body) SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::bytea[])";
 
-const READ: &str = "SELECT id, body, created_at FROM unread_events WHERE id > ? ORDER BY id LIMIT ?";
+const READ: &str = "SELECT id, body, created_at FROM unread_events WHERE id > ? AND body <> '' ORDER BY id LIMIT ?";
+
+const KEEP_LETTERED: &str = "
+INSERT INTO unread_events (id, delivery_id, run, body) VALUES (?, ?, ?, '') ON CONFLICT DO NOTHING";
+
+/// A letter that is not written yet is on its way through the broker.
+const FORGET_LETTERED: &str = "
+DELETE FROM unread_events u WHERE body = ''
+AND (NOT EXISTS (SELECT FROM deliveries d WHERE d.id = u.delivery_id AND d.run = u.run AND d.state = 'sending')
+     OR EXISTS (SELECT FROM dead_letters l WHERE l.id = u.id AND l.status = 'dropped')
+     OR (created_at < now() - interval '3 days' AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.id = u.id)))";
 
 const FORGET: &str = "DELETE FROM unread_events WHERE id = ANY (?::uuid[])";

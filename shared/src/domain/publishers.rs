@@ -39,6 +39,13 @@ impl Publishers {
         }
     }
 
+    /// Whether `user`, who may publish for `tenant`, may have answers in `queue`, which the broker did not name: in a queue whose name
+    /// begins with its own name and a dot. A user of a tenant that is open to all may name any queue but those of mapped users.
+    pub fn may_be_answered(&self, tenant: TenantId, user: Option<&str>, queue: &str) -> bool {
+        let is_of = |user: &str| queue.strip_prefix(user).is_some_and(|rest| rest.starts_with('.'));
+        user.is_some_and(is_of) || self.is_open(tenant) && !self.tenants.keys().any(|user| is_of(user))
+    }
+
     /// Whether every user of the broker may publish for `tenant`.
     pub fn is_open(&self, tenant: TenantId) -> bool {
         match self.require {
@@ -74,5 +81,18 @@ mod tests {
         assert!(!open(RequireMapping::Auto) && !open(RequireMapping::Always) && open(RequireMapping::Never));
         let unmapped = |require| Publishers::new([], require).check(TenantId(2), None).is_ok();
         assert!(unmapped(RequireMapping::Auto) && !unmapped(RequireMapping::Always) && unmapped(RequireMapping::Never));
+    }
+
+    #[test]
+    fn answers_go_to_queues_of_their_own_publisher_and_where_a_tenant_is_open_to_any_that_is_not_a_mapped_users() {
+        let queues = ["orders.replies", "ordersreplies", "billing.replies"];
+        let of = |require, tenant, user| {
+            queues.map(|queue| publishers(require).may_be_answered(TenantId(tenant), user, queue))
+        };
+        assert_eq!(of(RequireMapping::Auto, 1, Some("orders")), [true, false, false]);
+        assert_eq!(of(RequireMapping::Never, 2, Some("billing")), [false, true, true]);
+        assert_eq!(of(RequireMapping::Never, 2, None), [false, true, true]);
+        let unmapped = Publishers::new([], RequireMapping::Auto);
+        assert!(queues.iter().all(|queue| unmapped.may_be_answered(TenantId(1), None, queue)));
     }
 }

@@ -1,7 +1,7 @@
 //! Opens and clicks of our own mails: signed links, and what following one means.
 //!
 //! A link carries the delivery and, for a click, the target, under an HMAC of a key that the database keeps: the services
-//! share it without a setting, and nobody outside can make a link that leads elsewhere.
+//! share it without a setting, and an outsider cannot make a link that leads elsewhere.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -69,7 +69,7 @@ impl Key {
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// What a token of ours says.
+    /// The content of a valid token.
     pub fn read(&self, token: &str) -> Option<Link> {
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (tag, said) = bytes.split_at_checked(TAG_BYTES)?;
@@ -166,10 +166,7 @@ mod tests {
             panic!("no report");
         };
         assert_eq!((report.kind, report.delivery, report.at), (Some(EventKind::Clicked), Some(delivery), now));
-        assert!(
-            !String::from_utf8_lossy(&link.told(now).body).contains("a.example"),
-            "where it led is nobody's business"
-        );
+        assert!(!String::from_utf8_lossy(&link.told(now).body).contains("a.example"), "the target is not recorded");
     }
 
     #[test]

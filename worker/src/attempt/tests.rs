@@ -126,6 +126,14 @@ async fn a_provider_that_hangs_is_cut_short_with_an_unknown_outcome() {
     assert_eq!(unknown_code(&attempted(Act::Hang, claim(1)).await), Some("timeout"));
 }
 
+#[test]
+fn a_claim_that_is_given_back_has_made_no_call_and_spent_nothing() {
+    let claim = claim(2);
+    let event = give_back(&desk(Some(Act::Hang)), &claim);
+    assert_eq!((event.delivery, event.run, event.state), (claim.delivery, claim.run, State::Retrying));
+    assert_eq!((event.attempt, event.spent, event.crash, event.dead), (None, false, false, None));
+}
+
 #[tokio::test]
 async fn a_process_in_a_hurry_cuts_its_provider_short_and_calls_no_other() {
     let patient = Desk { timeout: Duration::from_secs(3600), ..desk(Some(Act::Hang)) };

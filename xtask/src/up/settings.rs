@@ -73,8 +73,10 @@ impl Settings {
         if environment::first_set(&["EMAIL_FROM", "FROM_EMAIL"]).is_none() {
             values.insert("EMAIL_FROM", "demo@posthaste.localhost".to_owned());
         }
-        if environment::get("WEBHOOK_ALLOW_NETS").is_none() {
-            values.insert("WEBHOOK_ALLOW_NETS", "127.0.0.0/8,::1/128".to_owned());
+        for name in ["WEBHOOK_ALLOW_NETS", "MEDIA_ALLOW_NETS"] {
+            if environment::get(name).is_none() {
+                values.insert(name, "127.0.0.0/8,::1/128".to_owned());
+            }
         }
         Self { values, api_url: address.url() }
     }

@@ -20,7 +20,7 @@ use crate::{
     db::{
         DbResult, Store,
         outbox::Dispatch,
-        release::{self, Released, boxed, share_out},
+        release::{self, Released, boxed, released_columns, share_out},
         schema::{dead_letters, replays},
         scope::narrow,
         sealed, statement,
@@ -259,7 +259,7 @@ impl Step<'_> {
             Pass { seen: candidates.len(), last: candidates.last().map(|letter| letter.id), ..Pass::default() };
         if candidates.is_empty() && after.is_none() {
             self.finish(conn).await?;
-        } else if self.replay.action == LetterAction::Drop.as_str() {
+        } else if self.action() == LetterAction::Drop {
             pass.moved = self.drop(conn, &candidates).await?;
         } else {
             let revived = self.revive(conn, ids(&candidates, |letter| letter.is_delivery)).await?;
@@ -268,6 +268,10 @@ impl Step<'_> {
             self.skip(conn, ids(&candidates, |letter| !letter.is_publishable)).await?;
         }
         Ok(pass)
+    }
+
+    fn action(&self) -> LetterAction {
+        if self.replay.action == LetterAction::Drop.as_str() { LetterAction::Drop } else { LetterAction::Replay }
     }
 
     /// Keeps other schedulers from the same pass; false if one is at it, or the replay is over.
@@ -285,12 +289,8 @@ impl Step<'_> {
         let filter: LetterFilter = serde_json::from_value(self.replay.filter.clone())
             .map_err(|error| Error::DeserializationError(Box::new(error)))?;
         let open = LetterFilter { status: Some(LetterStatus::Open), ..filter };
-        let action = match self.replay.action == LetterAction::Drop.as_str() {
-            true => LetterAction::Drop,
-            false => LetterAction::Replay,
-        };
         let mut query = open
-            .moved_by(action, self.replay.tenant_id.map(TenantId))
+            .moved_by(self.action(), self.replay.tenant_id.map(TenantId))
             .filter(dead_letters::created_at.le(self.replay.created_at))
             // What was skipped stays open for a later replay, but not for this one.
             .filter(dead_letters::replay_id.is_distinct_from(self.replay.id));
@@ -394,7 +394,9 @@ WITH asked AS (SELECT ?::uuid AS replay_id
     SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, round = 0, waiting_since = NULL, lease_until = NULL, updated_at = clock_timestamp()
     FROM (SELECT DISTINCT delivery_id FROM letters) l
     WHERE d.id = l.delivery_id AND d.state = 'dead'
-    RETURNING d.id, d.run, d.tenant_id, d.channel, d.lane, d.channel || '.' || d.lane AS route, (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
+    RETURNING ",
+    released_columns!(),
+    "
 ), logged AS (
     INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
     SELECT id, run, 'replayed', tenant_id, channel, clock_timestamp() FROM released

@@ -4,7 +4,7 @@ use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use diesel::sql_types::{Bool, Date, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{Pass, Surveyed, Terms};
+use super::{Pass, RunOptions, Surveyed};
 use crate::db::{DbResult, messages::floor, statement};
 
 /// Blocks of a partition read in one statement: 64 MB.
@@ -18,7 +18,7 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// What becomes of a day.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum DayOutcome {
     /// It was dropped, or would be.
     Dropped,
     /// Something in it is alive.
@@ -33,20 +33,20 @@ enum Fate {
 
 /// Goes over all days that are old enough for some tenant; returns those that were dropped, or would be. A day that stays does not
 /// keep the next one from being looked at.
-pub(super) async fn run(terms: Terms<'_>, surveyed: &mut Surveyed, pass: &mut Pass) -> DbResult<Vec<NaiveDate>> {
+pub(super) async fn run(options: RunOptions<'_>, surveyed: &mut Surveyed, pass: &mut Pass) -> DbResult<Vec<NaiveDate>> {
     let mut dropped = Vec::new();
-    let Some(newest) = terms.expiries().await?.into_iter().map(|expiry| expiry.before).max() else {
+    let Some(newest) = options.expiries().await?.into_iter().map(|expiry| expiry.before).max() else {
         return Ok(dropped);
     };
     let (mut day, mut failed) = (None, Ok(()));
-    while let Some(next) = terms.day_after(day, newest.date_naive()).await? {
+    while let Some(next) = options.day_after(day, newest.date_naive()).await? {
         day = Some(next);
-        match one(terms, next, surveyed, pass).await {
-            Ok(Fate::Dropped) => dropped.push(next),
-            Ok(Fate::Alive) => pass.kept.push(next),
-            Ok(Fate::Kept) => {}
-            Ok(Fate::Busy) => pass.busy = true,
-            Ok(Fate::Late) => pass.more = true,
+        match one(options, next, surveyed, pass).await {
+            Ok(DayOutcome::Dropped) => dropped.push(next),
+            Ok(DayOutcome::Alive) => pass.kept.push(next),
+            Ok(DayOutcome::Kept) => {}
+            Ok(DayOutcome::Busy) => pass.busy = true,
+            Ok(DayOutcome::Late) => pass.more = true,
             Err(error) => failed = Err(error),
         }
         if pass.busy || pass.more {
@@ -56,82 +56,93 @@ pub(super) async fn run(terms: Terms<'_>, surveyed: &mut Surveyed, pass: &mut Pa
     failed.map(|()| dropped)
 }
 
-async fn one(terms: Terms<'_>, day: NaiveDate, surveyed: &mut Surveyed, pass: &mut Pass) -> DbResult<Fate> {
-    if terms.is_late() {
-        return Ok(Fate::Late);
+async fn one(
+    options: RunOptions<'_>,
+    day: NaiveDate,
+    surveyed: &mut Surveyed,
+    pass: &mut Pass,
+) -> DbResult<DayOutcome> {
+    if options.is_late() {
+        return Ok(DayOutcome::Late);
     }
-    let standing = ask(terms, "SELECT day_standing(?, ?)", day).await?;
-    let fate = match standing.as_str() {
-        "free" => survey(terms, day, surveyed).await?,
-        "alive" => Fate::Alive,
-        _ => Fate::Kept,
+    let standing = ask(options, "SELECT day_standing(?, ?)", day).await?;
+    let outcome = match standing.as_str() {
+        "free" => survey(options, day, surveyed).await?,
+        "alive" => DayOutcome::Alive,
+        _ => DayOutcome::Kept,
     };
-    if fate != Fate::Dropped {
-        return Ok(fate);
+    if outcome != DayOutcome::Dropped {
+        return Ok(outcome);
     }
-    let rows = sizes(terms, day).await?;
-    let fate = if terms.dry { fate } else { drop_day(terms, day, pass).await? };
-    if fate == Fate::Dropped {
+    let rows = sizes(options, day).await?;
+    let outcome = if options.dry { outcome } else { drop_day(options, day, pass).await? };
+    if outcome == DayOutcome::Dropped {
         surveyed.remove(&day);
         for (table, rows) in ["messages", "deliveries", "delivery_events"].into_iter().zip(rows) {
             pass.note(None, &format!("{table}_{}", day.format("%Y%m%d")), rows);
         }
     }
-    Ok(fate)
+    Ok(outcome)
 }
 
-async fn ask(terms: Terms<'_>, text: &'static str, day: NaiveDate) -> DbResult<String> {
-    let query = statement::<Text>(text).bind::<Date, _>(day).bind::<Nullable<Int4>, _>(terms.default_days);
-    query.row(terms.store).await
+async fn ask(options: RunOptions<'_>, text: &'static str, day: NaiveDate) -> DbResult<String> {
+    let query = statement::<Text>(text).bind::<Date, _>(day).bind::<Nullable<Int4>, _>(options.default_days);
+    query.row(options.store).await
 }
 
 /// Reads the day's deliveries, a part at a time, for one without an end. What waits is found by its due row and never gets here;
 /// this is for deliveries that nothing points at, which would be a defect.
-async fn survey(terms: Terms<'_>, day: NaiveDate, surveyed: &mut Surveyed) -> DbResult<Fate> {
-    let blocks: i64 = statement::<Int8>(BLOCKS_OF).on_day(day).row(terms.store).await?;
+async fn survey(options: RunOptions<'_>, day: NaiveDate, surveyed: &mut Surveyed) -> DbResult<DayOutcome> {
+    let blocks: i64 = statement::<Int8>(BLOCKS_OF).on_day(day).row(options.store).await?;
     let first = surveyed.entry(day).or_default();
     while *first < blocks {
         let query = statement::<Bool>(SURVEY).on_day(day).bind::<Int8, _>(*first).bind::<Int8, _>(*first + BLOCKS);
-        if query.row::<bool>(terms.store).await? {
-            return Ok(Fate::Alive);
+        if query.row::<bool>(options.store).await? {
+            return Ok(DayOutcome::Alive);
         }
         *first += BLOCKS;
-        if terms.is_late() {
-            return Ok(Fate::Late);
+        if options.is_late() {
+            return Ok(DayOutcome::Late);
         }
     }
-    Ok(Fate::Dropped)
+    Ok(DayOutcome::Dropped)
 }
 
 /// Rows of the three partitions: counted where that is quick.
-async fn sizes(terms: Terms<'_>, day: NaiveDate) -> DbResult<[i64; 3]> {
+async fn sizes(options: RunOptions<'_>, day: NaiveDate) -> DbResult<[i64; 3]> {
     let query = statement::<(Int8, Int8, Int8)>(SIZES).on_day(day);
-    let (messages, deliveries, events) = query.row(terms.store).await?;
+    let (messages, deliveries, events) = query.row(options.store).await?;
     Ok([messages, deliveries, events])
 }
 
-async fn drop_day(terms: Terms<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<Fate> {
-    forget_letters(terms, day, pass).await?;
+async fn drop_day(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<DayOutcome> {
+    if !forget_letters(options, day, pass).await? {
+        return Ok(DayOutcome::Late);
+    }
     for _ in 0..TRIES {
-        match ask(terms, "SELECT drop_partitions(?, ?)", day).await?.as_str() {
-            "dropped" => return Ok(Fate::Dropped),
+        match ask(options, "SELECT drop_partitions(?, ?)", day).await?.as_str() {
+            "dropped" => return Ok(DayOutcome::Dropped),
             "busy" => tokio::time::sleep(PAUSE).await,
-            "alive" => return Ok(Fate::Alive),
-            _ => return Ok(Fate::Kept),
+            "alive" => return Ok(DayOutcome::Alive),
+            _ => return Ok(DayOutcome::Kept),
         }
     }
-    Ok(Fate::Busy)
+    Ok(DayOutcome::Busy)
 }
 
-/// The dead letters of the day's deliveries go with them: a deleted delivery cannot be replayed.
-async fn forget_letters(terms: Terms<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<()> {
+/// The dead letters of the day's deliveries go with them: a deleted delivery cannot be replayed. Says whether all are gone; else the
+/// time was up.
+async fn forget_letters(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<bool> {
     loop {
         let (low, high) = bounds(day);
         let query = statement::<Int8>(FORGET_LETTERS).bind::<SqlUuid, _>(low).bind::<SqlUuid, _>(high);
-        let letters: i64 = query.bind::<Int8, _>(LETTERS).row(terms.store).await?;
+        let letters: i64 = query.bind::<Int8, _>(LETTERS).row(options.store).await?;
         pass.note(None, "dead_letters", letters);
         if letters < LETTERS {
-            return Ok(());
+            return Ok(true);
+        }
+        if options.is_late() {
+            return Ok(false);
         }
     }
 }

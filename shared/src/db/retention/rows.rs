@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Expiry, Pass, Terms,
+    Expiry, Pass, RunOptions,
     days::{bounds, start_of},
 };
 use crate::db::{
@@ -37,13 +37,13 @@ pub struct Position {
 /// Goes on from `position` until the end, which is the beginning of the next pass, or until the time is up. Where a step fails,
 /// `position` is behind it. Days in `dropped` are left out.
 pub(super) async fn run(
-    terms: Terms<'_>,
+    options: RunOptions<'_>,
     position: &mut Position,
     dropped: &[NaiveDate],
     pass: &mut Pass,
 ) -> DbResult<()> {
-    let expiries = terms.expiries().await?;
-    let mut rows = Rows { terms, expiries, dropped, position, pass };
+    let expiries = options.expiries().await?;
+    let mut rows = Rows { options, expiries, dropped, position, pass };
     let mut step = rows.tables().await?;
     if step == Step::Done {
         step = rows.days().await?;
@@ -62,7 +62,7 @@ enum Step {
 }
 
 struct Rows<'a> {
-    terms: Terms<'a>,
+    options: RunOptions<'a>,
     expiries: Vec<Expiry>,
     dropped: &'a [NaiveDate],
     position: &'a mut Position,
@@ -94,10 +94,10 @@ impl Rows<'_> {
             let before = std::mem::replace(&mut self.position.tenant, last);
             let rows = self.group(table, group).await?;
             // A full batch: there may be more of the same group.
-            if !self.terms.dry && rows >= BATCH {
+            if !self.options.dry && rows >= BATCH {
                 self.position.tenant = before;
             }
-            if self.terms.is_late() {
+            if self.options.is_late() {
                 return Ok(Step::Late);
             }
         }
@@ -106,11 +106,11 @@ impl Rows<'_> {
     async fn group(&mut self, table: &Table, group: Vec<(i32, DateTime<Utc>)>) -> DbResult<i64> {
         let (tenants, moments): (Vec<i32>, Vec<DateTime<Utc>>) = group.into_iter().unzip();
         let [delete, count] = table.texts;
-        let query = statement::<(Int4, Int8)>(if self.terms.dry { count } else { delete })
+        let query = statement::<(Int4, Int8)>(if self.options.dry { count } else { delete })
             .bind::<Array<Int4>, _>(tenants)
             .bind::<Array<Timestamptz>, _>(moments);
-        let query = if self.terms.dry { query } else { query.bind::<Int8, _>(BATCH) };
-        let found: Vec<(i32, i64)> = query.rows(self.terms.store).await?;
+        let query = if self.options.dry { query } else { query.bind::<Int8, _>(BATCH) };
+        let found: Vec<(i32, i64)> = query.rows(self.options.store).await?;
         for (tenant, rows) in &found {
             let of = self.expiries.binary_search_by_key(tenant, |expiry| expiry.tenant.0);
             let slug = of.ok().and_then(|at| self.expiries.get(at)).map(|expiry| expiry.slug.as_str());
@@ -121,13 +121,13 @@ impl Rows<'_> {
 
     /// Rows of no tenant that is known go after the default time.
     async fn of_nobody(&mut self, table: &str, [delete, count]: [&'static str; 2]) -> DbResult<()> {
-        let Some(days) = self.terms.default_days else { return Ok(()) };
+        let Some(days) = self.options.default_days else { return Ok(()) };
         loop {
-            let query = statement::<Int8>(if self.terms.dry { count } else { delete }).bind::<Int4, _>(days);
-            let query = if self.terms.dry { query } else { query.bind::<Int8, _>(BATCH) };
-            let rows: i64 = query.row(self.terms.store).await?;
+            let query = statement::<Int8>(if self.options.dry { count } else { delete }).bind::<Int4, _>(days);
+            let query = if self.options.dry { query } else { query.bind::<Int8, _>(BATCH) };
+            let rows: i64 = query.row(self.options.store).await?;
             self.pass.note(None, table, rows);
-            if self.terms.dry || rows < BATCH || self.terms.is_late() {
+            if self.options.dry || rows < BATCH || self.options.is_late() {
                 return Ok(());
             }
         }
@@ -138,7 +138,7 @@ impl Rows<'_> {
         let Some(newest) = self.expiries.iter().map(|expiry| expiry.before).max() else { return Ok(Step::Done) };
         loop {
             let passed = self.position.day.and_then(|day| day.pred_opt());
-            let Some(day) = self.terms.day_after(passed, newest.date_naive()).await? else { return Ok(Step::Done) };
+            let Some(day) = self.options.day_after(passed, newest.date_naive()).await? else { return Ok(Step::Done) };
             if self.position.day != Some(day) {
                 *self.position = Position { table: TABLES.len(), day: Some(day), ..Position::default() };
             }
@@ -147,7 +147,7 @@ impl Rows<'_> {
             }
             let next = day.checked_add_days(Days::new(1));
             *self.position = Position { table: TABLES.len(), day: next, ..Position::default() };
-            if self.terms.is_late() {
+            if self.options.is_late() {
                 return Ok(Step::Late);
             }
         }
@@ -176,7 +176,7 @@ impl Rows<'_> {
 
     async fn tenants_of(&mut self, day: NaiveDate) -> DbResult<Vec<i32>> {
         let query = statement::<Int4>(TENANTS_OF).on_day(day).bind::<Int4, _>(self.position.tenant);
-        let present = query.rows(self.terms.store).await;
+        let present = query.rows(self.options.store).await;
         if present.is_err() {
             self.position.day = day.checked_add_days(Days::new(1));
         }
@@ -191,7 +191,7 @@ impl Rows<'_> {
             while self.position.message < high {
                 let Some(last) = self.batch(day, (tenant, slug), (low, high), whole).await? else { break };
                 self.position.message = last;
-                if self.terms.is_late() {
+                if self.options.is_late() {
                     return Ok(Step::Late);
                 }
             }
@@ -212,7 +212,7 @@ impl Rows<'_> {
         if whole && !self.has_messages(day, tenant, low).await? {
             return Ok(None);
         }
-        let text = if self.terms.dry { COUNT_MESSAGES } else { MESSAGES };
+        let text = if self.options.dry { COUNT_MESSAGES } else { MESSAGES };
         let query = statement::<(Array<SqlUuid>, Int8, Int8, Int8, Int8)>(text);
         let query = if whole { query } else { query.on_day(day) };
         let query = query
@@ -221,7 +221,7 @@ impl Rows<'_> {
             .bind::<SqlUuid, _>(self.position.message)
             .bind::<SqlUuid, _>(high)
             .bind::<Int8, _>(BATCH);
-        let (last, messages, deliveries, events, letters): Counts = query.row(self.terms.store).await?;
+        let (last, messages, deliveries, events, letters): Counts = query.row(self.options.store).await?;
         let counts = [
             ("messages", messages),
             ("deliveries", deliveries),
@@ -236,7 +236,7 @@ impl Rows<'_> {
 
     async fn has_messages(&self, day: NaiveDate, tenant: i32, low: Uuid) -> DbResult<bool> {
         let query = statement::<Bool>(HAS_MESSAGES).on_day(day).bind::<Int4, _>(tenant).bind::<SqlUuid, _>(low);
-        query.row(self.terms.store).await
+        query.row(self.options.store).await
     }
 }
 

@@ -1,6 +1,8 @@
 //! Tracked mails: a pixel that tells of opening, links that tell of clicks. Only HTML is touched, and only where the settings
 //! ask for the mail's category; every other mail goes out as it was given.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use shared::{
     config::{Config, TrackConfig},
     contract::submission::Content,
@@ -36,23 +38,34 @@ impl Tracking {
         rules.is_on().then(|| Self { rules, public_url, store: store.clone(), key: OnceCell::new() })
     }
 
-    /// Puts pixel and links into the HTML of a mail, if its category asks for them.
-    pub async fn apply(&self, delivery: DeliveryId, content: &mut Content) {
+    /// Puts pixel and links into the HTML of a mail, if its category asks for them. `None`: this process ends, and the mail must
+    /// not go out.
+    pub async fn apply(&self, delivery: DeliveryId, content: &mut Content) -> Option<()> {
         let category = content.category.as_deref();
         let (opens, clicks) = (self.rules.opens.have(category), self.rules.clicks.have(category));
-        let Some(html) = content.html.take_if(|html| !html.is_empty() && (opens || clicks)) else { return };
+        let Some(html) = content.html.take_if(|html| !html.is_empty() && (opens || clicks)) else { return Some(()) };
         // A mail that is not counted is better than one that is not sent.
         let key = match self.key.get_or_try_init(|| self.store.tracking_key()).await {
             Ok(key) => key.clone(),
             Err(error) => {
                 content.html = Some(html);
-                return tracing::warn!(%error, "a mail goes out untracked");
+                tracing::warn!(%error, "a mail goes out untracked");
+                return Some(());
             }
         };
         let marks = Marks { key, public_url: self.public_url.to_string(), delivery, opens, clicks };
         // A long page takes milliseconds, which no other attempt on this thread should wait for.
-        content.html = spawn_blocking(move || marks.put_into(&html)).await.ok();
+        content.html = Some(spawn_blocking(move || rewritten(html, |html| marks.put_into(html))).await.ok()?);
+        Some(())
     }
+}
+
+/// `html` as `rewrite` makes it, or as it was given if that panics: a fault of ours takes nothing out of a mail.
+fn rewritten(html: String, rewrite: impl FnOnce(&str) -> String) -> String {
+    catch_unwind(AssertUnwindSafe(|| rewrite(&html))).unwrap_or_else(|_panic| {
+        tracing::error!("the links of a mail could not be replaced, it goes out untracked");
+        html
+    })
 }
 
 /// What is put into one mail.
@@ -257,6 +270,13 @@ mod tests {
         ] {
             assert_eq!(clicks(html), wanted);
         }
+    }
+
+    #[test]
+    fn a_mail_keeps_its_html_where_rewriting_it_fails() {
+        let html = "<a href=\"https://a.example\">x</a>";
+        assert_eq!(rewritten(html.to_owned(), |_| panic!("a fault")), html);
+        assert_eq!(rewritten(html.to_owned(), str::to_uppercase), html.to_uppercase());
     }
 
     #[test]

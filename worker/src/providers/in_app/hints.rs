@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Inboxes that wait to be told of while the broker is away; with more of them all sockets are told to look.
+/// Hints for inboxes that wait while the broker is away; with more of them one hint for all sockets is sent.
 const WAITING_MAX: usize = 10_000;
 
 /// Takes down whom to tell. Cheap to clone.
@@ -70,7 +70,7 @@ impl Waiting {
         hints
     }
 
-    /// These could not be told.
+    /// These hints could not be sent.
     fn put_back(&mut self, hints: InboxHints) {
         if hints.p.is_empty() {
             (self.people, self.everybody) = (HashSet::new(), true);
@@ -102,7 +102,7 @@ async fn publish(publisher: &Publisher, board: &Board, told: Vec<InboxHints>) ->
     let mut all = true;
     for (hints, result) in told.into_iter().zip(results) {
         if let Err(error) = result {
-            tracing::debug!(%error, "open sockets are told of their inboxes later");
+            tracing::debug!(%error, "hints for open sockets are sent later");
             board.waiting.lock().unwrap_or_else(PoisonError::into_inner).put_back(hints);
             all = false;
         }
@@ -126,6 +126,6 @@ mod tests {
         waiting.add([InboxHint(1)]);
         assert_eq!(waiting.take(), [InboxHints::new(Vec::new())]);
         waiting.put_back(InboxHints::new(Vec::new()));
-        assert_eq!(waiting.take(), [InboxHints::new(Vec::new())], "what could not be told is told later");
+        assert_eq!(waiting.take(), [InboxHints::new(Vec::new())], "hints that could not be sent are sent later");
     }
 }

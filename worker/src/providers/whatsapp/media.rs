@@ -125,7 +125,8 @@ impl Fetcher {
     }
 }
 
-/// Forgets what is old, and the oldest files while all together are too large.
+/// Forgets what is old. While all together are too large, the tenant with the most bytes loses its oldest file: no tenant pushes
+/// out the files of one that keeps less.
 fn forget_old(files: &mut HashMap<(TenantId, String), File>) {
     files.retain(|_, file| match file.fetched.peek() {
         None => true,
@@ -134,8 +135,13 @@ fn forget_old(files: &mut HashMap<(TenantId, String), File>) {
     });
     let size = |file: &File| file.fetched.peek().and_then(|fetched| fetched.as_ref().ok()).map_or(0, |data| data.len());
     while files.values().map(size).sum::<usize>() > KEPT_BYTES_MAX {
-        let fetched = files.iter().filter(|(_, file)| size(file) > 0);
-        let Some(oldest) = fetched.min_by_key(|(_, file)| file.begun).map(|(key, _)| key.clone()) else { return };
+        let mut bytes_of: HashMap<TenantId, usize> = HashMap::new();
+        for ((tenant, _), file) in files.iter() {
+            *bytes_of.entry(*tenant).or_default() += size(file);
+        }
+        let largest = bytes_of.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(tenant, _)| tenant);
+        let theirs = files.iter().filter(|((tenant, _), file)| Some(*tenant) == largest && size(file) > 0);
+        let Some(oldest) = theirs.min_by_key(|(_, file)| file.begun).map(|(key, _)| key.clone()) else { return };
         files.remove(&oldest);
     }
 }

@@ -69,12 +69,13 @@ impl Waha {
     /// Sends through the sessions in `store`. The error is that of the TLS set-up.
     pub fn new(config: &Config, store: Store, breakers: Arc<Breakers>) -> reqwest::Result<Self> {
         let guard = Guard::new(config.webhook.allow_nets.clone());
+        let media_guard = GuardedResolver::shared(Guard::new(config.waha.media_nets.clone()));
         let hold = match config.retry_policy(Channel::Whatsapp).ambiguous {
             AmbiguousPolicy::Hold(wait) => wait,
             AmbiguousPolicy::Resend => Duration::ZERO,
         };
         Ok(Self {
-            media: Fetcher::new(GuardedResolver::shared(guard.clone()), config.call_timeout(Channel::Whatsapp))?,
+            media: Fetcher::new(media_guard, config.call_timeout(Channel::Whatsapp))?,
             client: Client::new(guard, config.waha.base_url.as_ref())?,
             breakers,
             store,
