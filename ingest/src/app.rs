@@ -49,7 +49,7 @@ use crate::{
     live::{feed::Feed, hub::Hub},
     managing::tokens::Issuer,
     people::{reads::Reads, unsubscribe::Links},
-    per_tenant::PerTenant,
+    permits::PerTenant,
     problem::{Code, Problem},
     submitting::{accept::Acceptor, rendering::Renderers},
 };

@@ -2,6 +2,9 @@
 //!
 //! Not recorded: submissions, which are their own record in the delivery log, and what a person does in an inbox.
 //!
+//! Recorded are calls that succeed, calls that are refused after they changed something, and calls that are answered with 5xx: of those
+//! it is not known whether they changed anything, and the entry says so.
+//!
 //! A call is judged by its path as the router reads it, with percent-encoding undone, and named after the route that
 //! answered it. A call of a recorded method without a known route is recorded under its path.
 //!
@@ -10,6 +13,7 @@
 //! `posthaste_audit_retried_total`.
 
 use std::{
+    fmt::Display,
     mem,
     sync::{
         Arc,
@@ -21,7 +25,7 @@ use std::{
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse,
     dev::{ServiceRequest, ServiceResponse},
-    http::Method,
+    http::{Method, StatusCode},
     web::Data,
 };
 use serde::{Deserialize, Serialize};
@@ -45,13 +49,16 @@ use crate::{
     auth::{Admin, Identity},
     observe::RouteTimings,
     params::{self, Params, Text},
-    problem::Problem,
+    problem::{Code, Problem},
 };
 
 /// How long an answer waits for its entry.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Entries that wait for the database at once; further ones are in the log only. About 500 bytes each.
 const WAITING_MAX: usize = 10_000;
+/// The same for entries about calls that were answered with 5xx. They come in masses while the database is away, and must not keep it
+/// from its work once it is back.
+const AMBIGUOUS_WAITING_MAX: usize = 100;
 
 /// Submissions, by method and path: the delivery log is their record.
 const SUBMISSIONS: [(Method, &str); 8] = [
@@ -87,6 +94,7 @@ const PERSON: &str = "user_id";
 #[derive(Clone, Debug, Default)]
 struct Remark {
     is_unchanged: bool,
+    is_in_part: bool,
     made: Option<String>,
     person: Option<(TenantId, String)>,
     tenant: Option<TenantId>,
@@ -102,6 +110,11 @@ fn remark(mut response: HttpResponse, add: impl FnOnce(&mut Remark)) -> HttpResp
 /// Marks an answer to a call that changed nothing, such as a dry run.
 pub fn unchanged(response: HttpResponse) -> HttpResponse {
     remark(response, |remark| remark.is_unchanged = true)
+}
+
+/// Marks the refusal of a call that has changed something all the same.
+pub fn in_part(response: HttpResponse) -> HttpResponse {
+    remark(response, |remark| remark.is_in_part = true)
 }
 
 /// Names what a call has made, where the path does not say it.
@@ -165,19 +178,59 @@ impl Watch {
         Some(Self { app: app.clone(), deed: Some(deed), caller: identity.tenant })
     }
 
-    /// Records the call if it succeeded.
+    /// Records the call unless it changed nothing.
     pub async fn end<B>(mut self, response: &ServiceResponse<B>) {
         let Some(deed) = self.deed.take() else { return };
         let remark = response.response().extensions().get::<Remark>().cloned().unwrap_or_default();
-        if !response.status().is_success() || remark.is_unchanged {
-            return;
-        }
+        let Some(ending) = Ending::of(response, &remark) else { return };
         let about = remark.person.map(|(tenant, id)| person(&self.app.sealer, tenant, &id));
         let made = about.or_else(|| remark.made.map(|made| masked(&made)));
         let target = made.unwrap_or_else(|| ids(response.request(), self.caller, &self.app.sealer));
         let tenant = remark.tenant.or(deed.tenant);
         let action = answered(response.request()).unwrap_or(deed.action);
-        self.app.recorder.record(Deed { target, tenant, action, ..deed }).await;
+        let deed = Deed { target: ending.noted(target, response.status()), tenant, action, ..deed };
+        match ending {
+            Ending::Ambiguous => self.app.recorder.record_ambiguous(deed),
+            Ending::Done | Ending::InPart => self.app.recorder.record(deed).await,
+        }
+    }
+}
+
+/// How a call ended that has an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Done,
+    /// It was refused, and has changed something.
+    InPart,
+    /// It is not known whether it changed anything.
+    Ambiguous,
+}
+
+impl Ending {
+    fn of<B>(response: &ServiceResponse<B>, remark: &Remark) -> Option<Self> {
+        // This answer says that nothing was stored.
+        let problem = response.response().error().and_then(|error| error.as_error::<Problem>());
+        let is_not_stored = problem.is_some_and(|problem| problem.code() == Code::Overloaded);
+        Self::judged(response.status(), response.request().method() == Method::GET || is_not_stored, remark)
+    }
+
+    /// `is_harmless`: an error of ours means that nothing was changed, nor a secret shown.
+    fn judged(status: StatusCode, is_harmless: bool, remark: &Remark) -> Option<Self> {
+        match status {
+            _ if status.is_success() => (!remark.is_unchanged).then_some(Self::Done),
+            _ if status.is_server_error() && !is_harmless => Some(Self::Ambiguous),
+            _ => remark.is_in_part.then_some(Self::InPart),
+        }
+    }
+
+    /// The target with a note on how the call ended, unless that was well.
+    fn noted(self, target: String, status: StatusCode) -> String {
+        let word = match self {
+            Self::Done => return target,
+            Self::InPart => "in part",
+            Self::Ambiguous => "ambiguous",
+        };
+        format!("{target} ({word}: answered {})", status.as_u16()).trim_start().to_owned()
     }
 }
 
@@ -232,10 +285,19 @@ impl Recorder {
         let _ = timeout(PATIENCE, self.begin(deed)).await;
     }
 
+    /// Writes an entry about a call whose end is not known. Its answer promises nothing and does not wait for it.
+    fn record_ambiguous(&self, deed: Deed) {
+        if self.waiting.load(Ordering::Relaxed) < AMBIGUOUS_WAITING_MAX {
+            mem::drop(self.begin(deed));
+        } else {
+            report(&deed, "too many entries wait", false);
+        }
+    }
+
     fn begin(&self, deed: Deed) -> tokio::task::JoinHandle<()> {
         let (store, waiting) = (self.store.clone(), Arc::clone(&self.waiting));
+        waiting.fetch_add(1, Ordering::Relaxed);
         self.runtime.spawn(async move {
-            waiting.fetch_add(1, Ordering::Relaxed);
             write(&store, deed, &waiting).await;
             waiting.fetch_sub(1, Ordering::Relaxed);
         })
@@ -248,17 +310,24 @@ async fn write(store: &Store, deed: Deed, waiting: &AtomicUsize) {
     while let Err(error) = store.audit_append(deed.clone()).await {
         let goes_on = error.is_unavailable() && waiting.load(Ordering::Relaxed) <= WAITING_MAX;
         if !said || !goes_on {
-            let Deed { tenant, actor, action, target, request_id } = &deed;
-            let tenant = tenant.map(|tenant| tenant.0);
-            tracing::error!(%error, tenant, actor, action, target, request_id, goes_on, "an audit entry could not be written");
-            metrics::counter!("posthaste_audit_retried_total").increment(1);
+            report(&deed, &error, goes_on);
         }
         if !goes_on {
-            metrics::counter!("posthaste_audit_lost_entries_total").increment(1);
             return;
         }
         said = true;
         reconnect.pause().await;
+    }
+}
+
+/// Says all of an entry that could not be written. `goes_on`: it is tried again; else this line is the record.
+fn report(deed: &Deed, error: impl Display, goes_on: bool) {
+    let Deed { tenant, actor, action, target, request_id } = deed;
+    let tenant = tenant.map(|tenant| tenant.0);
+    tracing::error!(%error, tenant, actor, action, target, request_id, goes_on, "an audit entry could not be written");
+    metrics::counter!("posthaste_audit_retried_total").increment(1);
+    if !goes_on {
+        metrics::counter!("posthaste_audit_lost_entries_total").increment(1);
     }
 }
 
@@ -300,7 +369,9 @@ pub struct AuditList {
 /// Who changed what, newest first.
 ///
 /// One entry for each POST, PUT or DELETE with a credential that was answered with 2xx, for each read of a signing secret, a
-/// person's export, a session's QR code or a dead letter's body, and for each `posthaste` command that changed something. The
+/// person's export, a session's QR code or a dead letter's body, and for each `posthaste` command that changed something. A call that
+/// was answered with 5xx may have changed something: its target ends in `(ambiguous: answered 503)`. One that was refused after it had
+/// changed something ends in `(in part: answered 400)`; one that the client cut off has the target `(interrupted)`. The
 /// actor is a role and a subject; ` via key:<id>` behind it names the API key that made a token. Submissions are not among them (the timeline of a message is their record), nor what people do in
 /// their inboxes. Entries cannot be changed or removed; `posthaste audit verify` checks their chain of hashes.
 ///
@@ -370,6 +441,28 @@ mod tests {
         ] {
             assert!(!is_recorded(&method, path), "{method} {path}");
         }
+    }
+
+    #[test]
+    fn a_call_that_may_have_changed_something_is_recorded_with_how_it_ended() {
+        let (plain, unchanged) = (Remark::default(), Remark { is_unchanged: true, ..Remark::default() });
+        let in_part = Remark { is_in_part: true, ..Remark::default() };
+        for (status, is_harmless, remark, wanted) in [
+            (201, false, &plain, Some("7")),
+            (200, false, &unchanged, None),
+            (400, false, &plain, None),
+            (409, false, &in_part, Some("7 (in part: answered 409)")),
+            (500, false, &plain, Some("7 (ambiguous: answered 500)")),
+            (502, false, &in_part, Some("7 (ambiguous: answered 502)")),
+            (503, true, &plain, None),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let ending = Ending::judged(status, is_harmless, remark);
+            let target = ending.map(|ending| ending.noted("7".to_owned(), status));
+            assert_eq!(target.as_deref(), wanted, "{status} {is_harmless} {remark:?}");
+        }
+        let unnamed = Ending::Ambiguous.noted(String::new(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(unnamed, "(ambiguous: answered 503)");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Keys and tenants are remembered for less than half a minute, so a request under load asks the database nothing; a
 //! revoked key holds for as long at most.
 
-use std::{borrow::Cow, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, future::Future, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use actix_web::{
     FromRequest, HttpMessage, HttpRequest,
@@ -19,16 +19,14 @@ use shared::{
     domain::TenantId,
     token::{self, KEY_PREFIX, KeyForm, Role, Via},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
 use url::form_urlencoded;
 use uuid::Uuid;
 
 use crate::{
     app::{App, Db},
     cache::Cache,
+    client,
+    permits::FirstLookUps,
     problem::{Code, Problem},
 };
 
@@ -114,7 +112,7 @@ pub struct Credentials {
     /// Keys that do not exist, apart from those that do: a flood of them evicts no real one.
     missing: Cache<Hash, ()>,
     /// Look-ups of keys that this process has not seen.
-    look_ups: Arc<Semaphore>,
+    first_look_ups: FirstLookUps,
     tenants: Cache<String, TenantId>,
 }
 
@@ -126,21 +124,25 @@ impl Credentials {
             jwt_secret,
             keys: Cache::new(KEYS_MAX),
             missing: Cache::new(KEYS_MAX),
-            look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
+            first_look_ups: FirstLookUps::new(LOOK_UPS_MAX),
             tenants: Cache::new(TENANTS_MAX),
         }
     }
 
-    /// Who holds this credential.
-    pub async fn identify(&self, credential: &str) -> Result<Arc<Identity>, Problem> {
-        if credential.starts_with(KEY_PREFIX) { self.by_key(credential).await } else { self.by_token(credential).await }
+    /// Who holds this credential, which comes from `address`.
+    pub async fn identify(&self, credential: &str, address: Option<IpAddr>) -> Result<Arc<Identity>, Problem> {
+        if credential.starts_with(KEY_PREFIX) {
+            self.by_key(credential, address).await
+        } else {
+            self.by_token(credential).await
+        }
     }
 
-    /// Whether only the database can tell that a credential is made up: it is an API key without a checksum that was not
-    /// looked up lately.
-    pub fn is_unchecked(&self, credential: &str) -> bool {
-        let is_seen = |hash: &Hash| self.keys.contains(hash) || self.missing.contains(hash);
-        KeyForm::of(credential) == Some(KeyForm::Unchecked) && !is_seen(&token::hash_key(credential))
+    /// Whether only the database can tell that a credential is made up: it is an API key that is not known here to exist, nor,
+    /// at the moment, not to exist. A checksum shows nothing: its algorithm is public.
+    pub fn is_unseen(&self, credential: &str) -> bool {
+        let is_seen = |hash: &Hash| self.keys.contains(hash) || self.missing.contains_fresh(hash);
+        KeyForm::of(credential).is_some() && !is_seen(&token::hash_key(credential))
     }
 
     /// When a credential that holds will end by itself; a key never does.
@@ -180,7 +182,7 @@ impl Credentials {
         self.keys.forget_where(|identity| identity.subject == id);
     }
 
-    async fn by_key(&self, key: &str) -> Result<Arc<Identity>, Problem> {
+    async fn by_key(&self, key: &str, address: Option<IpAddr>) -> Result<Arc<Identity>, Problem> {
         let unknown = || refuse("This API key is unknown or revoked; make a new one with `posthaste key create`.");
         KeyForm::of(key).ok_or_else(unknown)?;
         let hash = token::hash_key(key);
@@ -190,7 +192,7 @@ impl Credentials {
         if self.missing.get(&hash).is_some() {
             return Err(unknown());
         }
-        let identity = self.look_up(hash).await?;
+        let identity = self.look_up(hash, address).await?;
         match &identity {
             Some(identity) => self.keys.put(hash, Arc::clone(identity), FOUND_TTL),
             None => {
@@ -203,12 +205,17 @@ impl Credentials {
 
     /// Asks the database for a key. Of keys not seen before few are asked for at once, so that made-up ones leave
     /// the connections to others.
-    async fn look_up(&self, hash: Hash) -> Result<Option<Arc<Identity>>, Problem> {
-        let permit = if self.keys.contains(&hash) { None } else { Some(self.stranger().await?) };
-        // The permit goes with the question, which may outlive the caller's patience.
+    async fn look_up(&self, hash: Hash, address: Option<IpAddr>) -> Result<Option<Arc<Identity>>, Problem> {
+        let permits = if self.keys.contains(&hash) {
+            None
+        } else {
+            let permits = self.first_look_ups.enter(address, LOOK_UP_TIMEOUT).await;
+            Some(permits.ok_or_else(Problem::unavailable)?)
+        };
+        // The permits go with the question, which may outlive the caller's patience.
         let asking = async move |store: Store| {
             let found = store.key_by_hash(&hash).await;
-            drop(permit);
+            drop(permits);
             found
         };
         let found = self.db.run_within(LOOK_UP_TIMEOUT, asking).await?;
@@ -219,11 +226,6 @@ impl Credentials {
             via: None,
         };
         Ok(found.map(|key| Arc::new(identity(key))))
-    }
-
-    async fn stranger(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let permit = timeout(LOOK_UP_TIMEOUT, Arc::clone(&self.look_ups).acquire_owned()).await;
-        permit.ok().and_then(Result::ok).ok_or_else(Problem::unavailable)
     }
 
     async fn by_token(&self, text: &str) -> Result<Arc<Identity>, Problem> {
@@ -286,7 +288,7 @@ async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<I
         Some(found) => found?,
         None => {
             let credential = presented(request.headers(), request.match_info().as_str(), request.query_string())?;
-            app.credentials.identify(&credential).await?
+            app.credentials.identify(&credential, client::address(&request)).await?
         }
     };
     if !roles.contains(&identity.role) {

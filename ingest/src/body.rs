@@ -3,8 +3,9 @@
 //! Nothing is read before a handler asks for it, and handlers ask after their credential is checked.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     future::{Ready, ready},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,12 +18,12 @@ use actix_web::{
 };
 use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
-use shared::contract::submission::parse_json;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use shared::{contract::submission::parse_json, domain::TenantId, token::Role};
 
 use crate::{
     app::App,
+    auth::Caller,
+    client::{self, Network},
     problem::{Code, Problem},
 };
 
@@ -35,6 +36,12 @@ pub const TEMPLATE: usize = 1024 * 1024;
 /// Largest body of a caller without a credential. So much of each body is also free of the budget, so that a few large ones
 /// do not keep small ones out; connections bound it.
 pub const ANONYMOUS: usize = 8 * 1024;
+/// Largest webhook of a provider: SendGrid sends up to 768 KiB together. Its signature covers the body, so the body is held before the sender is known.
+pub const WEBHOOK: usize = 1024 * 1024;
+/// The part of the budget that a tenant has, at least one submission.
+const TENANT_PART: usize = 4;
+/// The part of the budget that an address has for callers without a credential and for users, at least one webhook.
+const ADDRESS_PART: usize = 16;
 /// How long a body may take to arrive. 30 MiB in that time is 1 MiB/s; whoever is slower would hold memory for minutes.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is read of a body that is refused, so that its sender hears why.
@@ -42,34 +49,109 @@ const DISCARD_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What is reserved before anything has arrived, whatever the headers promise.
 const CAPACITY_MAX: usize = 64 * 1024;
 
-/// The bytes of bodies that all requests of the process may hold at once.
+/// The bytes of bodies that all requests of the process may hold at once. No holder has all of them.
 #[derive(Clone)]
-pub struct BodyBudget(Arc<Semaphore>);
+pub struct BodyBudget {
+    max: usize,
+    taken: Arc<Mutex<Taken>>,
+}
+
+/// The bytes that are taken out of a budget.
+#[derive(Default)]
+struct Taken {
+    all: usize,
+    by_holder: HashMap<Holder, usize>,
+}
+
+/// A party that holds bytes of bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Address(Option<Network>),
+    Tenant(TenantId),
+}
+
+impl Holder {
+    /// The parties that a request counts for. A producer sends large bodies from one address, so only its tenant counts.
+    fn of(request: &HttpRequest) -> Vec<Self> {
+        let extensions = request.extensions();
+        let identity = extensions.get::<Caller>().and_then(Caller::identity);
+        let is_by_address = identity.is_none_or(|identity| identity.role == Role::User);
+        let address = is_by_address.then(|| Self::Address(client::address(request).map(Network::of)));
+        address.into_iter().chain(identity.map(|identity| Self::Tenant(identity.tenant))).collect()
+    }
+
+    /// Its share of a budget of `max` bytes. The largest body always fits into it.
+    fn share(self, max: usize) -> usize {
+        match self {
+            Self::Address(_) => WEBHOOK.max(max / ADDRESS_PART),
+            Self::Tenant(_) => SUBMISSION.max(max / TENANT_PART),
+        }
+    }
+}
 
 impl BodyBudget {
     /// So many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+        Self { max: bytes, taken: Arc::default() }
+    }
+
+    /// Takes bytes for holders; `false`: the budget, or the share of a holder, has no room for them.
+    fn take(&self, holders: &[Holder], bytes: usize) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |holder: &Holder| {
+            let held = taken.by_holder.get(holder).copied().unwrap_or_default();
+            held + bytes <= holder.share(self.max)
+        };
+        if taken.all + bytes > self.max || !holders.iter().all(fits) {
+            return false;
+        }
+        taken.all += bytes;
+        for holder in holders {
+            *taken.by_holder.entry(*holder).or_default() += bytes;
+        }
+        true
+    }
+
+    /// Gives back what [`BodyBudget::take`] took.
+    fn give_back(&self, holders: &[Holder], bytes: usize) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all = taken.all.saturating_sub(bytes);
+        for holder in holders {
+            let Entry::Occupied(mut held) = taken.by_holder.entry(*holder) else { continue };
+            *held.get_mut() = held.get().saturating_sub(bytes);
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
     }
 }
 
 /// The bytes of a body that are taken out of the budget; kept with the request, so that they come back when it ends.
-#[derive(Default)]
-struct Held(Option<OwnedSemaphorePermit>);
+struct Held {
+    budget: BodyBudget,
+    holders: Vec<Holder>,
+    bytes: usize,
+}
 
 impl Held {
+    fn new(budget: &BodyBudget, holders: Vec<Holder>) -> Self {
+        Self { budget: budget.clone(), holders, bytes: 0 }
+    }
+
     /// Takes what a body of `length` bytes needs beyond what it has; `false`: there is no more.
-    fn cover(&mut self, budget: Option<&BodyBudget>, length: usize) -> bool {
-        let held = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = length.saturating_sub(ANONYMOUS).saturating_sub(held);
-        let (Some(BodyBudget(bytes)), false) = (budget, missing == 0) else { return true };
-        let Ok(missing) = u32::try_from(missing) else { return false };
-        let Ok(more) = Arc::clone(bytes).try_acquire_many_owned(missing) else { return false };
-        match &mut self.0 {
-            Some(held) => held.merge(more),
-            none => *none = Some(more),
+    fn cover(&mut self, length: usize) -> bool {
+        let missing = length.saturating_sub(ANONYMOUS).saturating_sub(self.bytes);
+        let is_covered = missing == 0 || self.budget.take(&self.holders, missing);
+        if is_covered {
+            self.bytes += missing;
         }
-        true
+        is_covered
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.give_back(&self.holders, self.bytes);
     }
 }
 
@@ -151,11 +233,18 @@ impl RawBody {
         if self.length.is_some_and(|length| length > max) {
             return Err(Fault::TooLarge);
         }
-        let app = self.request.app_data::<Data<App>>().cloned();
-        let (budget, mut held) = (app.as_ref().map(|app| &app.bodies), Held::default());
-        let body = collect(&mut self.payload, self.length, max, |length| held.cover(budget, length)).await?;
-        if held.0.is_some() {
-            self.request.extensions_mut().insert(held);
+        let request = &self.request;
+        let budget = request.app_data::<Data<App>>().map(|app| app.bodies.clone());
+        let mut held = None;
+        let has_room = |length| match &budget {
+            Some(budget) if length > ANONYMOUS => {
+                held.get_or_insert_with(|| Held::new(budget, Holder::of(request))).cover(length)
+            }
+            _ => true,
+        };
+        let body = collect(&mut self.payload, self.length, max, has_room).await?;
+        if let Some(held) = held {
+            request.extensions_mut().insert(held);
         }
         Ok(body)
     }
@@ -253,16 +342,56 @@ fn broken(_: PayloadError) -> Fault {
 mod tests {
     use super::*;
 
+    fn held(budget: &BodyBudget, holders: &[Holder]) -> Held {
+        Held::new(budget, holders.to_vec())
+    }
+
     #[test]
     fn bodies_beyond_the_budget_wait_outside_and_small_ones_come_in() {
         let budget = BodyBudget::new(100);
-        let (mut one, mut other, mut small) = (Held::default(), Held::default(), Held::default());
-        assert!(one.cover(Some(&budget), ANONYMOUS + 40) && one.cover(Some(&budget), ANONYMOUS + 60));
-        assert!(other.cover(Some(&budget), ANONYMOUS + 40), "the first has sixty of it");
-        assert!(!other.cover(Some(&budget), ANONYMOUS + 41));
-        assert!(small.cover(Some(&budget), ANONYMOUS));
+        let (mut one, mut other, mut small) = (held(&budget, &[]), held(&budget, &[]), held(&budget, &[]));
+        assert!(one.cover(ANONYMOUS + 40) && one.cover(ANONYMOUS + 60));
+        assert!(other.cover(ANONYMOUS + 40), "the first has sixty of it");
+        assert!(!other.cover(ANONYMOUS + 41));
+        assert!(small.cover(ANONYMOUS));
         drop(one);
-        assert!(other.cover(Some(&budget), ANONYMOUS + 100));
+        assert!(other.cover(ANONYMOUS + 100));
+    }
+
+    #[test]
+    fn no_tenant_and_no_address_holds_the_whole_budget() {
+        let budget = BodyBudget::new(160 * WEBHOOK);
+        let tenant = |id| Holder::Tenant(TenantId(id));
+        let address = |text: &str| Holder::Address(Some(Network::of(text.parse().unwrap())));
+        let fills = |held: &mut Held, bytes| held.cover(ANONYMOUS + bytes) && !held.cover(ANONYMOUS + bytes + 1);
+
+        let (mut one, mut same) = (held(&budget, &[tenant(1)]), held(&budget, &[tenant(1)]));
+        assert!(fills(&mut one, 40 * WEBHOOK), "a quarter of it");
+        assert!(!same.cover(ANONYMOUS + 1) && same.cover(ANONYMOUS));
+        let mut other = held(&budget, &[tenant(2)]);
+        assert!(fills(&mut other, 40 * WEBHOOK), "another tenant has its own quarter");
+
+        let (mut near, mut beside) =
+            (held(&budget, &[address("2001:db8::1")]), held(&budget, &[address("2001:db8::2")]));
+        assert!(fills(&mut near, 10 * WEBHOOK), "a sixteenth of it");
+        assert!(!beside.cover(ANONYMOUS + 1), "an address in the same network");
+        assert!(held(&budget, &[address("192.0.2.1")]).cover(ANONYMOUS + WEBHOOK));
+        let mut user = held(&budget, &[address("192.0.2.2"), tenant(1)]);
+        assert!(!user.cover(ANONYMOUS + 1), "its tenant has no more");
+
+        drop((one, near));
+        assert!(fills(&mut same, 40 * WEBHOOK) && beside.cover(ANONYMOUS + 1), "what is given back can be taken again");
+        drop((same, other, beside, user));
+        let taken = budget.taken.lock().unwrap();
+        assert!(taken.all == 0 && taken.by_holder.is_empty(), "nothing is left over");
+    }
+
+    #[test]
+    fn the_largest_body_fits_into_a_share_of_a_small_budget() {
+        let budget = BodyBudget::new(SUBMISSION);
+        let (tenant, address) = ([Holder::Tenant(TenantId(1))], [Holder::Address(None)]);
+        assert!(held(&budget, &tenant).cover(SUBMISSION));
+        assert!(held(&budget, &address).cover(WEBHOOK));
     }
 
     #[test]

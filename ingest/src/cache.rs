@@ -79,24 +79,42 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).contains_key(key)
     }
 
+    /// Whether there is an answer that is not stale.
+    pub fn contains_fresh<Q>(&self, key: &Q) -> bool
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.get(key).is_some_and(|entry| entry.until > Instant::now())
+    }
+
     /// Forgets the answers that `is_meant` picks.
     pub fn forget_where(&self, is_meant: impl Fn(&V) -> bool) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| !is_meant(&entry.value));
     }
 
-    /// Remembers an answer. A full cache evicts the eighth of its answers that is the oldest, so that a flood of new ones
-    /// neither empties it nor costs a pass over it each time.
+    /// Remembers an answer. A full cache evicts the oldest of its answers.
     pub fn put(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= self.max && !entries.contains_key(&key) {
-            let mut ends: Vec<Instant> = entries.values().map(|entry| entry.until).collect();
-            let (_, last, _) = ends.select_nth_unstable(self.max / EVICTED_PART);
-            let last = *last;
-            entries.retain(|_, entry| entry.until > last);
+            evict_lowest(&mut entries, |entry| entry.until);
         }
         entries.insert(key, Entry { value, until: now + ttl });
+    }
+}
+
+/// Evicts the eighth of the entries that ranks lowest, so that a flood of new ones neither empties a full map nor costs a pass
+/// over it each time.
+pub fn evict_lowest<K, V, S, R: Ord + Copy>(entries: &mut HashMap<K, V, S>, rank: impl Fn(&V) -> R) {
+    let mut ranks: Vec<R> = entries.values().map(&rank).collect();
+    let evicted = ranks.len() / EVICTED_PART;
+    if evicted < ranks.len() {
+        let (_, last, _) = ranks.select_nth_unstable(evicted);
+        let last = *last;
+        entries.retain(|_, entry| rank(entry) > last);
     }
 }
 
@@ -116,6 +134,15 @@ mod tests {
         };
         // The grace may be over where the machine stands still, but not every time.
         assert!((0..10).any(|_| goes_on()), "the others go on with the old answer meanwhile");
+    }
+
+    #[test]
+    fn a_stale_answer_is_there_but_not_fresh() {
+        let cache = Cache::new(8);
+        cache.put("a", 1, Duration::from_secs(60));
+        cache.put("b", 1, Duration::ZERO);
+        assert!(cache.contains_fresh("a") && cache.contains("b") && !cache.contains_fresh("b"));
+        assert!(!cache.contains_fresh("c"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use actix_web::{
     HttpMessage, HttpRequest,
     dev::ServiceRequest,
-    http::header::{FORWARDED, HeaderMap, HeaderName},
+    http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue},
 };
 use ipnet::IpNet;
 
@@ -15,17 +15,26 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 #[derive(Clone, Copy, Debug)]
 struct ClientAddress(Option<IpAddr>);
 
+/// The addresses that count as one caller: an IPv4 address, or the 2^64 IPv6 addresses that one host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Network(u128);
+
+impl Network {
+    /// The network of an address.
+    pub fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits() >> 64 | 1 << 64,
+        })
+    }
+}
+
 /// Works the address out and keeps it with the request.
 pub fn note(request: &ServiceRequest, trusted: &[IpNet]) -> Option<IpAddr> {
     let peer = request.peer_addr().map(|peer| peer.ip());
     let address = peer.map(|peer| resolve(peer, request.headers(), trusted));
     request.extensions_mut().insert(ClientAddress(address));
     address
-}
-
-/// The address where the gate let the request pass without a look.
-pub fn address_of(request: &HttpRequest, trusted: &[IpNet]) -> Option<IpAddr> {
-    request.peer_addr().map(|peer| resolve(peer.ip(), request.headers(), trusted))
 }
 
 /// The address that [`note`] kept.
@@ -46,13 +55,16 @@ fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     address
 }
 
-/// The hops that the headers name, the nearest last; `None` for what is no address.
+/// The hops that the headers name, the nearest last; `None` for what is no address. Where both headers are given, neither is
+/// believed: a proxy sets one of them, and the caller may have written the other.
 fn hops(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let all = |name| headers.get_all(name).filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    if headers.contains_key(X_FORWARDED_FOR) {
-        return all(X_FORWARDED_FOR).map(parse).collect();
+    let lines = |name| headers.get_all(name).map(HeaderValue::as_bytes);
+    let all = |name| lines(name).flat_map(|line| line.split(|byte| *byte == b',')).map(|hop| str::from_utf8(hop).ok());
+    match (headers.contains_key(X_FORWARDED_FOR), headers.contains_key(FORWARDED)) {
+        (true, true) => Vec::new(),
+        (true, false) => all(X_FORWARDED_FOR).map(|hop| parse(hop?)).collect(),
+        (false, _) => all(FORWARDED).map(|element| parse(forwarded_for(element?)?)).collect(),
     }
-    all(FORWARDED).map(|element| parse(forwarded_for(element)?)).collect()
 }
 
 /// The `for` of an element of `Forwarded` (RFC 7239).
@@ -70,14 +82,17 @@ fn parse(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::HeaderValue;
-
     use super::*;
 
-    fn resolved(peer: &str, headers: &[(&HeaderName, &'static str)]) -> String {
+    fn resolved(peer: &str, headers: &[(&HeaderName, &str)]) -> String {
+        let lines: Vec<(&HeaderName, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        resolved_bytes(peer, &lines)
+    }
+
+    fn resolved_bytes(peer: &str, headers: &[(&HeaderName, &[u8])]) -> String {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.append((*name).clone(), HeaderValue::from_static(value));
+            map.append((*name).clone(), HeaderValue::from_bytes(value).unwrap());
         }
         let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         resolve(peer.parse().unwrap(), &map, &trusted).to_string()
@@ -109,6 +124,20 @@ mod tests {
     }
 
     #[test]
+    fn nothing_beyond_a_hop_that_is_no_text_is_believed() {
+        let by = |lines: &[&[u8]]| {
+            let name = X_FORWARDED_FOR;
+            let lines: Vec<(&HeaderName, &[u8])> = lines.iter().map(|line| (&name, *line)).collect();
+            resolved_bytes("10.0.0.1", &lines)
+        };
+        assert_eq!(by(&[b"198.51.100.7", b"\xff"]), "10.0.0.1", "a line that is no text is a hop");
+        assert_eq!(by(&[b"198.51.100.7, \xff, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(by(&[b"\xff, 192.0.2.1"]), "192.0.2.1", "what a caller writes before it changes nothing");
+        let forwarded: &[u8] = b"for=198.51.100.7, for=\xff";
+        assert_eq!(resolved_bytes("10.0.0.1", &[(&FORWARDED, forwarded)]), "10.0.0.1");
+    }
+
+    #[test]
     fn forwarded_is_read_where_the_other_header_is_missing() {
         let by = |value| resolved("fd00::1", &[(&FORWARDED, value)]);
         assert_eq!(by("for=192.0.2.60;proto=http;by=203.0.113.43"), "192.0.2.60");
@@ -116,6 +145,6 @@ mod tests {
         assert_eq!(by("for=_hidden"), "fd00::1");
         assert_eq!(by("proto=http"), "fd00::1");
         let both = [(&FORWARDED, "for=192.0.2.1"), (&X_FORWARDED_FOR, "192.0.2.2")];
-        assert_eq!(resolved("10.0.0.1", &both), "192.0.2.2");
+        assert_eq!(resolved("10.0.0.1", &both), "10.0.0.1", "with both, neither is believed");
     }
 }

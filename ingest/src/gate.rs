@@ -3,8 +3,8 @@
 //! The credential is checked once, here; the extractors of `auth` find the answer. A request with a valid credential counts
 //! for that credential; any other one, also with an invented credential, for the address it comes from. The check comes
 //! first even where the address has used its requests up: several callers may have one address, and one that guesses must
-//! not lock the others out. Only an API key without a checksum that this process has not seen lately is looked up at the
-//! expense of the address.
+//! not lock the others out. Only an API key that this process has not seen lately is looked up at the expense of the address,
+//! in a bucket that nothing else uses.
 //!
 //! Every decision by path takes the path as the router reads it.
 
@@ -42,11 +42,13 @@ pub async fn gate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
-    let path = request.match_info().as_str();
-    let Some(app) = request.app_data::<Data<App>>().cloned().filter(|_| !is_free(path)) else {
+    let Some(app) = request.app_data::<Data<App>>().cloned() else {
         return Ok(next.call(request).await?.map_into_left_body());
     };
     let address = client::note(&request, &app.trusted_proxies);
+    if is_free(request.match_info().as_str()) {
+        return Ok(next.call(request).await?.map_into_left_body());
+    }
     let (caller, verdict) = admit(&app, &request, address).await;
     if let Some(problem) = verdict.as_ref().and_then(Verdict::refusal) {
         let mut response = request.into_response(problem.error_response()).map_into_right_body();
@@ -77,11 +79,11 @@ async fn admit(app: &App, request: &ServiceRequest, address: Option<IpAddr>) -> 
     let Ok(credential) = auth::presented(request.headers(), path, request.query_string()) else {
         return (None, Some(app.limits.of_address(address)));
     };
-    let paid = app.credentials.is_unchecked(&credential).then(|| app.limits.of_address(address));
+    let paid = app.credentials.is_unseen(&credential).then(|| app.limits.of_look_ups(address));
     if paid.as_ref().is_some_and(|verdict| verdict.refusal().is_some()) {
         return (None, paid);
     }
-    let identified = app.credentials.identify(&credential).await;
+    let identified = app.credentials.identify(&credential, address).await;
     let verdict = match &identified {
         Ok(identity) => Some(app.limits.of_credential(identity)),
         Err(problem) if problem.code() == Code::Unauthenticated => {

@@ -10,6 +10,7 @@ mod auth;
 mod body;
 mod cache;
 mod client;
+mod counters;
 mod docs;
 mod gate;
 mod health;
@@ -21,7 +22,7 @@ mod observe;
 pub mod openapi;
 mod params;
 mod people;
-mod per_tenant;
+mod permits;
 pub mod problem;
 pub mod routes;
 mod server;
@@ -108,6 +109,7 @@ pub async fn run(
     let stores = Stores::open(&config)?;
     let trust = Trust::of(&config)?;
     describe();
+    counters::start();
     // An early end of the server must end the intake as well.
     let (stop, hang_up) = (stop.child_token(), CancellationToken::new());
     let publishing = Broker::start(&config.broker.url, "posthaste ingest publishing", hang_up.clone());
@@ -229,6 +231,9 @@ async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
 
 /// The tables are there. While nobody listened, WAHA may have given up on webhooks: what they said is fetched.
 async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
+    if let Err(error) = store.mark_operators_sessions().await {
+        tracing::warn!(%error, "the operator's WhatsApp sessions are not marked");
+    }
     match store.begin_hooks(&hook::base(&app.public_url)).await {
         Ok(0) if app.waha_host.is_none() => {}
         Ok(_) => app.watch_waha(),

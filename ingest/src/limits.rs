@@ -1,5 +1,6 @@
 //! How often a caller may ask: a bucket for each credential and one for all credentials of a tenant together, for each
-//! address without one, for each family of refresh tokens, and for each sender of webhooks.
+//! address without one, for each family of refresh tokens, for each sender of webhooks, and for each address whose API keys
+//! have to be looked up.
 //!
 //! A bucket holds as many requests as the limit has, and fills up again evenly over the window. Buckets are in memory, each
 //! process has its own, and a look-up is one hash, one lock and no question to anybody.
@@ -11,10 +12,10 @@ use std::{
     net::IpAddr,
     num::NonZeroU32,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -29,7 +30,7 @@ use shared::{config::RateConfig, db::Store, domain::TenantId};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{app::App, auth::Identity, problem::Problem};
+use crate::{app::App, auth::Identity, cache::evict_lowest, client::Network, problem::Problem};
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
@@ -39,6 +40,9 @@ const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 const ADDRESS_SHARE: u32 = 100;
 /// An address has at least that many, as long as a credential has.
 const ADDRESS_MIN: u32 = 100;
+/// The part of a credential's limit that an address has for API keys that have to be looked up, at least [`ADDRESS_MIN`]. Behind
+/// a proxy that is not trusted, all real keys are looked up for one address after a start.
+const LOOK_UP_SHARE: u32 = 10;
 /// Providers send the events of many people from one address.
 const WEBHOOK_TIMES: u32 = 10;
 /// How many times the limit of a credential all credentials of its tenant have together: whoever makes tokens for ever new
@@ -46,8 +50,6 @@ const WEBHOOK_TIMES: u32 = 10;
 const TENANT_TIMES: u32 = 10;
 /// Buckets of one kind at once, 16 bytes each. One more evicts the fullest ones, which lose the least by beginning anew.
 const BUCKETS_MAX: usize = 200_000;
-/// The part of the buckets that makes room.
-const EVICTED_PART: usize = 8;
 /// How often full buckets are forgotten, and changed limits of tenants noticed.
 const KEEP_UP_EVERY: Duration = Duration::from_secs(5);
 /// The window of a tenant's own limit.
@@ -61,6 +63,8 @@ pub struct Limits {
     /// By address: what comes with refresh tokens, whoever's. A family is told by the body, so it is counted later.
     refreshes: Buckets,
     families: Buckets,
+    /// By address: API keys that the database is asked for. Nothing else is refused where they are used up.
+    look_ups: Buckets,
     /// By tenant.
     shared: Buckets,
     tenants: RwLock<HashMap<TenantId, Arc<Own>>>,
@@ -80,6 +84,7 @@ impl Limits {
             webhooks: Buckets::new(requests.saturating_mul(WEBHOOK_TIMES), window),
             refreshes: Buckets::new(requests, window),
             families: Buckets::new(address, window),
+            look_ups: Buckets::new(ADDRESS_MIN.max(requests / LOOK_UP_SHARE), window),
             shared: Buckets::new(requests.saturating_mul(TENANT_TIMES), window),
             tenants: RwLock::default(),
             changes: AtomicU64::new(0),
@@ -93,7 +98,12 @@ impl Limits {
         let key = self.hasher.hash_one((identity.tenant, &identity.subject));
         let tenant = self.hasher.hash_one(identity.tenant);
         let own = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&identity.tenant).cloned();
-        let (each, all) = own.as_deref().map_or((&self.credentials, &self.shared), |own| (&own.each, &own.all));
+        let (each, all) = own.as_deref().map_or((&self.credentials, &self.shared), |own| {
+            // Of the settings' buckets it is not known which are this tenant's, so each moves when it is used.
+            own.each.adopt(key, &self.credentials);
+            own.all.adopt(tenant, &self.shared);
+            (&own.each, &own.all)
+        });
         let verdict = each.take(key);
         if verdict.retry_after.is_some() {
             return verdict;
@@ -116,18 +126,18 @@ impl Limits {
         self.addresses.take(self.hash(address))
     }
 
+    /// Takes a look-up out of the bucket that an address has for API keys that are not known here.
+    pub fn of_look_ups(&self, address: Option<IpAddr>) -> Verdict {
+        self.look_ups.take(self.hash(address))
+    }
+
     /// Takes a request out of the bucket that an address has for webhooks.
     pub fn of_webhooks(&self, address: Option<IpAddr>) -> Verdict {
         self.webhooks.take(self.hash(address))
     }
 
-    /// Whoever has one IPv6 address has the 2^64 beside it.
     fn hash(&self, address: Option<IpAddr>) -> u64 {
-        let network = address.map(|address| match address.to_canonical() {
-            IpAddr::V4(address) => u128::from(address.to_bits()),
-            IpAddr::V6(address) => address.to_bits() >> 64 | 1 << 64,
-        });
-        self.hasher.hash_one(network)
+        self.hasher.hash_one(address.map(Network::of))
     }
 
     /// Takes the limits that tenants have of their own from the database.
@@ -141,15 +151,28 @@ impl Limits {
         }
     }
 
-    /// Takes the limits that tenants have of their own; a limit that has not changed keeps its buckets.
+    /// Takes the limits that tenants have of their own. A change refills no bucket: its used share stays.
     pub fn set(&self, own: Vec<(TenantId, i32)>) {
         let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
         self.changes.fetch_add(1, Ordering::AcqRel);
         let mut old = std::mem::take(&mut *tenants);
         for (tenant, limit) in own {
             let Ok(limit) = u32::try_from(limit) else { continue };
-            let kept = old.remove(&tenant).filter(|own| own.each.limit == limit);
-            tenants.insert(tenant, kept.unwrap_or_else(|| Arc::new(Own::new(limit))));
+            let own = match old.remove(&tenant) {
+                Some(old) if old.each.limit == limit => old,
+                Some(old) => {
+                    let own = Own::new(limit);
+                    own.each.adopt_all(&old.each);
+                    own.all.adopt_all(&old.all);
+                    Arc::new(own)
+                }
+                None => Arc::new(Own::new(limit)),
+            };
+            tenants.insert(tenant, own);
+        }
+        for old in old.into_values() {
+            self.credentials.adopt_all(&old.each);
+            self.shared.adopt_all(&old.all);
         }
     }
 
@@ -161,8 +184,8 @@ impl Limits {
     }
 
     fn shrink(&self) {
-        let Self { credentials, addresses, webhooks, refreshes, families, shared, .. } = self;
-        for buckets in [credentials, addresses, webhooks, refreshes, families, shared] {
+        let Self { credentials, addresses, webhooks, refreshes, families, look_ups, shared, .. } = self;
+        for buckets in [credentials, addresses, webhooks, refreshes, families, look_ups, shared] {
             buckets.limiter.retain_recent();
         }
         for own in self.tenants.read().unwrap_or_else(PoisonError::into_inner).values() {
@@ -226,7 +249,12 @@ struct Buckets {
     limit: u32,
     window: Duration,
     shown: HeaderValue,
+    /// In how long one request comes back.
+    each: Duration,
     limiter: Limiter,
+    /// What the limiter knows, in nanoseconds since `start`.
+    states: States,
+    start: Instant,
 }
 
 impl fmt::Debug for Buckets {
@@ -241,8 +269,38 @@ impl Buckets {
         let each = (window / size.get()).max(Duration::from_nanos(1));
         // A period is only refused when it is zero.
         let quota = Quota::with_period(each).unwrap_or_else(|| Quota::per_second(size)).allow_burst(size);
-        let limiter = Limiter::new(quota, States::default(), MonotonicClock);
-        Self { limit: size.get(), window, shown: size.get().into(), limiter }
+        let states = States::default();
+        let limiter = Limiter::new(quota, states.clone(), MonotonicClock);
+        // The limiter has begun some nanoseconds earlier, which makes a bucket that moves no emptier.
+        let start = MonotonicClock.now();
+        Self { limit: size.get(), window, shown: size.get().into(), each, limiter, states, start }
+    }
+
+    /// Takes a bucket of another size over, if it is there.
+    fn adopt(&self, key: u64, old: &Self) {
+        let state = old.states.lock().remove(&key);
+        if let Some(state) = state {
+            let state = self.converted(state, old);
+            raise(&mut self.states.lock(), key, state);
+        }
+    }
+
+    /// Takes all buckets of another size over.
+    fn adopt_all(&self, old: &Self) {
+        let moved = std::mem::take(&mut *old.states.lock());
+        let mut states = self.states.lock();
+        for (key, state) in moved {
+            raise(&mut states, key, self.converted(state, old));
+        }
+    }
+
+    /// The state of a bucket of which the same share is used as of one of `old`, in whole requests.
+    fn converted(&self, state: Nanos, old: &Self) -> Nanos {
+        let now = MonotonicClock.now();
+        let full_at = old.start + Duration::from_nanos(state.as_u64());
+        let used = full_at.saturating_duration_since(now).div_duration_f64(old.window).min(1.0);
+        let until_full = self.each.mul_f64((used * f64::from(self.limit)).round());
+        Nanos::from(now.saturating_duration_since(self.start) + until_full)
     }
 
     fn take(&self, key: u64) -> Verdict {
@@ -268,8 +326,16 @@ fn seconds(nanos: u128) -> u64 {
 }
 
 /// The state of each bucket: when it will be full. Keys are hashes with a secret seed already.
-#[derive(Default)]
-struct States(Mutex<HashMap<u64, Nanos, Unhashed>>);
+#[derive(Clone, Default)]
+struct States(Arc<Mutex<StateMap>>);
+
+type StateMap = HashMap<u64, Nanos, Unhashed>;
+
+impl States {
+    fn lock(&self) -> MutexGuard<'_, StateMap> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl fmt::Debug for States {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -284,32 +350,31 @@ impl StateStore for States {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self.lock();
         if let Some(state) = states.get_mut(key) {
             let (taken, next) = decide(Some(*state))?;
             *state = next;
             return Ok(taken);
         }
         let (taken, next) = decide(None)?;
-        if states.len() >= BUCKETS_MAX {
-            evict_fullest(&mut states);
-        }
-        states.insert(*key, next);
+        raise(&mut states, *key, next);
         Ok(taken)
     }
 }
 
-/// Forgets the buckets that will be full first: they have had the fewest requests lately.
-fn evict_fullest(states: &mut HashMap<u64, Nanos, Unhashed>) {
-    let mut ends: Vec<Nanos> = states.values().copied().collect();
-    let (_, last, _) = ends.select_nth_unstable(BUCKETS_MAX / EVICTED_PART);
-    let last = *last;
-    states.retain(|_, end| *end > last);
+/// Notes when a bucket will be full, unless it is noted that it will be so later. The buckets that will be full first make
+/// room: they have had the fewest requests lately.
+fn raise(states: &mut StateMap, key: u64, full_at: Nanos) {
+    if states.len() >= BUCKETS_MAX && !states.contains_key(&key) {
+        evict_lowest(states, |full_at| *full_at);
+    }
+    let noted = states.entry(key).or_insert(full_at);
+    *noted = full_at.max(*noted);
 }
 
 impl ShrinkableKeyedStateStore<u64> for States {
     fn retain_recent(&self, drop_below: Nanos) {
-        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self.lock();
         states.retain(|_, state| *state > drop_below);
         if states.capacity() > 4 * states.len().max(1024) {
             states.shrink_to_fit();
@@ -317,7 +382,7 @@ impl ShrinkableKeyedStateStore<u64> for States {
     }
 
     fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.lock().len()
     }
 
     fn is_empty(&self) -> bool {
@@ -355,8 +420,6 @@ impl std::hash::Hasher for AsItIs {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use shared::token::Role;
 
     use super::*;
@@ -461,7 +524,56 @@ mod tests {
         assert_eq!(shown(&limits.of_credential(&ada)), ("2", 0, None));
         assert_eq!(shown(&limits.of_credential(&bob)), ("100", 99, None));
         limits.set(Vec::new());
-        assert_eq!(shown(&limits.of_credential(&ada)), ("100", 99, None));
+        assert_eq!(shown(&limits.of_credential(&identity(1, "new"))).0, "100");
+    }
+
+    #[test]
+    fn a_changed_limit_refills_no_bucket() {
+        let limits = Limits::new(RateConfig { window: Duration::from_secs(86_400), requests: 100 });
+        let (ada, bob) = (identity(1, "ada"), identity(1, "bob"));
+        let left = |who: &Identity| shown(&limits.of_credential(who)).1;
+        (0..49).for_each(|_| drop(limits.of_credential(&ada)));
+        assert_eq!((left(&ada), left(&bob)), (50, 99));
+        // Each look takes one more. Less is used once the machine has stood still, for the windows here are minutes.
+        limits.set(vec![(TenantId(1), 10)]);
+        assert!((4..=7).contains(&left(&ada)), "half of ten were used");
+        assert_eq!(left(&bob), 9, "a hundredth of ten is nothing");
+        limits.set(vec![(TenantId(1), 5)]);
+        assert!((1..=3).contains(&left(&ada)), "six of ten are three of five");
+        limits.set(Vec::new());
+        assert!((19..=60).contains(&left(&ada)), "four of five are eighty of a hundred");
+        while limits.of_credential(&ada).refusal().is_none() {}
+        let after = |own| {
+            limits.set(own);
+            (0..200).filter(|_| limits.of_credential(&ada).refusal().is_none()).count()
+        };
+        let regained: usize = (0..20).map(|_| after(vec![(TenantId(1), 50)]) + after(Vec::new())).sum();
+        assert!(regained < 100, "changes to and fro gave {regained} back");
+    }
+
+    #[test]
+    fn all_credentials_of_a_tenant_together_keep_what_they_used() {
+        let limits = limits(10);
+        let spend = |from: usize, to: usize| {
+            (from..to).filter(|n| limits.of_credential(&identity(1, &format!("s{n}"))).refusal().is_none()).count()
+        };
+        limits.set(vec![(TenantId(1), 5)]);
+        assert!((50..60).contains(&spend(0, 80)));
+        limits.set(vec![(TenantId(1), 6)]);
+        assert!(spend(80, 160) < 10, "a bucket of sixty has one more each second");
+        limits.set(Vec::new());
+        assert!(spend(160, 240) < 15);
+    }
+
+    #[test]
+    fn look_ups_of_an_address_are_apart_from_its_other_requests() {
+        let limits = limits(2_000);
+        let address = Some("192.0.2.1".parse().unwrap());
+        let taken = (0..400).filter(|_| limits.of_look_ups(address).refusal().is_none()).count();
+        assert!((200..300).contains(&taken), "{taken}: a tenth of what a credential has");
+        assert!(limits.of_address(address).refusal().is_none() && limits.of_webhooks(address).refusal().is_none());
+        assert!(limits.of_look_ups(Some("192.0.2.2".parse().unwrap())).refusal().is_none());
+        assert_eq!(shown(&self::limits(7).of_look_ups(None)).0, "100");
     }
 
     #[test]

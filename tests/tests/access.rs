@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use harness::{Api, HttpSink, Role, Stack, TestServers, api::Answer, api::SOON, eventually};
+use harness::{Api, HttpSink, Reply, Role, Stack, TestServers, api::Answer, api::SOON, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 use shared::{config::DatabaseConfig, db::Store};
@@ -362,6 +362,44 @@ async fn every_change_is_in_the_audit_log_of_its_tenant_and_nothing_else_is() ->
         path = format!("/api/admin/audit?limit=3&cursor={next}");
     }
     assert_eq!(&walked, entries(&list));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_that_may_have_changed_something_is_in_the_audit_log_with_how_it_ended() -> Result<()> {
+    let (stack, waha) = (Stack::start().await?, HttpSink::start_local().await?);
+    let admin = stack.admin();
+    let before = stack.count(ENTRIES).await?;
+    let session = json!({"name": "main", "base_url": waha.url(""), "api_key": "k", "webhook_secret": "s"});
+    let id = text(&admin.post("/sessions", &session).await?.ok()?, "id").to_owned();
+    stack.until_count(ENTRIES, before + 1).await?;
+    // That it shall run is noted, whatever WAHA answers.
+    waha.reply_by_default(Reply::status(401));
+    assert_eq!(admin.post(&format!("/sessions/{id}/start"), &json!({})).await?.status.as_u16(), 502);
+    stack.until_count(ENTRIES, before + 2).await?;
+    waha.reply_by_default(Reply::status(404));
+    assert_eq!(admin.post(&format!("/sessions/{id}/restart"), &json!({})).await?.status.as_u16(), 409);
+    stack.until_count(ENTRIES, before + 3).await?;
+    let list = admin.get("/api/admin/audit?action=POST%20/sessions").await?.ok()?;
+    let seen: Vec<(&str, &str)> =
+        entries(&list).iter().map(|entry| (text(entry, "action"), text(entry, "target"))).collect();
+    let (in_part, ambiguous) = (format!("{id} (in part: answered 409)"), format!("{id} (ambiguous: answered 502)"));
+    let wanted = [
+        ("POST /sessions/{id}/restart", in_part.as_str()),
+        ("POST /sessions/{id}/start", ambiguous.as_str()),
+        ("POST /sessions", ""),
+    ];
+    assert_eq!(seen, wanted);
+
+    // An import that is refused has stored what came before the fault.
+    let file = format!("user_id,name\nada,Ada\nbob,\"{}", "x".repeat(1_000_000));
+    let url = format!("http://127.0.0.1:{}/api/users/import", stack.port("all")?);
+    let import = reqwest::Client::new().post(url).bearer_auth(&stack.admin_key);
+    let import = import.header("content-type", "text/csv").body(file).send().await?;
+    assert_eq!(import.status().as_u16(), 400);
+    stack.until_count(ENTRIES, before + 4).await?;
+    let list = admin.get("/api/admin/audit?action=POST%20/api/users/import").await?.ok()?;
+    assert!(text(&entries(&list)[0], "target").ends_with(" (in part: answered 400)"), "{list}");
     Ok(())
 }
 

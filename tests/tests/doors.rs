@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use futures_util::future::join_all;
 use harness::{Api, Role, Stack, TestServers, api::Answer, api::SOON, eventually, patient};
 use reqwest::Method;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use shared::token;
 use tokio::{
@@ -134,16 +135,23 @@ async fn a_person_changes_little_of_itself_and_reaches_nothing_by_an_address() -
 }
 
 /// A request whose body is promised and sent up to its last byte.
-async fn unfinished(stack: &Stack, key: &str, length: usize) -> Result<TcpStream> {
+async fn unfinished(stack: &Stack, path: &str, header: &str, length: usize) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", stack.port("ingest")?)).await?;
     let head = format!(
-        "POST /api/notifications/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: x\r\n{header}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(&vec![b' '; length - 1]).await?;
     Ok(stream)
 }
+
+fn bearer(stack: &Stack) -> String {
+    format!("Authorization: Bearer {}", stack.producer_key)
+}
+
+/// A signature of WAHA that has the right shape.
+const SIGNATURE: (&str, &str) =
+    ("x-waha-signature", "sha256=0000000000000000000000000000000000000000000000000000000000000000");
 
 /// The most memory that a process ever held, in bytes.
 fn peak(stack: &Stack) -> Result<usize> {
@@ -163,6 +171,7 @@ async fn bodies_have_a_limit_for_each_route_and_one_for_all_requests_together() 
         (&nobody, Method::POST, "/api/auth/refresh", 8 * 1024),
         (&producer, Method::PUT, "/api/users/ada", 64 * 1024),
         (&producer, Method::POST, "/api/auth/token", 64 * 1024),
+        (&producer, Method::POST, "/api/notifications/test", 64 * 1024),
         (&admin, Method::POST, "/api/rules", 64 * 1024),
         (&admin, Method::POST, "/api/webhooks/configurations", 64 * 1024),
         (&admin, Method::POST, "/api/notifications/templates", MIB),
@@ -174,8 +183,15 @@ async fn bodies_have_a_limit_for_each_route_and_one_for_all_requests_together() 
         let fits = serde_json::to_vec(&filled(bytes.min(MIB) - 100))?;
         assert_ne!(api.request(method, path, &[], Some(fits)).await?.status.as_u16(), 413, "{path}");
     }
-    for (path, wanted) in [("/webhooks/nobody", 404), ("/webhooks/sendgrid", 401), ("/webhooks/twilio", 401)] {
-        let refused = nobody.request(Method::POST, path, &[], Some(vec![b' '; 2 * MIB])).await?;
+    let (unknown, signature) = ("/webhooks/waha/00000000-0000-0000-0000-000000000000", [SIGNATURE]);
+    for (path, headers, wanted) in [
+        ("/webhooks/nobody", &[][..], 404),
+        ("/webhooks/sendgrid", &[], 401),
+        ("/webhooks/twilio", &[], 401),
+        ("/webhooks/waha", &[], 401),
+        (unknown, &signature, 401),
+    ] {
+        let refused = nobody.request(Method::POST, path, headers, Some(vec![b' '; 2 * MIB])).await?;
         assert_eq!(refused.status.as_u16(), wanted, "{path}: nothing vouches for it, so it is not read");
     }
 
@@ -186,10 +202,10 @@ async fn bodies_have_a_limit_for_each_route_and_one_for_all_requests_together() 
         assert_eq!(answer?.status.as_u16(), 413);
     }
     let grown = peak(&stack)?.saturating_sub(before);
-    assert!(grown < 100 * MIB, "{grown} bytes for bodies of nobody");
+    assert!(grown < 100 * MIB, "{grown} bytes for bodies without a credential");
 
     // One that is not finished holds three of the four megabytes; two more do not fit, and small ones do.
-    let held = unfinished(&stack, &stack.producer_key, 3 * MIB).await?;
+    let held = unfinished(&stack, "/api/notifications/send", &bearer(&stack), 3 * MIB).await?;
     let send = || async { producer.post("/api/notifications/send", &filled(2 * MIB)).await };
     let refused = eventually("the budget is used up", SOON, || async {
         send().await.ok().filter(|answer| answer.status.as_u16() == 503)
@@ -201,6 +217,44 @@ async fn bodies_have_a_limit_for_each_route_and_one_for_all_requests_together() 
     eventually("it has come back", SOON, || async { send().await.ok().filter(|answer| answer.status.as_u16() == 400) })
         .await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn no_tenant_and_no_address_holds_the_whole_budget() -> Result<()> {
+    let stack = ingest(&[("BODY_BYTES_IN_FLIGHT", "134217728"), ("TRUSTED_PROXIES", "127.0.0.0/8")]).await?;
+    stack.cli(&["tenant", "create", "beta"])?;
+    let (own, other) = (stack.producer(), stack.api(&stack.create_key("beta", "producer")?));
+    // A tenant has a quarter of 128 MiB. Bodies that are not finished hold thirty of its 32.
+    let large = json!({"x": "x".repeat(4 * MIB)});
+    let send = async |api: &Api| api.post("/api/notifications/send", &large).await.ok().map(|it| it.status.as_u16());
+    eventually("a tenant is refused and another one is not", SOON, || async {
+        let begin = || async { unfinished(&stack, "/api/notifications/send", &bearer(&stack), 15 * MIB).await.ok() };
+        let held = (begin().await?, begin().await?);
+        let statuses = (send(&own).await?, send(&other).await?);
+        drop(held);
+        (statuses == (503, 400)).then_some(())
+    })
+    .await?;
+
+    // An address has a sixteenth: 34 webhooks of 256 KiB, whose first 8 KiB each are free.
+    let public = stack.api("");
+    let event = json!({"event": "message", "session": "s", "payload": {"x": "x".repeat(200_000)}}).to_string();
+    let tell = async |address: &str| {
+        let headers = [SIGNATURE, ("X-Forwarded-For", address)];
+        let body = Some(event.clone().into_bytes());
+        public.request(Method::POST, "/webhooks/waha", &headers, body).await.ok().map(|it| it.status.as_u16())
+    };
+    let headers = format!("{}: {}\r\nX-Forwarded-For: 192.0.2.1", SIGNATURE.0, SIGNATURE.1);
+    eventually("an address is refused and another one is not", SOON, || async {
+        let mut held = Vec::new();
+        for _ in 0..36 {
+            held.push(unfinished(&stack, "/webhooks/waha", &headers, 256 * 1024).await.ok()?);
+        }
+        let statuses = (tell("192.0.2.1").await?, tell("192.0.2.2").await?);
+        drop(held);
+        (statuses == (503, 401)).then_some(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -232,7 +286,7 @@ async fn made_up_keys_ask_the_database_little_or_nothing_and_real_ones_go_on() -
     let guessed = guessed.into_iter().collect::<Result<Vec<u16>>>()?;
     assert!(guessed.iter().all(|status| [503, 429].contains(status)), "{guessed:?}");
     sql.batch_execute("ROLLBACK").await?;
-    eventually("an unknown key is told so", SOON, || async {
+    eventually("an unknown key is refused", SOON, || async {
         (status(&stack.api(&old(1)), Method::GET, "/api/messages").await.ok()? == 401).then_some(())
     })
     .await?;
@@ -269,6 +323,19 @@ async fn a_trusted_proxy_tells_who_asks_and_refreshing_is_nobody_elses_bucket() 
     }
     let renewed = stack.api("").post("/api/auth/refresh", &json!({"refresh_token": tokens["refresh_token"]})).await?;
     assert_eq!(renewed.status.as_u16(), 200, "an address that is used up keeps no token from being renewed");
+
+    // Keys that do not exist, with the right checksum, are looked up a hundred times. That shuts nothing else out.
+    let headers = [("X-Forwarded-For", "192.0.2.7")];
+    let mut statuses = Vec::new();
+    for _ in 0..102 {
+        let key = token::ApiKey::generate()?;
+        let api = stack.api(key.text.expose_secret());
+        statuses.push(api.request(Method::GET, "/api/messages", &headers, None).await?.status.as_u16());
+    }
+    assert!(statuses.iter().take(100).all(|status| *status == 401) && statuses[100..] == [429, 429], "{statuses:?}");
+    assert_eq!(ask("192.0.2.7").await?.status.as_u16(), 401, "its other requests have a bucket of their own");
+    let page = stack.api("").request(Method::GET, "/api/notifications/unsubscribe/x", &headers, None).await?;
+    assert_ne!(page.status.as_u16(), 429);
 
     // Ever new subjects have the tenant's bucket together: ten times that of one.
     let mut taken = 0;

@@ -32,13 +32,11 @@ use utoipa::ToSchema;
 
 use crate::{
     app::App,
-    body::RawBody,
+    body::{RawBody, WEBHOOK},
     cache::Cache,
     problem::{Code, Problem},
 };
 
-/// Largest body: SendGrid sends up to 768 KiB together.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Largest message of SNS, which sends up to 256 KiB. Its signature stands in the body, so every sender can make us hold one.
 const SNS_BYTES_MAX: usize = 320 * 1024;
 const LIMITS: Limits = Limits { batch_max: 512, parallel_max: 2, queue_max: 16384, spacing: Duration::from_millis(3) };
@@ -244,7 +242,7 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpRes
         count_failure(teller, &problem);
         return body.refuse(problem).await;
     }
-    let body = body.read(if teller == Some(Teller::Ses) { SNS_BYTES_MAX } else { BODY_BYTES_MAX }).await?;
+    let body = body.read(if teller == Some(Teller::Ses) { SNS_BYTES_MAX } else { WEBHOOK }).await?;
     let events = match teller {
         Some(Teller::Sendgrid) => of_sendgrid(&app.trust, request.headers(), &body),
         Some(Teller::Twilio) => of_twilio(app, request, &body),

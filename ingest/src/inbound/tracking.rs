@@ -121,7 +121,7 @@ async fn follow(app: &App, request: &HttpRequest, is_meant: fn(&Link) -> bool) -
     let link = app.tracker.key(app).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
     let link = link.ok_or_else(|| Problem::not_found("link"))?;
     // A reader is led on in any case; over the limit of its address only the record is left out.
-    let address = || client::address_of(request, &app.trusted_proxies);
+    let address = || client::address(request);
     let is_within = || app.limits.of_webhooks(address()).refusal().is_none();
     if request.method() == Method::GET && is_within() {
         app.tracker.record(link.told(clock::now()));

@@ -33,14 +33,13 @@ use uuid::Uuid;
 
 use crate::{
     app::{App, Db},
-    body::RawBody,
+    body::{RawBody, WEBHOOK},
     cache::Cache,
     client,
+    permits::FirstLookUps,
     problem::{Code, Problem},
 };
 
-/// Largest body at the URL of a session: media travel as links, so real ones have some kilobytes.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Largest body where only a name says which session is meant, and several keys are tried.
 const NAMED_BODY_BYTES_MAX: usize = 256 * 1024;
 /// Sessions of one name whose keys are tried.
@@ -57,8 +56,8 @@ const SESSIONS_TTL: Duration = Duration::from_secs(5);
 const SESSIONS_AGE_MIN: Duration = Duration::from_secs(1);
 /// How long a look-up may take.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Look-ups under way at once of sessions that vouched for a webhook lately; as many of those that never did, since anybody
-/// can make up ids and names.
+/// Look-ups under way at once of sessions that vouched for a webhook lately; as many of those that never did, since ids and
+/// names can be made up.
 const LOOK_UPS_MAX: usize = 4;
 /// How long "lately" is.
 const VOUCHED_TTL: Duration = Duration::from_secs(3600);
@@ -73,7 +72,7 @@ pub struct Hooks {
     sessions: Cache<Reference, Arc<Known>>,
     vouched: Cache<Reference, ()>,
     look_ups: Semaphore,
-    first_look_ups: Semaphore,
+    first_look_ups: FirstLookUps,
 }
 
 /// By what a webhook names its session.
@@ -181,7 +180,7 @@ impl Hooks {
             sessions: Cache::new(NAMES_MAX),
             vouched: Cache::new(NAMES_MAX),
             look_ups: Semaphore::new(LOOK_UPS_MAX),
-            first_look_ups: Semaphore::new(LOOK_UPS_MAX),
+            first_look_ups: FirstLookUps::new(LOOK_UPS_MAX),
         }
     }
 
@@ -189,6 +188,19 @@ impl Hooks {
     pub fn forget(&self, id: Uuid, name: &str) {
         self.sessions.forget(&Reference::Id(id));
         self.sessions.forget(&Reference::Name(name.to_owned()));
+    }
+
+    /// Refuses an id whose session cannot vouch for a webhook from `peer`. The body need not be read for that.
+    async fn expect(&self, id: Uuid, peer: Option<IpAddr>) -> Result<(), Problem> {
+        let reference = Reference::Id(id);
+        let may_vouch = |known: &Arc<Known>| known.candidates.iter().any(|candidate| candidate.admits(peer));
+        let known = self.sessions.get(&reference);
+        if known.as_ref().is_some_and(may_vouch) {
+            return Ok(());
+        }
+        // A session may have been made or changed by another process.
+        let may_ask = known.is_none_or(|known| known.read_at.elapsed() >= SESSIONS_AGE_MIN);
+        if may_ask && may_vouch(&self.look_up(&reference, peer).await?) { Ok(()) } else { Err(refuse()) }
     }
 
     /// The session that vouches for a webhook, and whose it is.
@@ -203,7 +215,7 @@ impl Hooks {
         // A secret may have been replaced by another process.
         if found.is_none() && known.as_ref().is_none_or(|known| known.read_at.elapsed() >= SESSIONS_AGE_MIN) {
             let tried = known.as_ref().map(|known| known.candidates.as_slice()).unwrap_or_default();
-            found = self.look_up(&reference).await?.find(webhook, tried);
+            found = self.look_up(&reference, webhook.peer).await?.find(webhook, tried);
         }
         let found = found.ok_or_else(refuse)?;
         if self.vouched.get(&reference).is_none() {
@@ -212,12 +224,19 @@ impl Hooks {
         Ok(found)
     }
 
-    async fn look_up(&self, reference: &Reference) -> Result<Arc<Known>, Problem> {
-        let is_first = self.vouched.get(reference).is_none();
-        let look_ups = if is_first { &self.first_look_ups } else { &self.look_ups };
-        let permit = timeout(LOOK_UP_TIMEOUT, look_ups.acquire()).await;
+    async fn look_up(&self, reference: &Reference, address: Option<IpAddr>) -> Result<Arc<Known>, Problem> {
+        if self.vouched.get(reference).is_none() {
+            let permits = self.first_look_ups.enter(address, LOOK_UP_TIMEOUT).await;
+            let _permits = permits.ok_or_else(Problem::overloaded)?;
+            return self.read(reference).await;
+        }
+        let permit = timeout(LOOK_UP_TIMEOUT, self.look_ups.acquire()).await;
         let _permit = permit.map_err(|_| Problem::overloaded())?.map_err(|_| Problem::unavailable())?;
-        // Somebody else may just have asked.
+        self.read(reference).await
+    }
+
+    /// Reads sessions from the database, unless another request has just done so.
+    async fn read(&self, reference: &Reference) -> Result<Arc<Known>, Problem> {
         if let Some(known) = self.sessions.get(reference).filter(|known| known.read_at.elapsed() < SESSIONS_AGE_MIN) {
             return Ok(known);
         }
@@ -269,9 +288,10 @@ pub struct Received {
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
 pub async fn receive_for(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
-    let id = request.match_info().get("id").and_then(|id| id.parse().ok()).ok_or_else(refuse)?;
-    let body = body.read(BODY_BYTES_MAX).await?;
-    take(&app, &request, &body, Some(id)).await
+    match request.match_info().get("id").and_then(|id| id.parse().ok()) {
+        Some(id) => take(&app, &request, body, Some(id)).await,
+        None => body.refuse(refuse()).await,
+    }
 }
 
 /// Takes what WAHA tells, from a WAHA that is not told the URL of the session.
@@ -283,19 +303,20 @@ pub async fn receive_for(app: Data<App>, request: HttpRequest, body: RawBody) ->
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
 pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
-    let body = body.read(NAMED_BODY_BYTES_MAX).await?;
-    take(&app, &request, &body, None).await
+    take(&app, &request, body, None).await
 }
 
-async fn take(app: &App, request: &HttpRequest, body: &[u8], id: Option<Uuid>) -> Result<HttpResponse, Problem> {
-    let headers = request.headers();
-    let claims = Claims::read(&values(headers, HMAC), &values(headers, HMAC_ALGORITHM), &values(headers, SIGNATURE));
-    let claims = claims.ok_or_else(refuse)?;
+async fn take(app: &App, request: &HttpRequest, body: RawBody, id: Option<Uuid>) -> Result<HttpResponse, Problem> {
+    let peer = client::address(request);
+    let claims = match precheck(app, request.headers(), id, peer).await {
+        Ok(claims) => claims,
+        Err(problem) => return body.refuse(problem).await,
+    };
+    let bytes = body.read(if id.is_some() { WEBHOOK } else { NAMED_BODY_BYTES_MAX }).await?;
+    let body: &[u8] = &bytes;
     let envelope = Envelope::read(body).map_err(|fault| {
         Problem::new(Code::MalformedBody, format!("Send an event of WAHA as JSON with `event` and `session`: {fault}."))
     })?;
-    app.require_schema()?;
-    let peer = client::address(request);
     let reference = id.map_or_else(|| Reference::Name(envelope.session.to_string()), Reference::Id);
     let webhook = Claimed { session: &envelope.session, claims, peer, body };
     let (session, tenant) = app.hooks.verify(reference, &webhook).await?;
@@ -305,6 +326,17 @@ async fn take(app: &App, request: &HttpRequest, body: &[u8], id: Option<Uuid>) -
     metrics::counter!("posthaste_waha_webhooks_total", "duplicate" => if is_new { "false" } else { "true" })
         .increment(1);
     Ok(HttpResponse::Ok().json(Received { received: true, duplicate: !is_new }))
+}
+
+/// Checks all that can be checked before the body is read. Returns the signatures that the headers claim.
+async fn precheck(app: &App, headers: &HeaderMap, id: Option<Uuid>, peer: Option<IpAddr>) -> Result<Claims, Problem> {
+    let claims = Claims::read(&values(headers, HMAC), &values(headers, HMAC_ALGORITHM), &values(headers, SIGNATURE));
+    let claims = claims.ok_or_else(refuse)?;
+    app.require_schema()?;
+    if let Some(id) = id {
+        app.hooks.expect(id, peer).await?;
+    }
+    Ok(claims)
 }
 
 fn values<'a>(headers: &'a HeaderMap, name: &'static str) -> Vec<&'a [u8]> {

@@ -1,4 +1,4 @@
-//! Broadcasts: one thing told to everybody whom a target means, steered while it goes on.
+//! Broadcasts: one notification for every person of a target, with pause, resume and cancel.
 
 use std::collections::BTreeSet;
 
@@ -223,7 +223,7 @@ fn check_target(target: &Target, faults: &mut Vec<FieldError>) {
     }
 }
 
-/// Named people in the order in which they are told, each once.
+/// Named people in the order of their messages, each once.
 fn in_order(target: Target) -> Target {
     match target {
         Target::Users { ids } => Target::Users { ids: ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect() },
@@ -231,11 +231,11 @@ fn in_order(target: Target) -> Target {
     }
 }
 
-/// Tells something to everybody whom a target means.
+/// Sends a notification to every person of a target.
 ///
-/// With the `202` the broadcast is committed to disk; people are told in the order of their ids, on the bulk lane, each exactly
-/// once, whatever crashes meanwhile. `all`, `subscription`, `attribute` and `query` mean people who were made known by
-/// `PUT /api/users/{id}`; `users` may name anybody, and who is unknown hears of it in the inbox. The type's template, category and
+/// With the `202` the broadcast is committed to disk; messages are accepted in the order of the people's ids, on the bulk lane, each
+/// exactly once, even after crashes. `all`, `subscription`, `attribute` and `query` mean people who were stored with
+/// `PUT /api/users/{id}`; `users` may name any id, and an unknown person gets it in the inbox. The type's template, category and
 /// preferences hold as for single notifications; a template sees `title`, `message`, `metadata` with its
 /// members beside them, and `username`. Give an
 /// `Idempotency-Key` to be able to repeat the request safely.
@@ -243,7 +243,7 @@ fn in_order(target: Target) -> Target {
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcast", tag = "managing",
     request_body(content = BroadcastBody, examples(
-        ("all" = (summary = "To everybody", value = json!({"notification_type": "announcement", "title": "New Feature Available!",
+        ("all" = (summary = "To all people", value = json!({"notification_type": "announcement", "title": "New Feature Available!",
             "message": "Check out our latest update.", "target": {"type": "all"}, "channels": ["in_app"]}))),
         ("tier" = (summary = "To a tier", value = json!({"notification_type": "premium_feature", "title": "Premium Feature Unlocked",
             "message": "As a premium user, you now have access to...", "target": {"type": "subscription", "tier": "premium"},
@@ -312,7 +312,7 @@ fn of_target(error: FieldError) -> FieldError {
 
 /// The session that carries WhatsApp messages which name none.
 async fn session(app: &App, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
-    // It may not work at the moment: what waits for it goes out once it does.
+    // It may not work at the moment: its waiting messages go out once it does.
     let wanted = Wanted { messages: 1, is_scheduled: false, must_wait: true };
     let chosen = carrier::choose(app, tenant, Channel::Whatsapp, &SessionAsk::default(), wanted).await;
     let refused = |problem: Problem| match problem.code() {
@@ -331,7 +331,7 @@ async fn session(app: &App, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
 pub struct BroadcastView {
     /// Its id.
     pub id: Uuid,
-    /// `scheduled`, `running`, `paused`, `completed` (everybody was told) or `cancelled`.
+    /// `scheduled`, `running`, `paused`, `completed` (all messages are accepted) or `cancelled`.
     #[schema(value_type = String, example = "running")]
     pub status: BroadcastStatus,
     /// Its type.
@@ -491,7 +491,7 @@ pub async fn resume(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse
     steer(&admin, &app, id.0, Steering::Resume).await
 }
 
-/// Ends a broadcast. Nobody else is told, and what was accepted and still waits is taken back within seconds.
+/// Ends a broadcast. No further message is accepted, and accepted ones that still wait are cancelled within seconds.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/cancel", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),

@@ -352,7 +352,7 @@ pub async fn import(admin: Admin, app: Data<App>, body: JsonBody<TEMPLATE>) -> R
     let tenant = admin.0.tenant;
     if !import.templates.is_empty() {
         let at = |name: &str| places.get(name).cloned().unwrap_or_default();
-        check_at(everything(&app, tenant).await?, import.templates.clone(), None, at).await?;
+        check_at((&app, tenant), everything(&app, tenant).await?, import.templates.clone(), None, at).await?;
     }
     let names = (
         import.categories.iter().map(|one| one.name.clone()).collect(),

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    web::{self, Data},
-};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -131,7 +128,7 @@ pub async fn create(admin: Admin, app: Data<App>, body: JsonBody<TEMPLATE>) -> R
     if all.iter().any(|one| one.source.name == source.name) {
         return Err(taken(&source.name));
     }
-    check(all, vec![source.clone()], None).await?;
+    check((&app, tenant), all, vec![source.clone()], None).await?;
     let name = source.name.clone();
     let saving = async move |store: shared::db::Store| match store.create_template(tenant, &source, is_active).await? {
         Some(id) => store.template(tenant, id).await,
@@ -150,12 +147,18 @@ pub async fn everything(app: &App, tenant: TenantId) -> Result<Vec<StoredTemplat
 }
 
 /// Looks whether `changed` can be saved beside the others. `but`: one that goes, or has had another name.
-pub async fn check(all: Vec<StoredTemplate>, changed: Vec<TemplateSource>, but: Option<Uuid>) -> Result<(), Problem> {
-    check_at(all, changed, but, |_| String::new()).await
+async fn check(
+    of: (&App, TenantId),
+    all: Vec<StoredTemplate>,
+    changed: Vec<TemplateSource>,
+    but: Option<Uuid>,
+) -> Result<(), Problem> {
+    check_at(of, all, changed, but, |_| String::new()).await
 }
 
 /// As [`check`]; `at` gives what stands before the names of a template's fields.
 pub async fn check_at(
+    (app, tenant): (&App, TenantId),
     all: Vec<StoredTemplate>,
     changed: Vec<TemplateSource>,
     but: Option<Uuid>,
@@ -172,7 +175,7 @@ pub async fn check_at(
         let kept = all.into_iter().filter(|one| one.is_active && Some(one.id) != but).map(|one| one.source);
         template::check(&changed, &kept.collect::<Vec<_>>())
     };
-    let found: Vec<Fault> = web::block(checking).await.map_err(|_| Problem::internal())?;
+    let found: Vec<Fault> = app.renderers.run(tenant, checking).await?;
     if found.is_empty() {
         return Ok(());
     }
@@ -180,12 +183,12 @@ pub async fn check_at(
 }
 
 /// Refuses to take away what other templates include.
-async fn check_unused(all: Vec<StoredTemplate>, name: String) -> Result<(), Problem> {
+async fn check_unused((app, tenant): (&App, TenantId), all: Vec<StoredTemplate>, name: String) -> Result<(), Problem> {
     let checking = move || {
         let active: Vec<TemplateSource> = all.into_iter().filter(|one| one.is_active).map(|one| one.source).collect();
         template::check_without(&name, &active)
     };
-    let found = web::block(checking).await.map_err(|_| Problem::internal())?;
+    let found = app.renderers.run(tenant, checking).await?;
     let Some(fault) = found.first() else { return Ok(()) };
     Err(Problem::conflict(format!("Change template `{}` first: it includes this one.", fault.template)))
 }
@@ -224,9 +227,9 @@ pub async fn update(admin: Admin, id: Id, app: Data<App>, body: JsonBody<TEMPLAT
         return Err(taken(&source.name));
     }
     if before.is_active && (!is_active || source.name != before.source.name) {
-        check_unused(all.clone(), before.source.name).await?;
+        check_unused((&app, tenant), all.clone(), before.source.name).await?;
     }
-    check(all, vec![source.clone()], Some(id)).await?;
+    check((&app, tenant), all, vec![source.clone()], Some(id)).await?;
     let saving =
         async move |store: shared::db::Store| match store.update_template(tenant, id, &source, is_active).await? {
             true => store.template(tenant, id).await,
@@ -248,7 +251,7 @@ pub async fn remove(admin: Admin, id: Id, app: Data<App>) -> Result<HttpResponse
     let (tenant, id) = (admin.0.tenant, id.0);
     let found = stored(&app, tenant, id).await?;
     if found.is_active {
-        check_unused(everything(&app, tenant).await?, found.source.name).await?;
+        check_unused((&app, tenant), everything(&app, tenant).await?, found.source.name).await?;
     }
     let was_there = app.db.run(async move |store| store.remove_template(tenant, id).await).await?;
     app.catalogues.forget(tenant);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, ResponseError,
     http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     web::{Bytes, Data, Payload},
 };
@@ -141,7 +141,11 @@ pub async fn create(
         Ok(ended)
     });
     let (ended, sent) = join(importing, pump(payload, sender)).await;
-    let summary = outcome(ended?, sent, id)?;
+    let summary = match ended.and_then(|ended| outcome(ended, sent, id)) {
+        Ok(summary) => summary,
+        // What came before the fault is stored.
+        Err(problem) => return Ok(audit::made(audit::in_part(problem.error_response()), id)),
+    };
     let Summary { rows, imported, failed, errors, .. } = summary;
     let answer = HttpResponse::Ok().json(ImportAnswer { import_id: id, rows, imported, failed, errors });
     Ok(audit::made(answer, id))

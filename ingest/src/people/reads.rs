@@ -1,7 +1,7 @@
 //! Tells the delivery log what people have read: engagement of the deliveries behind the items.
 //!
-//! Nobody waits for it. While the broker or the database is away it is tried again for a few minutes, and then lost and
-//! counted: that the item was read stands in the inbox all the same.
+//! No request waits for it. While the broker or the database is away it is tried again for a few minutes, and then lost and
+//! counted; the inbox still shows that the item was read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -54,7 +54,7 @@ impl Reads {
                     match attempt(&store, &publisher, &part, at).await {
                         Ok(left) if left.is_empty() => return,
                         Ok(left) => part = left,
-                        Err(error) => tracing::debug!(%error, "what was read is told later"),
+                        Err(error) => tracing::debug!(%error, "read items are reported later"),
                     }
                 }
                 lost(part.len());
@@ -67,7 +67,7 @@ fn lost(count: usize) {
     metrics::counter!("posthaste_reads_lost_total").increment(u64::try_from(count).unwrap_or(u64::MAX));
 }
 
-/// Says which are still to be told: those whose outcome is not written yet, and those that the broker did not take.
+/// Returns those still to be reported: their outcome is not written yet, or the broker did not take them.
 async fn attempt(
     store: &Store,
     publisher: &Publisher,

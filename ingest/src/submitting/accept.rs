@@ -197,13 +197,13 @@ struct Committer {
 
 impl Committer {
     async fn commit(&self, batch: Vec<Acceptance>, try_again_within: Duration) -> Vec<Verdict> {
-        let tries = Tries { until: Instant::now() + try_again_within, once_more: true };
-        self.commit_part(&batch, tries).await
+        let budget = RetryBudget { until: Instant::now() + try_again_within, once_more: true };
+        self.commit_part(&batch, budget).await
     }
 
     /// Commits `batch`. One that lost a race is tried once more; then, and where the database refuses values, each half is tried
     /// alone, until what fails stands alone. That costs a bad row about two statements for each time the batch can be halved.
-    fn commit_part<'a>(&'a self, batch: &'a [Acceptance], tries: Tries) -> BoxFuture<'a, Vec<Verdict>> {
+    fn commit_part<'a>(&'a self, batch: &'a [Acceptance], budget: RetryBudget) -> BoxFuture<'a, Vec<Verdict>> {
         Box::pin(async move {
             let error = match self.commit_once(batch).await {
                 Ok(verdicts) => return verdicts,
@@ -211,14 +211,16 @@ impl Committer {
             };
             let lost_race = error.lost_race();
             let may_pass_in_part = lost_race || !error.is_unavailable();
-            if Instant::now() >= tries.until || !may_pass_in_part {
+            if Instant::now() >= budget.until || !may_pass_in_part {
                 return failed(batch, &error);
             }
             match batch.split_at_checked(batch.len() / 2) {
-                _ if lost_race && tries.once_more => self.commit_part(batch, Tries { once_more: false, ..tries }).await,
+                _ if lost_race && budget.once_more => {
+                    self.commit_part(batch, RetryBudget { once_more: false, ..budget }).await
+                }
                 Some((left, right)) if !left.is_empty() => {
-                    let mut verdicts = self.commit_part(left, tries).await;
-                    verdicts.extend(self.commit_part(right, tries).await);
+                    let mut verdicts = self.commit_part(left, budget).await;
+                    verdicts.extend(self.commit_part(right, budget).await);
                     verdicts
                 }
                 _ => failed(batch, &error),
@@ -262,7 +264,7 @@ impl Committer {
 
 /// What else may be done about a commit that failed.
 #[derive(Clone, Copy)]
-struct Tries {
+struct RetryBudget {
     /// When the last statement may begin.
     until: Instant,
     /// Whether one that lost a race may be tried again as it is.

@@ -182,7 +182,8 @@ impl Judge<'_> {
         let facts = telling::facts(self.event.happening(), &self.person);
         let heard: Vec<Uuid> = self.catalogue.hearing(&self.event.event_type).map(|rule| rule.id).collect();
         let matches = |rule: &&Arc<Rule>| heard.contains(&rule.id) && rule.definition.unmet(&facts).is_none();
-        let matching = self.catalogue.rules.iter().filter(matches).take(MATCHED_MAX).cloned().collect();
+        let matching: Vec<Arc<Rule>> = self.catalogue.rules.iter().filter(matches).take(MATCHED_MAX).cloned().collect();
+        let (mut windows, mut throttles) = (self.windows(&matching).await?, self.throttles(&matching).await?);
         let notices = notices(self.app, self.tenant, &self.catalogue, matching, (&self.event, &self.person)).await?;
         let mut notices: HashMap<Uuid, _> = notices.into_iter().map(|(rule, notice)| (rule.id, notice)).collect();
         let mut verdicts = Vec::with_capacity(self.catalogue.rules.len());
@@ -194,38 +195,41 @@ impl Judge<'_> {
                     condition: rule.definition.conditions.get(index).map(|condition| told(index, condition)),
                     ..RuleVerdict::unmatched(rule.id, &rule.name, "condition")
                 },
-                None => self.matched(rule, notices.remove(&rule.id).unwrap_or_else(|| Err(too_many()))).await?,
+                None => {
+                    let (digest, throttle) = (windows.remove(&rule.id), throttles.remove(&rule.id));
+                    let notice = notices.remove(&rule.id).unwrap_or_else(|| Err(too_many()));
+                    self.matched(rule, notice, digest, throttle)
+                }
             });
         }
         Ok(verdicts)
     }
 
-    async fn matched(&self, rule: &Arc<Rule>, notice: Result<Notice, Untold>) -> Result<RuleVerdict, Problem> {
+    fn matched(
+        &self,
+        rule: &Rule,
+        notice: Result<Notice, Untold>,
+        digest: Option<WindowVerdict>,
+        throttle: Option<ThrottleVerdict>,
+    ) -> RuleVerdict {
         let (notice, error) = match notice {
             Ok(notice) => (Some(notice), None),
             Err(untold) => (None, Some(RuleError { rule_id: rule.id, field: untold.field, message: untold.message })),
-        };
-        let digest = match &rule.definition.digest {
-            Some(digest) => {
-                let item = item(&self.event, &self.person, rule.id, digest, self.now);
-                Some(self.window(item, digest.first_immediately).await?)
-            }
-            None => None,
         };
         let (channels, content) = (rule.definition.channels.iter(), notice.as_ref().map(|notice| &notice.content));
         let scheduled_at = notice.as_ref().and_then(|notice| notice.scheduled_at);
         let gathered = digest.as_ref().filter(|window| !window.told_at_once).map(|window| window.closes_at);
         let at = scheduled_at.or(gathered).unwrap_or(self.now);
-        Ok(RuleVerdict {
+        RuleVerdict {
             matched: true,
             because: None,
             channels: channels.map(|channel| self.channel(rule, *channel, content, at)).collect(),
             error,
             scheduled_at,
             digest,
-            throttle: self.throttle(rule).await?,
+            throttle,
             ..RuleVerdict::unmatched(rule.id, &rule.name, "")
-        })
+        }
     }
 
     /// What would happen there with a message that is to be sent at `at`.
@@ -250,22 +254,42 @@ impl Judge<'_> {
         }
     }
 
-    async fn window(&self, item: NewDigestItem, first_immediately: bool) -> Result<WindowVerdict, Problem> {
-        let (tenant, rule, user, key) = (self.tenant, item.rule, item.user_id, item.key);
-        let open = self.app.db.run(async move |store| store.open_digest(tenant, rule, &user, &key).await).await?;
-        let (items, closes_at) = open.unwrap_or((0, item.closes_at));
-        let opens = open.is_none();
-        Ok(WindowVerdict { opens, items, closes_at, told_at_once: opens && first_immediately })
+    /// The windows in which the event would wait, by rule; all of them in one question.
+    async fn windows(&self, rules: &[Arc<Rule>]) -> Result<HashMap<Uuid, WindowVerdict>, Problem> {
+        let own = |rule: &Arc<Rule>| {
+            let digest = rule.definition.digest.as_ref()?;
+            Some((item(&self.event, &self.person, rule.id, digest, self.now), digest.first_immediately))
+        };
+        let items: Vec<(NewDigestItem, bool)> = rules.iter().filter_map(own).collect();
+        if items.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (tenant, user) = (self.tenant, self.event.user_id.clone());
+        let asked = items.iter().map(|(item, _)| (item.rule, item.key.clone())).collect();
+        let open = self.app.db.run(async move |store: Store| store.open_digests(tenant, &user, asked).await).await?;
+        let window = |(item, first_immediately): (NewDigestItem, bool)| {
+            let open = open.get(&item.rule).copied();
+            let (items, closes_at) = open.unwrap_or((0, item.closes_at));
+            let opens = open.is_none();
+            (item.rule, WindowVerdict { opens, items, closes_at, told_at_once: opens && first_immediately })
+        };
+        Ok(items.into_iter().map(window).collect())
     }
 
-    async fn throttle(&self, rule: &Rule) -> Result<Option<ThrottleVerdict>, Problem> {
-        let Some(throttle) = rule.definition.throttle else { return Ok(None) };
-        let (tenant, user, id) = (self.tenant, self.event.user_id.clone(), rule.id);
-        let asking = async move |store: Store| store.throttles_used(tenant, &user, vec![(id, throttle)]).await;
-        let used = self.app.db.run(asking).await?.remove(&id).unwrap_or_default();
-        let Throttle { limit, window_seconds } = throttle;
-        let left = limit.saturating_sub(u32::try_from(used).unwrap_or(u32::MAX));
-        Ok(Some(ThrottleVerdict { limit, window_seconds, left }))
+    /// What the throttles would say, by rule; all of them in one question.
+    async fn throttles(&self, rules: &[Arc<Rule>]) -> Result<HashMap<Uuid, ThrottleVerdict>, Problem> {
+        let own = |rule: &Arc<Rule>| Some((rule.id, rule.definition.throttle?));
+        let throttles: Vec<(Uuid, Throttle)> = rules.iter().filter_map(own).collect();
+        if throttles.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (tenant, user, asked) = (self.tenant, self.event.user_id.clone(), throttles.clone());
+        let used = self.app.db.run(async move |store: Store| store.throttles_used(tenant, &user, asked).await).await?;
+        let verdict = |(rule, Throttle { limit, window_seconds }): (Uuid, Throttle)| {
+            let used = u32::try_from(used.get(&rule).copied().unwrap_or_default()).unwrap_or(u32::MAX);
+            (rule, ThrottleVerdict { limit, window_seconds, left: limit.saturating_sub(used) })
+        };
+        Ok(throttles.into_iter().map(verdict).collect())
     }
 }
 

@@ -23,7 +23,7 @@ use shared::{
 use tokio::{
     sync::OnceCell,
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -59,8 +59,7 @@ const OWN_TRIES_MAX: u32 = 10;
 const USERS_TTL: Duration = Duration::from_secs(5);
 /// Answers never go to our own queues, whatever `reply_to` says: they would be taken for submissions or work.
 const OWN_PREFIX: &str = "posthaste.";
-/// What the names begin with that the broker gave to queues. Nobody else's queue is called so by chance, so whoever names one
-/// may have answers there.
+/// Queues with names of the broker begin with this. Their names cannot be guessed, so every publisher may have answers there.
 const SERVER_NAMED: &str = "amq.";
 
 /// Takes submissions from the broker.
@@ -120,7 +119,7 @@ pub async fn run(intake: Arc<Intake>, consumers: Consumers, stop: CancellationTo
 async fn consume(intake: Arc<Intake>, mut consumer: Consumer, stop: CancellationToken) {
     let (health, acker) = (consumer.health(), consumer.acker());
     let mut queue =
-        Queue { intake: &intake, name: health.queue(), acker: &acker, waiting: Vec::new(), accepted_at: None };
+        QueueIntake { intake: &intake, name: health.queue(), acker: &acker, waiting: Vec::new(), accepted_at: None };
     loop {
         let due = queue.next_due();
         tokio::select! {
@@ -145,6 +144,8 @@ async fn consume(intake: Arc<Intake>, mut consumer: Consumer, stop: Cancellation
 /// A message that was taken from its queue and is not settled.
 struct Held {
     delivery: Delivery,
+    /// Whether its publisher may have answers in the queue that it names, also where the broker did not name that queue.
+    may_be_answered: bool,
     /// Tries that failed for a reason of its own.
     own_tries: u32,
     /// When its last try ended.
@@ -156,7 +157,14 @@ struct Held {
 
 impl Held {
     fn new(delivery: Delivery) -> Self {
-        Self { delivery, own_tries: 0, tried_at: None, due: Instant::now(), pauses: Reconnect::new() }
+        Self {
+            delivery,
+            may_be_answered: false,
+            own_tries: 0,
+            tried_at: None,
+            due: Instant::now(),
+            pauses: Reconnect::new(),
+        }
     }
 }
 
@@ -250,35 +258,34 @@ fn position(message: &str) -> String {
     message.rfind(" at line ").and_then(|start| message.get(start..)).unwrap_or_default().to_owned()
 }
 
-/// A routing key `<tenant>.<channel>.<lane>`.
+/// What a routing key `<tenant>.<channel>.<lane>` says besides its tenant.
 #[derive(Debug, PartialEq, Eq)]
-struct Key<'a> {
-    tenant: &'a str,
+struct Key {
     channel: Channel,
     lane: Lane,
 }
 
-impl<'a> Key<'a> {
-    fn parse(text: &'a str) -> Result<Self, String> {
+impl Key {
+    fn parse(text: &str) -> Result<Self, String> {
         let words: Vec<&str> = text.split('.').collect();
-        let [tenant, channel, lane] = words[..] else {
+        let [_, channel, lane] = words[..] else {
             return Err("routing key: must be <tenant>.<channel>.<lane>".to_owned());
         };
         let channel = channel.parse().map_err(|unknown| format!("routing key: the channel {unknown}"))?;
         let lane = lane.parse().map_err(|unknown| format!("routing key: the lane {unknown}"))?;
-        Ok(Self { tenant, channel, lane })
+        Ok(Self { channel, lane })
     }
 }
 
 /// Who published a message, for which key.
-struct Claim<'a> {
+struct ClaimedPublisher<'a> {
     key: &'a str,
     user: Option<&'a str>,
     /// Its publisher was checked when it first came, and is not known any more.
     is_checked: bool,
 }
 
-impl<'a> Claim<'a> {
+impl<'a> ClaimedPublisher<'a> {
     /// What a message says of itself, as the broker checked it.
     fn of(delivery: &'a Delivery) -> Self {
         Self { key: &delivery.routing_key, user: delivery.properties.user_id(), is_checked: false }
@@ -291,6 +298,13 @@ impl<'a> Claim<'a> {
     }
 }
 
+/// A publisher that may publish for the tenant of its key.
+struct Admitted<'a> {
+    key: &'a str,
+    tenant: TenantId,
+    may_be_answered: bool,
+}
+
 impl Intake {
     /// Accepts with `app`, publishes dead letters with `publisher` and answers with `replies`.
     pub fn new(app: Data<App>, publisher: Publisher, replies: Publisher, require: RequireMapping) -> Self {
@@ -298,19 +312,45 @@ impl Intake {
         Self { app, publisher, replies, users, replay_key: OnceCell::new() }
     }
 
-    async fn judge(&self, delivery: &Delivery) -> Judgement {
-        match timeout(JUDGE_WAIT, self.check(delivery)).await {
+    async fn judge(&self, held: &mut Held) -> Judgement {
+        let (until, delivery) = (Instant::now() + JUDGE_WAIT, &held.delivery);
+        held.may_be_answered = false;
+        let admitted = match timeout_at(until, self.admit(delivery)).await {
+            Ok(Ok(admitted)) => admitted,
+            Ok(Err(Unaccepted::Refused(refusal))) => return Judgement::Refuse(refusal),
+            // A message whose publisher is not known becomes no letter of the tenant that it names: it waits for the database.
+            Ok(Err(Unaccepted::Later(_))) | Err(_) => return Judgement::Later(Trouble::Server),
+        };
+        held.may_be_answered = admitted.may_be_answered;
+        match timeout_at(until, self.check(delivery, &admitted)).await {
             Ok(Ok((acceptance, answer))) => Judgement::Accept(Box::new(acceptance), answer),
             Ok(Err(Unaccepted::Refused(refusal))) => Judgement::Refuse(refusal),
             Ok(Err(Unaccepted::Later(trouble))) => Judgement::Later(trouble),
-            Err(_) => Judgement::Later(Trouble::LookUp),
+            // A database that is slow is no fault of the message.
+            Err(_) => Judgement::Later(Trouble::Server),
         }
     }
 
-    async fn check(&self, delivery: &Delivery) -> Result<(Acceptance, Vec<u8>), Unaccepted> {
+    /// Checks that the publisher may publish for the tenant of its routing key, before anything else of the message is read: each
+    /// other refusal is shown to that tenant.
+    async fn admit<'a>(&self, delivery: &'a Delivery) -> Result<Admitted<'a>, Unaccepted> {
         let claim = self.claim(delivery).await?;
-        let key = Key::parse(claim.key).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
-        let tenant = self.tenant(&key, &claim).await?;
+        let slug = claim.key.split('.').next().unwrap_or_default();
+        let found = self.app.credentials.tenant(slug).await?;
+        let tenant = found.ok_or_else(|| Refusal::tenant("the tenant of the routing key is unknown".to_owned()))?;
+        let admitted = |may_be_answered| Admitted { key: claim.key, tenant, may_be_answered };
+        if claim.is_checked {
+            return Ok(admitted(false));
+        }
+        let publishers = self.users.publishers().await?;
+        publishers.check(tenant, claim.user).map_err(|detail| Refusal::tenant(detail.to_owned()))?;
+        let queue = delivery.properties.reply_to().unwrap_or_default();
+        Ok(admitted(publishers.may_be_answered(tenant, claim.user, queue)))
+    }
+
+    async fn check(&self, delivery: &Delivery, admitted: &Admitted<'_>) -> Result<(Acceptance, Vec<u8>), Unaccepted> {
+        let tenant = admitted.tenant;
+        let key = Key::parse(admitted.key).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
         check_frame(delivery)?;
         let (mut draft, origin, hashes) = self.read(delivery, &key, tenant)?;
         self.app.complete(tenant, &mut draft.content).await?;
@@ -327,9 +367,9 @@ impl Intake {
 
     /// Who published a message, for which key. One that was published again from a dead letter says so with a proof; the same
     /// header without one is refused, since nobody else has a reason to send it.
-    async fn claim<'a>(&self, delivery: &'a Delivery) -> Result<Claim<'a>, Unaccepted> {
+    async fn claim<'a>(&self, delivery: &'a Delivery) -> Result<ClaimedPublisher<'a>, Unaccepted> {
         if delivery.properties.header(replay::LETTER).is_none() {
-            return Ok(Claim::of(delivery));
+            return Ok(ClaimedPublisher::of(delivery));
         }
         self.load_replay_key().await?;
         let detail = "the header x-posthaste-replay comes without its proof";
@@ -337,7 +377,7 @@ impl Intake {
     }
 
     /// What a message says of itself that was published again, if its proof holds.
-    fn proven<'a>(&self, delivery: &'a Delivery) -> Option<Claim<'a>> {
+    fn proven<'a>(&self, delivery: &'a Delivery) -> Option<ClaimedPublisher<'a>> {
         let properties = &delivery.properties;
         let replayed = Replayed {
             letter: properties.header(replay::LETTER)?,
@@ -347,7 +387,7 @@ impl Intake {
             body: &delivery.body,
         };
         let holds = self.replay_key.get()?.holds(&replayed, properties.header(replay::PROOF)?);
-        holds.then(|| Claim::replayed(delivery))
+        holds.then(|| ClaimedPublisher::replayed(delivery))
     }
 
     async fn load_replay_key(&self) -> Result<(), Problem> {
@@ -355,17 +395,7 @@ impl Intake {
         self.replay_key.get_or_try_init(load).await.map(drop)
     }
 
-    async fn tenant(&self, key: &Key<'_>, claim: &Claim<'_>) -> Result<TenantId, Unaccepted> {
-        let found = self.app.credentials.tenant(key.tenant).await?;
-        let tenant = found.ok_or_else(|| Refusal::tenant("the tenant of the routing key is unknown".to_owned()))?;
-        if !claim.is_checked {
-            let publishers = self.users.publishers().await?;
-            publishers.check(tenant, claim.user).map_err(|detail| Refusal::tenant(detail.to_owned()))?;
-        }
-        Ok(tenant)
-    }
-
-    fn read(&self, delivery: &Delivery, key: &Key<'_>, tenant: TenantId) -> Result<(Draft, Origin, Hashes), Refusal> {
+    fn read(&self, delivery: &Delivery, key: &Key, tenant: TenantId) -> Result<(Draft, Origin, Hashes), Refusal> {
         let id = message_id(delivery)?;
         let mut submission = Submission::parse(&delivery.body).map_err(Refusal::malformed)?;
         let in_body = submission.idempotency_key.take();
@@ -427,13 +457,13 @@ fn message_id(delivery: &Delivery) -> Result<String, Refusal> {
     })
 }
 
-async fn judged(intake: &Intake, held: Held) -> (Held, Judgement) {
-    let judgement = intake.judge(&held.delivery).await;
+async fn judged(intake: &Intake, mut held: Held) -> (Held, Judgement) {
+    let judgement = intake.judge(&mut held).await;
     (held, judgement)
 }
 
 /// One queue, and what was taken from it.
-struct Queue<'a> {
+struct QueueIntake<'a> {
     intake: &'a Intake,
     name: &'a str,
     acker: &'a Acker,
@@ -443,7 +473,7 @@ struct Queue<'a> {
     accepted_at: Option<Instant>,
 }
 
-impl Queue<'_> {
+impl QueueIntake<'_> {
     /// When the next of what waits is due; far ahead where nothing does.
     fn next_due(&self) -> Instant {
         let due = self.waiting.iter().map(|held| held.due).min();
@@ -487,7 +517,7 @@ impl Queue<'_> {
             match concluded(verdict, answer) {
                 Ok(answer) => {
                     self.accepted_at = Some(Instant::now());
-                    self.finish(&held.delivery, answer, true);
+                    self.finish(&held, answer);
                 }
                 Err(Some(refusal)) => refused.push((held, refusal)),
                 Err(None) => refused.extend(self.put_off(held, Trouble::Server)),
@@ -537,7 +567,7 @@ impl Queue<'_> {
             Ok(()) => {
                 metrics::counter!("posthaste_intake_refused_total", "reason" => refusal.reason.as_str()).increment(1);
                 let answer = serde_json::json!({ "error": refusal.problem.to_json() });
-                self.finish(delivery, answer.to_string().into_bytes(), refusal.reason != DeadReason::Tenant);
+                self.finish(&held, answer.to_string().into_bytes());
                 None
             }
             Err(error) => {
@@ -547,13 +577,12 @@ impl Queue<'_> {
         }
     }
 
-    /// Acknowledges a message and answers whoever asked for it. A publisher that may not publish for the tenant `is_known` of
-    /// gets answers in queues with names of the broker only.
-    fn finish(&self, delivery: &Delivery, answer: Vec<u8>, is_known: bool) {
-        self.acker.done(delivery.tag);
-        if let Some(reply) = reply(delivery, answer, is_known) {
+    /// Acknowledges a message and answers its publisher, where it asked for an answer and may have one there.
+    fn finish(&self, held: &Held, answer: Vec<u8>) {
+        self.acker.done(held.delivery.tag);
+        if let Some(reply) = reply(held, answer) {
             let replies = self.intake.replies.clone();
-            // Whoever asked for an answer may be gone; the message is safe either way.
+            // The publisher may be gone; the message is safe either way.
             tokio::spawn(async move { replies.publish_one(reply).await });
         }
     }
@@ -578,12 +607,13 @@ fn concluded(verdict: Verdict, answer: Vec<u8>) -> Result<Vec<u8>, Option<Refusa
     }
 }
 
-fn may_be_answered(queue: &str, is_known: bool) -> bool {
-    !queue.is_empty() && !queue.starts_with(OWN_PREFIX) && (is_known || queue.starts_with(SERVER_NAMED))
+fn takes_answers(queue: &str, may_be_answered: bool) -> bool {
+    !queue.is_empty() && !queue.starts_with(OWN_PREFIX) && (may_be_answered || queue.starts_with(SERVER_NAMED))
 }
 
-fn reply(delivery: &Delivery, body: Vec<u8>, is_known: bool) -> Option<Outgoing> {
-    let to = delivery.properties.reply_to().filter(|to| may_be_answered(to, is_known))?;
+fn reply(held: &Held, body: Vec<u8>) -> Option<Outgoing> {
+    let delivery = &held.delivery;
+    let to = delivery.properties.reply_to().filter(|to| takes_answers(to, held.may_be_answered))?;
     Some(Outgoing {
         exchange: "",
         routing_key: Cow::Owned(to.to_owned()),
@@ -602,19 +632,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_routing_key_names_tenant_channel_and_lane() {
+    fn a_routing_key_names_channel_and_lane_after_its_tenant() {
         let key = Key::parse("demo.in_app.high").unwrap();
-        assert_eq!(key, Key { tenant: "demo", channel: Channel::InApp, lane: Lane::High });
+        assert_eq!(key, Key { channel: Channel::InApp, lane: Lane::High });
         for bad in ["", "demo.sms", "demo.sms.high.x", "demo.fax.high", "demo.sms.fast", "posthaste.intake.std"] {
             assert!(Key::parse(bad).unwrap_err().starts_with("routing key"), "{bad}");
         }
     }
 
     #[test]
-    fn answers_go_to_no_queue_of_ours_and_strangers_get_them_in_queues_named_by_the_broker_only() {
+    fn answers_go_to_no_queue_of_ours_and_without_a_right_to_another_to_queues_named_by_the_broker_only() {
         let queues = ["", "posthaste.intake.std", "billing.replies", "amq.gen-x", "amq.rabbitmq.reply-to"];
-        assert_eq!(queues.map(|queue| may_be_answered(queue, true)), [false, false, true, true, true]);
-        assert_eq!(queues.map(|queue| may_be_answered(queue, false)), [false, false, false, true, true]);
+        assert_eq!(queues.map(|queue| takes_answers(queue, true)), [false, false, true, true, true]);
+        assert_eq!(queues.map(|queue| takes_answers(queue, false)), [false, false, false, true, true]);
     }
 
     #[test]

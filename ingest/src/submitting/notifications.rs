@@ -110,7 +110,7 @@ pub async fn test(
     trace: Trace,
     app: Data<App>,
     request: HttpRequest,
-    body: JsonBody<SUBMISSION>,
+    body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
     let asked: TestBody = body.parse_or_default().await?;
     let key = idempotency::key(request.headers(), None)?;

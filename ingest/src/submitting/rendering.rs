@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix_web::web;
 use shared::domain::TenantId;
 
-use crate::{per_tenant::PerTenant, problem::Problem};
+use crate::{permits::PerTenant, problem::Problem};
 
 /// Renderings of one tenant at once; the next ones wait.
 const OF_TENANT_MAX: usize = 4;
@@ -28,14 +28,21 @@ impl Renderers {
         tenant: TenantId,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let _permit = self.0.enter(tenant, PATIENCE).await.ok_or_else(Problem::overloaded)?;
-        web::block(work).await.map_err(|_| Problem::internal())
+        let permit = self.0.enter(tenant, PATIENCE).await.ok_or_else(Problem::overloaded)?;
+        let working = move || {
+            // A client that hangs up does not end the work: the permit is kept until it is done.
+            let _permit = permit;
+            work()
+        };
+        web::block(working).await.map_err(|_| Problem::internal())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -56,10 +63,35 @@ mod tests {
         let all = futures_util::future::join_all(hanging.collect::<Vec<_>>());
         let other = async {
             assert_eq!(renderers.run(TenantId(2), || 7).await.unwrap(), 7);
-            assert!(begins.try_iter().count() <= OF_TENANT_MAX, "no more than that began");
+            for _ in 0..OF_TENANT_MAX {
+                begins.recv_timeout(Duration::from_secs(60)).unwrap();
+            }
+            assert!(begins.recv_timeout(Duration::from_millis(200)).is_err(), "no more than that began");
             drop(ends);
         };
         let (all, ()) = tokio::join!(all, other);
         assert!(all.into_iter().all(|one| one.is_ok()));
+    }
+
+    #[actix_web::test]
+    async fn work_whose_client_hangs_up_keeps_its_permit_until_it_is_done() {
+        let renderers = Renderers::default();
+        let (begun, begins) = mpsc::channel();
+        let mut ends = Vec::new();
+        for _ in 0..OF_TENANT_MAX {
+            let (end, ended) = mpsc::channel::<()>();
+            ends.push(end);
+            let begun = begun.clone();
+            let hanging = renderers.run(TenantId(1), move || {
+                begun.send(()).unwrap();
+                let _ = ended.recv();
+            });
+            assert!(timeout(Duration::from_millis(50), hanging).await.is_err(), "its client hangs up");
+            begins.recv().unwrap();
+        }
+        let next = timeout(Duration::from_millis(200), renderers.run(TenantId(1), || 7)).await;
+        assert!(next.is_err(), "all permits are taken");
+        drop(ends);
+        assert_eq!(renderers.run(TenantId(1), || 7).await.unwrap(), 7);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{FromRequest, HttpRequest, HttpResponse, dev::Payload, web::Data};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, ResponseError, dev::Payload, web::Data};
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
+    audit,
     auth::{Admin, Reader},
     body::JsonBody,
     inbound::waha::{NAME_BYTES_MAX, parse_net},
@@ -518,7 +519,12 @@ where
         };
         app.db.run(noting).await?;
     }
-    let state = app.elsewhere(act(host, session)).await?.map_err(|error| refused(&error))?;
+    let state = match app.elsewhere(act(host, session)).await? {
+        Ok(state) => state,
+        // Whether it shall run is noted all the same, and WAHA is told again.
+        Err(error) if is_wanted.is_some() => return Ok(audit::in_part(refused(&error).error_response())),
+        Err(error) => return Err(refused(&error)),
+    };
     let noting = async move |store: Store| {
         store.set_state(id, &state, None).await?;
         store.session(id).await

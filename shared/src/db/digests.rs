@@ -119,21 +119,21 @@ impl Store {
         Ok(query.within(Some(tenant)).run(self).await? > 0)
     }
 
-    /// How many events an open window holds, and when it closes.
-    pub async fn open_digest(
+    /// How many events the open windows of a person hold, and when they close. `asked` names each by its rule and key.
+    pub async fn open_digests(
         &self,
         tenant: TenantId,
-        rule: Uuid,
         user: &str,
-        key: &str,
-    ) -> DbResult<Option<(i32, DateTime<Utc>)>> {
-        let query = statement::<(Int4, Timestamptz)>(OPEN_ONE)
+        asked: Vec<(Uuid, String)>,
+    ) -> DbResult<HashMap<Uuid, (i32, DateTime<Utc>)>> {
+        let (rules, keys): (Vec<Uuid>, Vec<String>) = asked.into_iter().unzip();
+        let query = statement::<(SqlUuid, Int4, Timestamptz)>(OPEN_OF_PERSON)
+            .bind::<Array<SqlUuid>, _>(rules)
+            .bind::<Array<Text>, _>(keys)
             .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(rule)
-            .bind::<Text, _>(user.to_owned())
-            .bind::<Text, _>(key.to_owned());
-        let rows: Vec<(i32, DateTime<Utc>)> = query.within(Some(tenant)).rows(self).await?;
-        Ok(rows.into_iter().next())
+            .bind::<Text, _>(user.to_owned());
+        let rows: Vec<(Uuid, i32, DateTime<Utc>)> = query.within(Some(tenant)).rows(self).await?;
+        Ok(rows.into_iter().map(|(rule, items, closes_at)| (rule, (items, closes_at))).collect())
     }
 
     /// Locks the open windows that events are going to be put into, in one order, before anything else is locked that the closing
@@ -414,8 +414,9 @@ INSERT INTO digests (id, tenant_id, rule_id, user_id, key, max_items, event_type
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')
 ON CONFLICT (tenant_id, rule_id, user_id, key) WHERE state = 'open' DO NOTHING";
 
-const OPEN_ONE: &str = "
-SELECT items, closes_at FROM digests WHERE tenant_id = ? AND rule_id = ? AND user_id = ? AND key = ? AND state = 'open'";
+const OPEN_OF_PERSON: &str = "
+SELECT d.rule_id, d.items, d.closes_at FROM unnest(?::uuid[], ?::text[]) AS asked(rule_id, key)
+JOIN digests d ON d.tenant_id = ? AND d.rule_id = asked.rule_id AND d.user_id = ? AND d.key = asked.key AND d.state = 'open'";
 
 /// Whoever holds one has it locked; the lock dies with its holder.
 const DUE: &str = "
