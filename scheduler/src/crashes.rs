@@ -13,7 +13,7 @@ use shared::{
     clock,
     config::Config,
     contract::{AttemptRecord, Event},
-    db::{Store, due::Crash, events::WORKER_LOST, poll::WorkKind},
+    db::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind},
     domain::{Channel, OutcomeClass, ProviderName, RetryPolicy, Round, retry::decide_crash},
     telemetry::at_zero,
 };
@@ -62,7 +62,7 @@ impl Crashes {
             "Claims past lease and grace that wait until all has been well for as long as the grace, counted up to 10,000."
         );
         at_zero("posthaste_workers_lost_total", "channel", Channel::ALL.iter().map(|channel| channel.as_str()));
-        show_doubt(false, 0);
+        show_doubt(Some(false), Some(0));
         Self { store, publisher, quiet, config }
     }
 
@@ -80,18 +80,30 @@ impl Crashes {
         Ok(())
     }
 
-    /// Shows how many claims wait to be doubted, and whether that is for longer than usual.
-    async fn show(&self, is_quiet: bool) -> Result<(), TaskError> {
+    /// The claims that are over without an outcome. Shows how many wait to be doubted, and whether that is for longer than usual.
+    async fn look_up(&self, is_quiet: bool) -> DbResult<Vec<Crash>> {
         let waits = self.quiet.is_asked() && !is_quiet;
         let held = if waits { self.store.watches_due(SOON_MS, HELD_MAX).await? } else { 0 };
-        show_doubt(self.quiet.is_suspended(), held);
-        Ok(())
+        show_doubt(Some(self.quiet.is_suspended()), Some(held));
+        let (again, grace) = (if is_quiet { AGAIN_MS } else { SOON_MS }, millis(self.config.timing.doubt_grace));
+        self.store.crashed(LIMIT, grace, again).await
+    }
+
+    /// Without an answer of the database it is unknown how many claims wait. Those that waited before still do.
+    fn lose_sight(&mut self) {
+        let is_asked = self.quiet.is_asked();
+        if is_asked {
+            self.quiet.ask();
+        }
+        show_doubt(is_asked.then(|| self.quiet.is_suspended()), None);
     }
 }
 
-fn show_doubt(is_suspended: bool, held: i64) {
-    gauge!("posthaste_doubt_suspended").set(f64::from(u8::from(is_suspended)));
-    gauge!("posthaste_doubt_held").set(gauge_of(held));
+/// `None`: it is unknown.
+fn show_doubt(is_suspended: Option<bool>, held: Option<i64>) {
+    let suspended = is_suspended.map_or(f64::NAN, |is_suspended| f64::from(u8::from(is_suspended)));
+    gauge!("posthaste_doubt_suspended").set(suspended);
+    gauge!("posthaste_doubt_held").set(held.map_or(f64::NAN, gauge_of));
 }
 
 impl Task for Crashes {
@@ -101,9 +113,7 @@ impl Task for Crashes {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let is_quiet = self.quiet.look().await;
-        self.show(is_quiet).await?;
-        let (again, grace) = (if is_quiet { AGAIN_MS } else { SOON_MS }, millis(self.config.timing.doubt_grace));
-        let held = self.store.crashed(LIMIT, grace, again).await?;
+        let held = self.look_up(is_quiet).await.inspect_err(|_| self.lose_sight())?;
         if held.is_empty() {
             // As long as claims wait to be doubted it is looked every period, whatever is due.
             return Ok(if self.quiet.is_asked() { Report::Expect(Self::PERIOD) } else { Report::Done });

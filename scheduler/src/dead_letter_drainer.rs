@@ -217,7 +217,7 @@ async fn withhold(store: &Store, letters: &mut [NewLetter], require_mapping: Req
     let publishers = Publishers::new(store.amqp_users().await?, require_mapping);
     for letter in unseen {
         let Some(slug) = &letter.tenant else { continue };
-        let tenant = store.tenant_by_slug(slug).await?.map(|tenant| tenant.id);
+        let tenant = store.tenant_id(slug).await?;
         let user = letter.amqp_user.as_deref().filter(|user| !user.is_empty());
         letter.tenant.take_if(|_| tenant.is_none_or(|tenant| publishers.check(tenant, user).is_err()));
     }

@@ -158,16 +158,21 @@ impl Digests {
         }
     }
 
+    /// What fails alone for an hour ends without a message.
     async fn put_off(&self, due: &[DueDigest], error: &CloseError) -> DbResult<()> {
         counter!(FAILURES, "task" => Self::NAME).increment(1);
         let closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
-        let at = clock::now() + AGAIN;
-        let later = |digest: &HeldDigest| (digest.id, Ending::Later { at, is_end: false });
+        let (mut endings, mut ends) = (Vec::new(), Vec::new());
         for digest in &closing.digests {
-            tracing::error!(digest = %digest.id, tenant.id = %digest.tenant, %error, "a window cannot be closed; it is tried again in a minute");
+            let (end, ending) = again_or_never(digest, clock::now());
+            let (tenant, items, word) = (digest.tenant, digest.count, end.as_str());
+            tracing::error!(digest = %digest.id, tenant.id = %tenant, items, end = word, %error, "a window cannot be closed");
+            ends.push(end);
+            endings.push((digest.id, ending));
         }
-        let endings = closing.digests.iter().map(later).collect();
-        closing.end(endings, self.relay_after_ms).await.map(drop)
+        closing.end(endings, self.relay_after_ms).await?;
+        count_ends(&ends);
+        Ok(())
     }
 
     async fn close_together(&self, due: &[DueDigest]) -> Result<(), CloseError> {
@@ -193,10 +198,14 @@ impl Digests {
         let dispatch = closing.end(endings, self.relay_after_ms).await?;
         faultpoint::pass(faultpoint::AFTER_CLOSE);
         dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
-        for end in ends {
-            counter!("posthaste_digests_closed_total", "end" => end.as_str()).increment(1);
-        }
+        count_ends(&ends);
         Ok(())
+    }
+}
+
+fn count_ends(ends: &[End]) {
+    for end in ends {
+        counter!("posthaste_digests_closed_total", "end" => end.as_str()).increment(1);
     }
 }
 
@@ -326,14 +335,22 @@ fn put_off(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Decision {
     Decision::Ended(End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
 }
 
-/// It is tried again for a while, then it ends.
 fn unrenderable(digest: &HeldDigest, untold: &Untold, now: DateTime<Utc>) -> (End, Ending) {
     let (rule, items, Untold { field, message }) = (digest.rule, digest.count, untold);
-    if now > digest.latest_at + PATIENCE {
+    let (end, ending) = again_or_never(digest, now);
+    if matches!(end, End::Unrenderable) {
         tracing::error!(%rule, items, field, message, "dropped a window that could not be told for an hour");
+    } else {
+        tracing::warn!(%rule, items, field, message, "a window cannot be told; it is tried again in a minute");
+    }
+    (end, ending)
+}
+
+/// A window that fails is tried again for a while, then it ends.
+fn again_or_never(digest: &HeldDigest, now: DateTime<Utc>) -> (End, Ending) {
+    if now > digest.latest_at + PATIENCE {
         return (End::Unrenderable, Ending::Silent);
     }
-    tracing::warn!(%rule, items, field, message, "a window cannot be told; it is tried again in a minute");
     (End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
 }
 
@@ -439,5 +456,7 @@ mod tests {
             |now: &str| matches!(unrenderable(&window, &untold, at(now)).1, Ending::Later { is_end: false, .. });
         assert!(later("2026-02-01T07:00:01Z") && later("2026-02-01T08:00:00Z"));
         assert!(!later("2026-02-01T08:00:01Z"));
+        let ends = |now: &str| again_or_never(&window, at(now)).0.as_str();
+        assert_eq!([ends("2026-02-01T08:00:00Z"), ends("2026-02-01T08:00:01Z")], ["put_off", "unrenderable"]);
     }
 }

@@ -180,6 +180,7 @@ impl Line {
         crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
         crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
         crew.keep(unread_events::UnreadEvents::new(store.clone(), publisher.clone()));
+        crew.keep(unread_events::LetteredOutcomes::new(store.clone()));
         crew.keep(partitions::Partitions(store.clone()));
         crew.keep(pruning::Pruning(store.clone()));
         crew.keep(pruning::Freeze::new(store.clone()));

@@ -22,8 +22,8 @@ struct Batch {
 
 impl LogProgress {
     /// Notes that `events` are being written. What providers report afterwards says nothing about the age of the queue.
-    pub fn begin(&self, events: &[Event]) {
-        let outcomes = events.iter().filter(|event| !event.report).map(|event| event.at);
+    pub fn begin<'a>(&self, events: impl IntoIterator<Item = &'a Event>) {
+        let outcomes = events.into_iter().filter(|event| !event.report).map(|event| event.at);
         let oldest = outcomes.min().unwrap_or_else(clock::now);
         *self.lock() = Some(Batch { since: Instant::now(), oldest });
     }
@@ -47,5 +47,28 @@ impl LogProgress {
 
     fn lock(&self) -> MutexGuard<'_, Option<Batch>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use shared::domain::{Channel, DeliveryId, EventKind, TenantId};
+
+    use super::*;
+
+    #[test]
+    fn the_lag_is_the_age_of_the_oldest_outcome_in_hand() {
+        let about = (TenantId(1), DeliveryId::generate(), 1, Channel::Sms);
+        let report = Event::report(about, EventKind::Delivered, clock::now() - TimeDelta::hours(9));
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        let crash = Event { report: false, crash: true, at: clock::now() - TimeDelta::minutes(1), ..report.clone() };
+        let log = LogProgress::default();
+        log.begin([&crash, &report]);
+        assert!(log.lag() >= minute && log.lag() < hour, "{:?}", log.lag());
+        log.begin([&report]);
+        assert!(log.lag() < minute, "what a provider reports has no age");
+        log.end();
+        assert_eq!(log.lag(), Duration::ZERO);
     }
 }

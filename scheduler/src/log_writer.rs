@@ -6,7 +6,7 @@
 //! A scheduler that does not reach the database gives back what it holds: the broker still hears its heartbeats, so it would never
 //! take the messages away, and the other schedulers would take those outcomes for lost and have their messages sent again.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, collections::HashSet, time::Duration};
 
 use metrics::{counter, histogram};
 use shared::{
@@ -145,7 +145,7 @@ impl LogWriter {
             return Ok(());
         }
         histogram!("posthaste_log_writer_batch_size").record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
-        self.progress.begin(&batch.events);
+        self.progress.begin(batch.events.iter().chain(&batch.crashes));
         // A call on a line that is cut silently never ends, so the batch is given up from outside.
         let cut_off = cut_off(self.store.clone(), self.lost_after);
         tokio::select! {
@@ -159,20 +159,31 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Crash reports come last: an outcome that is kept or put aside stands against them.
+    /// Crash reports come last: an outcome that is kept or put aside stands against them. Those of outcomes that went back to the queue
+    /// go back behind them.
     async fn write_down(&mut self, batch: &Batch) -> Result<(), Interrupted> {
         self.keep(&batch.unread).await?;
-        for events in [&batch.events, &batch.crashes].into_iter().filter(|events| !events.is_empty()) {
-            for bad in self.record(events).await? {
-                self.put_event_aside(&bad).await?;
-            }
-        }
-        Ok(())
+        let returned = self.write_events(&batch.events).await?;
+        let (later, now) = split_crashes(&batch.crashes, &returned);
+        self.put_back(&later).await?;
+        self.write_events(&now).await.map(drop)
     }
 
-    /// Writes what can be written and returns the events whose own values the database refuses. It waits for as long as the
-    /// database cannot work: the broker keeps what is not acknowledged.
-    async fn record(&mut self, events: &[Event]) -> Result<Vec<Refused>, Interrupted> {
+    /// Writes events down, or makes dead letters of them; returns those that went back to the queue.
+    async fn write_events(&mut self, events: &[Event]) -> Result<Vec<Event>, Interrupted> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Sifted { refused, left, .. } = self.record(events).await?;
+        for bad in refused {
+            self.put_event_aside(&bad).await?;
+        }
+        Ok(left)
+    }
+
+    /// Writes what can be written. It waits for as long as the database cannot work: the broker keeps what is not acknowledged. What is
+    /// left after that went back to the queue.
+    async fn record(&mut self, events: &[Event]) -> Result<Sifted, Interrupted> {
         // Before the outcome itself: after a crash in between both are found again.
         let dead = dead_addresses(events);
         while let Err(error) = self.store.suppress(&dead).await {
@@ -197,7 +208,7 @@ impl LogWriter {
             sifted.refused.extend(rest.refused);
             (sifted.left, sifted.error) = (rest.left, rest.error);
         }
-        Ok(sifted.refused)
+        Ok(sifted)
     }
 
     /// Sends events to the end of the queue, so that no others wait for their rows. A message that is new has no returns.
@@ -224,7 +235,7 @@ impl LogWriter {
         let detail = chain(error);
         tracing::error!(delivery.id = %event.delivery, detail, "an event cannot be written down and becomes a dead letter");
         let batch = EventBatch::new(vec![event.clone()]);
-        let id = letter_id(&batch);
+        let id = letter_id(event, &batch);
         if !event.crash && !event.report {
             self.note_outcome(id, event).await?;
         }
@@ -293,8 +304,19 @@ impl Batch {
     }
 }
 
-/// The id of the letter about an event: the same each time it is refused.
-fn letter_id(batch: &EventBatch) -> Uuid {
+/// Crash reports of deliveries and runs whose events are in `waiting`, and the others.
+fn split_crashes(crashes: &[Event], waiting: &[Event]) -> (Vec<Event>, Vec<Event>) {
+    let waiting: HashSet<_> = waiting.iter().map(|event| (event.delivery, event.run)).collect();
+    crashes.iter().cloned().partition(|crash| waiting.contains(&(crash.delivery, crash.run)))
+}
+
+/// The id of the letter about an event: the same each time it is refused. A claim is reported lost again and again, with another time
+/// and pause each: its reports share one letter.
+fn letter_id(event: &Event, batch: &EventBatch) -> Uuid {
+    if event.crash {
+        let (delivery, run) = (event.delivery.0.into_bytes(), event.run.to_be_bytes());
+        return NewLetter::id_of(&[EVENTS_LOG.as_bytes(), b"crash", &delivery, &run]);
+    }
     NewLetter::id_of(&[EVENTS_LOG.as_bytes(), &serde_json::to_vec(batch).unwrap_or_default()])
 }
 
@@ -389,4 +411,40 @@ pub fn tell(recorded: &Recorded) {
 /// Counts dead letters.
 pub fn tell_dead(reason: DeadReason, n: u64) {
     counter!("posthaste_dead_lettered_total", "reason" => reason.as_str()).increment(n);
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use shared::{
+        clock,
+        domain::{Channel, DeliveryId, EventKind, TenantId},
+    };
+
+    use super::*;
+
+    fn event(crash: bool, run: i32) -> Event {
+        let about = (TenantId(1), DeliveryId::generate(), run, Channel::Sms);
+        Event { report: false, crash, ..Event::report(about, EventKind::Ambiguous, clock::now()) }
+    }
+
+    #[test]
+    fn a_crash_report_does_not_pass_an_outcome_that_went_back() {
+        let (first, second) = (event(true, 1), event(true, 1));
+        let outcome = Event { crash: false, ..first.clone() };
+        let earlier = Event { run: 0, ..second.clone() };
+        let crashes = [first.clone(), second.clone()];
+        assert_eq!(split_crashes(&crashes, &[outcome, earlier]), (vec![first], vec![second]));
+    }
+
+    #[test]
+    fn each_report_of_one_crash_has_the_same_letter() {
+        let id = |event: &Event| letter_id(event, &EventBatch::new(vec![event.clone()]));
+        let crash = event(true, 1);
+        let again = Event { at: crash.at + TimeDelta::seconds(30), delay_ms: Some(7), ..crash.clone() };
+        assert_eq!(id(&crash), id(&again));
+        for other in [event(true, 1), Event { run: 2, ..crash.clone() }, Event { crash: false, ..crash.clone() }] {
+            assert_ne!(id(&crash), id(&other));
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Keeps tables small that only remember: breakers, and the lines of tenants' shares. Freezes the partitions of days that are over.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use metrics::{counter, gauge};
@@ -19,7 +19,11 @@ const SHARE_IDLE_S: i32 = 24 * 60 * 60;
 /// How long a turn waits for a partition. A loop that does not turn for a minute longer than its period counts as stalled.
 const FREEZE_TURN: Duration = Duration::from_secs(2);
 
-/// The task that deletes idle breakers and shares.
+/// The longest freezing of one partition. After this it counts as hanging: a call on a line that is cut silently never ends.
+const FREEZE_MAX: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// The task that deletes idle breakers and shares. It marks the operator's sessions too: during an upgrade the version before makes some
+/// without the mark.
 pub struct Pruning(pub Store);
 
 impl Task for Pruning {
@@ -27,6 +31,7 @@ impl Task for Pruning {
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
+        self.0.mark_operators_sessions().await?;
         let forgotten =
             [self.0.forget_breakers(LIMIT).await?, self.0.forget_shares(SHARE_IDLE_S, LIMIT).await?].into_iter().max();
         let is_full = forgotten.and_then(|rows| i64::try_from(rows).ok()).is_some_and(|rows| rows >= LIMIT);
@@ -40,7 +45,8 @@ type Freezing = BoxFuture<'static, DbResult<Option<Frozen>>>;
 /// The task that freezes partitions, one after the other. A large one takes longer than a turn, which then only waits for it.
 pub struct Freeze {
     store: Store,
-    freezing: Option<Freezing>,
+    /// What is being frozen, and when it is given up.
+    freezing: Option<(Freezing, Instant)>,
     /// Partitions that this process has frozen: not every server tells when a table was vacuumed.
     frozen: Vec<String>,
     /// Partitions that the server refused to freeze, until the next pass.
@@ -55,13 +61,20 @@ impl Freeze {
 
     /// What became of the next partition; `None`: it is not ready yet.
     async fn next(&mut self) -> Option<DbResult<Option<Frozen>>> {
-        let freezing = self.freezing.get_or_insert_with(|| {
+        let (freezing, until) = self.freezing.get_or_insert_with(|| {
             let (store, passed) = (self.store.clone(), [self.frozen.clone(), self.refused.clone()].concat());
-            Box::pin(async move { store.freeze_partition(passed).await })
+            (Box::pin(async move { store.freeze_partition(passed).await }), Instant::now() + FREEZE_MAX)
         });
-        let ended = timeout(FREEZE_TURN, freezing).await.ok()?;
-        self.freezing = None;
-        Some(ended)
+        let ended = timeout(FREEZE_TURN, freezing).await.ok();
+        let hangs = ended.is_none() && Instant::now() >= *until;
+        if hangs {
+            counter!(FAILURES, "task" => Self::NAME).increment(1);
+            tracing::warn!("freezing a partition does not end; it is given up and tried again");
+        }
+        if hangs || ended.is_some() {
+            self.freezing = None;
+        }
+        ended
     }
 }
 
@@ -122,11 +135,15 @@ mod tests {
         let database = DatabaseConfig::plain(&"postgres://127.0.0.1:1/none".parse().unwrap());
         let mut freeze = Freeze::new(Store::open(&database, 1).unwrap());
         let (done, frozen) = tokio::sync::oneshot::channel();
-        freeze.freezing = Some(async { Ok(frozen.await.ok()) }.boxed());
+        freeze.freezing = Some((async { Ok(frozen.await.ok()) }.boxed(), Instant::now() + FREEZE_MAX));
         assert_eq!(freeze.run().await.unwrap(), Report::More);
         assert!(freeze.freezing.is_some() && freeze.frozen.is_empty());
         done.send(Frozen { partition: "messages_20260101".to_owned(), refused: None }).unwrap();
         assert_eq!(freeze.run().await.unwrap(), Report::More);
         assert_eq!(freeze.frozen, ["messages_20260101"]);
+        // One that never ends is given up.
+        freeze.freezing = Some((std::future::pending().boxed(), Instant::now()));
+        assert_eq!(freeze.run().await.unwrap(), Report::More);
+        assert!(freeze.freezing.is_none());
     }
 }

@@ -1,5 +1,5 @@
 //! Reads kept events again: after an upgrade this version may know their words. They go back to the log queue, whose writer
-//! treats them like any other.
+//! treats them like any other. Forgets the notes about outcomes in dead letters.
 
 use std::time::Duration;
 
@@ -19,7 +19,11 @@ use crate::{
     task::{Report, Task, TaskError, count_of, gauge_of},
 };
 
-/// Events of one turn.
+/// Counts kept events.
+const UNREAD: &str = "posthaste_events_unread";
+/// Counts notes about outcomes in dead letters.
+const LETTERED: &str = "posthaste_outcomes_in_letters";
+/// Events, or notes, of one turn.
 const LIMIT: i64 = 500;
 /// After so long no newer scheduler is expected: the event becomes a dead letter, which can be replayed, and its delivery
 /// counts as crashed.
@@ -42,7 +46,7 @@ impl UnreadEvents {
     /// Publishes through `publisher`.
     pub fn new(store: Store, publisher: Publisher) -> Self {
         describe_counter!("posthaste_events_unread_total", "Events kept because this version cannot read them.");
-        describe_gauge!("posthaste_events_unread", "Kept events that no scheduler can read yet.");
+        describe_gauge!(UNREAD, "Kept events that no scheduler can read yet.");
         Self { store, publisher, after: Uuid::nil(), unread: 0 }
     }
 
@@ -97,7 +101,7 @@ impl Task for UnreadEvents {
     const PERIOD: Duration = Duration::from_secs(60);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let kept = self.store.unread_events(self.after, LIMIT).await?;
+        let kept = self.store.unread_events(self.after, LIMIT).await.inspect_err(|_| gauge!(UNREAD).set(f64::NAN))?;
         let (n, last) = (kept.len(), kept.last().map(|event| event.id));
         let dealt_with = self.turn(kept).await?;
         self.unread += n - dealt_with.len();
@@ -106,10 +110,44 @@ impl Task for UnreadEvents {
             self.after = last.unwrap_or_default();
             return Ok(Report::More);
         }
-        self.store.forget_lettered_events().await?;
         // The last row was seen: the next turn begins with the first again.
-        gauge!("posthaste_events_unread").set(gauge_of(i64::try_from(self.unread).unwrap_or(i64::MAX)));
+        gauge!(UNREAD).set(gauge_of(i64::try_from(self.unread).unwrap_or(i64::MAX)));
         (self.after, self.unread) = (Uuid::nil(), 0);
+        Ok(Report::Done)
+    }
+}
+
+/// The task that forgets notes about outcomes in dead letters once they are over, and counts the others.
+pub struct LetteredOutcomes {
+    store: Store,
+    /// The last note that was looked at.
+    after: Uuid,
+    /// Notes up to there that stay.
+    open: i64,
+}
+
+impl LetteredOutcomes {
+    /// Begins with the first note.
+    pub fn new(store: Store) -> Self {
+        describe_gauge!(LETTERED, "Deliveries that stay `sending` because their outcome is in an open dead letter.");
+        Self { store, after: Uuid::nil(), open: 0 }
+    }
+}
+
+impl Task for LetteredOutcomes {
+    const NAME: &'static str = "lettered_outcomes";
+    const PERIOD: Duration = Duration::from_secs(60);
+
+    async fn run(&mut self) -> Result<Report, TaskError> {
+        let page = self.store.forget_lettered_events(self.after, LIMIT).await;
+        let (last, stay) = page.inspect_err(|_| gauge!(LETTERED).set(f64::NAN))?;
+        self.open += stay;
+        if let Some(last) = last {
+            self.after = last;
+            return Ok(Report::More);
+        }
+        gauge!(LETTERED).set(gauge_of(self.open));
+        (self.after, self.open) = (Uuid::nil(), 0);
         Ok(Report::Done)
     }
 }

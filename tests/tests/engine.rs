@@ -9,7 +9,14 @@ use harness::{Stack, TestServers};
 use shared::{
     config::DatabaseConfig,
     contract::{AttemptRecord, Event, WorkItem},
-    db::{Store, claim::Claim, outbox::PENDING_MAX, poll::Floors, statement},
+    db::{
+        Store,
+        claim::Claim,
+        erasure::{Erased, Step},
+        outbox::PENDING_MAX,
+        poll::Floors,
+        statement,
+    },
     domain::{Channel, DeliveryId, EventKind, OutcomeClass, ProviderName, Round, State, TenantId},
 };
 use uuid::Uuid;
@@ -23,7 +30,7 @@ async fn prepared() -> Result<(Stack, Store)> {
 
 /// A delivery in the state given, with its message and a published outbox row that the audit may look at.
 async fn delivery(stack: &Stack, state: &str, run: i32) -> Result<DeliveryId> {
-    let (id, message) = (Uuid::now_v7(), Uuid::now_v7());
+    let (message, id) = (Uuid::now_v7(), Uuid::now_v7());
     stack
         .sql()
         .await?
@@ -123,7 +130,8 @@ async fn a_claim_whose_outcome_is_in_a_dead_letter_is_not_doubted_before_the_let
     for _ in 0..2 {
         store.keep_lettered_event(letter, held, 1).await?;
     }
-    store.forget_lettered_events().await?;
+    assert_eq!(store.forget_lettered_events(Uuid::nil(), 10).await?, (Some(letter), 1));
+    assert_eq!(store.forget_lettered_events(letter, 10).await?, (None, 0), "behind the last one");
     assert_eq!(store.unread_events(Uuid::nil(), 10).await?, [], "there is nothing to read");
     let overdue = "UPDATE deliveries SET lease_until = now() - interval '61 s'; UPDATE due SET due_at = now()";
     sql.batch_execute(overdue).await?;
@@ -134,9 +142,22 @@ async fn a_claim_whose_outcome_is_in_a_dead_letter_is_not_doubted_before_the_let
         "INSERT INTO dead_letters (id, origin, reason, status) VALUES ('{letter}', 'broker', 'poison', 'dropped')"
     );
     sql.batch_execute(&dropped).await?;
-    store.forget_lettered_events().await?;
+    assert_eq!(store.forget_lettered_events(Uuid::nil(), 10).await?, (Some(letter), 0));
     sql.batch_execute(overdue).await?;
     assert_eq!(store.crashed(10, 60_000, 1_000).await?.len(), 1, "its outcome was given up");
+
+    // An open letter keeps no erasure from its end.
+    store.keep_lettered_event(letter, held, 1).await?;
+    sql.batch_execute("UPDATE messages SET user_id = 'ada'; UPDATE dead_letters SET status = 'open', body = 'x'")
+        .await?;
+    let (person, mut erased) = (store.begin_erasure(TenantId(1), "ada", false).await?, Erased::default());
+    assert_eq!((store.erase_step(&person, &mut erased).await?, erased.dead_letters), (Step::Held, 1));
+    sql.batch_execute(overdue).await?;
+    let crashes = store.crashed(10, 60_000, 1_000).await?;
+    let expiries: Vec<_> = crashes.iter().map(|crash| crash.expires_at.is_some()).collect();
+    assert_eq!(expiries, [true], "it ends without a call");
+    let closed = "SELECT count(*) FROM dead_letters WHERE status = 'dropped' AND body IS NULL";
+    assert_eq!(stack.count(closed).await?, 1);
     Ok(())
 }
 

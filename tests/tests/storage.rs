@@ -267,11 +267,15 @@ async fn retention_gets_to_the_last_of_many_tenants_and_past_a_table_that_refuse
     // One of the last tables, and of the last tenant.
     let letter = "INSERT INTO dead_letters (id, tenant_id, origin, reason, status, created_at) SELECT gen_random_uuid(), max(id), 'intake', 'schema', 'open', now() - interval '9 days' FROM tenants";
     base.sql.batch_execute(letter).await?;
+    let of_an_outcome = "WITH l AS (INSERT INTO dead_letters (id, origin, reason, created_at) VALUES (gen_random_uuid(), 'broker', 'poison', now() - interval '9 days') RETURNING id)
+        INSERT INTO unread_events (id, delivery_id, run, body) SELECT id, gen_random_uuid(), 1, '' FROM l";
+    base.sql.batch_execute(of_an_outcome).await?;
     assert_eq!(remove_all(&base.store).await?, 1, "the table that refuses, once in a pass");
     assert_eq!(base.count("SELECT count(*) FROM event_log").await?, 0);
-    assert_eq!(base.count("SELECT count(*) FROM dead_letters").await?, 0);
-    base.sql.batch_execute("DROP TRIGGER refuse ON inbox").await?;
+    assert_eq!(base.count("SELECT count(*) FROM dead_letters").await?, 1, "no other place has the outcome");
+    base.sql.batch_execute("DROP TRIGGER refuse ON inbox; DELETE FROM unread_events").await?;
     assert_eq!(remove_all(&base.store).await?, 0);
+    assert_eq!(base.count("SELECT count(*) FROM dead_letters").await?, 0);
     assert_eq!(base.count("SELECT count(*) FROM inbox").await?, 1, "that of yesterday");
     Ok(())
 }
@@ -439,6 +443,7 @@ async fn a_scheduler_gets_past_what_fails_ends_what_expired_and_forgets_what_is_
             "only the share in use is left",
             "SELECT count(*) = 1 AND bool_and(route = 'sms.bulk') FROM lines WHERE kind = 'share'",
         ),
+        ("the operator's session is marked", "SELECT bool_and(is_operators) FROM wa_sessions"),
         (
             "the days that are over are frozen",
             "SELECT count(*) >= 3 FROM pg_stat_user_tables WHERE relname ~ '^(messages|deliveries|delivery_events)_' AND last_vacuum IS NOT NULL",
@@ -508,7 +513,10 @@ const OWNERS: &[(&str, &str)] = &[
     ("tenants", "an operator"),
     ("throttles", "digest_forgets: once they say nothing"),
     ("token_families", "partitions: once they have expired"),
-    ("unread_events", "unread_events: once they are read or their delivery goes on, or after three days"),
+    (
+        "unread_events",
+        "unread_events: once they are read, or after three days; notes of outcomes once their delivery goes on or their letter is dropped",
+    ),
     ("users", "an erasure or an admin"),
     ("wa_inbound", "retention"),
     ("wa_sessions", "an admin"),

@@ -1,7 +1,8 @@
 //! Erasure: a person is forgotten everywhere, while the facts of the log and the counters stay.
 //!
 //! A request is a row; it is carried out in steps, by the request itself as long as its client waits, then by a scheduler. A delivery
-//! that a worker holds comes in a later step: its message expires at once, so that no further try follows.
+//! that a worker holds comes in a later step: its message expires at once, so that no further try follows. An outcome that the database
+//! refused is given up, or its delivery would be held for as long as the letter is open.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -221,6 +222,7 @@ impl Eraser<'_> {
         let ids: Vec<Uuid> = rows.into_iter().map(|(id, _)| id).collect();
         if !alive.is_empty() {
             self.tenants::<()>(EXPIRE).bind::<Array<SqlUuid>, _>(alive.clone()).run(self.store).await?;
+            self.give_up_outcomes(alive.clone()).await?;
         }
         for id in alive {
             self.store.cancel(Some(tenant), MessageId(id)).await?;
@@ -244,6 +246,16 @@ impl Eraser<'_> {
             self.answers(bulks).await?;
         }
         Ok(messages)
+    }
+
+    /// Gives up the outcomes of these messages that are in dead letters. Their deliveries are then doubted, and end without a call:
+    /// their messages have expired.
+    async fn give_up_outcomes(&mut self, messages: Vec<Uuid>) -> DbResult<()> {
+        // The letter of an outcome names no tenant, so this statement sees the rows of all.
+        let query = statement::<Int8>(GIVE_UP_OUTCOMES).bind::<Int4, _>(self.person.tenant.0);
+        let letters: i64 = query.bind::<Array<SqlUuid>, _>(messages).row(self.store).await?;
+        self.erased.dead_letters += letters;
+        Ok(())
     }
 
     /// Empties the webhook events about these deliveries or messages.
@@ -524,6 +536,22 @@ WHERE m.tenant_id = f.tenant_id AND m.user_id = f.user_id AND m.created_at <= f.
 
 const EXPIRE: &str =
     "UPDATE messages SET expires_at = least(expires_at, now()) WHERE tenant_id = ? AND id = ANY (?::uuid[])";
+
+/// The note of an outcome has the id of its letter. A letter that is replayed stays so: its outcome is on its way.
+const GIVE_UP_OUTCOMES: &str = concat!(
+    "
+WITH theirs AS MATERIALIZED (
+    SELECT d.id FROM (SELECT ?::int4 AS tenant_id, ?::uuid[] AS ids) f
+    JOIN messages m ON m.id = ANY (f.ids) AND m.tenant_id = f.tenant_id
+    CROSS JOIN LATERAL (SELECT d.id FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
+    minute_after!("m.id"),
+    " OFFSET 0) d
+), gone AS (DELETE FROM unread_events u USING theirs t WHERE u.delivery_id = t.id AND u.body = '' RETURNING u.id
+), emptied AS (
+    UPDATE dead_letters l SET body = NULL, detail = '', status = CASE l.status WHEN 'open' THEN 'dropped' ELSE l.status END
+    FROM gone g WHERE l.id = g.id RETURNING 1)
+SELECT count(*) FROM emptied"
+);
 
 /// The message keeps content of its own, an empty one: the bulk's is no longer its.
 const EMPTY: &str = concat!(

@@ -90,6 +90,13 @@ impl Store {
         Ok(Tenant { id: TenantId(id), slug, webhook_secret, created_at })
     }
 
+    /// The row number of the tenant of that name. Its secret is not decrypted: one that cannot be keeps nothing from the tenant's keys
+    /// and publishers.
+    pub async fn tenant_id(&self, slug: &str) -> DbResult<Option<TenantId>> {
+        let query = tenants::table.filter(tenants::slug.eq(slug)).select(tenants::id);
+        Ok(query.first(&mut *self.conn().await?).await.optional()?.map(TenantId))
+    }
+
     /// The tenant of that name.
     pub async fn tenant_by_slug(&self, slug: &str) -> DbResult<Option<Tenant>> {
         let row: Option<Row> =

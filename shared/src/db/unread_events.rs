@@ -52,10 +52,13 @@ impl Store {
         query.bind::<Int4, _>(run).run(self).await.map(drop)
     }
 
-    /// Forgets notes about outcomes in dead letters whose delivery has gone on, or whose letter was dropped or is gone. A replayed
-    /// outcome is known until it is written down.
-    pub async fn forget_lettered_events(&self) -> DbResult<()> {
-        statement::<()>(FORGET_LETTERED).run(self).await.map(drop)
+    /// Looks at up to `limit` notes about outcomes in dead letters, behind the note `after`, and forgets those whose delivery has gone
+    /// on, or whose letter was dropped or is gone. A replayed outcome is known until it is written down. Returns the last note that was
+    /// looked at, and how many of them stay.
+    pub async fn forget_lettered_events(&self, after: Uuid, limit: i64) -> DbResult<(Option<Uuid>, i64)> {
+        let query = statement::<(Array<SqlUuid>, Int8)>(FORGET_LETTERED).bind::<SqlUuid, _>(after);
+        let (last, stay): (Vec<Uuid>, i64) = query.bind::<Int8, _>(limit).row(self).await?;
+        Ok((last.first().copied(), stay))
     }
 
     /// Up to `limit` kept events behind the row `after`, oldest first.
@@ -81,9 +84,15 @@ INSERT INTO unread_events (id, delivery_id, run, body) VALUES (?, ?, ?, '') ON C
 
 /// A letter that is not written yet is on its way through the broker.
 const FORGET_LETTERED: &str = "
-DELETE FROM unread_events u WHERE body = ''
-AND (NOT EXISTS (SELECT FROM deliveries d WHERE d.id = u.delivery_id AND d.run = u.run AND d.state = 'sending')
-     OR EXISTS (SELECT FROM dead_letters l WHERE l.id = u.id AND l.status = 'dropped')
-     OR (created_at < now() - interval '3 days' AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.id = u.id)))";
+WITH page AS MATERIALIZED (
+    SELECT id, delivery_id, run, created_at FROM unread_events WHERE id > ? AND body = '' ORDER BY id LIMIT ?
+), gone AS (
+    DELETE FROM unread_events WHERE id = ANY (ARRAY(
+        SELECT p.id FROM page p
+        WHERE NOT EXISTS (SELECT FROM deliveries d WHERE d.id = p.delivery_id AND d.run = p.run AND d.state = 'sending')
+           OR EXISTS (SELECT FROM dead_letters l WHERE l.id = p.id AND l.status = 'dropped')
+           OR (p.created_at < now() - interval '3 days' AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.id = p.id))))
+    RETURNING 1)
+SELECT ARRAY(SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page) - (SELECT count(*) FROM gone)";
 
 const FORGET: &str = "DELETE FROM unread_events WHERE id = ANY (?::uuid[])";

@@ -40,10 +40,15 @@ impl Publishers {
     }
 
     /// Whether `user`, who may publish for `tenant`, may have answers in `queue`, which the broker did not name: in a queue whose name
-    /// begins with its own name and a dot. A user of a tenant that is open to all may name any queue but those of mapped users.
+    /// begins with its own name and a dot. A user of a tenant that is open to all may name any queue but those of mapped users. Where the
+    /// name of one user begins that of another (`shop`, `shop.eu`), a queue is of the mapped user with the longest name.
     pub fn may_be_answered(&self, tenant: TenantId, user: Option<&str>, queue: &str) -> bool {
         let is_of = |user: &str| queue.strip_prefix(user).is_some_and(|rest| rest.starts_with('.'));
-        user.is_some_and(is_of) || self.is_open(tenant) && !self.tenants.keys().any(|user| is_of(user))
+        let owners = self.tenants.keys().map(String::as_str).filter(|user| is_of(user));
+        match owners.max_by_key(|user| user.len()) {
+            Some(owner) => user == Some(owner),
+            None => user.is_some_and(is_of) || self.is_open(tenant),
+        }
     }
 
     /// Whether every user of the broker may publish for `tenant`.
@@ -92,6 +97,18 @@ mod tests {
         assert_eq!(of(RequireMapping::Auto, 1, Some("orders")), [true, false, false]);
         assert_eq!(of(RequireMapping::Never, 2, Some("billing")), [false, true, true]);
         assert_eq!(of(RequireMapping::Never, 2, None), [false, true, true]);
+        let names = ["shop", "shop.eu"].map(str::to_owned);
+        let nested = Publishers::new(names.into_iter().zip([TenantId(1), TenantId(2)]), RequireMapping::Never);
+        for (tenant, user, queue, wanted) in [
+            (1, "shop", "shop.replies", true),
+            (1, "shop", "shop.eu", true),
+            (1, "shop", "shop.eu.replies", false),
+            (2, "shop.eu", "shop.eu.replies", true),
+            (2, "shop.eu", "shop.replies", false),
+            (3, "shop.us", "shop.us.replies", false),
+        ] {
+            assert_eq!(nested.may_be_answered(TenantId(tenant), Some(user), queue), wanted, "{user} {queue}");
+        }
         let unmapped = Publishers::new([], RequireMapping::Auto);
         assert!(queues.iter().all(|queue| unmapped.may_be_answered(TenantId(1), None, queue)));
     }

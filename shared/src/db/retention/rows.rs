@@ -357,7 +357,7 @@ SELECT count(*) FROM gone"
     };
 }
 
-/// A bulk stays as long as a message needs its content.
+/// A bulk stays as long as a message needs its content, and a dead letter as long as it holds the only known outcome of a delivery.
 const TABLES: [Table; 12] = [
     older!("bulks", "x.created_at < f.before", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
     older!(
@@ -381,7 +381,12 @@ const TABLES: [Table; 12] = [
     ),
     older!("webhook_events", "x.at < f.before", " AND NOT x.pending"),
     older!("webhook_logs", "x.created_at < f.before", ""),
-    older!("dead_letters", "x.created_at < f.before", "", or nobody),
+    older!(
+        "dead_letters",
+        "x.created_at < f.before",
+        " AND NOT EXISTS (SELECT FROM unread_events u WHERE u.id = x.id)",
+        or nobody
+    ),
     older!("replays", "x.created_at < f.before", " AND x.status <> 'running'", or nobody),
 ];
 
