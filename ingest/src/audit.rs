@@ -2,7 +2,7 @@
 //!
 //! Not recorded: submissions, which are their own record in the delivery log, and what a person does in an inbox.
 //!
-//! Recorded are calls that succeed, calls that are refused after they changed something, and calls that are answered with 5xx: of those
+//! Recorded are calls that succeed, calls that fail after they changed something, and other calls that are answered with 5xx: of those
 //! it is not known whether they changed anything, and the entry says so.
 //!
 //! A call is judged by its path as the router reads it, with percent-encoding undone, and named after the route that
@@ -12,15 +12,7 @@
 //! repeat. The entry is tried again until it is written; meanwhile the log line says all of it, and an alert hangs on
 //! `posthaste_audit_retried_total`.
 
-use std::{
-    fmt::Display,
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt::Display, mem, sync::Arc, time::Duration};
 
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse,
@@ -40,7 +32,7 @@ use shared::{
     telemetry::{TraceContext, masked},
     token::Role,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -52,12 +44,12 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// How long an answer waits for its entry.
+/// How long an answer waits for its entry, and an entry for its turn until a log line says it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Entries that wait for the database at once; further ones are in the log only. About 500 bytes each.
 const WAITING_MAX: usize = 10_000;
-/// The same for entries about calls that were answered with 5xx. They come in masses while the database is away, and must not keep it
-/// from its work once it is back.
+/// The same, beside those, for entries about calls of which it is not known whether they changed anything. They come in masses while
+/// the database is away, and must not keep it from its work once it is back.
 const AMBIGUOUS_WAITING_MAX: usize = 100;
 
 /// Submissions, by method and path: the delivery log is their record.
@@ -112,7 +104,7 @@ pub fn unchanged(response: HttpResponse) -> HttpResponse {
     remark(response, |remark| remark.is_unchanged = true)
 }
 
-/// Marks the refusal of a call that has changed something all the same.
+/// Marks the refusal or failure of a call that has changed something all the same.
 pub fn in_part(response: HttpResponse) -> HttpResponse {
     remark(response, |remark| remark.is_in_part = true)
 }
@@ -200,7 +192,7 @@ impl Watch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Done,
-    /// It was refused, and has changed something.
+    /// It failed, and has changed something.
     InPart,
     /// It is not known whether it changed anything.
     Ambiguous,
@@ -218,8 +210,8 @@ impl Ending {
     fn judged(status: StatusCode, is_harmless: bool, remark: &Remark) -> Option<Self> {
         match status {
             _ if status.is_success() => (!remark.is_unchanged).then_some(Self::Done),
-            _ if status.is_server_error() && !is_harmless => Some(Self::Ambiguous),
-            _ => remark.is_in_part.then_some(Self::InPart),
+            _ if remark.is_in_part => Some(Self::InPart),
+            _ => (status.is_server_error() && !is_harmless).then_some(Self::Ambiguous),
         }
     }
 
@@ -261,7 +253,7 @@ fn ids(request: &HttpRequest, tenant: TenantId, sealer: &Sealer) -> String {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Some(deed) = self.deed.take() {
-            mem::drop(self.app.recorder.begin(deed));
+            self.app.recorder.record_interrupted(deed);
         }
     }
 }
@@ -270,47 +262,71 @@ impl Drop for Watch {
 pub struct Recorder {
     store: Store,
     runtime: tokio::runtime::Handle,
-    waiting: Arc<AtomicUsize>,
+    /// One permit: the chain takes one entry at a time, and each that waits for it in the database holds a connection.
+    turn: Arc<Semaphore>,
+    /// A permit for each entry that may wait.
+    room: Arc<Semaphore>,
+    ambiguous_room: Arc<Semaphore>,
 }
 
 impl Recorder {
     /// Writes on the runtime of the caller.
     pub fn new(store: Store) -> Self {
-        Self { store, runtime: tokio::runtime::Handle::current(), waiting: Arc::default() }
+        let permits = |permits| Arc::new(Semaphore::new(permits));
+        Self {
+            store,
+            runtime: tokio::runtime::Handle::current(),
+            turn: permits(1),
+            room: permits(WAITING_MAX),
+            ambiguous_room: permits(AMBIGUOUS_WAITING_MAX),
+        }
     }
 
     /// Writes an entry; one that cannot be written in time goes on being tried.
     async fn record(&self, deed: Deed) {
-        // Whichever it is, the writer has said it.
-        let _ = timeout(PATIENCE, self.begin(deed)).await;
+        if let Some(writing) = self.begin(deed, &self.room) {
+            // Whichever it is, the writer has said it.
+            let _ = timeout(PATIENCE, writing).await;
+        }
     }
 
     /// Writes an entry about a call whose end is not known. Its answer promises nothing and does not wait for it.
     fn record_ambiguous(&self, deed: Deed) {
-        if self.waiting.load(Ordering::Relaxed) < AMBIGUOUS_WAITING_MAX {
-            mem::drop(self.begin(deed));
-        } else {
-            report(&deed, "too many entries wait", false);
-        }
+        mem::drop(self.begin(deed, &self.ambiguous_room));
     }
 
-    fn begin(&self, deed: Deed) -> tokio::task::JoinHandle<()> {
-        let (store, waiting) = (self.store.clone(), Arc::clone(&self.waiting));
-        waiting.fetch_add(1, Ordering::Relaxed);
-        self.runtime.spawn(async move {
-            write(&store, deed, &waiting).await;
-            waiting.fetch_sub(1, Ordering::Relaxed);
-        })
+    /// Writes an entry about a call that was cut off.
+    fn record_interrupted(&self, deed: Deed) {
+        mem::drop(self.begin(deed, &self.room));
+    }
+
+    /// `None`: too many entries wait.
+    fn begin(&self, deed: Deed, room: &Arc<Semaphore>) -> Option<JoinHandle<()>> {
+        let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
+            report(&deed, "too many entries wait", false);
+            return None;
+        };
+        let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
+        Some(self.runtime.spawn(async move {
+            write(&store, &turn, deed).await;
+            mem::drop(permit);
+        }))
     }
 }
 
-async fn write(store: &Store, deed: Deed, waiting: &AtomicUsize) {
+async fn write(store: &Store, turn: &Semaphore, deed: Deed) {
     let mut reconnect = Reconnect::new();
     let mut said = false;
-    while let Err(error) = store.audit_append(deed.clone()).await {
-        let goes_on = error.is_unavailable() && waiting.load(Ordering::Relaxed) <= WAITING_MAX;
+    loop {
+        let (error, goes_on) = match timeout(PATIENCE, turn.acquire()).await {
+            Ok(_turn) => match store.audit_append(deed.clone()).await {
+                Ok(_) => return,
+                Err(error) => (error.to_string(), error.is_unavailable()),
+            },
+            Err(_) => ("other entries are before it".to_owned(), true),
+        };
         if !said || !goes_on {
-            report(&deed, &error, goes_on);
+            report(&deed, error, goes_on);
         }
         if !goes_on {
             return;
@@ -370,7 +386,7 @@ pub struct AuditList {
 ///
 /// One entry for each POST, PUT or DELETE with a credential that was answered with 2xx, for each read of a signing secret, a
 /// person's export, a session's QR code or a dead letter's body, and for each `posthaste` command that changed something. A call that
-/// was answered with 5xx may have changed something: its target ends in `(ambiguous: answered 503)`. One that was refused after it had
+/// was answered with 5xx may have changed something: its target ends in `(ambiguous: answered 503)`. One that failed after it had
 /// changed something ends in `(in part: answered 400)`; one that the client cut off has the target `(interrupted)`. The
 /// actor is a role and a subject; ` via key:<id>` behind it names the API key that made a token. Submissions are not among them (the timeline of a message is their record), nor what people do in
 /// their inboxes. Entries cannot be changed or removed; `posthaste audit verify` checks their chain of hashes.
@@ -453,7 +469,7 @@ mod tests {
             (400, false, &plain, None),
             (409, false, &in_part, Some("7 (in part: answered 409)")),
             (500, false, &plain, Some("7 (ambiguous: answered 500)")),
-            (502, false, &in_part, Some("7 (ambiguous: answered 502)")),
+            (502, false, &in_part, Some("7 (in part: answered 502)")),
             (503, true, &plain, None),
         ] {
             let status = StatusCode::from_u16(status).unwrap();

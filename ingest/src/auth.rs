@@ -129,10 +129,15 @@ impl Credentials {
         }
     }
 
-    /// Who holds this credential, which comes from `address`.
-    pub async fn identify(&self, credential: &str, address: Option<IpAddr>) -> Result<Arc<Identity>, Problem> {
+    /// Who holds this credential, which comes from `address`. An API key that has to be looked up waits for its turn only if `may_wait`.
+    pub async fn identify(
+        &self,
+        credential: &str,
+        address: Option<IpAddr>,
+        may_wait: bool,
+    ) -> Result<Arc<Identity>, Problem> {
         if credential.starts_with(KEY_PREFIX) {
-            self.by_key(credential, address).await
+            self.by_key(credential, address, may_wait).await
         } else {
             self.by_token(credential).await
         }
@@ -165,11 +170,7 @@ impl Credentials {
             return Ok(Some(remembered));
         }
         let asked = slug.to_owned();
-        let found = self
-            .db
-            .run_within(LOOK_UP_TIMEOUT, async move |store| store.tenant_by_slug(&asked).await)
-            .await?
-            .map(|tenant| tenant.id);
+        let found = self.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.tenant_id(&asked).await).await?;
         if let Some(tenant) = found {
             self.tenants.put(slug.to_owned(), tenant, FOUND_TTL);
         }
@@ -182,7 +183,7 @@ impl Credentials {
         self.keys.forget_where(|identity| identity.subject == id);
     }
 
-    async fn by_key(&self, key: &str, address: Option<IpAddr>) -> Result<Arc<Identity>, Problem> {
+    async fn by_key(&self, key: &str, address: Option<IpAddr>, may_wait: bool) -> Result<Arc<Identity>, Problem> {
         let unknown = || refuse("This API key is unknown or revoked; make a new one with `posthaste key create`.");
         KeyForm::of(key).ok_or_else(unknown)?;
         let hash = token::hash_key(key);
@@ -192,7 +193,7 @@ impl Credentials {
         if self.missing.get(&hash).is_some() {
             return Err(unknown());
         }
-        let identity = self.look_up(hash, address).await?;
+        let identity = self.look_up(hash, address, may_wait).await?;
         match &identity {
             Some(identity) => self.keys.put(hash, Arc::clone(identity), FOUND_TTL),
             None => {
@@ -205,11 +206,19 @@ impl Credentials {
 
     /// Asks the database for a key. Of keys not seen before few are asked for at once, so that made-up ones leave
     /// the connections to others.
-    async fn look_up(&self, hash: Hash, address: Option<IpAddr>) -> Result<Option<Arc<Identity>>, Problem> {
+    async fn look_up(
+        &self,
+        hash: Hash,
+        address: Option<IpAddr>,
+        may_wait: bool,
+    ) -> Result<Option<Arc<Identity>>, Problem> {
         let permits = if self.keys.contains(&hash) {
             None
         } else {
-            let permits = self.first_look_ups.enter(address, LOOK_UP_TIMEOUT).await;
+            let permits = match may_wait {
+                true => self.first_look_ups.enter(address, LOOK_UP_TIMEOUT).await,
+                false => self.first_look_ups.try_enter(address),
+            };
             Some(permits.ok_or_else(Problem::unavailable)?)
         };
         // The permits go with the question, which may outlive the caller's patience.
@@ -288,7 +297,7 @@ async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<I
         Some(found) => found?,
         None => {
             let credential = presented(request.headers(), request.match_info().as_str(), request.query_string())?;
-            app.credentials.identify(&credential, client::address(&request)).await?
+            app.credentials.identify(&credential, client::address(&request), true).await?
         }
     };
     if !roles.contains(&identity.role) {

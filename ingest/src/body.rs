@@ -40,8 +40,11 @@ pub const ANONYMOUS: usize = 8 * 1024;
 pub const WEBHOOK: usize = 1024 * 1024;
 /// The part of the budget that a tenant has, at least one submission.
 const TENANT_PART: usize = 4;
-/// The part of the budget that an address has for callers without a credential and for users, at least one webhook.
+/// The part of the budget that an address has for callers without a credential and for users, at least one webhook; the users of
+/// a tenant together have as much.
 const ADDRESS_PART: usize = 16;
+/// The part of the budget that all callers without a credential have together, so that many addresses leave room for tenants.
+const STRANGERS_PART: usize = 2;
 /// How long a body may take to arrive. 30 MiB in that time is 1 MiB/s; whoever is slower would hold memory for minutes.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is read of a body that is refused, so that its sender hears why.
@@ -67,23 +70,32 @@ struct Taken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Holder {
     Address(Option<Network>),
+    /// All callers without a credential.
+    Strangers,
+    /// The producers, admins and operators of a tenant.
     Tenant(TenantId),
+    /// The users of a tenant. They take nothing from its producers.
+    UsersOf(TenantId),
 }
 
 impl Holder {
-    /// The parties that a request counts for. A producer sends large bodies from one address, so only its tenant counts.
+    /// The parties that a request counts for. A producer sends large bodies from one address, so its address does not count.
     fn of(request: &HttpRequest) -> Vec<Self> {
         let extensions = request.extensions();
         let identity = extensions.get::<Caller>().and_then(Caller::identity);
-        let is_by_address = identity.is_none_or(|identity| identity.role == Role::User);
-        let address = is_by_address.then(|| Self::Address(client::address(request).map(Network::of)));
-        address.into_iter().chain(identity.map(|identity| Self::Tenant(identity.tenant))).collect()
+        let address = || Self::Address(client::address(request).map(Network::of));
+        match identity {
+            None => vec![Self::Strangers, address()],
+            Some(identity) if identity.role == Role::User => vec![Self::UsersOf(identity.tenant), address()],
+            Some(identity) => vec![Self::Tenant(identity.tenant)],
+        }
     }
 
     /// Its share of a budget of `max` bytes. The largest body always fits into it.
     fn share(self, max: usize) -> usize {
         match self {
-            Self::Address(_) => WEBHOOK.max(max / ADDRESS_PART),
+            Self::Address(_) | Self::UsersOf(_) => WEBHOOK.max(max / ADDRESS_PART),
+            Self::Strangers => WEBHOOK.max(max / STRANGERS_PART),
             Self::Tenant(_) => SUBMISSION.max(max / TENANT_PART),
         }
     }
@@ -376,22 +388,34 @@ mod tests {
         assert!(fills(&mut near, 10 * WEBHOOK), "a sixteenth of it");
         assert!(!beside.cover(ANONYMOUS + 1), "an address in the same network");
         assert!(held(&budget, &[address("192.0.2.1")]).cover(ANONYMOUS + WEBHOOK));
-        let mut user = held(&budget, &[address("192.0.2.2"), tenant(1)]);
-        assert!(!user.cover(ANONYMOUS + 1), "its tenant has no more");
+        let users = |at| [address(at), Holder::UsersOf(TenantId(1))];
+        let (mut user, mut second) = (held(&budget, &users("192.0.2.2")), held(&budget, &users("192.0.2.3")));
+        assert!(fills(&mut user, 10 * WEBHOOK), "users have a sixteenth beside their tenant");
+        assert!(!second.cover(ANONYMOUS + 1), "the users of a tenant share it");
 
         drop((one, near));
         assert!(fills(&mut same, 40 * WEBHOOK) && beside.cover(ANONYMOUS + 1), "what is given back can be taken again");
-        drop((same, other, beside, user));
+        drop((same, other, beside, user, second));
         let taken = budget.taken.lock().unwrap();
         assert!(taken.all == 0 && taken.by_holder.is_empty(), "nothing is left over");
     }
 
     #[test]
+    fn callers_without_a_credential_leave_room_for_tenants_from_however_many_addresses() {
+        let budget = BodyBudget::new(160 * WEBHOOK);
+        let mut strangers: Vec<Held> = (1..=16)
+            .map(|n| held(&budget, &[Holder::Strangers, Holder::Address(Some(Network::of([192, 0, 2, n].into())))]))
+            .collect();
+        let full = strangers.iter_mut().map(|stranger| stranger.cover(ANONYMOUS + 10 * WEBHOOK));
+        assert_eq!(full.filter(|is_full| *is_full).count(), 8, "they have half of it");
+        assert!(held(&budget, &[Holder::Tenant(TenantId(1))]).cover(SUBMISSION));
+    }
+
+    #[test]
     fn the_largest_body_fits_into_a_share_of_a_small_budget() {
         let budget = BodyBudget::new(SUBMISSION);
-        let (tenant, address) = ([Holder::Tenant(TenantId(1))], [Holder::Address(None)]);
-        assert!(held(&budget, &tenant).cover(SUBMISSION));
-        assert!(held(&budget, &address).cover(WEBHOOK));
+        assert!(held(&budget, &[Holder::Tenant(TenantId(1))]).cover(SUBMISSION));
+        assert!(held(&budget, &[Holder::Strangers, Holder::Address(None)]).cover(WEBHOOK));
     }
 
     #[test]

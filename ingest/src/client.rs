@@ -32,38 +32,42 @@ impl Network {
 /// Works the address out and keeps it with the request.
 pub fn note(request: &ServiceRequest, trusted: &[IpNet]) -> Option<IpAddr> {
     let peer = request.peer_addr().map(|peer| peer.ip());
-    let address = peer.map(|peer| resolve(peer, request.headers(), trusted));
+    let address = peer.and_then(|peer| resolve(peer, request.headers(), trusted));
     request.extensions_mut().insert(ClientAddress(address));
     address
 }
 
-/// The address that [`note`] kept.
+/// The address that [`note`] kept. Callers without one count as one caller, and no network contains them.
 pub fn address(request: &HttpRequest) -> Option<IpAddr> {
     request.extensions().get::<ClientAddress>().and_then(|kept| kept.0)
 }
 
-/// Walks from the connection towards the caller as long as each hop is trusted. A hop that is no address ends the walk.
-fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+/// Walks from the connection towards the caller as long as each hop is trusted. A hop that is no address ends the walk. `None`: a
+/// trusted proxy sends both headers. It sets one of them, the caller may have written the other, and the proxy's own address would let
+/// the caller into networks that contain the proxy.
+fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
     let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
     let mut address = peer.to_canonical();
-    let mut hops = if is_trusted(address) { hops(headers) } else { Vec::new() };
+    if !is_trusted(address) {
+        return Some(address);
+    }
+    let mut hops = hops(headers)?;
     while is_trusted(address)
         && let Some(Some(hop)) = hops.pop()
     {
         address = hop.to_canonical();
     }
-    address
+    Some(address)
 }
 
-/// The hops that the headers name, the nearest last; `None` for what is no address. Where both headers are given, neither is
-/// believed: a proxy sets one of them, and the caller may have written the other.
-fn hops(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+/// The hops that the header names, the nearest last, and `None` for what is no address; none of them where both headers are given.
+fn hops(headers: &HeaderMap) -> Option<Vec<Option<IpAddr>>> {
     let lines = |name| headers.get_all(name).map(HeaderValue::as_bytes);
     let all = |name| lines(name).flat_map(|line| line.split(|byte| *byte == b',')).map(|hop| str::from_utf8(hop).ok());
     match (headers.contains_key(X_FORWARDED_FOR), headers.contains_key(FORWARDED)) {
-        (true, true) => Vec::new(),
-        (true, false) => all(X_FORWARDED_FOR).map(|hop| parse(hop?)).collect(),
-        (false, _) => all(FORWARDED).map(|element| parse(forwarded_for(element?)?)).collect(),
+        (true, true) => None,
+        (true, false) => Some(all(X_FORWARDED_FOR).map(|hop| parse(hop?)).collect()),
+        (false, _) => Some(all(FORWARDED).map(|element| parse(forwarded_for(element?)?)).collect()),
     }
 }
 
@@ -95,7 +99,7 @@ mod tests {
             map.append((*name).clone(), HeaderValue::from_bytes(value).unwrap());
         }
         let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
-        resolve(peer.parse().unwrap(), &map, &trusted).to_string()
+        resolve(peer.parse().unwrap(), &map, &trusted).map_or("none".to_owned(), |address| address.to_string())
     }
 
     #[test]
@@ -145,6 +149,7 @@ mod tests {
         assert_eq!(by("for=_hidden"), "fd00::1");
         assert_eq!(by("proto=http"), "fd00::1");
         let both = [(&FORWARDED, "for=192.0.2.1"), (&X_FORWARDED_FOR, "192.0.2.2")];
-        assert_eq!(resolved("10.0.0.1", &both), "10.0.0.1", "with both, neither is believed");
+        assert_eq!(resolved("10.0.0.1", &both), "none", "with both, the caller is not known");
+        assert_eq!(resolved("192.0.2.9", &both), "192.0.2.9", "no proxy is between");
     }
 }

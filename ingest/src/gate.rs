@@ -4,7 +4,8 @@
 //! for that credential; any other one, also with an invented credential, for the address it comes from. The check comes
 //! first even where the address has used its requests up: several callers may have one address, and one that guesses must
 //! not lock the others out. Only an API key that this process has not seen lately is looked up at the expense of the address,
-//! in a bucket that nothing else uses.
+//! in a bucket that nothing else uses. Where that is empty, a key is still looked up if this can be done at once: real keys
+//! behind one address must not be refused because another caller there guesses.
 //!
 //! Every decision by path takes the path as the router reads it.
 
@@ -80,16 +81,14 @@ async fn admit(app: &App, request: &ServiceRequest, address: Option<IpAddr>) -> 
         return (None, Some(app.limits.of_address(address)));
     };
     let paid = app.credentials.is_unseen(&credential).then(|| app.limits.of_look_ups(address));
-    if paid.as_ref().is_some_and(|verdict| verdict.refusal().is_some()) {
-        return (None, paid);
-    }
-    let identified = app.credentials.identify(&credential, address).await;
+    let is_spent = paid.as_ref().is_some_and(|verdict| verdict.refusal().is_some());
+    let identified = app.credentials.identify(&credential, address, !is_spent).await;
     let verdict = match &identified {
         Ok(identity) => Some(app.limits.of_credential(identity)),
         Err(problem) if problem.code() == Code::Unauthenticated => {
             Some(paid.unwrap_or_else(|| app.limits.of_address(address)))
         }
-        Err(_) => None,
+        Err(_) => paid.filter(|_| is_spent),
     };
     (Some(Caller::new(identified)), verdict)
 }

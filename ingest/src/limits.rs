@@ -63,7 +63,7 @@ pub struct Limits {
     /// By address: what comes with refresh tokens, whoever's. A family is told by the body, so it is counted later.
     refreshes: Buckets,
     families: Buckets,
-    /// By address: API keys that the database is asked for. Nothing else is refused where they are used up.
+    /// By address: API keys that the database is asked for. Where they are used up, only a key is refused that cannot be looked up at once.
     look_ups: Buckets,
     /// By tenant.
     shared: Buckets,

@@ -81,6 +81,12 @@ impl FirstLookUps {
         Self { all: Arc::new(Semaphore::new(max)), by_address: PerKey::default() }
     }
 
+    /// The permits of one look-up, if they are free.
+    pub fn try_enter(&self, address: Option<IpAddr>) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = self.by_address.try_enter(address.map(Network::of))?;
+        Some([own, Arc::clone(&self.all).try_acquire_owned().ok()?])
+    }
+
     /// The permits of one look-up; `None` if they take longer than `patience`.
     pub async fn enter(&self, address: Option<IpAddr>, patience: Duration) -> Option<[OwnedSemaphorePermit; 2]> {
         let both = async {
@@ -127,7 +133,10 @@ mod tests {
         assert!(one.is_some() && look_ups.enter(address("192.0.2.1"), SOON).await.is_none());
         let other = look_ups.enter(address("192.0.2.2"), SOON).await;
         assert!(other.is_some() && look_ups.enter(None, SOON).await.is_none(), "there are two in all");
+        assert!(look_ups.try_enter(address("192.0.2.1")).is_none() && look_ups.try_enter(None).is_none());
         drop(one);
+        assert!(look_ups.try_enter(address("192.0.2.2")).is_none(), "it has its one");
+        assert!(look_ups.try_enter(address("192.0.2.1")).is_some());
         assert!(look_ups.enter(address("192.0.2.1"), SOON).await.is_some());
     }
 }

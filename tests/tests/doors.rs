@@ -334,6 +334,14 @@ async fn a_trusted_proxy_tells_who_asks_and_refreshing_is_nobody_elses_bucket() 
     }
     assert!(statuses.iter().take(100).all(|status| *status == 401) && statuses[100..] == [429, 429], "{statuses:?}");
     assert_eq!(ask("192.0.2.7").await?.status.as_u16(), 401, "its other requests have a bucket of their own");
+    stack.cli(&["tenant", "create", "beta"])?;
+    let real = stack.api(&stack.create_key("beta", "admin")?);
+    let behind_it = real.request(Method::GET, "/api/messages", &headers, None).await?;
+    assert_eq!(
+        behind_it.status.as_u16(),
+        200,
+        "a real key that is not known yet is looked up where that can be done at once"
+    );
     let page = stack.api("").request(Method::GET, "/api/notifications/unsubscribe/x", &headers, None).await?;
     assert_ne!(page.status.as_u16(), 429);
 

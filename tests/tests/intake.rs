@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use harness::{HttpSink, Stack, amqp::Backend, api::SOON, check, eventually};
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use serde_json::{Value, json};
@@ -289,7 +290,7 @@ async fn a_database_that_refuses_is_a_wait_without_loss() -> Result<()> {
 
 #[tokio::test]
 async fn a_message_that_cannot_be_judged_holds_up_no_other() -> Result<()> {
-    let stack = Stack::start().await?;
+    let stack = Stack::start_with(&[("POSTHASTE_ENCRYPTION_KEY", &STANDARD.encode([1; 32]))]).await?;
     let backend = Backend::connect(&stack.amqp_url).await?;
     let sql = stack.sql().await?;
     // People cannot be looked up, which only a message without a recipient needs.
@@ -303,6 +304,12 @@ async fn a_message_that_cannot_be_judged_holds_up_no_other() -> Result<()> {
     stack.until_count("SELECT count(*) FROM messages", 20).await?;
     sql.batch_execute("GRANT SELECT ON users TO posthaste_services").await?;
     stack.until_count("SELECT count(*) FROM messages", 21).await?;
+
+    // Nor does a tenant whose secret cannot be decrypted: a submission does not need it.
+    stack.cli(&["tenant", "create", "beta"])?;
+    sql.batch_execute("UPDATE tenants SET webhook_secret = left(webhook_secret, -4) WHERE slug = 'beta'").await?;
+    backend.publish("beta.in_app.normal", Backend::properties("beta")?, &body("m")).await?;
+    stack.until_count("SELECT count(*) FROM messages", 22).await?;
     assert_eq!(stack.count("SELECT count(*) FROM dead_letters").await?, 0);
     Ok(())
 }

@@ -137,10 +137,12 @@ type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, String);
 
 #[tokio::test]
 async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result<()> {
-    let stack = Stack::patient(&[]).await?;
+    let stack = Stack::patient(&[("TRUSTED_PROXIES", "127.0.0.0/8")]).await?;
     session(&stack, "s", "http://127.0.0.1:9").await?;
     let elsewhere = json!({"name": "guarded", "base_url": "http://127.0.0.1:9", "api_key": "k", "webhook_secret": SECRET, "allow_ips": ["10.9.8.7"]});
     stack.admin().post("/sessions", &elsewhere).await?.ok()?;
+    let near = json!({"name": "near", "base_url": "http://127.0.0.1:9", "api_key": "k", "webhook_secret": SECRET, "allow_ips": ["127.0.0.1"]});
+    stack.admin().post("/sessions", &near).await?.ok()?;
     let seed = json!({"name": "seed", "base_url": "http://127.0.0.1:9", "api_key": "k", "webhook_secret": SECRET, "signature": "seed"});
     stack.admin().post("/sessions", &seed).await?.ok()?;
     let body = |session: &str| {
@@ -176,7 +178,16 @@ async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result
     }
     let guarded = tell(&public, SECRET, &serde_json::from_str(&body("guarded"))?).await?;
     let seed = tell(&public, SECRET, &serde_json::from_str(&body("seed"))?).await?;
-    said.extend([guarded.body, seed.body]);
+    // With both headers a caller does not pass as the proxy.
+    let near = body("near");
+    let near_signature = sha256(SECRET, near.as_bytes());
+    let by_proxy = [
+        ("x-waha-signature", near_signature.as_str()),
+        ("X-Forwarded-For", "192.0.2.1"),
+        ("Forwarded", "for=192.0.2.1"),
+    ];
+    let both_headers = post(&public, &by_proxy, near.as_bytes()).await?;
+    said.extend([guarded.body, seed.body, both_headers.body]);
     assert!(said.iter().all(|body| *body == said[0] && body["code"] == "unauthenticated"), "no hint: {said:?}");
     // Bodies that cannot be read or are too long.
     for (what, bytes, status) in [
@@ -195,6 +206,7 @@ async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result
     let both = [(hmac, mac.as_str()), algorithm, ("x-waha-signature", signature.as_str())];
     assert_eq!(post(&public, &both, good.as_bytes()).await?.body, json!({"received": true, "duplicate": false}));
     assert_eq!(post(&public, &both[2..], good.as_bytes()).await?.body, json!({"received": true, "duplicate": true}));
+    assert_eq!(post(&public, &by_proxy[..1], near.as_bytes()).await?.body["received"], true, "from the proxy itself");
     Ok(())
 }
 

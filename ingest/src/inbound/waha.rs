@@ -71,7 +71,7 @@ pub struct Hooks {
     batcher: Batcher<NewEvent, Result<bool, KeepError>>,
     sessions: Cache<Reference, Arc<Known>>,
     vouched: Cache<Reference, ()>,
-    look_ups: Semaphore,
+    look_ups: Arc<Semaphore>,
     first_look_ups: FirstLookUps,
 }
 
@@ -179,7 +179,7 @@ impl Hooks {
             batcher: Batcher::start(LIMITS, flush),
             sessions: Cache::new(NAMES_MAX),
             vouched: Cache::new(NAMES_MAX),
-            look_ups: Semaphore::new(LOOK_UPS_MAX),
+            look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
             first_look_ups: FirstLookUps::new(LOOK_UPS_MAX),
         }
     }
@@ -227,23 +227,27 @@ impl Hooks {
     async fn look_up(&self, reference: &Reference, address: Option<IpAddr>) -> Result<Arc<Known>, Problem> {
         if self.vouched.get(reference).is_none() {
             let permits = self.first_look_ups.enter(address, LOOK_UP_TIMEOUT).await;
-            let _permits = permits.ok_or_else(Problem::overloaded)?;
-            return self.read(reference).await;
+            return self.read(reference, permits.ok_or_else(Problem::overloaded)?).await;
         }
-        let permit = timeout(LOOK_UP_TIMEOUT, self.look_ups.acquire()).await;
-        let _permit = permit.map_err(|_| Problem::overloaded())?.map_err(|_| Problem::unavailable())?;
-        self.read(reference).await
+        let permit = timeout(LOOK_UP_TIMEOUT, Arc::clone(&self.look_ups).acquire_owned()).await;
+        let permit = permit.map_err(|_| Problem::overloaded())?.map_err(|_| Problem::unavailable())?;
+        self.read(reference, permit).await
     }
 
     /// Reads sessions from the database, unless another request has just done so.
-    async fn read(&self, reference: &Reference) -> Result<Arc<Known>, Problem> {
+    async fn read<P: Send + 'static>(&self, reference: &Reference, permits: P) -> Result<Arc<Known>, Problem> {
         if let Some(known) = self.sessions.get(reference).filter(|known| known.read_at.elapsed() < SESSIONS_AGE_MIN) {
             return Ok(known);
         }
         let (asked, read_at) = (reference.clone(), Instant::now());
-        let reading = async move |store: Store| match &asked {
-            Reference::Id(id) => store.session(*id).await.map(|found| found.into_iter().collect()),
-            Reference::Name(name) => store.sessions_named(name).await,
+        // The permits go with the question, which may outlive the caller's patience.
+        let reading = async move |store: Store| {
+            let found = match &asked {
+                Reference::Id(id) => store.session(*id).await.map(|found| found.into_iter().collect()),
+                Reference::Name(name) => store.sessions_named(name).await,
+            };
+            drop(permits);
+            found
         };
         let sessions: Vec<Session> = self.db.run_within(LOOK_UP_TIMEOUT, reading).await?;
         let known = Arc::new(Known { candidates: sessions.iter().map(Candidate::of).collect(), read_at });

@@ -188,7 +188,7 @@ impl Socket {
     async fn may_stay(&self, now: Instant) -> bool {
         match &self.pass {
             Pass::Until(end) => now < *end,
-            Pass::Key(key) => match self.app.credentials.identify(key, None).await {
+            Pass::Key(key) => match self.app.credentials.identify(key, None, true).await {
                 Ok(_) => true,
                 Err(problem) => problem.code() != Code::Unauthenticated,
             },

@@ -184,6 +184,8 @@ enum Trouble {
     LookUp,
     /// An error of ours that came with this message.
     Message,
+    /// The same, before it was known whether its publisher may publish for the tenant that it names.
+    Publisher,
 }
 
 impl Trouble {
@@ -193,8 +195,14 @@ impl Trouble {
         match self {
             Self::Server => false,
             Self::LookUp => tried_at.is_some() && accepted_at > tried_at,
-            Self::Message => true,
+            Self::Message | Self::Publisher => true,
         }
+    }
+
+    /// The reason of the dead letter that a message becomes with this trouble. The letter of a publisher that is not known is shown to no
+    /// tenant.
+    fn reason(self) -> DeadReason {
+        if self == Self::Publisher { DeadReason::Tenant } else { DeadReason::Poison }
     }
 }
 
@@ -318,6 +326,7 @@ impl Intake {
         let admitted = match timeout_at(until, self.admit(delivery)).await {
             Ok(Ok(admitted)) => admitted,
             Ok(Err(Unaccepted::Refused(refusal))) => return Judgement::Refuse(refusal),
+            Ok(Err(Unaccepted::Later(Trouble::Message))) => return Judgement::Later(Trouble::Publisher),
             // A message whose publisher is not known becomes no letter of the tenant that it names: it waits for the database.
             Ok(Err(Unaccepted::Later(_))) | Err(_) => return Judgement::Later(Trouble::Server),
         };
@@ -532,7 +541,7 @@ impl QueueIntake<'_> {
             held.own_tries += 1;
             if held.own_tries >= OWN_TRIES_MAX {
                 let detail = format!("could not be judged in {OWN_TRIES_MAX} tries; the log of ingest says why");
-                return Some((held, Refusal { reason: DeadReason::Poison, detail, problem: Problem::internal() }));
+                return Some((held, Refusal { reason: trouble.reason(), detail, problem: Problem::internal() }));
             }
         }
         self.hold(held);
@@ -660,7 +669,8 @@ mod tests {
     async fn only_trouble_of_its_own_counts_against_a_message() {
         let (before, after) = (Instant::now(), Instant::now() + Duration::from_secs(1));
         assert!(!Trouble::Server.is_own(Some(before), Some(after)));
-        assert!(Trouble::Message.is_own(None, None));
+        assert!(Trouble::Message.is_own(None, None) && Trouble::Publisher.is_own(None, None));
+        assert_eq!((Trouble::Message.reason(), Trouble::Publisher.reason()), (DeadReason::Poison, DeadReason::Tenant));
         assert!(Trouble::LookUp.is_own(Some(before), Some(after)), "others were accepted meanwhile");
         for (tried_at, accepted_at) in [(None, Some(after)), (Some(after), Some(before)), (Some(before), None)] {
             assert!(!Trouble::LookUp.is_own(tried_at, accepted_at), "{tried_at:?} {accepted_at:?}");

@@ -521,16 +521,18 @@ where
     }
     let state = match app.elsewhere(act(host, session)).await? {
         Ok(state) => state,
-        // Whether it shall run is noted all the same, and WAHA is told again.
-        Err(error) if is_wanted.is_some() => return Ok(audit::in_part(refused(&error).error_response())),
-        Err(error) => return Err(refused(&error)),
+        // Whether it shall run is noted, and an earlier call to WAHA may have been carried out.
+        Err(error) => return Ok(audit::in_part(refused(&error).error_response())),
     };
     let noting = async move |store: Store| {
         store.set_state(id, &state, None).await?;
         store.session(id).await
     };
-    let session = app.db.run(noting).await?.ok_or_else(unknown)?;
-    Ok(HttpResponse::Ok().json(SessionView::of(app, session)))
+    match app.db.run(noting).await? {
+        Some(session) => Ok(HttpResponse::Ok().json(SessionView::of(app, session))),
+        // It was removed meanwhile, and WAHA has done what it was told.
+        None => Ok(audit::in_part(unknown().error_response())),
+    }
 }
 
 /// The QR code that links a session to a phone, as a picture in base64.
