@@ -61,7 +61,7 @@ impl Command {
 }
 
 /// What a walk along the chain found.
-enum Found {
+enum ChainCheck {
     /// Every entry is as it was written.
     Whole(Link),
     /// The first entry that is not, and why.
@@ -72,7 +72,7 @@ impl Verify {
     async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let store = settings::store()?;
         match walk(&store, self.anchor.as_ref()).await.context("failed to read the audit log")? {
-            Found::Whole(Link { id, hash }) => {
+            ChainCheck::Whole(Link { id, hash }) => {
                 let anchor = format!("{id}:{}", hex(&hash));
                 out.print(&json!({ "holds": true, "entries": id, "anchor": anchor }), |_| {
                     let held = if id == 1 { "1 entry holds".to_owned() } else { format!("{id} entries hold") };
@@ -80,7 +80,7 @@ impl Verify {
                 })?;
                 Ok(ExitCode::SUCCESS)
             }
-            Found::Broken(id, why) => {
+            ChainCheck::Broken(id, why) => {
                 let holding = id - 1;
                 out.print(&json!({ "holds": false, "entries": holding, "broken": id, "reason": why }), |_| {
                     format!("entry {id} is broken: {why}; the {holding} before it hold")
@@ -91,7 +91,7 @@ impl Verify {
     }
 }
 
-async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<Found> {
+async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<ChainCheck> {
     // Read first: what is added meanwhile stands behind it.
     let head = store.audit_head().await?;
     let bar = progress::bar(u64::try_from(head.id).unwrap_or_default(), "checking entries");
@@ -100,7 +100,7 @@ async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<Found> {
     found
 }
 
-async fn follow(store: &Store, head: &Link, anchor: Option<&Anchor>, seen: impl Fn(i64)) -> anyhow::Result<Found> {
+async fn follow(store: &Store, head: &Link, anchor: Option<&Anchor>, seen: impl Fn(i64)) -> anyhow::Result<ChainCheck> {
     let mut last = Link::origin();
     loop {
         let batch = store.audit_chain(last.id, BATCH).await?;
@@ -110,23 +110,23 @@ async fn follow(store: &Store, head: &Link, anchor: Option<&Anchor>, seen: impl 
         for entry in batch {
             let Some(link) = entry.follow(&last) else { return Ok(broken(&last, entry.id())) };
             if anchor.is_some_and(|anchor| anchor.id == link.id && anchor.hash != hex(&link.hash)) {
-                return Ok(Found::Broken(link.id, "it is not the one that the anchor names"));
+                return Ok(ChainCheck::Broken(link.id, "it is not the one that the anchor names"));
             }
             if head.id == link.id && head.hash != link.hash {
-                return Ok(Found::Broken(link.id, "it is not the one that was written last"));
+                return Ok(ChainCheck::Broken(link.id, "it is not the one that was written last"));
             }
             last = link;
         }
         seen(last.id);
     }
     let end = anchor.map_or(head.id, |anchor| anchor.id.max(head.id));
-    Ok(if last.id < end { broken(&last, i64::MAX) } else { Found::Whole(last) })
+    Ok(if last.id < end { broken(&last, i64::MAX) } else { ChainCheck::Whole(last) })
 }
 
 /// What is wrong where the entry with number `found` was met after `last`.
-fn broken(last: &Link, found: i64) -> Found {
+fn broken(last: &Link, found: i64) -> ChainCheck {
     let id = last.id + 1;
-    Found::Broken(id, if found == id { "it is not as it was written" } else { "it is missing" })
+    ChainCheck::Broken(id, if found == id { "it is not as it was written" } else { "it is missing" })
 }
 
 fn hex(bytes: &[u8]) -> String {

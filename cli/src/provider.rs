@@ -41,7 +41,7 @@ pub struct Check {
 
 /// What became of one check.
 #[derive(Serialize)]
-struct Found {
+struct ProviderCheck {
     channel: Channel,
     provider: &'static str,
     ok: bool,
@@ -74,7 +74,7 @@ impl Check {
         }
         let mut found = checks.join_all().await;
         found.sort_by_key(|((channel, place), _)| (channel.as_str(), *place));
-        let found: Vec<Found> = found.into_iter().map(|(_, found)| found).collect();
+        let found: Vec<ProviderCheck> = found.into_iter().map(|(_, found)| found).collect();
         let all_ok = found.iter().all(|found| found.ok);
         out.print(&found, |found| {
             let empty = "Nothing carries that channel: set its backend, see `posthaste config example`.";
@@ -84,17 +84,17 @@ impl Check {
     }
 }
 
-async fn check(channel: Channel, provider: Arc<dyn Provider>) -> Found {
+async fn check(channel: Channel, provider: Arc<dyn Provider>) -> ProviderCheck {
     let late = || Err(Fault::new("timeout", format!("no answer within {} s", PATIENCE.as_secs())));
     let ended = timeout(PATIENCE, provider.check()).await.unwrap_or_else(|_| late());
     let (ok, code, detail) = match ended {
         Ok(detail) => (true, None, detail),
         Err(fault) => (false, fault.code, fault.detail),
     };
-    Found { channel, provider: provider.name().as_str(), ok, code, detail }
+    ProviderCheck { channel, provider: provider.name().as_str(), ok, code, detail }
 }
 
-fn row(found: &Found) -> Vec<String> {
+fn row(found: &ProviderCheck) -> Vec<String> {
     let verdict = if found.ok { "ok" } else { "FAILED" };
     let code = found.code.as_ref().map(|code| format!("[{code}] ")).unwrap_or_default();
     let detail = format!("{code}{}", found.detail);

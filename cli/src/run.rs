@@ -9,10 +9,9 @@ use clap::ValueEnum;
 use health::ServicePart;
 use shared::{
     config::Config,
+    local_dispatch::LocalDispatch,
     probe::{self, Parts},
-    service,
-    shortcut::Shortcut,
-    telemetry,
+    service, telemetry,
 };
 use tokio::{
     task::{JoinError, JoinSet},
@@ -61,10 +60,16 @@ impl Service {
         }
     }
 
-    async fn run(self, config: Arc<Config>, health: Parts, shortcut: Shortcut, stop: CancellationToken) -> Ended {
+    async fn run(
+        self,
+        config: Arc<Config>,
+        health: Parts,
+        local_dispatch: LocalDispatch,
+        stop: CancellationToken,
+    ) -> Ended {
         let ended = match self {
-            Self::Ingest => ingest::run(config, health, shortcut, stop).await.map_err(anyhow::Error::from),
-            Self::Worker => worker::run(config, health, shortcut, stop).await.map_err(anyhow::Error::from),
+            Self::Ingest => ingest::run(config, health, local_dispatch, stop).await.map_err(anyhow::Error::from),
+            Self::Worker => worker::run(config, health, local_dispatch, stop).await.map_err(anyhow::Error::from),
             Self::Scheduler => scheduler::run(config, health, stop).await.map_err(anyhow::Error::from),
         };
         (self.name(), ended)
@@ -81,12 +86,12 @@ impl Args {
 
     /// Starts the services. Ingest shows the health of the whole process; without it, a bare listener does.
     fn start(&self, config: &Arc<Config>, stop: &CancellationToken) -> JoinSet<Ended> {
-        let (mut running, health, shortcut) = (JoinSet::new(), Parts::new(), Shortcut::default());
+        let (mut running, health, local_dispatch) = (JoinSet::new(), Parts::new(), LocalDispatch::default());
         for service in self.services() {
             tracing::info!(name = service.name(), version = env!("CARGO_PKG_VERSION"), "starting");
             let parts =
                 if service == Service::Ingest { health.clone() } else { ServicePart::add_to(&health, service.name()) };
-            running.spawn(service.run(Arc::clone(config), parts, shortcut.clone(), stop.clone()));
+            running.spawn(service.run(Arc::clone(config), parts, local_dispatch.clone(), stop.clone()));
         }
         if !self.services().any(|service| service == Service::Ingest) {
             running.spawn(show(Arc::clone(config), health, stop.clone()));

@@ -3,7 +3,7 @@
 use metrics::counter;
 use shared::{
     amqp::{INTAKE_HIGH, INTAKE_STD},
-    domain::{Channel, DeadReason, Teller},
+    domain::{Channel, DeadReason, EventSource},
     telemetry::at_zero,
 };
 
@@ -28,7 +28,7 @@ pub fn start() {
     for name in PLAIN {
         counter!(name).increment(0);
     }
-    let tellers = || Teller::ALL.iter().map(|teller| teller.as_str());
+    let tellers = || EventSource::ALL.iter().map(|teller| teller.as_str());
     at_zero("posthaste_requests_refused_total", "code", Code::ALL.iter().map(|code| code.as_str()));
     at_zero("posthaste_waha_webhooks_total", "duplicate", BOOLEANS);
     at_zero("posthaste_signature_failures_total", "source", tellers().chain(["waha"]));

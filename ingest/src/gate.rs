@@ -24,7 +24,7 @@ use crate::{
     audit::Watch,
     auth::{self, Caller},
     client,
-    limits::Verdict,
+    limits::RateLimitDecision,
     problem::Code,
 };
 
@@ -51,7 +51,7 @@ pub async fn gate(
         return Ok(next.call(request).await?.map_into_left_body());
     }
     let (caller, verdict) = admit(&app, &request, address).await;
-    if let Some(problem) = verdict.as_ref().and_then(Verdict::refusal) {
+    if let Some(problem) = verdict.as_ref().and_then(RateLimitDecision::refusal) {
         let mut response = request.into_response(problem.error_response()).map_into_right_body();
         finish(&mut response, verdict);
         return Ok(response);
@@ -69,7 +69,11 @@ pub async fn gate(
 }
 
 /// Who it is, where a credential was given, and what its bucket says; nothing where the database could not be asked.
-async fn admit(app: &App, request: &ServiceRequest, address: Option<IpAddr>) -> (Option<Caller>, Option<Verdict>) {
+async fn admit(
+    app: &App,
+    request: &ServiceRequest,
+    address: Option<IpAddr>,
+) -> (Option<Caller>, Option<RateLimitDecision>) {
     let path = request.match_info().as_str();
     if WEBHOOKS.iter().any(|prefix| path.starts_with(prefix)) {
         return (None, Some(app.limits.of_webhooks(address)));
@@ -98,7 +102,7 @@ fn is_free(path: &str) -> bool {
     FREE.iter().any(below)
 }
 
-fn finish<B>(response: &mut ServiceResponse<B>, verdict: Option<Verdict>) {
+fn finish<B>(response: &mut ServiceResponse<B>, verdict: Option<RateLimitDecision>) {
     if let Some(verdict) = verdict {
         verdict.write(response.headers_mut());
     }

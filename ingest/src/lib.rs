@@ -38,8 +38,8 @@ use shared::{
     contract::guard::Guard,
     db::{Store, migrate::SchemaError},
     dispatch::Dispatcher,
+    local_dispatch::LocalDispatch,
     probe::Parts,
-    shortcut::Shortcut,
     telemetry::install_metrics,
     waha::{Waha, hook},
 };
@@ -98,11 +98,11 @@ pub enum IngestError {
 }
 
 /// Serves HTTP and takes from the intake queues until `stop`. Servers that are away are waited for. `/health` also shows
-/// `others`: the parts of other services in the same process; a worker among them gets by `shortcut` what it can send at once.
+/// `others`: the parts of other services in the same process; a worker among them gets by `local_dispatch` what it can send at once.
 pub async fn run(
     config: Arc<Config>,
     others: Parts,
-    shortcut: Shortcut,
+    local_dispatch: LocalDispatch,
     stop: CancellationToken,
 ) -> Result<(), IngestError> {
     let jwt_secret = config.require_jwt_secret()?.clone();
@@ -116,7 +116,7 @@ pub async fn run(
     let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
     let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
     let turns = Turns::watch(consuming.clone(), stop.clone());
-    let acceptor = acceptor(&config, &stores, publisher.clone(), shortcut, turns);
+    let acceptor = acceptor(&config, &stores, publisher.clone(), local_dispatch, turns);
     let app = Data::new(App::new(Pieces {
         config: &config,
         jwt_secret,
@@ -188,11 +188,17 @@ impl Stores {
     }
 }
 
-fn acceptor(config: &Config, stores: &Stores, publisher: Publisher, shortcut: Shortcut, turns: Turns) -> Acceptor {
+fn acceptor(
+    config: &Config,
+    stores: &Stores,
+    publisher: Publisher,
+    local_dispatch: LocalDispatch,
+    turns: Turns,
+) -> Acceptor {
     let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
     let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
     let (shared, others) = (stores.shared_commits.clone(), stores.acceptance.clone());
-    Acceptor::start(shared, others, dispatcher, shortcut, turns, config.timing.relay_after)
+    Acceptor::start(shared, others, dispatcher, local_dispatch, turns, config.timing.relay_after)
 }
 
 /// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.

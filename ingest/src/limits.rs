@@ -94,7 +94,7 @@ impl Limits {
 
     /// Takes a request out of the bucket of a credential and out of its tenant's. A token has the bucket of the key whose id
     /// it bears.
-    pub fn of_credential(&self, identity: &Identity) -> Verdict {
+    pub fn of_credential(&self, identity: &Identity) -> RateLimitDecision {
         let key = self.hasher.hash_one((identity.tenant, &identity.subject));
         let tenant = self.hasher.hash_one(identity.tenant);
         let own = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&identity.tenant).cloned();
@@ -112,27 +112,27 @@ impl Limits {
     }
 
     /// Takes a request out of the bucket that an address has for refresh tokens.
-    pub fn of_refreshes(&self, address: Option<IpAddr>) -> Verdict {
+    pub fn of_refreshes(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.refreshes.take(self.hash(address))
     }
 
     /// Takes a request out of the bucket of a family of refresh tokens.
-    pub fn of_family(&self, family: Uuid) -> Verdict {
+    pub fn of_family(&self, family: Uuid) -> RateLimitDecision {
         self.families.take(self.hasher.hash_one(family))
     }
 
     /// Takes a request out of the bucket of an address.
-    pub fn of_address(&self, address: Option<IpAddr>) -> Verdict {
+    pub fn of_address(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.addresses.take(self.hash(address))
     }
 
     /// Takes a look-up out of the bucket that an address has for API keys that are not known here.
-    pub fn of_look_ups(&self, address: Option<IpAddr>) -> Verdict {
+    pub fn of_look_ups(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.look_ups.take(self.hash(address))
     }
 
     /// Takes a request out of the bucket that an address has for webhooks.
-    pub fn of_webhooks(&self, address: Option<IpAddr>) -> Verdict {
+    pub fn of_webhooks(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.webhooks.take(self.hash(address))
     }
 
@@ -219,7 +219,7 @@ pub async fn keep_up(app: &App, store: Store, stop: CancellationToken) {
 
 /// What came of taking a request out of a bucket.
 #[derive(Clone, Debug)]
-pub struct Verdict {
+pub struct RateLimitDecision {
     limit: HeaderValue,
     remaining: u32,
     /// Seconds until the bucket is full.
@@ -228,7 +228,7 @@ pub struct Verdict {
     retry_after: Option<u64>,
 }
 
-impl Verdict {
+impl RateLimitDecision {
     /// The problem to answer with, if there was no request left.
     pub fn refusal(&self) -> Option<Problem> {
         self.retry_after.map(Problem::rate_limited)
@@ -303,9 +303,13 @@ impl Buckets {
         Nanos::from(now.saturating_duration_since(self.start) + until_full)
     }
 
-    fn take(&self, key: u64) -> Verdict {
-        let verdict =
-            |remaining, reset, retry_after| Verdict { limit: self.shown.clone(), remaining, reset, retry_after };
+    fn take(&self, key: u64) -> RateLimitDecision {
+        let verdict = |remaining, reset, retry_after| RateLimitDecision {
+            limit: self.shown.clone(),
+            remaining,
+            reset,
+            retry_after,
+        };
         match self.limiter.check_key(&key) {
             Ok(state) => {
                 let left = state.remaining_burst_capacity();
@@ -432,7 +436,7 @@ mod tests {
         Identity { tenant: TenantId(tenant), role: Role::Producer, subject: subject.to_owned(), via: None }
     }
 
-    fn shown(verdict: &Verdict) -> (&str, u32, Option<u64>) {
+    fn shown(verdict: &RateLimitDecision) -> (&str, u32, Option<u64>) {
         (verdict.limit.to_str().unwrap(), verdict.remaining, verdict.retry_after)
     }
 
@@ -451,7 +455,7 @@ mod tests {
             (0..3).for_each(|_| drop(limits.of_credential(&one)));
             limits.of_credential(&one)
         };
-        let third = |verdict: &Verdict| shown(verdict) == ("3", 0, Some(20));
+        let third = |verdict: &RateLimitDecision| shown(verdict) == ("3", 0, Some(20));
         assert!((0..10).map(exhausted).any(|verdict| third(&verdict)), "a third of a minute until the next");
         assert!(limits.of_credential(&identity(1, "eve")).refusal().is_none());
         assert!(limits.of_credential(&identity(2, "ada")).refusal().is_none());

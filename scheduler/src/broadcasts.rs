@@ -20,8 +20,8 @@ use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use crate::{
+    failure_streak::chain,
     task::{Report, Task, TaskError, count_of},
-    trouble::chain,
 };
 
 /// Broadcasts that get a page in one turn.

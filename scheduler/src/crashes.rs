@@ -14,12 +14,12 @@ use shared::{
     config::Config,
     contract::{AttemptRecord, Event},
     db::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind},
-    domain::{Channel, OutcomeClass, ProviderName, RetryPolicy, Round, retry::decide_crash},
+    domain::{Channel, FailoverRound, OutcomeClass, ProviderName, RetryPolicy, retry::decide_crash},
     telemetry::at_zero,
 };
 
 use crate::{
-    kept::publish_as,
+    inbound_webhooks::publish_as,
     quiet::Quiet,
     task::{Report, Task, TaskError, gauge_of, jitter, millis},
 };
@@ -145,22 +145,22 @@ fn event(
     jitter: f64,
 ) -> Event {
     let time_left = crash.expires_at.map(|expiry| (expiry - now).to_std().unwrap_or_default());
-    let verdict = decide_crash(crash.tries, time_left, policy, jitter);
+    let decision = decide_crash(crash.tries, time_left, policy, jitter);
     Event {
         tenant: crash.tenant,
         delivery: crash.delivery,
         run: crash.run,
         channel: crash.channel,
-        kind: verdict.kind,
+        kind: decision.kind,
         at: now,
         attempt: provider.map(attempt),
-        state: verdict.state,
-        delay_ms: verdict.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
+        state: decision.state,
+        delay_ms: decision.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
         detail: None,
         reason: None,
-        dead: verdict.dead,
-        spent: verdict.spent,
-        round: Round::NEW,
+        dead: decision.dead,
+        spent: decision.spent,
+        round: FailoverRound::NEW,
         crash: true,
         report: false,
     }

@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    found::{Found, Kind, ROUNDS},
+    dead_letter_message::{DeadLetterMessage, Kind, ROUNDS},
+    failure_streak::{FailureStreak, chain},
     log_writer::tell_dead,
     replays::outgoing,
-    trouble::{Trouble, chain},
 };
 
 /// Messages in hand: few, since a body may have many megabytes.
@@ -49,7 +49,7 @@ pub struct DeadLetterDrainer {
     deps: Deps,
     consumer: Consumer,
     acker: Acker,
-    trouble: Trouble,
+    failures: FailureStreak,
     stop: CancellationToken,
     /// Proves to the intake what is published again; read when it is first needed.
     key: Option<replay::Key>,
@@ -60,10 +60,10 @@ struct Stopped;
 
 impl DeadLetterDrainer {
     /// Reads with `consumer`.
-    pub fn new(deps: Deps, consumer: Consumer, trouble: Trouble, stop: CancellationToken) -> Self {
+    pub fn new(deps: Deps, consumer: Consumer, failures: FailureStreak, stop: CancellationToken) -> Self {
         describe();
         let acker = consumer.acker();
-        Self { deps, consumer, acker, trouble, stop, key: None }
+        Self { deps, consumer, acker, failures, stop, key: None }
     }
 
     /// Drains until stopped.
@@ -80,7 +80,7 @@ impl DeadLetterDrainer {
         let (mut tags, mut letters) = (Vec::new(), Vec::new());
         for delivery in deliveries {
             let tag = delivery.tag;
-            let found = Found::from(delivery);
+            let found = DeadLetterMessage::from(delivery);
             let queue = found.queue().to_owned();
             let letter = match found.kind() {
                 Kind::Letter(letter) => letter,
@@ -141,7 +141,7 @@ impl DeadLetterDrainer {
     /// refused one stays in its queue, which is where it is safe.
     async fn file(&mut self, tags: &[Tag], letters: &[NewLetter]) -> Result<(), Stopped> {
         if self.insert(tags, letters).await?.is_ok() {
-            self.trouble.over();
+            self.failures.record_success();
             return Ok(());
         }
         let mut refused = None;
@@ -171,7 +171,7 @@ impl DeadLetterDrainer {
     }
 
     async fn pause(&mut self, error: &(dyn std::error::Error + Sync)) -> Result<(), Stopped> {
-        if self.trouble.wait_out(error, &self.stop).await { Ok(()) } else { Err(Stopped) }
+        if self.failures.wait_out(error, &self.stop).await { Ok(()) } else { Err(Stopped) }
     }
 }
 

@@ -24,17 +24,16 @@ use shared::{
     },
     dispatch::Dispatcher,
     domain::{Channel, Person, Reason, TenantId, Throttle},
-    faultpoint,
-    telling::{self, Untold},
-    template,
+    event_messages::{self, RenderError},
+    faultpoint, template,
 };
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::{
+    failure_streak::FAILURES,
     poller::Outlook,
     task::{Report, Task, TaskError, count_of},
-    trouble::FAILURES,
 };
 
 /// Windows closed in one transaction: what gathers in them meanwhile waits for it, so it is short.
@@ -298,7 +297,7 @@ impl Known {
                 return Decision::Ended(end, ending);
             }
         };
-        notice.lane = telling::lane_of_digest(notice.lane);
+        notice.lane = event_messages::lane_of_digest(notice.lane);
         notice.session = self.sessions.get(&digest.tenant).copied().flatten();
         Decision::Ready(Box::new(ReadyDigest { notice, person, throttle: rule.definition.throttle }))
     }
@@ -322,10 +321,10 @@ fn notice(
     digest: &HeldDigest,
     person: &Person,
     now: DateTime<Utc>,
-) -> Result<Notice, Untold> {
+) -> Result<Notice, RenderError> {
     let items = digest.items.iter().map(|item| serde_json::from_slice(item).unwrap_or_default()).collect();
-    let variables = telling::variables_of_digest(digest.count, items, &digest.event_type, person);
-    telling::notice(catalogue, rule, &digest.event_type, (&variables, template::deadline()), now)
+    let variables = event_messages::variables_of_digest(digest.count, items, &digest.event_type, person);
+    event_messages::notice(catalogue, rule, &digest.event_type, (&variables, template::deadline()), now)
 }
 
 /// A window whose rule or template a newer version wrote waits for a scheduler that can read it; nothing of it is dropped.
@@ -335,8 +334,8 @@ fn put_off(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Decision {
     Decision::Ended(End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
 }
 
-fn unrenderable(digest: &HeldDigest, untold: &Untold, now: DateTime<Utc>) -> (End, Ending) {
-    let (rule, items, Untold { field, message }) = (digest.rule, digest.count, untold);
+fn unrenderable(digest: &HeldDigest, untold: &RenderError, now: DateTime<Utc>) -> (End, Ending) {
+    let (rule, items, RenderError { field, message }) = (digest.rule, digest.count, untold);
     let (end, ending) = again_or_never(digest, now);
     if matches!(end, End::Unrenderable) {
         tracing::error!(%rule, items, field, message, "dropped a window that could not be told for an hour");
@@ -451,7 +450,7 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_tried_again_for_an_hour() {
         let window = window("2026-01-31T19:00:00Z", "2026-02-01T07:00:00Z");
-        let untold = Untold { field: "name".to_owned(), message: "is missing".to_owned() };
+        let untold = RenderError { field: "name".to_owned(), message: "is missing".to_owned() };
         let later =
             |now: &str| matches!(unrenderable(&window, &untold, at(now)).1, Ending::Later { is_end: false, .. });
         assert!(later("2026-02-01T07:00:01Z") && later("2026-02-01T08:00:00Z"));

@@ -15,7 +15,7 @@ use shared::{
 };
 
 use crate::{
-    kept::publish_as,
+    inbound_webhooks::publish_as,
     task::{Report, Task, TaskError},
 };
 

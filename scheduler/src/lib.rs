@@ -7,14 +7,14 @@ mod audit;
 mod broadcasts;
 mod counters;
 mod crashes;
-mod crew;
 mod dead_letter_drainer;
+mod dead_letter_message;
 mod digests;
 mod expiry;
-mod found;
+mod failure_streak;
 mod holds;
+mod inbound_webhooks;
 mod incoming;
-mod kept;
 mod log_progress;
 mod log_writer;
 mod outbox_relay;
@@ -28,8 +28,8 @@ mod release_due;
 mod release_lines;
 mod replays;
 mod retention;
+mod supervisor;
 pub mod task;
-mod trouble;
 mod unread_events;
 mod waha_events;
 mod waha_sessions;
@@ -48,10 +48,10 @@ use shared::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crew::Crew;
 use log_progress::LogProgress;
 use poller::{Outlook, Poller};
 use provider_events::Subscriber;
+use supervisor::Supervisor;
 use task::millis;
 
 /// How long one question to WAHA may take; it answers from memory.
@@ -87,20 +87,20 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
     let guard = Guard::new(config.webhook.allow_nets.clone());
     let waha = Waha::new(guard, config.waha.base_url.as_ref()).map_err(|error| RunError::Client(Box::new(error)))?;
     let subscriber = Subscriber::new().map_err(|error| RunError::Client(Box::new(error)))?;
-    let line = Line::start(&config, store, waha, subscriber);
-    parts.add(BrokerPart { broker: line.publishing.clone(), needed: true });
-    let (poller, outlook) = Poller::new(line.store.clone());
-    let mut crew = Crew::new(outlook.clone(), &stop);
-    crew.keep(poller);
-    line.staff(&mut crew, &config, &outlook);
-    crew.show(&parts);
-    let ended = crew.attend(&line.tracker, config.timing.drain).await;
-    line.end().await;
+    let services = Services::start(&config, store, waha, subscriber);
+    parts.add(BrokerPart { broker: services.publishing.clone(), needed: true });
+    let (poller, outlook) = Poller::new(services.store.clone());
+    let mut supervisor = Supervisor::new(outlook.clone(), &stop);
+    supervisor.spawn(poller);
+    services.spawn_loops(&mut supervisor, &config, &outlook);
+    supervisor.show(&parts);
+    let ended = supervisor.join(&services.tracker, config.timing.drain).await;
+    services.end().await;
     ended
 }
 
 /// What the loops stand on.
-struct Line {
+struct Services {
     store: Store,
     waha: Waha,
     subscriber: Subscriber,
@@ -114,7 +114,7 @@ struct Line {
     hang_up: CancellationToken,
 }
 
-impl Line {
+impl Services {
     fn start(config: &Config, store: Store, waha: Waha, subscriber: Subscriber) -> Self {
         let hang_up = CancellationToken::new();
         let connect = |name| Broker::start(&config.broker.url, name, hang_up.clone());
@@ -136,11 +136,11 @@ impl Line {
     }
 
     /// One loop each.
-    fn staff(&self, crew: &mut Crew, config: &Arc<Config>, outlook: &Outlook) {
+    fn spawn_loops(&self, supervisor: &mut Supervisor, config: &Arc<Config>, outlook: &Outlook) {
         let Self { store, publisher, dispatcher, .. } = self;
         let relay_after = millis(config.timing.relay_after);
         let (tracker, depths) = (&self.tracker, Depths::new(self.consuming.clone()));
-        crew.keep(release_due::ReleaseDue::new(
+        supervisor.spawn(release_due::ReleaseDue::new(
             store.clone(),
             dispatcher.clone(),
             tracker.clone(),
@@ -150,21 +150,25 @@ impl Line {
         ));
         let (sessions, shares) =
             release_lines::tasks(store.clone(), dispatcher.clone(), tracker.clone(), depths, relay_after);
-        crew.keep(sessions);
-        crew.keep(shares);
-        crew.keep(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
-        crew.keep(provider_events::ProviderEvents::new(store.clone(), publisher.clone(), self.subscriber.clone()));
+        supervisor.spawn(sessions);
+        supervisor.spawn(shares);
+        supervisor.spawn(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
+        supervisor.spawn(provider_events::ProviderEvents::new(
+            store.clone(),
+            publisher.clone(),
+            self.subscriber.clone(),
+        ));
         let call_timeout = config.provider_timeout.min(WAHA_TIMEOUT_MAX);
-        crew.keep(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
-        crew.keep(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
-        crew.keep(webhook_events::WebhookHolds::new(store.clone()));
-        crew.keep(broadcasts::Broadcasts::new(store.clone(), dispatcher.clone(), relay_after));
-        crew.keep(broadcasts::BroadcastAudiences(store.clone()));
-        crew.keep(broadcasts::BroadcastCounts(store.clone()));
-        crew.keep(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
-        crew.keep(digests::Digests::new(store.clone(), dispatcher.clone(), outlook.clone(), relay_after));
-        crew.keep(digests::DigestForgets(store.clone()));
-        let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, crew.stop());
+        supervisor.spawn(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
+        supervisor.spawn(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
+        supervisor.spawn(webhook_events::WebhookHolds::new(store.clone()));
+        supervisor.spawn(broadcasts::Broadcasts::new(store.clone(), dispatcher.clone(), relay_after));
+        supervisor.spawn(broadcasts::BroadcastAudiences(store.clone()));
+        supervisor.spawn(broadcasts::BroadcastCounts(store.clone()));
+        supervisor.spawn(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
+        supervisor.spawn(digests::Digests::new(store.clone(), dispatcher.clone(), outlook.clone(), relay_after));
+        supervisor.spawn(digests::DigestForgets(store.clone()));
+        let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, supervisor.stop());
         let log = LogProgress::default();
         let watched = quiet::Watched {
             publishing: self.publishing.clone(),
@@ -173,32 +177,32 @@ impl Line {
             log: log.clone(),
         };
         let quiet = quiet::Quiet::new(watched, publisher.clone(), config.timing);
-        crew.keep(crashes::Crashes::new(store.clone(), publisher.clone(), quiet, Arc::clone(config)));
-        crew.keep(holds::Holds::new(store.clone(), publisher.clone()));
-        crew.keep(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
-        crew.keep(outbox_relay::OutboxGauge(store.clone()));
-        crew.keep(audit::Audit::new(store.clone(), self.consuming.clone()));
-        crew.keep(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
-        crew.keep(unread_events::UnreadEvents::new(store.clone(), publisher.clone()));
-        crew.keep(unread_events::LetteredOutcomes::new(store.clone()));
-        crew.keep(partitions::Partitions(store.clone()));
-        crew.keep(pruning::Pruning(store.clone()));
-        crew.keep(pruning::Freeze::new(store.clone()));
-        crew.keep(pruning::LineGauges(store.clone()));
-        crew.keep(expiry::Expiry(store.clone()));
-        crew.keep(expiry::ExpiryFill::new(store.clone()));
-        crew.keep(retention::RetentionDays::new(store.clone(), config.retention_days));
-        crew.keep(retention::Retention { store: store.clone(), days: config.retention_days });
-        crew.keep(retention::Erasures(store.clone()));
-        crew.follow("log_writer", events, |consumer, trouble, stop| {
+        supervisor.spawn(crashes::Crashes::new(store.clone(), publisher.clone(), quiet, Arc::clone(config)));
+        supervisor.spawn(holds::Holds::new(store.clone(), publisher.clone()));
+        supervisor.spawn(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
+        supervisor.spawn(outbox_relay::OutboxGauge(store.clone()));
+        supervisor.spawn(audit::Audit::new(store.clone(), self.consuming.clone()));
+        supervisor.spawn(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
+        supervisor.spawn(unread_events::UnreadEvents::new(store.clone(), publisher.clone()));
+        supervisor.spawn(unread_events::LetteredOutcomes::new(store.clone()));
+        supervisor.spawn(partitions::Partitions(store.clone()));
+        supervisor.spawn(pruning::Pruning(store.clone()));
+        supervisor.spawn(pruning::Freeze::new(store.clone()));
+        supervisor.spawn(pruning::LineGauges(store.clone()));
+        supervisor.spawn(expiry::Expiry(store.clone()));
+        supervisor.spawn(expiry::ExpiryFill::new(store.clone()));
+        supervisor.spawn(retention::RetentionDays::new(store.clone(), config.retention_days));
+        supervisor.spawn(retention::Retention { store: store.clone(), days: config.retention_days });
+        supervisor.spawn(retention::Erasures(store.clone()));
+        supervisor.spawn_consumer("log_writer", events, |consumer, failures, stop| {
             let (store, publisher, lost_after) = (store.clone(), publisher.clone(), config.timing.lost_after());
-            log_writer::LogWriter::new(store, publisher, consumer, log, lost_after, trouble, stop).run()
+            log_writer::LogWriter::new(store, publisher, consumer, log, lost_after, failures, stop).run()
         });
-        let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, crew.stop());
-        crew.follow("dead_letter_drainer", letters, |consumer, trouble, stop| {
+        let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, supervisor.stop());
+        supervisor.spawn_consumer("dead_letter_drainer", letters, |consumer, failures, stop| {
             let (store, publisher) = (store.clone(), publisher.clone());
             let deps = dead_letter_drainer::Deps { store, publisher, require_mapping: config.broker.require_mapping };
-            dead_letter_drainer::DeadLetterDrainer::new(deps, consumer, trouble, stop).run()
+            dead_letter_drainer::DeadLetterDrainer::new(deps, consumer, failures, stop).run()
         });
     }
 

@@ -27,12 +27,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    found::LETTER_ID,
+    dead_letter_message::LETTER_ID,
+    failure_streak::{FailureStreak, chain},
+    inbound_webhooks::publish,
     incoming::{self, Incoming},
-    kept::publish,
     log_progress::LogProgress,
     task::count_of,
-    trouble::{Trouble, chain},
 };
 
 /// Broker messages in hand; each holds up to 64 events, so that the next batch is there when one is written.
@@ -56,7 +56,7 @@ pub struct LogWriter {
     acker: Acker,
     progress: LogProgress,
     lost_after: Duration,
-    trouble: Trouble,
+    failures: FailureStreak,
     stop: CancellationToken,
 }
 
@@ -87,11 +87,11 @@ impl LogWriter {
         consumer: Consumer,
         progress: LogProgress,
         lost_after: Duration,
-        trouble: Trouble,
+        failures: FailureStreak,
         stop: CancellationToken,
     ) -> Self {
         let acker = consumer.acker();
-        Self { store, publisher, consumer, acker, progress, lost_after, trouble, stop }
+        Self { store, publisher, consumer, acker, progress, lost_after, failures, stop }
     }
 
     /// Writes until stopped.
@@ -120,7 +120,7 @@ impl LogWriter {
         self.progress.end();
         let mut is_stopping = self.stop.run_until_cancelled(sleep(ASIDE_MIN)).await.is_none();
         while !is_stopping && let Err(error) = ping(&self.store).await {
-            is_stopping = !self.trouble.wait_out(error.as_ref(), &self.stop).await;
+            is_stopping = !self.failures.wait_out(error.as_ref(), &self.stop).await;
         }
         !is_stopping
     }
@@ -155,7 +155,7 @@ impl LogWriter {
         faultpoint::pass(faultpoint::AFTER_RECORD);
         self.acker.done_all(batch.tags);
         self.progress.end();
-        self.trouble.over();
+        self.failures.record_success();
         Ok(())
     }
 
@@ -286,7 +286,7 @@ impl LogWriter {
     }
 
     async fn pause(&mut self, error: &(dyn std::error::Error + Sync)) -> Result<(), Interrupted> {
-        if self.trouble.wait_out(error, &self.stop).await { Ok(()) } else { Err(Interrupted::Stopped) }
+        if self.failures.wait_out(error, &self.stop).await { Ok(()) } else { Err(Interrupted::Stopped) }
     }
 }
 

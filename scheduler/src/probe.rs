@@ -19,7 +19,7 @@ pub const CONSUMERS: &str = "consumers";
 
 /// The heartbeat of one loop.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Heartbeat {
     name: &'static str,
     period: Duration,
     state: Mutex<State>,
@@ -31,7 +31,7 @@ struct State {
     failing: bool,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// The heartbeat of a loop that turns at least once in `period`.
     pub fn new(name: &'static str, period: Duration) -> Self {
         Self { name, period, state: Mutex::new(State { turned: Instant::now(), failing: false }) }
@@ -71,7 +71,7 @@ impl Pulse {
 }
 
 /// All loops as one part: as well as the worst of them.
-pub struct TasksPart(pub Vec<Arc<Pulse>>);
+pub struct TasksPart(pub Vec<Arc<Heartbeat>>);
 
 impl Part for TasksPart {
     fn name(&self) -> &'static str {
@@ -79,7 +79,7 @@ impl Part for TasksPart {
     }
 
     fn check(&self) -> Checking<'_> {
-        Box::pin(std::future::ready(worst(self.0.iter().map(|pulse| pulse.health()))))
+        Box::pin(std::future::ready(worst(self.0.iter().map(|heartbeat| heartbeat.health()))))
     }
 }
 

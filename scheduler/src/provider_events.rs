@@ -13,13 +13,13 @@ use shared::{
     contract::{Event, guard::Guard},
     db::{
         Store,
-        kept::Kept,
+        inbound_webhooks::InboundWebhook,
         poll::WorkKind,
         provider_events::{PendingProviderEvent, Subject},
         suppressions::Finding,
     },
     domain::{
-        DeliveryId, EventKind, ProviderName, State, Teller,
+        DeliveryId, EventKind, EventSource, ProviderName, State,
         suppression::{SuppressionReason, SuppressionScope},
     },
     egress::{self, resolver::GuardedResolver},
@@ -29,7 +29,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    kept::{self, Inbox, LEASE_MS, LIMIT, TRIES_MAX, pause_ms},
+    inbound_webhooks::{self, LEASE_MS, LIMIT, TRIES_MAX, WebhookTable, pause_ms},
     task::{Report, Task, TaskError},
 };
 
@@ -66,7 +66,7 @@ pub struct ProviderEvents {
 /// An event with what it says.
 struct Heard {
     event: PendingProviderEvent,
-    teller: Teller,
+    source: EventSource,
     news: News,
 }
 
@@ -84,7 +84,7 @@ struct Work {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// It is reported.
-    Told,
+    Reported,
     /// The outcome of the call is not written yet.
     Early,
     /// It is about another call, or known.
@@ -123,32 +123,32 @@ impl ProviderEvents {
                 continue;
             };
             match fate(&heard, subject) {
-                Fate::Early if !kept::is_over(heard.event.created_at, clock::now()) => {
+                Fate::Early if !inbound_webhooks::is_over(heard.event.created_at, clock::now()) => {
                     work.put_off(heard.event);
                     continue;
                 }
-                Fate::Told => events.extend(heard.news.kind.map(|kind| told(subject, kind, &heard.news))),
+                Fate::Reported => events.extend(heard.news.kind.map(|kind| told(subject, kind, &heard.news))),
                 Fate::Early | Fate::Stale => {}
             }
             work.done.push(heard.event.id);
             addresses.push((heard.event.id, subject.about.1, heard.news.address, heard.news.detail));
         }
-        kept::publish(&self.publisher, &events).await?;
+        inbound_webhooks::publish(&self.publisher, &events).await?;
         self.judge(addresses).await
     }
 
     /// Which deliveries providers mean by their own names.
     async fn named(&self, heard: &[Heard]) -> Result<Named, TaskError> {
         let mut named = Named::default();
-        for (teller, provider) in [
-            (Teller::Sendgrid, ProviderName::Sendgrid),
-            (Teller::Twilio, ProviderName::Twilio),
-            (Teller::Ses, ProviderName::Ses),
+        for (source, provider) in [
+            (EventSource::Sendgrid, ProviderName::Sendgrid),
+            (EventSource::Twilio, ProviderName::Twilio),
+            (EventSource::Ses, ProviderName::Ses),
         ] {
-            let own = heard.iter().filter(|heard| heard.teller == teller && heard.news.delivery.is_none());
+            let own = heard.iter().filter(|heard| heard.source == source && heard.news.delivery.is_none());
             let refs = own.flat_map(|heard| heard.news.references.clone()).collect();
             let found = self.store.ids_by_ref(provider, refs).await?;
-            named.0.extend(found.into_iter().map(|(name, id)| (teller, name, id)));
+            named.0.extend(found.into_iter().map(|(name, id)| (source, name, id)));
         }
         Ok(named)
     }
@@ -190,14 +190,14 @@ impl ProviderEvents {
 
 /// What providers call deliveries.
 #[derive(Default)]
-struct Named(Vec<(Teller, String, DeliveryId)>);
+struct Named(Vec<(EventSource, String, DeliveryId)>);
 
 impl Named {
     /// The delivery that an event is about: by our own id, else by the provider's.
     fn delivery(&self, heard: &Heard) -> Option<DeliveryId> {
         let by_ref = || {
             let named = |name: &String| {
-                self.0.iter().find(|(teller, own, _)| *teller == heard.teller && own == name).map(|(.., id)| *id)
+                self.0.iter().find(|(source, own, _)| *source == heard.source && own == name).map(|(.., id)| *id)
             };
             heard.news.references.iter().find_map(named)
         };
@@ -208,16 +208,16 @@ impl Named {
 impl Work {
     /// Looks at an event again later, unless that has been done for long enough.
     fn put_off(&mut self, event: PendingProviderEvent) {
-        match kept::is_over(event.created_at, clock::now()) {
+        match inbound_webhooks::is_over(event.created_at, clock::now()) {
             true => self.ignored.push(event.id),
             false => self.later.push(event),
         }
     }
 }
 
-impl Inbox for ProviderEvents {
+impl WebhookTable for ProviderEvents {
     type Event = PendingProviderEvent;
-    const TABLE: Kept = Kept::Provider;
+    const TABLE: InboundWebhook = InboundWebhook::Provider;
 
     fn row(event: &PendingProviderEvent) -> (Uuid, i16) {
         (event.id, event.tries)
@@ -229,15 +229,15 @@ impl Inbox for ProviderEvents {
         self.report(&mut work).await?;
         let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
         let later = work.later.iter().map(|event| event.id).collect();
-        self.store.put_off_events(Kept::Provider, later, waits).await?;
-        self.store.end_events(Kept::Provider, work.done, work.ignored).await?;
+        self.store.put_off_events(InboundWebhook::Provider, later, waits).await?;
+        self.store.end_events(InboundWebhook::Provider, work.done, work.ignored).await?;
         Ok(())
     }
 }
 
 impl Task for ProviderEvents {
     const NAME: &'static str = "provider_events";
-    const PERIOD: Duration = kept::PERIOD;
+    const PERIOD: Duration = inbound_webhooks::PERIOD;
     const WORK: Option<WorkKind> = Some(WorkKind::ProviderEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
@@ -247,7 +247,7 @@ impl Task for ProviderEvents {
             return Ok(Report::Done);
         }
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
-        kept::work_through(&*self, &self.store, events).await?;
+        inbound_webhooks::work_through(&*self, &self.store, events).await?;
         Ok(report)
     }
 }
@@ -256,10 +256,10 @@ impl Task for ProviderEvents {
 fn sort(events: Vec<PendingProviderEvent>) -> Work {
     let mut work = Work::default();
     for event in events {
-        let readable = event.teller.zip(event.body.as_deref()).filter(|_| event.tries < TRIES_MAX);
-        let said = readable.map(|(teller, body)| (teller, meaning(teller, body, event.created_at)));
+        let readable = event.source.zip(event.body.as_deref()).filter(|_| event.tries < TRIES_MAX);
+        let said = readable.map(|(source, body)| (source, meaning(source, body, event.created_at)));
         match said {
-            Some((teller, Meaning::Report(news))) => work.heard.push(Heard { event, teller, news }),
+            Some((source, Meaning::Report(news))) => work.heard.push(Heard { event, source, news }),
             Some((_, Meaning::Subscribe(url))) => work.subscriptions.push((event, url)),
             Some((_, Meaning::Nothing)) | None => {
                 counter!("posthaste_provider_events_ignored_total").increment(1);
@@ -279,32 +279,32 @@ fn fate(heard: &Heard, subject: &Subject) -> Fate {
     let Some(kind) = heard.news.kind else { return Fate::Stale };
     let is_bad = matches!(kind, EventKind::Failed | EventKind::Bounced);
     if !is_bad && kind != EventKind::Sent {
-        return Fate::Told;
+        return Fate::Reported;
     }
     match subject.state {
         State::Sending => Fate::Early,
-        State::Queued | State::Retrying if subject.in_doubt => Fate::Told,
+        State::Queued | State::Retrying if subject.in_doubt => Fate::Reported,
         State::Queued | State::Retrying | State::Scheduled => Fate::Stale,
-        _ if is_bad && is_about_last_call(heard, subject) => Fate::Told,
+        _ if is_bad && is_about_last_call(heard, subject) => Fate::Reported,
         _ => Fate::Stale,
     }
 }
 
 /// Whether the call that an event is about may be the last one that was made.
 fn is_about_last_call(heard: &Heard, subject: &Subject) -> bool {
-    let teller = match heard.teller {
-        Teller::Sendgrid => ProviderName::Sendgrid,
-        Teller::Twilio => ProviderName::Twilio,
-        Teller::Ses => ProviderName::Ses,
-        Teller::Tracking => return true,
+    let source = match heard.source {
+        EventSource::Sendgrid => ProviderName::Sendgrid,
+        EventSource::Twilio => ProviderName::Twilio,
+        EventSource::Ses => ProviderName::Ses,
+        EventSource::Tracking => return true,
     };
     match subject.provider {
-        Some(provider) if provider == teller => {
+        Some(provider) if provider == source => {
             let names = &heard.news.references;
             names.is_empty() || subject.reference.as_ref().is_none_or(|known| names.contains(known))
         }
         // Both services also take mail by SMTP, and tell of it like this.
-        Some(ProviderName::Smtp) => teller != ProviderName::Twilio,
+        Some(ProviderName::Smtp) => source != ProviderName::Twilio,
         Some(ProviderName::Sandbox) | None => true,
         Some(_) => false,
     }
@@ -320,10 +320,10 @@ mod tests {
 
     use super::*;
 
-    fn heard(teller: Teller, kind: EventKind, reference: Option<&str>) -> Heard {
+    fn heard(source: EventSource, kind: EventKind, reference: Option<&str>) -> Heard {
         let event = PendingProviderEvent {
             id: Uuid::now_v7(),
-            teller: Some(teller),
+            source: Some(source),
             body: None,
             tries: 1,
             created_at: clock::now(),
@@ -336,7 +336,7 @@ mod tests {
             detail: None,
             address: AddressNews::None,
         };
-        Heard { event, teller, news }
+        Heard { event, source, news }
     }
 
     fn subject(state: State, provider: Option<ProviderName>, reference: Option<&str>, in_doubt: bool) -> Subject {
@@ -349,38 +349,46 @@ mod tests {
         use EventKind as Kind;
         let twilio = Some(ProviderName::Twilio);
         for (kind, state, in_doubt, wanted) in [
-            (Kind::Delivered, State::Sending, false, Fate::Told),
-            (Kind::Delivered, State::Retrying, false, Fate::Told),
-            (Kind::Opened, State::Sent, false, Fate::Told),
-            (Kind::Complained, State::Delivered, false, Fate::Told),
+            (Kind::Delivered, State::Sending, false, Fate::Reported),
+            (Kind::Delivered, State::Retrying, false, Fate::Reported),
+            (Kind::Opened, State::Sent, false, Fate::Reported),
+            (Kind::Complained, State::Delivered, false, Fate::Reported),
             (Kind::Sent, State::Sending, false, Fate::Early),
-            (Kind::Sent, State::Retrying, true, Fate::Told),
-            (Kind::Sent, State::Queued, true, Fate::Told),
+            (Kind::Sent, State::Retrying, true, Fate::Reported),
+            (Kind::Sent, State::Queued, true, Fate::Reported),
             (Kind::Sent, State::Queued, false, Fate::Stale),
             (Kind::Sent, State::Sent, false, Fate::Stale),
             (Kind::Sent, State::Dead, false, Fate::Stale),
             (Kind::Failed, State::Sending, false, Fate::Early),
-            (Kind::Failed, State::Retrying, true, Fate::Told),
+            (Kind::Failed, State::Retrying, true, Fate::Reported),
             (Kind::Failed, State::Retrying, false, Fate::Stale),
             (Kind::Failed, State::Queued, false, Fate::Stale),
-            (Kind::Failed, State::Sent, false, Fate::Told),
-            (Kind::Bounced, State::Delivered, false, Fate::Told),
+            (Kind::Failed, State::Sent, false, Fate::Reported),
+            (Kind::Bounced, State::Delivered, false, Fate::Reported),
         ] {
             let subject = subject(state, twilio, Some("SM1"), in_doubt);
-            assert_eq!(fate(&heard(Teller::Twilio, kind, Some("SM1")), &subject), wanted, "{kind} {state} {in_doubt}");
+            assert_eq!(
+                fate(&heard(EventSource::Twilio, kind, Some("SM1")), &subject),
+                wanted,
+                "{kind} {state} {in_doubt}"
+            );
         }
     }
 
     #[test]
     fn what_failed_on_another_call_does_not_end_a_delivery() {
-        let bounced = |teller, reference| heard(teller, EventKind::Bounced, Some(reference));
+        let bounced = |source, reference| heard(source, EventKind::Bounced, Some(reference));
         let by = |provider| subject(State::Sent, Some(provider), Some("a"), false);
-        assert_eq!(fate(&bounced(Teller::Sendgrid, "a"), &by(ProviderName::Sendgrid)), Fate::Told);
-        assert_eq!(fate(&bounced(Teller::Sendgrid, "b"), &by(ProviderName::Sendgrid)), Fate::Stale, "an earlier call");
-        assert_eq!(fate(&bounced(Teller::Sendgrid, "a"), &by(ProviderName::Ses)), Fate::Stale, "another provider");
-        assert_eq!(fate(&bounced(Teller::Ses, "b"), &by(ProviderName::Smtp)), Fate::Told, "SES behind SMTP");
-        assert_eq!(fate(&bounced(Teller::Twilio, "b"), &by(ProviderName::Smtp)), Fate::Stale);
+        assert_eq!(fate(&bounced(EventSource::Sendgrid, "a"), &by(ProviderName::Sendgrid)), Fate::Reported);
+        assert_eq!(
+            fate(&bounced(EventSource::Sendgrid, "b"), &by(ProviderName::Sendgrid)),
+            Fate::Stale,
+            "an earlier call"
+        );
+        assert_eq!(fate(&bounced(EventSource::Sendgrid, "a"), &by(ProviderName::Ses)), Fate::Stale, "another provider");
+        assert_eq!(fate(&bounced(EventSource::Ses, "b"), &by(ProviderName::Smtp)), Fate::Reported, "SES behind SMTP");
+        assert_eq!(fate(&bounced(EventSource::Twilio, "b"), &by(ProviderName::Smtp)), Fate::Stale);
         let nameless = subject(State::Sent, Some(ProviderName::Ses), None, false);
-        assert_eq!(fate(&bounced(Teller::Ses, "b"), &nameless), Fate::Told);
+        assert_eq!(fate(&bounced(EventSource::Ses, "b"), &nameless), Fate::Reported);
     }
 }

@@ -8,8 +8,8 @@ use shared::db::{DbResult, Store, freeze::Frozen};
 use tokio::time::timeout;
 
 use crate::{
+    failure_streak::FAILURES,
     task::{Report, Task, TaskError, gauge_of},
-    trouble::FAILURES,
 };
 
 /// Rows forgotten in one statement: some tens of milliseconds.

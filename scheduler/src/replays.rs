@@ -19,9 +19,9 @@ use shared::{
 use uuid::Uuid;
 
 use crate::{
+    failure_streak::chain,
     incoming,
     task::{Report, Task, TaskError},
-    trouble::chain,
 };
 
 /// Replays that are worked at side by side.

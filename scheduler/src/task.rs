@@ -18,7 +18,7 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{poller::Outlook, probe::Pulse, trouble::Trouble};
+use crate::{failure_streak::FailureStreak, poller::Outlook, probe::Heartbeat};
 
 /// A rest differs from the period by at most this share, so that schedulers do not march in step.
 const JITTER_SHARE: f64 = 0.1;
@@ -84,8 +84,13 @@ pub trait Task: Send + 'static {
 }
 
 /// Keeps a task going until stopped. A turn that is under way is finished.
-pub async fn keep<T: Task>(mut task: T, pulse: Arc<Pulse>, mut outlook: Outlook, stop: CancellationToken) {
-    let mut trouble = Trouble::new(pulse);
+pub async fn run_until_stopped<T: Task>(
+    mut task: T,
+    heartbeat: Arc<Heartbeat>,
+    mut outlook: Outlook,
+    stop: CancellationToken,
+) {
+    let mut failures = FailureStreak::new(heartbeat);
     while !stop.is_cancelled() {
         let started = Instant::now();
         let turn = task.run().await;
@@ -93,10 +98,10 @@ pub async fn keep<T: Task>(mut task: T, pulse: Arc<Pulse>, mut outlook: Outlook,
         histogram!("posthaste_task_seconds", "task" => T::NAME).record(turned - started);
         let pause = match &turn {
             Ok(report) => {
-                trouble.over();
+                failures.record_success();
                 rest(*report, T::PERIOD, jitter())
             }
-            Err(error) => trouble.met(error),
+            Err(error) => failures.record_failure(error),
         };
         let work = T::WORK.filter(|_| matches!(turn, Ok(Report::Done)));
         let resting = async {
@@ -185,8 +190,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_failed_is_tried_again_until_it_is_stopped() {
-        let (stop, pulse) = (CancellationToken::new(), Arc::new(Pulse::new("failing", PERIOD)));
-        keep(Failing(0, stop.clone()), Arc::clone(&pulse), Outlook::default(), stop).await;
-        assert_eq!(pulse.health(), Health::Up);
+        let (stop, heartbeat) = (CancellationToken::new(), Arc::new(Heartbeat::new("failing", PERIOD)));
+        run_until_stopped(Failing(0, stop.clone()), Arc::clone(&heartbeat), Outlook::default(), stop).await;
+        assert_eq!(heartbeat.health(), Health::Up);
     }
 }

@@ -11,14 +11,17 @@ use shared::{
     amqp::Publisher,
     clock,
     contract::Event,
-    db::{Store, events::Referred, kept::Kept, poll::WorkKind, wa_inbound::NewInbound, waha_events::PendingEvent},
+    db::{
+        Store, events::Referred, inbound_webhooks::InboundWebhook, poll::WorkKind, wa_inbound::NewInbound,
+        waha_events::PendingEvent,
+    },
     domain::{EventKind, ProviderName, phone::country_prefix},
     waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference},
 };
 use uuid::Uuid;
 
 use crate::{
-    kept::{self, Inbox, LEASE_MS, LIMIT, TRIES_MAX, pause_ms},
+    inbound_webhooks::{self, LEASE_MS, LIMIT, TRIES_MAX, WebhookTable, pause_ms},
     task::{Report, Task, TaskError, count_of},
 };
 
@@ -69,7 +72,7 @@ impl WahaEvents {
                 .filter(|referred| own.contains(&referred.name) && referred.about.0 == acked.event.tenant)
                 .collect();
             if found.is_empty() {
-                match kept::is_over(acked.event.created_at, now) {
+                match inbound_webhooks::is_over(acked.event.created_at, now) {
                     true => work.ignored.push(acked.event.id),
                     false => work.later.push(acked.event),
                 }
@@ -78,7 +81,7 @@ impl WahaEvents {
             work.done.push(acked.event.id);
             events.extend(found.into_iter().filter_map(|referred| told(referred, acked.ack, acked.at)));
         }
-        kept::publish(&self.publisher, &events).await
+        inbound_webhooks::publish(&self.publisher, &events).await
     }
 
     /// WAHA's echo of our own message. It shows that a delivery with an unknown outcome, whose answer was lost, has been sent.
@@ -95,13 +98,13 @@ impl WahaEvents {
             let settled = self.store.resolve_hold(event.session, &echo.chat_id, &echo.body, &name).await?;
             events.extend(settled.map(|about| Event::report(about, EventKind::Sent, echo.sent_at)));
         }
-        kept::publish(&self.publisher, &events).await
+        inbound_webhooks::publish(&self.publisher, &events).await
     }
 }
 
-impl Inbox for WahaEvents {
+impl WebhookTable for WahaEvents {
     type Event = PendingEvent;
-    const TABLE: Kept = Kept::Waha;
+    const TABLE: InboundWebhook = InboundWebhook::Waha;
 
     fn row(event: &PendingEvent) -> (Uuid, i16) {
         (event.id, event.tries)
@@ -118,15 +121,17 @@ impl Inbox for WahaEvents {
         self.echo(&mut work).await?;
         self.report(&mut work).await?;
         let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
-        self.store.put_off_events(Kept::Waha, work.later.iter().map(|event| event.id).collect(), waits).await?;
-        self.store.end_events(Kept::Waha, work.done, work.ignored).await?;
+        self.store
+            .put_off_events(InboundWebhook::Waha, work.later.iter().map(|event| event.id).collect(), waits)
+            .await?;
+        self.store.end_events(InboundWebhook::Waha, work.done, work.ignored).await?;
         Ok(())
     }
 }
 
 impl Task for WahaEvents {
     const NAME: &'static str = "waha_events";
-    const PERIOD: Duration = kept::PERIOD;
+    const PERIOD: Duration = inbound_webhooks::PERIOD;
     const WORK: Option<WorkKind> = Some(WorkKind::WahaEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
@@ -137,7 +142,7 @@ impl Task for WahaEvents {
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
         let heard: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
         self.store.note_heard(heard.into_iter().collect()).await?;
-        kept::work_through(&*self, &self.store, events).await?;
+        inbound_webhooks::work_through(&*self, &self.store, events).await?;
         Ok(report)
     }
 }

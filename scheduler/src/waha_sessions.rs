@@ -208,7 +208,7 @@ impl WahaSessions {
                 self.note_host(&session.settings.base_url, false);
                 checked
             }
-            Ok(Err(Trouble::Waha(error))) => {
+            Ok(Err(FailureStreak::Waha(error))) => {
                 let hangs = matches!(error, WahaError::Unanswered(egress::Trouble::Timeout));
                 self.note_host(&session.settings.base_url, hangs);
                 let error_text = error.to_string();
@@ -217,7 +217,7 @@ impl WahaSessions {
                 let is_reachable = !matches!(error, WahaError::Unreachable(_) | WahaError::Unanswered(_));
                 Checked { is_reachable, needs_fetch: true, fetched_until: None }
             }
-            Ok(Err(Trouble::Database(error))) => return Err(error),
+            Ok(Err(FailureStreak::Database(error))) => return Err(error),
             Err(_) => {
                 self.note_host(&session.settings.base_url, true);
                 Checked { is_reachable: true, needs_fetch: true, fetched_until: None }
@@ -231,7 +231,7 @@ impl WahaSessions {
         session: &Session,
         host: &Host,
         shown: Result<Shown, WahaError>,
-    ) -> Result<Checked, Trouble> {
+    ) -> Result<Checked, FailureStreak> {
         let (name, id) = (session.settings.name.as_str(), session.id);
         let secret = session.settings.webhook_secret.as_ref();
         let mut needs_fetch = session.needs_fetch || session.unreachable_since.is_some();
@@ -275,7 +275,7 @@ impl WahaSessions {
     }
 
     /// Puts our webhook into the session's configuration where it is not; says whether it was not.
-    async fn put_back(&self, session: &Session, host: &Host, shown: &Shown) -> Result<bool, Trouble> {
+    async fn put_back(&self, session: &Session, host: &Host, shown: &Shown) -> Result<bool, FailureStreak> {
         let (Some(url), secret) = (session.hook_url.as_deref(), session.settings.webhook_secret.as_ref()) else {
             return Ok(false);
         };
@@ -306,7 +306,7 @@ impl WahaSessions {
     }
 
     /// Fetches what may have been missed.
-    async fn catch_up(&self, session: &Session, host: &Host, needs_fetch: bool) -> Result<Checked, Trouble> {
+    async fn catch_up(&self, session: &Session, host: &Host, needs_fetch: bool) -> Result<Checked, FailureStreak> {
         let now = clock::now();
         let is_old = |at: Option<DateTime<Utc>>| at.is_none_or(|at| now - at > SILENCE);
         let is_silent = session.is_wanted && is_old(session.last_event_at) && is_old(session.fetched_until);
@@ -347,7 +347,7 @@ impl WahaSessions {
     }
 
     /// Keeps what the chats of a session say since then, as events, page by page; says whether that is all.
-    async fn fetch(&self, fetch: &mut Fetch<'_>) -> Result<bool, Trouble> {
+    async fn fetch(&self, fetch: &mut Fetch<'_>) -> Result<bool, FailureStreak> {
         let mut quiet = 0;
         while fetch.cursor.chats < CHATS_MAX && quiet < QUIET_CHATS_MAX {
             let chats = fetch.host.chats(&fetch.session.settings.name, CHATS_PAGE, fetch.cursor.chats).await?;
@@ -370,7 +370,7 @@ impl WahaSessions {
     }
 
     /// Says whether there was news in it.
-    async fn fetch_chat(&self, fetch: &mut Fetch<'_>, chat: &str) -> Result<bool, Trouble> {
+    async fn fetch_chat(&self, fetch: &mut Fetch<'_>, chat: &str) -> Result<bool, FailureStreak> {
         let (session, since) = (fetch.session, fetch.since);
         let name = session.settings.name.as_str();
         let mut has_news = false;
@@ -446,18 +446,18 @@ impl Task for WahaSessions {
 }
 
 /// What ends a comparison early.
-enum Trouble {
+enum FailureStreak {
     Waha(WahaError),
     Database(shared::db::DbError),
 }
 
-impl From<WahaError> for Trouble {
+impl From<WahaError> for FailureStreak {
     fn from(error: WahaError) -> Self {
         Self::Waha(error)
     }
 }
 
-impl From<shared::db::DbError> for Trouble {
+impl From<shared::db::DbError> for FailureStreak {
     fn from(error: shared::db::DbError) -> Self {
         Self::Database(error)
     }

@@ -13,7 +13,7 @@ use shared::{
         poll::WorkKind,
         release::CROWD_MAX,
         wa_inbound::Inbound,
-        webhook_events::{Swept, Telling, is_received},
+        webhook_events::{PendingWebhook, Swept, is_received},
     },
     dispatch::Dispatcher,
 };
@@ -42,7 +42,7 @@ impl WebhookEvents {
     }
 
     /// Messages from people among these events, as far as they are still there.
-    async fn inbound(&self, events: &[Telling]) -> Result<HashMap<Uuid, Inbound>, TaskError> {
+    async fn inbound(&self, events: &[PendingWebhook]) -> Result<HashMap<Uuid, Inbound>, TaskError> {
         let ids: Vec<Uuid> =
             events.iter().filter(|event| is_received(&event.event)).filter_map(|event| event.subject).collect();
         if ids.is_empty() {
@@ -59,8 +59,8 @@ impl Task for WebhookEvents {
     const WORK: Option<WorkKind> = Some(WorkKind::WebhookEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let received = self.store.tell_received(LIMIT).await?;
-        let events = self.store.tellings(LIMIT).await?;
+        let received = self.store.enqueue_received(LIMIT).await?;
+        let events = self.store.pending_webhooks(LIMIT).await?;
         let more = received >= LIMIT || i64::try_from(events.len()).is_ok_and(|count| count >= LIMIT);
         if events.is_empty() {
             return Ok(if more { Report::More } else { Report::Done });

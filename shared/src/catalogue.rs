@@ -79,8 +79,8 @@ pub struct Catalogue {
 
 impl Catalogue {
     /// The rules that hear of events of this type, the oldest first.
-    pub fn hearing(&self, event_type: &str) -> impl Iterator<Item = &Arc<Rule>> {
-        self.index.hear(event_type).into_iter().filter_map(|place| self.rules.get(place))
+    pub fn rules_for(&self, event_type: &str) -> impl Iterator<Item = &Arc<Rule>> {
+        self.index.matching(event_type).into_iter().filter_map(|place| self.rules.get(place))
     }
 
     /// An active rule.
@@ -126,7 +126,7 @@ impl Catalogue {
     }
 }
 
-struct Kept {
+struct CacheEntry {
     catalogue: Arc<Catalogue>,
     looked_at: Instant,
 }
@@ -135,7 +135,7 @@ struct Kept {
 #[derive(Clone)]
 pub struct Catalogues {
     store: Store,
-    kept: Arc<RwLock<HashMap<TenantId, Kept>>>,
+    kept: Arc<RwLock<HashMap<TenantId, CacheEntry>>>,
 }
 
 impl Catalogues {
@@ -170,7 +170,7 @@ impl Catalogues {
         };
         let found = self.look(tenant, known).await;
         match &found {
-            Ok(catalogue) => self.keep(tenant, Kept { catalogue: Arc::clone(catalogue), looked_at }),
+            Ok(catalogue) => self.keep(tenant, CacheEntry { catalogue: Arc::clone(catalogue), looked_at }),
             // It is unknown whether the copy is still right, so the next caller asks again.
             Err(_) => self.forget(tenant),
         }
@@ -198,7 +198,7 @@ impl Catalogues {
         self.kept.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
     }
 
-    fn keep(&self, tenant: TenantId, one: Kept) {
+    fn keep(&self, tenant: TenantId, one: CacheEntry) {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= TENANTS_MAX {
             kept.retain(|_, one| one.looked_at.elapsed() < FRESH_FOR * 60);

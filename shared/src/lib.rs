@@ -1,6 +1,6 @@
 //! What every part of Posthaste shares. Layers import downwards only:
 //! `domain` (pure words and rules) ← `contract` (what crosses a boundary) ← `amqp` and `db`, which do not see
-//! each other; `dispatch` and `shortcut` join those two. `config` and `telemetry` stand beside them.
+//! each other; `dispatch` and `local_dispatch` join those two. `config` and `telemetry` stand beside them.
 
 pub mod amqp;
 pub mod batch;
@@ -14,8 +14,10 @@ pub mod db;
 pub mod dispatch;
 pub mod domain;
 pub mod egress;
+pub mod event_messages;
 pub mod faultpoint;
 pub mod importing;
+pub mod local_dispatch;
 pub mod person_file;
 pub mod probe;
 pub mod provider_events;
@@ -23,9 +25,7 @@ pub mod reconnect;
 pub mod replay;
 pub mod seal;
 pub mod service;
-pub mod shortcut;
 pub mod telemetry;
-pub mod telling;
 pub mod template;
 pub mod token;
 pub mod unsubscribe;

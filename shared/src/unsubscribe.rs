@@ -25,7 +25,7 @@ const FORM: u8 = 1;
 
 /// Who wants no more of what.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Farewell {
+pub struct UnsubscribeToken {
     /// Whose person it is.
     pub tenant: TenantId,
     /// The person, where they are known.
@@ -62,8 +62,8 @@ impl Key {
     }
 
     /// The token of a link.
-    pub fn token(&self, farewell: &Farewell) -> Result<String, SealError> {
-        let mut said = farewell.written();
+    pub fn token(&self, unsubscribe_token: &UnsubscribeToken) -> Result<String, SealError> {
+        let mut said = unsubscribe_token.written();
         let nonce: [u8; NONCE_LEN] =
             hmac::sign(&self.nonces, &said).as_ref().first_chunk().copied().ok_or(SealError::Damaged)?;
         let used = Nonce::assume_unique_for_key(nonce);
@@ -72,17 +72,17 @@ impl Key {
     }
 
     /// The content of a valid token.
-    pub fn read(&self, token: &str) -> Option<Farewell> {
+    pub fn read(&self, token: &str) -> Option<UnsubscribeToken> {
         let token = Some(token).filter(|token| token.len() <= TOKEN_CHARS_MAX)?;
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_LEN>()?;
         let mut sealed = sealed.to_vec();
         let said = self.aead.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::empty(), &mut sealed).ok()?;
-        Farewell::read(said)
+        UnsubscribeToken::read(said)
     }
 }
 
-impl Farewell {
+impl UnsubscribeToken {
     /// Form, tenant, then each text behind its length in two bytes; one that is not there has the longest length.
     fn written(&self) -> Vec<u8> {
         let mut said = vec![FORM];
@@ -117,17 +117,17 @@ impl Farewell {
 mod tests {
     use super::*;
 
-    fn farewells() -> Vec<Farewell> {
-        let full = Farewell {
+    fn unsubscribe_tokens() -> Vec<UnsubscribeToken> {
+        let full = UnsubscribeToken {
             tenant: TenantId(7),
             user_id: Some("ada".to_owned()),
             address: Some(Address::new("ada@example.com")),
             category: "marketing".to_owned(),
         };
         vec![
-            Farewell { user_id: None, ..full.clone() },
-            Farewell { address: None, ..full.clone() },
-            Farewell { user_id: Some(String::new()), category: "ä\n".to_owned(), ..full.clone() },
+            UnsubscribeToken { user_id: None, ..full.clone() },
+            UnsubscribeToken { address: None, ..full.clone() },
+            UnsubscribeToken { user_id: Some(String::new()), category: "ä\n".to_owned(), ..full.clone() },
             full,
         ]
     }
@@ -135,10 +135,10 @@ mod tests {
     #[test]
     fn a_token_says_what_was_written_and_shows_nothing_of_it() {
         let key = Key::new(&[7; 32]).unwrap();
-        for farewell in farewells() {
-            let token = key.token(&farewell).unwrap();
-            assert_eq!(key.read(&token), Some(farewell.clone()));
-            assert_eq!(key.token(&farewell).unwrap(), token, "the same link reads the same");
+        for unsubscribe_token in unsubscribe_tokens() {
+            let token = key.token(&unsubscribe_token).unwrap();
+            assert_eq!(key.read(&token), Some(unsubscribe_token.clone()));
+            assert_eq!(key.token(&unsubscribe_token).unwrap(), token, "the same link reads the same");
             let bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
             assert!(!bytes.windows(3).any(|window| window == b"ada" || window == b"mar"));
         }
@@ -147,8 +147,8 @@ mod tests {
     #[test]
     fn no_bit_of_a_token_can_be_changed_and_no_other_key_reads_it() {
         let key = Key::new(&[7; 32]).unwrap();
-        for farewell in farewells() {
-            let token = key.token(&farewell).unwrap();
+        for unsubscribe_token in unsubscribe_tokens() {
+            let token = key.token(&unsubscribe_token).unwrap();
             assert_eq!(Key::new(&[8; 32]).unwrap().read(&token), None);
             let bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
             for at in 0..bytes.len() {
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn the_longest_names_fit_into_a_line_of_a_mail_without_the_person() {
         let key = Key::new(&[7; 32]).unwrap();
-        let longest = Farewell {
+        let longest = UnsubscribeToken {
             tenant: TenantId(i32::MAX),
             user_id: None,
             address: Some(Address::new("a".repeat(254))),

@@ -25,8 +25,8 @@ use shared::{
     db::{
         Store,
         accept::{Acceptance, Accepted, Crowding, Leases, NewDelivery, NewMessage},
-        beside::{Beside, NewDigestItem},
         digests::Ending,
+        side_records::{NewDigestItem, SideRecord},
     },
     domain::{Address, Channel, DeliveryId, Lane, MessageId, Route, TenantId},
 };
@@ -181,7 +181,7 @@ async fn a_repeated_bulk_stores_no_second_copy_of_its_content() -> Result<()> {
 const TENANT: TenantId = TenantId(1);
 
 /// A message for the bulk lane, which waits in its tenant's share, with the records that are stored beside it.
-fn low(beside: Vec<Beside>) -> Acceptance {
+fn low(beside: Vec<SideRecord>) -> Acceptance {
     let delivery = NewDelivery {
         id: DeliveryId::generate(),
         route: Route { channel: Channel::InApp, lane: Lane::Bulk },
@@ -238,7 +238,7 @@ async fn an_acceptance_and_the_closing_of_a_window_take_their_locks_in_one_order
     // The acceptance parks in the tenant's share and gathers into the window that is being closed.
     let accepting = tokio::spawn({
         let event = NewDigestItem { digest: Uuid::now_v7(), ..item.clone() };
-        let (store, batch) = (store.clone(), vec![low(vec![Beside::DigestItem(event)])]);
+        let (store, batch) = (store.clone(), vec![low(vec![SideRecord::DigestItem(event)])]);
         async move { store.accept(&batch, 1000, &Crowding::default(), &Leases::new()).await }
     });
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";

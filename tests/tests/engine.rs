@@ -17,7 +17,7 @@ use shared::{
         poll::Floors,
         statement,
     },
-    domain::{Channel, DeliveryId, EventKind, OutcomeClass, ProviderName, Round, State, TenantId},
+    domain::{Channel, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, State, TenantId},
 };
 use uuid::Uuid;
 
@@ -185,7 +185,7 @@ fn put_off(claim: &Claim, at: DateTime<Utc>, asked: Option<ProviderName>) -> Eve
         detail: None,
         reason: None,
         dead: None,
-        round: Round::NEW,
+        round: FailoverRound::NEW,
         crash: false,
         report: false,
     }

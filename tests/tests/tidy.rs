@@ -29,6 +29,44 @@ const EMPTY_NAMES: [&str; 9] =
 /// The code that may sleep on a thread: the development stack polls processes that cannot be awaited.
 const MAY_SLEEP: &str = "xtask/";
 
+/// Names that ADR 0019 replaced.
+const OLD_WORDS: [&str; 34] = [
+    "Beside",
+    "Crew",
+    "Early",
+    "Farewell",
+    "Found",
+    "Happening",
+    "Hearing",
+    "Kept",
+    "Obstacle",
+    "Pulse",
+    "Shop",
+    "Shortcut",
+    "Standing",
+    "Teller",
+    "Telling",
+    "Untold",
+    "Verdict",
+    "Wishes",
+    "Won",
+    "be_heard",
+    "bid_farewell",
+    "board",
+    "crew",
+    "fly",
+    "goodbye",
+    "kept",
+    "let_go",
+    "shortcut",
+    "take_on",
+    "telling",
+    "turn_page",
+    "unsaid",
+    "utter",
+    "wishes",
+];
+
 #[test]
 fn the_example_of_the_environment_is_the_table_of_settings() {
     let file = root().join(".env.example");
@@ -180,6 +218,18 @@ fn a_name_that_says_nothing_is_noticed() {
 }
 
 #[test]
+fn old_words_stay_gone() {
+    assert_clean(sources().flat_map(|(path, code)| old_words(&path, &code)));
+}
+
+#[test]
+fn an_old_word_is_noticed() {
+    assert_eq!(old_words("a.rs", "pub(crate) enum Verdict {}"), ["a.rs defines `Verdict`, see ADR 0019"]);
+    assert_eq!(old_words("a.rs", "mod wishes;\nfn let_go() {}").len(), 2);
+    assert!(old_words("a.rs", "enum Verdicts {} fn f() { found(Kept); }").is_empty());
+}
+
+#[test]
 fn comments_and_texts_are_no_code() {
     for (text, code) in [
         ("a // b\nc", "a \nc"),
@@ -223,6 +273,16 @@ fn shortcuts(path: &str, code: &str) -> Vec<String> {
     found.extend(has_path(code, "unimplemented!").then_some("unimplemented!"));
     found.extend((has_path(code, "thread::sleep") && !path.starts_with(MAY_SLEEP)).then_some("thread::sleep"));
     found.into_iter().map(|what| format!("{path} has {what}")).collect()
+}
+
+/// Types, modules and functions that have a name of the former vocabulary.
+fn old_words(path: &str, code: &str) -> Vec<String> {
+    let words = code.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    let is_definition = |pair: &&[&str]| ["enum", "fn", "mod", "struct", "trait", "type"].contains(&pair[0]);
+    let defined = words.windows(2).filter(is_definition).map(|pair| pair[1]);
+    let old = defined.filter(|name| OLD_WORDS.contains(name));
+    old.map(|name| format!("{path} defines `{name}`, see ADR 0019")).collect()
 }
 
 fn impurities(path: &str, code: &str) -> Vec<String> {

@@ -20,8 +20,9 @@ use shared::{
     },
     db::claim::Claim,
     domain::{
-        Channel, DeadReason, DeliveryId, EventKind, Fault, Outcome, OutcomeClass, ProviderName, Reason, RetryPolicy,
-        Round, Route, Standing, State, TenantId, Topic, Tries, Verdict, Wait, Wishes,
+        Channel, DeadReason, DeliveryId, EventKind, FailoverRound, Fault, Outcome, OutcomeClass, ProviderName,
+        ProviderProgress, Reason, RecipientPolicy, RetryDecision, RetryPolicy, Route, State, TenantId, Topic, Tries,
+        Wait,
         retry::{decide, decide_wait},
         suppression::SuppressionReason,
     },
@@ -49,7 +50,7 @@ const UPGRADE_WAIT: Duration = Duration::from_secs(60);
 const CODE_BYTES_MAX: usize = 200;
 
 /// What all attempts of one channel and lane have in common.
-pub struct Desk {
+pub struct ChannelContext {
     /// The channel and lane.
     pub route: Route,
     /// Who may be called, in this order.
@@ -69,44 +70,44 @@ pub struct Desk {
     /// Gives mails their way out, on the channel of mails.
     pub unsubscribing: Option<Arc<Unsubscribing>>,
     /// Ends calls for which a stopping process cannot wait any longer.
-    pub hurry: CancellationToken,
+    pub cut_short: CancellationToken,
 }
 
 /// Makes the attempt a claim allows. `claimed_at`: right before the claim was asked for, since its lease runs from there.
-pub async fn attempt(desk: &Desk, claim: Claim, claimed_at: Instant) -> Event {
-    let subject = Subject::of(&claim);
-    let in_time = desk.lease_margin.saturating_sub(GRACE).max(GRACE);
+pub async fn attempt(context: &ChannelContext, claim: Claim, claimed_at: Instant) -> Event {
+    let delivery_ref = DeliveryRef::of(&claim);
+    let in_time = context.lease_margin.saturating_sub(GRACE).max(GRACE);
     let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
-    let ready = prepare(desk, claim, late_at).await;
+    let ready = prepare(context, claim, late_at).await;
     faultpoint::pass(faultpoint::AFTER_CLAIM);
     let order = match ready {
         Ok(order) => order,
-        Err(obstacle) => return subject.without_call(desk, obstacle),
+        Err(skip) => return delivery_ref.without_call(context, skip),
     };
-    let choice = match choose(desk, &order, subject, late_at).await {
+    let choice = match choose(context, &order, delivery_ref, late_at).await {
         Ok(choice) => choice,
-        Err(obstacle) => return subject.without_call(desk, obstacle),
+        Err(skip) => return delivery_ref.without_call(context, skip),
     };
     // The gates may have waited for the database as well.
     if Instant::now() >= late_at {
-        return subject.without_call(desk, Obstacle::Late);
+        return delivery_ref.without_call(context, SkipReason::Late);
     }
     tracing::Span::current().record("provider", choice.provider.name().as_str());
     let started = Instant::now();
-    let outcome = call(desk, &*choice.provider, &order).await;
+    let outcome = call(context, &*choice.provider, &order).await;
     faultpoint::pass(faultpoint::AFTER_PROVIDER);
-    tell_breaker(desk, &choice, subject.tenant, &outcome);
-    subject.after_call(desk, &choice, outcome, started.elapsed())
+    record_in_breaker(context, &choice, delivery_ref.tenant, &outcome);
+    delivery_ref.after_call(context, &choice, outcome, started.elapsed())
 }
 
 /// Gives a claim back that this process has no time left to use.
-pub fn give_back(desk: &Desk, claim: &Claim) -> Event {
-    Subject::of(claim).without_call(desk, Obstacle::Late)
+pub fn give_back(context: &ChannelContext, claim: &Claim) -> Event {
+    DeliveryRef::of(claim).without_call(context, SkipReason::Late)
 }
 
 /// Why no provider is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Obstacle {
+enum SkipReason {
     /// The message is no longer worth sending.
     Expired,
     /// The channel is not set up.
@@ -133,43 +134,43 @@ enum Obstacle {
     /// another worker might make it too; or this process is about to end.
     Late,
     /// Every provider that is left in this round is to be left alone for a while.
-    HeldBack(HeldBack, Round),
+    HeldBack(HeldBack, FailoverRound),
 }
 
-async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, Obstacle> {
+async fn prepare(context: &ChannelContext, claim: Claim, late_at: Instant) -> Result<Order, SkipReason> {
     if claim.expires_at.is_some_and(|at| at <= clock::now()) {
-        return Err(Obstacle::Expired);
+        return Err(SkipReason::Expired);
     }
     let content: Content = serde_json::from_slice(&claim.content).map_err(|error| match error.is_data() {
-        true => Obstacle::NewerContent,
-        false => Obstacle::BadContent,
+        true => SkipReason::NewerContent,
+        false => SkipReason::BadContent,
     })?;
-    let mut content = content.on(desk.route.channel);
+    let mut content = content.on(context.route.channel);
     if let Some(reason) = content.withheld {
-        return Err(Obstacle::Withheld(reason));
+        return Err(SkipReason::Withheld(reason));
     }
-    may_be_told(desk.route.channel, &claim, &content)?;
-    if let Some(tracking) = &desk.tracking {
+    may_be_told(context.route.channel, &claim, &content)?;
+    if let Some(tracking) = &context.tracking {
         let applying = timeout_at(late_at.into(), tracking.apply(claim.delivery, &mut content));
-        applying.await.ok().flatten().ok_or(Obstacle::Late)?;
+        applying.await.ok().flatten().ok_or(SkipReason::Late)?;
     }
-    if let Some(unsubscribing) = &desk.unsubscribing {
+    if let Some(unsubscribing) = &context.unsubscribing {
         let applying = unsubscribing.apply(&claim, &mut content);
-        let applying = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(applying));
-        applying.await.ok().flatten().flatten().ok_or(Obstacle::Late)?;
+        let applying = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(applying));
+        applying.await.ok().flatten().flatten().ok_or(SkipReason::Late)?;
     }
-    let signing = signing(desk, &claim, &content);
-    let signing = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(signing));
-    let signing = signing.await.ok().flatten().ok_or(Obstacle::Late)?;
-    if Instant::now() >= late_at || desk.hurry.is_cancelled() {
-        return Err(Obstacle::Late);
+    let signing = signing(context, &claim, &content);
+    let signing = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(signing));
+    let signing = signing.await.ok().flatten().ok_or(SkipReason::Late)?;
+    if Instant::now() >= late_at || context.cut_short.is_cancelled() {
+        return Err(SkipReason::Late);
     }
     Ok(Order {
         delivery: claim.delivery,
         message: claim.message,
         tenant: claim.tenant,
-        channel: desk.route.channel,
-        lane: desk.route.lane,
+        channel: context.route.channel,
+        lane: context.route.lane,
         recipient: claim.recipient,
         slot: claim.line.map(|line| Slot { line, until: late_at }),
         user_id: claim.user_id,
@@ -182,7 +183,7 @@ async fn prepare(desk: &Desk, claim: Claim, late_at: Instant) -> Result<Order, O
         request_id: claim.request_id,
         traceparent: claim.traceparent,
         attempt: claim.tries.attempts,
-        timeout: desk.timeout,
+        timeout: context.timeout,
     })
 }
 
@@ -194,9 +195,9 @@ fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
 
 /// Whether the person wants it, can be reached, and may be disturbed now. What they do not want they need no address for. Where
 /// the person is not known, there is no preference, and a send window is one of UTC.
-fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(), Obstacle> {
-    let silent = Wishes::default();
-    let wishes = claim.person(channel).map(|_| claim.wishes.as_deref().unwrap_or(&silent));
+fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(), SkipReason> {
+    let silent = RecipientPolicy::default();
+    let policy = claim.person(channel).map(|_| claim.policy.as_deref().unwrap_or(&silent));
     let topic = Topic {
         kind: content.kind.as_deref(),
         category: content.category.as_deref(),
@@ -204,19 +205,19 @@ fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(),
         channel,
         default_enabled: !content.opt_in,
     };
-    if wishes.is_some_and(|wishes| !wishes.preferences.allow(topic)) {
-        return Err(Obstacle::Unwanted);
+    if policy.is_some_and(|policy| !policy.preferences.allow(topic)) {
+        return Err(SkipReason::Unwanted);
     }
     if claim.recipient.reveal().is_empty() {
-        return Err(Obstacle::NoAddress);
+        return Err(SkipReason::NoAddress);
     }
     if let Some(reason) = suppression(claim, content) {
-        return Err(Obstacle::Suppressed(reason));
+        return Err(SkipReason::Suppressed(reason));
     }
-    match wishes.unwrap_or(&silent).wait(topic.class, channel, content.send_window.as_ref(), clock::now()) {
+    match policy.unwrap_or(&silent).wait(topic.class, channel, content.send_window.as_ref(), clock::now()) {
         None => Ok(()),
-        Some(Wait { until: Some(until), reason }) => Err(Obstacle::Early(until, reason)),
-        Some(Wait { until: None, .. }) => Err(Obstacle::NoMoment),
+        Some(Wait { until: Some(until), reason }) => Err(SkipReason::Early(until, reason)),
+        Some(Wait { until: None, .. }) => Err(SkipReason::NoMoment),
     }
 }
 
@@ -226,32 +227,37 @@ struct Choice {
     /// The breaker before it.
     breaker: Option<Arc<str>>,
     /// How the delivery stands once that provider was asked; without the hope that its answer leaves.
-    standing: Standing,
+    progress: ProviderProgress,
     /// One that would have come first, and is left alone for a while.
     skipped: Option<ProviderName>,
 }
 
 /// The first provider that was not asked in this round and may be called; once all were asked a new round begins.
-async fn choose(desk: &Desk, order: &Order, subject: Subject, late_at: Instant) -> Result<Choice, Obstacle> {
-    if desk.providers.is_empty() {
-        return Err(Obstacle::NoProvider);
+async fn choose(
+    context: &ChannelContext,
+    order: &Order,
+    delivery_ref: DeliveryRef,
+    late_at: Instant,
+) -> Result<Choice, SkipReason> {
+    if context.providers.is_empty() {
+        return Err(SkipReason::NoProvider);
     }
-    let fitting: Vec<&Arc<dyn Provider>> = desk.providers.iter().filter(|provider| provider.fits(order)).collect();
-    let is_left = |round: Round| move |provider: &&Arc<dyn Provider>| !round.has_asked(provider.name());
-    let round = match fitting.iter().copied().any(|provider| is_left(subject.round)(&provider)) {
-        true => subject.round,
-        false => Round::NEW,
+    let fitting: Vec<&Arc<dyn Provider>> = context.providers.iter().filter(|provider| provider.fits(order)).collect();
+    let is_left = |round: FailoverRound| move |provider: &&Arc<dyn Provider>| !round.has_asked(provider.name());
+    let round = match fitting.iter().copied().any(|provider| is_left(delivery_ref.round)(&provider)) {
+        true => delivery_ref.round,
+        false => FailoverRound::NEW,
     };
     let (mut shortest, mut skipped): (Option<HeldBack>, _) = (None, None);
     for provider in fitting.iter().copied().filter(is_left(round)) {
         let breaker = provider.breaker_key(order);
-        match gate(desk, &**provider, breaker.as_ref(), order, subject.jitter(), late_at).await {
+        match gate(context, &**provider, breaker.as_ref(), order, delivery_ref.jitter(), late_at).await {
             Ok(()) => {
                 let after = round.with(provider.name(), false);
                 let others_left = fitting.iter().copied().any(|other| is_left(after)(&other));
                 let providers = u16::try_from(fitting.len()).unwrap_or(u16::MAX);
-                let standing = Standing { providers, others_left, round: after };
-                return Ok(Choice { provider: Arc::clone(provider), breaker, standing, skipped });
+                let progress = ProviderProgress { providers, others_left, round: after };
+                return Ok(Choice { provider: Arc::clone(provider), breaker, progress, skipped });
             }
             Err(held) => {
                 skipped = skipped.or(Some(provider.name()));
@@ -259,11 +265,11 @@ async fn choose(desk: &Desk, order: &Order, subject: Subject, late_at: Instant) 
             }
         }
     }
-    Err(shortest.map_or(Obstacle::NoFit, |held| Obstacle::HeldBack(held, round)))
+    Err(shortest.map_or(SkipReason::NoFit, |held| SkipReason::HeldBack(held, round)))
 }
 
-async fn signing(desk: &Desk, claim: &Claim, content: &Content) -> Signing {
-    match &desk.secrets {
+async fn signing(context: &ChannelContext, claim: &Claim, content: &Content) -> Signing {
+    match &context.secrets {
         Some(secrets) => secrets.get(claim.tenant, content.configuration).await,
         None => Signing::default(),
     }
@@ -278,7 +284,7 @@ pub const SLOT_ALLOWANCE: Duration = Duration::from_secs(2);
 /// The breaker before the provider, then the provider's own gate. One that cannot say in time lets through: the call itself
 /// has the last word.
 async fn gate(
-    desk: &Desk,
+    context: &ChannelContext,
     provider: &dyn Provider,
     breaker: Option<&Arc<str>>,
     order: &Order,
@@ -286,7 +292,7 @@ async fn gate(
     late_at: Instant,
 ) -> Result<(), HeldBack> {
     let asking = async {
-        if let (Some(breakers), Some(key)) = (&desk.breakers, breaker) {
+        if let (Some(breakers), Some(key)) = (&context.breakers, breaker) {
             // Whatever waits for the same provider comes back spread over as long again, not all at once.
             let spread = |held: HeldBack| HeldBack { wait: held.wait.mul_f64(1.0 + jitter), ..held };
             breakers.gate(&[key], order.timeout + GRACE).await.map_err(spread)?;
@@ -294,13 +300,13 @@ async fn gate(
         }
         provider.gate(order).await
     };
-    let asking = timeout_at(late_at.into(), desk.hurry.run_until_cancelled(asking));
+    let asking = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(asking));
     asking.await.ok().flatten().unwrap_or(Ok(()))
 }
 
 /// Tells the breaker how the call ended, beside everything else: neither the delivery nor the next one waits for it.
-fn tell_breaker(desk: &Desk, choice: &Choice, tenant: TenantId, outcome: &Outcome) {
-    let (Some(breakers), Some(key)) = (&desk.breakers, &choice.breaker) else { return };
+fn record_in_breaker(context: &ChannelContext, choice: &Choice, tenant: TenantId, outcome: &Outcome) {
+    let (Some(breakers), Some(key)) = (&context.breakers, &choice.breaker) else { return };
     let news = match outcome {
         Outcome::Sent(_) | Outcome::Rejected(_) | Outcome::AddressDead(_) => News::Passed,
         Outcome::Throttled(fault, Some(wait)) => match choice.provider.throttle_scope(fault) {
@@ -315,7 +321,7 @@ fn tell_breaker(desk: &Desk, choice: &Choice, tenant: TenantId, outcome: &Outcom
 }
 
 /// Calls the provider; whatever it does, an outcome comes back.
-async fn call(desk: &Desk, provider: &dyn Provider, order: &Order) -> Outcome {
+async fn call(context: &ChannelContext, provider: &dyn Provider, order: &Order) -> Outcome {
     let sending = AssertUnwindSafe(async { provider.send(order).await }).catch_unwind();
     let unknown = |code: &str, detail: &str| Outcome::Unknown(Fault::new(code, detail));
     tokio::select! {
@@ -325,98 +331,106 @@ async fn call(desk: &Desk, provider: &dyn Provider, order: &Order) -> Outcome {
             Ok(Err(_panic)) => unknown("panic", "the code that talks to the provider failed half-way"),
             Err(_) => unknown("timeout", "the provider did not answer in time"),
         },
-        () = desk.hurry.cancelled() => unknown("shutdown", "this process stopped before the provider answered"),
+        () = context.cut_short.cancelled() => unknown("shutdown", "this process stopped before the provider answered"),
     }
 }
 
 /// What an event says about its delivery, whatever the attempt comes to.
 #[derive(Clone, Copy)]
-struct Subject {
+struct DeliveryRef {
     tenant: TenantId,
     delivery: DeliveryId,
     run: i32,
     tries: Tries,
-    round: Round,
+    round: FailoverRound,
     waiting_since: Option<DateTime<Utc>>,
     accepted_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
 }
 
-impl Subject {
+impl DeliveryRef {
     const fn of(claim: &Claim) -> Self {
         let Claim { tenant, delivery, run, tries, round, waiting_since, accepted_at, expires_at, .. } = *claim;
         Self { tenant, delivery, run, tries, round, waiting_since, accepted_at, expires_at }
     }
 
-    fn after_call(self, desk: &Desk, choice: &Choice, outcome: Outcome, took: Duration) -> Event {
+    fn after_call(self, context: &ChannelContext, choice: &Choice, outcome: Outcome, took: Duration) -> Event {
         let now = clock::now();
         let provider = choice.provider.name();
-        measures::attempted(desk.route.channel, provider, outcome.class(), took);
+        measures::attempted(context.route.channel, provider, outcome.class(), took);
         if outcome.class() == OutcomeClass::Sent && self.run == 1 {
-            measures::sent_at_once(desk.route, (now - self.accepted_at).to_std().unwrap_or_default());
+            measures::sent_at_once(context.route, (now - self.accepted_at).to_std().unwrap_or_default());
         }
-        let hope = outcome.class() != OutcomeClass::Misconfigured;
-        let standing = Standing { round: choice.standing.round.with(provider, hope), ..choice.standing };
-        let verdict = self.decide(desk, &outcome, now, standing);
-        let round = match verdict.delay {
+        let may_recover = outcome.class() != OutcomeClass::Misconfigured;
+        let progress = ProviderProgress { round: choice.progress.round.with(provider, may_recover), ..choice.progress };
+        let decision = self.decide(context, &outcome, now, progress);
+        let round = match decision.delay {
             Some(Duration::ZERO) => {
-                measures::failed_over(desk.route.channel, provider);
-                standing.round
+                measures::failed_over(context.route.channel, provider);
+                progress.round
             }
             // Until its provider's word came, or did not, the delivery stays with it.
-            Some(_) if outcome.class() == OutcomeClass::Unknown && standing.others_left => self.round,
-            Some(_) | None => Round::NEW,
+            Some(_) if outcome.class() == OutcomeClass::Unknown && progress.others_left => self.round,
+            Some(_) | None => FailoverRound::NEW,
         };
         let attempt = record(provider, outcome, took, choice.skipped);
-        let event = Event { attempt: Some(attempt), round, ..self.event(desk, verdict, now) };
+        let event = Event { attempt: Some(attempt), round, ..self.event(context, decision, now) };
         log(&event, event.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref()));
         event
     }
 
-    fn without_call(self, desk: &Desk, obstacle: Obstacle) -> Event {
+    fn without_call(self, context: &ChannelContext, skip: SkipReason) -> Event {
         // In milliseconds, as delays are: what is held goes on at a moment and not a little before it.
         let now = clock::now().trunc_subsecs(3);
-        let (detail, reason) = (obstacle.detail(desk), obstacle.reason());
-        let later = |wait| self.decide_wait(desk, wait, now);
-        let verdict = match obstacle {
-            Obstacle::Expired => Verdict::end(EventKind::Expired, State::Expired),
-            Obstacle::NoAddress => Verdict::end(EventKind::Failed, State::Failed),
-            Obstacle::Withheld(_) | Obstacle::Suppressed(_) | Obstacle::Unwanted | Obstacle::NoMoment => {
-                Verdict::end(EventKind::Suppressed, State::Suppressed)
+        let (detail, reason) = (skip.detail(context), skip.reason());
+        let later = |wait| self.decide_wait(context, wait, now);
+        let decision = match skip {
+            SkipReason::Expired => RetryDecision::end(EventKind::Expired, State::Expired),
+            SkipReason::NoAddress => RetryDecision::end(EventKind::Failed, State::Failed),
+            SkipReason::Withheld(_) | SkipReason::Suppressed(_) | SkipReason::Unwanted | SkipReason::NoMoment => {
+                RetryDecision::end(EventKind::Suppressed, State::Suppressed)
             }
             // By then it is no longer worth sending.
-            Obstacle::Early(until, _) if self.expires_at.is_some_and(|at| at <= until) => {
-                Verdict::end(EventKind::Expired, State::Expired)
+            SkipReason::Early(until, _) if self.expires_at.is_some_and(|at| at <= until) => {
+                RetryDecision::end(EventKind::Expired, State::Expired)
             }
-            Obstacle::Early(until, _) => Verdict::hold((until - now).to_std().unwrap_or_default()),
-            Obstacle::NoProvider | Obstacle::NoFit => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
-            Obstacle::BadContent => Verdict::dead(EventKind::Dead, DeadReason::Schema),
+            SkipReason::Early(until, _) => RetryDecision::hold((until - now).to_std().unwrap_or_default()),
+            SkipReason::NoProvider | SkipReason::NoFit => {
+                RetryDecision::dead(EventKind::Dead, DeadReason::Misconfigured)
+            }
+            SkipReason::BadContent => RetryDecision::dead(EventKind::Dead, DeadReason::Schema),
             // It spends no attempt, and ends with the longest wait.
-            Obstacle::Late => later(None),
+            SkipReason::Late => later(None),
             // For a worker of a newer version.
-            Obstacle::NewerContent => later(Some(UPGRADE_WAIT)),
+            SkipReason::NewerContent => later(Some(UPGRADE_WAIT)),
             // Others were asked already, and may do better after the usual pause.
-            Obstacle::HeldBack(HeldBack { wait, .. }, round) if !round.is_empty() => {
+            SkipReason::HeldBack(HeldBack { wait, .. }, round) if !round.is_empty() => {
                 let usual = later(None);
-                Verdict { delay: usual.delay.map(|delay| delay.min(wait)), ..usual }
+                RetryDecision { delay: usual.delay.map(|delay| delay.min(wait)), ..usual }
             }
-            Obstacle::HeldBack(HeldBack { wait, .. }, _) => later(Some(wait)),
+            SkipReason::HeldBack(HeldBack { wait, .. }, _) => later(Some(wait)),
         };
-        let round = if matches!(obstacle, Obstacle::Late) { self.round } else { Round::NEW };
-        let event = Event { spent: false, detail: Some(detail), reason, round, ..self.event(desk, verdict, now) };
+        let round = if matches!(skip, SkipReason::Late) { self.round } else { FailoverRound::NEW };
+        let event = Event { spent: false, detail: Some(detail), reason, round, ..self.event(context, decision, now) };
         log(&event, event.detail.as_deref());
         event
     }
 
-    fn decide(self, desk: &Desk, outcome: &Outcome, now: DateTime<Utc>, standing: Standing) -> Verdict {
+    fn decide(
+        self,
+        context: &ChannelContext,
+        outcome: &Outcome,
+        now: DateTime<Utc>,
+        progress: ProviderProgress,
+    ) -> RetryDecision {
         let time_left = self.expires_at.map(|at| (at - now).to_std().unwrap_or_default());
-        decide(outcome, self.tries, time_left, &desk.policy, self.jitter(), standing)
+        decide(outcome, self.tries, time_left, &context.policy, self.jitter(), progress)
     }
 
-    fn decide_wait(self, desk: &Desk, wait: Option<Duration>, now: DateTime<Utc>) -> Verdict {
+    fn decide_wait(self, context: &ChannelContext, wait: Option<Duration>, now: DateTime<Utc>) -> RetryDecision {
         let time_left = self.expires_at.map(|at| (at - now).to_std().unwrap_or_default());
         let waited = self.waiting_since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default();
-        decide_wait(waited, wait, time_left, &desk.policy, self.jitter())
+        decide_wait(waited, wait, time_left, &context.policy, self.jitter())
     }
 
     /// Chance in 0..1 without a generator: the last bits of an id are random, and each run turns them differently.
@@ -426,29 +440,29 @@ impl Subject {
         f64::from(mixed) / (f64::from(u32::MAX) + 1.0)
     }
 
-    fn event(self, desk: &Desk, verdict: Verdict, at: DateTime<Utc>) -> Event {
+    fn event(self, context: &ChannelContext, decision: RetryDecision, at: DateTime<Utc>) -> Event {
         Event {
             tenant: self.tenant,
             delivery: self.delivery,
             run: self.run,
-            channel: desk.route.channel,
-            kind: verdict.kind,
+            channel: context.route.channel,
+            kind: decision.kind,
             at,
             attempt: None,
-            state: verdict.state,
-            delay_ms: verdict.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
+            state: decision.state,
+            delay_ms: decision.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
             detail: None,
             reason: None,
-            dead: verdict.dead,
-            spent: verdict.spent,
-            round: Round::NEW,
+            dead: decision.dead,
+            spent: decision.spent,
+            round: FailoverRound::NEW,
             crash: false,
             report: false,
         }
     }
 }
 
-impl Obstacle {
+impl SkipReason {
     /// The word for it, where there is one.
     const fn reason(&self) -> Option<Reason> {
         match self {
@@ -474,8 +488,8 @@ impl Obstacle {
     }
 
     /// One clause for people.
-    fn detail(&self, desk: &Desk) -> String {
-        let channel = desk.route.channel;
+    fn detail(&self, context: &ChannelContext) -> String {
+        let channel = context.route.channel;
         match self {
             Self::Expired => "its time ran out before it could be sent".to_owned(),
             Self::NoProvider => format!("nothing carries channel `{channel}`: set {}", backend_setting(channel)),

@@ -66,7 +66,7 @@ impl Breakers {
 
     /// Whether a call behind all of `keys` may be made; one that takes up to `call` counts as the probe where one is due.
     pub async fn gate(&self, keys: &[impl AsRef<str>], call: Duration) -> Result<(), HeldBack> {
-        self.look().await;
+        self.load_policies().await;
         let breakers: Vec<Breaker> = keys.iter().filter_map(|key| self.troubled(key.as_ref())).collect();
         let now = clock::now();
         if let Some(wait) = breakers.iter().filter_map(|breaker| breaker.holds_back(now, self.open)).max() {
@@ -145,7 +145,7 @@ impl Breakers {
     }
 
     /// Reads the breakers anew where the last result is old, unless another task is doing it.
-    async fn look(&self) {
+    async fn load_policies(&self) {
         if self.is_fresh() {
             return;
         }

@@ -24,17 +24,17 @@ use shared::{
     config::{Config, REPORT_TIME},
     db::{Store, migrate::SchemaError},
     domain::{Channel, Lane, Route},
+    local_dispatch::LocalDispatch,
     probe::{BrokerPart, DatabasePart, Parts, Starting},
-    shortcut::Shortcut,
 };
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use health::ConsumersPart;
 
-use attempt::Desk;
+use attempt::ChannelContext;
 use outcomes::Outcomes;
-use pool::{Pool, Shop};
+use pool::{Pool, PoolDeps};
 use providers::{
     email::{tracking::Tracking, unsubscribing::Unsubscribing},
     in_app::hints::Hints,
@@ -74,11 +74,11 @@ pub struct Worker {
 }
 
 /// Works until `stop`, then finishes what was begun within the drain time of the settings. What the worker needs is added
-/// to `parts`, for whoever watches the process. An ingest in the same process hands it by `shortcut` what it accepted.
+/// to `parts`, for whoever watches the process. An ingest in the same process hands it by `local_dispatch` what it accepted.
 pub async fn run(
     config: Arc<Config>,
     parts: Parts,
-    shortcut: Shortcut,
+    local_dispatch: LocalDispatch,
     stop: CancellationToken,
 ) -> Result<(), WorkerError> {
     let store = Store::open(&config.database, config.database.pool_size)
@@ -88,7 +88,7 @@ pub async fn run(
     // Nothing is claimed before the schema is the one this version knows.
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
     checked?;
-    let worker = Worker::start(&config, store, &shortcut, stop)?;
+    let worker = Worker::start(&config, store, &local_dispatch, stop)?;
     worker.show(&parts);
     worker.finished().await
 }
@@ -98,7 +98,7 @@ impl Worker {
     pub fn start(
         config: &Config,
         store: Store,
-        shortcut: &Shortcut,
+        local_dispatch: &LocalDispatch,
         stop: CancellationToken,
     ) -> Result<Self, WorkerError> {
         let hints = Hints::default();
@@ -108,12 +108,12 @@ impl Worker {
         let hang_up = CancellationToken::new();
         let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", hang_up.clone());
         let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", hang_up.clone());
-        let (hurry, give_up) = countdown(config.timing.drain, &stop);
+        let (cut_short, give_up) = countdown(config.timing.drain, &stop);
         let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
         tokio::spawn(hints.tell(publisher.clone(), give_up.clone()));
         let outcomes = Outcomes::start(publisher.clone(), give_up.clone());
         let reporting = publishing.clone();
-        let shop = Shop { store: store.clone(), publisher, outcomes, reporting, stop: stop.clone() };
+        let deps = PoolDeps { store: store.clone(), publisher, outcomes, reporting, stop: stop.clone() };
         let secrets = Arc::new(Secrets::new(store.clone()));
         let tracking = Tracking::of(config, &store).map(Arc::new);
         let unsubscribing = Arc::new(Unsubscribing::new(config, &store));
@@ -122,9 +122,13 @@ impl Worker {
         for route in Route::all().filter(|route| config.worker.channels.contains(&route.channel)) {
             let tracking = tracking.clone().filter(|_| route.channel == Channel::Email);
             let unsubscribing = (route.channel == Channel::Email).then(|| Arc::clone(&unsubscribing));
-            let desk = Desk { tracking, unsubscribing, ..desk(config, &registry, route, &secrets, hurry.clone()) };
+            let context = ChannelContext {
+                tracking,
+                unsubscribing,
+                ..context(config, &registry, route, &secrets, cut_short.clone())
+            };
             let concurrency = concurrency(config.worker.concurrency, route.lane);
-            let pool = Pool::open(&consuming, shop.clone(), desk, concurrency, shortcut);
+            let pool = Pool::open(&consuming, deps.clone(), context, concurrency, local_dispatch);
             consumers.push(pool.health());
             let give_up = give_up.clone();
             pools.spawn(async move { give_up.run_until_cancelled(pool.run()).await.unwrap_or_default() });
@@ -164,8 +168,8 @@ impl Worker {
 
 /// After `stop`: the moment to cut providers short, and the moment to leave everything to the next worker.
 fn countdown(drain: Duration, stop: &CancellationToken) -> (CancellationToken, CancellationToken) {
-    let (hurry, give_up) = (CancellationToken::new(), CancellationToken::new());
-    let (hurrying, giving_up, stop) = (hurry.clone(), give_up.clone(), stop.clone());
+    let (cut_short, give_up) = (CancellationToken::new(), CancellationToken::new());
+    let (hurrying, giving_up, stop) = (cut_short.clone(), give_up.clone(), stop.clone());
     tokio::spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -176,11 +180,17 @@ fn countdown(drain: Duration, stop: &CancellationToken) -> (CancellationToken, C
         tokio::time::sleep(drain.min(REPORT_TIME)).await;
         giving_up.cancel();
     });
-    (hurry, give_up)
+    (cut_short, give_up)
 }
 
-fn desk(config: &Config, registry: &Registry, route: Route, secrets: &Arc<Secrets>, hurry: CancellationToken) -> Desk {
-    Desk {
+fn context(
+    config: &Config,
+    registry: &Registry,
+    route: Route,
+    secrets: &Arc<Secrets>,
+    cut_short: CancellationToken,
+) -> ChannelContext {
+    ChannelContext {
         route,
         providers: registry.providers(route.channel),
         breakers: Some(registry.breakers()),
@@ -190,7 +200,7 @@ fn desk(config: &Config, registry: &Registry, route: Route, secrets: &Arc<Secret
         secrets: (route.channel == Channel::Webhook).then(|| Arc::clone(secrets)),
         tracking: None,
         unsubscribing: None,
-        hurry,
+        cut_short,
     }
 }
 

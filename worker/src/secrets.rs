@@ -88,7 +88,7 @@ impl Secrets {
     /// something newer can be had.
     pub async fn get(&self, tenant: TenantId, named: Option<Uuid>) -> Signing {
         if self.looks() {
-            Box::pin(self.look()).await;
+            Box::pin(self.load_policies()).await;
         }
         let remembered = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).map(Arc::clone);
         let known = match remembered {
@@ -111,7 +111,7 @@ impl Secrets {
     }
 
     /// Forgets the tenants whose configurations have changed since they were read.
-    async fn look(&self) {
+    async fn load_policies(&self) {
         let changed = match self.store.changed_configurations(CHANGES_OF).await {
             Ok(changed) => changed,
             Err(error) => return tracing::debug!(%error, "nobody can say whether webhook secrets have changed"),

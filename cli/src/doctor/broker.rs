@@ -110,7 +110,7 @@ pub(super) fn shortened(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::Verdict;
+    use crate::doctor::finding::CheckResult;
 
     fn queue(name: &str, messages_ready: u32, consumers: u32) -> QueueDepth {
         QueueDepth { name: name.to_owned(), messages_ready, consumers }
@@ -121,23 +121,23 @@ mod tests {
         let found = consumers(&[queue("posthaste.work.sms.high", 0, 0), queue(EVENTS_LOG, 3, 0)]);
         assert_eq!(
             (found.verdict, found.advice.as_deref()),
-            (Verdict::Fail, Some("start it: posthaste run --only scheduler"))
+            (CheckResult::Fail, Some("start it: posthaste run --only scheduler"))
         );
         let idle = consumers(&[queue("posthaste.work.sms.high", 0, 0), queue(EVENTS_LOG, 3, 1)]);
         assert_eq!(
             (idle.verdict, idle.advice.as_deref()),
-            (Verdict::Warn, Some("start it: posthaste run --only worker"))
+            (CheckResult::Warn, Some("start it: posthaste run --only worker"))
         );
-        assert_eq!(consumers(&[queue(INTAKE_STD, 9, 1)]).verdict, Verdict::Ok);
+        assert_eq!(consumers(&[queue(INTAKE_STD, 9, 1)]).verdict, CheckResult::Ok);
         let down = consumers(&[queue(DLQ, 0, 0), queue(INTAKE_STD, 0, 0), queue(EVENTS_LOG, 0, 0)]);
         assert_eq!(down.advice.as_deref(), Some("start it: posthaste run --only ingest,scheduler"));
     }
 
     #[test]
     fn a_long_queue_is_worth_a_look() {
-        assert_eq!(backlog(&[queue("a", READY_WARN, 1)]).verdict, Verdict::Ok);
+        assert_eq!(backlog(&[queue("a", READY_WARN, 1)]).verdict, CheckResult::Ok);
         let long = backlog(&[queue("a", READY_WARN + 1, 1), queue("b", 1, 1)]);
-        assert_eq!((long.verdict, long.detail.as_str()), (Verdict::Warn, "10002 messages wait, most in a (10001)"));
+        assert_eq!((long.verdict, long.detail.as_str()), (CheckResult::Warn, "10002 messages wait, most in a (10001)"));
     }
 
     #[test]

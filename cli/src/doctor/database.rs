@@ -293,16 +293,16 @@ async fn letters(store: &Store) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::Verdict;
+    use crate::doctor::finding::CheckResult;
 
     #[test]
     fn clocks_may_differ_by_half_a_second_in_either_direction() {
         for (milliseconds, verdict) in [
-            (0, Verdict::Ok),
-            (500, Verdict::Ok),
-            (-501, Verdict::Warn),
-            (501, Verdict::Warn),
-            (-30_001, Verdict::Fail),
+            (0, CheckResult::Ok),
+            (500, CheckResult::Ok),
+            (-501, CheckResult::Warn),
+            (501, CheckResult::Warn),
+            (-30_001, CheckResult::Fail),
         ] {
             assert_eq!(skew(TimeDelta::milliseconds(milliseconds)).verdict, verdict, "{milliseconds}");
         }
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn only_what_is_late_counts_as_lag() {
         let verdicts = [-30.0, 0.0, 4.0, 5.0, 60.0].map(|late| due_lag(late).verdict);
-        assert_eq!(verdicts, [Verdict::Ok, Verdict::Ok, Verdict::Ok, Verdict::Warn, Verdict::Fail]);
+        assert_eq!(verdicts, [CheckResult::Ok, CheckResult::Ok, CheckResult::Ok, CheckResult::Warn, CheckResult::Fail]);
         assert_eq!(due_lag(-30.0).detail, "nothing is late");
     }
 
@@ -319,40 +319,43 @@ mod tests {
     fn a_table_outside_the_walls_is_a_failure() {
         let verdict =
             |is_bound, open_tables| walls(&Floor { is_bound, login_is_privileged: false, open_tables }).verdict;
-        assert_eq!(verdict(true, Vec::new()), Verdict::Ok);
-        assert_eq!(verdict(false, Vec::new()), Verdict::Fail);
-        assert_eq!(verdict(true, vec!["inbox".to_owned()]), Verdict::Fail);
+        assert_eq!(verdict(true, Vec::new()), CheckResult::Ok);
+        assert_eq!(verdict(false, Vec::new()), CheckResult::Fail);
+        assert_eq!(verdict(true, vec!["inbox".to_owned()]), CheckResult::Fail);
     }
 
     #[test]
     fn an_owner_may_serve_on_its_own_machine_only() {
         let floor = |login_is_privileged| Floor { is_bound: true, login_is_privileged, open_tables: Vec::new() };
-        assert_eq!(login(&floor(true), true).verdict, Verdict::Fail);
-        assert_eq!(login(&floor(true), false).verdict, Verdict::Warn);
-        assert_eq!(login(&floor(false), true).verdict, Verdict::Ok);
+        assert_eq!(login(&floor(true), true).verdict, CheckResult::Fail);
+        assert_eq!(login(&floor(true), false).verdict, CheckResult::Warn);
+        assert_eq!(login(&floor(false), true).verdict, CheckResult::Ok);
     }
 
     #[test]
     fn a_tenant_that_is_shut_out_is_worth_a_look_as_is_one_that_is_open() {
         let acme = ["acme".to_owned()];
-        assert_eq!(broker_users(&[], &[]).verdict, Verdict::Ok);
+        assert_eq!(broker_users(&[], &[]).verdict, CheckResult::Ok);
         let (open, shut_out) = (broker_users(&acme, &[]), broker_users(&[], &acme));
-        assert_eq!((open.verdict, shut_out.verdict), (Verdict::Warn, Verdict::Warn));
+        assert_eq!((open.verdict, shut_out.verdict), (CheckResult::Warn, CheckResult::Warn));
         assert!(shut_out.detail.starts_with("no broker user may publish for acme"), "{}", shut_out.detail);
     }
 
     #[test]
     fn a_connection_that_leaves_the_machine_is_encrypted_and_verified() {
         let verdict = |url, is_encrypted| encrypted(&PostgresUrl::parse(url).unwrap(), is_encrypted).verdict;
-        assert_eq!(verdict("postgres://u@db.example.com/n", false), Verdict::Warn);
-        assert_eq!(verdict("postgres://u@db.example.com/n?sslmode=require", true), Verdict::Warn);
-        assert_eq!(verdict("postgres://u@db.example.com/n?sslmode=verify-full", true), Verdict::Ok);
-        assert_eq!(verdict("postgres://u@127.0.0.1/n", false), Verdict::Ok);
+        assert_eq!(verdict("postgres://u@db.example.com/n", false), CheckResult::Warn);
+        assert_eq!(verdict("postgres://u@db.example.com/n?sslmode=require", true), CheckResult::Warn);
+        assert_eq!(verdict("postgres://u@db.example.com/n?sslmode=verify-full", true), CheckResult::Ok);
+        assert_eq!(verdict("postgres://u@127.0.0.1/n", false), CheckResult::Ok);
     }
 
     #[test]
     fn running_out_of_partitions_is_a_failure_and_few_days_are_a_warning() {
         let verdicts = [-1, 0, 1, 2, 7].map(|days| partition_days(days).verdict);
-        assert_eq!(verdicts, [Verdict::Fail, Verdict::Fail, Verdict::Warn, Verdict::Ok, Verdict::Ok]);
+        assert_eq!(
+            verdicts,
+            [CheckResult::Fail, CheckResult::Fail, CheckResult::Warn, CheckResult::Ok, CheckResult::Ok]
+        );
     }
 }

@@ -9,7 +9,7 @@ use crate::failure::chain;
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum CheckResult {
     /// As it should be.
     Ok,
     /// Works, but needs attention.
@@ -18,7 +18,7 @@ pub enum Verdict {
     Fail,
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for CheckResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
@@ -34,7 +34,7 @@ pub struct Finding {
     /// What was looked at.
     pub check: &'static str,
     /// How it is.
-    pub verdict: Verdict,
+    pub verdict: CheckResult,
     /// What was seen.
     pub detail: String,
     /// What to do: a command where there is one.
@@ -45,17 +45,17 @@ pub struct Finding {
 impl Finding {
     /// All is well.
     pub fn ok(check: &'static str, detail: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Ok, detail: detail.into(), advice: None }
+        Self { check, verdict: CheckResult::Ok, detail: detail.into(), advice: None }
     }
 
     /// It needs attention.
     pub fn warn(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Warn, detail: detail.into(), advice: Some(advice.into()) }
+        Self { check, verdict: CheckResult::Warn, detail: detail.into(), advice: Some(advice.into()) }
     }
 
     /// It does not work.
     pub fn fail(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Fail, detail: detail.into(), advice: Some(advice.into()) }
+        Self { check, verdict: CheckResult::Fail, detail: detail.into(), advice: Some(advice.into()) }
     }
 
     /// The check itself failed.
@@ -107,7 +107,7 @@ mod tests {
         let verdict = |value| Finding::graded("x", value, (5.0, 60.0), String::new(), "").verdict;
         assert_eq!(
             [verdict(0.0), verdict(4.9), verdict(5.0), verdict(60.0)],
-            [Verdict::Ok, Verdict::Ok, Verdict::Warn, Verdict::Fail]
+            [CheckResult::Ok, CheckResult::Ok, CheckResult::Warn, CheckResult::Fail]
         );
     }
 }

@@ -6,7 +6,7 @@ mod finding;
 
 use std::process::ExitCode;
 
-use finding::{Finding, Verdict};
+use finding::{CheckResult, Finding};
 use serde_json::json;
 use shared::config::Config;
 
@@ -27,7 +27,7 @@ impl Args {
         findings.extend(database::examine().await);
         findings.extend(broker::examine().await);
         spinner.finish_and_clear();
-        let ok = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
+        let ok = findings.iter().all(|finding| finding.verdict != CheckResult::Fail);
         out.print(&json!({ "ok": ok, "checks": findings }), |_| finding::lines(&findings))?;
         Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

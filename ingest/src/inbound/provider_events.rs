@@ -18,10 +18,10 @@ use shared::{
     config::Config,
     contract::guard::Guard,
     db::Store,
-    domain::Teller,
+    domain::EventSource,
     egress::{self, resolver::GuardedResolver},
     provider_events::{
-        Told, sendgrid,
+        ProviderEvent, sendgrid,
         sns::{Certificate, Envelope},
         twilio::{self, Callback},
     },
@@ -156,12 +156,12 @@ async fn fetch(client: Client, url: Url) -> Option<Certificate> {
 
 /// Keeps events. Cheap to clone.
 #[derive(Clone)]
-pub struct Keeper(Batcher<Told, Result<bool, KeepError>>);
+pub struct Keeper(Batcher<ProviderEvent, Result<bool, KeepError>>);
 
 impl Keeper {
     /// Starts keeping events in `store`.
     pub fn start(store: Store) -> Self {
-        let flush = move |events: Vec<Told>| {
+        let flush = move |events: Vec<ProviderEvent>| {
             let (store, size) = (store.clone(), events.len());
             async move {
                 match store.keep_provider_events(events).await {
@@ -178,12 +178,12 @@ impl Keeper {
     }
 
     /// Keeps one event, however long it takes to begin.
-    pub async fn keep(&self, event: Told) -> Result<(), KeepError> {
+    pub async fn keep(&self, event: ProviderEvent) -> Result<(), KeepError> {
         self.0.submit(event).await.map_err(|_| KeepError)?.map(drop)
     }
 
     /// Keeps all events or fails; some of them may have been kept then. Says how many are new.
-    async fn keep_all(&self, events: Vec<Told>) -> Result<usize, Problem> {
+    async fn keep_all(&self, events: Vec<ProviderEvent>) -> Result<usize, Problem> {
         let keeping = join_all(events.into_iter().map(|event| self.0.try_submit(event)));
         let answers = timeout(DEADLINE, keeping).await.map_err(|_| Problem::unavailable())?;
         let mut new = 0;
@@ -233,31 +233,31 @@ pub async fn receive_short(app: Data<App>, request: HttpRequest, body: RawBody) 
 }
 
 async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
-    let teller = request.match_info().get("provider").and_then(|name| name.parse().ok());
-    if matches!(teller, None | Some(Teller::Tracking)) {
+    let source = request.match_info().get("provider").and_then(|name| name.parse().ok());
+    if matches!(source, None | Some(EventSource::Tracking)) {
         return body.refuse(Problem::not_found("provider")).await;
     }
-    if !may_vouch(&app.trust, teller, request.headers()) {
+    if !may_vouch(&app.trust, source, request.headers()) {
         let problem = refuse();
-        count_failure(teller, &problem);
+        count_failure(source, &problem);
         return body.refuse(problem).await;
     }
-    let body = body.read(if teller == Some(Teller::Ses) { SNS_BYTES_MAX } else { WEBHOOK }).await?;
-    let events = match teller {
-        Some(Teller::Sendgrid) => of_sendgrid(&app.trust, request.headers(), &body),
-        Some(Teller::Twilio) => of_twilio(app, request, &body),
-        Some(Teller::Ses) => of_sns(app, &body).await,
+    let body = body.read(if source == Some(EventSource::Ses) { SNS_BYTES_MAX } else { WEBHOOK }).await?;
+    let events = match source {
+        Some(EventSource::Sendgrid) => of_sendgrid(&app.trust, request.headers(), &body),
+        Some(EventSource::Twilio) => of_twilio(app, request, &body),
+        Some(EventSource::Ses) => of_sns(app, &body).await,
         // Our own are told by nobody else.
-        Some(Teller::Tracking) | None => return Err(Problem::not_found("provider")),
+        Some(EventSource::Tracking) | None => return Err(Problem::not_found("provider")),
     }
-    .inspect_err(|problem| count_failure(teller, problem))?;
+    .inspect_err(|problem| count_failure(source, problem))?;
     app.require_schema()?;
     let total = events.len();
     let new = app.keeper.keep_all(events).await?;
-    let teller = teller.map_or("", Teller::as_str);
+    let source = source.map_or("", EventSource::as_str);
     let count = |duplicate, n: usize| {
         let counter =
-            metrics::counter!("posthaste_provider_events_total", "provider" => teller, "duplicate" => duplicate);
+            metrics::counter!("posthaste_provider_events_total", "provider" => source, "duplicate" => duplicate);
         counter.increment(u64::try_from(n).unwrap_or(u64::MAX));
     };
     count("false", new);
@@ -266,14 +266,14 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpRes
 }
 
 /// Whether the headers leave it open that something vouches for the body; what they rule out is not held.
-fn may_vouch(trust: &Trust, teller: Option<Teller>, headers: &HeaderMap) -> bool {
+fn may_vouch(trust: &Trust, source: Option<EventSource>, headers: &HeaderMap) -> bool {
     let is_signed = |name| header(headers, name).is_some_and(is_signature);
-    match teller {
-        Some(Teller::Sendgrid) => trust.sendgrid.is_some() && is_signed(sendgrid::SIGNATURE),
-        Some(Teller::Twilio) => trust.twilio.is_some() && is_signed(twilio::SIGNATURE),
+    match source {
+        Some(EventSource::Sendgrid) => trust.sendgrid.is_some() && is_signed(sendgrid::SIGNATURE),
+        Some(EventSource::Twilio) => trust.twilio.is_some() && is_signed(twilio::SIGNATURE),
         // The signature of SNS stands in the body.
-        Some(Teller::Ses) => !trust.topics.is_empty(),
-        Some(Teller::Tracking) | None => false,
+        Some(EventSource::Ses) => !trust.topics.is_empty(),
+        Some(EventSource::Tracking) | None => false,
     }
 }
 
@@ -283,7 +283,7 @@ fn is_signature(text: &str) -> bool {
     (28..=200).contains(&text.len()) && text.bytes().all(is_digit)
 }
 
-fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<Told>, Problem> {
+fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let claims = header(headers, sendgrid::SIGNATURE).zip(header(headers, sendgrid::TIMESTAMP));
     let verified = trust.sendgrid.as_ref().zip(claims);
     let verified = verified.filter(|(key, (signature, at))| key.verifies(signature, at, body, clock::now()));
@@ -291,7 +291,7 @@ fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<To
     sendgrid::split(body).map_err(|_| malformed("an array of SendGrid's events"))
 }
 
-fn of_twilio(app: &App, request: &HttpRequest, body: &[u8]) -> Result<Vec<Told>, Problem> {
+fn of_twilio(app: &App, request: &HttpRequest, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let headers = request.headers();
     let media_type = header(headers, CONTENT_TYPE.as_str()).unwrap_or_default();
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
@@ -299,10 +299,10 @@ fn of_twilio(app: &App, request: &HttpRequest, body: &[u8]) -> Result<Vec<Told>,
     let callback = Callback { public_url: &app.public_url, path, is_form: !is_json, body };
     let verified = app.trust.twilio.as_ref().zip(header(headers, twilio::SIGNATURE));
     verified.filter(|(token, signature)| token.verifies(signature, callback)).ok_or_else(refuse)?;
-    callback.told().map_err(|_| malformed("a status callback of Twilio"))
+    callback.events().map_err(|_| malformed("a status callback of Twilio"))
 }
 
-async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<Told>, Problem> {
+async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let value: serde_json::Value = serde_json::from_slice(body).map_err(|_| malformed("a message of Amazon SNS"))?;
     // What lacks a signature, or anything that is signed, is not signed.
     let envelope: Envelope = serde_json::from_value(value).map_err(|_| refuse())?;
@@ -314,7 +314,7 @@ async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<Told>, Problem> {
     if !envelope.is_signed_by(&certificate, clock::now()) {
         return Err(refuse());
     }
-    Ok(envelope.told(body))
+    Ok(envelope.events(body))
 }
 
 /// A header that is given exactly once.
@@ -324,9 +324,9 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     values.next().is_none().then_some(first)
 }
 
-fn count_failure(teller: Option<Teller>, problem: &Problem) {
+fn count_failure(source: Option<EventSource>, problem: &Problem) {
     if problem.code() == Code::Unauthenticated {
-        metrics::counter!("posthaste_signature_failures_total", "source" => teller.map_or("", Teller::as_str))
+        metrics::counter!("posthaste_signature_failures_total", "source" => source.map_or("", EventSource::as_str))
             .increment(1);
     }
 }

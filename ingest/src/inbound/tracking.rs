@@ -19,7 +19,7 @@ use actix_web::{
 use shared::{
     clock,
     provider_events::{
-        Told,
+        ProviderEvent,
         tracking::{Key, Link},
     },
 };
@@ -68,7 +68,7 @@ impl Tracker {
         self.key.get().ok_or_else(Problem::unavailable)
     }
 
-    fn record(&self, event: Told) {
+    fn record(&self, event: ProviderEvent) {
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else { return lost() };
         let keeper = self.keeper.clone();
         self.runtime.spawn(async move {
@@ -124,7 +124,7 @@ async fn follow(app: &App, request: &HttpRequest, is_meant: fn(&Link) -> bool) -
     let address = || client::address(request);
     let is_within = || app.limits.of_webhooks(address()).refusal().is_none();
     if request.method() == Method::GET && is_within() {
-        app.tracker.record(link.told(clock::now()));
+        app.tracker.record(link.events(clock::now()));
     }
     Ok(link)
 }

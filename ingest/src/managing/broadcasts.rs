@@ -11,8 +11,8 @@ use shared::{
     contract::submission::{FieldError, NAME_BYTES_MAX, SessionAsk, Shared, Submission, parse_json},
     db::{
         accept::{Acceptance, Accepted},
-        beside::{Beside, NewBroadcast},
         broadcasts::{Steering, StoredBroadcast},
+        side_records::{NewBroadcast, SideRecord},
     },
     domain::{BroadcastStatus, Channel, Priority, Target, TenantId, broadcast::is_targetable},
 };
@@ -295,7 +295,7 @@ pub async fn create(
         key: hashes.map(|hashes| hashes.with(&answer)),
         bulk: None,
         messages: Vec::new(),
-        beside: vec![Beside::Broadcast(broadcast)],
+        beside: vec![SideRecord::Broadcast(broadcast)],
         room_in: None,
     };
     let verdict = app.acceptor.accept(acceptance).await;

@@ -557,7 +557,7 @@ pub async fn replay(admin: Admin, id: Id, app: Data<App>, body: JsonBody) -> Res
     if !found.settings.is_active {
         return Err(Problem::new(Code::StateConflict, "Switch the configuration on first: PUT `{\"active\": true}`."));
     }
-    let telling = async move |store: Store| store.tell_again(tenant, id, again, REPLAY_MAX).await;
+    let telling = async move |store: Store| store.replay_webhook_events(tenant, id, again, REPLAY_MAX).await;
     let matched = app.db.run_within(REPLAY_TIMEOUT, telling).await?;
     Ok(HttpResponse::Accepted().json(EventReplay { matched }))
 }

@@ -16,7 +16,7 @@ use actix_web::{
 use serde::{Deserialize, Serialize};
 use shared::{
     domain::{Channel, category::MARKETING},
-    unsubscribe::{Farewell, Key, PATH},
+    unsubscribe::{Key, PATH, UnsubscribeToken},
 };
 use utoipa::{IntoParams, ToSchema};
 
@@ -112,8 +112,8 @@ pub async fn page(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, 
 pub async fn act(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
     let Some(said) = read(&app, &request).await? else { return unknown(&request) };
     body.read(ANONYMOUS).await?;
-    let (farewell, category) = (said.clone(), said.category);
-    app.db.run(async move |store| store.unsubscribe(&farewell).await).await?;
+    let (unsubscribe_token, category) = (said.clone(), said.category);
+    app.db.run(async move |store| store.unsubscribe(&unsubscribe_token).await).await?;
     if !is_browser(&request) {
         return Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Unsubscribed {
             unsubscribed: true,
@@ -141,12 +141,12 @@ pub async fn url(
 ) -> Result<HttpResponse, Problem> {
     let Whose { tenant, user } = Whose::of(&caller.0, Some(user.0))?;
     let category = params::given(query.0.category).unwrap_or_else(|| MARKETING.to_owned());
-    let farewell = Farewell { tenant, user_id: Some(user), address: None, category };
-    let token = app.links.key(&app).await?.token(&farewell).map_err(|_| Problem::internal())?;
+    let unsubscribe_token = UnsubscribeToken { tenant, user_id: Some(user), address: None, category };
+    let token = app.links.key(&app).await?.token(&unsubscribe_token).map_err(|_| Problem::internal())?;
     Ok(HttpResponse::Ok().json(UnsubscribeUrl { url: format!("{}{PATH}{token}", app.public_url) }))
 }
 
-async fn read(app: &App, request: &HttpRequest) -> Result<Option<Farewell>, Problem> {
+async fn read(app: &App, request: &HttpRequest) -> Result<Option<UnsubscribeToken>, Problem> {
     let token = request.match_info().get("token").unwrap_or_default();
     Ok(app.links.key(app).await?.read(token))
 }

@@ -20,7 +20,7 @@ use shared::{
     dispatch::Dispatcher,
     domain::{Channel, DeliveryId},
     faultpoint,
-    shortcut::{Place, Shortcut},
+    local_dispatch::{LocalDispatch, Reservation},
 };
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
@@ -110,12 +110,12 @@ impl From<AcceptError> for Problem {
 }
 
 /// What became of one acceptance.
-pub type Verdict = Result<Accepted, AcceptError>;
+pub type AcceptResult = Result<Accepted, AcceptError>;
 
 /// Accepts messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
-    batcher: Batcher<Acceptance, Verdict>,
+    batcher: Batcher<Acceptance, AcceptResult>,
     /// Commits what is not shared among requests.
     committer: Committer,
     bulks: Arc<Semaphore>,
@@ -124,18 +124,18 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Starts accepting, on the runtime of the caller. Commits shared among requests go through `shared`, a
-    /// [`Store::open_prompt`], all others through `store`. A pool of the same process gets by `shortcut` what it can send at
+    /// [`Store::open_prompt`], all others through `store`. A pool of the same process gets by `local_dispatch` what it can send at
     /// once.
     pub fn start(
         shared: Store,
         store: Store,
         dispatcher: Dispatcher,
-        shortcut: Shortcut,
+        local_dispatch: LocalDispatch,
         turns: Turns,
         relay_after: Duration,
     ) -> Self {
         let relay_after_ms = i32::try_from(relay_after.as_millis()).unwrap_or(i32::MAX);
-        let committer = Committer { store, dispatcher, shortcut, turns, relay_after_ms };
+        let committer = Committer { store, dispatcher, local_dispatch, turns, relay_after_ms };
         let batches = Committer { store: shared, ..committer.clone() };
         let flush = move |batch: Vec<Acceptance>| {
             let committer = batches.clone();
@@ -146,7 +146,7 @@ impl Acceptor {
     }
 
     /// Accepts one request, together with whatever else is waiting.
-    pub async fn accept(&self, acceptance: Acceptance) -> Verdict {
+    pub async fn accept(&self, acceptance: Acceptance) -> AcceptResult {
         if acceptance.room_in.is_some() {
             // What may be refused for want of room takes nobody else's commit with it.
             return self.accept_bulk(acceptance).await;
@@ -162,7 +162,7 @@ impl Acceptor {
 
     /// Accepts a request with thousands of messages, in a commit of its own. The commit runs in a task: a client that hangs up
     /// does not cut it off half-way.
-    pub async fn accept_bulk(&self, acceptance: Acceptance) -> Verdict {
+    pub async fn accept_bulk(&self, acceptance: Acceptance) -> AcceptResult {
         let permit = match timeout(BULK_WAIT, Arc::clone(&self.bulks).acquire_owned()).await {
             Ok(permit) => permit.map_err(|_| AcceptError::Stopping)?,
             Err(_) => return Err(AcceptError::Late),
@@ -181,7 +181,7 @@ impl Acceptor {
     }
 
     /// Accepts a batch that was gathered elsewhere, in one commit. One verdict per acceptance, in order.
-    pub async fn accept_batch(&self, batch: Vec<Acceptance>) -> Vec<Verdict> {
+    pub async fn accept_batch(&self, batch: Vec<Acceptance>) -> Vec<AcceptResult> {
         self.committer.commit(batch, INTAKE_TRY_AGAIN_WITHIN).await
     }
 }
@@ -190,20 +190,20 @@ impl Acceptor {
 struct Committer {
     store: Store,
     dispatcher: Dispatcher,
-    shortcut: Shortcut,
+    local_dispatch: LocalDispatch,
     turns: Turns,
     relay_after_ms: i32,
 }
 
 impl Committer {
-    async fn commit(&self, batch: Vec<Acceptance>, try_again_within: Duration) -> Vec<Verdict> {
+    async fn commit(&self, batch: Vec<Acceptance>, try_again_within: Duration) -> Vec<AcceptResult> {
         let budget = RetryBudget { until: Instant::now() + try_again_within, once_more: true };
         self.commit_part(&batch, budget).await
     }
 
     /// Commits `batch`. One that lost a race is tried once more; then, and where the database refuses values, each half is tried
     /// alone, until what fails stands alone. That costs a bad row about two statements for each time the batch can be halved.
-    fn commit_part<'a>(&'a self, batch: &'a [Acceptance], budget: RetryBudget) -> BoxFuture<'a, Vec<Verdict>> {
+    fn commit_part<'a>(&'a self, batch: &'a [Acceptance], budget: RetryBudget) -> BoxFuture<'a, Vec<AcceptResult>> {
         Box::pin(async move {
             let error = match self.commit_once(batch).await {
                 Ok(verdicts) => return verdicts,
@@ -228,17 +228,17 @@ impl Committer {
         })
     }
 
-    async fn commit_once(&self, batch: &[Acceptance]) -> Result<Vec<Verdict>, DbError> {
+    async fn commit_once(&self, batch: &[Acceptance]) -> Result<Vec<AcceptResult>, DbError> {
         faultpoint::pass(faultpoint::BEFORE_COMMIT);
         let crowding = self.turns.crowding();
-        let mut places = self.places(batch, &crowding);
-        let leases = places.iter().map(|(id, place)| (*id, place.lease_ms())).collect();
+        let mut reservations = self.reservations(batch, &crowding);
+        let leases = reservations.iter().map(|(id, reservation)| (*id, reservation.lease_ms())).collect();
         let claimed_at = Instant::now();
         let stored = self.store.accept(batch, self.relay_after_ms, &crowding, &leases).await?;
         faultpoint::pass(faultpoint::AFTER_COMMIT);
         for claim in stored.claims {
-            if let Some(place) = places.remove(&claim.delivery) {
-                place.send(claim, claimed_at);
+            if let Some(reservation) = reservations.remove(&claim.delivery) {
+                reservation.send(claim, claimed_at);
             }
         }
         if let Some(dispatch) = stored.dispatch {
@@ -255,10 +255,10 @@ impl Committer {
 
     /// Places for what a pool of this process can send at once. Messages of a bulk have no content of their own, and nobody waits
     /// for them.
-    fn places(&self, batch: &[Acceptance], crowding: &Crowding) -> HashMap<DeliveryId, Place> {
+    fn reservations(&self, batch: &[Acceptance], crowding: &Crowding) -> HashMap<DeliveryId, Reservation> {
         let candidates = batch.iter().flat_map(|acceptance| at_once(acceptance, crowding));
         let own = candidates.filter(|(message, _)| message.content.is_some());
-        own.filter_map(|(_, delivery)| Some((delivery.id, self.shortcut.reserve(delivery.route)?))).collect()
+        own.filter_map(|(_, delivery)| Some((delivery.id, self.local_dispatch.reserve(delivery.route)?))).collect()
     }
 }
 
@@ -272,7 +272,7 @@ struct RetryBudget {
 }
 
 /// Nothing of `batch` was accepted. Values that were refused in company are not known to be the bad ones.
-fn failed(batch: &[Acceptance], error: &DbError) -> Vec<Verdict> {
+fn failed(batch: &[Acceptance], error: &DbError) -> Vec<AcceptResult> {
     let source = std::error::Error::source(error).map(ToString::to_string);
     let verdict = match AcceptError::of(error) {
         AcceptError::Refused if batch.len() > 1 => AcceptError::Unavailable,

@@ -10,9 +10,9 @@ use shared::{
     clock,
     compose::Notice,
     contract::submission::{Content, Part},
-    db::{Store, beside::NewDigestItem},
-    domain::{Channel, Condition, Person, Reason, TenantId, Throttle, Topic, Wishes},
-    telling::{self, Untold},
+    db::{Store, side_records::NewDigestItem},
+    domain::{Channel, Condition, Person, Reason, RecipientPolicy, TenantId, Throttle, Topic},
+    event_messages::{self, RenderError},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -141,7 +141,7 @@ pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody<SUBMISSION
         Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.switched_off_rules(tenant).await?))
     };
     let (person, preferences, switched_off) = app.db.run(asking).await?;
-    let wishes = Wishes { preferences, zone: person.time_zone, quiet: person.quiet_hours };
+    let wishes = RecipientPolicy { preferences, zone: person.time_zone, quiet: person.quiet_hours };
     let judge = Judge { app: &app, catalogue, tenant, event, person, wishes, now: clock::now() };
     let mut rules = judge.all().await?;
     rules.extend(switched_off.into_iter().map(|(id, name)| RuleVerdict::unmatched(id, &name, "inactive")));
@@ -156,7 +156,7 @@ struct Judge<'a> {
     tenant: TenantId,
     event: Event,
     person: Person,
-    wishes: Wishes,
+    wishes: RecipientPolicy,
     now: DateTime<Utc>,
 }
 
@@ -179,8 +179,8 @@ impl RuleVerdict {
 
 impl Judge<'_> {
     async fn all(&self) -> Result<Vec<RuleVerdict>, Problem> {
-        let facts = telling::facts(self.event.happening(), &self.person);
-        let heard: Vec<Uuid> = self.catalogue.hearing(&self.event.event_type).map(|rule| rule.id).collect();
+        let facts = event_messages::facts(self.event.event_input(), &self.person);
+        let heard: Vec<Uuid> = self.catalogue.rules_for(&self.event.event_type).map(|rule| rule.id).collect();
         let matches = |rule: &&Arc<Rule>| heard.contains(&rule.id) && rule.definition.unmet(&facts).is_none();
         let matching: Vec<Arc<Rule>> = self.catalogue.rules.iter().filter(matches).take(MATCHED_MAX).cloned().collect();
         let (mut windows, mut throttles) = (self.windows(&matching).await?, self.throttles(&matching).await?);
@@ -208,7 +208,7 @@ impl Judge<'_> {
     fn matched(
         &self,
         rule: &Rule,
-        notice: Result<Notice, Untold>,
+        notice: Result<Notice, RenderError>,
         digest: Option<WindowVerdict>,
         throttle: Option<ThrottleVerdict>,
     ) -> RuleVerdict {

@@ -15,11 +15,11 @@ use shared::{
     db::{
         Store,
         accept::{Acceptance, Accepted, NewMessage},
-        beside::{Beside, NewDigestItem, NewEvent},
+        side_records::{NewDigestItem, NewEvent, SideRecord},
         throttles::{Ask, Granted},
     },
     domain::{Channel, DigestRule, Person, Reason, State, TenantId, Throttle, rule::look_up},
-    telling::{self, Happening, Untold},
+    event_messages::{self, EventInput, RenderError},
     template,
 };
 use utoipa::ToSchema;
@@ -82,8 +82,8 @@ pub struct Event {
 
 impl Event {
     /// As rules take it.
-    pub fn happening(&self) -> Happening<'_> {
-        Happening { id: self.id, event_type: &self.event_type, data: &self.data }
+    pub fn event_input(&self) -> EventInput<'_> {
+        EventInput { id: self.id, event_type: &self.event_type, data: &self.data }
     }
 }
 
@@ -234,7 +234,7 @@ fn count(matched: usize, errors: usize) {
 }
 
 /// The rules that match an event, and its person.
-pub struct Hearing {
+pub struct MatchedRules {
     /// Everything of the tenant.
     pub catalogue: Arc<Catalogue>,
     /// The person.
@@ -244,19 +244,19 @@ pub struct Hearing {
 }
 
 /// Which rules match an event. The person is looked up only if some rule hears of its type at all.
-pub async fn hear(app: &App, tenant: TenantId, event: &Event) -> Result<Hearing, Problem> {
+pub async fn hear(app: &App, tenant: TenantId, event: &Event) -> Result<MatchedRules, Problem> {
     let catalogue = app.catalogue(tenant).await?;
-    let heard: Vec<Arc<Rule>> = catalogue.hearing(&event.event_type).cloned().collect();
+    let heard: Vec<Arc<Rule>> = catalogue.rules_for(&event.event_type).cloned().collect();
     let unknown = || Person::unknown(&event.user_id);
     if heard.is_empty() {
-        return Ok(Hearing { catalogue, person: unknown(), matched: Vec::new() });
+        return Ok(MatchedRules { catalogue, person: unknown(), matched: Vec::new() });
     }
     let asked = vec![event.user_id.clone()];
     let mut known = app.db.run(async move |store| store.people(tenant, asked).await).await?;
     let person = known.remove(&event.user_id).unwrap_or_else(unknown);
-    let facts = telling::facts(event.happening(), &person);
+    let facts = event_messages::facts(event.event_input(), &person);
     let matched = heard.into_iter().filter(|rule| rule.definition.unmet(&facts).is_none()).collect();
-    Ok(Hearing { catalogue, person, matched })
+    Ok(MatchedRules { catalogue, person, matched })
 }
 
 /// What becomes of an event.
@@ -269,7 +269,7 @@ struct Plan {
     granted: Granted,
 }
 
-impl Hearing {
+impl MatchedRules {
     /// Whether something is taken before the event is accepted.
     fn takes_beforehand(&self) -> bool {
         let is_first = |digest: &DigestRule| digest.first_immediately;
@@ -321,9 +321,9 @@ impl Hearing {
 }
 
 /// Why a rule beyond the first [`MATCHED_MAX`] says nothing.
-pub fn too_many() -> Untold {
+pub fn too_many() -> RenderError {
     let message = format!("more than {MATCHED_MAX} rules match; this one is left out");
-    Untold { field: "event_type".to_owned(), message }
+    RenderError { field: "event_type".to_owned(), message }
 }
 
 /// What these rules say about an event, all within one deadline, and on a thread where it keeps no other request waiting.
@@ -333,16 +333,16 @@ pub async fn notices(
     catalogue: &Arc<Catalogue>,
     rules: Vec<Arc<Rule>>,
     (event, person): (&Event, &Person),
-) -> Result<Vec<(Arc<Rule>, Result<Notice, Untold>)>, Problem> {
+) -> Result<Vec<(Arc<Rule>, Result<Notice, RenderError>)>, Problem> {
     if rules.is_empty() {
         return Ok(Vec::new());
     }
     let (catalogue, event_type) = (Arc::clone(catalogue), event.event_type.clone());
-    let (variables, now) = (telling::variables(event.happening(), person), clock::now());
+    let (variables, now) = (event_messages::variables(event.event_input(), person), clock::now());
     let rendering = move || {
         let until = template::deadline();
         let notice = |rule: Arc<Rule>| {
-            let notice = telling::notice(&catalogue, &rule, &event_type, (&variables, until), now);
+            let notice = event_messages::notice(&catalogue, &rule, &event_type, (&variables, until), now);
             (rule, notice)
         };
         rules.into_iter().map(notice).collect()
@@ -350,8 +350,8 @@ pub async fn notices(
     app.renderers.run(tenant, rendering).await
 }
 
-fn refused(rule: &Rule, untold: Untold) -> RuleError {
-    let Untold { field, message } = untold;
+fn refused(rule: &Rule, untold: RenderError) -> RuleError {
+    let RenderError { field, message } = untold;
     tracing::warn!(rule = %rule.id, field, message, "a rule matched and cannot say anything");
     RuleError { rule_id: rule.id, field, message }
 }
@@ -402,7 +402,7 @@ pub fn item(event: &Event, person: &Person, rule: Uuid, digest: &DigestRule, now
 /// What keeps windows apart, as a hash, since it may say something about a person. An event without it shares the window of all
 /// that have none.
 fn key(event: &Event, person: &Person, path: &str) -> String {
-    let facts = telling::facts(event.happening(), person);
+    let facts = event_messages::facts(event.event_input(), person);
     let Some(found) = look_up(&facts, path).filter(|found| !found.is_null()) else {
         metrics::counter!("posthaste_digest_keys_missing_total").increment(1);
         tracing::debug!(path, "an event lacks what keeps its windows apart");
@@ -436,7 +436,7 @@ impl Plan {
             data: to_json(&event.data),
             matched,
         };
-        let beside = std::iter::once(Beside::Event(logged)).chain(gathered.into_iter().map(Beside::DigestItem));
+        let beside = std::iter::once(SideRecord::Event(logged)).chain(gathered.into_iter().map(SideRecord::DigestItem));
         let acceptance = Acceptance {
             tenant: origin.tenant,
             source: origin.source,

@@ -34,7 +34,7 @@ use crate::{
     cache::Cache,
     problem::{Code, Problem},
     submitting::{
-        accept::{AcceptError, Verdict},
+        accept::{AcceptError, AcceptResult},
         addresses,
         envelope::{Hashes, Origin, seal},
         idempotency::{self, Kind},
@@ -598,7 +598,7 @@ impl QueueIntake<'_> {
 }
 
 /// The answer to give, or why there is none: refused, or (`None`) the database could not say.
-fn concluded(verdict: Verdict, answer: Vec<u8>) -> Result<Vec<u8>, Option<Refusal>> {
+fn concluded(verdict: AcceptResult, answer: Vec<u8>) -> Result<Vec<u8>, Option<Refusal>> {
     match verdict {
         Ok(Accepted::New) => Ok(answer),
         Ok(Accepted::Replayed(first)) => Ok(first),

@@ -19,7 +19,7 @@ use crate::{
     openapi::SendBody,
     problem::{Code, Problem},
     submitting::{
-        accept::Verdict,
+        accept::AcceptResult,
         addresses,
         envelope::{Hashes, Origin, SendAnswer, seal, to_json},
         idempotency::{self, Kind, REPLAYED},
@@ -158,7 +158,7 @@ pub fn hashes(key: Option<String>, kind: Kind, body: &[u8]) -> Option<Hashes> {
 }
 
 /// The answer to a submission.
-pub fn respond(verdict: Verdict, answer: Vec<u8>) -> Result<HttpResponse, Problem> {
+pub fn respond(verdict: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, Problem> {
     let mut response = HttpResponse::Accepted();
     response.content_type("application/json");
     match verdict? {

@@ -370,7 +370,7 @@ impl Inner {
         };
         let mut events = Box::pin(connection.events_listener());
         if let Err(error) = self.prepare(&connection).await {
-            bid_farewell(&connection).await;
+            close_connection(&connection).await;
             return error;
         }
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
@@ -459,12 +459,12 @@ async fn supervise(inner: Arc<Inner>, stop: CancellationToken) {
     }
     let connection = lock(&inner.connection).take();
     if let Some(connection) = connection {
-        bid_farewell(&connection).await;
+        close_connection(&connection).await;
     }
     inner.set(BrokerState::Stopped);
 }
 
-async fn bid_farewell(connection: &Connection) {
+async fn close_connection(connection: &Connection) {
     let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;
 }
 

@@ -35,7 +35,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     connection::{Broker, BrokerError},
     declare::is_missing,
-    ledger::{Ledger, Word},
+    ledger::{AckCommand, Ledger},
     pipeline::Pipeline,
     properties::Properties,
 };
@@ -377,43 +377,43 @@ impl Stream {
 /// Finishes deliveries of one consumer; clones share it. Nothing here waits but [`Acker::flush`].
 #[derive(Clone)]
 pub struct Acker {
-    desk: Arc<Desk>,
+    state: Arc<AckState>,
     /// Ends the task behind the desk with the last handle.
     _last: Arc<DropGuard>,
 }
 
 impl fmt::Debug for Acker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Acker").field("queue", &self.desk.queue).finish_non_exhaustive()
+        f.debug_struct("Acker").field("queue", &self.state.queue).finish_non_exhaustive()
     }
 }
 
-struct Desk {
+struct AckState {
     queue: String,
     prefetch: u16,
-    book: Mutex<Book>,
+    book: Mutex<AckBook>,
     /// The channel to speak on. Whoever speaks holds it, so words go out in the order they were found.
     channel: tokio::sync::Mutex<Option<Channel>>,
     changed: Notify,
 }
 
-struct Book {
+struct AckBook {
     generation: u64,
     ledger: Ledger,
 }
 
 impl Acker {
     fn start(queue: &str, prefetch: u16) -> Self {
-        let desk = Arc::new(Desk {
+        let state = Arc::new(AckState {
             queue: queue.to_owned(),
             prefetch,
-            book: Mutex::new(Book { generation: 0, ledger: Ledger::new(prefetch) }),
+            book: Mutex::new(AckBook { generation: 0, ledger: Ledger::new(prefetch) }),
             channel: tokio::sync::Mutex::new(None),
             changed: Notify::new(),
         });
         let last = CancellationToken::new();
-        tokio::spawn(Arc::clone(&desk).run(last.clone()));
-        Self { desk, _last: Arc::new(last.drop_guard()) }
+        tokio::spawn(Arc::clone(&state).run(last.clone()));
+        Self { state, _last: Arc::new(last.drop_guard()) }
     }
 
     /// The message is dealt with and may be forgotten.
@@ -424,33 +424,33 @@ impl Acker {
     /// As [`Acker::done`] for many.
     pub fn done_all(&self, tags: impl IntoIterator<Item = Tag>) {
         let now = Instant::now();
-        self.desk.note(tags, |ledger, number| ledger.finish(number, now));
+        self.state.note(tags, |ledger, number| ledger.finish(number, now));
     }
 
     /// Gives the message back to the queue. Only for what was not begun when the process stops: as a way to wait it
     /// would be a hot loop at the head of the queue.
     pub fn requeue(&self, tag: Tag) {
-        self.desk.note([tag], Ledger::give_back);
+        self.state.note([tag], Ledger::give_back);
     }
 
     /// Whether a message is still leased to us. One whose channel is gone is delivered again.
     pub fn is_current(&self, tag: Tag) -> bool {
-        lock(&self.desk.book).generation == tag.generation
+        lock(&self.state.book).generation == tag.generation
     }
 
     /// How many messages handed out are neither done nor given back.
     pub fn in_hand(&self) -> usize {
-        lock(&self.desk.book).ledger.open()
+        lock(&self.state.book).ledger.open()
     }
 
     /// Writes every ack, due or not, and waits until the broker has read them.
     pub async fn flush(&self) {
-        self.desk.speak(true).await;
-        self.desk.be_heard().await;
+        self.state.send_acks(true).await;
+        self.state.sync_with_broker().await;
     }
 
     fn delivered(&self, tag: Tag) {
-        let mut book = lock(&self.desk.book);
+        let mut book = lock(&self.state.book);
         if book.generation == tag.generation {
             book.ledger.delivered(tag.number);
         }
@@ -458,22 +458,22 @@ impl Acker {
 
     /// Takes a fresh channel; tags handed out before are stale from now on.
     async fn adopt(&self, channel: Channel) -> u64 {
-        *self.desk.channel.lock().await = Some(channel);
-        self.desk.turn_page()
+        *self.state.channel.lock().await = Some(channel);
+        self.state.next_generation()
     }
 
     /// Lets go of the channel of `generation`, having said what can still be said.
     async fn release(&self, generation: u64) {
-        self.desk.speak(true).await;
-        let mut channel = self.desk.channel.lock().await;
-        if lock(&self.desk.book).generation == generation {
+        self.state.send_acks(true).await;
+        let mut channel = self.state.channel.lock().await;
+        if lock(&self.state.book).generation == generation {
             *channel = None;
-            self.desk.turn_page();
+            self.state.next_generation();
         }
     }
 }
 
-impl Desk {
+impl AckState {
     /// Speaks when it is time, until the last handle is gone.
     async fn run(self: Arc<Self>, last: CancellationToken) {
         loop {
@@ -481,11 +481,11 @@ impl Desk {
             let time = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 () = last.cancelled() => {
-                    self.speak(true).await;
-                    return self.be_heard().await;
+                    self.send_acks(true).await;
+                    return self.sync_with_broker().await;
                 }
                 () = self.changed.notified() => {}
-                () = time, if due.is_some() => self.speak(false).await,
+                () = time, if due.is_some() => self.send_acks(false).await,
             }
         }
     }
@@ -515,35 +515,35 @@ impl Desk {
         }
     }
 
-    fn turn_page(&self) -> u64 {
+    fn next_generation(&self) -> u64 {
         let mut book = lock(&self.book);
-        let unsaid = book.ledger.unsaid();
+        let unsent = book.ledger.unsent();
         book.ledger = Ledger::new(self.prefetch);
         book.generation += 1;
         let generation = book.generation;
         drop(book);
-        self.count_stale(unsaid);
+        self.count_stale(unsent);
         generation
     }
 
-    async fn speak(&self, all: bool) {
+    async fn send_acks(&self, all: bool) {
         let channel = self.channel.lock().await;
-        let words = lock(&self.book).ledger.words(Instant::now(), all);
-        if words.is_empty() {
+        let commands = lock(&self.book).ledger.commands(Instant::now(), all);
+        if commands.is_empty() {
             return;
         }
-        let unsaid = match &*channel {
-            Some(channel) => say(channel, &words).await,
-            None => words.iter().map(|word| word.count()).sum(),
+        let unsent = match &*channel {
+            Some(channel) => send_commands(channel, &commands).await,
+            None => commands.iter().map(|command| command.count()).sum(),
         };
-        self.count_stale(unsaid);
+        self.count_stale(unsent);
     }
 
     /// Questions that make the broker's channel process work off what we said. It keeps but 32 acks in flight to a quorum
     /// queue and forgets the others if the channel closes meanwhile: measured on 3.10.8, of 200 single acks written just
     /// before a close, 167 messages came back. Each question is answered after those in flight, so there are as many as
     /// it takes.
-    async fn be_heard(&self) {
+    async fn sync_with_broker(&self) {
         let channel = self.channel.lock().await;
         let Some(channel) = channel.as_ref().filter(|channel| channel.status().connected()) else { return };
         let asking = async {
@@ -563,18 +563,20 @@ impl Desk {
 const ACKS_IN_FLIGHT: u16 = 32;
 
 /// Returns how many deliveries the broker was not told about, because the channel is gone.
-async fn say(channel: &Channel, words: &[Word]) -> usize {
-    let mut pipeline = Pipeline::start(words.iter().map(|word| utter(channel, *word)));
+async fn send_commands(channel: &Channel, commands: &[AckCommand]) -> usize {
+    let mut pipeline = Pipeline::start(commands.iter().map(|command| send_ack(channel, *command)));
     let _ = timeout(ACK_TIMEOUT, pipeline.finish()).await;
-    let said = pipeline.results().into_iter().map(|result| matches!(result, Some(Ok(()))));
-    words.iter().zip(said).filter(|(_, said)| !said).map(|(word, _)| word.count()).sum()
+    let sent = pipeline.results().into_iter().map(|result| matches!(result, Some(Ok(()))));
+    commands.iter().zip(sent).filter(|(_, sent)| !sent).map(|(command, _)| command.count()).sum()
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one legal caller: it speaks for the ledger, in order")]
-async fn utter(channel: &Channel, word: Word) -> lapin::Result<()> {
-    match word {
-        Word::DoneThrough(number, _) => channel.basic_ack(number, BasicAckOptions { multiple: true }).await,
-        Word::Done(number) => channel.basic_ack(number, BasicAckOptions { multiple: false }).await,
-        Word::Requeue(number) => channel.basic_nack(number, BasicNackOptions { multiple: false, requeue: true }).await,
+async fn send_ack(channel: &Channel, command: AckCommand) -> lapin::Result<()> {
+    match command {
+        AckCommand::DoneThrough(number, _) => channel.basic_ack(number, BasicAckOptions { multiple: true }).await,
+        AckCommand::Done(number) => channel.basic_ack(number, BasicAckOptions { multiple: false }).await,
+        AckCommand::Requeue(number) => {
+            channel.basic_nack(number, BasicNackOptions { multiple: false, requeue: true }).await
+        }
     }
 }

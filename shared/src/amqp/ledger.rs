@@ -18,7 +18,7 @@ const STUCK_AFTER: Duration = Duration::from_millis(100);
 
 /// A word to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum AckCommand {
     /// Give this one back to the queue.
     Requeue(u64),
     /// This one and all before it are done; so many are.
@@ -27,7 +27,7 @@ pub(super) enum Word {
     Done(u64),
 }
 
-impl Word {
+impl AckCommand {
     /// How many deliveries it is about.
     pub(super) fn count(self) -> usize {
         match self {
@@ -116,7 +116,7 @@ impl Ledger {
     }
 
     /// How many deliveries are finished or given back without the broker knowing.
-    pub(super) fn unsaid(&self) -> usize {
+    pub(super) fn unsent(&self) -> usize {
         self.finished + self.requeue.len()
     }
 
@@ -136,20 +136,20 @@ impl Ledger {
     }
 
     /// What to say now, in this order; with `all`, without waiting for anything.
-    pub(super) fn words(&mut self, now: Instant, all: bool) -> Vec<Word> {
+    pub(super) fn commands(&mut self, now: Instant, all: bool) -> Vec<AckCommand> {
         // Given back first: an ack that reaches beyond them would take them along.
-        let mut words: Vec<_> = self.requeue.drain(..).map(Word::Requeue).collect();
-        words.extend(self.advance());
+        let mut commands: Vec<_> = self.requeue.drain(..).map(AckCommand::Requeue).collect();
+        commands.extend(self.advance());
         let overdue = self.finished > self.stuck_at
             || self.oldest.is_some_and(|oldest| now.saturating_duration_since(oldest) >= STUCK_AFTER);
         if self.finished > 0 && (all || overdue) {
-            words.extend(self.pick());
+            commands.extend(self.pick());
         }
-        words
+        commands
     }
 
     /// Drops the settled and finished slots at the front.
-    fn advance(&mut self) -> Option<Word> {
+    fn advance(&mut self) -> Option<AckCommand> {
         let mut through = None;
         let mut count = 0;
         while let Some(slot) = self.slots.pop_front_if(|slot| *slot != Slot::Open) {
@@ -164,7 +164,7 @@ impl Ledger {
             self.finished -= count;
             self.oldest = self.oldest_finished();
         }
-        through.map(|number| Word::DoneThrough(number, count))
+        through.map(|number| AckCommand::DoneThrough(number, count))
     }
 
     fn oldest_finished(&self) -> Option<Instant> {
@@ -175,17 +175,17 @@ impl Ledger {
         if self.finished == 0 { None } else { finished.min() }
     }
 
-    fn pick(&mut self) -> Vec<Word> {
-        let mut words = Vec::with_capacity(self.finished);
+    fn pick(&mut self) -> Vec<AckCommand> {
+        let mut commands = Vec::with_capacity(self.finished);
         for (slot, number) in self.slots.iter_mut().zip(self.floor..) {
             if matches!(slot, Slot::Finished(_)) {
                 *slot = Slot::Settled;
-                words.push(Word::Done(number));
+                commands.push(AckCommand::Done(number));
             }
         }
         self.finished = 0;
         self.oldest = None;
-        words
+        commands
     }
 }
 
@@ -205,8 +205,8 @@ mod tests {
         for number in [3, 1, 2, 4] {
             ledger.finish(number, now);
         }
-        assert_eq!(ledger.words(now, false), [Word::DoneThrough(4, 4)]);
-        assert_eq!((ledger.words(now, true), ledger.open()), (vec![], 6));
+        assert_eq!(ledger.commands(now, false), [AckCommand::DoneThrough(4, 4)]);
+        assert_eq!((ledger.commands(now, true), ledger.open()), (vec![], 6));
     }
 
     #[test]
@@ -234,11 +234,11 @@ mod tests {
         let (mut ledger, now) = ledger(40, 40);
         ledger.finish(2, now);
         assert_eq!(ledger.due(now), Some(now + STUCK_AFTER));
-        assert_eq!(ledger.words(now, false), []);
-        assert_eq!(ledger.words(now + STUCK_AFTER, false), [Word::Done(2)]);
+        assert_eq!(ledger.commands(now, false), []);
+        assert_eq!(ledger.commands(now + STUCK_AFTER, false), [AckCommand::Done(2)]);
         assert_eq!(ledger.due(now), None);
         ledger.finish(1, now);
-        assert_eq!(ledger.words(now, false), [Word::DoneThrough(1, 1)]);
+        assert_eq!(ledger.commands(now, false), [AckCommand::DoneThrough(1, 1)]);
     }
 
     #[test]
@@ -247,10 +247,10 @@ mod tests {
         for number in 2..=5 {
             ledger.finish(number, now);
         }
-        assert_eq!(ledger.words(now, false), []);
+        assert_eq!(ledger.commands(now, false), []);
         assert!(ledger.finish(6, now));
         assert_eq!(ledger.due(now), Some(now));
-        assert_eq!(ledger.words(now, false), [2, 3, 4, 5, 6].map(Word::Done));
+        assert_eq!(ledger.commands(now, false), [2, 3, 4, 5, 6].map(AckCommand::Done));
     }
 
     #[test]
@@ -258,14 +258,14 @@ mod tests {
         let (mut ledger, now) = ledger(4, 4);
         ledger.finish(3, now);
         ledger.finish(4, now);
-        assert_eq!(ledger.words(now, true), [Word::Done(3), Word::Done(4)]);
+        assert_eq!(ledger.commands(now, true), [AckCommand::Done(3), AckCommand::Done(4)]);
         ledger.finish(1, now);
         ledger.give_back(2);
-        assert_eq!(ledger.words(now, false), [Word::Requeue(2), Word::DoneThrough(1, 1)]);
-        assert_eq!(ledger.unsaid() + ledger.open(), 0);
+        assert_eq!(ledger.commands(now, false), [AckCommand::Requeue(2), AckCommand::DoneThrough(1, 1)]);
+        assert_eq!(ledger.unsent() + ledger.open(), 0);
         ledger.delivered(5);
         ledger.finish(5, now);
-        assert_eq!(ledger.words(now, false), [Word::DoneThrough(5, 1)]);
+        assert_eq!(ledger.commands(now, false), [AckCommand::DoneThrough(5, 1)]);
     }
 
     #[test]
@@ -273,9 +273,9 @@ mod tests {
         let (mut ledger, now) = ledger(4, 1);
         ledger.finish(1, now);
         assert!(!ledger.finish(1, now) && !ledger.finish(0, now) && !ledger.finish(9, now) && !ledger.give_back(1));
-        assert_eq!(ledger.words(now, false), [Word::DoneThrough(1, 1)]);
+        assert_eq!(ledger.commands(now, false), [AckCommand::DoneThrough(1, 1)]);
         assert!(!ledger.finish(1, now));
-        assert_eq!(ledger.words(now, true), []);
+        assert_eq!(ledger.commands(now, true), []);
     }
 
     /// Every order of finishing a few deliveries, with words asked for at every step, tells the broker about each of
@@ -301,16 +301,16 @@ mod tests {
                     finished.insert(*number);
                     ledger.finish(*number, now);
                     now += Duration::from_millis(40);
-                    for word in ledger.words(now, all) {
-                        let told: Vec<u64> = match word {
-                            Word::DoneThrough(through, _) => unacked.range(..=through).copied().collect(),
-                            Word::Done(number) | Word::Requeue(number) => vec![number],
+                    for command in ledger.commands(now, all) {
+                        let told: Vec<u64> = match command {
+                            AckCommand::DoneThrough(through, _) => unacked.range(..=through).copied().collect(),
+                            AckCommand::Done(number) | AckCommand::Requeue(number) => vec![number],
                         };
-                        assert_eq!(told.len(), word.count(), "{order:?} {word:?}");
+                        assert_eq!(told.len(), command.count(), "{order:?} {command:?}");
                         assert!(told.iter().all(|told| finished.contains(told) && unacked.remove(told)), "{order:?}");
                     }
                 }
-                assert!(ledger.words(now, true).len() <= 6 && ledger.open() == 0 && ledger.unsaid() == 0);
+                assert!(ledger.commands(now, true).len() <= 6 && ledger.open() == 0 && ledger.unsent() == 0);
             }
         };
         permute(&mut (1..=6).collect(), 0, &mut check);

@@ -39,9 +39,9 @@ use crate::{contract::wire::Wire, reconnect::Reconnect, telemetry::at_zero};
 /// From handing a message in to its confirm, unless a publisher is told otherwise; and the same for what its channel is asked.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unconfirmed messages per channel: enough to keep a broker busy for a confirm's round trip, little to lose.
-const FLIGHT_MAX: usize = 1024;
+const IN_FLIGHT_MAX: usize = 1024;
 /// Messages handed in and not answered, per channel; beyond it callers wait.
-const WAITING_MAX: usize = 4 * FLIGHT_MAX;
+const WAITING_MAX: usize = 4 * IN_FLIGHT_MAX;
 /// Messages that travel together from a caller to the owner of the channel.
 const BATCH_MAX: usize = 256;
 /// Far above our own limits, below the 16 MiB that brokers from 4.0 on accept.
@@ -217,13 +217,13 @@ fn short(text: &str) -> Result<ShortString, PublishError> {
 /// A handle on the publishing channels of a process; clones share them.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    lanes: Arc<[Lane]>,
+    channels: Arc<[PublishChannel]>,
     turn: Arc<AtomicUsize>,
     patience: Duration,
 }
 
 #[derive(Debug)]
-struct Lane {
+struct PublishChannel {
     waiting: mpsc::Sender<Batch>,
     room: Arc<Semaphore>,
 }
@@ -256,8 +256,8 @@ impl Publisher {
     /// Publishes through several channels of `broker` in turn; messages of different calls may then overtake each other.
     pub fn start_with(broker: &Broker, channels: usize) -> Self {
         at_zero("posthaste_publish_failed_total", "reason", REASONS);
-        let lanes = (0..channels.max(1)).map(|_| Lane::start(broker.clone())).collect();
-        Self { lanes, turn: Arc::default(), patience: PUBLISH_TIMEOUT }
+        let channels = (0..channels.max(1)).map(|_| PublishChannel::start(broker.clone())).collect();
+        Self { channels, turn: Arc::default(), patience: PUBLISH_TIMEOUT }
     }
 
     /// The same publisher, for callers that wait this long for a confirm.
@@ -307,7 +307,7 @@ impl Publisher {
             let rest = messages.split_off(messages.len().min(BATCH_MAX));
             let batch = std::mem::replace(&mut messages, rest);
             let count = batch.len();
-            let reply = tokio::time::timeout_at(deadline, self.hand_in(batch)).await;
+            let reply = tokio::time::timeout_at(deadline, self.enqueue(batch)).await;
             replies.push_back((count, reply));
         }
         for (count, reply) in replies {
@@ -325,23 +325,23 @@ impl Publisher {
         results
     }
 
-    async fn hand_in(&self, messages: Vec<Outgoing>) -> Option<Reply> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
-        self.lanes.get(turn)?.hand_in(messages).await
+    async fn enqueue(&self, messages: Vec<Outgoing>) -> Option<Reply> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.channels.len();
+        self.channels.get(turn)?.enqueue(messages).await
     }
 }
 
 type Reply = oneshot::Receiver<Vec<Result<(), PublishError>>>;
 
-impl Lane {
+impl PublishChannel {
     fn start(broker: Broker) -> Self {
         let (waiting, batches) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(Owner { broker, batches, next: VecDeque::new() }.run());
+        tokio::spawn(ChannelTask { broker, batches, next: VecDeque::new() }.run());
         Self { waiting, room: Arc::new(Semaphore::new(WAITING_MAX)) }
     }
 
     /// `None` once the broker connection is stopped.
-    async fn hand_in(&self, messages: Vec<Outgoing>) -> Option<Reply> {
+    async fn enqueue(&self, messages: Vec<Outgoing>) -> Option<Reply> {
         let weight = u32::try_from(messages.len()).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(weight).await.ok()?;
         let (reply, answer) = oneshot::channel();
@@ -351,7 +351,7 @@ impl Lane {
 }
 
 /// The task that owns a publishing channel; it ends when the last publisher is dropped or the connection is stopped.
-struct Owner {
+struct ChannelTask {
     broker: Broker,
     batches: mpsc::Receiver<Batch>,
     /// Taken from the queue, not yet in flight.
@@ -367,7 +367,7 @@ enum End {
     Broken(Option<lapin::Error>),
 }
 
-impl Owner {
+impl ChannelTask {
     async fn run(mut self) {
         let mut reconnect = Reconnect::new();
         loop {
@@ -392,14 +392,14 @@ impl Owner {
     /// is a better place to wait than memory. `None` if no publisher is left.
     async fn open(&mut self) -> Result<Option<Channel>, BrokerError> {
         if !self.broker.is_usable() {
-            self.refuse_next(&absence(&self.broker));
+            self.refuse_next(&unavailable(&self.broker));
         }
         loop {
             tokio::select! {
                 biased;
                 usable = self.broker.usable() => { usable?; break }
                 batch = self.batches.recv() => match batch {
-                    Some(batch) => batch.fail(&absence(&self.broker)),
+                    Some(batch) => batch.fail(&unavailable(&self.broker)),
                     None => return Ok(None),
                 }
             }
@@ -419,7 +419,7 @@ impl Owner {
         loop {
             tokio::select! {
                 () = &mut pause => return,
-                Some(batch) = self.batches.recv() => batch.fail(&absence(&self.broker)),
+                Some(batch) = self.batches.recv() => batch.fail(&unavailable(&self.broker)),
             }
         }
     }
@@ -446,7 +446,7 @@ impl Owner {
 
     async fn serve(&mut self, channel: &Channel, reconnect: &mut Reconnect) -> End {
         loop {
-            if !self.wait_for_passengers().await {
+            if !self.fill_queue().await {
                 return End::NoPublisher;
             }
             if let BrokerState::Blocked { .. } = self.broker.state() {
@@ -456,7 +456,7 @@ impl Owner {
             if !channel.status().connected() {
                 return End::Closed;
             }
-            match fly(channel, self.board()).await {
+            match publish_batches(channel, self.next_batches()).await {
                 Ok(()) => reconnect.reset(),
                 Err(error) => return End::Broken(error),
             }
@@ -464,7 +464,7 @@ impl Owner {
     }
 
     /// Waits until somebody wants to publish; `false` if no publisher is left.
-    async fn wait_for_passengers(&mut self) -> bool {
+    async fn fill_queue(&mut self) -> bool {
         if self.next.is_empty() {
             let Some(batch) = self.batches.recv().await else { return false };
             self.next.push_back(batch);
@@ -476,21 +476,21 @@ impl Owner {
     }
 
     /// What waits, up to a flight.
-    fn board(&mut self) -> Vec<Batch> {
-        let mut flight = Vec::new();
-        let mut seats = FLIGHT_MAX;
-        while let Some(batch) = self.next.pop_front_if(|batch| batch.messages.len() <= seats) {
+    fn next_batches(&mut self) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        let mut free = IN_FLIGHT_MAX;
+        while let Some(batch) = self.next.pop_front_if(|batch| batch.messages.len() <= free) {
             // Whoever gave up waiting leaves the message to the outbox.
             if !batch.reply.is_closed() {
-                seats -= batch.messages.len();
-                flight.push(batch);
+                free -= batch.messages.len();
+                batches.push(batch);
             }
         }
-        flight
+        batches
     }
 }
 
-fn absence(broker: &Broker) -> PublishError {
+fn unavailable(broker: &Broker) -> PublishError {
     match broker.state() {
         BrokerState::Blocked { .. } => PublishError::Blocked,
         _ => PublishError::Disconnected,
@@ -502,17 +502,17 @@ async fn close(channel: &Channel) {
 }
 
 /// Publishes a flight and answers its callers. Fails, with the reason if there is one, when the channel is of no more use.
-async fn fly(channel: &Channel, flight: Vec<Batch>) -> Result<(), Option<lapin::Error>> {
+async fn publish_batches(channel: &Channel, batches: Vec<Batch>) -> Result<(), Option<lapin::Error>> {
     let started = Instant::now();
-    let messages: Vec<&Outgoing> = flight.iter().flat_map(|batch| &batch.messages).collect();
+    let messages: Vec<&Outgoing> = batches.iter().flat_map(|batch| &batch.messages).collect();
     let mut pipeline = Pipeline::start(messages.iter().map(|message| send(channel, message)));
     let in_time = timeout(PUBLISH_TIMEOUT, pipeline.finish()).await.is_ok();
     let outcomes = pipeline.results();
     let failure = outcomes.iter().flatten().find_map(|outcome| outcome.as_ref().err()).cloned();
-    let mut results = judge(&messages, outcomes).into_iter();
+    let mut results = match_confirms(&messages, outcomes).into_iter();
     count(&messages, results.as_slice());
     histogram!("posthaste_publish_confirm_seconds").record(started.elapsed());
-    for batch in flight {
+    for batch in batches {
         let results = results.by_ref().take(batch.messages.len()).collect();
         batch.answer(results);
     }
@@ -542,9 +542,12 @@ fn label(returned: &BasicReturnMessage) -> Label {
     (id.to_owned(), returned.exchange.to_string(), returned.routing_key.to_string())
 }
 
-fn judge(messages: &[&Outgoing], outcomes: Vec<Option<lapin::Result<Confirmation>>>) -> Vec<Result<(), PublishError>> {
+fn match_confirms(
+    messages: &[&Outgoing],
+    outcomes: Vec<Option<lapin::Result<Confirmation>>>,
+) -> Vec<Result<(), PublishError>> {
     let mut returned = HashSet::new();
-    let mut results: Vec<_> = outcomes.into_iter().map(|outcome| verdict(outcome, &mut returned)).collect();
+    let mut results: Vec<_> = outcomes.into_iter().map(|outcome| confirm_result(outcome, &mut returned)).collect();
     if !returned.is_empty() {
         for (result, message) in results.iter_mut().zip(messages) {
             let label = (message.message_id.clone(), message.exchange.to_owned(), message.routing_key.to_string());
@@ -558,7 +561,10 @@ fn judge(messages: &[&Outgoing], outcomes: Vec<Option<lapin::Result<Confirmation
 }
 
 /// The return a confirm carries says nothing about the message the confirm is for.
-fn verdict(outcome: Option<lapin::Result<Confirmation>>, returned: &mut HashSet<Label>) -> Result<(), PublishError> {
+fn confirm_result(
+    outcome: Option<lapin::Result<Confirmation>>,
+    returned: &mut HashSet<Label>,
+) -> Result<(), PublishError> {
     match outcome {
         Some(Ok(Confirmation::Ack(stray))) => {
             returned.extend(stray.iter().map(label));
@@ -639,7 +645,7 @@ mod tests {
     fn a_message_without_an_answer_timed_out_and_one_with_an_error_is_disconnected() {
         let (first, second) = (outgoing(), outgoing());
         let lost = lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionAborted));
-        let results = judge(&[&first, &second], vec![None, Some(Err(lost))]);
+        let results = match_confirms(&[&first, &second], vec![None, Some(Err(lost))]);
         assert_eq!(results, [Err(PublishError::TimedOut), Err(PublishError::Disconnected)]);
     }
 }

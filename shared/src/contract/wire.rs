@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    domain::{Channel, DeadReason, DeliveryId, EventKind, OutcomeClass, ProviderName, Reason, Round, State, TenantId},
+    domain::{
+        Channel, DeadReason, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, Reason, State, TenantId,
+    },
     seal::Fingerprint,
 };
 
@@ -96,8 +98,8 @@ pub struct Event {
     /// Whether the attempt counts towards the channel's maximum.
     pub spent: bool,
     /// Which providers were asked since the last pause, for the next try.
-    #[serde(default, skip_serializing_if = "Round::is_empty")]
-    pub round: Round,
+    #[serde(default, skip_serializing_if = "FailoverRound::is_empty")]
+    pub round: FailoverRound,
     /// Whether a worker died on it. Such an event only stands while the row still says `sending`: a real outcome wins.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crash: bool,
@@ -131,7 +133,7 @@ impl Event {
             reason: None,
             dead: None,
             spent: true,
-            round: Round::NEW,
+            round: FailoverRound::NEW,
             crash: false,
             report: true,
         }

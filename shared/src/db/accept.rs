@@ -10,14 +10,15 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Statement, Store,
-    beside::Beside,
     claim::Claim,
     lines::room,
     outbox::{Dispatch, DispatchItem},
-    sealed, statement,
+    sealed,
+    side_records::SideRecord,
+    statement,
 };
 use crate::{
-    domain::{Round, TenantId, Tries},
+    domain::{FailoverRound, TenantId, Tries},
     wake,
 };
 use columns::{Columns, Row, SqlRow};
@@ -113,7 +114,7 @@ impl Store {
             self.lock_windows(&mut conn, &beside_of(batch.iter())).await?;
             let (outbox_id, won, at): Row = diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
             let new = batch.iter().filter(|acceptance| is_new(acceptance, &won));
-            self.write_beside(&mut conn, &beside_of(new)).await?;
+            self.write_side_records(&mut conn, &beside_of(new)).await?;
             // What was parked a moment ago counts already, and its line stays locked until the end.
             for line in batch.iter().filter(|acceptance| is_new(acceptance, &won)).filter_map(|one| one.room_in) {
                 let rooms: Vec<(i32, f64)> = diesel_async::RunQueryDsl::load(room(line), &mut *conn).await?;
@@ -196,7 +197,7 @@ impl Store {
 }
 
 /// What is to be written beside acceptances.
-fn beside_of<'a>(acceptances: impl Iterator<Item = &'a Acceptance>) -> Vec<(TenantId, &'a Beside)> {
+fn beside_of<'a>(acceptances: impl Iterator<Item = &'a Acceptance>) -> Vec<(TenantId, &'a SideRecord)> {
     acceptances.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect()
 }
 
@@ -218,11 +219,11 @@ fn claim(acceptance: &Acceptance, message: &NewMessage, delivery: &NewDelivery, 
         recipient: delivery.recipient.clone(),
         line: delivery.line,
         tries: Tries { attempts: 1, ..Tries::default() },
-        round: Round::NEW,
+        round: FailoverRound::NEW,
         waiting_since: None,
         suppressed: Vec::new(),
         user_id: message.user_id.clone(),
-        wishes: None,
+        policy: None,
         content: message.content.clone().unwrap_or_default(),
         accepted_at,
         expires_at: message.expires_at,

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz};
 
-use super::{DbResult, Store, statement, webhook_events::tell};
+use super::{DbResult, Store, statement, webhook_events::enqueue_webhook_events};
 use crate::domain::{BreakerState, ProviderName, TenantId};
 
 /// A breaker as it stands.
@@ -230,7 +230,7 @@ WITH asked AS (SELECT ?::text AS key, ?::int4 AS failures_max, now() + ?::int4 *
     lines_behind!("c.key", "a.host"),
     "
 ), heard AS (",
-    tell!(plain
+    enqueue_webhook_events!(plain
         "
     SELECT (SELECT min(id) FROM tenants), NULL::text, NULL::uuid, 'breaker.opened', clock_timestamp(), NULL::uuid, NULL::int4,
            jsonb_build_object('key', key, 'provider', split_part(key, '/', 1), 'state', state, 'failures', failures, 'retry_at', retry_at)
@@ -250,7 +250,7 @@ WITH asked AS (SELECT ?::text AS key, ?::text AS host
     FROM asked a WHERE b.key = a.key AND (b.state <> 'closed' OR b.failures > 0)
     RETURNING b.key
 ), heard AS (",
-    tell!(plain
+    enqueue_webhook_events!(plain
         "
     SELECT (SELECT min(id) FROM tenants), NULL::text, NULL::uuid, 'breaker.closed', clock_timestamp(), NULL::uuid, NULL::int4,
            jsonb_build_object('key', key, 'provider', split_part(key, '/', 1), 'state', 'closed')

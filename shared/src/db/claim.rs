@@ -13,7 +13,7 @@ use super::{
 use crate::{
     contract::WorkItem,
     domain::{
-        Address, Channel, DeliveryId, MessageId, Round, TenantId, Tries, Wishes,
+        Address, Channel, DeliveryId, FailoverRound, MessageId, RecipientPolicy, TenantId, Tries,
         suppression::{SuppressionReason, SuppressionScope},
     },
     seal::Sealer,
@@ -37,7 +37,7 @@ pub struct Claim {
     /// What was tried, this attempt included.
     pub tries: Tries,
     /// Which providers were asked since the last pause.
-    pub round: Round,
+    pub round: FailoverRound,
     /// Since when it has waited for a provider that may be called, without an attempt.
     pub waiting_since: Option<DateTime<Utc>>,
     /// What its address is suppressed for.
@@ -45,7 +45,7 @@ pub struct Claim {
     /// The person.
     pub user_id: Option<String>,
     /// The person's preferences; `None`: there are none, or the person is unknown.
-    pub wishes: Option<Arc<Wishes>>,
+    pub policy: Option<Arc<RecipientPolicy>>,
     /// The content as JSON.
     pub content: Vec<u8>,
     /// When the message was accepted.
@@ -198,11 +198,11 @@ impl Claim {
             recipient: Address::new(recipient),
             line,
             tries: tries(attempts, deferrals, crashes),
-            round: Round(round),
+            round: FailoverRound(round),
             waiting_since,
             suppressed: Vec::new(),
             user_id,
-            wishes: None,
+            policy: None,
             content,
             accepted_at: accepted_at.unwrap_or_default(),
             expires_at,

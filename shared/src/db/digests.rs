@@ -11,10 +11,11 @@ use uuid::Uuid;
 use super::{
     DbResult, Scoped, Store,
     accept::Acceptance,
-    beside::{Beside, NewDigestItem},
     outbox::Dispatch,
     poll::{Floors, WorkKind, floor_of},
-    sealed, statement,
+    sealed,
+    side_records::{NewDigestItem, SideRecord},
+    statement,
     throttles::{Ask, Granted},
 };
 use crate::{domain::TenantId, faultpoint};
@@ -141,11 +142,11 @@ impl Store {
     pub(super) async fn lock_windows(
         &self,
         conn: &mut AsyncPgConnection,
-        beside: &[(TenantId, &Beside)],
+        beside: &[(TenantId, &SideRecord)],
     ) -> DbResult<()> {
-        let group = |(tenant, beside): &(TenantId, &Beside)| match beside {
-            Beside::DigestItem(item) => Some(Group::of(*tenant, item)),
-            Beside::Event(_) | Beside::Broadcast(_) => None,
+        let group = |(tenant, beside): &(TenantId, &SideRecord)| match beside {
+            SideRecord::DigestItem(item) => Some(Group::of(*tenant, item)),
+            SideRecord::Event(_) | SideRecord::Broadcast(_) => None,
         };
         let groups: BTreeSet<Group> = beside.iter().filter_map(group).collect();
         if groups.is_empty() {

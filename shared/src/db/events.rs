@@ -7,7 +7,7 @@ use super::{
     DbResult, Store,
     analytics::{daily, reach},
     statement::{day, statement},
-    webhook_events::tell,
+    webhook_events::enqueue_webhook_events,
 };
 use crate::{
     contract::{AttemptRecord, Event},
@@ -220,7 +220,7 @@ WITH e AS MATERIALIZED (
     FROM moved WHERE dead IS NOT NULL
     RETURNING id, tenant_id, message_id, delivery_id, channel, origin, reason
 ), heard AS (",
-    tell!(
+    enqueue_webhook_events!(
         "
         SELECT l.tenant_id, l.channel, l.delivery_id, 'message.' || l.kind, l.at, l.delivery_id, l.run,
                jsonb_build_object('delivery_id', l.delivery_id, 'channel', l.channel, 'status', l.kind, 'provider', l.provider,

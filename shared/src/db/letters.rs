@@ -20,7 +20,7 @@ use uuid::Uuid;
 pub use filter::{LetterFilter, LetterStatus};
 pub use replay::{IntakeLetter, LetterAction, Pass, Replay, RunningReplay};
 
-use super::{DbResult, Store, schema::dead_letters, sealed, statement, webhook_events::tell};
+use super::{DbResult, Store, schema::dead_letters, sealed, statement, webhook_events::enqueue_webhook_events};
 use crate::domain::{Channel, DeadOrigin, DeadReason, TenantId};
 
 /// Largest body that is kept for a replay: four times what the intake takes.
@@ -226,7 +226,7 @@ WHERE dead_letters.status <> 'open'
    OR dead_letters.created_at <= (SELECT max(r.created_at) FROM replays r WHERE r.status = 'running')
 RETURNING id, tenant_id, channel, origin, reason
 ), heard AS (",
-    tell!(plain
+    enqueue_webhook_events!(plain
         "
     SELECT tenant_id, channel, NULL::uuid, 'dead_letter.created', clock_timestamp(), id, NULL::int4,
            jsonb_build_object('id', id, 'channel', channel, 'origin', origin, 'reason', reason)

@@ -50,7 +50,7 @@ impl Store {
     }
 
     /// Has the slot that a delivery's claim took count from now.
-    pub async fn move_slot(&self, line: Uuid, delivery: DeliveryId) -> DbResult<()> {
+    pub async fn charge_late_slot(&self, line: Uuid, delivery: DeliveryId) -> DbResult<()> {
         let query = statement::<()>(MOVE).near([&delivery.0]).bind::<SqlUuid, _>(line).bind::<SqlUuid, _>(delivery.0);
         query.run(self).await.map(drop)
     }

@@ -14,7 +14,7 @@ use super::{
     DbResult, Statement, Store,
     analytics::{daily, reach},
     sealed, statement,
-    webhook_events::tell,
+    webhook_events::enqueue_webhook_events,
 };
 use crate::domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, OutcomeClass, State, TenantId};
 
@@ -685,7 +685,7 @@ WITH moved AS (
     ON CONFLICT DO NOTHING
     RETURNING delivery_id, run, tenant_id, channel, kind, at
 ), heard AS (",
-            tell!(
+            enqueue_webhook_events!(
                 "
     SELECT tenant_id, channel, delivery_id, 'message.cancelled', at, delivery_id, run,
            jsonb_build_object('delivery_id', delivery_id, 'channel', channel, 'status', kind)

@@ -5,7 +5,6 @@
 pub mod accept;
 pub mod analytics;
 pub mod audit;
-pub mod beside;
 pub mod breakers;
 pub mod broadcasts;
 pub mod catalogue;
@@ -23,8 +22,8 @@ pub mod expiry;
 pub mod freeze;
 pub mod holds;
 pub mod imports;
+pub mod inbound_webhooks;
 pub mod inbox;
-pub mod kept;
 pub mod keys;
 pub mod letters;
 pub mod limits;
@@ -38,6 +37,7 @@ pub mod person_file;
 pub mod poll;
 pub mod preferences;
 pub mod provider_events;
+mod recipient_policy;
 pub mod refresh;
 pub mod release;
 pub mod retention;
@@ -47,6 +47,7 @@ pub mod schema;
 mod scope;
 pub mod seal_check;
 mod sealed;
+pub mod side_records;
 mod sqlstate;
 mod statement;
 pub mod suppressions;
@@ -60,7 +61,6 @@ pub mod wa_sessions;
 pub mod waha_events;
 pub mod webhook_events;
 pub mod webhook_logs;
-mod wishes;
 
 use std::{
     hash::{BuildHasher, RandomState},

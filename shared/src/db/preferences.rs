@@ -14,7 +14,7 @@ use crate::{
         Address, Channel, Preferences, TenantId,
         suppression::{SuppressionReason, SuppressionScope, is_suppressible},
     },
-    unsubscribe::Farewell,
+    unsubscribe::UnsubscribeToken,
 };
 
 /// What becomes of addresses when preferences change.
@@ -112,8 +112,11 @@ impl Store {
                 .bind::<Text, _>(SuppressionReason::Unsubscribed.as_str());
             RunQueryDsl::execute(query, conn).await?;
         }
-        let new: Vec<NewSuppression> =
-            consequences.suppress.into_iter().map(|scope| farewell(tenant, email.clone(), scope, true)).collect();
+        let new: Vec<NewSuppression> = consequences
+            .suppress
+            .into_iter()
+            .map(|scope| unsubscribe_token(tenant, email.clone(), scope, true))
+            .collect();
         self.suppress_within(conn, &new).await
     }
 
@@ -149,12 +152,12 @@ impl Store {
         let mailed: Vec<String> = RunQueryDsl::load(query, conn).await?;
         let mut emails: BTreeSet<String> = stored.email.iter().map(|email| email.reveal().to_owned()).collect();
         emails.extend(mailed.into_iter().filter_map(|email| self.opened_text(sealed::RECIPIENT.of(tenant), email)));
-        let keep = |email| farewell(tenant, Address::new(email), SuppressionScope::Marketing, false);
+        let keep = |email| unsubscribe_token(tenant, Address::new(email), SuppressionScope::Marketing, false);
         self.suppress_within(conn, &emails.into_iter().map(keep).collect::<Vec<_>>()).await
     }
 
     /// Silences a category on e-mail, for the person and for the address. A repeat changes nothing.
-    pub async fn unsubscribe(&self, said: &Farewell) -> DbResult<()> {
+    pub async fn unsubscribe(&self, said: &UnsubscribeToken) -> DbResult<()> {
         let tenant = said.tenant;
         let mut conn = self.within(Some(tenant)).await?;
         let silencing = async {
@@ -166,7 +169,7 @@ impl Store {
                 };
                 let _ = self.change_within(&mut conn, tenant, user_id, change).await?;
             }
-            let named = said.address.clone().map(|address| farewell(tenant, address, scope, true));
+            let named = said.address.clone().map(|address| unsubscribe_token(tenant, address, scope, true));
             self.suppress_within(&mut conn, named.as_slice()).await
         };
         let result = silencing.await;
@@ -227,7 +230,7 @@ impl Store {
     }
 }
 
-fn farewell(tenant: TenantId, address: Address, scope: SuppressionScope, is_shown: bool) -> NewSuppression {
+fn unsubscribe_token(tenant: TenantId, address: Address, scope: SuppressionScope, is_shown: bool) -> NewSuppression {
     NewSuppression {
         tenant,
         channel: Channel::Email,

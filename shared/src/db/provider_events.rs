@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::{DbResult, Store, holds::About, sealed, statement};
 use crate::{
-    domain::{Channel, DeliveryId, ProviderName, State, Teller, TenantId, suppression::suppressed_form},
-    provider_events::{Told, tracking},
+    domain::{Channel, DeliveryId, EventSource, ProviderName, State, TenantId, suppression::suppressed_form},
+    provider_events::{ProviderEvent, tracking},
     replay,
     seal::SealError,
     unsubscribe,
@@ -32,7 +32,7 @@ pub struct PendingProviderEvent {
     /// Its row.
     pub id: Uuid,
     /// Who told it; `None`: a later version knows.
-    pub teller: Option<Teller>,
+    pub source: Option<EventSource>,
     /// What it says; `None`: it cannot be decrypted any more.
     pub body: Option<Vec<u8>>,
     /// How often it was taken up, this time included.
@@ -58,13 +58,13 @@ pub struct Subject {
 
 impl Store {
     /// Keeps events in one commit. Says of each, in order, whether it is new.
-    pub async fn keep_provider_events(&self, events: Vec<Told>) -> DbResult<Vec<bool>> {
+    pub async fn keep_provider_events(&self, events: Vec<ProviderEvent>) -> DbResult<Vec<bool>> {
         let ids: Vec<Uuid> = events.iter().map(|_| Uuid::now_v7()).collect();
         let mut rows = Vec::with_capacity(events.len());
         for (id, event) in ids.iter().zip(events) {
             rows.push((
                 *id,
-                event.teller.as_str(),
+                event.source.as_str(),
                 event.dedup,
                 self.sealer().seal(sealed::PROVIDER_EVENT.of_nobody(), &event.body)?,
             ));
@@ -88,9 +88,9 @@ impl Store {
             .bind::<Int4, _>(lease_ms);
         let mut rows: Vec<Row> = query.rows(self).await?;
         rows.sort_by_key(|row| row.0);
-        let event = |(id, teller, body, tries, created_at): Row| PendingProviderEvent {
+        let event = |(id, source, body, tries, created_at): Row| PendingProviderEvent {
             id,
-            teller: teller.parse().ok(),
+            source: source.parse().ok(),
             body: self.sealer().open(sealed::PROVIDER_EVENT.of_nobody(), body).ok(),
             tries,
             created_at,

@@ -96,9 +96,9 @@ pub struct InboundFilter {
     pub session: Option<Uuid>,
     /// Who wrote them: E.164 or a chat id.
     pub sender: Option<String>,
-    /// Kept at this time or later.
+    /// Received at this time or later.
     pub from: Option<DateTime<Utc>>,
-    /// Kept before this time.
+    /// Received before this time.
     pub to: Option<DateTime<Utc>>,
     /// Words of the content, or part of a number, in any case; looked for in the newest [`SEARCH_MAX`] messages.
     pub search: Option<String>,

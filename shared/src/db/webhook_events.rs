@@ -1,6 +1,6 @@
 //! Events for webhook configurations: written with the fact, sent by a task, held for configurations that are off.
 //!
-//! A statement that writes a fact adds [`tell!`]. It costs a look at the tenant's configurations, of which most have
+//! A statement that writes a fact adds [`enqueue_webhook_events!`]. It costs a look at the tenant's configurations, of which most have
 //! none.
 
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ use crate::{
 /// channel, delivery, event, at, subject, run, fact`. A configuration is not told about itself, and deliveries that carry events
 /// report none; the fence keeps that question from being asked where there is no configuration. With `plain`, for events about no
 /// delivery, it is not asked at all.
-macro_rules! tell {
+macro_rules! enqueue_webhook_events {
     (plain $rows:literal) => {
         concat!(
             "
@@ -47,7 +47,7 @@ macro_rules! tell {
     };
     ($rows:literal) => {
         concat!(
-            tell!(plain $rows),
+            enqueue_webhook_events!(plain $rows),
             "
       AND NOT (x.channel = 'webhook' AND EXISTS (
           SELECT 1 FROM deliveries@ d JOIN messages@ m ON m.id = d.message_id WHERE d.id = x.delivery AND m.source = 'event'))"
@@ -55,11 +55,11 @@ macro_rules! tell {
     };
 }
 
-pub(super) use tell;
+pub(super) use enqueue_webhook_events;
 
 /// An event to be sent to one configuration.
 #[derive(Clone, Debug)]
-pub struct Telling {
+pub struct PendingWebhook {
     /// The row.
     pub id: i64,
     /// Whose it is.
@@ -111,17 +111,17 @@ type SqlRow = (
 
 impl Store {
     /// Takes up to `limit` messages from people in as events; says how many messages that was.
-    pub async fn tell_received(&self, limit: i64) -> DbResult<i64> {
+    pub async fn enqueue_received(&self, limit: i64) -> DbResult<i64> {
         statement::<Int8>(RECEIVED).bind::<Int8, _>(limit).row(self).await
     }
 
     /// Up to `limit` events to be sent, oldest first.
-    pub async fn tellings(&self, limit: i64) -> DbResult<Vec<Telling>> {
+    pub async fn pending_webhooks(&self, limit: i64) -> DbResult<Vec<PendingWebhook>> {
         let rows: Vec<Row> = statement::<SqlRow>(PENDING).bind::<Int8, _>(limit).rows(self).await?;
-        rows.into_iter().map(|row| self.telling(row)).collect()
+        rows.into_iter().map(|row| self.pending_webhook(row)).collect()
     }
 
-    fn telling(&self, (head, tail): Row) -> DbResult<Telling> {
+    fn pending_webhook(&self, (head, tail): Row) -> DbResult<PendingWebhook> {
         let (id, tenant, configuration, url, is_active, event, at) = head;
         let (subject, fact, round, message, source, content, attempts) = tail;
         let mut fact: Map<String, Value> = serde_json::from_str(&fact).unwrap_or_default();
@@ -141,7 +141,7 @@ impl Store {
                 fact.insert("metadata".to_owned(), Value::Object(metadata));
             }
         }
-        Ok(Telling {
+        Ok(PendingWebhook {
             id,
             tenant: TenantId(tenant),
             configuration,
@@ -174,7 +174,13 @@ impl Store {
 
     /// Has events of a configuration sent once more, at most `limit`, oldest first; says how many. Events that wait for a retry are
     /// tried at once instead.
-    pub async fn tell_again(&self, tenant: TenantId, configuration: Uuid, which: Again, limit: i64) -> DbResult<i64> {
+    pub async fn replay_webhook_events(
+        &self,
+        tenant: TenantId,
+        configuration: Uuid,
+        which: Again,
+        limit: i64,
+    ) -> DbResult<i64> {
         let query = statement::<Int8>(AGAIN)
             .bind::<Int4, _>(tenant.0)
             .bind::<SqlUuid, _>(configuration)
@@ -233,7 +239,7 @@ impl Store {
     }
 }
 
-impl Telling {
+impl PendingWebhook {
     /// The webhook that carries it to `url`. A message from a person is included whole: `inbound` is that message.
     pub fn acceptance(&self, url: &str, inbound: Option<&Inbound>) -> (Acceptance, DeliveryId) {
         let data = match inbound {
@@ -335,7 +341,7 @@ WITH taken AS (
     WHERE id = ANY (ARRAY(SELECT id FROM wa_inbound WHERE NOT is_forwarded ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED)) AND NOT is_forwarded
     RETURNING id, tenant_id, created_at
 ), heard AS (",
-    tell!(plain
+    enqueue_webhook_events!(plain
         "SELECT tenant_id, 'whatsapp', NULL::uuid, 'message.received', created_at, id, NULL::int4, '{}'::jsonb FROM taken"
     ),
     "

@@ -5,7 +5,7 @@ use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timesta
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{DbResult, Store, sealed, statement, webhook_events::tell};
+use super::{DbResult, Store, sealed, statement, webhook_events::enqueue_webhook_events};
 use crate::{
     domain::{DeliveryId, TenantId},
     seal::{Column, Place},
@@ -164,7 +164,7 @@ WITH l AS MATERIALIZED (
     WHERE c.id = s.configuration_id AND c.is_active AND (s.gone OR v.failing OR s.taken = (c.failing_since IS NOT NULL))
     RETURNING c.id, c.tenant_id, c.name, c.url, c.is_active, c.disabled_why
 ), heard AS (",
-    tell!(plain
+    enqueue_webhook_events!(plain
         "
     SELECT tenant_id, NULL::text, NULL::uuid, 'endpoint.disabled', clock_timestamp(), id, NULL::int4,
            jsonb_build_object('configuration_id', id, 'name', name, 'url', url, 'reason', disabled_why)

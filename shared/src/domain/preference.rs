@@ -59,7 +59,7 @@ pub struct Topic<'a> {
 
 /// What is known of a person when something is about to be sent to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct RecipientPolicy {
     /// What they chose.
     pub preferences: Preferences,
     /// By whose clock they live; `None`: UTC.
@@ -174,7 +174,7 @@ impl Preferences {
     }
 }
 
-impl Wishes {
+impl RecipientPolicy {
     /// For what something has to wait that disturbs, and until when; `None`: it need not.
     pub fn wait(
         &self,
@@ -343,10 +343,10 @@ mod tests {
 
     #[test]
     fn only_what_disturbs_waits_for_quiet_hours_and_send_windows() {
-        let wishes = Wishes { quiet: Some(QuietHours { start: 0, end: 600 }), ..Wishes::default() };
+        let policy = RecipientPolicy { quiet: Some(QuietHours { start: 0, end: 600 }), ..RecipientPolicy::default() };
         let (night, noon) = (utc("2026-06-01T03:00:00Z"), window(Day::ALL, 12, 13));
-        let until = |class, channel| wishes.wait(class, channel, None, night).map(|wait| (wait.until, wait.reason));
-        let opening = |class, channel| Wishes::default().wait(class, channel, Some(&noon), night);
+        let until = |class, channel| policy.wait(class, channel, None, night).map(|wait| (wait.until, wait.reason));
+        let opening = |class, channel| RecipientPolicy::default().wait(class, channel, Some(&noon), night);
         for channel in [Channel::Email, Channel::Sms, Channel::Push, Channel::Whatsapp] {
             let quiet = Some((Some(night + TimeDelta::hours(7)), Reason::QuietHours));
             assert_eq!(until(Class::Transactional, channel), quiet, "{channel}");
@@ -362,7 +362,7 @@ mod tests {
                 "{channel}"
             );
         }
-        assert_eq!(Wishes::default().wait(Class::Marketing, Channel::Sms, None, night), None);
+        assert_eq!(RecipientPolicy::default().wait(Class::Marketing, Channel::Sms, None, night), None);
     }
 
     #[test]
@@ -387,13 +387,13 @@ mod tests {
             (quiet(22, 10), Some(vienna), &office, "2026-06-01T06:30:00Z", "2026-06-01T08:00:00Z", Reason::QuietHours),
         ];
         for (quiet, zone, window, now, until, reason) in table {
-            let wishes = Wishes { quiet, zone, ..Wishes::default() };
+            let policy = RecipientPolicy { quiet, zone, ..RecipientPolicy::default() };
             let wanted = (!until.is_empty()).then(|| Wait { until: Some(utc(until)), reason });
-            let found = wishes.wait(Class::Marketing, Channel::Email, Some(window), utc(now));
+            let found = policy.wait(Class::Marketing, Channel::Email, Some(window), utc(now));
             assert_eq!(found, wanted, "{quiet:?} {zone:?} at {now}");
         }
         // The person's quiet hours cover all of the window.
-        let owl = Wishes { quiet: quiet(8, 18), ..Wishes::default() };
+        let owl = RecipientPolicy { quiet: quiet(8, 18), ..RecipientPolicy::default() };
         let never = Some(Wait { until: None, reason: Reason::SendWindow });
         for now in ["2026-06-01T07:00:00Z", "2026-06-01T12:00:00Z", "2026-06-06T20:00:00Z"] {
             assert_eq!(owl.wait(Class::Marketing, Channel::Email, Some(&office), utc(now)), never, "{now}");

@@ -90,12 +90,12 @@ pub struct Tries {
 /// on where this one stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Round(
-    /// A bit for each provider, by its place in [`ProviderName::ALL`]; [`Round::HOPE`] beside them.
+pub struct FailoverRound(
+    /// A bit for each provider, by its place in [`ProviderName::ALL`]; [`FailoverRound::HOPE`] beside them.
     pub i32,
 );
 
-impl Round {
+impl FailoverRound {
     /// No provider was called.
     pub const NEW: Self = Self(0);
     /// A provider that was called in this round may well do better in the next.
@@ -113,11 +113,11 @@ impl Round {
 
     /// The round after `provider` was asked, and whether it may do better another time.
     #[must_use]
-    pub fn with(self, provider: ProviderName, hope: bool) -> Self {
-        Self(self.0 | bit(provider) | if hope { Self::HOPE } else { 0 })
+    pub fn with(self, provider: ProviderName, may_recover: bool) -> Self {
+        Self(self.0 | bit(provider) | if may_recover { Self::HOPE } else { 0 })
     }
 
-    const fn has_hope(self) -> bool {
+    const fn may_recover(self) -> bool {
         self.0 & Self::HOPE != 0
     }
 }
@@ -129,16 +129,16 @@ fn bit(provider: ProviderName) -> i32 {
 
 /// Where a delivery stands among the providers of its channel, the one just asked included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ProviderProgress {
     /// How many can carry it at all; 0 counts as one.
     pub providers: u16,
     /// Whether one of them is still to be asked in this round.
     pub others_left: bool,
     /// Who was asked.
-    pub round: Round,
+    pub round: FailoverRound,
 }
 
-impl Standing {
+impl ProviderProgress {
     /// Rounds begun: attempts are counted one by one, the pauses come between rounds.
     fn rounds(self, attempts: u16) -> u16 {
         attempts.div_ceil(self.providers.max(1))
@@ -151,7 +151,7 @@ impl Standing {
 
 /// What follows: the next state, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct RetryDecision {
     /// What the delivery log says.
     pub kind: EventKind,
     /// The delivery's next state.
@@ -164,7 +164,7 @@ pub struct Verdict {
     pub spent: bool,
 }
 
-impl Verdict {
+impl RetryDecision {
     /// An end in `state`, reported as `kind`.
     pub const fn end(kind: EventKind, state: State) -> Self {
         Self { kind, state, delay: None, dead: None, spent: true }
@@ -197,31 +197,31 @@ pub fn decide(
     time_left: Option<Duration>,
     policy: &RetryPolicy,
     jitter: f64,
-    standing: Standing,
-) -> Verdict {
-    let verdict = match outcome {
-        Outcome::Sent(receipt) if receipt.arrived => Verdict::end(EventKind::Delivered, State::Delivered),
-        Outcome::Sent(_) => Verdict::end(EventKind::Sent, State::Sent),
-        Outcome::Rejected(_) | Outcome::AddressDead(_) => Verdict::end(EventKind::Failed, State::Failed),
+    progress: ProviderProgress,
+) -> RetryDecision {
+    let decision = match outcome {
+        Outcome::Sent(receipt) if receipt.arrived => RetryDecision::end(EventKind::Delivered, State::Delivered),
+        Outcome::Sent(_) => RetryDecision::end(EventKind::Sent, State::Sent),
+        Outcome::Rejected(_) | Outcome::AddressDead(_) => RetryDecision::end(EventKind::Failed, State::Failed),
         Outcome::Unknown(_) if let AmbiguousPolicy::Hold(wait) = policy.ambiguous => {
-            again(EventKind::Ambiguous, Some(wait), tries, policy, jitter, standing)
+            again(EventKind::Ambiguous, Some(wait), tries, policy, jitter, progress)
         }
-        Outcome::Unknown(_) if standing.others_left => Verdict::again(EventKind::Ambiguous, Duration::ZERO, true),
-        Outcome::Throttled(..) if standing.others_left && tries.deferrals < DEFERRALS_MAX => {
-            Verdict::again(EventKind::Retrying, Duration::ZERO, false)
+        Outcome::Unknown(_) if progress.others_left => RetryDecision::again(EventKind::Ambiguous, Duration::ZERO, true),
+        Outcome::Throttled(..) if progress.others_left && tries.deferrals < DEFERRALS_MAX => {
+            RetryDecision::again(EventKind::Retrying, Duration::ZERO, false)
         }
-        Outcome::Transient(..) | Outcome::Misconfigured(_) if standing.others_left => {
-            Verdict::again(EventKind::Retrying, Duration::ZERO, true)
+        Outcome::Transient(..) | Outcome::Misconfigured(_) if progress.others_left => {
+            RetryDecision::again(EventKind::Retrying, Duration::ZERO, true)
         }
-        Outcome::Misconfigured(_) if standing.round.has_hope() => {
-            again(EventKind::Retrying, None, tries, policy, jitter, standing)
+        Outcome::Misconfigured(_) if progress.round.may_recover() => {
+            again(EventKind::Retrying, None, tries, policy, jitter, progress)
         }
-        Outcome::Misconfigured(_) => Verdict::dead(EventKind::Dead, DeadReason::Misconfigured),
-        Outcome::Throttled(_, retry_after) => throttled(*retry_after, tries, policy, jitter, standing),
-        Outcome::Transient(_, retry_after) => again(EventKind::Retrying, *retry_after, tries, policy, jitter, standing),
-        Outcome::Unknown(_) => again(EventKind::Ambiguous, None, tries, policy, jitter, standing),
+        Outcome::Misconfigured(_) => RetryDecision::dead(EventKind::Dead, DeadReason::Misconfigured),
+        Outcome::Throttled(_, retry_after) => throttled(*retry_after, tries, policy, jitter, progress),
+        Outcome::Transient(_, retry_after) => again(EventKind::Retrying, *retry_after, tries, policy, jitter, progress),
+        Outcome::Unknown(_) => again(EventKind::Ambiguous, None, tries, policy, jitter, progress),
     };
-    within(verdict, time_left)
+    within(decision, time_left)
 }
 
 /// Decides what follows a look at a delivery that found no provider that may be called (a breaker is open, the claim was too old). No
@@ -233,25 +233,25 @@ pub fn decide_wait(
     time_left: Option<Duration>,
     policy: &RetryPolicy,
     jitter: f64,
-) -> Verdict {
+) -> RetryDecision {
     if waited >= policy.wait_max {
-        return Verdict::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
+        return RetryDecision::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
     }
     let pause = wait.map_or_else(|| policy.delay(1, jitter), |wait| asked(Some(wait), jitter));
     let delay = pause.max((waited / LOOKS_PER_WAIT).min(LOOK_PAUSE_MAX));
-    within(Verdict::again(EventKind::Retrying, delay, false), time_left)
+    within(RetryDecision::again(EventKind::Retrying, delay, false), time_left)
 }
 
 /// Decides what follows a worker that died holding the delivery: it is unknown whether the provider was called.
-pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> Verdict {
+pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> RetryDecision {
     if tries.crashes >= CRASHES_MAX {
-        return Verdict::dead(EventKind::Ambiguous, DeadReason::ExpiredCrashes);
+        return RetryDecision::dead(EventKind::Ambiguous, DeadReason::ExpiredCrashes);
     }
     let held = match policy.ambiguous {
         AmbiguousPolicy::Resend => None,
         AmbiguousPolicy::Hold(wait) => Some(wait),
     };
-    within(again(EventKind::Ambiguous, held, tries, policy, jitter, Standing::default()), time_left)
+    within(again(EventKind::Ambiguous, held, tries, policy, jitter, ProviderProgress::default()), time_left)
 }
 
 fn again(
@@ -260,14 +260,14 @@ fn again(
     tries: Tries,
     policy: &RetryPolicy,
     jitter: f64,
-    standing: Standing,
-) -> Verdict {
+    progress: ProviderProgress,
+) -> RetryDecision {
     if tries.attempts >= policy.max_attempts {
         let kind = if kind == EventKind::Retrying { EventKind::Dead } else { kind };
-        return Verdict::dead(kind, DeadReason::AttemptsExhausted);
+        return RetryDecision::dead(kind, DeadReason::AttemptsExhausted);
     }
-    let delay = policy.delay(standing.rounds(tries.attempts), jitter).max(asked(retry_after, jitter));
-    Verdict::again(kind, delay, true)
+    let delay = policy.delay(progress.rounds(tries.attempts), jitter).max(asked(retry_after, jitter));
+    RetryDecision::again(kind, delay, true)
 }
 
 /// Where there are several providers, the one that asked for a pause gets it without the delivery waiting for it.
@@ -276,29 +276,29 @@ fn throttled(
     tries: Tries,
     policy: &RetryPolicy,
     jitter: f64,
-    standing: Standing,
-) -> Verdict {
+    progress: ProviderProgress,
+) -> RetryDecision {
     if tries.deferrals >= DEFERRALS_MAX {
-        return Verdict::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
+        return RetryDecision::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
     }
     let delay = match retry_after {
-        Some(_) if standing.is_alone() => asked(retry_after, jitter),
-        _ => policy.delay(standing.rounds(tries.deferrals.saturating_add(1)), jitter),
+        Some(_) if progress.is_alone() => asked(retry_after, jitter),
+        _ => policy.delay(progress.rounds(tries.deferrals.saturating_add(1)), jitter),
     };
-    Verdict::again(EventKind::Retrying, delay, false)
+    RetryDecision::again(EventKind::Retrying, delay, false)
 }
 
 fn asked(retry_after: Option<Duration>, jitter: f64) -> Duration {
     retry_after.map(|wait| lengthen(wait.min(RETRY_AFTER_MAX), jitter)).unwrap_or_default()
 }
 
-fn within(verdict: Verdict, time_left: Option<Duration>) -> Verdict {
-    match (verdict.delay, time_left) {
+fn within(decision: RetryDecision, time_left: Option<Duration>) -> RetryDecision {
+    match (decision.delay, time_left) {
         (Some(delay), Some(left)) if delay >= left => {
-            let kind = if verdict.kind == EventKind::Retrying { EventKind::Expired } else { verdict.kind };
-            Verdict { kind, state: State::Expired, delay: None, ..verdict }
+            let kind = if decision.kind == EventKind::Retrying { EventKind::Expired } else { decision.kind };
+            RetryDecision { kind, state: State::Expired, delay: None, ..decision }
         }
-        _ => verdict,
+        _ => decision,
     }
 }
 
@@ -326,16 +326,17 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_maximum_and_then_the_delivery_is_dead() {
-        let delays: Vec<_> =
-            (1..=3).map(|n| decide(&transient(), tries(n), None, &policy(), 0.0, Standing::default()).delay).collect();
+        let delays: Vec<_> = (1..=3)
+            .map(|n| decide(&transient(), tries(n), None, &policy(), 0.0, ProviderProgress::default()).delay)
+            .collect();
         assert_eq!(delays, [1, 2, 3].map(|s| Some(Duration::from_secs(s))));
-        let last = decide(&transient(), tries(4), None, &policy(), 0.0, Standing::default());
+        let last = decide(&transient(), tries(4), None, &policy(), 0.0, ProviderProgress::default());
         assert_eq!((last.state, last.dead), (State::Dead, Some(DeadReason::AttemptsExhausted)));
     }
 
     #[test]
     fn jitter_only_lengthens_and_by_at_most_a_tenth() {
-        let delay = decide(&transient(), tries(1), None, &policy(), 0.999, Standing::default()).delay.unwrap();
+        let delay = decide(&transient(), tries(1), None, &policy(), 0.999, ProviderProgress::default()).delay.unwrap();
         assert!(delay >= Duration::from_secs(1) && delay <= Duration::from_millis(1100), "{delay:?}");
     }
 
@@ -345,22 +346,38 @@ mod tests {
         for outcome in
             [Outcome::Transient(Fault::default(), Some(asked)), Outcome::Throttled(Fault::default(), Some(asked))]
         {
-            assert!(decide(&outcome, tries(1), None, &policy(), 0.0, Standing::default()).delay.unwrap() >= asked);
+            assert!(
+                decide(&outcome, tries(1), None, &policy(), 0.0, ProviderProgress::default()).delay.unwrap() >= asked
+            );
         }
     }
 
     #[test]
     fn a_throttled_delivery_waits_without_spending_an_attempt() {
-        let verdict =
-            decide(&Outcome::Throttled(Fault::default(), None), tries(4), None, &policy(), 0.0, Standing::default());
-        assert_eq!((verdict.state, verdict.spent), (State::Retrying, false));
+        let decision = decide(
+            &Outcome::Throttled(Fault::default(), None),
+            tries(4),
+            None,
+            &policy(),
+            0.0,
+            ProviderProgress::default(),
+        );
+        assert_eq!((decision.state, decision.spent), (State::Retrying, false));
     }
 
     #[test]
     fn a_throttled_delivery_cannot_circle_for_ever() {
         let tries = Tries { deferrals: DEFERRALS_MAX, ..Tries::default() };
         assert_eq!(
-            decide(&Outcome::Throttled(Fault::default(), None), tries, None, &policy(), 0.0, Standing::default()).state,
+            decide(
+                &Outcome::Throttled(Fault::default(), None),
+                tries,
+                None,
+                &policy(),
+                0.0,
+                ProviderProgress::default()
+            )
+            .state,
             State::Dead
         );
     }
@@ -384,53 +401,67 @@ mod tests {
 
     #[test]
     fn a_retry_after_the_expiry_is_not_made() {
-        let verdict =
-            decide(&transient(), tries(1), Some(Duration::from_millis(500)), &policy(), 0.0, Standing::default());
-        assert_eq!((verdict.kind, verdict.state, verdict.delay), (EventKind::Expired, State::Expired, None));
+        let decision = decide(
+            &transient(),
+            tries(1),
+            Some(Duration::from_millis(500)),
+            &policy(),
+            0.0,
+            ProviderProgress::default(),
+        );
+        assert_eq!((decision.kind, decision.state, decision.delay), (EventKind::Expired, State::Expired, None));
     }
 
     #[test]
     fn doubt_is_reported_as_doubt_whether_or_not_another_try_follows() {
         let unknown = Outcome::Unknown(Fault::default());
-        assert_eq!(decide(&unknown, tries(1), None, &policy(), 0.0, Standing::default()).kind, EventKind::Ambiguous);
-        let last = decide(&unknown, tries(4), None, &policy(), 0.0, Standing::default());
+        assert_eq!(
+            decide(&unknown, tries(1), None, &policy(), 0.0, ProviderProgress::default()).kind,
+            EventKind::Ambiguous
+        );
+        let last = decide(&unknown, tries(4), None, &policy(), 0.0, ProviderProgress::default());
         assert_eq!((last.kind, last.state), (EventKind::Ambiguous, State::Dead));
     }
 
     #[test]
     fn a_held_channel_waits_for_the_echo_first() {
         let hold = RetryPolicy { ambiguous: AmbiguousPolicy::Hold(Duration::from_secs(600)), ..policy() };
-        let verdict = decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0, Standing::default());
-        assert!(verdict.delay.unwrap() >= Duration::from_secs(600));
+        let decision =
+            decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0, ProviderProgress::default());
+        assert!(decision.delay.unwrap() >= Duration::from_secs(600));
     }
 
     #[test]
     fn what_another_provider_may_do_better_goes_to_it_at_once_and_the_pause_comes_after_all_of_them() {
         let policy = policy();
-        let asked = |round: Round, left: bool| Standing { providers: 2, others_left: left, round };
-        let first = Round::default().with(ProviderName::Sendgrid, true);
+        let asked = |round: FailoverRound, left: bool| ProviderProgress { providers: 2, others_left: left, round };
+        let first = FailoverRound::default().with(ProviderName::Sendgrid, true);
         for outcome in [transient(), Outcome::Unknown(Fault::default()), Outcome::Misconfigured(Fault::default())] {
-            let verdict = decide(&outcome, tries(4), None, &policy, 0.0, asked(first, true));
-            assert_eq!((verdict.state, verdict.delay), (State::Retrying, Some(Duration::ZERO)), "{outcome:?}");
+            let decision = decide(&outcome, tries(4), None, &policy, 0.0, asked(first, true));
+            assert_eq!((decision.state, decision.delay), (State::Retrying, Some(Duration::ZERO)), "{outcome:?}");
         }
         let both = first.with(ProviderName::Ses, false);
         assert!(both.has_asked(ProviderName::Ses) && both.has_asked(ProviderName::Sendgrid));
         let refused = Outcome::Misconfigured(Fault::default());
-        let verdict = decide(&refused, tries(2), None, &policy, 0.0, asked(both, false));
-        assert_eq!((verdict.state, verdict.delay), (State::Retrying, Some(Duration::from_secs(1))), "one may recover");
-        let hopeless = Round::default().with(ProviderName::Sendgrid, false).with(ProviderName::Ses, false);
-        let verdict = decide(&refused, tries(2), None, &policy, 0.0, asked(hopeless, false));
-        assert_eq!(verdict.dead, Some(DeadReason::Misconfigured), "nobody will do better");
-        let verdict = decide(&Outcome::Rejected(Fault::default()), tries(1), None, &policy, 0.0, asked(first, true));
-        assert_eq!(verdict.state, State::Failed, "a refusal of the message holds for every provider");
+        let decision = decide(&refused, tries(2), None, &policy, 0.0, asked(both, false));
+        assert_eq!(
+            (decision.state, decision.delay),
+            (State::Retrying, Some(Duration::from_secs(1))),
+            "one may recover"
+        );
+        let hopeless = FailoverRound::default().with(ProviderName::Sendgrid, false).with(ProviderName::Ses, false);
+        let decision = decide(&refused, tries(2), None, &policy, 0.0, asked(hopeless, false));
+        assert_eq!(decision.dead, Some(DeadReason::Misconfigured), "nobody will do better");
+        let decision = decide(&Outcome::Rejected(Fault::default()), tries(1), None, &policy, 0.0, asked(first, true));
+        assert_eq!(decision.state, State::Failed, "a refusal of the message holds for every provider");
     }
 
     #[test]
     fn doubt_that_is_held_stays_with_its_provider() {
         let hold = RetryPolicy { ambiguous: AmbiguousPolicy::Hold(Duration::from_secs(600)), ..policy() };
-        let standing = Standing { providers: 2, others_left: true, round: Round::default() };
-        let verdict = decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0, standing);
-        assert!(verdict.delay.unwrap() >= Duration::from_secs(600));
+        let progress = ProviderProgress { providers: 2, others_left: true, round: FailoverRound::default() };
+        let decision = decide(&Outcome::Unknown(Fault::default()), tries(1), None, &hold, 0.0, progress);
+        assert!(decision.delay.unwrap() >= Duration::from_secs(600));
     }
 
     #[test]
@@ -443,9 +474,13 @@ mod tests {
     #[test]
     fn a_receipt_that_says_arrived_is_delivered() {
         let arrived = Outcome::Sent(Receipt { arrived: true, ..Receipt::default() });
-        assert_eq!(decide(&arrived, tries(1), None, &policy(), 0.0, Standing::default()).state, State::Delivered);
         assert_eq!(
-            decide(&Outcome::Sent(Receipt::default()), tries(1), None, &policy(), 0.0, Standing::default()).state,
+            decide(&arrived, tries(1), None, &policy(), 0.0, ProviderProgress::default()).state,
+            State::Delivered
+        );
+        assert_eq!(
+            decide(&Outcome::Sent(Receipt::default()), tries(1), None, &policy(), 0.0, ProviderProgress::default())
+                .state,
             State::Sent
         );
     }

@@ -231,7 +231,7 @@ impl RuleIndex {
     }
 
     /// The places of the rules that hear of `event_type`, in order.
-    pub fn hear(&self, event_type: &str) -> Vec<usize> {
+    pub fn matching(&self, event_type: &str) -> Vec<usize> {
         let beginnings = event_type.match_indices('.').filter_map(|(end, _)| event_type.get(..end));
         let below = beginnings.filter_map(|beginning| self.below.get(beginning));
         let mut places: Vec<usize> =
@@ -380,14 +380,14 @@ mod tests {
     fn a_type_is_heard_by_its_name_its_beginning_or_any() {
         let patterns = ["order.paid", "order.*", "*", "order", "order.paid.*", "invoice.*", "order.paid"];
         let index = RuleIndex::new(patterns);
-        let heard = |event_type: &str| index.hear(event_type);
+        let heard = |event_type: &str| index.matching(event_type);
         assert_eq!(heard("order.paid"), [0, 1, 2, 6]);
         assert_eq!(heard("order"), [2, 3], "a beginning is not what begins with it");
         assert_eq!(heard("order.paid.twice"), [1, 2, 4]);
         assert_eq!(heard("orders.paid"), [2]);
         assert_eq!(heard("Order.paid"), [2], "case counts");
         assert_eq!(heard(""), [2]);
-        assert!(RuleIndex::default().hear("order.paid").is_empty());
+        assert!(RuleIndex::default().matching("order.paid").is_empty());
     }
 
     #[test]

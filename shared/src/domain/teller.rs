@@ -4,7 +4,7 @@ use super::word::words;
 
 words!(
     /// Who told an event.
-    Teller {
+    EventSource {
         /// SendGrid's Event Webhook.
         Sendgrid = "sendgrid",
         /// Twilio's status callbacks.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     db::accept::Hash,
     domain::{
-        DeliveryId, EventKind, Teller,
+        DeliveryId, EventKind, EventSource,
         suppression::{SuppressionReason, SuppressionScope},
     },
 };
@@ -30,23 +30,23 @@ const AHEAD_MAX: TimeDelta = TimeDelta::minutes(10);
 
 /// An event as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct ProviderEvent {
     /// Who told it.
-    pub teller: Teller,
+    pub source: EventSource,
     /// What makes it the same event.
     pub dedup: Hash,
     /// JSON that [`meaning`] reads.
     pub body: Vec<u8>,
 }
 
-impl Told {
-    fn new(teller: Teller, identity: &[&[u8]], body: Vec<u8>) -> Self {
+impl ProviderEvent {
+    fn new(source: EventSource, identity: &[&[u8]], body: Vec<u8>) -> Self {
         let mut dedup = [0; 32];
         // Lengths keep parts apart that differ only in where one ends.
         let framed: Vec<u8> =
             identity.iter().flat_map(|part| [part.len().to_be_bytes().as_slice(), part].concat()).collect();
         dedup.copy_from_slice(digest(&SHA256, &framed).as_ref());
-        Self { teller, dedup, body }
+        Self { source, dedup, body }
     }
 }
 
@@ -97,13 +97,13 @@ pub enum AddressNews {
 }
 
 /// Reads a kept event. Whatever cannot be read means nothing: it was verified, and it is not ours to complain about.
-pub fn meaning(teller: Teller, body: &[u8], received_at: DateTime<Utc>) -> Meaning {
+pub fn meaning(source: EventSource, body: &[u8], received_at: DateTime<Utc>) -> Meaning {
     let Ok(value) = serde_json::from_slice::<Value>(body) else { return Meaning::Nothing };
-    let found = match teller {
-        Teller::Sendgrid => sendgrid::meaning(&value, received_at),
-        Teller::Twilio => twilio::meaning(&value, received_at),
-        Teller::Ses => sns::meaning(&value, received_at),
-        Teller::Tracking => tracking::meaning(&value, received_at),
+    let found = match source {
+        EventSource::Sendgrid => sendgrid::meaning(&value, received_at),
+        EventSource::Twilio => twilio::meaning(&value, received_at),
+        EventSource::Ses => sns::meaning(&value, received_at),
+        EventSource::Tracking => tracking::meaning(&value, received_at),
     };
     found.unwrap_or(Meaning::Nothing)
 }
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn parts_of_an_identity_do_not_run_together() {
-        let told = |parts: &[&[u8]]| Told::new(Teller::Twilio, parts, Vec::new()).dedup;
-        assert_ne!(told(&[b"ab", b"c"]), told(&[b"a", b"bc"]));
+        let events = |parts: &[&[u8]]| ProviderEvent::new(EventSource::Twilio, parts, Vec::new()).dedup;
+        assert_ne!(events(&[b"ab", b"c"]), events(&[b"a", b"bc"]));
     }
 }

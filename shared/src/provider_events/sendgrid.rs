@@ -5,11 +5,11 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, value::RawValue};
 
-use super::{AddressNews, Malformed, Meaning, Report, Told, detail, id_of_mail, is_timely, moment, own_id};
+use super::{AddressNews, Malformed, Meaning, ProviderEvent, Report, detail, id_of_mail, is_timely, moment, own_id};
 use crate::{
     contract::provider::DELIVERY_TAG,
     domain::{
-        EventKind, Teller,
+        EventKind, EventSource,
         suppression::{SuppressionReason as Reason, SuppressionScope as Scope},
     },
 };
@@ -46,19 +46,19 @@ impl Key {
 }
 
 /// The events of a body, which is an array of them.
-pub fn split(body: &[u8]) -> Result<Vec<Told>, Malformed> {
+pub fn split(body: &[u8]) -> Result<Vec<ProviderEvent>, Malformed> {
     let events: Vec<&RawValue> = serde_json::from_slice(body).map_err(|_| Malformed)?;
     events.into_iter().map(one).collect()
 }
 
-fn one(event: &RawValue) -> Result<Told, Malformed> {
+fn one(event: &RawValue) -> Result<ProviderEvent, Malformed> {
     let value: Value = serde_json::from_str(event.get()).map_err(|_| Malformed)?;
     if !value.is_object() {
         return Err(Malformed);
     }
     let id = value.get("sg_event_id").and_then(Value::as_str).filter(|id| !id.is_empty());
     let identity = id.unwrap_or(event.get()).as_bytes();
-    Ok(Told::new(Teller::Sendgrid, &[b"sendgrid", identity], event.get().as_bytes().to_vec()))
+    Ok(ProviderEvent::new(EventSource::Sendgrid, &[b"sendgrid", identity], event.get().as_bytes().to_vec()))
 }
 
 pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meaning> {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn report(event: &Value) -> Option<Report> {
-        match provider_events::meaning(Teller::Sendgrid, event.to_string().as_bytes(), then()) {
+        match provider_events::meaning(EventSource::Sendgrid, event.to_string().as_bytes(), then()) {
             Meaning::Report(report) => Some(report),
             _ => None,
         }

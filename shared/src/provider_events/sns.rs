@@ -15,11 +15,11 @@ use serde_json::Value;
 use url::Url;
 use x509_parser::pem::Pem;
 
-use super::{AddressNews, Malformed, Meaning, Report, Told, detail, id_of_mail, is_timely, moment, own_id};
+use super::{AddressNews, Malformed, Meaning, ProviderEvent, Report, detail, id_of_mail, is_timely, moment, own_id};
 use crate::{
     contract::provider::DELIVERY_TAG,
     domain::{
-        EventKind, Teller,
+        EventKind, EventSource,
         suppression::{SuppressionReason as Reason, SuppressionScope as Scope},
     },
 };
@@ -105,8 +105,12 @@ impl Envelope {
     }
 
     /// The one event it is.
-    pub fn told(&self, body: &[u8]) -> Vec<Told> {
-        vec![Told::new(Teller::Ses, &[b"sns", self.message_id.as_bytes(), self.r#type.as_bytes()], body.to_vec())]
+    pub fn events(&self, body: &[u8]) -> Vec<ProviderEvent> {
+        vec![ProviderEvent::new(
+            EventSource::Ses,
+            &[b"sns", self.message_id.as_bytes(), self.r#type.as_bytes()],
+            body.to_vec(),
+        )]
     }
 }
 

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
 
-use super::{AddressNews, Meaning, Report, Told, own_id};
+use super::{AddressNews, Meaning, ProviderEvent, Report, own_id};
 use crate::{
     contract::submission::SCHEDULE_AHEAD_MAX,
-    domain::{DeliveryId, EventKind, Teller},
+    domain::{DeliveryId, EventKind, EventSource},
 };
 
 /// Below the public URL: what records an opened mail.
@@ -96,11 +96,11 @@ impl Link {
     }
 
     /// The event of following it; opening a mail twice is one event, and so is a second click in it.
-    pub fn told(&self, at: DateTime<Utc>) -> Told {
+    pub fn events(&self, at: DateTime<Utc>) -> ProviderEvent {
         let kind = if self.target.is_some() { EventKind::Clicked } else { EventKind::Opened };
         let body = json!({"delivery": self.delivery, "kind": kind, "at": at}).to_string();
-        Told::new(
-            Teller::Tracking,
+        ProviderEvent::new(
+            EventSource::Tracking,
             &[b"tracking", self.delivery.0.as_bytes(), kind.as_str().as_bytes()],
             body.into_bytes(),
         )
@@ -160,13 +160,14 @@ mod tests {
         let (pixel, link) =
             (Link { delivery, target: None }, Link { delivery, target: Some("https://a.example".into()) });
         let later = now + chrono::TimeDelta::seconds(5);
-        assert_eq!(pixel.told(now).dedup, pixel.told(later).dedup);
-        assert_ne!(pixel.told(now).dedup, link.told(now).dedup);
-        let Meaning::Report(report) = provider_events::meaning(Teller::Tracking, &link.told(now).body, later) else {
+        assert_eq!(pixel.events(now).dedup, pixel.events(later).dedup);
+        assert_ne!(pixel.events(now).dedup, link.events(now).dedup);
+        let Meaning::Report(report) = provider_events::meaning(EventSource::Tracking, &link.events(now).body, later)
+        else {
             panic!("no report");
         };
         assert_eq!((report.kind, report.delivery, report.at), (Some(EventKind::Clicked), Some(delivery), now));
-        assert!(!String::from_utf8_lossy(&link.told(now).body).contains("a.example"), "the target is not recorded");
+        assert!(!String::from_utf8_lossy(&link.events(now).body).contains("a.example"), "the target is not recorded");
     }
 
     #[test]

@@ -15,9 +15,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use url::{Url, form_urlencoded};
 
-use super::{AddressNews, Malformed, Meaning, Report, Told, detail, own_id};
+use super::{AddressNews, Malformed, Meaning, ProviderEvent, Report, detail, own_id};
 use crate::domain::{
-    EventKind, Teller,
+    EventKind, EventSource,
     suppression::{SuppressionReason as Reason, SuppressionScope as Scope},
 };
 
@@ -100,7 +100,7 @@ impl Callback<'_> {
     }
 
     /// The one event of a callback.
-    pub fn told(&self) -> Result<Vec<Told>, Malformed> {
+    pub fn events(&self) -> Result<Vec<ProviderEvent>, Malformed> {
         let fields: BTreeMap<String, String> = match self.is_form {
             true => form_urlencoded::parse(self.body).into_owned().collect(),
             false => {
@@ -121,7 +121,7 @@ impl Callback<'_> {
         let identity = [b"twilio", sid.as_bytes(), status.as_bytes(), code.as_bytes(), delivery.as_bytes()];
         // Numbers and texts stay behind: nothing here needs them.
         let body = json!({"sid": sid, "status": status, "code": code, "delivery": delivery}).to_string();
-        Ok(vec![Told::new(Teller::Twilio, &identity, body.into_bytes())])
+        Ok(vec![ProviderEvent::new(EventSource::Twilio, &identity, body.into_bytes())])
     }
 }
 
@@ -234,14 +234,14 @@ mod tests {
         );
     }
 
-    fn told(path: &str, is_form: bool, body: &[u8]) -> Result<Vec<Told>, Malformed> {
+    fn events(path: &str, is_form: bool, body: &[u8]) -> Result<Vec<ProviderEvent>, Malformed> {
         let public_url = "https://example.com/".parse().unwrap();
-        Callback { public_url: &public_url, path, is_form, body }.told()
+        Callback { public_url: &public_url, path, is_form, body }.events()
     }
 
     fn report(path: &str, body: &str) -> Option<Report> {
-        let told = told(path, true, body.as_bytes()).unwrap();
-        match provider_events::meaning(Teller::Twilio, &told.first()?.body, clock::now()) {
+        let events = events(path, true, body.as_bytes()).unwrap();
+        match provider_events::meaning(EventSource::Twilio, &events.first()?.body, clock::now()) {
             Meaning::Report(report) => Some(report),
             _ => None,
         }
@@ -278,18 +278,18 @@ mod tests {
     #[test]
     fn a_callback_is_one_event_and_keeps_no_number() {
         let form = b"MessageSid=SM1&MessageStatus=sent&To=%2B4915112345678&Body=secret";
-        let first = told("/x", true, form).unwrap();
+        let first = events("/x", true, form).unwrap();
         let text = String::from_utf8_lossy(&first[0].body).into_owned();
         assert!(!text.contains("4915") && !text.contains("secret"), "{text}");
-        assert_eq!(first, told("/x", true, form).unwrap());
-        let next = told("/x", true, b"MessageSid=SM1&MessageStatus=delivered").unwrap();
+        assert_eq!(first, events("/x", true, form).unwrap());
+        let next = events("/x", true, b"MessageSid=SM1&MessageStatus=delivered").unwrap();
         assert_ne!(first[0].dedup, next[0].dedup);
         assert_eq!(
-            told("/x", false, br#"{"MessageSid":"SM1","MessageStatus":"sent","ErrorCode":0}"#).map(|t| t.len()),
+            events("/x", false, br#"{"MessageSid":"SM1","MessageStatus":"sent","ErrorCode":0}"#).map(|t| t.len()),
             Ok(1)
         );
         for (is_form, garbage) in [(true, &b"a=b"[..]), (true, b""), (false, b"["), (false, b"{}")] {
-            assert_eq!(told("/x", is_form, garbage), Err(Malformed));
+            assert_eq!(events("/x", is_form, garbage), Err(Malformed));
         }
     }
 }

@@ -41,11 +41,11 @@ pub fn mask(line: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(masked)
 }
 
-type Found = Vec<(Range<usize>, &'static [u8])>;
+type Matches = Vec<(Range<usize>, &'static [u8])>;
 
 /// Everything to mask, in order, without overlaps.
-fn find(line: &[u8]) -> Found {
-    let mut found = Found::new();
+fn find(line: &[u8]) -> Matches {
+    let mut found = Matches::new();
     // `local`: where the name before an `@` would begin. `fresh`: a word begins here, whatever stands before. `seen`: up to
     // here something was found already.
     let (mut at, mut local, mut fresh, mut seen) = (0, 0, 0, 0);
@@ -80,7 +80,7 @@ fn find(line: &[u8]) -> Found {
 }
 
 /// An address swallows what was found inside its name, such as a number.
-fn add_email(found: &mut Found, mut range: Range<usize>) {
+fn add_email(found: &mut Matches, mut range: Range<usize>) {
     while let Some((last, _)) = found.last().filter(|(last, _)| last.end > range.start) {
         range.start = range.start.min(last.start);
         found.pop();

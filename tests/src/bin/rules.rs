@@ -83,11 +83,11 @@ fn pure() -> Result<()> {
         }
         f64::from(events) / started.elapsed().as_secs_f64()
     };
-    let by_index = judged(&|| index.hear(black_box("type7.made")));
+    let by_index = judged(&|| index.matching(black_box("type7.made")));
     println!("events judged against {RULES} rules: {by_index:.0} a second on one core");
     let same: Vec<&str> = types.iter().map(|_| "type7.made").collect();
     let crowded = RuleIndex::new(same);
-    let all = judged(&|| crowded.hear(black_box("type7.made")));
+    let all = judged(&|| crowded.matching(black_box("type7.made")));
     println!("the same where all {RULES} hear of one type: {all:.0} a second");
     Ok(())
 }

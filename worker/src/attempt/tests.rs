@@ -31,14 +31,14 @@ impl Provider for Stub {
     }
 }
 
-fn desk(provider: Option<Act>) -> Desk {
+fn context(provider: Option<Act>) -> ChannelContext {
     desk_of(provider.into_iter().map(|act| (ProviderName::Sandbox, act)).collect())
 }
 
-fn desk_of(acts: Vec<(ProviderName, Act)>) -> Desk {
+fn desk_of(acts: Vec<(ProviderName, Act)>) -> ChannelContext {
     let stub = |(name, act)| -> Arc<dyn Provider> { Arc::new(Stub(name, act)) };
     let providers: Vec<_> = acts.into_iter().map(stub).collect();
-    Desk {
+    ChannelContext {
         route: Route { channel: Channel::Sms, lane: Lane::Normal },
         providers: providers.into(),
         policy: RetryPolicy {
@@ -53,7 +53,7 @@ fn desk_of(acts: Vec<(ProviderName, Act)>) -> Desk {
         secrets: None,
         tracking: None,
         unsubscribing: None,
-        hurry: CancellationToken::new(),
+        cut_short: CancellationToken::new(),
     }
 }
 
@@ -66,11 +66,11 @@ fn claim(attempts: u16) -> Claim {
         line: None,
         recipient: Address::new("+15550001234"),
         tries: Tries { attempts, ..Tries::default() },
-        round: Round::NEW,
+        round: FailoverRound::NEW,
         waiting_since: None,
         suppressed: Vec::new(),
         user_id: None,
-        wishes: None,
+        policy: None,
         content: br#"{"message":"hello"}"#.to_vec(),
         accepted_at: clock::now(),
         expires_at: None,
@@ -84,7 +84,7 @@ fn fault() -> Fault {
 }
 
 async fn attempted(act: Act, claim: Claim) -> Event {
-    attempt(&desk(Some(act)), claim, Instant::now()).await
+    attempt(&context(Some(act)), claim, Instant::now()).await
 }
 
 fn unknown_code(event: &Event) -> Option<&str> {
@@ -129,15 +129,15 @@ async fn a_provider_that_hangs_is_cut_short_with_an_unknown_outcome() {
 #[test]
 fn a_claim_that_is_given_back_has_made_no_call_and_spent_nothing() {
     let claim = claim(2);
-    let event = give_back(&desk(Some(Act::Hang)), &claim);
+    let event = give_back(&context(Some(Act::Hang)), &claim);
     assert_eq!((event.delivery, event.run, event.state), (claim.delivery, claim.run, State::Retrying));
     assert_eq!((event.attempt, event.spent, event.crash, event.dead), (None, false, false, None));
 }
 
 #[tokio::test]
 async fn a_process_in_a_hurry_cuts_its_provider_short_and_calls_no_other() {
-    let patient = Desk { timeout: Duration::from_secs(3600), ..desk(Some(Act::Hang)) };
-    let (event, ()) = tokio::join!(attempt(&patient, claim(1), Instant::now()), async { patient.hurry.cancel() });
+    let patient = ChannelContext { timeout: Duration::from_secs(3600), ..context(Some(Act::Hang)) };
+    let (event, ()) = tokio::join!(attempt(&patient, claim(1), Instant::now()), async { patient.cut_short.cancel() });
     assert_eq!(unknown_code(&event), Some("shutdown"));
     let event = attempt(&patient, claim(1), Instant::now()).await;
     assert_eq!((event.state, event.attempt, event.spent), (State::Retrying, None, false));
@@ -145,12 +145,12 @@ async fn a_process_in_a_hurry_cuts_its_provider_short_and_calls_no_other() {
 
 #[tokio::test]
 async fn looks_that_call_nobody_end_a_delivery_by_the_time_waited_and_not_by_their_number() {
-    let desk = desk(Some(Act::Panic));
-    let long_ago = Instant::now().checked_sub(desk.lease_margin).unwrap();
+    let context = context(Some(Act::Panic));
+    let long_ago = Instant::now().checked_sub(context.lease_margin).unwrap();
     let look = async |hours| {
         let waiting_since = Some(clock::now() - chrono::TimeDelta::hours(hours));
         let tries = Tries { attempts: 1, deferrals: 1000, crashes: 0 };
-        attempt(&desk, Claim { waiting_since, tries, ..claim(1) }, long_ago).await
+        attempt(&context, Claim { waiting_since, tries, ..claim(1) }, long_ago).await
     };
     assert_eq!(look(23).await.state, State::Retrying);
     assert_eq!(look(25).await.dead, Some(DeadReason::AttemptsExhausted));
@@ -158,9 +158,9 @@ async fn looks_that_call_nobody_end_a_delivery_by_the_time_waited_and_not_by_the
 
 #[tokio::test]
 async fn a_claim_that_could_end_before_the_answer_is_not_used() {
-    let desk = desk(Some(Act::Panic));
-    let long_ago = Instant::now().checked_sub(desk.lease_margin).unwrap();
-    let event = attempt(&desk, claim(1), long_ago).await;
+    let context = context(Some(Act::Panic));
+    let long_ago = Instant::now().checked_sub(context.lease_margin).unwrap();
+    let event = attempt(&context, claim(1), long_ago).await;
     assert_eq!((event.state, event.attempt, event.spent), (State::Retrying, None, false));
 }
 
@@ -187,9 +187,9 @@ async fn a_retry_after_the_expiry_is_not_planned() {
 
 #[tokio::test]
 async fn a_channel_that_is_not_set_up_makes_a_dead_letter_without_an_attempt() {
-    let event = attempt(&desk(None), claim(1), Instant::now()).await;
+    let event = attempt(&context(None), claim(1), Instant::now()).await;
     assert_eq!((event.state, event.dead, event.attempt), (State::Dead, Some(DeadReason::Misconfigured), None));
-    assert!(Obstacle::NoProvider.detail(&desk(None)).contains("SMS_BACKEND"));
+    assert!(SkipReason::NoProvider.detail(&context(None)).contains("SMS_BACKEND"));
 }
 
 #[tokio::test]
@@ -256,16 +256,16 @@ async fn nothing_is_sent_to_a_suppressed_address() {
     assert_eq!((event.state, event.reason), (State::Suppressed, Some(Reason::Unsubscribed)));
 }
 
-fn of_person(wishes: Wishes, content: &str) -> Claim {
+fn of_person(policy: RecipientPolicy, content: &str) -> Claim {
     let (user_id, content) = (Some("ada".to_owned()), content.as_bytes().to_vec());
-    Claim { user_id, content, wishes: Some(Arc::new(wishes)), ..claim(1) }
+    Claim { user_id, content, policy: Some(Arc::new(policy)), ..claim(1) }
 }
 
 #[tokio::test]
 async fn what_its_person_does_not_want_is_not_sent() {
-    let said = || Wishes {
+    let said = || RecipientPolicy {
         preferences: serde_json::from_str(r#"{"keys": {"news": {"enabled": false}}}"#).unwrap(),
-        ..Wishes::default()
+        ..RecipientPolicy::default()
     };
     let event = attempted(Act::Panic, of_person(said(), r#"{"message":"x","category":"news"}"#)).await;
     assert_eq!(
@@ -277,7 +277,7 @@ async fn what_its_person_does_not_want_is_not_sent() {
         assert_eq!(attempted(sent(), of_person(said(), wanted)).await.state, State::Sent, "{wanted}");
     }
     let opt_in = r#"{"message":"x","kind":"digest","opt_in":true}"#;
-    let silent = Claim { wishes: None, ..of_person(Wishes::default(), opt_in) };
+    let silent = Claim { policy: None, ..of_person(RecipientPolicy::default(), opt_in) };
     assert_eq!(attempted(Act::Panic, silent.clone()).await.reason, Some(Reason::Preference), "nobody said yes");
     assert_eq!(attempted(sent(), Claim { user_id: None, ..silent }).await.state, State::Sent, "nobody to ask");
 }
@@ -287,8 +287,8 @@ async fn in_quiet_hours_a_delivery_is_held_until_they_end_and_spends_nothing() {
     // Quiet all day but for a minute that has just begun or is far away.
     let minute = u16::try_from(clock::now().timestamp() / 60 % 1440).unwrap();
     let quiet = QuietHours { start: (minute + 1438) % 1440, end: (minute + 1436) % 1440 };
-    let wishes = || Wishes { quiet: Some(quiet), ..Wishes::default() };
-    let event = attempted(Act::Panic, of_person(wishes(), r#"{"message":"x"}"#)).await;
+    let policy = || RecipientPolicy { quiet: Some(quiet), ..RecipientPolicy::default() };
+    let event = attempted(Act::Panic, of_person(policy(), r#"{"message":"x"}"#)).await;
     assert_eq!(
         (event.kind, event.state, event.reason),
         (EventKind::Scheduled, State::Scheduled, Some(Reason::QuietHours))
@@ -298,10 +298,10 @@ async fn in_quiet_hours_a_delivery_is_held_until_they_end_and_spends_nothing() {
     assert_eq!(end.timestamp_millis() % 60_000, 0, "the moment itself: {end}");
     assert_eq!(end.timestamp() / 60 % 1440, i64::from(quiet.end));
     let sent = Act::Answer(Outcome::Sent(Receipt::default()));
-    let code = of_person(wishes(), r#"{"message":"x","category":"security"}"#);
+    let code = of_person(policy(), r#"{"message":"x","category":"security"}"#);
     assert_eq!(attempted(sent, code).await.state, State::Sent);
     let brief = Some(clock::now() + chrono::TimeDelta::minutes(30));
-    let event = attempted(Act::Panic, Claim { expires_at: brief, ..of_person(wishes(), r#"{"message":"x"}"#) }).await;
+    let event = attempted(Act::Panic, Claim { expires_at: brief, ..of_person(policy(), r#"{"message":"x"}"#) }).await;
     assert_eq!((event.state, event.reason), (State::Expired, Some(Reason::QuietHours)), "it could never be sent");
 }
 
@@ -314,8 +314,8 @@ async fn outside_its_send_window_a_delivery_is_held_until_that_opens() {
     let said = |category: &str, window: &serde_json::Value| {
         serde_json::json!({"message": "x", "category": category, "send_window": window}).to_string()
     };
-    let nobody = Claim { user_id: None, wishes: None, ..of_person(Wishes::default(), &said("news", &window)) };
-    for claim in [of_person(Wishes::default(), &said("news", &window)), nobody] {
+    let nobody = Claim { user_id: None, policy: None, ..of_person(RecipientPolicy::default(), &said("news", &window)) };
+    for claim in [of_person(RecipientPolicy::default(), &said("news", &window)), nobody] {
         let event = attempted(Act::Panic, claim).await;
         assert_eq!(
             (event.kind, event.state, event.reason, event.attempt.is_none(), event.spent),
@@ -327,15 +327,19 @@ async fn outside_its_send_window_a_delivery_is_held_until_that_opens() {
     let sent = || Act::Answer(Outcome::Sent(Receipt::default()));
     let open = serde_json::json!({"days": shared::domain::Day::ALL, "from": (minute + 1380) % 1440, "to": to});
     for content in [said("security", &window), said("news", &open)] {
-        assert_eq!(attempted(sent(), of_person(Wishes::default(), &content)).await.state, State::Sent, "{content}");
+        assert_eq!(
+            attempted(sent(), of_person(RecipientPolicy::default(), &content)).await.state,
+            State::Sent,
+            "{content}"
+        );
     }
     let brief = Some(clock::now() + chrono::TimeDelta::minutes(30));
-    let claim = Claim { expires_at: brief, ..of_person(Wishes::default(), &said("news", &window)) };
+    let claim = Claim { expires_at: brief, ..of_person(RecipientPolicy::default(), &said("news", &window)) };
     let event = attempted(Act::Panic, claim).await;
     assert_eq!((event.state, event.reason), (State::Expired, Some(Reason::SendWindow)));
     // Quiet for as long as it is open.
     let quiet = QuietHours { start: (minute + 30) % 1440, end: (minute + 150) % 1440 };
-    let owl = Wishes { quiet: Some(quiet), ..Wishes::default() };
+    let owl = RecipientPolicy { quiet: Some(quiet), ..RecipientPolicy::default() };
     let event = attempted(Act::Panic, of_person(owl, &said("news", &window))).await;
     assert_eq!((event.state, event.reason), (State::Suppressed, Some(Reason::SendWindow)));
 }
@@ -352,11 +356,11 @@ async fn a_strangers_words_are_bounded_and_fit_into_a_column() {
 
 #[test]
 fn jitter_differs_between_deliveries_and_runs_and_stays_below_one() {
-    let values: Vec<f64> = (0..100).map(|run| Subject::of(&Claim { run, ..claim(1) }).jitter()).collect();
+    let values: Vec<f64> = (0..100).map(|run| DeliveryRef::of(&Claim { run, ..claim(1) }).jitter()).collect();
     assert!(values.iter().all(|value| (0.0..1.0).contains(value)));
     assert!(values.iter().any(|value| *value < 0.25) && values.iter().any(|value| *value > 0.75), "{values:?}");
     let same = claim(1);
-    assert_ne!(Subject::of(&same).jitter(), Subject::of(&Claim { run: 2, ..same }).jitter());
+    assert_ne!(DeliveryRef::of(&same).jitter(), DeliveryRef::of(&Claim { run: 2, ..same }).jitter());
 }
 
 #[test]

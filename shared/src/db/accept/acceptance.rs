@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
-    db::beside::Beside,
+    db::side_records::SideRecord,
     domain::{Address, BulkId, DeliveryId, Lane, MessageId, TenantId, channel::Route},
 };
 
@@ -127,7 +127,7 @@ pub struct Acceptance {
     /// The messages.
     pub messages: Vec<NewMessage>,
     /// What is written in the same commit, and only if the request is new.
-    pub beside: Vec<Beside>,
+    pub beside: Vec<SideRecord>,
     /// The line in which all of it must find room right now, or nothing is accepted. Only for an acceptance of its own commit.
     pub room_in: Option<Uuid>,
 }
@@ -136,7 +136,7 @@ impl Acceptance {
     /// The id that stands for the request as a whole: the bulk's, else that of what stands beside, else the message's.
     pub(super) fn subject(&self) -> Uuid {
         let message = || self.messages.first().map(|message| message.id.0);
-        let beside = || self.beside.first().map(Beside::id);
+        let beside = || self.beside.first().map(SideRecord::id);
         self.bulk.as_ref().map(|bulk| bulk.id.0).or_else(beside).or_else(message).unwrap_or(Uuid::nil())
     }
 }

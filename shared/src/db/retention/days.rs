@@ -24,7 +24,7 @@ enum DayOutcome {
     /// Something in it is alive.
     Alive,
     /// A tenant keeps it, or it is gone already.
-    Kept,
+    InboundWebhook,
     /// Its tables were in use.
     Busy,
     /// The time was up.
@@ -44,7 +44,7 @@ pub(super) async fn run(options: RunOptions<'_>, surveyed: &mut Surveyed, pass: 
         match one(options, next, surveyed, pass).await {
             Ok(DayOutcome::Dropped) => dropped.push(next),
             Ok(DayOutcome::Alive) => pass.kept.push(next),
-            Ok(DayOutcome::Kept) => {}
+            Ok(DayOutcome::InboundWebhook) => {}
             Ok(DayOutcome::Busy) => pass.busy = true,
             Ok(DayOutcome::Late) => pass.more = true,
             Err(error) => failed = Err(error),
@@ -69,7 +69,7 @@ async fn one(
     let outcome = match standing.as_str() {
         "free" => survey(options, day, surveyed).await?,
         "alive" => DayOutcome::Alive,
-        _ => DayOutcome::Kept,
+        _ => DayOutcome::InboundWebhook,
     };
     if outcome != DayOutcome::Dropped {
         return Ok(outcome);
@@ -124,7 +124,7 @@ async fn drop_day(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> D
             "dropped" => return Ok(DayOutcome::Dropped),
             "busy" => tokio::time::sleep(PAUSE).await,
             "alive" => return Ok(DayOutcome::Alive),
-            _ => return Ok(DayOutcome::Kept),
+            _ => return Ok(DayOutcome::InboundWebhook),
         }
     }
     Ok(DayOutcome::Busy)

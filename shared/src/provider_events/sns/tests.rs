@@ -137,7 +137,7 @@ fn what_is_no_envelope_is_refused() {
 
 fn meaning_of(event: &Value) -> Meaning {
     let body = json!({"Type": "Notification", "MessageId": "1", "Message": event.to_string()}).to_string();
-    provider_events::meaning(Teller::Ses, body.as_bytes(), then())
+    provider_events::meaning(EventSource::Ses, body.as_bytes(), then())
 }
 
 fn report(event: &Value) -> Report {
@@ -197,7 +197,7 @@ fn a_delivery_is_named_by_tag_header_or_mail_and_by_their_id() {
 fn a_subscription_is_confirmed_at_sns_and_nowhere_else() {
     let of = |url: &str| {
         let body = json!({"Type": "SubscriptionConfirmation", "SubscribeURL": url}).to_string();
-        provider_events::meaning(Teller::Ses, body.as_bytes(), then())
+        provider_events::meaning(EventSource::Ses, body.as_bytes(), then())
     };
     assert!(matches!(
         of("https://sns.us-west-2.amazonaws.com/?Action=ConfirmSubscription&Token=1"),

@@ -6,7 +6,7 @@ use shared::{
     contract::submission::Content,
     db::{Store, claim::Claim},
     domain::{Channel, Class, category::MARKETING},
-    unsubscribe::{Farewell, Key, PATH},
+    unsubscribe::{Key, PATH, UnsubscribeToken},
 };
 use tokio::sync::OnceCell;
 use url::Url;
@@ -41,16 +41,18 @@ impl Unsubscribing {
                 .ok()?,
         };
         let category = content.category.as_ref().or(content.kind.as_ref()).filter(|name| !name.is_empty());
-        let full = Farewell {
+        let full = UnsubscribeToken {
             tenant: claim.tenant,
             user_id: claim.person(Channel::Email).map(str::to_owned),
             address: Some(claim.recipient.clone()),
             category: category.map_or(MARKETING, String::as_str).to_owned(),
         };
-        let link = |farewell: &Farewell| Some(format!("{}{PATH}{}", self.public_url, key.token(farewell).ok()?));
+        let link = |unsubscribe_token: &UnsubscribeToken| {
+            Some(format!("{}{PATH}{}", self.public_url, key.token(unsubscribe_token).ok()?))
+        };
         let url = link(&full)?;
         // Of a person with a very long id the address alone is silenced.
-        let url = if url.len() <= URL_BYTES_MAX { url } else { link(&Farewell { user_id: None, ..full })? };
+        let url = if url.len() <= URL_BYTES_MAX { url } else { link(&UnsubscribeToken { user_id: None, ..full })? };
         content.unsubscribe_url = Some(url).filter(|url| url.len() <= URL_BYTES_MAX);
         Some(())
     }

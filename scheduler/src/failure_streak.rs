@@ -9,55 +9,55 @@ pub use shared::telemetry::chain;
 use shared::{reconnect::Reconnect, telemetry::at_zero};
 use tokio_util::sync::CancellationToken;
 
-use crate::probe::Pulse;
+use crate::probe::Heartbeat;
 
 /// Counts failures, by task.
 pub const FAILURES: &str = "posthaste_task_failures_total";
 
 /// The failures of one loop.
-pub struct Trouble {
-    pulse: Arc<Pulse>,
+pub struct FailureStreak {
+    heartbeat: Arc<Heartbeat>,
     reconnect: Reconnect,
     failures: u64,
 }
 
-impl Trouble {
+impl FailureStreak {
     /// No failure yet.
-    pub fn new(pulse: Arc<Pulse>) -> Self {
-        at_zero(FAILURES, "task", [pulse.name()]);
-        Self { pulse, reconnect: Reconnect::new(), failures: 0 }
+    pub fn new(heartbeat: Arc<Heartbeat>) -> Self {
+        at_zero(FAILURES, "task", [heartbeat.name()]);
+        Self { heartbeat, reconnect: Reconnect::new(), failures: 0 }
     }
 
     /// Notes a failure and says how long to wait before the next try.
-    pub fn met(&mut self, error: &dyn Error) -> Duration {
-        let (task, error) = (self.pulse.name(), chain(error));
+    pub fn record_failure(&mut self, error: &dyn Error) -> Duration {
+        let (task, error) = (self.heartbeat.name(), chain(error));
         metrics::counter!(FAILURES, "task" => task).increment(1);
         if self.failures == 0 {
             tracing::warn!(task, error, "a task failed and is tried again");
         }
         self.failures += 1;
-        self.pulse.failed();
+        self.heartbeat.failed();
         self.reconnect.next()
     }
 
-    /// As [`Trouble::met`], and waits; false if `stop` came first.
+    /// As [`FailureStreak::record_failure`], and waits; false if `stop` came first.
     pub fn wait_out<'a>(
         &mut self,
         error: &dyn Error,
         stop: &'a CancellationToken,
     ) -> impl Future<Output = bool> + Send + use<'a> {
-        let pause = self.met(error);
+        let pause = self.record_failure(error);
         async move { stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() }
     }
 
     /// Notes a success.
-    pub fn over(&mut self) {
+    pub fn record_success(&mut self) {
         if self.failures > 0 {
-            tracing::info!(task = self.pulse.name(), failures = self.failures, "a task works again");
+            tracing::info!(task = self.heartbeat.name(), failures = self.failures, "a task works again");
         }
         self.failures = 0;
         self.reconnect.reset();
-        self.pulse.beat();
+        self.heartbeat.beat();
     }
 }
 
@@ -68,15 +68,15 @@ mod tests {
 
     #[test]
     fn failures_in_a_row_are_waited_out_longer_and_shown_until_they_are_over() {
-        let pulse = Arc::new(Pulse::new("a_task", Duration::from_secs(1)));
-        let mut trouble = Trouble::new(Arc::clone(&pulse));
+        let heartbeat = Arc::new(Heartbeat::new("a_task", Duration::from_secs(1)));
+        let mut failures = FailureStreak::new(Arc::clone(&heartbeat));
         let error = std::io::Error::other("away");
-        let waits: Vec<_> = (0..20).map(|_| trouble.met(&error)).collect();
+        let waits: Vec<_> = (0..20).map(|_| failures.record_failure(&error)).collect();
         assert!(waits.iter().rev().take(10).min() > waits.first(), "{waits:?}");
-        assert_eq!(pulse.health(), Health::Degraded("a_task fails and is tried again".to_owned()));
-        trouble.over();
-        assert_eq!(pulse.health(), Health::Up);
-        assert!(trouble.met(&error) < Duration::from_secs(1));
+        assert_eq!(heartbeat.health(), Health::Degraded("a_task fails and is tried again".to_owned()));
+        failures.record_success();
+        assert_eq!(heartbeat.health(), Health::Up);
+        assert!(failures.record_failure(&error) < Duration::from_secs(1));
     }
 
     #[test]

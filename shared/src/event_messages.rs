@@ -16,7 +16,7 @@ use crate::{
 
 /// Why a rule cannot say anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Untold {
+pub struct RenderError {
     /// The field that is to blame.
     pub field: String,
     /// Why, as a clause.
@@ -25,7 +25,7 @@ pub struct Untold {
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
-pub struct Happening<'a> {
+pub struct EventInput<'a> {
     /// The event.
     pub id: Uuid,
     /// Its type.
@@ -49,18 +49,18 @@ fn seen(person: &Person) -> Value {
 }
 
 /// An event as conditions see it.
-pub fn facts(happening: Happening<'_>, person: &Person) -> Value {
-    json!({"type": happening.event_type, "user_id": person.id, "data": happening.data, "user": seen(person)})
+pub fn facts(event_input: EventInput<'_>, person: &Person) -> Value {
+    json!({"type": event_input.event_type, "user_id": person.id, "data": event_input.data, "user": seen(person)})
 }
 
 /// An event as a template sees it: its data at the top, beside them `user` and `event`, and what a digest of it alone would
 /// have.
-pub fn variables(happening: Happening<'_>, person: &Person) -> Value {
-    let mut all = happening.data.clone();
+pub fn variables(event_input: EventInput<'_>, person: &Person) -> Value {
+    let mut all = event_input.data.clone();
     all.entry("count").or_insert_with(|| json!(1));
-    all.entry("items").or_insert_with(|| json!([happening.data]));
+    all.entry("items").or_insert_with(|| json!([event_input.data]));
     all.insert("user".to_owned(), seen(person));
-    let event = json!({"id": happening.id, "type": happening.event_type, "user_id": person.id});
+    let event = json!({"id": event_input.id, "type": event_input.event_type, "user_id": person.id});
     all.insert("event".to_owned(), event);
     Value::Object(all)
 }
@@ -83,10 +83,10 @@ pub fn notice(
     event_type: &str,
     (variables, until): (&Value, Instant),
     now: DateTime<Utc>,
-) -> Result<Notice, Untold> {
+) -> Result<Notice, RenderError> {
     let definition = &rule.definition;
     let name = &definition.template_name;
-    let untold = |message: String| Untold { field: "template_name".to_owned(), message };
+    let untold = |message: String| RenderError { field: "template_name".to_owned(), message };
     let template =
         catalogue.templates.get(name).ok_or_else(|| untold(format!("there is no active template `{name}`")))?;
     let kind = definition.notification_type.clone().unwrap_or_else(|| event_type.to_owned());
@@ -102,7 +102,7 @@ pub fn notice(
     catalogue.complete(&mut content);
     catalogue.render(template, &definition.channels, (variables, until), &mut content).map_err(
         |error| match error {
-            TemplateError::Missing(name) => Untold { field: name, message: "is missing".to_owned() },
+            TemplateError::Missing(name) => RenderError { field: name, message: "is missing".to_owned() },
             error => untold(format!("`{name}` cannot be rendered: {error}")),
         },
     )?;

@@ -9,7 +9,7 @@ use std::{
 use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text};
 
 use super::{DbResult, Store, accept::Hash, claim::Claim, statement};
-use crate::domain::{Channel, Preferences, QuietHours, TenantId, Wishes, suppression::is_suppressible};
+use crate::domain::{Channel, Preferences, QuietHours, RecipientPolicy, TenantId, suppression::is_suppressible};
 
 type Row = (
     (Option<Vec<u8>>, Option<String>, Option<String>),
@@ -22,7 +22,7 @@ type SqlRow = (
 
 impl Store {
     /// Adds to each claim, all of them of `channel`, what its address is suppressed for and what its person wants.
-    pub async fn look(&self, channel: Channel, claims: &mut [Claim]) -> DbResult<()> {
+    pub async fn load_policies(&self, channel: Channel, claims: &mut [Claim]) -> DbResult<()> {
         let prints: Vec<Vec<Hash>> = match is_suppressible(channel) {
             true => claims.iter().map(|one| self.address_prints(one.tenant, channel, one.recipient.reveal())).collect(),
             false => Vec::new(),
@@ -39,24 +39,29 @@ impl Store {
             .bind::<Array<Binary>, _>(hashes)
             .bind::<Array<Int4>, _>(tenants)
             .bind::<Array<Text>, _>(ids);
-        let (mut suppressed, mut wishes) = (Vec::new(), HashMap::new());
+        let (mut suppressed, mut policy) = (Vec::new(), HashMap::new());
         for (of_address, of_person) in query.rows::<Row>(self).await? {
             if let (Some(hash), Some(scope), Some(reason)) = of_address {
                 suppressed.extend(scope.parse().ok().zip(reason.parse().ok()).map(|found| (hash, found)));
             } else if let (Some(tenant), Some(id), preferences, zone, start, end) = of_person {
-                wishes.insert((tenant, id), Arc::new(wishes_of(tenant, preferences, zone.as_deref(), start.zip(end))));
+                policy.insert((tenant, id), Arc::new(policy_of(tenant, preferences, zone.as_deref(), start.zip(end))));
             }
         }
         for (claim, prints) in claims.iter_mut().zip(prints.iter().map(Some).chain(std::iter::repeat(None))) {
             let is_its = |hash: &[u8]| prints.is_some_and(|prints| prints.iter().any(|print| print == hash));
             claim.suppressed = suppressed.iter().filter(|(hash, _)| is_its(hash)).map(|(_, one)| one.clone()).collect();
-            claim.wishes = of_person(claim).and_then(|person| wishes.get(&person)).map(Arc::clone);
+            claim.policy = of_person(claim).and_then(|person| policy.get(&person)).map(Arc::clone);
         }
         Ok(())
     }
 }
 
-fn wishes_of(tenant: i32, preferences: Option<String>, zone: Option<&str>, quiet: Option<(i16, i16)>) -> Wishes {
+fn policy_of(
+    tenant: i32,
+    preferences: Option<String>,
+    zone: Option<&str>,
+    quiet: Option<(i16, i16)>,
+) -> RecipientPolicy {
     let read = |json: String| serde_json::from_str::<Preferences>(&json);
     let preferences = preferences.map(read).transpose().unwrap_or_else(|error| {
         tracing::error!(tenant.id = %TenantId(tenant), %error, "what a person wants cannot be read, and counts as nothing said");
@@ -64,7 +69,11 @@ fn wishes_of(tenant: i32, preferences: Option<String>, zone: Option<&str>, quiet
     });
     let quiet = quiet
         .and_then(|(start, end)| Some(QuietHours { start: u16::try_from(start).ok()?, end: u16::try_from(end).ok()? }));
-    Wishes { preferences: preferences.unwrap_or_default(), zone: zone.and_then(|zone| zone.parse().ok()), quiet }
+    RecipientPolicy {
+        preferences: preferences.unwrap_or_default(),
+        zone: zone.and_then(|zone| zone.parse().ok()),
+        quiet,
+    }
 }
 
 /// The fingerprint of an address tells tenants apart by itself.

@@ -6,11 +6,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     amqp::{Outgoing, Publisher, topology},
     contract::{Event, EventBatch, wire::EVENTS_MAX},
-    db::{Store, kept::Kept},
+    db::{Store, inbound_webhooks::InboundWebhook},
 };
 use uuid::Uuid;
 
-use crate::{task::TaskError, trouble::chain};
+use crate::{failure_streak::chain, task::TaskError};
 
 /// Events taken in one turn.
 pub const LIMIT: i64 = 500;
@@ -40,11 +40,11 @@ pub fn pause_ms(tries: i16) -> i32 {
 }
 
 /// What works through one table of kept webhooks.
-pub trait Inbox: Sync {
+pub trait WebhookTable: Sync {
     /// One of them.
     type Event: Clone + Send + Sync;
     /// The table.
-    const TABLE: Kept;
+    const TABLE: InboundWebhook;
 
     /// Its row, and how often it was taken up.
     fn row(event: &Self::Event) -> (Uuid, i16);
@@ -55,13 +55,13 @@ pub trait Inbox: Sync {
 
 /// Works through taken events. If a server is away, which is no event's fault, all of them are given back. If it is the fault
 /// of one, each is tried alone: that one is put off for longer and longer and ends after [`TRIES_MAX`].
-pub async fn work_through<I: Inbox>(inbox: &I, store: &Store, events: Vec<I::Event>) -> Result<(), TaskError> {
-    let Err(error) = inbox.work_through(events.clone()).await else { return Ok(()) };
+pub async fn work_through<I: WebhookTable>(table: &I, store: &Store, events: Vec<I::Event>) -> Result<(), TaskError> {
+    let Err(error) = table.work_through(events.clone()).await else { return Ok(()) };
     if error.is_servers_fault() {
         return give_back::<I>(store, &events, error).await;
     }
     for (n, event) in events.iter().enumerate() {
-        let Err(error) = inbox.work_through(vec![event.clone()]).await else { continue };
+        let Err(error) = table.work_through(vec![event.clone()]).await else { continue };
         if error.is_servers_fault() {
             return give_back::<I>(store, events.get(n..).unwrap_or_default(), error).await;
         }
@@ -72,7 +72,7 @@ pub async fn work_through<I: Inbox>(inbox: &I, store: &Store, events: Vec<I::Eve
     Ok(())
 }
 
-async fn give_back<I: Inbox>(store: &Store, events: &[I::Event], error: TaskError) -> Result<(), TaskError> {
+async fn give_back<I: WebhookTable>(store: &Store, events: &[I::Event], error: TaskError) -> Result<(), TaskError> {
     let rows = events.iter().map(|event| I::row(event).0).collect();
     store.give_back_events(I::TABLE, rows).await?;
     Err(error)

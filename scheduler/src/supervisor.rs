@@ -11,26 +11,26 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     RunError,
+    failure_streak::FailureStreak,
     poller::Outlook,
-    probe::{ConsumersPart, Pulse, TasksPart},
-    task::{Task, keep},
-    trouble::Trouble,
+    probe::{ConsumersPart, Heartbeat, TasksPart},
+    task::{Task, run_until_stopped},
 };
 
 /// All loops of this process.
-pub struct Crew {
+pub struct Supervisor {
     stop: CancellationToken,
     outlook: Outlook,
     loops: JoinSet<&'static str>,
-    pulses: Vec<Arc<Pulse>>,
+    heartbeats: Vec<Arc<Heartbeat>>,
     consumers: Vec<Arc<ConsumerHealth>>,
 }
 
-impl Crew {
+impl Supervisor {
     /// An empty one. All of its tasks end with `stop`, and `outlook` wakes them.
     pub fn new(outlook: Outlook, stop: &CancellationToken) -> Self {
-        let (pulses, consumers) = (Vec::new(), Vec::new());
-        Self { stop: stop.child_token(), outlook, loops: JoinSet::new(), pulses, consumers }
+        let (heartbeats, consumers) = (Vec::new(), Vec::new());
+        Self { stop: stop.child_token(), outlook, loops: JoinSet::new(), heartbeats, consumers }
     }
 
     /// What ends every loop.
@@ -39,41 +39,41 @@ impl Crew {
     }
 
     /// Adds a task.
-    pub fn keep<T: Task>(&mut self, task: T) {
-        let pulse = Arc::new(Pulse::new(T::NAME, T::PERIOD));
-        self.pulses.push(Arc::clone(&pulse));
-        let kept = keep(task, pulse, self.outlook.clone(), self.stop.clone());
+    pub fn spawn<T: Task>(&mut self, task: T) {
+        let heartbeat = Arc::new(Heartbeat::new(T::NAME, T::PERIOD));
+        self.heartbeats.push(Arc::clone(&heartbeat));
+        let running = run_until_stopped(task, heartbeat, self.outlook.clone(), self.stop.clone());
         self.loops.spawn(async move {
-            kept.await;
+            running.await;
             T::NAME
         });
     }
 
     /// Adds a loop that follows a queue. How often it turns is up to the queue, so only its failures are shown.
-    pub fn follow<F, Fut>(&mut self, name: &'static str, consumer: Consumer, start: F)
+    pub fn spawn_consumer<F, Fut>(&mut self, name: &'static str, consumer: Consumer, start: F)
     where
-        F: FnOnce(Consumer, Trouble, CancellationToken) -> Fut,
+        F: FnOnce(Consumer, FailureStreak, CancellationToken) -> Fut,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let pulse = Arc::new(Pulse::new(name, Duration::MAX / 2));
-        self.pulses.push(Arc::clone(&pulse));
+        let heartbeat = Arc::new(Heartbeat::new(name, Duration::MAX / 2));
+        self.heartbeats.push(Arc::clone(&heartbeat));
         self.consumers.push(consumer.health());
-        let following = start(consumer, Trouble::new(pulse), self.stop.clone());
+        let consuming = start(consumer, FailureStreak::new(heartbeat), self.stop.clone());
         self.loops.spawn(async move {
-            following.await;
+            consuming.await;
             name
         });
     }
 
     /// Shows how the loops are.
     pub fn show(&self, parts: &Parts) {
-        parts.add(TasksPart(self.pulses.clone()));
+        parts.add(TasksPart(self.heartbeats.clone()));
         parts.add(ConsumersPart(self.consumers.clone()));
     }
 
     /// Waits for `stop`, then for the loops and the publishes of `tracker` to finish what they hold, at most `drain`.
     /// What is not finished by then is taken up by another scheduler, or after the next start.
-    pub async fn attend(mut self, tracker: &TaskTracker, drain: Duration) -> Result<(), RunError> {
+    pub async fn join(mut self, tracker: &TaskTracker, drain: Duration) -> Result<(), RunError> {
         let ended = self.stop.clone().run_until_cancelled(self.loops.join_next()).await;
         // A loop that obeyed the stop may be seen before the stop itself.
         if let Some(ended) = ended.filter(|_| !self.stop.is_cancelled()) {

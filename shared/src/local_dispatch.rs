@@ -24,10 +24,10 @@ use crate::{
 
 /// The pools of a process that take what it accepts. Clones share them.
 #[derive(Clone, Default)]
-pub struct Shortcut(Arc<Mutex<HashMap<Route, Pool>>>);
+pub struct LocalDispatch(Arc<Mutex<HashMap<Route, Pool>>>);
 
 /// A pool that takes what is accepted.
-pub struct Terms {
+pub struct PoolLimits {
     /// Nothing goes the short way while its consumer is away: its process is about to end, or the broker is away.
     pub health: Arc<ConsumerHealth>,
     /// The connection that outcomes are reported on. Nothing is claimed while the broker does not read from it.
@@ -35,25 +35,25 @@ pub struct Terms {
     /// Its room for attempts; those who wait for room come first.
     pub room: Arc<Semaphore>,
     /// So many deliveries may be under way here until their outcomes are written down.
-    pub hands: usize,
+    pub in_flight: usize,
     /// How long a claim lasts, in ms.
     pub lease_ms: i32,
 }
 
 struct Pool {
-    terms: Terms,
-    hands: Arc<Semaphore>,
-    way: Sender<Early>,
+    limits: PoolLimits,
+    in_flight: Arc<Semaphore>,
+    sender: Sender<LocalClaim>,
 }
 
 impl Pool {
     fn is_open(&self) -> bool {
-        self.terms.health.is_consuming() && self.terms.reporting.borrow().is_usable() && !self.way.is_closed()
+        self.limits.health.is_consuming() && self.limits.reporting.borrow().is_usable() && !self.sender.is_closed()
     }
 }
 
 /// A delivery that was claimed as it was accepted.
-pub struct Early {
+pub struct LocalClaim {
     /// The claim.
     pub claim: Claim,
     /// Right before the commit was asked for: its lease runs from there.
@@ -61,18 +61,18 @@ pub struct Early {
     /// The room for its attempt.
     pub room: OwnedSemaphorePermit,
     /// Its place among what is under way, until its outcome is written down.
-    pub hand: OwnedSemaphorePermit,
+    pub in_flight_permit: OwnedSemaphorePermit,
 }
 
 /// A place for a delivery that is about to be accepted. It is free again when dropped.
-pub struct Place {
+pub struct Reservation {
     room: OwnedSemaphorePermit,
-    hand: OwnedSemaphorePermit,
+    in_flight_permit: OwnedSemaphorePermit,
     lease_ms: i32,
-    way: Sender<Early>,
+    sender: Sender<LocalClaim>,
 }
 
-impl Place {
+impl Reservation {
     /// How long the claim lasts, in ms.
     pub const fn lease_ms(&self) -> i32 {
         self.lease_ms
@@ -82,19 +82,23 @@ impl Place {
     /// lease.
     pub fn send(self, claim: Claim, claimed_at: Instant) {
         let delivery = claim.delivery;
-        if self.way.try_send(Early { claim, claimed_at, room: self.room, hand: self.hand }).is_err() {
+        if self
+            .sender
+            .try_send(LocalClaim { claim, claimed_at, room: self.room, in_flight_permit: self.in_flight_permit })
+            .is_err()
+        {
             tracing::warn!(delivery.id = %delivery, "the pool has gone that was to send a delivery: it goes out again when its lease ends");
         }
     }
 }
 
-impl Shortcut {
-    /// From now on the pool of `route` takes accepted deliveries. This ends after [`Shortcut::close`], once no place is in
+impl LocalDispatch {
+    /// From now on the pool of `route` takes accepted deliveries. This ends after [`LocalDispatch::close`], once no place is in
     /// use.
-    pub fn open(&self, route: Route, terms: Terms) -> Receiver<Early> {
-        let (way, early) = channel(terms.hands);
-        let hands = Arc::new(Semaphore::new(terms.hands));
-        self.pools().insert(route, Pool { terms, hands, way });
+    pub fn open(&self, route: Route, limits: PoolLimits) -> Receiver<LocalClaim> {
+        let (sender, early) = channel(limits.in_flight);
+        let in_flight = Arc::new(Semaphore::new(limits.in_flight));
+        self.pools().insert(route, Pool { limits, in_flight, sender });
         early
     }
 
@@ -104,12 +108,12 @@ impl Shortcut {
     }
 
     /// A place for a delivery that is about to be accepted, if it can be sent at once.
-    pub fn reserve(&self, route: Route) -> Option<Place> {
+    pub fn reserve(&self, route: Route) -> Option<Reservation> {
         let pools = self.pools();
         let pool = pools.get(&route).filter(|pool| pool.is_open())?;
-        let room = Arc::clone(&pool.terms.room).try_acquire_owned().ok()?;
-        let hand = Arc::clone(&pool.hands).try_acquire_owned().ok()?;
-        Some(Place { room, hand, lease_ms: pool.terms.lease_ms, way: pool.way.clone() })
+        let room = Arc::clone(&pool.limits.room).try_acquire_owned().ok()?;
+        let in_flight_permit = Arc::clone(&pool.in_flight).try_acquire_owned().ok()?;
+        Some(Reservation { room, in_flight_permit, lease_ms: pool.limits.lease_ms, sender: pool.sender.clone() })
     }
 
     fn pools(&self) -> MutexGuard<'_, HashMap<Route, Pool>> {
@@ -122,15 +126,15 @@ mod tests {
     use super::*;
     use crate::{
         clock,
-        domain::{Address, Channel, DeliveryId, Lane, MessageId, Round, TenantId, Tries},
+        domain::{Address, Channel, DeliveryId, FailoverRound, Lane, MessageId, TenantId, Tries},
     };
 
     const ROUTE: Route = Route { channel: Channel::Webhook, lane: Lane::Normal };
 
-    fn terms(is_consuming: bool, room: usize, hands: usize) -> Terms {
+    fn limits(is_consuming: bool, room: usize, in_flight: usize) -> PoolLimits {
         let health = ConsumerHealth::of_a_test(is_consuming);
         let reporting = watch::channel(BrokerState::Up { generation: 1 }).1;
-        Terms { health, reporting, room: Arc::new(Semaphore::new(room)), hands, lease_ms: 20_000 }
+        PoolLimits { health, reporting, room: Arc::new(Semaphore::new(room)), in_flight, lease_ms: 20_000 }
     }
 
     fn claim() -> Claim {
@@ -142,11 +146,11 @@ mod tests {
             recipient: Address::new("https://example.com/hook"),
             line: None,
             tries: Tries::default(),
-            round: Round::NEW,
+            round: FailoverRound::NEW,
             waiting_since: None,
             suppressed: Vec::new(),
             user_id: None,
-            wishes: None,
+            policy: None,
             content: Vec::new(),
             accepted_at: clock::now(),
             expires_at: None,
@@ -157,63 +161,63 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_pool_that_is_there_and_has_room_gives_places() {
-        let shortcut = Shortcut::default();
-        assert!(shortcut.reserve(ROUTE).is_none(), "there is no pool");
-        let _away = shortcut.open(ROUTE, terms(false, 2, 9));
-        assert!(shortcut.reserve(ROUTE).is_none(), "its consumer is away");
-        let busy = terms(true, 2, 9);
+        let local_dispatch = LocalDispatch::default();
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "there is no pool");
+        let _away = local_dispatch.open(ROUTE, limits(false, 2, 9));
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "its consumer is away");
+        let busy = limits(true, 2, 9);
         let room = Arc::clone(&busy.room);
-        let early = shortcut.open(ROUTE, busy);
-        let first = shortcut.reserve(ROUTE).unwrap();
+        let early = local_dispatch.open(ROUTE, busy);
+        let first = local_dispatch.reserve(ROUTE).unwrap();
         assert_eq!(first.lease_ms(), 20_000);
         let from_broker = room.acquire().await.unwrap();
-        assert!(shortcut.reserve(ROUTE).is_none(), "both attempts are under way");
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "both attempts are under way");
         drop(first);
-        assert!(shortcut.reserve(ROUTE).is_some());
+        assert!(local_dispatch.reserve(ROUTE).is_some());
         drop(from_broker);
         drop(early);
-        assert!(shortcut.reserve(ROUTE).is_none(), "the pool has died");
-        let _early = shortcut.open(ROUTE, terms(true, 2, 9));
-        assert!(shortcut.reserve(ROUTE).is_some());
-        shortcut.close(ROUTE);
-        assert!(shortcut.reserve(ROUTE).is_none(), "it was closed");
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "the pool has died");
+        let _early = local_dispatch.open(ROUTE, limits(true, 2, 9));
+        assert!(local_dispatch.reserve(ROUTE).is_some());
+        local_dispatch.close(ROUTE);
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "it was closed");
     }
 
     #[tokio::test]
     async fn nothing_is_claimed_while_no_outcome_could_be_reported() {
-        let shortcut = Shortcut::default();
+        let local_dispatch = LocalDispatch::default();
         let (state, reporting) = watch::channel(BrokerState::Up { generation: 1 });
-        let _early = shortcut.open(ROUTE, Terms { reporting, ..terms(true, 9, 9) });
-        assert!(shortcut.reserve(ROUTE).is_some());
+        let _early = local_dispatch.open(ROUTE, PoolLimits { reporting, ..limits(true, 9, 9) });
+        assert!(local_dispatch.reserve(ROUTE).is_some());
         let reason = "memory alarm".to_owned();
         state.send_replace(BrokerState::Blocked { generation: 1, reason: reason.clone() });
-        assert!(shortcut.reserve(ROUTE).is_none(), "the broker is blocked");
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "the broker is blocked");
         state.send_replace(BrokerState::Down { reason });
-        assert!(shortcut.reserve(ROUTE).is_none(), "the broker is away");
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "the broker is away");
         state.send_replace(BrokerState::Up { generation: 2 });
-        assert!(shortcut.reserve(ROUTE).is_some());
+        assert!(local_dispatch.reserve(ROUTE).is_some());
     }
 
     #[tokio::test]
     async fn outcomes_that_are_not_written_down_bound_what_is_under_way() {
-        let shortcut = Shortcut::default();
-        let mut early = shortcut.open(ROUTE, terms(true, 9, 2));
+        let local_dispatch = LocalDispatch::default();
+        let mut early = local_dispatch.open(ROUTE, limits(true, 9, 2));
         for _ in 0..2 {
-            shortcut.reserve(ROUTE).unwrap().send(claim(), Instant::now());
+            local_dispatch.reserve(ROUTE).unwrap().send(claim(), Instant::now());
         }
-        let Early { room, hand, .. } = early.recv().await.unwrap();
+        let LocalClaim { room, in_flight_permit, .. } = early.recv().await.unwrap();
         drop(room);
-        assert!(shortcut.reserve(ROUTE).is_none(), "its attempt has ended, that is all");
-        drop(hand);
-        assert!(shortcut.reserve(ROUTE).is_some());
+        assert!(local_dispatch.reserve(ROUTE).is_none(), "its attempt has ended, that is all");
+        drop(in_flight_permit);
+        assert!(local_dispatch.reserve(ROUTE).is_some());
     }
 
     #[tokio::test]
     async fn a_closed_way_ends_when_nobody_has_a_place_any_more() {
-        let shortcut = Shortcut::default();
-        let mut early = shortcut.open(ROUTE, terms(true, 9, 9));
-        let [accepted, refused] = [(); 2].map(|()| shortcut.reserve(ROUTE).unwrap());
-        shortcut.close(ROUTE);
+        let local_dispatch = LocalDispatch::default();
+        let mut early = local_dispatch.open(ROUTE, limits(true, 9, 9));
+        let [accepted, refused] = [(); 2].map(|()| local_dispatch.reserve(ROUTE).unwrap());
+        local_dispatch.close(ROUTE);
         assert!(early.try_recv().is_err_and(|error| error == tokio::sync::mpsc::error::TryRecvError::Empty));
         accepted.send(claim(), Instant::now());
         assert!(early.recv().await.is_some());

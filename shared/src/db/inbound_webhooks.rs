@@ -7,7 +7,7 @@ use super::{DbResult, Store, statement};
 
 /// A table of kept webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum InboundWebhook {
     /// Those of WAHA.
     Waha,
     /// Those of other providers.
@@ -50,7 +50,7 @@ const WAHA: Texts = texts!("waha_events", "");
 /// Addresses stand in such a body, and nothing needs it any more.
 const PROVIDER: Texts = texts!("provider_events", ", body = ''::bytea");
 
-impl Kept {
+impl InboundWebhook {
     const fn texts(self) -> Texts {
         match self {
             Self::Waha => WAHA,
@@ -61,7 +61,7 @@ impl Kept {
 
 impl Store {
     /// Ends events: `done`, or `ignored` where nothing is to be done about them.
-    pub async fn end_events(&self, of: Kept, done: Vec<Uuid>, ignored: Vec<Uuid>) -> DbResult<()> {
+    pub async fn end_events(&self, of: InboundWebhook, done: Vec<Uuid>, ignored: Vec<Uuid>) -> DbResult<()> {
         if done.is_empty() && ignored.is_empty() {
             return Ok(());
         }
@@ -72,12 +72,12 @@ impl Store {
     }
 
     /// Gives taken events back as if they had not been taken, to be taken again soon; those that ended meanwhile stay ended.
-    pub async fn give_back_events(&self, of: Kept, ids: Vec<Uuid>) -> DbResult<()> {
+    pub async fn give_back_events(&self, of: InboundWebhook, ids: Vec<Uuid>) -> DbResult<()> {
         statement::<()>(of.texts().give_back).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
     }
 
     /// Puts events off for `wait_ms` each.
-    pub async fn put_off_events(&self, of: Kept, ids: Vec<Uuid>, waits_ms: Vec<i32>) -> DbResult<()> {
+    pub async fn put_off_events(&self, of: InboundWebhook, ids: Vec<Uuid>, waits_ms: Vec<i32>) -> DbResult<()> {
         if ids.is_empty() {
             return Ok(());
         }

@@ -24,7 +24,7 @@ const INTAKE_PREFIX: &str = "posthaste.intake.";
 
 /// A message of the dead letter queue.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct DeadLetterMessage {
     exchange: String,
     routing_key: String,
     message_id: Option<String>,
@@ -46,7 +46,7 @@ pub enum Kind {
 
 /// Who gave it up.
 #[derive(Debug, PartialEq, Eq)]
-enum Cause<'a> {
+enum DeathCause<'a> {
     /// We did, and said why.
     Refused { reason: DeadReason, queue: &'a str },
     /// The broker, having handed it out from `queue` too often.
@@ -57,7 +57,7 @@ enum Cause<'a> {
     Unknown,
 }
 
-impl From<Delivery> for Found {
+impl From<Delivery> for DeadLetterMessage {
     fn from(delivery: Delivery) -> Self {
         Self {
             message_id: delivery.properties.message_id().filter(|id| !id.is_empty()).map(str::to_owned),
@@ -70,16 +70,16 @@ impl From<Delivery> for Found {
     }
 }
 
-impl Found {
+impl DeadLetterMessage {
     /// What is to be done about it.
     pub fn kind(self) -> Kind {
         if self.is_hint() {
             Kind::Hint
         } else if self.is_returned_copy() && self.rounds() < ROUNDS_MAX {
             let round = self.rounds() + 1;
-            Kind::Again(self.letter(), round)
+            Kind::Again(self.into_row(), round)
         } else {
-            Kind::Letter(self.letter())
+            Kind::Letter(self.into_row())
         }
     }
 
@@ -92,35 +92,35 @@ impl Found {
         self.headers.get(name)?.as_str()
     }
 
-    fn cause(&self) -> Cause<'_> {
+    fn cause(&self) -> DeathCause<'_> {
         // An old death header of a producer says nothing about a message that never was in a queue of ours.
         if self.exchange == topology::INGRESS {
-            return Cause::Unroutable;
+            return DeathCause::Unroutable;
         }
         let death = self.headers.get("x-death").and_then(|deaths| deaths.get(0));
         let word = |field: &str| death.and_then(|death| death.get(field)).and_then(Value::as_str);
         let queue = word("queue").or(self.header("x-first-death-queue"));
         if let Some(queue) = queue {
-            return Cause::GivenUp {
+            return DeathCause::GivenUp {
                 reason: word("reason").or(self.header("x-first-death-reason")).unwrap_or("unknown"),
                 queue,
             };
         }
         match self.header(REASON).map(str::parse) {
-            Some(Ok(reason)) => Cause::Refused { reason, queue: self.header(QUEUE).unwrap_or_default() },
-            _ => Cause::Unknown,
+            Some(Ok(reason)) => DeathCause::Refused { reason, queue: self.header(QUEUE).unwrap_or_default() },
+            _ => DeathCause::Unknown,
         }
     }
 
     /// Whether it is a work message that the broker gave up.
     fn is_hint(&self) -> bool {
-        let Cause::GivenUp { queue, .. } = self.cause() else { return false };
+        let DeathCause::GivenUp { queue, .. } = self.cause() else { return false };
         channel_of_work(queue).is_some() && serde_json::from_slice::<WorkItem>(&self.body).is_ok()
     }
 
     /// Whether the broker handed it out too often, and nothing but this message says what it says.
     fn is_returned_copy(&self) -> bool {
-        let Cause::GivenUp { reason, queue } = self.cause() else { return false };
+        let DeathCause::GivenUp { reason, queue } = self.cause() else { return false };
         reason == DELIVERY_LIMIT && (queue == EVENTS_LOG || queue.starts_with(INTAKE_PREFIX))
     }
 
@@ -128,7 +128,7 @@ impl Found {
         self.header(ROUNDS).and_then(|rounds| rounds.parse().ok()).unwrap_or(0)
     }
 
-    fn letter(self) -> NewLetter {
+    fn into_row(self) -> NewLetter {
         let cause = self.cause();
         let (origin, reason) = (cause.origin(), cause.reason());
         let routing_key = self.submitted_with(&cause).map(str::to_owned);
@@ -152,35 +152,39 @@ impl Found {
     }
 
     /// The key a producer published it with; `None` if no producer did.
-    fn submitted_with(&self, cause: &Cause<'_>) -> Option<&str> {
+    fn submitted_with(&self, cause: &DeathCause<'_>) -> Option<&str> {
         match cause {
-            Cause::Refused { queue, .. } | Cause::GivenUp { queue, .. } if !queue.starts_with(INTAKE_PREFIX) => None,
-            Cause::Unknown => None,
+            DeathCause::Refused { queue, .. } | DeathCause::GivenUp { queue, .. }
+                if !queue.starts_with(INTAKE_PREFIX) =>
+            {
+                None
+            }
+            DeathCause::Unknown => None,
             // What we refused carries its first key in a header.
-            Cause::Refused { .. } => Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key)),
+            DeathCause::Refused { .. } => Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key)),
             // So does what a scheduler of the version before published again, straight to a queue. In every other message that
             // header is the word of its producer.
-            Cause::GivenUp { .. } => {
+            DeathCause::GivenUp { .. } => {
                 let first = self.header(ROUTING_KEY).filter(|_| self.routing_key.starts_with(INTAKE_PREFIX));
                 Some(first.unwrap_or(&self.routing_key))
             }
-            Cause::Unroutable => Some(&self.routing_key),
+            DeathCause::Unroutable => Some(&self.routing_key),
         }
     }
 
     /// The broker user that published it. What we refused says so in a header; in what comes straight from a producer that
     /// header is the producer's own word.
-    fn published_by(&self, cause: &Cause<'_>) -> Option<&str> {
+    fn published_by(&self, cause: &DeathCause<'_>) -> Option<&str> {
         match cause {
-            Cause::Refused { .. } => self.header(USER_ID),
-            Cause::GivenUp { .. } | Cause::Unroutable | Cause::Unknown => self.user_id.as_deref(),
+            DeathCause::Refused { .. } => self.header(USER_ID),
+            DeathCause::GivenUp { .. } | DeathCause::Unroutable | DeathCause::Unknown => self.user_id.as_deref(),
         }
     }
 
     /// The same for every time the broker delivers it. Only our own refusals give an id: a producer could name a letter that there is,
     /// and its own would not be written.
-    fn id(&self, cause: &Cause<'_>) -> Uuid {
-        let is_ours = matches!(cause, Cause::Refused { .. });
+    fn id(&self, cause: &DeathCause<'_>) -> Uuid {
+        let is_ours = matches!(cause, DeathCause::Refused { .. });
         let given = self.header(LETTER_ID).filter(|_| is_ours).and_then(|id| id.parse().ok());
         let parts = [cause.queue(), &self.exchange, &self.routing_key, self.message_id.as_deref().unwrap_or_default()];
         given.unwrap_or_else(|| {
@@ -190,7 +194,7 @@ impl Found {
     }
 }
 
-impl<'a> Cause<'a> {
+impl<'a> DeathCause<'a> {
     /// The queue it was taken from.
     const fn queue(&self) -> &'a str {
         match self {
@@ -239,9 +243,9 @@ mod tests {
     use serde_json::json;
     use shared::domain::DeliveryId;
 
-    fn found(exchange: &str, key: &str, headers: Value, body: &[u8]) -> Found {
+    fn found(exchange: &str, key: &str, headers: Value, body: &[u8]) -> DeadLetterMessage {
         let headers = serde_json::from_value(headers).unwrap();
-        Found {
+        DeadLetterMessage {
             exchange: exchange.to_owned(),
             routing_key: key.to_owned(),
             message_id: Some("m-1".to_owned()),
@@ -251,7 +255,7 @@ mod tests {
         }
     }
 
-    fn letter(found: Found) -> NewLetter {
+    fn letter(found: DeadLetterMessage) -> NewLetter {
         match found.kind() {
             Kind::Letter(letter) | Kind::Again(letter, _) => letter,
             Kind::Hint => panic!("a hint"),
@@ -278,7 +282,7 @@ mod tests {
     #[test]
     fn the_publisher_of_what_we_refused_stands_in_a_header_and_of_all_else_in_the_property() {
         let mut headers = refused("posthaste.intake.std", "schema");
-        let user = |found: Found| letter(found).amqp_user;
+        let user = |found: DeadLetterMessage| letter(found).amqp_user;
         assert_eq!(user(found(topology::DLX, "x", headers.clone(), b"{")).as_deref(), Some(""), "it did not say");
         headers[USER_ID] = json!("orders");
         assert_eq!(user(found(topology::DLX, "x", headers.clone(), b"{")).as_deref(), Some("orders"));

@@ -63,7 +63,7 @@ pub struct NewBroadcast {
 
 /// What an acceptance may write beside messages.
 #[derive(Clone, Debug)]
-pub enum Beside {
+pub enum SideRecord {
     /// What happened elsewhere.
     Event(NewEvent),
     /// An event that gathers with others.
@@ -72,7 +72,7 @@ pub enum Beside {
     Broadcast(NewBroadcast),
 }
 
-impl Beside {
+impl SideRecord {
     /// Stands for the request as a whole where it comes first.
     pub fn id(&self) -> Uuid {
         match self {
@@ -85,18 +85,18 @@ impl Beside {
 
 impl Store {
     /// Writes what stands beside acceptances that are new, within their transaction.
-    pub(super) async fn write_beside(
+    pub(super) async fn write_side_records(
         &self,
         conn: &mut AsyncPgConnection,
-        beside: &[(TenantId, &Beside)],
+        beside: &[(TenantId, &SideRecord)],
     ) -> DbResult<()> {
         let (mut events, mut broadcasts) = (EventColumns::default(), BroadcastColumns::default());
         let mut gathering: Vec<(TenantId, &NewDigestItem)> = Vec::new();
         for (tenant, one) in beside {
             match one {
-                Beside::Event(event) => events.push(*tenant, event, self)?,
-                Beside::DigestItem(item) => gathering.push((*tenant, item)),
-                Beside::Broadcast(broadcast) => broadcasts.push(*tenant, broadcast, self)?,
+                SideRecord::Event(event) => events.push(*tenant, event, self)?,
+                SideRecord::DigestItem(item) => gathering.push((*tenant, item)),
+                SideRecord::Broadcast(broadcast) => broadcasts.push(*tenant, broadcast, self)?,
             }
         }
         if !events.id.is_empty() {
