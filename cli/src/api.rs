@@ -1,4 +1,4 @@
-//! The HTTP API as a producer sees it: what `send` and `message` talk to.
+//! A client of the HTTP API, used by `send` and `message`.
 
 use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ use url::{Host, Url};
 use crate::settings::{given, secret_of};
 
 const USUAL_URL: &str = "http://127.0.0.1:8080";
-/// Ingest answers within two seconds even when its database is away.
+/// Ingest answers within two seconds even when its database is down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the API is, and who asks.
@@ -36,15 +36,15 @@ pub struct Api {
     key: SecretString,
 }
 
-/// An answer that was not refused.
+/// A successful response.
 pub struct Answer {
-    /// Its JSON body.
+    /// The JSON body.
     pub body: Value,
-    /// Whether it repeats the answer to an earlier request under the same idempotency key.
+    /// True if it repeats the response to an earlier request with the same idempotency key.
     pub replayed: bool,
 }
 
-/// A refusal in the form of RFC 9457.
+/// A problem in the form of RFC 9457.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Problem {
@@ -63,7 +63,7 @@ struct FieldFault {
 }
 
 impl fmt::Display for Problem {
-    /// The sentence, then a line for each field.
+    /// Writes the problem's sentence, then one line for each field.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentence = if self.detail.is_empty() { &self.title } else { &self.detail };
         write!(f, "{sentence} ({} {})", self.status, self.code)?;
@@ -74,12 +74,12 @@ impl fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 impl Access {
-    /// Opens the API.
+    /// Creates the client.
     pub fn open(self) -> anyhow::Result<Api> {
         let text = given(self.url).unwrap_or_else(|| USUAL_URL.to_owned());
         let mut base = Url::parse(&text)
             .with_context(|| format!("`{text}` is no URL: set POSTHASTE_URL to something like {USUAL_URL}"))?;
-        // Without the last slash the last part of a path would be replaced, not continued.
+        // Without a trailing slash, `join` would replace the last part of the path.
         if !base.path().ends_with('/') {
             let path = format!("{}/", base.path());
             base.set_path(&path);
@@ -94,7 +94,7 @@ impl Access {
     }
 }
 
-/// No proxy leads to this machine.
+/// True for addresses of this machine, which must not go through a proxy.
 fn is_here(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
@@ -105,12 +105,12 @@ fn is_here(url: &Url) -> bool {
 }
 
 impl Api {
-    /// Asks for something.
+    /// Sends a GET request.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         Ok(self.call(self.client.get(self.base.join(path)?)).await?.body)
     }
 
-    /// Submits something, under a key where one is given.
+    /// Sends a POST request, with the idempotency key if there is one.
     pub async fn post(&self, path: &str, body: &Value, idempotency_key: Option<&str>) -> anyhow::Result<Answer> {
         let mut request = self.client.post(self.base.join(path)?).json(body);
         if let Some(key) = idempotency_key {
@@ -142,7 +142,7 @@ async fn read(answer: Response) -> anyhow::Result<Answer> {
     Ok(Answer { body, replayed })
 }
 
-/// What was refused and why, also where something between us and ingest answered.
+/// The problem of a refused request, also if a proxy in between answered instead of ingest.
 fn problem(status: StatusCode, text: &str) -> Problem {
     let told: Option<Problem> = serde_json::from_str(text).ok();
     let told = told.filter(|problem| !problem.title.is_empty() || !problem.detail.is_empty());

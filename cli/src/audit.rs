@@ -1,4 +1,4 @@
-//! `posthaste audit`: whether the record of who changed what is whole.
+//! `posthaste audit`: checks that the audit log is complete and unchanged.
 
 use std::{process::ExitCode, str::FromStr};
 
@@ -60,11 +60,11 @@ impl Command {
     }
 }
 
-/// What a walk along the chain found.
+/// The result of checking the hash chain.
 enum ChainCheck {
-    /// Every entry is as it was written.
+    /// Every entry is unchanged.
     Whole(Link),
-    /// The first entry that is not, and why.
+    /// The first wrong entry, and why.
     Broken(i64, &'static str),
 }
 
@@ -92,7 +92,7 @@ impl Verify {
 }
 
 async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<ChainCheck> {
-    // Read first: what is added meanwhile stands behind it.
+    // Read first, because new entries are added after it meanwhile.
     let head = store.audit_head().await?;
     let bar = progress::bar(u64::try_from(head.id).unwrap_or_default(), "checking entries");
     let found = follow(store, &head, anchor, |id| bar.set_position(u64::try_from(id).unwrap_or_default())).await;
@@ -123,7 +123,7 @@ async fn follow(store: &Store, head: &Link, anchor: Option<&Anchor>, seen: impl 
     Ok(if last.id < end { broken(&last, i64::MAX) } else { ChainCheck::Whole(last) })
 }
 
-/// What is wrong where the entry with number `found` was met after `last`.
+/// What is wrong if entry number `found` follows `last`.
 fn broken(last: &Link, found: i64) -> ChainCheck {
     let id = last.id + 1;
     ChainCheck::Broken(id, if found == id { "it is not as it was written" } else { "it is missing" })

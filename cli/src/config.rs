@@ -1,4 +1,4 @@
-//! `posthaste config`: what is set, and what could be.
+//! `posthaste config`: checks the settings and lists all of them.
 
 use std::process::ExitCode;
 
@@ -60,14 +60,14 @@ fn check(out: Output) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What every service checks at its start, and ingest in addition.
+/// The checks of every service at its start, and those of ingest.
 fn settings() -> Result<Config, ConfigError> {
     let config = Config::from_env()?;
     config.require_jwt_secret()?;
     Ok(config)
 }
 
-/// The further checks of a worker; none of them makes a connection.
+/// The additional checks of a worker. None of them opens a connection.
 fn providers(config: &Config) -> anyhow::Result<()> {
     let store = Store::open_for_command(&config.database, config.database.pool_size)?;
     Registry::build(config, &store, &Hints::default()).context("a worker would not start with these settings")?;

@@ -1,4 +1,4 @@
-//! How a command ends that could not do its work: one line with the whole chain, and what to do about it.
+//! Reports a failed command: one line with all causes, and what to do about it.
 
 use std::{
     error::Error,
@@ -26,7 +26,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The error and its causes, in one sentence. Many libraries print their cause themselves; nothing is said twice.
+/// The error and its causes in one sentence. Many libraries include their cause in their own text, so repeated causes
+/// are left out.
 pub fn chain(error: &anyhow::Error) -> String {
     let mut said: Vec<String> = Vec::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -37,7 +38,7 @@ pub fn chain(error: &anyhow::Error) -> String {
     said.join(": ")
 }
 
-/// Whoever read our output, such as `head`, has seen enough.
+/// The reader of our output, such as `head`, has closed it on purpose. This is not a failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let closed = |cause: &io::Error| cause.kind() == ErrorKind::BrokenPipe;
     error.downcast_ref::<io::Error>().is_some_and(closed)

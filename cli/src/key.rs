@@ -1,4 +1,4 @@
-//! `posthaste key`: what programs identify themselves with.
+//! `posthaste key`: API keys of programs.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `posthaste listen`: a receiver for webhooks on this machine, to see what arrives while one's own is being written.
+//! `posthaste listen`: a local webhook receiver, to see what arrives while you write your own.
 
 use std::{net::Ipv4Addr, path::PathBuf, process::ExitCode};
 
@@ -18,9 +18,9 @@ use crate::{
     settings,
 };
 
-/// Older and later timestamps are refused by the libraries of the standard; in seconds.
+/// The signature libraries of the standard refuse timestamps further from now than this, in seconds.
 const TOLERANCE: i64 = 300;
-/// The largest body that Posthaste takes for a message.
+/// The largest message body that Posthaste accepts.
 const BODY_BYTES_MAX: usize = 30 * 1024 * 1024;
 
 /// Receive webhooks on this machine, check their signatures and show them, until Ctrl-C
@@ -94,12 +94,12 @@ async fn receive(receiver: Data<Receiver>, request: HttpRequest, body: Bytes) ->
         "signature": verdict,
         "body": content,
     });
-    // A terminal that is gone ends the command by its signal; the sender gets its answer either way.
+    // If the terminal is gone, a signal ends the command. The sender gets its response either way.
     let _ = receiver.out.print(&shown, people);
     HttpResponse::new(receiver.status)
 }
 
-/// Whether one of the signatures is what the secret makes of id, timestamp and body, and the timestamp near `now`.
+/// Checks whether one of the signatures matches id, timestamp and body, and whether the timestamp is near `now`.
 fn verdict(secret: &str, (id, timestamp, signatures): (&str, &str, &str), body: &[u8], now: i64) -> &'static str {
     let Ok(at) = timestamp.parse::<i64>() else { return "MISSING" };
     let Some(expected) = sign(secret, id, at, body) else { return "not checked: the secret has no known form" };

@@ -1,6 +1,6 @@
-//! The `posthaste` command: runs the services, and does what an operator does at 3 a.m.
+//! The `posthaste` command: runs the services, and offers the tools that an operator needs at 3 a.m.
 //!
-//! Tables for people, `--json` for programs. Exit codes: 0 done, 1 failed, 2 used wrongly.
+//! Prints tables, or JSON with `--json`. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod api;
 mod audit;
@@ -31,7 +31,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use output::Output;
 
-/// Commands ask a server or two and wait; the services get the usual thread for each core.
+/// A command calls a server or two and waits, so it needs few threads. The services get the default of one thread for
+/// each core.
 const COMMAND_THREADS: usize = 2;
 
 const AFTER_HELP: &str = "\
@@ -111,7 +112,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    // Refused only where a provider stands already, and then it is the same one.
+    // Fails only if a provider is installed already, which is then the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::parse();
     let out = Output::new(cli.json);
@@ -128,7 +129,7 @@ fn execute(command: Command, out: Output) -> anyhow::Result<ExitCode> {
     }
     let runtime = builder.enable_all().build()?;
     let ended = runtime.block_on(command.run(out));
-    // The process is over. Taking the runtime down would only cut lapin's tasks off under its own thread, which panics.
+    // The process ends here. Shutting the runtime down would abort lapin's tasks under its own thread, which panics.
     std::mem::forget(runtime);
     ended
 }
@@ -176,7 +177,8 @@ mod tests {
         assert!(seen > 20, "only {seen} examples found");
     }
 
-    /// Splits as a shell does, as far as examples need it: quotes, and what follows two blanks or a `#` is a remark.
+    /// Splits a line like a shell, as far as the examples need it: handles quotes, and treats text after two blanks or
+    /// a `#` as a comment.
     fn words(line: &str) -> Vec<String> {
         let line = line.split(" #").next().unwrap_or(line);
         let mut words = vec![String::new()];

@@ -1,4 +1,4 @@
-//! `posthaste message`: what became of one.
+//! `posthaste message`: looks up one message.
 
 use std::process::ExitCode;
 
@@ -84,7 +84,7 @@ fn people(message: &Value, timeline: &Value) -> String {
     .join("\n\n")
 }
 
-/// The facts of the message itself, those that are there.
+/// The fields of the message itself, without missing ones.
 fn head(message: &Value) -> String {
     let facts =
         ["category", "priority", "created_at", "scheduled_at", "expires_at"].map(|name| (name, text(message, name)));

@@ -12,9 +12,9 @@ use tokio::time::sleep;
 
 use crate::{output::Output, progress, settings};
 
-/// As many as the first migration makes; the scheduler keeps this up while it runs.
+/// The same number as in the first migration. The scheduler keeps it up while it runs.
 const PARTITION_DAYS_AHEAD: i32 = 7;
-/// A try to make partitions waits for no lock. It is repeated for so long, with this pause.
+/// Creating partitions does not wait for locks. It is retried for this long, with this pause.
 const PARTITIONS_WAIT_MAX: Duration = Duration::from_secs(30);
 const PARTITIONS_PAUSE: Duration = Duration::from_millis(500);
 
@@ -58,8 +58,8 @@ async fn bring_up(out: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A database that no scheduler served for days has run out of partitions. Without them nothing can be accepted, so the command
-/// fails if some are still missing at its end.
+/// A database without a running scheduler for days has run out of partitions. Nothing can be accepted without them, so
+/// the command fails if some are still missing at its end.
 async fn make_partitions(store: &Store) -> anyhow::Result<i32> {
     let (began, mut made) = (Instant::now(), 0);
     loop {

@@ -1,23 +1,23 @@
-//! Times and durations as people type them.
+//! Parses times and durations from the command line.
 
 use std::{str::FromStr, time::Duration};
 
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use shared::contract::submission::parse_time;
 
-/// Far beyond anything that is stored, and far below what dates can express: a hundred years.
+/// A hundred years: more than anything stored needs, and far less than dates can express.
 const SECONDS_MAX: i64 = 100 * 365 * 86_400;
 
-/// A point in time, or how far it is from now.
+/// A point in time, or a distance from now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// This very moment.
+    /// This point in time.
     At(DateTime<Utc>),
-    /// So far from now, in the direction that the option implies.
+    /// This distance from now. The option implies the direction.
     Away(TimeDelta),
 }
 
-/// A text that names no time.
+/// The text is not a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadMoment(&'static str);
 
@@ -30,7 +30,7 @@ impl std::fmt::Display for BadMoment {
 impl std::error::Error for BadMoment {}
 
 impl Moment {
-    /// The moment, where a distance means the past.
+    /// The point in time, with a distance counted into the past.
     pub fn ago(self, now: DateTime<Utc>) -> DateTime<Utc> {
         match self {
             Self::At(at) => at,
@@ -38,7 +38,7 @@ impl Moment {
         }
     }
 
-    /// The moment, where a distance means the future.
+    /// The point in time, with a distance counted into the future.
     pub fn ahead(self, now: DateTime<Utc>) -> DateTime<Utc> {
         match self {
             Self::At(at) => at,

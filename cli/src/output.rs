@@ -1,4 +1,4 @@
-//! What a command prints: JSON for programs, else text and tables for people. Nothing else writes to stdout.
+//! Prints command results: JSON for programs, otherwise text and tables. Only this module writes to stdout.
 
 use std::io::Write;
 
@@ -7,29 +7,29 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-/// Stands for what is not there.
+/// Shown in place of a missing value.
 const NOTHING: &str = "-";
 
-/// Where results go, and in which form.
+/// The output format.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     json: bool,
 }
 
 impl Output {
-    /// JSON, or text for people.
+    /// JSON, or text.
     pub const fn new(json: bool) -> Self {
         Self { json }
     }
 
-    /// Prints a result: as JSON, or as the text that `people` makes of it.
+    /// Prints a result: as JSON, or as the text that `people` returns.
     pub fn print<T: Serialize>(self, result: &T, people: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
         let text = if self.json { serde_json::to_string_pretty(result)? } else { people(result) };
         writeln!(std::io::stdout().lock(), "{}", text.trim_end_matches('\n'))?;
         Ok(())
     }
 
-    /// Tells people something beside the result; programs are not disturbed.
+    /// Prints a remark in text mode only, so that JSON output stays valid.
     pub fn note(self, text: &str) {
         if !self.json {
             eprintln!("{text}");
@@ -37,7 +37,7 @@ impl Output {
     }
 }
 
-/// A table with aligned columns and nothing drawn around them, so that `grep`, `awk` and the eye can read it.
+/// A table with aligned columns and no borders, easy to read and to process with `grep` and `awk`.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
@@ -48,18 +48,18 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     table.trim_fmt()
 }
 
-/// The table, or a sentence where it would be empty.
+/// The table, or `empty` if it has no rows.
 pub fn table_or(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> String {
     if rows.is_empty() { empty.to_owned() } else { table(header, rows) }
 }
 
-/// What others wrote may hold line breaks and control characters; neither may rearrange a terminal.
+/// Replaces control characters and line breaks in foreign text, which could rearrange a terminal.
 fn one_line(text: String) -> String {
     let plain: String = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
     if plain.is_empty() { NOTHING.to_owned() } else { plain }
 }
 
-/// A value, or the sign for none.
+/// The value, or a dash.
 pub fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
 }
@@ -69,7 +69,7 @@ pub fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// A member of a JSON object as text; lists are joined, what is not there is a dash.
+/// A member of a JSON object as text. Lists are joined, and a missing value is a dash.
 pub fn text(object: &Value, name: &str) -> String {
     plain(object.get(name).unwrap_or(&Value::Null))
 }
@@ -84,7 +84,7 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// The rows of a table from a list of JSON objects: one cell for each name.
+/// Table rows from a list of JSON objects, with one cell for each name.
 pub fn rows(list: &Value, names: &[&str]) -> Vec<Vec<String>> {
     let objects = list.as_array().map(Vec::as_slice).unwrap_or_default();
     objects.iter().map(|object| names.iter().map(|name| text(object, name)).collect()).collect()

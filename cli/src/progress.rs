@@ -1,4 +1,4 @@
-//! Signs of life on long work. They go to stderr, and only where that is a terminal.
+//! Progress of long work, on stderr and only if that is a terminal.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 const TICK: Duration = Duration::from_millis(120);
 
-/// A sign that something is being waited for.
+/// A spinner while the command waits.
 pub fn spinner(what: &str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
     spinner.enable_steady_tick(TICK);
     spinner
 }
 
-/// How much of `total` bytes is read.
+/// A progress bar for reading `total` bytes.
 pub fn bytes(total: u64, what: &str) -> ProgressBar {
     let plain = ProgressStyle::default_bar();
     let template = "{msg} {bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
@@ -21,7 +21,7 @@ pub fn bytes(total: u64, what: &str) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_message(what.to_owned())
 }
 
-/// How much of `total` is done.
+/// A progress bar for `total` items.
 pub fn bar(total: u64, what: &str) -> ProgressBar {
     let plain = ProgressStyle::default_bar();
     let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len}, {per_sec}, {eta} left").unwrap_or(plain);

@@ -1,4 +1,4 @@
-//! `posthaste provider`: what the settings name, and whether it can be reached.
+//! `posthaste provider`: the configured providers, and whether they can be reached.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use worker::{providers::in_app::hints::Hints, registry::Registry};
 
 use crate::output::{Output, table_or};
 
-/// Longest check of one provider.
+/// The longest check of one provider.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// See whether the providers of the settings can be used
@@ -39,7 +39,7 @@ pub struct Check {
     channel: Option<Channel>,
 }
 
-/// What became of one check.
+/// The result of one check.
 #[derive(Serialize)]
 struct ProviderCheck {
     channel: Channel,
@@ -61,7 +61,7 @@ impl Command {
 impl Check {
     async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let mut config = Config::from_env()?;
-        // A worker may serve a part of them; here all are meant.
+        // A worker may serve only some channels; this command checks all of them.
         config.worker.channels = Channel::ALL.to_vec();
         let store = Store::open_for_command(&config.database, config.database.pool_size)?;
         let registry = Registry::build(&config, &store, &Hints::default())

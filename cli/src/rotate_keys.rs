@@ -1,4 +1,4 @@
-//! `posthaste rotate-keys`: everything encrypted, written anew with the newest key.
+//! `posthaste rotate-keys`: encrypts all encrypted values again with the newest key.
 
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Runs the command; exits with 1 when something is left.
+    /// Runs the command. Exits with 1 if some values are left.
     pub async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let store = settings::store()?;
         ensure!(store.sealer().is_on(), "POSTHASTE_ENCRYPTION_KEY is not set: set it to the key to encrypt with");

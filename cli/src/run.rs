@@ -1,4 +1,4 @@
-//! `posthaste run`: the services, all in one process or some of them.
+//! `posthaste run`: runs all services, or some of them, in one process.
 
 mod health;
 
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::chain;
 
-/// What a service needs beyond its own drain to close its connections.
+/// The time that a service needs after its drain to close its connections.
 const STOP_MARGIN: Duration = Duration::from_secs(1);
 
 /// Run the services in one process, until SIGTERM or Ctrl-C
@@ -37,7 +37,7 @@ pub struct Args {
     only: Vec<Service>,
 }
 
-/// What `posthaste run` can run.
+/// The services that `posthaste run` can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Service {
     /// The HTTP API and the AMQP intake
@@ -48,7 +48,7 @@ pub enum Service {
     Scheduler,
 }
 
-/// How something ended that should run until it is stopped, and what it was.
+/// The name of a service that ended, and how it ended.
 type Ended = (&'static str, anyhow::Result<()>);
 
 impl Service {
@@ -84,7 +84,7 @@ impl Args {
         Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// Starts the services. Ingest shows the health of the whole process; without it, a bare listener does.
+    /// Starts the services. Ingest serves the health of the whole process. Without ingest, a plain listener does.
     fn start(&self, config: &Arc<Config>, stop: &CancellationToken) -> JoinSet<Ended> {
         let (mut running, health, local_dispatch) = (JoinSet::new(), Parts::new(), LocalDispatch::default());
         for service in self.services() {
@@ -105,15 +105,15 @@ impl Args {
     }
 }
 
-/// Shows the health and the metrics of a process without ingest, where ingest would.
+/// Serves the health and the metrics of a process without ingest, on the port of ingest.
 async fn show(config: Arc<Config>, health: Parts, stop: CancellationToken) -> Ended {
     let (http, metrics) = (&config.http, telemetry::install_metrics());
     let served = probe::serve(&http.host, http.port, health, metrics, stop).await;
     ("health", served.with_context(|| format!("failed to listen on {}:{}", http.host, http.port)))
 }
 
-/// Waits for the end of every service and returns what went wrong, which is logged as it happens. A service that ends
-/// before it was asked to takes the others with it.
+/// Waits for every service to end, logs each failure when it happens, and returns them all. A service that ends before
+/// the stop also stops the others.
 async fn attend(mut running: JoinSet<Ended>, stop: CancellationToken, patience: Duration) -> Vec<anyhow::Error> {
     let mut failures = Vec::new();
     loop {
@@ -133,7 +133,7 @@ async fn attend(mut running: JoinSet<Ended>, stop: CancellationToken, patience: 
     }
 }
 
-/// The next service that ends; once they were asked to stop, their time is bounded.
+/// The next service that ends. After the stop, the wait is bounded.
 async fn next(
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
@@ -149,7 +149,7 @@ async fn next(
 
 fn failure_of(ended: Result<Ended, JoinError>, asked_to: bool) -> Option<anyhow::Error> {
     match ended {
-        // Aborted because it was late, which has been reported.
+        // Aborted because it was late, which was logged already.
         Err(error) if error.is_cancelled() => None,
         Err(panic) => Some(anyhow::Error::from(panic).context("a service panicked")),
         Ok((name, Err(error))) => Some(error.context(format!("{name} failed"))),

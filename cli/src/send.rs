@@ -1,4 +1,4 @@
-//! `posthaste send`: one message, through the API.
+//! `posthaste send`: sends one message through the API.
 
 use std::process::ExitCode;
 

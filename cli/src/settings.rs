@@ -1,4 +1,4 @@
-//! The few settings that a command needs, so that it runs where the others are not set.
+//! The few settings that commands need, so that a command runs although the other settings are missing.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use shared::{
 };
 use url::Url;
 
-/// A command does one thing after the other.
+/// A command runs one statement after the other.
 const POOL_SIZE: usize = 2;
 
-/// A variable, or the content of the file that `NAME_FILE` names; an empty one is unset.
+/// A variable, or the content of the file in `NAME_FILE`. An empty value counts as unset.
 fn variable(name: &str) -> Option<String> {
     let mut variables = config::environment();
     let file = variables.remove(&format!("{name}_FILE"));
@@ -22,12 +22,12 @@ fn variable(name: &str) -> Option<String> {
     value.or_else(|| Some(std::fs::read_to_string(file?.trim()).ok()?.trim_end().to_owned()))
 }
 
-/// An option from the command line or its variable; an empty one is unset.
+/// An option from the command line or its variable. An empty value counts as unset.
 pub fn given(option: Option<String>) -> Option<String> {
     option.filter(|value| !value.trim().is_empty())
 }
 
-/// A secret of the command line: the content of its file, where one is named, without the white space around it.
+/// A secret from the command line: the trimmed content of its file if one is named.
 pub fn secret_of(file: Option<&Path>, given: Option<SecretString>) -> anyhow::Result<Option<SecretString>> {
     let Some(file) = file else { return Ok(given) };
     let text = std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
@@ -37,17 +37,17 @@ pub fn secret_of(file: Option<&Path>, given: Option<SecretString>) -> anyhow::Re
     Ok(Some(text.trim().into()))
 }
 
-/// Where the database is.
+/// The database settings.
 pub fn database() -> anyhow::Result<DatabaseConfig> {
     Ok(DatabaseConfig::from_env_map(config::environment())?)
 }
 
-/// The database.
+/// Opens the database.
 pub fn store() -> anyhow::Result<Store> {
     Ok(Store::open_for_command(&database()?, POOL_SIZE)?)
 }
 
-/// Where the broker is.
+/// The broker's URL.
 pub fn broker_url() -> anyhow::Result<SecretString> {
     let url = variable("AMQP_URL")
         .context("AMQP_URL is missing: set it to the broker, for example amqp://user:password@127.0.0.1:5672/%2f")?;
@@ -59,7 +59,7 @@ pub fn require_mapping() -> anyhow::Result<RequireMapping> {
     Ok(BrokerConfig::require_mapping_of(config::environment())?)
 }
 
-/// A server's URL as it may be shown: without password, and without options, where a password can stand as well.
+/// A server's URL for display: without password, and without options, which may contain a password too.
 pub fn shown(url: &SecretString) -> String {
     let parsed = Url::parse(url.expose_secret()).ok().and_then(|mut url| {
         url.set_password(None).ok()?;
@@ -69,20 +69,20 @@ pub fn shown(url: &SecretString) -> String {
     parsed.map_or_else(|| "the server".to_owned(), String::from)
 }
 
-/// What signs tokens.
+/// The secret that signs tokens.
 pub fn jwt_secret() -> anyhow::Result<SecretString> {
     let secret = variable("JWT_SECRET").context("JWT_SECRET is missing: set it to the one that ingest runs with")?;
     Ok(secret.into())
 }
 
-/// Who sits at the keyboard, for the record of what was done.
+/// The operating system user, for the audit log.
 pub fn actor() -> String {
     let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| variable(name));
     user.map_or_else(|| "cli".to_owned(), |user| format!("cli:{user}"))
 }
 
-/// Writes a command's change to the audit log. A failure fails the command: the change stays, and its user must know that the
-/// log lacks it.
+/// Records a command's change in the audit log. If that fails, the command fails: the change stays, and the user must
+/// know that the audit log lacks it.
 pub async fn record(
     store: &Store,
     action: &str,
@@ -95,7 +95,7 @@ pub async fn record(
     Ok(())
 }
 
-/// The tenant of that name.
+/// The tenant with this name.
 pub async fn tenant(store: &Store, slug: &str) -> anyhow::Result<Tenant> {
     match store.tenant_by_slug(slug).await.context("failed to look the tenant up")? {
         Some(tenant) => Ok(tenant),
@@ -105,7 +105,7 @@ pub async fn tenant(store: &Store, slug: &str) -> anyhow::Result<Tenant> {
     }
 }
 
-/// The tenant of that name, where one is asked for.
+/// The tenant with this name, if a name is given.
 pub async fn tenant_id(store: &Store, slug: Option<&str>) -> anyhow::Result<Option<TenantId>> {
     match slug {
         Some(slug) => Ok(Some(tenant(store, slug).await?.id)),

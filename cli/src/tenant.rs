@@ -1,4 +1,4 @@
-//! `posthaste tenant`: whose messages they are.
+//! `posthaste tenant`: creates and lists tenants, and maps broker users to them.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `posthaste token`: an access token for trying things.
+//! `posthaste token`: prints an access token for tests.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -32,7 +32,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Runs the command. It needs no database: whether the tenant exists shows when the token is used.
+    /// Runs the command. It needs no database: an unknown tenant is noticed when the token is used.
     pub fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let token = token::encode(&settings::jwt_secret()?, &self.sub, &self.tenant, self.role, self.ttl)?;
         let expires_at = clock::now() + TimeDelta::from_std(self.ttl)?;

@@ -1,4 +1,4 @@
-//! `posthaste topology`: what must exist on the broker.
+//! `posthaste topology`: the exchanges, queues and bindings that must exist on the broker.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `posthaste users`: the people of a tenant, many at once or one as a whole.
+//! `posthaste users`: imports many people of a tenant, or exports or erases one.
 
 use std::{
     fs::File,
@@ -26,7 +26,7 @@ use crate::{
     progress, settings,
 };
 
-/// Pieces of an export on their way to the terminal.
+/// The most buffered pieces of an export.
 const PIECES: usize = 16;
 
 /// Import people from a file, write out or erase everything about one
@@ -106,7 +106,7 @@ impl Import {
         let bar = progress::bytes(length, "importing");
         let imported = importing::import(&store, tenant.id, id, format, bar.wrap_read(file)).await;
         bar.finish_and_clear();
-        // What came in until it failed is there, so the log says so either way.
+        // Rows imported before a failure stay, so the audit log records the import either way.
         settings::record(&store, "users import", id, Some(tenant.id)).await?;
         let summary = match imported {
             Ok(summary) => summary,

@@ -1,4 +1,4 @@
-//! What every handler shares.
+//! Shared state of the handlers: [`App`], and [`Db`] for queries.
 
 use std::{
     future::Future,
@@ -54,16 +54,16 @@ use crate::{
     submitting::{accept::Acceptor, rendering::Renderers},
 };
 
-/// How long a question to the database may take; longer lists run into the statement timeout behind it.
+/// Bound on a query. The statement timeout ends longer list queries.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Imports of people at once; the connection of each is one of the few for questions.
+/// Imports of people that run at once. Each holds one of the few connections of the query pool.
 const IMPORTS_MAX: usize = 4;
-/// Below the 900 ms a part of the health report has.
+/// Less than the 900 ms that each part of the health report has.
 const WAHA_PING_TIMEOUT: Duration = Duration::from_millis(700);
-/// An admin waits for each call to WAHA; a session is made and started within a second.
+/// Upper bound on one call to WAHA: an admin waits for its answer. WAHA creates and starts a session within a second.
 const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
-/// The database, asked from an HTTP thread.
+/// Runs queries for the HTTP threads.
 #[derive(Clone)]
 pub struct Db {
     store: Store,
@@ -71,12 +71,12 @@ pub struct Db {
 }
 
 impl Db {
-    /// Asks on the runtime of the caller.
+    /// Runs queries on the caller's runtime.
     pub fn new(store: Store) -> Self {
         Self { store, runtime: Handle::current() }
     }
 
-    /// Begins something that nobody waits for, on the main runtime.
+    /// Spawns background work on the main runtime.
     pub fn begin<F, Fut>(&self, work: F)
     where
         F: FnOnce(Store) -> Fut + Send + 'static,
@@ -85,8 +85,9 @@ impl Db {
         self.runtime.spawn(work(self.store.clone()));
     }
 
-    /// Runs `ask` in a task of the main runtime. A client that hangs up drops its handler wherever it stands, and the
-    /// HTTP threads end before the rest of the process: neither may cut a connection of the pool off in mid-sentence.
+    /// Runs `ask` in a task of the main runtime. When a client hangs up, its handler is dropped at any await point, and the
+    /// HTTP threads end before the rest of the process. Neither may interrupt a query and leave a pool connection half
+    /// used.
     pub async fn run<T, F, Fut>(&self, ask: F) -> Result<T, Problem>
     where
         T: Send + 'static,
@@ -96,15 +97,15 @@ impl Db {
         self.run_within(QUESTION_TIMEOUT, ask).await
     }
 
-    /// As [`Db::run`], with another bound on the wait.
+    /// As [`Db::run`], with `bound` instead of the default timeout.
     pub async fn run_within<T, F, Fut>(&self, bound: Duration, ask: F) -> Result<T, Problem>
     where
         T: Send + 'static,
         F: FnOnce(Store) -> Fut + Send + 'static,
         Fut: Future<Output = DbResult<T>> + Send + 'static,
     {
-        let asking = self.runtime.spawn(ask(self.store.clone()));
-        match timeout(bound, asking).await {
+        let task = self.runtime.spawn(ask(self.store.clone()));
+        match timeout(bound, task).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(Problem::internal()),
             Err(_) => Err(Problem::unavailable()),
@@ -112,73 +113,73 @@ impl Db {
     }
 }
 
-/// What every handler shares; one per process.
+/// State that all handlers share; one per process.
 pub struct App {
     /// The database.
     pub db: Db,
     /// Accepts messages.
     pub acceptor: Acceptor,
-    /// What each tenant manages: types, categories, templates, rules.
+    /// Types, categories, templates and rules of each tenant.
     pub catalogues: Catalogues,
-    /// Renders what they manage.
+    /// Renders templates.
     pub renderers: Renderers,
-    /// Keeps what WAHA tells.
+    /// Stores webhooks of WAHA.
     pub hooks: Hooks,
-    /// What vouches for the events of other providers.
+    /// Keys and certificates that verify events of other providers.
     pub trust: Trust,
-    /// Keeps what they tell.
+    /// Stores those events.
     pub keeper: Keeper,
-    /// Knows the links of tracked mails.
+    /// Verifies the links of tracked mails and records opens and clicks.
     pub tracker: Tracker,
-    /// The open sockets of this process.
+    /// The open WebSockets of this process.
     pub hub: Arc<Hub>,
-    /// Reads inboxes for them.
+    /// Reads inboxes for the sockets.
     pub feed: Feed,
-    /// What people are called in hints.
+    /// Encrypts stored values, and derives the names of people in inbox hints.
     pub sealer: Sealer,
-    /// Tells the log what people read.
+    /// Records in the delivery log which inbox items people read.
     pub reads: Reads,
     /// Calls WAHA.
     pub waha: Waha,
-    /// The WAHA of the settings.
+    /// The WAHA host from the settings.
     pub waha_host: Option<Host>,
-    /// How long one call to WAHA may take.
+    /// Timeout of one call to WAHA.
     pub waha_timeout: Duration,
-    /// Where others reach this API; ends in a slash.
+    /// The public URL of this API; ends in a slash.
     pub public_url: Url,
-    /// Knows who is asking.
+    /// Authenticates callers.
     pub credentials: Credentials,
-    /// Makes tokens.
+    /// Issues tokens.
     pub issuer: Issuer,
-    /// Knows how often a caller may ask.
+    /// The rate limits.
     pub limits: Limits,
     /// Writes the audit log.
     pub recorder: Recorder,
-    /// The connection that publishes; asked for the depths of the queues.
+    /// The broker connection that publishes; also used to read queue depths.
     pub broker: Broker,
-    /// What is counted.
+    /// The metrics recorder.
     pub metrics: MetricsHandle,
-    /// What ingest needs for its work.
+    /// The parts of ingest that the health report checks.
     pub parts: Parts,
     /// The parts of other services in the same process.
     pub others: Parts,
     /// The OpenAPI document as JSON.
     pub openapi: String,
-    /// Knows the links that unsubscribe.
+    /// Verifies unsubscribe links.
     pub links: Links,
-    /// What carries each channel.
+    /// The providers of each channel.
     pub channels: Vec<(Channel, Vec<ProviderName>)>,
-    /// Whether WhatsApp messages go out through sessions, or only as a pretence.
+    /// Whether WhatsApp messages go out through WAHA sessions; otherwise they are only simulated.
     pub sends_by_waha: bool,
-    /// Imports that may run at once: each keeps a thread busy.
+    /// Imports that may run at once, over all tenants. Each keeps a thread busy.
     pub imports: Arc<Semaphore>,
-    /// The import of each tenant.
+    /// One import per tenant at a time.
     pub imports_of: PerTenant,
-    /// The search of each tenant that decrypts what it looks through.
+    /// One search per tenant at a time that has to decrypt what it searches.
     pub searches_of: PerTenant,
-    /// The bytes of bodies that requests hold.
+    /// Budget for the bytes of request bodies in memory.
     pub bodies: BodyBudget,
-    /// Whose word for the address of a caller is believed.
+    /// Networks whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     schema_is_current: Arc<AtomicBool>,
     guard: Guard,
@@ -186,38 +187,38 @@ pub struct App {
     runtime: Handle,
 }
 
-/// What an [`App`] is made of.
+/// What [`App::new`] needs.
 pub struct Pieces<'a> {
     /// The settings.
     pub config: &'a Config,
-    /// The secret of tokens.
+    /// The secret that signs tokens.
     pub jwt_secret: SecretString,
-    /// The database, for questions.
+    /// The pool for queries.
     pub store: Store,
     /// Accepts messages.
     pub acceptor: Acceptor,
-    /// The database, for the webhooks of WAHA.
+    /// The pool for webhooks of WAHA.
     pub hooks: Store,
-    /// The database, for the events of other providers.
+    /// The pool for events of other providers.
     pub events: Store,
-    /// What vouches for those.
+    /// Keys and certificates that verify those events.
     pub trust: Trust,
     /// Calls WAHA.
     pub waha: Waha,
-    /// The connection that publishes.
+    /// The broker connection that publishes.
     pub broker: Broker,
-    /// Publishes on it.
+    /// Publishes on `broker`.
     pub publisher: Publisher,
-    /// Cancelled when the process is to end.
+    /// Cancelled when the process stops.
     pub stop: CancellationToken,
-    /// What is counted.
+    /// The metrics recorder.
     pub metrics: MetricsHandle,
     /// The parts of other services in the same process.
     pub others: Parts,
 }
 
 impl App {
-    /// Puts the pieces together.
+    /// Builds the state and starts its background tasks.
     pub fn new(pieces: Pieces<'_>) -> Self {
         let Pieces { config, jwt_secret, store, acceptor, hooks, events, trust, waha, broker, .. } = pieces;
         let Pieces { publisher, stop, metrics, others, .. } = pieces;
@@ -273,7 +274,7 @@ impl App {
         }
     }
 
-    /// Runs a call to somebody else in a task of the main runtime, so that a client that hangs up does not cut it off.
+    /// Runs a call to another service in a task of the main runtime, so that it completes even if the client hangs up.
     pub async fn elsewhere<T: Send + 'static>(
         &self,
         call: impl Future<Output = T> + Send + 'static,
@@ -281,7 +282,7 @@ impl App {
         self.runtime.spawn(call).await.map_err(|_| Problem::internal())
     }
 
-    /// What a tenant manages; the database is asked once a second at most.
+    /// The catalogue of a tenant, read from the database at most once a second.
     pub async fn catalogue(&self, tenant: TenantId) -> Result<Arc<Catalogue>, Problem> {
         if let Some(fresh) = self.catalogues.fresh(tenant) {
             return Ok(fresh);
@@ -290,7 +291,7 @@ impl App {
         self.db.run(async move |_| catalogues.get(tenant).await).await
     }
 
-    /// Completes content by what the tenant says of its type or category; what has neither costs nothing.
+    /// Fills in the defaults of the content's type or category. Content with neither needs no query.
     pub async fn complete(&self, tenant: TenantId, content: &mut Content) -> Result<(), Problem> {
         if content.kind.is_some() || content.category.is_some() {
             self.catalogue(tenant).await?.complete(content);
@@ -298,7 +299,7 @@ impl App {
         Ok(())
     }
 
-    /// The turn of a tenant to search what has to be decrypted for it: one at a time. `None` where nothing is encrypted.
+    /// A permit for a search that decrypts: one at a time per tenant. `None` if encryption is off.
     pub async fn search_turn(&self, tenant: TenantId) -> Result<Option<OwnedSemaphorePermit>, Problem> {
         if !self.sealer.is_on() {
             return Ok(None);
@@ -308,29 +309,29 @@ impl App {
             .ok_or_else(|| Problem::new(Code::Overloaded, "Wait until another search of this tenant is over."))
     }
 
-    /// From now on `/health` shows how the sessions' WAHA is.
+    /// Adds the WAHA of the sessions to the health report.
     pub fn watch_waha(&self) {
         self.parts.add(WahaPart { db: self.db.clone(), host: self.waha_host.clone() });
     }
 
-    /// What the validator needs to know now.
+    /// What the validator needs: the time and the network guards.
     pub fn rules(&self) -> Rules {
         Rules { now: clock::now(), guard: self.guard.clone(), media_guard: self.media_guard.clone() }
     }
 
-    /// Takes a change of limits over at once, as far as the database can be asked.
+    /// Reloads the tenants' own limits at once. If the database does not answer, the periodic reload catches up.
     pub async fn refresh_limits(&self) {
         if let Ok(own) = self.db.run(async move |store| store.http_limits().await).await {
             self.limits.set(own);
         }
     }
 
-    /// Refuses to work on tables that are not there yet.
+    /// Fails with `unavailable` until the migrations have run.
     pub fn require_schema(&self) -> Result<(), Problem> {
         if self.schema_is_current.load(Ordering::Relaxed) { Ok(()) } else { Err(Problem::unavailable()) }
     }
 
-    /// Every migration of this version has run: work may begin.
+    /// Every migration of this version has run: requests may use the database.
     pub fn mark_schema_current(&self) {
         self.schema_is_current.store(true, Ordering::Relaxed);
     }

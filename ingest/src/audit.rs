@@ -1,15 +1,15 @@
-//! The audit log: the gate records every call that changed something or read a secret, and an admin can read it.
+//! The audit log. The gate records every call that changed something or read a secret, and admins can read the log.
 //!
-//! Not recorded: submissions, which are their own record in the delivery log, and what a person does in an inbox.
+//! Not recorded are submissions, because the delivery log records them, and what people do in their inboxes.
 //!
-//! Recorded are calls that succeed, calls that fail after they changed something, and other calls that are answered with 5xx: of those
-//! it is not known whether they changed anything, and the entry says so.
+//! Recorded are calls that succeed, calls that fail after they changed something, and other calls that are answered with
+//! 5xx. It is not known whether those changed anything, and their entry says so.
 //!
-//! A call is judged by its path as the router reads it, with percent-encoding undone, and named after the route that
-//! answered it. A call of a recorded method without a known route is recorded under its path.
+//! The decision uses the path as the router reads it, with percent-encoding undone. An entry is named after the route that
+//! answered. A call of a recorded method without a known route is recorded under its path.
 //!
-//! **A change that cannot be recorded stands**: it has been made, and an answer that denies it would be a lie that clients
-//! repeat. The entry is tried again until it is written; meanwhile the log line says all of it, and an alert hangs on
+//! **A change that cannot be recorded is not undone.** It has been made, and an answer that denies it would make clients
+//! repeat it. The entry is retried until it is written. Meanwhile a log line contains the whole entry, and an alert watches
 //! `posthaste_audit_retried_total`.
 
 use std::{fmt::Display, mem, sync::Arc, time::Duration};
@@ -44,15 +44,15 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// How long an answer waits for its entry, and an entry for its turn until a log line says it.
+/// How long an answer waits for its entry, and how long an entry waits for its turn before it is logged.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Entries that wait for the database at once; further ones are in the log only. About 500 bytes each.
+/// Most entries that wait for the database; further ones go to the log only. About 500 bytes each.
 const WAITING_MAX: usize = 10_000;
-/// The same, beside those, for entries about calls of which it is not known whether they changed anything. They come in masses while
-/// the database is away, and must not keep it from its work once it is back.
+/// The same limit for ambiguous entries, counted separately. They come in masses while the database is away and must not
+/// keep it busy once it is back.
 const AMBIGUOUS_WAITING_MAX: usize = 100;
 
-/// Submissions, by method and path: the delivery log is their record.
+/// Submissions, by method and path. They are recorded in the delivery log instead.
 const SUBMISSIONS: [(Method, &str); 8] = [
     (Method::POST, "/api/notifications/send"),
     (Method::POST, "/api/notifications/send-bulk"),
@@ -63,11 +63,11 @@ const SUBMISSIONS: [(Method, &str); 8] = [
     (Method::POST, "/messages/send"),
     (Method::POST, "/messages/bulk"),
 ];
-/// Where an inbox is read and tidied.
+/// Path prefix of the inbox routes.
 const INBOX: &str = "/api/notifications/";
-/// What is done there to many items at once.
+/// Last path segment of inbox actions on many items.
 const INBOX_WORDS: [&str; 6] = ["mark-as-read", "mark-all-as-read", "read-all", "delete", "archive", "unarchive"];
-/// What is done there to one item, but for its removal.
+/// Last path segment of inbox actions on one item; removal has none.
 const ITEM_WORDS: [&str; 4] = ["read", "unread", "archive", "unarchive"];
 
 /// Reads that are recorded: secrets, exports, QR codes that link a WhatsApp account, and the bodies of dead letters.
@@ -79,10 +79,10 @@ const READS: [&str; 5] = [
     "/api/admin/dead-letters/{id}",
 ];
 
-/// What a path calls the id of a person.
+/// The path parameter that holds a person's id.
 const PERSON: &str = "user_id";
 
-/// What a handler tells the gate about its answer.
+/// What a handler tells the gate about its response.
 #[derive(Clone, Debug, Default)]
 struct Remark {
     is_unchanged: bool,
@@ -99,27 +99,27 @@ fn remark(mut response: HttpResponse, add: impl FnOnce(&mut Remark)) -> HttpResp
     response
 }
 
-/// Marks an answer to a call that changed nothing, such as a dry run.
+/// Marks the response to a call that changed nothing, such as a dry run.
 pub fn unchanged(response: HttpResponse) -> HttpResponse {
     remark(response, |remark| remark.is_unchanged = true)
 }
 
-/// Marks the refusal or failure of a call that has changed something all the same.
+/// Marks the response to a call that failed after it changed something.
 pub fn in_part(response: HttpResponse) -> HttpResponse {
     remark(response, |remark| remark.is_in_part = true)
 }
 
-/// Names what a call has made, where the path does not say it.
+/// Names what a call created, if the path does not.
 pub fn made(response: HttpResponse, what: impl ToString) -> HttpResponse {
     remark(response, |remark| remark.made = Some(what.to_string()))
 }
 
-/// Names the person whose things were changed, where the path does not say it.
+/// Names the person whose data changed, if the path does not.
 pub fn about(response: HttpResponse, tenant: TenantId, id: &str) -> HttpResponse {
     remark(response, |remark| remark.person = Some((tenant, id.to_owned())))
 }
 
-/// Names the tenant whose things were changed, where an operator's credential does not say it.
+/// Names the tenant whose data changed, if an operator's credential does not.
 pub fn of_tenant(response: HttpResponse, tenant: TenantId) -> HttpResponse {
     remark(response, |remark| remark.tenant = Some(tenant))
 }
@@ -133,7 +133,7 @@ fn is_recorded(method: &Method, path: &str) -> bool {
     changes && !SUBMISSIONS.iter().any(|(of, at)| *at == path && of == method) && !is_inbox(path)
 }
 
-/// Whether a path is of a route.
+/// Whether a path matches the pattern of a route.
 fn fits(pattern: &str, path: &str) -> bool {
     let is_same = |(pattern, part): (&str, &str)| pattern == part || (pattern.starts_with('{') && !part.is_empty());
     pattern.split('/').count() == path.split('/').count() && pattern.split('/').zip(path.split('/')).all(is_same)
@@ -148,8 +148,8 @@ fn is_inbox(path: &str) -> bool {
     path.strip_prefix(INBOX).is_some_and(|rest| INBOX_WORDS.contains(&rest) || is_item(rest))
 }
 
-/// Watches over one call that may have to be recorded. A client that hangs up ends the call wherever it stands, and what was
-/// begun in the database goes on: such a call is written down as one whose end nobody saw.
+/// Records one call when it ends. When a client hangs up, the call is dropped at any await point while its queries
+/// continue; it is then recorded as interrupted.
 pub struct Watch {
     app: Data<App>,
     deed: Option<Deed>,
@@ -157,9 +157,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Over this request, if it is one to watch.
+    /// Watches this request, if it has to be recorded.
     pub fn over(app: &Data<App>, request: &ServiceRequest, identity: &Identity) -> Option<Self> {
-        let action = begun(request)?;
+        let action = recorded_action(request)?;
         let actor = match identity.role {
             Role::User => identity.actor_as(&person(&app.sealer, identity.tenant, &identity.subject)),
             _ => identity.actor(),
@@ -179,7 +179,7 @@ impl Watch {
         let made = about.or_else(|| remark.made.map(|made| masked(&made)));
         let target = made.unwrap_or_else(|| ids(response.request(), self.caller, &self.app.sealer));
         let tenant = remark.tenant.or(deed.tenant);
-        let action = answered(response.request()).unwrap_or(deed.action);
+        let action = answered_action(response.request()).unwrap_or(deed.action);
         let deed = Deed { target: ending.noted(target, response.status()), tenant, action, ..deed };
         match ending {
             Ending::Ambiguous => self.app.recorder.record_ambiguous(deed),
@@ -188,26 +188,26 @@ impl Watch {
     }
 }
 
-/// How a call ended that has an entry.
+/// How a recorded call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Done,
-    /// It failed, and has changed something.
+    /// It failed after it changed something.
     InPart,
-    /// It is not known whether it changed anything.
+    /// It failed, and it is not known whether it changed anything.
     Ambiguous,
 }
 
 impl Ending {
     fn of<B>(response: &ServiceResponse<B>, remark: &Remark) -> Option<Self> {
-        // This answer says that nothing was stored.
+        // `Overloaded` says that nothing was stored.
         let problem = response.response().error().and_then(|error| error.as_error::<Problem>());
         let is_not_stored = problem.is_some_and(|problem| problem.code() == Code::Overloaded);
-        Self::judged(response.status(), response.request().method() == Method::GET || is_not_stored, remark)
+        Self::classify(response.status(), response.request().method() == Method::GET || is_not_stored, remark)
     }
 
-    /// `is_harmless`: an error of ours means that nothing was changed, nor a secret shown.
-    fn judged(status: StatusCode, is_harmless: bool, remark: &Remark) -> Option<Self> {
+    /// `is_harmless`: a 5xx means that nothing changed and no secret was shown.
+    fn classify(status: StatusCode, is_harmless: bool, remark: &Remark) -> Option<Self> {
         match status {
             _ if status.is_success() => (!remark.is_unchanged).then_some(Self::Done),
             _ if remark.is_in_part => Some(Self::InPart),
@@ -215,7 +215,7 @@ impl Ending {
         }
     }
 
-    /// The target with a note on how the call ended, unless that was well.
+    /// The target, with a note on how the call ended unless it succeeded.
     fn noted(self, target: String, status: StatusCode) -> String {
         let word = match self {
             Self::Done => return target,
@@ -226,22 +226,22 @@ impl Ending {
     }
 }
 
-/// The name of a call that has no answer yet, if it is to be recorded: for a call that is cut off. The route is known for
-/// certain once it has answered.
-fn begun(request: &ServiceRequest) -> Option<String> {
-    // As the router reads it; the path of the request itself may have any letter encoded.
+/// The name of a call that has no response yet, if it has to be recorded. Used if the call is cut off; the route is certain
+/// only after the response.
+fn recorded_action(request: &ServiceRequest) -> Option<String> {
+    // The path as the router reads it. In the request's own path any letter may be percent-encoded.
     let path = request.match_info().as_str();
     let name = || request.resource_map().match_pattern(path).unwrap_or_else(|| masked(path));
     is_recorded(request.method(), path).then(|| format!("{} {}", request.method(), name()))
 }
 
-/// The name of a call by the route that answered it.
-fn answered(request: &HttpRequest) -> Option<String> {
+/// The name of a call, by the route that answered it.
+fn answered_action(request: &HttpRequest) -> Option<String> {
     let route = request.app_data::<RouteTimings>()?;
     Some(format!("{} {}", request.method(), route.pattern()))
 }
 
-/// The ids in the path, decoded in full as the handlers do it.
+/// The ids in the path, fully decoded as in the handlers.
 fn ids(request: &HttpRequest, tenant: TenantId, sealer: &Sealer) -> String {
     let shown = |(name, id): (&str, &str)| match (name, params::decoded(id)) {
         (PERSON, id) => person(sealer, tenant, &id),
@@ -258,15 +258,15 @@ impl Drop for Watch {
     }
 }
 
-/// Writes entries.
+/// Writes entries to the audit log.
 pub struct Recorder {
     store: Store,
     runtime: tokio::runtime::Handle,
-    /// One permit: the chain takes one entry at a time, and each that waits for it in the database holds a connection.
+    /// One permit: the hash chain takes one entry at a time, and each entry that waits in the database holds a connection.
     turn: Arc<Semaphore>,
-    /// A permit for each entry that may wait.
-    room: Arc<Semaphore>,
-    ambiguous_room: Arc<Semaphore>,
+    /// A permit for each entry that waits.
+    waiting: Arc<Semaphore>,
+    ambiguous_waiting: Arc<Semaphore>,
 }
 
 impl Recorder {
@@ -277,32 +277,32 @@ impl Recorder {
             store,
             runtime: tokio::runtime::Handle::current(),
             turn: permits(1),
-            room: permits(WAITING_MAX),
-            ambiguous_room: permits(AMBIGUOUS_WAITING_MAX),
+            waiting: permits(WAITING_MAX),
+            ambiguous_waiting: permits(AMBIGUOUS_WAITING_MAX),
         }
     }
 
-    /// Writes an entry; one that cannot be written in time goes on being tried.
+    /// Writes an entry and waits for it for [`PATIENCE`] at most. The write is retried in the background.
     async fn record(&self, deed: Deed) {
-        if let Some(writing) = self.begin(deed, &self.room) {
-            // Whichever it is, the writer has said it.
+        if let Some(writing) = self.start(deed, &self.waiting) {
+            // The writer logs a failure itself.
             let _ = timeout(PATIENCE, writing).await;
         }
     }
 
-    /// Writes an entry about a call whose end is not known. Its answer promises nothing and does not wait for it.
+    /// Writes an entry about a call with an unknown end. Its answer promises nothing and does not wait for the entry.
     fn record_ambiguous(&self, deed: Deed) {
-        mem::drop(self.begin(deed, &self.ambiguous_room));
+        mem::drop(self.start(deed, &self.ambiguous_waiting));
     }
 
     /// Writes an entry about a call that was cut off.
     fn record_interrupted(&self, deed: Deed) {
-        mem::drop(self.begin(deed, &self.room));
+        mem::drop(self.start(deed, &self.waiting));
     }
 
-    /// `None`: too many entries wait.
-    fn begin(&self, deed: Deed, room: &Arc<Semaphore>) -> Option<JoinHandle<()>> {
-        let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
+    /// Starts writing an entry. Returns `None` if too many entries wait.
+    fn start(&self, deed: Deed, permits: &Arc<Semaphore>) -> Option<JoinHandle<()>> {
+        let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
             report(&deed, "too many entries wait", false);
             return None;
         };
@@ -316,7 +316,7 @@ impl Recorder {
 
 async fn write(store: &Store, turn: &Semaphore, deed: Deed) {
     let mut reconnect = Reconnect::new();
-    let mut said = false;
+    let mut is_reported = false;
     loop {
         let (error, goes_on) = match timeout(PATIENCE, turn.acquire()).await {
             Ok(_turn) => match store.audit_append(deed.clone()).await {
@@ -325,18 +325,18 @@ async fn write(store: &Store, turn: &Semaphore, deed: Deed) {
             },
             Err(_) => ("other entries are before it".to_owned(), true),
         };
-        if !said || !goes_on {
+        if !is_reported || !goes_on {
             report(&deed, error, goes_on);
         }
         if !goes_on {
             return;
         }
-        said = true;
+        is_reported = true;
         reconnect.pause().await;
     }
 }
 
-/// Says all of an entry that could not be written. `goes_on`: it is tried again; else this line is the record.
+/// Logs the whole of an entry that could not be written. `goes_on`: it is retried; otherwise this line is the only record.
 fn report(deed: &Deed, error: impl Display, goes_on: bool) {
     let Deed { tenant, actor, action, target, request_id } = deed;
     let tenant = tenant.map(|tenant| tenant.0);
@@ -384,12 +384,13 @@ pub struct AuditList {
 
 /// Who changed what, newest first.
 ///
-/// One entry for each POST, PUT or DELETE with a credential that was answered with 2xx, for each read of a signing secret, a
-/// person's export, a session's QR code or a dead letter's body, and for each `posthaste` command that changed something. A call that
-/// was answered with 5xx may have changed something: its target ends in `(ambiguous: answered 503)`. One that failed after it had
-/// changed something ends in `(in part: answered 400)`; one that the client cut off has the target `(interrupted)`. The
-/// actor is a role and a subject; ` via key:<id>` behind it names the API key that made a token. Submissions are not among them (the timeline of a message is their record), nor what people do in
-/// their inboxes. Entries cannot be changed or removed; `posthaste audit verify` checks their chain of hashes.
+/// There is one entry for each POST, PUT or DELETE with a credential that was answered with 2xx, for each read of a signing
+/// secret, a person's export, a session's QR code or a dead letter's body, and for each `posthaste` command that changed
+/// something. A call that was answered with 5xx may have changed something: its target ends in `(ambiguous: answered 503)`.
+/// A call that failed after it had changed something ends in `(in part: answered 400)`; one that the client cut off has the
+/// target `(interrupted)`. The actor is a role and a subject; ` via key:<id>` behind it names the API key that made a
+/// token. Submissions are not recorded (the timeline of a message is their record), nor is what people do in their inboxes.
+/// Entries cannot be changed or removed; `posthaste audit verify` checks their chain of hashes.
 ///
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(get, path = "/api/admin/audit", tag = "managing", params(AuditQuery),
@@ -473,7 +474,7 @@ mod tests {
             (503, true, &plain, None),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
-            let ending = Ending::judged(status, is_harmless, remark);
+            let ending = Ending::classify(status, is_harmless, remark);
             let target = ending.map(|ending| ending.noted("7".to_owned(), status));
             assert_eq!(target.as_deref(), wanted, "{status} {is_harmless} {remark:?}");
         }
@@ -493,17 +494,17 @@ mod tests {
 
     const SEEN: HeaderName = HeaderName::from_static("x-seen");
 
-    /// Says in a header what would be recorded.
+    /// Returns in a header what would be recorded.
     async fn say(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<impl MessageBody>, Error> {
-        let begun = begun(&request);
+        let begun = recorded_action(&request);
         let mut response = next.call(request).await?;
         let target = ids(response.request(), TenantId(1), &Sealer::default());
-        let seen = format!("{begun:?} {:?} {target}", answered(response.request()));
+        let seen = format!("{begun:?} {:?} {target}", answered_action(response.request()));
         response.headers_mut().insert(SEEN, HeaderValue::from_str(&seen).unwrap());
         Ok(response)
     }
 
-    /// A path of a route with ids that hold what the router leaves encoded, and each way to encode its letters.
+    /// The path of a route with ids that contain what the router leaves encoded, in every spelling of its letters.
     fn spellings(pattern: &str) -> BTreeSet<String> {
         let id = "0191d8a0-0000-7000-8000-000000000001";
         let fill = |part: &str| match part {

@@ -1,7 +1,7 @@
-//! Who is asking: an API key or a token becomes an identity; the tenant comes from nowhere else.
+//! Authentication: turns an API key or a token into an identity. The tenant comes from the credential alone.
 //!
-//! Keys and tenants are remembered for less than half a minute, so a request under load asks the database nothing; a
-//! revoked key holds for as long at most.
+//! Keys and tenants are cached for less than half a minute, so under load a request needs no query. A revoked key works for
+//! at most that long.
 
 use std::{borrow::Cow, future::Future, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -30,46 +30,46 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// How long what was found holds. With the grace of the cache and the look-up itself, a revoked key is refused everywhere
-/// within 30 seconds.
+/// Lifetime of a cached key. With the cache's grace and the look-up itself, a revoked key is refused everywhere within 30
+/// seconds.
 const FOUND_TTL: Duration = Duration::from_secs(25);
-/// How long "there is no such key" holds: short, so that a new key works at once.
+/// Lifetime of a cached "there is no such key": short, so that a new key works at once.
 const MISSING_TTL: Duration = Duration::from_secs(2);
-/// How long a look-up may take: it comes before the commit, and both together have about two seconds.
+/// Bound on a look-up. It precedes the commit, and both together have about two seconds.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Remembered keys that exist, and as many that do not; about 200 bytes each.
+/// Cached keys that exist, and as many that do not; about 200 bytes each.
 const KEYS_MAX: usize = 10_000;
-/// Keys that this process has not seen, looked up at once.
+/// Look-ups at once of keys that this process has not seen.
 const LOOK_UPS_MAX: usize = 4;
-/// Remembered tenants.
+/// Cached tenants.
 const TENANTS_MAX: usize = 10_000;
-/// Longest credential looked at; a token is about 300 bytes.
+/// Longest accepted credential; a token has about 300 bytes.
 const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;
-/// Where sockets are opened.
+/// Path prefix of the WebSocket routes.
 const SOCKETS: &str = "/ws/";
-/// Longest slug of a tenant, as the schema has it.
+/// Longest tenant slug, as in the schema.
 const SLUG_BYTES_MAX: usize = 63;
 
-/// The bearer of a credential.
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Its tenant.
     pub tenant: TenantId,
-    /// What it may do.
+    /// The role, which decides what it may do.
     pub role: Role,
     /// The `sub` of a token, or the id of a key.
     pub subject: String,
-    /// The key that made the token; `None` for a key itself, and for a token that the owner of `JWT_SECRET` made.
+    /// The key that issued the token. `None` for a key itself, and for a token that was signed directly with `JWT_SECRET`.
     pub via: Option<Via>,
 }
 
 impl Identity {
-    /// The tenant whose things it sees; an operator sees everybody's.
+    /// The tenant whose data the caller sees; `None` for an operator, which sees all tenants.
     pub fn scope(&self) -> Option<TenantId> {
         (self.role != Role::Operator).then_some(self.tenant)
     }
 
-    /// How the audit log names it.
+    /// The actor's name in the audit log.
     pub fn actor(&self) -> String {
         self.actor_as(&self.subject)
     }
@@ -82,16 +82,16 @@ impl Identity {
     }
 }
 
-/// What the gate found out about the credential of a request, for the extractors.
+/// What the gate learned about the credential of a request; the extractors read it.
 pub struct Caller(Result<Arc<Identity>, Option<Problem>>);
 
 impl Caller {
-    /// Found by asking once.
+    /// Wraps the result of authentication, which runs once per request.
     pub fn new(identified: Result<Arc<Identity>, Problem>) -> Self {
         Self(identified.map_err(Some))
     }
 
-    /// Who it is, if the credential holds.
+    /// The identity, if the credential is valid.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.0.as_ref().ok()
     }
@@ -104,14 +104,14 @@ impl Caller {
     }
 }
 
-/// Checks credentials.
+/// Authenticates callers.
 pub struct Credentials {
     db: Db,
     jwt_secret: SecretString,
     keys: Cache<Hash, Arc<Identity>>,
-    /// Keys that do not exist, apart from those that do: a flood of them evicts no real one.
+    /// Keys that do not exist, in a cache of their own, so that a flood of them evicts no real key.
     missing: Cache<Hash, ()>,
-    /// Look-ups of keys that this process has not seen.
+    /// Permits for look-ups of keys that this process has not seen.
     first_look_ups: FirstLookUps,
     tenants: Cache<String, TenantId>,
 }
@@ -129,7 +129,8 @@ impl Credentials {
         }
     }
 
-    /// Who holds this credential, which comes from `address`. An API key that has to be looked up waits for its turn only if `may_wait`.
+    /// Authenticates a credential that comes from `address`. An API key that needs a look-up waits for a permit only if
+    /// `may_wait`.
     pub async fn identify(
         &self,
         credential: &str,
@@ -143,25 +144,25 @@ impl Credentials {
         }
     }
 
-    /// Whether only the database can tell that a credential is made up: it is an API key that is not known here to exist, nor,
-    /// at the moment, not to exist. A checksum shows nothing: its algorithm is public.
+    /// Whether only the database can tell if a credential is invented: it is an API key that the caches know neither as
+    /// existing nor as missing. A checksum in the key would not help: its algorithm is public.
     pub fn is_unseen(&self, credential: &str) -> bool {
         let is_seen = |hash: &Hash| self.keys.contains(hash) || self.missing.contains_fresh(hash);
         KeyForm::of(credential).is_some() && !is_seen(&token::hash_key(credential))
     }
 
-    /// When a credential that holds will end by itself; a key never does.
+    /// When a valid credential expires; a key never does.
     pub fn ends(&self, credential: &str) -> Option<DateTime<Utc>> {
         if credential.starts_with(KEY_PREFIX) {
             return None;
         }
-        // One that ended right now is over at once.
+        // A token that has just expired counts as expired now.
         let claims = token::decode(&self.jwt_secret, credential).ok();
         Some(claims.and_then(|claims| DateTime::from_timestamp(claims.exp, 0)).unwrap_or_default())
     }
 
-    /// The tenant with this slug, if there is one. A missing one is asked for each time: only a token of ours or a publisher
-    /// of ours can name one, and a refused publish that is replayed right after its tenant was made must find it.
+    /// The tenant with this slug. Missing tenants are not cached: only a token or a publisher of ours can name one, and a
+    /// publish that was refused and is replayed right after its tenant was created must find it.
     pub async fn tenant(&self, slug: &str) -> Result<Option<TenantId>, Problem> {
         if !is_slug(slug) {
             return Ok(None);
@@ -177,7 +178,7 @@ impl Credentials {
         Ok(found)
     }
 
-    /// Asks for a key anew: it was revoked here.
+    /// Drops a revoked key from the cache of this process.
     pub fn forget_key(&self, id: Uuid) {
         let id = id.to_string();
         self.keys.forget_where(|identity| identity.subject == id);
@@ -204,8 +205,8 @@ impl Credentials {
         identity.ok_or_else(unknown)
     }
 
-    /// Asks the database for a key. Of keys not seen before few are asked for at once, so that made-up ones leave
-    /// the connections to others.
+    /// Looks a key up in the database. Few unseen keys are looked up at once, so that invented keys leave connections to
+    /// others.
     async fn look_up(
         &self,
         hash: Hash,
@@ -221,13 +222,13 @@ impl Credentials {
             };
             Some(permits.ok_or_else(Problem::unavailable)?)
         };
-        // The permits go with the question, which may outlive the caller's patience.
-        let asking = async move |store: Store| {
+        // The permits move into the query, which may outlive the caller's timeout.
+        let query = async move |store: Store| {
             let found = store.key_by_hash(&hash).await;
             drop(permits);
             found
         };
-        let found = self.db.run_within(LOOK_UP_TIMEOUT, asking).await?;
+        let found = self.db.run_within(LOOK_UP_TIMEOUT, query).await?;
         let identity = |KeyRow { id, tenant_id, role, .. }| Identity {
             tenant: tenant_id,
             role,
@@ -253,7 +254,7 @@ fn refuse(detail: &'static str) -> Problem {
     Problem::new(Code::Unauthenticated, detail)
 }
 
-/// Anything else cannot be in the database, and some of it not even be asked for.
+/// Whether a text can be a slug. Other texts cannot be in the database, and some cannot even be sent to it.
 fn is_slug(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=SLUG_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain)
@@ -275,14 +276,15 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     if usable { Ok(credential) } else { Err(missing()) }
 }
 
-/// The credential of a request: that of its header, or of its query where a browser opens a socket, which sends no header.
+/// The credential of a request: from the header, or from the query when a browser opens a socket and cannot send the
+/// header.
 pub fn presented<'a>(headers: &'a HeaderMap, path: &str, query: &str) -> Result<Cow<'a, str>, Problem> {
     let by_header = bearer(headers);
     if by_header.is_ok() || headers.contains_key(AUTHORIZATION) || !path.starts_with(SOCKETS) {
         return by_header.map(Cow::Borrowed);
     }
     let token = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token").map(|(_, token)| token);
-    // Proxies log queries: a token there ends soon, a key does not.
+    // Proxies log query strings. A token in a log expires soon; a key does not.
     let is_usable =
         |token: &Cow<'_, str>| (1..=CREDENTIAL_BYTES_MAX).contains(&token.len()) && !token.starts_with(KEY_PREFIX);
     let usable = token.filter(is_usable);
@@ -309,7 +311,7 @@ async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<I
     Ok(identity)
 }
 
-/// An extractor for each set of roles, so that a route's signature says who may use it.
+/// Defines one extractor per set of roles, so that a handler's signature says who may call it.
 macro_rules! extractors {
     ($($(#[$doc:meta])* $name:ident: $roles:expr;)+) => {$(
         $(#[$doc])*
@@ -331,13 +333,13 @@ macro_rules! extractors {
 extractors! {
     /// May submit.
     Producer: &[Role::Producer, Role::Admin];
-    /// May look at messages, and take them back.
+    /// May read messages and cancel them.
     Reader: &[Role::Producer, Role::Admin, Role::Operator];
-    /// May manage its tenant, or all of them.
+    /// May manage its tenant; an operator manages all of them.
     Admin: &[Role::Admin, Role::Operator];
     /// Works across tenants.
     Operator: &[Role::Operator];
-    /// Any bearer.
+    /// Any authenticated caller.
     Anyone: Role::ALL;
 }
 

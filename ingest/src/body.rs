@@ -1,6 +1,6 @@
-//! Reads a body: within a size that its route sets, a time, and the bytes that all requests may hold at once.
+//! Reads request bodies, bounded by a size per route, a time, and a budget for the bytes that all requests hold at once.
 //!
-//! Nothing is read before a handler asks for it, and handlers ask after their credential is checked.
+//! Nothing is read before a handler asks for it, and handlers ask after the credential is checked.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -27,46 +27,48 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Largest body of most routes, in bytes.
+/// Default limit of a body, in bytes.
 const USUAL: usize = 64 * 1024;
-/// Largest submission: 20 MB of attachments in base64, and room for the rest.
+/// Largest submission: 20 MB of attachments in base64, plus the rest.
 pub const SUBMISSION: usize = 30 * 1024 * 1024;
 /// Largest template.
 pub const TEMPLATE: usize = 1024 * 1024;
-/// Largest body of a caller without a credential. So much of each body is also free of the budget, so that a few large ones
-/// do not keep small ones out; connections bound it.
+/// Largest body of a caller without a credential. As many bytes of each body are exempt from the budget, so that a few
+/// large bodies do not keep small ones out; the number of connections bounds them.
 pub const ANONYMOUS: usize = 8 * 1024;
-/// Largest webhook of a provider: SendGrid sends up to 768 KiB together. Its signature covers the body, so the body is held before the sender is known.
+/// Largest webhook of a provider: SendGrid sends up to 768 KiB at once. Its signature covers the body, so the body is held
+/// before the sender is verified.
 pub const WEBHOOK: usize = 1024 * 1024;
-/// The part of the budget that a tenant has, at least one submission.
+/// A tenant may hold the budget divided by this, and at least one submission.
 const TENANT_PART: usize = 4;
-/// The part of the budget that an address has for callers without a credential and for users, at least one webhook; the users of
-/// a tenant together have as much.
+/// An address may hold the budget divided by this, for callers without a credential and for users, and at least one
+/// webhook. The users of a tenant together may hold as much.
 const ADDRESS_PART: usize = 16;
-/// The part of the budget that all callers without a credential have together, so that many addresses leave room for tenants.
+/// All callers without a credential together may hold the budget divided by this, so that many addresses leave bytes for
+/// tenants.
 const STRANGERS_PART: usize = 2;
-/// How long a body may take to arrive. 30 MiB in that time is 1 MiB/s; whoever is slower would hold memory for minutes.
+/// How long a body may take to arrive: 30 MiB in that time is 1 MiB/s. A slower sender would hold memory for minutes.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// What is read of a body that is refused, so that its sender hears why.
+/// How much of a refused body is still read, so that its sender gets to read the answer.
 const DISCARD_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// What is reserved before anything has arrived, whatever the headers promise.
+/// Largest buffer reserved before any byte has arrived, whatever the headers announce.
 const CAPACITY_MAX: usize = 64 * 1024;
 
-/// The bytes of bodies that all requests of the process may hold at once. No holder has all of them.
+/// Budget for the bytes of bodies that all requests of the process hold at once. No holder may take all of it.
 #[derive(Clone)]
 pub struct BodyBudget {
     max: usize,
     taken: Arc<Mutex<Taken>>,
 }
 
-/// The bytes that are taken out of a budget.
+/// The bytes in use, in total and per holder.
 #[derive(Default)]
 struct Taken {
     all: usize,
     by_holder: HashMap<Holder, usize>,
 }
 
-/// A party that holds bytes of bodies.
+/// A party whose use of the budget is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Holder {
     Address(Option<Network>),
@@ -74,12 +76,13 @@ enum Holder {
     Strangers,
     /// The producers, admins and operators of a tenant.
     Tenant(TenantId),
-    /// The users of a tenant. They take nothing from its producers.
+    /// The users of a tenant. Their bytes do not count against its producers.
     UsersOf(TenantId),
 }
 
 impl Holder {
-    /// The parties that a request counts for. A producer sends large bodies from one address, so its address does not count.
+    /// The holders that a request counts against. A producer sends large bodies from one address, so its address does not
+    /// count.
     fn of(request: &HttpRequest) -> Vec<Self> {
         let extensions = request.extensions();
         let identity = extensions.get::<Caller>().and_then(Caller::identity);
@@ -91,7 +94,7 @@ impl Holder {
         }
     }
 
-    /// Its share of a budget of `max` bytes. The largest body always fits into it.
+    /// The holder's share of a budget of `max` bytes; at least its largest body.
     fn share(self, max: usize) -> usize {
         match self {
             Self::Address(_) | Self::UsersOf(_) => WEBHOOK.max(max / ADDRESS_PART),
@@ -102,12 +105,12 @@ impl Holder {
 }
 
 impl BodyBudget {
-    /// So many bytes.
+    /// A budget of `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
         Self { max: bytes, taken: Arc::default() }
     }
 
-    /// Takes bytes for holders; `false`: the budget, or the share of a holder, has no room for them.
+    /// Takes bytes for holders. Returns `false` if the budget or the share of a holder is exhausted.
     fn take(&self, holders: &[Holder], bytes: usize) -> bool {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |holder: &Holder| {
@@ -124,7 +127,7 @@ impl BodyBudget {
         true
     }
 
-    /// Gives back what [`BodyBudget::take`] took.
+    /// Returns what [`BodyBudget::take`] took.
     fn give_back(&self, holders: &[Holder], bytes: usize) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all = taken.all.saturating_sub(bytes);
@@ -138,7 +141,7 @@ impl BodyBudget {
     }
 }
 
-/// The bytes of a body that are taken out of the budget; kept with the request, so that they come back when it ends.
+/// The bytes that a body has taken from the budget. Stored with the request and returned when it ends.
 struct Held {
     budget: BodyBudget,
     holders: Vec<Holder>,
@@ -150,7 +153,7 @@ impl Held {
         Self { budget: budget.clone(), holders, bytes: 0 }
     }
 
-    /// Takes what a body of `length` bytes needs beyond what it has; `false`: there is no more.
+    /// Takes what a body of `length` bytes needs beyond what it already holds. Returns `false` if the budget is exhausted.
     fn cover(&mut self, length: usize) -> bool {
         let missing = length.saturating_sub(ANONYMOUS).saturating_sub(self.bytes);
         let is_covered = missing == 0 || self.budget.take(&self.holders, missing);
@@ -167,7 +170,7 @@ impl Drop for Held {
     }
 }
 
-/// A body of at most `MAX` bytes whose headers say that it is JSON; not parsed yet.
+/// A body of at most `MAX` bytes whose headers declare JSON; not parsed yet.
 pub struct JsonBody<const MAX: usize = USUAL>(RawBody);
 
 impl<const MAX: usize> FromRequest for JsonBody<MAX> {
@@ -185,19 +188,19 @@ impl<const MAX: usize> JsonBody<MAX> {
         self.0.read(MAX).await
     }
 
-    /// The body as a value; a fault in it is named.
+    /// Parses the body; an error names the field.
     pub async fn parse<T: DeserializeOwned>(self) -> Result<T, Problem> {
         parse_json(&self.read().await?).map_err(Problem::malformed)
     }
 
-    /// As [`JsonBody::parse`], where no body means the default.
+    /// As [`JsonBody::parse`]; an empty body gives the default.
     pub async fn parse_or_default<T: DeserializeOwned + Default>(self) -> Result<T, Problem> {
         let body = self.read().await?;
         if body.is_empty() { Ok(T::default()) } else { parse_json(&body).map_err(Problem::malformed) }
     }
 }
 
-/// A body of which nothing is known yet.
+/// A body that has not been checked or read.
 pub struct RawBody {
     request: HttpRequest,
     payload: Payload,
@@ -219,8 +222,8 @@ impl RawBody {
         Self { request: request.clone(), payload: payload.take(), length }
     }
 
-    /// The bytes of the body, if there are at most `max` and the budget has room for them. What is refused is read to its end
-    /// and thrown away, within bounds: a client that still writes does not read the answer.
+    /// Reads the body, if it has at most `max` bytes and the budget allows it. A refused body is read to its end and
+    /// discarded, within bounds: a client that is still writing does not read the answer.
     pub async fn read(mut self, max: usize) -> Result<Bytes, Problem> {
         let reading = async {
             let fault = match self.collect(max).await {
@@ -234,9 +237,9 @@ impl RawBody {
         tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(late)?
     }
 
-    /// Refuses a request. Its body is discarded as it arrives.
+    /// Refuses a request and discards its body as it arrives.
     pub async fn refuse<T>(mut self, problem: Problem) -> Result<T, Problem> {
-        // A client that is still writing by then does not read the answer.
+        // A client that still writes after this time does not read the answer.
         let _ = tokio::time::timeout(BODY_TIMEOUT, self.discard()).await;
         Err(problem)
     }
@@ -262,15 +265,15 @@ impl RawBody {
     }
 
     async fn discard(&mut self) {
-        let mut room = DISCARD_BYTES_MAX;
+        let mut remaining = DISCARD_BYTES_MAX;
         while let Some(Ok(chunk)) = self.payload.next().await {
-            let Some(left) = room.checked_sub(chunk.len()) else { break };
-            room = left;
+            let Some(left) = remaining.checked_sub(chunk.len()) else { break };
+            remaining = left;
         }
     }
 }
 
-/// Why a body could not be had.
+/// Why a body could not be read.
 enum Fault {
     TooLarge,
     NoRoom,
@@ -287,7 +290,7 @@ impl Fault {
     }
 }
 
-/// Refuses what is no JSON.
+/// Refuses a body that is not declared as JSON.
 fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     if !text(CONTENT_TYPE).is_none_or(is_json) {
@@ -318,7 +321,8 @@ fn too_large(max: usize) -> Problem {
     Problem::new(Code::PayloadTooLarge, detail)
 }
 
-/// A body in one piece, as almost all are, is not copied. `has_room` is asked before a length is held.
+/// Collects the chunks of a body. A body in one chunk, as almost all are, is not copied. `has_room` is called before a
+/// length is held.
 async fn collect(
     mut payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin,
     length: Option<usize>,

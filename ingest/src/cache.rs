@@ -1,4 +1,4 @@
-//! Remembers answers of the database for a while, so that a request under load costs none.
+//! A cache of query results, so that a request under load needs no query.
 
 use std::{
     collections::HashMap,
@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// While one caller asks anew for what has just gone stale, the others use the old answer for this long: without it,
-/// each expiry would send everybody to the database at once.
+/// While one caller reloads an expired value, the others use the old value for this long. Without it, each expiry would
+/// send all callers to the database at once.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The part of a full cache that makes room.
+/// A full cache evicts one entry in so many.
 const EVICTED_PART: usize = 8;
 
 struct Entry<V> {
@@ -19,7 +19,7 @@ struct Entry<V> {
     until: Instant,
 }
 
-/// Answers by key, each with its own time to live; at most `max` of them.
+/// Values by key, each with its own lifetime; at most `max` of them.
 pub struct Cache<K, V> {
     entries: RwLock<HashMap<K, Entry<V>>>,
     max: usize,
@@ -31,7 +31,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         Self { entries: RwLock::default(), max }
     }
 
-    /// What is remembered. `None` also tells one caller after each expiry to ask anew.
+    /// The cached value. After each expiry one caller gets `None` and has to reload it.
     pub fn get<Q>(&self, key: &Q) -> Option<V>
     where
         K: std::borrow::Borrow<Q>,
@@ -46,7 +46,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         remembered.or_else(|| self.take_turn(key, now))
     }
 
-    /// The first one in after an expiry prolongs the old answer for the others and goes to ask.
+    /// The first caller after an expiry extends the old value for the others and gets `None`.
     fn take_turn<Q>(&self, key: &Q, now: Instant) -> Option<V>
     where
         K: std::borrow::Borrow<Q>,
@@ -61,7 +61,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         None
     }
 
-    /// Forgets an answer.
+    /// Removes a value.
     pub fn forget<Q>(&self, key: &Q)
     where
         K: std::borrow::Borrow<Q>,
@@ -70,7 +70,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
-    /// Whether there is an answer, fresh or stale.
+    /// Whether there is a value, fresh or expired.
     pub fn contains<Q>(&self, key: &Q) -> bool
     where
         K: std::borrow::Borrow<Q>,
@@ -79,7 +79,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).contains_key(key)
     }
 
-    /// Whether there is an answer that is not stale.
+    /// Whether there is a value that has not expired.
     pub fn contains_fresh<Q>(&self, key: &Q) -> bool
     where
         K: std::borrow::Borrow<Q>,
@@ -89,13 +89,13 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         entries.get(key).is_some_and(|entry| entry.until > Instant::now())
     }
 
-    /// Forgets the answers that `is_meant` picks.
+    /// Removes the values that `is_meant` selects.
     pub fn forget_where(&self, is_meant: impl Fn(&V) -> bool) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| !is_meant(&entry.value));
     }
 
-    /// Remembers an answer. A full cache evicts the oldest of its answers.
+    /// Stores a value. A full cache evicts the entries that expire first.
     pub fn put(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
@@ -106,8 +106,8 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     }
 }
 
-/// Evicts the eighth of the entries that ranks lowest, so that a flood of new ones neither empties a full map nor costs a pass
-/// over it each time.
+/// Evicts the eighth of the entries with the lowest rank. A flood of new entries then neither empties a full map nor costs
+/// a pass over it for each of them.
 pub fn evict_lowest<K, V, S, R: Ord + Copy>(entries: &mut HashMap<K, V, S>, rank: impl Fn(&V) -> R) {
     let mut ranks: Vec<R> = entries.values().map(&rank).collect();
     let evicted = ranks.len() / EVICTED_PART;
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(cache.get("a"), None, "the first one asks");
             cache.get("a") == Some(2)
         };
-        // The grace may be over where the machine stands still, but not every time.
+        // The grace may end while the machine pauses, but not every time.
         assert!((0..10).any(|_| goes_on()), "the others go on with the old answer meanwhile");
     }
 

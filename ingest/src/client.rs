@@ -1,4 +1,4 @@
-//! The address of a caller: that of its connection, or the one that trusted proxies name.
+//! The address of a caller: the peer of the connection, or the address that trusted proxies report.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,11 +11,11 @@ use ipnet::IpNet;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The address of a caller, as the gate works it out once for each request.
+/// The address of a caller, resolved by the gate once per request.
 #[derive(Clone, Copy, Debug)]
 struct ClientAddress(Option<IpAddr>);
 
-/// The addresses that count as one caller: an IPv4 address, or the 2^64 IPv6 addresses that one host has.
+/// Addresses that count as one caller: one IPv4 address, or the 2^64 IPv6 addresses that one host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network(u128);
 
@@ -29,7 +29,7 @@ impl Network {
     }
 }
 
-/// Works the address out and keeps it with the request.
+/// Resolves the caller's address and stores it in the request's extensions.
 pub fn note(request: &ServiceRequest, trusted: &[IpNet]) -> Option<IpAddr> {
     let peer = request.peer_addr().map(|peer| peer.ip());
     let address = peer.and_then(|peer| resolve(peer, request.headers(), trusted));
@@ -37,14 +37,14 @@ pub fn note(request: &ServiceRequest, trusted: &[IpNet]) -> Option<IpAddr> {
     address
 }
 
-/// The address that [`note`] kept. Callers without one count as one caller, and no network contains them.
+/// The address that [`note`] stored. Callers without an address count as one caller, and no network contains them.
 pub fn address(request: &HttpRequest) -> Option<IpAddr> {
     request.extensions().get::<ClientAddress>().and_then(|kept| kept.0)
 }
 
-/// Walks from the connection towards the caller as long as each hop is trusted. A hop that is no address ends the walk. `None`: a
-/// trusted proxy sends both headers. It sets one of them, the caller may have written the other, and the proxy's own address would let
-/// the caller into networks that contain the proxy.
+/// Walks from the peer towards the caller as long as each hop is trusted. A hop that is not an address ends the walk.
+/// Returns `None` if a trusted proxy sends both headers: it sets only one of them, so the caller may have written the
+/// other. Falling back to the proxy's own address would admit the caller to networks that contain the proxy.
 fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
     let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
     let mut address = peer.to_canonical();
@@ -60,7 +60,8 @@ fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAdd
     Some(address)
 }
 
-/// The hops that the header names, the nearest last, and `None` for what is no address; none of them where both headers are given.
+/// The hops that the header lists, the nearest last; a hop that is not an address is `None`. Returns `None` if both headers
+/// are present.
 fn hops(headers: &HeaderMap) -> Option<Vec<Option<IpAddr>>> {
     let lines = |name| headers.get_all(name).map(HeaderValue::as_bytes);
     let all = |name| lines(name).flat_map(|line| line.split(|byte| *byte == b',')).map(|hop| str::from_utf8(hop).ok());
@@ -77,7 +78,7 @@ fn forwarded_for(element: &str) -> Option<&str> {
     pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for")).map(|(_, value)| value)
 }
 
-/// An address, with or without a port, quotes and the brackets of IPv6.
+/// Parses an address, with or without a port, quotes and the brackets of IPv6.
 fn parse(text: &str) -> Option<IpAddr> {
     let text = text.trim().trim_matches('"');
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);

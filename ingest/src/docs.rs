@@ -1,4 +1,4 @@
-//! The specifications and the page to try them on. Everything comes out of the binary; no network is needed.
+//! The specifications and the Swagger page. Everything is embedded in the binary and needs no network.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use crate::{
 
 const ASYNCAPI: &str = include_str!("../../docs/asyncapi.yaml");
 
-/// What the pages may load, and that no page may frame them: a credential is typed in there.
+/// Restricts what the pages may load, and forbids framing: people type a credential there.
 const POLICY: (HeaderName, &str) = (
     CONTENT_SECURITY_POLICY,
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
-/// The same for browsers that know no `frame-ancestors`.
+/// The same for browsers that do not support `frame-ancestors`.
 const NO_FRAMES: (HeaderName, &str) = (X_FRAME_OPTIONS, "DENY");
 
-/// The configuration of the Swagger page: where the document is.
+/// The configuration of the Swagger page: the URL of the document.
 pub type UiConfig = Arc<utoipa_swagger_ui::Config<'static>>;
 
-/// The Swagger page on our document.
+/// The configuration for our document.
 pub fn ui_config() -> UiConfig {
     Arc::new(utoipa_swagger_ui::Config::from("/openapi.json"))
 }
@@ -68,7 +68,7 @@ pub async fn problems() -> HttpResponse {
         .body(page)
 }
 
-/// `/docs` itself: the page's own links are relative to `/docs/`.
+/// Redirects `/docs`, because the page's links are relative to `/docs/`.
 pub async fn ui_root() -> HttpResponse {
     HttpResponse::PermanentRedirect().insert_header((LOCATION, "/docs/")).finish()
 }

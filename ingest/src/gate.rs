@@ -1,13 +1,13 @@
-//! The gate that every request passes: who is asking, how often, and what of it goes into the audit log.
+//! The gate: middleware around every request that authenticates, limits the rate and records audit entries.
 //!
-//! The credential is checked once, here; the extractors of `auth` find the answer. A request with a valid credential counts
-//! for that credential; any other one, also with an invented credential, for the address it comes from. The check comes
-//! first even where the address has used its requests up: several callers may have one address, and one that guesses must
-//! not lock the others out. Only an API key that this process has not seen lately is looked up at the expense of the address,
-//! in a bucket that nothing else uses. Where that is empty, a key is still looked up if this can be done at once: real keys
-//! behind one address must not be refused because another caller there guesses.
+//! The gate checks the credential once; the extractors of `auth` read the result. A request with a valid credential counts
+//! against that credential. Every other request, also one with an invented credential, counts against its address. The
+//! credential is checked even if the address has used up its requests: several callers may share one address, and one that
+//! guesses must not lock the others out. Only an API key that this process has not seen lately counts its look-up against
+//! the address, in a bucket for nothing else. If that bucket is empty, the key is still looked up if a permit is free at
+//! once: another caller's guesses must not block real keys behind the same address.
 //!
-//! Every decision by path takes the path as the router reads it.
+//! Every decision by path uses the path as the router reads it.
 
 use std::net::IpAddr;
 
@@ -28,14 +28,14 @@ use crate::{
     problem::Code,
 };
 
-/// Specifications, health and metrics: who asks for them must not be turned away by anybody's requests. Nor must readers of
-/// tracked mails, whom few addresses may fetch for; a link of ours costs an HMAC.
+/// Specifications, health and metrics are not limited: other callers' requests must not lock their readers out. Nor are
+/// links of tracked mails limited: few addresses may fetch them for many readers, and checking one costs an HMAC.
 const FREE: [&str; 6] = ["/health", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml", "/t"];
-/// What providers call, many events from one address; their signature is their credential. So is the token of a link that
-/// unsubscribes, and few mail services follow those of many readers.
+/// Called by providers, with many events from one address; their signature is their credential. For an unsubscribe link it
+/// is the token, and few mail services follow the links of many readers.
 const WEBHOOKS: [&str; 3] = ["/webhooks/", "/api/notifications/webhook/", "/api/notifications/unsubscribe/"];
 
-/// Where refresh tokens are renewed; each family has a bucket of its own besides.
+/// Where refresh tokens are renewed. Each token family also has a bucket of its own.
 const REFRESH: &str = "/api/auth/refresh";
 
 /// The middleware around every route.
@@ -50,10 +50,10 @@ pub async fn gate(
     if is_free(request.match_info().as_str()) {
         return Ok(next.call(request).await?.map_into_left_body());
     }
-    let (caller, verdict) = admit(&app, &request, address).await;
-    if let Some(problem) = verdict.as_ref().and_then(RateLimitDecision::refusal) {
+    let (caller, decision) = admit(&app, &request, address).await;
+    if let Some(problem) = decision.as_ref().and_then(RateLimitDecision::refusal) {
         let mut response = request.into_response(problem.error_response()).map_into_right_body();
-        finish(&mut response, verdict);
+        finish(&mut response, decision);
         return Ok(response);
     }
     let watch = caller.as_ref().and_then(|caller| Watch::over(&app, &request, caller.identity()?));
@@ -64,11 +64,12 @@ pub async fn gate(
     if let Some(watch) = watch {
         watch.end(&response).await;
     }
-    finish(&mut response, verdict);
+    finish(&mut response, decision);
     Ok(response)
 }
 
-/// Who it is, where a credential was given, and what its bucket says; nothing where the database could not be asked.
+/// The identity, if a credential was given, and the rate limit's decision; no decision if the database could not be
+/// reached.
 async fn admit(
     app: &App,
     request: &ServiceRequest,
@@ -85,16 +86,16 @@ async fn admit(
         return (None, Some(app.limits.of_address(address)));
     };
     let paid = app.credentials.is_unseen(&credential).then(|| app.limits.of_look_ups(address));
-    let is_spent = paid.as_ref().is_some_and(|verdict| verdict.refusal().is_some());
+    let is_spent = paid.as_ref().is_some_and(|decision| decision.refusal().is_some());
     let identified = app.credentials.identify(&credential, address, !is_spent).await;
-    let verdict = match &identified {
+    let decision = match &identified {
         Ok(identity) => Some(app.limits.of_credential(identity)),
         Err(problem) if problem.code() == Code::Unauthenticated => {
             Some(paid.unwrap_or_else(|| app.limits.of_address(address)))
         }
         Err(_) => paid.filter(|_| is_spent),
     };
-    (Some(Caller::new(identified)), verdict)
+    (Some(Caller::new(identified)), decision)
 }
 
 fn is_free(path: &str) -> bool {
@@ -102,9 +103,9 @@ fn is_free(path: &str) -> bool {
     FREE.iter().any(below)
 }
 
-fn finish<B>(response: &mut ServiceResponse<B>, verdict: Option<RateLimitDecision>) {
-    if let Some(verdict) = verdict {
-        verdict.write(response.headers_mut());
+fn finish<B>(response: &mut ServiceResponse<B>, decision: Option<RateLimitDecision>) {
+    if let Some(decision) = decision {
+        decision.write(response.headers_mut());
     }
 }
 

@@ -1,7 +1,7 @@
-//! Whether ingest is well, for people and orchestrators, and what it has counted.
+//! Health reports for people and orchestrators, and the metrics.
 //!
-//! Acceptance needs the database and nothing else: a broker that is away degrades the process and does not make it
-//! unready, or an outage of the broker would take acceptance along with it.
+//! Acceptance needs the database and nothing else. A broker that is away makes the process degraded, not unready; otherwise
+//! an outage of the broker would stop acceptance too.
 
 use std::sync::{
     Arc,
@@ -36,11 +36,11 @@ impl Part for SchemaPart {
     }
 }
 
-/// Whether the WAHA of the sessions answers. Nothing but WhatsApp depends on it.
+/// Whether the WAHA of the sessions answers. Only WhatsApp depends on it.
 pub struct WahaPart {
-    /// Knows which sessions cannot be reached.
+    /// Queries which sessions cannot be reached.
     pub db: Db,
-    /// The WAHA of the settings.
+    /// The WAHA host from the settings.
     pub host: Option<Host>,
 }
 
@@ -54,7 +54,7 @@ impl Part for WahaPart {
             if let Some(host) = &self.host
                 && let Err(error) = host.ping().await
             {
-                // An old version has no such path, and answers all the same.
+                // An old version does not have this path, but its answer shows that it runs.
                 if !matches!(error, WahaError::NotFound | WahaError::Refused(_) | WahaError::BadKey) {
                     return Health::Degraded(format!("WAHA_BASE_URL: {error}"));
                 }
@@ -68,7 +68,7 @@ impl Part for WahaPart {
     }
 }
 
-/// Whether the broker has our intake consumers registered.
+/// Whether the intake consumers are registered at the broker.
 pub struct IntakePart(pub Vec<Arc<ConsumerHealth>>);
 
 impl Part for IntakePart {
@@ -125,7 +125,7 @@ pub async fn ready(app: Data<App>) -> HttpResponse {
     answer(&app.parts.report().await)
 }
 
-/// Everything that is counted, in the text format of Prometheus.
+/// All metrics, in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "health", security(()), responses(
     (status = 200, description = "The metrics", body = String, content_type = "text/plain")))]
 pub async fn metrics(app: Data<App>) -> HttpResponse {

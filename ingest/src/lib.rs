@@ -1,8 +1,8 @@
-//! Ingest: one request becomes one accepted message, or a problem. Over HTTP and over AMQP, with the same bodies, the same
-//! validator and the same promise: what is answered with 202, or acknowledged, is committed to disk.
+//! Ingest turns a request into an accepted message or a problem. HTTP and AMQP share the bodies, the validator and the
+//! promise: when ingest answers 202, or acknowledges, the message is committed to disk.
 //!
-//! The way in: `gate` → `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`; or `intake` →
-//! `envelope` → `accept`. Everything that is asked rather than submitted goes through `app::Db`.
+//! A request passes `gate` → `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`. An
+//! AMQP message passes `intake` → `envelope` → `accept`. Queries go through `app::Db`.
 
 mod app;
 mod audit;
@@ -52,53 +52,54 @@ use submitting::accept::{self, Acceptor};
 use submitting::intake::{Consumers, Intake};
 use submitting::turns::Turns;
 
-/// `source` of what came over HTTP.
+/// `source` of messages that came over HTTP.
 pub(crate) const HTTP: &str = "http";
-/// `source` of what came over AMQP.
+/// `source` of messages that came over AMQP.
 pub(crate) const AMQP: &str = "amqp";
 
-/// Connections for questions at least, however small the pool is set.
+/// Smallest size of the pool for queries, however small the pool is set.
 const QUESTION_CONNECTIONS_MIN: usize = 2;
-/// How long the start waits for the broker: a connection and the declaration of the topology take under a second.
+/// How long the start waits for the broker. Connecting and declaring the topology take under a second.
 const BROKER_PATIENCE: Duration = Duration::from_secs(3);
-/// What the intake has to finish its batch, however short the drain is set; a commit takes a tenth of that.
+/// Shortest time that the intake has to finish its batch, however short the drain is set. A commit takes a tenth of that.
 const INTAKE_PATIENCE_MIN: Duration = Duration::from_secs(1);
-/// How long the broker connections may take to say goodbye.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the broker connections may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why ingest could not start or go on.
+/// Why ingest failed to start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
     /// A setting is missing.
     #[error("failed to read the settings of ingest")]
     Config(#[from] ConfigError),
-    /// The schema is not the one this version knows.
+    /// The schema is not the one of this version.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// The pool could not be made.
+    /// The connection pool could not be built.
     #[error("failed to prepare the database connections")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The HTTP client that calls WAHA could not be made.
+    /// The HTTP client for WAHA could not be built.
     #[error("failed to prepare the HTTP client")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// What vouches for the events of providers could not be had.
+    /// The keys and certificates for provider events could not be loaded.
     #[error("failed to prepare for the events of providers")]
     Trust(#[from] TrustError),
-    /// The address cannot be listened on, or the server broke.
+    /// The address could not be bound, or the server failed.
     #[error("failed to serve HTTP on {host}:{port}")]
     Serve {
         /// The address.
         host: String,
         /// The port.
         port: u16,
-        /// What the system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
 }
 
-/// Serves HTTP and takes from the intake queues until `stop`. Servers that are away are waited for. `/health` also shows
-/// `others`: the parts of other services in the same process; a worker among them gets by `local_dispatch` what it can send at once.
+/// Serves HTTP and consumes the intake queues until `stop`. Waits for servers that are away. `/health` also shows `others`,
+/// the parts of other services in the same process. If one of them is a worker, `local_dispatch` hands it what it can send
+/// at once.
 pub async fn run(
     config: Arc<Config>,
     others: Parts,
@@ -110,7 +111,7 @@ pub async fn run(
     let trust = Trust::of(&config)?;
     describe();
     counters::start();
-    // An early end of the server must end the intake as well.
+    // If the server ends early, the intake must end as well.
     let (stop, hang_up) = (stop.child_token(), CancellationToken::new());
     let publishing = Broker::start(&config.broker.url, "posthaste ingest publishing", hang_up.clone());
     let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
@@ -125,7 +126,7 @@ pub async fn run(
         hooks: stores.hooks.clone(),
         events: stores.events.clone(),
         trust,
-        waha: callers(&config)?,
+        waha: waha_client(&config)?,
         broker: publishing.clone(),
         publisher: publisher.clone(),
         stop: stop.clone(),
@@ -133,22 +134,23 @@ pub async fn run(
         others,
     }));
     let intake = Intake::new(app.clone(), publisher, Publisher::start(&publishing), config.broker.require_mapping);
-    let taking = take(intake, &app, &config, stores.questions.clone(), &consuming, stop.clone());
+    let intake_task = spawn_intake(intake, &app, &config, stores.questions.clone(), &consuming, stop.clone());
     let hub = Arc::clone(&app.hub);
     let (listening, until) = (consuming.clone(), stop.clone());
     tokio::spawn(async move { live::listen(&hub, &listening, &until).await });
     tokio::spawn(keep_limits(app.clone(), stores.questions, stop.clone()));
-    // Whoever is told "ready" finds the topology in place; a broker that is away must not keep the door shut, though.
+    // A caller that sees "ready" should find the topology declared. But a broker that is away must not keep HTTP from
+    // starting.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
         tracing::warn!("the broker is not there yet: what is accepted meanwhile is sent later");
     }
     let served = server::serve(&config.http, app, stop.clone()).await;
     stop.cancel();
     let patience = config.timing.drain.saturating_sub(server::LEAVE_TIMEOUT).max(INTAKE_PATIENCE_MIN);
-    let drained = timeout(patience, taking).await;
+    let drained = timeout(patience, intake_task).await;
     hang_up.cancel();
-    let goodbye = async { futures_util::join!(publishing.closed(), consuming.closed()) };
-    let said = timeout(GOODBYE_TIMEOUT, goodbye).await.is_ok();
+    let closing = async { futures_util::join!(publishing.closed(), consuming.closed()) };
+    let said = timeout(CLOSE_TIMEOUT, closing).await.is_ok();
     tracing::info!(drained = drained.is_ok(), said, "ingest has stopped");
     if let Ok(Ok(took)) = drained {
         took?;
@@ -156,13 +158,13 @@ pub async fn run(
     served.map_err(|source| IngestError::Serve { host: config.http.host.clone(), port: config.http.port, source })
 }
 
-/// Calls WAHA, within the limits that hold for addresses of tenants.
-fn callers(config: &Config) -> Result<Waha, IngestError> {
+/// The WAHA client, guarded like every address that tenants choose.
+fn waha_client(config: &Config) -> Result<Waha, IngestError> {
     let guard = Guard::new(config.webhook.allow_nets.clone());
     Waha::new(guard, config.waha.base_url.as_ref()).map_err(|error| IngestError::Client(error.into()))
 }
 
-/// Pools of their own, so that questions can never keep a commit waiting.
+/// One pool per purpose, so that queries never delay a commit.
 struct Stores {
     shared_commits: Store,
     acceptance: Store,
@@ -201,8 +203,8 @@ fn acceptor(
     Acceptor::start(shared, others, dispatcher, local_dispatch, turns, config.timing.relay_after)
 }
 
-/// Waits for the schema, then takes from the intake queues until stopped; a schema that is not ours stops everything.
-fn take(
+/// Waits for the schema, then consumes the intake queues until `stop`. A schema of another version stops the process.
+fn spawn_intake(
     intake: Intake,
     app: &Data<App>,
     config: &Arc<Config>,
@@ -230,12 +232,12 @@ fn take(
     })
 }
 
-/// Keeps the limits of tenants as the database has them.
+/// Reloads the tenants' own limits until `stop`.
 async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
     limits::keep_up(&app, store, stop).await;
 }
 
-/// The tables are there. While nobody listened, WAHA may have given up on webhooks: what they said is fetched.
+/// Runs once the tables exist. WAHA may have given up on webhooks while ingest was down: their events are fetched.
 async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
     if let Err(error) = store.mark_operators_sessions().await {
         tracing::warn!(%error, "the operator's WhatsApp sessions are not marked");
@@ -256,7 +258,7 @@ async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &Cance
     });
 }
 
-/// Says what the metrics of ingest mean.
+/// Describes the metrics of ingest.
 fn describe() {
     metrics::describe_counter!(
         "posthaste_messages_accepted_total",

@@ -1,9 +1,8 @@
-//! How often a caller may ask: a bucket for each credential and one for all credentials of a tenant together, for each
-//! address without one, for each family of refresh tokens, for each sender of webhooks, and for each address whose API keys
-//! have to be looked up.
+//! Rate limits. There is a bucket per credential, per tenant (all its credentials together), per address without a
+//! credential, per family of refresh tokens, per sender of webhooks, and per address whose API keys have to be looked up.
 //!
-//! A bucket holds as many requests as the limit has, and fills up again evenly over the window. Buckets are in memory, each
-//! process has its own, and a look-up is one hash, one lock and no question to anybody.
+//! A bucket holds as many requests as its limit and refills evenly over the window. Buckets live in memory and each process
+//! has its own. A check costs one hash and one lock, and no query.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -36,45 +35,47 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-/// The part of a credential's limit that an address without a credential has.
+/// The limit of an address without a credential is that of a credential divided by this.
 const ADDRESS_SHARE: u32 = 100;
-/// An address has at least that many, as long as a credential has.
+/// Smallest limit of an address, unless a credential's limit is lower.
 const ADDRESS_MIN: u32 = 100;
-/// The part of a credential's limit that an address has for API keys that have to be looked up, at least [`ADDRESS_MIN`]. Behind
-/// a proxy that is not trusted, all real keys are looked up for one address after a start.
+/// An address may cause look-ups of API keys: a credential's limit divided by this, and at least [`ADDRESS_MIN`]. Behind a
+/// proxy that is not trusted, all real keys are looked up for one address after a start.
 const LOOK_UP_SHARE: u32 = 10;
-/// Providers send the events of many people from one address.
+/// Senders of webhooks get so many times the limit of a credential: a provider sends the events of many people from one
+/// address.
 const WEBHOOK_TIMES: u32 = 10;
-/// How many times the limit of a credential all credentials of its tenant have together: whoever makes tokens for ever new
-/// subjects, each with a full bucket, comes no further than that.
+/// All credentials of a tenant together get so many times the limit of one. This bounds a caller that issues tokens for
+/// ever new subjects, each with a full bucket.
 const TENANT_TIMES: u32 = 10;
-/// Buckets of one kind at once, 16 bytes each. One more evicts the fullest ones, which lose the least by beginning anew.
+/// Most buckets of one kind, 16 bytes each. Beyond that the fullest ones are evicted: they lose least by starting again.
 const BUCKETS_MAX: usize = 200_000;
-/// How often full buckets are forgotten, and changed limits of tenants noticed.
+/// How often full buckets are dropped and the tenants' own limits are reloaded.
 const KEEP_UP_EVERY: Duration = Duration::from_secs(5);
 /// The window of a tenant's own limit.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Every bucket of this process.
+/// All rate limits of this process.
 pub struct Limits {
     credentials: Buckets,
     addresses: Buckets,
     webhooks: Buckets,
-    /// By address: what comes with refresh tokens, whoever's. A family is told by the body, so it is counted later.
+    /// Per address, for requests with any refresh token. The token's family is in the body, so its bucket is charged later.
     refreshes: Buckets,
     families: Buckets,
-    /// By address: API keys that the database is asked for. Where they are used up, only a key is refused that cannot be looked up at once.
+    /// Per address, for look-ups of API keys. If the bucket is empty, a key is refused only if it cannot be looked up at
+    /// once.
     look_ups: Buckets,
-    /// By tenant.
+    /// Per tenant.
     shared: Buckets,
     tenants: RwLock<HashMap<TenantId, Arc<Own>>>,
-    /// How often the limits of tenants were set.
+    /// How often the tenants' own limits were set.
     changes: AtomicU64,
     hasher: RandomState,
 }
 
 impl Limits {
-    /// Full buckets of the sizes that the settings say.
+    /// Full buckets with the sizes from the settings.
     pub fn new(rate: RateConfig) -> Self {
         let RateConfig { window, requests } = rate;
         let address = requests.min(ADDRESS_MIN.max(requests / ADDRESS_SHARE));
@@ -92,46 +93,46 @@ impl Limits {
         }
     }
 
-    /// Takes a request out of the bucket of a credential and out of its tenant's. A token has the bucket of the key whose id
-    /// it bears.
+    /// Charges the bucket of a credential and that of its tenant. A token shares the bucket of the key whose id is its
+    /// subject.
     pub fn of_credential(&self, identity: &Identity) -> RateLimitDecision {
         let key = self.hasher.hash_one((identity.tenant, &identity.subject));
         let tenant = self.hasher.hash_one(identity.tenant);
         let own = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&identity.tenant).cloned();
         let (each, all) = own.as_deref().map_or((&self.credentials, &self.shared), |own| {
-            // Of the settings' buckets it is not known which are this tenant's, so each moves when it is used.
+            // The buckets with the default limit do not say which tenant they belong to, so each one moves when it is used.
             own.each.adopt(key, &self.credentials);
             own.all.adopt(tenant, &self.shared);
             (&own.each, &own.all)
         });
-        let verdict = each.take(key);
-        if verdict.retry_after.is_some() {
-            return verdict;
+        let decision = each.take(key);
+        if decision.retry_after.is_some() {
+            return decision;
         }
-        Some(all.take(tenant)).filter(|verdict| verdict.retry_after.is_some()).unwrap_or(verdict)
+        Some(all.take(tenant)).filter(|decision| decision.retry_after.is_some()).unwrap_or(decision)
     }
 
-    /// Takes a request out of the bucket that an address has for refresh tokens.
+    /// Charges the address's bucket for refresh tokens.
     pub fn of_refreshes(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.refreshes.take(self.hash(address))
     }
 
-    /// Takes a request out of the bucket of a family of refresh tokens.
+    /// Charges the bucket of a family of refresh tokens.
     pub fn of_family(&self, family: Uuid) -> RateLimitDecision {
         self.families.take(self.hasher.hash_one(family))
     }
 
-    /// Takes a request out of the bucket of an address.
+    /// Charges the bucket of an address.
     pub fn of_address(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.addresses.take(self.hash(address))
     }
 
-    /// Takes a look-up out of the bucket that an address has for API keys that are not known here.
+    /// Charges the address's bucket for look-ups of API keys that are not cached.
     pub fn of_look_ups(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.look_ups.take(self.hash(address))
     }
 
-    /// Takes a request out of the bucket that an address has for webhooks.
+    /// Charges the address's bucket for webhooks.
     pub fn of_webhooks(&self, address: Option<IpAddr>) -> RateLimitDecision {
         self.webhooks.take(self.hash(address))
     }
@@ -140,18 +141,18 @@ impl Limits {
         self.hasher.hash_one(address.map(Network::of))
     }
 
-    /// Takes the limits that tenants have of their own from the database.
+    /// Loads the tenants' own limits from the database.
     pub async fn read(&self, store: &Store) {
         let changes = self.changes.load(Ordering::Acquire);
         match store.http_limits().await {
             Ok(own) if self.changes.load(Ordering::Acquire) == changes => self.set(own),
-            // What somebody changed here meanwhile is newer than this answer.
+            // A limit that was set during the query is newer than this result.
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "the limits of tenants stay as they were"),
         }
     }
 
-    /// Takes the limits that tenants have of their own. A change refills no bucket: its used share stays.
+    /// Sets the tenants' own limits. A change refills no bucket: the used share stays the same.
     pub fn set(&self, own: Vec<(TenantId, i32)>) {
         let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
         self.changes.fetch_add(1, Ordering::AcqRel);
@@ -176,7 +177,7 @@ impl Limits {
         }
     }
 
-    /// The most that an admin may give its own tenant: what the settings give everybody.
+    /// The highest limit that an admin may set for its own tenant: the default of the settings.
     pub fn usual_per_minute(&self) -> u64 {
         let credentials = &self.credentials;
         let per_window = u128::from(credentials.limit) * MINUTE.as_millis();
@@ -195,11 +196,11 @@ impl Limits {
     }
 }
 
-/// The buckets of a tenant with a limit of its own.
+/// The buckets of a tenant with its own limit.
 struct Own {
-    /// By credential.
+    /// Per credential.
     each: Buckets,
-    /// The one of all credentials together.
+    /// One bucket for all credentials together.
     all: Buckets,
 }
 
@@ -209,7 +210,7 @@ impl Own {
     }
 }
 
-/// Reads the limits of tenants anew and forgets full buckets, again and again, until stopped.
+/// Reloads the tenants' own limits and drops full buckets periodically, until stopped.
 pub async fn keep_up(app: &App, store: Store, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(KEEP_UP_EVERY)).await.is_some() {
         app.limits.shrink();
@@ -217,24 +218,24 @@ pub async fn keep_up(app: &App, store: Store, stop: CancellationToken) {
     }
 }
 
-/// What came of taking a request out of a bucket.
+/// The result of charging a bucket.
 #[derive(Clone, Debug)]
 pub struct RateLimitDecision {
     limit: HeaderValue,
     remaining: u32,
     /// Seconds until the bucket is full.
     reset: u64,
-    /// Seconds until the next request fits, where this one did not.
+    /// Seconds until the next request is allowed, if this one was refused.
     retry_after: Option<u64>,
 }
 
 impl RateLimitDecision {
-    /// The problem to answer with, if there was no request left.
+    /// The problem to answer with, if the request was refused.
     pub fn refusal(&self) -> Option<Problem> {
         self.retry_after.map(Problem::rate_limited)
     }
 
-    /// Tells the caller how much is left.
+    /// Writes the rate limit headers.
     pub fn write(self, headers: &mut HeaderMap) {
         headers.insert(LIMIT, self.limit);
         headers.insert(REMAINING, self.remaining.into());
@@ -248,11 +249,11 @@ type Limiter = RateLimiter<u64, States, MonotonicClock, StateInformationMiddlewa
 struct Buckets {
     limit: u32,
     window: Duration,
-    shown: HeaderValue,
-    /// In how long one request comes back.
+    header: HeaderValue,
+    /// Time until one request is refilled.
     each: Duration,
     limiter: Limiter,
-    /// What the limiter knows, in nanoseconds since `start`.
+    /// The state of the limiter, in nanoseconds since `start`.
     states: States,
     start: Instant,
 }
@@ -267,16 +268,16 @@ impl Buckets {
     fn new(limit: u32, window: Duration) -> Self {
         let size = NonZeroU32::new(limit).unwrap_or(NonZeroU32::MIN);
         let each = (window / size.get()).max(Duration::from_nanos(1));
-        // A period is only refused when it is zero.
+        // `with_period` returns `None` only for a period of zero.
         let quota = Quota::with_period(each).unwrap_or_else(|| Quota::per_second(size)).allow_burst(size);
         let states = States::default();
         let limiter = Limiter::new(quota, states.clone(), MonotonicClock);
-        // The limiter has begun some nanoseconds earlier, which makes a bucket that moves no emptier.
+        // The limiter started some nanoseconds earlier. The difference makes no bucket emptier when it moves.
         let start = MonotonicClock.now();
-        Self { limit: size.get(), window, shown: size.get().into(), each, limiter, states, start }
+        Self { limit: size.get(), window, header: size.get().into(), each, limiter, states, start }
     }
 
-    /// Takes a bucket of another size over, if it is there.
+    /// Moves a bucket from buckets of another size, if it exists there.
     fn adopt(&self, key: u64, old: &Self) {
         let state = old.states.lock().remove(&key);
         if let Some(state) = state {
@@ -285,7 +286,7 @@ impl Buckets {
         }
     }
 
-    /// Takes all buckets of another size over.
+    /// Moves all buckets from buckets of another size.
     fn adopt_all(&self, old: &Self) {
         let moved = std::mem::take(&mut *old.states.lock());
         let mut states = self.states.lock();
@@ -294,7 +295,7 @@ impl Buckets {
         }
     }
 
-    /// The state of a bucket of which the same share is used as of one of `old`, in whole requests.
+    /// Converts the state of a bucket of `old` so that the same share of this limit is used, in whole requests.
     fn converted(&self, state: Nanos, old: &Self) -> Nanos {
         let now = MonotonicClock.now();
         let full_at = old.start + Duration::from_nanos(state.as_u64());
@@ -304,8 +305,8 @@ impl Buckets {
     }
 
     fn take(&self, key: u64) -> RateLimitDecision {
-        let verdict = |remaining, reset, retry_after| RateLimitDecision {
-            limit: self.shown.clone(),
+        let decision = |remaining, reset, retry_after| RateLimitDecision {
+            limit: self.header.clone(),
             remaining,
             reset,
             retry_after,
@@ -314,22 +315,22 @@ impl Buckets {
             Ok(state) => {
                 let left = state.remaining_burst_capacity();
                 let missing = u128::from(self.limit.saturating_sub(left)) * self.window.as_nanos();
-                verdict(left, seconds(missing / u128::from(self.limit)), None)
+                decision(left, seconds(missing / u128::from(self.limit)), None)
             }
             Err(refused) => {
                 let wait = refused.wait_time_from(MonotonicClock.now());
-                verdict(0, seconds(self.window.as_nanos()), Some(seconds(wait.as_nanos()).max(1)))
+                decision(0, seconds(self.window.as_nanos()), Some(seconds(wait.as_nanos()).max(1)))
             }
         }
     }
 }
 
-/// Whole seconds, rounded up: whoever waits that long need not wait again.
+/// Whole seconds, rounded up: a caller that waits so long is not refused again.
 fn seconds(nanos: u128) -> u64 {
     u64::try_from(nanos.div_ceil(1_000_000_000)).unwrap_or(u64::MAX)
 }
 
-/// The state of each bucket: when it will be full. Keys are hashes with a secret seed already.
+/// The state of each bucket: the time when it will be full. The keys are already hashes with a secret seed.
 #[derive(Clone, Default)]
 struct States(Arc<Mutex<StateMap>>);
 
@@ -366,8 +367,8 @@ impl StateStore for States {
     }
 }
 
-/// Notes when a bucket will be full, unless it is noted that it will be so later. The buckets that will be full first make
-/// room: they have had the fewest requests lately.
+/// Stores the time when a bucket will be full, unless a later time is stored. If the map is full, the buckets that will be
+/// full first are evicted: they had the fewest requests lately.
 fn raise(states: &mut StateMap, key: u64, full_at: Nanos) {
     if states.len() >= BUCKETS_MAX && !states.contains_key(&key) {
         evict_lowest(states, |full_at| *full_at);
@@ -394,7 +395,7 @@ impl ShrinkableKeyedStateStore<u64> for States {
     }
 }
 
-/// Hands hashes on as they are.
+/// A hasher that passes hashes through unchanged.
 #[derive(Clone, Copy, Default)]
 struct Unhashed;
 
@@ -436,8 +437,8 @@ mod tests {
         Identity { tenant: TenantId(tenant), role: Role::Producer, subject: subject.to_owned(), via: None }
     }
 
-    fn shown(verdict: &RateLimitDecision) -> (&str, u32, Option<u64>) {
-        (verdict.limit.to_str().unwrap(), verdict.remaining, verdict.retry_after)
+    fn shown(decision: &RateLimitDecision) -> (&str, u32, Option<u64>) {
+        (decision.limit.to_str().unwrap(), decision.remaining, decision.retry_after)
     }
 
     #[test]
@@ -449,14 +450,14 @@ mod tests {
         }
         let refused = limits.of_credential(&ada);
         assert!(refused.refusal().is_some());
-        // Less is left of it once the machine has stood still; it does not do so every time.
+        // A pause of the machine refills some of the bucket. It does not happen every time.
         let exhausted = |n| {
             let one = identity(3, &format!("one{n}"));
             (0..3).for_each(|_| drop(limits.of_credential(&one)));
             limits.of_credential(&one)
         };
-        let third = |verdict: &RateLimitDecision| shown(verdict) == ("3", 0, Some(20));
-        assert!((0..10).map(exhausted).any(|verdict| third(&verdict)), "a third of a minute until the next");
+        let third = |decision: &RateLimitDecision| shown(decision) == ("3", 0, Some(20));
+        assert!((0..10).map(exhausted).any(|decision| third(&decision)), "a third of a minute until the next");
         assert!(limits.of_credential(&identity(1, "eve")).refusal().is_none());
         assert!(limits.of_credential(&identity(2, "ada")).refusal().is_none());
     }
@@ -471,7 +472,7 @@ mod tests {
                 limits.of_credential(&identity(tenant, &subject)).refusal().is_none()
             });
             let taken = taken.count();
-            // A bucket of 600 has ten more each second that this takes.
+            // A bucket of 600 refills ten requests for each second that the test takes.
             assert!((wanted..wanted + wanted / 2).contains(&taken), "{taken} of tenant {tenant}");
         }
         assert!(limits.of_credential(&identity(3, "ada")).refusal().is_none(), "another tenant's is untouched");
@@ -538,7 +539,7 @@ mod tests {
         let left = |who: &Identity| shown(&limits.of_credential(who)).1;
         (0..49).for_each(|_| drop(limits.of_credential(&ada)));
         assert_eq!((left(&ada), left(&bob)), (50, 99));
-        // Each look takes one more. Less is used once the machine has stood still, for the windows here are minutes.
+        // Each check takes one more. After a pause of the machine less is used, as these windows are minutes.
         limits.set(vec![(TenantId(1), 10)]);
         assert!((4..=7).contains(&left(&ada)), "half of ten were used");
         assert_eq!(left(&bob), 9, "a hundredth of ten is nothing");
@@ -608,8 +609,8 @@ mod tests {
             }
             start.elapsed()
         };
-        // Well below a microsecond in a release build; a debug build on a busy machine needs some. The machine may stand still
-        // in some thousand, but not in each.
+        // A release build needs well below a microsecond; a debug build on a busy machine needs some. The machine may pause
+        // during some thousand checks, but not during every thousand.
         let quickest = (0..20).map(|_| thousand()).min().unwrap();
         assert!(quickest < Duration::from_millis(50), "{quickest:?} for 1000");
     }

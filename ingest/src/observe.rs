@@ -1,4 +1,4 @@
-//! What happens around every request: its trace context, its time, and the way out while the server stops.
+//! Middleware around every request: trace context, timing, and `Connection: close` while the server stops.
 
 use std::{
     cell::RefCell,
@@ -27,7 +27,7 @@ const TRACEPARENT: &str = "traceparent";
 /// The label of unknown paths: a made-up path must not become a time series.
 const UNMATCHED: &str = "unmatched";
 
-/// Requests under way, and whether the server is on its way out.
+/// Counts requests in progress, and knows whether the server is stopping.
 #[derive(Clone, Debug, Default)]
 pub struct Traffic(Arc<Counts>);
 
@@ -38,33 +38,33 @@ struct Counts {
 }
 
 impl Traffic {
-    /// From now on each answer closes its connection, so that clients turn to another server.
+    /// From now on each response closes its connection, so that clients move to another server.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::SeqCst);
     }
 
-    /// Requests that have no answer yet.
+    /// Requests in progress.
     pub fn under_way(&self) -> usize {
         self.0.under_way.load(Ordering::SeqCst)
     }
 
-    fn enter(&self) -> Passage {
+    fn enter(&self) -> InProgress {
         self.0.under_way.fetch_add(1, Ordering::SeqCst);
-        Passage(self.clone())
+        InProgress(self.clone())
     }
 }
 
-/// Counts a request as under way until it is dropped, also when the client hangs up.
-struct Passage(Traffic);
+/// Counts a request as in progress until it is dropped, also when the client hangs up.
+struct InProgress(Traffic);
 
-impl Drop for Passage {
+impl Drop for InProgress {
     fn drop(&mut self) {
         self.0.0.under_way.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// The pattern of a route with its timings, one histogram per status: looking them up by name would cost more than
-/// recording them. One per HTTP thread.
+/// The pattern of a route and its histograms, one per status: looking them up by name would cost more than recording. One
+/// per HTTP thread.
 pub struct RouteTimings {
     pattern: &'static str,
     by_status: RefCell<Vec<(u16, Histogram)>>,
@@ -98,14 +98,14 @@ fn histogram(route: &'static str, status: u16) -> Histogram {
     metrics::histogram!("posthaste_http_request_seconds", "route" => route, "status" => status.to_string())
 }
 
-/// The middleware around every route, and around what no route matches.
+/// The middleware around every route, and around requests that match no route.
 pub async fn observe(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
     let traffic = request.app_data::<Data<Traffic>>().cloned().unwrap_or_else(|| Data::new(Traffic::default()));
-    let passage = traffic.enter();
+    let in_progress = traffic.enter();
     let trace = trace(request.headers());
     let id = HeaderValue::from_str(&trace.request_id).ok();
     request.extensions_mut().insert(trace);
@@ -118,7 +118,7 @@ pub async fn observe(
         response.response_mut().head_mut().set_connection_type(actix_web::http::ConnectionType::Close);
     }
     record(&response, started);
-    drop(passage);
+    drop(in_progress);
     Ok(response)
 }
 
@@ -135,7 +135,7 @@ fn record<B>(response: &ServiceResponse<B>, started: Instant) {
     }
 }
 
-/// The trace context of the request at hand.
+/// The trace context of the current request.
 #[derive(Clone, Debug)]
 pub struct Trace(pub TraceContext);
 

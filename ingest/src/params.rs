@@ -1,4 +1,4 @@
-//! Parameters in paths and queries, checked before the database is asked.
+//! Parameters in paths and queries, validated before any query runs.
 
 use std::{
     future::{Ready, ready},
@@ -17,14 +17,14 @@ use uuid::Uuid;
 
 use crate::problem::{Code, Problem};
 
-/// Entries of a list unless the caller says otherwise.
+/// Default number of entries on a page.
 const LIMIT_USUAL: i64 = 50;
-/// Most entries of one page.
+/// Most entries on a page.
 const LIMIT_MAX: i64 = 200;
-/// Entries that `page` may skip; beyond it a cursor costs the same on every page.
+/// Most entries that `page` may skip. Further on, use a cursor: it costs the same on every page.
 const SKIP_MAX: i64 = 10_000;
 
-/// The `{id}` of a path. A malformed id is a 404 like an unknown one.
+/// The `{id}` of a path. A malformed id gives a 404, as an unknown one does.
 #[derive(Clone, Copy, Debug)]
 pub struct Id(pub Uuid);
 
@@ -64,25 +64,26 @@ impl FromRequest for PathName {
     }
 }
 
-/// The router leaves some bytes encoded (a slash must not change the path); ids and names of others may hold any.
+/// A text parameter of a path. The router leaves some bytes encoded (a slash must not change the path), and ids and names
+/// from other systems may contain any of them.
 fn path_text(request: &HttpRequest, name: &str) -> Result<Text, Problem> {
     let text = decoded(request.match_info().get(name).unwrap_or_default());
     Text::try_from(text).map_err(|message| Problem::parameter(name, message))
 }
 
-/// A part of a path without what the router left encoded.
+/// A part of a path with the remaining percent-encoding undone.
 pub fn decoded(part: &str) -> String {
     let pair = format!("text={}", part.replace('+', "%2B").replace('&', "%26"));
     let text = url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, text)| text.into_owned());
     text.unwrap_or_default()
 }
 
-/// The query of a request; an unknown or ill-typed parameter is a problem.
+/// The query string of a request. An unknown parameter or one of the wrong type is a problem.
 #[derive(Clone, Debug)]
 pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned> Params<T> {
-    /// For a handler that has something else to refuse first.
+    /// Parses the query, for a handler that has to check something else first.
     pub fn read(request: &HttpRequest) -> Result<Self, Problem> {
         let query = Query::<T>::from_query(request.query_string());
         let refuse = |error| match error {
@@ -130,12 +131,12 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// A parameter, where an empty one counts as not given.
+/// A parameter; an empty one counts as absent.
 pub fn given(text: Option<Text>) -> Option<String> {
     text.map(Text::into_inner).filter(|text| !text.is_empty())
 }
 
-/// A parameter that is a word of a closed list, in any case.
+/// A parameter whose value is from a closed list, in any case.
 pub fn word<W: FromStr<Err = UnknownWord>>(name: &str, text: Option<Text>) -> Result<Option<W>, Problem> {
     let parse = |text: String| {
         text.to_lowercase().parse().map_err(|unknown: UnknownWord| Problem::parameter(name, unknown.to_string()))
@@ -143,7 +144,7 @@ pub fn word<W: FromStr<Err = UnknownWord>>(name: &str, text: Option<Text>) -> Re
     given(text).map(parse).transpose()
 }
 
-/// A parameter that is yes or no.
+/// A boolean parameter.
 pub fn flag(name: &str, text: Option<Text>) -> Result<Option<bool>, Problem> {
     let parse = |text: String| match text.to_lowercase().as_str() {
         "true" | "1" => Ok(true),
@@ -153,38 +154,38 @@ pub fn flag(name: &str, text: Option<Text>) -> Result<Option<bool>, Problem> {
     given(text).map(parse).transpose()
 }
 
-/// A parameter that is a time.
+/// A time parameter.
 pub fn time(name: &str, text: Option<Text>) -> Result<Option<DateTime<Utc>>, Problem> {
-    // In a query a plus is a space, and people write `+01:00` there as it is.
+    // In a query a plus means a space, yet people write `+01:00` unencoded.
     let parse = |text: String| parse_time(&text).or_else(|| parse_time(&text.replace(' ', "+")));
     let refuse = || Problem::parameter(name, "must be an RFC 3339 time such as 2026-01-31T09:00:00Z");
     given(text).map(|text| parse(text).ok_or_else(refuse)).transpose()
 }
 
-/// How many entries a page has.
+/// The number of entries per page.
 pub fn limit(text: Option<Text>) -> Result<i64, Problem> {
     number("limit", text, 1..=LIMIT_MAX).map(|limit| limit.unwrap_or(LIMIT_USUAL))
 }
 
-/// How many entries come before a page; pages count from 1.
+/// How many entries precede a page; pages count from 1.
 pub fn skip(page: Option<Text>, limit: i64) -> Result<i64, Problem> {
     let page = number("page", page, 1..=SKIP_MAX / limit + 1)?;
     Ok(page.map_or(0, |page| (page - 1) * limit))
 }
 
-/// A parameter that is a whole number within bounds.
+/// An integer parameter within bounds.
 fn number(name: &str, text: Option<Text>, bounds: std::ops::RangeInclusive<i64>) -> Result<Option<i64>, Problem> {
     let refuse =
         || Problem::parameter(name, format!("must be a whole number from {} to {}", bounds.start(), bounds.end()));
     given(text).map(|text| text.parse().ok().filter(|number| bounds.contains(number)).ok_or_else(refuse)).transpose()
 }
 
-/// Where the page after an entry begins, for the client to hand back as it is.
+/// The cursor of the page after this entry. Opaque to clients.
 pub fn cursor_after(id: Uuid) -> String {
     URL_SAFE_NO_PAD.encode(id)
 }
 
-/// The entry that a page begins after.
+/// The entry after which a page starts.
 pub fn cursor(text: Option<Text>) -> Result<Option<Uuid>, Problem> {
     let parse = |text: String| {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok();
@@ -194,12 +195,12 @@ pub fn cursor(text: Option<Text>) -> Result<Option<Uuid>, Problem> {
     given(text).map(parse).transpose()
 }
 
-/// As [`cursor_after`], in a list whose entries are numbered.
+/// As [`cursor_after`], for lists with numbered entries.
 pub fn number_cursor_after(id: i64) -> String {
     URL_SAFE_NO_PAD.encode(id.to_be_bytes())
 }
 
-/// As [`cursor`], in a list whose entries are numbered.
+/// As [`cursor`], for lists with numbered entries.
 pub fn number_cursor(text: Option<Text>) -> Result<Option<i64>, Problem> {
     let parse = |text: String| {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
@@ -209,7 +210,7 @@ pub fn number_cursor(text: Option<Text>) -> Result<Option<i64>, Problem> {
     given(text).map(parse).transpose()
 }
 
-/// One page out of `rows`, which hold one more than the limit where there is another page.
+/// One page of `rows`, which hold one row more than the limit if there is another page.
 pub fn page_of<T>(rows: Vec<T>, limit: i64, id: impl Fn(&T) -> Uuid) -> (Vec<T>, Option<String>) {
     page_after(rows, limit, |row| cursor_after(id(row)))
 }

@@ -1,4 +1,4 @@
-//! Work of which each tenant, or each address, has a few pieces at a time.
+//! Limits concurrent work per tenant or per address.
 
 use std::{
     collections::HashMap,
@@ -16,13 +16,13 @@ use tokio::{
 
 use crate::client::Network;
 
-/// Keys from which on those that are not in use are forgotten.
+/// Smallest number of keys at which unused keys are removed.
 const SWEEP_MIN: usize = 1024;
 
 /// The permits of each tenant.
 pub type PerTenant = PerKey<TenantId>;
 
-/// The permits of each key; about 100 bytes for each key in use.
+/// Permits per key; about 100 bytes for each key in use.
 pub struct PerKey<K> {
     permits: usize,
     semaphores: Mutex<Semaphores<K>>,
@@ -30,29 +30,29 @@ pub struct PerKey<K> {
 
 struct Semaphores<K> {
     by_key: HashMap<K, Arc<Semaphore>>,
-    /// The size at which `by_key` is swept.
+    /// The size at which unused keys are removed from `by_key`.
     sweep_at: usize,
 }
 
 impl<K: Copy + Eq + Hash> Default for PerKey<K> {
-    /// One permit.
+    /// One permit per key.
     fn default() -> Self {
         Self::new(1)
     }
 }
 
 impl<K: Copy + Eq + Hash> PerKey<K> {
-    /// So many permits for each key.
+    /// `permits` permits per key.
     pub fn new(permits: usize) -> Self {
         Self { permits, semaphores: Mutex::new(Semaphores { by_key: HashMap::new(), sweep_at: SWEEP_MIN }) }
     }
 
-    /// A permit of a key, if it has not too much under way.
+    /// A permit for a key, if one is free.
     pub fn try_enter(&self, key: K) -> Option<OwnedSemaphorePermit> {
         self.of(key).try_acquire_owned().ok()
     }
 
-    /// A permit of a key, once enough of its work is over; `None` if that takes longer than `patience`.
+    /// Waits for a permit for a key; `None` if that takes longer than `patience`.
     pub async fn enter(&self, key: K, patience: Duration) -> Option<OwnedSemaphorePermit> {
         timeout(patience, self.of(key).acquire_owned()).await.ok()?.ok()
     }
@@ -61,7 +61,7 @@ impl<K: Copy + Eq + Hash> PerKey<K> {
         let mut semaphores = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
         let Semaphores { by_key, sweep_at } = &mut *semaphores;
         if by_key.len() >= *sweep_at {
-            // Each permit, and each wait for one, holds a reference besides that of the map.
+            // Each permit, and each wait for one, holds a reference in addition to the map's.
             by_key.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
             *sweep_at = SWEEP_MIN.max(by_key.len() * 2);
         }
@@ -69,7 +69,7 @@ impl<K: Copy + Eq + Hash> PerKey<K> {
     }
 }
 
-/// Look-ups in the database that callers cause before they have proven anything: few at once, and of these one for each address.
+/// Permits for look-ups that unauthenticated callers cause: few at once, and one per address.
 pub struct FirstLookUps {
     all: Arc<Semaphore>,
     by_address: PerKey<Option<Network>>,
@@ -81,13 +81,13 @@ impl FirstLookUps {
         Self { all: Arc::new(Semaphore::new(max)), by_address: PerKey::default() }
     }
 
-    /// The permits of one look-up, if they are free.
+    /// The permits for one look-up, if they are free.
     pub fn try_enter(&self, address: Option<IpAddr>) -> Option<[OwnedSemaphorePermit; 2]> {
         let own = self.by_address.try_enter(address.map(Network::of))?;
         Some([own, Arc::clone(&self.all).try_acquire_owned().ok()?])
     }
 
-    /// The permits of one look-up; `None` if they take longer than `patience`.
+    /// Waits for the permits for one look-up; `None` if that takes longer than `patience`.
     pub async fn enter(&self, address: Option<IpAddr>, patience: Duration) -> Option<[OwnedSemaphorePermit; 2]> {
         let both = async {
             let own = self.by_address.of(address.map(Network::of)).acquire_owned().await?;

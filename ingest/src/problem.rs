@@ -1,7 +1,7 @@
 //! Every way a request can fail, as RFC 9457 problem details.
 //!
-//! The list is closed: clients match on `code`, and the OpenAPI document is made from the same table. `detail` says what
-//! to do; what went wrong inside us goes to the log and never to the caller.
+//! The list is closed: clients match on `code`, and the OpenAPI document is generated from the same table. `detail` says
+//! what to do. Internal causes go to the log and never to the caller.
 
 use std::{borrow::Cow, fmt};
 
@@ -15,25 +15,25 @@ use actix_web::{
 use serde::Serialize;
 use shared::{contract::submission::FieldError, db::DbError};
 
-/// What every problem's media type is.
+/// Media type of every problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// How long a client should wait after a 503: a batch or a fail-over is over by then, or the next answer says the same.
+/// Seconds a client should wait after a 503. By then a batch or a fail-over is over, or the next answer is another 503.
 const RETRY_AFTER_SECONDS: u32 = 1;
-/// How long a client should wait for room for a socket.
+/// Seconds a client should wait if too many sockets are open.
 const SOCKETS_RETRY_AFTER_SECONDS: u64 = 30;
-/// How a forbidden webhook target reads in the validator's message.
+/// Prefix of the validator's message for a forbidden webhook target.
 const TARGET_PREFIX: &str = "target_not_allowed";
 
 /// One row per problem: code, status, title.
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $status:literal, $title:literal;)+) => {
-        /// What kind of problem it is.
+        /// The kind of a problem.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code { $($(#[$doc])* $variant),+ }
 
         impl Code {
-            /// Every kind there is.
+            /// Every kind.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// The word that clients match on.
@@ -46,12 +46,12 @@ macro_rules! codes {
                 match self { $(Self::$variant => $status),+ }
             }
 
-            /// What it means, the same for every occurrence.
+            /// What the kind means; the same for every occurrence.
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title),+ }
             }
 
-            /// Where it is explained, relative to the API.
+            /// URL of its explanation, relative to the API.
             pub const fn uri(self) -> &'static str {
                 match self { $(Self::$variant => concat!("/docs/problems#", $code)),+ }
             }
@@ -110,7 +110,7 @@ codes! {
     Unavailable = "unavailable", 503, "The service is not available at the moment";
 }
 
-/// A problem: what kind, and what the caller should do about it.
+/// A problem: its kind, and what the caller should do.
 #[derive(Debug)]
 pub struct Problem {
     code: Code,
@@ -138,7 +138,7 @@ impl Problem {
         Self { code, detail: detail.into(), errors: Vec::new(), allow: &[], retry_after: None }
     }
 
-    /// What is wrong with the fields of a body that can be read.
+    /// The faults in the fields of a body that can be parsed.
     pub fn validation(errors: Vec<FieldError>) -> Self {
         let forbidden = errors.iter().find(|error| error.message.starts_with(TARGET_PREFIX));
         let (code, detail) = match (forbidden, errors.len()) {
@@ -149,14 +149,14 @@ impl Problem {
         Self { errors, ..Self::new(code, detail) }
     }
 
-    /// A target is changed to another host, and secrets that would go there are not given anew.
+    /// A change moves a target to another host without new values for the secrets that go there.
     pub fn secrets_required(errors: Vec<FieldError>) -> Self {
         let detail =
             "Give the fields that `errors` names along with the target: what is stored does not go to another host.";
         Self { errors, ..Self::new(Code::SecretsRequired, detail) }
     }
 
-    /// A body that cannot be read as what it should be.
+    /// A body that cannot be parsed.
     pub fn malformed(error: FieldError) -> Self {
         Self {
             errors: vec![error],
@@ -164,7 +164,7 @@ impl Problem {
         }
     }
 
-    /// A parameter that is not valid.
+    /// An invalid parameter.
     pub fn parameter(name: &str, message: impl Into<String>) -> Self {
         let error = FieldError::new(name, message);
         Self {
@@ -178,38 +178,38 @@ impl Problem {
         Self { errors, ..Self::new(Code::Forbidden, "Leave out the fields that `errors` names.") }
     }
 
-    /// There is no such thing for this caller.
+    /// The thing does not exist for this caller.
     pub fn not_found(thing: &str) -> Self {
         Self::new(Code::NotFound, format!("Check the id: this tenant has no such {thing}."))
     }
 
-    /// A path that takes other methods only.
+    /// A path that supports other methods only.
     pub fn method_not_allowed(allow: &'static [&'static str]) -> Self {
         Self { allow, ..Self::new(Code::MethodNotAllowed, format!("Use one of: {}.", allow.join(", "))) }
     }
 
-    /// More requests than the limit; the next one fits after so many seconds.
+    /// The rate limit is exceeded; the next request is allowed after `retry_after` seconds.
     pub fn rate_limited(retry_after: u64) -> Self {
         let detail = format!("Wait {retry_after} s, then go on no faster than the RateLimit headers allow.");
         Self { retry_after: Some(retry_after), ..Self::new(Code::RateLimited, detail) }
     }
 
-    /// As many sockets are open as may be.
+    /// Too many sockets are open.
     pub fn too_many_sockets(detail: &'static str) -> Self {
         Self { retry_after: Some(SOCKETS_RETRY_AFTER_SECONDS), ..Self::new(Code::RateLimited, detail) }
     }
 
-    /// A path that is to be opened as a WebSocket.
+    /// A path that has to be opened as a WebSocket.
     pub fn upgrade_required() -> Self {
         Self::new(Code::UpgradeRequired, "Open this path as a WebSocket (RFC 6455, version 13).")
     }
 
-    /// A change that the state of the thing does not allow.
+    /// A change that the current state does not allow.
     pub fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::StateConflict, detail)
     }
 
-    /// A WhatsApp session whose pace is used up for so many seconds.
+    /// A WhatsApp session whose pace is used up for `retry_after` seconds.
     pub fn session_busy(retry_after: u64) -> Self {
         let detail = format!("Wait {retry_after} s for a free slot, or send it with `on_limit` `queue`.");
         Self { retry_after: Some(retry_after), ..Self::new(Code::SessionBusy, detail) }
@@ -220,12 +220,12 @@ impl Problem {
         Self::new(Code::Overloaded, "Nothing was stored; repeat the request after a second.")
     }
 
-    /// The database cannot store anything at the moment.
+    /// The database cannot store anything at the moment; nothing was stored.
     pub fn not_stored() -> Self {
         Self::new(Code::Unavailable, "Nothing was stored; repeat the request after a second.")
     }
 
-    /// The database cannot be reached, or did not say in time whether it has stored the request.
+    /// The database cannot be reached, or did not confirm in time that it stored the request.
     pub fn unavailable() -> Self {
         Self::new(
             Code::Unavailable,
@@ -233,7 +233,7 @@ impl Problem {
         )
     }
 
-    /// Our fault; the request id leads to the log line.
+    /// An internal error; the request id leads to its log line.
     pub fn internal() -> Self {
         Self::new(
             Code::Internal,
@@ -241,12 +241,12 @@ impl Problem {
         )
     }
 
-    /// What kind it is.
+    /// The kind of the problem.
     pub const fn code(&self) -> Code {
         self.code
     }
 
-    /// The body: also the `error` of an answer over AMQP.
+    /// The body as JSON; also the `error` of an AMQP reply.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(self.body()).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! The URL table: one screen, one line per path.
+//! The routing table: one line per path.
 
 use actix_web::{
     HttpResponse, ResponseError,
@@ -21,10 +21,10 @@ use crate::{
     whatsapp::{messages as whatsapp_messages, sessions},
 };
 
-/// Makes the routes and, from the same lines, the table that tests and `Allow` headers read.
+/// Generates the routes and, from the same lines, the table for tests and `Allow` headers.
 macro_rules! routes {
     ($($path:literal { $($method:ident $handler:path),+ })+) => {
-        /// Every path with its methods; the page under `/docs` is not among them.
+        /// Every path with its methods, except the page under `/docs`.
         pub const TABLE: &[(&str, &[&str])] = &[$(($path, &[$(stringify!($method)),+])),+];
 
         fn table(config: &mut ServiceConfig) {
@@ -40,7 +40,7 @@ macro_rules! routes {
     };
 }
 
-// The first match wins, so the busiest stand first and `{id}` after the words it would swallow.
+// The first match wins: the busiest paths come first, and `{id}` comes after fixed segments that it would match.
 routes! {
     "/api/notifications/send"                        { POST notifications::send }
     "/api/notifications/send-bulk"                   { POST bulk::send }
@@ -157,7 +157,7 @@ routes! {
     "/docs/problems"                                 { GET docs::problems }
 }
 
-/// Every route, the page under `/docs`, and the answer to everything else.
+/// Registers every route, the page under `/docs`, and the answer to unknown paths.
 pub fn configure(config: &mut ServiceConfig) {
     table(config);
     config

@@ -1,4 +1,4 @@
-//! The HTTP server: its bounds, and how it leaves.
+//! The HTTP server: its timeouts, and its graceful stop.
 
 use std::{any::Any, io, sync::Arc, time::Duration};
 
@@ -16,22 +16,22 @@ use crate::{
     routes,
 };
 
-/// A client that has not sent its headers by then is cut off.
+/// A client that has not sent its headers by then is disconnected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longer than the usual 60 s of load balancers, so that they close idle connections and not we.
+/// Longer than the usual 60 s of load balancers, so that they close idle connections before we do.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// A client that does not read its answer's end is cut off.
+/// A client that does not read the end of its answer is disconnected.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longer than a bad network needs to come back.
+/// Longer than a short network outage.
 #[cfg(target_os = "linux")]
 const STALLED_TIMEOUT: Duration = Duration::from_secs(30);
-/// Every request but a bulk has its answer within two seconds; a stopping process waits for the rest this long.
+/// Every request except a bulk is answered within two seconds. A stopping process waits this long for the rest.
 pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Without a request for so long, the last answers are written as well.
+/// If no request was in progress for so long, the last answers have been written.
 const QUIET: Duration = Duration::from_millis(150);
 const QUIET_STEP: Duration = Duration::from_millis(10);
 
-/// Serves until `stop`, then answers what is under way and returns.
+/// Serves until `stop`, then finishes requests in progress and returns.
 pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken) -> io::Result<()> {
     let (traffic, ui) = (Data::new(Traffic::default()), Data::new(ui_config()));
     let (leaving, hub) = (traffic.clone(), Arc::clone(&app.hub));
@@ -66,20 +66,21 @@ pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken)
     server.await
 }
 
-/// A peer that takes nothing of what was sent is cut off by the system, however much of it waits in our buffers.
+/// Sets a timeout after which the system closes a connection whose peer acknowledges nothing, even if our buffers are not
+/// empty.
 fn prepare(connection: &dyn Any) {
     #[cfg(target_os = "linux")]
     if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
-        // Without it such a peer is cut off later.
+        // If this fails, such a connection is closed later.
         let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(STALLED_TIMEOUT));
     }
     #[cfg(not(target_os = "linux"))]
     let _ = connection;
 }
 
-/// Takes no new connections, answers what is under way, and goes. The server's own graceful stop would wait for idle
-/// connections to time out; here each answer closes its connection, and idle ones are simply dropped.
-/// Open sockets have heard of the stop by themselves, and end within the same time.
+/// Stops accepting connections, finishes requests in progress and stops the server. The server's own graceful stop would
+/// wait for idle connections to time out. Instead each answer closes its connection, and idle connections are dropped. Open
+/// sockets observe the stop themselves and end within the same time.
 async fn leave(handle: &ServerHandle, traffic: &Traffic, hub: &Hub) {
     handle.pause().await;
     traffic.stop();
@@ -91,6 +92,6 @@ async fn leave(handle: &ServerHandle, traffic: &Traffic, hub: &Hub) {
             quiet_since = Instant::now();
         }
     }
-    // Not awaited: the stop is over when the server itself has ended, which the caller waits for.
+    // Not awaited: the stop is complete when the server future ends, and the caller awaits that.
     drop(handle.stop(false));
 }

@@ -1,5 +1,5 @@
-//! Looks whether everything that was handed to the broker went on, so that nothing depends on a broker never losing
-//! anything.
+//! Checks that every delivery handed to the broker was processed, so that Posthaste does not rely on the broker never
+//! losing a message.
 
 use std::time::Duration;
 
@@ -13,22 +13,23 @@ use tokio::time::timeout;
 
 use crate::task::{Report, Task, TaskError};
 
-/// Outbox rows of one pass at most.
+/// The most outbox rows of one pass.
 const ROWS_MAX: i64 = 200;
-/// Deliveries of one pass: a second or two of look-ups on a slow disk, a fraction of the ten that a statement may take.
+/// The most deliveries of one pass: a second or two of look-ups on a slow disk, a fraction of the ten seconds that a
+/// statement may take.
 const DELIVERIES_MAX: i64 = 20_000;
-/// Passes that fail get smaller, down to this.
+/// Failed passes shrink down to this many deliveries.
 const DELIVERIES_MIN: i64 = 500;
-/// Passes before the depths of the queues are asked for again.
+/// Passes before the queue depths are asked for again.
 const PASSES_MAX: usize = 25;
-/// A healthy broker tells the depth of all queues in a few milliseconds.
+/// The longest wait for the queue depths. A healthy broker reports all of them in a few milliseconds.
 const DEPTHS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The task.
+/// The task that audits.
 pub struct Audit {
     store: Store,
     broker: Broker,
-    /// Deliveries that the next pass looks at.
+    /// The deliveries of the next pass.
     deliveries: i64,
 }
 
@@ -38,7 +39,7 @@ impl Audit {
         Self { store, broker, deliveries: DELIVERIES_MAX }
     }
 
-    /// One pass. One that fails, most likely because it took too long, makes the next one half as large.
+    /// Runs one pass. A failed pass, most likely one that took too long, halves the size of the next one.
     async fn pass(&mut self, empty: &[Route]) -> Result<Audited, TaskError> {
         let audited = self.store.audit(ROWS_MAX, self.deliveries, empty).await;
         self.deliveries = match audited {
@@ -48,7 +49,7 @@ impl Audit {
         Ok(audited?)
     }
 
-    /// The routes whose queues are empty. Without an answer there is none, and nothing counts as lost.
+    /// The routes with empty queues. Without an answer there are none, and nothing counts as lost.
     async fn empty_routes(&self) -> Vec<Route> {
         let Some(connection) = self.broker.connection() else { return Vec::new() };
         let Ok(Ok(depths)) = timeout(DEPTHS_TIMEOUT, depths(&connection)).await else { return Vec::new() };
@@ -71,7 +72,7 @@ impl Task for Audit {
         let empty = self.empty_routes().await;
         for _ in 0..PASSES_MAX {
             let audited = self.pass(&empty).await?;
-            tell(audited);
+            count_audited(audited);
             if !audited.is_more {
                 return Ok(Report::Done);
             }
@@ -80,7 +81,7 @@ impl Task for Audit {
     }
 }
 
-fn tell(audited: Audited) {
+fn count_audited(audited: Audited) {
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     counter!("posthaste_audit_lost_total").increment(count(audited.lost));
     counter!("posthaste_audit_watched_total").increment(count(audited.watched));

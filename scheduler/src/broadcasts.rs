@@ -1,7 +1,8 @@
-//! Tells broadcasts, page by page, and counts what became of them.
+//! Sends broadcasts page by page, and counts the states of their deliveries.
 //!
-//! A page is one commit with its cursor, so a scheduler that dies in mid-broadcast leaves nothing to clean up. Paging stays
-//! little ahead of what is released: the people who wait are rows of their own already, and need not be deliveries yet.
+//! Each page is one commit together with its cursor, so a scheduler that dies in the middle of a broadcast leaves
+//! nothing to clean up. Paging stays only a little ahead of the release: the audience is stored already, and its
+//! deliveries are not needed earlier.
 
 use std::time::Duration;
 
@@ -26,36 +27,36 @@ use crate::{
 
 /// Broadcasts that get a page in one turn.
 const BROADCASTS_MAX: i64 = 16;
-/// Deliveries of a broadcast's kind that may wait for their turn; half a second's work at the fastest release.
+/// Deliveries of one broadcast's kind that may wait for release: half a second's work at the fastest release rate.
 const AHEAD_MAX: i64 = 10_000;
-/// How soon a broadcast that is far enough ahead is looked at again.
+/// The pause before a broadcast that is far enough ahead is checked again.
 const AHEAD_PAUSE: Duration = Duration::from_millis(50);
 /// Pages counted in one turn.
 const PAGES_MAX: i64 = 50;
 
-/// The task that tells.
+/// The task that sends broadcasts.
 pub struct Broadcasts {
     store: Store,
     dispatcher: Dispatcher,
     catalogues: Catalogues,
     relay_after_ms: i32,
-    /// The last one that had a turn: with more than a turn takes, the others are next.
+    /// The last broadcast that had a turn. If there are more than fit into a turn, the next turn starts after it.
     after: Uuid,
 }
 
-/// What became of a broadcast in a turn.
+/// The result of one broadcast in a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// It is over, or another scheduler is at it.
+    /// It is finished, or another scheduler holds it.
     Rest,
-    /// Enough of it waits for now.
+    /// Enough of its deliveries wait for release.
     Ahead,
-    /// There may be more people to tell.
+    /// More recipients may follow.
     More,
 }
 
 impl Broadcasts {
-    /// Accepts in `store`, and lets `dispatcher` publish what goes out at once.
+    /// Accepts deliveries in `store`, and publishes with `dispatcher` those that are due at once.
     pub fn new(store: Store, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
         Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, relay_after_ms, after: Uuid::nil() }
     }
@@ -71,18 +72,18 @@ impl Broadcasts {
         }
         let Some(mut page) = self.store.next_page(broadcast).await? else { return Ok(Step::Rest) };
         let (people, definition) = (std::mem::take(&mut page.people), broadcast.definition.clone());
-        // Templates take their time: not on this thread, and not while anything is locked.
+        // Rendering takes time: it runs on a blocking thread, and while no row is locked.
         let composing = move || (definition.messages(&catalogue, &people, template::deadline()), people);
         let (messages, people) = spawn_blocking(composing).await.map_err(|_| TaskError::Broadcasts(1))?;
         page.people = people;
-        let told = self.store.tell_page(broadcast, page, messages, self.relay_after_ms).await?;
-        let PageDone { told, more, dispatch } = told;
+        let done = self.store.tell_page(broadcast, page, messages, self.relay_after_ms).await?;
+        let PageDone { told, more, dispatch } = done;
         dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
         counter!("posthaste_broadcast_people_total").increment(count_of(told));
         Ok(if more { Step::More } else { Step::Rest })
     }
 
-    /// The next broadcasts, in turns.
+    /// The next broadcasts, in round-robin order.
     async fn next(&mut self) -> Result<Vec<OpenBroadcast>, TaskError> {
         let mut running = self.store.running_broadcasts(self.after, BROADCASTS_MAX).await?;
         if running.is_empty() && !self.after.is_nil() {
@@ -107,7 +108,7 @@ impl Task for Broadcasts {
             match self.advance(broadcast).await {
                 Ok(step) => steps.push(step),
                 Err(error) => {
-                    // One that cannot go on must not hold up the others.
+                    // A broadcast that fails must not hold up the others.
                     tracing::warn!(broadcast = %broadcast.id, error = chain(&error), "a broadcast could not go on");
                     failed += 1;
                 }
@@ -122,8 +123,8 @@ impl Task for Broadcasts {
     }
 }
 
-/// The task that counts the people of broadcasts. It is apart from the task that accepts their messages: counting ten million people
-/// takes minutes, and no message waits for the number.
+/// The task that counts the audiences of broadcasts. It is separate from the task that accepts their messages: counting
+/// ten million people takes minutes, and no message needs the number.
 pub struct BroadcastAudiences(pub Store);
 
 impl Task for BroadcastAudiences {
@@ -150,7 +151,7 @@ impl Task for BroadcastAudiences {
     }
 }
 
-/// The task that counts, and cancels the waiting deliveries of cancelled broadcasts.
+/// The task that counts delivery states, and cancels the waiting deliveries of cancelled broadcasts.
 pub struct BroadcastCounts(pub Store);
 
 impl Task for BroadcastCounts {

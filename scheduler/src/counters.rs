@@ -1,4 +1,5 @@
-//! The counters that stand at 0 from the start: one that began with its first increment would hide that increment from alerts.
+//! The counters that start at 0. A counter that appeared with its first increment would hide that increment from
+//! alerts.
 
 use metrics::counter;
 use shared::{
@@ -9,7 +10,7 @@ use shared::{
 
 use crate::digests::End;
 
-/// Those without a label.
+/// The counters without a label.
 const PLAIN: [&str; 16] = [
     "posthaste_audit_lost_total",
     "posthaste_audit_watched_total",
@@ -29,7 +30,7 @@ const PLAIN: [&str; 16] = [
     "posthaste_webhook_events_total",
 ];
 
-/// Shows each counter of a scheduler with each value of its label. Tasks show their failures themselves.
+/// Starts each counter of a scheduler, with each value of its label. Tasks start their failure counters themselves.
 pub fn start() {
     for name in PLAIN {
         counter!(name).increment(0);

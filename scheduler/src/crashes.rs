@@ -1,8 +1,8 @@
-//! Notices claims whose worker died, and reports them like any other outcome.
+//! Finds claims whose worker died, and reports them as crashes.
 //!
-//! A lease that ended is the end of a claim, and no more than a reason to look. A crash is reported once the outcome has had the time to
-//! come in all the same (see [`crate::quiet`]). The report goes through the log queue and not straight into the database, so that an
-//! outcome which already waits there is applied first; and it only stands while the delivery still says `sending`.
+//! An ended lease ends the claim, but is only a reason to check. A crash is reported after the outcome has had enough
+//! time to arrive (see [`crate::quiet`]). The report goes through the log queue and not straight into the database, so
+//! that an outcome that waits there is applied first. It applies only while the delivery is still `sending`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,24 +24,26 @@ use crate::{
     task::{Report, Task, TaskError, gauge_of, jitter, millis},
 };
 
-/// Watches looked at in one turn.
+/// Watches checked in one turn.
 const LIMIT: i64 = 500;
-/// A crash that was reported is reported again unless it is written down by then.
+/// A reported crash is reported again after this time unless it is written.
 const AGAIN_MS: i32 = 30_000;
-/// A crash that cannot be reported yet is looked at again after this long.
+/// A crash that cannot be reported yet is checked again after this time.
 const SOON_MS: i32 = 1_000;
-/// Held claims are counted so far: a gauge need not be exact, and a count of all may be slow.
+/// Held claims are counted up to this number: a gauge need not be exact, and counting all may be slow.
 const HELD_MAX: i64 = 10_000;
-/// Deliveries that were lost together go on one after the other, this far apart: one of them may be what kills workers.
-const APART: Duration = Duration::from_millis(100);
-/// The same for those that were lost before. Each is then alone with a worker, unless a call takes longer than this.
-const FAR_APART: Duration = Duration::from_secs(2);
-/// However many were lost, the last one waits this much longer than the first one at most.
+/// Deliveries that were lost together are retried one after the other, with this distance, because one of them may be
+/// what crashes workers.
+const DISTANCE: Duration = Duration::from_millis(100);
+/// The same for deliveries that were lost before. Each is then alone with a worker, unless a call takes longer than
+/// this.
+const DISTANCE_AGAIN: Duration = Duration::from_secs(2);
+/// The most that the last one waits longer than the first one, however many were lost.
 const SPREAD_MAX: Duration = Duration::from_secs(300);
-/// Where crash reports stand among the events.
+/// The routing key of crash reports.
 const ROUTING_KEY: &str = "events.crash";
 
-/// The task.
+/// The task that reports crashes.
 pub struct Crashes {
     store: Store,
     publisher: Publisher,
@@ -50,7 +52,8 @@ pub struct Crashes {
 }
 
 impl Crashes {
-    /// Reports through `publisher` when `quiet` allows it; what follows a crash is the channel's policy in `config`.
+    /// Publishes reports through `publisher` when `quiet` allows it. The channel's policy in `config` decides what
+    /// follows a crash.
     pub fn new(store: Store, publisher: Publisher, quiet: Quiet, config: Arc<Config>) -> Self {
         describe_counter!("posthaste_workers_lost_total", "Claims whose worker was taken for lost, and reported so.");
         describe_gauge!(
@@ -66,10 +69,10 @@ impl Crashes {
         Self { store, publisher, quiet, config }
     }
 
-    fn report(&self, (place, crash): (u32, &Crash)) -> Event {
+    fn report(&self, (position, crash): (u32, &Crash)) -> Event {
         let provider = self.config.backends(crash.channel).first().copied().or(crash.provider);
         let event = event(crash, provider, &self.config.retry_policy(crash.channel), clock::now(), jitter());
-        apart(event, place, crash.tries.crashes)
+        spread_out(event, position, crash.tries.crashes)
     }
 
     async fn publish(&self, events: &[Event]) -> Result<(), TaskError> {
@@ -80,7 +83,8 @@ impl Crashes {
         Ok(())
     }
 
-    /// The claims that are over without an outcome. Shows how many wait to be doubted, and whether that is for longer than usual.
+    /// The ended claims without an outcome. Also shows how many of them wait to be reported, and whether reports are
+    /// suspended.
     async fn look_up(&self, is_quiet: bool) -> DbResult<Vec<Crash>> {
         let waits = self.quiet.is_asked() && !is_quiet;
         let held = if waits { self.store.watches_due(SOON_MS, HELD_MAX).await? } else { 0 };
@@ -89,8 +93,9 @@ impl Crashes {
         self.store.crashed(LIMIT, grace, again).await
     }
 
-    /// Without an answer of the database it is unknown how many claims wait. Those that waited before still do.
-    fn lose_sight(&mut self) {
+    /// Without an answer from the database the number of waiting claims is unknown. The claims that waited before still
+    /// wait.
+    fn show_unknown(&mut self) {
         let is_asked = self.quiet.is_asked();
         if is_asked {
             self.quiet.ask();
@@ -99,7 +104,7 @@ impl Crashes {
     }
 }
 
-/// `None`: it is unknown.
+/// `None`: unknown.
 fn show_doubt(is_suspended: Option<bool>, held: Option<i64>) {
     let suspended = is_suspended.map_or(f64::NAN, |is_suspended| f64::from(u8::from(is_suspended)));
     gauge!("posthaste_doubt_suspended").set(suspended);
@@ -113,9 +118,9 @@ impl Task for Crashes {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let is_quiet = self.quiet.look().await;
-        let held = self.look_up(is_quiet).await.inspect_err(|_| self.lose_sight())?;
+        let held = self.look_up(is_quiet).await.inspect_err(|_| self.show_unknown())?;
         if held.is_empty() {
-            // As long as claims wait to be doubted it is looked every period, whatever is due.
+            // While claims wait to be reported, the task checks every period, whatever is due.
             return Ok(if self.quiet.is_asked() { Report::Expect(Self::PERIOD) } else { Report::Done });
         }
         self.quiet.ask();
@@ -129,14 +134,15 @@ impl Task for Crashes {
     }
 }
 
-/// Puts off what comes at `place` among deliveries that were lost together, so that it meets none of the others.
-fn apart(event: Event, place: u32, crashes: u16) -> Event {
-    let distance = if crashes > 1 { FAR_APART } else { APART };
-    let wait = i64::from(millis(distance.saturating_mul(place).min(SPREAD_MAX)));
+/// Delays a crash by its `position` among the deliveries that were lost together, so that they are not retried at the
+/// same time.
+fn spread_out(event: Event, position: u32, crashes: u16) -> Event {
+    let distance = if crashes > 1 { DISTANCE_AGAIN } else { DISTANCE };
+    let wait = i64::from(millis(distance.saturating_mul(position).min(SPREAD_MAX)));
     Event { delay_ms: event.delay_ms.map(|delay| delay.saturating_add(wait)), ..event }
 }
 
-/// What the log says about a claim that was lost: an attempt with an unknown outcome, unless no provider is set up.
+/// The event of a lost claim: an attempt with an unknown outcome, or no attempt if no provider is configured.
 fn event(
     crash: &Crash,
     provider: Option<ProviderName>,
@@ -203,9 +209,9 @@ mod tests {
 
     #[test]
     fn what_was_lost_together_goes_on_apart_and_further_apart_the_second_time() {
-        let retried = |crashes, place| {
+        let retried = |crashes, position| {
             let event = event(&crash(crashes, None), None, &policy(), clock::now(), 0.0);
-            apart(event, place, crashes).delay_ms
+            spread_out(event, position, crashes).delay_ms
         };
         assert_eq!([retried(1, 0), retried(1, 1), retried(1, 60)], [Some(2000), Some(2100), Some(8000)]);
         assert_eq!([retried(2, 0), retried(2, 1), retried(2, 60)], [Some(2000), Some(4000), Some(122_000)]);

@@ -1,7 +1,7 @@
-//! Takes what was given up from the dead letter queue into the table where people look at it.
+//! Moves messages from the dead letter queue into the table of dead letters, where operators see them.
 //!
-//! Three kinds of sender fill that queue: we ourselves (a body that was refused, with the reason in a header), the
-//! broker (a message it handed out too often), and the ingress exchange (a key that no queue is bound for).
+//! The queue has three sources: Posthaste (a refused body, with the reason in a header), the broker (a message that was
+//! returned too often), and the ingress exchange (a routing key without a queue).
 
 use std::{collections::HashSet, time::Duration};
 
@@ -26,40 +26,40 @@ use crate::{
     replays::outgoing,
 };
 
-/// Messages in hand: few, since a body may have many megabytes.
+/// Unacknowledged messages. Few, because a body may have many megabytes.
 pub const PREFETCH: u16 = 16;
-/// A lone letter waits this long for company.
+/// How long a single letter waits for others.
 const LINGER: Duration = Duration::from_millis(5);
 
 /// The queues whose messages are published again.
 const RETURNED_FROM: [&str; 3] = [EVENTS_LOG, INTAKE_HIGH, INTAKE_STD];
 
-/// What the loop stands on.
+/// The dependencies of the loop.
 pub struct Deps {
-    /// Where letters are written.
+    /// Stores the letters.
     pub store: Store,
-    /// What only goes back to its queue is published through it.
+    /// Publishes the messages that go back to their queue.
     pub publisher: Publisher,
     /// Which broker users may publish for a tenant.
     pub require_mapping: RequireMapping,
 }
 
-/// The loop.
+/// The loop that drains the queue.
 pub struct DeadLetterDrainer {
     deps: Deps,
     consumer: Consumer,
     acker: Acker,
     failures: FailureStreak,
     stop: CancellationToken,
-    /// Proves to the intake what is published again; read when it is first needed.
+    /// Signs republished messages for the intake. Loaded on first use.
     key: Option<replay::Key>,
 }
 
-/// The process is stopping: what is in hand goes back to the broker.
+/// The process stops. Unacknowledged messages go back to the broker.
 struct Stopped;
 
 impl DeadLetterDrainer {
-    /// Reads with `consumer`.
+    /// Reads from `consumer`.
     pub fn new(deps: Deps, consumer: Consumer, failures: FailureStreak, stop: CancellationToken) -> Self {
         describe();
         let acker = consumer.acker();
@@ -69,20 +69,20 @@ impl DeadLetterDrainer {
     /// Drains until stopped.
     pub async fn run(mut self) {
         while let Some(deliveries) = self.consumer.next_batch(PREFETCH.into(), LINGER).await {
-            if self.settle(deliveries).await.is_err() {
+            if self.handle(deliveries).await.is_err() {
                 break;
             }
         }
         self.consumer.cancel().await;
     }
 
-    async fn settle(&mut self, deliveries: Vec<Delivery>) -> Result<(), Stopped> {
+    async fn handle(&mut self, deliveries: Vec<Delivery>) -> Result<(), Stopped> {
         let (mut tags, mut letters) = (Vec::new(), Vec::new());
         for delivery in deliveries {
             let tag = delivery.tag;
-            let found = DeadLetterMessage::from(delivery);
-            let queue = found.queue().to_owned();
-            let letter = match found.kind() {
+            let dead_letter = DeadLetterMessage::from(delivery);
+            let queue = dead_letter.queue().to_owned();
+            let letter = match dead_letter.kind() {
                 Kind::Letter(letter) => letter,
                 Kind::Hint => {
                     tracing::warn!(queue, "a work message was returned too often: the audit finds its delivery");
@@ -103,10 +103,10 @@ impl DeadLetterDrainer {
             tags.push(tag);
             letters.push(letter);
         }
-        self.file(&tags, &letters).await
+        self.write_letters(&tags, &letters).await
     }
 
-    /// What publishes a message again; `None`: it is neither a submission nor a batch of events.
+    /// The message to republish. `None`: it is neither a submission nor a batch of events.
     async fn again(&mut self, letter: &NewLetter, round: u32) -> Result<Option<Outgoing>, Stopped> {
         let NewLetter { id, amqp_id, routing_key, amqp_user, body, .. } = letter.clone();
         let letter = IntakeLetter { id, amqp_id, routing_key, amqp_user, body: body.unwrap_or_default() };
@@ -137,9 +137,9 @@ impl DeadLetterDrainer {
         Ok(())
     }
 
-    /// Writes letters down, however long the database cannot. Where it refuses a value of one, each is tried alone, and the
-    /// refused one stays in its queue, which is where it is safe.
-    async fn file(&mut self, tags: &[Tag], letters: &[NewLetter]) -> Result<(), Stopped> {
+    /// Writes letters, and waits while the database cannot work. If the database refuses a value, each letter is tried
+    /// alone, and the refused one stays safe in its queue.
+    async fn write_letters(&mut self, tags: &[Tag], letters: &[NewLetter]) -> Result<(), Stopped> {
         if self.insert(tags, letters).await?.is_ok() {
             self.failures.record_success();
             return Ok(());
@@ -156,7 +156,7 @@ impl DeadLetterDrainer {
         self.pause(&error).await
     }
 
-    /// `Ok(Err(_))`: a value was refused.
+    /// Returns `Ok(Err(_))` if the database refused a value.
     async fn insert(&mut self, tags: &[Tag], letters: &[NewLetter]) -> Result<DbResult<()>, Stopped> {
         loop {
             match insert(&self.deps, letters).await {
@@ -187,26 +187,31 @@ fn describe() {
     at_zero("posthaste_returned_again_total", "queue", RETURNED_FROM);
 }
 
-/// The queue as a label. Names come from headers, which must not make series without end.
+/// The queue's name as a metric label. Names come from headers, so unknown ones share a label to bound the number of
+/// series.
 fn label_of(queue: &str) -> &'static str {
     RETURNED_FROM.into_iter().find(|known| *known == queue).unwrap_or("other")
 }
 
-/// Doing it twice changes nothing.
+/// Idempotent.
 async fn insert(deps: &Deps, letters: &[NewLetter]) -> DbResult<()> {
     if letters.is_empty() {
         return Ok(());
     }
     let mut letters = letters.to_vec();
-    withhold(&deps.store, &mut letters, deps.require_mapping).await?;
+    remove_unproven_tenants(&deps.store, &mut letters, deps.require_mapping).await?;
     let written: HashSet<Uuid> = deps.store.insert_letters(letters.clone()).await?.into_iter().collect();
     letters.iter().filter(|letter| written.contains(&letter.id)).for_each(|letter| tell_dead(letter.reason, 1));
     Ok(())
 }
 
-/// Takes the tenant from letters about submissions that the intake never saw, where their publisher may not publish for it:
-/// no other user's publish may appear among a tenant's letters, nor be reported to its webhooks.
-async fn withhold(store: &Store, letters: &mut [NewLetter], require_mapping: RequireMapping) -> DbResult<()> {
+/// Removes the tenant from letters of submissions that the intake never checked, if their publisher may not publish for
+/// that tenant. The publishes of other users must not appear among a tenant's letters or in its webhooks.
+async fn remove_unproven_tenants(
+    store: &Store,
+    letters: &mut [NewLetter],
+    require_mapping: RequireMapping,
+) -> DbResult<()> {
     let unseen = |letter: &&mut NewLetter| {
         letter.amqp_user.is_some() && (letter.reason == DeadReason::Unroutable || letter.origin == DeadOrigin::Broker)
     };

@@ -1,4 +1,4 @@
-//! What a message in the dead letter queue says about how it got there. Pure: text in, letter out.
+//! Decodes why a message is in the dead letter queue. Pure code, without I/O.
 
 use std::collections::BTreeMap;
 
@@ -11,18 +11,18 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// Header: the id of the letter, where the sender of the message has chosen one.
+/// Header: the id of the letter, if the sender of the message chose one.
 pub const LETTER_ID: &str = "x-posthaste-letter-id";
 /// Header: how often the drainer has published the message again.
 pub const ROUNDS: &str = "x-posthaste-rounds";
-/// After so many rounds, each as long as the delivery limit of the queue, the message itself is what brings its readers down.
+/// After this many rounds, each as long as the queue's delivery limit, the message itself is what crashes its readers.
 const ROUNDS_MAX: u32 = 50;
-/// The reason of the broker for a message that was returned too often.
+/// The broker's reason for a message that was returned too often.
 const DELIVERY_LIMIT: &str = "delivery_limit";
-/// What the names of the queues begin with that hold submissions.
+/// The prefix of the queues that hold submissions.
 const INTAKE_PREFIX: &str = "posthaste.intake.";
 
-/// A message of the dead letter queue.
+/// A message from the dead letter queue.
 #[derive(Debug, Default)]
 pub struct DeadLetterMessage {
     exchange: String,
@@ -33,27 +33,28 @@ pub struct DeadLetterMessage {
     body: Vec<u8>,
 }
 
-/// What is to be done about it.
+/// What the drainer does with a message.
 #[derive(Debug)]
 pub enum Kind {
-    /// Write a letter.
+    /// Write a dead letter.
     Letter(NewLetter),
-    /// A work message the broker gave up. It is only a hint: the audit finds a delivery that is still queued.
+    /// The broker gave up a work message. Drop it, because it is only a hint: the audit finds its delivery, which is
+    /// still queued.
     Hint,
-    /// What was returned too often and is the only copy: it is published once more, for the time of this number.
+    /// The broker returned the only copy of some content too often. Publish it again, as round number `.1`.
     Again(NewLetter, u32),
 }
 
-/// Who gave it up.
+/// Who dead-lettered the message.
 #[derive(Debug, PartialEq, Eq)]
 enum DeathCause<'a> {
-    /// We did, and said why.
+    /// Posthaste refused it and stated the reason.
     Refused { reason: DeadReason, queue: &'a str },
-    /// The broker, having handed it out from `queue` too often.
+    /// The broker gave it up after delivering it from `queue` too often.
     GivenUp { reason: &'a str, queue: &'a str },
-    /// The ingress exchange: no queue is bound for its key.
+    /// The ingress exchange: no queue is bound for its routing key.
     Unroutable,
-    /// Somebody else, without a word.
+    /// Unknown sender, without a reason.
     Unknown,
 }
 
@@ -71,7 +72,7 @@ impl From<Delivery> for DeadLetterMessage {
 }
 
 impl DeadLetterMessage {
-    /// What is to be done about it.
+    /// What the drainer does with this message.
     pub fn kind(self) -> Kind {
         if self.is_hint() {
             Kind::Hint
@@ -83,7 +84,7 @@ impl DeadLetterMessage {
         }
     }
 
-    /// The queue it was taken from.
+    /// The queue that it was dead-lettered from.
     pub fn queue(&self) -> &str {
         self.cause().queue()
     }
@@ -93,16 +94,17 @@ impl DeadLetterMessage {
     }
 
     fn cause(&self) -> DeathCause<'_> {
-        // An old death header of a producer says nothing about a message that never was in a queue of ours.
+        // A producer may send an `x-death` header of its own. It means nothing on a message that never was in one of
+        // our queues.
         if self.exchange == topology::INGRESS {
             return DeathCause::Unroutable;
         }
         let death = self.headers.get("x-death").and_then(|deaths| deaths.get(0));
-        let word = |field: &str| death.and_then(|death| death.get(field)).and_then(Value::as_str);
-        let queue = word("queue").or(self.header("x-first-death-queue"));
+        let field_of = |field: &str| death.and_then(|death| death.get(field)).and_then(Value::as_str);
+        let queue = field_of("queue").or(self.header("x-first-death-queue"));
         if let Some(queue) = queue {
             return DeathCause::GivenUp {
-                reason: word("reason").or(self.header("x-first-death-reason")).unwrap_or("unknown"),
+                reason: field_of("reason").or(self.header("x-first-death-reason")).unwrap_or("unknown"),
                 queue,
             };
         }
@@ -112,13 +114,13 @@ impl DeadLetterMessage {
         }
     }
 
-    /// Whether it is a work message that the broker gave up.
+    /// True for a work message that the broker gave up.
     fn is_hint(&self) -> bool {
         let DeathCause::GivenUp { queue, .. } = self.cause() else { return false };
         channel_of_work(queue).is_some() && serde_json::from_slice::<WorkItem>(&self.body).is_ok()
     }
 
-    /// Whether the broker handed it out too often, and nothing but this message says what it says.
+    /// True if the broker returned the message too often and it is the only copy of its content.
     fn is_returned_copy(&self) -> bool {
         let DeathCause::GivenUp { reason, queue } = self.cause() else { return false };
         reason == DELIVERY_LIMIT && (queue == EVENTS_LOG || queue.starts_with(INTAKE_PREFIX))
@@ -133,12 +135,13 @@ impl DeadLetterMessage {
         let (origin, reason) = (cause.origin(), cause.reason());
         let routing_key = self.submitted_with(&cause).map(str::to_owned);
         let amqp_user = routing_key.is_some().then(|| self.published_by(&cause).unwrap_or_default().to_owned());
-        let mut words = routing_key.as_deref().unwrap_or_default().split('.');
-        let tenant = words.next().filter(|slug| !slug.is_empty()).map(str::to_owned);
-        let channel = words.next().and_then(|word| word.parse().ok()).or_else(|| channel_of_work(cause.queue()));
+        let mut segments = routing_key.as_deref().unwrap_or_default().split('.');
+        let tenant = segments.next().filter(|slug| !slug.is_empty()).map(str::to_owned);
+        let channel =
+            segments.next().and_then(|segment| segment.parse().ok()).or_else(|| channel_of_work(cause.queue()));
         NewLetter {
             id: self.id(&cause),
-            // Whoever may not speak for a tenant must not write into its letters either.
+            // A sender who may not publish for a tenant must not add to its letters either.
             tenant: tenant.filter(|_| reason != DeadReason::Tenant),
             channel,
             origin,
@@ -151,7 +154,7 @@ impl DeadLetterMessage {
         }
     }
 
-    /// The key a producer published it with; `None` if no producer did.
+    /// The routing key that a producer published with. `None` if no producer published it.
     fn submitted_with(&self, cause: &DeathCause<'_>) -> Option<&str> {
         match cause {
             DeathCause::Refused { queue, .. } | DeathCause::GivenUp { queue, .. }
@@ -160,10 +163,10 @@ impl DeadLetterMessage {
                 None
             }
             DeathCause::Unknown => None,
-            // What we refused carries its first key in a header.
+            // A message that Posthaste refused carries its original key in a header.
             DeathCause::Refused { .. } => Some(self.header(ROUTING_KEY).unwrap_or(&self.routing_key)),
-            // So does what a scheduler of the version before published again, straight to a queue. In every other message that
-            // header is the word of its producer.
+            // So does a message that a scheduler of the previous version republished straight to a queue. In every
+            // other message the producer may have set that header.
             DeathCause::GivenUp { .. } => {
                 let first = self.header(ROUTING_KEY).filter(|_| self.routing_key.starts_with(INTAKE_PREFIX));
                 Some(first.unwrap_or(&self.routing_key))
@@ -172,8 +175,8 @@ impl DeadLetterMessage {
         }
     }
 
-    /// The broker user that published it. What we refused says so in a header; in what comes straight from a producer that
-    /// header is the producer's own word.
+    /// The broker user that published the message. A message that Posthaste refused has it in a header. In a message
+    /// straight from a producer, the producer may have set that header.
     fn published_by(&self, cause: &DeathCause<'_>) -> Option<&str> {
         match cause {
             DeathCause::Refused { .. } => self.header(USER_ID),
@@ -181,8 +184,8 @@ impl DeadLetterMessage {
         }
     }
 
-    /// The same for every time the broker delivers it. Only our own refusals give an id: a producer could name a letter that there is,
-    /// and its own would not be written.
+    /// The letter's id, the same for each redelivery. The id header counts only on our own refusals: otherwise a
+    /// producer could name an existing letter, and its own would not be written.
     fn id(&self, cause: &DeathCause<'_>) -> Uuid {
         let is_ours = matches!(cause, DeathCause::Refused { .. });
         let given = self.header(LETTER_ID).filter(|_| is_ours).and_then(|id| id.parse().ok());
@@ -195,7 +198,7 @@ impl DeadLetterMessage {
 }
 
 impl<'a> DeathCause<'a> {
-    /// The queue it was taken from.
+    /// The queue that the message was dead-lettered from.
     const fn queue(&self) -> &'a str {
         match self {
             Self::Refused { queue, .. } | Self::GivenUp { queue, .. } => queue,
@@ -231,7 +234,7 @@ impl<'a> DeathCause<'a> {
     }
 }
 
-/// The channel of a work queue, by its name.
+/// The channel of a work queue, from its name.
 fn channel_of_work(queue: &str) -> Option<Channel> {
     let route = queue.strip_prefix(topology::WORK)?.strip_prefix('.')?;
     route.split('.').next()?.parse().ok()

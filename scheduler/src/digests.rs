@@ -1,7 +1,7 @@
-//! Closes windows in which events gathered: each becomes one message, or nothing.
+//! Closes digest windows: the events of each window become one message, or none.
 //!
-//! Windows are held by a lock while they are closed, and what they became is accepted in the same transaction: two schedulers
-//! share the work, and of one that dies in the middle nothing is left.
+//! Windows are locked while they are closed, and their messages are accepted in the same transaction. So two schedulers
+//! share the work, and one that dies in between leaves no trace.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,24 +36,24 @@ use crate::{
     task::{Report, Task, TaskError, count_of},
 };
 
-/// Windows closed in one transaction: what gathers in them meanwhile waits for it, so it is short.
+/// Windows closed in one transaction. It must be short, because new events of these windows wait for it.
 const LIMIT: i64 = 50;
-/// Rows forgotten in a turn.
+/// Rows deleted in one turn.
 const FORGET_LIMIT: i64 = 1000;
-/// How long closed windows are kept for whoever asks what became of one.
+/// How long closed windows are kept, so that their result can be looked up.
 const KEEP_DAYS: i32 = 7;
-/// When a window that cannot be told is tried again: somebody may mend the template.
-const AGAIN: TimeDelta = TimeDelta::seconds(60);
-/// How long the windows of one tenant may take to be written in one turn.
+/// The pause before a window that cannot be rendered is retried: someone may fix the template.
+const RETRY_PAUSE: TimeDelta = TimeDelta::seconds(60);
+/// The longest rendering time for the windows of one tenant in one turn.
 const TENANT_TIME_MAX: Duration = Duration::from_secs(1);
-/// When the rest of its windows has its turn.
-const CROWDED: TimeDelta = TimeDelta::seconds(5);
-/// How long that goes on.
-const PATIENCE: TimeDelta = TimeDelta::hours(1);
-/// The source of messages that digests become.
+/// The pause before the tenant's other windows get their turn.
+const TENANT_PAUSE: TimeDelta = TimeDelta::seconds(5);
+/// How long a failing window is retried.
+const RETRY_MAX: TimeDelta = TimeDelta::hours(1);
+/// The source of messages from digests.
 const SOURCE: &str = "digest";
 
-/// The task.
+/// The task that closes windows.
 pub struct Digests {
     store: Store,
     catalogues: Catalogues,
@@ -62,14 +62,14 @@ pub struct Digests {
     relay_after_ms: i32,
 }
 
-/// What is known about the windows of a turn before they are held.
+/// Data about the windows of a turn, loaded before they are locked.
 struct Known {
     catalogues: HashMap<TenantId, Arc<Catalogue>>,
     people: HashMap<(TenantId, String), Person>,
     sessions: HashMap<TenantId, Option<Uuid>>,
 }
 
-/// How a window ended, as a metric has it.
+/// How a window ended, as a metric label.
 #[derive(Clone, Copy)]
 pub enum End {
     Told,
@@ -84,13 +84,13 @@ pub enum End {
 enum CloseError {
     #[error(transparent)]
     Database(#[from] DbError),
-    /// A defect of ours, which would meet the same window again in the next turn.
+    /// A bug of Posthaste. The next turn would meet the same window again.
     #[error("what a window becomes could not be decided")]
     Undecided(#[from] JoinError),
 }
 
 impl End {
-    /// Every value of the metric's label.
+    /// Every value of the metric label.
     pub const ALL: [Self; 5] = [Self::Told, Self::Empty, Self::Dropped, Self::Unrenderable, Self::PutOff];
 
     pub const fn as_str(self) -> &'static str {
@@ -105,19 +105,19 @@ impl End {
 }
 
 impl Digests {
-    /// The relay takes over what is not published after `relay_after_ms`.
+    /// The relay publishes what this task has not published after `relay_after_ms`.
     pub fn new(store: Store, dispatcher: Dispatcher, outlook: Outlook, relay_after_ms: i32) -> Self {
         describe_counter!("posthaste_digests_closed_total", "Windows that ended, by how: told, empty, dropped …");
         describe_gauge!("posthaste_digest_lag_seconds", "How late the oldest window is that should be closed.");
         Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, outlook, relay_after_ms }
     }
 
-    /// Everything that needs a connection of its own is asked before windows are held.
+    /// Loads everything that needs a connection of its own, before windows are locked.
     async fn known(&self, due: &[DueDigest]) -> DbResult<Known> {
         let mut known = Known { catalogues: HashMap::new(), people: HashMap::new(), sessions: HashMap::new() };
         let tenants: HashSet<TenantId> = due.iter().map(|digest| digest.tenant).collect();
         for tenant in tenants {
-            // A copy that is a moment old might not know the rule yet, and its window would be dropped.
+            // A cached copy might not have the rule yet, and its window would be dropped.
             let catalogue = self.catalogues.newest(tenant).await?;
             let by_whatsapp = |rule: &Arc<Rule>| rule.definition.channels.contains(&Channel::Whatsapp);
             if catalogue.rules.iter().any(by_whatsapp) {
@@ -132,7 +132,7 @@ impl Digests {
         Ok(known)
     }
 
-    /// Closes windows together; where that fails for one of them, each alone, and what fails alone is put off.
+    /// Closes windows together. If that fails, it closes each one alone, and delays those that fail alone.
     async fn close(&self, due: &[DueDigest]) -> DbResult<()> {
         match self.close_together(due).await {
             Err(CloseError::Database(error)) if error.is_unavailable() => Err(error),
@@ -157,15 +157,15 @@ impl Digests {
         }
     }
 
-    /// What fails alone for an hour ends without a message.
+    /// Delays windows that failed alone. After an hour of failures they end without a message.
     async fn put_off(&self, due: &[DueDigest], error: &CloseError) -> DbResult<()> {
         counter!(FAILURES, "task" => Self::NAME).increment(1);
         let closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
         for digest in &closing.digests {
-            let (end, ending) = again_or_never(digest, clock::now());
-            let (tenant, items, word) = (digest.tenant, digest.count, end.as_str());
-            tracing::error!(digest = %digest.id, tenant.id = %tenant, items, end = word, %error, "a window cannot be closed");
+            let (end, ending) = retry_or_end(digest, clock::now());
+            let (tenant, items, label) = (digest.tenant, digest.count, end.as_str());
+            tracing::error!(digest = %digest.id, tenant.id = %tenant, items, end = label, %error, "a window cannot be closed");
             ends.push(end);
             endings.push((digest.id, ending));
         }
@@ -176,18 +176,18 @@ impl Digests {
 
     async fn close_together(&self, due: &[DueDigest]) -> Result<(), CloseError> {
         let known = Arc::new(self.known(due).await?);
-        // Templates take their time: not on this thread, and not while windows are held.
+        // Rendering takes time: it runs on a blocking thread, and while no window is locked.
         let windows = self.store.closing_digests(due.iter().map(|digest| digest.id).collect()).await?;
-        let knowing = Arc::clone(&known);
-        let mut judged = spawn_blocking(move || knowing.judge(windows)).await?;
-        let mut closing = self.store.hold_digests(judged.keys().copied().collect()).await?;
+        let deciding = Arc::clone(&known);
+        let mut decided = spawn_blocking(move || deciding.decide_all(windows)).await?;
+        let mut closing = self.store.hold_digests(decided.keys().copied().collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
-        // Whoever takes places of the same throttles takes them in one order.
+        // All schedulers take throttle permits in the same order, which avoids deadlocks.
         let mut digests = std::mem::take(&mut closing.digests);
         digests.sort_by(|one, other| (one.rule, &one.user_id).cmp(&(other.rule, &other.user_id)));
         for digest in digests {
-            // What changed since it was read stays due and is read again.
-            let Some((_, decision)) = judged.remove(&digest.id).filter(|(before, _)| digest.is_still(before)) else {
+            // A window that changed since it was read stays due and is read again.
+            let Some((_, decision)) = decided.remove(&digest.id).filter(|(before, _)| digest.is_still(before)) else {
                 continue;
             };
             let (end, ending) = decision.ending(&mut closing, &digest).await?;
@@ -208,16 +208,16 @@ fn count_ends(ends: &[End]) {
     }
 }
 
-/// What is to become of a window, as far as that needs no database.
+/// What to do with a window, decided without the database.
 enum Decision {
-    /// Its end is settled.
+    /// The end is final.
     Ended(End, Ending),
-    /// It is told, unless its throttle withholds it.
+    /// Send it, unless its throttle withholds it.
     Ready(Box<ReadyDigest>),
 }
 
 impl Decision {
-    /// What becomes of a window that is held.
+    /// Computes the end of a locked window.
     async fn ending(self, closing: &mut Closing, digest: &HeldDigest) -> DbResult<(End, Ending)> {
         let ReadyDigest { mut notice, person, throttle } = match self {
             Self::Ended(end, ending) => return Ok((end, ending)),
@@ -244,7 +244,7 @@ impl Decision {
     }
 }
 
-/// A message that only its throttle can still withhold.
+/// A rendered message that only its throttle can still withhold.
 struct ReadyDigest {
     notice: Notice,
     person: Person,
@@ -252,24 +252,25 @@ struct ReadyDigest {
 }
 
 impl Known {
-    /// Writes what windows say. The time of a tenant whose templates are slow is bounded: the rest of its windows waits a little.
-    fn judge(&self, windows: Vec<HeldDigest>) -> HashMap<Uuid, (HeldDigest, Decision)> {
+    /// Renders windows. The time for each tenant is bounded, so that slow templates of one tenant do not delay the
+    /// others: its other windows wait for [`TENANT_PAUSE`].
+    fn decide_all(&self, windows: Vec<HeldDigest>) -> HashMap<Uuid, (HeldDigest, Decision)> {
         let mut spent: HashMap<TenantId, Duration> = HashMap::new();
-        let mut judged = HashMap::with_capacity(windows.len());
+        let mut decided = HashMap::with_capacity(windows.len());
         for window in windows {
             let spent = spent.entry(window.tenant).or_default();
             let began = Instant::now();
             let decision = match *spent < TENANT_TIME_MAX {
                 true => self.decide(&window, clock::now()),
-                false => Decision::Ended(End::PutOff, Ending::Later { at: clock::now() + CROWDED, is_end: false }),
+                false => Decision::Ended(End::PutOff, Ending::Later { at: clock::now() + TENANT_PAUSE, is_end: false }),
             };
             *spent += began.elapsed();
-            judged.insert(window.id, (window, decision));
+            decided.insert(window.id, (window, decision));
         }
-        judged
+        decided
     }
 
-    /// Told, or not, or not yet.
+    /// Decides whether to send, drop or delay a window.
     fn decide(&self, digest: &HeldDigest, now: DateTime<Utc>) -> Decision {
         if digest.count == 0 {
             return Decision::Ended(End::Empty, Ending::Silent);
@@ -284,7 +285,7 @@ impl Known {
         };
         let unknown = || Person::unknown(&digest.user_id);
         let person = self.people.get(&(digest.tenant, digest.user_id.clone())).cloned().unwrap_or_else(unknown);
-        if let Some(at) = moved(digest, &rule, &person, now) {
+        if let Some(at) = rescheduled_at(digest, &rule, &person, now) {
             return Decision::Ended(End::PutOff, Ending::Later { at, is_end: true });
         }
         let mut notice = match notice(catalogue, &rule, digest, &person, now) {
@@ -292,8 +293,8 @@ impl Known {
             Err(_) if catalogue.unread_templates.contains(&rule.definition.template_name) => {
                 return put_off(digest, "template", now);
             }
-            Err(untold) => {
-                let (end, ending) = unrenderable(digest, &untold, now);
+            Err(error) => {
+                let (end, ending) = unrenderable(digest, &error, now);
                 return Decision::Ended(end, ending);
             }
         };
@@ -308,9 +309,9 @@ impl Known {
     }
 }
 
-/// When a window closes after all, if its person lives by another clock meanwhile, or the rule by another schedule. Never sooner:
-/// what was to close by now closes now.
-fn moved(digest: &HeldDigest, rule: &Rule, person: &Person, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+/// The new closing time, if the person's time zone or the rule's schedule changed while the window was open. A window
+/// that is due now never closes earlier than planned: it closes now.
+fn rescheduled_at(digest: &HeldDigest, rule: &Rule, person: &Person, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let of_rule = rule.definition.digest.as_ref().filter(|_| !digest.is_full)?;
     of_rule.scheduled(digest.opened_at, person.zone()).filter(|at| *at > now)
 }
@@ -327,16 +328,16 @@ fn notice(
     event_messages::notice(catalogue, rule, &digest.event_type, (&variables, template::deadline()), now)
 }
 
-/// A window whose rule or template a newer version wrote waits for a scheduler that can read it; nothing of it is dropped.
+/// Delays a window whose rule or template a newer version wrote, until a scheduler can read it. Nothing is dropped.
 fn put_off(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Decision {
     let (rule, items) = (digest.rule, digest.count);
     tracing::warn!(%rule, items, what, "a window waits: this version cannot read its rule or template");
-    Decision::Ended(End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
+    Decision::Ended(End::PutOff, Ending::Later { at: now + RETRY_PAUSE, is_end: false })
 }
 
-fn unrenderable(digest: &HeldDigest, untold: &RenderError, now: DateTime<Utc>) -> (End, Ending) {
-    let (rule, items, RenderError { field, message }) = (digest.rule, digest.count, untold);
-    let (end, ending) = again_or_never(digest, now);
+fn unrenderable(digest: &HeldDigest, error: &RenderError, now: DateTime<Utc>) -> (End, Ending) {
+    let (rule, items, RenderError { field, message }) = (digest.rule, digest.count, error);
+    let (end, ending) = retry_or_end(digest, now);
     if matches!(end, End::Unrenderable) {
         tracing::error!(%rule, items, field, message, "dropped a window that could not be told for an hour");
     } else {
@@ -345,12 +346,12 @@ fn unrenderable(digest: &HeldDigest, untold: &RenderError, now: DateTime<Utc>) -
     (end, ending)
 }
 
-/// A window that fails is tried again for a while, then it ends.
-fn again_or_never(digest: &HeldDigest, now: DateTime<Utc>) -> (End, Ending) {
-    if now > digest.latest_at + PATIENCE {
+/// Retries a failing window for [`RETRY_MAX`] after its latest event, then ends it.
+fn retry_or_end(digest: &HeldDigest, now: DateTime<Utc>) -> (End, Ending) {
+    if now > digest.latest_at + RETRY_MAX {
         return (End::Unrenderable, Ending::Silent);
     }
-    (End::PutOff, Ending::Later { at: now + AGAIN, is_end: false })
+    (End::PutOff, Ending::Later { at: now + RETRY_PAUSE, is_end: false })
 }
 
 async fn is_granted(closing: &mut Closing, digest: &HeldDigest, throttle: Throttle) -> DbResult<bool> {
@@ -373,7 +374,7 @@ impl Task for Digests {
     }
 }
 
-/// The task that forgets closed windows and throttles that say nothing any more.
+/// The task that deletes closed windows and expired throttles.
 pub struct DigestForgets(pub Store);
 
 impl Task for DigestForgets {
@@ -426,18 +427,29 @@ mod tests {
 
     #[test]
     fn whoever_moves_while_a_window_is_open_is_told_in_the_new_morning() {
-        // Opened in the evening of Vienna, to close at 8:00 there.
+        // Opened in the evening in Vienna, closes at 8:00 there.
         let window = window("2026-01-31T19:00:00Z", "2026-02-01T07:00:00Z");
         let daily = rule(json!({"cron": "0 8 * * *"}));
         let now = at("2026-02-01T07:00:00.1Z");
-        assert_eq!(moved(&window, &daily, &living_in("Europe/Vienna"), now), None);
-        let in_lisbon = moved(&window, &daily, &living_in("Europe/Lisbon"), now);
+        assert_eq!(rescheduled_at(&window, &daily, &living_in("Europe/Vienna"), now), None);
+        let in_lisbon = rescheduled_at(&window, &daily, &living_in("Europe/Lisbon"), now);
         assert_eq!(in_lisbon, Some(at("2026-02-01T08:00:00Z")));
-        assert_eq!(moved(&window, &daily, &living_in("Europe/Lisbon"), at("2026-02-01T08:00:00.1Z")), None, "once");
-        assert_eq!(moved(&window, &daily, &living_in("Asia/Tokyo"), now), None, "morning was hours ago: now");
+        assert_eq!(
+            rescheduled_at(&window, &daily, &living_in("Europe/Lisbon"), at("2026-02-01T08:00:00.1Z")),
+            None,
+            "once"
+        );
+        assert_eq!(rescheduled_at(&window, &daily, &living_in("Asia/Tokyo"), now), None, "morning was hours ago: now");
         let full = HeldDigest { is_full: true, ..window.clone() };
-        assert_eq!(moved(&full, &daily, &living_in("Europe/Lisbon"), now), None, "a full one waits for no clock");
-        assert_eq!(moved(&window, &rule(json!({"window_seconds": 60})), &living_in("Europe/Lisbon"), now), None);
+        assert_eq!(
+            rescheduled_at(&full, &daily, &living_in("Europe/Lisbon"), now),
+            None,
+            "a full one waits for no clock"
+        );
+        assert_eq!(
+            rescheduled_at(&window, &rule(json!({"window_seconds": 60})), &living_in("Europe/Lisbon"), now),
+            None
+        );
     }
 
     #[tokio::test]
@@ -450,12 +462,11 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_tried_again_for_an_hour() {
         let window = window("2026-01-31T19:00:00Z", "2026-02-01T07:00:00Z");
-        let untold = RenderError { field: "name".to_owned(), message: "is missing".to_owned() };
-        let later =
-            |now: &str| matches!(unrenderable(&window, &untold, at(now)).1, Ending::Later { is_end: false, .. });
+        let error = RenderError { field: "name".to_owned(), message: "is missing".to_owned() };
+        let later = |now: &str| matches!(unrenderable(&window, &error, at(now)).1, Ending::Later { is_end: false, .. });
         assert!(later("2026-02-01T07:00:01Z") && later("2026-02-01T08:00:00Z"));
         assert!(!later("2026-02-01T08:00:01Z"));
-        let ends = |now: &str| again_or_never(&window, at(now)).0.as_str();
+        let ends = |now: &str| retry_or_end(&window, at(now)).0.as_str();
         assert_eq!([ends("2026-02-01T08:00:00Z"), ends("2026-02-01T08:00:01Z")], ["put_off", "unrenderable"]);
     }
 }

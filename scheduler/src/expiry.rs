@@ -1,7 +1,7 @@
-//! Ends deliveries that wait in a line and are no longer worth sending: behind a session that does not work no claim would.
+//! Expires deliveries that wait in a pacing queue for too long. No claim would do it for a session that does not work.
 //!
-//! They end as after a claim, by an event that is written down. It is written before the delivery leaves its line, so a scheduler
-//! that dies in between leaves it to be taken again, and a repeated event changes nothing.
+//! They expire through a recorded event, as after a claim. The event is written before the delivery leaves its queue:
+//! if a scheduler dies in between, another one takes the delivery again, and a repeated event changes nothing.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,14 +18,14 @@ use crate::{
     task::{Report, Task, TaskError},
 };
 
-/// Deliveries ended in one turn.
+/// Deliveries expired in one turn.
 const LIMIT: i64 = 500;
-/// When a delivery that was taken may be taken again.
+/// How long a taken delivery is reserved.
 const LEASE_MS: i32 = 30_000;
-/// Deliveries looked at in one turn for a time that they lack.
+/// Deliveries checked in one turn for a missing expiry time.
 const FILL_LIMIT: i64 = 2000;
 
-/// The task.
+/// The task that expires deliveries.
 pub struct Expiry(pub Store);
 
 impl Task for Expiry {
@@ -48,8 +48,8 @@ impl Task for Expiry {
     }
 }
 
-/// No claim made an attempt of it that would have to be taken back. It is no report of a provider, which could also move a delivery
-/// that was sent.
+/// The event of an expiry. It takes back no attempt, because no claim made one. It is not marked as a provider report,
+/// because such a report could also change a delivery that was sent.
 fn event(delivery: DeliveryId, run: i32, tenant: TenantId, channel: Channel) -> Event {
     Event {
         state: State::Expired,
@@ -59,15 +59,15 @@ fn event(delivery: DeliveryId, run: i32, tenant: TenantId, channel: Channel) -> 
     }
 }
 
-/// The task that gives deliveries of the version before the time after which they expire.
+/// The task that sets the missing expiry time of deliveries that the previous version stored.
 pub struct ExpiryFill {
     store: Store,
-    /// Deliveries up to this one were looked at.
+    /// Deliveries up to this one were checked.
     passed: DeliveryId,
 }
 
 impl ExpiryFill {
-    /// Begins with the first delivery that waits.
+    /// Starts with the first waiting delivery.
     pub const fn new(store: Store) -> Self {
         Self { store, passed: DeliveryId(Uuid::nil()) }
     }
@@ -75,7 +75,7 @@ impl ExpiryFill {
 
 impl Task for ExpiryFill {
     const NAME: &'static str = "expiry_fill";
-    /// Such deliveries become fewer, and some minutes do not matter behind a session that does not work.
+    /// Such deliveries become fewer, and a few minutes do not matter for a session that does not work.
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {

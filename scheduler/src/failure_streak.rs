@@ -1,7 +1,7 @@
-//! Failures in a row: told once, counted, and waited out for longer and longer.
+//! Counts consecutive failures, logs the first one, and waits longer after each.
 //!
-//! When a server is away, every loop fails on every turn. The first failure of a row is worth a line in the log, and so
-//! is its end; what lies between is in the metrics.
+//! When a server is down, every loop fails on every turn. The first failure and the recovery are logged; the failures
+//! in between appear only in the metrics.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::probe::Heartbeat;
 
-/// Counts failures, by task.
+/// Counter of failures, by task.
 pub const FAILURES: &str = "posthaste_task_failures_total";
 
-/// The failures of one loop.
+/// The consecutive failures of one loop.
 pub struct FailureStreak {
     heartbeat: Arc<Heartbeat>,
     reconnect: Reconnect,
@@ -22,13 +22,13 @@ pub struct FailureStreak {
 }
 
 impl FailureStreak {
-    /// No failure yet.
+    /// A streak without failures.
     pub fn new(heartbeat: Arc<Heartbeat>) -> Self {
         at_zero(FAILURES, "task", [heartbeat.name()]);
         Self { heartbeat, reconnect: Reconnect::new(), failures: 0 }
     }
 
-    /// Notes a failure and says how long to wait before the next try.
+    /// Records a failure and returns how long to wait before the next try.
     pub fn record_failure(&mut self, error: &dyn Error) -> Duration {
         let (task, error) = (self.heartbeat.name(), chain(error));
         metrics::counter!(FAILURES, "task" => task).increment(1);
@@ -40,7 +40,7 @@ impl FailureStreak {
         self.reconnect.next()
     }
 
-    /// As [`FailureStreak::record_failure`], and waits; false if `stop` came first.
+    /// Like [`FailureStreak::record_failure`], and then waits. Returns false if `stop` came first.
     pub fn wait_out<'a>(
         &mut self,
         error: &dyn Error,
@@ -50,7 +50,7 @@ impl FailureStreak {
         async move { stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() }
     }
 
-    /// Notes a success.
+    /// Records a success and ends the streak.
     pub fn record_success(&mut self) {
         if self.failures > 0 {
             tracing::info!(task = self.heartbeat.name(), failures = self.failures, "a task works again");

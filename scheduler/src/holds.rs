@@ -1,7 +1,7 @@
-//! Settles calls whose answer was lost, once the message itself came back; and counts the circuit breakers.
+//! Resolves calls whose response was lost, once the message's echo came back. Also shows the circuit breakers.
 //!
-//! Most echoes find a delivery that waits already, and are settled where they arrive. This is for those that overtook the
-//! loss: they came while the call was still under way, or its worker died after them.
+//! Most echoes find a held delivery and resolve it when they arrive. This task handles echoes that came too early:
+//! while the call was still running, or before its worker died.
 
 use std::time::Duration;
 
@@ -19,19 +19,19 @@ use crate::{
     task::{Report, Task, TaskError},
 };
 
-/// Calls looked at in one turn.
+/// Calls checked in one turn.
 const LIMIT: i64 = 500;
-/// Where these events stand among the others.
+/// The routing key of these events.
 const ROUTING_KEY: &str = "events.echo";
 
-/// The task.
+/// The task that resolves held calls.
 pub struct Holds {
     store: Store,
     publisher: Publisher,
 }
 
 impl Holds {
-    /// Reports through `publisher`.
+    /// Publishes reports through `publisher`.
     pub const fn new(store: Store, publisher: Publisher) -> Self {
         Self { store, publisher }
     }

@@ -1,4 +1,4 @@
-//! What working through kept webhooks has in common, whoever sent them.
+//! Shared code for processing stored inbound webhooks, for every sender.
 
 use std::time::Duration;
 
@@ -14,47 +14,48 @@ use crate::{failure_streak::chain, task::TaskError};
 
 /// Events taken in one turn.
 pub const LIMIT: i64 = 500;
-/// Nobody else gets a taken event for this long.
+/// How long a taken event is reserved for the scheduler that took it.
 pub const LEASE_MS: i32 = 30_000;
-/// From one look to the next.
+/// The time between two turns.
 pub const PERIOD: Duration = Duration::from_millis(200);
-/// What is told of a message may overtake the outcome of its sending; after this it is about somebody else's message.
+/// A report about a message may arrive before the outcome of its sending. A report that matches nothing after this time
+/// is about a message that Posthaste did not send.
 const PATIENCE: TimeDelta = TimeDelta::minutes(10);
-/// The first pause before an event is looked at again; each later pause is twice as long.
+/// The first pause before an event is retried. Each later pause is twice as long.
 const PAUSE_MS: i32 = 250;
 const PAUSE_MS_MAX: i32 = 60_000;
-/// An event that failed, or brought its schedulers down, so often is left alone.
+/// An event that failed, or crashed its scheduler, this often is ignored.
 pub const TRIES_MAX: i16 = 50;
-/// Where reports of providers stand among the events.
+/// The routing key of provider reports.
 const ROUTING_KEY: &str = "events.report";
 
-/// Whether an event that came at `created_at` is waited with no longer.
+/// True if an event that arrived at `created_at` need not wait any longer.
 pub fn is_over(created_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     now - created_at > PATIENCE
 }
 
-/// The pause after so many tries.
+/// The pause after this many tries.
 pub fn pause_ms(tries: i16) -> i32 {
     let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(0).min(16);
     PAUSE_MS.saturating_mul(1 << doublings).min(PAUSE_MS_MAX)
 }
 
-/// What works through one table of kept webhooks.
+/// One table of stored webhooks and how to process its events.
 pub trait WebhookTable: Sync {
-    /// One of them.
+    /// The event type.
     type Event: Clone + Send + Sync;
     /// The table.
     const TABLE: InboundWebhook;
 
-    /// Its row, and how often it was taken up.
+    /// The id of an event, and how often it was taken.
     fn row(event: &Self::Event) -> (Uuid, i16);
 
-    /// Does what they lead to, and ends them. May be repeated.
+    /// Applies the events and marks them as done. May be repeated.
     fn work_through(&self, events: Vec<Self::Event>) -> impl Future<Output = Result<(), TaskError>> + Send;
 }
 
-/// Works through taken events. If a server is away, which is no event's fault, all of them are given back. If it is the fault
-/// of one, each is tried alone: that one is put off for longer and longer and ends after [`TRIES_MAX`].
+/// Processes taken events. If a server is down, which no event caused, all of them are given back. If an event caused
+/// the error, each event is tried alone: the failing one is delayed longer each time and ends after [`TRIES_MAX`].
 pub async fn work_through<I: WebhookTable>(table: &I, store: &Store, events: Vec<I::Event>) -> Result<(), TaskError> {
     let Err(error) = table.work_through(events.clone()).await else { return Ok(()) };
     if error.is_servers_fault() {
@@ -78,12 +79,12 @@ async fn give_back<I: WebhookTable>(store: &Store, events: &[I::Event], error: T
     Err(error)
 }
 
-/// Hands reports to the log writer.
+/// Publishes reports for the log writer.
 pub async fn publish(publisher: &Publisher, events: &[Event]) -> Result<(), TaskError> {
     publish_as(publisher, ROUTING_KEY, events).await
 }
 
-/// As [`publish`], under another key.
+/// Like [`publish`], with another routing key.
 pub async fn publish_as(publisher: &Publisher, routing_key: &'static str, events: &[Event]) -> Result<(), TaskError> {
     let batches = events.chunks(EVENTS_MAX).map(|part| EventBatch::new(part.to_vec()));
     let outgoing = batches.map(|batch| Outgoing::json(topology::EVENTS, routing_key, Uuid::now_v7(), &batch));

@@ -1,4 +1,5 @@
-//! Reads messages of the log queue event by event: a newer worker may use words that this version does not know.
+//! Reads messages of the log queue event by event, because a newer worker may use values that this version does not
+//! know.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -11,16 +12,16 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// What a message holds.
+/// The content of a message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Incoming {
-    /// The events that can be read.
+    /// The events that this version can read.
     pub events: Vec<Event>,
-    /// The others.
+    /// The events that this version cannot read.
     pub unread: Vec<UnreadEvent>,
 }
 
-/// A batch of whatever version.
+/// A batch of any version.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     v: u64,
@@ -28,14 +29,14 @@ struct Envelope<'a> {
     events: Option<Vec<&'a RawValue>>,
 }
 
-/// What every version of an event says.
+/// The fields that every version of an event has.
 #[derive(Deserialize)]
-struct About {
+struct EventKey {
     delivery: Uuid,
     run: i32,
 }
 
-/// Reads a message; fails if it is no batch of events of any version.
+/// Reads a message. Fails if it is not a batch of events of any version.
 pub fn read(body: &[u8]) -> Result<Incoming, String> {
     if let Ok(EventBatch { v: VERSION, events }) = serde_json::from_slice(body) {
         return Ok(Incoming { events, unread: Vec::new() });
@@ -50,7 +51,7 @@ pub fn read(body: &[u8]) -> Result<Incoming, String> {
     Ok(events.into_iter().fold(Incoming::default(), Incoming::with))
 }
 
-/// Whether a body is a batch of events of any version.
+/// True if a body is a batch of events of any version.
 pub fn is_batch(body: &[u8]) -> bool {
     serde_json::from_slice::<Envelope<'_>>(body).is_ok_and(|envelope| envelope.events.is_some())
 }
@@ -66,7 +67,7 @@ impl Incoming {
 }
 
 fn unread(raw: &RawValue, error: &serde_json::Error) -> UnreadEvent {
-    let about: Option<About> = serde_json::from_str(raw.get()).ok();
+    let about: Option<EventKey> = serde_json::from_str(raw.get()).ok();
     let delivery = about.as_ref().map(|about| about.delivery);
     tracing::warn!(delivery.id = ?delivery, %error, "an event cannot be read by this version; it is kept");
     let body = format!(r#"{{"v":{VERSION},"events":[{}]}}"#, raw.get()).into_bytes();

@@ -1,7 +1,8 @@
-//! Everything that waits, and the log writer: small, idempotent, leaderless loops, safe with any number of schedulers.
+//! The background tasks, and the log writer. Each one is a small, idempotent loop without a leader, so any number of
+//! schedulers can run side by side.
 //!
-//! A loop on a period is a [`task::Task`]; the log writer and the dead letter drainer follow a queue. Each has a file of
-//! its own, and none knows of another: they meet in the database.
+//! A periodic loop is a [`task::Task`]. The log writer and the dead letter drainer consume a queue instead. Each loop
+//! has a file of its own and does not call the others: they share only the database.
 
 mod audit;
 mod broadcasts;
@@ -54,34 +55,34 @@ use provider_events::Subscriber;
 use supervisor::Supervisor;
 use task::millis;
 
-/// How long one question to WAHA may take; it answers from memory.
+/// The longest call to WAHA. WAHA answers from memory.
 const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(6);
 
 /// Why the scheduler does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The pool of database connections could not be made.
+    /// The pool of database connections could not be created.
     #[error("failed to set up the database connections")]
     Pool(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// An HTTP client could not be made.
+    /// An HTTP client could not be created.
     #[error("failed to set up the HTTP client")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The schema is not the one this version knows.
+    /// The database schema is not the one that this version expects.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// A loop ended that never should: a bug.
+    /// A loop returned although it was not stopped. This is a bug.
     #[error("`{0}` ended by itself")]
     Ended(&'static str),
 }
 
-/// Runs the scheduler until stopped. What it needs and does is added to `parts`, for whoever watches the process.
+/// Runs the scheduler until `stop`. Adds its dependencies and its loops to `parts`, for health checks.
 pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
     counters::start();
     let store =
         Store::open(&config.database, config.database.pool_size).map_err(|error| RunError::Pool(Box::new(error)))?;
     parts.add(Starting(probe::CONSUMERS));
     parts.add(DatabasePart(store.clone()));
-    // Nothing is consumed or released before the schema is the one this version knows.
+    // Waits for the schema that this version expects, before it consumes or releases anything.
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
     checked?;
     let guard = Guard::new(config.webhook.allow_nets.clone());
@@ -99,7 +100,7 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
     ended
 }
 
-/// What the loops stand on.
+/// The connections and clients that the loops share.
 struct Services {
     store: Store,
     waha: Waha,
@@ -108,19 +109,19 @@ struct Services {
     consuming: Broker,
     publisher: Publisher,
     dispatcher: Dispatcher,
-    /// Publishes that outlive the turn that began them.
+    /// Tracks publishes that continue after the turn that started them.
     tracker: TaskTracker,
-    /// Closes the connections; cancelled last, since draining needs them.
-    hang_up: CancellationToken,
+    /// Closes the connections. Cancelled last, because draining needs them.
+    close: CancellationToken,
 }
 
 impl Services {
     fn start(config: &Config, store: Store, waha: Waha, subscriber: Subscriber) -> Self {
-        let hang_up = CancellationToken::new();
-        let connect = |name| Broker::start(&config.broker.url, name, hang_up.clone());
+        let close = CancellationToken::new();
+        let connect = |name| Broker::start(&config.broker.url, name, close.clone());
         let (publishing, consuming) = (connect("scheduler publishing"), connect("scheduler consuming"));
         let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
-        // What waited can wait for the broker as well.
+        // The deliveries of the scheduler have waited already, so they may also wait for a slow broker.
         let dispatcher = Dispatcher::start(publisher.clone(), store.clone(), millis(config.timing.audit_after));
         Self {
             store,
@@ -131,11 +132,11 @@ impl Services {
             publisher,
             dispatcher,
             tracker: TaskTracker::new(),
-            hang_up,
+            close,
         }
     }
 
-    /// One loop each.
+    /// Spawns every loop.
     fn spawn_loops(&self, supervisor: &mut Supervisor, config: &Arc<Config>, outlook: &Outlook) {
         let Self { store, publisher, dispatcher, .. } = self;
         let relay_after = millis(config.timing.relay_after);
@@ -207,7 +208,7 @@ impl Services {
     }
 
     async fn end(self) {
-        self.hang_up.cancel();
+        self.close.cancel();
         self.publishing.closed().await;
         self.consuming.closed().await;
     }

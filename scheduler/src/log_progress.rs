@@ -1,4 +1,4 @@
-//! How far this process's log writer is: what it has in hand, since when, and how old that is.
+//! The progress of this process's log writer: its current batch, since when it writes it, and how old that batch is.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,30 +16,31 @@ pub struct LogProgress(Arc<Mutex<Option<Batch>>>);
 #[derive(Clone, Copy, Debug)]
 struct Batch {
     since: Instant,
-    /// When its oldest outcome came about.
+    /// The time of its oldest outcome.
     oldest: DateTime<Utc>,
 }
 
 impl LogProgress {
-    /// Notes that `events` are being written. What providers report afterwards says nothing about the age of the queue.
+    /// Records that `events` are being written. Provider reports are left out, because their time says nothing about
+    /// the age of the queue.
     pub fn begin<'a>(&self, events: impl IntoIterator<Item = &'a Event>) {
         let outcomes = events.into_iter().filter(|event| !event.report).map(|event| event.at);
         let oldest = outcomes.min().unwrap_or_else(clock::now);
         *self.lock() = Some(Batch { since: Instant::now(), oldest });
     }
 
-    /// Notes that they are written.
+    /// Records that the batch is written.
     pub fn end(&self) {
         *self.lock() = None;
     }
 
-    /// Since when the batch in hand is being written; zero without one.
+    /// How long the current batch has been written; zero without one.
     pub fn stuck_for(&self) -> Duration {
         self.lock().map(|batch| batch.since.elapsed()).unwrap_or_default()
     }
 
-    /// How old the oldest outcome in hand is; zero without one. A queue hands out its oldest messages first, so nothing that is older
-    /// than this waits in it.
+    /// The age of the oldest outcome in the current batch; zero without one. A queue delivers its oldest messages
+    /// first, so no message in it is older.
     pub fn lag(&self) -> Duration {
         let age = self.lock().and_then(|batch| (clock::now() - batch.oldest).to_std().ok());
         age.unwrap_or_default()

@@ -1,10 +1,12 @@
-//! Writes outcomes down: from the log queue into the delivery log, the deliveries' states and what follows from them.
+//! Records outcomes: it reads them from the log queue and writes the delivery log, the states of the deliveries, and
+//! the resulting retries and dead letters.
 //!
-//! Batches come about by themselves: what arrives while one is being written is the next one. A batch is acknowledged
-//! once it is committed; what is delivered again changes nothing.
+//! Batches form by themselves: events that arrive while one batch is written form the next one. A batch is acknowledged
+//! once it is committed, and a redelivered event changes nothing.
 //!
-//! A scheduler that does not reach the database gives back what it holds: the broker still hears its heartbeats, so it would never
-//! take the messages away, and the other schedulers would take those outcomes for lost and have their messages sent again.
+//! A scheduler that does not reach the database returns its messages to the broker. Its heartbeats still reach the
+//! broker, so the broker would never take the messages away, and other schedulers would count those outcomes as lost
+//! and send the messages again.
 
 use std::{borrow::Cow, collections::HashSet, time::Duration};
 
@@ -35,20 +37,21 @@ use crate::{
     task::count_of,
 };
 
-/// Broker messages in hand; each holds up to 64 events, so that the next batch is there when one is written.
+/// Unacknowledged broker messages, each with up to 64 events. The limit lets the next batch arrive while one is
+/// written.
 pub const PREFETCH: u16 = 256;
-/// Events of one commit: large enough to share it, small enough to stay in the tens of milliseconds.
-const EVENTS_AIM: usize = 1000;
-/// A lone event waits this long for company.
+/// Events of one commit: large enough to share its cost, small enough to take only tens of milliseconds.
+const EVENTS_TARGET: usize = 1000;
+/// How long a single event waits for others.
 const LINGER: Duration = Duration::from_millis(2);
-/// A database that can be reached answers a ping within this time.
+/// The longest ping of a database that counts as reachable.
 const PING_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Time for other schedulers to take what was given back.
-const ASIDE_MIN: Duration = Duration::from_secs(1);
-/// The detail of a letter travels in a header, which holds little: a clause, not a document.
+/// Time for other schedulers to take the returned messages.
+const RETURN_PAUSE: Duration = Duration::from_secs(1);
+/// The longest detail of a dead letter. It travels in a header, which must stay small.
 const DETAIL_BYTES_MAX: usize = 2 * 1024;
 
-/// The loop.
+/// The loop that writes the log.
 pub struct LogWriter {
     store: Store,
     publisher: Publisher,
@@ -60,27 +63,27 @@ pub struct LogWriter {
     stop: CancellationToken,
 }
 
-/// Events that go into one commit, and the broker messages they came in.
+/// The events of one commit, and the tags of their broker messages.
 #[derive(Default)]
 struct Batch {
     tags: Vec<Tag>,
-    /// All but the crash reports.
+    /// All events except crash reports.
     events: Vec<Event>,
     crashes: Vec<Event>,
     unread: Vec<UnreadEvent>,
 }
 
-/// Why a batch is not written: what is in hand goes back to the broker.
+/// Why a batch is not written. Its messages go back to the broker.
 enum Interrupted {
-    /// The process is stopping.
+    /// The process stops.
     Stopped,
     /// The database does not answer.
     Stuck,
 }
 
 impl LogWriter {
-    /// Reads with `consumer`; what cannot be written is put aside through `publisher`, and `progress` shows how far it is. What is in
-    /// hand goes back within `lost_after` if the database does not answer.
+    /// Reads from `consumer`, publishes dead letters through `publisher`, and reports its progress in `progress`. If
+    /// the database does not answer, unacknowledged messages go back to the broker within `lost_after`.
     pub fn new(
         store: Store,
         publisher: Publisher,
@@ -97,28 +100,29 @@ impl LogWriter {
     /// Writes until stopped.
     pub async fn run(mut self) {
         while let Some(deliveries) = self.consumer.next_batch(PREFETCH.into(), LINGER).await {
-            let go_on = match self.write_all(deliveries).await {
+            let continues = match self.write_all(deliveries).await {
                 Ok(()) => true,
-                Err(Interrupted::Stuck) => self.stand_aside().await,
+                Err(Interrupted::Stuck) => self.pause_consuming().await,
                 Err(Interrupted::Stopped) => false,
             };
-            if !go_on {
+            if !continues {
                 break;
             }
         }
         self.consumer.cancel().await;
     }
 
-    /// Gives everything in hand back and takes nothing until the database answers, so that an outage costs each message one return:
-    /// the broker counts them and gives up at its delivery limit. False if the process is stopping.
-    async fn stand_aside(&mut self) -> bool {
+    /// Returns all unacknowledged messages and takes none until the database answers. So an outage costs each message
+    /// one return: the broker counts returns and gives a message up at its delivery limit. Returns false if the process
+    /// stops.
+    async fn pause_consuming(&mut self) -> bool {
         tracing::warn!(
             in_hand = self.acker.in_hand(),
             "the database does not answer, and outcomes go back to the broker"
         );
         self.consumer.give_back().await;
         self.progress.end();
-        let mut is_stopping = self.stop.run_until_cancelled(sleep(ASIDE_MIN)).await.is_none();
+        let mut is_stopping = self.stop.run_until_cancelled(sleep(RETURN_PAUSE)).await.is_none();
         while !is_stopping && let Err(error) = ping(&self.store).await {
             is_stopping = !self.failures.wait_out(error.as_ref(), &self.stop).await;
         }
@@ -130,26 +134,26 @@ impl LogWriter {
         for delivery in deliveries {
             match incoming::read(&delivery.body) {
                 Ok(incoming) => batch.add(delivery.tag, incoming),
-                Err(detail) => self.put_aside(&delivery, &detail).await?,
+                Err(detail) => self.dead_letter_message(&delivery, &detail).await?,
             }
-            if batch.len() >= EVENTS_AIM {
+            if batch.len() >= EVENTS_TARGET {
                 self.write(std::mem::take(&mut batch)).await?;
             }
         }
         self.write(batch).await
     }
 
-    /// Writes a batch down, however long that takes as long as the database answers, and acknowledges it.
+    /// Writes a batch and acknowledges it. It takes as long as it needs while the database answers pings.
     async fn write(&mut self, batch: Batch) -> Result<(), Interrupted> {
         if batch.tags.is_empty() {
             return Ok(());
         }
         histogram!("posthaste_log_writer_batch_size").record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         self.progress.begin(batch.events.iter().chain(&batch.crashes));
-        // A call on a line that is cut silently never ends, so the batch is given up from outside.
+        // A call on a connection that was cut silently never returns, so the batch is cancelled from outside.
         let cut_off = cut_off(self.store.clone(), self.lost_after);
         tokio::select! {
-            written = self.write_down(&batch) => written?,
+            written = self.write_batch(&batch) => written?,
             () = cut_off => return Err(Interrupted::Stuck),
         }
         faultpoint::pass(faultpoint::AFTER_RECORD);
@@ -159,68 +163,70 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Crash reports come last: an outcome that is kept or put aside stands against them. Those of outcomes that went back to the queue
-    /// go back behind them.
-    async fn write_down(&mut self, batch: &Batch) -> Result<(), Interrupted> {
-        self.keep(&batch.unread).await?;
+    /// Crash reports are written last, because an outcome that was kept or dead-lettered contradicts them. If the
+    /// outcome went back to the queue, its crash report follows it there.
+    async fn write_batch(&mut self, batch: &Batch) -> Result<(), Interrupted> {
+        self.store_unread(&batch.unread).await?;
         let returned = self.write_events(&batch.events).await?;
         let (later, now) = split_crashes(&batch.crashes, &returned);
-        self.put_back(&later).await?;
+        self.requeue_events(&later).await?;
         self.write_events(&now).await.map(drop)
     }
 
-    /// Writes events down, or makes dead letters of them; returns those that went back to the queue.
+    /// Writes events, or turns them into dead letters. Returns the events that went back to the queue.
     async fn write_events(&mut self, events: &[Event]) -> Result<Vec<Event>, Interrupted> {
         if events.is_empty() {
             return Ok(Vec::new());
         }
-        let Sifted { refused, left, .. } = self.record(events).await?;
+        let WriteResult { refused, left, .. } = self.record(events).await?;
         for bad in refused {
-            self.put_event_aside(&bad).await?;
+            self.dead_letter_event(&bad).await?;
         }
         Ok(left)
     }
 
-    /// Writes what can be written. It waits for as long as the database cannot work: the broker keeps what is not acknowledged. What is
-    /// left after that went back to the queue.
-    async fn record(&mut self, events: &[Event]) -> Result<Sifted, Interrupted> {
-        // Before the outcome itself: after a crash in between both are found again.
+    /// Writes the events that can be written. While the database cannot work it waits: the broker keeps unacknowledged
+    /// messages. The events in `left` went back to the queue.
+    async fn record(&mut self, events: &[Event]) -> Result<WriteResult, Interrupted> {
+        // Suppressed before the outcome is written: after a crash in between, both are repeated.
         let dead = dead_addresses(events);
         while let Err(error) = self.store.suppress(&dead).await {
             if !error.is_unavailable() {
-                // Outcomes of every tenant wait behind this; the address is found dead again.
+                // The outcomes of all tenants wait behind this one. The address is reported dead again by its next
+                // delivery.
                 tracing::error!(error = chain(&error), "dead addresses could not be suppressed");
                 break;
             }
             self.pause(&error).await?;
         }
-        let mut sifted = sift(&self.store, events).await;
+        let mut result = write_in_parts(&self.store, events).await;
         let mut was_partial = false;
-        while let Some(error) = sifted.error.take() {
+        while let Some(error) = result.error.take() {
             let is_partial = error.may_concern_part();
             if is_partial && was_partial {
-                self.put_back(&sifted.left).await?;
+                self.requeue_events(&result.left).await?;
                 break;
             }
             was_partial = is_partial;
             self.pause(&error).await?;
-            let rest = sift(&self.store, &sifted.left).await;
-            sifted.refused.extend(rest.refused);
-            (sifted.left, sifted.error) = (rest.left, rest.error);
+            let rest = write_in_parts(&self.store, &result.left).await;
+            result.refused.extend(rest.refused);
+            (result.left, result.error) = (rest.left, rest.error);
         }
-        Ok(sifted)
+        Ok(result)
     }
 
-    /// Sends events to the end of the queue, so that no others wait for their rows. A message that is new has no returns.
-    async fn put_back(&mut self, events: &[Event]) -> Result<(), Interrupted> {
+    /// Publishes events to the end of the queue, so that others do not wait for their locked rows. A new message also
+    /// starts with no returns.
+    async fn requeue_events(&mut self, events: &[Event]) -> Result<(), Interrupted> {
         while let Err(error) = publish(&self.publisher, events).await {
             self.pause(&error).await?;
         }
         Ok(())
     }
 
-    /// Keeps what this version cannot read.
-    async fn keep(&mut self, unread: &[UnreadEvent]) -> Result<(), Interrupted> {
+    /// Stores the events that this version cannot read.
+    async fn store_unread(&mut self, unread: &[UnreadEvent]) -> Result<(), Interrupted> {
         while let Err(error) = self.store.keep_unread_events(unread).await {
             self.pause(&error).await?;
         }
@@ -228,9 +234,9 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Makes a dead letter of an event. An outcome is noted first: its delivery was tried, and must not be doubted while the
-    /// letter is open.
-    async fn put_event_aside(&mut self, refused: &Refused) -> Result<(), Interrupted> {
+    /// Turns an event into a dead letter. An outcome is noted first: its delivery was attempted, and must not be
+    /// reported as crashed while the letter is open.
+    async fn dead_letter_event(&mut self, refused: &Refused) -> Result<(), Interrupted> {
         let Refused { event, error } = refused;
         let detail = chain(error);
         tracing::error!(delivery.id = %event.delivery, detail, "an event cannot be written down and becomes a dead letter");
@@ -269,9 +275,9 @@ impl LogWriter {
         self.publisher.publish_one(message).await
     }
 
-    /// Makes a dead letter of a message that is no batch of events. One that not even that is possible with goes back to the queue,
-    /// until the broker gives it up.
-    async fn put_aside(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Interrupted> {
+    /// Turns a message that is not a batch of events into a dead letter. If the broker cannot take the letter either,
+    /// the message goes back to the queue until the broker gives it up.
+    async fn dead_letter_message(&mut self, delivery: &Delivery, detail: &str) -> Result<(), Interrupted> {
         tracing::error!(detail, "a message of the log queue cannot be read and becomes a dead letter");
         while let Err(error) = dead_letter(&self.publisher, EVENTS_LOG, delivery, DeadReason::Poison, detail).await {
             if matches!(error, PublishError::Invalid(_)) {
@@ -304,14 +310,14 @@ impl Batch {
     }
 }
 
-/// Crash reports of deliveries and runs whose events are in `waiting`, and the others.
+/// Splits crash reports: those whose delivery and run have an event in `waiting`, and the others.
 fn split_crashes(crashes: &[Event], waiting: &[Event]) -> (Vec<Event>, Vec<Event>) {
     let waiting: HashSet<_> = waiting.iter().map(|event| (event.delivery, event.run)).collect();
     crashes.iter().cloned().partition(|crash| waiting.contains(&(crash.delivery, crash.run)))
 }
 
-/// The id of the letter about an event: the same each time it is refused. A claim is reported lost again and again, with another time
-/// and pause each: its reports share one letter.
+/// The id of an event's dead letter, the same each time the event is refused. A lost claim is reported repeatedly, each
+/// time with another time and delay, so all its crash reports share one letter.
 fn letter_id(event: &Event, batch: &EventBatch) -> Uuid {
     if event.crash {
         let (delivery, run) = (event.delivery.0.into_bytes(), event.run.to_be_bytes());
@@ -320,7 +326,7 @@ fn letter_id(event: &Event, batch: &EventBatch) -> Uuid {
     NewLetter::id_of(&[EVENTS_LOG.as_bytes(), &serde_json::to_vec(batch).unwrap_or_default()])
 }
 
-/// The addresses that providers called dead.
+/// The addresses that providers reported as dead.
 fn dead_addresses(events: &[Event]) -> Vec<Finding> {
     let attempts = events.iter().filter_map(|event| Some((event.delivery, event.attempt.as_ref()?)));
     let dead = attempts.filter(|(_, attempt)| attempt.outcome == OutcomeClass::AddressDead);
@@ -333,25 +339,25 @@ fn dead_addresses(events: &[Event]) -> Vec<Finding> {
     .collect()
 }
 
-/// An event that the database will not take.
+/// An event that the database refuses.
 struct Refused {
     event: Event,
     error: DbError,
 }
 
-/// What became of events that were to be written.
+/// The result of writing events.
 #[derive(Default)]
-struct Sifted {
+struct WriteResult {
     refused: Vec<Refused>,
-    /// Not written, for `error`.
+    /// Not written, because of `error`.
     left: Vec<Event>,
     error: Option<DbError>,
 }
 
-/// Writes events in one commit. If the database refuses a value, or some of the rows cannot be had, it writes them in halves, until what
-/// is in the way stands alone. It ends early if the database cannot work.
-async fn sift(store: &Store, events: &[Event]) -> Sifted {
-    let mut sifted = Sifted::default();
+/// Writes events in one commit. If the database refuses a value or cannot lock some rows, it splits the events in
+/// halves until only the failing event is left. It stops early if the database cannot work.
+async fn write_in_parts(store: &Store, events: &[Event]) -> WriteResult {
+    let mut result = WriteResult::default();
     let mut parts = vec![events];
     while let Some(part) = parts.pop() {
         let error = match store.record(part.to_vec()).await {
@@ -361,28 +367,28 @@ async fn sift(store: &Store, events: &[Event]) -> Sifted {
             }
             Err(error) => error,
         };
-        let is_servers = error.is_unavailable();
-        let is_whole = is_servers && !error.may_concern_part();
+        let is_unavailable = error.is_unavailable();
+        let is_whole = is_unavailable && !error.may_concern_part();
         match part {
-            [event] if !is_servers => sifted.refused.push(Refused { event: event.clone(), error }),
+            [event] if !is_unavailable => result.refused.push(Refused { event: event.clone(), error }),
             [_, _, ..] if !is_whole => {
                 let (first, second) = part.split_at(part.len() / 2);
                 parts.extend([second, first]);
             }
             _ => {
-                sifted.left.extend_from_slice(part);
-                sifted.error = Some(error);
+                result.left.extend_from_slice(part);
+                result.error = Some(error);
             }
         }
         if is_whole {
-            sifted.left.extend(parts.drain(..).rev().flatten().cloned());
+            result.left.extend(parts.drain(..).rev().flatten().cloned());
         }
     }
-    sifted
+    result
 }
 
-/// Ends once the database does not answer although a batch has been in hand for a while. It begins to look early enough for the
-/// batch to be back with the broker within `lost_after`.
+/// Ends when the database stops answering while a batch is being written. It starts to ping early enough for the batch
+/// to be back at the broker within `lost_after`.
 async fn cut_off(store: Store, lost_after: Duration) {
     let early = lost_after * 2 / 3;
     sleep(early).await;
@@ -395,7 +401,7 @@ async fn ping(store: &Store) -> Result<(), Box<dyn std::error::Error + Send + Sy
     Ok(timeout(PING_WAIT_MAX, store.ping()).await??)
 }
 
-/// Counts what was written.
+/// Counts the written events, retries and dead letters.
 pub fn tell(recorded: &Recorded) {
     for (kind, n) in &recorded.written {
         counter!("posthaste_events_written_total", "kind" => kind.as_str()).increment(*n);

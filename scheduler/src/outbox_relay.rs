@@ -1,4 +1,4 @@
-//! Publishes what whoever committed it could not: the broker was away, or the process died in between.
+//! Publishes outbox rows that their own process could not publish: the broker was down, or the process died in between.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use shared::{
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 
-/// Rows taken at first, when nobody knows how large they are.
+/// Rows taken at first, when their size is unknown.
 const ROWS_MIN: usize = 16;
 /// Rows taken when they are small.
 const ROWS_MAX: usize = 1024;
-/// Deliveries to publish in one turn: a second or two of a broker's work, far from the time limit of a publish.
+/// Deliveries to publish in one turn: a second or two of a broker's work, far below the publish timeout.
 const DELIVERIES_AIM: usize = 20_000;
-/// How long the rows taken are ours. Longer than a publish may take, or they would go out twice.
+/// How long taken rows are reserved. It must be longer than a publish may take, or rows would be published twice.
 const LEASE_MS: i32 = 30_000;
 
-/// The task.
+/// The task that publishes outbox rows.
 pub struct OutboxRelay {
     store: Store,
     dispatcher: Dispatcher,
@@ -29,12 +29,12 @@ pub struct OutboxRelay {
 }
 
 impl OutboxRelay {
-    /// Publishes through `dispatcher`, which speaks on `broker`.
+    /// Publishes through `dispatcher`, which uses `broker`.
     pub const fn new(store: Store, dispatcher: Dispatcher, broker: Broker) -> Self {
         Self { store, dispatcher, broker, rows: ROWS_MIN }
     }
 
-    /// Publishes rows side by side; those that failed are given back at once.
+    /// Publishes rows in parallel, and gives failed ones back at once.
     async fn relay(&self, rows: Vec<Dispatch>) -> Result<(), TaskError> {
         let ids: Vec<i64> = rows.iter().map(|row| row.outbox_id).collect();
         let published = self.dispatcher.publish_all(rows).await;
@@ -54,7 +54,7 @@ impl Task for OutboxRelay {
     const WORK: Option<WorkKind> = Some(WorkKind::Outbox);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        // Without a broker nothing is taken: a row keeps its place, and nobody spins.
+        // Without a broker no row is taken: it keeps its place, and the loop does not spin.
         if !self.broker.is_usable() {
             return Ok(Report::Done);
         }
@@ -68,7 +68,8 @@ impl Task for OutboxRelay {
     }
 }
 
-/// Shows how much waits for the relay. A task of its own: a count that fails or takes long must not keep the relay from its work.
+/// The task that shows how many rows wait for the relay. It is separate, because a slow or failing count must not delay
+/// the relay.
 pub struct OutboxGauge(pub Store);
 
 impl Task for OutboxGauge {
@@ -82,13 +83,13 @@ impl Task for OutboxGauge {
     }
 }
 
-/// Without an answer of the database neither is known.
+/// Both are NaN if the database does not answer.
 fn show(pending: f64, oldest_seconds: f64) {
     gauge!("posthaste_outbox_pending").set(pending);
     gauge!("posthaste_outbox_oldest_seconds").set(oldest_seconds);
 }
 
-/// How many rows hold what one turn should publish, judging by the last ones; `None` if there were none.
+/// How many rows hold the deliveries of one turn, estimated from the last rows. `None` if there were none.
 fn next_rows(taken: usize, deliveries: usize) -> Option<usize> {
     let each = deliveries.div_ceil(taken.max(1)).max(1);
     (taken > 0).then(|| (DELIVERIES_AIM / each).clamp(ROWS_MIN, ROWS_MAX))

@@ -1,4 +1,5 @@
-//! Makes the partitions of the days to come and forgets what is kept for a while only.
+//! Creates the partitions of the coming days and deletes short-lived rows: idempotency keys, token families and import
+//! reports.
 
 use std::time::Duration;
 
@@ -7,26 +8,26 @@ use shared::db::Store;
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 
-/// Partitions are made this many days ahead, so an operator has a week to notice that they are not.
+/// Partitions are created this many days ahead, so an operator has a week to notice when that fails.
 const DAYS_AHEAD: i32 = 7;
-/// With so few days left a try that met a lock is repeated soon; else there is time until the next turn.
-const DAYS_FEW: i64 = 2;
-/// From one try to the next then.
-const HURRY: Duration = Duration::from_secs(15);
-/// What a producer was promised: a key is known for three days.
+/// With fewer days than this left, a try that met a lock is repeated after [`RETRY_PAUSE`] instead of a period.
+const DAYS_LOW: i64 = 2;
+/// The pause between tries when few days are left.
+const RETRY_PAUSE: Duration = Duration::from_secs(15);
+/// How long an idempotency key is known, as promised to producers: three days.
 const KEY_HOURS: i32 = 72;
-/// Keys forgotten in one statement: some tens of milliseconds.
+/// Keys deleted by one statement, which takes some tens of milliseconds.
 const KEYS_LIMIT: i64 = 5000;
 
-/// How long the report of an import can be read.
+/// How long an import report can be read.
 const IMPORT_DAYS: i32 = 30;
 
-/// The task.
+/// The task that creates partitions.
 pub struct Partitions(pub Store);
 
 impl Task for Partitions {
     const NAME: &'static str = "partitions";
-    /// Keys add up: more often than partitions need, so that no turn has hours of them to forget.
+    /// Idempotency keys add up faster than partitions are needed. A short period keeps the deletes small.
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
@@ -40,9 +41,9 @@ impl Task for Partitions {
         counter!("posthaste_idempotency_keys_forgotten_total").increment(forgotten);
         self.0.forget_families(KEYS_LIMIT).await?;
         self.0.forget_imports(IMPORT_DAYS, KEYS_LIMIT).await?;
-        Ok(match (forgotten >= KEYS_LIMIT.unsigned_abs(), ahead < DAYS_FEW) {
+        Ok(match (forgotten >= KEYS_LIMIT.unsigned_abs(), ahead < DAYS_LOW) {
             (true, _) => Report::More,
-            (false, true) => Report::Expect(HURRY),
+            (false, true) => Report::Expect(RETRY_PAUSE),
             (false, false) => Report::Done,
         })
     }

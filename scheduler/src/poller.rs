@@ -1,7 +1,7 @@
-//! Polls the database for all tasks with one statement, and wakes those that have something to do.
+//! Polls the database for the work of all tasks with one statement, and wakes the tasks that have work.
 //!
-//! A task that did all there was rests until a poll finds work of its kind, to the moment if it is due later. So an idle
-//! scheduler makes some ten statements a second, however many tasks it has.
+//! A task without work rests until a poll finds some, and wakes at the exact time if the work is due later. An idle
+//! scheduler therefore makes about ten statements a second, however many tasks it has.
 
 use std::{
     collections::HashMap,
@@ -24,85 +24,85 @@ use tokio::{
 
 use crate::task::{Report, Task, TaskError};
 
-/// Polls are at least this far apart, however often the scheduler is woken.
+/// The shortest time between two polls, however often the scheduler is woken.
 const SPACING: Duration = Duration::from_millis(25);
-/// How often a poll begins at no floor: what became due in the past is found then.
-const WHOLE_EVERY: Duration = Duration::from_secs(15);
-/// A task takes a turn after this long even if no poll finds work for it: it may set gauges or forget old rows.
-const ANYWAY_AFTER: Duration = Duration::from_secs(5);
+/// How often a poll ignores the floors. Such a poll also finds work with a due time in the past.
+const FULL_EVERY: Duration = Duration::from_secs(15);
+/// A task takes a turn after this time even if no poll finds work for it: it may set gauges or delete old rows.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 
-/// The task.
+/// The task that polls.
 pub struct Poller {
     store: Store,
-    seen: watch::Sender<Seen>,
-    whole_at: Option<Instant>,
+    seen: watch::Sender<LastPoll>,
+    full_at: Option<Instant>,
 }
 
-/// What the last poll saw.
+/// The result of the last poll.
 #[derive(Clone, Debug, Default)]
-struct Seen {
-    /// When it began; `None`: there was none yet.
+struct LastPoll {
+    /// When the poll began. `None`: no poll has run yet.
     at: Option<Instant>,
     due: HashMap<WorkKind, Instant>,
     floors: Floors,
 }
 
-/// What a task knows of the polls.
+/// A task's view of the polls.
 #[derive(Clone)]
-pub struct Outlook(watch::Receiver<Seen>);
+pub struct Outlook(watch::Receiver<LastPoll>);
 
-/// Of no poller: a task with a kind of work goes on every period.
+/// An outlook without a poller: a task with a kind of work then runs every period.
 #[cfg(test)]
 impl Default for Outlook {
     fn default() -> Self {
-        Self(watch::channel(Seen::default()).1)
+        Self(watch::channel(LastPoll::default()).1)
     }
 }
 
 impl Poller {
-    /// The task, and what it tells the others.
+    /// The task, and the outlook for the other tasks.
     pub fn new(store: Store) -> (Self, Outlook) {
-        let (seen, outlook) = watch::channel(Seen::default());
-        (Self { store, seen, whole_at: None }, Outlook(outlook))
+        let (seen, outlook) = watch::channel(LastPoll::default());
+        (Self { store, seen, full_at: None }, Outlook(outlook))
     }
 }
 
 impl Task for Poller {
     const NAME: &'static str = "poll";
-    /// How late work may be that another process stored, due at once.
+    /// The longest delay of work that another process stored and that is due at once.
     const PERIOD: Duration = Duration::from_millis(100);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let at = Instant::now();
-        let is_whole = self.whole_at.is_none_or(|whole| whole.elapsed() >= WHOLE_EVERY);
-        let floors = if is_whole { Floors::new() } else { self.seen.borrow().floors.clone() };
+        let is_full = self.full_at.is_none_or(|whole| whole.elapsed() >= FULL_EVERY);
+        let floors = if is_full { Floors::new() } else { self.seen.borrow().floors.clone() };
         let poll = self.store.poll(&floors).await.inspect_err(|_| show_lag(None))?;
-        if is_whole {
-            self.whole_at = Some(at);
+        if is_full {
+            self.full_at = Some(at);
         }
         show_lag(Some(&poll));
-        self.seen.send_replace(Seen::of(&poll, at, Instant::now()));
+        self.seen.send_replace(LastPoll::of(&poll, at, Instant::now()));
         Ok(Report::Done)
     }
 
     async fn rest(&mut self, pause: Duration) {
         sleep(SPACING).await;
-        // Woken or not, it polls.
+        // It polls whether it was woken or not.
         let _ = timeout(pause.saturating_sub(SPACING), wake::called()).await;
     }
 }
 
-/// Shows how late the first delivery and the first digest are. After a failed poll that is unknown, and an old number would pass for the
-/// present one.
+/// Sets the lag of the oldest due delivery and the oldest due digest. After a failed poll the lag is unknown: NaN
+/// replaces the old number, which would look current.
 fn show_lag(poll: Option<&Poll>) {
     let lag = |work| poll.map_or(f64::NAN, |poll| poll.lag_seconds(work));
     gauge!("posthaste_scheduler_lag_seconds").set(lag(WorkKind::Due));
     gauge!("posthaste_digest_lag_seconds").set(lag(WorkKind::Digests));
 }
 
-impl Seen {
-    /// Of a poll that began `at` and was answered at `now`. Waits count from the answer: a task that is a moment early finds
-    /// nothing, and rests.
+impl LastPoll {
+    /// The result of a poll that began at `at` and was answered at `now`. Waits count from the answer: a task that
+    /// wakes slightly too early would find nothing and rest again.
     fn of(poll: &Poll, at: Instant, now: Instant) -> Self {
         let wait = |wait: TimeDelta| wait.to_std().unwrap_or_default();
         let due = poll.due.iter().map(|(work, due)| (*work, now + wait(*due - poll.now))).collect();
@@ -111,16 +111,16 @@ impl Seen {
 }
 
 impl Outlook {
-    /// Where the statements of a kind of work may begin.
+    /// The lower bounds from which the statements of each kind of work may start.
     pub fn floors(&self) -> Floors {
         self.0.borrow().floors.clone()
     }
 
-    /// Waits until work of this kind is due, as a poll says that began after `turned`. An older one may tell of work that the
-    /// task's last turn did.
+    /// Waits until a poll that began after `turned` says that work of this kind is due. An older poll may still report
+    /// work that the task's last turn did.
     pub async fn wait(&mut self, work: WorkKind, turned: Instant) {
-        // Late or in time, the task takes its turn.
-        let _ = timeout(ANYWAY_AFTER, self.until_due(work, turned)).await;
+        // The task takes its turn whether work is due or the time is over.
+        let _ = timeout(IDLE_MAX, self.until_due(work, turned)).await;
     }
 
     async fn until_due(&mut self, work: WorkKind, turned: Instant) {
@@ -132,7 +132,7 @@ impl Outlook {
             let news = self.0.changed();
             let is_over = match due {
                 Some(due) => timeout_at(due.into(), news).await.is_err(),
-                // Without a poller there is no news any more.
+                // The sender is gone, so no poll will follow.
                 None => news.await.is_err(),
             };
             if is_over {
@@ -150,8 +150,8 @@ mod tests {
 
     use super::*;
 
-    fn seen(at: Instant, wait: Option<Duration>) -> Seen {
-        Seen {
+    fn seen(at: Instant, wait: Option<Duration>) -> LastPoll {
+        LastPoll {
             at: Some(at),
             due: wait.map(|wait| (WorkKind::Due, at + wait)).into_iter().collect(),
             floors: Floors::new(),
@@ -169,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_waits_until_its_work_is_due_by_a_poll_after_its_turn() {
-        let (poller, receiver) = watch::channel(Seen::default());
+        let (poller, receiver) = watch::channel(LastPoll::default());
         let (mut outlook, start) = (Outlook(receiver), Instant::now());
         let turned = start + Duration::from_millis(5);
         let mut wait = pin!(outlook.wait(WorkKind::Due, turned));
@@ -179,6 +179,6 @@ mod tests {
         }
         poller.send_replace(seen(turned, Some(Duration::ZERO)));
         wait.await;
-        assert!(start.elapsed() < ANYWAY_AFTER);
+        assert!(start.elapsed() < IDLE_MAX);
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the loops still turn and the queues are still read, for readiness checks.
+//! Readiness checks: whether the loops still turn, and whether the queues are still consumed.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,11 +10,11 @@ use shared::{
     probe::{Checking, Health, Part},
 };
 
-/// A turn that takes longer than this on top of its period hangs: statements end after 10 s, publishes too, and the
-/// longest wait between two tries is 15 s.
+/// A turn that takes longer than this in addition to its period counts as hung: statements and publishes end after 10
+/// s, and the longest wait between two tries is 15 s.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// The name of the part that says whether the queues are read.
+/// The name of the part that checks whether the queues are consumed.
 pub const CONSUMERS: &str = "consumers";
 
 /// The heartbeat of one loop.
@@ -42,17 +42,17 @@ impl Heartbeat {
         self.name
     }
 
-    /// Notes a turn that went well.
+    /// Records a successful turn.
     pub fn beat(&self) {
         *self.lock() = State { turned: Instant::now(), failing: false };
     }
 
-    /// Notes a turn that failed. The reason is for the log only, because health reports are public.
+    /// Records a failed turn. The reason appears only in the log, because health reports are public.
     pub fn failed(&self) {
         *self.lock() = State { turned: Instant::now(), failing: true };
     }
 
-    /// How the loop is.
+    /// The loop's health.
     pub fn health(&self) -> Health {
         let state = self.lock();
         let silence = state.turned.elapsed();
@@ -70,7 +70,7 @@ impl Heartbeat {
     }
 }
 
-/// All loops as one part: as well as the worst of them.
+/// All loops as one part. Its health is that of the worst loop.
 pub struct TasksPart(pub Vec<Arc<Heartbeat>>);
 
 impl Part for TasksPart {
@@ -83,7 +83,7 @@ impl Part for TasksPart {
     }
 }
 
-/// The queues this process reads.
+/// The queues that this process consumes.
 pub struct ConsumersPart(pub Vec<Arc<ConsumerHealth>>);
 
 impl Part for ConsumersPart {
@@ -98,7 +98,7 @@ impl Part for ConsumersPart {
     }
 }
 
-/// The worst of several, with what is wrong with each that is equally bad.
+/// The worst health of several. Equally bad ones are joined, so that no reason is lost.
 fn worst(all: impl Iterator<Item = Health>) -> Health {
     all.fold(Health::Up, |worst, next| match (worst, next) {
         (Health::Up, next) => next,

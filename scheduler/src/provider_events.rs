@@ -1,7 +1,7 @@
-//! Works through what providers told of deliveries: states and engagement go to the log writer, addresses that do not work are
-//! suppressed, subscriptions are confirmed.
+//! Processes provider events about deliveries: it sends states and engagement to the log writer, suppresses dead
+//! addresses, and confirms subscriptions.
 //!
-//! Events are taken for a while, not locked, and everything they lead to may be repeated, as with those of WAHA.
+//! Events are leased for a while, not locked. All their effects may be repeated, as for WAHA events.
 
 use std::time::{Duration, Instant};
 
@@ -33,18 +33,18 @@ use crate::{
     task::{Report, Task, TaskError},
 };
 
-/// How long a confirmation may take.
+/// The longest confirmation of a subscription.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often events of long ago are forgotten, and how many at once.
+/// How often old events are deleted, and how many at once.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const FORGET_LIMIT: i64 = 5000;
 
-/// Confirms subscriptions of SNS.
+/// Confirms SNS subscriptions.
 #[derive(Clone)]
 pub struct Subscriber(Client);
 
 impl Subscriber {
-    /// A client that reaches public addresses over TLS only.
+    /// A client that reaches only public addresses, and only over TLS.
     pub fn new() -> reqwest::Result<Self> {
         let client = egress::client(CONFIRM_TIMEOUT).dns_resolver(GuardedResolver::shared(Guard::default()));
         client.timeout(CONFIRM_TIMEOUT).https_only(true).build().map(Self)
@@ -55,7 +55,7 @@ impl Subscriber {
     }
 }
 
-/// The task.
+/// The task that processes provider events.
 pub struct ProviderEvents {
     store: Store,
     publisher: Publisher,
@@ -63,36 +63,36 @@ pub struct ProviderEvents {
     forgot_at: Option<Instant>,
 }
 
-/// An event with what it says.
-struct Heard {
+/// An event with its parsed report.
+struct ParsedEvent {
     event: PendingProviderEvent,
     source: EventSource,
     news: News,
 }
 
-/// What a turn does with its events.
+/// The events of one turn, sorted by what to do with them.
 #[derive(Default)]
 struct Work {
-    heard: Vec<Heard>,
+    parsed: Vec<ParsedEvent>,
     subscriptions: Vec<(PendingProviderEvent, Url)>,
     done: Vec<Uuid>,
     ignored: Vec<Uuid>,
     later: Vec<PendingProviderEvent>,
 }
 
-/// What becomes of news about a delivery as it stands.
+/// What to do with a report, given the state of its delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// It is reported.
+enum ReportDecision {
+    /// Publish it.
     Reported,
-    /// The outcome of the call is not written yet.
+    /// The outcome of the call is not written yet. Wait.
     Early,
-    /// It is about another call, or known.
+    /// It is about another call, or already known. Drop it.
     Stale,
 }
 
 impl ProviderEvents {
-    /// Reports through `publisher`.
+    /// Publishes reports through `publisher`.
     pub const fn new(store: Store, publisher: Publisher, subscriber: Subscriber) -> Self {
         Self { store, publisher, subscriber, forgot_at: None }
     }
@@ -111,52 +111,60 @@ impl ProviderEvents {
     }
 
     async fn report(&self, work: &mut Work) -> Result<(), TaskError> {
-        let named = self.named(&work.heard).await?;
-        let ids = work.heard.iter().filter_map(|heard| named.delivery(heard)).collect();
+        let named = self.named(&work.parsed).await?;
+        let ids = work.parsed.iter().filter_map(|parsed| named.delivery(parsed)).collect();
         let subjects = self.store.subjects(ids).await?;
         let (mut events, mut addresses) = (Vec::new(), Vec::new());
-        for heard in std::mem::take(&mut work.heard) {
-            let delivery = named.delivery(&heard);
+        for parsed in std::mem::take(&mut work.parsed) {
+            let delivery = named.delivery(&parsed);
             let subject = subjects.iter().find(|subject| Some(subject.about.1) == delivery);
             let Some(subject) = subject else {
-                work.put_off(heard.event);
+                work.put_off(parsed.event);
                 continue;
             };
-            match fate(&heard, subject) {
-                Fate::Early if !inbound_webhooks::is_over(heard.event.created_at, clock::now()) => {
-                    work.put_off(heard.event);
+            match decide_report(&parsed, subject) {
+                ReportDecision::Early if !inbound_webhooks::is_over(parsed.event.created_at, clock::now()) => {
+                    work.put_off(parsed.event);
                     continue;
                 }
-                Fate::Reported => events.extend(heard.news.kind.map(|kind| told(subject, kind, &heard.news))),
-                Fate::Early | Fate::Stale => {}
+                ReportDecision::Reported => {
+                    events.extend(parsed.news.kind.map(|kind| report_event(subject, kind, &parsed.news)))
+                }
+                ReportDecision::Early | ReportDecision::Stale => {}
             }
-            work.done.push(heard.event.id);
-            addresses.push((heard.event.id, subject.about.1, heard.news.address, heard.news.detail));
+            work.done.push(parsed.event.id);
+            addresses.push((parsed.event.id, subject.about.1, parsed.news.address, parsed.news.detail));
         }
         inbound_webhooks::publish(&self.publisher, &events).await?;
-        self.judge(addresses).await
+        self.apply_address_news(addresses).await
     }
 
-    /// Which deliveries providers mean by their own names.
-    async fn named(&self, heard: &[Heard]) -> Result<Named, TaskError> {
-        let mut named = Named::default();
+    /// Finds the deliveries of events that carry only the provider's own reference.
+    async fn named(&self, parsed: &[ParsedEvent]) -> Result<ReferencedDeliveries, TaskError> {
+        let mut named = ReferencedDeliveries::default();
         for (source, provider) in [
             (EventSource::Sendgrid, ProviderName::Sendgrid),
             (EventSource::Twilio, ProviderName::Twilio),
             (EventSource::Ses, ProviderName::Ses),
         ] {
-            let own = heard.iter().filter(|heard| heard.source == source && heard.news.delivery.is_none());
-            let refs = own.flat_map(|heard| heard.news.references.clone()).collect();
+            let own = parsed.iter().filter(|parsed| parsed.source == source && parsed.news.delivery.is_none());
+            let refs = own.flat_map(|parsed| parsed.news.references.clone()).collect();
             let found = self.store.ids_by_ref(provider, refs).await?;
             named.0.extend(found.into_iter().map(|(name, id)| (source, name, id)));
         }
         Ok(named)
     }
 
-    /// What the events say about addresses.
-    async fn judge(&self, said: Vec<(Uuid, DeliveryId, AddressNews, Option<String>)>) -> Result<(), TaskError> {
+    /// Applies what the events say about addresses: counts soft bounces and suppresses dead addresses.
+    async fn apply_address_news(
+        &self,
+        address_news: Vec<(Uuid, DeliveryId, AddressNews, Option<String>)>,
+    ) -> Result<(), TaskError> {
         let with = |wanted: AddressNews| {
-            said.iter().filter(move |(.., news, _)| *news == wanted).map(|(event, delivery, ..)| (*event, *delivery))
+            address_news
+                .iter()
+                .filter(move |(.., news, _)| *news == wanted)
+                .map(|(event, delivery, ..)| (*event, *delivery))
         };
         let works: Vec<DeliveryId> = with(AddressNews::Works).map(|(_, delivery)| delivery).collect();
         self.store.forget_soft_bounces(works).await?;
@@ -170,7 +178,7 @@ impl ProviderEvents {
                 detail: None,
             })
             .collect();
-        findings.extend(said.into_iter().filter_map(|(_, delivery, news, detail)| match news {
+        findings.extend(address_news.into_iter().filter_map(|(_, delivery, news, detail)| match news {
             AddressNews::Suppress(scope, reason) => Some(Finding { delivery, scope, reason, detail }),
             AddressNews::None | AddressNews::Works | AddressNews::Weak => None,
         }));
@@ -188,25 +196,25 @@ impl ProviderEvents {
     }
 }
 
-/// What providers call deliveries.
+/// The deliveries of provider references.
 #[derive(Default)]
-struct Named(Vec<(EventSource, String, DeliveryId)>);
+struct ReferencedDeliveries(Vec<(EventSource, String, DeliveryId)>);
 
-impl Named {
-    /// The delivery that an event is about: by our own id, else by the provider's.
-    fn delivery(&self, heard: &Heard) -> Option<DeliveryId> {
+impl ReferencedDeliveries {
+    /// The delivery of an event: by our own id, else by the provider's reference.
+    fn delivery(&self, parsed: &ParsedEvent) -> Option<DeliveryId> {
         let by_ref = || {
             let named = |name: &String| {
-                self.0.iter().find(|(source, own, _)| *source == heard.source && own == name).map(|(.., id)| *id)
+                self.0.iter().find(|(source, own, _)| *source == parsed.source && own == name).map(|(.., id)| *id)
             };
-            heard.news.references.iter().find_map(named)
+            parsed.news.references.iter().find_map(named)
         };
-        heard.news.delivery.or_else(by_ref)
+        parsed.news.delivery.or_else(by_ref)
     }
 }
 
 impl Work {
-    /// Looks at an event again later, unless that has been done for long enough.
+    /// Retries an event later, unless it has waited for long enough.
     fn put_off(&mut self, event: PendingProviderEvent) {
         match inbound_webhooks::is_over(event.created_at, clock::now()) {
             true => self.ignored.push(event.id),
@@ -252,14 +260,14 @@ impl Task for ProviderEvents {
     }
 }
 
-/// What each event leads to.
+/// Sorts events by what to do with them.
 fn sort(events: Vec<PendingProviderEvent>) -> Work {
     let mut work = Work::default();
     for event in events {
         let readable = event.source.zip(event.body.as_deref()).filter(|_| event.tries < TRIES_MAX);
-        let said = readable.map(|(source, body)| (source, meaning(source, body, event.created_at)));
-        match said {
-            Some((source, Meaning::Report(news))) => work.heard.push(Heard { event, source, news }),
+        let understood = readable.map(|(source, body)| (source, meaning(source, body, event.created_at)));
+        match understood {
+            Some((source, Meaning::Report(news))) => work.parsed.push(ParsedEvent { event, source, news }),
             Some((_, Meaning::Subscribe(url))) => work.subscriptions.push((event, url)),
             Some((_, Meaning::Nothing)) | None => {
                 counter!("posthaste_provider_events_ignored_total").increment(1);
@@ -270,29 +278,29 @@ fn sort(events: Vec<PendingProviderEvent>) -> Work {
     work
 }
 
-/// Whether news fit a delivery as it stands.
+/// Decides whether a report applies to the current state of its delivery.
 ///
-/// "Delivered" holds whatever the state is by now. "Sent" only resolves an unknown outcome. "Failed" is about one call: it ends a
-/// delivery that waits for another call only where the outcome of that call was unknown, and does not touch one that went out by
-/// another call.
-fn fate(heard: &Heard, subject: &Subject) -> Fate {
-    let Some(kind) = heard.news.kind else { return Fate::Stale };
+/// "Delivered" applies in every state. "Sent" only resolves an unknown outcome. "Failed" is about one call: it ends a
+/// delivery that waits for another call only if that call's outcome was unknown, and it does not change a delivery that
+/// another call sent.
+fn decide_report(parsed: &ParsedEvent, subject: &Subject) -> ReportDecision {
+    let Some(kind) = parsed.news.kind else { return ReportDecision::Stale };
     let is_bad = matches!(kind, EventKind::Failed | EventKind::Bounced);
     if !is_bad && kind != EventKind::Sent {
-        return Fate::Reported;
+        return ReportDecision::Reported;
     }
     match subject.state {
-        State::Sending => Fate::Early,
-        State::Queued | State::Retrying if subject.in_doubt => Fate::Reported,
-        State::Queued | State::Retrying | State::Scheduled => Fate::Stale,
-        _ if is_bad && is_about_last_call(heard, subject) => Fate::Reported,
-        _ => Fate::Stale,
+        State::Sending => ReportDecision::Early,
+        State::Queued | State::Retrying if subject.in_doubt => ReportDecision::Reported,
+        State::Queued | State::Retrying | State::Scheduled => ReportDecision::Stale,
+        _ if is_bad && is_about_last_call(parsed, subject) => ReportDecision::Reported,
+        _ => ReportDecision::Stale,
     }
 }
 
-/// Whether the call that an event is about may be the last one that was made.
-fn is_about_last_call(heard: &Heard, subject: &Subject) -> bool {
-    let source = match heard.source {
+/// True if the event may be about the last call of its delivery.
+fn is_about_last_call(parsed: &ParsedEvent, subject: &Subject) -> bool {
+    let source = match parsed.source {
         EventSource::Sendgrid => ProviderName::Sendgrid,
         EventSource::Twilio => ProviderName::Twilio,
         EventSource::Ses => ProviderName::Ses,
@@ -300,17 +308,17 @@ fn is_about_last_call(heard: &Heard, subject: &Subject) -> bool {
     };
     match subject.provider {
         Some(provider) if provider == source => {
-            let names = &heard.news.references;
+            let names = &parsed.news.references;
             names.is_empty() || subject.reference.as_ref().is_none_or(|known| names.contains(known))
         }
-        // Both services also take mail by SMTP, and tell of it like this.
+        // Both services also take mail over SMTP, and report on it in the same way.
         Some(ProviderName::Smtp) => source != ProviderName::Twilio,
         Some(ProviderName::Sandbox) | None => true,
         Some(_) => false,
     }
 }
 
-fn told(subject: &Subject, kind: EventKind, news: &News) -> Event {
+fn report_event(subject: &Subject, kind: EventKind, news: &News) -> Event {
     Event { detail: news.detail.clone(), ..Event::report(subject.about, kind, news.at) }
 }
 
@@ -320,7 +328,7 @@ mod tests {
 
     use super::*;
 
-    fn heard(source: EventSource, kind: EventKind, reference: Option<&str>) -> Heard {
+    fn parsed(source: EventSource, kind: EventKind, reference: Option<&str>) -> ParsedEvent {
         let event = PendingProviderEvent {
             id: Uuid::now_v7(),
             source: Some(source),
@@ -336,7 +344,7 @@ mod tests {
             detail: None,
             address: AddressNews::None,
         };
-        Heard { event, source, news }
+        ParsedEvent { event, source, news }
     }
 
     fn subject(state: State, provider: Option<ProviderName>, reference: Option<&str>, in_doubt: bool) -> Subject {
@@ -349,26 +357,26 @@ mod tests {
         use EventKind as Kind;
         let twilio = Some(ProviderName::Twilio);
         for (kind, state, in_doubt, wanted) in [
-            (Kind::Delivered, State::Sending, false, Fate::Reported),
-            (Kind::Delivered, State::Retrying, false, Fate::Reported),
-            (Kind::Opened, State::Sent, false, Fate::Reported),
-            (Kind::Complained, State::Delivered, false, Fate::Reported),
-            (Kind::Sent, State::Sending, false, Fate::Early),
-            (Kind::Sent, State::Retrying, true, Fate::Reported),
-            (Kind::Sent, State::Queued, true, Fate::Reported),
-            (Kind::Sent, State::Queued, false, Fate::Stale),
-            (Kind::Sent, State::Sent, false, Fate::Stale),
-            (Kind::Sent, State::Dead, false, Fate::Stale),
-            (Kind::Failed, State::Sending, false, Fate::Early),
-            (Kind::Failed, State::Retrying, true, Fate::Reported),
-            (Kind::Failed, State::Retrying, false, Fate::Stale),
-            (Kind::Failed, State::Queued, false, Fate::Stale),
-            (Kind::Failed, State::Sent, false, Fate::Reported),
-            (Kind::Bounced, State::Delivered, false, Fate::Reported),
+            (Kind::Delivered, State::Sending, false, ReportDecision::Reported),
+            (Kind::Delivered, State::Retrying, false, ReportDecision::Reported),
+            (Kind::Opened, State::Sent, false, ReportDecision::Reported),
+            (Kind::Complained, State::Delivered, false, ReportDecision::Reported),
+            (Kind::Sent, State::Sending, false, ReportDecision::Early),
+            (Kind::Sent, State::Retrying, true, ReportDecision::Reported),
+            (Kind::Sent, State::Queued, true, ReportDecision::Reported),
+            (Kind::Sent, State::Queued, false, ReportDecision::Stale),
+            (Kind::Sent, State::Sent, false, ReportDecision::Stale),
+            (Kind::Sent, State::Dead, false, ReportDecision::Stale),
+            (Kind::Failed, State::Sending, false, ReportDecision::Early),
+            (Kind::Failed, State::Retrying, true, ReportDecision::Reported),
+            (Kind::Failed, State::Retrying, false, ReportDecision::Stale),
+            (Kind::Failed, State::Queued, false, ReportDecision::Stale),
+            (Kind::Failed, State::Sent, false, ReportDecision::Reported),
+            (Kind::Bounced, State::Delivered, false, ReportDecision::Reported),
         ] {
             let subject = subject(state, twilio, Some("SM1"), in_doubt);
             assert_eq!(
-                fate(&heard(EventSource::Twilio, kind, Some("SM1")), &subject),
+                decide_report(&parsed(EventSource::Twilio, kind, Some("SM1")), &subject),
                 wanted,
                 "{kind} {state} {in_doubt}"
             );
@@ -377,18 +385,29 @@ mod tests {
 
     #[test]
     fn what_failed_on_another_call_does_not_end_a_delivery() {
-        let bounced = |source, reference| heard(source, EventKind::Bounced, Some(reference));
+        let bounced = |source, reference| parsed(source, EventKind::Bounced, Some(reference));
         let by = |provider| subject(State::Sent, Some(provider), Some("a"), false);
-        assert_eq!(fate(&bounced(EventSource::Sendgrid, "a"), &by(ProviderName::Sendgrid)), Fate::Reported);
         assert_eq!(
-            fate(&bounced(EventSource::Sendgrid, "b"), &by(ProviderName::Sendgrid)),
-            Fate::Stale,
+            decide_report(&bounced(EventSource::Sendgrid, "a"), &by(ProviderName::Sendgrid)),
+            ReportDecision::Reported
+        );
+        assert_eq!(
+            decide_report(&bounced(EventSource::Sendgrid, "b"), &by(ProviderName::Sendgrid)),
+            ReportDecision::Stale,
             "an earlier call"
         );
-        assert_eq!(fate(&bounced(EventSource::Sendgrid, "a"), &by(ProviderName::Ses)), Fate::Stale, "another provider");
-        assert_eq!(fate(&bounced(EventSource::Ses, "b"), &by(ProviderName::Smtp)), Fate::Reported, "SES behind SMTP");
-        assert_eq!(fate(&bounced(EventSource::Twilio, "b"), &by(ProviderName::Smtp)), Fate::Stale);
+        assert_eq!(
+            decide_report(&bounced(EventSource::Sendgrid, "a"), &by(ProviderName::Ses)),
+            ReportDecision::Stale,
+            "another provider"
+        );
+        assert_eq!(
+            decide_report(&bounced(EventSource::Ses, "b"), &by(ProviderName::Smtp)),
+            ReportDecision::Reported,
+            "SES behind SMTP"
+        );
+        assert_eq!(decide_report(&bounced(EventSource::Twilio, "b"), &by(ProviderName::Smtp)), ReportDecision::Stale);
         let nameless = subject(State::Sent, Some(ProviderName::Ses), None, false);
-        assert_eq!(fate(&bounced(EventSource::Ses, "b"), &nameless), Fate::Reported);
+        assert_eq!(decide_report(&bounced(EventSource::Ses, "b"), &nameless), ReportDecision::Reported);
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps tables small that only remember: breakers, and the lines of tenants' shares. Freezes the partitions of days that are over.
+//! Deletes idle breakers and idle fair shares, freezes the partitions of past days, and shows the pacing queues.
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +12,20 @@ use crate::{
     task::{Report, Task, TaskError, gauge_of},
 };
 
-/// Rows forgotten in one statement: some tens of milliseconds.
+/// Rows deleted by one statement, which takes some tens of milliseconds.
 const LIMIT: i64 = 5000;
-/// How long nothing waited in a share that is forgotten, in seconds: a day.
+/// A share that was empty for this long is deleted, in seconds: a day.
 const SHARE_IDLE_S: i32 = 24 * 60 * 60;
-/// How long a turn waits for a partition. A loop that does not turn for a minute longer than its period counts as stalled.
+/// How long a turn waits for a partition to be frozen. A loop that does not turn for a minute longer than its period
+/// counts as stalled.
 const FREEZE_TURN: Duration = Duration::from_secs(2);
 
-/// The longest freezing of one partition. After this it counts as hanging: a call on a line that is cut silently never ends.
+/// The longest time to freeze one partition. After it the call counts as hung: on a connection that was cut silently it
+/// never returns.
 const FREEZE_MAX: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// The task that deletes idle breakers and shares. It marks the operator's sessions too: during an upgrade the version before makes some
-/// without the mark.
+/// The task that deletes idle breakers and shares. It also marks the operator's sessions, because during an upgrade the
+/// previous version creates some without the mark.
 pub struct Pruning(pub Store);
 
 impl Task for Pruning {
@@ -42,24 +44,25 @@ impl Task for Pruning {
 /// A partition being frozen.
 type Freezing = BoxFuture<'static, DbResult<Option<Frozen>>>;
 
-/// The task that freezes partitions, one after the other. A large one takes longer than a turn, which then only waits for it.
+/// The task that freezes partitions one after the other. A large one takes longer than a turn, so later turns wait for
+/// the same call.
 pub struct Freeze {
     store: Store,
-    /// What is being frozen, and when it is given up.
+    /// The running call, and when to give it up.
     freezing: Option<(Freezing, Instant)>,
-    /// Partitions that this process has frozen: not every server tells when a table was vacuumed.
+    /// Partitions that this process has frozen. Not every server reports when a table was vacuumed.
     frozen: Vec<String>,
-    /// Partitions that the server refused to freeze, until the next pass.
+    /// Partitions that the server refused to freeze. They are tried again in the next pass.
     refused: Vec<String>,
 }
 
 impl Freeze {
-    /// Begins with the oldest day.
+    /// Starts with the oldest day.
     pub const fn new(store: Store) -> Self {
         Self { store, freezing: None, frozen: Vec::new(), refused: Vec::new() }
     }
 
-    /// What became of the next partition; `None`: it is not ready yet.
+    /// The result for the next partition. `None`: it is not finished yet.
     async fn next(&mut self) -> Option<DbResult<Option<Frozen>>> {
         let (freezing, until) = self.freezing.get_or_insert_with(|| {
             let (store, passed) = (self.store.clone(), [self.frozen.clone(), self.refused.clone()].concat());
@@ -103,7 +106,7 @@ impl Task for Freeze {
     }
 }
 
-/// The task that shows how much waits in lines.
+/// The task that shows how many deliveries wait in pacing queues.
 pub struct LineGauges(pub Store);
 
 impl Task for LineGauges {
@@ -117,7 +120,7 @@ impl Task for LineGauges {
     }
 }
 
-/// Without an answer of the database neither is known.
+/// Both are NaN if the database does not answer.
 fn show(waiting: f64, lines: f64) {
     gauge!("posthaste_lines_waiting").set(waiting);
     gauge!("posthaste_lines").set(lines);
@@ -141,7 +144,7 @@ mod tests {
         done.send(Frozen { partition: "messages_20260101".to_owned(), refused: None }).unwrap();
         assert_eq!(freeze.run().await.unwrap(), Report::More);
         assert_eq!(freeze.frozen, ["messages_20260101"]);
-        // One that never ends is given up.
+        // A call that never ends is given up.
         freeze.freezing = Some((std::future::pending().boxed(), Instant::now()));
         assert_eq!(freeze.run().await.unwrap(), Report::More);
         assert!(freeze.freezing.is_none());

@@ -1,4 +1,4 @@
-//! Hands deliveries to the broker when their moment has come: scheduled ones, retries, whatever waited.
+//! Releases due deliveries to the broker: scheduled ones, retries, and all others that waited for a time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,21 +18,21 @@ use crate::{
     task::{Report, Task, TaskError, count_of},
 };
 
-/// Deliveries of one release when little is due: a statement of a few milliseconds.
+/// Deliveries of one release when few are due: a statement of a few milliseconds.
 const LIMIT_MIN: i64 = 500;
-/// Deliveries of one release when much is due. Larger ones gain nothing and hold their locks longer.
+/// Deliveries of one release when many are due. Larger releases are no faster and hold their locks longer.
 const LIMIT_MAX: i64 = 5000;
-/// Releases on their way to the broker at once: enough to keep it busy while the next one is taken from the database,
-/// and few enough to be confirmed long before a publish times out. What does not fit keeps waiting where it is listed.
-const FLIGHTS_MAX: usize = 4;
-/// Messages ready in a queue from which on all deliveries wait in their tenants' shares: about a second's work, as for
-/// acceptance.
+/// Releases that may be published at the same time: enough to keep the broker busy while the next one is read from the
+/// database, and few enough to be confirmed long before a publish times out. All other deliveries stay in the table.
+const PUBLISHES_MAX: usize = 4;
+/// From this many ready messages in a queue on, all its deliveries wait in their tenants' fair shares: about a second's
+/// work, as for acceptance.
 const WINDOW: u32 = 4000;
-/// How old an answer about the queues may be, while little and while much is due.
+/// How old the queue depths may be, when few and when many deliveries are due.
 const DEPTHS_AGE: Duration = Duration::from_secs(1);
 const DEPTHS_AGE_IN_WAVE: Duration = Duration::from_millis(100);
 
-/// The task.
+/// The task that releases due deliveries.
 pub struct ReleaseDue {
     store: Store,
     dispatcher: Dispatcher,
@@ -41,11 +41,11 @@ pub struct ReleaseDue {
     outlook: Outlook,
     relay_after_ms: i32,
     limit: i64,
-    flights: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl ReleaseDue {
-    /// Publishing goes on in tasks of `tracker`; the relay takes over what is not published after `relay_after_ms`.
+    /// Publishes in background tasks of `tracker`. The relay publishes what is not published after `relay_after_ms`.
     pub fn new(
         store: Store,
         dispatcher: Dispatcher,
@@ -54,11 +54,11 @@ impl ReleaseDue {
         outlook: Outlook,
         relay_after_ms: i32,
     ) -> Self {
-        let flights = Arc::new(Semaphore::new(FLIGHTS_MAX));
-        Self { store, dispatcher, tracker, depths, outlook, relay_after_ms, limit: LIMIT_MIN, flights }
+        let permits = Arc::new(Semaphore::new(PUBLISHES_MAX));
+        Self { store, dispatcher, tracker, depths, outlook, relay_after_ms, limit: LIMIT_MIN, permits }
     }
 
-    async fn release(&mut self, flight: OwnedSemaphorePermit) -> Result<Report, TaskError> {
+    async fn release(&mut self, permit: OwnedSemaphorePermit) -> Result<Report, TaskError> {
         let full = self.full_routes().await;
         let floors = self.outlook.floors();
         let released = self.store.release_due(self.limit, &floors, &full, self.relay_after_ms).await;
@@ -72,14 +72,14 @@ impl ReleaseDue {
         if released.handed_over() < released.picked {
             wake::scheduler();
         }
-        self.post(released, flight);
+        self.publish(released, permit);
         let (limit, report) = next(self.limit, picked);
         self.limit = limit;
         Ok(report)
     }
 
-    /// Routes whose queues are long: more than a window of a wave must not stand in the broker, whoever's it is. Without an
-    /// answer there is none: what cannot be published waits in the outbox anyway.
+    /// Routes with long queues: the broker must not hold more than a window of a wave, whichever tenants it belongs to.
+    /// Without an answer there are none, because unpublished deliveries wait in the outbox anyway.
     async fn full_routes(&self) -> Vec<Route> {
         let age = if self.limit > LIMIT_MIN { DEPTHS_AGE_IN_WAVE } else { DEPTHS_AGE };
         let routes: Vec<Route> = Route::all().collect();
@@ -87,11 +87,11 @@ impl ReleaseDue {
         ready.into_iter().filter(|(_, ready)| *ready >= WINDOW).map(|(route, _)| route).collect()
     }
 
-    fn post(&self, released: Released, flight: OwnedSemaphorePermit) {
+    fn publish(&self, released: Released, permit: OwnedSemaphorePermit) {
         let dispatcher = self.dispatcher.clone();
         self.tracker.spawn(async move {
             dispatcher.publish_all(released.dispatches).await;
-            drop(flight);
+            drop(permit);
         });
     }
 }
@@ -103,13 +103,13 @@ impl Task for ReleaseDue {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         // The semaphore is never closed.
-        let Ok(flight) = Arc::clone(&self.flights).acquire_owned().await else { return Ok(Report::Done) };
-        self.release(flight).await
+        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return Ok(Report::Done) };
+        self.release(permit).await
     }
 }
 
-/// Twice as many after a release that was full (some due rows may belong to deliveries that moved on), half as many
-/// after one that was not.
+/// The size of the next release: twice as large after a full one (some due rows may belong to deliveries that moved
+/// on), half as large after any other.
 fn next(limit: i64, released: i64) -> (i64, Report) {
     if released >= limit / 10 * 9 {
         ((limit * 2).min(LIMIT_MAX), Report::More)

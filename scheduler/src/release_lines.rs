@@ -1,7 +1,8 @@
-//! Hands deliveries to the broker when their line has a slot: WhatsApp sessions at their pace, and tenants' bulk in turns.
+//! Releases deliveries from the pacing queues to the broker: WhatsApp sessions at their pace, and tenants' bulk
+//! deliveries by fair share.
 //!
-//! The broker only ever holds a short window of bulk work: a tenant with 100,000 waiting deliveries keeps them in the
-//! database, and another tenant's first one is at most a window behind.
+//! The broker only holds a short window of bulk work. A tenant with 100,000 waiting deliveries keeps them in the
+//! database, and the first delivery of another tenant is at most one window behind.
 
 use std::{
     collections::HashMap,
@@ -21,57 +22,57 @@ use tokio_util::task::TaskTracker;
 
 use crate::task::{Report, Task, TaskError, count_of};
 
-/// Sessions looked at in one pass.
+/// Sessions checked in one pass.
 const SESSIONS_MAX: i64 = 500;
-/// Deliveries of one route up to which shares fill its queue: a quarter of a second's work for one worker.
+/// Shares fill the queue of a route up to this many deliveries: a quarter of a second's work for one worker.
 const WINDOW: i32 = 1000;
-/// Releasing in crumbs costs a commit each.
-const ROOM_MIN: i32 = WINDOW / 4;
-/// Where other deliveries keep a queue longer than [`WINDOW`], shares get as many as this in each [`PATIENCE`] all the same,
-/// up to a queue of [`LONG`]. The bulk lane is filled by shares alone.
+/// The smallest release, because each release costs a commit.
+const RELEASE_MIN: i32 = WINDOW / 4;
+/// If other deliveries keep a queue longer than [`WINDOW`], shares still get this many in each [`PATIENCE`], up to a
+/// queue of [`QUEUE_LONG`] messages. The bulk lane needs no such rule, because only shares fill it.
 const TRICKLE: i32 = 25;
 const PATIENCE: Duration = Duration::from_secs(1);
-const LONG: u32 = 8000;
-/// Publishes under way at once.
-const FLIGHTS_MAX: usize = 4;
+const QUEUE_LONG: u32 = 8000;
+/// Publishes that may run at the same time.
+const PUBLISHES_MAX: usize = 4;
 
-/// What both tasks do with what they took.
+/// The dependencies of both tasks.
 #[derive(Clone)]
-struct Desk {
+struct ReleaseDeps {
     store: Store,
     dispatcher: Dispatcher,
     tracker: TaskTracker,
     relay_after_ms: i32,
-    flights: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-impl Desk {
-    async fn flight(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.flights).acquire_owned().await.ok()
+impl ReleaseDeps {
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).acquire_owned().await.ok()
     }
 
-    /// Publishes beside the next pass; whatever fails is left to the relay.
-    fn post(&self, released: Released, flight: Option<OwnedSemaphorePermit>) {
+    /// Publishes in the background, parallel to the next pass. The relay publishes what fails.
+    fn publish(&self, released: Released, permit: Option<OwnedSemaphorePermit>) {
         counter!("posthaste_released_total").increment(count_of(released.handed_over()));
         let dispatcher = self.dispatcher.clone();
         self.tracker.spawn(async move {
             dispatcher.publish_all(released.dispatches).await;
-            drop(flight);
+            drop(permit);
         });
     }
 }
 
-/// The task for sessions.
-pub struct ReleaseSessions(Desk);
+/// The task for WhatsApp sessions.
+pub struct ReleaseSessions(ReleaseDeps);
 
-/// The task for shares.
+/// The task for fair shares.
 pub struct ReleaseShares {
-    desk: Desk,
+    deps: ReleaseDeps,
     depths: Depths,
     released_at: HashMap<Route, Instant>,
 }
 
-/// Both tasks; `depths` says how much the broker holds.
+/// Creates both tasks. `depths` reports how many messages the broker holds.
 pub fn tasks(
     store: Store,
     dispatcher: Dispatcher,
@@ -79,9 +80,9 @@ pub fn tasks(
     depths: Depths,
     relay_after_ms: i32,
 ) -> (ReleaseSessions, ReleaseShares) {
-    let flights = Arc::new(Semaphore::new(FLIGHTS_MAX));
-    let desk = Desk { store, dispatcher, tracker, relay_after_ms, flights };
-    (ReleaseSessions(desk.clone()), ReleaseShares { desk, depths, released_at: HashMap::new() })
+    let permits = Arc::new(Semaphore::new(PUBLISHES_MAX));
+    let deps = ReleaseDeps { store, dispatcher, tracker, relay_after_ms, permits };
+    (ReleaseSessions(deps.clone()), ReleaseShares { deps, depths, released_at: HashMap::new() })
 }
 
 impl Task for ReleaseSessions {
@@ -90,12 +91,12 @@ impl Task for ReleaseSessions {
     const WORK: Option<WorkKind> = Some(WorkKind::Sessions);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let flight = self.0.flight().await;
+        let permit = self.0.permit().await;
         let released = self.0.store.release_sessions(SESSIONS_MAX, self.0.relay_after_ms).await?;
         if released.picked == 0 {
             return Ok(Report::Done);
         }
-        self.0.post(released, flight);
+        self.0.publish(released, permit);
         Ok(Report::More)
     }
 }
@@ -106,39 +107,42 @@ impl Task for ReleaseShares {
     const WORK: Option<WorkKind> = Some(WorkKind::Shares);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let routes = self.desk.store.routes_with_shares().await?;
+        let routes = self.deps.store.routes_with_shares().await?;
         if routes.is_empty() {
             return Ok(Report::Done);
         }
-        for (route, room) in self.rooms(&routes).await {
-            let flight = self.desk.flight().await;
-            let released = self.desk.store.release_shares(route, room, self.desk.relay_after_ms).await?;
+        for (route, capacity) in self.capacities(&routes).await {
+            let permit = self.deps.permit().await;
+            let released = self.deps.store.release_shares(route, capacity, self.deps.relay_after_ms).await?;
             self.released_at.insert(route, Instant::now());
-            self.desk.post(released, flight);
+            self.deps.publish(released, permit);
         }
-        // What is left has room as soon as workers have taken some of it.
+        // The queues take more as soon as workers have taken some messages.
         Ok(Report::Expect(Self::PERIOD))
     }
 }
 
 impl ReleaseShares {
-    /// How much more of each route the broker may hold. While it does not answer, nothing is released: it could not take it.
-    async fn rooms(&self, routes: &[Route]) -> Vec<(Route, i32)> {
-        // Only the routes in which something waits, and as they stand now: an old answer would release a window twice.
+    /// How many more deliveries the broker may hold, by route. Without an answer from the broker nothing is released,
+    /// since it could not take anything.
+    async fn capacities(&self, routes: &[Route]) -> Vec<(Route, i32)> {
+        // Asks only about routes with waiting deliveries, and without a cached answer: an old one would release a
+        // window twice.
         let ready = self.depths.ready(routes, Duration::ZERO).await.unwrap_or_default();
-        let room = |(route, ready)| {
+        let capacity = |(route, ready)| {
             let rested = self.released_at.get(&route).is_none_or(|at| at.elapsed() >= PATIENCE);
-            Some((route, room(route, ready, rested)?))
+            Some((route, capacity(route, ready, rested)?))
         };
-        ready.into_iter().filter_map(room).collect()
+        ready.into_iter().filter_map(capacity).collect()
     }
 }
 
-/// How many deliveries of shares a queue with so many messages takes now; `rested`: it took none for a while.
-fn room(route: Route, ready: u32, rested: bool) -> Option<i32> {
-    let room = WINDOW.saturating_sub(i32::try_from(ready).unwrap_or(i32::MAX));
-    let is_starved = rested && route.lane != Lane::Bulk && ready < LONG;
-    if room >= ROOM_MIN { Some(room) } else { is_starved.then_some(TRICKLE) }
+/// How many deliveries of shares to add to a queue with `ready` messages. `rested`: shares released nothing to it for
+/// [`PATIENCE`].
+fn capacity(route: Route, ready: u32, rested: bool) -> Option<i32> {
+    let capacity = WINDOW.saturating_sub(i32::try_from(ready).unwrap_or(i32::MAX));
+    let is_starved = rested && route.lane != Lane::Bulk && ready < QUEUE_LONG;
+    if capacity >= RELEASE_MIN { Some(capacity) } else { is_starved.then_some(TRICKLE) }
 }
 
 #[cfg(test)]
@@ -150,11 +154,11 @@ mod tests {
     #[test]
     fn shares_fill_a_queue_up_to_a_window_and_are_not_starved_by_what_goes_past_them() {
         let of = |lane| Route { channel: Channel::Email, lane };
-        assert_eq!(room(of(Lane::Bulk), 0, false), Some(WINDOW));
-        assert_eq!(room(of(Lane::Normal), 700, true), Some(300));
-        assert_eq!(room(of(Lane::Normal), 800, false), None, "releases in crumbs");
-        assert_eq!(room(of(Lane::Normal), 5000, true), Some(TRICKLE), "a queue that others keep long");
-        assert_eq!(room(of(Lane::Normal), LONG, true), None, "long enough for everybody");
-        assert_eq!(room(of(Lane::Bulk), 1000, true), None, "nobody goes past the shares");
+        assert_eq!(capacity(of(Lane::Bulk), 0, false), Some(WINDOW));
+        assert_eq!(capacity(of(Lane::Normal), 700, true), Some(300));
+        assert_eq!(capacity(of(Lane::Normal), 800, false), None, "releases in crumbs");
+        assert_eq!(capacity(of(Lane::Normal), 5000, true), Some(TRICKLE), "a queue that others keep long");
+        assert_eq!(capacity(of(Lane::Normal), QUEUE_LONG, true), None, "long enough for everybody");
+        assert_eq!(capacity(of(Lane::Bulk), 1000, true), None, "nobody goes past the shares");
     }
 }

@@ -1,4 +1,4 @@
-//! Replays and drops dead letters: pass by pass, at the rate that was asked for.
+//! Replays and drops dead letters in passes, at the requested rate.
 
 use std::{
     collections::HashMap,
@@ -24,42 +24,42 @@ use crate::{
     task::{Report, Task, TaskError},
 };
 
-/// Replays that are worked at side by side.
+/// Replays that run in parallel.
 const REPLAYS_MAX: i64 = 16;
 /// Letters of one pass: one statement of some tens of milliseconds.
 const PASS_MAX: i64 = 1000;
 
-/// The task.
+/// The task that runs replays.
 pub struct Replays {
     store: Store,
     publisher: Publisher,
     dispatcher: Dispatcher,
     relay_after_ms: i32,
     progress: HashMap<Uuid, Progress>,
-    /// Proves to the intake what was replayed; read when it is first needed.
+    /// Signs replayed messages for the intake. Loaded on first use.
     key: Option<replay::Key>,
 }
 
-/// What this process remembers of a replay. Losing it costs time only.
+/// This process's progress in a replay. Losing it only costs time.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
-    /// Letters up to this one were looked at.
+    /// Letters up to this one were checked.
     after: Option<Uuid>,
     /// When its last pass began.
     passed: Instant,
 }
 
-/// What became of one replay in a turn.
+/// The result of one replay in a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// The rate, or another scheduler, allows no more for now.
     Wait,
-    /// There may be more to move.
+    /// More letters may follow.
     More,
 }
 
 impl Replays {
-    /// Deliveries go out through `dispatcher`, refused publishes through `publisher`.
+    /// Publishes deliveries through `dispatcher`, and refused submissions through `publisher`.
     pub fn new(store: Store, publisher: Publisher, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
         Self { store, publisher, dispatcher, relay_after_ms, progress: HashMap::new(), key: None }
     }
@@ -75,17 +75,17 @@ impl Replays {
             self.progress.entry(replay.id).or_insert(Progress { after, passed: now });
             return Ok(Step::Wait);
         }
-        // From the start again, should this pass fail.
+        // If this pass fails, the next one starts from the first letter.
         self.progress.insert(replay.id, Progress { after: None, passed: now });
         let pass = self.store.replay_pass(replay, limit, after, self.relay_after_ms).await?;
         let (seen, last) = (pass.seen, pass.last);
-        self.hand_on(replay, pass).await?;
+        self.publish_pass(replay, pass).await?;
         self.progress.insert(replay.id, Progress { after: last, passed: now });
-        // A pass that found nothing behind its start looks once more from the beginning before the replay is over.
+        // A pass that found no letter after its start makes one more pass from the first letter before the replay ends.
         Ok(if replay.rate.is_none() && (seen > 0 || after.is_some()) { Step::More } else { Step::Wait })
     }
 
-    async fn hand_on(&mut self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
+    async fn publish_pass(&mut self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
         counter!("posthaste_letters_moved_total", "action" => replay.action.clone())
             .increment(u64::try_from(pass.moved).unwrap_or(0));
         pass.dispatches.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
@@ -95,13 +95,13 @@ impl Replays {
         self.republish(replay, pass.intake, pass.unreadable).await
     }
 
-    /// Publishes refused submissions as a producer does, with a proof of where they come from, and events straight to the log queue.
-    /// A letter moves only once the broker has its message.
+    /// Publishes refused submissions as a producer does, with a signature that proves their source, and events straight
+    /// to the log queue. A letter is marked as moved only after the broker confirmed its message.
     async fn republish(
         &mut self,
         replay: &Replay,
         letters: Vec<IntakeLetter>,
-        mut hopeless: Vec<Uuid>,
+        mut unpublishable: Vec<Uuid>,
     ) -> Result<(), TaskError> {
         let key = match &self.key {
             Some(key) => key,
@@ -115,7 +115,7 @@ impl Replays {
                     ids.push(id);
                     messages.push(message);
                 }
-                None => hopeless.push(id),
+                None => unpublishable.push(id),
             }
         }
         let results = self.publisher.publish_all(messages).await;
@@ -123,11 +123,11 @@ impl Replays {
         for (id, result) in ids.into_iter().zip(results) {
             match result {
                 Ok(()) => done.push(id),
-                Err(PublishError::Invalid(_)) => hopeless.push(id),
+                Err(PublishError::Invalid(_)) => unpublishable.push(id),
                 Err(error) => failure = Some(error),
             }
         }
-        self.store.letters_republished(replay.id, done, hopeless).await?;
+        self.store.letters_republished(replay.id, done, unpublishable).await?;
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 }
@@ -145,7 +145,7 @@ impl Task for Replays {
             match self.advance(running).await {
                 Ok(step) => more |= step == Step::More,
                 Err(error) => {
-                    // One that cannot go on must not hold up the others.
+                    // A replay that fails must not hold up the others.
                     tracing::warn!(replay = %running.replay.id, error = chain(&error), "a replay could not go on");
                     failed += 1;
                 }
@@ -158,8 +158,8 @@ impl Task for Replays {
     }
 }
 
-/// How many letters a pass may move: never more than the rate allows since the replay began, and, for a replay that fell
-/// behind, no more than it allows for the time since the last pass.
+/// How many letters a pass may move: in total no more than the rate allows since the replay began, and, if the replay
+/// is behind, no more than the rate allows for the time since the last pass.
 fn allowance(rate: Option<i32>, seconds: f64, moved: i32, since: Duration) -> i64 {
     let Some(rate) = rate else { return PASS_MAX };
     let in_all = whole(seconds * f64::from(rate)).saturating_add(1) - i64::from(moved);
@@ -167,18 +167,18 @@ fn allowance(rate: Option<i32>, seconds: f64, moved: i32, since: Duration) -> i6
     in_all.min(now).min(PASS_MAX)
 }
 
-/// The whole part of a number: the standard library has that for seconds only.
+/// The whole part of a number. The standard library offers this conversion only for seconds.
 fn whole(number: f64) -> i64 {
     Duration::try_from_secs_f64(number).map_or(i64::MAX, |seconds| i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// A submission goes to the intake, a batch of events to the log writer; nothing else can be published again.
+/// A submission goes to the intake, a batch of events to the log writer. Nothing else can be republished.
 pub fn outgoing(key: &replay::Key, letter: IntakeLetter) -> Option<Outgoing> {
     let id = letter.id.to_string();
     let Some(routing_key) = letter.routing_key else {
         return incoming::is_batch(&letter.body).then(|| Outgoing::to_queue(EVENTS_LOG, id, letter.body));
     };
-    // The same id is the same idempotency key, so a repeat is harmless; a message that had none gets the letter's.
+    // The same id is the same idempotency key, so a repeat is harmless. A message without an id gets the letter's.
     let message_id = letter.amqp_id.unwrap_or_else(|| id.clone());
     let replayed = Replayed {
         letter: &id,

@@ -1,4 +1,4 @@
-//! Removes what tenants keep no longer, and finishes erasures that met a worker holding something.
+//! Deletes data after its retention period, and finishes erasures that had to wait for a worker.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +11,25 @@ use shared::db::{
 
 use crate::task::{Report, Task, TaskError};
 
-/// How long a turn may take before the next one goes on.
-const TURN: Duration = Duration::from_secs(5);
-/// When a day that could not be dropped is tried again: its tables were in use, as they are while a backup runs.
-const BUSY: Duration = Duration::from_secs(600);
-/// Erasures taken on in a turn.
+/// The longest turn. The next one continues.
+const TURN_MAX: Duration = Duration::from_secs(5);
+/// The pause before a day that could not be dropped is retried. Its tables were in use, for example by a backup.
+const BUSY_PAUSE: Duration = Duration::from_secs(600);
+/// Erasures taken in one turn.
 const ERASURES: i64 = 20;
-/// A worker's call is over within seconds.
-const HELD: Duration = Duration::from_secs(2);
+/// The pause for an erasure that waits for a worker. The worker's call ends within seconds.
+const HELD_PAUSE: Duration = Duration::from_secs(2);
 
 /// The task that drops the days that no tenant keeps.
 pub struct RetentionDays {
     store: Store,
-    /// Days that a tenant without a number of its own keeps things.
+    /// The retention in days for tenants without one of their own.
     days: Option<i32>,
     surveyed: Surveyed,
 }
 
 impl RetentionDays {
-    /// `days`: how many a tenant without a number of its own keeps.
+    /// `days`: the retention for tenants without one of their own.
     pub fn new(store: Store, days: Option<i32>) -> Self {
         Self { store, days, surveyed: Surveyed::new() }
     }
@@ -37,35 +37,35 @@ impl RetentionDays {
 
 impl Task for RetentionDays {
     const NAME: &'static str = "retention_days";
-    /// What goes is at least a day old: an hour more does not matter.
+    /// The data is at least a day old, so an hour more does not matter.
     const PERIOD: Duration = Duration::from_secs(3600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let drop_days = self.store.drop_days(self.days, Instant::now() + TURN, &mut self.surveyed);
+        let drop_days = self.store.drop_days(self.days, Instant::now() + TURN_MAX, &mut self.surveyed);
         alone(&self.store, "posthaste.retention_days", drop_days).await
     }
 }
 
-/// The task that deletes the rows that their tenants keep no longer.
+/// The task that deletes the rows whose tenants no longer keep them.
 pub struct Retention {
     /// The database.
     pub store: Store,
-    /// Days that a tenant without a number of its own keeps things.
+    /// The retention in days for tenants without one of their own.
     pub days: Option<i32>,
 }
 
 impl Task for Retention {
     const NAME: &'static str = "retention";
-    /// As for days.
+    /// The same as for [`RetentionDays`].
     const PERIOD: Duration = Duration::from_secs(3600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let remove_rows = self.store.remove_rows(self.days, Instant::now() + TURN);
+        let remove_rows = self.store.remove_rows(self.days, Instant::now() + TURN_MAX);
         alone(&self.store, "posthaste.retention", remove_rows).await
     }
 }
 
-/// A pass of one scheduler at a time.
+/// Runs a pass under a lock, so that only one scheduler runs it at a time.
 async fn alone(
     store: &Store,
     lock: &'static str,
@@ -73,7 +73,7 @@ async fn alone(
 ) -> Result<Report, TaskError> {
     let Some(alone) = store.alone(lock).await? else { return Ok(Report::Done) };
     let pass = pass.await;
-    // The lock ends with its connection at the latest.
+    // The lock also ends with its connection.
     if let Err(error) = alone.undo().await {
         tracing::debug!(%error, "the connection that held a task's lock is gone");
     }
@@ -81,7 +81,7 @@ async fn alone(
     count(&pass);
     Ok(match (pass.more, pass.busy) {
         (true, _) => Report::More,
-        (false, true) => Report::Expect(BUSY),
+        (false, true) => Report::Expect(BUSY_PAUSE),
         (false, false) => Report::Done,
     })
 }
@@ -98,13 +98,14 @@ fn count(pass: &Pass) {
 pub struct Erasures(pub Store);
 
 impl Erasures {
-    /// Whether there is more to do at once. One that fails is put off and keeps no other one from its turn.
+    /// Runs one step and returns true if more can be done at once. A failing erasure is delayed, so that it does not
+    /// block the others.
     async fn step(&self, person: &Erasure) -> Result<bool, TaskError> {
         let mut erased = Erased::default();
         match self.0.erase_step(person, &mut erased).await {
             Ok(Step::More) => self.0.resume_erasure(person, Duration::ZERO).await?,
             Ok(Step::Held) => {
-                self.0.resume_erasure(person, HELD).await?;
+                self.0.resume_erasure(person, HELD_PAUSE).await?;
                 return Ok(false);
             }
             Ok(Step::Done) => return Ok(false),
@@ -120,7 +121,7 @@ impl Erasures {
 
 impl Task for Erasures {
     const NAME: &'static str = "erasures";
-    /// A worker's call is over within seconds.
+    /// A worker's call ends within seconds.
     const PERIOD: Duration = Duration::from_secs(2);
 
     async fn run(&mut self) -> Result<Report, TaskError> {

@@ -1,4 +1,4 @@
-//! The running loops: how they start, are watched and come to an end together.
+//! Starts the loops, reports their health, and stops them together.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -27,18 +27,18 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// An empty one. All of its tasks end with `stop`, and `outlook` wakes them.
+    /// A supervisor without loops. Its loops stop with `stop`, and `outlook` wakes them.
     pub fn new(outlook: Outlook, stop: &CancellationToken) -> Self {
         let (heartbeats, consumers) = (Vec::new(), Vec::new());
         Self { stop: stop.child_token(), outlook, loops: JoinSet::new(), heartbeats, consumers }
     }
 
-    /// What ends every loop.
+    /// The token that stops every loop.
     pub const fn stop(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// Adds a task.
+    /// Spawns a task.
     pub fn spawn<T: Task>(&mut self, task: T) {
         let heartbeat = Arc::new(Heartbeat::new(T::NAME, T::PERIOD));
         self.heartbeats.push(Arc::clone(&heartbeat));
@@ -49,7 +49,7 @@ impl Supervisor {
         });
     }
 
-    /// Adds a loop that follows a queue. How often it turns is up to the queue, so only its failures are shown.
+    /// Spawns a loop that consumes a queue. How often it turns depends on the queue, so health shows only its failures.
     pub fn spawn_consumer<F, Fut>(&mut self, name: &'static str, consumer: Consumer, start: F)
     where
         F: FnOnce(Consumer, FailureStreak, CancellationToken) -> Fut,
@@ -65,17 +65,17 @@ impl Supervisor {
         });
     }
 
-    /// Shows how the loops are.
+    /// Adds the health of the loops to `parts`.
     pub fn show(&self, parts: &Parts) {
         parts.add(TasksPart(self.heartbeats.clone()));
         parts.add(ConsumersPart(self.consumers.clone()));
     }
 
-    /// Waits for `stop`, then for the loops and the publishes of `tracker` to finish what they hold, at most `drain`.
-    /// What is not finished by then is taken up by another scheduler, or after the next start.
+    /// Waits for `stop`, then up to `drain` for the loops and the publishes of `tracker` to finish their current work.
+    /// Another scheduler, or this one after its next start, continues with the rest.
     pub async fn join(mut self, tracker: &TaskTracker, drain: Duration) -> Result<(), RunError> {
         let ended = self.stop.clone().run_until_cancelled(self.loops.join_next()).await;
-        // A loop that obeyed the stop may be seen before the stop itself.
+        // On a stop, a loop may end before this function sees the stop.
         if let Some(ended) = ended.filter(|_| !self.stop.is_cancelled()) {
             let name = ended.and_then(Result::ok).unwrap_or("a loop that panicked");
             self.stop.cancel();

@@ -1,8 +1,8 @@
-//! A loop that keeps one kind of work going: on a period, and again at once while there is more. A task with a kind of work
-//! that [`poller`](crate::poller) looks for takes a turn only when some of it is due.
+//! A loop for one kind of work. It runs periodically, and again at once while more work is left. A task with a
+//! [`Task::WORK`] runs only when [`poller`](crate::poller) finds that work of its kind is due.
 //!
-//! A task takes no input, may be repeated at any time and is safe with any number of schedulers: what it finds to do, it
-//! finds in the database, and takes under a lock that dies with it. So nothing here elects, leases or hands over.
+//! A task takes no input, may run at any time and is safe with any number of schedulers: it reads its work from the
+//! database, under a lock that ends with its connection. So tasks need no leader election and no hand-over.
 
 use std::{
     future::Future,
@@ -20,42 +20,42 @@ use uuid::Uuid;
 
 use crate::{failure_streak::FailureStreak, poller::Outlook, probe::Heartbeat};
 
-/// A rest differs from the period by at most this share, so that schedulers do not march in step.
+/// A pause differs from the period by at most this share, so that schedulers do not run in lockstep.
 const JITTER_SHARE: f64 = 0.1;
 
-/// What a turn says about the next one.
+/// When a task wants its next turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// All is done: the next turn after a period, and not before work is due if the task has a kind of work.
+    /// No work is left. The next turn comes after a period, and for a task with a kind of work only when some is due.
     Done,
-    /// There was more than one turn takes: at once again.
+    /// The turn reached its limit and more work may be left. The next turn comes at once.
     More,
-    /// Something waits that could not be done yet: the next turn after this long, or a period if that is shorter.
+    /// Some work cannot be done yet. The next turn comes after this time, or after a period if that is shorter.
     Expect(Duration),
 }
 
-/// Why a turn failed. All of it is tried again.
+/// Why a turn failed. Every failed turn is repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Database(#[from] DbError),
-    /// The broker.
+    /// The broker failed.
     #[error(transparent)]
     Publish(#[from] PublishError),
-    /// The broker took some of a batch only.
+    /// The broker took only a part of a batch.
     #[error("{0} outbox rows are not with the broker")]
     Unpublished(usize),
-    /// Some of what runs side by side failed; each was logged.
+    /// This many replays failed. Each failure was logged.
     #[error("{0} replays could not go on")]
     Replays(usize),
-    /// As above.
+    /// This many broadcasts failed. Each failure was logged.
     #[error("{0} broadcasts could not go on")]
     Broadcasts(usize),
 }
 
 impl TaskError {
-    /// Whether a server is at fault rather than what was worked on.
+    /// True if a server caused the error, false if the data did.
     pub const fn is_servers_fault(&self) -> bool {
         match self {
             Self::Database(error) => error.is_unavailable(),
@@ -67,14 +67,14 @@ impl TaskError {
 
 /// One kind of work.
 pub trait Task: Send + 'static {
-    /// Its name in logs and metrics.
+    /// The name in logs and metrics.
     const NAME: &'static str;
-    /// From one turn to the next.
+    /// The time between two turns.
     const PERIOD: Duration;
-    /// What it does, if polls find it; `None`: it looks for itself, every period.
+    /// The kind of work that the poller looks for. `None`: the task runs every period and looks for itself.
     const WORK: Option<WorkKind> = None;
 
-    /// Takes one turn: a bounded batch of whatever there is to do.
+    /// Runs one turn, which handles a bounded batch of work.
     fn run(&mut self) -> impl Future<Output = Result<Report, TaskError>> + Send;
 
     /// Waits between two turns.
@@ -83,7 +83,7 @@ pub trait Task: Send + 'static {
     }
 }
 
-/// Keeps a task going until stopped. A turn that is under way is finished.
+/// Runs a task until `stop`. It finishes the turn that is running.
 pub async fn run_until_stopped<T: Task>(
     mut task: T,
     heartbeat: Arc<Heartbeat>,
@@ -105,7 +105,7 @@ pub async fn run_until_stopped<T: Task>(
         };
         let work = T::WORK.filter(|_| matches!(turn, Ok(Report::Done)));
         let resting = async {
-            // Even without a rest the others get a turn.
+            // Even a pause of zero yields to other tasks.
             task.rest(pause).await;
             if let Some(work) = work {
                 outlook.wait(work, turned).await;
@@ -125,23 +125,23 @@ fn rest(report: Report, period: Duration, jitter: f64) -> Duration {
     }
 }
 
-/// A random number in 0..1: the last bytes of a UUIDv7 are.
+/// A random number in 0..1, from the last bytes of a UUIDv7, which are random.
 pub fn jitter() -> f64 {
     let [.., a, b, c, d] = Uuid::now_v7().into_bytes();
     f64::from(u32::from_be_bytes([a, b, c, d])) / (f64::from(u32::MAX) + 1.0)
 }
 
-/// A number as metrics take it.
+/// Converts a number for a gauge.
 pub fn gauge_of(n: i64) -> f64 {
     f64::from(i32::try_from(n).unwrap_or(i32::MAX))
 }
 
-/// A count as counters take it.
+/// Converts a count for a counter.
 pub fn count_of(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// A wait as the database takes it.
+/// Converts a duration into the milliseconds that the database takes.
 pub fn millis(wait: Duration) -> i32 {
     i32::try_from(wait.as_millis()).unwrap_or(i32::MAX)
 }

@@ -1,5 +1,5 @@
-//! Reads kept events again: after an upgrade this version may know their words. They go back to the log queue, whose writer
-//! treats them like any other. Forgets the notes about outcomes in dead letters.
+//! Retries stored events that an earlier version could not read. After an upgrade they go back to the log queue, whose
+//! writer handles them like any other event. Also deletes the notes about outcomes in dead letters.
 
 use std::time::Duration;
 
@@ -19,26 +19,26 @@ use crate::{
     task::{Report, Task, TaskError, count_of, gauge_of},
 };
 
-/// Counts kept events.
+/// Gauge of stored unreadable events.
 const UNREAD: &str = "posthaste_events_unread";
-/// Counts notes about outcomes in dead letters.
+/// Gauge of notes about outcomes in dead letters.
 const LETTERED: &str = "posthaste_outcomes_in_letters";
 /// Events, or notes, of one turn.
 const LIMIT: i64 = 500;
-/// After so long no newer scheduler is expected: the event becomes a dead letter, which can be replayed, and its delivery
-/// counts as crashed.
+/// After this time no newer scheduler is expected. The event becomes a dead letter, which can be replayed, and its
+/// delivery counts as crashed.
 const KEPT_AT_MOST: TimeDelta = TimeDelta::days(3);
-/// What is wrong with such an event.
+/// The dead letter's reason for such an event.
 const REASON: DeadReason = DeadReason::Schema;
 const TOO_OLD: &str = "an event that no scheduler could read for days: replay it after an upgrade";
 
-/// The task.
+/// The task that retries unreadable events.
 pub struct UnreadEvents {
     store: Store,
     publisher: Publisher,
-    /// The last row that was looked at.
+    /// The last row that was checked.
     after: Uuid,
-    /// Rows up to there that stay.
+    /// How many rows up to `after` stay.
     unread: usize,
 }
 
@@ -50,25 +50,26 @@ impl UnreadEvents {
         Self { store, publisher, after: Uuid::nil(), unread: 0 }
     }
 
-    /// Takes the next rows; returns those that are dealt with.
-    async fn turn(&self, kept: Vec<KeptEvent>) -> Result<Vec<Uuid>, TaskError> {
-        let (mut again, mut too_old) = (Vec::new(), Vec::new());
+    /// Handles the next rows, and returns the ids of those that can be deleted.
+    async fn handle(&self, kept: Vec<KeptEvent>) -> Result<Vec<Uuid>, TaskError> {
+        let (mut readable, mut too_old) = (Vec::new(), Vec::new());
         for event in kept {
             if incoming::read(&event.body).is_ok_and(|incoming| incoming.unread.is_empty()) {
-                again.push(event);
+                readable.push(event);
             } else if clock::now() - event.kept_at > KEPT_AT_MOST {
                 too_old.push(event);
             }
         }
-        let dealt_with = again.iter().chain(&too_old).map(|event| event.id).collect();
-        let outgoing = again.into_iter().map(|event| Outgoing::to_queue(EVENTS_LOG, event.id.to_string(), event.body));
+        let handled = readable.iter().chain(&too_old).map(|event| event.id).collect();
+        let outgoing =
+            readable.into_iter().map(|event| Outgoing::to_queue(EVENTS_LOG, event.id.to_string(), event.body));
         let results = self.publisher.publish_all(outgoing.collect()).await;
         results.into_iter().collect::<Result<(), _>>()?;
-        self.give_up(too_old).await?;
-        Ok(dealt_with)
+        self.dead_letter(too_old).await?;
+        Ok(handled)
     }
 
-    async fn give_up(&self, too_old: Vec<KeptEvent>) -> Result<(), TaskError> {
+    async fn dead_letter(&self, too_old: Vec<KeptEvent>) -> Result<(), TaskError> {
         if too_old.is_empty() {
             return Ok(());
         }
@@ -103,31 +104,31 @@ impl Task for UnreadEvents {
     async fn run(&mut self) -> Result<Report, TaskError> {
         let kept = self.store.unread_events(self.after, LIMIT).await.inspect_err(|_| gauge!(UNREAD).set(f64::NAN))?;
         let (n, last) = (kept.len(), kept.last().map(|event| event.id));
-        let dealt_with = self.turn(kept).await?;
-        self.unread += n - dealt_with.len();
-        self.store.forget_unread_events(dealt_with).await?;
+        let handled = self.handle(kept).await?;
+        self.unread += n - handled.len();
+        self.store.forget_unread_events(handled).await?;
         if count_of(n) >= LIMIT.unsigned_abs() {
             self.after = last.unwrap_or_default();
             return Ok(Report::More);
         }
-        // The last row was seen: the next turn begins with the first again.
+        // All rows were checked: the next turn starts with the first one again.
         gauge!(UNREAD).set(gauge_of(i64::try_from(self.unread).unwrap_or(i64::MAX)));
         (self.after, self.unread) = (Uuid::nil(), 0);
         Ok(Report::Done)
     }
 }
 
-/// The task that forgets notes about outcomes in dead letters once they are over, and counts the others.
+/// The task that deletes notes about outcomes in closed dead letters, and counts the others.
 pub struct LetteredOutcomes {
     store: Store,
-    /// The last note that was looked at.
+    /// The last note that was checked.
     after: Uuid,
-    /// Notes up to there that stay.
+    /// How many notes up to `after` stay.
     open: i64,
 }
 
 impl LetteredOutcomes {
-    /// Begins with the first note.
+    /// Starts with the first note.
     pub fn new(store: Store) -> Self {
         describe_gauge!(LETTERED, "Deliveries that stay `sending` because their outcome is in an open dead letter.");
         Self { store, after: Uuid::nil(), open: 0 }

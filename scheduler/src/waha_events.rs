@@ -1,7 +1,7 @@
-//! Works through what WAHA told: messages from people are kept, states and acknowledgements are passed on.
+//! Processes WAHA events: it stores messages from people, and applies session states and acknowledgements.
 //!
-//! Events are taken for a while, not locked: whatever they lead to may be repeated, so one that was taken by a scheduler
-//! that died is simply taken again.
+//! Events are leased for a while, not locked. All their effects may be repeated, so another scheduler simply takes the
+//! events of a scheduler that died.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,13 +25,13 @@ use crate::{
     task::{Report, Task, TaskError, count_of},
 };
 
-/// The task.
+/// The task that processes WAHA events.
 pub struct WahaEvents {
     store: Store,
     publisher: Publisher,
 }
 
-/// What a turn does with its events.
+/// The events of one turn, sorted by what to do with them.
 #[derive(Default)]
 struct Work {
     inbound: Vec<NewInbound>,
@@ -51,12 +51,12 @@ struct Acked {
 }
 
 impl WahaEvents {
-    /// Reports through `publisher`.
+    /// Publishes reports through `publisher`.
     pub const fn new(store: Store, publisher: Publisher) -> Self {
         Self { store, publisher }
     }
 
-    /// Passes acknowledgements on to the deliveries they are about; those whose message is not known yet wait.
+    /// Reports acknowledgements to the log writer. An acknowledgement whose message is not known yet waits.
     async fn report(&self, work: &mut Work) -> Result<(), TaskError> {
         if work.acks.is_empty() {
             return Ok(());
@@ -79,12 +79,13 @@ impl WahaEvents {
                 continue;
             }
             work.done.push(acked.event.id);
-            events.extend(found.into_iter().filter_map(|referred| told(referred, acked.ack, acked.at)));
+            events.extend(found.into_iter().filter_map(|referred| report_event(referred, acked.ack, acked.at)));
         }
         inbound_webhooks::publish(&self.publisher, &events).await
     }
 
-    /// WAHA's echo of our own message. It shows that a delivery with an unknown outcome, whose answer was lost, has been sent.
+    /// Handles WAHA's echo of our own message. It proves that a delivery with an unknown outcome, whose response was
+    /// lost, was sent.
     async fn echo(&self, work: &mut Work) -> Result<(), TaskError> {
         let mut events = Vec::new();
         for (event, echo) in std::mem::take(&mut work.echoes) {
@@ -140,14 +141,14 @@ impl Task for WahaEvents {
             return Ok(Report::Done);
         }
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
-        let heard: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
-        self.store.note_heard(heard.into_iter().collect()).await?;
+        let sessions: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
+        self.store.note_heard(sessions.into_iter().collect()).await?;
         inbound_webhooks::work_through(&*self, &self.store, events).await?;
         Ok(report)
     }
 }
 
-/// What each event leads to.
+/// Sorts events by what to do with them.
 fn sort(events: Vec<PendingEvent>) -> Work {
     let mut work = Work::default();
     for event in events {
@@ -183,12 +184,12 @@ fn inbound(event: &PendingEvent, message: FromPerson) -> NewInbound {
     NewInbound { tenant, session, waha_id, sender, recipient, kind, content, country, sent_at, raw_sent_at }
 }
 
-/// How a message may be named: by what tells it apart, or by its id as WAHA writes it.
+/// The two possible names of a message: its distinguishing part, or its id as WAHA writes it.
 fn names(session: Uuid, waha_id: &str) -> [String; 2] {
     [reference(session, waha_id), format!("{session}/{waha_id}")]
 }
 
-fn told(referred: &Referred, ack: Ack, at: DateTime<Utc>) -> Option<Event> {
+fn report_event(referred: &Referred, ack: Ack, at: DateTime<Utc>) -> Option<Event> {
     let kind = match ack {
         Ack::Error => EventKind::Failed,
         Ack::Pending => return None,
@@ -251,11 +252,12 @@ mod tests {
     fn an_acknowledgement_becomes_what_it_says() {
         let about = (TenantId(1), DeliveryId::generate(), 3, Channel::Whatsapp);
         let referred = Referred { name: "x".to_owned(), about };
-        let told = |ack| told(&referred, ack, clock::now()).map(|event| (event.kind, event.state, event.run));
-        assert_eq!(told(Ack::Error), Some((EventKind::Failed, State::Failed, 3)));
-        assert_eq!(told(Ack::Pending), None);
-        assert_eq!(told(Ack::Server), Some((EventKind::Sent, State::Sent, 3)));
-        assert_eq!(told(Ack::Device), Some((EventKind::Delivered, State::Delivered, 3)));
-        assert_eq!(told(Ack::Read), Some((EventKind::Read, State::Delivered, 3)));
+        let report_event =
+            |ack| report_event(&referred, ack, clock::now()).map(|event| (event.kind, event.state, event.run));
+        assert_eq!(report_event(Ack::Error), Some((EventKind::Failed, State::Failed, 3)));
+        assert_eq!(report_event(Ack::Pending), None);
+        assert_eq!(report_event(Ack::Server), Some((EventKind::Sent, State::Sent, 3)));
+        assert_eq!(report_event(Ack::Device), Some((EventKind::Delivered, State::Delivered, 3)));
+        assert_eq!(report_event(Ack::Read), Some((EventKind::Read, State::Delivered, 3)));
     }
 }

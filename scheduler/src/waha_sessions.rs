@@ -1,5 +1,5 @@
-//! Compares sessions with what their WAHA says of them: puts back what it forgot, starts what should run, notes states whose
-//! webhooks were lost, and fetches messages that nobody told us of.
+//! Compares sessions with their WAHA: restores sessions and webhooks that WAHA lost, starts sessions that should run,
+//! records states whose webhooks were lost, and fetches messages that WAHA did not report.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use shared::{
     domain::{TenantId, session::WORKING},
     egress,
     waha::{
-        Host, Session as Shown, Waha, WahaError,
+        Host, Session as WahaSession, Waha, WahaError,
         event::{Envelope, Meaning, listed},
         hook::{self, Lack},
     },
@@ -30,59 +30,60 @@ use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 
 /// Sessions compared in one turn.
 const LIMIT: i64 = 400;
-/// Tenants whose sessions are compared at once.
+/// Tenants whose sessions are compared at the same time.
 const TENANTS_MAX: usize = 16;
-/// Calls to WAHA under way at once for one tenant: hosts that hang must not take the places of others.
+/// Concurrent calls to WAHA for one tenant. The limit keeps hanging hosts from using up the capacity of others.
 const CALLS_MAX: usize = 4;
-/// What the sessions of one tenant may take in one turn; those that are left come with the next one.
+/// The longest time for the sessions of one tenant in one turn. The rest follows in the next turn.
 const TURN_MAX: Duration = Duration::from_secs(60);
-/// Checks that fetch messages at once, over all tenants: each holds an answer of up to 4 MiB.
+/// Concurrent checks that fetch messages, over all tenants. Each holds a response of up to 4 MiB.
 const FETCHES_MAX: usize = 4;
-/// What one check fetches, and how long it begins with further pages; where there is more, the next one goes on from there.
+/// The most bytes that one check fetches, and how long it starts further pages. The next check continues from there.
 const FETCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 const FETCH_MAX: Duration = Duration::from_secs(20);
-/// The first pause before a host is asked again that let a call time out; each later one is twice as long.
+/// The first pause before a host that timed out is called again. Each later pause is twice as long.
 const HANG_PAUSE: Duration = Duration::from_secs(10);
 const HANG_DOUBLINGS_MAX: u32 = 2;
-/// So long after its pause a host is no longer remembered.
+/// A host is forgotten this long after its pause.
 const HANG_FORGET: Duration = Duration::from_secs(600);
-/// From so many sessions of one WAHA in a turn on, one list of them all is cheaper than asking for each.
+/// For this many sessions of one WAHA in a turn, one list of all sessions is cheaper than a call for each.
 const LIST_MIN: usize = 4;
-/// What a comparison may take, fetched messages included.
+/// The longest comparison, including fetched messages.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(50);
-/// A session that says it works and tells nothing for so long is asked for its messages.
+/// A working session that reports nothing for this long is checked for messages.
 const SILENCE: TimeDelta = TimeDelta::minutes(30);
-/// Messages are fetched from so long before the last one known: clocks differ, and WAHA repeats webhooks for a while.
+/// Fetching starts this long before the last known message, because clocks differ and WAHA repeats webhooks for a
+/// while.
 const OVERLAP: TimeDelta = TimeDelta::minutes(2);
-/// The first pause between two attempts to bring a session back; each later one is twice as long.
-const POKE_PAUSE: Duration = Duration::from_secs(40);
-const POKE_DOUBLINGS_MAX: u32 = 6;
+/// The first pause between two attempts to restore a session. Each later pause is twice as long.
+const RESTORE_PAUSE: Duration = Duration::from_secs(40);
+const RESTORE_DOUBLINGS_MAX: u32 = 6;
 const CHATS_PAGE: usize = 50;
 const CHATS_MAX: usize = 500;
-/// Chats come newest first; after so many without news the rest has none.
+/// Chats come newest first. After this many without new messages, the rest has none either.
 const QUIET_CHATS_MAX: usize = 20;
 const MESSAGES_PAGE: usize = 50;
 const MESSAGES_MAX: usize = 1000;
 
-/// The task.
+/// The task that compares sessions.
 pub struct WahaSessions {
     store: Store,
     waha: Waha,
     call_timeout: Duration,
-    pokes: Mutex<HashMap<Uuid, (Instant, u32)>>,
+    restores: Mutex<HashMap<Uuid, (Instant, u32)>>,
     hanging: Mutex<HashMap<String, (Instant, u32)>>,
     cursors: Mutex<HashMap<Uuid, FetchCursor>>,
     fetches: Semaphore,
 }
 
-/// How far the messages of a session are fetched: so many chats, and so many messages of the next one.
+/// How far a session is fetched: the number of finished chats, and of messages of the next chat.
 #[derive(Clone, Copy, Default)]
 struct FetchCursor {
     chats: usize,
     messages: usize,
 }
 
-/// A session's messages being fetched.
+/// The state of fetching one session's messages.
 struct Fetch<'a> {
     session: &'a Session,
     host: &'a Host,
@@ -90,9 +91,9 @@ struct Fetch<'a> {
     cursor: FetchCursor,
     bytes: usize,
     until: Instant,
-    /// Messages of people that were found.
+    /// Messages from people that were found.
     people: usize,
-    /// Events that nobody had told.
+    /// Events that no webhook had reported.
     new: usize,
 }
 
@@ -102,7 +103,7 @@ impl Fetch<'_> {
     }
 }
 
-/// What a comparison came to.
+/// The result of a comparison.
 struct Checked {
     is_reachable: bool,
     needs_fetch: bool,
@@ -110,13 +111,13 @@ struct Checked {
 }
 
 impl WahaSessions {
-    /// Asks with `waha`; each call may take `call_timeout`.
+    /// Calls WAHA through `waha`. Each call may take `call_timeout`.
     pub fn new(store: Store, waha: Waha, call_timeout: Duration) -> Self {
         Self {
             store,
             waha,
             call_timeout,
-            pokes: Mutex::default(),
+            restores: Mutex::default(),
             hanging: Mutex::default(),
             cursors: Mutex::default(),
             fetches: Semaphore::new(FETCHES_MAX),
@@ -124,7 +125,7 @@ impl WahaSessions {
     }
 
     /// Compares the sessions of one tenant.
-    async fn turn(&self, sessions: Vec<Session>) -> DbResult<()> {
+    async fn compare_tenant(&self, sessions: Vec<Session>) -> DbResult<()> {
         let comparing = async {
             let asked = self.ask(sessions).await;
             let checks = asked.into_iter().map(|(session, host, shown)| self.check(session, host, shown));
@@ -134,8 +135,8 @@ impl WahaSessions {
         timeout(TURN_MAX, comparing).await.unwrap_or(Ok(()))
     }
 
-    /// What WAHA says of each session.
-    async fn ask(&self, sessions: Vec<Session>) -> Vec<(Session, Host, Result<Shown, WahaError>)> {
+    /// Asks WAHA for each session.
+    async fn ask(&self, sessions: Vec<Session>) -> Vec<(Session, Host, Result<WahaSession, WahaError>)> {
         let mut hosts: HashMap<(String, String), Vec<Session>> = HashMap::new();
         for session in sessions {
             let key = session.settings.api_key.as_ref().map(|key| key.expose_secret().to_owned());
@@ -145,12 +146,12 @@ impl WahaSessions {
         stream::iter(groups).buffer_unordered(CALLS_MAX).concat().await
     }
 
-    async fn ask_host(&self, group: Vec<Session>) -> Vec<(Session, Host, Result<Shown, WahaError>)> {
+    async fn ask_host(&self, group: Vec<Session>) -> Vec<(Session, Host, Result<WahaSession, WahaError>)> {
         if group.first().is_some_and(|session| self.is_hanging(&session.settings.base_url)) {
             return Vec::new();
         }
         let Some(host) = group.first().and_then(|session| self.host(session)) else {
-            // Its address may not be called any more.
+            // The egress guard now refuses its address.
             tracing::warn!(sessions = group.len(), "the base_url of sessions may not be called");
             return Vec::new();
         };
@@ -179,13 +180,13 @@ impl WahaSessions {
         self.waha.host_of(session, self.call_timeout).ok()
     }
 
-    /// Whether a host let a call time out so short ago that it is not asked.
+    /// True if a call to the host timed out recently, so it is not called.
     fn is_hanging(&self, base_url: &str) -> bool {
         let hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
         hanging.get(base_url).is_some_and(|(until, _)| Instant::now() < *until)
     }
 
-    /// Notes whether a host let a call time out. One that refuses at once costs nothing and is asked again.
+    /// Records whether a call to the host timed out. A host that refuses at once costs nothing and is called again.
     fn note_host(&self, base_url: &str, hangs: bool) {
         let mut hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
         hanging.retain(|_, (until, _)| until.elapsed() < HANG_FORGET);
@@ -198,7 +199,7 @@ impl WahaSessions {
         hanging.insert(base_url.to_owned(), (Instant::now() + pause, count + 1));
     }
 
-    async fn check(&self, session: Session, host: Host, shown: Result<Shown, WahaError>) -> DbResult<()> {
+    async fn check(&self, session: Session, host: Host, shown: Result<WahaSession, WahaError>) -> DbResult<()> {
         let id = session.id;
         if shown.is_ok() && self.is_hanging(&session.settings.base_url) {
             return Ok(());
@@ -208,7 +209,7 @@ impl WahaSessions {
                 self.note_host(&session.settings.base_url, false);
                 checked
             }
-            Ok(Err(FailureStreak::Waha(error))) => {
+            Ok(Err(CompareError::Waha(error))) => {
                 let hangs = matches!(error, WahaError::Unanswered(egress::Trouble::Timeout));
                 self.note_host(&session.settings.base_url, hangs);
                 let error_text = error.to_string();
@@ -217,7 +218,7 @@ impl WahaSessions {
                 let is_reachable = !matches!(error, WahaError::Unreachable(_) | WahaError::Unanswered(_));
                 Checked { is_reachable, needs_fetch: true, fetched_until: None }
             }
-            Ok(Err(FailureStreak::Database(error))) => return Err(error),
+            Ok(Err(CompareError::Database(error))) => return Err(error),
             Err(_) => {
                 self.note_host(&session.settings.base_url, true);
                 Checked { is_reachable: true, needs_fetch: true, fetched_until: None }
@@ -230,8 +231,8 @@ impl WahaSessions {
         &self,
         session: &Session,
         host: &Host,
-        shown: Result<Shown, WahaError>,
-    ) -> Result<Checked, FailureStreak> {
+        shown: Result<WahaSession, WahaError>,
+    ) -> Result<Checked, CompareError> {
         let (name, id) = (session.settings.name.as_str(), session.id);
         let secret = session.settings.webhook_secret.as_ref();
         let mut needs_fetch = session.needs_fetch || session.unreachable_since.is_some();
@@ -252,11 +253,11 @@ impl WahaSessions {
         };
         let mut state = shown.status.clone();
         if session.is_wanted {
-            if self.put_back(session, host, &shown).await? {
+            if self.restore_webhook(session, host, &shown).await? {
                 needs_fetch = true;
                 state = host.session(name).await?.status;
             }
-            if matches!(state.as_str(), "STOPPED" | "FAILED") && self.may_poke(id) {
+            if matches!(state.as_str(), "STOPPED" | "FAILED") && self.may_restore(id) {
                 tracing::info!(session.id = %id, state, "a session that should run does not: it is started");
                 needs_fetch = true;
                 if state == "FAILED" {
@@ -274,24 +275,25 @@ impl WahaSessions {
         self.catch_up(session, host, needs_fetch).await
     }
 
-    /// Puts our webhook into the session's configuration where it is not; says whether it was not.
-    async fn put_back(&self, session: &Session, host: &Host, shown: &Shown) -> Result<bool, FailureStreak> {
+    /// Adds our webhook to the session's configuration if it is missing. Returns true if it was missing.
+    async fn restore_webhook(&self, session: &Session, host: &Host, shown: &WahaSession) -> Result<bool, CompareError> {
         let (Some(url), secret) = (session.hook_url.as_deref(), session.settings.webhook_secret.as_ref()) else {
             return Ok(false);
         };
-        let is_lacking = match hook::lack(shown.config.as_ref(), url, secret) {
+        let is_missing = match hook::lack(shown.config.as_ref(), url, secret) {
             Lack::Nothing => false,
             Lack::Webhook => true,
-            // It may be there and not be shown: a session is not restarted for that again and again.
-            Lack::Key => self.may_poke(session.id),
+            // The key may be set although WAHA does not show it. The limit avoids restarting the session again and
+            // again.
+            Lack::Key => self.may_restore(session.id),
         };
-        if is_lacking {
+        if is_missing {
             tracing::info!(session.id = %session.id, "WAHA does not know where to send a session's events: it is told");
             counter!("posthaste_waha_restored_total").increment(1);
             let config = hook::with_webhook(shown.config.clone(), url, secret, session.previous_secret.as_ref());
             host.update_session(&session.settings.name, &config).await?;
         }
-        Ok(is_lacking)
+        Ok(is_missing)
     }
 
     async fn note_state(&self, session: &Session, state: &str) -> DbResult<()> {
@@ -299,19 +301,19 @@ impl WahaSessions {
             return Ok(());
         }
         if session.is_working() {
-            // It is no more, and nobody told us.
+            // The session stopped working, and no webhook reported it.
             counter!("posthaste_waha_silent_total", "why" => "state").increment(1);
         }
         self.store.note_answer(session, state).await
     }
 
-    /// Fetches what may have been missed.
-    async fn catch_up(&self, session: &Session, host: &Host, needs_fetch: bool) -> Result<Checked, FailureStreak> {
+    /// Fetches messages that may have been missed.
+    async fn catch_up(&self, session: &Session, host: &Host, needs_fetch: bool) -> Result<Checked, CompareError> {
         let now = clock::now();
         let is_old = |at: Option<DateTime<Utc>>| at.is_none_or(|at| now - at > SILENCE);
         let is_silent = session.is_wanted && is_old(session.last_event_at) && is_old(session.fetched_until);
         let Some(known) = session.fetched_until.filter(|_| needs_fetch || is_silent) else {
-            // What was said before it was ours is none of our business.
+            // Messages from before the session belonged to Posthaste are not fetched.
             let fetched_until = session.fetched_until.is_none().then_some(now);
             return Ok(Checked { is_reachable: true, needs_fetch: false, fetched_until });
         };
@@ -322,7 +324,7 @@ impl WahaSessions {
         let mut fetch = Fetch { session, host, since, cursor, bytes: 0, until, people: 0, new: 0 };
         let is_done = self.fetch(&mut fetch).await?;
         let new = fetch.new;
-        self.keep_cursor(session.id, (!is_done).then_some(fetch.cursor));
+        self.set_cursor(session.id, (!is_done).then_some(fetch.cursor));
         counter!("posthaste_waha_fetched_total").increment(count_of(new));
         if new > 0 {
             tracing::info!(session.id = %session.id, new, "fetched what WAHA had not told");
@@ -338,7 +340,7 @@ impl WahaSessions {
         self.cursors.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied().unwrap_or_default()
     }
 
-    fn keep_cursor(&self, id: Uuid, cursor: Option<FetchCursor>) {
+    fn set_cursor(&self, id: Uuid, cursor: Option<FetchCursor>) {
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         match cursor {
             Some(cursor) => drop(cursors.insert(id, cursor)),
@@ -346,10 +348,10 @@ impl WahaSessions {
         }
     }
 
-    /// Keeps what the chats of a session say since then, as events, page by page; says whether that is all.
-    async fn fetch(&self, fetch: &mut Fetch<'_>) -> Result<bool, FailureStreak> {
-        let mut quiet = 0;
-        while fetch.cursor.chats < CHATS_MAX && quiet < QUIET_CHATS_MAX {
+    /// Stores new messages of the session's chats as events, page by page. Returns true if it reached the end.
+    async fn fetch(&self, fetch: &mut Fetch<'_>) -> Result<bool, CompareError> {
+        let mut chats_without_news = 0;
+        while fetch.cursor.chats < CHATS_MAX && chats_without_news < QUIET_CHATS_MAX {
             let chats = fetch.host.chats(&fetch.session.settings.name, CHATS_PAGE, fetch.cursor.chats).await?;
             for chat in &chats {
                 let has_news = self.fetch_chat(fetch, &chat.id).await?;
@@ -357,8 +359,8 @@ impl WahaSessions {
                     return Ok(false);
                 }
                 fetch.cursor = FetchCursor { chats: fetch.cursor.chats + 1, messages: 0 };
-                quiet = if has_news { 0 } else { quiet + 1 };
-                if quiet >= QUIET_CHATS_MAX {
+                chats_without_news = if has_news { 0 } else { chats_without_news + 1 };
+                if chats_without_news >= QUIET_CHATS_MAX {
                     break;
                 }
             }
@@ -369,8 +371,8 @@ impl WahaSessions {
         Ok(true)
     }
 
-    /// Says whether there was news in it.
-    async fn fetch_chat(&self, fetch: &mut Fetch<'_>, chat: &str) -> Result<bool, FailureStreak> {
+    /// Returns true if the chat had new messages.
+    async fn fetch_chat(&self, fetch: &mut Fetch<'_>, chat: &str) -> Result<bool, CompareError> {
         let (session, since) = (fetch.session, fetch.since);
         let name = session.settings.name.as_str();
         let mut has_news = false;
@@ -378,7 +380,7 @@ impl WahaSessions {
             let page = fetch.host.chat_messages(name, chat, Some(since), MESSAGES_PAGE, fetch.cursor.messages).await?;
             let is_last = page.messages.len() < MESSAGES_PAGE;
             let events = page.messages.iter().filter_map(|message| as_event(session, message, since)).collect();
-            has_news |= self.keep(fetch, events).await?;
+            has_news |= self.store_events(fetch, events).await?;
             fetch.bytes += page.bytes;
             fetch.cursor.messages += MESSAGES_PAGE;
             if is_last {
@@ -388,27 +390,27 @@ impl WahaSessions {
         Ok(has_news)
     }
 
-    /// Says whether there were any.
-    async fn keep(&self, fetch: &mut Fetch<'_>, events: Vec<NewEvent>) -> DbResult<bool> {
+    /// Stores events. Returns true if there were any.
+    async fn store_events(&self, fetch: &mut Fetch<'_>, events: Vec<NewEvent>) -> DbResult<bool> {
         if events.is_empty() {
             return Ok(false);
         }
         fetch.people += events.iter().filter(|event| event.event == "message").count();
-        let kept = self.store.keep_events(events).await?;
-        fetch.new += kept.iter().filter(|is_new| **is_new).count();
+        let stored = self.store.keep_events(events).await?;
+        fetch.new += stored.iter().filter(|is_new| **is_new).count();
         Ok(true)
     }
 
-    /// Whether a session may be interfered with again.
-    fn may_poke(&self, id: Uuid) -> bool {
-        let mut pokes = self.pokes.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, count) = pokes.get(&id).copied().map_or((None, 0), |(last, count)| (Some(last), count));
-        let pause = POKE_PAUSE * 2_u32.pow(count.saturating_sub(1).min(POKE_DOUBLINGS_MAX));
-        // Long at peace: its next trouble is a new one.
+    /// True if Posthaste may try again to change or start the session.
+    fn may_restore(&self, id: Uuid) -> bool {
+        let mut restores = self.restores.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, count) = restores.get(&id).copied().map_or((None, 0), |(last, count)| (Some(last), count));
+        let pause = RESTORE_PAUSE * 2_u32.pow(count.saturating_sub(1).min(RESTORE_DOUBLINGS_MAX));
+        // After a long quiet time the next failure starts a new series.
         let is_over = last.is_some_and(|last| last.elapsed() > pause * 4);
         let may = last.is_none_or(|last| last.elapsed() >= pause);
         if may {
-            pokes.insert(id, (Instant::now(), if is_over { 1 } else { count + 1 }));
+            restores.insert(id, (Instant::now(), if is_over { 1 } else { count + 1 }));
         }
         may
     }
@@ -437,7 +439,7 @@ impl Task for WahaSessions {
             tenants.entry(session.tenant).or_default().push(session);
         }
         let this = &*self;
-        let turns = tenants.into_values().map(|sessions| this.turn(sessions));
+        let turns = tenants.into_values().map(|sessions| this.compare_tenant(sessions));
         let results: Vec<DbResult<()>> = stream::iter(turns).buffer_unordered(TENANTS_MAX).collect().await;
         results.into_iter().collect::<DbResult<()>>()?;
         self.show().await?;
@@ -445,25 +447,25 @@ impl Task for WahaSessions {
     }
 }
 
-/// What ends a comparison early.
-enum FailureStreak {
+/// Why a comparison ended early.
+enum CompareError {
     Waha(WahaError),
     Database(shared::db::DbError),
 }
 
-impl From<WahaError> for FailureStreak {
+impl From<WahaError> for CompareError {
     fn from(error: WahaError) -> Self {
         Self::Waha(error)
     }
 }
 
-impl From<shared::db::DbError> for FailureStreak {
+impl From<shared::db::DbError> for CompareError {
     fn from(error: shared::db::DbError) -> Self {
         Self::Database(error)
     }
 }
 
-/// A message of a chat's list as the event that should have told of it.
+/// Converts a message of a chat's list into the event that should have reported it.
 fn as_event(session: &Session, message: &Value, since: DateTime<Utc>) -> Option<NewEvent> {
     let event = match listed(message, since) {
         Meaning::Person(person) if person.sent_at >= since => "message",

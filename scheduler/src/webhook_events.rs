@@ -1,7 +1,7 @@
-//! Tells webhook configurations what happened: each event becomes an ordinary durable webhook.
+//! Sends events to webhook configurations: each event becomes an ordinary durable webhook delivery.
 //!
-//! An event is accepted under a key made of itself, and only then counts as told; so it is sent once, whatever crashes. Of a
-//! configuration that is switched off it is held, see `docs/adr/0010`.
+//! Each event is accepted under an idempotency key derived from it, and marked as sent only afterwards. So it is sent
+//! once, even after a crash. Events of a configuration that is switched off are held, see `docs/adr/0010`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,14 +21,14 @@ use uuid::Uuid;
 
 use crate::task::{Report, Task, TaskError, count_of};
 
-/// Events told in one turn.
+/// Events sent in one turn.
 const LIMIT: i64 = 200;
-/// Events of a configuration that are looked at in one turn.
+/// Events of a configuration checked in one turn.
 const HOLD_LIMIT: i64 = 2000;
-/// Rows forgotten in one turn.
+/// Rows deleted in one turn.
 const FORGET_LIMIT: i64 = 5000;
 
-/// The task that tells.
+/// The task that sends events.
 pub struct WebhookEvents {
     store: Store,
     dispatcher: Dispatcher,
@@ -36,12 +36,12 @@ pub struct WebhookEvents {
 }
 
 impl WebhookEvents {
-    /// Accepts in `store`, and lets `dispatcher` publish.
+    /// Accepts deliveries in `store`, and publishes them with `dispatcher`.
     pub const fn new(store: Store, dispatcher: Dispatcher, relay_after_ms: i32) -> Self {
         Self { store, dispatcher, relay_after_ms }
     }
 
-    /// Messages from people among these events, as far as they are still there.
+    /// The inbound messages that these events refer to, if they still exist.
     async fn inbound(&self, events: &[PendingWebhook]) -> Result<HashMap<Uuid, Inbound>, TaskError> {
         let ids: Vec<Uuid> =
             events.iter().filter(|event| is_received(&event.event)).filter_map(|event| event.subject).collect();
@@ -66,19 +66,19 @@ impl Task for WebhookEvents {
             return Ok(if more { Report::More } else { Report::Done });
         }
         let inbound = self.inbound(&events).await?;
-        let (mut told, mut gone, mut ids, mut batch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut sent, mut dropped, mut ids, mut batch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for event in &events {
             let message = event.subject.and_then(|subject| inbound.get(&subject));
             let is_lost = is_received(&event.event) && message.is_none();
             match &event.url {
-                Some(_) if event.is_echo || is_lost => gone.push(event.id),
-                Some(_) if !event.is_active => told.push((event.id, None)),
+                Some(_) if event.is_echo || is_lost => dropped.push(event.id),
+                Some(_) if !event.is_active => sent.push((event.id, None)),
                 Some(url) => {
                     let (acceptance, delivery) = event.acceptance(url, message);
                     ids.push((event.id, delivery));
                     batch.push(acceptance);
                 }
-                None => gone.push(event.id),
+                None => dropped.push(event.id),
             }
         }
         if !batch.is_empty() {
@@ -86,22 +86,22 @@ impl Task for WebhookEvents {
             let stored = self.store.accept(&batch, self.relay_after_ms, &crowding, &Leases::default()).await?;
             stored.dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
             for ((id, delivery), accepted) in ids.into_iter().zip(stored.results) {
-                told.extend(carrier(accepted, delivery.0).map(|carrier| (id, Some(carrier))));
+                sent.extend(carrier(accepted, delivery.0).map(|carrier| (id, Some(carrier))));
             }
         }
-        counter!("posthaste_webhook_events_total").increment(count_of(told.len()));
-        if !told.is_empty() {
-            self.store.told(told).await?;
+        counter!("posthaste_webhook_events_total").increment(count_of(sent.len()));
+        if !sent.is_empty() {
+            self.store.told(sent).await?;
         }
-        if !gone.is_empty() {
-            self.store.drop_events(gone).await?;
+        if !dropped.is_empty() {
+            self.store.drop_events(dropped).await?;
         }
         Ok(if more { Report::More } else { Report::Done })
     }
 }
 
-/// What was accepted before a crash carries the event; its id is the stored answer. `None`: the answer cannot be read, the event
-/// stays pending.
+/// The delivery that carries the event. If an earlier run accepted it before a crash, that is the id in the stored
+/// response. `None`: the stored response cannot be read, so the event stays pending.
 fn carrier(accepted: Accepted, ours: Uuid) -> Option<Uuid> {
     match accepted {
         Accepted::Replayed(first) => Some(Uuid::from_slice(&first).unwrap_or(ours)),
@@ -110,14 +110,14 @@ fn carrier(accepted: Accepted, ours: Uuid) -> Option<Uuid> {
     }
 }
 
-/// The task that takes back waiting events of configurations that were switched off.
+/// The task that takes back pending events of configurations that were switched off.
 pub struct WebhookHolds {
     store: Store,
     swept: Swept,
 }
 
 impl WebhookHolds {
-    /// Nothing was swept yet.
+    /// Starts without any swept configuration.
     pub fn new(store: Store) -> Self {
         Self { store, swept: Swept::new() }
     }
@@ -133,11 +133,11 @@ impl Task for WebhookHolds {
     }
 }
 
-/// The task that forgets old events and logs.
+/// The task that deletes old events and logs.
 pub struct WebhookForgets {
     /// The database.
     pub store: Store,
-    /// Days they are kept.
+    /// The days that they are kept.
     pub days: i32,
 }
 

@@ -1,7 +1,7 @@
-//! Natural batching: whatever piled up while the last flush was under way goes into the next one.
+//! Natural batching: the items that arrive while a flush is in flight form the next flush.
 //!
-//! A lone item is flushed at once, so idle latency stays that of a single statement; under load the batch grows by
-//! itself to `batch_max`, so a statement, a commit or a confirm wait is shared by many.
+//! A single item is flushed at once, so the idle latency is that of one statement. Under load the batch grows by itself up to
+//! `batch_max`, so that many items share a statement, a commit or the wait for a confirm.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -13,23 +13,23 @@ use tokio::{
 /// The bounds of a batcher.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Items in one flush.
+    /// Maximum items in one flush.
     pub batch_max: usize,
-    /// Flushes under way at once.
+    /// Maximum flushes in flight at once.
     pub parallel_max: usize,
-    /// Items waiting for a flush; beyond it `submit` waits and `try_submit` refuses.
+    /// Maximum items that wait for a flush. Beyond it `submit` waits and `try_submit` returns [`SubmitError::Full`].
     pub queue_max: usize,
-    /// The least time after a flush of several items: single ones are flushed at once, those that come in company share one.
+    /// Minimum time after a flush of several items. Single items are flushed at once; items that arrive together share a flush.
     pub spacing: Duration,
 }
 
 /// Why an item was not flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// `queue_max` items wait already.
+    /// `queue_max` items are already waiting.
     #[error("too much is waiting")]
     Full,
-    /// Its flush did not begin in time, and never will.
+    /// The flush did not begin in time. The item will never be flushed.
     #[error("the flush did not begin in time")]
     Late,
     /// The flush was abandoned (the process is stopping, or a flush panicked).
@@ -39,17 +39,17 @@ pub enum SubmitError {
 
 type Slot<T, R> = (T, Reply<R>);
 
-/// How a caller gets its result.
+/// Where to send a caller's result.
 enum Reply<R> {
     /// The item is flushed whether or not its caller still waits.
     Always(oneshot::Sender<R>),
-    /// The item is dropped if its caller stopped waiting before the flush. The caller learns that the flush begins by the
-    /// receiver of the result, and one side or the other decides: sending it fails exactly if the caller gave up.
+    /// The item is dropped if its caller stopped waiting before the flush. When the flush begins, the caller is sent the receiver
+    /// of its result. This send decides the race: it fails exactly if the caller has already given up.
     IfWanted(oneshot::Sender<oneshot::Receiver<R>>),
 }
 
 impl<R> Reply<R> {
-    /// Where to send the result, now that the flush begins; `None`: the caller gave up.
+    /// Called when the flush begins. Returns the sender for the result; `None`: the caller gave up.
     fn begin(self) -> Option<oneshot::Sender<R>> {
         match self {
             Self::Always(reply) => Some(reply),
@@ -61,7 +61,7 @@ impl<R> Reply<R> {
     }
 }
 
-/// Collects items of many callers and flushes them together; each caller gets its own result back.
+/// Collects the items of many callers and flushes them together. Each caller gets its own result.
 pub struct Batcher<T, R> {
     queue: mpsc::Sender<Slot<T, R>>,
 }
@@ -73,8 +73,8 @@ impl<T, R> Clone for Batcher<T, R> {
 }
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts the collecting task; it ends when the last clone is dropped and all is flushed. `flush` must return one
-    /// result per item, in order; it runs in a task of its own, so a caller that goes away cancels nothing.
+    /// Starts the collecting task. It ends when the last clone is dropped and all items are flushed. `flush` must return one
+    /// result per item, in order. It runs in its own task, so a caller that is dropped cancels nothing.
     pub fn start<F, Fut>(limits: Limits, flush: F) -> Self
     where
         F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
@@ -85,22 +85,23 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         Self { queue }
     }
 
-    /// Hands an item in, waiting for room, and waits for its result.
+    /// Submits an item and waits for its result. If the queue is full, it first waits for space.
     pub async fn submit(&self, item: T) -> Result<R, SubmitError> {
         let (reply, result) = oneshot::channel();
         self.queue.send((item, Reply::Always(reply))).await.map_err(|_| SubmitError::Abandoned)?;
         result.await.map_err(|_| SubmitError::Abandoned)
     }
 
-    /// Hands an item in unless too much is waiting, and waits for its result.
+    /// Submits an item and waits for its result. If the queue is full, it fails at once.
     pub async fn try_submit(&self, item: T) -> Result<R, SubmitError> {
         self.post(item)?.await.map_err(|_| SubmitError::Abandoned)
     }
 
-    /// Hands an item in unless too much is waiting, and waits for its result; up to `wait` for the flush to begin.
+    /// Submits an item, waits up to `wait` for its flush to begin, and then waits for its result. If the queue is full, it fails
+    /// at once.
     ///
-    /// An item whose flush has not begun by then, or whose caller is dropped before, is never flushed. One whose flush has begun
-    /// is waited for, however long it takes.
+    /// If the flush has not begun by then, or the caller is dropped before, the item is never flushed. Once the flush has begun,
+    /// the caller waits for it, however long it takes.
     pub async fn submit_within(&self, item: T, wait: Duration) -> Result<R, SubmitError> {
         let (begun, mut beginning) = oneshot::channel();
         self.enqueue(item, Reply::IfWanted(begun))?;
@@ -108,14 +109,14 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
             Ok(result) => result.map_err(|_| SubmitError::Abandoned)?,
             Err(_) => {
                 beginning.close();
-                // It may have begun at the last moment.
+                // The flush may have begun just before the channel was closed.
                 beginning.try_recv().map_err(|_| SubmitError::Late)?
             }
         };
         result.await.map_err(|_| SubmitError::Abandoned)
     }
 
-    /// Hands an item in unless too much is waiting; the receiver gives its result.
+    /// Submits an item without waiting; the receiver yields its result. If the queue is full, it fails at once.
     pub fn post(&self, item: T) -> Result<oneshot::Receiver<R>, SubmitError> {
         let (reply, result) = oneshot::channel();
         self.enqueue(item, Reply::Always(reply))?;
@@ -138,11 +139,11 @@ where
     Fut: Future<Output = Vec<R>> + Send + 'static,
 {
     let flush = Arc::new(flush);
-    let flights = Arc::new(Semaphore::new(limits.parallel_max));
+    let flush_permits = Arc::new(Semaphore::new(limits.parallel_max));
     let mut slots = Vec::with_capacity(limits.batch_max);
     let mut next_flush = Instant::now();
-    // The permit comes first: while every flight is busy, items pile up, and that pile is the next batch.
-    while let Ok(permit) = Arc::clone(&flights).acquire_owned().await {
+    // Acquire the permit first: while all flushes are busy, items gather in the queue and form the next batch.
+    while let Ok(permit) = Arc::clone(&flush_permits).acquire_owned().await {
         if waiting.recv_many(&mut slots, limits.batch_max).await == 0 {
             return;
         }
@@ -167,7 +168,7 @@ where
             let results = flush(items).await;
             drop(permit);
             for (reply, result) in replies.into_iter().zip(results) {
-                // A caller that went away does not want its result.
+                // The send fails if the caller was dropped.
                 let _ = reply.send(result);
             }
         });
@@ -228,7 +229,7 @@ mod tests {
             let batcher = batcher.clone();
             tokio::spawn(async move { batcher.submit_within(n, Duration::from_millis(ms)).await })
         };
-        // The first is flushed at once and takes longer than its caller would wait for the beginning.
+        // The first item is flushed at once. The flush takes longer than its caller would wait for the flush to begin.
         let first = within(1, 50);
         while flushed.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
@@ -251,7 +252,7 @@ mod tests {
             let batcher = batcher.clone();
             async move { batcher.submit(1).await }
         });
-        // One item is in flight and one in the queue once a third is refused.
+        // A third item is refused once one item is in flight and one is in the queue.
         let mut refused = None;
         let mut waiting = Vec::new();
         for n in 2..10 {

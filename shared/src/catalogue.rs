@@ -1,5 +1,5 @@
-//! What a tenant manages and every message to a person needs: types, categories, templates, rules. Each process keeps a copy
-//! and looks once a second whether it is still the newest.
+//! What a tenant configures and every message to a person needs: types, categories, templates, rules. Each process
+//! caches a copy and checks its version once a second.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,27 +17,27 @@ use crate::{
     template::{Template, TemplateError},
 };
 
-/// How old a copy may be before its version is looked at.
+/// The age from which a copy's version is checked.
 const FRESH_FOR: Duration = Duration::from_secs(1);
-/// Tenants whose copies are kept; beyond it those not used lately go.
+/// The number of tenants in the cache; beyond it, entries not used recently are dropped.
 const TENANTS_MAX: usize = 1000;
 
-/// A kind of notification.
+/// A notification type.
 #[derive(Clone, Debug)]
 pub struct NotificationType {
     /// Its name.
     pub name: String,
     /// The category it belongs to.
     pub category: Option<String>,
-    /// For people.
+    /// The label shown to people.
     pub label: Option<String>,
-    /// For people.
+    /// The description shown to people.
     pub description: Option<String>,
-    /// Its own class; `None`: its category's.
+    /// The class of the type; `None`: the class of its category.
     pub class: Option<Class>,
-    /// The ways it takes unless a request says otherwise.
+    /// The channels it uses unless a request names others.
     pub channels: Vec<Channel>,
-    /// Whether it is on for those who said nothing.
+    /// Whether it is on for people without a preference.
     pub default_enabled: bool,
     /// When it may disturb people; `None`: at any time.
     pub send_window: Option<SendWindow>,
@@ -50,40 +50,40 @@ pub struct Rule {
     pub id: Uuid,
     /// Its name.
     pub name: String,
-    /// A type of events, or a beginning with `.*`.
+    /// An event type, or a prefix that ends with `.*`.
     pub event_type: String,
-    /// What it says.
+    /// The definition of the rule.
     pub definition: RuleDefinition,
 }
 
-/// Everything of one tenant at one version.
+/// The catalogue of one tenant at one version.
 #[derive(Debug, Default)]
 pub struct Catalogue {
-    /// Raised by each change.
+    /// Increased by each change.
     pub version: i64,
-    /// By name.
+    /// The notification types by name.
     pub types: HashMap<String, NotificationType>,
-    /// The classes of categories that were given one.
+    /// The classes of categories, where one is set.
     pub classes: HashMap<String, Class>,
-    /// By name; only active ones.
+    /// The active templates by name.
     pub templates: HashMap<String, Arc<Template>>,
-    /// Active ones, the oldest first.
+    /// The active rules, oldest first.
     pub rules: Vec<Arc<Rule>>,
-    /// Which of them hear of which events.
+    /// Finds the rules for an event type.
     pub index: RuleIndex,
-    /// Active rules that a newer version wrote and this one cannot read.
+    /// Active rules that a newer version wrote and that this version cannot read.
     pub unread_rules: HashSet<Uuid>,
-    /// The same of templates, by name.
+    /// Active templates that this version cannot read, by name.
     pub unread_templates: HashSet<String>,
 }
 
 impl Catalogue {
-    /// The rules that hear of events of this type, the oldest first.
+    /// The rules for events of this type, oldest first.
     pub fn rules_for(&self, event_type: &str) -> impl Iterator<Item = &Arc<Rule>> {
         self.index.matching(event_type).into_iter().filter_map(|place| self.rules.get(place))
     }
 
-    /// An active rule.
+    /// An active rule by id.
     pub fn rule(&self, id: Uuid) -> Option<&Arc<Rule>> {
         let place = self.rules.binary_search_by_key(&id, |rule| rule.id).ok()?;
         self.rules.get(place)
@@ -97,7 +97,7 @@ impl Catalogue {
         of_type.and_then(|of_type| of_type.class).or_else(of_category).unwrap_or_else(|| Class::of(category))
     }
 
-    /// Completes content by what its type says: category, class, send window, and whether only those want it who said so.
+    /// Fills in the content from its type: category, class, send window, and whether it needs an opt-in.
     pub fn complete(&self, content: &mut Content) {
         if let Some(of_type) = content.kind.as_ref().and_then(|kind| self.types.get(kind)) {
             content.category = content.category.take().or_else(|| of_type.category.clone());
@@ -108,7 +108,7 @@ impl Catalogue {
         content.class = Some(class).filter(|class| *class != Class::of(content.category.as_deref()));
     }
 
-    /// Renders a template for these channels into `content`, until `until` at the latest.
+    /// Renders a template for these channels into `content`; stops at `until`.
     pub fn render(
         &self,
         template: &Template,
@@ -128,29 +128,33 @@ impl Catalogue {
 
 struct CacheEntry {
     catalogue: Arc<Catalogue>,
-    looked_at: Instant,
+    checked_at: Instant,
 }
 
-/// The catalogues of all tenants. Cheap to clone.
+/// A cache of the catalogues of all tenants. Cheap to clone.
 #[derive(Clone)]
 pub struct Catalogues {
     store: Store,
-    kept: Arc<RwLock<HashMap<TenantId, CacheEntry>>>,
+    entries: Arc<RwLock<HashMap<TenantId, CacheEntry>>>,
 }
 
 impl Catalogues {
     /// Reads from `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, kept: Arc::default() }
+        Self { store, entries: Arc::default() }
     }
 
-    /// The copy of this process, unless it is too old.
+    /// The cached copy, unless it is too old.
     pub fn fresh(&self, tenant: TenantId) -> Option<Arc<Catalogue>> {
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        kept.get(&tenant).filter(|kept| kept.looked_at.elapsed() < FRESH_FOR).map(|kept| Arc::clone(&kept.catalogue))
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries
+            .get(&tenant)
+            .filter(|entry| entry.checked_at.elapsed() < FRESH_FOR)
+            .map(|entry| Arc::clone(&entry.catalogue))
     }
 
-    /// The catalogue of a tenant, at most a second old; while one caller looks for a newer one, others take the one there is.
+    /// The catalogue of a tenant, at most a second old. While one caller checks for a newer version, the others get
+    /// the current copy.
     pub async fn get(&self, tenant: TenantId) -> DbResult<Arc<Catalogue>> {
         match self.fresh(tenant) {
             Some(catalogue) => Ok(catalogue),
@@ -158,33 +162,33 @@ impl Catalogues {
         }
     }
 
-    /// The catalogue of a tenant as it is now, however young the copy is.
+    /// The current catalogue of a tenant; checks the version whatever the age of the copy.
     pub async fn newest(&self, tenant: TenantId) -> DbResult<Arc<Catalogue>> {
-        let looked_at = Instant::now();
+        let checked_at = Instant::now();
         let known = {
-            let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-            kept.get_mut(&tenant).map(|kept| {
-                kept.looked_at = looked_at;
-                Arc::clone(&kept.catalogue)
+            let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+            entries.get_mut(&tenant).map(|entry| {
+                entry.checked_at = checked_at;
+                Arc::clone(&entry.catalogue)
             })
         };
-        let found = self.look(tenant, known).await;
+        let found = self.refresh(tenant, known).await;
         match &found {
-            Ok(catalogue) => self.keep(tenant, CacheEntry { catalogue: Arc::clone(catalogue), looked_at }),
-            // It is unknown whether the copy is still right, so the next caller asks again.
+            Ok(catalogue) => self.insert(tenant, CacheEntry { catalogue: Arc::clone(catalogue), checked_at }),
+            // We do not know whether the copy is still current, so the next caller checks again.
             Err(_) => self.forget(tenant),
         }
         found
     }
 
-    async fn look(&self, tenant: TenantId, known: Option<Arc<Catalogue>>) -> DbResult<Arc<Catalogue>> {
+    async fn refresh(&self, tenant: TenantId, known: Option<Arc<Catalogue>>) -> DbResult<Arc<Catalogue>> {
         let version = self.store.catalogue_version(tenant).await?;
         let Some(known) = known else { return self.store.catalogue(tenant, version).await.map(Arc::new) };
         if known.version == version {
             return Ok(known);
         }
         let mut catalogue = self.store.catalogue(tenant, version).await?;
-        // Where another thing was changed, the templates stay compiled.
+        // If something else changed, keep the compiled templates.
         let is_same =
             |one: &Arc<Template>| known.templates.get(&one.source.name).is_some_and(|of| of.source == one.source);
         if catalogue.templates.len() == known.templates.len() && catalogue.templates.values().all(is_same) {
@@ -193,19 +197,19 @@ impl Catalogues {
         Ok(Arc::new(catalogue))
     }
 
-    /// Looks anew next time: something was changed here.
+    /// Drops the copy after a change in this process, so that the next call reads again.
     pub fn forget(&self, tenant: TenantId) {
-        self.kept.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
     }
 
-    fn keep(&self, tenant: TenantId, one: CacheEntry) {
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= TENANTS_MAX {
-            kept.retain(|_, one| one.looked_at.elapsed() < FRESH_FOR * 60);
+    fn insert(&self, tenant: TenantId, entry: CacheEntry) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= TENANTS_MAX {
+            entries.retain(|_, entry| entry.checked_at.elapsed() < FRESH_FOR * 60);
         }
-        if kept.len() >= TENANTS_MAX {
-            kept.clear();
+        if entries.len() >= TENANTS_MAX {
+            entries.clear();
         }
-        kept.insert(tenant, one);
+        entries.insert(tenant, entry);
     }
 }

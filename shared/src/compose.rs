@@ -1,4 +1,5 @@
-//! From something to tell and a person to a message with a delivery for each way: for requests, rules, digests and broadcasts alike.
+//! Turns a notice and a person into a message with one delivery per channel: for requests, rules, digests and
+//! broadcasts alike.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -9,30 +10,31 @@ use crate::{
     domain::{Address, Channel, DeliveryId, Lane, MessageId, Person, Priority, Route},
 };
 
-/// Something to tell to one person or many.
+/// A notice to one person or many.
 #[derive(Clone, Debug)]
 pub struct Notice {
-    /// By which ways.
+    /// The channels.
     pub channels: Vec<Channel>,
-    /// What is said; with `parts` where channels differ.
+    /// The content; with `parts` where channels differ.
     pub content: Content,
-    /// How urgent it is.
+    /// The priority.
     pub priority: Priority,
-    /// The lane it takes.
+    /// The lane.
     pub lane: Lane,
-    /// When, if later than now.
+    /// When to send it, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth telling.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// The WhatsApp session that carries it.
+    /// The WhatsApp session to send it through.
     pub session: Option<Uuid>,
 }
 
 impl Notice {
-    /// The message that tells it to `person`: a delivery for each channel, for push one for each device. Where a channel has no
-    /// address the delivery has none, and the worker ends it with that. `content`: as JSON; `None`: the bulk's.
+    /// The message with this notice to `person`: one delivery per channel, for push one per device. If the person has
+    /// no address for a channel, the delivery has none either, and the worker ends it for that reason. `content`: as
+    /// JSON; `None`: the bulk's.
     pub fn to(&self, person: &Person, content: Option<Vec<u8>>) -> NewMessage {
-        // Deliveries are looked for behind their message: its id comes first.
+        // The message needs the smaller id: queries search for deliveries after their message.
         let id = MessageId::generate();
         let deliveries = self.channels.iter().flat_map(|channel| self.deliveries(person, *channel)).collect();
         NewMessage {

@@ -1,4 +1,4 @@
-//! From a rule, and what happened, to something to tell: for events at once and for the digests they gather into alike.
+//! Turns a rule and an event into a notice; the same for single events and for the digests that collect them.
 
 use std::time::Instant;
 
@@ -14,16 +14,16 @@ use crate::{
     template::TemplateError,
 };
 
-/// Why a rule cannot say anything.
+/// Why a rule cannot be rendered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenderError {
-    /// The field that is to blame.
+    /// The field with the fault.
     pub field: String,
-    /// Why, as a clause.
+    /// The reason, as a clause.
     pub message: String,
 }
 
-/// What happened.
+/// An event to evaluate.
 #[derive(Clone, Copy, Debug)]
 pub struct EventInput<'a> {
     /// The event.
@@ -34,8 +34,8 @@ pub struct EventInput<'a> {
     pub data: &'a Map<String, Value>,
 }
 
-/// A person as conditions and templates see one.
-fn seen(person: &Person) -> Value {
+/// The variables of a person for conditions and templates.
+fn person_variables(person: &Person) -> Value {
     json!({
         "id": person.id,
         "name": person.name,
@@ -48,35 +48,36 @@ fn seen(person: &Person) -> Value {
     })
 }
 
-/// An event as conditions see it.
+/// The variables of an event for conditions.
 pub fn facts(event_input: EventInput<'_>, person: &Person) -> Value {
-    json!({"type": event_input.event_type, "user_id": person.id, "data": event_input.data, "user": seen(person)})
+    json!({"type": event_input.event_type, "user_id": person.id, "data": event_input.data, "user": person_variables(person)})
 }
 
-/// An event as a template sees it: its data at the top, beside them `user` and `event`, and what a digest of it alone would
-/// have.
+/// The variables of an event for templates: its data at the top level, `user` and `event`, and what a digest of this
+/// event alone would have.
 pub fn variables(event_input: EventInput<'_>, person: &Person) -> Value {
     let mut all = event_input.data.clone();
     all.entry("count").or_insert_with(|| json!(1));
     all.entry("items").or_insert_with(|| json!([event_input.data]));
-    all.insert("user".to_owned(), seen(person));
+    all.insert("user".to_owned(), person_variables(person));
     let event = json!({"id": event_input.id, "type": event_input.event_type, "user_id": person.id});
     all.insert("event".to_owned(), event);
     Value::Object(all)
 }
 
-/// A digest as a template sees it: `count`, `items` (the data of each event), `user`, and `event`, the last one.
+/// The variables of a digest for templates: `count`, `items` (the data of each event), `user`, and `event`, the last
+/// one.
 pub fn variables_of_digest(count: i32, items: Vec<Value>, event_type: &str, person: &Person) -> Value {
     json!({
         "count": count,
         "items": items,
-        "user": seen(person),
+        "user": person_variables(person),
         "event": {"type": event_type, "user_id": person.id},
     })
 }
 
-/// What `rule` tells with these variables, and why it cannot. Renders until `until` at the latest: call it where a thread may be busy
-/// for that long, and never within a transaction.
+/// Renders the notice of `rule` with these variables, or returns why it cannot. Rendering stops at `until`: call it
+/// where a thread may be busy for that long, and never within a transaction.
 pub fn notice(
     catalogue: &Catalogue,
     rule: &Rule,
@@ -86,27 +87,27 @@ pub fn notice(
 ) -> Result<Notice, RenderError> {
     let definition = &rule.definition;
     let name = &definition.template_name;
-    let untold = |message: String| RenderError { field: "template_name".to_owned(), message };
+    let template_error = |message: String| RenderError { field: "template_name".to_owned(), message };
     let template =
-        catalogue.templates.get(name).ok_or_else(|| untold(format!("there is no active template `{name}`")))?;
+        catalogue.templates.get(name).ok_or_else(|| template_error(format!("there is no active template `{name}`")))?;
     let kind = definition.notification_type.clone().unwrap_or_else(|| event_type.to_owned());
     let action_url = variables.get("action_url").and_then(Value::as_str);
-    let of_rule = Map::from_iter([("rule_id".to_owned(), json!(rule.id))]);
+    let metadata = Map::from_iter([("rule_id".to_owned(), json!(rule.id))]);
     let mut content = Content {
         kind: Some(kind),
         category: definition.category.clone(),
         action_url: action_url.filter(|url| url.len() <= RECIPIENT_BYTES_MAX).map(str::to_owned),
-        metadata: Some(of_rule),
+        metadata: Some(metadata),
         ..Content::default()
     };
     catalogue.complete(&mut content);
     catalogue.render(template, &definition.channels, (variables, until), &mut content).map_err(
         |error| match error {
             TemplateError::Missing(name) => RenderError { field: name, message: "is missing".to_owned() },
-            error => untold(format!("`{name}` cannot be rendered: {error}")),
+            error => template_error(format!("`{name}` cannot be rendered: {error}")),
         },
     )?;
-    // The class follows the category, which may be the template's.
+    // The class depends on the category, which may come from the template.
     catalogue.complete(&mut content);
     let delay = definition.delay_seconds.filter(|seconds| *seconds > 0);
     Ok(Notice {
@@ -120,7 +121,8 @@ pub fn notice(
     })
 }
 
-/// The lane of a digest's message: many windows close at one moment, and must not delay messages that are sent at once.
+/// The lane of a digest's message: many windows close at the same moment, and must not delay messages that are sent
+/// at once.
 pub const fn lane_of_digest(lane: Lane) -> Lane {
     match lane {
         Lane::High => Lane::High,

@@ -1,8 +1,8 @@
-//! The short way of a process that both accepts and sends: what it accepts while it has room for an attempt is claimed in the
-//! same commit, and the attempt begins at once.
+//! Local dispatch, for a process that both accepts and sends. If a pool has a free attempt permit, the delivery is claimed in the
+//! commit that accepts it, and the attempt begins at once, without the broker.
 //!
-//! Such a delivery never was in a queue. What a queue would do for it, its row does: it says `sending` until its lease ends,
-//! and its outbox row brings it to the audit at that moment, should this process have died.
+//! Such a delivery is never in a queue, so its database rows replace the queue's redelivery. Its state is `sending` until its
+//! lease ends. If this process dies, the outbox row makes the audit check the delivery at that time.
 
 use std::{
     collections::HashMap,
@@ -22,21 +22,22 @@ use crate::{
     domain::Route,
 };
 
-/// The pools of a process that take what it accepts. Clones share them.
+/// The pools of this process that take deliveries directly at acceptance. Clones share them.
 #[derive(Clone, Default)]
 pub struct LocalDispatch(Arc<Mutex<HashMap<Route, Pool>>>);
 
-/// A pool that takes what is accepted.
+/// What a pool provides when it opens for local dispatch.
 pub struct PoolLimits {
-    /// Nothing goes the short way while its consumer is away: its process is about to end, or the broker is away.
+    /// The pool's consumer. While it does not consume, nothing is dispatched locally: the process is about to end, or the broker
+    /// is away.
     pub health: Arc<ConsumerHealth>,
-    /// The connection that outcomes are reported on. Nothing is claimed while the broker does not read from it.
+    /// The connection that outcomes are published on. While the broker does not read from it, nothing is claimed.
     pub reporting: watch::Receiver<BrokerState>,
-    /// Its room for attempts; those who wait for room come first.
+    /// The pool's attempt permits. Tasks that already wait for a permit come first.
     pub room: Arc<Semaphore>,
-    /// So many deliveries may be under way here until their outcomes are written down.
+    /// Maximum locally dispatched deliveries whose outcomes are not yet stored.
     pub in_flight: usize,
-    /// How long a claim lasts, in ms.
+    /// The lease of a claim, in ms.
     pub lease_ms: i32,
 }
 
@@ -52,39 +53,44 @@ impl Pool {
     }
 }
 
-/// A delivery that was claimed as it was accepted.
+/// A delivery that was claimed at acceptance.
 pub struct LocalClaim {
     /// The claim.
     pub claim: Claim,
-    /// Right before the commit was asked for: its lease runs from there.
+    /// The time right before the commit was sent. The lease is measured from it.
     pub claimed_at: Instant,
-    /// The room for its attempt.
+    /// The attempt permit.
     pub room: OwnedSemaphorePermit,
-    /// Its place among what is under way, until its outcome is written down.
+    /// The permit of a delivery in flight, held until its outcome is stored.
     pub in_flight_permit: OwnedSemaphorePermit,
 }
 
-/// A place for a delivery that is about to be accepted. It is free again when dropped.
+/// The permits for one delivery that is about to be accepted. Dropping it releases them.
 pub struct Reservation {
-    room: OwnedSemaphorePermit,
+    attempt_permit: OwnedSemaphorePermit,
     in_flight_permit: OwnedSemaphorePermit,
     lease_ms: i32,
     sender: Sender<LocalClaim>,
 }
 
 impl Reservation {
-    /// How long the claim lasts, in ms.
+    /// The lease of the claim, in ms.
     pub const fn lease_ms(&self) -> i32 {
         self.lease_ms
     }
 
-    /// Hands what was accepted to the pool, where there is a place for it in the way. A pool that has gone leaves it to the end of its
-    /// lease.
+    /// Sends the accepted delivery to its pool. The channel always has room, because this reservation holds an in-flight permit.
+    /// If the pool has ended, the delivery is sent again after its lease ends.
     pub fn send(self, claim: Claim, claimed_at: Instant) {
         let delivery = claim.delivery;
         if self
             .sender
-            .try_send(LocalClaim { claim, claimed_at, room: self.room, in_flight_permit: self.in_flight_permit })
+            .try_send(LocalClaim {
+                claim,
+                claimed_at,
+                room: self.attempt_permit,
+                in_flight_permit: self.in_flight_permit,
+            })
             .is_err()
         {
             tracing::warn!(delivery.id = %delivery, "the pool has gone that was to send a delivery: it goes out again when its lease ends");
@@ -93,27 +99,32 @@ impl Reservation {
 }
 
 impl LocalDispatch {
-    /// From now on the pool of `route` takes accepted deliveries. This ends after [`LocalDispatch::close`], once no place is in
-    /// use.
+    /// Opens local dispatch to the pool of `route`. The receiver closes after [`LocalDispatch::close`], when no reservation
+    /// is left.
     pub fn open(&self, route: Route, limits: PoolLimits) -> Receiver<LocalClaim> {
-        let (sender, early) = channel(limits.in_flight);
+        let (sender, local_claims) = channel(limits.in_flight);
         let in_flight = Arc::new(Semaphore::new(limits.in_flight));
         self.pools().insert(route, Pool { limits, in_flight, sender });
-        early
+        local_claims
     }
 
-    /// The pool of `route` gives no places any more.
+    /// Closes local dispatch to the pool of `route`: it gives no more reservations.
     pub fn close(&self, route: Route) {
         self.pools().remove(&route);
     }
 
-    /// A place for a delivery that is about to be accepted, if it can be sent at once.
+    /// Reserves the permits for a delivery that is about to be accepted. `None`: it cannot be sent at once.
     pub fn reserve(&self, route: Route) -> Option<Reservation> {
         let pools = self.pools();
         let pool = pools.get(&route).filter(|pool| pool.is_open())?;
-        let room = Arc::clone(&pool.limits.room).try_acquire_owned().ok()?;
+        let attempt_permit = Arc::clone(&pool.limits.room).try_acquire_owned().ok()?;
         let in_flight_permit = Arc::clone(&pool.in_flight).try_acquire_owned().ok()?;
-        Some(Reservation { room, in_flight_permit, lease_ms: pool.limits.lease_ms, sender: pool.sender.clone() })
+        Some(Reservation {
+            attempt_permit,
+            in_flight_permit,
+            lease_ms: pool.limits.lease_ms,
+            sender: pool.sender.clone(),
+        })
     }
 
     fn pools(&self) -> MutexGuard<'_, HashMap<Route, Pool>> {

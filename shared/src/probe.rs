@@ -1,7 +1,7 @@
 //! What a process reports about itself: the health of its parts, and its metrics.
 //!
-//! Ingest shows them on its own port. A separate worker or scheduler has no HTTP server, so [`serve`] answers the same
-//! four paths on a bare listener; it knows nothing of HTTP beyond a request line and closes after each answer.
+//! Ingest serves these on its own port. A separate worker or scheduler has no HTTP server, so [`serve`] serves the
+//! same four paths on a bare listener. It parses only the request line and closes the connection after each answer.
 
 use std::{
     collections::BTreeMap,
@@ -23,27 +23,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{amqp::Broker, db::Store, telemetry::MetricsHandle};
 
-/// A part that does not answer within this is as good as down; orchestrators give a probe a second or more.
+/// A part that does not answer within this time counts as down; orchestrators give a probe a second or more.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(900);
-/// A prober sends its request at once, in one small packet.
+/// A probe sends its request at once, in one small packet.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// The request line and the headers; nothing else is read.
+/// The limit for the request line and the headers; nothing else is read.
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
-/// Answers under way at once: probers and one or two scrapers.
+/// Concurrent connections: probes and one or two scrapers.
 const CONNECTIONS_MAX: usize = 32;
 
-/// How a part is.
+/// The health of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// As it should be.
+    /// Works.
     Up,
-    /// Away, but the process does its work without it for the time being. The text says what is wrong.
+    /// Not available, but the process works without it for now. The text says what is wrong.
     Degraded(String),
-    /// Away, and the process cannot do its work. The text says what is wrong.
+    /// Not available, and the process cannot work without it. The text says what is wrong.
     Down(String),
 }
 
-/// A check under way; boxed so that parts of every kind stand in one list.
+/// A running check; boxed so that parts of all types fit into one list.
 pub type Checking<'a> = Pin<Box<dyn Future<Output = Health> + Send + 'a>>;
 
 /// Something a process needs: its database, its broker, its consumers.
@@ -51,7 +51,7 @@ pub trait Part: Send + Sync {
     /// Its name in the report, one word.
     fn name(&self) -> &'static str;
 
-    /// How it is now. Short: it is asked with every probe.
+    /// Its health now. Must be quick: every probe calls it.
     fn check(&self) -> Checking<'_>;
 }
 
@@ -66,19 +66,19 @@ impl std::fmt::Debug for Parts {
 }
 
 impl Parts {
-    /// No parts yet.
+    /// An empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a part; a second one of the same name replaces the first, so that a service may be started again.
+    /// Adds a part; it replaces a part of the same name, so that a service may be started again.
     pub fn add(&self, part: impl Part + 'static) {
         let mut parts = self.0.write().unwrap_or_else(PoisonError::into_inner);
         parts.retain(|other| other.name() != part.name());
         parts.push(Arc::new(part));
     }
 
-    /// Asks every part at once.
+    /// Checks all parts concurrently.
     pub async fn report(&self) -> Report {
         let parts = self.list();
         let checks = parts.iter().map(|part| async { (part.name(), PartReport::from(check(&**part).await)) });
@@ -90,7 +90,7 @@ impl Parts {
     }
 }
 
-/// Stands in for the part of this name until it is there: a process that has not begun is not ready.
+/// A placeholder for the part of this name until it is added: a process that has not started is not ready.
 pub struct Starting(pub &'static str);
 
 impl Part for Starting {
@@ -112,7 +112,7 @@ async fn check(part: &dyn Part) -> Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// As it should be.
+    /// Works.
     Ok,
     /// Works, with something missing.
     Degraded,
@@ -123,7 +123,7 @@ pub enum Status {
 /// One part in a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PartReport {
-    /// How it is.
+    /// Its status.
     pub status: Status,
     /// What is wrong with it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,7 +140,7 @@ impl From<Health> for PartReport {
     }
 }
 
-/// The parts of a process at one moment.
+/// The report on all parts of a process at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The worst of its parts.
@@ -155,12 +155,13 @@ impl Report {
         Self { status, parts }
     }
 
-    /// Whether the process does its work.
+    /// Whether the process can do its work.
     pub fn is_ready(&self) -> bool {
         self.status != Status::Down
     }
 
-    /// Adds the parts of other services in the same process. Their failures are reported, but do not make this one unready.
+    /// Adds the parts of other services in the same process. Their failures are reported, but do not make this
+    /// service unready.
     #[must_use]
     pub fn beside(mut self, others: Self) -> Self {
         self.status = self.status.max(others.status.min(Status::Degraded));
@@ -171,7 +172,7 @@ impl Report {
     }
 }
 
-/// The database as a part that every service needs.
+/// The database as a part; every service needs it.
 pub struct DatabasePart(pub Store);
 
 impl Part for DatabasePart {
@@ -189,11 +190,11 @@ impl Part for DatabasePart {
     }
 }
 
-/// The broker as a part: those who consume need it, acceptance goes on without it.
+/// The broker as a part: consumers need it, acceptance works without it.
 pub struct BrokerPart {
     /// The connection.
     pub broker: Broker,
-    /// Whether the process cannot do its work without it.
+    /// Whether the process cannot work without it.
     pub needed: bool,
 }
 
@@ -212,7 +213,7 @@ impl Part for BrokerPart {
     }
 }
 
-/// Answers `/health`, `/health/live`, `/health/ready` and `/metrics` on a listener of its own until stopped.
+/// Serves `/health`, `/health/live`, `/health/ready` and `/metrics` on its own listener until `stop`.
 pub async fn serve(
     host: &str,
     port: u16,
@@ -227,7 +228,7 @@ pub async fn serve(
         let Ok((stream, _)) = accepted else { continue };
         let (parts, metrics) = (parts.clone(), metrics.clone());
         tokio::spawn(async move {
-            // A prober that hangs up early is none of our business.
+            // A client that disconnects early needs no action.
             let _ = timeout(REQUEST_TIMEOUT * 2, answer(stream, &parts, &metrics)).await;
             drop(permit);
         });
@@ -314,13 +315,13 @@ mod tests {
     #[tokio::test]
     async fn probes_are_answered_over_a_socket() {
         let stop = CancellationToken::new();
-        // Another process may have taken the free port by now: then another one.
+        // Another process may have taken the free port meanwhile; then try another one.
         let (port, serving) = loop {
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let down = parts([Fixed("consumers", Health::Down("none".to_owned()))]);
             let stop = stop.clone();
             let serving = tokio::spawn(async move { serve("127.0.0.1", port, down, install_metrics(), stop).await });
-            // One turn is enough to listen, or to fail.
+            // One scheduler turn is enough to listen, or to fail.
             tokio::task::yield_now().await;
             if !serving.is_finished() {
                 break (port, serving);
@@ -341,7 +342,7 @@ mod tests {
 
     async fn ask(port: u16, line: &str) -> String {
         let mut stream = loop {
-            // The listener is bound by the task above in its own time.
+            // The task above may not have bound the listener yet.
             match TcpStream::connect(("127.0.0.1", port)).await {
                 Ok(stream) => break stream,
                 Err(_) => tokio::task::yield_now().await,

@@ -1,28 +1,28 @@
-//! How long to wait before trying to reach a server again.
+//! The waits between attempts to reconnect to a server.
 //!
-//! This is the one place that uses the `backoff` crate. The project's owner asked for it by name, but it is
-//! unmaintained: behind these few lines it can be exchanged without any caller noticing.
+//! Only this module uses the `backoff` crate. The project's owner asked for it by name, but it is unmaintained: behind this
+//! interface it can be replaced without changing any caller.
 
 use std::time::Duration;
 
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff};
 
-/// The shortest wait: a broker that restarts is back within a second or two, so the first tries come quickly.
+/// The shortest wait. A restarting broker is back within a second or two, so the first attempts follow each other quickly.
 pub const DELAY_MIN: Duration = Duration::from_millis(200);
-/// The longest wait: an operator who brings a server back should not have to restart the services as well.
+/// The longest wait. An operator who brings a server back should not have to restart the services as well.
 pub const DELAY_MAX: Duration = Duration::from_secs(15);
 
-/// Half of each delay is chance, so a fleet that lost its server together does not return to it together.
+/// Each delay varies by up to half, so that a fleet that lost its server does not reconnect all at once.
 const JITTER: f64 = 0.5;
 
-/// Waits that grow from [`DELAY_MIN`] to [`DELAY_MAX`], each with jitter, without an end.
+/// Endless waits that grow from [`DELAY_MIN`] to [`DELAY_MAX`], each with jitter.
 #[derive(Debug)]
 pub struct Reconnect(ExponentialBackoff);
 
 impl Reconnect {
     /// Starts with the shortest wait.
     pub fn new() -> Self {
-        // Jitter stretches both ends, so they are set that much inside the bounds.
+        // Jitter shortens and lengthens each delay, so the first and the longest interval are set inside the bounds.
         let backoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(DELAY_MIN.div_f64(1.0 - JITTER))
             .with_max_interval(DELAY_MAX.div_f64(1.0 + JITTER))
@@ -44,7 +44,7 @@ impl Reconnect {
         tokio::time::sleep(self.next()).await;
     }
 
-    /// Starts again with the shortest wait; call it once a connection has proved itself, not when it opens, or a
+    /// Starts again with the shortest wait. Call it once a connection has proved to work, not when it opens: otherwise a
     /// connection that breaks at once is retried at full speed.
     pub fn reset(&mut self) {
         self.0.reset();

@@ -1,4 +1,4 @@
-//! The start and the stop of every process.
+//! Starts and stops every process.
 
 use std::{error::Error, io, process::ExitCode, sync::Arc};
 
@@ -12,25 +12,25 @@ use crate::{
     telemetry,
 };
 
-/// The setting that has a process die at a named point; for the fault tests.
+/// The setting that makes a process abort at a named point, for the fault tests.
 const ABORT_AT: &str = "POSTHASTE_ABORT_AT";
 
-/// Why a process could not begin.
+/// Why a process could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
-    /// The settings are not right.
+    /// The settings are invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The named point does not exist.
+    /// The fault point does not exist.
     #[error("{ABORT_AT} must be {0}")]
     FaultPoint(String),
-    /// Signals cannot be listened for.
+    /// The signal handlers could not be installed.
     #[error("failed to listen for signals")]
     Signals(#[source] io::Error),
 }
 
-/// Reads the settings, starts logging and metrics, and listens for signals: the first SIGTERM or Ctrl-C cancels the
-/// returned token, a second one ends the process at once. To be called inside a tokio runtime.
+/// Reads the settings, starts logging and metrics, and handles signals: the first SIGTERM or Ctrl-C cancels the
+/// returned token, a second one ends the process at once. Call it inside a tokio runtime.
 pub fn begin(name: &str) -> Result<(Arc<Config>, CancellationToken), BeginError> {
     let config = Config::from_env()?;
     telemetry::init(name, &config.log);
@@ -40,13 +40,13 @@ pub fn begin(name: &str) -> Result<(Arc<Config>, CancellationToken), BeginError>
     let stop = CancellationToken::new();
     let listen = |kind| signal(kind).map_err(BeginError::Signals);
     let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    tokio::spawn(obey(terminate, interrupt, stop.clone()));
+    tokio::spawn(handle_signals(terminate, interrupt, stop.clone()));
     tokio::spawn(telemetry::install_metrics().keep_up(stop.clone()));
     Ok((Arc::new(config), stop))
 }
 
-/// The first signal asks for an orderly end, the second one is an order.
-async fn obey(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {
+/// The first signal starts an orderly stop, the second one exits at once.
+async fn handle_signals(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {
     let mut next = async || tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} };
     next().await;
     tracing::info!("stopping: finishing what is under way");
@@ -56,7 +56,8 @@ async fn obey(mut terminate: Signal, mut interrupt: Signal, stop: CancellationTo
     std::process::exit(1);
 }
 
-/// Runs a service that serves its health by itself as the process `name`, from the settings to the exit code.
+/// Runs a service that serves its own health endpoints as the process `name`, from reading the settings to the exit
+/// code.
 pub async fn process<F, E>(name: &str, run: impl FnOnce(Arc<Config>, Parts, CancellationToken) -> F) -> ExitCode
 where
     F: Future<Output = Result<(), E>>,
@@ -69,7 +70,7 @@ where
     .await
 }
 
-/// As [`process`], for a service without an API: a bare listener shows its health and metrics.
+/// As [`process`], for a service without an API: a bare listener serves its health and metrics.
 pub async fn process_with_probe<F, E>(
     name: &str,
     run: impl FnOnce(Arc<Config>, Parts, CancellationToken) -> F,
@@ -89,9 +90,9 @@ where
             worked
         };
         tokio::pin!(working);
-        // The listener only ends by itself when it could not be opened.
+        // The listener ends by itself only if it could not be opened.
         tokio::select! {
-            biased; // parts that are not ready yet must be on the list before the first question
+            biased; // parts that are not ready yet must be in the list before the first probe
             worked = &mut working => return Ok(worked?),
             watched = watching => watched.map_err(|source| ListenError { host: host.clone(), port, source })?,
         }
@@ -100,7 +101,7 @@ where
     .await
 }
 
-/// The health of the process cannot be shown.
+/// The listener for health and metrics could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to listen on {host}:{port}")]
 struct ListenError {
@@ -110,7 +111,7 @@ struct ListenError {
     source: io::Error,
 }
 
-/// Says once what went wrong, with every cause.
+/// Logs the error once, with all its causes.
 async fn exit(work: impl Future<Output = Result<(), Box<dyn Error>>>) -> ExitCode {
     let Err(error) = work.await else { return ExitCode::SUCCESS };
     let mut text = error.to_string();

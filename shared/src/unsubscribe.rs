@@ -1,8 +1,8 @@
-//! Links that unsubscribe: who, from what, in a token that only we can make or read.
+//! Unsubscribe links. Each has a token that names the person and the category, and that only we can create or read.
 //!
-//! A token is its own record: nothing is stored for a link, however old the mail that holds it. It is
-//! `nonce (12) ‖ ciphertext ‖ tag (16)` of AES-256-GCM in base64url, under keys derived from a secret that the database keeps.
-//! The nonce is taken from a MAC of what is said, so the same link always reads the same and the next attempt of a mail is the
+//! Nothing is stored for a link, however old its mail is: the token contains everything. It is `nonce (12) ‖
+//! ciphertext ‖ tag (16)` of AES-256-GCM in base64url, under keys derived from a secret in the database. The nonce
+//! comes from a MAC of the plaintext, so the same content always gives the same token, and a retry of a mail is the
 //! same mail.
 
 use aws_lc_rs::{
@@ -16,27 +16,27 @@ use crate::{
     seal::SealError,
 };
 
-/// Below the public URL: what a link leads to.
+/// The path of a link below the public URL.
 pub const PATH: &str = "api/notifications/unsubscribe/";
-/// Longest token looked at: what fits into one header line of a mail.
+/// The longest token that we try to read: what fits into one header line of a mail.
 const TOKEN_CHARS_MAX: usize = 1600;
-/// What is said begins with its form.
-const FORM: u8 = 1;
+/// The first byte of the plaintext: the version of its format.
+const FORMAT: u8 = 1;
 
-/// Who wants no more of what.
+/// The content of a token: who unsubscribes from what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnsubscribeToken {
-    /// Whose person it is.
+    /// The tenant of the person.
     pub tenant: TenantId,
-    /// The person, where they are known.
+    /// The person, if known.
     pub user_id: Option<String>,
-    /// The address the mail went to; `None`: whatever the person has when the link is used.
+    /// The address that the mail went to; `None`: the address that the person has when the link is used.
     pub address: Option<Address>,
-    /// The category they want no more of.
+    /// The category to unsubscribe from.
     pub category: String,
 }
 
-/// Makes and reads tokens.
+/// Creates and reads tokens.
 #[derive(Clone)]
 pub struct Key {
     aead: std::sync::Arc<LessSafeKey>,
@@ -50,7 +50,7 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    /// The key of these random bytes.
+    /// Derives the keys from these random bytes.
     pub fn new(secret: &[u8]) -> Result<Self, SealError> {
         let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let derived = |purpose: &str| hmac::sign(&secret, purpose.as_bytes());
@@ -61,43 +61,44 @@ impl Key {
         })
     }
 
-    /// The token of a link.
+    /// Creates a token.
     pub fn token(&self, unsubscribe_token: &UnsubscribeToken) -> Result<String, SealError> {
-        let mut said = unsubscribe_token.written();
+        let mut plaintext = unsubscribe_token.encode();
         let nonce: [u8; NONCE_LEN] =
-            hmac::sign(&self.nonces, &said).as_ref().first_chunk().copied().ok_or(SealError::Damaged)?;
+            hmac::sign(&self.nonces, &plaintext).as_ref().first_chunk().copied().ok_or(SealError::Damaged)?;
         let used = Nonce::assume_unique_for_key(nonce);
-        self.aead.seal_in_place_append_tag(used, Aad::empty(), &mut said).map_err(|_| SealError::Damaged)?;
-        Ok(URL_SAFE_NO_PAD.encode([nonce.as_slice(), said.as_slice()].concat()))
+        self.aead.seal_in_place_append_tag(used, Aad::empty(), &mut plaintext).map_err(|_| SealError::Damaged)?;
+        Ok(URL_SAFE_NO_PAD.encode([nonce.as_slice(), plaintext.as_slice()].concat()))
     }
 
-    /// The content of a valid token.
+    /// The content of a token; `None` if the token is not valid.
     pub fn read(&self, token: &str) -> Option<UnsubscribeToken> {
         let token = Some(token).filter(|token| token.len() <= TOKEN_CHARS_MAX)?;
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_LEN>()?;
         let mut sealed = sealed.to_vec();
-        let said = self.aead.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::empty(), &mut sealed).ok()?;
-        UnsubscribeToken::read(said)
+        let plaintext =
+            self.aead.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::empty(), &mut sealed).ok()?;
+        UnsubscribeToken::read(plaintext)
     }
 }
 
 impl UnsubscribeToken {
-    /// Form, tenant, then each text behind its length in two bytes; one that is not there has the longest length.
-    fn written(&self) -> Vec<u8> {
-        let mut said = vec![FORM];
-        said.extend(self.tenant.0.to_be_bytes());
+    /// Format, tenant, then each text after its length in two bytes; a missing text has the largest length.
+    fn encode(&self) -> Vec<u8> {
+        let mut plaintext = vec![FORMAT];
+        plaintext.extend(self.tenant.0.to_be_bytes());
         let address = self.address.as_ref().map(Address::reveal);
         for text in [self.user_id.as_deref(), address, Some(&self.category)] {
             let length = text.and_then(|text| u16::try_from(text.len()).ok()).unwrap_or(u16::MAX);
-            said.extend(length.to_be_bytes());
-            said.extend(text.filter(|_| length != u16::MAX).unwrap_or_default().as_bytes());
+            plaintext.extend(length.to_be_bytes());
+            plaintext.extend(text.filter(|_| length != u16::MAX).unwrap_or_default().as_bytes());
         }
-        said
+        plaintext
     }
 
-    fn read(said: &[u8]) -> Option<Self> {
-        let rest = said.strip_prefix(&[FORM])?;
+    fn read(plaintext: &[u8]) -> Option<Self> {
+        let rest = plaintext.strip_prefix(&[FORMAT])?;
         let (tenant, mut rest) = rest.split_first_chunk()?;
         let mut text = || {
             let (length, after) = rest.split_first_chunk()?;

@@ -1,16 +1,16 @@
-//! Wakes the scheduler of this process when something was stored that it can release at once. A scheduler of another
-//! process finds the same by its next poll.
+//! Wakes the scheduler of this process after a write that it can act on at once. Schedulers of other processes find the same
+//! rows with their next poll.
 
 use tokio::sync::Notify;
 
 static STORED: Notify = Notify::const_new();
 
-/// Wakes the scheduler; if it does not wait at the moment, it does not wait the next time.
+/// Wakes the scheduler. If it is busy at the moment, its next wait returns at once.
 pub fn scheduler() {
     STORED.notify_one();
 }
 
-/// Waits until the scheduler is woken.
+/// Waits for the next call of [`scheduler`].
 pub async fn called() {
     STORED.notified().await;
 }

@@ -1,6 +1,6 @@
-//! One attempt: from a claimed delivery to the event that says how it ended. The heart of the worker.
+//! One attempt: it takes a claimed delivery and returns the event that tells how the attempt ended. The core of the worker.
 //!
-//! Nothing here touches the broker or writes to the database. Every claim yields exactly one event, and at most one
+//! This module does not use the broker and does not write to the database. Every claim yields exactly one event and at most one
 //! provider call.
 
 use std::{
@@ -39,45 +39,46 @@ use crate::{
     secrets::{Secrets, Signing},
 };
 
-/// Providers end a call that takes too long themselves, and know more about how far it came; this much later it is
-/// ended for them.
+/// A provider ends a call that takes too long itself, because it knows how far the call got. If it does not, this module cancels
+/// the call this much later.
 const GRACE: Duration = Duration::from_millis(100);
-/// Longest detail, in bytes: a clause, not a document.
+/// Maximum length of a detail, in bytes: a clause, not a document.
 const DETAIL_BYTES_MAX: usize = 2 * 1024;
-/// How long content of a newer version waits for a worker that knows it.
+/// How long content of a newer version waits before the next check for a worker that can read it.
 const UPGRADE_WAIT: Duration = Duration::from_secs(60);
-/// Longest code or reference of a provider, in bytes.
+/// Maximum length of a provider's code or reference, in bytes.
 const CODE_BYTES_MAX: usize = 200;
 
-/// What all attempts of one channel and lane have in common.
+/// The context that all attempts of one channel and lane share.
 pub struct ChannelContext {
     /// The channel and lane.
     pub route: Route,
-    /// Who may be called, in this order.
+    /// The providers, in the order in which they are tried.
     pub providers: Providers,
-    /// Who of them is left alone for a while.
+    /// The circuit breakers of the providers.
     pub breakers: Option<Arc<Breakers>>,
-    /// When to try again.
+    /// When a failed delivery is retried.
     pub policy: RetryPolicy,
-    /// How long a call may take.
+    /// The maximum duration of a provider call.
     pub timeout: Duration,
-    /// By how much a claim outlives the call.
+    /// How much longer than `timeout` the lease of a claim lasts.
     pub lease_margin: Duration,
-    /// Who knows the webhook secrets, on the channel that signs.
+    /// The webhook secrets; set on the webhook channel only, which signs its messages.
     pub secrets: Option<Arc<Secrets>>,
-    /// Makes mails tracked, on the channel of mails where the settings ask for it.
+    /// Adds tracking to mails; set on the email channel if the settings enable it.
     pub tracking: Option<Arc<Tracking>>,
-    /// Gives mails their way out, on the channel of mails.
+    /// Adds unsubscribe links to mails; set on the email channel only.
     pub unsubscribing: Option<Arc<Unsubscribing>>,
-    /// Ends calls for which a stopping process cannot wait any longer.
+    /// Cancels provider calls that a stopping process can no longer wait for.
     pub cut_short: CancellationToken,
 }
 
-/// Makes the attempt a claim allows. `claimed_at`: right before the claim was asked for, since its lease runs from there.
+/// Makes the attempt that a claim allows. `claimed_at` is the time right before the claim statement was sent: the lease is
+/// measured from it, and the call must not begin so late that it could outlive the lease.
 pub async fn attempt(context: &ChannelContext, claim: Claim, claimed_at: Instant) -> Event {
     let delivery_ref = DeliveryRef::of(&claim);
-    let in_time = context.lease_margin.saturating_sub(GRACE).max(GRACE);
-    let late_at = claimed_at + if claim.line.is_some() { in_time.min(SLOT_HOLDS) } else { in_time };
+    let start_window = context.lease_margin.saturating_sub(GRACE).max(GRACE);
+    let late_at = claimed_at + if claim.line.is_some() { start_window.min(SLOT_TTL) } else { start_window };
     let ready = prepare(context, claim, late_at).await;
     faultpoint::pass(faultpoint::AFTER_CLAIM);
     let order = match ready {
@@ -88,7 +89,7 @@ pub async fn attempt(context: &ChannelContext, claim: Claim, claimed_at: Instant
         Ok(choice) => choice,
         Err(skip) => return delivery_ref.without_call(context, skip),
     };
-    // The gates may have waited for the database as well.
+    // The gates may also have waited for the database.
     if Instant::now() >= late_at {
         return delivery_ref.without_call(context, SkipReason::Late);
     }
@@ -100,40 +101,40 @@ pub async fn attempt(context: &ChannelContext, claim: Claim, claimed_at: Instant
     delivery_ref.after_call(context, &choice, outcome, started.elapsed())
 }
 
-/// Gives a claim back that this process has no time left to use.
+/// Returns the event that gives a claim back because this process has no time left to use it.
 pub fn give_back(context: &ChannelContext, claim: &Claim) -> Event {
     DeliveryRef::of(claim).without_call(context, SkipReason::Late)
 }
 
-/// Why no provider is called.
+/// Why an attempt calls no provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum SkipReason {
-    /// The message is no longer worth sending.
+    /// The delivery's `expires_at` has passed.
     Expired,
-    /// The channel is not set up.
+    /// The channel has no provider.
     NoProvider,
-    /// None of the channel's providers serves this kind of device.
+    /// No provider of the channel serves this kind of device.
     NoFit,
-    /// Its person has no such address.
+    /// The person has no address on this channel.
     NoAddress,
-    /// It was accepted without being meant to be told.
+    /// The message was accepted but must not be sent.
     Withheld(Reason),
-    /// Nothing is sent to its address any more.
+    /// The address is suppressed.
     Suppressed(SuppressionReason),
-    /// Its person does not want it.
+    /// The person's preferences exclude it.
     Unwanted,
-    /// It may not disturb its person before this moment.
+    /// The delivery must wait until this time: for the end of quiet hours or the start of its send window.
     Early(DateTime<Utc>, Reason),
-    /// Its person's quiet hours leave no moment of its send window.
+    /// The person's quiet hours cover the whole send window.
     NoMoment,
-    /// The stored content is no JSON.
+    /// The stored content is not valid JSON.
     BadContent,
-    /// The stored content says something that this version does not know.
+    /// The stored content has a field or value that this version does not know.
     NewerContent,
-    /// The call could outlive the claim (the process was stopped for a while, or waits for the database), and then
-    /// another worker might make it too; or this process is about to end.
+    /// The call could outlive the claim's lease (the process was suspended, or waited for the database), and another worker could
+    /// then make the same call. Or this process is about to end.
     Late,
-    /// Every provider that is left in this round is to be left alone for a while.
+    /// Every remaining provider of this round is held back, by its breaker or by its own gate.
     HeldBack(HeldBack, FailoverRound),
 }
 
@@ -149,7 +150,7 @@ async fn prepare(context: &ChannelContext, claim: Claim, late_at: Instant) -> Re
     if let Some(reason) = content.withheld {
         return Err(SkipReason::Withheld(reason));
     }
-    may_be_told(context.route.channel, &claim, &content)?;
+    check_recipient(context.route.channel, &claim, &content)?;
     if let Some(tracking) = &context.tracking {
         let applying = timeout_at(late_at.into(), tracking.apply(claim.delivery, &mut content));
         applying.await.ok().flatten().ok_or(SkipReason::Late)?;
@@ -187,17 +188,17 @@ async fn prepare(context: &ChannelContext, claim: Claim, late_at: Instant) -> Re
     })
 }
 
-/// Why nothing is sent to the address, as far as it concerns this content.
+/// The reason why the address is suppressed, if the suppression applies to this content.
 fn suppression(claim: &Claim, content: &Content) -> Option<SuppressionReason> {
     let (class, category, kind) = (content.class(), content.category.as_deref(), content.kind.as_deref());
     claim.suppressed.iter().find(|(scope, _)| scope.concerns(class, category, kind)).map(|(_, reason)| *reason)
 }
 
-/// Whether the person wants it, can be reached, and may be disturbed now. What they do not want they need no address for. Where
-/// the person is not known, there is no preference, and a send window is one of UTC.
-fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(), SkipReason> {
-    let silent = RecipientPolicy::default();
-    let policy = claim.person(channel).map(|_| claim.policy.as_deref().unwrap_or(&silent));
+/// Checks the person's preferences, the address, suppressions, quiet hours and the send window, in this order: an unwanted
+/// delivery needs no address. If the person is unknown, no preferences apply, and a send window is in UTC.
+fn check_recipient(channel: Channel, claim: &Claim, content: &Content) -> Result<(), SkipReason> {
+    let defaults = RecipientPolicy::default();
+    let policy = claim.person(channel).map(|_| claim.policy.as_deref().unwrap_or(&defaults));
     let topic = Topic {
         kind: content.kind.as_deref(),
         category: content.category.as_deref(),
@@ -214,25 +215,25 @@ fn may_be_told(channel: Channel, claim: &Claim, content: &Content) -> Result<(),
     if let Some(reason) = suppression(claim, content) {
         return Err(SkipReason::Suppressed(reason));
     }
-    match policy.unwrap_or(&silent).wait(topic.class, channel, content.send_window.as_ref(), clock::now()) {
+    match policy.unwrap_or(&defaults).wait(topic.class, channel, content.send_window.as_ref(), clock::now()) {
         None => Ok(()),
         Some(Wait { until: Some(until), reason }) => Err(SkipReason::Early(until, reason)),
         Some(Wait { until: None, .. }) => Err(SkipReason::NoMoment),
     }
 }
 
-/// Who is called, and what that means for the delivery.
+/// The chosen provider, and the delivery's failover progress once it was called.
 struct Choice {
     provider: Arc<dyn Provider>,
-    /// The breaker before it.
+    /// The key of the provider's breaker.
     breaker: Option<Arc<str>>,
-    /// How the delivery stands once that provider was asked; without the hope that its answer leaves.
+    /// The progress with this provider marked as tried. Its answer later decides whether it may recover.
     progress: ProviderProgress,
-    /// One that would have come first, and is left alone for a while.
+    /// A provider that comes earlier in the order but is held back.
     skipped: Option<ProviderName>,
 }
 
-/// The first provider that was not asked in this round and may be called; once all were asked a new round begins.
+/// Chooses the first provider that was not tried in this round and is not held back. If all were tried, a new round begins.
 async fn choose(
     context: &ChannelContext,
     order: &Order,
@@ -243,18 +244,18 @@ async fn choose(
         return Err(SkipReason::NoProvider);
     }
     let fitting: Vec<&Arc<dyn Provider>> = context.providers.iter().filter(|provider| provider.fits(order)).collect();
-    let is_left = |round: FailoverRound| move |provider: &&Arc<dyn Provider>| !round.has_asked(provider.name());
-    let round = match fitting.iter().copied().any(|provider| is_left(delivery_ref.round)(&provider)) {
+    let is_untried = |round: FailoverRound| move |provider: &&Arc<dyn Provider>| !round.has_asked(provider.name());
+    let round = match fitting.iter().copied().any(|provider| is_untried(delivery_ref.round)(&provider)) {
         true => delivery_ref.round,
         false => FailoverRound::NEW,
     };
     let (mut shortest, mut skipped): (Option<HeldBack>, _) = (None, None);
-    for provider in fitting.iter().copied().filter(is_left(round)) {
+    for provider in fitting.iter().copied().filter(is_untried(round)) {
         let breaker = provider.breaker_key(order);
         match gate(context, &**provider, breaker.as_ref(), order, delivery_ref.jitter(), late_at).await {
             Ok(()) => {
                 let after = round.with(provider.name(), false);
-                let others_left = fitting.iter().copied().any(|other| is_left(after)(&other));
+                let others_left = fitting.iter().copied().any(|other| is_untried(after)(&other));
                 let providers = u16::try_from(fitting.len()).unwrap_or(u16::MAX);
                 let progress = ProviderProgress { providers, others_left, round: after };
                 return Ok(Choice { provider: Arc::clone(provider), breaker, progress, skipped });
@@ -275,14 +276,14 @@ async fn signing(context: &ChannelContext, claim: &Claim, content: &Content) -> 
     }
 }
 
-/// How long a slot may be used after it was taken.
-const SLOT_HOLDS: Duration = Duration::from_secs(1);
-/// By how much the window in which slots are counted (`slot_window()` in the migrations) is longer than a minute. A call that ended later than this after its slot
-/// was taken may have been heard later too: its slot has to be moved.
+/// How long a WhatsApp slot may be used after it was taken.
+const SLOT_TTL: Duration = Duration::from_secs(1);
+/// How much longer than a minute the window is in which slots are counted (`slot_window()` in the migrations). If a call ends
+/// later than this after its slot was taken, the message may have arrived late too, and the slot must be moved.
 pub const SLOT_ALLOWANCE: Duration = Duration::from_secs(2);
 
-/// The breaker before the provider, then the provider's own gate. One that cannot say in time lets through: the call itself
-/// has the last word.
+/// Checks the provider's breaker, then its own gate. A check that does not finish before `late_at` lets the call through: the
+/// call itself then shows whether the provider works.
 async fn gate(
     context: &ChannelContext,
     provider: &dyn Provider,
@@ -291,20 +292,20 @@ async fn gate(
     jitter: f64,
     late_at: Instant,
 ) -> Result<(), HeldBack> {
-    let asking = async {
+    let check = async {
         if let (Some(breakers), Some(key)) = (&context.breakers, breaker) {
-            // Whatever waits for the same provider comes back spread over as long again, not all at once.
+            // Lengthen the wait by up to 100 %, so that deliveries that wait for the same provider do not all return at once.
             let spread = |held: HeldBack| HeldBack { wait: held.wait.mul_f64(1.0 + jitter), ..held };
             breakers.gate(&[key], order.timeout + GRACE).await.map_err(spread)?;
             breakers.tenant_gate(key, order.tenant).map_err(spread)?;
         }
         provider.gate(order).await
     };
-    let asking = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(asking));
-    asking.await.ok().flatten().unwrap_or(Ok(()))
+    let check = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(check));
+    check.await.ok().flatten().unwrap_or(Ok(()))
 }
 
-/// Tells the breaker how the call ended, beside everything else: neither the delivery nor the next one waits for it.
+/// Tells the breaker how the call ended. This runs in the background: neither this delivery nor the next one waits for it.
 fn record_in_breaker(context: &ChannelContext, choice: &Choice, tenant: TenantId, outcome: &Outcome) {
     let (Some(breakers), Some(key)) = (&context.breakers, &choice.breaker) else { return };
     let news = match outcome {
@@ -320,7 +321,7 @@ fn record_in_breaker(context: &ChannelContext, choice: &Choice, tenant: TenantId
     breakers.tell(key, news);
 }
 
-/// Calls the provider; whatever it does, an outcome comes back.
+/// Calls the provider. Returns an outcome even if the provider panics, hangs or is cut short.
 async fn call(context: &ChannelContext, provider: &dyn Provider, order: &Order) -> Outcome {
     let sending = AssertUnwindSafe(async { provider.send(order).await }).catch_unwind();
     let unknown = |code: &str, detail: &str| Outcome::Unknown(Fault::new(code, detail));
@@ -335,7 +336,7 @@ async fn call(context: &ChannelContext, provider: &dyn Provider, order: &Order) 
     }
 }
 
-/// What an event says about its delivery, whatever the attempt comes to.
+/// The fields of a claim that every event of its delivery needs, whatever the outcome.
 #[derive(Clone, Copy)]
 struct DeliveryRef {
     tenant: TenantId,
@@ -369,7 +370,7 @@ impl DeliveryRef {
                 measures::failed_over(context.route.channel, provider);
                 progress.round
             }
-            // Until its provider's word came, or did not, the delivery stays with it.
+            // The outcome is unknown: the delivery stays with this provider until it reports, or until the hold ends.
             Some(_) if outcome.class() == OutcomeClass::Unknown && progress.others_left => self.round,
             Some(_) | None => FailoverRound::NEW,
         };
@@ -380,7 +381,7 @@ impl DeliveryRef {
     }
 
     fn without_call(self, context: &ChannelContext, skip: SkipReason) -> Event {
-        // In milliseconds, as delays are: what is held goes on at a moment and not a little before it.
+        // Truncate to milliseconds, as delays are: a held delivery must not continue shortly before its time.
         let now = clock::now().trunc_subsecs(3);
         let (detail, reason) = (skip.detail(context), skip.reason());
         let later = |wait| self.decide_wait(context, wait, now);
@@ -390,7 +391,7 @@ impl DeliveryRef {
             SkipReason::Withheld(_) | SkipReason::Suppressed(_) | SkipReason::Unwanted | SkipReason::NoMoment => {
                 RetryDecision::end(EventKind::Suppressed, State::Suppressed)
             }
-            // By then it is no longer worth sending.
+            // The delivery expires before it may be sent.
             SkipReason::Early(until, _) if self.expires_at.is_some_and(|at| at <= until) => {
                 RetryDecision::end(EventKind::Expired, State::Expired)
             }
@@ -399,11 +400,11 @@ impl DeliveryRef {
                 RetryDecision::dead(EventKind::Dead, DeadReason::Misconfigured)
             }
             SkipReason::BadContent => RetryDecision::dead(EventKind::Dead, DeadReason::Schema),
-            // It spends no attempt, and ends with the longest wait.
+            // This spends no attempt. `wait_max` bounds how long the delivery can wait.
             SkipReason::Late => later(None),
-            // For a worker of a newer version.
+            // A worker of a newer version can read it.
             SkipReason::NewerContent => later(Some(UPGRADE_WAIT)),
-            // Others were asked already, and may do better after the usual pause.
+            // Other providers were already tried in this round, and may recover within the usual pause.
             SkipReason::HeldBack(HeldBack { wait, .. }, round) if !round.is_empty() => {
                 let usual = later(None);
                 RetryDecision { delay: usual.delay.map(|delay| delay.min(wait)), ..usual }
@@ -433,7 +434,7 @@ impl DeliveryRef {
         decide_wait(waited, wait, time_left, &context.policy, self.jitter())
     }
 
-    /// Chance in 0..1 without a generator: the last bits of an id are random, and each run turns them differently.
+    /// A value in 0..1 without a random generator: the last bits of an id are random, and each run mixes them differently.
     fn jitter(self) -> f64 {
         let [.., a, b, c, d] = *self.delivery.0.as_bytes();
         let mixed = (u32::from_be_bytes([a, b, c, d]) ^ self.run.unsigned_abs()).wrapping_mul(0x9E37_79B1);
@@ -463,7 +464,7 @@ impl DeliveryRef {
 }
 
 impl SkipReason {
-    /// The word for it, where there is one.
+    /// The reason for the event, if there is one.
     const fn reason(&self) -> Option<Reason> {
         match self {
             Self::NoAddress => Some(Reason::NoAddress),
@@ -487,7 +488,7 @@ impl SkipReason {
         }
     }
 
-    /// One clause for people.
+    /// A clause for people that explains the reason.
     fn detail(&self, context: &ChannelContext) -> String {
         let channel = context.route.channel;
         match self {
@@ -537,7 +538,7 @@ fn record(provider: ProviderName, outcome: Outcome, took: Duration, skipped: Opt
     }
 }
 
-/// Part of it may be a stranger's words: without control characters, which a database column may refuse, and bounded.
+/// Truncates `text` and removes control characters. It may come from a vendor, and a database column may refuse such characters.
 fn clipped(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     if text.contains(char::is_control) {
@@ -546,7 +547,7 @@ fn clipped(mut text: String, bytes_max: usize) -> String {
     text
 }
 
-/// One line for each attempt, inside the delivery's span; what went well only at level debug.
+/// Logs one line per attempt, in the delivery's span. Successes are logged at level debug.
 fn log(event: &Event, detail: Option<&str>) {
     let outcome = event.attempt.as_ref().map(|attempt| attempt.outcome.as_str());
     let code = event.attempt.as_ref().and_then(|attempt| attempt.code.as_deref());

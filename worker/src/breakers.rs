@@ -1,8 +1,8 @@
-//! Circuit breakers as a worker sees them: their state is the database's, and all that are in trouble are read anew every
-//! second. What was never in trouble costs a look into a map.
+//! Circuit breakers of a worker. Their state is in the database, and all workers share it. A worker caches the breakers in
+//! trouble (not closed, paused, or with failures) and reloads them every second. For all others, a check is one map lookup.
 //!
-//! What meets an open breaker is held back; when its time is over one call goes out to see, and its end decides. Breakers that
-//! cannot be asked let through.
+//! An open breaker holds deliveries back. When its time is over it lets one call through as a probe, and the probe's result
+//! opens or closes it. If the breakers cannot be loaded, calls go through.
 
 use std::{
     collections::HashMap,
@@ -19,54 +19,58 @@ use shared::{
 };
 use tokio::sync::Mutex;
 
-/// How long what was seen holds.
-const SEEN_TTL: Duration = Duration::from_secs(1);
-/// A probe under way is waited for in steps of this.
+/// How long a snapshot is used.
+const SNAPSHOT_TTL: Duration = Duration::from_secs(1);
+/// While another worker's probe is in flight, deliveries are held back for this long at a time.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The breakers of all providers.
 pub struct Breakers {
     store: Store,
+    /// Failures in a row that open a breaker.
     failures: i32,
+    /// How long a breaker stays open before a probe.
     open: Duration,
-    seen: RwLock<Seen>,
-    /// Held by the task that reads them anew; the others use the last result.
-    reading: Mutex<()>,
+    snapshot: RwLock<Snapshot>,
+    /// Held by the task that reloads the snapshot. The other tasks use the last one.
+    reload_lock: Mutex<()>,
 }
 
-/// The breakers in trouble, as they were at a moment.
+/// The breakers in trouble at one time.
 #[derive(Default)]
-struct Seen {
+struct Snapshot {
+    /// When it was loaded. `None`: never, or it must be reloaded.
     at: Option<Instant>,
     troubled: HashMap<String, Breaker>,
 }
 
-/// How a call ended, as far as it concerns the breaker before it.
+/// The result of a call, as far as it concerns the call's breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// The other side works.
+    /// The provider works.
     Passed,
-    /// It failed for a reason that lies with the other side.
+    /// The call failed because of the provider.
     Failed,
-    /// The other side wants to be left alone for this long.
+    /// The provider asked for a pause of this length.
     Paused(Duration),
 }
 
 impl Breakers {
-    /// Breakers that keep their state in `store`.
+    /// Creates breakers that keep their state in `store`.
     pub fn new(store: Store, config: BreakerConfig) -> Self {
         Self {
             store,
             failures: config.failures,
             open: config.open,
-            seen: RwLock::default(),
-            reading: Mutex::const_new(()),
+            snapshot: RwLock::default(),
+            reload_lock: Mutex::const_new(()),
         }
     }
 
-    /// Whether a call behind all of `keys` may be made; one that takes up to `call` counts as the probe where one is due.
+    /// Checks whether a call may be made that all breakers in `keys` guard. If a probe is due, this call is it; `call` is its
+    /// maximum duration.
     pub async fn gate(&self, keys: &[impl AsRef<str>], call: Duration) -> Result<(), HeldBack> {
-        self.load_policies().await;
+        self.reload_if_stale().await;
         let breakers: Vec<Breaker> = keys.iter().filter_map(|key| self.troubled(key.as_ref())).collect();
         let now = clock::now();
         if let Some(wait) = breakers.iter().filter_map(|breaker| breaker.holds_back(now, self.open)).max() {
@@ -74,7 +78,7 @@ impl Breakers {
         }
         for breaker in breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed) {
             let probes = self.store.breaker_probe(&breaker.key, millis(call)).await;
-            self.forget();
+            self.invalidate();
             if !probes.unwrap_or(true) {
                 return Err(held(PROBE_PAUSE));
             }
@@ -82,17 +86,17 @@ impl Breakers {
         Ok(())
     }
 
-    /// Whether the provider behind `key` asked this tenant alone to wait. Goes by what [`Breakers::gate`] has just read.
+    /// Checks whether the provider behind `key` asked only this tenant to wait. It uses the snapshot of [`Breakers::gate`].
     pub fn tenant_gate(&self, key: &str, tenant: TenantId) -> Result<(), HeldBack> {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        if seen.troubled.is_empty() {
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        if snapshot.troubled.is_empty() {
             return Ok(());
         }
-        let paused = seen.troubled.get(&*tenant_key(key, tenant));
+        let paused = snapshot.troubled.get(&*tenant_key(key, tenant));
         paused.and_then(|breaker| breaker.holds_back(clock::now(), self.open)).map_or(Ok(()), |wait| Err(held(wait)))
     }
 
-    /// Notes how a call behind `key` ended, beside the caller's own work. Costs nothing where there was and is no trouble.
+    /// Records the result of a call behind `key` in the background. A success costs nothing if the breaker is not in trouble.
     pub fn tell(self: &Arc<Self>, key: &Arc<str>, news: News) {
         if news == News::Passed && self.troubled(key).is_none() {
             return;
@@ -107,7 +111,7 @@ impl Breakers {
         });
     }
 
-    /// Notes that a call behind `key` failed for a reason that lies with the other side.
+    /// Records that a call behind `key` failed because of the provider.
     pub async fn failed(&self, key: &str) {
         match self.store.breaker_failed(key, self.failures, millis(self.open)).await {
             Ok(Some(breaker)) => {
@@ -125,7 +129,7 @@ impl Breakers {
         }
     }
 
-    /// Notes that a call behind `key` got through. Writes nothing where there was no trouble.
+    /// Records that a call behind `key` succeeded. It writes nothing if the breaker is not in trouble.
     pub async fn passed(&self, key: &str) {
         if self.troubled(key).is_none() {
             return;
@@ -133,7 +137,7 @@ impl Breakers {
         if let Err(error) = self.store.breaker_passed(key).await {
             tracing::warn!(%error, breaker = key, "a breaker could not be closed");
         }
-        self.forget();
+        self.invalidate();
     }
 
     async fn paused(&self, key: &str, wait: Duration) {
@@ -144,44 +148,44 @@ impl Breakers {
         }
     }
 
-    /// Reads the breakers anew where the last result is old, unless another task is doing it.
-    async fn load_policies(&self) {
+    /// Reloads the snapshot if it is too old, unless another task is already doing so.
+    async fn reload_if_stale(&self) {
         if self.is_fresh() {
             return;
         }
-        let Ok(_reading) = self.reading.try_lock() else { return };
+        let Ok(_guard) = self.reload_lock.try_lock() else { return };
         match self.store.troubled_breakers().await {
             Ok(found) => {
                 let troubled = found.into_iter().map(|breaker| (breaker.key.clone(), breaker)).collect();
-                *self.seen.write().unwrap_or_else(PoisonError::into_inner) =
-                    Seen { at: Some(Instant::now()), troubled };
+                *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) =
+                    Snapshot { at: Some(Instant::now()), troubled };
             }
             Err(error) => tracing::debug!(%error, "the breakers cannot be asked"),
         }
     }
 
     fn is_fresh(&self) -> bool {
-        let ttl = SEEN_TTL.min(self.open / 2);
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        seen.at.is_some_and(|at| at.elapsed() < ttl)
+        let ttl = SNAPSHOT_TTL.min(self.open / 2);
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        snapshot.at.is_some_and(|at| at.elapsed() < ttl)
     }
 
     fn troubled(&self, key: &str) -> Option<Breaker> {
-        self.seen.read().unwrap_or_else(PoisonError::into_inner).troubled.get(key).cloned()
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).troubled.get(key).cloned()
     }
 
     fn remember(&self, breaker: Breaker) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
-        seen.troubled.insert(breaker.key.clone(), breaker);
+        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        snapshot.troubled.insert(breaker.key.clone(), breaker);
     }
 
-    /// Has them read anew before the next call.
-    fn forget(&self) {
-        self.seen.write().unwrap_or_else(PoisonError::into_inner).at = None;
+    /// Makes the next call reload the snapshot.
+    fn invalidate(&self) {
+        self.snapshot.write().unwrap_or_else(PoisonError::into_inner).at = None;
     }
 }
 
-/// The key under which the provider behind `key` is paused for one tenant.
+/// The key of the breaker that pauses the provider behind `key` for one tenant.
 pub fn tenant_key(key: &str, tenant: TenantId) -> Arc<str> {
     format!("{key}/tenant/{tenant}").into()
 }

@@ -1,4 +1,4 @@
-//! Whether the worker takes deliveries: a process that is alive but consumes nothing looks healthy from outside.
+//! The health check of the worker's consumers. Without it, a process that is alive but consumes nothing looks healthy.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use shared::{
     probe::{Checking, Health, Part},
 };
 
-/// The part's name.
+/// The name of this part in health reports.
 pub const NAME: &str = "consumers";
 
-/// The consumers of a worker as a part that it cannot do without.
+/// The consumers of a worker, as a required part of its health.
 pub struct ConsumersPart {
     consumers: Vec<Arc<ConsumerHealth>>,
 }
@@ -20,12 +20,12 @@ impl ConsumersPart {
         Self { consumers }
     }
 
-    /// Each consumer, with its queue, whether it is registered, and when its last delivery came.
+    /// The consumers. Each knows its queue, whether it is registered, and when its last delivery came.
     pub fn consumers(&self) -> &[Arc<ConsumerHealth>] {
         &self.consumers
     }
 
-    /// The queues nothing is taken from at the moment.
+    /// The queues that are not being consumed at the moment.
     pub fn idle(&self) -> Vec<&str> {
         self.consumers.iter().filter(|consumer| !consumer.is_consuming()).map(|consumer| consumer.queue()).collect()
     }

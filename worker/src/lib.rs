@@ -1,9 +1,9 @@
-//! The worker: takes deliveries that may be sent now, sends them, and says how it went.
+//! The worker takes deliveries that are due, sends them, and reports how each attempt ended.
 //!
-//! It owns no truth. What it may send is decided by the claim (a row of the database), what came of it is written down
-//! by the log writer (from the events published here). Killed at any moment, it loses nothing.
+//! It keeps no state of its own. The claim (a row in the database) decides what it may send. The log writer stores the results
+//! from the events that the worker publishes. A worker that is killed at any moment therefore loses nothing.
 //!
-//! `pool` moves deliveries, `attempt` makes one attempt, `providers` know the vendors, `outcomes` reports.
+//! `pool` moves deliveries, `attempt` makes one attempt, `providers` holds the vendors' clients, `outcomes` publishes events.
 
 mod attempt;
 mod breakers;
@@ -42,39 +42,43 @@ use providers::{
 use registry::{Registry, RegistryError};
 use secrets::Secrets;
 
-/// Saying goodbye to the broker takes a round trip; one that is away should not hold up the end.
-const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Closing a broker connection takes a round trip. A broker that is away must not delay the shutdown by more than this.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why a worker did not start or went on.
+/// Why a worker did not start, or stopped before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The pool of connections could not be made.
+    /// The database connection pool could not be created.
     #[error("failed to set up the database pool")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The schema is not the one this version knows.
+    /// The database schema is not the one that this version expects.
     #[error(transparent)]
     Schema(#[from] SchemaError),
     /// A provider could not be set up.
     #[error("failed to set up the providers")]
     Providers(#[from] RegistryError),
-    /// A pool ended although nobody stopped it: a fault of this program.
+    /// A pool ended although the worker was not stopping: a bug in this program.
     #[error("a pool of the worker ended by itself")]
     PoolEnded,
 }
 
-/// A worker at work. Dropping it stops nothing; its token does.
+/// A running worker. Cancel its token to stop it; dropping it does not.
 pub struct Worker {
     publishing: Broker,
     consuming: Broker,
     pools: JoinSet<()>,
     consumers: Vec<Arc<ConsumerHealth>>,
     stop: CancellationToken,
+    /// Abandons all work that is still in flight.
     give_up: CancellationToken,
-    hang_up: CancellationToken,
+    /// Closes both broker connections.
+    disconnect: CancellationToken,
 }
 
-/// Works until `stop`, then finishes what was begun within the drain time of the settings. What the worker needs is added
-/// to `parts`, for whoever watches the process. An ingest in the same process hands it by `local_dispatch` what it accepted.
+/// Runs a worker until `stop`, then finishes the work in flight within the configured drain time.
+///
+/// The worker adds its dependencies to `parts`, which the health endpoints report. An ingest in the same process passes the
+/// deliveries that it accepted through `local_dispatch`.
 pub async fn run(
     config: Arc<Config>,
     parts: Parts,
@@ -85,7 +89,7 @@ pub async fn run(
         .map_err(|error| WorkerError::Database(error.into()))?;
     parts.add(Starting(health::NAME));
     parts.add(DatabasePart(store.clone()));
-    // Nothing is claimed before the schema is the one this version knows.
+    // Claim nothing until the schema is the one that this version expects.
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
     checked?;
     let worker = Worker::start(&config, store, &local_dispatch, stop)?;
@@ -94,7 +98,7 @@ pub async fn run(
 }
 
 impl Worker {
-    /// Starts the pools. Servers that are away are waited for; only settings that do not fit are an error.
+    /// Starts the pools. If a server is away, the worker waits for it; only invalid settings are an error.
     pub fn start(
         config: &Config,
         store: Store,
@@ -105,9 +109,9 @@ impl Worker {
         let registry = Registry::build(config, &store, &hints)?;
         measures::describe();
         measures::start_at_zero(config.worker.channels.iter().map(|channel| (*channel, config.backends(*channel))));
-        let hang_up = CancellationToken::new();
-        let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", hang_up.clone());
-        let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", hang_up.clone());
+        let disconnect = CancellationToken::new();
+        let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", disconnect.clone());
+        let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", disconnect.clone());
         let (cut_short, give_up) = countdown(config.timing.drain, &stop);
         let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
         tokio::spawn(hints.tell(publisher.clone(), give_up.clone()));
@@ -133,21 +137,21 @@ impl Worker {
             let give_up = give_up.clone();
             pools.spawn(async move { give_up.run_until_cancelled(pool.run()).await.unwrap_or_default() });
         }
-        Ok(Self { publishing, consuming, pools, consumers, stop, give_up, hang_up })
+        Ok(Self { publishing, consuming, pools, consumers, stop, give_up, disconnect })
     }
 
-    /// Adds what this worker needs to `parts`: its broker and its consumers.
+    /// Adds this worker's dependencies to `parts`: its broker connection and its consumers.
     pub fn show(&self, parts: &Parts) {
         parts.add(BrokerPart { broker: self.consuming.clone(), needed: true });
         parts.add(self.health());
     }
 
-    /// How its consumers are doing.
+    /// The state of this worker's consumers.
     pub fn health(&self) -> ConsumersPart {
         ConsumersPart::new(self.consumers.clone())
     }
 
-    /// Waits for the end: nothing more is taken in after `stop`, what was begun is finished, acknowledgements are out.
+    /// Waits for the shutdown. After `stop` the worker takes no new work, finishes the work in flight, and sends all acks.
     pub async fn finished(mut self) -> Result<(), WorkerError> {
         let mut result = Ok(());
         while let Some(ended) = self.pools.join_next().await {
@@ -157,26 +161,27 @@ impl Worker {
             }
         }
         self.give_up.cancel();
-        self.hang_up.cancel();
+        self.disconnect.cancel();
         let closed = async { tokio::join!(self.consuming.closed(), self.publishing.closed()) };
-        if timeout(GOODBYE_TIMEOUT, closed).await.is_err() {
+        if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
             tracing::warn!("the broker connections were not closed in time");
         }
         result
     }
 }
 
-/// After `stop`: the moment to cut providers short, and the moment to leave everything to the next worker.
+/// Starts the shutdown timers. They cancel the first token [`REPORT_TIME`] before the drain time ends, to cut provider calls
+/// short, and the second at its end, to leave the remaining work to the next worker.
 fn countdown(drain: Duration, stop: &CancellationToken) -> (CancellationToken, CancellationToken) {
     let (cut_short, give_up) = (CancellationToken::new(), CancellationToken::new());
-    let (hurrying, giving_up, stop) = (cut_short.clone(), give_up.clone(), stop.clone());
+    let (cutting_short, giving_up, stop) = (cut_short.clone(), give_up.clone(), stop.clone());
     tokio::spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = giving_up.cancelled() => return,
         }
         tokio::time::sleep(drain.saturating_sub(REPORT_TIME)).await;
-        hurrying.cancel();
+        cutting_short.cancel();
         tokio::time::sleep(drain.min(REPORT_TIME)).await;
         giving_up.cancel();
     });
@@ -204,11 +209,11 @@ fn context(
     }
 }
 
-/// How many of `widest` attempts at once a lane makes. Bulk gets half: it is in no hurry, and its attempts compete with the
-/// others for the same providers.
-fn concurrency(widest: usize, lane: Lane) -> usize {
+/// How many attempts a lane makes at once, out of at most `max`. Bulk gets half: it is not urgent, and its attempts compete
+/// with the other lanes for the same providers.
+fn concurrency(max: usize, lane: Lane) -> usize {
     match lane {
-        Lane::High | Lane::Normal => widest,
-        Lane::Bulk => (widest / 2).max(1),
+        Lane::High | Lane::Normal => max,
+        Lane::Bulk => (max / 2).max(1),
     }
 }

@@ -1,4 +1,4 @@
-//! What a worker counts. No label ever holds an address, and none a tenant: series would grow with the customers.
+//! The metrics of a worker. No label holds an address. No label holds a tenant either: the number of series would grow with them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use shared::{
     telemetry::at_zero,
 };
 
-/// Describes each metric, for readers of `/metrics`.
+/// Registers the help text of each metric for `/metrics`.
 pub fn describe() {
     describe_counter!("posthaste_delivery_attempts_total", "Provider calls by how they ended.");
     describe_histogram!("posthaste_delivery_seconds", "How long a provider call took.");
@@ -34,7 +34,7 @@ pub fn describe() {
     );
 }
 
-/// Shows each counter at 0, for the channels that this worker serves and their providers.
+/// Initializes each counter at 0, for the channels that this worker serves and their providers.
 pub fn start_at_zero<'a>(channels: impl IntoIterator<Item = (Channel, &'a [ProviderName])>) {
     for (channel, providers) in channels {
         at_zero("posthaste_ambiguous_total", "channel", [channel.as_str()]);
@@ -58,7 +58,7 @@ fn attempts(channel: &'static str, provider: &'static str, outcome: OutcomeClass
     counter!("posthaste_delivery_attempts_total", "channel" => channel, "provider" => provider, "outcome" => outcome.as_str())
 }
 
-/// A provider call that ended as `outcome` after `took`.
+/// Records a provider call that ended as `outcome` after `took`.
 pub fn attempted(channel: Channel, provider: ProviderName, outcome: OutcomeClass, took: Duration) {
     let (channel, provider) = (channel.as_str(), provider.as_str());
     attempts(channel, provider, outcome).increment(1);
@@ -68,29 +68,29 @@ pub fn attempted(channel: Channel, provider: ProviderName, outcome: OutcomeClass
     }
 }
 
-/// A delivery that goes to the next provider after `from`.
+/// Counts a delivery that fails over from provider `from` to the next one.
 pub fn failed_over(channel: Channel, from: ProviderName) {
     counter!("posthaste_failovers_total", "channel" => channel.as_str(), "from" => from.as_str()).increment(1);
 }
 
-/// A delivery sent on its first attempt, `age` after its message was accepted.
+/// Records a delivery that was sent on its first attempt, `age` after its message was accepted.
 pub fn sent_at_once(route: Route, age: Duration) {
     histogram!("posthaste_end_to_end_seconds", "channel" => route.channel.as_str(), "lane" => route.lane.as_str())
         .record(age);
 }
 
-/// A slot whose call ended later than the window of slots allows for.
+/// Counts a WhatsApp slot whose call ended later than the slot window allows.
 pub fn slot_used_late() {
     counter!("posthaste_late_slots_total").increment(1);
 }
 
-/// A claim that won `won` of `asked` deliveries from a queue.
+/// Counts the deliveries of one claim from a queue: `won` of `asked`.
 pub fn claimed(won: usize, asked: usize) {
     count_claims("won", won);
     count_claims("lost", asked.saturating_sub(won));
 }
 
-/// So many deliveries came claimed with their acceptance.
+/// Counts `n` deliveries that were claimed with their acceptance.
 pub fn came_claimed(n: usize) {
     count_claims("early", n);
 }
@@ -99,17 +99,17 @@ fn count_claims(result: &'static str, n: usize) {
     counter!("posthaste_claims_total", "result" => result).increment(u64::try_from(n).unwrap_or(u64::MAX));
 }
 
-/// The gauge of deliveries a pool has in flight.
+/// The gauge of the deliveries that a pool has in flight.
 pub fn in_flight(route: Route) -> metrics::Gauge {
     metrics::gauge!("posthaste_worker_in_flight", "channel" => route.channel.as_str(), "lane" => route.lane.as_str())
 }
 
-/// A webhook that was not sent because it leads inside.
+/// Counts a webhook that was not sent because its URL leads into the internal network.
 pub fn egress_blocked() {
     counter!("posthaste_egress_blocked_total").increment(1);
 }
 
-/// A call to a webhook configuration that the log had no room for.
+/// Counts a call to a webhook configuration that is missing from the call log because the log's queue was full.
 pub fn call_not_logged() {
     counter!("posthaste_webhook_calls_not_logged_total").increment(1);
 }

@@ -1,4 +1,5 @@
-//! The way of events to the log writer: many in one AMQP message, each confirmed by the broker before its caller continues.
+//! Publishes the events of attempts for the log writer. One AMQP message carries many events, and each caller waits until the
+//! broker confirms its event.
 
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use uuid::Uuid;
 
 /// The routing key of events that workers publish.
 const ROUTING_KEY: &str = "outcome";
-/// Two confirms under way hide the disks of a replicated queue behind each other. Waiting events are bounded by the deliveries that
-/// the consumers may hold; this bound lies above it.
+/// Two confirms in flight overlap the disk writes of a replicated queue. The deliveries that the consumers may hold bound the
+/// number of waiting events; `queue_max` lies above that bound.
 const LIMITS: Limits =
     Limits { batch_max: EVENTS_MAX, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(8) };
 
-/// The longest wait between two tries. It counts from the moment the broker takes messages again, and is far below the time after
-/// which the scheduler doubts these deliveries.
+/// Maximum wait between two tries. It delays events once the broker accepts messages again, so it is far below the time after
+/// which the scheduler treats the outcomes of these deliveries as unknown.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Publishes events. Cheap to clone.
@@ -29,14 +30,14 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Starts publishing through `publisher`. While the broker is away it is tried again and again, until `give_up`.
+    /// Starts publishing through `publisher`. While the broker is away, publishing is retried until `give_up`.
     pub fn start(publisher: Publisher, give_up: CancellationToken) -> Self {
         let events = Batcher::start(LIMITS, move |events| publish(publisher.clone(), give_up.clone(), events));
         Self { events }
     }
 
-    /// Hands an event over; true once it is certain that the broker has it. False: that is unknown, and the delivery must
-    /// stay unacknowledged.
+    /// Publishes an event. Returns true once the broker has confirmed it. False means that this is unknown: the caller must not
+    /// acknowledge the delivery's message.
     pub async fn record(&self, event: Event) -> bool {
         self.events.submit(event).await.unwrap_or(false)
     }
@@ -44,12 +45,12 @@ impl Outcomes {
 
 async fn publish(publisher: Publisher, give_up: CancellationToken, events: Vec<Event>) -> Vec<bool> {
     let count = events.len();
-    let confirmed = give_up.run_until_cancelled(insist(&publisher, events)).await.unwrap_or(false);
+    let confirmed = give_up.run_until_cancelled(publish_until_confirmed(&publisher, events)).await.unwrap_or(false);
     vec![confirmed; count]
 }
 
-/// Publishes the same message until it is confirmed. Repeats are harmless: an event is written down once.
-async fn insist(publisher: &Publisher, events: Vec<Event>) -> bool {
+/// Publishes the same message until the broker confirms it. Duplicates are harmless: the log writer stores an event once.
+async fn publish_until_confirmed(publisher: &Publisher, events: Vec<Event>) -> bool {
     let message = Outgoing::json(topology::EVENTS, ROUTING_KEY, Uuid::now_v7().to_string(), &EventBatch::new(events));
     let message = match message {
         Ok(message) => message,

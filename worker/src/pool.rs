@@ -1,14 +1,14 @@
-//! One pool: the deliveries of one channel and lane, from the work queue through the claim to the acknowledgement.
+//! A pool sends the deliveries of one route (a channel and a lane): from the work queue, through the claim, to the ack.
 //!
 //! ```text
-//! queue ─▶ room for attempts ─▶ batch ─▶ claim ─▶ a task each: attempt ─▶ event confirmed ─▶ ack
-//!                                          └ not won: watched where another worker holds it, then ack
-//! shortcut ─▶ what stands against it ─▶ a task each: attempt ─▶ event confirmed
+//! work queue ─▶ attempt permits ─▶ batch ─▶ claim ─▶ one task each: attempt ─▶ event confirmed ─▶ ack
+//!                                            └ lost: set a watch if another worker holds it, then ack
+//! local dispatch ─▶ recipient policies ─▶ one task each: attempt ─▶ event confirmed
 //! ```
 //!
-//! A delivery stays unacknowledged from the queue to the confirmed event, so a worker that dies loses nothing; the
-//! claim's fence keeps what the broker then repeats from being sent twice. What came claimed by the short way was in no queue:
-//! the audit finds it when its lease is over.
+//! A message stays unacknowledged until its event is confirmed, so a worker that dies loses nothing. The broker then redelivers
+//! the message, and the claim's fencing token prevents a second send. A delivery from local dispatch is claimed at acceptance
+//! and was never in a queue: if the worker dies, the audit finds the delivery when its lease ends.
 
 use std::{
     collections::HashMap,
@@ -42,84 +42,86 @@ use crate::{
     outcomes::Outcomes,
 };
 
-/// Deliveries in one claim: beyond this a statement costs as much for each row as several statements would.
+/// Maximum deliveries in one claim. A larger statement costs as much per row as several statements.
 const CLAIM_MAX: usize = 64;
-/// While claims are under way, another one waits for at least this much room, so that claims grow with the load.
+/// While another claim is in flight, a claim waits for at least this many attempt permits, so that batches grow with the load.
 const CLAIM_USUAL: usize = 16;
-/// Claims under way at once: enough to hide the database's answer time.
+/// Maximum claims in flight at once: enough to hide the database's response time.
 const CLAIMS_IN_FLIGHT_MAX: usize = 2;
-/// The least time after a claim of several deliveries. Without it four workers side by side claim one or two deliveries at a time.
+/// Minimum time after a claim of several deliveries. Without it, four parallel workers claim one or two deliveries at a time.
 const CLAIM_SPACING: Duration = Duration::from_millis(8);
-/// Deliveries under way for each attempt at once: the second waits for its event's confirm, or to be claimed. Those that came
-/// by the short way count for themselves.
+/// Deliveries in flight per concurrent attempt: while one is attempted, the second waits for its claim or for the confirm of its
+/// event. Deliveries from local dispatch have a limit of their own.
 const IN_FLIGHT_PER_ATTEMPT: usize = 2;
 
-/// What the pools of a worker share.
+/// The dependencies that all pools of a worker share.
 #[derive(Clone)]
 pub struct PoolDeps {
     /// The database.
     pub store: Store,
-    /// For what cannot be read.
+    /// Publishes dead letters for messages that cannot be parsed.
     pub publisher: Publisher,
-    /// For what was attempted.
+    /// Publishes the events of attempts.
     pub outcomes: Outcomes,
-    /// The connection that outcomes are reported on. While the broker does not read from it no delivery is claimed: at most
-    /// calls under way already end with outcomes that cannot be reported.
+    /// The connection that events are published on. While the broker does not read from it, the pool claims nothing: only the
+    /// calls that are already in flight can then end with outcomes that cannot be reported.
     pub reporting: Broker,
-    /// Ends the taking in.
+    /// Stops the intake of new work.
     pub stop: CancellationToken,
 }
 
-/// A pool before it runs.
+/// A pool that [`Pool::run`] starts.
 pub struct Pool {
     state: Arc<PoolState>,
     consumer: Consumer,
-    /// Before it, deliveries gather for one claim.
+    /// The earliest time of the next claim. Until then, deliveries gather in the queue.
     next_claim: Instant,
     local_dispatch: LocalDispatch,
-    /// What comes by the short way.
+    /// Deliveries that this process claimed when it accepted them. `None`: this channel holds doubtful deliveries back.
     local_claims: Option<Receiver<LocalClaim>>,
 }
 
-/// What the broker brought.
+/// A parsed message of the work queue.
 struct QueuedWork {
     work: WorkItem,
     tag: Tag,
 }
 
-/// By which way a delivery came, and what it holds until its outcome is written down.
+/// Where a delivery came from, and what it holds until its outcome is stored.
 enum Source {
-    /// The broker's message.
+    /// The work queue: the message to acknowledge.
     Broker(Tag),
-    /// Its place among those of the short way.
+    /// Local dispatch: the permit of a delivery in flight.
     Local(OwnedSemaphorePermit),
 }
 
-/// What a pool's tasks share.
+/// The state that a pool's tasks share.
 struct PoolState {
     deps: PoolDeps,
     context: ChannelContext,
     queue: String,
     lease_ms: i32,
     acker: Acker,
+    /// One permit per concurrent attempt.
     capacity: Arc<Semaphore>,
+    /// [`CLAIM_USUAL`], or less for a small pool.
     capacity_usual: usize,
     claims_in_flight: Arc<Semaphore>,
     tasks: TaskTracker,
     in_flight: metrics::Gauge,
 }
 
-/// A claim as it came back.
+/// The result of one claim statement.
 struct ClaimBatch {
     claims: Vec<Claim>,
-    /// Right before it was asked for: leases run from there.
+    /// The time right before the statement was sent. Leases are measured from it.
     claimed_at: Instant,
-    /// Whether it is known what stands against sending. If not, the process stops.
-    is_looked_up: bool,
+    /// Whether the recipient policies are loaded. They are missing only while the process stops.
+    has_policies: bool,
 }
 
 impl Pool {
-    /// A pool that makes up to `concurrency` attempts at once. Nothing happens before [`Pool::run`].
+    /// Creates a pool that makes up to `concurrency` attempts at once. It does nothing before [`Pool::run`].
     pub fn open(
         broker: &Broker,
         deps: PoolDeps,
@@ -134,7 +136,8 @@ impl Pool {
         let lease = context.timeout + context.lease_margin;
         let lease_ms = i32::try_from(lease.as_millis()).unwrap_or(i32::MAX);
         let capacity = Arc::new(Semaphore::new(concurrency));
-        // A claim that was lost unbegun is as doubtful as any other. Where doubt holds a delivery back, it had better be in a queue.
+        // If the process dies after the claim, it is unknown whether the delivery was sent, even if no attempt began. A channel
+        // that holds such deliveries back therefore does not use local dispatch: in a queue a delivery is known to be unsent.
         let local_claims = (context.policy.ambiguous == AmbiguousPolicy::Resend).then(|| {
             let (health, reporting) = (consumer.health(), deps.reporting.subscribe());
             let limits =
@@ -162,19 +165,19 @@ impl Pool {
         }
     }
 
-    /// How the pool's consumer is doing.
+    /// The state of the pool's consumer.
     pub fn health(&self) -> Arc<ConsumerHealth> {
         self.consumer.health()
     }
 
-    /// Works until stopped, then gives back what was not begun and finishes the rest, however long that takes. Dropping
-    /// it half-way loses nothing: what is not acknowledged is delivered again.
+    /// Runs until stopped. Then it requeues the messages that it has not started and finishes the others, however long that
+    /// takes. Dropping the future loses nothing: the broker redelivers unacknowledged messages.
     pub async fn run(mut self) {
         let (state, local_claims) = (Arc::clone(&self.state), self.local_claims.take());
         let from_broker = async {
-            while let Some((items, room, claim_permit)) = self.next().await {
+            while let Some((items, permits, claim_permit)) = self.next().await {
                 let state = Arc::clone(&self.state);
-                self.state.tasks.spawn(async move { state.claim_batch(items, room, claim_permit).await });
+                self.state.tasks.spawn(async move { state.claim_batch(items, permits, claim_permit).await });
             }
             self.consumer.cancel().await;
             self.local_dispatch.close(self.state.context.route);
@@ -185,61 +188,61 @@ impl Pool {
         state.acker.flush().await;
     }
 
-    /// The next hints with room for an attempt each; `None` once stopped.
+    /// Returns the next messages, an attempt permit for each of them, and a claim permit; `None` once stopped.
     async fn next(&mut self) -> Option<(Vec<QueuedWork>, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let state = Arc::clone(&self.state);
         loop {
-            // Room is taken last: while it waits for the broker it is none for what comes by the short way.
+            // Acquire the permits last. Permits that wait for the broker are not available to local dispatch.
             self.consumer.arrived().await?;
             state.deps.stop.run_until_cancelled(state.deps.reporting.usable()).await?.ok()?;
-            // Single deliveries are claimed at once; those that come in company share a claim.
-            let room = async {
+            // A single delivery is claimed at once. Deliveries that arrive together share a claim.
+            let permits = async {
                 sleep_until(self.next_claim.into()).await;
                 state.capacity().await
             };
-            let (mut room, claim_permit) = state.deps.stop.run_until_cancelled(room).await??;
-            let batch = self.consumer.next_batch(room.num_permits(), Duration::ZERO).await?;
+            let (mut permits, claim_permit) = state.deps.stop.run_until_cancelled(permits).await??;
+            let batch = self.consumer.next_batch(permits.num_permits(), Duration::ZERO).await?;
             if batch.len() > 1 {
                 self.next_claim = Instant::now() + CLAIM_SPACING;
             }
             let items = state.parse(batch);
             if !items.is_empty() {
-                // What is left of the room goes back when it is dropped here.
-                let room = room.split(items.len()).unwrap_or(room);
-                return Some((items, room, claim_permit));
+                // Dropping the remaining permits here returns them.
+                let permits = permits.split(items.len()).unwrap_or(permits);
+                return Some((items, permits, claim_permit));
             }
         }
     }
 }
 
 impl PoolState {
-    /// Room for attempts and a claim. With no claim under way a single free place will do; otherwise more are worth
-    /// waiting for.
+    /// Acquires permits for attempts and for one claim. If no claim is in flight, one attempt permit is enough; otherwise it is
+    /// worth waiting for `capacity_usual` of them.
     async fn capacity(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-        let places = |count: usize| Arc::clone(&self.capacity).acquire_many_owned(u32::try_from(count).unwrap_or(1));
+        let acquire = |count: usize| Arc::clone(&self.capacity).acquire_many_owned(u32::try_from(count).unwrap_or(1));
         let all_claims = u32::try_from(CLAIMS_IN_FLIGHT_MAX).unwrap_or(1);
-        let mut room = tokio::select! {
+        let mut permits = tokio::select! {
             biased;
-            room = places(self.capacity_usual) => room.ok()?,
-            _idle = self.claims_in_flight.acquire_many(all_claims) => places(1).await.ok()?,
+            permits = acquire(self.capacity_usual) => permits.ok()?,
+            _idle = self.claims_in_flight.acquire_many(all_claims) => acquire(1).await.ok()?,
         };
-        let more = self.capacity.available_permits().min(CLAIM_MAX.saturating_sub(room.num_permits()));
+        let more = self.capacity.available_permits().min(CLAIM_MAX.saturating_sub(permits.num_permits()));
         if let Ok(more) = Arc::clone(&self.capacity).try_acquire_many_owned(u32::try_from(more).unwrap_or(0)) {
-            room.merge(more);
+            permits.merge(more);
         }
         let claim_permit = Arc::clone(&self.claims_in_flight).acquire_owned().await.ok()?;
-        Some((room, claim_permit))
+        Some((permits, claim_permit))
     }
 
-    /// Claims a batch and starts an attempt for each delivery that was won.
+    /// Claims a batch and starts an attempt for each claim that it won.
     async fn claim_batch(
         self: Arc<Self>,
         batch: Vec<QueuedWork>,
-        mut room: OwnedSemaphorePermit,
+        mut permits: OwnedSemaphorePermit,
         claim_permit: OwnedSemaphorePermit,
     ) {
         let items: Vec<WorkItem> = batch.iter().map(|item| item.work).collect();
-        let Some(ClaimBatch { claims, claimed_at, is_looked_up }) = self.claim(&items).await else {
+        let Some(ClaimBatch { claims, claimed_at, has_policies }) = self.claim(&items).await else {
             return batch.iter().for_each(|item| self.acker.requeue(item.tag));
         };
         drop(claim_permit);
@@ -248,17 +251,17 @@ impl PoolState {
             claims.into_iter().map(|claim| ((claim.delivery, claim.run), claim)).collect();
         let mut lost = Vec::new();
         for item in batch {
-            match (won.remove(&(item.work.d, item.work.r.saturating_add(1))), room.split(1)) {
-                (Some(claim), Some(_)) if !is_looked_up => self.give_back(&claim, Source::Broker(item.tag)),
-                (Some(claim), Some(place)) => self.spawn_attempt(claim, claimed_at, place, Source::Broker(item.tag)),
+            match (won.remove(&(item.work.d, item.work.r.saturating_add(1))), permits.split(1)) {
+                (Some(claim), Some(_)) if !has_policies => self.give_back(&claim, Source::Broker(item.tag)),
+                (Some(claim), Some(permit)) => self.spawn_attempt(claim, claimed_at, permit, Source::Broker(item.tag)),
                 _ => lost.push(item),
             }
         }
-        drop(room);
+        drop(permits);
         self.settle_lost(lost).await;
     }
 
-    /// Takes what comes by the short way, until it ends.
+    /// Receives deliveries from local dispatch until its channel closes.
     async fn run_local_claims(self: &Arc<Self>, local_claims: Option<Receiver<LocalClaim>>) {
         let Some(mut local_claims) = local_claims else { return };
         let mut batch = Vec::new();
@@ -268,42 +271,42 @@ impl PoolState {
         }
     }
 
-    /// Starts an attempt for each delivery that came claimed, once it is known what stands against sending it.
+    /// Loads the recipient policies of deliveries from local dispatch, then starts an attempt for each.
     async fn start_local(self: Arc<Self>, batch: Vec<LocalClaim>) {
         measures::came_claimed(batch.len());
         let (mut claims, rest): (Vec<Claim>, Vec<_>) = batch
             .into_iter()
-            .map(|LocalClaim { claim, claimed_at, room, in_flight_permit }| {
-                (claim, (claimed_at, room, in_flight_permit))
+            .map(|LocalClaim { claim, claimed_at, room: attempt_permit, in_flight_permit }| {
+                (claim, (claimed_at, attempt_permit, in_flight_permit))
             })
             .unzip();
-        let is_looked_up = self.load_policies(&mut claims).await;
-        for (claim, (claimed_at, room, in_flight_permit)) in claims.into_iter().zip(rest) {
-            match is_looked_up {
-                true => self.spawn_attempt(claim, claimed_at, room, Source::Local(in_flight_permit)),
+        let has_policies = self.load_policies(&mut claims).await;
+        for (claim, (claimed_at, attempt_permit, in_flight_permit)) in claims.into_iter().zip(rest) {
+            match has_policies {
+                true => self.spawn_attempt(claim, claimed_at, attempt_permit, Source::Local(in_flight_permit)),
                 false => self.give_back(&claim, Source::Local(in_flight_permit)),
             }
         }
     }
 
-    /// Looks what stands against sending, however long the database stays away; false once stopped, or once a stopping process
-    /// can wait no longer. The claims are then to be given back.
+    /// Loads suppressions and recipient policies into `claims`, and retries while the database is away. Returns false if the
+    /// process stops before that: the caller must then give the claims back.
     async fn load_policies(&self, claims: &mut [Claim]) -> bool {
-        let looking = async {
+        let loading = async {
             let mut reconnect = Reconnect::new();
             while let Err(error) = self.deps.store.load_policies(self.context.route.channel, claims).await {
                 self.wait_out(&error, &mut reconnect).await?;
             }
             Some(())
         };
-        self.context.cut_short.run_until_cancelled(looking).await.flatten().is_some()
+        self.context.cut_short.run_until_cancelled(loading).await.flatten().is_some()
     }
 
-    /// The hints of a batch. What is none is put aside for a person.
+    /// Parses a batch of messages. A message that cannot be parsed becomes a dead letter, for a person to look at.
     fn parse(self: &Arc<Self>, batch: Vec<Delivery>) -> Vec<QueuedWork> {
         let mut items = Vec::with_capacity(batch.len());
         for delivery in batch {
-            match read(&delivery) {
+            match parse_work_item(&delivery) {
                 Ok(work) => items.push(QueuedWork { work, tag: delivery.tag }),
                 Err(detail) => {
                     let state = Arc::clone(self);
@@ -320,9 +323,9 @@ impl PoolState {
             detail,
             "a message on the work queue cannot be read, it goes to the dead letters"
         );
-        let put = || dead_letter(&self.deps.publisher, &self.queue, &delivery, DeadReason::Poison, detail);
+        let publish = || dead_letter(&self.deps.publisher, &self.queue, &delivery, DeadReason::Poison, detail);
         let mut reconnect = Reconnect::new();
-        while let Err(error) = put().await {
+        while let Err(error) = publish().await {
             tracing::warn!(queue = self.queue, %error, "a dead letter is not with the broker yet");
             if self.deps.stop.run_until_cancelled(reconnect.pause()).await.is_none() {
                 return self.acker.requeue(delivery.tag);
@@ -331,30 +334,36 @@ impl PoolState {
         self.acker.done(delivery.tag);
     }
 
-    /// Claims, however long the database stays away; `None` once stopped.
+    /// Claims deliveries, and retries while the database is away; `None` once stopped.
     async fn claim(&self, items: &[WorkItem]) -> Option<ClaimBatch> {
         let mut reconnect = Reconnect::new();
         loop {
             let claimed_at = Instant::now();
             match self.deps.store.claim(self.context.route.channel, items, self.lease_ms).await {
                 Ok(mut claims) => {
-                    let is_looked_up = self.load_policies(&mut claims).await;
-                    return Some(ClaimBatch { claims, claimed_at, is_looked_up });
+                    let has_policies = self.load_policies(&mut claims).await;
+                    return Some(ClaimBatch { claims, claimed_at, has_policies });
                 }
                 Err(error) => self.wait_out(&error, &mut reconnect).await?,
             }
         }
     }
 
-    /// A pause after a database call that failed; `None` once stopped.
+    /// Logs a failed database call and pauses; `None` once stopped.
     async fn wait_out(&self, error: &DbError, reconnect: &mut Reconnect) -> Option<()> {
         let cause = std::error::Error::source(error).map(ToString::to_string);
         tracing::warn!(queue = self.queue, %error, cause, "deliveries wait for the database");
         self.deps.stop.run_until_cancelled(reconnect.pause()).await
     }
 
-    /// Starts the attempt of a claim that has room for it.
-    fn spawn_attempt(self: &Arc<Self>, claim: Claim, claimed_at: Instant, room: OwnedSemaphorePermit, source: Source) {
+    /// Starts the attempt that a claim allows. `permit` is the attempt permit; it is released before the outcome is reported.
+    fn spawn_attempt(
+        self: &Arc<Self>,
+        claim: Claim,
+        claimed_at: Instant,
+        permit: OwnedSemaphorePermit,
+        source: Source,
+    ) {
         let state = Arc::clone(self);
         let span = state.span(&claim);
         let slot = claim.line.map(|line| (line, claim.delivery));
@@ -367,33 +376,33 @@ impl PoolState {
             {
                 state.charge_late_slot(line, delivery).await;
             }
-            drop(room);
+            drop(permit);
             state.report(event, source).await;
         };
         self.tasks.spawn(work.instrument(span));
     }
 
-    /// Gives a claim back unused, so that another worker need not wait for the end of its lease.
+    /// Gives an unused claim back, so that another worker does not have to wait until its lease ends.
     fn give_back(self: &Arc<Self>, claim: &Claim, source: Source) {
         let (state, span) = (Arc::clone(self), self.span(claim));
         let event = span.in_scope(|| give_back(&self.context, claim));
         self.tasks.spawn(async move { state.report(event, source).await }.instrument(span));
     }
 
-    /// Reports how a claim ended, and lets go of what it held once that is certain to be written down.
+    /// Publishes the event that ends a claim. Acknowledges the message only once the broker has confirmed the event.
     async fn report(&self, event: Event, source: Source) {
-        let is_written = self.deps.outcomes.record(event).await;
-        if is_written {
+        let is_confirmed = self.deps.outcomes.record(event).await;
+        if is_confirmed {
             faultpoint::pass(faultpoint::AFTER_EVENT);
         }
         match source {
-            Source::Broker(tag) if is_written => self.acker.done(tag),
+            Source::Broker(tag) if is_confirmed => self.acker.done(tag),
             Source::Broker(_) => {}
             Source::Local(in_flight_permit) => drop(in_flight_permit),
         }
     }
 
-    /// The next minute's slots must not come too soon after a message that was heard late.
+    /// Moves a slot to the time of its late call. Otherwise the next minute's slots come too soon after that message.
     async fn charge_late_slot(&self, line: Uuid, delivery: DeliveryId) {
         measures::slot_used_late();
         if let Err(error) = self.deps.store.charge_late_slot(line, delivery).await {
@@ -416,8 +425,10 @@ impl PoolState {
         )
     }
 
-    /// Acknowledges what others hold or ended. Whoever holds it may be a worker that died, also where the broker delivers it for
-    /// the first time (the relay may have published it once more), so a watch is set for the end of its lease.
+    /// Settles the messages whose claim was lost: another worker holds or has finished these deliveries.
+    ///
+    /// The holder may be a worker that died. This is possible even if the broker delivers the message for the first time, because
+    /// the relay may have published it again. So a watch is set for the end of the lease before the message is acknowledged.
     async fn settle_lost(&self, lost: Vec<QueuedWork>) {
         if lost.is_empty() {
             return;
@@ -433,7 +444,7 @@ impl PoolState {
     }
 }
 
-fn read(delivery: &Delivery) -> Result<WorkItem, String> {
+fn parse_work_item(delivery: &Delivery) -> Result<WorkItem, String> {
     if delivery.properties.kind() != Some(WorkItem::TYPE) {
         return Err(format!("its type is not {}", WorkItem::TYPE));
     }

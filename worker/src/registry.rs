@@ -1,4 +1,4 @@
-//! Which providers carry which channel, built once from the settings.
+//! The providers of each channel, built once from the settings.
 
 use std::sync::Arc;
 
@@ -27,25 +27,25 @@ use crate::{
     },
 };
 
-/// Providers in the order they are asked.
+/// Providers in the order in which they are tried.
 pub type Providers = Arc<[Arc<dyn Provider>]>;
 
 /// Why the providers could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The mail server's settings do not fit.
+    /// The settings of the mail server are invalid.
     #[error("failed to set up provider `smtp`")]
     Smtp(#[source] SmtpSetupError),
-    /// The HTTP client could not be made.
+    /// The HTTP client for webhooks could not be created.
     #[error("failed to set up provider `http`")]
     Http(#[source] reqwest::Error),
-    /// The HTTP client could not be made.
+    /// The HTTP client for WAHA could not be created.
     #[error("failed to set up provider `waha`")]
     Waha(#[source] reqwest::Error),
     /// A vendor could not be set up.
     #[error("failed to set up provider `{0}`")]
     Vendor(ProviderName, #[source] SetupError),
-    /// The settings of a push service do not fit.
+    /// The settings of a push service are invalid.
     #[error("failed to set up provider `{0}`")]
     Push(ProviderName, #[source] PushSetupError),
 }
@@ -57,8 +57,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Builds the providers that the settings name, for the channels this worker serves. No connection is made yet. Hints for open
-    /// sockets go to `hints`.
+    /// Builds the configured providers of the channels that this worker serves. It opens no connection. The in-app provider
+    /// sends its hints for open sockets to `hints`.
     pub fn build(config: &Config, store: &Store, hints: &Hints) -> Result<Self, RegistryError> {
         let mut first_error = None;
         let breakers = Arc::new(Breakers::new(store.clone(), config.breaker));
@@ -71,7 +71,7 @@ impl Registry {
         first_error.map_or(Ok(Self { providers, breakers }), Err)
     }
 
-    /// What carries `channel`, first one first; empty where the channel is not set up.
+    /// The providers of `channel`, in order; empty if the channel is not configured.
     pub fn providers(&self, channel: Channel) -> Providers {
         Arc::clone(self.providers.get(channel))
     }
@@ -120,7 +120,7 @@ fn push(name: ProviderName, config: &Config) -> Result<Arc<dyn Provider>, PushSe
     })
 }
 
-/// The setting that gives a channel its providers.
+/// The setting that names the providers of a channel.
 pub const fn backend_setting(channel: Channel) -> &'static str {
     match channel {
         Channel::Email => "EMAIL_BACKEND",

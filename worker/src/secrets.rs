@@ -1,4 +1,4 @@
-//! What signs webhooks, kept in memory: a query for each delivery would cost more than the signature.
+//! An in-memory cache of webhook signing secrets: a query per delivery would cost more than the signature.
 
 use std::{
     collections::HashMap,
@@ -16,26 +16,25 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// What was read is read again after this long, whatever happens.
+/// A cached entry is reloaded after this long, even without a known change.
 const FRESH_FOR: Duration = Duration::from_secs(60);
-/// How often is asked whose configurations have changed: one small question for all tenants.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Changes of this many seconds are asked for: all since the oldest reading that still counts.
-const CHANGES_OF: i32 = 90;
-/// A configuration that was named and is not known is as new as can be, or gone: it is looked for again after this long.
+/// How often the cache asks which configurations have changed: one small query for all tenants.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// The query returns the changes of this many seconds: more than the maximum age of a cached entry.
+const CHANGES_WINDOW_SECONDS: i32 = 90;
+/// A named configuration that is not in the cache is either brand-new or deleted. The entry is reloaded after this long.
 const UNKNOWN_FOR: Duration = Duration::from_secs(2);
-
-/// Configurations of one tenant that are kept in mind, the newest ones.
+/// Maximum configurations per tenant in the cache; the newest ones are kept.
 const CONFIGURATIONS_MAX: i64 = 1000;
 
-/// What a webhook is signed with.
+/// What one webhook is signed with.
 #[derive(Clone)]
 pub struct Signing {
-    /// The secrets, with spaces between them.
+    /// The secrets, separated by spaces.
     pub secrets: Arc<str>,
-    /// Further headers.
+    /// Additional headers of the webhook.
     pub headers: Arc<[(String, String)]>,
-    /// The configuration they belong to.
+    /// The configuration that the secrets and headers belong to.
     pub configuration: Option<Uuid>,
 }
 
@@ -45,26 +44,28 @@ impl Default for Signing {
     }
 }
 
-/// What signs the webhooks of every tenant that was asked for.
+/// The cached signing secrets of every tenant that was looked up.
 pub struct Secrets {
     store: Store,
-    known: RwLock<HashMap<TenantId, Arc<Known>>>,
-    looked_at: Mutex<Option<Instant>>,
+    cache: RwLock<HashMap<TenantId, Arc<Entry>>>,
+    checked_at: Mutex<Option<Instant>>,
 }
 
-struct Known {
+/// The cached secrets of one tenant.
+struct Entry {
+    /// The tenant's own secret.
     own: Signing,
     configurations: Vec<(Uuid, Signing)>,
-    /// The last change of any of them.
+    /// The latest change of any configuration.
     changed_at: Option<DateTime<Utc>>,
-    /// Until when all of their secrets hold.
+    /// When the first of the previous secrets expires. `None`: there are none.
     until: Option<DateTime<Utc>>,
     read_at: Instant,
 }
 
-impl Known {
-    /// The secret of the configuration that is named, else the tenant's own. An URL picks none: a producer may send to any URL, and its
-    /// message must not look like an event of Posthaste.
+impl Entry {
+    /// The secret of the named configuration, else the tenant's own. The URL never selects a configuration: a producer may send
+    /// to any URL, and its message must not look like an event of Posthaste.
     fn signing(&self, named: Option<Uuid>) -> &Signing {
         let found = named.and_then(|named| self.configurations.iter().find(|(id, _)| *id == named));
         found.map_or(&self.own, |(_, signing)| signing)
@@ -72,82 +73,83 @@ impl Known {
 
     fn is_fresh(&self, named: Option<Uuid>) -> bool {
         let is_known = named.is_none_or(|named| self.configurations.iter().any(|(id, ..)| *id == named));
-        let holds = self.until.is_none_or(|until| clock::now() < until);
-        holds && self.read_at.elapsed() < if is_known { FRESH_FOR } else { UNKNOWN_FOR }
+        let is_valid = self.until.is_none_or(|until| clock::now() < until);
+        is_valid && self.read_at.elapsed() < if is_known { FRESH_FOR } else { UNKNOWN_FOR }
     }
 }
 
 impl Secrets {
-    /// No secrets yet; they are read from `store` when they are first needed.
+    /// Creates an empty cache. It loads secrets from `store` when they are first needed.
     pub fn new(store: Store) -> Self {
-        Self { store, known: RwLock::default(), looked_at: Mutex::default() }
+        Self { store, cache: RwLock::default(), checked_at: Mutex::default() }
     }
 
-    /// What signs a webhook of the tenant, which names its configuration if it carries an event; an empty secret if there is no
-    /// such tenant. Waits for the database if the tenant was never read, as long as it takes; what is merely old is used until
-    /// something newer can be had.
+    /// Returns what signs a webhook of `tenant`. A webhook that carries an event names its configuration. The secret is empty if
+    /// the tenant does not exist. If the tenant is not cached, this waits for the database, as long as it takes. A stale entry
+    /// is used while it cannot be reloaded.
     pub async fn get(&self, tenant: TenantId, named: Option<Uuid>) -> Signing {
-        if self.looks() {
-            Box::pin(self.load_policies()).await;
+        if self.start_check() {
+            Box::pin(self.evict_changed()).await;
         }
-        let remembered = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).map(Arc::clone);
-        let known = match remembered {
-            Some(known) if known.is_fresh(named) => known,
-            // Boxed, because a query's future is large and this one is part of every attempt's.
-            Some(known) => Box::pin(self.read(tenant)).await.unwrap_or(known),
-            None => Box::pin(self.insist(tenant)).await,
+        let cached = self.cache.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).map(Arc::clone);
+        let entry = match cached {
+            Some(entry) if entry.is_fresh(named) => entry,
+            // Boxed, because a query's future is large, and every attempt's future contains this one.
+            Some(entry) => Box::pin(self.read(tenant)).await.unwrap_or(entry),
+            None => Box::pin(self.read_with_retries(tenant)).await,
         };
-        known.signing(named).clone()
+        entry.signing(named).clone()
     }
 
-    /// Whether it is time to ask for changes; true for one caller only.
-    fn looks(&self) -> bool {
-        let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
+    /// Whether a check for changes is due. Returns true to one caller per interval, which must make the check.
+    fn start_check(&self) -> bool {
+        let mut checked_at = self.checked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = checked_at.is_none_or(|at| at.elapsed() >= CHECK_INTERVAL);
         if is_due {
-            *looked_at = Some(Instant::now());
+            *checked_at = Some(Instant::now());
         }
         is_due
     }
 
-    /// Forgets the tenants whose configurations have changed since they were read.
-    async fn load_policies(&self) {
-        let changed = match self.store.changed_configurations(CHANGES_OF).await {
+    /// Removes the tenants whose configurations have changed since they were loaded.
+    async fn evict_changed(&self) {
+        let changed = match self.store.changed_configurations(CHANGES_WINDOW_SECONDS).await {
             Ok(changed) => changed,
             Err(error) => return tracing::debug!(%error, "nobody can say whether webhook secrets have changed"),
         };
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         for (tenant, at) in changed {
-            if known.get(&tenant).is_some_and(|known| known.changed_at < Some(at)) {
-                known.remove(&tenant);
+            if cache.get(&tenant).is_some_and(|entry| entry.changed_at < Some(at)) {
+                cache.remove(&tenant);
             }
         }
     }
 
-    async fn insist(&self, tenant: TenantId) -> Arc<Known> {
+    async fn read_with_retries(&self, tenant: TenantId) -> Arc<Entry> {
         let mut reconnect = Reconnect::new();
         loop {
             match self.read(tenant).await {
-                Ok(known) => return known,
+                Ok(entry) => return entry,
                 Err(error) => tracing::warn!(%error, tenant.id = %tenant, "a webhook secret cannot be read yet"),
             }
             reconnect.pause().await;
         }
     }
 
-    async fn read(&self, tenant: TenantId) -> DbResult<Arc<Known>> {
+    /// Loads a tenant's secrets from the database into the cache.
+    async fn read(&self, tenant: TenantId) -> DbResult<Arc<Entry>> {
         let found = self.store.tenant_by_id(tenant).await?;
         let secrets = found.map_or_else(|| Arc::from(""), |tenant| Arc::from(tenant.webhook_secret.expose_secret()));
         let configurations = self.store.list_configurations(tenant, None, CONFIGURATIONS_MAX).await?;
-        let known = Arc::new(Known {
+        let entry = Arc::new(Entry {
             own: Signing { secrets, ..Signing::default() },
             changed_at: configurations.iter().map(|to| to.updated_at).max(),
             until: configurations.iter().filter_map(|to| to.previous_until).filter(|until| clock::now() < *until).min(),
             configurations: configurations.iter().map(|to| (to.id, signing(to))).collect(),
             read_at: Instant::now(),
         });
-        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(tenant, Arc::clone(&known));
-        Ok(known)
+        self.cache.write().unwrap_or_else(PoisonError::into_inner).insert(tenant, Arc::clone(&entry));
+        Ok(entry)
     }
 }
 

@@ -31,16 +31,17 @@ pub struct Filter {
     message_id: Option<String>,
 }
 
-/// The names of those options, for rules among them.
+/// The names of these options, for rules between options.
 pub const OPTIONS: [&str; 6] = ["channel", "tenant", "reason", "since", "until", "message_id"];
 
 impl Filter {
-    /// The tenant that is asked for.
+    /// The requested tenant.
     pub fn tenant(&self) -> Option<&str> {
         self.tenant.as_deref()
     }
 
-    /// The filter of the database. A tenant that does not exist is refused: a slip must not look like "no letters".
+    /// Converts the options into a database filter. An unknown tenant is an error: a typo must not look like "no
+    /// letters".
     pub async fn letters(self, store: &Store) -> anyhow::Result<LetterFilter> {
         if let Some(slug) = &self.tenant {
             settings::tenant(store, slug).await?;

@@ -1,4 +1,4 @@
-//! `posthaste dead`: what Posthaste gave up on, for a person to look at. Works on the database itself, across tenants.
+//! `posthaste dead`: dead letters, for operators. Works on the database directly, across tenants.
 
 mod filter;
 mod moving;
@@ -17,7 +17,7 @@ use crate::{
     settings,
 };
 
-/// Letters in one list unless asked for more: two screens.
+/// The default number of letters in a list: two screens.
 const LIST_USUAL: &str = "50";
 
 /// List, replay and drop dead letters: what Posthaste gave up on
@@ -169,7 +169,7 @@ impl Status {
     }
 }
 
-/// How far it is, in one line.
+/// The progress in one line.
 fn progress_line(replay: &Replay) -> String {
     let Replay { id, action, status, replayed, matched, skipped, actor, note, .. } = replay;
     format!("{action} {id} is {status}: {replayed} of {matched} moved, {skipped} skipped (by {actor}: {note})")

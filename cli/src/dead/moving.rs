@@ -1,4 +1,4 @@
-//! Replaying and dropping: the command writes down what is wanted, the scheduler does it, the command watches.
+//! Replays and drops dead letters: the command stores the request, the scheduler executes it, and the command watches.
 
 use std::{
     process::ExitCode,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// The scheduler takes replays up within a second or two; longer means that it does not run.
+/// The scheduler takes a replay within a second or two. A longer wait means that no scheduler runs.
 const QUIET_MAX: Duration = Duration::from_secs(10);
 const RUNNING: &str = "running";
 
@@ -77,7 +77,7 @@ impl Args {
     }
 }
 
-/// Says how many letters a replay leaves where they are because of who published them.
+/// Prints how many letters a replay leaves out because of their publisher.
 async fn note_left_out(store: &Store, filter: &LetterFilter, out: Output) -> anyhow::Result<()> {
     let [all, taken] = [LetterAction::Drop, LetterAction::Replay];
     let all = store.letters_match(None, filter, all).await.context("failed to count the dead letters")?;
@@ -104,7 +104,7 @@ fn leave(id: Uuid, matched: i64, out: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Follows a replay to its end. Leaving before that stops the watching, not the replay.
+/// Watches a replay until it ends. Interrupting the command stops only the watching, not the replay.
 async fn watch(store: &Store, id: Uuid, out: Output) -> anyhow::Result<ExitCode> {
     let followed = tokio::select! {
         followed = follow(store, id) => followed?,

@@ -1,4 +1,4 @@
-//! The state of the broker: reachable, with everything that must exist, and with consumers at every queue.
+//! Checks the broker: connection, topology, and consumers on every queue.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -11,12 +11,12 @@ use shared::amqp::{
 use super::finding::Finding;
 use crate::settings;
 
-/// A queue holds only what may be sent now; more than this is a backlog worth a warning.
+/// A queue holds only messages that may be sent now. More than this is a backlog worth a warning.
 const READY_WARN: u32 = 10_000;
-/// Queues named in one line.
+/// The most queues named in one line.
 const NAMES_MAX: usize = 5;
 
-/// Everything about the broker; without one there is nothing more to see.
+/// Runs all checks of the broker. Without a connection that is the only finding.
 pub async fn examine() -> Vec<Finding> {
     match reach().await {
         Ok(findings) => findings,
@@ -71,7 +71,7 @@ fn names(queues: &[&QueueDepth]) -> String {
     shortened(&queues.iter().map(|queue| queue.name.clone()).collect::<Vec<_>>())
 }
 
-/// How to start the consumers of these queues.
+/// The command that starts the consumers of these queues.
 fn start(queues: &[&QueueDepth]) -> String {
     let services: BTreeSet<_> = queues.iter().map(|queue| service(&queue.name)).collect();
     format!("start it: posthaste run --only {}", services.into_iter().collect::<Vec<_>>().join(","))

@@ -1,4 +1,4 @@
-//! How the database is: reachable, new enough, migrated, in time, and not piling up work.
+//! Checks the database: connection, version, migrations, clock, partitions and backlogs.
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -19,22 +19,23 @@ use shared::{
 use super::{broker::shortened, finding::Finding};
 use crate::{output::count, settings};
 
-/// Below this, `server_version_num` says a release that Posthaste is not made for.
+/// The lowest supported `server_version_num`.
 const VERSION_MIN: i32 = 150_000;
-/// Beyond this, ours and the database's idea of "due" and "expired" visibly differ.
+/// With a larger clock difference, Posthaste and the database visibly disagree on what is due or expired.
 const SKEW_WARN: TimeDelta = TimeDelta::milliseconds(500);
-/// Beyond this, tokens are refused as well.
+/// With a larger clock difference, tokens are refused as well.
 const SKEW_FAIL: TimeDelta = TimeDelta::seconds(30);
-/// Days for which partitions should be there: a weekend without a scheduler.
+/// Days for which partitions should exist: a weekend without a scheduler.
 const DAYS_AHEAD_WARN: i64 = 2;
-/// Seconds an outbox row may wait: the relay takes it over after five, so a quarter of a minute means that none runs.
+/// Seconds an outbox row may wait. The relay takes it over after five, so a quarter of a minute means that no relay
+/// runs.
 const OUTBOX_SECONDS: (f64, f64) = (15.0, 60.0);
 /// Seconds a due row may be late.
 const DUE_SECONDS: (f64, f64) = (5.0, 60.0);
 
 const START_SCHEDULER: &str = "start a scheduler: posthaste run --only scheduler";
 
-/// Everything about the database; without one there is nothing more to see.
+/// Runs all checks of the database. Without a connection that is the only finding.
 pub async fn examine() -> Vec<Finding> {
     match reach().await {
         Ok((store, url, finding)) => {
@@ -63,7 +64,7 @@ async fn examine_reached(store: &Store, is_remote: bool) -> Vec<Finding> {
     findings
 }
 
-/// Makes a failed question a finding of its own.
+/// Turns a failed check into a finding.
 fn settled(check: &'static str, answer: anyhow::Result<Finding>) -> Finding {
     answer.unwrap_or_else(|error| Finding::failed(check, &error, "look at the database's log"))
 }
@@ -137,7 +138,7 @@ fn walls(floor: &Floor) -> Finding {
     }
 }
 
-/// A database on this machine is one for development: there the owner of everything may serve as well.
+/// A database on this machine is for development, where a privileged login is acceptable.
 fn login(floor: &Floor, is_remote: bool) -> Finding {
     if !floor.login_is_privileged {
         return Finding::ok("database login", "it is bound by row-level security and owns nothing");
@@ -208,7 +209,8 @@ fn broker_users(open: &[String], shut_out: &[String]) -> Finding {
     }
 }
 
-/// The tenants for which every user of the broker may publish; and those for which no user may, although lately some did.
+/// The tenants for which every broker user may publish, and those for which no user may publish although some did
+/// recently.
 async fn publishing_tenants(store: &Store) -> anyhow::Result<(Vec<String>, Vec<String>)> {
     let users = store.amqp_users().await.context("failed to list the broker users")?;
     let tenants = store.list_tenants().await.context("failed to list the tenants")?;
@@ -220,8 +222,8 @@ async fn publishing_tenants(store: &Store) -> anyhow::Result<(Vec<String>, Vec<S
     Ok((open.into_iter().map(|tenant| tenant.slug).collect(), shut_out))
 }
 
-/// Tenants without a mapped user for which something was published within a week: among their latest messages, or among what was
-/// refused for its publisher.
+/// Tenants without a mapped user that were published for within a week: among their latest messages, or among the
+/// publishes refused because of their publisher.
 const UNMAPPED: &str = "
 SELECT t.slug FROM tenants t WHERE NOT EXISTS (SELECT FROM amqp_users u WHERE u.tenant_id = t.id) AND (
     EXISTS (SELECT FROM (

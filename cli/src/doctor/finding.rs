@@ -1,4 +1,4 @@
-//! What a check found out.
+//! The result of a check.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use crate::failure::chain;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckResult {
-    /// As it should be.
+    /// All is well.
     Ok,
     /// Works, but needs attention.
     Warn,
@@ -31,39 +31,39 @@ impl fmt::Display for CheckResult {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// The name of the check.
     pub check: &'static str,
-    /// How it is.
+    /// The severity.
     pub verdict: CheckResult,
-    /// What was seen.
+    /// What the check found.
     pub detail: String,
-    /// What to do: a command where there is one.
+    /// What to do: a command if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
 
 impl Finding {
-    /// All is well.
+    /// A finding without a problem.
     pub fn ok(check: &'static str, detail: impl Into<String>) -> Self {
         Self { check, verdict: CheckResult::Ok, detail: detail.into(), advice: None }
     }
 
-    /// It needs attention.
+    /// A finding that needs attention.
     pub fn warn(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { check, verdict: CheckResult::Warn, detail: detail.into(), advice: Some(advice.into()) }
     }
 
-    /// It does not work.
+    /// A finding that something does not work.
     pub fn fail(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { check, verdict: CheckResult::Fail, detail: detail.into(), advice: Some(advice.into()) }
     }
 
-    /// The check itself failed.
+    /// The finding of a check that failed itself.
     pub fn failed(check: &'static str, error: &anyhow::Error, advice: impl Into<String>) -> Self {
         Self::fail(check, chain(error), advice)
     }
 
-    /// A number that should be small: from `warn` on worth a look, from `fail` on a failure.
+    /// Grades a number that should be small: a warning from `warn` on, a failure from `fail` on.
     pub fn graded(check: &'static str, value: f64, (warn, fail): (f64, f64), detail: String, advice: &str) -> Self {
         if value >= fail {
             Self::fail(check, detail, advice)
@@ -75,7 +75,7 @@ impl Finding {
     }
 }
 
-/// The report for people: verdict, check, what was seen; below it what to do.
+/// The report as text: severity, check and detail, with the advice below.
 pub fn lines(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or_default();
     let line = |it: &Finding| {

@@ -1,4 +1,4 @@
-//! `posthaste doctor`: asks everything Posthaste depends on how it is, and says what to do.
+//! `posthaste doctor`: checks everything Posthaste depends on, and advises what to do.
 
 mod broker;
 mod database;
@@ -20,7 +20,7 @@ Each line is ok, warn or fail; what to do about it stands below it. Warnings do 
 pub struct Args;
 
 impl Args {
-    /// Runs every check; one that fails does not keep the others from being made.
+    /// Runs every check, even if one fails.
     pub async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let spinner = progress::spinner("examining");
         let mut findings = vec![settings()];

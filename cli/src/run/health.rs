@@ -1,15 +1,15 @@
-//! A whole service as one part of the process's health, so that two services may have parts of the same name.
+//! A whole service as one part of the process's health, so that parts of two services may have the same name.
 
 use shared::probe::{Checking, Health, Part, Parts, Report, Status};
 
-/// A service: as well as the worst of its parts.
+/// A service. Its health is that of its worst part.
 pub struct ServicePart {
     name: &'static str,
     parts: Parts,
 }
 
 impl ServicePart {
-    /// Adds a service to the health of the process; returns the list for the parts of the service.
+    /// Adds a service to the health of the process. Returns the list for the service's own parts.
     pub fn add_to(process: &Parts, name: &'static str) -> Parts {
         let parts = Parts::new();
         process.add(Self { name, parts: parts.clone() });

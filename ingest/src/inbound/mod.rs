@@ -1,4 +1,4 @@
-//! What others tell us: webhooks of WAHA and of providers, and the links of tracked mails.
+//! Inbound webhooks of WAHA and of providers, and the links of tracked mails.
 
 pub mod provider_events;
 pub mod tracking;

@@ -1,6 +1,6 @@
-//! What providers tell afterwards: verified, kept, and answered at once; the scheduler works it through.
+//! Webhooks in which providers report events: verified, stored and answered at once; the scheduler processes them later.
 //!
-//! The signature is the authentication. Whatever does not verify gets one and the same answer.
+//! The signature is the authentication. Every request that does not verify gets the same answer.
 
 use std::time::Duration;
 
@@ -37,41 +37,41 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Largest message of SNS, which sends up to 256 KiB. Its signature stands in the body, so every sender can make us hold one.
+/// Largest message of SNS, which sends up to 256 KiB. Its signature is in the body, so any sender can make us hold one.
 const SNS_BYTES_MAX: usize = 320 * 1024;
 const LIMITS: Limits = Limits { batch_max: 512, parallel_max: 2, queue_max: 16384, spacing: Duration::from_millis(3) };
-/// Connections that keeping events holds at most.
+/// Most connections for storing events.
 pub const CONNECTIONS: usize = LIMITS.parallel_max;
-/// From a verified body to its commit; every vendor waits longer, and tries again.
+/// Bound from a verified body to its commit. Every vendor waits longer than that, and retries.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Certificates change once a year.
+/// How long a certificate is cached. Certificates change once a year.
 const CERTIFICATE_TTL: Duration = Duration::from_hours(6);
-/// What could not be fetched is not asked for again at once: anybody can name certificates.
+/// How long a failed fetch of a certificate is not repeated: any sender can name certificates.
 const MISSING_TTL: Duration = Duration::from_secs(10);
 const CERTIFICATES_MAX: usize = 64;
 const CERTIFICATE_BYTES_MAX: usize = 64 * 1024;
 const FETCHES_MAX: usize = 2;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Events were not kept; their sender tries again.
+/// Events were not stored; their sender retries.
 #[derive(Clone, Copy, Debug)]
 pub struct KeepError;
 
-/// Why events cannot be verified at all.
+/// Why events could not be verified at all.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// The file is not there, or may not be read.
+    /// The file is missing or unreadable.
     #[error("SNS_SIGNING_CERT_PATH cannot be read")]
     Read(#[source] std::io::Error),
-    /// There is no certificate in it.
+    /// The file contains no certificate.
     #[error("SNS_SIGNING_CERT_PATH must name a file with a certificate in PEM, of an RSA key of 2048 bits or more")]
     Certificate,
-    /// The HTTP client that fetches certificates could not be made.
+    /// The HTTP client that fetches certificates could not be built.
     #[error("failed to prepare the HTTP client")]
     Client(#[source] reqwest::Error),
 }
 
-/// What vouches for events.
+/// The keys and certificates that verify events.
 pub struct Trust {
     sendgrid: Option<sendgrid::Key>,
     twilio: Option<twilio::Token>,
@@ -81,7 +81,7 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// As the settings have it.
+    /// Loads them as the settings say.
     pub fn of(config: &Config) -> Result<Self, TrustError> {
         let events = &config.provider_events;
         Ok(Self {
@@ -119,7 +119,7 @@ impl Certificates {
         })
     }
 
-    /// The certificate that a message names; `None`: there is none to believe.
+    /// The certificate that a message names; `None` if it is not trustworthy.
     async fn find(&self, app: &App, envelope: &Envelope) -> Result<Option<Certificate>, Problem> {
         if self.pinned.is_some() {
             return Ok(self.pinned.clone());
@@ -130,7 +130,7 @@ impl Certificates {
         }
         let permit = timeout(FETCH_TIMEOUT, self.fetches.acquire()).await;
         let _permit = permit.map_err(|_| Problem::overloaded())?.map_err(|_| Problem::unavailable())?;
-        // Somebody else may just have asked.
+        // Another request may have fetched it in the meantime.
         if let Some(known) = self.known.get(url.as_str()) {
             return Ok(known);
         }
@@ -154,12 +154,12 @@ async fn fetch(client: Client, url: Url) -> Option<Certificate> {
     Certificate::parse(&body)
 }
 
-/// Keeps events. Cheap to clone.
+/// Stores provider events. Cheap to clone.
 #[derive(Clone)]
 pub struct Keeper(Batcher<ProviderEvent, Result<bool, KeepError>>);
 
 impl Keeper {
-    /// Starts keeping events in `store`.
+    /// Starts storing events in `store`.
     pub fn start(store: Store) -> Self {
         let flush = move |events: Vec<ProviderEvent>| {
             let (store, size) = (store.clone(), events.len());
@@ -177,12 +177,12 @@ impl Keeper {
         Self(Batcher::start(LIMITS, flush))
     }
 
-    /// Keeps one event, however long it takes to begin.
+    /// Stores one event, without a bound on the wait.
     pub async fn keep(&self, event: ProviderEvent) -> Result<(), KeepError> {
         self.0.submit(event).await.map_err(|_| KeepError)?.map(drop)
     }
 
-    /// Keeps all events or fails; some of them may have been kept then. Says how many are new.
+    /// Stores all events or fails; on failure some may be stored. Returns how many are new.
     async fn keep_all(&self, events: Vec<ProviderEvent>) -> Result<usize, Problem> {
         let keeping = join_all(events.into_iter().map(|event| self.0.try_submit(event)));
         let answers = timeout(DEADLINE, keeping).await.map_err(|_| Problem::unavailable())?;
@@ -210,11 +210,12 @@ pub struct Received {
     pub duplicate: bool,
 }
 
-/// Takes what a provider tells about its deliveries: `sendgrid`, `twilio`, `ses` or `sns`.
+/// Takes the events of a provider about its deliveries: `sendgrid`, `twilio`, `ses` or `sns`.
 ///
-/// The signature is the authentication: that of SendGrid's event webhook (`SENDGRID_WEBHOOK_PUBLIC_KEY`), of Twilio's status
-/// callbacks (`TWILIO_AUTH_TOKEN`, over `PUBLIC_URL`, path and query), or of Amazon SNS (topics of `SNS_TOPIC_ARNS`; a
-/// subscription is confirmed by itself). The answer comes once the events are on disk; a repeat answers `duplicate: true`.
+/// The signature is the authentication: that of SendGrid's event webhook (`SENDGRID_WEBHOOK_PUBLIC_KEY`), of Twilio's
+/// status callbacks (`TWILIO_AUTH_TOKEN`, over `PUBLIC_URL`, path and query), or of Amazon SNS (topics of `SNS_TOPIC_ARNS`;
+/// a subscription is confirmed automatically). The answer comes once the events are on disk; a repeat answers
+/// `duplicate: true`.
 #[utoipa::path(post, path = "/api/notifications/webhook/{provider}", tag = "provider events", security(()),
     params(("provider" = String, Path, description = "`sendgrid`, `twilio`, `ses` or `sns`")),
     request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),
@@ -247,7 +248,7 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpRes
         Some(EventSource::Sendgrid) => of_sendgrid(&app.trust, request.headers(), &body),
         Some(EventSource::Twilio) => of_twilio(app, request, &body),
         Some(EventSource::Ses) => of_sns(app, &body).await,
-        // Our own are told by nobody else.
+        // Only our own tracker reports tracking events.
         Some(EventSource::Tracking) | None => return Err(Problem::not_found("provider")),
     }
     .inspect_err(|problem| count_failure(source, problem))?;
@@ -265,19 +266,19 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpRes
     Ok(HttpResponse::Ok().json(Received { received: true, duplicate: new == 0 && total > 0 }))
 }
 
-/// Whether the headers leave it open that something vouches for the body; what they rule out is not held.
+/// Whether the body may still verify, judging by the headers alone. If not, the body is not read.
 fn may_vouch(trust: &Trust, source: Option<EventSource>, headers: &HeaderMap) -> bool {
     let is_signed = |name| header(headers, name).is_some_and(is_signature);
     match source {
         Some(EventSource::Sendgrid) => trust.sendgrid.is_some() && is_signed(sendgrid::SIGNATURE),
         Some(EventSource::Twilio) => trust.twilio.is_some() && is_signed(twilio::SIGNATURE),
-        // The signature of SNS stands in the body.
+        // The signature of SNS is in the body.
         Some(EventSource::Ses) => !trust.topics.is_empty(),
         Some(EventSource::Tracking) | None => false,
     }
 }
 
-/// Whether a text has the shape of a signature in base64: the shortest is a SHA-1, the longest an ECDSA signature.
+/// Whether a text looks like a base64 signature: the shortest is a SHA-1, the longest an ECDSA signature.
 fn is_signature(text: &str) -> bool {
     let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
     (28..=200).contains(&text.len()) && text.bytes().all(is_digit)
@@ -304,7 +305,7 @@ fn of_twilio(app: &App, request: &HttpRequest, body: &[u8]) -> Result<Vec<Provid
 
 async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let value: serde_json::Value = serde_json::from_slice(body).map_err(|_| malformed("a message of Amazon SNS"))?;
-    // What lacks a signature, or anything that is signed, is not signed.
+    // A message without a signature, or without a signed field, is not signed.
     let envelope: Envelope = serde_json::from_value(value).map_err(|_| refuse())?;
     let is_weak = app.trust.requires_sha256 && envelope.uses_sha1();
     if is_weak || !app.trust.topics.contains(&envelope.topic_arn) {
@@ -317,7 +318,7 @@ async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     Ok(envelope.events(body))
 }
 
-/// A header that is given exactly once.
+/// The value of a header that is present exactly once.
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name);
     let first = values.next()?.to_str().ok()?;

@@ -1,7 +1,7 @@
-//! The pixel and the links of tracked mails.
+//! The tracking pixel and the links of tracked mails.
 //!
-//! A reader never waits for the database, and never hears that it is away: what the link says stands in the link itself, and
-//! what is to be recorded is written down behind the answer.
+//! A reader never waits for the database, and never notices that it is down: the link itself contains its target, and the
+//! event is written after the answer.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -27,17 +27,17 @@ use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 
 use crate::{app::App, client, inbound::provider_events::Keeper, problem::Problem};
 
-/// One transparent pixel.
+/// A transparent image of one pixel.
 const PIXEL: &[u8] = &[
     0x47, 0x49, 0x46, 0x38, 0x39, 0x61, 1, 0, 1, 0, 0x80, 0, 0, 0xff, 0xff, 0xff, 0, 0, 0, 0x21, 0xf9, 4, 1, 0, 0, 0,
     0, 0x2c, 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0, 0x3b,
 ];
-/// Events that wait to be written while the database is away.
+/// Most events that wait to be written while the database is away.
 const WAITING_MAX: usize = 10_000;
-/// The pauses between tries to write one down; a database that is away for longer loses it.
+/// The pauses between tries to write an event, in seconds. If the database is away for longer, the event is lost.
 const PAUSES_SECONDS: [u64; 6] = [1, 5, 15, 30, 60, 120];
 
-/// Knows our links, and records that they were followed. One per process.
+/// Verifies our links and records opens and clicks. One per process.
 pub struct Tracker {
     key: OnceLock<Key>,
     keeper: Keeper,
@@ -48,15 +48,15 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Records through `keeper`, on the runtime of the caller. Links of mails that are kept no longer lead nowhere.
+    /// Records through `keeper`, on the caller's runtime. Links of mails older than `kept_days` give a 404.
     pub fn new(keeper: Keeper, kept_days: Option<i32>) -> Self {
         let waiting = Arc::new(Semaphore::new(WAITING_MAX));
         Self { key: OnceLock::new(), keeper, waiting, runtime: Handle::current(), kept_days }
     }
 
-    /// The key that signs links is known.
+    /// Sets the key that signs the links.
     pub fn set_key(&self, key: Key) {
-        // Every process reads the same one.
+        // Every process reads the same key, so a second call changes nothing.
         let _ = self.key.set(key);
     }
 
@@ -101,8 +101,8 @@ pub async fn open(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, 
 
 /// A link of a tracked mail: following it records the mail as `clicked`, once, and leads to where the mail says.
 ///
-/// A HEAD request, as mail scanners make it, records nothing. A link that we did not write leads nowhere, and so does one whose
-/// mail is kept no longer.
+/// A HEAD request, as mail scanners make it, records nothing. A link that we did not write gives a 404, and so does one whose
+/// mail is past its retention.
 #[utoipa::path(method(get, head), path = "/t/c/{token}", tag = "provider events", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 302, description = "Where the link leads")))]
@@ -120,7 +120,7 @@ async fn follow(app: &App, request: &HttpRequest, is_meant: fn(&Link) -> bool) -
     let is_over = |link: &Link| app.tracker.kept_days.is_some_and(|days| link.is_over(clock::now(), days));
     let link = app.tracker.key(app).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
     let link = link.ok_or_else(|| Problem::not_found("link"))?;
-    // A reader is led on in any case; over the limit of its address only the record is left out.
+    // The redirect always happens. Over the rate limit of the address only the record is left out.
     let address = || client::address(request);
     let is_within = || app.limits.of_webhooks(address()).refusal().is_none();
     if request.method() == Method::GET && is_within() {

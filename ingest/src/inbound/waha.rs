@@ -1,7 +1,7 @@
-//! What WAHA tells us: verified, kept, and answered at once; the scheduler works it through.
+//! Webhooks of WAHA: verified, stored and answered at once; the scheduler processes them later.
 //!
-//! The id in the URL, or else the name of the session, only chooses the keys to try. Whatever does not verify gets one and the
-//! same answer.
+//! The id in the URL, or else the name of the session, only selects the keys to try. Every request that does not verify
+//! gets the same answer.
 
 use std::{
     net::IpAddr,
@@ -40,32 +40,32 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Largest body where only a name says which session is meant, and several keys are tried.
+/// Largest body if only a name selects the session, because several keys are tried.
 const NAMED_BODY_BYTES_MAX: usize = 256 * 1024;
-/// Sessions of one name whose keys are tried.
+/// Most sessions of one name whose keys are tried.
 const CANDIDATES_MAX: usize = 10;
-/// As acceptance has it: two commits at once, and what piles up meanwhile is the next one.
+/// As for acceptance: two commits at once, and webhooks that arrive meanwhile form the next one.
 const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(3) };
-/// Connections that keeping webhooks holds at most.
+/// Most connections for storing webhooks.
 pub const CONNECTIONS: usize = LIMITS.parallel_max;
-/// From a verified body to its commit; WAHA gives up later, and tries again.
+/// Bound from a verified body to its commit. WAHA waits longer than that, and retries.
 const DEADLINE: Duration = Duration::from_millis(1800);
-/// How long the sessions of a name are remembered.
+/// How long the sessions of an id or name are cached.
 const SESSIONS_TTL: Duration = Duration::from_secs(5);
-/// What was remembered for less than this is not asked for again, whatever does not verify.
+/// Sessions that were read more recently than this are not read again, even if a webhook does not verify.
 const SESSIONS_AGE_MIN: Duration = Duration::from_secs(1);
 /// How long a look-up may take.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Look-ups under way at once of sessions that vouched for a webhook lately; as many of those that never did, since ids and
-/// names can be made up.
+/// Look-ups at once of sessions that verified a webhook lately; and as many of sessions that never did, since ids and names
+/// can be invented.
 const LOOK_UPS_MAX: usize = 4;
-/// How long "lately" is.
+/// What "lately" means.
 const VOUCHED_TTL: Duration = Duration::from_secs(3600);
-/// Remembered ids and names, real and made up.
+/// Cached ids and names, real and invented.
 const NAMES_MAX: usize = 20_000;
-/// Longest name of a session.
+/// Longest session name.
 pub const NAME_BYTES_MAX: usize = 64;
-/// Keeps what WAHA tells. One per process.
+/// Stores webhooks of WAHA. One per process.
 pub struct Hooks {
     db: Db,
     batcher: Batcher<NewEvent, Result<bool, KeepError>>,
@@ -75,16 +75,16 @@ pub struct Hooks {
     first_look_ups: FirstLookUps,
 }
 
-/// By what a webhook names its session.
+/// How a webhook names its session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
     /// By the id in its URL.
     Id(Uuid),
-    /// By the name in its body alone.
+    /// By the name in its body only.
     Name(String),
 }
 
-/// A webhook that is to be vouched for.
+/// A webhook that is not verified yet.
 struct Claimed<'a> {
     session: &'a str,
     claims: Claims,
@@ -92,18 +92,18 @@ struct Claimed<'a> {
     body: &'a [u8],
 }
 
-/// Why a webhook was not kept; WAHA tries again.
+/// Why a webhook was not stored; WAHA retries.
 #[derive(Clone, Copy, Debug)]
 struct KeepError;
 
-/// The session of an id, or those of one name, of whatever tenants.
+/// The session of an id, or the sessions of one name, of any tenant.
 struct Known {
     candidates: Vec<Candidate>,
     read_at: Instant,
 }
 
 impl Known {
-    /// The session that vouches for a webhook. Those of `tried`, which are as they were then, have not.
+    /// The session whose key verifies a webhook. Skips unchanged sessions of `tried`, which did not verify it.
     fn find(&self, webhook: &Claimed<'_>, tried: &[Candidate]) -> Option<(Uuid, TenantId)> {
         let now = clock::now();
         let may_be = |candidate: &&Candidate| candidate.name == webhook.session && candidate.admits(webhook.peer);
@@ -115,9 +115,9 @@ impl Known {
     }
 }
 
-/// A session that may be meant.
+/// A session that a webhook may belong to.
 struct Candidate {
-    /// Its id, and when its settings were changed.
+    /// Its id, and when its settings last changed.
     version: (Uuid, DateTime<Utc>),
     name: String,
     tenant: TenantId,
@@ -138,7 +138,7 @@ impl Candidate {
             rule: settings.signature,
             nets: settings.allow_ips.iter().filter_map(|text| parse_net(text)).collect(),
             is_open: settings.allow_ips.is_empty(),
-            // A previous secret without an end would never go.
+            // Without an end time a previous secret would stay valid for ever.
             keys: settings
                 .webhook_secret
                 .iter()
@@ -153,13 +153,13 @@ impl Candidate {
     }
 }
 
-/// A network, or one address.
+/// Parses a network or a single address.
 pub fn parse_net(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 impl Hooks {
-    /// Starts keeping webhooks in `store`; sessions are looked up in `db`.
+    /// Starts storing webhooks in `store`; sessions are looked up in `db`.
     pub fn start(store: Store, db: Db) -> Self {
         let flush = move |events: Vec<NewEvent>| {
             let (store, size) = (store.clone(), events.len());
@@ -184,13 +184,13 @@ impl Hooks {
         }
     }
 
-    /// A session was changed.
+    /// Drops a changed session from the cache.
     pub fn forget(&self, id: Uuid, name: &str) {
         self.sessions.forget(&Reference::Id(id));
         self.sessions.forget(&Reference::Name(name.to_owned()));
     }
 
-    /// Refuses an id whose session cannot vouch for a webhook from `peer`. The body need not be read for that.
+    /// Refuses an unknown id, or one whose session does not admit `peer`, before the body is read.
     async fn expect(&self, id: Uuid, peer: Option<IpAddr>) -> Result<(), Problem> {
         let reference = Reference::Id(id);
         let may_vouch = |known: &Arc<Known>| known.candidates.iter().any(|candidate| candidate.admits(peer));
@@ -198,12 +198,12 @@ impl Hooks {
         if known.as_ref().is_some_and(may_vouch) {
             return Ok(());
         }
-        // A session may have been made or changed by another process.
+        // Another process may have created or changed the session.
         let may_ask = known.is_none_or(|known| known.read_at.elapsed() >= SESSIONS_AGE_MIN);
         if may_ask && may_vouch(&self.look_up(&reference, peer).await?) { Ok(()) } else { Err(refuse()) }
     }
 
-    /// The session that vouches for a webhook, and whose it is.
+    /// Finds the session whose key verifies a webhook, and its tenant.
     async fn verify(&self, reference: Reference, webhook: &Claimed<'_>) -> Result<(Uuid, TenantId), Problem> {
         let name = webhook.session;
         let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
@@ -212,7 +212,7 @@ impl Hooks {
         }
         let known = self.sessions.get(&reference);
         let mut found = known.as_ref().and_then(|known| known.find(webhook, &[]));
-        // A secret may have been replaced by another process.
+        // Another process may have replaced the secret.
         if found.is_none() && known.as_ref().is_none_or(|known| known.read_at.elapsed() >= SESSIONS_AGE_MIN) {
             let tried = known.as_ref().map(|known| known.candidates.as_slice()).unwrap_or_default();
             found = self.look_up(&reference, webhook.peer).await?.find(webhook, tried);
@@ -240,7 +240,7 @@ impl Hooks {
             return Ok(known);
         }
         let (asked, read_at) = (reference.clone(), Instant::now());
-        // The permits go with the question, which may outlive the caller's patience.
+        // The permits move into the query, which may outlive the caller's timeout.
         let reading = async move |store: Store| {
             let found = match &asked {
                 Reference::Id(id) => store.session(*id).await.map(|found| found.into_iter().collect()),
@@ -255,7 +255,7 @@ impl Hooks {
         Ok(known)
     }
 
-    /// Keeps a webhook; says whether it is new.
+    /// Stores a webhook. Returns whether it is new.
     async fn keep(&self, event: NewEvent) -> Result<bool, Problem> {
         match timeout(DEADLINE, self.batcher.try_submit(event)).await {
             Ok(Ok(Ok(is_new))) => Ok(is_new),
@@ -281,7 +281,7 @@ pub struct Received {
     pub duplicate: bool,
 }
 
-/// Takes what WAHA tells about a session.
+/// Takes webhooks of WAHA about a session.
 ///
 /// The signature is the authentication: `X-Webhook-Hmac` (hexadecimal HMAC-SHA512 of the raw body, with
 /// `X-Webhook-Hmac-Algorithm: sha512`) or `X-Waha-Signature: sha256=…` (HMAC-SHA256), by the webhook secret of the session.
@@ -298,10 +298,10 @@ pub async fn receive_for(app: Data<App>, request: HttpRequest, body: RawBody) ->
     }
 }
 
-/// Takes what WAHA tells, from a WAHA that is not told the URL of the session.
+/// Takes webhooks of a WAHA that does not know the URL of the session.
 ///
-/// As `/webhooks/waha/{id}`, with a body of 256 KiB at most. The name in the body chooses the keys that are tried; where many
-/// tenants have sessions of one name, only those that told something last are.
+/// As `/webhooks/waha/{id}`, with a body of 256 KiB at most. The name in the body selects the keys that are tried; where
+/// many tenants have sessions of one name, only those that sent a webhook last are.
 #[utoipa::path(post, path = "/webhooks/waha", tag = "whatsapp", security(()),
     request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
@@ -332,7 +332,7 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody, id: Option<Uuid>)
     Ok(HttpResponse::Ok().json(Received { received: true, duplicate: !is_new }))
 }
 
-/// Checks all that can be checked before the body is read. Returns the signatures that the headers claim.
+/// Runs all checks that need no body. Returns the signatures that the headers claim.
 async fn precheck(app: &App, headers: &HeaderMap, id: Option<Uuid>, peer: Option<IpAddr>) -> Result<Claims, Problem> {
     let claims = Claims::read(&values(headers, HMAC), &values(headers, HMAC_ALGORITHM), &values(headers, SIGNATURE));
     let claims = claims.ok_or_else(refuse)?;

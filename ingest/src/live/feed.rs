@@ -1,4 +1,4 @@
-//! Reads inboxes for open sockets: whatever is asked while a statement is under way goes into the next one.
+//! Reads inboxes for open sockets. Reads that arrive while a statement runs share the next one.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use shared::{
     },
 };
 
-/// Items that are shown to a client whose position is unknown.
+/// Items sent to a client whose position is unknown.
 pub const NEWEST: i64 = 100;
 /// Items of one page for one socket.
 pub const PAGE: i64 = 32;
-/// One statement reads for so many sockets; a second one hides the first one's round trip. At most one question of each open
-/// socket waits, and a socket that finds no room waits as well.
+/// One statement reads for up to 64 sockets; a second one hides the round trip of the first. Each open socket has at most
+/// one read in the queue, and waits if the queue is full.
 const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 4096, spacing: Duration::ZERO };
 
-/// Reads. Cheap to clone.
+/// Reads inboxes in batches. Cheap to clone.
 #[derive(Clone)]
 pub struct Feed {
     starts: Batcher<Follower, Option<i64>>,
@@ -26,7 +26,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Reads from `store`, on the runtime of the caller.
+    /// Reads from `store`, on the caller's runtime.
     pub fn start(store: Store) -> Self {
         let beginning = store.clone();
         Self {
@@ -35,12 +35,12 @@ impl Feed {
         }
     }
 
-    /// The number after which a client begins; `None`: the database gave none.
+    /// The sequence number after which a client starts; `None` if the database did not answer.
     pub async fn begin(&self, follower: Follower) -> Option<i64> {
         self.starts.submit(follower).await.ok().flatten()
     }
 
-    /// The next page for a reader; `None`: the database did not say.
+    /// The next page for a reader; `None` if the database did not answer.
     pub async fn page(&self, reader: Reader) -> Option<Vec<InboxItem>> {
         self.pages.submit(reader).await.ok().flatten()
     }

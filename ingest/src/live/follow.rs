@@ -1,5 +1,4 @@
-//! The route of the live inbox: who may follow which one, from where on. Everything that can be refused is refused before
-//! the upgrade.
+//! The WebSocket route of the live inbox: authorization and the start position. Every refusal happens before the upgrade.
 
 use std::sync::Arc;
 
@@ -28,7 +27,7 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Largest frame that a client may send: it has nothing to say.
+/// Largest frame that a client may send: clients have nothing to send.
 const FRAME_BYTES_MAX: usize = 4 * 1024;
 
 /// How to follow an inbox.
@@ -70,7 +69,7 @@ pub async fn follow(
     let credential = auth::presented(request.headers(), request.path(), request.query_string())?.into_owned();
     let (response, session, stream) = actix_ws::handle(&request, body).map_err(|_| Problem::upgrade_required())?;
     let tenant = caller.0.tenant;
-    // The bell comes first: what is committed after the beginning is read from the database rings it.
+    // Register the bell first. Items committed after the start position is read then ring it.
     let seat = enter(&app, &caller, &user)?;
     let start = match query.since.filter(|since| !since.is_empty()) {
         Some(since) => Start::After(since.parse().ok()),

@@ -1,4 +1,4 @@
-//! Whose sockets are open in this process, and the bell of each.
+//! The open sockets of this process, and the bell of each.
 
 use std::{
     collections::HashMap,
@@ -12,14 +12,14 @@ use shared::{contract::wire::InboxHint, domain::TenantId};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Sockets that one person may have open in a process: tabs and devices, with room to spare.
+/// Sockets that one person may have open in a process: generous for tabs and devices.
 pub const PERSON_MAX: usize = 50;
 /// Sockets that the people of one tenant may have open in a process.
 pub const TENANT_MAX: usize = 50_000;
-/// Parts with a lock each, so that many threads open and close sockets side by side.
+/// Shards with a lock each, so that many threads open and close sockets concurrently.
 const SHARDS: usize = 16;
 
-/// Rings when there may be something new. It holds one ring, so that a busy listener loses none.
+/// Notifies a socket that there may be something new. It stores one notification, so that a busy listener misses none.
 pub type Bell = Arc<Notify>;
 
 type Shard = HashMap<InboxHint, Vec<Bell>>;
@@ -32,7 +32,7 @@ pub struct Hub {
     leaving: CancellationToken,
 }
 
-/// There are as many sockets as may be.
+/// The limit of open sockets is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// Of the person.
@@ -42,7 +42,7 @@ pub enum Full {
 }
 
 impl Hub {
-    /// Without a socket; all of them are to close once `leaving` is cancelled.
+    /// A hub without sockets. All sockets close once `leaving` is cancelled.
     pub fn new(leaving: CancellationToken) -> Self {
         let shards = std::array::from_fn(|_| Mutex::default());
         Self { shards, tenants: Mutex::default(), open: AtomicUsize::new(0), leaving }
@@ -58,7 +58,8 @@ impl Hub {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Gives a socket its bell. `names` are what the person may be called in hints; the first one is ours.
+    /// Registers a socket and gives it a bell. `names` are the names that hints may use for the person; the first one is
+    /// the current one.
     pub fn enter(self: &Arc<Self>, tenant: TenantId, names: Vec<InboxHint>) -> Result<Seat, Full> {
         let mut tenants = lock(&self.tenants);
         let of_tenant = tenants.entry(tenant).or_default();
@@ -77,14 +78,14 @@ impl Hub {
         Ok(Seat { hub: Arc::clone(self), tenant, names, bell })
     }
 
-    /// There may be something new for this person.
+    /// Notifies the sockets of this person that there may be something new.
     pub fn ring(&self, person: InboxHint) {
         if let Some(bells) = self.shard(person).get(&person) {
             bells.iter().for_each(|bell| bell.notify_one());
         }
     }
 
-    /// There may be something new for any person.
+    /// Notifies all sockets.
     pub fn ring_all(&self) {
         for shard in &self.shards {
             lock(shard).values().flatten().for_each(|bell| bell.notify_one());
@@ -123,7 +124,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The place of an open socket; it is free again once this is dropped.
+/// The registration of an open socket; dropping it unregisters the socket.
 pub struct Seat {
     hub: Arc<Hub>,
     tenant: TenantId,
@@ -137,7 +138,7 @@ impl Seat {
         &self.bell
     }
 
-    /// Where the seat is.
+    /// The hub that the socket is registered with.
     pub const fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }

@@ -11,52 +11,52 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{feed::PAGE, hub::Seat};
 use crate::{app::App, people::inbox::ItemView, problem::Code};
 
-/// How often a client is asked whether it is still there: below the usual 60 s of proxies.
+/// How often a client is pinged: more often than the usual 60 s timeout of proxies.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// A client that said nothing for so long, not even a pong, is gone.
+/// A client that sent nothing for so long, not even a pong, is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(50);
-/// How often a key is checked again. With what the cache adds, a revoked one closes its sockets within half a minute.
+/// How often a key is checked again. With the time in the cache, a revoked key closes its sockets within half a minute.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// How often a socket looks without a hint: the net under them all.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How long a client may take to make room for one message.
+/// How often a socket reads the inbox without a hint, as a fallback.
+const READ_EVERY: Duration = Duration::from_secs(60);
+/// How long a client may take to make room for one message in its buffers.
 const SLOW_AFTER: Duration = Duration::from_secs(10);
-/// How long a close frame may wait for room. Afterwards the connection ends without one.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same for a client that did not read: it may come back to its senses, and should then learn why.
-const SLOW_GOODBYE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The pause before the database is asked again.
+/// How long a close frame may wait to be sent. After that the connection ends without one.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same for a client that did not read: it may recover, and should then learn the reason.
+const SLOW_CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The pause before a failed read is repeated.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The credential does not hold any more.
+/// Close code: the credential is no longer valid.
 const UNAUTHORIZED: u16 = 4401;
-/// The client does not read.
+/// Close code: the client does not read.
 const SLOW: u16 = 4408;
 
 /// How long a socket may stay open.
 pub enum Pass {
-    /// With a token: to its end.
+    /// With a token: until it expires.
     Until(Instant),
-    /// With a key: as long as it holds.
+    /// With a key: as long as it is valid.
     Key(String),
 }
 
 /// Why a socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The client closed it, with this code where it gave one.
+    /// The client closed it, with this code if it sent one.
     Left(Option<CloseCode>),
     /// The connection broke.
     Client,
     /// The client broke the protocol.
     Protocol(CloseCode),
-    /// The client said nothing for too long.
+    /// The client sent nothing for too long.
     Dead,
     /// The client does not read.
     Slow,
-    /// The credential ended.
+    /// The credential expired.
     Expired,
-    /// The process ends.
+    /// The process is stopping.
     Away,
 }
 
@@ -75,7 +75,7 @@ impl End {
     fn reason(self) -> Option<CloseReason> {
         let (code, text) = match self {
             Self::Client | Self::Dead | Self::Left(None) => return None,
-            // A goodbye is answered in its own words (RFC 6455, section 5.5.1).
+            // A close frame is answered with the same code (RFC 6455, section 5.5.1).
             Self::Left(Some(code)) => return Some(CloseReason { code, description: None }),
             Self::Protocol(code) => (code, "send nothing but small frames"),
             Self::Slow => (CloseCode::Other(SLOW), "too slow: connect again with since"),
@@ -86,7 +86,7 @@ impl End {
     }
 }
 
-/// What is sent.
+/// A message to the client.
 #[derive(Serialize)]
 struct Envelope<'a> {
     r#type: &'static str,
@@ -101,14 +101,14 @@ pub struct Socket {
     seat: Seat,
     reader: Reader,
     pass: Pass,
-    heard: Instant,
-    pinged: Instant,
-    checked: Instant,
-    looked: Instant,
+    last_received: Instant,
+    last_ping: Instant,
+    last_check: Instant,
+    last_read: Instant,
 }
 
 impl Socket {
-    /// A socket whose upgrade is on its way.
+    /// A socket whose upgrade has begun.
     pub fn new(
         app: Data<App>,
         session: Session,
@@ -118,10 +118,21 @@ impl Socket {
         pass: Pass,
     ) -> Self {
         let now = Instant::now();
-        Self { app, session, stream, seat, reader, pass, heard: now, pinged: now, checked: now, looked: now }
+        Self {
+            app,
+            session,
+            stream,
+            seat,
+            reader,
+            pass,
+            last_received: now,
+            last_ping: now,
+            last_check: now,
+            last_read: now,
+        }
     }
 
-    /// Shows what comes, until one side ends it.
+    /// Pushes new items until one side ends the connection.
     pub async fn serve(mut self) {
         let end = loop {
             if let Some(end) = self.step().await {
@@ -131,60 +142,60 @@ impl Socket {
         metrics::counter!("posthaste_ws_closed_total", "reason" => end.word()).increment(1);
         let Self { session, seat, stream, .. } = self;
         match end {
-            // Counted as open until it is told, so that the process waits for it.
+            // Keep the seat until the close frame is sent, so that the stopping process waits for it.
             End::Away => {
-                let _ = timeout(GOODBYE_TIMEOUT, session.close(end.reason())).await;
+                let _ = timeout(CLOSE_TIMEOUT, session.close(end.reason())).await;
                 drop(seat);
             }
             _ => {
                 drop(seat);
-                let patience = if end == End::Slow { SLOW_GOODBYE_TIMEOUT } else { GOODBYE_TIMEOUT };
+                let patience = if end == End::Slow { SLOW_CLOSE_TIMEOUT } else { CLOSE_TIMEOUT };
                 let _ = timeout(patience, session.close(end.reason())).await;
             }
         }
         drop(stream);
     }
 
-    /// Waits for the next thing that happens.
+    /// Waits for the next event and handles it.
     async fn step(&mut self) -> Option<End> {
         let tick = self.next_tick();
         tokio::select! {
             () = self.seat.hub().leaving().cancelled() => Some(End::Away),
             () = sleep_until(tick) => self.tick().await,
-            message = self.stream.recv() => self.hear(message).await,
+            message = self.stream.recv() => self.receive(message).await,
             () = self.seat.bell().notified() => self.push().await,
         }
     }
 
     fn next_tick(&self) -> Instant {
-        let ping = self.pinged + PING_EVERY;
+        let ping = self.last_ping + PING_EVERY;
         match &self.pass {
             Pass::Until(end) => ping.min(*end),
-            Pass::Key(_) => ping.min(self.checked + CHECK_EVERY),
+            Pass::Key(_) => ping.min(self.last_check + CHECK_EVERY),
         }
     }
 
     async fn tick(&mut self) -> Option<End> {
         let now = Instant::now();
-        self.checked = now;
+        self.last_check = now;
         if !self.may_stay(now).await {
             return Some(End::Expired);
         }
-        if now.duration_since(self.heard) > DEAD_AFTER {
+        if now.duration_since(self.last_received) > DEAD_AFTER {
             return Some(End::Dead);
         }
-        if now.duration_since(self.looked) > LOOK_EVERY {
+        if now.duration_since(self.last_read) > READ_EVERY {
             self.seat.bell().notify_one();
         }
-        if now.duration_since(self.pinged) < PING_EVERY {
+        if now.duration_since(self.last_ping) < PING_EVERY {
             return None;
         }
-        self.pinged = now;
+        self.last_ping = now;
         let sent = timeout(SLOW_AFTER, self.session.ping(b"")).await;
         end_of(sent)
     }
 
-    /// A database that is away closes nothing.
+    /// Whether the credential is still valid. A database that is away closes no sockets.
     async fn may_stay(&self, now: Instant) -> bool {
         match &self.pass {
             Pass::Until(end) => now < *end,
@@ -195,8 +206,8 @@ impl Socket {
         }
     }
 
-    async fn hear(&mut self, message: Option<Result<Message, ProtocolError>>) -> Option<End> {
-        self.heard = Instant::now();
+    async fn receive(&mut self, message: Option<Result<Message, ProtocolError>>) -> Option<End> {
+        self.last_received = Instant::now();
         match message {
             Some(Ok(Message::Ping(bytes))) => self.pong(bytes).await,
             Some(Ok(Message::Close(reason))) => Some(End::Left(reason.map(|reason| reason.code))),
@@ -213,9 +224,9 @@ impl Socket {
         end_of(sent)
     }
 
-    /// Shows the next page. What it has shown it never shows again, and after a full page it comes back for more.
+    /// Sends the next page. An item that was sent is never sent again, and after a full page the bell is rung for more.
     async fn push(&mut self) -> Option<End> {
-        self.looked = Instant::now();
+        self.last_read = Instant::now();
         let Some(page) = self.app.feed.page(self.reader.clone()).await else {
             self.seat.hub().leaving().run_until_cancelled(sleep(RETRY_AFTER)).await;
             self.seat.bell().notify_one();

@@ -1,8 +1,8 @@
 //! Acceptance: many concurrent requests share one commit.
 //!
-//! Whatever piled up while the last commit was under way goes into the next one. A request that has waited too long, or whose
-//! client has gone, is taken out before its commit begins: what was answered with 503 is not stored. Once a commit has begun
-//! its end is waited for, so that the answer is true.
+//! Requests that arrive during a commit go into the next one. A request that has waited too long, or whose client has hung
+//! up, is removed before its commit begins, so that nothing answered with 503 is stored. Once a commit has begun, the
+//! request waits for its end, so that the answer is true.
 
 use std::{
     collections::HashMap,
@@ -26,33 +26,33 @@ use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
 use crate::{problem::Problem, submitting::turns::Turns};
 
-/// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms. What waits is bounded by
-/// [`QUEUE_WAIT`]; the number bounds memory.
+/// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms. [`QUEUE_WAIT`]
+/// bounds the time in the queue; the number bounds memory.
 const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(3) };
-/// Bulks committed at once; each is one statement over thousands of rows.
+/// Bulks committed at once. Each is one statement over thousands of rows.
 const BULKS_PARALLEL_MAX: usize = 2;
-/// Connections for the shared commits of requests.
+/// Connections for commits that requests share.
 pub const SHARED_CONNECTIONS: usize = LIMITS.parallel_max;
-/// Connections for everything else that is accepted: the bulks, and two queues of the intake.
+/// Connections for all other commits: the bulks, and two intake queues.
 pub const OTHER_CONNECTIONS: usize = BULKS_PARALLEL_MAX + 2;
 /// How long a request waits for its commit to begin. The statement of a shared commit ends within 1.2 s
 /// ([`Store::open_prompt`]), so that a caller has its answer within two seconds.
 const QUEUE_WAIT: Duration = Duration::from_millis(700);
-/// After this long a shared commit that failed is not tried again, neither whole nor in halves. PostgreSQL looks
-/// for deadlocks after a second.
+/// After this long a failed shared commit is not retried, neither whole nor in halves. PostgreSQL looks for deadlocks after
+/// a second.
 const TRY_AGAIN_WITHIN: Duration = Duration::from_millis(1150);
-/// The same for a batch of the intake, whose publishers do not wait.
+/// The same for a batch of the intake. Its publishers do not wait for an answer.
 const INTAKE_TRY_AGAIN_WITHIN: Duration = Duration::from_secs(10);
 /// How long a bulk waits for its commit to begin: 10,000 rows take about half a second, and one may wait for another.
 const BULK_WAIT: Duration = Duration::from_secs(6);
-/// How long the end of a commit that has begun is waited for. The server ends its statements before; a commit that takes longer
-/// has lost its server.
+/// How long to wait for the end of a commit that has begun. The server ends its statements earlier; a commit that takes
+/// longer has lost its server.
 const COMMIT_WAIT: Duration = Duration::from_secs(15);
 
-/// Why something was not accepted.
+/// Why an acceptance failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AcceptError {
-    /// Too much waits already; nothing was stored.
+    /// Too many requests wait already; nothing was stored.
     #[error("too much is waiting to be stored")]
     Full,
     /// Its commit did not begin in time; nothing was stored.
@@ -61,10 +61,10 @@ pub enum AcceptError {
     /// The database cannot do its work at the moment; nothing was stored.
     #[error("the database is not available")]
     Unavailable,
-    /// The connection broke in mid-commit, or a stored answer cannot be read: it may be stored.
+    /// The connection broke during the commit, or a stored answer cannot be read: the request may be stored.
     #[error("nobody knows whether it is stored")]
     Unknown,
-    /// The database refused the values: a fault of ours, since everything was validated.
+    /// The database refused the values. That is a bug of ours, since everything was validated.
     #[error("the database refused it")]
     Refused,
     /// The process is stopping.
@@ -78,7 +78,7 @@ impl AcceptError {
         matches!(self, Self::Full | Self::Late | Self::Unavailable | Self::Refused)
     }
 
-    /// What a failed commit means for the requests in it.
+    /// What a failed commit means for its requests.
     fn of(error: &DbError) -> Self {
         match error {
             error if error.is_outcome_unknown() => Self::Unknown,
@@ -109,23 +109,23 @@ impl From<AcceptError> for Problem {
     }
 }
 
-/// What became of one acceptance.
+/// The result of one acceptance.
 pub type AcceptResult = Result<Accepted, AcceptError>;
 
 /// Accepts messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
     batcher: Batcher<Acceptance, AcceptResult>,
-    /// Commits what is not shared among requests.
+    /// Commits that are not shared among requests.
     committer: Committer,
     bulks: Arc<Semaphore>,
     runtime: Handle,
 }
 
 impl Acceptor {
-    /// Starts accepting, on the runtime of the caller. Commits shared among requests go through `shared`, a
-    /// [`Store::open_prompt`], all others through `store`. A pool of the same process gets by `local_dispatch` what it can send at
-    /// once.
+    /// Starts accepting, on the caller's runtime. Commits that requests share go through `shared`, a
+    /// [`Store::open_prompt`]; all others go through `store`. `local_dispatch` hands a worker pool of this process what it
+    /// can send at once.
     pub fn start(
         shared: Store,
         store: Store,
@@ -145,23 +145,23 @@ impl Acceptor {
         Self { batcher, committer, bulks: Arc::new(Semaphore::new(BULKS_PARALLEL_MAX)), runtime: Handle::current() }
     }
 
-    /// Accepts one request, together with whatever else is waiting.
+    /// Accepts one request, in a commit shared with other waiting requests.
     pub async fn accept(&self, acceptance: Acceptance) -> AcceptResult {
         if acceptance.room_in.is_some() {
-            // What may be refused for want of room takes nobody else's commit with it.
+            // It may be refused if its session has no slot, and must not fail the commit of other requests.
             return self.accept_bulk(acceptance).await;
         }
         let started = Instant::now();
-        let verdict = match timeout(COMMIT_WAIT, self.batcher.submit_within(acceptance, QUEUE_WAIT)).await {
-            Ok(verdict) => verdict.unwrap_or_else(|error| Err(error.into())),
+        let result = match timeout(COMMIT_WAIT, self.batcher.submit_within(acceptance, QUEUE_WAIT)).await {
+            Ok(result) => result.unwrap_or_else(|error| Err(error.into())),
             Err(_) => Err(AcceptError::Unknown),
         };
         metrics::histogram!("posthaste_accept_seconds").record(started.elapsed());
-        verdict
+        result
     }
 
-    /// Accepts a request with thousands of messages, in a commit of its own. The commit runs in a task: a client that hangs up
-    /// does not cut it off half-way.
+    /// Accepts a request with thousands of messages, in a commit of its own. The commit runs in a task, so that a client
+    /// that hangs up does not interrupt it.
     pub async fn accept_bulk(&self, acceptance: Acceptance) -> AcceptResult {
         let permit = match timeout(BULK_WAIT, Arc::clone(&self.bulks).acquire_owned()).await {
             Ok(permit) => permit.map_err(|_| AcceptError::Stopping)?,
@@ -169,18 +169,18 @@ impl Acceptor {
         };
         let committer = self.committer.clone();
         let commit = self.runtime.spawn(async move {
-            let verdict = committer.commit(vec![acceptance], TRY_AGAIN_WITHIN).await.pop();
+            let result = committer.commit(vec![acceptance], TRY_AGAIN_WITHIN).await.pop();
             drop(permit);
-            verdict.unwrap_or(Err(AcceptError::Refused))
+            result.unwrap_or(Err(AcceptError::Refused))
         });
         match timeout(COMMIT_WAIT, commit).await {
-            Ok(Ok(verdict)) => verdict,
+            Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(AcceptError::Stopping),
             Err(_) => Err(AcceptError::Unknown),
         }
     }
 
-    /// Accepts a batch that was gathered elsewhere, in one commit. One verdict per acceptance, in order.
+    /// Accepts a batch that the caller gathered, in one commit. Returns one result per acceptance, in order.
     pub async fn accept_batch(&self, batch: Vec<Acceptance>) -> Vec<AcceptResult> {
         self.committer.commit(batch, INTAKE_TRY_AGAIN_WITHIN).await
     }
@@ -201,12 +201,13 @@ impl Committer {
         self.commit_part(&batch, budget).await
     }
 
-    /// Commits `batch`. One that lost a race is tried once more; then, and where the database refuses values, each half is tried
-    /// alone, until what fails stands alone. That costs a bad row about two statements for each time the batch can be halved.
+    /// Commits `batch`. If it lost a race, it is retried once as a whole. If it fails again, or the database refused
+    /// values, each half is retried alone, down to single requests. A bad row costs about two statements for each time the
+    /// batch can be halved.
     fn commit_part<'a>(&'a self, batch: &'a [Acceptance], budget: RetryBudget) -> BoxFuture<'a, Vec<AcceptResult>> {
         Box::pin(async move {
             let error = match self.commit_once(batch).await {
-                Ok(verdicts) => return verdicts,
+                Ok(results) => return results,
                 Err(error) => error,
             };
             let lost_race = error.lost_race();
@@ -219,9 +220,9 @@ impl Committer {
                     self.commit_part(batch, RetryBudget { once_more: false, ..budget }).await
                 }
                 Some((left, right)) if !left.is_empty() => {
-                    let mut verdicts = self.commit_part(left, budget).await;
-                    verdicts.extend(self.commit_part(right, budget).await);
-                    verdicts
+                    let mut results = self.commit_part(left, budget).await;
+                    results.extend(self.commit_part(right, budget).await);
+                    results
                 }
                 _ => failed(batch, &error),
             }
@@ -246,15 +247,15 @@ impl Committer {
         }
         count(batch, &stored.results);
         self.turns.note(batch);
-        let verdict = |accepted| match accepted {
+        let result = |accepted| match accepted {
             Accepted::Unanswered => Err(AcceptError::Unknown),
             accepted => Ok(accepted),
         };
-        Ok(stored.results.into_iter().map(verdict).collect())
+        Ok(stored.results.into_iter().map(result).collect())
     }
 
-    /// Places for what a pool of this process can send at once. Messages of a bulk have no content of their own, and nobody waits
-    /// for them.
+    /// Reservations for messages that a worker pool of this process can send at once. Messages of a bulk are left out: they
+    /// have no content of their own, and no caller waits for them.
     fn reservations(&self, batch: &[Acceptance], crowding: &Crowding) -> HashMap<DeliveryId, Reservation> {
         let candidates = batch.iter().flat_map(|acceptance| at_once(acceptance, crowding));
         let own = candidates.filter(|(message, _)| message.content.is_some());
@@ -262,38 +263,36 @@ impl Committer {
     }
 }
 
-/// What else may be done about a commit that failed.
+/// Which retries a failed commit still has.
 #[derive(Clone, Copy)]
 struct RetryBudget {
     /// When the last statement may begin.
     until: Instant,
-    /// Whether one that lost a race may be tried again as it is.
+    /// Whether a commit that lost a race may be retried unchanged.
     once_more: bool,
 }
 
-/// Nothing of `batch` was accepted. Values that were refused in company are not known to be the bad ones.
+/// The result if nothing of `batch` was accepted. If a batch of several was refused, it is not known which values are bad.
 fn failed(batch: &[Acceptance], error: &DbError) -> Vec<AcceptResult> {
     let source = std::error::Error::source(error).map(ToString::to_string);
-    let verdict = match AcceptError::of(error) {
+    let result = match AcceptError::of(error) {
         AcceptError::Refused if batch.len() > 1 => AcceptError::Unavailable,
-        verdict => verdict,
+        result => result,
     };
-    match verdict {
+    match result {
         AcceptError::Refused => tracing::error!(%error, source, "the database refused an acceptance"),
         _ => tracing::warn!(%error, source, size = batch.len(), "nothing of a batch was accepted"),
     }
-    vec![Err(verdict); batch.len()]
+    vec![Err(result); batch.len()]
 }
 
-/// One increment per channel and source of a commit, not one per message.
+/// Adds one increment per channel and source of a commit, not one per message.
 fn count(batch: &[Acceptance], accepted: &[Accepted]) {
     metrics::histogram!("posthaste_accept_batch_size").record(u32::try_from(batch.len()).unwrap_or(u32::MAX));
     for source in [crate::HTTP, crate::AMQP] {
         for channel in Channel::ALL {
-            let of_source = batch
-                .iter()
-                .zip(accepted)
-                .filter(|(from, verdict)| from.source == source && **verdict == Accepted::New);
+            let of_source =
+                batch.iter().zip(accepted).filter(|(from, result)| from.source == source && **result == Accepted::New);
             let messages = of_source.flat_map(|(from, _)| &from.messages);
             let n = messages.filter(|message| message.deliveries.iter().any(|d| d.route.channel == *channel)).count();
             if n > 0 {

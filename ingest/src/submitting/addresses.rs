@@ -1,4 +1,4 @@
-//! The addresses of a message that names a person. A message that names its recipient needs no look-up.
+//! Looks up the addresses of a message that names a person. A message with a recipient needs no look-up.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,8 @@ use shared::{
 
 use crate::{app::App, problem::Problem};
 
-/// The recipients of a message: the one it names, or what is known of the person, which may be several devices. One empty
-/// recipient stands for a person without an address; the worker ends its delivery with that.
+/// The recipients of a message: the one it names, or the known addresses of its person, such as several devices. An empty
+/// recipient means that the person has no address; the worker ends its delivery for that reason.
 pub async fn recipients(app: &App, tenant: TenantId, draft: &Draft) -> Result<Vec<Address>, Problem> {
     if let Some(recipient) = &draft.recipient {
         return Ok(vec![recipient.clone()]);
@@ -21,12 +21,12 @@ pub async fn recipients(app: &App, tenant: TenantId, draft: &Draft) -> Result<Ve
     Ok(if addresses.is_empty() { vec![Address::new("")] } else { addresses })
 }
 
-/// These people, as far as they are known.
+/// Looks up people by id; unknown ids are left out.
 pub async fn people(app: &App, tenant: TenantId, ids: Vec<String>) -> Result<HashMap<String, Person>, Problem> {
     app.db.run(async move |store| store.people(tenant, ids).await).await
 }
 
-/// Whether people have addresses of their own on a channel, which must be looked up.
+/// Whether addresses of people on this channel are looked up.
 pub const fn is_looked_up(channel: Channel) -> bool {
     match channel {
         Channel::Email | Channel::Sms | Channel::Push | Channel::Whatsapp => true,

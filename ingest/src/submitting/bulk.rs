@@ -1,4 +1,4 @@
-//! Submitting many at once: one content, up to 10,000 recipients, each a message of its own.
+//! Bulk submission: one content for up to 10,000 recipients, one message for each.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -36,7 +36,8 @@ use crate::{
 
 /// Most recipients of one call.
 const RECIPIENTS_MAX: usize = 10_000;
-/// From here on a request takes the bulk lane, whatever its priority: it must not stand before single messages.
+/// From this many recipients on, a request uses the bulk lane, whatever its priority, so that it does not delay single
+/// messages.
 const BULK_LANE_FROM: usize = 101;
 
 /// The answer to a bulk.
@@ -78,10 +79,10 @@ pub struct BulkResult {
 
 /// Sends one content to many recipients.
 ///
-/// Every recipient is checked alone: a bad one is refused with a reason, a doubled one gets one message, and the rest is
-/// accepted, all in one commit. `user_ids` stand for inboxes, or for what is known of the people: e-mail address, phone,
-/// devices (one message with a delivery for each); who has none is refused with `no_address`. Calls with more than 100
-/// recipients take the bulk lane.
+/// Every recipient is checked separately: an invalid one is refused with a reason, a duplicate gets one message, and the
+/// rest is accepted, all in one commit. `user_ids` address inboxes, or the known addresses of the people: e-mail address,
+/// phone, devices (one message with a delivery for each); a person without one is refused with `no_address`. Calls with
+/// more than 100 recipients take the bulk lane.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send-bulk", tag = "submitting",
@@ -121,12 +122,12 @@ pub async fn send(
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }
 
-/// How much is asked of the session that carries it.
+/// How many slots of the WhatsApp session the bulk needs.
 pub fn wanted(people: &People, head: &Shared) -> Wanted {
     Wanted { messages: people.list().len(), is_scheduled: head.scheduled_at.is_some(), must_wait: false }
 }
 
-/// To whom, as written.
+/// The recipients, as submitted.
 #[derive(Debug)]
 pub enum People {
     /// People, by their ids.
@@ -150,7 +151,7 @@ impl People {
     }
 }
 
-/// Takes the recipients out of the body; what remains is a submission like any other.
+/// Separates the recipients from the body; the rest is an ordinary submission.
 fn split(body: &[u8]) -> Result<(People, Submission), FieldError> {
     let mut members: BTreeMap<String, Box<RawValue>> = parse_json(body)?;
     let users = members.remove("user_ids").or_else(|| members.remove("userIds"));
@@ -173,12 +174,12 @@ fn list<T: DeserializeOwned>(field: &str, value: &RawValue) -> Result<T, FieldEr
     serde_json::from_str(value.get()).map_err(|_| FieldError::new(field, "must be a list of texts"))
 }
 
-/// Checks what all share; a fault in it refuses the call as a whole.
+/// Validates the shared part; a fault in it refuses the whole call.
 fn check(people: &People, submission: Submission, rules: &Rules) -> Result<Shared, Problem> {
     check_parts(people, submission, rules).map_err(Problem::validation)
 }
 
-/// Checks what all share, and how many there are.
+/// Validates the shared part and the number of recipients.
 pub fn check_parts(people: &People, submission: Submission, rules: &Rules) -> Result<Shared, Vec<FieldError>> {
     let count = people.list().len();
     let head = submission.check_shared(rules);
@@ -192,22 +193,22 @@ pub fn check_parts(people: &People, submission: Submission, rules: &Rules) -> Re
 
 /// A checked bulk.
 pub struct Batch {
-    /// To whom.
+    /// The recipients.
     pub people: People,
-    /// What all share.
+    /// The shared part of all messages.
     pub head: Shared,
-    /// Those of the people that are known, where they stand for their addresses.
+    /// The known people among the recipients, if their addresses are looked up.
     pub known: HashMap<String, Person>,
-    /// The WhatsApp session that carries it.
+    /// The WhatsApp session that sends it.
     pub line: Option<Uuid>,
 }
 
-/// What to store for the bulk, and the answer to give once it is stored.
+/// Builds what to store for the bulk, and the answer to give once it is stored.
 fn seal(batch: Batch, rules: &Rules, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
     seal_with(batch, rules, origin, hashes, |answer| to_json(&answer))
 }
 
-/// As [`seal`], with an answer of another form.
+/// As [`seal`], with a custom form of the answer.
 pub fn seal_with(
     mut batch: Batch,
     rules: &Rules,
@@ -246,7 +247,7 @@ impl Batch {
         let mut results = Vec::with_capacity(list.len());
         for text in list {
             let verdict = self.addresses(by_user, &text, rules).and_then(|addresses| {
-                // A person is one however many addresses there are, and an address one however it was written.
+                // Duplicates are found by person, whatever the number of addresses, or by normalised address.
                 let one = if by_user { vec![Address::new(&text)] } else { addresses.clone() };
                 let twice = FieldError::new(if by_user { "user_id" } else { "recipient" }, "is listed twice");
                 seen.insert(one).then_some(addresses).ok_or_else(|| Refusal::new("duplicate", twice))

@@ -1,4 +1,4 @@
-//! What an event would do, and why, without doing it.
+//! Dry run: what an event would do, and why, without doing it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -44,20 +44,20 @@ pub struct RuleVerdict {
     pub name: String,
     /// Whether it would match.
     pub matched: bool,
-    /// Why it would not: it is `inactive`, hears of other types (`event_type`), or a `condition` does not hold.
+    /// Why it would not: it is `inactive`, listens to other types (`event_type`), or a `condition` does not hold.
     #[schema(value_type = Option<String>, example = "condition")]
     pub because: Option<&'static str>,
     /// The first condition that does not hold.
     pub condition: Option<UnmetCondition>,
     /// What would happen on each channel.
     pub channels: Vec<ChannelVerdict>,
-    /// Why it could not say anything.
+    /// Why it could not be rendered.
     pub error: Option<RuleError>,
     /// When its message would be sent, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// The window in which the event would wait; none for what is told at once.
+    /// The window in which the event would wait; none if it is sent at once.
     pub digest: Option<WindowVerdict>,
-    /// What its throttle would say.
+    /// What its throttle would allow.
     pub throttle: Option<ThrottleVerdict>,
 }
 
@@ -87,12 +87,12 @@ pub struct ChannelVerdict {
     pub allowed: bool,
     /// When the quiet hours end that the person has just now, where they hold it.
     pub quiet_until: Option<DateTime<Utc>>,
-    /// For what it would wait when it is to be sent: `quiet_hours` or `send_window`, of two for that which ends last.
+    /// What it would wait for when it is to be sent: `quiet_hours` or `send_window`; of both the one that ends last.
     #[schema(value_type = Option<String>, example = "send_window")]
     pub waits_for: Option<Reason>,
-    /// Until when; none where the quiet hours leave no moment of the send window: then it would be suppressed.
+    /// Until when; none if the quiet hours leave no moment of the send window: then it would be suppressed.
     pub waits_until: Option<DateTime<Utc>>,
-    /// What it would say.
+    /// The rendered content.
     #[schema(value_type = Option<PartBody>)]
     pub content: Option<Part>,
 }
@@ -106,25 +106,25 @@ pub struct WindowVerdict {
     pub items: i32,
     /// When it closes as things stand.
     pub closes_at: DateTime<Utc>,
-    /// Whether this event would be told at once all the same, as the first one.
+    /// Whether this event would nevertheless be sent at once, as the first one.
     pub told_at_once: bool,
 }
 
 /// A throttle for one person.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ThrottleVerdict {
-    /// So many times.
+    /// Messages allowed.
     pub limit: u32,
-    /// Within any so many seconds.
+    /// Within any period of so many seconds.
     pub window_seconds: u32,
-    /// How often it may tell just now.
+    /// Messages left at the moment.
     pub left: u32,
 }
 
-/// Says what an event would do, and why; nothing happens and nothing is written down.
+/// Says what an event would do, and why; nothing is sent and nothing is stored.
 ///
-/// For each rule: whether it matches, else what keeps it from that; for each channel whether the person has an address and wants
-/// it; the window of its digest; what is left of its throttle; what it would say.
+/// For each rule: whether it matches, and if not, why; for each channel whether the person has an address and wants it; the
+/// window of its digest; what its throttle has left; the rendered content.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/events/dry-run", tag = "rules",
@@ -135,12 +135,12 @@ pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody<SUBMISSION
     let tenant = producer.0.tenant;
     let catalogue = app.catalogue(tenant).await?;
     let user = event.user_id.clone();
-    let asking = async move |store: Store| {
+    let query = async move |store: Store| {
         let person = store.people(tenant, vec![user.clone()]).await?.remove(&user);
         let preferences = store.chosen_preferences(tenant, &user).await?;
         Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.switched_off_rules(tenant).await?))
     };
-    let (person, preferences, switched_off) = app.db.run(asking).await?;
+    let (person, preferences, switched_off) = app.db.run(query).await?;
     let wishes = RecipientPolicy { preferences, zone: person.time_zone, quiet: person.quiet_hours };
     let judge = Judge { app: &app, catalogue, tenant, event, person, wishes, now: clock::now() };
     let mut rules = judge.all().await?;
@@ -180,8 +180,8 @@ impl RuleVerdict {
 impl Judge<'_> {
     async fn all(&self) -> Result<Vec<RuleVerdict>, Problem> {
         let facts = event_messages::facts(self.event.event_input(), &self.person);
-        let heard: Vec<Uuid> = self.catalogue.rules_for(&self.event.event_type).map(|rule| rule.id).collect();
-        let matches = |rule: &&Arc<Rule>| heard.contains(&rule.id) && rule.definition.unmet(&facts).is_none();
+        let listening: Vec<Uuid> = self.catalogue.rules_for(&self.event.event_type).map(|rule| rule.id).collect();
+        let matches = |rule: &&Arc<Rule>| listening.contains(&rule.id) && rule.definition.unmet(&facts).is_none();
         let matching: Vec<Arc<Rule>> = self.catalogue.rules.iter().filter(matches).take(MATCHED_MAX).cloned().collect();
         let (mut windows, mut throttles) = (self.windows(&matching).await?, self.throttles(&matching).await?);
         let notices = notices(self.app, self.tenant, &self.catalogue, matching, (&self.event, &self.person)).await?;
@@ -190,9 +190,9 @@ impl Judge<'_> {
         for rule in &self.catalogue.rules {
             let unmet = rule.definition.unmet(&facts);
             verdicts.push(match unmet {
-                _ if !heard.contains(&rule.id) => RuleVerdict::unmatched(rule.id, &rule.name, "event_type"),
+                _ if !listening.contains(&rule.id) => RuleVerdict::unmatched(rule.id, &rule.name, "event_type"),
                 Some(index) => RuleVerdict {
-                    condition: rule.definition.conditions.get(index).map(|condition| told(index, condition)),
+                    condition: rule.definition.conditions.get(index).map(|condition| unmet_condition(index, condition)),
                     ..RuleVerdict::unmatched(rule.id, &rule.name, "condition")
                 },
                 None => {
@@ -214,7 +214,7 @@ impl Judge<'_> {
     ) -> RuleVerdict {
         let (notice, error) = match notice {
             Ok(notice) => (Some(notice), None),
-            Err(untold) => (None, Some(RuleError { rule_id: rule.id, field: untold.field, message: untold.message })),
+            Err(error) => (None, Some(RuleError { rule_id: rule.id, field: error.field, message: error.message })),
         };
         let (channels, content) = (rule.definition.channels.iter(), notice.as_ref().map(|notice| &notice.content));
         let scheduled_at = notice.as_ref().and_then(|notice| notice.scheduled_at);
@@ -232,7 +232,7 @@ impl Judge<'_> {
         }
     }
 
-    /// What would happen there with a message that is to be sent at `at`.
+    /// What would happen on a channel with a message that is to be sent at `at`.
     fn channel(&self, rule: &Rule, channel: Channel, content: Option<&Content>, at: DateTime<Utc>) -> ChannelVerdict {
         let kind = rule.definition.notification_type.as_deref().unwrap_or(&self.event.event_type);
         let category = content.map_or(rule.definition.category.as_deref(), |content| content.category.as_deref());
@@ -254,7 +254,7 @@ impl Judge<'_> {
         }
     }
 
-    /// The windows in which the event would wait, by rule; all of them in one question.
+    /// The digest windows in which the event would wait, by rule, in one query.
     async fn windows(&self, rules: &[Arc<Rule>]) -> Result<HashMap<Uuid, WindowVerdict>, Problem> {
         let own = |rule: &Arc<Rule>| {
             let digest = rule.definition.digest.as_ref()?;
@@ -276,7 +276,7 @@ impl Judge<'_> {
         Ok(items.into_iter().map(window).collect())
     }
 
-    /// What the throttles would say, by rule; all of them in one question.
+    /// What the throttles have left, by rule, in one query.
     async fn throttles(&self, rules: &[Arc<Rule>]) -> Result<HashMap<Uuid, ThrottleVerdict>, Problem> {
         let own = |rule: &Arc<Rule>| Some((rule.id, rule.definition.throttle?));
         let throttles: Vec<(Uuid, Throttle)> = rules.iter().filter_map(own).collect();
@@ -293,12 +293,12 @@ impl Judge<'_> {
     }
 }
 
-fn told(index: usize, condition: &Condition) -> UnmetCondition {
+fn unmet_condition(index: usize, condition: &Condition) -> UnmetCondition {
     let Condition { field, op, value } = condition.clone();
     UnmetCondition { index, field, op: op.as_str(), value }
 }
 
-/// What is rendered, for the document.
+/// The rendered content, for the OpenAPI document.
 #[derive(ToSchema)]
 #[schema(as = RenderedPart)]
 #[expect(dead_code, reason = "describes `Part`, which knows nothing of OpenAPI")]

@@ -1,4 +1,4 @@
-//! From a checked submission to what is stored for it, and the answer that stands for it; the same for HTTP and AMQP.
+//! Builds what is stored for a validated submission, and its answer; shared by HTTP and AMQP.
 
 use serde::Serialize;
 use shared::{
@@ -10,28 +10,28 @@ use shared::{
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Who asks, and by which way.
+/// Who submits, and how.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// Whose message it is.
+    /// The tenant that owns the message.
     pub tenant: TenantId,
     /// `http` or `amqp`.
     pub source: &'static str,
-    /// Travels along with the message.
+    /// Trace context that the message carries along.
     pub trace: TraceContext,
 }
 
-/// What an idempotency key stands for.
+/// An idempotency key and the request it stands for.
 #[derive(Clone, Copy, Debug)]
 pub struct Hashes {
     /// SHA-256 of the key.
     pub key: Hash,
-    /// SHA-256 of what the request asks for.
+    /// SHA-256 of the request's content.
     pub request: Hash,
 }
 
 impl Hashes {
-    /// The key as it is stored, with the answer to give again.
+    /// The key as stored, with the answer to replay.
     pub fn with(self, response: &[u8]) -> Key {
         Key { key_hash: self.key, request_hash: self.request, response: response.to_vec() }
     }
@@ -64,10 +64,10 @@ pub struct DeliveryAnswer {
     pub status: State,
 }
 
-/// What to store for a draft, and the answer to give once it is stored.
+/// Builds what to store for a draft, and the answer to give once it is stored.
 ///
-/// `recipients` has one delivery each; an empty one stands for a person without an address. `line` is the WhatsApp session
-/// that carries it.
+/// `recipients` get one delivery each; an empty recipient means a person without an address. `line` is the WhatsApp session
+/// that sends it.
 pub fn seal(
     draft: Draft,
     recipients: Vec<Address>,
@@ -78,7 +78,7 @@ pub fn seal(
     seal_with(draft, recipients, origin, hashes, line, |answer| to_json(&answer))
 }
 
-/// As [`seal`], with an answer of another form.
+/// As [`seal`], with a custom form of the answer.
 pub fn seal_with(
     draft: Draft,
     recipients: Vec<Address>,
@@ -87,7 +87,7 @@ pub fn seal_with(
     line: Option<Uuid>,
     say: impl FnOnce(SendAnswer) -> Vec<u8>,
 ) -> (Acceptance, Vec<u8>) {
-    // Deliveries are looked for behind their message: its id comes first.
+    // Generated before the ids of the deliveries, which are searched for among ids later than the message's.
     let id = MessageId::generate();
     let delivery = |recipient: Address| NewDelivery {
         id: DeliveryId::generate(),
@@ -112,7 +112,7 @@ pub fn seal_with(
     seal_message(message, origin, hashes, say)
 }
 
-/// As [`seal_with`], for a message that is made already.
+/// As [`seal_with`], for a message that is already built.
 pub fn seal_message(
     message: NewMessage,
     origin: Origin,
@@ -137,12 +137,12 @@ pub fn seal_message(
     (acceptance, answer)
 }
 
-/// The status of what was just accepted.
+/// The status of a message that was just accepted.
 pub const fn status(scheduled: bool) -> State {
     if scheduled { State::Scheduled } else { State::Queued }
 }
 
-/// Bytes of JSON. Nothing that is answered here has names that are no strings, so it always has a JSON form.
+/// Serializes as JSON. All maps that are answered here have string keys, so this always succeeds.
 pub fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }

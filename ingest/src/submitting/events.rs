@@ -1,4 +1,4 @@
-//! Events of other systems: each is stored, and rules turn it into messages.
+//! Events of other systems: ingest stores each, and rules turn it into messages.
 
 use std::sync::Arc;
 
@@ -38,13 +38,13 @@ use crate::{
     },
 };
 
-/// Largest `data`, in bytes of JSON: as large as what AMQP takes.
+/// Largest `data`, in bytes of JSON: the same limit as for AMQP bodies.
 const DATA_BYTES_MAX: usize = 256 * 1024;
-/// Deliveries beyond which an event gets a commit of its own, so that it does not delay others.
+/// An event with more deliveries gets its own commit, so that it does not delay other requests.
 const SHARED_COMMIT_MAX: usize = 200;
-/// Rules that one event may set off: what they say is rendered within one deadline.
+/// Most rules that one event may trigger: all of them are rendered within one deadline.
 pub const MATCHED_MAX: usize = 50;
-/// What keeps windows apart is stored as so many bytes of its hash.
+/// The key of a digest window is stored as this many bytes of its hash.
 const KEY_HASH_BYTES: usize = 16;
 
 /// Something that happened.
@@ -68,27 +68,27 @@ pub struct EventBody {
     idempotency_key: Option<String>,
 }
 
-/// A checked event.
+/// A validated event.
 pub struct Event {
     /// Its id.
     pub id: Uuid,
-    /// Its type.
+    /// Its event type.
     pub event_type: String,
-    /// Whom it is about.
+    /// The person it is about.
     pub user_id: String,
     /// Its data.
     pub data: Map<String, Value>,
 }
 
 impl Event {
-    /// As rules take it.
+    /// The event in the form that rules evaluate.
     pub fn event_input(&self) -> EventInput<'_> {
         EventInput { id: self.id, event_type: &self.event_type, data: &self.data }
     }
 }
 
 impl EventBody {
-    /// Checks everything and names every fault.
+    /// Validates everything and reports every fault.
     pub fn check(self) -> Result<Event, Problem> {
         self.checked().map_err(Problem::validation)
     }
@@ -135,7 +135,7 @@ pub struct EventAnswer {
     pub messages: Vec<EventMessage>,
     /// Rules for which the event waits with others for a digest.
     pub gathered: Vec<Uuid>,
-    /// Rules that matched and cannot say anything; the others are not held up by them.
+    /// Rules that matched but could not be rendered; they do not hold up the others.
     pub errors: Vec<RuleError>,
 }
 
@@ -149,7 +149,7 @@ pub struct EventMessage {
     /// `queued`, or `scheduled` where the rule waits.
     #[schema(value_type = String, example = "queued")]
     pub status: State,
-    /// `throttled`: the rule told this person enough already, and the deliveries end as `suppressed`.
+    /// `throttled`: the rule has sent this person enough already, and the deliveries end as `suppressed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub reason: Option<Reason>,
@@ -157,23 +157,23 @@ pub struct EventMessage {
     pub deliveries: Vec<DeliveryAnswer>,
 }
 
-/// Why a rule cannot say anything.
+/// Why a rule could not be rendered.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RuleError {
     /// The rule.
     pub rule_id: Uuid,
-    /// What is to blame: the missing variable, or `template_name`.
+    /// What caused it: the missing variable, or `template_name`.
     pub field: String,
     /// Why.
     pub message: String,
 }
 
-/// Tells Posthaste that something happened.
+/// Reports that something happened.
 ///
-/// The event is written down, and every active rule that hears of its type and whose conditions hold makes a message for the
-/// person, or puts the event into a digest: all of it in one commit, once per `Idempotency-Key`. A rule whose template cannot be
-/// rendered from this event is named in `errors`; the event is accepted and the other rules go on. To see what would happen, and
-/// why, without anything happening: `POST /api/events/dry-run`.
+/// The event is stored, and every active rule that listens to its type and whose conditions hold makes a message for the
+/// person, or adds the event to a digest: all of it in one commit, once per `Idempotency-Key`. A rule whose template cannot
+/// be rendered from this event is named in `errors`; the event is accepted and the other rules go on. To see what would
+/// happen, and why, without anything happening: `POST /api/events/dry-run`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/events", tag = "submitting",
@@ -194,37 +194,37 @@ pub async fn receive(
     let event = body.check()?;
     let hashes = hashes(key, Kind::Event, &bytes);
     let tenant = producer.0.tenant;
-    let hearing = hear(&app, tenant, &event).await?;
-    // A repeat must take no second place of a throttle, nor open a window.
-    if let Some(hashes) = hashes.filter(|_| hearing.takes_beforehand())
+    let matched_rules = hear(&app, tenant, &event).await?;
+    // A repeated request must not charge a throttle again, nor open a window.
+    if let Some(hashes) = hashes.filter(|_| matched_rules.takes_beforehand())
         && let Some(first) =
             app.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?
     {
         return respond(Ok(Accepted::Replayed(first)), Vec::new());
     }
-    let plan = hearing.plan(&app, tenant, &event).await?;
+    let plan = matched_rules.plan(&app, tenant, &event).await?;
     let (granted, matched, errors) = (plan.granted.clone(), plan.matched.len(), plan.errors.len());
     let user = event.user_id.clone();
     let (acceptance, answer) = plan.seal(event, origin(&producer.0, trace), hashes);
     let deliveries: usize = acceptance.messages.iter().map(|message| message.deliveries.len()).sum();
-    let verdict = match deliveries {
+    let result = match deliveries {
         0..=SHARED_COMMIT_MAX => app.acceptor.accept(acceptance).await,
         _ => app.acceptor.accept_bulk(acceptance).await,
     };
-    let is_untold = match &verdict {
+    let is_unstored = match &result {
         Ok(Accepted::New) => {
             count(matched, errors);
             false
         }
-        // Another request used the key meanwhile, so this one stored nothing.
+        // Another request used the key in the meantime, so this one stored nothing.
         Ok(Accepted::Replayed(_) | Accepted::KeyTaken) => true,
         Ok(_) => false,
         Err(error) => error.is_not_stored(),
     };
-    if is_untold && !granted.is_empty() {
+    if is_unstored && !granted.is_empty() {
         app.db.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
     }
-    respond(verdict, answer)
+    respond(result, answer)
 }
 
 fn count(matched: usize, errors: usize) {
@@ -233,9 +233,9 @@ fn count(matched: usize, errors: usize) {
     metrics::counter!("posthaste_rule_errors_total").increment(u64::try_from(errors).unwrap_or_default());
 }
 
-/// The rules that match an event, and its person.
+/// The rules that match an event, and the event's person.
 pub struct MatchedRules {
-    /// Everything of the tenant.
+    /// The tenant's catalogue.
     pub catalogue: Arc<Catalogue>,
     /// The person.
     pub person: Person,
@@ -243,34 +243,34 @@ pub struct MatchedRules {
     pub matched: Vec<Arc<Rule>>,
 }
 
-/// Which rules match an event. The person is looked up only if some rule hears of its type at all.
+/// Finds the rules that match an event. Looks the person up only if some rule listens to the event's type.
 pub async fn hear(app: &App, tenant: TenantId, event: &Event) -> Result<MatchedRules, Problem> {
     let catalogue = app.catalogue(tenant).await?;
-    let heard: Vec<Arc<Rule>> = catalogue.rules_for(&event.event_type).cloned().collect();
+    let listening: Vec<Arc<Rule>> = catalogue.rules_for(&event.event_type).cloned().collect();
     let unknown = || Person::unknown(&event.user_id);
-    if heard.is_empty() {
+    if listening.is_empty() {
         return Ok(MatchedRules { catalogue, person: unknown(), matched: Vec::new() });
     }
-    let asked = vec![event.user_id.clone()];
-    let mut known = app.db.run(async move |store| store.people(tenant, asked).await).await?;
+    let ids = vec![event.user_id.clone()];
+    let mut known = app.db.run(async move |store| store.people(tenant, ids).await).await?;
     let person = known.remove(&event.user_id).unwrap_or_else(unknown);
     let facts = event_messages::facts(event.event_input(), &person);
-    let matched = heard.into_iter().filter(|rule| rule.definition.unmet(&facts).is_none()).collect();
+    let matched = listening.into_iter().filter(|rule| rule.definition.unmet(&facts).is_none()).collect();
     Ok(MatchedRules { catalogue, person, matched })
 }
 
-/// What becomes of an event.
+/// What an event leads to.
 struct Plan {
     person: Person,
     matched: Vec<Uuid>,
-    told: Vec<(Uuid, Notice)>,
+    to_send: Vec<(Uuid, Notice)>,
     gathered: Vec<NewDigestItem>,
     errors: Vec<RuleError>,
     granted: Granted,
 }
 
 impl MatchedRules {
-    /// Whether something is taken before the event is accepted.
+    /// Whether a throttle or a window is taken before the event is accepted.
     fn takes_beforehand(&self) -> bool {
         let is_first = |digest: &DigestRule| digest.first_immediately;
         let takes = |rule: &Arc<Rule>| {
@@ -279,11 +279,11 @@ impl MatchedRules {
         self.matched.iter().any(takes)
     }
 
-    /// What each rule makes of the event.
+    /// Decides for each rule what the event leads to, and renders its message.
     async fn plan(self, app: &App, tenant: TenantId, event: &Event) -> Result<Plan, Problem> {
         let now = clock::now();
         let matched = self.matched.iter().map(|rule| rule.id).collect();
-        let (mut told, mut gathered, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut to_send, mut gathered, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         let beyond = self.matched.get(MATCHED_MAX..).unwrap_or_default();
         errors.extend(beyond.iter().map(|rule| refused(rule, too_many())));
         let mut at_once = Vec::new();
@@ -296,37 +296,37 @@ impl MatchedRules {
         for (rule, notice) in notices(app, tenant, &self.catalogue, at_once, (event, &self.person)).await? {
             let notice = match notice {
                 Ok(notice) => notice,
-                Err(untold) => {
-                    errors.push(refused(&rule, untold));
+                Err(error) => {
+                    errors.push(refused(&rule, error));
                     continue;
                 }
             };
             let digest = rule.definition.digest.as_ref();
             match digest.map(|digest| item(event, &self.person, rule.id, digest, now)) {
                 Some(item) if !opens(app, tenant, &item).await? => gathered.push(item),
-                Some(_) | None => told.push((rule, notice)),
+                Some(_) | None => to_send.push((rule, notice)),
             }
         }
-        let granted = take(app, tenant, event, &told).await?;
-        let session = session(app, tenant, &told).await?;
-        let told = told.into_iter().map(|(rule, mut notice)| {
+        let granted = take(app, tenant, event, &to_send).await?;
+        let session = session(app, tenant, &to_send).await?;
+        let to_send = to_send.into_iter().map(|(rule, mut notice)| {
             notice.session = session;
             if rule.definition.throttle.is_some() && !granted.contains_key(&rule.id) {
                 notice.content.withheld = Some(Reason::Throttled);
             }
             (rule.id, notice)
         });
-        Ok(Plan { person: self.person, matched, told: told.collect(), gathered, errors, granted })
+        Ok(Plan { person: self.person, matched, to_send: to_send.collect(), gathered, errors, granted })
     }
 }
 
-/// Why a rule beyond the first [`MATCHED_MAX`] says nothing.
+/// The error for matching rules beyond the first [`MATCHED_MAX`].
 pub fn too_many() -> RenderError {
     let message = format!("more than {MATCHED_MAX} rules match; this one is left out");
     RenderError { field: "event_type".to_owned(), message }
 }
 
-/// What these rules say about an event, all within one deadline, and on a thread where it keeps no other request waiting.
+/// Renders the messages of these rules, all within one deadline, on a thread where they block no other request.
 pub async fn notices(
     app: &App,
     tenant: TenantId,
@@ -350,22 +350,22 @@ pub async fn notices(
     app.renderers.run(tenant, rendering).await
 }
 
-fn refused(rule: &Rule, untold: RenderError) -> RuleError {
-    let RenderError { field, message } = untold;
+fn refused(rule: &Rule, error: RenderError) -> RuleError {
+    let RenderError { field, message } = error;
     tracing::warn!(rule = %rule.id, field, message, "a rule matched and cannot say anything");
     RuleError { rule_id: rule.id, field, message }
 }
 
-/// Whether the event is the first of a window, which it opens.
+/// Opens a digest window with the event. Returns whether the event is the first of the window.
 async fn opens(app: &App, tenant: TenantId, item: &NewDigestItem) -> Result<bool, Problem> {
     let item = item.clone();
     app.db.run(async move |store: Store| store.open_window(tenant, &item).await).await
 }
 
-/// Takes a place for each rule that has a throttle.
-async fn take(app: &App, tenant: TenantId, event: &Event, told: &[(Arc<Rule>, Notice)]) -> Result<Granted, Problem> {
+/// Charges the throttle of each rule that has one.
+async fn take(app: &App, tenant: TenantId, event: &Event, to_send: &[(Arc<Rule>, Notice)]) -> Result<Granted, Problem> {
     let throttle = |(rule, _): &(Arc<Rule>, Notice)| rule.definition.throttle.map(|throttle| (rule.id, throttle));
-    let rules: Vec<(Uuid, Throttle)> = told.iter().filter_map(throttle).collect();
+    let rules: Vec<(Uuid, Throttle)> = to_send.iter().filter_map(throttle).collect();
     if rules.is_empty() {
         return Ok(Granted::new());
     }
@@ -373,15 +373,15 @@ async fn take(app: &App, tenant: TenantId, event: &Event, told: &[(Arc<Rule>, No
     app.db.run(async move |store| store.take_throttles(ask).await).await
 }
 
-/// The session that carries what goes by WhatsApp, where anything does and where it is more than a pretence.
-async fn session(app: &App, tenant: TenantId, told: &[(Arc<Rule>, Notice)]) -> Result<Option<Uuid>, Problem> {
-    if !told.iter().any(|(_, notice)| notice.channels.contains(&Channel::Whatsapp)) {
+/// The session for WhatsApp messages, if there are any and they are not only simulated.
+async fn session(app: &App, tenant: TenantId, to_send: &[(Arc<Rule>, Notice)]) -> Result<Option<Uuid>, Problem> {
+    if !to_send.iter().any(|(_, notice)| notice.channels.contains(&Channel::Whatsapp)) {
         return Ok(None);
     }
     app.db.run(async move |store| store.usual_session(tenant).await).await
 }
 
-/// The event as it gathers.
+/// The event as an item of a digest.
 pub fn item(event: &Event, person: &Person, rule: Uuid, digest: &DigestRule, now: DateTime<Utc>) -> NewDigestItem {
     let closing = digest.closing(now, person.zone());
     NewDigestItem {
@@ -399,8 +399,7 @@ pub fn item(event: &Event, person: &Person, rule: Uuid, digest: &DigestRule, now
     }
 }
 
-/// What keeps windows apart, as a hash, since it may say something about a person. An event without it shares the window of all
-/// that have none.
+/// The key of a digest window, hashed because it may contain personal data. Events without a value share one window.
 fn key(event: &Event, person: &Person, path: &str) -> String {
     let facts = event_messages::facts(event.event_input(), person);
     let Some(found) = look_up(&facts, path).filter(|found| !found.is_null()) else {
@@ -413,11 +412,11 @@ fn key(event: &Event, person: &Person, path: &str) -> String {
 }
 
 impl Plan {
-    /// What is stored of it, and the answer to give once it is stored.
+    /// Builds what to store for the event, and the answer to give once it is stored.
     fn seal(self, event: Event, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
-        let Self { person, matched, told, gathered, errors, .. } = self;
+        let Self { person, matched, to_send, gathered, errors, .. } = self;
         let (mut messages, mut views) = (Vec::new(), Vec::new());
-        for (rule, notice) in told {
+        for (rule, notice) in to_send {
             let message = notice.to(&person, Some(to_json(&notice.content)));
             views.push(view(rule, &message, notice.content.withheld));
             messages.push(message);

@@ -1,7 +1,7 @@
-//! One request under one key, over HTTP and AMQP alike.
+//! Idempotency keys, for HTTP and AMQP alike.
 //!
-//! A key is compared by its hash, a request by the hash of what it asks for: its JSON with sorted names and without the key
-//! itself, so that spaces and order do not make two requests of one.
+//! A key is compared by its hash. A request is compared by the hash of its JSON, with sorted names and without the key, so
+//! that spaces and order make no difference.
 
 use actix_web::http::header::HeaderMap;
 use aws_lc_rs::digest::{Context, SHA256, digest};
@@ -12,10 +12,10 @@ use crate::problem::{Code, Problem};
 
 /// The request header.
 pub const HEADER: &str = "Idempotency-Key";
-/// On an answer that was given before.
+/// Response header of a replayed answer.
 pub const REPLAYED: &str = "Idempotent-Replayed";
 
-/// What a request asks for: the same body means something else elsewhere.
+/// The kind of a request: the same body has another meaning at another route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// One message, over HTTP or AMQP.
@@ -34,7 +34,7 @@ pub enum Kind {
     Typed,
     /// A test of a template.
     TemplateTest,
-    /// Something that happened elsewhere.
+    /// An event of another system.
     Event,
     /// A broadcast.
     Broadcast,
@@ -57,7 +57,7 @@ impl Kind {
     }
 }
 
-/// The key that a request gives in its header, its body, or both.
+/// The key of a request, from its header, its body, or both.
 pub fn key(headers: &HeaderMap, in_body: Option<String>) -> Result<Option<String>, Problem> {
     let in_header = in_header(headers)?;
     let key = match (in_header, in_body) {
@@ -69,7 +69,7 @@ pub fn key(headers: &HeaderMap, in_body: Option<String>) -> Result<Option<String
     key.map(check).transpose()
 }
 
-/// Checks a key of any origin.
+/// Validates a key.
 pub fn check(key: String) -> Result<String, Problem> {
     if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains('\0') {
         return Err(refuse("Give a key of 1 to 200 bytes."));
@@ -91,7 +91,7 @@ fn in_header(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     Ok(Some(unquoted(text)))
 }
 
-/// The draft of the header asks for a structured-field string (`"a-key"`); most clients send the bare key.
+/// The draft of the header asks for a structured-field string (`"a-key"`), but most clients send the bare key.
 fn unquoted(text: &str) -> String {
     let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else { return text.to_owned() };
     let mut chars = inner.chars();
@@ -104,15 +104,15 @@ pub fn key_hash(key: &str) -> Hash {
     bytes(digest(&SHA256, key.as_bytes()).as_ref())
 }
 
-/// SHA-256 of what a JSON body asks for. `implied` are members that the body leaves to its surroundings, such as the
-/// channel in a routing key.
+/// SHA-256 of what a JSON body requests. `implied` are members that come from outside the body, such as the channel in a
+/// routing key.
 pub fn request_hash(kind: Kind, body: &[u8], implied: &[(&str, &str)]) -> Hash {
     let mut hash = Context::new(&SHA256);
     hash.update(kind.as_str().as_bytes());
     hash.update(b"\n");
     match canonical(body, implied) {
         Some(text) => hash.update(&text),
-        // Numbers beyond any machine type are valid JSON; such a body is only ever equal to itself.
+        // Numbers beyond any machine type are valid JSON. Such a body equals only itself.
         None => hash.update(body),
     }
     bytes(hash.finish().as_ref())
@@ -126,7 +126,7 @@ fn canonical(body: &[u8], implied: &[(&str, &str)]) -> Option<Vec<u8>> {
             members.entry(*name).or_insert_with(|| (*text).into());
         }
     }
-    // Nothing to do while maps are ordered; another crate may switch that off for the whole build.
+    // A no-op while maps are ordered, but another crate may switch that off for the whole build.
     value.sort_all_objects();
     serde_json::to_vec(&value).ok()
 }

@@ -1,8 +1,8 @@
-//! Submissions that other backends publish to RabbitMQ: the same bodies, the same validator, the same commit as over HTTP.
+//! Consumes submissions that other backends publish to RabbitMQ: with the same bodies, validator and commit as over HTTP.
 //!
-//! A message is acknowledged once it is committed, or once a copy of it is confirmed in the dead letter queue. While the
-//! database or the broker cannot do its work it stays unacknowledged, for as long as that lasts: the broker keeps it. One that
-//! has trouble of its own is tried a few times beside the others, then becomes a dead letter.
+//! A message is acknowledged once it is committed, or once its copy is confirmed in the dead letter queue. While the
+//! database or the broker is down it stays unacknowledged, and the broker keeps it. A message that fails for a reason of
+//! its own is retried a few times beside the others, then it is dead-lettered.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -43,37 +43,37 @@ use crate::{
     whatsapp::carrier::{self, Carrier, Wanted},
 };
 
-/// Largest body, in bytes: what does not fit belongs behind a link, or goes over HTTP.
+/// Largest body, in bytes. Larger content belongs behind a link or goes over HTTP.
 const BODY_BYTES_MAX: usize = 256 * 1024;
-/// Unfinished messages per queue: two batches, so that one waits while the other is committed.
+/// Unacknowledged messages per queue: two batches, so that one waits while the other is committed.
 const PREFETCH: u16 = 256;
-/// Messages of one commit.
+/// Most messages of one commit.
 const BATCH_MAX: usize = 128;
-/// Messages judged at once: some of them ask the database where a person can be reached.
-const JUDGED_TOGETHER: usize = 4;
-/// How long one may be judged. Look-ups take a few milliseconds.
-const JUDGE_WAIT: Duration = Duration::from_secs(2);
-/// Tries of a message that has trouble of its own: with their pauses about two minutes.
+/// Messages checked concurrently: some of them look up a person's addresses in the database.
+const CHECKED_TOGETHER: usize = 4;
+/// Bound on checking one message. Look-ups take a few milliseconds.
+const CHECK_WAIT: Duration = Duration::from_secs(2);
+/// Most tries of a message that fails for a reason of its own: with their pauses about two minutes.
 const OWN_TRIES_MAX: u32 = 10;
-/// How long the mapping of broker users is remembered; it is a small table.
+/// How long the mapping of broker users to tenants is cached; it is a small table.
 const USERS_TTL: Duration = Duration::from_secs(5);
-/// Answers never go to our own queues, whatever `reply_to` says: they would be taken for submissions or work.
+/// Replies never go to our own queues, whatever `reply_to` says: they would be read as submissions or work.
 const OWN_PREFIX: &str = "posthaste.";
-/// Queues with names of the broker begin with this. Their names cannot be guessed, so every publisher may have answers there.
+/// Prefix of queues that the broker named. Their names cannot be guessed, so every publisher may get replies there.
 const SERVER_NAMED: &str = "amq.";
 
-/// Takes submissions from the broker.
+/// Accepts submissions from the broker.
 pub struct Intake {
     app: Data<App>,
     publisher: Publisher,
-    /// Publishes answers. Its channel is closed by the broker where the user may not publish to the default exchange, which
-    /// must not take anything else along.
+    /// Publishes replies. The broker closes its channel if the user may not publish to the default exchange, so it must not
+    /// be shared.
     replies: Publisher,
     users: Users,
     replay_key: OnceCell<replay::Key>,
 }
 
-/// Broker users and the tenants that they publish for.
+/// Maps broker users to the tenants that they may publish for.
 struct Users {
     db: Db,
     require: RequireMapping,
@@ -92,22 +92,22 @@ impl Users {
     }
 }
 
-/// The consumers of the intake, registered once they are asked for the first time.
+/// The consumers of the intake queues.
 pub struct Consumers(Vec<Consumer>);
 
 impl Consumers {
-    /// One for each intake queue.
+    /// Opens one consumer per intake queue.
     pub fn open(broker: &Broker, stop: &CancellationToken) -> Self {
         Self([INTAKE_HIGH, INTAKE_STD].map(|queue| Consumer::open(broker, queue, PREFETCH, stop)).into())
     }
 
-    /// How they are doing.
+    /// The health of each consumer.
     pub fn health(&self) -> Vec<Arc<ConsumerHealth>> {
         self.0.iter().map(Consumer::health).collect()
     }
 }
 
-/// Takes submissions until stopped, then finishes the batches in hand.
+/// Consumes submissions until stopped, then finishes the current batches.
 pub async fn run(intake: Arc<Intake>, consumers: Consumers, stop: CancellationToken) {
     let mut queues = JoinSet::new();
     for consumer in consumers.0 {
@@ -141,16 +141,16 @@ async fn consume(intake: Arc<Intake>, mut consumer: Consumer, stop: Cancellation
     acker.flush().await;
 }
 
-/// A message that was taken from its queue and is not settled.
+/// A message that was delivered and is not yet acknowledged.
 struct Held {
     delivery: Delivery,
-    /// Whether its publisher may have answers in the queue that it names, also where the broker did not name that queue.
+    /// Whether its publisher may get replies in the queue of `reply_to`, even if the broker did not name that queue.
     may_be_answered: bool,
-    /// Tries that failed for a reason of its own.
+    /// Tries that failed for a reason of the message's own.
     own_tries: u32,
     /// When its last try ended.
     tried_at: Option<Instant>,
-    /// When it is tried next.
+    /// When the next try is due.
     due: Instant,
     pauses: Reconnect,
 }
@@ -168,29 +168,29 @@ impl Held {
     }
 }
 
-/// What becomes of a message.
-enum Judgement {
+/// The result of checking a message.
+enum Decision {
     Accept(Box<Acceptance>, Vec<u8>),
     Refuse(Refusal),
-    Later(Trouble),
+    Later(HoldReason),
 }
 
-/// What keeps a message from being settled.
+/// Why a message cannot be settled now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
-    /// The database or the broker cannot do its work.
+enum HoldReason {
+    /// The database or the broker is down.
     Server,
-    /// What had to be looked up for it could not be, for want of the database; or of this tenant's data alone.
+    /// A look-up failed: either the database is down, or only this tenant's data is affected.
     LookUp,
-    /// An error of ours that came with this message.
+    /// An internal error while this message was checked.
     Message,
-    /// The same, before it was known whether its publisher may publish for the tenant that it names.
+    /// The same, before its publisher was known to be allowed for the tenant that it names.
     Publisher,
 }
 
-impl Trouble {
-    /// Whether it counts as the message's own. A look-up that fails does if other messages were accepted since the last try:
-    /// then the database does its work.
+impl HoldReason {
+    /// Whether the failure counts against the message. A failed look-up counts if other messages were accepted since the
+    /// last try, because then the database works.
     fn is_own(self, tried_at: Option<Instant>, accepted_at: Option<Instant>) -> bool {
         match self {
             Self::Server => false,
@@ -199,9 +199,9 @@ impl Trouble {
         }
     }
 
-    /// The reason of the dead letter that a message becomes with this trouble. The letter of a publisher that is not known is shown to no
+    /// The reason of the dead letter if the tries are used up. A dead letter of an unverified publisher is shown to no
     /// tenant.
-    fn reason(self) -> DeadReason {
+    fn dead_reason(self) -> DeadReason {
         if self == Self::Publisher { DeadReason::Tenant } else { DeadReason::Poison }
     }
 }
@@ -209,7 +209,7 @@ impl Trouble {
 /// Why a message is not accepted.
 enum Unaccepted {
     Refused(Refusal),
-    Later(Trouble),
+    Later(HoldReason),
 }
 
 impl From<Refusal> for Unaccepted {
@@ -218,15 +218,15 @@ impl From<Refusal> for Unaccepted {
     }
 }
 
-/// A look-up failed.
+/// Conversion from a failed look-up.
 impl From<Problem> for Unaccepted {
     fn from(problem: Problem) -> Self {
         let is_server = problem.status_code() == StatusCode::SERVICE_UNAVAILABLE;
-        Self::Later(if is_server { Trouble::LookUp } else { Trouble::Message })
+        Self::Later(if is_server { HoldReason::LookUp } else { HoldReason::Message })
     }
 }
 
-/// Why a message is refused, for a person, for the log of dead letters, and for whoever published it.
+/// Why a message is refused: `detail` for people and the dead letter, `problem` for the publisher.
 struct Refusal {
     reason: DeadReason,
     detail: String,
@@ -239,11 +239,11 @@ impl Refusal {
     }
 
     fn invalid(errors: Vec<FieldError>) -> Self {
-        Self::schema(told(&errors), Problem::validation(errors))
+        Self::schema(describe(&errors), Problem::validation(errors))
     }
 
     fn malformed(error: FieldError) -> Self {
-        Self::schema(told(std::slice::from_ref(&error)), Problem::malformed(error))
+        Self::schema(describe(std::slice::from_ref(&error)), Problem::malformed(error))
     }
 
     fn tenant(detail: String) -> Self {
@@ -252,21 +252,21 @@ impl Refusal {
     }
 }
 
-/// Names the fields and says what is wrong with them. Some messages of the parser quote what they found; content has no
-/// place in a dead letter's detail, so of those only the position is kept.
-fn told(errors: &[FieldError]) -> String {
-    let tell = |error: &FieldError| match error.field.as_str() {
+/// Lists the fields and what is wrong with them. Some parser messages quote content, and content must not be in a dead
+/// letter's detail: of those only the position is kept.
+fn describe(errors: &[FieldError]) -> String {
+    let describe_one = |error: &FieldError| match error.field.as_str() {
         "body" => format!("body: is no JSON of a submission{}", position(&error.message)),
         field => format!("{field}: {}", error.message.split(", expected").next().unwrap_or_default()),
     };
-    errors.iter().map(tell).collect::<Vec<_>>().join("; ")
+    errors.iter().map(describe_one).collect::<Vec<_>>().join("; ")
 }
 
 fn position(message: &str) -> String {
     message.rfind(" at line ").and_then(|start| message.get(start..)).unwrap_or_default().to_owned()
 }
 
-/// What a routing key `<tenant>.<channel>.<lane>` says besides its tenant.
+/// The parts of a routing key `<tenant>.<channel>.<lane>` after the tenant.
 #[derive(Debug, PartialEq, Eq)]
 struct Key {
     channel: Channel,
@@ -285,28 +285,28 @@ impl Key {
     }
 }
 
-/// Who published a message, for which key.
+/// The publisher of a message, and its routing key.
 struct ClaimedPublisher<'a> {
     key: &'a str,
     user: Option<&'a str>,
-    /// Its publisher was checked when it first came, and is not known any more.
+    /// The publisher was checked when the message first came, and its name is no longer known.
     is_checked: bool,
 }
 
 impl<'a> ClaimedPublisher<'a> {
-    /// What a message says of itself, as the broker checked it.
+    /// The publisher as the broker verified it.
     fn of(delivery: &'a Delivery) -> Self {
         Self { key: &delivery.routing_key, user: delivery.properties.user_id(), is_checked: false }
     }
 
-    /// What the letter says that a message claims to be published again from. Believe it only with its proof.
+    /// The publisher according to a replayed dead letter. Trust it only after checking the proof.
     fn replayed(delivery: &'a Delivery) -> Self {
         let user = delivery.properties.header(USER_ID);
         Self { key: &delivery.routing_key, user: user.filter(|user| !user.is_empty()), is_checked: user.is_none() }
     }
 }
 
-/// A publisher that may publish for the tenant of its key.
+/// A publisher that may publish for the tenant of its routing key.
 struct Admitted<'a> {
     key: &'a str,
     tenant: TenantId,
@@ -314,34 +314,35 @@ struct Admitted<'a> {
 }
 
 impl Intake {
-    /// Accepts with `app`, publishes dead letters with `publisher` and answers with `replies`.
+    /// Accepts with `app`, publishes dead letters with `publisher` and replies with `replies`.
     pub fn new(app: Data<App>, publisher: Publisher, replies: Publisher, require: RequireMapping) -> Self {
         let users = Users { db: app.db.clone(), require, remembered: Cache::new(1) };
         Self { app, publisher, replies, users, replay_key: OnceCell::new() }
     }
 
-    async fn judge(&self, held: &mut Held) -> Judgement {
-        let (until, delivery) = (Instant::now() + JUDGE_WAIT, &held.delivery);
+    async fn decide(&self, held: &mut Held) -> Decision {
+        let (until, delivery) = (Instant::now() + CHECK_WAIT, &held.delivery);
         held.may_be_answered = false;
         let admitted = match timeout_at(until, self.admit(delivery)).await {
             Ok(Ok(admitted)) => admitted,
-            Ok(Err(Unaccepted::Refused(refusal))) => return Judgement::Refuse(refusal),
-            Ok(Err(Unaccepted::Later(Trouble::Message))) => return Judgement::Later(Trouble::Publisher),
-            // A message whose publisher is not known becomes no letter of the tenant that it names: it waits for the database.
-            Ok(Err(Unaccepted::Later(_))) | Err(_) => return Judgement::Later(Trouble::Server),
+            Ok(Err(Unaccepted::Refused(refusal))) => return Decision::Refuse(refusal),
+            Ok(Err(Unaccepted::Later(HoldReason::Message))) => return Decision::Later(HoldReason::Publisher),
+            // An unverified publisher must not create a dead letter of the tenant that it names: the message waits for the
+            // database.
+            Ok(Err(Unaccepted::Later(_))) | Err(_) => return Decision::Later(HoldReason::Server),
         };
         held.may_be_answered = admitted.may_be_answered;
         match timeout_at(until, self.check(delivery, &admitted)).await {
-            Ok(Ok((acceptance, answer))) => Judgement::Accept(Box::new(acceptance), answer),
-            Ok(Err(Unaccepted::Refused(refusal))) => Judgement::Refuse(refusal),
-            Ok(Err(Unaccepted::Later(trouble))) => Judgement::Later(trouble),
-            // A database that is slow is no fault of the message.
-            Err(_) => Judgement::Later(Trouble::Server),
+            Ok(Ok((acceptance, answer))) => Decision::Accept(Box::new(acceptance), answer),
+            Ok(Err(Unaccepted::Refused(refusal))) => Decision::Refuse(refusal),
+            Ok(Err(Unaccepted::Later(reason))) => Decision::Later(reason),
+            // A slow database does not count against the message.
+            Err(_) => Decision::Later(HoldReason::Server),
         }
     }
 
-    /// Checks that the publisher may publish for the tenant of its routing key, before anything else of the message is read: each
-    /// other refusal is shown to that tenant.
+    /// Checks that the publisher may publish for the tenant of its routing key. This comes before anything else of the
+    /// message is read, because every other refusal is shown to that tenant.
     async fn admit<'a>(&self, delivery: &'a Delivery) -> Result<Admitted<'a>, Unaccepted> {
         let claim = self.claim(delivery).await?;
         let slug = claim.key.split('.').next().unwrap_or_default();
@@ -363,7 +364,7 @@ impl Intake {
         check_frame(delivery)?;
         let (mut draft, origin, hashes) = self.read(delivery, &key, tenant)?;
         self.app.complete(tenant, &mut draft.content).await?;
-        // Nobody waits for an answer who could come back later, so the message waits for its session.
+        // A publisher cannot be asked to come back later, so the message waits for its session.
         let wanted = Wanted { must_wait: true, ..Wanted::one(&draft) };
         let session = carrier::choose(&self.app, tenant, draft.channel, &draft.session, wanted).await;
         let session = session.map_err(|problem| match problem.status_code().is_client_error() {
@@ -374,8 +375,8 @@ impl Intake {
         Ok(seal(draft, recipients, origin, Some(hashes), session.as_ref().map(Carrier::line)))
     }
 
-    /// Who published a message, for which key. One that was published again from a dead letter says so with a proof; the same
-    /// header without one is refused, since nobody else has a reason to send it.
+    /// The publisher of a message, and its routing key. A replayed dead letter carries a proof. The same header without a
+    /// proof is refused, since only a replay has a reason to send it.
     async fn claim<'a>(&self, delivery: &'a Delivery) -> Result<ClaimedPublisher<'a>, Unaccepted> {
         if delivery.properties.header(replay::LETTER).is_none() {
             return Ok(ClaimedPublisher::of(delivery));
@@ -385,7 +386,7 @@ impl Intake {
         self.proven(delivery).ok_or_else(|| Refusal::tenant(detail.to_owned()).into())
     }
 
-    /// What a message says of itself that was published again, if its proof holds.
+    /// The publisher of a replayed dead letter, if its proof is valid.
     fn proven<'a>(&self, delivery: &'a Delivery) -> Option<ClaimedPublisher<'a>> {
         let properties = &delivery.properties;
         let replayed = Replayed {
@@ -435,14 +436,14 @@ fn invalid(field: &str, message: &str) -> Refusal {
     Refusal::invalid(vec![FieldError::new(field, message)])
 }
 
-/// The key a message was first published with, where a scheduler of the version before published it again, straight to the
-/// queue and without a proof. It is refused, and its next replay carries one.
+/// The original routing key of a message that a scheduler of the version before replayed straight to the queue, without a
+/// proof. Such a message is refused, and its next replay carries a proof.
 fn first_key(delivery: &Delivery) -> Option<&str> {
     delivery.properties.header(replay::LETTER).filter(|_| delivery.exchange.is_empty())?;
     delivery.properties.header(amqp::ROUTING_KEY)
 }
 
-/// Checks what can be told without reading the body.
+/// Checks what can be checked without parsing the body.
 fn check_frame(delivery: &Delivery) -> Result<(), Refusal> {
     if delivery.body.len() > BODY_BYTES_MAX {
         let problem = Problem::new(Code::PayloadTooLarge, "Publish at most 256 KiB, or send it over HTTP.");
@@ -466,82 +467,83 @@ fn message_id(delivery: &Delivery) -> Result<String, Refusal> {
     })
 }
 
-async fn judged(intake: &Intake, mut held: Held) -> (Held, Judgement) {
-    let judgement = intake.judge(&mut held).await;
-    (held, judgement)
+async fn decide_held(intake: &Intake, mut held: Held) -> (Held, Decision) {
+    let decision = intake.decide(&mut held).await;
+    (held, decision)
 }
 
-/// One queue, and what was taken from it.
+/// One intake queue and its unacknowledged messages.
 struct QueueIntake<'a> {
     intake: &'a Intake,
     name: &'a str,
     acker: &'a Acker,
-    /// What is tried again later.
+    /// Messages to retry later.
     waiting: Vec<Held>,
     /// When a message was last accepted.
     accepted_at: Option<Instant>,
 }
 
 impl QueueIntake<'_> {
-    /// When the next of what waits is due; far ahead where nothing does.
+    /// When the next waiting message is due; an hour from now if none waits.
     fn next_due(&self) -> Instant {
         let due = self.waiting.iter().map(|held| held.due).min();
         due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
-    /// What is due of what waits, as far as it fits into one commit.
+    /// Takes the waiting messages that are due, up to the size of one commit.
     fn take_due(&mut self) -> Vec<Held> {
         let now = Instant::now();
-        let mut room = BATCH_MAX;
+        let mut left = BATCH_MAX;
         self.waiting
             .extract_if(.., |held| {
-                let is_taken = held.due <= now && room > 0;
-                room -= usize::from(is_taken);
+                let is_taken = held.due <= now && left > 0;
+                left -= usize::from(is_taken);
                 is_taken
             })
             .collect()
     }
 
-    /// Commits or dead-letters what can be; the rest waits. What the broker delivers again does not.
+    /// Commits or dead-letters what it can and keeps the rest waiting. Waiting messages that the broker will redeliver are
+    /// dropped first.
     async fn settle(&mut self, batch: Vec<Held>) {
         self.waiting.retain(|held| self.acker.is_current(held.delivery.tag));
         let (mut refused, mut valid) = (Vec::new(), Vec::new());
         let (mut acceptances, mut answers) = (Vec::new(), Vec::new());
-        let judging = batch.into_iter().map(|held| judged(self.intake, held));
-        let judged: Vec<(Held, Judgement)> = stream::iter(judging).buffered(JUDGED_TOGETHER).collect().await;
-        for (held, judgement) in judged {
-            match judgement {
-                Judgement::Accept(acceptance, answer) => {
+        let deciding = batch.into_iter().map(|held| decide_held(self.intake, held));
+        let decided: Vec<(Held, Decision)> = stream::iter(deciding).buffered(CHECKED_TOGETHER).collect().await;
+        for (held, decision) in decided {
+            match decision {
+                Decision::Accept(acceptance, answer) => {
                     valid.push(held);
                     acceptances.push(*acceptance);
                     answers.push(answer);
                 }
-                Judgement::Refuse(refusal) => refused.push((held, refusal)),
-                Judgement::Later(trouble) => refused.extend(self.put_off(held, trouble)),
+                Decision::Refuse(refusal) => refused.push((held, refusal)),
+                Decision::Later(reason) => refused.extend(self.put_off(held, reason)),
             }
         }
-        let verdicts =
+        let results =
             if valid.is_empty() { Vec::new() } else { self.intake.app.acceptor.accept_batch(acceptances).await };
-        for ((held, answer), verdict) in valid.into_iter().zip(answers).zip(verdicts) {
-            match concluded(verdict, answer) {
+        for ((held, answer), result) in valid.into_iter().zip(answers).zip(results) {
+            match conclude(result, answer) {
                 Ok(answer) => {
                     self.accepted_at = Some(Instant::now());
                     self.finish(&held, answer);
                 }
                 Err(Some(refusal)) => refused.push((held, refusal)),
-                Err(None) => refused.extend(self.put_off(held, Trouble::Server)),
+                Err(None) => refused.extend(self.put_off(held, HoldReason::Server)),
             }
         }
-        self.bury(refused).await;
+        self.dead_letter_all(refused).await;
     }
 
-    /// Keeps a message for another try. One that has had its tries while others were accepted is put aside instead.
-    fn put_off(&mut self, mut held: Held, trouble: Trouble) -> Option<(Held, Refusal)> {
-        if trouble.is_own(held.tried_at, self.accepted_at) {
+    /// Keeps a message for another try. If its own tries are used up, returns it with a refusal.
+    fn put_off(&mut self, mut held: Held, reason: HoldReason) -> Option<(Held, Refusal)> {
+        if reason.is_own(held.tried_at, self.accepted_at) {
             held.own_tries += 1;
             if held.own_tries >= OWN_TRIES_MAX {
                 let detail = format!("could not be judged in {OWN_TRIES_MAX} tries; the log of ingest says why");
-                return Some((held, Refusal { reason: trouble.reason(), detail, problem: Problem::internal() }));
+                return Some((held, Refusal { reason: reason.dead_reason(), detail, problem: Problem::internal() }));
             }
         }
         self.hold(held);
@@ -556,14 +558,14 @@ impl QueueIntake<'_> {
         self.waiting.push(held);
     }
 
-    /// Dead-letters what was refused, all at once; what could not be waits.
-    async fn bury(&mut self, refused: Vec<(Held, Refusal)>) {
-        let burying = refused.into_iter().map(|(held, refusal)| self.bury_one(held, refusal));
-        let kept: Vec<Held> = futures_util::future::join_all(burying).await.into_iter().flatten().collect();
+    /// Dead-letters refused messages, all at once. A message that could not be published is kept.
+    async fn dead_letter_all(&mut self, refused: Vec<(Held, Refusal)>) {
+        let publishing = refused.into_iter().map(|(held, refusal)| self.dead_letter(held, refusal));
+        let kept: Vec<Held> = futures_util::future::join_all(publishing).await.into_iter().flatten().collect();
         kept.into_iter().for_each(|held| self.hold(held));
     }
 
-    async fn bury_one(&self, mut held: Held, refusal: Refusal) -> Option<Held> {
+    async fn dead_letter(&self, mut held: Held, refusal: Refusal) -> Option<Held> {
         if let Some(key) = first_key(&held.delivery).map(str::to_owned) {
             held.delivery.routing_key = key;
         }
@@ -586,23 +588,23 @@ impl QueueIntake<'_> {
         }
     }
 
-    /// Acknowledges a message and answers its publisher, where it asked for an answer and may have one there.
+    /// Acknowledges a message and replies to its publisher, if it asked for a reply and may get one there.
     fn finish(&self, held: &Held, answer: Vec<u8>) {
         self.acker.done(held.delivery.tag);
         if let Some(reply) = reply(held, answer) {
             let replies = self.intake.replies.clone();
-            // The publisher may be gone; the message is safe either way.
+            // The publisher may be gone. The message is settled either way.
             tokio::spawn(async move { replies.publish_one(reply).await });
         }
     }
 }
 
-/// The answer to give, or why there is none: refused, or (`None`) the database could not say.
-fn concluded(verdict: AcceptResult, answer: Vec<u8>) -> Result<Vec<u8>, Option<Refusal>> {
-    match verdict {
+/// The reply to send, or why there is none: `Some` refusal, or `None` if the database gave no result.
+fn conclude(result: AcceptResult, answer: Vec<u8>) -> Result<Vec<u8>, Option<Refusal>> {
+    match result {
         Ok(Accepted::New) => Ok(answer),
         Ok(Accepted::Replayed(first)) => Ok(first),
-        // What comes by the broker waits for its session; were it otherwise, it would come back later.
+        // AMQP submissions wait for their session, so this is not expected; if it happens, the message is retried.
         Ok(Accepted::NoRoom { .. }) => Err(None),
         Ok(Accepted::KeyTaken) => {
             Err(Some(Refusal::schema("message_id: was used for a message with another body", key_taken())))
@@ -611,7 +613,7 @@ fn concluded(verdict: AcceptResult, answer: Vec<u8>) -> Result<Vec<u8>, Option<R
             let detail = "the database refused it".to_owned();
             Err(Some(Refusal { reason: DeadReason::Poison, detail, problem: Problem::internal() }))
         }
-        // An answer that cannot be read is given once it can.
+        // A stored answer that cannot be read now is sent once it can be read.
         Ok(Accepted::Unanswered) | Err(_) => Err(None),
     }
 }
@@ -668,22 +670,25 @@ mod tests {
     #[tokio::test]
     async fn only_trouble_of_its_own_counts_against_a_message() {
         let (before, after) = (Instant::now(), Instant::now() + Duration::from_secs(1));
-        assert!(!Trouble::Server.is_own(Some(before), Some(after)));
-        assert!(Trouble::Message.is_own(None, None) && Trouble::Publisher.is_own(None, None));
-        assert_eq!((Trouble::Message.reason(), Trouble::Publisher.reason()), (DeadReason::Poison, DeadReason::Tenant));
-        assert!(Trouble::LookUp.is_own(Some(before), Some(after)), "others were accepted meanwhile");
+        assert!(!HoldReason::Server.is_own(Some(before), Some(after)));
+        assert!(HoldReason::Message.is_own(None, None) && HoldReason::Publisher.is_own(None, None));
+        assert_eq!(
+            (HoldReason::Message.dead_reason(), HoldReason::Publisher.dead_reason()),
+            (DeadReason::Poison, DeadReason::Tenant)
+        );
+        assert!(HoldReason::LookUp.is_own(Some(before), Some(after)), "others were accepted meanwhile");
         for (tried_at, accepted_at) in [(None, Some(after)), (Some(after), Some(before)), (Some(before), None)] {
-            assert!(!Trouble::LookUp.is_own(tried_at, accepted_at), "{tried_at:?} {accepted_at:?}");
+            assert!(!HoldReason::LookUp.is_own(tried_at, accepted_at), "{tried_at:?} {accepted_at:?}");
         }
     }
 
     #[test]
     fn a_used_key_is_refused_and_a_database_that_is_away_decides_nothing() {
-        let taken = concluded(Ok(Accepted::KeyTaken), Vec::new()).unwrap_err().unwrap();
+        let taken = conclude(Ok(Accepted::KeyTaken), Vec::new()).unwrap_err().unwrap();
         assert_eq!((taken.reason, taken.problem.code()), (DeadReason::Schema, Code::IdempotencyKeyReused));
-        assert!(concluded(Err(AcceptError::Unavailable), Vec::new()).unwrap_err().is_none());
+        assert!(conclude(Err(AcceptError::Unavailable), Vec::new()).unwrap_err().is_none());
         assert_eq!(
-            concluded(Ok(Accepted::Replayed(b"first".to_vec())), b"second".to_vec()).ok(),
+            conclude(Ok(Accepted::Replayed(b"first".to_vec())), b"second".to_vec()).ok(),
             Some(b"first".to_vec())
         );
     }

@@ -1,4 +1,4 @@
-//! What became of a message: one, its timeline, a list; and taking one back.
+//! Reading messages: one message, its timeline, a list; and cancelling a message.
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -110,7 +110,7 @@ impl From<StoredDelivery> for DeliveryView {
     }
 }
 
-/// The one part of a message's content that is given back.
+/// The one part of a message's content that the API returns.
 #[derive(Deserialize)]
 struct Notes {
     #[serde(default)]
@@ -227,10 +227,10 @@ pub async fn timeline(reader: Reader, id: Id, app: Data<App>) -> Result<HttpResp
     let (scope, id) = (reader.0.scope(), MessageId(id.0));
     let found = app.db.run(async move |store| store.timeline(scope, id).await).await?;
     let (message, events) = found.ok_or_else(|| Problem::not_found("message"))?;
-    Ok(HttpResponse::Ok().json(told(&message, events)))
+    Ok(HttpResponse::Ok().json(build_timeline(&message, events)))
 }
 
-fn told(message: &StoredMessage, stored: Vec<StoredEvent>) -> Timeline {
+fn build_timeline(message: &StoredMessage, stored: Vec<StoredEvent>) -> Timeline {
     let mut attempts: Vec<AttemptView> = Vec::new();
     let mut events: Vec<EventView> = message.deliveries.iter().map(|delivery| accepted(message, delivery.id)).collect();
     for event in stored {
@@ -456,7 +456,7 @@ mod tests {
             event(2, EventKind::Delivered, Some(call(OutcomeClass::Sent))),
             event(3, EventKind::Replayed, None),
         ];
-        let timeline = told(&message, stored);
+        let timeline = build_timeline(&message, stored);
         let kinds: Vec<_> = timeline.events.iter().map(|event| event.kind).collect();
         assert_eq!(kinds, ["accepted", "retrying", "delivered", "replayed"]);
         let attempts: Vec<_> = timeline.attempts.iter().map(|attempt| (attempt.attempt, attempt.outcome)).collect();

@@ -1,4 +1,4 @@
-//! Taking messages in: over HTTP and AMQP, one by one and many at once; and looking at what became of them.
+//! Submission over HTTP and AMQP, single and bulk, and reading the messages afterwards.
 
 pub mod accept;
 pub mod addresses;

@@ -1,4 +1,4 @@
-//! Submitting: one message, or a test notification to oneself.
+//! Submits one message, or a test notification to the caller.
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use serde::Deserialize;
@@ -30,12 +30,12 @@ use crate::{
 /// Sends one message.
 ///
 /// The answer is a promise: with the `202` the message is committed to disk, and it will end as delivered, failed, dead,
-/// suppressed, cancelled or expired, whatever crashes meanwhile. Give an `Idempotency-Key` to be able to repeat the
-/// request safely: the same key with the same body gives the first answer again (`Idempotent-Replayed: true`), with
-/// another body 422. Keys are kept for 72 hours and shared with AMQP.
+/// suppressed, cancelled or expired, even if processes crash. Give an `Idempotency-Key` to be able to repeat the request
+/// safely: the same key with the same body gives the first answer again (`Idempotent-Replayed: true`), with another body
+/// 422. Keys are kept for 72 hours and shared with AMQP.
 ///
-/// Without a `recipient` it goes to what is known of the person `user_id`: their e-mail address, their phone, each of their
-/// devices. Where nothing is known the delivery ends `failed` with `reason` `no_address`.
+/// Without a `recipient` it goes to the known addresses of the person `user_id`: their e-mail address, their phone, each of
+/// their devices. If none is known the delivery ends `failed` with `reason` `no_address`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send", tag = "submitting",
@@ -66,7 +66,7 @@ pub async fn send(
     accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await
 }
 
-/// Accepts one checked message.
+/// Accepts one validated message.
 pub async fn accept(
     app: &App,
     tenant: TenantId,
@@ -147,21 +147,21 @@ fn test_submission(caller: &Identity, asked: TestBody) -> Result<Submission, Pro
     })
 }
 
-/// Who asks over HTTP.
+/// The origin of an HTTP request.
 pub fn origin(identity: &Identity, trace: Trace) -> Origin {
     Origin { tenant: identity.tenant, source: HTTP, trace: trace.0 }
 }
 
-/// What is remembered of a request with a key; without one nothing is hashed.
+/// The hashes of a request with an idempotency key; without a key nothing is hashed.
 pub fn hashes(key: Option<String>, kind: Kind, body: &[u8]) -> Option<Hashes> {
     key.map(|key| Hashes { key: idempotency::key_hash(&key), request: idempotency::request_hash(kind, body, &[]) })
 }
 
 /// The answer to a submission.
-pub fn respond(verdict: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, Problem> {
+pub fn respond(result: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, Problem> {
     let mut response = HttpResponse::Accepted();
     response.content_type("application/json");
-    match verdict? {
+    match result? {
         Accepted::New => Ok(response.body(answer)),
         Accepted::Replayed(first) => Ok(response.insert_header((REPLAYED, "true")).body(first)),
         Accepted::KeyTaken => Err(key_taken()),
@@ -170,7 +170,7 @@ pub fn respond(verdict: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, P
     }
 }
 
-/// The session that would carry it has no slot for it.
+/// The WhatsApp session has no free slot.
 pub fn no_room(seconds: f64) -> Problem {
     let wait = std::time::Duration::try_from_secs_f64(seconds.ceil()).map_or(1, |wait| wait.as_secs());
     Problem::session_busy(wait.max(1))

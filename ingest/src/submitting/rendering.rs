@@ -1,4 +1,5 @@
-//! Rendering keeps a thread busy for up to half a second. It has threads of its own, and no tenant may keep more than a few of them.
+//! Renders templates. Rendering keeps a thread busy for up to half a second, so it has threads of its own, and each tenant
+//! may use only a few of them.
 
 use std::time::Duration;
 
@@ -7,9 +8,9 @@ use shared::domain::TenantId;
 
 use crate::{permits::PerTenant, problem::Problem};
 
-/// Renderings of one tenant at once; the next ones wait.
+/// Renderings of one tenant at once; further ones wait.
 const OF_TENANT_MAX: usize = 4;
-/// How long they wait.
+/// How long a rendering waits for a permit.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Renders for all tenants.
@@ -22,7 +23,7 @@ impl Default for Renderers {
 }
 
 impl Renderers {
-    /// Does `work` for a tenant, on a thread where it keeps no other request waiting.
+    /// Runs `work` for a tenant, on a thread where it blocks no other request.
     pub async fn run<T: Send + 'static>(
         &self,
         tenant: TenantId,
@@ -30,7 +31,7 @@ impl Renderers {
     ) -> Result<T, Problem> {
         let permit = self.0.enter(tenant, PATIENCE).await.ok_or_else(Problem::overloaded)?;
         let working = move || {
-            // A client that hangs up does not end the work: the permit is kept until it is done.
+            // If the client hangs up, the work goes on, and the permit is held until it is done.
             let _permit = permit;
             work()
         };

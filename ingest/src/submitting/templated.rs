@@ -1,5 +1,5 @@
-//! Submitting what a template says. It is rendered before it is accepted: what is stored is what will be read, whatever becomes
-//! of the template meanwhile.
+//! Submits messages from templates. A message is rendered before it is accepted: later changes of the template do not
+//! affect it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -27,7 +27,7 @@ use crate::{
     whatsapp::carrier,
 };
 
-/// What the template says, so the request must not.
+/// Fields that the template provides, so the request must not.
 const SAID: [&str; 5] = ["title", "subject", "message", "text", "html"];
 
 /// As a submission, without title, message and HTML: those come from the template.
@@ -49,10 +49,10 @@ pub struct TemplateSendBody {
     shared: SharedBody,
 }
 
-/// Sends what a template says.
+/// Sends a message rendered from a template.
 ///
-/// It is rendered now, with the version of now: changing the template later changes nothing that was accepted. A variable that
-/// is missing is a 400 that names it. Everything else is as `send` has it.
+/// It is rendered now, with the current version: changing the template later changes nothing that was accepted. A missing
+/// variable is a 400 that names it. Everything else is as for `send`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send-template", tag = "submitting",
@@ -73,18 +73,18 @@ pub async fn send(
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::Template, &bytes));
     match draft(&app, tenant, ask, submission).await {
         Ok(draft) => accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await,
-        // The template may be gone since it was accepted under the same key.
+        // The template may have been deleted since a request with the same key was accepted.
         Err(problem) => carrier::repeat(&app, tenant, hashes, problem).await,
     }
 }
 
-/// Which template, and what is filled in.
+/// The template, and the variables to fill in.
 struct Ask {
     name: String,
     variables: Value,
 }
 
-/// Takes the template out of the body; what remains is a submission that says nothing yet.
+/// Separates the template from the body; the rest is a submission without content.
 fn split(body: &[u8]) -> Result<(Ask, Submission), FieldError> {
     let mut members: BTreeMap<String, Box<RawValue>> = parse_json(body)?;
     let name = members.remove("template_name").ok_or_else(|| FieldError::new("template_name", "is required"))?;
@@ -119,14 +119,14 @@ async fn find(app: &App, tenant: TenantId, name: &str) -> Result<Arc<Template>, 
     if let Some(template) = app.catalogue(tenant).await?.templates.get(name) {
         return Ok(Arc::clone(template));
     }
-    // It may have been made a moment ago, by another process.
+    // Another process may have created it a moment ago.
     let catalogues = app.catalogues.clone();
     let newest = app.db.run(async move |_| catalogues.newest(tenant).await).await?;
     let unknown = || FieldError::new("template_name", "must be an active template of this tenant");
     newest.templates.get(name).cloned().ok_or_else(|| Problem::validation(vec![unknown()]))
 }
 
-/// Renders on a thread where that keeps no other request waiting.
+/// Renders on a thread where it blocks no other request.
 pub async fn render(
     (app, tenant): (&App, TenantId),
     template: Arc<Template>,
@@ -137,7 +137,7 @@ pub async fn render(
     app.renderers.run(tenant, rendering).await?.map_err(Problem::validation)
 }
 
-/// What a caller is to do about it, with every declared variable that is missing.
+/// The problem for the caller, with every declared variable that is missing.
 pub fn faults(template: &Template, variables: &Value, error: TemplateError) -> Vec<FieldError> {
     let missing = |name: &str| {
         let message = TemplateError::Missing(name.to_owned()).to_string();

@@ -1,11 +1,12 @@
-//! Turns between tenants: whose messages go straight to the broker, and whose wait for their tenant's turn.
+//! Fair share between tenants: decides which messages go straight to the broker and which wait in their tenant's share.
 //!
-//! As long as the work queues are short, all go straight. Once a queue is long, a tenant that keeps filling it is
-//! *crowding*: what it sends from then on waits in its share, and the scheduler releases the shares in turn. A tenant that
-//! sends now and then still goes straight through, at most a window behind.
+//! While the work queues are short, all go straight. Once a queue is long, a tenant that keeps filling it is *crowding*:
+//! from then on its messages wait in its share, and the scheduler releases the shares in turn. A tenant that sends now and
+//! then still goes straight through, at most a window behind.
 //!
-//! Each replica of ingest counts for itself, so with many of them a tenant may send more before it is noticed. A queue of twice
-//! the window is therefore enough by itself: from then on every tenant's messages of this route wait in shares, in equal turns.
+//! Each replica of ingest counts separately, so with many replicas a tenant may send more before it is noticed. Therefore a
+//! queue of twice the window is enough by itself: from then on every tenant's messages of this route wait in shares, in
+//! equal turns.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,16 +21,16 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Messages of one route that may be ready at the broker before tenants take turns: about a second's work.
+/// Ready messages of one route at the broker before tenants take turns: about a second's work.
 const WINDOW: u32 = 4000;
-/// How often it is looked at.
+/// How often the queue depths are checked.
 const TICK: Duration = Duration::from_millis(250);
-/// How old the depth of a queue may be that no tenant fills.
+/// How old the depth of a queue may be if no tenant is filling it.
 const AGE_WHILE_QUIET: Duration = Duration::from_secs(1);
 /// Deliveries of a tenant on a route within a tick that do not count as crowding.
 const QUIET: usize = 25;
 
-/// What was accepted lately, and who is crowding. Cheap to clone.
+/// Recent counts of deliveries, and the crowding tenants. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Turns {
     counts: Arc<Mutex<HashMap<(TenantId, Route), usize>>>,
@@ -44,12 +45,12 @@ impl Turns {
         turns
     }
 
-    /// Who must take turns at the moment.
+    /// The tenants and routes whose messages wait in shares at the moment.
     pub fn crowding(&self) -> Crowding {
         Arc::clone(&self.crowding.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes what was accepted.
+    /// Counts the deliveries of accepted messages.
     pub fn note(&self, batch: &[Acceptance]) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for acceptance in batch {
@@ -70,7 +71,8 @@ impl Turns {
     }
 }
 
-/// The tenants that crowd a route. Without an answer of the broker none does: unpublished deliveries wait in the outbox anyway.
+/// The tenants that crowd a route. If the broker does not answer, none does: unpublished deliveries wait in the outbox
+/// anyway.
 async fn among(counts: HashMap<(TenantId, Route), usize>, depths: &Depths) -> HashSet<(TenantId, Route)> {
     let routes: HashSet<Route> = counts.keys().map(|(_, route)| *route).collect();
     let age = if counts.values().any(|count| *count > QUIET) { TICK } else { AGE_WHILE_QUIET };

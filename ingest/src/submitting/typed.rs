@@ -1,4 +1,4 @@
-//! Submitting a notification of a type: to a person, on the channels that the type takes, in the words of its template.
+//! Submits a notification of a type to a person: on the channels of the type, with the content of its template.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -30,7 +30,7 @@ use crate::{
     whatsapp::carrier::{self, Carrier, Wanted},
 };
 
-/// What one person's own addresses decide, or what goes to one channel alone.
+/// Fields that are not allowed here: the person's own addresses decide them, or they belong to one channel only.
 const ELSEWHERE: [&str; 7] = ["channel", "recipient", "to", "url", "html", "attachments", "media"];
 
 /// A notification of a type.
@@ -49,7 +49,7 @@ pub struct NotifyBody {
     title: String,
     /// The text.
     message: String,
-    /// By which ways; unless given, those of the type, else `in_app`.
+    /// The channels; unless given, those of the type, else `in_app`.
     channels: Option<Vec<ChannelWord>>,
     /// Notes, given back as they are. A template can use its members; `priority` in it is the priority where none is given.
     #[schema(value_type = Option<Object>)]
@@ -82,12 +82,12 @@ pub struct NotifyBody {
     send_window: Option<SendWindowBody>,
 }
 
-/// Tells a person something.
+/// Sends a person a notification.
 ///
-/// One message with a delivery for each channel: those given, else those of the type, else `in_app`. Where a template has the name
-/// of the type, it says what the notification says: it sees `title`, `message`, `metadata` with its members beside them, and
-/// `username` (the person's name, else the id). A channel on which the person has no address gives a delivery that fails with
-/// `no_address`; one that the person switched off, one that is `suppressed`.
+/// One message with a delivery for each channel: those given, else those of the type, else `in_app`. Where a template has
+/// the name of the type, it renders the notification: it sees `title`, `message`, `metadata` with its members beside them,
+/// and `username` (the person's name, else the id). A channel on which the person has no address gives a delivery that
+/// fails with `no_address`; one that the person switched off, one that is `suppressed`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications", tag = "submitting",
@@ -116,12 +116,12 @@ pub async fn notify(
             acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
             respond(app.acceptor.accept(acceptance).await, answer)
         }
-        // A template or a session may be gone since it was accepted under the same key.
+        // A template or a session may have been deleted since a request with the same key was accepted.
         Err(problem) => carrier::repeat(&app, tenant, hashes, problem).await,
     }
 }
 
-/// Takes what is special out of the body; what remains is a submission like any other.
+/// Separates the fields of this route from the body; the rest is an ordinary submission.
 fn split(body: &[u8]) -> Result<(Option<Vec<String>>, Submission), FieldError> {
     let mut members: BTreeMap<String, Box<RawValue>> = parse_json(body)?;
     if let Some(name) = ELSEWHERE.iter().find(|name| members.contains_key(**name)) {
@@ -135,7 +135,7 @@ fn split(body: &[u8]) -> Result<(Option<Vec<String>>, Submission), FieldError> {
     Ok((channels.flatten(), Submission::parse(&to_json(&members))?))
 }
 
-/// A checked request.
+/// A validated request.
 struct Asked {
     channels: Vec<Channel>,
     user: String,
@@ -203,7 +203,7 @@ fn parse_channels(given: &[String], faults: &mut Vec<FieldError>) -> Vec<Channel
     channels
 }
 
-/// `metadata.priority`, where it is a priority.
+/// `metadata.priority`, if it is a priority.
 fn of_metadata(submission: &Submission) -> Option<Priority> {
     submission.metadata.as_ref()?.get("priority")?.as_str()?.parse().ok()
 }
@@ -239,7 +239,7 @@ async fn compose(
     Ok((Notice { channels, content, priority, lane, scheduled_at, expires_at, session }, person, carrier))
 }
 
-/// Renders the template for each channel on which it says something; elsewhere title and message stand as given.
+/// Renders the template for each channel that it has content for; elsewhere title and message stay as given.
 async fn fill(
     (app, tenant): (&App, TenantId),
     template: &Arc<Template>,
@@ -273,7 +273,7 @@ async fn fill(
     Ok(())
 }
 
-/// Here variables come from `metadata`.
+/// Renames the field of a fault, because variables come from `metadata` here.
 fn of_metadata_field(fault: FieldError) -> FieldError {
     let field = match fault.field.strip_prefix("template_vars") {
         Some(rest) => format!("metadata{rest}"),

@@ -1,8 +1,9 @@
-//! Keeps one connection to the broker alive and hands out channels on it.
+//! Keeps one connection to the broker alive and opens channels on it.
 //!
-//! Recovery is ours, not lapin's: after any loss everything is rebuilt from nothing (connection, topology, channels,
-//! consumers), which is one path instead of two and leaves no stale delivery tag behind. A process has two of these,
-//! one to publish and one to consume, because a broker short of memory stops reading from connections that publish.
+//! We do the recovery, not lapin: after any loss we rebuild everything from scratch (connection, topology, channels,
+//! consumers). That is one code path instead of two and leaves no stale delivery tags. A process has two connections,
+//! one to publish and one to consume, because a broker that is short of memory stops reading from connections that
+//! publish.
 
 use std::{
     io,
@@ -31,47 +32,48 @@ use super::{
 };
 use crate::{reconnect::Reconnect, telemetry};
 
-/// From the first packet to a ready connection.
+/// Limits the time from the first packet to a ready connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Quorum queues take tens of milliseconds each to create, more on a busy cluster; there are some twenty of them.
 const TOPOLOGY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a caller waits for a channel, including the wait for a connection.
 const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A broker that does not answer a goodbye is left without one.
+/// How long we wait for the broker to answer a close. After that we drop the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// For URLs that name none. lapin gives up after two missed ones, the broker after up to three: what a lost log writer held is with
-/// another one before its claims are doubted.
+/// The heartbeat for URLs that set none. lapin gives up after two missed heartbeats, the broker after up to three. By
+/// then a lost log writer's messages are with another one, before their claims count as crashed.
 const HEARTBEAT_SECONDS: u16 = 5;
-/// A connection that lived this long was a good one, so the next try may come quickly.
+/// A connection that lived this long was healthy, so the next attempt may come soon.
 const PROVEN_AFTER: Duration = Duration::from_secs(15);
-/// A message that breaks the connection is dead-lettered after its delivery limit of 20, so the sooner we have met it
-/// that often, the sooner everybody else is served again. Beyond this it is something else, or has no limit.
+/// A message that breaks the connection is dead-lettered after its delivery limit of 20. The sooner we have received
+/// it that often, the sooner the other messages are served again. After more failures than this the cause is another
+/// one, or the message has no limit.
 const UNREADABLE_MAX: u32 = 25;
-/// Events tell of every loss; this is the net under them.
+/// Events report every loss; this check catches a loss whose event is missing.
 const LIVENESS_PERIOD: Duration = Duration::from_secs(1);
 
-/// Asking for the version leaves a line in the broker's log, so once per process is enough.
+/// The broker logs a line for each version request, so we ask once per process.
 static VERSION_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Why the broker could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// The URL is none. What it says instead may hold the password, so it is not repeated.
+    /// The URL is invalid. It may hold the password, so the error does not repeat it.
     #[error("the broker URL is not of the form amqp://user:password@host:port/vhost")]
     Url,
-    /// No connection came about in time.
+    /// The connection was not established in time.
     #[error("failed to connect to the broker within {} s", CONNECT_TIMEOUT.as_secs())]
     ConnectTimeout,
-    /// A question on an open connection stayed without an answer.
+    /// The broker did not answer a request on an open connection.
     #[error("the broker did not answer in time")]
     AnswerTimeout,
-    /// The topology is missing or other than needed.
+    /// The topology is missing or differs from what we need.
     #[error("failed to prepare the broker's topology")]
     Topology(#[from] TopologyError),
-    /// The topology did not come about in time.
+    /// The topology was not prepared in time.
     #[error("failed to prepare the broker's topology within {} s", TOPOLOGY_TIMEOUT.as_secs())]
     TopologyTimeout,
-    /// There is no usable connection at the moment.
+    /// There is no usable connection now.
     #[error("no channel on connection `{connection}` within {} s: {state}", CHANNEL_TIMEOUT.as_secs())]
     Unavailable {
         /// The connection's name.
@@ -79,10 +81,11 @@ pub enum BrokerError {
         /// What it is doing instead.
         state: BrokerState,
     },
-    /// The broker or the connection refused.
+    /// The broker refused or the connection failed.
     #[error("failed to talk to the broker")]
     Amqp(#[from] lapin::Error),
-    /// lapin takes an id, key or header name that is not UTF-8 for a broken connection, and its consumer gets it again.
+    /// lapin treats an id, key or header name that is not UTF-8 as a broken connection, and the broker then
+    /// redelivers the message.
     #[error(
         "the broker sent what lapin cannot read, most likely a message with an id, key or header name that is not UTF-8 \
          at the head of a queue consumed here; the broker dead-letters it after its delivery limit"
@@ -101,19 +104,19 @@ pub enum BrokerState {
         /// Why.
         reason: String,
     },
-    /// Usable.
+    /// Connected, and the broker reads what we write.
     Up {
-        /// Counts the connections this one replaced, from 1.
+        /// The number of this connection, counted from 1.
         generation: u64,
     },
-    /// Connected, but the broker (short of memory or disk) reads nothing from us.
+    /// Connected, but the broker is short of memory or disk and reads nothing from us.
     Blocked {
         /// As for `Up`.
         generation: u64,
-        /// The broker's own words.
+        /// The reason that the broker gave.
         reason: String,
     },
-    /// Closed on purpose.
+    /// Closed after `stop`.
     Stopped,
 }
 
@@ -143,11 +146,11 @@ pub enum OnConnect {
     Declare,
     /// Refuse to work if anything is missing or different; create nothing.
     Check,
-    /// Trust that it is there.
+    /// Assume that it exists.
     Nothing,
 }
 
-/// Opens one plain connection, without supervision: for commands that ask and leave.
+/// Opens one plain connection without supervision, for commands that ask once and exit.
 pub async fn connect(url: &SecretString, name: &str) -> Result<Connection, BrokerError> {
     dial(parse(url)?, name).await
 }
@@ -155,7 +158,7 @@ pub async fn connect(url: &SecretString, name: &str) -> Result<Connection, Broke
 fn parse(url: &SecretString) -> Result<AMQPUri, BrokerError> {
     let text = url.expose_secret();
     let mut uri: AMQPUri = text.parse().map_err(|_| BrokerError::Url)?;
-    // lapin reads an IPv6 host as "none given" and would quietly take localhost.
+    // lapin takes an IPv6 host for a missing one and silently connects to localhost.
     if let Some(url::Host::Ipv6(address)) = url::Url::parse(text).ok().as_ref().and_then(url::Url::host) {
         uri.authority.host = address.to_string();
     }
@@ -170,8 +173,9 @@ fn properties(name: &str) -> ConnectionProperties {
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into())
 }
 
-/// lapin knows no deadline for the handshake and waits on its own thread, for good if the other side accepts and then
-/// says nothing. A second handle on the socket lets us hang up on it, which ends that thread too.
+/// lapin has no timeout for the handshake. It waits on its own thread, forever if the other side accepts the
+/// connection and then sends nothing. With a second handle on the socket we can shut it down, which ends that thread
+/// too.
 async fn dial(uri: AMQPUri, name: &str) -> Result<Connection, BrokerError> {
     let socket = Arc::new(Mutex::new(None::<OwnedFd>));
     let shared = Arc::clone(&socket);
@@ -197,13 +201,13 @@ async fn dial(uri: AMQPUri, name: &str) -> Result<Connection, BrokerError> {
     let connected = timeout(CONNECT_TIMEOUT, connecting).await;
     let socket = lock(&socket).take();
     let Ok(connected) = connected else {
-        hang_up(socket);
+        shut_down(socket);
         return Err(BrokerError::ConnectTimeout);
     };
     Ok(connected?)
 }
 
-fn hang_up(socket: Option<OwnedFd>) {
+fn shut_down(socket: Option<OwnedFd>) {
     if let Some(socket) = socket {
         let _ = std::net::TcpStream::from(socket).shutdown(std::net::Shutdown::Both);
     }
@@ -213,7 +217,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A handle on one supervised connection; clones share it.
+/// A handle to one supervised connection; clones share it.
 #[derive(Clone)]
 pub struct Broker {
     inner: Arc<Inner>,
@@ -235,14 +239,14 @@ impl std::fmt::Debug for Broker {
 }
 
 impl Broker {
-    /// Starts connecting, and creates the topology whenever connected. `name` is what operators see in the broker's
-    /// list of connections. `stop` closes the connection, so it must be the last token a process cancels: consumers
-    /// still have acks to send while they drain.
+    /// Starts to connect, and creates the topology on every connect. `name` is shown in the broker's list of
+    /// connections. `stop` closes the connection, so a process must cancel this token last: consumers still send acks
+    /// while they drain.
     pub fn start(url: &SecretString, name: &str, stop: CancellationToken) -> Self {
         Self::start_with(url, name, OnConnect::Declare, stop)
     }
 
-    /// As [`Broker::start`], with another way to treat the topology.
+    /// As [`Broker::start`], with a choice of what to do about the topology.
     pub fn start_with(url: &SecretString, name: &str, on_connect: OnConnect, stop: CancellationToken) -> Self {
         let inner = Arc::new(Inner {
             name: name.to_owned(),
@@ -256,22 +260,22 @@ impl Broker {
         Self { inner }
     }
 
-    /// What operators see in the broker's list of connections.
+    /// The name in the broker's list of connections.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// What the connection is doing now.
+    /// The current state.
     pub fn state(&self) -> BrokerState {
         self.inner.state.borrow().clone()
     }
 
-    /// Follows what the connection is doing.
+    /// A receiver of state changes.
     pub fn subscribe(&self) -> watch::Receiver<BrokerState> {
         self.inner.state.subscribe()
     }
 
-    /// Whether there is a connection, blocked or not.
+    /// Whether we are connected, blocked or not.
     pub fn is_connected(&self) -> bool {
         matches!(*self.inner.state.borrow(), BrokerState::Up { .. } | BrokerState::Blocked { .. })
     }
@@ -281,17 +285,17 @@ impl Broker {
         self.inner.state.borrow().is_usable()
     }
 
-    /// How many connections there have been; 0 before the first.
+    /// The number of connections so far; 0 before the first.
     pub fn generation(&self) -> u64 {
         self.inner.generation.load(Ordering::Relaxed)
     }
 
-    /// The present connection, for questions about the topology.
+    /// The current connection, for requests about the topology.
     pub fn connection(&self) -> Option<Arc<Connection>> {
         self.inner.connection()
     }
 
-    /// A new channel; waits a bounded time for a usable connection.
+    /// Opens a channel; waits a limited time for a usable connection.
     pub async fn channel(&self) -> Result<Channel, BrokerError> {
         timeout(CHANNEL_TIMEOUT, self.open_channel()).await.unwrap_or_else(|_| {
             Err(BrokerError::Unavailable { connection: self.inner.name.clone(), state: self.state() })
@@ -305,7 +309,7 @@ impl Broker {
             states.borrow_and_update();
             if let Some(connection) = self.inner.connection() {
                 match connection.create_channel().await {
-                    // We noticed the loss before the supervisor did.
+                    // The connection is lost and the supervisor does not know it yet.
                     Err(_) if !connection.status().connected() => {}
                     answer => return Ok(answer?),
                 }
@@ -314,7 +318,7 @@ impl Broker {
         }
     }
 
-    /// Waits, without a bound, until the connection is usable.
+    /// Waits without a limit until the connection is usable.
     pub async fn usable(&self) -> Result<(), BrokerError> {
         let mut states = self.subscribe();
         let reached = |state: &BrokerState| matches!(state, BrokerState::Up { .. } | BrokerState::Stopped);
@@ -324,12 +328,12 @@ impl Broker {
         }
     }
 
-    /// Waits until the connection has said goodbye, after `stop`.
+    /// After `stop`: waits until the connection is closed.
     pub async fn closed(&self) {
         let _ = self.subscribe().wait_for(|state| *state == BrokerState::Stopped).await;
     }
 
-    /// Creates again what somebody deleted, unless this process may not create anything.
+    /// Creates deleted objects again, if this process may create any.
     pub(super) async fn restore_topology(&self) -> Result<(), BrokerError> {
         match self.inner.connection() {
             Some(connection) if self.inner.on_connect == OnConnect::Declare => self.inner.prepare(&connection).await,
@@ -362,7 +366,7 @@ impl Inner {
         Ok(timeout(TOPOLOGY_TIMEOUT, preparing).await.map_err(|_| BrokerError::TopologyTimeout)??)
     }
 
-    /// One connection, from dialling to its end; the error says why it ended.
+    /// Runs one connection from connect to loss; returns why it ended.
     async fn session(&self) -> BrokerError {
         let connection = match self.open().await {
             Ok(connection) => connection,
@@ -377,7 +381,7 @@ impl Inner {
         *lock(&self.connection) = Some(Arc::clone(&connection));
         self.set(BrokerState::Up { generation });
         tracing::info!(connection = %self.name, generation, "the broker connection is ready");
-        let error = self.watch_over(&connection, generation, &mut events).await;
+        let error = self.watch(&connection, generation, &mut events).await;
         *lock(&self.connection) = None;
         error
     }
@@ -402,7 +406,7 @@ impl Inner {
         }
     }
 
-    async fn watch_over<S>(&self, connection: &Connection, generation: u64, events: &mut S) -> BrokerError
+    async fn watch<S>(&self, connection: &Connection, generation: u64, events: &mut S) -> BrokerError
     where
         S: futures_util::Stream<Item = Event> + Unpin,
     {
@@ -413,7 +417,7 @@ impl Inner {
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => self.blocked(generation, reason),
                     Some(Event::ConnectionUnblocked) => self.set(BrokerState::Up { generation }),
-                    // Channels report here as well; their owners deal with that.
+                    // Channel errors arrive here too; the owners of the channels handle them.
                     Some(Event::Error(error)) => last_error = Some(error),
                     _ => {}
                 },

@@ -1,11 +1,11 @@
-//! The only way messages come off the broker, and the only place that acks.
+//! The only place that consumes messages and the only place that acks them.
 //!
-//! A consumer owns one channel. When the stream ends for whatever reason (connection lost, queue deleted, the broker's
-//! consumer timeout) it opens another channel and registers again under a new tag: RabbitMQ before 3.11.23 could stop
-//! delivering to a reused tag, and 3.10.8 may fail a channel that registers again with deliveries in flight.
+//! A consumer owns one channel. When its stream ends for any reason (connection lost, queue deleted, the broker's
+//! consumer timeout), it opens another channel and registers again under a new tag: RabbitMQ before 3.11.23 could
+//! stop delivering to a reused tag, and 3.10.8 may fail a channel that registers again with deliveries in flight.
 //!
-//! Finished deliveries go to the [`Acker`], in any order and from any task. Tags of a channel that is gone are dropped
-//! and counted: the broker delivers those messages again.
+//! Callers pass finished deliveries to the [`Acker`], in any order and from any task. It drops and counts tags of a
+//! lost channel: the broker redelivers those messages.
 
 use std::{
     fmt,
@@ -41,21 +41,22 @@ use super::{
 };
 use crate::reconnect::Reconnect;
 
-/// A healthy broker answers a question on a channel within milliseconds.
+/// A healthy broker answers a request on a channel within milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Writing acks takes no answer; only a dead connection takes this long, and its loss redelivers everything anyway.
+/// Acks have no answer, so writing them is fast. Only a dead connection takes this long, and its loss redelivers
+/// everything.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A received message. It is leased to us until its tag is given to the [`Acker`].
+/// A received message. It is ours until its tag is passed to the [`Acker`].
 #[derive(Debug)]
 pub struct Delivery {
-    /// What the acker needs.
+    /// The tag to finish it with.
     pub tag: Tag,
     /// Whether it may have been delivered before.
     pub redelivered: bool,
     /// The exchange it was published to.
     pub exchange: String,
-    /// The key it was published with.
+    /// Its routing key.
     pub routing_key: String,
     /// Its properties and headers.
     pub properties: Properties,
@@ -63,7 +64,7 @@ pub struct Delivery {
     pub body: Vec<u8>,
 }
 
-/// Identifies a delivery to the acker of the consumer it came from.
+/// Identifies a delivery of one consumer; only the acker of that consumer takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag {
     generation: u64,
@@ -79,17 +80,17 @@ pub struct ConsumerHealth {
 }
 
 impl ConsumerHealth {
-    /// The queue it takes from.
+    /// The queue that the consumer reads.
     pub fn queue(&self) -> &str {
         &self.queue
     }
 
-    /// Whether the broker has it registered at the moment, as far as we know.
+    /// Whether the consumer is registered with the broker, as far as we know.
     pub fn is_consuming(&self) -> bool {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// When the last message came, if any.
+    /// When the last message arrived, if any.
     pub fn last_delivery(&self) -> Option<Instant> {
         *lock(&self.last_delivery)
     }
@@ -118,7 +119,7 @@ impl ConsumerHealth {
     }
 }
 
-fn begin_counts(queue: &str) {
+fn init_counters(queue: &str) {
     describe_counter!("posthaste_redelivered_total", "Messages that may have been delivered before, by queue.");
     describe_counter!(
         "posthaste_stale_acks_total",
@@ -147,17 +148,17 @@ pub struct Consumer {
     health: Arc<ConsumerHealth>,
     stream: Option<Stream>,
     reconnect: Reconnect,
-    /// Taken from the stream but not handed out; kept here so that dropping `next_batch` half-way loses nothing.
+    /// Received but not returned yet. It is a field so that a cancelled `next_batch` loses no message.
     batch: Vec<Delivery>,
 }
 
-/// A registration with the broker.
+/// One registration with the broker.
 struct Stream {
     channel: Channel,
     deliveries: lapin::Consumer,
     generation: u64,
     ended: bool,
-    /// It ended without an error: the broker ended it alone.
+    /// The stream ended without an error, so the broker cancelled only this consumer.
     is_cancelled: bool,
 }
 
@@ -168,13 +169,13 @@ impl fmt::Debug for Consumer {
 }
 
 impl Consumer {
-    /// Takes messages from `queue`, at most `prefetch` of them unfinished at a time, until `stop`. Nothing happens
+    /// Consumes `queue` until `stop`, with at most `prefetch` unfinished messages. Nothing is sent to the broker
     /// before the first [`Consumer::next_batch`].
     pub fn open(broker: &Broker, queue: impl Into<String>, prefetch: u16, stop: &CancellationToken) -> Self {
         let queue = queue.into();
         let prefetch = prefetch.max(1);
         let (registered, last_delivery) = (AtomicBool::new(false), Mutex::new(None));
-        begin_counts(&queue);
+        init_counters(&queue);
         Self {
             broker: broker.clone(),
             prefetch,
@@ -198,8 +199,8 @@ impl Consumer {
         Arc::clone(&self.health)
     }
 
-    /// Waits for a message, then adds what else is there or comes within `linger`, up to `max`. `None` once stopped,
-    /// and only then: losses are repaired in here. May be dropped and called again without losing a message.
+    /// Waits for a message, then adds up to `max` messages that are ready or arrive within `linger`. Returns `None`
+    /// only after `stop`: losses are repaired here. Safe to cancel; no message is lost.
     pub async fn next_batch(&mut self, max: usize, linger: Duration) -> Option<Vec<Delivery>> {
         let stop = self.stop.clone();
         stop.run_until_cancelled(self.gather(max.max(1), linger)).await?;
@@ -209,14 +210,14 @@ impl Consumer {
         Some(batch)
     }
 
-    /// Waits until a message is there to be taken; `None` once stopped.
+    /// Waits until a message is ready; `None` after `stop`.
     pub async fn arrived(&mut self) -> Option<()> {
         let stop = self.stop.clone();
         stop.run_until_cancelled(self.gather(1, Duration::ZERO)).await
     }
 
-    /// Stops taking messages and gives back what was not handed out. The channel stays open so that the acker can
-    /// finish what was; call [`Acker::flush`] after that and drop the consumer last.
+    /// Stops consuming and requeues the messages that were not returned to the caller. The channel stays open so that
+    /// the acker can finish the others. Then call [`Acker::flush`], and drop the consumer last.
     pub async fn cancel(&mut self) {
         self.stop.cancel();
         self.health.set_registered(false);
@@ -236,10 +237,10 @@ impl Consumer {
         self.acker.flush().await;
     }
 
-    /// Gives back all that is not finished, and takes nothing until the next [`Consumer::next_batch`]. The broker counts a return of
-    /// each message, so it is no way to wait for a moment.
+    /// Requeues all unfinished messages and consumes nothing until the next [`Consumer::next_batch`]. Do not use it
+    /// as a short pause: the broker counts each return of a message.
     pub async fn give_back(&mut self) {
-        // What is finished must not come back with the rest.
+        // Send the acks first, so that finished messages do not return with the others.
         self.acker.flush().await;
         self.batch.clear();
         self.abandon().await;
@@ -280,7 +281,7 @@ impl Consumer {
         }
     }
 
-    /// Makes sure that there is a registration, however long that takes.
+    /// Registers with the broker; retries without a limit.
     async fn register(&mut self) {
         while !self.is_alive() {
             self.abandon().await;
@@ -304,8 +305,8 @@ impl Consumer {
         self.acker.release(stream.generation).await;
         // The broker returns the unfinished messages to the queue when the channel closes.
         let _ = timeout(Duration::from_secs(1), stream.channel.close(200, "done".into())).await;
-        // A consumer that is lost again and again must not keep the broker busy registering it. A lost connection needs
-        // no pause here: its own comes before the next channel.
+        // Pause, so that a consumer that is cancelled again and again does not keep the broker busy. A lost
+        // connection needs no pause here: its reconnect pause comes before the next channel.
         if stream.is_cancelled {
             self.reconnect.pause().await;
         }
@@ -374,11 +375,11 @@ impl Stream {
     }
 }
 
-/// Finishes deliveries of one consumer; clones share it. Nothing here waits but [`Acker::flush`].
+/// Finishes deliveries of one consumer; clones share the state. Only [`Acker::flush`] waits.
 #[derive(Clone)]
 pub struct Acker {
     state: Arc<AckState>,
-    /// Ends the task behind the desk with the last handle.
+    /// Ends the task when the last handle is dropped.
     _last: Arc<DropGuard>,
 }
 
@@ -392,7 +393,7 @@ struct AckState {
     queue: String,
     prefetch: u16,
     book: Mutex<AckBook>,
-    /// The channel to speak on. Whoever speaks holds it, so words go out in the order they were found.
+    /// The channel for acks. The sender holds the lock, so acks are sent in the order in which they were computed.
     channel: tokio::sync::Mutex<Option<Channel>>,
     changed: Notify,
 }
@@ -416,7 +417,7 @@ impl Acker {
         Self { state, _last: Arc::new(last.drop_guard()) }
     }
 
-    /// The message is dealt with and may be forgotten.
+    /// Acks the message.
     pub fn done(&self, tag: Tag) {
         self.done_all([tag]);
     }
@@ -427,23 +428,23 @@ impl Acker {
         self.state.note(tags, |ledger, number| ledger.finish(number, now));
     }
 
-    /// Gives the message back to the queue. Only for what was not begun when the process stops: as a way to wait it
+    /// Returns the message to the queue. Use it only at shutdown, for messages that were not started: as a delay it
     /// would be a hot loop at the head of the queue.
     pub fn requeue(&self, tag: Tag) {
         self.state.note([tag], Ledger::give_back);
     }
 
-    /// Whether a message is still leased to us. One whose channel is gone is delivered again.
+    /// Whether the message is still ours. The broker redelivers a message whose channel is lost.
     pub fn is_current(&self, tag: Tag) -> bool {
         lock(&self.state.book).generation == tag.generation
     }
 
-    /// How many messages handed out are neither done nor given back.
+    /// The number of received messages that are neither done nor requeued.
     pub fn in_hand(&self) -> usize {
         lock(&self.state.book).ledger.open()
     }
 
-    /// Writes every ack, due or not, and waits until the broker has read them.
+    /// Sends all acks, due or not, and waits until the broker has processed them.
     pub async fn flush(&self) {
         self.state.send_acks(true).await;
         self.state.sync_with_broker().await;
@@ -456,13 +457,13 @@ impl Acker {
         }
     }
 
-    /// Takes a fresh channel; tags handed out before are stale from now on.
+    /// Switches to a new channel; all earlier tags become stale.
     async fn adopt(&self, channel: Channel) -> u64 {
         *self.state.channel.lock().await = Some(channel);
         self.state.next_generation()
     }
 
-    /// Lets go of the channel of `generation`, having said what can still be said.
+    /// Sends the remaining acks, then drops the channel of `generation`.
     async fn release(&self, generation: u64) {
         self.state.send_acks(true).await;
         let mut channel = self.state.channel.lock().await;
@@ -474,7 +475,7 @@ impl Acker {
 }
 
 impl AckState {
-    /// Speaks when it is time, until the last handle is gone.
+    /// Sends acks when they are due, until the last handle is dropped.
     async fn run(self: Arc<Self>, last: CancellationToken) {
         loop {
             let due = lock(&self.book).ledger.due(Instant::now());
@@ -539,10 +540,10 @@ impl AckState {
         self.count_stale(unsent);
     }
 
-    /// Questions that make the broker's channel process work off what we said. It keeps but 32 acks in flight to a quorum
-    /// queue and forgets the others if the channel closes meanwhile: measured on 3.10.8, of 200 single acks written just
-    /// before a close, 167 messages came back. Each question is answered after those in flight, so there are as many as
-    /// it takes.
+    /// Sends requests that make the broker's channel process our acks. It keeps only 32 acks in flight to a quorum
+    /// queue and forgets the others if the channel closes meanwhile: measured on 3.10.8, of 200 single acks written
+    /// just before a close, 167 messages came back. The broker answers each request after the acks in flight, so the
+    /// number of requests follows from the prefetch.
     async fn sync_with_broker(&self) {
         let channel = self.channel.lock().await;
         let Some(channel) = channel.as_ref().filter(|channel| channel.status().connected()) else { return };
@@ -559,10 +560,10 @@ impl AckState {
     }
 }
 
-/// Acks that the broker's channel process has in flight to a quorum queue.
+/// Acks that the broker's channel process keeps in flight to a quorum queue.
 const ACKS_IN_FLIGHT: u16 = 32;
 
-/// Returns how many deliveries the broker was not told about, because the channel is gone.
+/// Returns the number of deliveries whose ack was not sent, because the channel is lost.
 async fn send_commands(channel: &Channel, commands: &[AckCommand]) -> usize {
     let mut pipeline = Pipeline::start(commands.iter().map(|command| send_ack(channel, *command)));
     let _ = timeout(ACK_TIMEOUT, pipeline.finish()).await;

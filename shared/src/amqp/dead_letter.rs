@@ -1,4 +1,5 @@
-//! Puts a message aside for a person, with the reason on it. `basic.reject` cannot carry a reason.
+//! Dead-letters a message for a person to look at, with a reason in its headers. `basic.reject` cannot carry a
+//! reason.
 
 use std::borrow::Cow;
 
@@ -10,28 +11,29 @@ use super::{
 };
 use crate::domain::DeadReason;
 
-/// Header: why, as a [`DeadReason`].
+/// Header: the reason, a [`DeadReason`].
 pub const REASON: &str = "x-posthaste-reason";
-/// Header: one clause on what went wrong.
+/// Header: one clause about what went wrong.
 pub const DETAIL: &str = "x-posthaste-detail";
-/// Header: the queue it was taken from.
+/// Header: the queue it was consumed from.
 pub const QUEUE: &str = "x-posthaste-queue";
 /// Header: the exchange it was published to.
 pub const EXCHANGE: &str = "x-posthaste-exchange";
-/// Header: the key it was published with.
+/// Header: the routing key it was published with.
 pub const ROUTING_KEY: &str = "x-posthaste-routing-key";
-/// Header: who published it, as checked by the broker. The property itself may only name ourselves.
+/// Header: the publishing user, as the broker verified it. We cannot copy the property: it may only name our own
+/// user.
 pub const USER_ID: &str = "x-posthaste-user-id";
 
-/// A detail is a clause, not a document.
+/// The limit for the detail: it is a clause, not a document.
 const DETAIL_BYTES_MAX: usize = 2 * 1024;
-/// Foreign headers are kept as far as this; they must not crowd out ours.
+/// The limit for the publisher's headers, so that ours always fit.
 const FOREIGN_BYTES_MAX: usize = 16 * 1024;
-/// What AMQP can carry in a property.
+/// The limit of an AMQP short string.
 const SHORT_BYTES_MAX: usize = 255;
 
-/// Publishes a copy of `delivery`, taken from `queue`, to the dead letter exchange. Finish the delivery only after this
-/// returned `Ok`: until then the original is the only copy.
+/// Publishes a copy of `delivery`, consumed from `queue`, to the dead letter exchange. Ack the delivery only after
+/// this returned `Ok`: until then the original is the only copy.
 pub async fn dead_letter(
     publisher: &Publisher,
     queue: &str,
@@ -42,7 +44,7 @@ pub async fn dead_letter(
     dead_letter_of(publisher, queue, delivery, delivery.properties.user_id(), reason, detail).await
 }
 
-/// As [`dead_letter`], for a message whose publisher is known otherwise than by its property `user_id`.
+/// As [`dead_letter`], for a message whose publisher is not taken from its `user_id` property.
 pub async fn dead_letter_of(
     publisher: &Publisher,
     queue: &str,
@@ -85,16 +87,17 @@ fn headers(queue: &str, delivery: &Delivery, user: Option<&str>, reason: DeadRea
     headers
 }
 
-/// The publisher's own headers. Names with `x-` belong to the broker, which acts on some of them, or to us.
+/// The publisher's own headers. Names that start with `x-` belong to the broker, which acts on some of them, or to
+/// us.
 fn foreign(delivery: &Delivery) -> impl Iterator<Item = (Cow<'static, str>, String)> {
     let headers = delivery.properties.headers().into_iter().filter(|(name, _)| !name.starts_with("x-"));
     let headers = headers.map(|(name, value)| match value {
         serde_json::Value::String(text) => (name, text),
         other => (name, other.to_string()),
     });
-    let mut room = FOREIGN_BYTES_MAX;
+    let mut bytes_left = FOREIGN_BYTES_MAX;
     headers.map_while(move |(name, value)| {
-        room = room.checked_sub(name.len() + value.len())?;
+        bytes_left = bytes_left.checked_sub(name.len() + value.len())?;
         Some((Cow::Owned(name), value))
     })
 }

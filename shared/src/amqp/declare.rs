@@ -1,4 +1,4 @@
-//! Makes the topology exist, or says what of it does not.
+//! Creates the topology, or reports how the broker's objects differ from it.
 
 use std::fmt;
 
@@ -14,10 +14,10 @@ use super::topology::{Argument, Arguments, Binding, Exchange, ExchangeType, Queu
 /// Why the topology is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
-    /// What is wrong, one problem per object.
+    /// The problems, one per object.
     #[error("the broker's topology is not as needed: {}", join(.0))]
     Problems(Vec<Problem>),
-    /// The connection failed meanwhile, so nothing is known.
+    /// The connection failed meanwhile, so the state is unknown.
     #[error("failed to ask the broker about its topology")]
     Broker(#[from] lapin::Error),
 }
@@ -26,14 +26,14 @@ fn join(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// One thing that is not as needed, with what to do about it in its text.
+/// One difference; its text says how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The exchange, queue or binding.
     pub object: String,
     /// What is wrong with it.
     pub fault: Fault,
-    /// The broker's own words.
+    /// The broker's message.
     pub detail: String,
 }
 
@@ -72,9 +72,9 @@ impl fmt::Display for Problem {
 pub struct QueueDepth {
     /// The queue.
     pub name: String,
-    /// Messages waiting, without those handed to consumers.
+    /// Messages ready, without those delivered to consumers.
     pub messages_ready: u32,
-    /// Consumers registered.
+    /// Registered consumers.
     pub consumers: u32,
 }
 
@@ -100,34 +100,34 @@ fn objects(topology: &Topology) -> impl Iterator<Item = Object<'_>> {
     exchanges.chain(queues).chain(topology.bindings.iter().map(Object::Binding))
 }
 
-/// Creates whatever is missing. What is there already stays untouched, so every process may call it at every start.
-/// All problems are reported together.
+/// Creates missing objects and leaves existing ones untouched, so every process may call it at every start. Reports
+/// all problems together.
 pub async fn declare(connection: &Connection) -> Result<(), TopologyError> {
     let topology = topology();
-    let mut asker = Asker::open(connection).await?;
+    let mut client = TopologyClient::open(connection).await?;
     let mut problems = Vec::new();
     for object in objects(&topology) {
-        problems.extend(asker.create(&object).await?);
+        problems.extend(client.create(&object).await?);
     }
-    asker.close().await;
+    client.close().await;
     conclude(problems)
 }
 
-/// Reports everything that is missing or has other settings, and creates nothing. Settings are compared by declaring
-/// again what exists, which needs the `configure` permission; without it only existence is checked. AMQP cannot show
-/// bindings, so those are not checked.
+/// Reports missing objects and objects with other settings; creates nothing. To compare settings it declares existing
+/// objects again, which needs the `configure` permission; without it, it checks only existence. AMQP cannot list
+/// bindings, so it does not check them.
 pub async fn check(connection: &Connection) -> Result<(), TopologyError> {
     let topology = topology();
-    let mut asker = Asker::open(connection).await?;
+    let mut client = TopologyClient::open(connection).await?;
     let mut problems = Vec::new();
     for object in objects(&topology).filter(|object| !matches!(object, Object::Binding(_))) {
-        let problem = match asker.look(&object).await? {
-            None => asker.create(&object).await?.filter(|problem| problem.fault != Fault::Forbidden),
+        let problem = match client.check_exists(&object).await? {
+            None => client.create(&object).await?.filter(|problem| problem.fault != Fault::Forbidden),
             missing => missing,
         };
         problems.extend(problem);
     }
-    asker.close().await;
+    client.close().await;
     conclude(problems)
 }
 
@@ -135,46 +135,46 @@ fn conclude(problems: Vec<Problem>) -> Result<(), TopologyError> {
     if problems.is_empty() { Ok(()) } else { Err(TopologyError::Problems(problems)) }
 }
 
-/// How much waits in each queue of the topology; a queue that does not exist is left out.
+/// The depth of each queue of the topology; a missing queue is left out.
 pub async fn depths(connection: &Connection) -> Result<Vec<QueueDepth>, TopologyError> {
-    let mut asker = Asker::open(connection).await?;
+    let mut client = TopologyClient::open(connection).await?;
     let mut depths = Vec::new();
     for queue in topology().queues {
-        depths.extend(asker.depth(&queue).await?);
+        depths.extend(client.depth(&queue).await?);
     }
-    asker.close().await;
+    client.close().await;
     Ok(depths)
 }
 
-/// How many messages wait in one queue, without those handed to consumers; `None`: there is no such queue.
+/// The messages ready in one queue, without those delivered to consumers; `None` if there is no such queue.
 pub async fn ready(connection: &Connection, name: &str) -> Result<Option<u32>, TopologyError> {
-    let mut asker = Asker::open(connection).await?;
+    let mut client = TopologyClient::open(connection).await?;
     let mut ready = None;
     if let Some(queue) = topology().queues.iter().find(|queue| queue.name == name) {
-        ready = asker.depth(queue).await?.map(|depth| depth.messages_ready);
+        ready = client.depth(queue).await?.map(|depth| depth.messages_ready);
     }
-    asker.close().await;
+    client.close().await;
     Ok(ready)
 }
 
-/// The same on a channel that stays open; a queue that does not exist closes it.
+/// As [`ready`], on a channel that stays open; a missing queue closes it.
 pub(super) async fn ready_on(channel: &Channel, queue: &str) -> Result<u32, lapin::Error> {
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     Ok(channel.queue_declare(queue.into(), options, FieldTable::default()).await?.message_count())
 }
 
-/// A channel for questions. The broker closes a channel with every "no", so each one costs a new channel.
-struct Asker<'a> {
+/// A channel for requests. The broker closes the channel with every error, so each error costs a new channel.
+struct TopologyClient<'a> {
     connection: &'a Connection,
     channel: Channel,
 }
 
-impl<'a> Asker<'a> {
+impl<'a> TopologyClient<'a> {
     async fn open(connection: &'a Connection) -> Result<Self, lapin::Error> {
         Ok(Self { connection, channel: connection.create_channel().await? })
     }
 
-    /// A leftover channel costs nothing that closing the connection does not clean up, so failing here is no matter.
+    /// Ignores errors: closing the connection closes its channels too.
     async fn close(self) {
         let _ = self.channel.close(200, "done".into()).await;
     }
@@ -188,7 +188,7 @@ impl<'a> Asker<'a> {
         self.problem(object, answer).await
     }
 
-    async fn look(&mut self, object: &Object<'_>) -> Result<Option<Problem>, TopologyError> {
+    async fn check_exists(&mut self, object: &Object<'_>) -> Result<Option<Problem>, TopologyError> {
         let answer = match object {
             Object::Exchange(exchange) => declare_exchange(&self.channel, exchange, true).await,
             Object::Queue(queue) => declare_queue(&self.channel, queue, true).await.map(drop),
@@ -230,7 +230,7 @@ fn fault(error: &lapin::Error) -> Option<Fault> {
     }
 }
 
-/// Whether the broker said that an exchange or a queue does not exist.
+/// Whether the broker reported that an exchange or a queue does not exist.
 pub(super) fn is_missing(error: &lapin::Error) -> bool {
     fault(error) == Some(Fault::Missing)
 }

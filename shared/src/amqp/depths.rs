@@ -1,5 +1,5 @@
-//! How many messages are ready in work queues. A process asks over one channel that stays open, only about the queues a
-//! caller names, and callers share answers that are recent enough.
+//! The number of messages ready in work queues. A process asks over one channel that stays open, and only about the
+//! queues that a caller names. Callers share answers that are recent enough.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages ready, by route. A queue that does not exist is left out.
 pub type Ready = HashMap<Route, u32>;
 
-/// Asks for depths and remembers them. Cheap to clone; clones share the channel and the answers.
+/// Asks for depths and caches them. Cheap to clone; clones share the channel and the cache.
 #[derive(Clone)]
 pub struct Depths {
     broker: Broker,
@@ -37,12 +37,12 @@ struct State {
 }
 
 impl Depths {
-    /// Asks on `broker`; the channel is opened at the first question.
+    /// Uses `broker`; the channel is opened with the first request.
     pub fn new(broker: Broker) -> Self {
         Self { broker, state: Arc::default() }
     }
 
-    /// The messages ready for each of `routes`, as of at most `age_max` ago; `None`: the broker does not answer.
+    /// The messages ready for each of `routes`, at most `age_max` old; `None` if the broker does not answer.
     pub async fn ready(&self, routes: &[Route], age_max: Duration) -> Option<Ready> {
         timeout(ANSWER_TIMEOUT, self.answer(routes, age_max)).await.ok().flatten()
     }
@@ -52,7 +52,7 @@ impl Depths {
         let is_old = |route: &&Route| state.known.get(route).is_none_or(|(at, _)| at.elapsed() >= age_max);
         let old: Vec<Route> = routes.iter().filter(is_old).copied().collect();
         if !old.is_empty() {
-            // Put back only after every answer came: a channel that failed is not used again.
+            // Stored again only after all answers arrived, so a failed channel is not reused.
             let channel = state.channel.take().filter(|channel| channel.status().connected());
             let channel = self.ask(channel, &old, &mut state.known).await?;
             state.channel = Some(channel);
@@ -74,7 +74,7 @@ impl Depths {
         for route in routes {
             match ready_on(&channel, &work_queue(*route)).await {
                 Ok(count) => drop(known.insert(*route, (Instant::now(), count))),
-                // The broker closes the channel with this answer.
+                // The broker closes the channel with this error.
                 Err(error) if is_missing(&error) => {
                     known.remove(route);
                     channel = connection.create_channel().await.ok()?;

@@ -1,34 +1,34 @@
-//! Which deliveries of one channel are finished, and what to tell the broker about them. Pure: time is an argument.
+//! Tracks which deliveries of one channel are finished, and which acks to send. Pure: time is an argument.
 //!
-//! One ack for many costs the broker and us about as much as one ack for one, so finished deliveries are acked together
-//! up to the first unfinished one. What finished beyond an unfinished one waits a little for it, then is acked singly,
-//! so one slow delivery never starves the rest of the prefetch.
+//! A multiple ack costs the broker and us about as much as a single one, so we ack finished deliveries together, up
+//! to the first unfinished one. Deliveries that finish behind an unfinished one wait a short time for it and are then
+//! acked singly, so one slow delivery never blocks the rest of the prefetch.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-/// Finished deliveries are acked at the latest after this: short beside a provider call, long enough to gather many.
+/// The longest delay of an ack: short compared to a provider call, long enough to collect many.
 const FLUSH_AFTER: Duration = Duration::from_millis(5);
-/// As many finished deliveries are acked at once; more would gain nothing measurable.
+/// This many finished deliveries are acked at once; a larger number brought no measurable gain.
 const FLUSH_AT: usize = 64;
-/// How long a finished delivery waits for an unfinished one before it.
+/// How long a finished delivery waits for an earlier unfinished one.
 const STUCK_AFTER: Duration = Duration::from_millis(100);
 
-/// A word to the broker.
+/// One ack or requeue to send to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AckCommand {
-    /// Give this one back to the queue.
+    /// Requeue this delivery.
     Requeue(u64),
-    /// This one and all before it are done; so many are.
+    /// Multiple ack up to this number; the second field counts the deliveries it finishes.
     DoneThrough(u64, usize),
-    /// This one is done.
+    /// Ack this delivery alone.
     Done(u64),
 }
 
 impl AckCommand {
-    /// How many deliveries it is about.
+    /// The number of deliveries it concerns.
     pub(super) fn count(self) -> usize {
         match self {
             Self::DoneThrough(_, count) => count,
@@ -41,11 +41,11 @@ impl AckCommand {
 enum Slot {
     Open,
     Finished(Instant),
-    /// The broker knows, or will with the next words.
+    /// Sent to the broker, or part of the next commands.
     Settled,
 }
 
-/// The deliveries of one channel that the broker waits for. It numbers them from 1 without gaps.
+/// The unfinished deliveries of one channel. The broker numbers them from 1 without gaps.
 #[derive(Debug)]
 pub(super) struct Ledger {
     /// The number of the first slot.
@@ -67,16 +67,16 @@ impl Ledger {
             finished: 0,
             oldest: None,
             requeue: Vec::new(),
-            // With a small prefetch, waiting for a full batch would idle the queue.
+            // With a small prefetch, waiting for a full batch would leave the queue idle.
             flush_at: FLUSH_AT.min(prefetch / 2).max(1),
             stuck_at: prefetch / 4,
         }
     }
 
-    /// Notes a delivery.
+    /// Records a delivery.
     pub(super) fn delivered(&mut self, number: u64) {
         while self.next_number() < number {
-            // A number that never came, if the broker ever skipped one, must not hold up the others.
+            // If the broker ever skips a number, the missing one must not block the others.
             self.slots.push_back(Slot::Settled);
         }
         if self.next_number() == number {
@@ -93,7 +93,7 @@ impl Ledger {
         self.slots.get_mut(index).filter(|slot| **slot == Slot::Open)
     }
 
-    /// Notes that a delivery is finished. True if the words or their time changed.
+    /// Records that a delivery is finished. Returns true if the commands or their due time changed.
     pub(super) fn finish(&mut self, number: u64, now: Instant) -> bool {
         let Some(slot) = self.open_slot(number) else { return false };
         *slot = Slot::Finished(now);
@@ -102,7 +102,7 @@ impl Ledger {
         number == self.floor || [1, self.flush_at, self.stuck_at + 1].contains(&self.finished)
     }
 
-    /// Notes that a delivery goes back to the queue. True if there is something to say.
+    /// Records that a delivery is requeued. Returns true if a command must be sent.
     pub(super) fn give_back(&mut self, number: u64) -> bool {
         let Some(slot) = self.open_slot(number) else { return false };
         *slot = Slot::Settled;
@@ -110,17 +110,17 @@ impl Ledger {
         true
     }
 
-    /// How many deliveries are neither finished nor given back.
+    /// The number of deliveries that are neither finished nor requeued.
     pub(super) fn open(&self) -> usize {
         self.slots.iter().filter(|slot| **slot == Slot::Open).count()
     }
 
-    /// How many deliveries are finished or given back without the broker knowing.
+    /// The number of deliveries that are finished or requeued, but not yet sent to the broker.
     pub(super) fn unsent(&self) -> usize {
         self.finished + self.requeue.len()
     }
 
-    /// When there is something to say, at `now` or later.
+    /// When the next command is due, at `now` or later.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let waiting_since = match self.oldest {
             _ if !self.requeue.is_empty() => return Some(now),
@@ -128,16 +128,16 @@ impl Ledger {
             Some(oldest) => oldest,
         };
         let stuck = self.slots.front() == Some(&Slot::Open);
-        let (limit, patience) = match stuck {
+        let (limit, delay) = match stuck {
             false => (self.flush_at, FLUSH_AFTER),
             true => (self.stuck_at + 1, STUCK_AFTER),
         };
-        if self.finished >= limit { Some(now) } else { Some(waiting_since + patience) }
+        if self.finished >= limit { Some(now) } else { Some(waiting_since + delay) }
     }
 
-    /// What to say now, in this order; with `all`, without waiting for anything.
+    /// The commands to send now, in this order; with `all`, also those that are not due.
     pub(super) fn commands(&mut self, now: Instant, all: bool) -> Vec<AckCommand> {
-        // Given back first: an ack that reaches beyond them would take them along.
+        // Requeues come first: a multiple ack beyond them would ack them too.
         let mut commands: Vec<_> = self.requeue.drain(..).map(AckCommand::Requeue).collect();
         commands.extend(self.advance());
         let overdue = self.finished > self.stuck_at
@@ -148,13 +148,14 @@ impl Ledger {
         commands
     }
 
-    /// Drops the settled and finished slots at the front.
+    /// Removes the settled and finished slots at the front.
     fn advance(&mut self) -> Option<AckCommand> {
         let mut through = None;
         let mut count = 0;
         while let Some(slot) = self.slots.pop_front_if(|slot| *slot != Slot::Open) {
             if slot != Slot::Settled {
-                // The broker refuses an ack for a number it was already told about, so the last finished one counts.
+                // The broker refuses an ack for a number that is already settled, so the ack names the last finished
+                // one.
                 through = Some(self.floor);
                 count += 1;
             }
@@ -278,8 +279,8 @@ mod tests {
         assert_eq!(ledger.commands(now, true), []);
     }
 
-    /// Every order of finishing a few deliveries, with words asked for at every step, tells the broker about each of
-    /// them exactly once and about none that is unfinished.
+    /// Every order of finishing a few deliveries, with commands taken at every step, acks each of them exactly once
+    /// and none that is unfinished.
     #[test]
     fn every_order_of_finishing_is_told_exactly_once() {
         fn permute(order: &mut Vec<u64>, at: usize, seen: &mut dyn FnMut(&[u64])) {
@@ -302,12 +303,15 @@ mod tests {
                     ledger.finish(*number, now);
                     now += Duration::from_millis(40);
                     for command in ledger.commands(now, all) {
-                        let told: Vec<u64> = match command {
+                        let settled: Vec<u64> = match command {
                             AckCommand::DoneThrough(through, _) => unacked.range(..=through).copied().collect(),
                             AckCommand::Done(number) | AckCommand::Requeue(number) => vec![number],
                         };
-                        assert_eq!(told.len(), command.count(), "{order:?} {command:?}");
-                        assert!(told.iter().all(|told| finished.contains(told) && unacked.remove(told)), "{order:?}");
+                        assert_eq!(settled.len(), command.count(), "{order:?} {command:?}");
+                        assert!(
+                            settled.iter().all(|number| finished.contains(number) && unacked.remove(number)),
+                            "{order:?}"
+                        );
                     }
                 }
                 assert!(ledger.commands(now, true).len() <= 6 && ledger.open() == 0 && ledger.unsent() == 0);

@@ -1,14 +1,14 @@
-//! The broker: the only publish and the only ack of the whole system.
+//! RabbitMQ: the only place that publishes and the only place that acks.
 //!
-//! - [`topology`] says what must exist, as data; [`declare`] makes it so, or tells what is not.
+//! - [`topology`] lists what must exist, as data; [`declare`] creates it, or reports what is missing.
 //! - [`Broker`] keeps one connection alive; a process has one to publish and one to consume.
-//! - [`Publisher`] publishes with confirms, always; [`dead_letter`] puts a message aside with a reason.
-//! - [`Subscriber`] hears the hints that are published while it listens.
-//! - [`Depths`] says how long work queues are.
-//! - [`Consumer`] hands out batches; its [`Acker`] takes back what is finished, in any order.
+//! - [`Publisher`] publishes, always with confirms; [`dead_letter`] dead-letters a message with a reason.
+//! - [`Subscriber`] receives the hints that are published while it is registered.
+//! - [`Depths`] reports the lengths of work queues.
+//! - [`Consumer`] returns batches of messages; its [`Acker`] finishes them in any order.
 //!
-//! Nothing here knows what a message means, and nothing here is the truth: a message lost, repeated or reordered by the
-//! broker costs time, because every receiver checks with the database before it acts.
+//! This module does not interpret messages, and the broker is never the source of truth: every receiver checks the
+//! database before it acts. So a message that the broker loses, repeats or reorders only costs time.
 
 mod connection;
 mod consumer;

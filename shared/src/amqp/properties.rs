@@ -1,4 +1,4 @@
-//! What a message carries beside its body.
+//! The properties and headers of a received message.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use lapin::{
 };
 use serde_json::Value;
 
-/// Whether a header must not be sent on. `x-death` and its kin make brokers before 4.0 see a dead-letter cycle and drop
-/// the message without a word; `CC` and `BCC` add routing keys, and close the channel if they are no lists.
+/// Whether a header must not be forwarded. `x-death` and the like make brokers before 4.0 detect a dead-letter cycle
+/// and silently drop the message; `CC` and `BCC` add routing keys, and close the channel if they are not lists.
 pub(super) fn is_forbidden_header(name: &str) -> bool {
     ["x-death", "x-first-death", "x-last-death"].iter().any(|prefix| name.starts_with(prefix))
         || matches!(name, "CC" | "BCC")
@@ -35,17 +35,17 @@ impl Properties {
         text(self.0.message_id())
     }
 
-    /// What an answer should repeat.
+    /// The correlation id to repeat in an answer.
     pub fn correlation_id(&self) -> Option<&str> {
         text(self.0.correlation_id())
     }
 
-    /// The queue an answer should go to.
+    /// The queue for an answer.
     pub fn reply_to(&self) -> Option<&str> {
         text(self.0.reply_to())
     }
 
-    /// Who published it; the broker refuses any name but that of the connection's user.
+    /// The publishing user; the broker refuses any name but that of the connection's user.
     pub fn user_id(&self) -> Option<&str> {
         text(self.0.user_id())
     }
@@ -60,7 +60,7 @@ impl Properties {
         text(self.0.kind())
     }
 
-    /// A header as text, if it is one.
+    /// A header, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         match self.table()?.inner().get(name)? {
             AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
@@ -75,7 +75,7 @@ impl Properties {
         entries.map(|(name, value)| (name.to_string(), json(value))).collect()
     }
 
-    /// How often the message was returned to its queue. A broker from 3.12 on leaves the header out the first time.
+    /// How often the message was returned to its queue. A broker from 3.12 on omits the header on the first delivery.
     pub fn delivery_count(&self) -> u64 {
         let count = self.table().and_then(|headers| headers.inner().get("x-delivery-count")).and_then(whole);
         count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
@@ -117,7 +117,7 @@ fn json(value: &AMQPValue) -> Value {
     }
 }
 
-/// The longest start of `text` that fits into `bytes_max` without cutting a character.
+/// The longest prefix of `text` that fits into `bytes_max` without splitting a character.
 pub(super) fn truncated(text: &str, bytes_max: usize) -> &str {
     let end = text.char_indices().map(|(start, c)| start + c.len_utf8()).take_while(|end| *end <= bytes_max).last();
     end.and_then(|end| text.get(..end)).unwrap_or_default()

@@ -1,10 +1,10 @@
-//! The only way a message gets onto the broker: confirmed always, and persistent and mandatory unless it is a hint that
-//! nobody needs to hear.
+//! The only place that publishes messages: always with a confirm, and persistent and mandatory unless the message is
+//! a hint that may get lost.
 //!
-//! Each publishing channel belongs to one task. It takes everything that waits, writes it in one go and waits until the
-//! broker has answered for all of it before it takes more; what arrives meanwhile shares the next flight. One flight at
-//! a time is what makes returned messages attributable: lapin hands a return to whichever confirm comes next, so only
-//! when every confirm of a channel is in is it known which messages were returned.
+//! One task owns each publishing channel. It takes all waiting messages, writes them in one go and waits for all
+//! their confirms before it takes more; messages that arrive meanwhile go into the next batch. Only one batch is in
+//! flight at a time because lapin attaches a returned message to the next confirm, whichever it is. So only when all
+//! confirms of a channel are in do we know which messages were returned.
 
 use std::{
     borrow::Cow,
@@ -36,54 +36,55 @@ use super::{
 };
 use crate::{contract::wire::Wire, reconnect::Reconnect, telemetry::at_zero};
 
-/// From handing a message in to its confirm, unless a publisher is told otherwise; and the same for what its channel is asked.
+/// The default time from `publish` to the confirm; also the limit for requests on the channel.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Unconfirmed messages per channel: enough to keep a broker busy for a confirm's round trip, little to lose.
+/// Unconfirmed messages per channel: enough to keep the broker busy for the round trip of a confirm, few enough to
+/// lose.
 const IN_FLIGHT_MAX: usize = 1024;
-/// Messages handed in and not answered, per channel; beyond it callers wait.
+/// Messages without a result per channel; beyond it callers wait.
 const WAITING_MAX: usize = 4 * IN_FLIGHT_MAX;
-/// Messages that travel together from a caller to the owner of the channel.
+/// Messages that a caller hands to the channel's task in one piece.
 const BATCH_MAX: usize = 256;
-/// Far above our own limits, below the 16 MiB that brokers from 4.0 on accept.
+/// Far above our own limits, and below the 16 MiB that brokers from 4.0 on accept.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Headers travel in one frame, and the smallest frame a broker may insist on is 128 KiB by default.
+/// The headers must fit into one frame. The smallest frame limit that a broker may insist on is 128 KiB by default.
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
-/// What makes a message survive a restart of the broker.
+/// The delivery mode of messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
-/// What keeps a message in memory.
+/// The delivery mode of messages that stay in memory.
 const TRANSIENT: u8 = 1;
 
-/// Why a message is not known to be on the broker. Whoever published it keeps it and tries again later; repeating is
-/// safe, since every receiver recognises what it has seen.
+/// Why we do not know that a message is on the broker. The caller keeps the message and publishes it again later.
+/// Repeats are safe, because every receiver recognises duplicates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// No queue is bound for it.
     #[error("no queue takes messages of exchange `{exchange}` with key `{routing_key}`")]
     Unroutable {
-        /// Where it was published.
+        /// The exchange it was published to.
         exchange: &'static str,
-        /// With this key.
+        /// Its routing key.
         routing_key: String,
     },
-    /// The broker said no, such as when a queue is full.
+    /// The broker sent a nack, for example because a queue is full.
     #[error("the broker refused the message")]
     Refused,
-    /// The broker did not confirm it in time.
+    /// The confirm did not arrive in time.
     #[error("the broker did not confirm in time")]
     TimedOut,
-    /// The connection was lost, or there is none.
+    /// There is no connection, or it was lost.
     #[error("the broker is not connected")]
     Disconnected,
-    /// The broker is short of memory or disk and takes nothing.
+    /// The broker is short of memory or disk and accepts nothing.
     #[error("the broker takes no messages at the moment")]
     Blocked,
-    /// It cannot be put on any broker.
+    /// No broker accepts such a message.
     #[error("{0}")]
     Invalid(&'static str),
-    /// The body has no JSON form.
+    /// The body cannot be written as JSON.
     #[error("failed to encode the body: {0}")]
     Encode(String),
-    /// The channel was not in confirm mode: a fault of this module.
+    /// The channel was not in confirm mode: a bug in this module.
     #[error("the message was published without asking for a confirm")]
     Unconfirmed,
 }
@@ -108,34 +109,34 @@ impl PublishError {
     }
 }
 
-/// The headers of an outgoing message: few, so a list.
+/// The headers of an outgoing message; a list, because there are few.
 pub type Headers = Vec<(Cow<'static, str>, String)>;
 
 /// A message to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Where to; the empty name sends straight to the queue named by the key.
+    /// The exchange; with the empty name the key names the queue.
     pub exchange: &'static str,
-    /// For whom.
+    /// The routing key.
     pub routing_key: Cow<'static, str>,
-    /// Identifies it to every receiver, and to us when it comes back.
+    /// Identifies the message to every receiver, and to us when the broker returns it.
     pub message_id: String,
     /// The AMQP `type`, such as `work.v1`.
     pub kind: Cow<'static, str>,
-    /// Headers; those the broker interprets are left out.
+    /// The headers; those that the broker interprets are not sent.
     pub headers: Headers,
-    /// What the receiver waits for, when this is an answer.
+    /// The correlation id, if this is an answer.
     pub correlation_id: Option<String>,
     /// The media type of the body.
     pub content_type: Cow<'static, str>,
     /// The body.
     pub body: Vec<u8>,
-    /// Whether it is a hint: gone with the broker, and no matter if nobody listens.
+    /// Whether it is a hint: it does not survive a restart of the broker and may have no receiver.
     pub is_hint: bool,
 }
 
 impl Outgoing {
-    /// A message with `body` as JSON and nothing optional.
+    /// A message with `body` as JSON and no optional parts.
     pub fn json<B: Wire>(
         exchange: &'static str,
         routing_key: impl Into<Cow<'static, str>>,
@@ -146,7 +147,7 @@ impl Outgoing {
         Ok(Self { exchange, kind: Cow::Borrowed(B::TYPE), ..Self::to_queue(routing_key, message_id, body) })
     }
 
-    /// A message straight to `queue`, with JSON that is already written and nothing optional.
+    /// A message directly to `queue`, with a body that is already JSON and no optional parts.
     pub fn to_queue(queue: impl Into<Cow<'static, str>>, message_id: impl Into<String>, body: Vec<u8>) -> Self {
         Self {
             exchange: "",
@@ -161,7 +162,7 @@ impl Outgoing {
         }
     }
 
-    /// As [`Outgoing::json`], for a hint that nobody needs to hear.
+    /// As [`Outgoing::json`], for a hint, which may get lost.
     pub fn hint<B: Wire>(
         exchange: &'static str,
         routing_key: &'static str,
@@ -171,7 +172,7 @@ impl Outgoing {
         Ok(Self { is_hint: true, ..Self::json(exchange, routing_key, message_id, body)? })
     }
 
-    /// One message that breaks the protocol would take its whole channel along, so nothing doubtful is sent.
+    /// A message that violates the protocol would close the whole channel, so check it before sending.
     fn check(&self) -> Result<(), PublishError> {
         let short = |text: &str| text.len() <= MAX_SHORT_STRING_LENGTH;
         let names = [self.exchange, &self.routing_key, &self.message_id, &self.kind, &self.content_type];
@@ -214,30 +215,30 @@ fn short(text: &str) -> Result<ShortString, PublishError> {
     ShortString::try_new(text).map_err(|_| PublishError::Invalid("a name is longer than 255 bytes"))
 }
 
-/// A handle on the publishing channels of a process; clones share them.
+/// A handle to the publishing channels of a process; clones share them.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     channels: Arc<[PublishChannel]>,
     turn: Arc<AtomicUsize>,
-    patience: Duration,
+    confirm_timeout: Duration,
 }
 
 #[derive(Debug)]
 struct PublishChannel {
     waiting: mpsc::Sender<Batch>,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
 struct Batch {
     messages: Vec<Outgoing>,
     reply: oneshot::Sender<Vec<Result<(), PublishError>>>,
-    _room: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Batch {
     fn answer(self, results: Vec<Result<(), PublishError>>) {
-        // Nobody listens any more if the caller gave up.
+        // Sending fails if the caller gave up.
         let _ = self.reply.send(results);
     }
 
@@ -253,17 +254,18 @@ impl Publisher {
         Self::start_with(broker, 1)
     }
 
-    /// Publishes through several channels of `broker` in turn; messages of different calls may then overtake each other.
+    /// Publishes through several channels of `broker` in turn; messages of different calls may then overtake each
+    /// other.
     pub fn start_with(broker: &Broker, channels: usize) -> Self {
         at_zero("posthaste_publish_failed_total", "reason", REASONS);
         let channels = (0..channels.max(1)).map(|_| PublishChannel::start(broker.clone())).collect();
-        Self { channels, turn: Arc::default(), patience: PUBLISH_TIMEOUT }
+        Self { channels, turn: Arc::default(), confirm_timeout: PUBLISH_TIMEOUT }
     }
 
-    /// The same publisher, for callers that wait this long for a confirm.
+    /// The same publisher with another confirm timeout.
     #[must_use]
-    pub fn waiting(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn waiting(self, confirm_timeout: Duration) -> Self {
+        Self { confirm_timeout, ..self }
     }
 
     /// Publishes one message and waits for its confirm.
@@ -284,7 +286,7 @@ impl Publisher {
         self.publish_all(vec![message]).await.pop().unwrap_or(Err(PublishError::Disconnected))
     }
 
-    /// Publishes all messages and waits for their confirms; the results are in the order of the messages.
+    /// Publishes all messages and waits for their confirms; the results have the order of the messages.
     pub async fn publish_all(&self, messages: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         let mut results: Vec<_> = messages.iter().map(Outgoing::check).collect();
         let valid = messages.into_iter().zip(&results).filter(|(_, check)| check.is_ok());
@@ -301,7 +303,7 @@ impl Publisher {
 
     async fn send(&self, mut messages: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         let mut results = Vec::with_capacity(messages.len());
-        let deadline = tokio::time::Instant::now() + self.patience;
+        let deadline = tokio::time::Instant::now() + self.confirm_timeout;
         let mut replies = VecDeque::new();
         while !messages.is_empty() {
             let rest = messages.split_off(messages.len().min(BATCH_MAX));
@@ -337,31 +339,31 @@ impl PublishChannel {
     fn start(broker: Broker) -> Self {
         let (waiting, batches) = mpsc::channel(WAITING_MAX);
         tokio::spawn(ChannelTask { broker, batches, next: VecDeque::new() }.run());
-        Self { waiting, room: Arc::new(Semaphore::new(WAITING_MAX)) }
+        Self { waiting, permits: Arc::new(Semaphore::new(WAITING_MAX)) }
     }
 
-    /// `None` once the broker connection is stopped.
+    /// Hands the messages to the channel's task; `None` once the broker connection is stopped.
     async fn enqueue(&self, messages: Vec<Outgoing>) -> Option<Reply> {
         let weight = u32::try_from(messages.len()).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(weight).await.ok()?;
+        let permit = Arc::clone(&self.permits).acquire_many_owned(weight).await.ok()?;
         let (reply, answer) = oneshot::channel();
-        self.waiting.send(Batch { messages, reply, _room: room }).await.ok()?;
+        self.waiting.send(Batch { messages, reply, _permit: permit }).await.ok()?;
         Some(answer)
     }
 }
 
-/// The task that owns a publishing channel; it ends when the last publisher is dropped or the connection is stopped.
+/// The task that owns a publishing channel. It ends when the last publisher is dropped or the connection is stopped.
 struct ChannelTask {
     broker: Broker,
     batches: mpsc::Receiver<Batch>,
-    /// Taken from the queue, not yet in flight.
+    /// Received from the callers, not yet in flight.
     next: VecDeque<Batch>,
 }
 
 /// Why a channel is no longer used.
 enum End {
     NoPublisher,
-    /// It was found closed before anything was written to it.
+    /// It was closed before anything was written to it.
     Closed,
     /// It failed with messages in flight, or did not answer.
     Broken(Option<lapin::Error>),
@@ -388,8 +390,8 @@ impl ChannelTask {
         }
     }
 
-    /// Opens a channel in confirm mode. Whoever publishes while there is no connection is told so at once: the outbox
-    /// is a better place to wait than memory. `None` if no publisher is left.
+    /// Opens a channel in confirm mode. While there is no connection, callers get an error at once: messages should
+    /// wait in the outbox, not in memory. `None` if no publisher is left.
     async fn open(&mut self) -> Result<Option<Channel>, BrokerError> {
         if !self.broker.is_usable() {
             self.refuse_next(&unavailable(&self.broker));
@@ -411,7 +413,7 @@ impl ChannelTask {
         Ok(Some(channel))
     }
 
-    /// Lets the broker rest before the next channel; callers are not kept waiting for that.
+    /// Pauses before the next channel; callers get an error meanwhile instead of waiting.
     async fn refuse_during(&mut self, pause: Duration) {
         self.refuse_next(&PublishError::Disconnected);
         let pause = tokio::time::sleep(pause);
@@ -463,7 +465,7 @@ impl ChannelTask {
         }
     }
 
-    /// Waits until somebody wants to publish; `false` if no publisher is left.
+    /// Waits for messages to publish; `false` if no publisher is left.
     async fn fill_queue(&mut self) -> bool {
         if self.next.is_empty() {
             let Some(batch) = self.batches.recv().await else { return false };
@@ -475,12 +477,12 @@ impl ChannelTask {
         true
     }
 
-    /// What waits, up to a flight.
+    /// The waiting batches, up to `IN_FLIGHT_MAX` messages.
     fn next_batches(&mut self) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut free = IN_FLIGHT_MAX;
         while let Some(batch) = self.next.pop_front_if(|batch| batch.messages.len() <= free) {
-            // Whoever gave up waiting leaves the message to the outbox.
+            // A caller that gave up leaves its message to the outbox.
             if !batch.reply.is_closed() {
                 free -= batch.messages.len();
                 batches.push(batch);
@@ -501,7 +503,8 @@ async fn close(channel: &Channel) {
     let _ = timeout(Duration::from_secs(1), channel.close(200, "done".into())).await;
 }
 
-/// Publishes a flight and answers its callers. Fails, with the reason if there is one, when the channel is of no more use.
+/// Publishes the batches and sends the results to their callers. Fails, with the reason if there is one, when the
+/// channel is no longer usable.
 async fn publish_batches(channel: &Channel, batches: Vec<Batch>) -> Result<(), Option<lapin::Error>> {
     let started = Instant::now();
     let messages: Vec<&Outgoing> = batches.iter().flat_map(|batch| &batch.messages).collect();
@@ -528,13 +531,13 @@ async fn send(channel: &Channel, message: &Outgoing) -> lapin::Result<Confirmati
     let (Ok(key), Ok(exchange), Ok(properties)) =
         (short(&message.routing_key), short(message.exchange), message.properties())
     else {
-        // `check` refused it before it came here.
+        // `check` has already refused such a message.
         return Ok(Confirmation::Nack(None));
     };
     channel.basic_publish(exchange, key, options, &message.body, properties).await?.await
 }
 
-/// What identifies a message when it is returned. Two that are alike in all of these are taken to share one fate.
+/// Identifies a returned message. Messages that are equal in all three parts share one result.
 type Label = (String, String, String);
 
 fn label(returned: &BasicReturnMessage) -> Label {
@@ -560,7 +563,7 @@ fn match_confirms(
     results
 }
 
-/// The return a confirm carries says nothing about the message the confirm is for.
+/// A returned message inside a confirm says nothing about the message that the confirm is for.
 fn confirm_result(
     outcome: Option<lapin::Result<Confirmation>>,
     returned: &mut HashSet<Label>,
@@ -580,7 +583,7 @@ fn confirm_result(
     }
 }
 
-/// One increment per run of messages to the same exchange, which is one per flight as a rule.
+/// One increment per consecutive messages to the same exchange, which is usually one per batch.
 fn count(messages: &[&Outgoing], results: &[Result<(), PublishError>]) {
     let mut published = messages.iter().zip(results).filter(|(_, result)| result.is_ok()).map(|(it, _)| it.exchange);
     let Some(mut exchange) = published.next() else { return };

@@ -1,8 +1,8 @@
-//! Hears what is published while it listens: hints, each of which may be missed.
+//! Receives hints while it is registered. Any hint may be missed.
 //!
-//! Every registration has a queue of its own, exclusive to the connection and gone with it, under a new name: so it never
-//! meets the rest of an earlier one. Exclusive queues are classic on every RabbitMQ from 3.10 to 4.x. Nothing is acknowledged:
-//! a listener makes up for lost messages when it hears that a registration began.
+//! Every registration has its own queue under a new name, exclusive to the connection and deleted with it, so it
+//! never sees leftovers of an earlier one. Exclusive queues are classic on every RabbitMQ from 3.10 to 4.x. Messages
+//! are not acked: after [`Heard::Began`] the receiver reads again what it may have missed.
 
 use std::time::Duration;
 
@@ -22,21 +22,22 @@ use super::{
 };
 use crate::reconnect::Reconnect;
 
-/// A healthy broker answers a question on a channel within milliseconds.
+/// A healthy broker answers a request on a channel within milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Hints that wait in the broker for a listener that is busy; of more the oldest are dropped, since the rest says the same.
+/// Hints that wait in the broker for a busy receiver. Beyond it the oldest are dropped: later hints lead to the same
+/// reads.
 const WAITING_MAX: i32 = 50_000;
 
-/// What a subscriber hears.
+/// What a subscriber receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// From here on nothing is missed; what was published before may have been.
+    /// A registration began: nothing after this is missed, but earlier messages may be.
     Began,
     /// The body of a message.
     Message(Vec<u8>),
 }
 
-/// Listens to an exchange.
+/// Consumes an exchange.
 pub struct Subscriber {
     broker: Broker,
     exchange: &'static str,
@@ -47,19 +48,20 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Will listen to what is published to `exchange` with `key`, until `stop`.
+    /// Receives what is published to `exchange` with `key`, until `stop`. Registers with the first
+    /// [`Subscriber::next`].
     pub fn new(broker: &Broker, exchange: &'static str, key: &'static str, stop: &CancellationToken) -> Self {
         let (broker, stop) = (broker.clone(), stop.clone());
         Self { broker, exchange, key, stop, stream: None, reconnect: Reconnect::new() }
     }
 
-    /// Waits for the next thing to hear; `None` once stopped, and only then.
+    /// Waits for the next item; `None` only after `stop`.
     pub async fn next(&mut self) -> Option<Heard> {
         let stop = self.stop.clone();
-        stop.run_until_cancelled(self.hear()).await
+        stop.run_until_cancelled(self.receive()).await
     }
 
-    async fn hear(&mut self) -> Heard {
+    async fn receive(&mut self) -> Heard {
         loop {
             if self.stream.is_none() {
                 self.register().await;
@@ -72,7 +74,7 @@ impl Subscriber {
         }
     }
 
-    /// The next message; nothing where the registration is over.
+    /// The next message; `None` if the registration ended.
     async fn take(&mut self) -> Option<Vec<u8>> {
         let (channel, deliveries) = self.stream.as_mut()?;
         match deliveries.next().await {
@@ -80,14 +82,14 @@ impl Subscriber {
             Some(Err(error)) => tracing::warn!(exchange = self.exchange, %error, "hints are not heard for a moment"),
             None => tracing::warn!(exchange = self.exchange, "the broker ended the hearing of hints"),
         }
-        // The queue goes with the channel's connection, or with its last consumer.
+        // The broker deletes the queue with its connection, or with its last consumer.
         let _ = timeout(Duration::from_secs(1), channel.close(200, "done".into())).await;
         self.stream = None;
         self.reconnect.pause().await;
         None
     }
 
-    /// Makes sure that there is a registration, however long that takes.
+    /// Registers with the broker; retries without a limit.
     async fn register(&mut self) {
         loop {
             let error = match self.subscribe().await {
@@ -126,7 +128,7 @@ async fn listen(channel: &Channel, exchange: &'static str, key: &'static str) ->
     channel.basic_consume(name, ShortString::default(), options, FieldTable::default()).await
 }
 
-/// The kind is named because a virtual host may have another one as its default.
+/// The queue type is set because a virtual host may have another default.
 fn arguments() -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in [

@@ -1,11 +1,12 @@
-//! What must exist on the broker, as data: exchanges, queues, bindings. Names carry no virtual host.
+//! The exchanges, queues and bindings that must exist on the broker, as data. Names contain no virtual host.
 //!
-//! Arguments of a queue are frozen when it is first declared, so these mean the same on every RabbitMQ from 3.10 to
-//! 4.x and a change needs new names. What operators may tune (length caps, consumer timeouts) belongs in policies.
+//! The arguments of a queue are fixed when it is first declared. So we use arguments with the same meaning on every
+//! RabbitMQ from 3.10 to 4.x, and a change needs new names. Settings for operators (length caps, consumer timeouts)
+//! belong in policies.
 //!
-//! A producer's routing key is `<tenant>.<channel>.<lane>`. Any other shape, or a lane that is none of the three,
-//! matches no intake queue and goes through the alternate exchange into the dead letter queue; because of that
-//! alternate exchange the producer sees an ack, not a return.
+//! A producer's routing key is `<tenant>.<channel>.<lane>`. A key of another shape or with an unknown lane matches no
+//! intake queue and goes through the alternate exchange into the dead letter queue; because of that alternate
+//! exchange the producer gets an ack, not a return.
 
 use std::collections::BTreeMap;
 
@@ -13,37 +14,37 @@ use serde::Serialize;
 
 use crate::domain::{Lane, Route};
 
-/// Where other backends publish submissions, keyed `<tenant>.<channel>.<lane>`.
+/// The exchange for submissions from other backends, keyed `<tenant>.<channel>.<lane>`.
 pub const INGRESS: &str = "posthaste.ingress";
-/// Where accepted deliveries are handed to workers, keyed `<channel>.<lane>`.
+/// The exchange for accepted deliveries on their way to workers, keyed `<channel>.<lane>`.
 pub const WORK: &str = "posthaste.work";
-/// Where facts for the delivery log are published.
+/// The exchange for events of the delivery log.
 pub const EVENTS: &str = "posthaste.events";
-/// The exchange of hints for open sockets. Each process with open sockets listens with a queue of its own; without one the hints
-/// are not needed.
+/// The exchange for hints to open sockets. Each process with open sockets has its own queue; without such a process
+/// the hints are not needed.
 pub const LIVE: &str = "posthaste.live";
-/// The key of hints at inboxes there.
+/// The key of hints about inboxes.
 pub const LIVE_INBOX: &str = "inbox";
-/// Where dead letters are published, by the broker and by us.
+/// The exchange for dead letters of the broker and ours.
 pub const DLX: &str = "posthaste.dlx";
-/// Where the broker puts what no intake queue is bound for.
+/// The exchange for messages that match no intake queue.
 pub const UNROUTABLE: &str = "posthaste.unroutable";
 
-/// Submissions that must not wait behind others.
+/// Submissions of the high lane, so that they do not wait behind others.
 pub const INTAKE_HIGH: &str = "posthaste.intake.high";
 /// All other submissions.
 pub const INTAKE_STD: &str = "posthaste.intake.std";
 /// Events on their way to the log writer.
 pub const EVENTS_LOG: &str = "posthaste.events.log";
-/// What a person must look at, on its way into the `dead_letters` table.
+/// Dead letters on their way into the `dead_letters` table, where a person looks at them.
 pub const DLQ: &str = "posthaste.dlq";
 
-/// Returns of one message before the broker dead-letters it: far above what restarts cause, far below a hot loop.
+/// Returns of one message before the broker dead-letters it: far more than restarts cause, far fewer than a hot loop.
 const DELIVERY_LIMIT: i64 = 20;
 /// Brokers from 4.0 on would drop a dead letter after 20 returns, and `-1` means "at once" before 4.0.
 const DLQ_DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// The work queue of a route.
+/// The name of the work queue of a route.
 pub fn work_queue(route: Route) -> String {
     format!("{WORK}.{route}")
 }
@@ -53,7 +54,7 @@ pub fn work_key(route: Route) -> String {
     route.to_string()
 }
 
-/// How an exchange routes.
+/// The type of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExchangeType {
@@ -103,18 +104,18 @@ pub struct Queue {
 /// Which messages of an exchange a queue gets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Binding {
-    /// From.
+    /// The exchange.
     pub exchange: &'static str,
-    /// To.
+    /// The queue.
     pub queue: String,
-    /// The key, or its pattern; without meaning on a fanout exchange.
+    /// The key or pattern; a fanout exchange ignores it.
     pub key: String,
 }
 
 /// Everything that must exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Topology {
-    /// Exchanges, before what refers to them.
+    /// The exchanges; each follows those that it refers to.
     pub exchanges: Vec<Exchange>,
     /// Queues.
     pub queues: Vec<Queue>,
@@ -157,7 +158,7 @@ fn dlq_arguments() -> Arguments {
     ])
 }
 
-/// Replicated, refusing rather than dropping when full, and handing on what it gives up with confirms.
+/// A replicated queue that refuses messages when full instead of dropping them, and dead-letters with confirms.
 fn safe_arguments() -> Arguments {
     Arguments::from([
         ("x-queue-type", Argument::Text("quorum")),

@@ -1,5 +1,5 @@
-//! Asks a broker for its version. It tells every client that greets it, but lapin keeps that to itself, so this greets
-//! once on a connection of its own and leaves; the broker logs one abandoned handshake for it.
+//! Asks a broker for its version. The broker sends it to every client in its greeting, but lapin does not expose it.
+//! So we open one extra connection, read the greeting and close it; the broker logs one abandoned handshake.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A broker that answers at all answers a greeting quickly; the version is only worth a log line.
+/// A working broker answers quickly, and the version is only a log line.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The greeting of RabbitMQ is about 500 bytes.
 const GREETING_BYTES_MAX: u32 = 64 * 1024;
 
-/// Below this, quorum queues lack what the topology asks for.
+/// Older brokers lack queue arguments that the topology needs.
 pub(super) const OLDEST: (u32, u32) = (3, 10);
 
-/// The version of the broker that listens there, in plain text only; `None` if it does not tell.
+/// The version of the broker at this address, without TLS only; `None` if it sends none.
 pub(super) async fn ask(host: &str, port: u16) -> Option<String> {
     let greeting = tokio::time::timeout(ASK_TIMEOUT, greet(host, port)).await.ok()?.ok()?;
     find(&greeting)
@@ -32,7 +32,7 @@ async fn greet(host: &str, port: u16) -> std::io::Result<Vec<u8>> {
     Ok(greeting)
 }
 
-/// Finds the entry `version` of the server properties: its name, the type `S`, four bytes of length, the text.
+/// Finds the entry `version` of the server properties: its name, the type `S`, a length of four bytes, the text.
 fn find(greeting: &[u8]) -> Option<String> {
     const ENTRY: &[u8] = b"\x07versionS";
     let start = greeting.windows(ENTRY.len()).position(|window| window == ENTRY)? + ENTRY.len();

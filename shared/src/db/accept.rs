@@ -1,4 +1,5 @@
-//! Acceptance: one statement, one commit, for many submissions: idempotency key + message + deliveries + outbox row.
+//! Acceptance: stores many submissions in one statement and one commit: idempotency key + message + deliveries +
+//! outbox row.
 
 mod acceptance;
 mod columns;
@@ -27,29 +28,29 @@ pub use acceptance::{
     Acceptance, Crowding, Hash, Key, Leases, NewBulk, NewDelivery, NewMessage, at_once, crowding_in, share,
 };
 
-/// What a commit of acceptances came to.
+/// The result of one commit of acceptances.
 #[derive(Debug)]
 pub struct Stored {
-    /// One for each acceptance, in order.
+    /// One result per acceptance, in order.
     pub results: Vec<Accepted>,
-    /// What to publish now.
+    /// The outbox row to publish now.
     pub dispatch: Option<Dispatch>,
-    /// The claims that were made with the acceptance. Whether they may be sent is not checked yet ([`Store::look`]).
+    /// The claims made in the same commit. Whether they may be sent is not checked yet ([`Store::load_policies`]).
     pub claims: Vec<Claim>,
 }
 
-/// What became of one acceptance.
+/// The result of one acceptance.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Accepted {
     /// Stored.
     New,
-    /// The same request was accepted before: its answer.
+    /// The same request was accepted before; this is its stored answer.
     Replayed(Vec<u8>),
     /// The key was used for another request.
     KeyTaken,
-    /// The key was used before, and what was answered under it cannot be read at the moment.
+    /// The key was used before, but its stored answer cannot be read at the moment.
     Unanswered,
-    /// Its line has no room; nothing was stored.
+    /// Its line has no free slot; nothing was stored.
     NoRoom {
         /// Seconds until the line's next slot.
         seconds: f64,
@@ -62,8 +63,9 @@ type StoredAnswer = (i32, Vec<u8>, Vec<u8>, Vec<u8>);
 impl Store {
     /// Stores all of `batch` in one commit.
     ///
-    /// `crowding`: who takes turns; `relay_after_ms`: when the relay may take the outbox row over, should we die before publishing
-    /// it; `leases`: what is claimed in the same commit, all of it [`at_once`] and with a content of its own.
+    /// `crowding`: the tenants over their fair share; `relay_after_ms`: when the relay may publish the outbox row, in
+    /// case we die before we do; `leases`: the deliveries claimed in the same commit, all of them [`at_once`] and
+    /// with a content of their own.
     pub async fn accept(
         &self,
         batch: &[Acceptance],
@@ -104,18 +106,19 @@ impl Store {
         Ok(Stored { results, dispatch: outbox_id.map(|outbox_id| Dispatch { outbox_id, items }), claims })
     }
 
-    /// The same in a transaction with what stands beside; undone, with the seconds to wait, where a line has no room.
+    /// As [`Store::accept`], in a transaction that also writes the side records. If a line has no free slot, it is
+    /// rolled back and returns the seconds to wait.
     ///
-    /// Locks are taken in the order of [`Store::hold_digests`] and what follows it: windows, then the lines that deliveries are
-    /// parked in.
+    /// Locks are taken in the order of [`Store::hold_digests`] and the steps after it: windows first, then the lines
+    /// in which deliveries are parked.
     async fn accept_with(&self, statement: Statement<SqlRow>, batch: &[Acceptance]) -> DbResult<Result<Row, f64>> {
         let mut conn = self.transaction().await?;
         let stored = async {
-            self.lock_windows(&mut conn, &beside_of(batch.iter())).await?;
+            self.lock_windows(&mut conn, &side_records_of(batch.iter())).await?;
             let (outbox_id, won, at): Row = diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
             let new = batch.iter().filter(|acceptance| is_new(acceptance, &won));
-            self.write_side_records(&mut conn, &beside_of(new)).await?;
-            // What was parked a moment ago counts already, and its line stays locked until the end.
+            self.write_side_records(&mut conn, &side_records_of(new)).await?;
+            // The count includes what this transaction has just parked, and the line stays locked until the end.
             for line in batch.iter().filter(|acceptance| is_new(acceptance, &won)).filter_map(|one| one.room_in) {
                 let rooms: Vec<(i32, f64)> = diesel_async::RunQueryDsl::load(room(line), &mut *conn).await?;
                 if let Some((_, seconds)) = rooms.into_iter().find(|(room, _)| *room < 0) {
@@ -133,8 +136,8 @@ impl Store {
         }
     }
 
-    /// Stores all of `batch`, none of which has a key, within a transaction that does more. Returns what to publish once it
-    /// is committed.
+    /// Stores all of `batch`, none of which has a key, within the caller's transaction. Returns what to publish after
+    /// its commit.
     pub(super) async fn accept_on(
         &self,
         conn: &mut AsyncPgConnection,
@@ -148,7 +151,8 @@ impl Store {
         Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
     }
 
-    /// The stored answers for the acceptances whose key was taken. What is new is committed by now, so this cannot fail.
+    /// Reads the stored answers for the acceptances whose key was taken. New acceptances are already committed, so
+    /// this cannot fail.
     async fn answers(&self, batch: &[Acceptance], is_new: impl Fn(&Acceptance) -> bool) -> Vec<Accepted> {
         let keyed = || batch.iter().filter(|a| !is_new(a)).filter_map(|a| a.key.as_ref().map(|key| (a.tenant, key)));
         let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
@@ -178,7 +182,7 @@ impl Store {
         batch.iter().map(answer).collect()
     }
 
-    /// The answer that was given under a key before, if there was one: for requests that could not be accepted anew.
+    /// The stored answer under a key, if any: for requests that could not be accepted now.
     pub async fn answered(&self, tenant: TenantId, key_hash: &Hash, request_hash: &Hash) -> DbResult<Option<Vec<u8>>> {
         let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
             .bind::<Array<Int4>, _>(vec![tenant.0])
@@ -189,15 +193,15 @@ impl Store {
         Ok(same.map(|(.., response)| self.sealer().open(sealed::RESPONSE.of(tenant), response)).transpose()?)
     }
 
-    /// Forgets idempotency keys older than `hours`, at most `limit` of them; says how many.
+    /// Deletes idempotency keys older than `hours`, at most `limit`; returns their number.
     pub async fn forget_keys(&self, hours: i32, limit: i64) -> DbResult<usize> {
         let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<Int8, _>(limit);
         query.run(self).await
     }
 }
 
-/// What is to be written beside acceptances.
-fn beside_of<'a>(acceptances: impl Iterator<Item = &'a Acceptance>) -> Vec<(TenantId, &'a SideRecord)> {
+/// The side records of these acceptances.
+fn side_records_of<'a>(acceptances: impl Iterator<Item = &'a Acceptance>) -> Vec<(TenantId, &'a SideRecord)> {
     acceptances.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect()
 }
 
@@ -209,7 +213,7 @@ const fn item(delivery: &NewDelivery) -> DispatchItem {
     DispatchItem { delivery: delivery.id, run: 0, route: delivery.route }
 }
 
-/// The first claim of a delivery, made as it is accepted.
+/// The first claim of a delivery, made together with its acceptance.
 fn claim(acceptance: &Acceptance, message: &NewMessage, delivery: &NewDelivery, accepted_at: DateTime<Utc>) -> Claim {
     Claim {
         delivery: delivery.id,

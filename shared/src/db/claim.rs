@@ -1,4 +1,4 @@
-//! The claim: the fence that lets at most one worker call a provider for a delivery at a run.
+//! Claiming a delivery. The claim is the fence: at most one worker may call a provider for a delivery at one run.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,38 +19,38 @@ use crate::{
     seal::Sealer,
 };
 
-/// A delivery that is ours to send, with all that is needed for it.
+/// A claimed delivery with everything that is needed to send it.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// The delivery.
     pub delivery: DeliveryId,
-    /// The run this claim made; every later write names it.
+    /// The run that this claim made, the fencing token; every later write names it.
     pub run: i32,
     /// Its message.
     pub message: MessageId,
-    /// Whose it is.
+    /// Its tenant.
     pub tenant: TenantId,
-    /// To whom.
+    /// The recipient's address.
     pub recipient: Address,
-    /// The line it got a slot of: its WhatsApp session.
+    /// The line in which the claim took a slot: its WhatsApp session.
     pub line: Option<Uuid>,
-    /// What was tried, this attempt included.
+    /// The counters of its tries, this attempt included.
     pub tries: Tries,
-    /// Which providers were asked since the last pause.
+    /// The providers that were called since the last pause.
     pub round: FailoverRound,
-    /// Since when it has waited for a provider that may be called, without an attempt.
+    /// Since when no provider could be called for it, without an attempt.
     pub waiting_since: Option<DateTime<Utc>>,
-    /// What its address is suppressed for.
+    /// The suppressions of its address.
     pub suppressed: Vec<(SuppressionScope, SuppressionReason)>,
     /// The person.
     pub user_id: Option<String>,
-    /// The person's preferences; `None`: there are none, or the person is unknown.
+    /// The person's preferences; `None` if there are none or the person is unknown.
     pub policy: Option<Arc<RecipientPolicy>>,
     /// The content as JSON.
     pub content: Vec<u8>,
     /// When the message was accepted.
     pub accepted_at: DateTime<Utc>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
     /// The producer's request id.
     pub request_id: Option<String>,
@@ -64,23 +64,24 @@ type SqlRow = (
     SqlMessageRow,
 );
 
-/// What a claim takes from its message: person, content, acceptance, expiry, request id, trace context.
+/// The columns that a claim takes from its message: person, content, acceptance, expiry, request id, trace context.
 type MessageRow =
     (Option<String>, Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, Option<String>, Option<String>);
 type SqlMessageRow =
     (Nullable<Text>, Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>);
 
 impl Store {
-    /// Claims the deliveries that still wait at the run of their hint; all are of `channel`. A delivery that is not returned belongs to
-    /// another worker, has ended, or is back in its line. [`Store::look`] says whether a claim may be sent: a look-up that fails after
-    /// the claim is committed is repeated alone.
+    /// Claims the deliveries that are still queued at the run of their hint; all are of `channel`. A delivery that is
+    /// not returned belongs to another worker, has ended, or is back in its line. [`Store::load_policies`] then says
+    /// whether a claim may be sent. It is a separate call, so that it can be repeated alone if it fails after the
+    /// claim is committed.
     pub async fn claim(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
         let mut claims: Vec<Claim> = Vec::new();
         for hints in by_day(hints) {
             match self.claim_day(channel, &hints, lease_ms).await {
                 Ok(more) => claims.extend(more),
                 Err(error) if claims.is_empty() => return Err(error),
-                // What is claimed must be sent. The audit finds the rest.
+                // What is claimed must be sent, so return it. The audit finds the rest.
                 Err(error) => {
                     tracing::warn!(%error, "deliveries of another day could not be claimed");
                     break;
@@ -90,7 +91,7 @@ impl Store {
         Ok(claims)
     }
 
-    /// Claims deliveries that were made on one day, and opens the partitions of that day only.
+    /// Claims deliveries that were created on one day; opens only the partitions of that day.
     async fn claim_day(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
         let ids = ids(hints);
         let query = match channel {
@@ -103,7 +104,7 @@ impl Store {
         let found = self.messages_of(missing.collect()).await;
         let (mut found, is_whole) = match found {
             Ok(found) => (found, true),
-            // The claims with a message stand. The others end with their lease.
+            // Keep the claims that have a message. The others end with their lease.
             Err(error) => {
                 tracing::warn!(%error, "messages of another day could not be read");
                 (HashMap::new(), false)
@@ -116,7 +117,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(claim).collect())
     }
 
-    /// Messages that were accepted on another day than their delivery: in the minute before the midnight.
+    /// Reads messages that were accepted on another day than their delivery: in the minute before midnight.
     async fn messages_of(&self, mut ids: Vec<Uuid>) -> DbResult<HashMap<Uuid, MessageRow>> {
         let mut found = HashMap::new();
         ids.sort_unstable();
@@ -129,8 +130,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Of `hints` whose claim failed: sets a watch on those that some worker still holds, for the moment its lease ends. Says
-    /// how many.
+    /// Takes the `hints` whose claim failed. Sets a watch on each delivery that a worker still holds, due when its
+    /// lease ends. Returns their number.
     pub async fn watch(&self, hints: &[WorkItem]) -> DbResult<usize> {
         let mut watched = 0;
         for hints in by_day(hints) {
@@ -148,14 +149,14 @@ fn claim(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
     query.bind::<Array<SqlUuid>, _>(ids(hints)).bind::<Array<Int4>, _>(runs(hints))
 }
 
-/// For deliveries that need a slot of their line: those of the highest rank get what slots there are, the others go back into
-/// their line, where the release finds them.
+/// Claims deliveries that need a slot of their line. Those of the highest rank get the free slots; the others go back
+/// into their line, where the release finds them.
 fn claim_in_line(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
     let query = statement::<SqlRow>(CLAIM_IN_LINE).bind::<Array<SqlUuid>, _>(ids(hints));
     query.bind::<Array<Int4>, _>(runs(hints)).bind::<Int4, _>(lease_ms)
 }
 
-/// In the one lock order of all claims, apart by the day on which the deliveries were made.
+/// Groups the hints by the day on which their deliveries were created, in the one lock order of all claims.
 fn by_day(hints: &[WorkItem]) -> Vec<Vec<WorkItem>> {
     let mut hints = hints.to_vec();
     hints.sort_by_key(|hint| hint.d);
@@ -171,7 +172,7 @@ fn runs(hints: &[WorkItem]) -> Vec<i32> {
 }
 
 impl Claim {
-    /// Who it is for, where that is known.
+    /// The recipient as a person, if known.
     pub fn person(&self, channel: Channel) -> Option<&str> {
         let by_inbox = (channel == Channel::InApp).then(|| self.recipient.reveal());
         self.user_id.as_deref().or(by_inbox).filter(|id| !id.is_empty())
@@ -181,7 +182,7 @@ impl Claim {
         let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes, round, waiting_since)) =
             delivery;
         let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
-        // The claim stands. A value that cannot be decrypted ends its delivery alone, as a dead letter.
+        // Keep the claim. A value that cannot be decrypted ends only its own delivery, as a dead letter.
         let tenant = TenantId(tenant);
         let opened = sealer.open(sealed::CONTENT.of(tenant), content.unwrap_or_default());
         let opened =
@@ -218,7 +219,8 @@ pub(super) fn tries(attempts: i16, deferrals: i16, crashes: i16) -> Tries {
     Tries { attempts: count(attempts), deferrals: count(deferrals), crashes: count(crashes) }
 }
 
-/// A message that was accepted a moment before the midnight that its delivery came after is not found here, and looked up by itself.
+/// A message that was accepted just before midnight, with a delivery created after it, is not found here;
+/// `messages_of` reads it.
 const CLAIM: &str = "
 WITH claimed AS (
     UPDATE deliveries@ d
@@ -232,8 +234,9 @@ SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, 
        m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
 FROM claimed c LEFT JOIN messages@ m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
 
-/// Slots first, then the claims they allow. A slot is lost where a claim then fails: the limit holds all the same.
-/// A line that is gone limits nothing: the provider finds no session, and the delivery ends as a dead letter an admin sees.
+/// Takes slots first, then makes the claims that they allow. A slot is wasted if its claim then fails, but the limit
+/// still holds. A deleted line limits nothing: the provider finds no session, and the delivery ends as a dead letter
+/// that an admin sees.
 const CLAIM_IN_LINE: &str = "
 WITH hinted AS MATERIALIZED (
     SELECT d.id, d.run, d.line, d.rank, d.expires_at FROM unnest(?::uuid[], ?::int4[]) AS u(id, run) JOIN deliveries@ d ON d.id = u.id

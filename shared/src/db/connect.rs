@@ -1,4 +1,4 @@
-//! How a connection is made: encrypted as the URL says, set up, and bound to the services' role.
+//! Opens a connection: encrypted as the URL says, configured, and bound to the services' role.
 
 use std::{
     convert::Infallible,
@@ -38,30 +38,31 @@ use super::{DbError, sqlstate::Coded, statement};
 use crate::config::{PostgresUrl, RootCert, SslMode};
 
 const POSTGRES_PORT: u16 = 5432;
-/// Asks the server to go on encrypted: a length of 8 and the code 80877103.
+/// Requests encryption: a length of 8 and the code 80877103.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-/// The server's answer if it will.
+/// The server's answer if it supports encryption.
 const SSL_OFFERED: u8 = b'S';
 
-/// What every connection is set to.
+/// The settings of every connection.
 ///
-/// * Generic plans: the hot statements are the same text for every batch, and planning one over all partitions costs
+/// * Generic plans: the hot statements have the same text for every batch, and planning one over all partitions costs
 ///   more than running it.
-/// * No sequential scans, hash or merge joins: a plan cached while a table was still empty must not survive into the
-///   hour when it has ten million rows. All our joins are look-ups by key.
-/// * Timeouts: a statement that hangs must not hold its locks; nothing may sit idle inside a transaction.
+/// * No sequential scans, hash or merge joins: a plan cached while a table was still empty must not be used when it
+///   has ten million rows. All our joins are look-ups by key.
+/// * Timeouts: a statement that hangs must not hold its locks; no transaction may sit idle.
 const SESSION_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
     SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; SET jit = off; \
     SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '10s'; \
     SET timezone = 'UTC'; SET application_name = 'posthaste'";
 
-/// From here on row-level security binds the connection, even that of a superuser. It begins with the engine's view, every
-/// tenant's rows; what is done for one tenant narrows it, see [`super::scope`].
+/// Row-level security binds the connection from here on, even that of a superuser. It starts with the rows of all
+/// tenants; work for one tenant narrows it, see [`super::scope`].
 const ROLE_SETTINGS: &str = "SET posthaste.tenant = '*'; \
     SELECT set_config('role', rolname, false) FROM pg_roles \
     WHERE rolname = 'posthaste_services' AND pg_has_role(session_user, oid, 'MEMBER')";
 
-/// A login that may not act as the role must not go on as itself. Before the schema is there, there is no role either.
+/// A login that may not act as the role must not continue as itself. Before the schema exists, the role does not
+/// exist either.
 const IS_BOUND: &str = "SELECT current_user = 'posthaste_services' OR to_regprocedure('secure_tables()') IS NULL";
 
 /// The login may not act as the services' role.
@@ -69,7 +70,7 @@ const IS_BOUND: &str = "SELECT current_user = 'posthaste_services' OR to_regproc
 #[error("the database login may not act as the role posthaste_services, which keeps tenants apart")]
 struct RoleMissing;
 
-/// A connection for the pool: set up, with `more_settings` besides, and bound to the role.
+/// Opens a connection for the pool: configured, with `more_settings` in addition, and bound to the role.
 pub(super) async fn connect(url: &str, more_settings: &str) -> ConnectionResult<AsyncPgConnection> {
     let mut conn = dial(url).await?;
     for settings in [SESSION_SETTINGS, more_settings, ROLE_SETTINGS] {
@@ -85,7 +86,7 @@ fn role_missing() -> ConnectionError {
     ConnectionError::CouldntSetupConfiguration(diesel::result::Error::QueryBuilderError(Box::new(RoleMissing)))
 }
 
-/// Whether no connection could be had because the login may not act as the services' role.
+/// Whether the connection failed because the login may not act as the services' role.
 pub(super) fn is_role_missing(error: &DbError) -> bool {
     use diesel::result::Error::QueryBuilderError;
     use diesel_async::pooled_connection::PoolError::ConnectionError as Failed;
@@ -97,7 +98,7 @@ pub(super) fn is_role_missing(error: &DbError) -> bool {
     cause.is::<RoleMissing>()
 }
 
-/// A connection as the server gives it, encrypted as the URL says, whose errors carry their code.
+/// Opens a connection without settings, encrypted as the URL says, whose errors carry their code.
 pub(super) async fn dial(url: &str) -> ConnectionResult<AsyncPgConnection> {
     let mut target = PostgresUrl::parse(url).map_err(|error| failed(&error))?;
     let config = &mut target.config;
@@ -105,16 +106,17 @@ pub(super) async fn dial(url: &str) -> ConnectionResult<AsyncPgConnection> {
         return dial_locally(config, directory).await;
     }
     if config.get_hosts().is_empty() {
-        // TLS wants the server to have a name.
+        // TLS needs a server name.
         for address in config.get_hostaddrs().to_vec() {
             config.host(address.to_string());
         }
     }
-    // tokio-postgres hands its socket over in one place only, where TLS would begin.
+    // tokio-postgres passes its socket to us in one place only: where TLS would start.
     config.ssl_mode(Negotiated::Require).ssl_negotiation(SslNegotiation::Direct);
     let answer = config.connect(Connector::of(target.mode, target.roots.as_ref())?).await;
     let (client, connection) = match answer {
-        // The server offers encryption of a kind that is not known here. `prefer` does without, as libpq does.
+        // The server offers a kind of encryption that we do not support. `prefer` continues without it, as libpq
+        // does.
         Err(error) if target.mode == SslMode::Prefer && is_of_tls(&error) => {
             config.connect(Connector::of(SslMode::Disable, None)?).await
         }
@@ -124,7 +126,7 @@ pub(super) async fn dial(url: &str) -> ConnectionResult<AsyncPgConnection> {
     AsyncPgConnection::try_from_client_and_connection(client, connection).await
 }
 
-/// Through a socket of this machine, which needs no encryption.
+/// Connects through a Unix socket, which needs no encryption.
 async fn dial_locally(config: &Config, directory: &Path) -> ConnectionResult<AsyncPgConnection> {
     let port = config.get_ports().first().copied().unwrap_or(POSTGRES_PORT);
     let socket =
@@ -134,7 +136,7 @@ async fn dial_locally(config: &Config, directory: &Path) -> ConnectionResult<Asy
     AsyncPgConnection::try_from(client).await
 }
 
-/// The whole chain in one line: `ConnectionError` has no place for a cause.
+/// The whole chain of causes in one line: `ConnectionError` has no field for a cause.
 fn failed(error: &dyn Error) -> ConnectionError {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     ConnectionError::BadConnection(causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}")))
@@ -145,7 +147,7 @@ fn is_of_tls(error: &tokio_postgres::Error) -> bool {
     cause.is_some_and(|cause| cause.is::<rustls::Error>())
 }
 
-/// Encrypts a connection or not, and has its errors carry their code.
+/// Encrypts a connection if needed, and makes its errors carry their code.
 struct Connector {
     tls: Option<MakeRustlsConnect>,
     is_required: bool,
@@ -172,7 +174,7 @@ impl MakeTlsConnect<Socket> for Connector {
     }
 }
 
-/// The beginning of one connection.
+/// The start of one connection.
 struct Handshake {
     tls: Option<<MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect>,
     is_required: bool,
@@ -184,12 +186,12 @@ impl TlsConnect<Socket> for Handshake {
     type Future = BoxFuture<'static, io::Result<Coded<Wire>>>;
 
     fn connect(self, socket: Socket) -> Self::Future {
-        async move { self.shake(socket).await.map(Coded::new) }.boxed()
+        async move { self.negotiate(socket).await.map(Coded::new) }.boxed()
     }
 }
 
 impl Handshake {
-    async fn shake(self, mut socket: Socket) -> io::Result<Wire> {
+    async fn negotiate(self, mut socket: Socket) -> io::Result<Wire> {
         let Some(tls) = self.tls else { return Ok(Wire::Plain(socket)) };
         socket.write_all(&SSL_REQUEST).await?;
         match (socket.read_u8().await?, self.is_required) {
@@ -200,7 +202,7 @@ impl Handshake {
     }
 }
 
-/// What carries a connection.
+/// The transport of a connection.
 enum Wire {
     Plain(Socket),
     Encrypted(Box<<MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>),
@@ -258,7 +260,7 @@ fn client_config(roots: Option<&RootCert>, mode: SslMode) -> Result<ClientConfig
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    // `sslnegotiation=direct` asks for it.
+    // `sslnegotiation=direct` requires it.
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(config)
 }
@@ -270,7 +272,7 @@ fn trusted(roots: &RootCert) -> Result<Arc<Trusted>, BoxError> {
     }
 }
 
-/// Certificates that may vouch for a server.
+/// The root certificates that we trust.
 #[derive(Debug)]
 struct Trusted {
     store: RootCertStore,
@@ -278,7 +280,7 @@ struct Trusted {
 }
 
 impl Trusted {
-    /// The file is read for each connection, so that a renewed one holds without a restart.
+    /// Reads the file for each connection, so that a renewed file takes effect without a restart.
     fn read(path: &Path) -> Result<Self, BoxError> {
         let bytes = fs::read(path).map_err(|error| format!("failed to read sslrootcert: {error}"))?;
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>()?;
@@ -305,7 +307,8 @@ impl Trusted {
     }
 }
 
-/// Judges a server's certificate. Without `roots` any will do: the connection is encrypted, and the server is not identified.
+/// Verifies a server's certificate. Without `roots` it accepts any: the connection is encrypted, but the server is
+/// not identified.
 #[derive(Debug)]
 struct Verifier {
     roots: Option<Arc<Trusted>>,
@@ -328,7 +331,8 @@ impl ServerCertVerifier for Verifier {
         let chain =
             verify_server_cert_signed_by_trust_anchor(&certificate, &roots.store, intermediates, now, algorithms);
         match chain {
-            // A server with a self-made certificate is given that very certificate to vouch for it, as PostgreSQL's manual shows.
+            // A server with a self-signed certificate: its users configure that certificate itself as the root, as
+            // PostgreSQL's manual shows.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_) | CertificateError::UnknownIssuer))
                 if roots.certificates.iter().any(|trusted| trusted == end_entity) => {}
             chain => chain?,

@@ -1,4 +1,4 @@
-//! What waits for a moment, and its release.
+//! Deliveries that wait for a moment, and crashed claims.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Bool, Double, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -20,23 +20,24 @@ pub struct Crash {
     pub delivery: DeliveryId,
     /// The run that claimed it.
     pub run: i32,
-    /// Whose it is.
+    /// Its tenant.
     pub tenant: TenantId,
     /// Its channel.
     pub channel: Channel,
-    /// What was tried, the lost attempt included; `crashes` counts this one too.
+    /// The counters of its tries, the lost attempt included; `crashes` counts this crash too.
     pub tries: Tries,
-    /// The provider of an earlier attempt, if there was one.
+    /// The provider of an earlier attempt, if any.
     pub provider: Option<ProviderName>,
-    /// When the message is no longer worth sending.
+    /// When the message expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Whether the grace for its outcome is over as well.
+    /// Whether the grace period for its outcome is over too.
     pub is_late: bool,
 }
 
 impl Store {
-    /// Turns up to `limit` due deliveries to `queued`. Each waits in its session's line, in its tenant's share, or stands in
-    /// one of the outbox rows returned. On the routes of `full` all of them wait in shares: their queues are long enough.
+    /// Sets up to `limit` due deliveries to `queued`. Each goes into its session's line, into its tenant's share, or
+    /// into one of the returned outbox rows. On the routes of `full` all of them go into shares: the queues of these
+    /// routes are long enough.
     pub async fn release_due(
         &self,
         limit: i64,
@@ -52,9 +53,9 @@ impl Store {
         Ok(Released::of(query.rows(self).await?))
     }
 
-    /// Takes up to `limit` watches that are due. Those whose delivery went on are dropped. The others are returned, and set again:
-    /// for the end of the grace (`grace_ms` after the lease), or, where that is over, for `again_ms` later. So a watch is only lost
-    /// once the crash has been written down.
+    /// Takes up to `limit` due watches. Drops those whose delivery has moved on. Returns the others and sets them
+    /// again: for the end of the grace period (`grace_ms` after the lease), or, if that is over, for `again_ms`
+    /// later. So a watch is dropped only after the crash is recorded.
     pub async fn crashed(&self, limit: i64, grace_ms: i32, again_ms: i32) -> DbResult<Vec<Crash>> {
         type SqlRow = (SqlUuid, Int4, Int4, Text, (Int2, Int2, Int2), Nullable<Text>, Nullable<Timestamptz>, Bool);
         let query =
@@ -63,12 +64,13 @@ impl Store {
         Ok(rows.into_iter().filter_map(crash).collect())
     }
 
-    /// How many claims are to be looked at within `soon_ms`, counted up to `at_most`.
+    /// The number of watches due within `soon_ms`, counted up to `at_most`.
     pub async fn watches_due(&self, soon_ms: i32, at_most: i64) -> DbResult<i64> {
         statement::<Int8>(WATCHES_DUE).bind::<Int4, _>(soon_ms).bind::<Int8, _>(at_most).row(self).await
     }
 
-    /// Seconds until the next delivery is due, negative when it is late; `None` when none waits. Watches do not count.
+    /// Seconds until the next delivery is due, negative when it is late; `None` when no delivery waits. Watches do
+    /// not count.
     pub async fn due_in_seconds(&self) -> DbResult<Option<f64>> {
         let query = statement::<Nullable<Double>>(DUE_IN);
         query.row(self).await
@@ -91,7 +93,8 @@ fn crash(row: CrashRow) -> Option<Crash> {
     })
 }
 
-/// The rows are picked behind a fence, so that the planner cannot take more of them than the limit.
+/// The rows are picked in a CTE that is an optimisation fence, so that the planner cannot take more of them than the
+/// limit.
 const RELEASE: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
@@ -111,8 +114,8 @@ WITH picked AS MATERIALIZED (
     boxed!("placed WHERE share IS NULL", "picked")
 );
 
-/// A claim whose outcome is known (see [`crate::db::unread_events`]) is not doubted. It is looked at now and then, until its outcome
-/// is written down or given up.
+/// A claim whose outcome is known (see [`crate::db::unread_events`]) has not crashed. Its watch is set again until
+/// its outcome is recorded or given up.
 const CRASHED: &str = "
 WITH picked AS MATERIALIZED (
     SELECT w.delivery_id, d.state = 'sending' AND d.run = w.run AS held, d.lease_until + ? * interval '1 millisecond' AS doubted_at,

@@ -1,4 +1,4 @@
-//! The delivery log, and the one place where an outcome changes a delivery.
+//! The delivery log. This is the only place where an outcome changes a delivery.
 
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
@@ -14,39 +14,40 @@ use crate::{
     domain::{Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId},
 };
 
-/// The code of the attempt that a crash report brings along: its worker died, and it is unknown what the provider did.
+/// The code of the attempt in a crash report: the worker died, and we do not know what the provider did.
 pub const WORKER_LOST: &str = "worker_lost";
 
-/// What a batch of events changed; repeats change nothing and are not counted.
+/// What a batch of events changed; repeated events change nothing and are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// Log rows written, by kind.
     pub written: Vec<(EventKind, u64)>,
-    /// Further tries that are due now, by channel.
+    /// Retries that are due now, by channel.
     pub retries: Vec<(Channel, u64)>,
     /// Dead letters written, by reason.
     pub dead: Vec<(DeadReason, u64)>,
 }
 
-/// A delivery that a provider named.
+/// A delivery that a provider reported on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referred {
-    /// What the provider calls it.
+    /// The provider's reference for it.
     pub name: String,
     /// Tenant, delivery, run and channel, as [`Event::report`] takes them.
     pub about: (TenantId, DeliveryId, i32, Channel),
 }
 
 impl Store {
-    /// Writes `events` down in one commit for each day of their deliveries: log row, counters, the delivery's next state, its next due row, its dead
-    /// letter. Repeating an event changes nothing. An attempt is logged even if its run is over; what is no attempt, or
-    /// only supposes one (a crash report), is logged only if it moves the delivery.
+    /// Records `events` in one commit per day of their deliveries: log row, counters, the delivery's next state, its
+    /// next due row, its dead letter. Repeating an event changes nothing. An attempt is logged even if its run is
+    /// over. An event without an attempt, or with a supposed one (a crash report), is logged only if it moves the
+    /// delivery.
     pub async fn record(&self, mut events: Vec<Event>) -> DbResult<Recorded> {
-        // One lock order for every writer; and a later report about a call comes after the call.
+        // One lock order for every writer, and later reports about a call follow the call.
         events.sort_by_key(|event| (event.report, event.delivery, event.run));
         let (calls, reports) = events.split_at(events.partition_point(|event| !event.report));
         let mut rows: Vec<(String, String, i64)> = Vec::new();
-        // Apart by day: a statement opens the partitions of one.
+        // One statement per day, since a statement opens the partitions of one day.
         let one_day = |one: &Event, next: &Event| day(&one.delivery.0) == day(&next.delivery.0);
         for part in calls.chunk_by(one_day).chain(reports.chunk_by(one_day)) {
             let ids: Vec<Uuid> = part.iter().map(|event| event.delivery.0).collect();
@@ -57,7 +58,7 @@ impl Store {
         Ok(Recorded { written: tally(&rows, "written"), retries: tally(&rows, "retry"), dead: tally(&rows, "dead") })
     }
 
-    /// The deliveries that a provider knows by these names, with the run their row is at.
+    /// The deliveries with these references of a provider, with the current run of each.
     pub async fn deliveries_by_ref(&self, provider: ProviderName, refs: Vec<String>) -> DbResult<Vec<Referred>> {
         let query = statement::<(Text, SqlUuid, Int4, Int4, Text)>(BY_REF)
             .bind::<Text, _>(provider.as_str())
@@ -70,7 +71,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(referred).collect())
     }
 
-    /// Whose these deliveries are and on which channel, for those that exist.
+    /// The tenant and channel of these deliveries, for those that exist.
     pub async fn delivery_owners(&self, ids: &[DeliveryId]) -> DbResult<Vec<(DeliveryId, TenantId, Channel)>> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let query = statement::<(SqlUuid, Int4, Text)>(OWNERS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
@@ -130,27 +131,30 @@ fn attempts<T>(events: &[Event], of: impl Fn(&AttemptRecord) -> Option<T>) -> Ve
     events.iter().map(|event| event.attempt.as_ref().and_then(&of)).collect()
 }
 
-/// What there is to say: the provider call's own words, else the event's.
+/// The detail of the provider call, else that of the event.
 fn detail(event: &Event) -> Option<&str> {
     let call = event.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref());
     call.or(event.detail.as_deref())
 }
 
-/// PostgreSQL's text knows no NUL, and a provider's answer may hold one.
+/// PostgreSQL's text cannot hold NUL, and a provider's answer may contain one.
 fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', ""))
 }
 
-/// `moved` is guarded by run and state, so applying an event twice does nothing. A real outcome that arrives after its
-/// worker was taken for dead still wins while no later run has started; a crash report never beats an outcome, one that is
-/// kept because this version cannot read it included. Where the
-/// outcome comes after the crash report, `told` takes the supposed attempt out of the log again: there was one call, so
-/// there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row. Of reports that come
-/// together the one holds that would hold one after the other: what arrived cannot have failed, but can bounce. `bits` are the kinds
-/// that are logged with it, as far as that is known before; `touched` is what is logged of deliveries that were not moved. Reported is
-/// what moved the delivery, and what a provider told afterwards unless something better was known. A delivery that is held
-/// until a moment waits for that moment itself, and has neither tried nor been put off. One that found no provider that may be called
-/// waits since the first time it found none.
+/// `moved` checks run and state, so applying an event twice changes nothing.
+///
+/// * A real outcome that arrives after its worker was taken for dead still wins while no later run has started. A
+///   crash report never overrides an outcome, not even one that is stored because this version cannot read it.
+/// * If the outcome comes after the crash report, `told` removes the supposed attempt from the log: there was one
+///   call, so there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row.
+/// * If reports arrive together, the one wins that would win if they arrived one after the other: what arrived cannot
+///   have failed, but can bounce.
+/// * `bits` are the kinds that are logged with it, as far as they are known before; `touched` is what is logged of
+///   deliveries that were not moved. The statement returns what moved the delivery, and what a provider reported
+///   later unless something better was known.
+/// * A delivery that is held until a moment waits for exactly that moment, and counts as neither tried nor deferred.
+///   One that found no provider to call has waited since the first time it found none.
 const RECORD: &str = concat!(
     "
 WITH e AS MATERIALIZED (

@@ -1,16 +1,16 @@
-//! What both kinds of kept webhooks have in common: taken for a while, given back, put off, ended.
+//! What the two tables of inbound webhooks share: giving rows back, putting them off, ending them.
 
 use diesel::sql_types::{Array, Int4, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{DbResult, Store, statement};
 
-/// A table of kept webhooks.
+/// A table of inbound webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InboundWebhook {
-    /// Those of WAHA.
+    /// The webhooks of WAHA.
     Waha,
-    /// Those of other providers.
+    /// The webhooks of other providers.
     Provider,
 }
 
@@ -47,7 +47,7 @@ FROM unnest(?::uuid[], ?::int4[]) AS w(id, wait) WHERE e.id = w.id"
 }
 
 const WAHA: Texts = texts!("waha_events", "");
-/// Addresses stand in such a body, and nothing needs it any more.
+/// The body contains addresses and is not needed any more, so it is emptied.
 const PROVIDER: Texts = texts!("provider_events", ", body = ''::bytea");
 
 impl InboundWebhook {
@@ -60,7 +60,7 @@ impl InboundWebhook {
 }
 
 impl Store {
-    /// Ends events: `done`, or `ignored` where nothing is to be done about them.
+    /// Ends events as `done`, or as `ignored` if there is nothing to do.
     pub async fn end_events(&self, of: InboundWebhook, done: Vec<Uuid>, ignored: Vec<Uuid>) -> DbResult<()> {
         if done.is_empty() && ignored.is_empty() {
             return Ok(());
@@ -71,12 +71,12 @@ impl Store {
         query.run(self).await.map(drop)
     }
 
-    /// Gives taken events back as if they had not been taken, to be taken again soon; those that ended meanwhile stay ended.
+    /// Gives taken events back, so that they are taken again soon; events that ended meanwhile stay ended.
     pub async fn give_back_events(&self, of: InboundWebhook, ids: Vec<Uuid>) -> DbResult<()> {
         statement::<()>(of.texts().give_back).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
     }
 
-    /// Puts events off for `wait_ms` each.
+    /// Delays each event by its number of milliseconds.
     pub async fn put_off_events(&self, of: InboundWebhook, ids: Vec<Uuid>, waits_ms: Vec<i32>) -> DbResult<()> {
         if ids.is_empty() {
             return Ok(());

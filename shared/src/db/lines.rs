@@ -1,7 +1,7 @@
-//! Lines: where deliveries wait for a slot of a WhatsApp session, or for the turn of their tenant.
+//! Lines: pacing queues. A delivery waits in one for a slot of a WhatsApp session, or for its tenant's turn.
 //!
-//! A statement that counts the slots of a line locks its row, so a limit holds with any number of workers. A release is
-//! only a hint: the slot itself is taken with the claim ([`Store::claim`]).
+//! A statement that counts the slots of a line locks its row, so a limit holds with any number of workers. A release
+//! is only a hint: the claim takes the slot ([`Store::claim`]).
 
 use diesel::sql_types::{Double, Int4, Int8, Text, Uuid as SqlUuid};
 use uuid::Uuid;
@@ -14,15 +14,15 @@ use super::{
 use crate::domain::{DeliveryId, TenantId, channel::Route};
 
 impl Store {
-    /// Takes what has a slot out of up to `limit` sessions' lines, highest rank first, and puts it into outbox rows to be
-    /// published now. Two schedulers never take the same.
+    /// Takes deliveries with a free slot out of up to `limit` sessions' lines, highest rank first, and puts them into
+    /// outbox rows to publish now. Two schedulers never take the same delivery.
     pub async fn release_sessions(&self, limit: i64, relay_after_ms: i32) -> DbResult<Released> {
         let query = statement::<SqlRow>(RELEASE_SESSIONS).bind::<Int8, _>(limit).bind::<Int4, _>(relay_after_ms);
         Ok(Released::of(query.rows(self).await?))
     }
 
     /// Takes up to `room` deliveries of a route out of the tenants' shares, in equal parts, and puts them into outbox
-    /// rows. Tenants take turns: who was served longest ago comes first.
+    /// rows. Tenants take turns: the one served longest ago comes first.
     pub async fn release_shares(&self, route: Route, room: i32, relay_after_ms: i32) -> DbResult<Released> {
         let query = statement::<SqlRow>(RELEASE_SHARES)
             .bind::<Text, _>(route.to_string())
@@ -32,7 +32,7 @@ impl Store {
         Ok(Released::of(query.rows(self).await?))
     }
 
-    /// The routes in which some tenant's share waits.
+    /// The routes in which a tenant's share has waiting deliveries.
     pub async fn routes_with_shares(&self) -> DbResult<Vec<Route>> {
         let rows: Vec<String> = statement::<Text>(SHARE_ROUTES).rows(self).await?;
         let route = |text: &String| {
@@ -42,20 +42,23 @@ impl Store {
         Ok(rows.iter().filter_map(route).collect())
     }
 
-    /// How many more deliveries a line could let through right now, minus those that wait in it; and, where that is none, the
-    /// seconds until its next slot.
+    /// The number of deliveries that a line could let through now beyond those waiting in it; and, if there are none,
+    /// the seconds until its next slot.
     pub async fn line_room(&self, line: Uuid) -> DbResult<(i32, f64)> {
         let rows: Vec<(i32, f64)> = room(line).rows(self).await?;
         Ok(rows.first().copied().unwrap_or((0, 1.0)))
     }
 
-    /// Has the slot that a delivery's claim took count from now.
+    /// Makes the slot of a delivery's claim count from now on.
     pub async fn charge_late_slot(&self, line: Uuid, delivery: DeliveryId) -> DbResult<()> {
-        let query = statement::<()>(MOVE).near([&delivery.0]).bind::<SqlUuid, _>(line).bind::<SqlUuid, _>(delivery.0);
+        let query = statement::<()>(CHARGE_LATE_SLOT)
+            .near([&delivery.0])
+            .bind::<SqlUuid, _>(line)
+            .bind::<SqlUuid, _>(delivery.0);
         query.run(self).await.map(drop)
     }
 
-    /// Limits all sessions of a tenant together to `per_minute` slots, or no longer.
+    /// Limits all sessions of a tenant together to `per_minute` slots; `None` removes the limit.
     pub async fn limit_sessions(&self, tenant: TenantId, per_minute: Option<i32>) -> DbResult<()> {
         let query = statement::<()>(if per_minute.is_some() { LIMIT_TENANT } else { FREE_TENANT });
         let query = query.bind::<Int4, _>(tenant.0);
@@ -66,19 +69,19 @@ impl Store {
         Ok(())
     }
 
-    /// Deliveries that wait in lines, and lines that have some.
+    /// The number of deliveries waiting in lines, and of lines with waiting deliveries.
     pub async fn waiting_in_lines(&self) -> DbResult<(i64, i64)> {
         statement::<(Int8, Int8)>(WAITING).row(self).await
     }
 
-    /// Forgets up to `limit` shares of tenants in which nothing waited for `idle_s`; returns how many. A share that is needed
-    /// again is made again.
+    /// Deletes up to `limit` shares of tenants in which nothing waited for `idle_s`; returns their number. A share is
+    /// created again when it is needed.
     pub async fn forget_shares(&self, idle_s: i32, limit: i64) -> DbResult<usize> {
         statement::<()>(FORGET_SHARES).bind::<Int4, _>(idle_s).bind::<Int8, _>(limit).run(self).await
     }
 }
 
-/// From one line with deliveries to the next by the index of waiting deliveries: empty lines are not read.
+/// The index of waiting deliveries leads from one non-empty line to the next, so empty lines are not read.
 const WAITING: &str = "
 WITH RECURSIVE w(line) AS (
     (SELECT line FROM parked ORDER BY line LIMIT 1)
@@ -91,15 +94,15 @@ DELETE FROM lines WHERE id = ANY (ARRAY(
     SELECT id FROM lines WHERE kind = 'share' AND waiting = 0 AND released_at < now() - ? * interval '1 second'
     LIMIT ? FOR UPDATE SKIP LOCKED)) AND waiting = 0";
 
-/// Asks for the room of a line, see [`Store::line_room`].
+/// Reads the free slots of a line, see [`Store::line_room`].
 pub(super) fn room(line: Uuid) -> Statement<(Int4, Double)> {
     statement(ROOM).bind::<SqlUuid, _>(line)
 }
 
-/// Shares served in one pass.
+/// The largest number of shares served in one pass.
 const SHARES_MAX: i32 = 256;
 
-/// A hint that is lost with its worker stops counting as on its way after half a minute.
+/// A released delivery whose hint is lost with its worker stops counting as in flight after half a minute.
 const RELEASE_SESSIONS: &str = concat!(
     "
 WITH ready AS MATERIALIZED (
@@ -124,8 +127,8 @@ WITH ready AS MATERIALIZED (
     boxed!("released", "picked")
 );
 
-/// The claim wrote the row's time down right after it took the slot.
-const MOVE: &str = "SELECT move_slot(?, d.updated_at) FROM deliveries@ d WHERE d.id = ?";
+/// The claim set the row's time right after it took the slot.
+const CHARGE_LATE_SLOT: &str = "SELECT move_slot(?, d.updated_at) FROM deliveries@ d WHERE d.id = ?";
 
 const RELEASE_SHARES: &str = concat!(
     "

@@ -1,6 +1,6 @@
-//! PostgreSQL: the truth. One file per table or aggregate; the hot paths are single statements over arrays.
+//! PostgreSQL, the source of truth. One file per table or aggregate; the hot paths are single statements over arrays.
 //!
-//! No transaction is open across a network call, and nothing here knows that a broker exists.
+//! No transaction stays open during a network call, and nothing here uses the broker.
 
 pub mod accept;
 pub mod analytics;
@@ -93,44 +93,45 @@ use sqlstate::{
 pub use scope::{Floor, Scoped};
 pub use statement::{Statement, statement};
 
-/// How long a caller waits for a connection. Below the 2 s within which ingest promises its 503.
+/// The longest wait for a connection. It is below the 2 s within which ingest promises its 503.
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(1500);
-/// The same for [`Store::open_prompt`].
+/// The longest wait for a connection of [`Store::open_prompt`].
 const PROMPT_WAIT_MAX: Duration = Duration::from_millis(1200);
-/// The same for a command: nobody promised its user an answer within two seconds, and a busy database is no reason to fail.
+/// The longest wait for a connection of a command: its user was promised no answer within two seconds, and a busy
+/// database is no reason to fail.
 const COMMAND_WAIT_MAX: Duration = Duration::from_secs(15);
 
-/// How old a connection gets at least, and how much older at most. Each keeps the prepared form of every text it ran, and hot texts
-/// name the day: without an end they add up day by day.
+/// The minimum age at which a connection is replaced, and the largest random addition. A connection keeps the
+/// prepared form of every text it ran, and hot texts contain the day: without a limit they accumulate day by day.
 const AGE: Duration = Duration::from_secs(45 * 60);
 const AGE_SPREAD_MS: u64 = 30 * 60 * 1000;
 
-/// For statements whose caller must hear within two seconds whether they were carried out. The server ends what takes longer, so
-/// nobody has to guess; what waits for a lock gives up early enough to be tried again in parts, and before PostgreSQL looks for
-/// deadlocks.
+/// For statements whose caller must know the outcome within two seconds. The server ends slower statements, so the
+/// outcome is known. A statement that waits for a lock gives up early enough to be retried in parts, and before
+/// PostgreSQL checks for deadlocks.
 const PROMPT_SETTINGS: &str = "SET statement_timeout = '1200ms'; SET lock_timeout = '250ms'";
 
-/// A database call that failed.
+/// A failed database call.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// No connection could be had in time, it broke, or the server could not do its work: the same call may pass later.
+    /// No connection was available in time, it broke, or the server could not do its work: a repeat may succeed.
     #[error("the database is not available")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database refused the values of a statement: the same call fails again.
+    /// The database refused the values of a statement: a repeat fails again.
     #[error("the database refused a statement")]
     Refused(#[source] diesel::result::Error),
-    /// A stored value could not be sealed or opened.
+    /// A stored value could not be encrypted or decrypted.
     #[error("a stored value could not be encrypted or decrypted")]
     Sealed(#[from] SealError),
 }
 
 impl DbError {
-    /// Whether the server is at fault rather than the values, so that the same call may pass later; [`sqlstate`] has the table.
+    /// Whether the server is at fault and not the values, so that a repeat may succeed; [`sqlstate`] has the table.
     pub const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
 
-    /// The SQLSTATE that the server refused a statement with.
+    /// The SQLSTATE of the server's error.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Unavailable(error) => sqlstate::code(error.downcast_ref()?),
@@ -139,13 +140,13 @@ impl DbError {
         }
     }
 
-    /// Whether another transaction was in the way: nothing was written, and the same call may pass at once.
+    /// Whether another transaction was in the way: nothing was written, and a repeat may succeed at once.
     pub fn lost_race(&self) -> bool {
         matches!(self.sqlstate(), Some(SERIALIZATION_FAILURE | DEADLOCK_DETECTED | LOCK_NOT_AVAILABLE))
     }
 
-    /// Whether only some of a statement's rows may be in the way, by a lock, the time they take or a damaged page: the others may pass
-    /// without them.
+    /// Whether perhaps only some of a statement's rows caused the error, by a lock, the time they take or a damaged
+    /// page: the others may succeed without them.
     pub fn may_concern_part(&self) -> bool {
         self.lost_race() || matches!(self.sqlstate(), Some(QUERY_CANCELED | DATA_CORRUPTED | INDEX_CORRUPTED))
     }
@@ -155,7 +156,7 @@ impl DbError {
         self.sqlstate().is_some_and(sqlstate::is_schema_missing)
     }
 
-    /// Whether the call may have been carried out all the same: the connection broke before the server had answered.
+    /// Whether the call may have succeeded after all: the connection broke before the server answered.
     pub fn is_outcome_unknown(&self) -> bool {
         let is_of_call = matches!(self, Self::Unavailable(error) if error.is::<diesel::result::Error>());
         is_of_call && self.sqlstate().is_none()
@@ -179,17 +180,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a pool of at most `size` connections to `database`; nothing is dialled before the first use.
+    /// Opens a pool of at most `size` connections to `database`; connects only on first use.
     pub fn open(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
         Self::open_waiting(database, size, CONNECT_WAIT_MAX, "")
     }
 
-    /// As [`Store::open`], for statements that end within 1.2 s, one way or the other.
+    /// As [`Store::open`], for statements that succeed or fail within 1.2 s.
     pub fn open_prompt(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
         Self::open_waiting(database, size, PROMPT_WAIT_MAX, PROMPT_SETTINGS)
     }
 
-    /// As [`Store::open`], for a command of a person, who rather waits than starts again.
+    /// As [`Store::open`], for a person's command, who prefers waiting to starting again.
     pub fn open_for_command(database: &DatabaseConfig, size: usize) -> Result<Self, deadpool::managed::BuildError> {
         Self::open_waiting(database, size, COMMAND_WAIT_MAX, "")
     }
@@ -218,23 +219,23 @@ impl Store {
         Ok(Self { pool, sealer: database.sealer.clone() })
     }
 
-    /// What seals and opens.
+    /// Encrypts and decrypts stored values.
     pub const fn sealer(&self) -> &Sealer {
         &self.sealer
     }
 
-    /// A connection of the pool.
+    /// A connection from the pool.
     pub async fn conn(&self) -> DbResult<Object<AsyncPgConnection>> {
         self.pool.get().await.map_err(|error| DbError::Unavailable(Box::new(error)))
     }
 
-    /// Whether the database answers.
+    /// Fails if the database does not answer.
     pub async fn ping(&self) -> DbResult<()> {
         Ok(self.conn().await?.batch_execute("SELECT 1").await?)
     }
 }
 
-/// Differs from connection to connection, so that they are not made anew all at once.
+/// Differs between connections, so that they are not all replaced at once.
 fn age_max(spread: &RandomState, metrics: &Metrics) -> Duration {
     AGE + Duration::from_millis(spread.hash_one(metrics.created) % AGE_SPREAD_MS)
 }

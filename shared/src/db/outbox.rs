@@ -1,4 +1,4 @@
-//! The outbox: every batch handed to the broker, from its commit until the audit has seen each delivery go on.
+//! The outbox: every batch for the broker, from its commit until the audit has seen all its deliveries move on.
 
 use diesel::sql_types::{Array, Bool, Int4, Int8, Text, Uuid as SqlUuid};
 use uuid::Uuid;
@@ -6,10 +6,10 @@ use uuid::Uuid;
 use super::{DbResult, Store, statement};
 use crate::domain::{DeliveryId, channel::Route};
 
-/// Id, deliveries, runs, routes.
+/// The columns: id, deliveries, runs, routes.
 pub(super) type Row = (i64, Vec<Uuid>, Vec<i32>, Vec<String>);
 
-/// A batch handed to the broker, as it stands in the outbox.
+/// A batch for the broker, as stored in the outbox.
 #[derive(Clone, Debug, Default)]
 pub struct Dispatch {
     /// The outbox row.
@@ -23,14 +23,14 @@ pub struct Dispatch {
 pub struct DispatchItem {
     /// The delivery.
     pub delivery: DeliveryId,
-    /// The run its row is at.
+    /// The current run of its row.
     pub run: i32,
-    /// The queue it goes to.
+    /// Its route, which names its queue.
     pub route: Route,
 }
 
 impl Store {
-    /// Takes up to `limit` rows that were not published in time; they are the caller's for `lease_ms`.
+    /// Takes up to `limit` rows that were not published in time; no other caller gets them for `lease_ms`.
     pub async fn take_unpublished(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<Dispatch>> {
         let query = statement::<(Int8, Array<SqlUuid>, Array<Int4>, Array<Text>)>(TAKE)
             .bind::<Int4, _>(lease_ms)
@@ -39,14 +39,14 @@ impl Store {
         Ok(rows.into_iter().map(dispatch).collect())
     }
 
-    /// Gives back rows that were taken and could not be published, so that they do not wait for the end of their lease.
+    /// Gives back taken rows that could not be published, so that they do not wait for the end of their lease.
     pub async fn give_back_unpublished(&self, rows: Vec<i64>) -> DbResult<()> {
         let query = statement::<()>(GIVE_BACK).bind::<Array<Int8>, _>(rows);
         query.run(self).await?;
         Ok(())
     }
 
-    /// Notes that every delivery of these rows is with the broker; the audit looks at them `audit_after_ms` from now.
+    /// Records that every delivery of these rows is with the broker; the audit checks them `audit_after_ms` from now.
     pub async fn mark_published(&self, mut rows: Vec<i64>, audit_after_ms: i32) -> DbResult<()> {
         rows.sort_unstable();
         let query = statement::<()>(PUBLISHED).bind::<Int4, _>(audit_after_ms).bind::<Array<Int8>, _>(rows);
@@ -54,10 +54,10 @@ impl Store {
         Ok(())
     }
 
-    /// Looks at published rows whose time has come: at most `rows` of them, and no further row once they hold `deliveries`
-    /// deliveries. A row whose deliveries all went on is deleted; what a worker still holds gets a watch; what is still queued
-    /// on a route in `empty` was lost by the broker, and the row goes back to the relay; anything else is looked at again
-    /// later, at growing intervals.
+    /// Checks published rows that are due: at most `rows` of them, and no further row once they hold `deliveries`
+    /// deliveries. A row whose deliveries all moved on is deleted. A delivery that a worker still holds gets a watch.
+    /// If the broker lost a delivery, which means that it is still queued on a route in `empty`, the row goes back to
+    /// the relay. Any other row is checked again later, at growing intervals.
     pub async fn audit(&self, rows: i64, deliveries: i64, empty: &[Route]) -> DbResult<Audited> {
         let routes: Vec<String> = empty.iter().map(Route::to_string).collect();
         let query = statement::<(Int8, Int8, Int8, Int8)>(AUDIT).bind::<Int8, _>(rows).bind::<Int8, _>(deliveries);
@@ -66,13 +66,13 @@ impl Store {
         Ok(Audited { seen, lost, watched, is_more: due > seen || due >= rows })
     }
 
-    /// Rows not yet with the broker, counted up to [`PENDING_MAX`], and the age in seconds of the oldest of those.
+    /// The number of unpublished rows, counted up to [`PENDING_MAX`], and the age in seconds of the oldest of them.
     pub async fn outbox_pending(&self) -> DbResult<(i64, f64)> {
         let query = statement::<(Int8, diesel::sql_types::Double)>(PENDING).bind::<Int8, _>(PENDING_MAX);
         query.row(self).await
     }
 
-    /// Whether any published row waits for the audit: without one there is no need to ask the broker for its depths.
+    /// Whether any published row waits for the audit; without one we need not ask the broker for its depths.
     pub async fn audit_waits(&self) -> DbResult<bool> {
         let query = statement::<Bool>(
             "SELECT EXISTS (SELECT 1 FROM outbox WHERE published_at IS NOT NULL AND act_at <= now()) AS waits",
@@ -81,20 +81,21 @@ impl Store {
     }
 }
 
-/// What one audit pass found.
+/// The result of one audit pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Audited {
-    /// Outbox rows looked at.
+    /// Outbox rows checked.
     pub seen: i64,
-    /// Rows handed back to the relay because the broker lost some of their deliveries.
+    /// Rows given back to the relay because the broker lost some of their deliveries.
     pub lost: i64,
-    /// Deliveries put under watch because a worker has held them for so long.
+    /// Deliveries that got a watch because a worker has held them this long.
     pub watched: i64,
-    /// Whether further rows wait for a look.
+    /// Whether more rows are due for a check.
     pub is_more: bool,
 }
 
-/// Where the count of unpublished rows ends: after hours without a broker there are millions, and an exact number is not worth the time.
+/// The limit of the count of unpublished rows: after hours without a broker there are millions, and an exact number
+/// is not worth the time.
 pub const PENDING_MAX: i64 = 10_001;
 
 pub(super) fn dispatch((outbox_id, ids, runs, routes): Row) -> Dispatch {
@@ -102,7 +103,7 @@ pub(super) fn dispatch((outbox_id, ids, runs, routes): Row) -> Dispatch {
     Dispatch { outbox_id, items }
 }
 
-/// An item from its columns; a route this version does not know is left to the audit.
+/// An item from its columns; the audit handles a route that this version does not know.
 fn item(id: Uuid, run: i32, route: &str) -> Option<DispatchItem> {
     let (channel, lane) = route.split_once('.')?;
     let route = Route { channel: channel.parse().ok()?, lane: lane.parse().ok()? };
@@ -119,8 +120,8 @@ const GIVE_BACK: &str = "UPDATE outbox SET act_at = now() WHERE id = ANY (?::int
 const PUBLISHED: &str = "
 UPDATE outbox SET published_at = now(), act_at = now() + ? * interval '1 millisecond' WHERE id = ANY (?::int8[]) AND published_at IS NULL";
 
-/// The look-ups cost by the delivery, so the rows of one statement are bounded by what they hold: rows beyond the bound keep their
-/// place. Watches are set in the order of the ids, as every other statement sets them.
+/// The look-ups cost time per delivery, so one statement is limited by the deliveries that its rows hold; rows beyond
+/// the limit wait for the next pass. Watches are set in the order of the ids, as in every other statement.
 const AUDIT: &str = "
 WITH due_rows AS MATERIALIZED (
     SELECT id, act_at, created_at, deliveries, runs, routes FROM outbox

@@ -1,8 +1,8 @@
-//! One statement that says when each kind of waiting work is due. The tasks of a scheduler need not ask one by one, which
-//! would be most of what an idle Posthaste does.
+//! One statement that returns when each kind of work is due. So the tasks of a scheduler need not ask one by one,
+//! which would be most of the load of an idle Posthaste.
 //!
-//! An index that is read from its low end keeps the entries of deleted rows as long as some transaction may still see those
-//! rows, and each poll visits all of them. A poll therefore begins at a floor: what was first at the last poll, less
+//! An index keeps the entries of deleted rows as long as some transaction may still see these rows, and a scan from its
+//! low end visits all of them at each poll. So a poll starts at a floor: the first due time of the last poll, less
 //! [`FLOOR_MARGIN`].
 
 use std::collections::HashMap;
@@ -12,8 +12,8 @@ use diesel::sql_types::{Array, Nullable, Timestamptz};
 
 use super::{DbResult, Store, statement};
 
-/// A statement ends after 10 s, so what it inserts is due at most that long before it can be seen. What is due earlier all
-/// the same is found by a poll without floors.
+/// A statement ends after 10 s, so its rows become visible at most that long after they are due. A poll without
+/// floors finds any row that is due earlier.
 const FLOOR_MARGIN: TimeDelta = TimeDelta::seconds(15);
 
 /// A kind of work that waits in the database.
@@ -23,9 +23,9 @@ pub enum WorkKind {
     Due,
     /// Claims whose worker may be lost.
     Watches,
-    /// Deliveries in the line of a session that has a slot.
+    /// Deliveries in the line of a session with a free slot.
     Sessions,
-    /// Deliveries in the share of a tenant.
+    /// Deliveries in a tenant's share.
     Shares,
     /// Webhooks of WAHA.
     WahaEvents,
@@ -33,7 +33,7 @@ pub enum WorkKind {
     ProviderEvents,
     /// Events for webhook configurations.
     WebhookEvents,
-    /// Broadcasts that run or begin.
+    /// Broadcasts that run or are due to start.
     Broadcasts,
     /// Pages of broadcasts to count.
     BroadcastPages,
@@ -63,38 +63,38 @@ impl WorkKind {
     ];
 }
 
-/// The moment before which nothing is due that a poll has not seen, for each kind of work. Empty: nothing is known.
+/// For each kind of work, a moment before which the last poll found nothing due. Empty: nothing is known.
 pub type Floors = HashMap<WorkKind, DateTime<Utc>>;
 
-/// What a poll found.
+/// The result of a poll.
 #[derive(Clone, Debug)]
 pub struct Poll {
-    /// When it was asked, by the database's clock.
+    /// The time of the poll, by the database's clock.
     pub now: DateTime<Utc>,
-    /// When the first of each kind is due; what is missing does not wait.
+    /// When the first item of each kind is due; a kind without waiting items is missing.
     pub due: HashMap<WorkKind, DateTime<Utc>>,
 }
 
 impl Poll {
-    /// How late the first of a kind is, in seconds; 0 if it is not.
+    /// How late the first item of a kind is, in seconds; 0 if none is late.
     pub fn lag_seconds(&self, work: WorkKind) -> f64 {
         self.due.get(&work).map_or(0.0, |due| (self.now - *due).as_seconds_f64().max(0.0))
     }
 
-    /// Where the next poll may begin.
+    /// The floors for the next poll.
     pub fn floors(&self) -> Floors {
         let floor = |work: WorkKind| self.due.get(&work).copied().unwrap_or(self.now).min(self.now) - FLOOR_MARGIN;
         WorkKind::ALL.into_iter().map(|work| (work, floor(work))).collect()
     }
 }
 
-/// The floor of a kind of work as statements take it.
+/// The floor of a kind of work as a bind value.
 pub(super) fn floor_of(floors: &Floors, work: WorkKind) -> DateTime<Utc> {
     floors.get(&work).copied().unwrap_or(DateTime::UNIX_EPOCH)
 }
 
 impl Store {
-    /// When the first of each kind of work is due. Only what is due at the floors or later is seen.
+    /// When the first item of each kind of work is due. It sees only items that are due at the floors or later.
     pub async fn poll(&self, floors: &Floors) -> DbResult<Poll> {
         let floors: Vec<_> = WorkKind::ALL.iter().map(|work| floor_of(floors, *work)).collect();
         let query = statement::<(Timestamptz, Array<Nullable<Timestamptz>>)>(POLL);
@@ -105,7 +105,7 @@ impl Store {
     }
 }
 
-/// Every part is one look at the low end of an index that holds waiting rows only.
+/// Each part is one look-up at the low end of an index of waiting rows only.
 const POLL: &str = "
 SELECT now(), ARRAY[
     (SELECT due_at FROM due WHERE why <> 'watch' AND due_at >= f.at[1] ORDER BY due_at LIMIT 1),

@@ -1,5 +1,5 @@
-//! What stands against sending: suppressed addresses, and what people want. Found for a whole batch of claims with one look,
-//! and with none where there is nothing to find.
+//! What may prevent sending: suppressed addresses, and people's preferences. One query loads them for a whole batch
+//! of claims; there is no query if no claim can have any.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,7 +21,7 @@ type SqlRow = (
 );
 
 impl Store {
-    /// Adds to each claim, all of them of `channel`, what its address is suppressed for and what its person wants.
+    /// Adds the suppressions of its address and the preferences of its person to each claim; all are of `channel`.
     pub async fn load_policies(&self, channel: Channel, claims: &mut [Claim]) -> DbResult<()> {
         let prints: Vec<Vec<Hash>> = match is_suppressible(channel) {
             true => claims.iter().map(|one| self.address_prints(one.tenant, channel, one.recipient.reveal())).collect(),
@@ -34,7 +34,7 @@ impl Store {
         }
         let hashes: Vec<Vec<u8>> = prints.iter().flatten().map(|hash| hash.to_vec()).collect();
         let (tenants, ids): (Vec<i32>, Vec<String>) = people.into_iter().unzip();
-        let query = statement::<SqlRow>(LOOK)
+        let query = statement::<SqlRow>(LOAD)
             .bind::<Text, _>(channel.as_str())
             .bind::<Array<Binary>, _>(hashes)
             .bind::<Array<Int4>, _>(tenants)
@@ -76,8 +76,8 @@ fn policy_of(
     }
 }
 
-/// The fingerprint of an address tells tenants apart by itself.
-const LOOK: &str = "
+/// The hash of an address includes the tenant, so the query needs no tenant condition.
+const LOAD: &str = "
 SELECT s.address_hash, s.scope, s.reason, NULL::int4, NULL::text, NULL::text, NULL::text, NULL::int2, NULL::int2
 FROM suppressions s WHERE s.channel = ? AND s.address_hash = ANY (?::bytea[])
 UNION ALL

@@ -1,24 +1,26 @@
-//! What every release of deliveries has in common: outbox rows of a bounded size, and the tenants' shares.
+//! The parts that every release of deliveries shares: outbox rows of a bounded size, and the tenants' fair shares.
 //!
-//! A release puts at most [`CROWD_MAX`] deliveries of one tenant and route straight into the outbox. More of them, and all
-//! of the bulk lane, wait in the tenant's share, which is released in turn with the shares of other tenants.
+//! A release puts at most [`CROWD_MAX`] deliveries of one tenant and route directly into the outbox. Larger groups,
+//! and the bulk lane always, wait in the tenant's share, which takes turns with the shares of other tenants.
 
 use diesel::sql_types::{Array, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::outbox::{Dispatch, dispatch};
 
-/// Deliveries of one tenant and route in one batch that crowd out no other tenant. [`share_out`] repeats the number.
+/// The number of deliveries of one tenant and route in one batch that does not delay other tenants. [`share_out`]
+/// repeats the number.
 pub const CROWD_MAX: usize = 100;
 
-/// The deliveries picked; then an outbox row: its id, deliveries, runs and routes. A release without an outbox row has one row.
+/// The number of picked deliveries; then an outbox row: its id, deliveries, runs and routes. A release without an
+/// outbox row returns one row.
 pub(super) type SqlRow = (Int8, Nullable<Int8>, Nullable<Array<SqlUuid>>, Nullable<Array<Int4>>, Nullable<Array<Text>>);
 pub(super) type Row = (i64, Option<i64>, Option<Vec<Uuid>>, Option<Vec<i32>>, Option<Vec<String>>);
 
-/// What one release did.
+/// The result of one release.
 #[derive(Clone, Debug, Default)]
 pub struct Released {
-    /// Deliveries taken from where they waited, those that wait in a line now included.
+    /// Deliveries taken from where they waited, including those that wait in a line now.
     pub picked: usize,
     /// The outbox rows to publish now, each of at most 500 deliveries.
     pub dispatches: Vec<Dispatch>,
@@ -31,7 +33,7 @@ impl Released {
         Self { picked, dispatches: rows.into_iter().filter_map(row).collect() }
     }
 
-    /// Deliveries that go to the broker now.
+    /// The number of deliveries that go to the broker now.
     pub fn handed_over(&self) -> usize {
         self.dispatches.iter().map(|dispatch| dispatch.items.len()).sum()
     }
@@ -45,9 +47,10 @@ macro_rules! released_columns {
     };
 }
 
-/// The CTEs `placed` and others: the rows of `released` ([`released_columns`]) that need a slot of a
-/// session wait in its line; those of a tenant that crowds a route, of the bulk lane, and of a route named by the bind, in the
-/// tenant's share. `placed` holds the others with `share` NULL. The share's id is computed once for each tenant and route.
+/// The CTE `placed` and its helpers. Of the rows of `released` ([`released_columns`]), those that need a slot of a
+/// session go into its line. Those of a tenant with too many deliveries of the route, of the bulk lane, and of a
+/// route in the bind go into the tenant's share. `placed` returns the others with `share` NULL. The share's id is
+/// computed once per tenant and route.
 macro_rules! share_out {
     () => {
         "grouped AS MATERIALIZED (
@@ -70,8 +73,8 @@ macro_rules! share_out {
     };
 }
 
-/// Ends a statement: the rows of `$from` (id, run, route) become outbox rows of at most 500 deliveries, so that whoever takes
-/// one has a bounded amount of work. Returns [`Row`]s; `$picked` is what the statement counts.
+/// Ends a statement: writes the rows of `$from` (id, run, route) into outbox rows of at most 500 deliveries, so that
+/// the work for one outbox row is bounded. Returns [`Row`]s; the statement counts `$picked`.
 macro_rules! boxed {
     ($from:literal, $picked:literal) => {
         concat!(

@@ -1,7 +1,7 @@
-//! Whose rows a connection sees: row-level security as the floor below every `WHERE tenant_id = …`.
+//! Which rows a connection sees. Row-level security is the second barrier below every `WHERE tenant_id = …`.
 //!
-//! A connection of the pool is the engine's: it accepts, claims and writes down for all tenants at once. Statements for one
-//! tenant run in a transaction that names it; a forgotten condition then shows no row of another tenant.
+//! A connection of the pool sees all tenants: it accepts, claims and records for all of them at once. A statement for
+//! one tenant runs in a transaction that names the tenant, so a forgotten condition shows no rows of other tenants.
 
 use std::ops::{Deref, DerefMut};
 
@@ -18,15 +18,15 @@ use crate::domain::TenantId;
 
 type Manager = <AsyncPgConnection as AsyncConnection>::TransactionManager;
 
-/// A connection that sees the rows of one tenant, or all, until it is [`Scoped::done`]. One that is dropped before that is
-/// in the middle of a transaction; the pool throws it away.
+/// A connection that sees the rows of one tenant, or of all, until [`Scoped::done`]. If it is dropped before, it is
+/// in the middle of a transaction, and the pool discards it.
 pub struct Scoped {
     conn: Object<AsyncPgConnection>,
     in_transaction: bool,
 }
 
 impl Scoped {
-    /// Ends the scope: what was done stands if it succeeded, else it is undone.
+    /// Ends the scope: commits if `result` is a success, else rolls back.
     pub async fn done<T>(mut self, result: QueryResult<T>) -> DbResult<T> {
         match result {
             Ok(value) => {
@@ -36,7 +36,7 @@ impl Scoped {
                 Ok(value)
             }
             Err(error) => {
-                // What went wrong first is what there is to tell.
+                // The first error is the one to report.
                 if self.in_transaction && Manager::rollback_transaction(&mut *self.conn).await.is_err() {
                     drop(Object::take(self.conn));
                 }
@@ -47,17 +47,17 @@ impl Scoped {
 }
 
 impl Scoped {
-    /// Undoes what was done in a transaction.
+    /// Rolls back the transaction.
     pub async fn undo(mut self) -> DbResult<()> {
         Ok(Manager::rollback_transaction(&mut *self.conn).await?)
     }
 
-    /// As [`Scoped::done`], for what may fail otherwise than by a query.
+    /// As [`Scoped::done`], for a result whose error may not come from a query.
     pub async fn finish<T>(self, result: DbResult<T>) -> DbResult<T> {
         match result {
             Ok(value) => self.done(Ok(value)).await,
             Err(error) => {
-                // Undone; what went wrong first is what there is to tell.
+                // Rolled back; the first error is the one to report.
                 drop(self.done::<()>(Err(Error::RollbackTransaction)).await);
                 Err(error)
             }
@@ -79,20 +79,20 @@ impl DerefMut for Scoped {
     }
 }
 
-/// Whether row-level security holds.
+/// Whether row-level security is effective.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Floor {
-    /// The services' connections act as a role that it binds.
+    /// The services' connections use a role to which it applies.
     pub is_bound: bool,
-    /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables: after
-    /// `RESET ROLE` the session is free of the role.
+    /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables:
+    /// after `RESET ROLE` the session is not bound by the role.
     pub login_is_privileged: bool,
-    /// Tables that belong to tenants and are not under it.
+    /// Tables with tenants' rows that row-level security does not cover.
     pub open_tables: Vec<String>,
 }
 
 impl Store {
-    /// A connection that sees the rows of `scope` only; `None`: of all tenants.
+    /// A connection that sees only the rows of `scope`; `None`: all tenants.
     pub async fn within(&self, scope: Option<TenantId>) -> DbResult<Scoped> {
         let mut conn = self.conn().await?;
         if let Some(tenant) = scope {
@@ -105,14 +105,14 @@ impl Store {
         Ok(Scoped { conn, in_transaction: scope.is_some() })
     }
 
-    /// A connection in the middle of a transaction that sees the rows of all tenants.
+    /// A connection in a transaction that sees the rows of all tenants.
     pub async fn transaction(&self) -> DbResult<Scoped> {
         let mut conn = self.conn().await?;
         Manager::begin_transaction(&mut *conn).await?;
         Ok(Scoped { conn, in_transaction: true })
     }
 
-    /// Whether row-level security holds.
+    /// Reads whether row-level security is effective.
     pub async fn floor(&self) -> DbResult<Floor> {
         let (is_bound, login_is_privileged, open_tables) =
             statement::<(Bool, Bool, Array<Text>)>(FLOOR).row(self).await?;
@@ -120,7 +120,7 @@ impl Store {
     }
 }
 
-/// Until the end of the transaction.
+/// Lasts until the end of the transaction.
 pub(super) async fn narrow(conn: &mut AsyncPgConnection, tenant: TenantId) -> Result<(), Error> {
     let query = statement::<Text>(NARROW).bind::<Text, _>(tenant.to_string());
     RunQueryDsl::get_result::<String>(query, conn).await.map(drop)

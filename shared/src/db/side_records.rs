@@ -1,4 +1,5 @@
-//! What an acceptance writes beside its messages, in the same commit: events from elsewhere, digest items, broadcasts.
+//! Records that an acceptance writes with its messages, in the same commit: business events, digest items,
+//! broadcasts.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -8,31 +9,31 @@ use uuid::Uuid;
 use super::{DbResult, Store, sealed, statement};
 use crate::domain::TenantId;
 
-/// What happened in another system.
+/// An event in another system.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
     /// Its id.
     pub id: Uuid,
     /// Its type.
     pub event_type: String,
-    /// Whom it is about.
+    /// The person it is about.
     pub user_id: Option<String>,
     /// Its data as JSON.
     pub data: Vec<u8>,
-    /// The rules that matched.
+    /// The ids of the rules that matched.
     pub matched: Vec<Uuid>,
 }
 
-/// An event that gathers with others of its rule, person and key.
+/// An event that is collected with others of its rule, person and key.
 #[derive(Clone, Debug)]
 pub struct NewDigestItem {
-    /// The digest's id, should this open a window.
+    /// The id of the digest, if this item opens a window.
     pub digest: Uuid,
     /// The rule.
     pub rule: Uuid,
     /// The person.
     pub user_id: String,
-    /// What keeps windows apart: a hash of it, or nothing.
+    /// Keeps windows apart: a hash of the grouping key, or empty.
     pub key: String,
     /// The event.
     pub event: Uuid,
@@ -40,13 +41,13 @@ pub struct NewDigestItem {
     pub data: Vec<u8>,
     /// The event's type.
     pub event_type: String,
-    /// When the window opens, should this open it.
+    /// When the window opens, if this item opens it.
     pub opened_at: DateTime<Utc>,
-    /// When it closes then; an open one is prolonged to it.
+    /// When a new window closes; an open window is extended to it.
     pub closes_at: DateTime<Utc>,
-    /// When it closes at the latest.
+    /// The latest moment at which it closes.
     pub latest_at: DateTime<Utc>,
-    /// So many items close it at once.
+    /// The number of items that closes it at once.
     pub max_items: i32,
 }
 
@@ -57,23 +58,23 @@ pub struct NewBroadcast {
     pub id: Uuid,
     /// The notification and its target, as JSON.
     pub definition: Vec<u8>,
-    /// When it begins, if later than now.
+    /// When it starts, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
 }
 
-/// What an acceptance may write beside messages.
+/// A record that an acceptance writes beside its messages.
 #[derive(Clone, Debug)]
 pub enum SideRecord {
-    /// What happened elsewhere.
+    /// An event in another system.
     Event(NewEvent),
-    /// An event that gathers with others.
+    /// An event for a digest.
     DigestItem(NewDigestItem),
     /// A broadcast.
     Broadcast(NewBroadcast),
 }
 
 impl SideRecord {
-    /// Stands for the request as a whole where it comes first.
+    /// The id of the record; it identifies the whole request if the record is the first one.
     pub fn id(&self) -> Uuid {
         match self {
             Self::Event(event) => event.id,
@@ -84,7 +85,7 @@ impl SideRecord {
 }
 
 impl Store {
-    /// Writes what stands beside acceptances that are new, within their transaction.
+    /// Writes the side records of new acceptances, within their transaction.
     pub(super) async fn write_side_records(
         &self,
         conn: &mut AsyncPgConnection,
@@ -117,7 +118,7 @@ struct EventColumns {
     event_type: Vec<String>,
     user_id: Vec<Option<String>>,
     data: Vec<Vec<u8>>,
-    /// All rules of an event, with commas between: arrays of arrays must be rectangular.
+    /// All rule ids of an event, separated by commas: PostgreSQL's arrays of arrays must be rectangular.
     matched: Vec<String>,
 }
 

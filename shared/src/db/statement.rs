@@ -1,7 +1,7 @@
 //! A fixed SQL text whose prepared form is kept.
 //!
-//! diesel treats `sql_query` and every `UPDATE … FROM` as text that may differ each time, and prepares it anew on
-//! every call: one more round trip per batch. Our hot statements never change, so they are prepared once per connection.
+//! diesel treats `sql_query` and every `UPDATE … FROM` as text that may differ each time, and prepares it on every
+//! call: one more round trip per batch. Our hot statements never change, so we prepare them once per connection.
 
 use std::marker::PhantomData;
 
@@ -19,28 +19,29 @@ use uuid::Uuid;
 use super::{DbResult, Store};
 use crate::{clock, domain::TenantId};
 
-/// Stands behind the name of a partitioned table in a statement's text: the partition to open, if it is just one.
+/// Follows the name of a partitioned table in a statement's text; replaced by the suffix of the partition, if there
+/// is exactly one.
 pub const DAY: char = '@';
 
-/// A fixed SQL text with its binds. `Row` is the tuple of SQL types it returns.
+/// A fixed SQL text with its binds. `Row` is the tuple of the SQL types that it returns.
 pub struct Statement<Row> {
     text: &'static str,
     partition: String,
-    /// Not kept in prepared form: its text names one of any number of days.
+    /// Not kept in prepared form: its text contains one of any number of days.
     is_rare: bool,
     binds: Vec<Box<dyn QueryFragment<Pg> + Send>>,
     scope: Option<TenantId>,
     row: PhantomData<fn() -> Row>,
 }
 
-/// A statement with the text `text`, in which each `?` stands for the next bind.
+/// A statement with the text `text`, in which each `?` is one bind, in order.
 pub const fn statement<Row>(text: &'static str) -> Statement<Row> {
     Statement { text, partition: String::new(), is_rare: false, binds: Vec::new(), scope: None, row: PhantomData }
 }
 
 impl<Row> Statement<Row> {
-    /// Opens only the partition that holds all of `ids`, where there is one. A statement over a parent table locks and
-    /// opens every partition of it, which for a batch of a few rows costs more than the rows.
+    /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
+    /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
     pub fn near<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
         self.partition = partition(ids);
         self
@@ -52,8 +53,8 @@ impl<Row> Statement<Row> {
         self
     }
 
-    /// Opens only the partition that holds all of `ids`, which are of one day, however long ago that is. `None`: that day was
-    /// dropped, so none of their rows is left.
+    /// Opens only the partition that contains all of `ids`, which are of one day, however long ago. `None` if that
+    /// day was dropped: then none of their rows exist.
     pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
         let this = self.near(ids);
         let Some(Some(day)) = ids.first().map(day) else { return Ok(Some(this)) };
@@ -64,7 +65,7 @@ impl<Row> Statement<Row> {
         Ok(exists.then(|| this.on_day(day)))
     }
 
-    /// Lets the statement see and touch this tenant's rows only, whatever its text says; `None`: those of all tenants.
+    /// Restricts the statement to the rows of this tenant, whatever its text says; `None`: all tenants.
     pub const fn within(mut self, scope: Option<TenantId>) -> Self {
         self.scope = scope;
         self
@@ -96,8 +97,8 @@ impl<Row: Send + 'static> Statement<Row> {
 
     /// Runs it on a connection of the pool and returns its first row.
     ///
-    /// It reads to the end: a row may arrive before the commit that it tells of, and only the end of the answer says that
-    /// the commit is done.
+    /// Reads the answer to its end: a row may arrive before its commit, and only the end of the answer confirms the
+    /// commit.
     pub async fn row<T>(self, store: &Store) -> DbResult<T>
     where
         Self: LoadQuery<'static, AsyncPgConnection, T>,
@@ -108,7 +109,7 @@ impl<Row: Send + 'static> Statement<Row> {
         conn.done(rows.and_then(|rows| rows.into_iter().next().ok_or(Error::NotFound))).await
     }
 
-    /// Runs it on a connection of the pool and returns how many rows it touched.
+    /// Runs it on a connection of the pool and returns the number of rows it affected.
     pub async fn run(self, store: &Store) -> DbResult<usize> {
         let mut conn = store.within(self.scope).await?;
         let touched = RunQueryDsl::execute(self, &mut *conn).await;
@@ -140,8 +141,8 @@ impl<Row> QueryFragment<Pg> for Statement<Row> {
     }
 }
 
-/// The suffix of the one daily partition that holds all of these time-ordered ids; empty if they are of several days, or
-/// of a day so far from now that its partition may be gone or not be there yet.
+/// The suffix of the one daily partition that contains all of these time-ordered ids. Empty if they are of several
+/// days, or of a day so far from now that its partition may be dropped or not created yet.
 fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
     let mut days = ids.into_iter().map(day);
     let today = clock::now().date_naive();
@@ -150,7 +151,7 @@ fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
     if near && days.all(|day| day == Some(first)) { suffix(first) } else { String::new() }
 }
 
-/// How the names of the partitions of a day end.
+/// The suffix of the partitions of a day.
 fn suffix(day: NaiveDate) -> String {
     day.format("_%Y%m%d").to_string()
 }
@@ -160,13 +161,13 @@ SELECT to_regclass('messages' || d.suffix) IS NOT NULL AND to_regclass('deliveri
    AND to_regclass('delivery_events' || d.suffix) IS NOT NULL
 FROM (SELECT ?::text AS suffix) d";
 
-/// The UTC day in which a UUIDv7 was made.
+/// The UTC day in which a UUIDv7 was created.
 pub(super) fn day(id: &Uuid) -> Option<NaiveDate> {
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
     Some(DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?.date_naive())
 }
 
-/// Without a static id the text itself is the key of the prepared statement.
+/// Without a static id diesel uses the text as the key of the prepared statement.
 impl<Row> QueryId for Statement<Row> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
@@ -203,7 +204,7 @@ mod tests {
 
     #[test]
     fn only_ids_of_one_near_day_name_a_partition() {
-        // Again where the day ended meanwhile.
+        // Repeat if the day changed meanwhile.
         let (now, named) = loop {
             let now = clock::now();
             let named = [partition([&id(now), &id(now)]), partition([&id(now - chrono::Duration::days(1))])];

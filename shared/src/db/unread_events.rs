@@ -1,8 +1,8 @@
-//! Outcomes that are known and not written down. No delivery of such an outcome is doubted.
+//! Outcomes that are known but not recorded yet. Their deliveries do not count as crashed.
 //!
-//! Events that no scheduler of this version can read, because a newer worker wrote them, are kept as they came until one can. Of an
-//! event that the database refuses only the delivery is kept, in a row with an empty body: the event itself is in the dead letter that
-//! has the id of the row.
+//! Events of a newer worker that no scheduler of this version can read are stored unchanged until a scheduler can. Of
+//! an event that the database refuses we store only the delivery, in a row with an empty body: the event itself is in
+//! the dead letter with the id of that row.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Timestamptz, Uuid as SqlUuid};
@@ -14,25 +14,25 @@ use crate::domain::DeliveryId;
 /// An event that cannot be read yet, or a whole batch of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnreadEvent {
-    /// The delivery and the run it is about, if that much can be read.
+    /// Its delivery and run, if at least these can be read.
     pub about: Option<(Uuid, i32)>,
-    /// The batch as a worker published it, with this event alone.
+    /// The batch as a worker published it, reduced to this event.
     pub body: Vec<u8>,
 }
 
-/// An event that was kept.
+/// A stored event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptEvent {
-    /// Its row; later rows have larger ids.
+    /// The id of its row; later rows have larger ids.
     pub id: Uuid,
     /// The batch.
     pub body: Vec<u8>,
-    /// When it was kept.
+    /// When it was stored.
     pub kept_at: DateTime<Utc>,
 }
 
 impl Store {
-    /// Keeps events. Until they are read no crash report ends their deliveries, see [`Store::record`].
+    /// Stores events. Until they are read, no crash report ends their deliveries; see [`Store::record`].
     pub async fn keep_unread_events(&self, events: &[UnreadEvent]) -> DbResult<()> {
         if events.is_empty() {
             return Ok(());
@@ -46,29 +46,29 @@ impl Store {
         query.run(self).await.map(drop)
     }
 
-    /// Notes that the outcome of a delivery is in the dead letter `letter`, which need not be written yet.
+    /// Records that the outcome of a delivery is in the dead letter `letter`, which may not be written yet.
     pub async fn keep_lettered_event(&self, letter: Uuid, delivery: DeliveryId, run: i32) -> DbResult<()> {
         let query = statement::<()>(KEEP_LETTERED).bind::<SqlUuid, _>(letter).bind::<SqlUuid, _>(delivery.0);
         query.bind::<Int4, _>(run).run(self).await.map(drop)
     }
 
-    /// Looks at up to `limit` notes about outcomes in dead letters, behind the note `after`, and forgets those whose delivery has gone
-    /// on, or whose letter was dropped or is gone. A replayed outcome is known until it is written down. Returns the last note that was
-    /// looked at, and how many of them stay.
+    /// Reads up to `limit` notes about outcomes in dead letters, starting after the note `after`. Deletes those whose
+    /// delivery has moved on, or whose dead letter was dropped or is gone. A replayed outcome counts as known until
+    /// it is recorded. Returns the last note that was read, and how many notes remain.
     pub async fn forget_lettered_events(&self, after: Uuid, limit: i64) -> DbResult<(Option<Uuid>, i64)> {
         let query = statement::<(Array<SqlUuid>, Int8)>(FORGET_LETTERED).bind::<SqlUuid, _>(after);
         let (last, stay): (Vec<Uuid>, i64) = query.bind::<Int8, _>(limit).row(self).await?;
         Ok((last.first().copied(), stay))
     }
 
-    /// Up to `limit` kept events behind the row `after`, oldest first.
+    /// Up to `limit` stored events after the row `after`, oldest first.
     pub async fn unread_events(&self, after: Uuid, limit: i64) -> DbResult<Vec<KeptEvent>> {
         let query = statement::<(SqlUuid, Binary, Timestamptz)>(READ).bind::<SqlUuid, _>(after).bind::<Int8, _>(limit);
         let rows: Vec<(Uuid, Vec<u8>, DateTime<Utc>)> = query.rows(self).await?;
         Ok(rows.into_iter().map(|(id, body, kept_at)| KeptEvent { id, body, kept_at }).collect())
     }
 
-    /// Forgets kept events: they are with the broker again.
+    /// Deletes stored events after they were published again.
     pub async fn forget_unread_events(&self, ids: Vec<Uuid>) -> DbResult<()> {
         statement::<()>(FORGET).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
     }
@@ -82,7 +82,7 @@ const READ: &str = "SELECT id, body, created_at FROM unread_events WHERE id > ? 
 const KEEP_LETTERED: &str = "
 INSERT INTO unread_events (id, delivery_id, run, body) VALUES (?, ?, ?, '') ON CONFLICT DO NOTHING";
 
-/// A letter that is not written yet is on its way through the broker.
+/// A dead letter that is not written yet is still on its way through the broker.
 const FORGET_LETTERED: &str = "
 WITH page AS MATERIALIZED (
     SELECT id, delivery_id, run, created_at FROM unread_events WHERE id > ? AND body = '' ORDER BY id LIMIT ?

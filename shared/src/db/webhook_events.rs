@@ -1,7 +1,8 @@
-//! Events for webhook configurations: written with the fact, sent by a task, held for configurations that are off.
+//! Events for webhook configurations: written with the fact, sent by a task, held for configurations that are
+//! switched off.
 //!
-//! A statement that writes a fact adds [`enqueue_webhook_events!`]. It costs a look at the tenant's configurations, of which most have
-//! none.
+//! A statement that writes a fact includes [`enqueue_webhook_events!`]. It looks up the tenant's configurations; most
+//! tenants have none.
 
 use std::collections::HashMap;
 
@@ -26,10 +27,10 @@ use crate::{
     telemetry::TraceContext,
 };
 
-/// Adds events to a statement: one row for each configuration of their tenant that wants them. `$rows` gives `tenant_id,
-/// channel, delivery, event, at, subject, run, fact`. A configuration is not told about itself, and deliveries that carry events
-/// report none; the fence keeps that question from being asked where there is no configuration. With `plain`, for events about no
-/// delivery, it is not asked at all.
+/// Adds events to a statement: one row for each configuration of the tenant that subscribed to them. `$rows` gives
+/// `tenant_id, channel, delivery, event, at, subject, run, fact`. A configuration gets no events about its own
+/// deliveries, and deliveries that carry events produce none; an optimisation fence skips this check where there is
+/// no configuration. With `plain`, for events without a delivery, there is no check at all.
 macro_rules! enqueue_webhook_events {
     (plain $rows:literal) => {
         concat!(
@@ -57,47 +58,47 @@ macro_rules! enqueue_webhook_events {
 
 pub(super) use enqueue_webhook_events;
 
-/// An event to be sent to one configuration.
+/// An event to send to one configuration.
 #[derive(Clone, Debug)]
 pub struct PendingWebhook {
     /// The row.
     pub id: i64,
-    /// Whose it is.
+    /// Its tenant.
     pub tenant: TenantId,
-    /// To which configuration.
+    /// The id of the configuration.
     pub configuration: Uuid,
-    /// Its URL; `None`: it is gone.
+    /// The URL of the configuration; `None` if the configuration is deleted.
     pub url: Option<String>,
-    /// Whether it takes events at present.
+    /// Whether the configuration is switched on.
     pub is_active: bool,
     /// The event's name.
     pub event: String,
     /// When it happened.
     pub at: DateTime<Utc>,
-    /// What it is about.
+    /// The id of its subject.
     pub subject: Option<Uuid>,
     /// The part of it that may be sent.
     pub fact: Map<String, Value>,
     /// How often it was replayed.
     round: i32,
-    /// Whether it is about a delivery that carries an event itself.
+    /// Whether it is about a delivery that itself carries an event.
     pub is_echo: bool,
 }
 
-/// Which events are sent once more.
+/// Selects the events to replay.
 #[derive(Clone, Debug)]
 pub struct Again {
-    /// From this moment.
+    /// The start of the time range.
     pub since: DateTime<Utc>,
-    /// Up to this one.
+    /// The end of the time range.
     pub until: DateTime<Utc>,
-    /// Only those whose webhook stands there; `held`: those that were never sent.
+    /// Only events whose webhook has this status; `held`: those that were never sent.
     pub status: Option<String>,
-    /// Only those that these webhooks carried.
+    /// Only the events of these webhooks.
     pub ids: Option<Vec<Uuid>>,
 }
 
-/// For each configuration that is being swept, from which moment its events are still to be looked at.
+/// For each configuration whose events are being held back: the moment from which its events are still to be read.
 pub type Swept = HashMap<Uuid, DateTime<Utc>>;
 
 type Row = (
@@ -110,12 +111,12 @@ type SqlRow = (
 );
 
 impl Store {
-    /// Takes up to `limit` messages from people in as events; says how many messages that was.
+    /// Turns up to `limit` received messages into events; returns the number of messages.
     pub async fn enqueue_received(&self, limit: i64) -> DbResult<i64> {
         statement::<Int8>(RECEIVED).bind::<Int8, _>(limit).row(self).await
     }
 
-    /// Up to `limit` events to be sent, oldest first.
+    /// Up to `limit` events to send, oldest first.
     pub async fn pending_webhooks(&self, limit: i64) -> DbResult<Vec<PendingWebhook>> {
         let rows: Vec<Row> = statement::<SqlRow>(PENDING).bind::<Int8, _>(limit).rows(self).await?;
         rows.into_iter().map(|row| self.pending_webhook(row)).collect()
@@ -132,7 +133,7 @@ impl Store {
             }
         }
         if let Some(content) = content {
-            // One content of an unknown key must not delay other events: it is sent without its metadata.
+            // A content under an unknown key must not delay other events, so its event is sent without the metadata.
             let opened = self.sealer().open(sealed::CONTENT.of(TenantId(tenant)), content);
             let opened =
                 opened.inspect_err(|error| tracing::error!(event.id = id, %error, "a content cannot be opened"));
@@ -156,14 +157,15 @@ impl Store {
         })
     }
 
-    /// Notes which webhook carries each of these events; `None`: its configuration is off, and it is held.
+    /// Records which webhook carries each of these events; `None`: its configuration is off, and the event is held.
     pub async fn told(&self, events: Vec<(i64, Option<Uuid>)>) -> DbResult<()> {
         let (ids, carriers): (Vec<i64>, Vec<Option<Uuid>>) = events.into_iter().unzip();
-        let query = statement::<()>(TOLD).bind::<Array<Int8>, _>(ids).bind::<Array<Nullable<SqlUuid>>, _>(carriers);
+        let query =
+            statement::<()>(SET_CARRIER).bind::<Array<Int8>, _>(ids).bind::<Array<Nullable<SqlUuid>>, _>(carriers);
         query.run(self).await.map(drop)
     }
 
-    /// Drops events without a configuration.
+    /// Deletes events whose configuration is gone.
     pub async fn drop_events(&self, ids: Vec<i64>) -> DbResult<()> {
         statement::<()>("DELETE FROM webhook_events WHERE id = ANY (?::int8[])")
             .bind::<Array<Int8>, _>(ids)
@@ -172,8 +174,8 @@ impl Store {
             .map(drop)
     }
 
-    /// Has events of a configuration sent once more, at most `limit`, oldest first; says how many. Events that wait for a retry are
-    /// tried at once instead.
+    /// Replays at most `limit` events of a configuration, oldest first; returns their number. Events that wait for a
+    /// retry are tried at once instead.
     pub async fn replay_webhook_events(
         &self,
         tenant: TenantId,
@@ -181,7 +183,7 @@ impl Store {
         which: Again,
         limit: i64,
     ) -> DbResult<i64> {
-        let query = statement::<Int8>(AGAIN)
+        let query = statement::<Int8>(REPLAY)
             .bind::<Int4, _>(tenant.0)
             .bind::<SqlUuid, _>(configuration)
             .bind::<Timestamptz, _>(which.since)
@@ -192,9 +194,10 @@ impl Store {
         query.within(Some(tenant)).row(self).await
     }
 
-    /// Takes back waiting events of configurations that were switched off lately: they are held instead. Repeated for a
-    /// while, since a worker may hold some. Of each configuration one call looks at up to `limit` events, behind those of the last
-    /// call, which `swept` remembers. Returns whether there is more. A failure of one does not keep the others from their turn.
+    /// Withdraws waiting events of configurations that were switched off recently, and holds them instead. It is
+    /// repeated for a while, since a worker may have claimed some. Each call reads up to `limit` events of each
+    /// configuration, after those of the last call, which `swept` records. Returns whether there is more. A failure
+    /// for one configuration does not stop the others.
     pub async fn hold_back(&self, limit: i64, swept: &mut Swept) -> DbResult<bool> {
         let off: Vec<Uuid> = statement::<SqlUuid>(SWITCHED_OFF).rows(self).await?;
         swept.retain(|configuration, _| off.contains(configuration));
@@ -208,7 +211,7 @@ impl Store {
         more
     }
 
-    /// Whether all events of the configuration were looked at.
+    /// Returns whether all events of the configuration were read.
     async fn hold_back_of(&self, configuration: Uuid, limit: i64, swept: &mut Swept) -> DbResult<bool> {
         let from = swept.get(&configuration).copied().unwrap_or(DateTime::UNIX_EPOCH);
         let query = statement::<(Int8, Nullable<Timestamptz>)>(HOLD)
@@ -217,7 +220,7 @@ impl Store {
             .bind::<Int8, _>(limit);
         let (seen, last): (i64, Option<DateTime<Utc>>) = query.row(self).await?;
         match last.filter(|_| seen >= limit) {
-            // A page full of one moment is passed over, since the index knows no order within it.
+            // A page in which all events have one moment is skipped, since the index has no order within a moment.
             Some(last) => drop(swept.insert(configuration, last.max(from + TimeDelta::microseconds(1)))),
             None => {
                 let query = statement::<()>("UPDATE webhook_configurations SET swept_at = now() WHERE id = ?");
@@ -228,7 +231,7 @@ impl Store {
         Ok(seen < limit)
     }
 
-    /// Forgets events and logs older than `days`, at most `limit` rows of each; says how many.
+    /// Deletes events and logs older than `days`, at most `limit` rows of each; returns their number.
     pub async fn forget_webhooks(&self, days: i32, limit: i64) -> DbResult<usize> {
         let mut forgotten = 0;
         for text in [FORGET_EVENTS, FORGET_LOGS] {
@@ -240,7 +243,7 @@ impl Store {
 }
 
 impl PendingWebhook {
-    /// The webhook that carries it to `url`. A message from a person is included whole: `inbound` is that message.
+    /// The webhook that carries it to `url`. An event about a received message includes the whole message, `inbound`.
     pub fn acceptance(&self, url: &str, inbound: Option<&Inbound>) -> (Acceptance, DeliveryId) {
         let data = match inbound {
             Some(inbound) => received(inbound),
@@ -251,8 +254,8 @@ impl PendingWebhook {
     }
 }
 
-/// One message with one delivery that carries an event, `{type, timestamp, data}`, to a configuration. Under the same key it is
-/// accepted once, and the stored answer is the delivery's id.
+/// One message with one delivery that carries an event, `{type, timestamp, data}`, to a configuration. A key is
+/// accepted only once; the stored answer is the delivery's id.
 pub fn carrier(
     tenant: TenantId,
     configuration: Uuid,
@@ -304,7 +307,7 @@ pub fn carrier(
     (acceptance, id)
 }
 
-/// The fields of a message from a person that are sent.
+/// The fields of a received message that are sent.
 fn received(message: &Inbound) -> Value {
     json!({
         "id": message.id,
@@ -329,7 +332,7 @@ fn hash(text: &[u8]) -> Hash {
     digest(&SHA256, text).as_ref().try_into().unwrap_or_default()
 }
 
-/// Whether an event of this name is about a message from a person.
+/// Whether an event with this name is about a received message.
 pub fn is_received(event: &str) -> bool {
     event == webhooks::RECEIVED
 }
@@ -349,7 +352,7 @@ WITH taken AS (
 SELECT count(*) FROM taken"
 );
 
-/// Notes of the producer come along; those inside a large content stay where they are.
+/// The producer's metadata is included, unless it is inside a large content.
 const PENDING: &str = "
 SELECT w.id, w.tenant_id, w.configuration_id, c.url, c.is_active, w.event, w.at,
        w.subject, w.fact::text, w.round, d.message_id, m.source,
@@ -363,11 +366,11 @@ LEFT JOIN LATERAL (SELECT m.source, m.content, m.bulk_id FROM messages m WHERE m
 LEFT JOIN bulks b ON b.id = m.bulk_id
 ORDER BY w.id";
 
-const TOLD: &str = "
+const SET_CARRIER: &str = "
 UPDATE webhook_events w SET pending = false, carrier = x.carrier
 FROM unnest(?::int8[], ?::uuid[]) AS x (id, carrier) WHERE w.id = x.id AND w.pending";
 
-const AGAIN: &str = "
+const REPLAY: &str = "
 WITH f AS (SELECT ?::int4 AS tenant_id, ?::uuid AS configuration_id, ?::timestamptz AS since, ?::timestamptz AS until, ?::text AS status, ?::uuid[] AS ids
 ), picked AS MATERIALIZED (
     SELECT w.id, w.carrier, d.state FROM f JOIN webhook_events w ON w.configuration_id = f.configuration_id
@@ -385,13 +388,14 @@ WITH f AS (SELECT ?::int4 AS tenant_id, ?::uuid AS configuration_id, ?::timestam
 )
 SELECT count(*) FROM picked";
 
-/// Off for less than two minutes, and not looked at for a while: by then no worker holds anything of it any more.
+/// Sweeps a configuration for two minutes after it was switched off, at most once every 5 s. After that no worker holds
+/// any of its events.
 const SWITCHED_OFF: &str = "
 SELECT id FROM webhook_configurations
 WHERE NOT is_active AND disabled_at IS NOT NULL
   AND (swept_at IS NULL OR (swept_at < disabled_at + interval '2 minutes' AND swept_at < now() - interval '5 seconds'))";
 
-/// As when a producer takes a message back.
+/// Works as when a producer cancels a message.
 const HOLD: &str = concat!(
     "
 WITH seen AS MATERIALIZED (

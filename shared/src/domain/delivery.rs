@@ -1,32 +1,32 @@
-//! The life of a delivery.
+//! The states of a delivery.
 
 use super::word::words;
 
 words!(
-    /// Where a delivery stands. Outside this is its `status`; it never moves backwards to an outsider's surprise:
-    /// the only ways out of an end are a replay (`dead` → `queued`) and a provider's later word (`sent` → …).
+    /// The state of a delivery; the API calls it `status`. A final state changes in two cases only: a replay
+    /// (`dead` → `queued`) and a later report of the provider (`sent` → …).
     State {
-        /// Waits for its `scheduled_at`; owns a due row.
+        /// Waits for its `scheduled_at`; it has a due row.
         Scheduled = "scheduled",
-        /// May be sent now; the broker carries it.
+        /// May be sent now; its message is in the broker.
         Queued = "queued",
-        /// A worker has claimed it and may be talking to the provider.
+        /// A worker has claimed it and may be calling the provider.
         Sending = "sending",
-        /// Waits for its next try; owns a due row.
+        /// Waits for its next try; it has a due row.
         Retrying = "retrying",
-        /// The provider took it; an end unless the provider says more.
+        /// The provider accepted it. Final unless the provider reports more.
         Sent = "sent",
-        /// The recipient's side has it.
+        /// It reached the recipient.
         Delivered = "delivered",
-        /// The recipient's or customer's side said no: a normal end.
+        /// Refused because of the recipient, the address or the message: a normal final state.
         Failed = "failed",
-        /// The provider took it and reported later that it did not arrive.
+        /// The provider accepted it and reported later that it did not arrive.
         Bounced = "bounced",
-        /// We could not: a person must look at it.
+        /// Posthaste could not send it; an operator must look at it.
         Dead = "dead",
-        /// Not sent because the address or the person is switched off.
+        /// Not sent because the address is suppressed or the person does not want it.
         Suppressed = "suppressed",
-        /// The producer took it back before it was sent.
+        /// The producer cancelled it before it was sent.
         Cancelled = "cancelled",
         /// Its `expires_at` passed before it was sent.
         Expired = "expired",
@@ -34,17 +34,17 @@ words!(
 );
 
 impl State {
-    /// Whether nothing more will be tried.
+    /// Whether the state is final: no more tries follow.
     pub const fn is_end(self) -> bool {
         !matches!(self, Self::Scheduled | Self::Queued | Self::Sending | Self::Retrying)
     }
 
-    /// Whether a producer can still take the delivery back.
+    /// Whether a producer can still cancel the delivery.
     pub const fn is_cancellable(self) -> bool {
         matches!(self, Self::Scheduled | Self::Queued | Self::Retrying)
     }
 
-    /// How finished the state is; the status of a message is the least finished one of its deliveries.
+    /// The rank of the state, from least to most finished. The status of a message is that of its least finished delivery.
     const fn rank(self) -> u8 {
         match self {
             Self::Scheduled => 0,
@@ -62,7 +62,7 @@ impl State {
         }
     }
 
-    /// The status of a message with these deliveries: the least finished one; `None` without deliveries.
+    /// The status of a message whose deliveries have these states: the least finished one. `None` without deliveries.
     pub fn of_message(deliveries: impl IntoIterator<Item = Self>) -> Option<Self> {
         deliveries.into_iter().min_by_key(|state| state.rank())
     }

@@ -1,11 +1,11 @@
-//! How an attempt ended.
+//! Providers, and the outcomes of attempts.
 
 use std::time::Duration;
 
 use super::word::words;
 
 words!(
-    /// What carries a channel.
+    /// A provider that sends the deliveries of a channel.
     ProviderName {
         /// SMTP server.
         Smtp = "smtp",
@@ -29,41 +29,41 @@ words!(
         Inbox = "inbox",
         /// WhatsApp HTTP API.
         Waha = "waha",
-        /// Pretends, deterministically, so that users can try every outcome.
+        /// Sends nothing. It simulates every outcome deterministically, so that users can try them.
         Sandbox = "sandbox",
     }
 );
 
 words!(
-    /// The word for an outcome in the log and the metrics.
+    /// The name of an outcome in the log and the metrics.
     OutcomeClass {
-        /// Taken by the provider.
+        /// The provider accepted it.
         Sent = "sent",
-        /// An answer that says "later".
+        /// A temporary failure; retried later.
         Transient = "transient",
-        /// Too much at once; waits without spending an attempt.
+        /// The provider's rate limit; retried without spending an attempt.
         Throttled = "throttled",
-        /// Never retry this delivery.
+        /// The provider refused this delivery; never retried.
         Rejected = "rejected",
-        /// Never use this address again.
+        /// The address is invalid; never used again.
         AddressDead = "address_dead",
         /// Our credentials or settings are wrong.
         Misconfigured = "misconfigured",
-        /// May have been sent.
+        /// The message may have been sent.
         Unknown = "unknown",
     }
 );
 
-/// What the provider said when it took a delivery.
+/// The provider's answer when it accepted a delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
-    /// The provider's own id for it.
+    /// The provider's own id of the message.
     pub provider_ref: Option<String>,
     /// The status or reply code, as text.
     pub code: Option<String>,
-    /// One clause on what is special about it; no address, no content.
+    /// One clause about anything special; it holds no address and no content.
     pub note: Option<String>,
-    /// Whether the recipient's side itself has it now (a webhook answered 2xx, an inbox row stands).
+    /// Whether the message has already reached the recipient (a webhook answered 2xx, an inbox row is stored).
     pub arrived: bool,
 }
 
@@ -72,38 +72,39 @@ pub struct Receipt {
 pub struct Fault {
     /// The status or reply code, or a short word such as `connect`.
     pub code: Option<String>,
-    /// One clause that says what happened.
+    /// One clause that describes what happened.
     pub detail: String,
 }
 
 impl Fault {
-    /// A fault with a code and a detail.
+    /// Creates a fault with a code and a detail.
     pub fn new(code: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { code: Some(code.into()), detail: detail.into() }
     }
 }
 
-/// Every way one attempt can end. Matches on it have no `_` arm: a new way must be thought through everywhere.
+/// The outcome of one attempt. A `match` on it has no `_` arm, so that a new outcome must be handled everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The provider took it.
+    /// The provider accepted it.
     Sent(Receipt),
-    /// An answer that says "later", or certainly not sent: 5xx, refused connection.
+    /// A temporary failure: the provider asks for a retry, or the message was certainly not sent (5xx, refused connection).
+    /// It may carry the provider's `Retry-After`.
     Transient(Fault, Option<Duration>),
-    /// Too much at once; the provider may say when to come back.
+    /// The provider's rate limit. It may carry the provider's `Retry-After`.
     Throttled(Fault, Option<Duration>),
-    /// Never retry this delivery.
+    /// The provider refused this delivery; it is never retried.
     Rejected(Fault),
-    /// Never retry this address.
+    /// The address is invalid; it is never used again.
     AddressDead(Fault),
-    /// Our credentials or settings; nothing the recipient can help.
+    /// Our credentials or settings are wrong; the recipient is not the cause.
     Misconfigured(Fault),
-    /// May have been sent: time ran out or the connection broke after the request was written.
+    /// The message may have been sent: the call timed out, or the connection broke, after the request was written.
     Unknown(Fault),
 }
 
 impl Outcome {
-    /// The word for this outcome.
+    /// The class of this outcome.
     pub const fn class(&self) -> OutcomeClass {
         match self {
             Self::Sent(_) => OutcomeClass::Sent,
@@ -116,7 +117,7 @@ impl Outcome {
         }
     }
 
-    /// What went wrong, if something did.
+    /// The fault, unless the delivery was sent.
     pub const fn fault(&self) -> Option<&Fault> {
         match self {
             Self::Sent(_) => None,

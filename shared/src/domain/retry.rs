@@ -1,4 +1,4 @@
-//! What follows an attempt: the whole retry policy as one pure function.
+//! Decides what follows an attempt. The whole retry policy is pure functions without I/O.
 
 use std::time::Duration;
 
@@ -6,58 +6,58 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeadReason, EventKind, Outcome, ProviderName, State};
 
-/// How long to wait before the n-th retry.
+/// The delays between retries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Schedule {
-    /// `base`, then twice as long each time, up to `max`.
+    /// `base`, then doubled for each retry, up to `max`.
     Exponential {
         /// The first delay.
         base: Duration,
         /// The longest delay.
         max: Duration,
     },
-    /// These delays in turn.
+    /// These delays in order; the last one repeats.
     Fixed(Vec<Duration>),
 }
 
-/// When and how often a channel is tried again.
+/// When and how often a channel retries a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Attempts in all, the first one included.
+    /// Maximum attempts, including the first.
     pub max_attempts: u16,
     /// The delays between them.
     pub schedule: Schedule,
-    /// Whether an attempt whose outcome is unknown is made again at once in the schedule (`resend`) or only after a
-    /// wait for the provider's word (`hold`).
+    /// Whether an attempt with an unknown outcome is retried on the usual schedule (`resend`), or only after a wait for the
+    /// provider's report (`hold`).
     pub ambiguous: AmbiguousPolicy,
-    /// How long a delivery waits for a provider that may not be called, without any attempt, before it is a dead letter.
+    /// How long a delivery may wait without any attempt, because no provider may be called, before it becomes a dead letter.
     pub wait_max: Duration,
 }
 
-/// What to do about an attempt that may have been sent.
+/// What to do after an attempt that may have sent the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AmbiguousPolicy {
-    /// Send again on the usual schedule, under the same provider idempotency key.
+    /// Send again on the usual schedule, with the same idempotency key for the provider.
     Resend,
-    /// Wait this long for the provider's echo, then send again.
+    /// Wait this long for the provider's report, then send again.
     Hold(Duration),
 }
 
-/// A delivery gives up after a provider has answered "later" this many times, so that no delivery can circle for ever.
+/// A delivery is dead after providers have throttled it this many times, so that no delivery is retried forever.
 pub const DEFERRALS_MAX: u16 = 100;
-/// Workers that died on one delivery before it is taken out as poison (RabbitMQ's own limit, 20, lies far behind).
+/// A delivery on which this many workers died becomes a dead letter. RabbitMQ's own limit, 20, is far higher.
 pub const CRASHES_MAX: u16 = 3;
-/// A provider's `Retry-After` is honoured up to this long.
+/// Maximum `Retry-After` of a provider; a longer one is cut to this.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
-/// The longest pause between two looks at a provider that may not be called, unless it asks for more.
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(120);
-/// Looks get rarer with the time waited so far: each pause is at least this share of it.
-const LOOKS_PER_WAIT: u32 = 30;
-/// Jitter lengthens a delay by at most this share; it never shortens one.
+/// The longest pause between two checks for a provider that may be called, unless the provider asks for more.
+const RECHECK_PAUSE_MAX: Duration = Duration::from_secs(120);
+/// Checks become rarer over time: each pause is at least the time waited so far, divided by this.
+const RECHECKS_PER_WAIT: u32 = 30;
+/// Jitter lengthens a delay by at most this fraction and never shortens it.
 const JITTER_SHARE: f64 = 0.1;
 
 impl RetryPolicy {
-    /// The pause before try `tries_made + 1`, jitter (0 ≤ `jitter` < 1) included.
+    /// The delay before try `tries_made + 1`, including jitter (0 ≤ `jitter` < 1).
     fn delay(&self, tries_made: u16, jitter: f64) -> Duration {
         let retry = tries_made.saturating_sub(1);
         let plain = match &self.schedule {
@@ -75,71 +75,71 @@ fn lengthen(delay: Duration, jitter: f64) -> Duration {
     delay.mul_f64(1.0 + JITTER_SHARE * jitter.clamp(0.0, 1.0))
 }
 
-/// What has been tried so far.
+/// The tries of a delivery so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tries {
-    /// Attempts that count, the one just made included.
+    /// Attempts that count towards `max_attempts`, including the current one.
     pub attempts: u16,
-    /// Attempts that did not count because the provider asked to wait.
+    /// Attempts that do not count because the provider throttled them.
     pub deferrals: u16,
-    /// Attempts whose worker died.
+    /// Attempts during which the worker died.
     pub crashes: u16,
 }
 
-/// Which providers were asked for a delivery since its last pause. It travels with the delivery, so that the next worker goes
-/// on where this one stopped.
+/// The providers that were tried for a delivery since its last pause. It is stored with the delivery, so that the next worker
+/// continues with the next provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FailoverRound(
-    /// A bit for each provider, by its place in [`ProviderName::ALL`]; [`FailoverRound::HOPE`] beside them.
+    /// One bit per provider, by its index in [`ProviderName::ALL`]. Bit 30 is set if a tried provider may recover.
     pub i32,
 );
 
 impl FailoverRound {
     /// No provider was called.
     pub const NEW: Self = Self(0);
-    /// A provider that was called in this round may well do better in the next.
-    const HOPE: i32 = 1 << 30;
+    /// Set if a provider that was tried in this round may succeed in the next.
+    const MAY_RECOVER: i32 = 1 << 30;
 
-    /// Whether this is the very beginning of one: no provider was called.
+    /// Whether no provider was tried in this round.
     pub fn is_empty(&self) -> bool {
         *self == Self::NEW
     }
 
-    /// Whether `provider` was asked in it.
+    /// Whether `provider` was tried in this round.
     pub fn has_asked(self, provider: ProviderName) -> bool {
         self.0 & bit(provider) != 0
     }
 
-    /// The round after `provider` was asked, and whether it may do better another time.
+    /// The round after `provider` was tried. `may_recover`: whether that provider may succeed in a later round.
     #[must_use]
     pub fn with(self, provider: ProviderName, may_recover: bool) -> Self {
-        Self(self.0 | bit(provider) | if may_recover { Self::HOPE } else { 0 })
+        Self(self.0 | bit(provider) | if may_recover { Self::MAY_RECOVER } else { 0 })
     }
 
     const fn may_recover(self) -> bool {
-        self.0 & Self::HOPE != 0
+        self.0 & Self::MAY_RECOVER != 0
     }
 }
 
 fn bit(provider: ProviderName) -> i32 {
-    let place = ProviderName::ALL.iter().position(|name| *name == provider).unwrap_or_default();
-    u32::try_from(place).ok().and_then(|place| 1i32.checked_shl(place)).unwrap_or_default()
+    let index = ProviderName::ALL.iter().position(|name| *name == provider).unwrap_or_default();
+    u32::try_from(index).ok().and_then(|index| 1i32.checked_shl(index)).unwrap_or_default()
 }
 
-/// Where a delivery stands among the providers of its channel, the one just asked included.
+/// The progress of a delivery through the providers of its channel, including the one just tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProviderProgress {
-    /// How many can carry it at all; 0 counts as one.
+    /// How many providers can carry the delivery; 0 counts as one.
     pub providers: u16,
-    /// Whether one of them is still to be asked in this round.
+    /// Whether a provider is still untried in this round.
     pub others_left: bool,
-    /// Who was asked.
+    /// The providers that were tried.
     pub round: FailoverRound,
 }
 
 impl ProviderProgress {
-    /// Rounds begun: attempts are counted one by one, the pauses come between rounds.
+    /// The number of rounds begun after `attempts` attempts. Attempts are counted singly, but pauses come between rounds.
     fn rounds(self, attempts: u16) -> u16 {
         attempts.div_ceil(self.providers.max(1))
     }
@@ -149,33 +149,33 @@ impl ProviderProgress {
     }
 }
 
-/// What follows: the next state, and when.
+/// What follows an attempt: the next state, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryDecision {
-    /// What the delivery log says.
+    /// The event kind in the delivery log.
     pub kind: EventKind,
     /// The delivery's next state.
     pub state: State,
-    /// The wait before the next try; set exactly when `state` is `Retrying` or `Scheduled`.
+    /// The delay before the next try; set exactly when `state` is `Retrying` or `Scheduled`.
     pub delay: Option<Duration>,
-    /// Why it died; set exactly when `state` is `Dead`.
+    /// Why the delivery is dead; set exactly when `state` is `Dead`.
     pub dead: Option<DeadReason>,
     /// Whether the attempt counts towards `max_attempts`.
     pub spent: bool,
 }
 
 impl RetryDecision {
-    /// An end in `state`, reported as `kind`.
+    /// Ends the delivery in `state`, with an event of `kind`.
     pub const fn end(kind: EventKind, state: State) -> Self {
         Self { kind, state, delay: None, dead: None, spent: true }
     }
 
-    /// An end as a dead letter.
+    /// Ends the delivery as a dead letter.
     pub const fn dead(kind: EventKind, reason: DeadReason) -> Self {
         Self { kind, state: State::Dead, delay: None, dead: Some(reason), spent: true }
     }
 
-    /// Held for a while before a call that is still to come.
+    /// Holds the delivery for `delay`, before a call that has not been made yet.
     pub const fn hold(delay: Duration) -> Self {
         let (kind, state) = (EventKind::Scheduled, State::Scheduled);
         Self { kind, state, delay: Some(delay), dead: None, spent: false }
@@ -188,9 +188,9 @@ impl RetryDecision {
 
 /// Decides what follows `outcome`.
 ///
-/// `time_left` is what remains until the message expires; a retry that would come later than that ends as `expired`.
-/// `jitter` is uniform in 0..1. What another provider may do better goes to it at once, whatever the attempts; only when all
-/// were asked comes a pause, or the end.
+/// `time_left` is the time until the message expires; if a retry would come later, the delivery ends as `expired`. `jitter` is
+/// uniform in 0..1. If another provider may succeed, the delivery goes to it at once, whatever the number of attempts. Only when
+/// all providers of the round were tried, it pauses or ends.
 pub fn decide(
     outcome: &Outcome,
     tries: Tries,
@@ -221,12 +221,13 @@ pub fn decide(
         Outcome::Transient(_, retry_after) => again(EventKind::Retrying, *retry_after, tries, policy, jitter, progress),
         Outcome::Unknown(_) => again(EventKind::Ambiguous, None, tries, policy, jitter, progress),
     };
-    within(decision, time_left)
+    expire(decision, time_left)
 }
 
-/// Decides what follows a look at a delivery that found no provider that may be called (a breaker is open, the claim was too old). No
-/// provider was called, so it is not counted, however often it happens; it ends when the delivery has `waited` too long since its last
-/// attempt. The next look comes after `wait`, or after the usual first pause.
+/// Decides what follows a claim that called no provider (a breaker is open, or the claim was too old).
+///
+/// This is not counted as an attempt, however often it happens. The delivery is dead when it has `waited` for
+/// [`RetryPolicy::wait_max`] since its last attempt. The next check comes after `wait`, or after the usual first delay.
 pub fn decide_wait(
     waited: Duration,
     wait: Option<Duration>,
@@ -237,12 +238,12 @@ pub fn decide_wait(
     if waited >= policy.wait_max {
         return RetryDecision::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
     }
-    let pause = wait.map_or_else(|| policy.delay(1, jitter), |wait| asked(Some(wait), jitter));
-    let delay = pause.max((waited / LOOKS_PER_WAIT).min(LOOK_PAUSE_MAX));
-    within(RetryDecision::again(EventKind::Retrying, delay, false), time_left)
+    let pause = wait.map_or_else(|| policy.delay(1, jitter), |wait| capped(Some(wait), jitter));
+    let delay = pause.max((waited / RECHECKS_PER_WAIT).min(RECHECK_PAUSE_MAX));
+    expire(RetryDecision::again(EventKind::Retrying, delay, false), time_left)
 }
 
-/// Decides what follows a worker that died holding the delivery: it is unknown whether the provider was called.
+/// Decides what follows when a worker died while it held the delivery. It is unknown whether the provider was called.
 pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPolicy, jitter: f64) -> RetryDecision {
     if tries.crashes >= CRASHES_MAX {
         return RetryDecision::dead(EventKind::Ambiguous, DeadReason::ExpiredCrashes);
@@ -251,9 +252,10 @@ pub fn decide_crash(tries: Tries, time_left: Option<Duration>, policy: &RetryPol
         AmbiguousPolicy::Resend => None,
         AmbiguousPolicy::Hold(wait) => Some(wait),
     };
-    within(again(EventKind::Ambiguous, held, tries, policy, jitter, ProviderProgress::default()), time_left)
+    expire(again(EventKind::Ambiguous, held, tries, policy, jitter, ProviderProgress::default()), time_left)
 }
 
+/// Retries the delivery on the schedule, or ends it if its attempts are exhausted.
 fn again(
     kind: EventKind,
     retry_after: Option<Duration>,
@@ -266,11 +268,12 @@ fn again(
         let kind = if kind == EventKind::Retrying { EventKind::Dead } else { kind };
         return RetryDecision::dead(kind, DeadReason::AttemptsExhausted);
     }
-    let delay = policy.delay(progress.rounds(tries.attempts), jitter).max(asked(retry_after, jitter));
+    let delay = policy.delay(progress.rounds(tries.attempts), jitter).max(capped(retry_after, jitter));
     RetryDecision::again(kind, delay, true)
 }
 
-/// Where there are several providers, the one that asked for a pause gets it without the delivery waiting for it.
+/// Retries a throttled delivery. If the channel has several providers, the delivery waits for the usual delay only: the others
+/// may be called, and a breaker enforces the pause of the one that asked for it.
 fn throttled(
     retry_after: Option<Duration>,
     tries: Tries,
@@ -282,17 +285,19 @@ fn throttled(
         return RetryDecision::dead(EventKind::Dead, DeadReason::AttemptsExhausted);
     }
     let delay = match retry_after {
-        Some(_) if progress.is_alone() => asked(retry_after, jitter),
+        Some(_) if progress.is_alone() => capped(retry_after, jitter),
         _ => policy.delay(progress.rounds(tries.deferrals.saturating_add(1)), jitter),
     };
     RetryDecision::again(EventKind::Retrying, delay, false)
 }
 
-fn asked(retry_after: Option<Duration>, jitter: f64) -> Duration {
+/// The provider's `Retry-After`, at most [`RETRY_AFTER_MAX`] plus jitter; zero if there is none.
+fn capped(retry_after: Option<Duration>, jitter: f64) -> Duration {
     retry_after.map(|wait| lengthen(wait.min(RETRY_AFTER_MAX), jitter)).unwrap_or_default()
 }
 
-fn within(decision: RetryDecision, time_left: Option<Duration>) -> RetryDecision {
+/// Ends the delivery as expired if its next try would come after the expiry.
+fn expire(decision: RetryDecision, time_left: Option<Duration>) -> RetryDecision {
     match (decision.delay, time_left) {
         (Some(delay), Some(left)) if delay >= left => {
             let kind = if decision.kind == EventKind::Retrying { EventKind::Expired } else { decision.kind };

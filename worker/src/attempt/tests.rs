@@ -8,7 +8,7 @@ use shared::{
     },
 };
 
-/// What a provider does when it is called.
+/// What the stub provider does when it is called.
 enum Act {
     Answer(Outcome),
     Panic,
@@ -32,10 +32,10 @@ impl Provider for Stub {
 }
 
 fn context(provider: Option<Act>) -> ChannelContext {
-    desk_of(provider.into_iter().map(|act| (ProviderName::Sandbox, act)).collect())
+    context_with(provider.into_iter().map(|act| (ProviderName::Sandbox, act)).collect())
 }
 
-fn desk_of(acts: Vec<(ProviderName, Act)>) -> ChannelContext {
+fn context_with(acts: Vec<(ProviderName, Act)>) -> ChannelContext {
     let stub = |(name, act)| -> Arc<dyn Provider> { Arc::new(Stub(name, act)) };
     let providers: Vec<_> = acts.into_iter().map(stub).collect();
     ChannelContext {
@@ -176,7 +176,7 @@ async fn an_expired_message_is_not_sent() {
 
 #[tokio::test]
 async fn a_retry_after_the_expiry_is_not_planned() {
-    // The retry would come a day later.
+    // The provider asks for a retry a day later.
     let wait = Some(Duration::from_secs(24 * 3600));
     let soon = clock::now() + chrono::TimeDelta::hours(1);
     let claim = Claim { expires_at: Some(soon), ..claim(1) };
@@ -213,7 +213,7 @@ async fn content_of_a_newer_version_waits_for_a_newer_worker_and_spends_no_attem
 #[tokio::test]
 async fn a_failure_goes_to_the_next_provider_at_once_and_the_pause_comes_after_the_last() {
     let failed = || Act::Answer(Outcome::Transient(fault(), None));
-    let both = desk_of(vec![(ProviderName::Twilio, failed()), (ProviderName::Sns, failed())]);
+    let both = context_with(vec![(ProviderName::Twilio, failed()), (ProviderName::Sns, failed())]);
     let first = attempt(&both, claim(1), Instant::now()).await;
     assert_eq!((first.state, first.delay_ms), (State::Retrying, Some(0)));
     assert_eq!(first.attempt.unwrap().provider, ProviderName::Twilio);
@@ -230,7 +230,7 @@ async fn a_failure_goes_to_the_next_provider_at_once_and_the_pause_comes_after_t
 #[tokio::test]
 async fn what_the_recipient_refuses_no_other_provider_is_asked() {
     let refused = Act::Answer(Outcome::Rejected(fault()));
-    let both = desk_of(vec![(ProviderName::Twilio, refused), (ProviderName::Sns, Act::Panic)]);
+    let both = context_with(vec![(ProviderName::Twilio, refused), (ProviderName::Sns, Act::Panic)]);
     assert_eq!(attempt(&both, claim(1), Instant::now()).await.state, State::Failed);
 }
 
@@ -284,7 +284,7 @@ async fn what_its_person_does_not_want_is_not_sent() {
 
 #[tokio::test]
 async fn in_quiet_hours_a_delivery_is_held_until_they_end_and_spends_nothing() {
-    // Quiet all day but for a minute that has just begun or is far away.
+    // Quiet all day except for two minutes that have just passed.
     let minute = u16::try_from(clock::now().timestamp() / 60 % 1440).unwrap();
     let quiet = QuietHours { start: (minute + 1438) % 1440, end: (minute + 1436) % 1440 };
     let policy = || RecipientPolicy { quiet: Some(quiet), ..RecipientPolicy::default() };
@@ -307,7 +307,7 @@ async fn in_quiet_hours_a_delivery_is_held_until_they_end_and_spends_nothing() {
 
 #[tokio::test]
 async fn outside_its_send_window_a_delivery_is_held_until_that_opens() {
-    // Opens in an hour and is open for one.
+    // The window opens in an hour and stays open for an hour.
     let minute = u16::try_from(clock::now().timestamp() / 60 % 1440).unwrap();
     let (from, to) = ((minute + 60) % 1440, (minute + 120) % 1440);
     let window = serde_json::json!({"days": shared::domain::Day::ALL, "from": from, "to": to});
@@ -337,7 +337,7 @@ async fn outside_its_send_window_a_delivery_is_held_until_that_opens() {
     let claim = Claim { expires_at: brief, ..of_person(RecipientPolicy::default(), &said("news", &window)) };
     let event = attempted(Act::Panic, claim).await;
     assert_eq!((event.state, event.reason), (State::Expired, Some(Reason::SendWindow)));
-    // Quiet for as long as it is open.
+    // The quiet hours cover the whole window.
     let quiet = QuietHours { start: (minute + 30) % 1440, end: (minute + 150) % 1440 };
     let owl = RecipientPolicy { quiet: Some(quiet), ..RecipientPolicy::default() };
     let event = attempted(Act::Panic, of_person(owl, &said("news", &window))).await;

@@ -1,4 +1,4 @@
-//! What is accepted.
+//! The types of what is accepted.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,9 +22,9 @@ pub type Hash = [u8; 32];
 pub struct Key {
     /// SHA-256 of the key.
     pub key_hash: Hash,
-    /// SHA-256 of what the request asks for: another one under the same key is refused.
+    /// SHA-256 of the request's content: another content under the same key is refused.
     pub request_hash: Hash,
-    /// The answer to give again.
+    /// The answer to repeat.
     pub response: Vec<u8>,
 }
 
@@ -35,29 +35,30 @@ pub struct NewDelivery {
     pub id: DeliveryId,
     /// Its channel and lane.
     pub route: Route,
-    /// To whom; empty: the person has no such address, and the worker ends it with that.
+    /// The recipient's address; empty if the person has none, then the worker ends the delivery for that reason.
     pub recipient: Address,
-    /// The line in which it must get a slot before it is sent: its WhatsApp session.
+    /// The line in which it needs a slot before it is sent: its WhatsApp session.
     pub line: Option<Uuid>,
-    /// Its place in that line: urgent 3, high 2, normal 1, low 0.
+    /// Its rank in that line: urgent 3, high 2, normal 1, low 0.
     pub rank: i16,
-    /// How a WhatsApp message reads in statistics: `text`, `image`, …
+    /// The kind of a WhatsApp message in statistics: `text`, `image`, …
     pub kind: &'static str,
 }
 
 impl NewDelivery {
-    /// The line it waits in from the start: the one it needs a slot of, or its tenant's share where tenants take turns:
-    /// always on the bulk lane, elsewhere while the tenant is crowding. Anything else goes straight to the broker.
+    /// The line in which it waits at first: the one in which it needs a slot, or its tenant's share. The share is
+    /// used always on the bulk lane, and on other lanes while the tenant is in `crowding`. Any other delivery goes
+    /// directly to the broker.
     pub(super) fn parks_in(&self, tenant: TenantId, crowding: &Crowding) -> Option<Uuid> {
         let in_turn = self.route.lane == Lane::Bulk || crowding.contains(&(tenant, self.route));
         self.line.or_else(|| in_turn.then(|| share(tenant, self.route)))
     }
 }
 
-/// Tenants that fill a route faster than it empties, and must take turns on it.
+/// Tenants over their fair share of a route: they fill it faster than it empties, and must take turns on it.
 pub type Crowding = Arc<HashSet<(TenantId, Route)>>;
 
-/// The tenants that have more than `quiet` deliveries of a route in one batch.
+/// The tenants with more than `quiet` deliveries of a route in one batch.
 pub fn crowding_in(batch: &[Acceptance], quiet: usize) -> Crowding {
     let mut counts: HashMap<(TenantId, Route), usize> = HashMap::new();
     for acceptance in batch {
@@ -68,7 +69,7 @@ pub fn crowding_in(batch: &[Acceptance], quiet: usize) -> Crowding {
     Arc::new(counts.into_iter().filter(|(_, count)| *count > quiet).map(|(who, _)| who).collect())
 }
 
-/// The line of a tenant's share in a route: an id made of nothing else (a UUIDv8, RFC 9562).
+/// The id of the line for a tenant's share of a route; derived from both alone (a UUIDv8, RFC 9562).
 pub fn share(tenant: TenantId, route: Route) -> Uuid {
     let name = format!("{tenant}/{route}");
     let hash = digest(&SHA256, name.as_bytes());
@@ -82,37 +83,37 @@ pub struct NewMessage {
     pub id: MessageId,
     /// The person.
     pub user_id: Option<String>,
-    /// What it is about.
+    /// Its category.
     pub category: Option<String>,
     /// `low`, `normal`, `high`, `urgent`.
     pub priority: &'static str,
-    /// The content as JSON; `None`: the bulk's.
+    /// The content as JSON; `None`: the bulk's content.
     pub content: Option<Vec<u8>>,
     /// When to send it, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// To whom and how.
+    /// Its deliveries.
     pub deliveries: Vec<NewDelivery>,
     /// The template its content was rendered from.
     pub template: Option<String>,
 }
 
-/// The bulk that messages belong to.
+/// The bulk of several messages.
 #[derive(Clone, Debug)]
 pub struct NewBulk {
     /// Its id.
     pub id: BulkId,
     /// The shared content as JSON.
     pub content: Vec<u8>,
-    /// Recipients that were refused.
+    /// The number of recipients that were refused.
     pub refused: i32,
 }
 
-/// Everything one request asks to be accepted, all or nothing.
+/// Everything that one request submits; accepted all or nothing.
 #[derive(Clone, Debug)]
 pub struct Acceptance {
-    /// Whose it is.
+    /// Its tenant.
     pub tenant: TenantId,
     /// `http` or `amqp`.
     pub source: &'static str,
@@ -122,18 +123,19 @@ pub struct Acceptance {
     pub traceparent: Option<String>,
     /// The idempotency key, if the producer gave one.
     pub key: Option<Key>,
-    /// The bulk, if it is one.
+    /// The bulk, if the request is one.
     pub bulk: Option<NewBulk>,
     /// The messages.
     pub messages: Vec<NewMessage>,
-    /// What is written in the same commit, and only if the request is new.
+    /// Records written in the same commit, only if the request is new.
     pub beside: Vec<SideRecord>,
-    /// The line in which all of it must find room right now, or nothing is accepted. Only for an acceptance of its own commit.
+    /// The line that must have a free slot for all of it right now, or nothing is accepted. Only for an acceptance
+    /// with a commit of its own.
     pub room_in: Option<Uuid>,
 }
 
 impl Acceptance {
-    /// The id that stands for the request as a whole: the bulk's, else that of what stands beside, else the message's.
+    /// The id of the request as a whole: of the bulk, else of the first side record, else of the message.
     pub(super) fn subject(&self) -> Uuid {
         let message = || self.messages.first().map(|message| message.id.0);
         let beside = || self.beside.first().map(SideRecord::id);
@@ -141,10 +143,10 @@ impl Acceptance {
     }
 }
 
-/// Deliveries to be claimed as they are accepted, with the time their claim lasts in ms.
+/// Deliveries to claim together with their acceptance, with the duration of their lease in ms.
 pub type Leases = HashMap<DeliveryId, i32>;
 
-/// The deliveries that may be sent now: they wait for no moment, and in no line.
+/// The deliveries that may be sent now: they wait neither for a moment nor in a line.
 pub fn at_once<'a>(
     acceptance: &'a Acceptance,
     crowding: &'a Crowding,

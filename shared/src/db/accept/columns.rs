@@ -1,4 +1,4 @@
-//! The statement of acceptance, and what it binds.
+//! The acceptance statement and its binds.
 
 use std::mem::take;
 
@@ -17,7 +17,7 @@ use crate::{
 pub(super) type Row = (Option<i64>, Vec<Uuid>, DateTime<Utc>);
 pub(super) type SqlRow = (Nullable<Int8>, Array<SqlUuid>, Timestamptz);
 
-/// The batch turned on its side: one array per column, so that the statement's text never changes.
+/// The batch as columns: one array per column, so that the statement's text never changes.
 #[derive(Default)]
 pub(super) struct Columns {
     keys: KeyColumns,
@@ -85,7 +85,7 @@ struct DeliveryColumns {
 }
 
 impl Columns {
-    /// The columns of `batch`; what `leases` names is claimed at once.
+    /// The columns of `batch`; deliveries in `leases` are claimed at once.
     pub(super) fn of(
         batch: &[Acceptance],
         crowding: &Crowding,
@@ -93,7 +93,7 @@ impl Columns {
         sealer: &Sealer,
     ) -> Result<Self, SealError> {
         let mut columns = Self::default();
-        // Overlapping batches that wait for each other's keys must take them in one order.
+        // Batches with common keys wait for each other, so every batch takes its keys in the same order.
         let mut keyed: Vec<_> = batch.iter().filter_map(|a| a.key.as_ref().map(|key| (a, key))).collect();
         keyed.sort_by_key(|(acceptance, key)| (acceptance.tenant, key.key_hash));
         for (acceptance, key) in keyed {
@@ -127,12 +127,12 @@ impl Columns {
         Ok(())
     }
 
-    /// Whether anything waits in a line.
+    /// Whether any delivery waits in a line.
     pub(super) fn parks(&self) -> bool {
         self.deliveries.park.iter().any(Option::is_some)
     }
 
-    /// The statement that stores them.
+    /// The statement that stores the columns.
     pub(super) fn bind(self, relay_after_ms: i32) -> Statement<SqlRow> {
         let waits = self.parks();
         if !waits && self.is_plain() {
@@ -173,7 +173,7 @@ impl Columns {
             .bind::<Int4, _>(relay_after_ms)
     }
 
-    /// Nothing but messages of their own, to be sent now: by far most batches.
+    /// Whether the batch has only messages with their own content, to send now: by far the most common case.
     fn is_plain(&self) -> bool {
         self.keys.tenant.is_empty()
             && self.bulks.id.is_empty()
@@ -216,7 +216,7 @@ impl BulkColumns {
 }
 
 impl MessageColumns {
-    /// Binds what every statement of acceptance takes of messages.
+    /// Binds the message columns that every acceptance statement takes.
     fn bind(&mut self, statement: Statement<SqlRow>) -> Statement<SqlRow> {
         statement
             .bind::<Array<SqlUuid>, _>(take(&mut self.id))
@@ -257,7 +257,7 @@ impl MessageColumns {
 }
 
 impl DeliveryColumns {
-    /// Binds what every statement of acceptance takes of deliveries.
+    /// Binds the delivery columns that every acceptance statement takes.
     fn bind(&mut self, statement: Statement<SqlRow>) -> Statement<SqlRow> {
         statement
             .bind::<Array<SqlUuid>, _>(take(&mut self.id))
@@ -312,9 +312,10 @@ impl DeliveryColumns {
     }
 }
 
-/// Keys first: a row of ours in `won` means the request is new. A key that another transaction is inserting makes us wait
-/// for its commit, so no request ever sees a key "in flight". Claims made at once have an outbox row of their own, which counts as
-/// published: they need no queue, and the audit checks them when their lease is over. Lines add `$columns`, `$types` and `$parking`.
+/// Keys come first: a row of ours in `won` means that the request is new. If another transaction is inserting the
+/// same key, we wait for its commit, so no request ever sees a key "in flight". Claims made at once have their own
+/// outbox row, which counts as published: they need no queue, and the audit checks them when their lease is over.
+/// Lines add `$columns`, `$types` and `$parking`.
 macro_rules! accept {
     ($columns:literal, $types:literal, $at_once:literal, $stored:literal, $parking:literal) => {
         concat!(
@@ -375,7 +376,8 @@ SELECT (SELECT id FROM new_outbox WHERE published_at IS NULL), (SELECT ids FROM 
 
 const ACCEPT: &str = accept!("", "", "", "", "");
 
-/// The same where something waits in a line. A session's line is there; a tenant's share is made when it is first needed.
+/// As [`ACCEPT`], for deliveries that wait in a line. A session's line already exists; a tenant's share is created
+/// when it is first needed.
 const ACCEPT_AND_PARK: &str = accept!(
     ", line, rank, park, kind, country, expires_at",
     ", ?::uuid[], ?::int2[], ?::uuid[], ?::text[], ?::text[], ?::timestamptz[]",
@@ -390,7 +392,7 @@ const ACCEPT_AND_PARK: &str = accept!(
     INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, park, 0, rank, expires_at FROM fresh WHERE park IS NOT NULL AND due_at IS NULL"
 );
 
-/// [`ACCEPT`] without what plain batches do not have: a quarter of its cost.
+/// [`ACCEPT`] without the parts that plain batches do not have: a quarter of its cost.
 const ACCEPT_PLAIN: &str = "
 WITH new_messages AS (
     INSERT INTO messages@ (id, tenant_id, user_id, category, priority, content, source, request_id, traceparent, expires_at)
