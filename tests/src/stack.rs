@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use nix::{sys::signal::Signal, unistd::Pid};
 
 use crate::{
-    Api, Network, TestServers,
+    Api, Network, TestServers, eventually,
     network::Node,
     proxy::{Proxy, address_of, through},
     template::FirstTenant,
@@ -140,6 +140,7 @@ impl Stack {
     /// As [`Stack::start`], with further settings.
     pub async fn start_with(settings: &[(&str, &str)]) -> Result<Self> {
         let mut stack = Self::prepare(TestServers::shared()?, settings).await?;
+        stack.declare_topology().await?;
         stack.launch("all", Role::All, &[]).await?;
         Ok(stack)
     }
@@ -147,12 +148,22 @@ impl Stack {
     /// A stack of separate processes on the shared servers: one ingest, `workers` workers, one scheduler.
     pub async fn start_apart(workers: usize, settings: &[(&str, &str)]) -> Result<Self> {
         let mut stack = Self::prepare(TestServers::shared()?, settings).await?;
+        stack.declare_topology().await?;
         stack.launch("ingest", Role::Ingest, &[]).await?;
         stack.launch("scheduler", Role::Scheduler, &[]).await?;
         for n in 0..workers {
             stack.launch(&format!("worker{n}"), Role::Worker, &[]).await?;
         }
         Ok(stack)
+    }
+
+    /// Declares the topology before a process does: a process is ready without a broker, and a busy one declares slowly. A new virtual
+    /// host may refuse connections for a moment.
+    async fn declare_topology(&self) -> Result<()> {
+        eventually("the topology is declared", READY_LIMIT, || async {
+            self.cli(&["topology", "declare"]).ok().map(drop)
+        })
+        .await
     }
 
     /// Runs every process from now on as if on a machine of its own: in a network namespace that can be cut off.

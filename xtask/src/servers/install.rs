@@ -22,12 +22,12 @@ pub enum Install {
 
 /// The programs of this machine; a server without programs runs in a container.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct Located {
     pub(super) postgres: Option<PostgresPrograms>,
     pub(super) rabbitmq: Option<RabbitmqPrograms>,
 }
 
-impl Found {
+impl Located {
     fn look(config: &ServersConfig) -> Result<Self> {
         // Without /proc our processes cannot be distinguished from others; a container is used there.
         if !cfg!(target_os = "linux") {
@@ -50,8 +50,8 @@ fn data_major(config: &ServersConfig) -> Option<u32> {
 }
 
 /// Finds both servers; installs the missing ones; else leaves them to a Docker engine.
-pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Result<Found> {
-    let found = Found::look(config)?;
+pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Result<Located> {
+    let found = Located::look(config)?;
     let packages = found.missing_packages();
     if packages.is_empty() {
         return Ok(found);
@@ -67,7 +67,7 @@ pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Re
     if let Some(apt) = AptGet::usable() {
         progress.line("(Debian may also start its own instances on the standard ports; Posthaste does not use them)");
         apt.install(&packages, progress, &config.stop)?;
-        return complete(Found::look(config)?);
+        return complete(Located::look(config)?);
     }
     if container::engine_is_reachable() {
         progress.line(format_args!("{names} not found: running containers on the Docker engine instead"));
@@ -79,7 +79,7 @@ pub(super) fn find_or_install(config: &ServersConfig, progress: &Progress) -> Re
     )
 }
 
-fn complete(found: Found) -> Result<Found> {
+fn complete(found: Located) -> Result<Located> {
     match found.missing_packages().as_slice() {
         [] => Ok(found),
         missing => bail!("{} still not found after installing; see what apt-get said above", missing.join(" and ")),
