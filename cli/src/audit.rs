@@ -123,7 +123,7 @@ async fn follow(store: &Store, head: &Link, anchor: Option<&Anchor>, seen: impl 
     Ok(if last.id < end { broken(&last, i64::MAX) } else { ChainCheck::Whole(last) })
 }
 
-/// What is wrong if entry number `found` follows `last`.
+/// The fault of entry number `found` behind the entry `last`.
 fn broken(last: &Link, found: i64) -> ChainCheck {
     let id = last.id + 1;
     ChainCheck::Broken(id, if found == id { "it is not as it was written" } else { "it is missing" })

@@ -187,7 +187,7 @@ pub struct App {
     runtime: Handle,
 }
 
-/// What [`App::new`] needs.
+/// The arguments of [`App::new`].
 pub struct Pieces<'a> {
     /// The settings.
     pub config: &'a Config,
@@ -314,7 +314,7 @@ impl App {
         self.parts.add(WahaPart { db: self.db.clone(), host: self.waha_host.clone() });
     }
 
-    /// What the validator needs: the time and the network guards.
+    /// The inputs of the validator: the time and the network guards.
     pub fn rules(&self) -> Rules {
         Rules { now: clock::now(), guard: self.guard.clone(), media_guard: self.media_guard.clone() }
     }

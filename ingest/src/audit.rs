@@ -82,7 +82,7 @@ const READS: [&str; 5] = [
 /// The path parameter that holds a person's id.
 const PERSON: &str = "user_id";
 
-/// What a handler tells the gate about its response.
+/// Notes of a handler to the gate about its response.
 #[derive(Clone, Debug, Default)]
 struct Remark {
     is_unchanged: bool,

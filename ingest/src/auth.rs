@@ -82,7 +82,7 @@ impl Identity {
     }
 }
 
-/// What the gate learned about the credential of a request; the extractors read it.
+/// The gate's finding about the credential of a request; the extractors read it.
 pub struct Caller(Result<Arc<Identity>, Option<Problem>>);
 
 impl Caller {

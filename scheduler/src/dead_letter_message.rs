@@ -33,7 +33,7 @@ pub struct DeadLetterMessage {
     body: Vec<u8>,
 }
 
-/// What the drainer does with a message.
+/// The drainer's actions.
 #[derive(Debug)]
 pub enum Kind {
     /// Write a dead letter.
@@ -72,7 +72,7 @@ impl From<Delivery> for DeadLetterMessage {
 }
 
 impl DeadLetterMessage {
-    /// What the drainer does with this message.
+    /// The drainer's action for this message.
     pub fn kind(self) -> Kind {
         if self.is_hint() {
             Kind::Hint

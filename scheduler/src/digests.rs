@@ -208,7 +208,7 @@ fn count_ends(ends: &[End]) {
     }
 }
 
-/// What to do with a window, decided without the database.
+/// The decision about a window, made without the database.
 enum Decision {
     /// The end is final.
     Ended(End, Ending),

@@ -80,7 +80,7 @@ struct Work {
     later: Vec<PendingProviderEvent>,
 }
 
-/// What to do with a report, given the state of its delivery.
+/// The decision about a report, by the state of its delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReportDecision {
     /// Publish it.

@@ -1,4 +1,4 @@
-//! What a tenant configures and every message to a person needs: types, categories, templates, rules. Each process
+//! A tenant's configuration for messages to people: types, categories, templates, rules. Each process
 //! caches a copy and checks its version once a second.
 
 use std::{

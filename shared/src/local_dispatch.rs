@@ -26,7 +26,7 @@ use crate::{
 #[derive(Clone, Default)]
 pub struct LocalDispatch(Arc<Mutex<HashMap<Route, Pool>>>);
 
-/// What a pool provides when it opens for local dispatch.
+/// The limits and signals of a pool that opens for local dispatch.
 pub struct PoolLimits {
     /// The pool's consumer. While it does not consume, nothing is dispatched locally: the process is about to end, or the broker
     /// is away.

@@ -1,4 +1,4 @@
-//! What a process reports about itself: the health of its parts, and its metrics.
+//! The health of a process's parts, and its metrics.
 //!
 //! Ingest serves these on its own port. A separate worker or scheduler has no HTTP server, so [`serve`] serves the
 //! same four paths on a bare listener. It parses only the request line and closes the connection after each answer.

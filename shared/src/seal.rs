@@ -170,7 +170,7 @@ impl Sealer {
         Self { required, ..self }
     }
 
-    /// What stored values have to be.
+    /// The form that stored values must have.
     pub const fn required(&self) -> Required {
         self.required
     }

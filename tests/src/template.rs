@@ -100,29 +100,19 @@ impl TestServers {
         fill: impl FnOnce(&str) -> Result<String>,
     ) -> Result<String> {
         client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
-        let comment = match comment(client, name).await? {
-            Some(comment) => comment,
-            None => self.make(client, name, source, fill).await?,
-        };
+        let mut found = comment(client, name).await?;
+        if found.is_none() {
+            // A half-made template has another name, so a test that is killed here harms no other.
+            let half = format!("{name}_half");
+            client.batch_execute(&format!("DROP DATABASE IF EXISTS {half} WITH (FORCE)")).await?;
+            let comment = fill(&self.copy(client, source, &half).await?)?;
+            client.batch_execute(&format!("COMMENT ON DATABASE {half} IS '{comment}'")).await?;
+            client.batch_execute(&format!("ALTER DATABASE {half} WITH ALLOW_CONNECTIONS false")).await?;
+            client.batch_execute(&format!("ALTER DATABASE {half} RENAME TO {name}")).await?;
+            found = Some(comment);
+        }
         client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await?;
-        Ok(comment)
-    }
-
-    /// A half-made template has another name, so a test that is killed here harms no other.
-    async fn make(
-        &self,
-        client: &Client,
-        name: &str,
-        source: &str,
-        fill: impl FnOnce(&str) -> Result<String>,
-    ) -> Result<String> {
-        let half = format!("{name}_half");
-        client.batch_execute(&format!("DROP DATABASE IF EXISTS {half} WITH (FORCE)")).await?;
-        let comment = fill(&self.copy(client, source, &half).await?)?;
-        client.batch_execute(&format!("COMMENT ON DATABASE {half} IS '{comment}'")).await?;
-        client.batch_execute(&format!("ALTER DATABASE {half} WITH ALLOW_CONNECTIONS false")).await?;
-        client.batch_execute(&format!("ALTER DATABASE {half} RENAME TO {name}")).await?;
-        Ok(comment)
+        Ok(found.unwrap_or_default())
     }
 
     async fn copy(&self, client: &Client, source: &str, name: &str) -> Result<String> {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use harness::{Stack, TestServers};
 use tokio_postgres::Client;
 
-/// What a database is made of: columns, indexes, functions and constraints, as text. Partitions are left out: their days move on.
+/// The parts of a database as text: columns, indexes, functions and constraints. Partitions are left out: their days move on.
 const SHAPE: &str = "
 SELECT item FROM (
     SELECT format('%s.%s %s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull)

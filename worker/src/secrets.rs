@@ -27,7 +27,7 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(2);
 /// Maximum configurations per tenant in the cache; the newest ones are kept.
 const CONFIGURATIONS_MAX: i64 = 1000;
 
-/// What one webhook is signed with.
+/// The secret that signs one webhook.
 #[derive(Clone)]
 pub struct Signing {
     /// The secrets, separated by spaces.

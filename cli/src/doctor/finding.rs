@@ -35,9 +35,9 @@ pub struct Finding {
     pub check: &'static str,
     /// The severity.
     pub verdict: CheckResult,
-    /// What the check found.
+    /// The finding in words.
     pub detail: String,
-    /// What to do: a command if there is one.
+    /// The advice: a command if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }

@@ -59,7 +59,7 @@ const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Look-ups at once of sessions that verified a webhook lately; and as many of sessions that never did, since ids and names
 /// can be invented.
 const LOOK_UPS_MAX: usize = 4;
-/// What "lately" means.
+/// The window of "lately".
 const VOUCHED_TTL: Duration = Duration::from_secs(3600);
 /// Cached ids and names, real and invented.
 const NAMES_MAX: usize = 20_000;

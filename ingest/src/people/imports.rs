@@ -143,7 +143,7 @@ pub async fn create(
     let (ended, sent) = join(importing, pump(payload, sender)).await;
     let summary = match ended.and_then(|ended| outcome(ended, sent, id)) {
         Ok(summary) => summary,
-        // What came before the fault is stored.
+        // The rows before the fault are stored.
         Err(problem) => return Ok(audit::made(audit::in_part(problem.error_response()), id)),
     };
     let Summary { rows, imported, failed, errors, .. } = summary;

@@ -78,7 +78,7 @@ impl AcceptError {
         matches!(self, Self::Full | Self::Late | Self::Unavailable | Self::Refused)
     }
 
-    /// What a failed commit means for its requests.
+    /// The answers to the requests of a failed commit.
     fn of(error: &DbError) -> Self {
         match error {
             error if error.is_outcome_unknown() => Self::Unknown,

@@ -232,7 +232,7 @@ impl Judge<'_> {
         }
     }
 
-    /// What would happen on a channel with a message that is to be sent at `at`.
+    /// The end of a message on a channel, if it is to be sent at `at`.
     fn channel(&self, rule: &Rule, channel: Channel, content: Option<&Content>, at: DateTime<Utc>) -> ChannelVerdict {
         let kind = rule.definition.notification_type.as_deref().unwrap_or(&self.event.event_type);
         let category = content.map_or(rule.definition.category.as_deref(), |content| content.category.as_deref());
@@ -276,7 +276,7 @@ impl Judge<'_> {
         Ok(items.into_iter().map(window).collect())
     }
 
-    /// What the throttles have left, by rule, in one query.
+    /// The places that the throttles have left, by rule, in one query.
     async fn throttles(&self, rules: &[Arc<Rule>]) -> Result<HashMap<Uuid, ThrottleVerdict>, Problem> {
         let own = |rule: &Arc<Rule>| Some((rule.id, rule.definition.throttle?));
         let throttles: Vec<(Uuid, Throttle)> = rules.iter().filter_map(own).collect();

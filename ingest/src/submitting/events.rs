@@ -259,7 +259,7 @@ pub async fn hear(app: &App, tenant: TenantId, event: &Event) -> Result<MatchedR
     Ok(MatchedRules { catalogue, person, matched })
 }
 
-/// What an event leads to.
+/// The messages and digest items that an event leads to.
 struct Plan {
     person: Person,
     matched: Vec<Uuid>,

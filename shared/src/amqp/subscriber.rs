@@ -28,7 +28,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// reads.
 const WAITING_MAX: i32 = 50_000;
 
-/// What a subscriber receives.
+/// The messages of a subscriber.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// A registration began: nothing after this is missed, but earlier messages may be.

@@ -81,7 +81,7 @@ impl Store {
             match self.claim_day(channel, &hints, lease_ms).await {
                 Ok(more) => claims.extend(more),
                 Err(error) if claims.is_empty() => return Err(error),
-                // What is claimed must be sent, so return it. The audit finds the rest.
+                // A claimed delivery must be sent, so it is returned. The audit finds the others.
                 Err(error) => {
                     tracing::warn!(%error, "deliveries of another day could not be claimed");
                     break;

@@ -17,7 +17,7 @@ use crate::{
 /// The code of the attempt in a crash report: the worker died, and we do not know what the provider did.
 pub const WORKER_LOST: &str = "worker_lost";
 
-/// What a batch of events changed; repeated events change nothing and are not counted.
+/// The changes that a batch of events made; repeated events change nothing and are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// Log rows written, by kind.

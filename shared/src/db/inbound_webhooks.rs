@@ -1,4 +1,4 @@
-//! What the two tables of inbound webhooks share: giving rows back, putting them off, ending them.
+//! The operations that both tables of inbound webhooks share: give rows back, put them off, end them.
 
 use diesel::sql_types::{Array, Int4, Uuid as SqlUuid};
 use uuid::Uuid;

@@ -34,7 +34,7 @@ pub struct RetryPolicy {
     pub wait_max: Duration,
 }
 
-/// What to do after an attempt that may have sent the message.
+/// The policy after an attempt that may have sent the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AmbiguousPolicy {
     /// Send again on the usual schedule, with the same idempotency key for the provider.
@@ -149,7 +149,7 @@ impl ProviderProgress {
     }
 }
 
-/// What follows an attempt: the next state, and when.
+/// The consequence of an attempt: the next state, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryDecision {
     /// The event kind in the delivery log.

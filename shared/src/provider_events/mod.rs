@@ -55,7 +55,7 @@ impl ProviderEvent {
 #[error("the body is not what this provider sends")]
 pub struct Malformed;
 
-/// What an event leads to.
+/// The messages and digest items that an event leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meaning {
     /// News of a delivery.

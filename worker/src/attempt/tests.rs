@@ -8,7 +8,7 @@ use shared::{
     },
 };
 
-/// What the stub provider does when it is called.
+/// The stub provider's reaction to a call.
 enum Act {
     Answer(Outcome),
     Panic,
