@@ -75,15 +75,28 @@ impl TestServers {
         Ok(format!("{base}/{name}"))
     }
 
-    /// Deletes a virtual host with all its queues; a broker with a hundred dead ones gets slow.
-    pub fn delete_vhost(&self, name: &str) {
-        let url = format!("{}/api/vhosts/{name}", self.management_url);
+    /// Deletes a virtual host with all its queues, and a database: a broker with a hundred dead ones gets slow, and a disk gets full.
+    pub fn delete(&self, name: &str) {
+        let (url, database_url) = (format!("{}/api/vhosts/{name}", self.management_url), self.database_url.clone());
+        let drop_database = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
         // Runs in drop, where nothing can be awaited; a failure only leaves litter on a throw-away server.
         let _ = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let request = reqwest::Client::new().delete(url).timeout(SOON);
-            runtime.block_on(async { request.send().await.map_err(anyhow::Error::from) })
+            runtime.block_on(async {
+                let vhost = reqwest::Client::new().delete(url).timeout(SOON).send();
+                let database = async { connect(&database_url).await?.batch_execute(&drop_database).await };
+                let (vhost, database) = tokio::join!(vhost, database);
+                vhost?;
+                anyhow::Ok(database?)
+            })
         })
         .join();
     }
+}
+
+/// A connection that lives as long as its client.
+pub(crate) async fn connect(url: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
 }

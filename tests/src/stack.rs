@@ -66,7 +66,8 @@ pub struct Stack {
     /// The first tenant's webhook secret.
     pub webhook_secret: String,
     settings: BTreeMap<String, String>,
-    vhost: String,
+    /// The name of its database and of its virtual host.
+    id: String,
     dir: PathBuf,
     processes: BTreeMap<String, Process>,
     network: Option<Network>,
@@ -124,7 +125,7 @@ impl Stack {
             producer_key: first.producer_key,
             webhook_secret: first.webhook_secret,
             settings: all,
-            vhost: id,
+            id,
             dir,
             processes: BTreeMap::new(),
             network: None,
@@ -382,7 +383,7 @@ impl Drop for Stack {
             let _ = self.kill9(name);
         }
         if self.servers.own.is_none() {
-            self.servers.delete_vhost(&self.vhost);
+            self.servers.delete(&self.id);
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
+use crate::servers::connect;
 use crate::{TestServers, stack};
 
 /// Number of the advisory lock that lets one test at a time make a template.
@@ -61,14 +62,14 @@ impl FirstTenant {
 impl TestServers {
     /// Makes a database with the schema and returns its URL.
     pub async fn copy_schema(&self, name: &str) -> Result<String> {
-        let client = self.maintenance().await?;
+        let client = connect(&self.database_url).await?;
         self.schema(&client).await?;
         self.copy(&client, SCHEMA, name).await
     }
 
     /// Makes a database with the schema and the first tenant and returns its URL.
     pub async fn copy_tenant(&self, name: &str) -> Result<(String, FirstTenant)> {
-        let client = self.maintenance().await?;
+        let client = connect(&self.database_url).await?;
         let first = self.tenant(&client).await?;
         Ok((self.copy(&client, TENANT, name).await?, first))
     }
@@ -119,12 +120,6 @@ impl TestServers {
         client.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {source}")).await?;
         let (base, _) = self.database_url.rsplit_once('/').context("a database URL ends in a name")?;
         Ok(format!("{base}/{name}"))
-    }
-
-    async fn maintenance(&self) -> Result<Client> {
-        let (client, connection) = tokio_postgres::connect(&self.database_url, tokio_postgres::NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
     }
 }
 

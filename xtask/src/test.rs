@@ -65,6 +65,8 @@ fn config(args: &Args, stop: &Stop) -> ServersConfig {
         // The tests create and delete virtual hosts through it.
         management: true,
         max_connections: CONNECTIONS_MAX,
+        // These servers are thrown away. Tests that kill a server start one of their own, as it is shipped.
+        fsync: false,
         install: if args.no_install { Install::Refused } else { Install::Allowed },
         fresh: true,
         stop: stop.clone(),

@@ -52,6 +52,8 @@ pub struct ServersConfig {
     pub management: bool,
     /// PostgreSQL's `max_connections`.
     pub max_connections: u16,
+    /// Whether PostgreSQL waits for the disk. Without, what it wrote survives its `kill -9`, not the machine's end.
+    pub fsync: bool,
     /// Whether missing servers may be installed.
     pub install: Install,
     /// Whether to begin with empty servers instead of the data of the last run.
@@ -61,12 +63,13 @@ pub struct ServersConfig {
 }
 
 impl ServersConfig {
-    /// Servers below a directory: no management API, 200 connections, nothing gets installed.
+    /// Servers below a directory: no management API, 200 connections, every write on disk, nothing gets installed.
     pub fn below(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
             management: false,
             max_connections: 200,
+            fsync: true,
             install: Install::Refused,
             fresh: false,
             stop: Stop::default(),

@@ -102,8 +102,7 @@ fn native(
     })
 }
 
-/// Settings go on the command line, so that a change here reaches data that already exists. Durability
-/// (`fsync`, `synchronous_commit`) stays as shipped: the tests kill this server and count what is left.
+/// Settings go on the command line, so that a change here reaches data that already exists.
 fn settings(config: &ServersConfig, ports: &ServerPorts, identity: &str) -> Vec<String> {
     let settings = [
         "listen_addresses=127.0.0.1".to_owned(),
@@ -111,6 +110,7 @@ fn settings(config: &ServersConfig, ports: &ServerPorts, identity: &str) -> Vec<
         "unix_socket_directories=".to_owned(),
         format!("max_connections={}", config.max_connections),
         "shared_buffers=256MB".to_owned(),
+        format!("fsync={}", if config.fsync { "on" } else { "off" }),
         format!("cluster_name={identity}"),
     ];
     settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]).collect()
