@@ -5,7 +5,7 @@ use std::{process::ExitCode, str::FromStr};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use shared::db::{Store, audit::Link};
+use store::{Store, audit::Link};
 
 use crate::{output::Output, progress, settings};
 

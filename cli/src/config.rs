@@ -4,11 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use runtime::config::{Config, ConfigError, ConfigFault, Shown, env_example};
 use serde_json::{Value, json};
-use shared::{
-    config::{Config, ConfigError, ConfigFault, Shown, env_example},
-    db::Store,
-};
+use store::Store;
 use worker::{providers::in_app::hints::Hints, registry::Registry};
 
 use crate::output::{Output, table};

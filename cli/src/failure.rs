@@ -6,10 +6,8 @@ use std::{
     process::ExitCode,
 };
 
-use shared::{
-    amqp::BrokerError,
-    db::{DbError, migrate::MigrateError},
-};
+use broker::BrokerError;
+use store::{DbError, migrate::MigrateError};
 
 const DATABASE_AWAY: &str = "check DATABASE_URL and that PostgreSQL runs; `posthaste doctor` shows more";
 const BROKER_AWAY: &str = "check AMQP_URL and that RabbitMQ runs; `posthaste doctor` shows more";

@@ -4,12 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
+use domain::token::{ApiKey, Role};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use shared::{
-    db::keys::KeyListing,
-    token::{ApiKey, Role},
-};
+use store::keys::KeyListing;
 use uuid::Uuid;
 
 use crate::{

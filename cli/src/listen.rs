@@ -8,9 +8,9 @@ use actix_web::{
     web::{Bytes, Data, PayloadConfig, to},
 };
 use anyhow::Context;
+use domain::clock;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use shared::clock;
 use worker::providers::webhook::standard_webhooks::sign;
 
 use crate::{

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use domain::MessageId;
 use serde_json::{Value, json};
-use shared::domain::MessageId;
 
 use crate::{
     api::Access,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use shared::db::{Store, migrate::migrate};
+use store::{Store, migrate::migrate};
 use tokio::time::sleep;
 
 use crate::{output::Output, progress, settings};

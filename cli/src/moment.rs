@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
-use shared::contract::submission::parse_time;
+use domain::contract::submission::parse_time;
 
 /// A hundred years: more than anything stored needs, and far less than dates can express.
 const SECONDS_MAX: i64 = 100 * 365 * 86_400;

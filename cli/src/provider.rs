@@ -4,13 +4,10 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use domain::{Channel, Fault, contract::Provider};
+use runtime::config::Config;
 use serde::Serialize;
-use shared::{
-    config::Config,
-    contract::Provider,
-    db::Store,
-    domain::{Channel, Fault},
-};
+use store::Store;
 use tokio::{task::JoinSet, time::timeout};
 use worker::{providers::in_app::hints::Hints, registry::Registry};
 

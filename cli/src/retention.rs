@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use runtime::config::Config;
 use serde_json::json;
-use shared::{config::Config, db::retention::Pass};
+use store::retention::Pass;
 
 use crate::{
     output::{Output, table, table_or},
@@ -73,7 +74,7 @@ async fn list(out: Output) -> anyhow::Result<()> {
     let tenants = store.retention_list().await.context("failed to read the retention")?;
     let days = |days: Option<i32>| days.map_or_else(|| "for ever".to_owned(), |days| days.to_string());
     out.print(&json!({ "default_days": default_days, "tenants": tenants }), |_| {
-        let row = |keeping: &shared::db::retention::Keeping| {
+        let row = |keeping: &store::retention::Keeping| {
             let from = if keeping.days.is_some() { "its own" } else { "RETENTION_DAYS" };
             vec![keeping.tenant.clone(), days(keeping.days.or(default_days)), from.to_owned()]
         };
@@ -112,7 +113,7 @@ impl Run {
         }
         let Pass { removed, kept, .. } = &pass;
         out.print(&json!({ "dry_run": self.dry_run, "removed": removed, "kept": kept }), |_| {
-            let row = |one: &shared::db::retention::Removed| {
+            let row = |one: &store::retention::Removed| {
                 vec![one.tenant.clone().unwrap_or_else(|| "(all)".to_owned()), one.table.clone(), one.rows.to_string()]
             };
             let head = if self.dry_run { "WOULD GO" } else { "GONE" };

@@ -6,10 +6,9 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
-use health::ServicePart;
-use shared::{
+use engine::local_dispatch::LocalDispatch;
+use runtime::{
     config::Config,
-    local_dispatch::LocalDispatch,
     probe::{self, Parts},
     service, telemetry,
 };
@@ -20,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::chain;
+use health::ServicePart;
 
 /// The time that a service needs after its drain to close its connections.
 const STOP_MARGIN: Duration = Duration::from_secs(1);

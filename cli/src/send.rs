@@ -3,11 +3,8 @@
 use std::process::ExitCode;
 
 use chrono::SecondsFormat;
+use domain::{Channel, Priority, clock};
 use serde_json::{Map, Value, json};
-use shared::{
-    clock,
-    domain::{Channel, Priority},
-};
 
 use crate::{
     api::{Access, Answer},

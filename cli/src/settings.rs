@@ -3,12 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use domain::{RequireMapping, TenantId};
+use runtime::config::{self, BrokerConfig, DatabaseConfig};
 use secrecy::{ExposeSecret, SecretString};
-use shared::{
-    config::{self, BrokerConfig, DatabaseConfig},
-    db::{Store, audit::Deed, tenants::Tenant},
-    domain::{RequireMapping, TenantId},
-};
+use store::{Store, audit::Deed, tenants::Tenant};
 use url::Url;
 
 /// A command runs one statement after the other.

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use domain::token;
 use secrecy::ExposeSecret;
 use serde_json::json;
-use shared::{db::tenants::Tenant, token};
+use store::tenants::Tenant;
 
 use crate::{
     output::{Output, table_or, time},

@@ -3,11 +3,11 @@
 use std::{process::ExitCode, time::Duration};
 
 use chrono::TimeDelta;
-use serde_json::json;
-use shared::{
+use domain::{
     clock,
     token::{self, Role},
 };
+use serde_json::json;
 
 use crate::{moment::duration, output::Output, settings};
 

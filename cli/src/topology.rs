@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
-use serde_json::{Value, json};
-use shared::amqp::{
+use broker::{
     TopologyError, connect, declare,
     topology::{self, Argument, Arguments, Topology},
 };
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use crate::{
     output::{Output, count, table},

@@ -9,15 +9,15 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
-use shared::{
-    db::{
-        Store,
-        audit::person,
-        erasure::{Erased, Step},
-    },
+use ingest::people::{
     importing::{self, Format, ImportError, RowFault, Summary},
     person_file,
+};
+use serde_json::json;
+use store::{
+    Store,
+    audit::person,
+    erasure::{Erased, Step},
 };
 use tokio::sync::mpsc;
 
@@ -181,7 +181,7 @@ impl Erase {
     }
 }
 
-async fn erase(store: &Store, asked: &Erase, tenant: shared::domain::TenantId) -> anyhow::Result<(Erased, bool)> {
+async fn erase(store: &Store, asked: &Erase, tenant: domain::TenantId) -> anyhow::Result<(Erased, bool)> {
     let mut erased = Erased::default();
     let person = store.begin_erasure(tenant, &asked.id, true).await?;
     loop {

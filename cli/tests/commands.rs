@@ -4,13 +4,13 @@
 use std::process::{Command, Output};
 
 use diesel_async::SimpleAsyncConnection;
-use serde_json::Value;
-use shared::{
-    config::DatabaseConfig,
-    db::{Store, audit::AuditFilter, statement},
-    domain::TenantId,
+use domain::{
+    TenantId,
     token::{self, Role, hash_key},
 };
+use runtime::config::DatabaseConfig;
+use serde_json::Value;
+use store::{Store, audit::AuditFilter, statement};
 use url::Url;
 use uuid::Uuid;
 

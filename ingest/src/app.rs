@@ -9,24 +9,21 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
-use secrecy::SecretString;
-use shared::{
-    amqp::{Broker, Publisher},
-    catalogue::{Catalogue, Catalogues},
-    clock,
-    config::Config,
+use broker::{Broker, BrokerPart, Publisher};
+use connectors::waha::{Host, NamedBy, Waha};
+use content::catalogue::Catalogue;
+use domain::{
+    Channel, ProviderName, TenantId, clock,
     contract::{
         guard::Guard,
         submission::{Content, Rules},
     },
-    db::{DbResult, Store},
-    domain::{Channel, ProviderName, TenantId},
-    probe::{BrokerPart, DatabasePart, Parts},
     seal::Sealer,
-    telemetry::MetricsHandle,
-    waha::{Host, NamedBy, Waha},
 };
+use ipnet::IpNet;
+use runtime::{config::Config, probe::Parts, telemetry::MetricsHandle};
+use secrecy::SecretString;
+use store::{DatabasePart, DbResult, Store, catalogue::Catalogues};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},

@@ -20,17 +20,15 @@ use actix_web::{
     http::{Method, StatusCode},
     web::Data,
 };
-use serde::{Deserialize, Serialize};
-use shared::{
-    db::{
-        Store,
-        audit::{AuditEntry, AuditFilter, Deed, person},
-    },
-    domain::TenantId,
+use domain::{TenantId, seal::Sealer, token::Role};
+use runtime::{
     reconnect::Reconnect,
-    seal::Sealer,
     telemetry::{TraceContext, masked},
-    token::Role,
+};
+use serde::{Deserialize, Serialize};
+use store::{
+    Store,
+    audit::{AuditEntry, AuditFilter, Deed, person},
 };
 use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use utoipa::{IntoParams, ToSchema};

@@ -12,13 +12,14 @@ use actix_web::{
     web::Data,
 };
 use chrono::{DateTime, Utc};
-use secrecy::SecretString;
-use shared::{
+use domain::{
+    TenantId,
+    acceptance::Hash,
     contract::submission::NAME_BYTES_MAX,
-    db::{Store, accept::Hash, keys::KeyRow},
-    domain::TenantId,
     token::{self, KEY_PREFIX, KeyForm, Role, Via},
 };
+use secrecy::SecretString;
+use store::{Store, keys::KeyRow};
 use url::form_urlencoded;
 use uuid::Uuid;
 

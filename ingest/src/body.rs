@@ -16,9 +16,9 @@ use actix_web::{
     http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap},
     web::{Bytes, BytesMut, Data},
 };
+use domain::{TenantId, contract::submission::parse_json, token::Role};
 use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
-use shared::{contract::submission::parse_json, domain::TenantId, token::Role};
 
 use crate::{
     app::App,

@@ -1,11 +1,9 @@
 //! The counters that stand at 0 from the start: one that began with its first increment would hide that increment from alerts.
 
+use broker::{INTAKE_HIGH, INTAKE_STD};
+use domain::{Channel, DeadReason, EventSource};
 use metrics::counter;
-use shared::{
-    amqp::{INTAKE_HIGH, INTAKE_STD},
-    domain::{Channel, DeadReason, EventSource},
-    telemetry::at_zero,
-};
+use runtime::telemetry::at_zero;
 
 use crate::{AMQP, HTTP, problem::Code};
 

@@ -85,7 +85,7 @@ pub async fn ui(request: HttpRequest, config: Data<UiConfig>) -> Result<HttpResp
 
 #[cfg(test)]
 mod tests {
-    use shared::contract::submission::Submission;
+    use domain::contract::submission::Submission;
 
     use super::*;
 

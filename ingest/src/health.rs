@@ -9,12 +9,10 @@ use std::sync::{
 };
 
 use actix_web::{HttpResponse, http::StatusCode, web::Data};
+use broker::ConsumerHealth;
+use connectors::waha::{Host, WahaError};
+use runtime::probe::{Checking, Health, Part, Report};
 use serde::Serialize;
-use shared::{
-    amqp::ConsumerHealth,
-    probe::{Checking, Health, Part, Report},
-    waha::{Host, WahaError},
-};
 use utoipa::ToSchema;
 
 use crate::app::{App, Db};

@@ -21,7 +21,7 @@ mod managing;
 mod observe;
 pub mod openapi;
 mod params;
-mod people;
+pub mod people;
 mod permits;
 pub mod problem;
 pub mod routes;
@@ -32,25 +32,26 @@ mod whatsapp;
 use std::{io, sync::Arc, time::Duration};
 
 use actix_web::web::Data;
-use shared::{
-    amqp::{Broker, Publisher},
+use broker::{Broker, Publisher};
+use connectors::waha::{Waha, hook};
+use domain::contract::guard::Guard;
+use engine::{dispatch::Dispatcher, local_dispatch::LocalDispatch};
+use runtime::{
     config::{Config, ConfigError},
-    contract::guard::Guard,
-    db::{Store, migrate::SchemaError},
-    dispatch::Dispatcher,
-    local_dispatch::LocalDispatch,
     probe::Parts,
     telemetry::install_metrics,
-    waha::{Waha, hook},
 };
+use store::{Store, migrate::SchemaError};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use app::{App, Pieces};
 use inbound::provider_events::{Trust, TrustError};
-use submitting::accept::{self, Acceptor};
-use submitting::intake::{Consumers, Intake};
-use submitting::turns::Turns;
+use submitting::{
+    accept::{self, Acceptor},
+    intake::{Consumers, Intake},
+    turns::Turns,
+};
 
 /// `source` of messages that came over HTTP.
 pub(crate) const HTTP: &str = "http";
@@ -247,7 +248,7 @@ async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &Cance
         Ok(_) => app.watch_waha(),
         Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),
     }
-    match store.tracking_key().await {
+    match connectors::provider_events::tracking::Key::load(&store).await {
         Ok(key) => app.tracker.set_key(key),
         Err(error) => tracing::warn!(%error, "the key of tracked mails is not known yet"),
     }

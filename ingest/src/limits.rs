@@ -18,6 +18,7 @@ use std::{
 };
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use domain::TenantId;
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, MonotonicClock},
@@ -25,7 +26,8 @@ use governor::{
     nanos::Nanos,
     state::{StateStore, keyed::ShrinkableKeyedStateStore},
 };
-use shared::{config::RateConfig, db::Store, domain::TenantId};
+use runtime::config::RateConfig;
+use store::Store;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -425,7 +427,7 @@ impl std::hash::Hasher for AsItIs {
 
 #[cfg(test)]
 mod tests {
-    use shared::token::Role;
+    use domain::token::Role;
 
     use super::*;
 

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use shared::local_dispatch::LocalDispatch;
+use engine::local_dispatch::LocalDispatch;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let run = |config, parts, stop| ingest::run(config, parts, LocalDispatch::default(), stop);
-    shared::service::process("ingest", run).await
+    runtime::service::process("ingest", run).await
 }

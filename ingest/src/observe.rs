@@ -18,7 +18,7 @@ use actix_web::{
     web::Data,
 };
 use metrics::Histogram;
-use shared::telemetry::TraceContext;
+use runtime::telemetry::TraceContext;
 
 use crate::problem::Problem;
 

@@ -593,10 +593,7 @@ fn problem_response(codes: &[Code]) -> Response {
 mod tests {
     use std::collections::BTreeSet;
 
-    use shared::{
-        contract::submission::Submission,
-        domain::{Channel, Priority},
-    };
+    use domain::{Channel, Priority, contract::submission::Submission};
 
     use super::*;
 

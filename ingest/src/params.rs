@@ -8,10 +8,13 @@ use std::{
 use actix_web::{FromRequest, HttpRequest, dev::Payload, error::QueryPayloadError, web::Query};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error};
-use shared::{
+use domain::{
+    UnknownWord,
     contract::submission::{NAME_BYTES_MAX, parse_time},
-    domain::UnknownWord,
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error},
 };
 use uuid::Uuid;
 
@@ -226,7 +229,7 @@ pub fn page_after<T>(mut rows: Vec<T>, limit: i64, cursor: impl Fn(&T) -> String
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::State;
+    use domain::State;
 
     use super::*;
 

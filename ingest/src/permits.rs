@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use shared::domain::TenantId;
+use domain::TenantId;
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::timeout,

@@ -12,8 +12,9 @@ use actix_web::{
         header::{ALLOW, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE},
     },
 };
+use domain::contract::submission::FieldError;
 use serde::Serialize;
-use shared::{contract::submission::FieldError, db::DbError};
+use store::DbError;
 
 /// Media type of every problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";

@@ -3,7 +3,7 @@
 use std::{any::Any, io, sync::Arc, time::Duration};
 
 use actix_web::{App as Site, HttpServer, dev::ServerHandle, middleware::from_fn, web::Data};
-use shared::config::HttpConfig;
+use runtime::config::HttpConfig;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 

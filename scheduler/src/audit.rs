@@ -3,12 +3,10 @@
 
 use std::time::Duration;
 
+use broker::{Broker, declare::depths, work_queue};
+use domain::Route;
 use metrics::counter;
-use shared::{
-    amqp::{Broker, declare::depths, work_queue},
-    db::{Store, outbox::Audited},
-    domain::Route,
-};
+use store::{Store, outbox::Audited};
 use tokio::time::timeout;
 
 use crate::task::{Report, Task, TaskError};

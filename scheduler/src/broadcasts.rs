@@ -6,16 +6,14 @@
 
 use std::time::Duration;
 
+use content::template;
+use engine::dispatch::Dispatcher;
 use metrics::counter;
-use shared::{
+use store::{
+    Store,
+    broadcasts::{OpenBroadcast, PageDone},
     catalogue::Catalogues,
-    db::{
-        Store,
-        broadcasts::{OpenBroadcast, PageDone},
-        poll::WorkKind,
-    },
-    dispatch::Dispatcher,
-    template,
+    poll::WorkKind,
 };
 use tokio::task::spawn_blocking;
 use uuid::Uuid;

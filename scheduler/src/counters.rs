@@ -1,12 +1,10 @@
 //! The counters that start at 0. A counter that appeared with its first increment would hide that increment from
 //! alerts.
 
+use domain::{Channel, DeadReason, EventKind};
 use metrics::counter;
-use shared::{
-    db::letters::LetterAction,
-    domain::{Channel, DeadReason, EventKind},
-    telemetry::at_zero,
-};
+use runtime::telemetry::at_zero;
+use store::letters::LetterAction;
 
 use crate::digests::End;
 
@@ -49,7 +47,7 @@ pub fn start() {
 
 #[cfg(test)]
 mod tests {
-    use shared::telemetry::install_metrics;
+    use runtime::telemetry::install_metrics;
 
     use super::*;
 

@@ -6,17 +6,16 @@
 
 use std::{sync::Arc, time::Duration};
 
+use broker::Publisher;
 use chrono::{DateTime, Utc};
-use metrics::{counter, describe_counter, describe_gauge, gauge};
-use shared::{
-    amqp::Publisher,
-    clock,
-    config::Config,
+use domain::{
+    Channel, FailoverRound, OutcomeClass, ProviderName, RetryPolicy, clock,
     contract::{AttemptRecord, Event},
-    db::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind},
-    domain::{Channel, FailoverRound, OutcomeClass, ProviderName, RetryPolicy, retry::decide_crash},
-    telemetry::at_zero,
+    retry::decide_crash,
 };
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+use runtime::{config::Config, telemetry::at_zero};
+use store::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind};
 
 use crate::{
     inbound_webhooks::publish_as,
@@ -187,7 +186,7 @@ fn attempt(provider: ProviderName) -> AttemptRecord {
 mod tests {
     use super::*;
     use chrono::TimeDelta;
-    use shared::domain::{DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy};
+    use domain::{DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy};
 
     fn policy() -> RetryPolicy {
         let schedule = Schedule::Fixed(vec![Duration::from_secs(2)]);

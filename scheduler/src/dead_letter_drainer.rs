@@ -5,16 +5,13 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use broker::{Acker, Consumer, Delivery, EVENTS_LOG, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher, Tag};
+use domain::{DeadOrigin, DeadReason, Publishers, RequireMapping, replay};
 use metrics::{counter, describe_counter};
-use shared::{
-    amqp::{Acker, Consumer, Delivery, EVENTS_LOG, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher, Tag},
-    db::{
-        DbResult, Store,
-        letters::{IntakeLetter, NewLetter},
-    },
-    domain::{DeadOrigin, DeadReason, Publishers, RequireMapping},
-    replay,
-    telemetry::at_zero,
+use runtime::telemetry::at_zero;
+use store::{
+    DbResult, Store,
+    letters::{IntakeLetter, NewLetter},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use broker::{DETAIL, DLQ, Delivery, EVENTS_LOG, QUEUE, REASON, ROUTING_KEY, USER_ID, topology};
+use domain::{Channel, DeadOrigin, DeadReason, contract::WorkItem};
 use serde_json::Value;
-use shared::{
-    amqp::{DETAIL, DLQ, Delivery, EVENTS_LOG, QUEUE, REASON, ROUTING_KEY, USER_ID, topology},
-    contract::WorkItem,
-    db::letters::NewLetter,
-    domain::{Channel, DeadOrigin, DeadReason},
-};
+use store::letters::NewLetter;
 use uuid::Uuid;
 
 /// Header: the id of the letter, if the sender of the message chose one.
@@ -243,8 +240,8 @@ fn channel_of_work(queue: &str) -> Option<Channel> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::DeliveryId;
     use serde_json::json;
-    use shared::domain::DeliveryId;
 
     fn found(exchange: &str, key: &str, headers: Value, body: &[u8]) -> DeadLetterMessage {
         let headers = serde_json::from_value(headers).unwrap();

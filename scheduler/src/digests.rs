@@ -10,29 +10,29 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use metrics::{counter, describe_counter, describe_gauge};
-use shared::{
-    catalogue::{Catalogue, Catalogues, Rule},
-    clock,
+use content::{
+    catalogue::{Catalogue, Rule},
     compose::Notice,
-    db::{
-        DbError, DbResult, Store,
-        accept::Acceptance,
-        digests::{Closing, DueDigest, Ending, HeldDigest},
-        poll::WorkKind,
-        throttles::Ask,
-    },
-    dispatch::Dispatcher,
-    domain::{Channel, Person, Reason, TenantId, Throttle},
     event_messages::{self, RenderError},
-    faultpoint, template,
+    template,
+};
+use domain::{Channel, Person, Reason, TenantId, Throttle, acceptance::Acceptance, clock};
+use engine::dispatch::Dispatcher;
+use metrics::{counter, describe_counter, describe_gauge};
+use runtime::faultpoint;
+use store::{
+    DbError, DbResult, Store,
+    catalogue::Catalogues,
+    digests::{Closing, DueDigest, Ending, HeldDigest},
+    poll::WorkKind,
+    throttles::Ask,
 };
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::{
     failure_streak::FAILURES,
-    poller::Outlook,
+    outlook::Outlook,
     task::{Report, Task, TaskError, count_of},
 };
 

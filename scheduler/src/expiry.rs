@@ -5,12 +5,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use shared::{
-    clock,
-    contract::Event,
-    db::Store,
-    domain::{Channel, DeliveryId, EventKind, State, TenantId},
-};
+use domain::{Channel, DeliveryId, EventKind, State, TenantId, clock, contract::Event};
+use store::Store;
 use uuid::Uuid;
 
 use crate::{

@@ -5,8 +5,8 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-pub use shared::telemetry::chain;
-use shared::{reconnect::Reconnect, telemetry::at_zero};
+pub use runtime::telemetry::chain;
+use runtime::{reconnect::Reconnect, telemetry::at_zero};
 use tokio_util::sync::CancellationToken;
 
 use crate::probe::Heartbeat;
@@ -64,7 +64,7 @@ impl FailureStreak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::probe::Health;
+    use runtime::probe::Health;
 
     #[test]
     fn failures_in_a_row_are_waited_out_longer_and_shown_until_they_are_over() {
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn an_error_is_told_with_its_causes() {
-        let error = shared::db::DbError::Unavailable("connection refused".into());
+        let error = store::DbError::Unavailable("connection refused".into());
         assert_eq!(chain(&error), "the database is not available: connection refused");
     }
 }

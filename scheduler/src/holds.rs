@@ -5,14 +5,10 @@
 
 use std::time::Duration;
 
+use broker::Publisher;
+use domain::{BreakerState, EventKind, clock, contract::Event};
 use metrics::gauge;
-use shared::{
-    amqp::Publisher,
-    clock,
-    contract::Event,
-    db::{Store, holds::About},
-    domain::{BreakerState, EventKind},
-};
+use store::{Store, holds::About};
 
 use crate::{
     inbound_webhooks::publish_as,

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
+use broker::{Outgoing, Publisher, topology};
 use chrono::{DateTime, TimeDelta, Utc};
-use shared::{
-    amqp::{Outgoing, Publisher, topology},
-    contract::{Event, EventBatch, wire::EVENTS_MAX},
-    db::{Store, inbound_webhooks::InboundWebhook},
-};
+use domain::contract::{Event, EventBatch, wire::EVENTS_MAX};
+use store::{Store, inbound_webhooks::InboundWebhook};
 use uuid::Uuid;
 
 use crate::{failure_streak::chain, task::TaskError};

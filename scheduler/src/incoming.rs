@@ -1,15 +1,13 @@
 //! Reads messages of the log queue event by event, because a newer worker may use values that this version does not
 //! know.
 
+use domain::contract::{
+    Event, EventBatch,
+    wire::{VERSION, Wire},
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shared::{
-    contract::{
-        Event, EventBatch,
-        wire::{VERSION, Wire},
-    },
-    db::unread_events::UnreadEvent,
-};
+use store::unread_events::UnreadEvent;
 use uuid::Uuid;
 
 /// The content of a message.
@@ -76,11 +74,8 @@ fn unread(raw: &RawValue, error: &serde_json::Error) -> UnreadEvent {
 
 #[cfg(test)]
 mod tests {
+    use domain::{Channel, DeliveryId, EventKind, TenantId, clock};
     use serde_json::json;
-    use shared::{
-        clock,
-        domain::{Channel, DeliveryId, EventKind, TenantId},
-    };
 
     use super::*;
 

@@ -19,6 +19,7 @@ mod incoming;
 mod log_progress;
 mod log_writer;
 mod outbox_relay;
+mod outlook;
 mod partitions;
 mod poller;
 mod probe;
@@ -38,19 +39,20 @@ mod webhook_events;
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{
-    amqp::{Broker, Consumer, DLQ, Depths, EVENTS_LOG, Publisher},
+use broker::{Broker, BrokerPart, Consumer, DLQ, Depths, EVENTS_LOG, Publisher};
+use connectors::waha::Waha;
+use domain::contract::guard::Guard;
+use engine::dispatch::Dispatcher;
+use runtime::{
     config::Config,
-    contract::guard::Guard,
-    db::{Store, migrate::SchemaError},
-    dispatch::Dispatcher,
-    probe::{BrokerPart, DatabasePart, Parts, Starting},
-    waha::Waha,
+    probe::{Parts, Starting},
 };
+use store::{DatabasePart, Store, migrate::SchemaError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use log_progress::LogProgress;
-use poller::{Outlook, Poller};
+use outlook::Outlook;
+use poller::Poller;
 use provider_events::Subscriber;
 use supervisor::Supervisor;
 use task::millis;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use shared::{clock, contract::Event};
+use domain::{clock, contract::Event};
 
 /// The progress of a log writer. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +54,7 @@ impl LogProgress {
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
-    use shared::domain::{Channel, DeliveryId, EventKind, TenantId};
+    use domain::{Channel, DeliveryId, EventKind, TenantId};
 
     use super::*;
 

@@ -10,20 +10,18 @@
 
 use std::{borrow::Cow, collections::HashSet, time::Duration};
 
-use metrics::{counter, histogram};
-use shared::{
-    amqp::{
-        Acker, Consumer, DETAIL, Delivery, EVENTS_LOG, Outgoing, PublishError, Publisher, QUEUE, REASON, Tag,
-        dead_letter, topology,
-    },
-    contract::{Event, EventBatch},
-    db::{DbError, Store, events::Recorded, letters::NewLetter, suppressions::Finding, unread_events::UnreadEvent},
-    domain::{
-        DeadReason, OutcomeClass,
-        suppression::{SuppressionReason, SuppressionScope},
-    },
-    faultpoint,
+use broker::{
+    Acker, Consumer, DETAIL, Delivery, EVENTS_LOG, Outgoing, PublishError, Publisher, QUEUE, REASON, Tag, dead_letter,
+    topology,
 };
+use domain::{
+    DeadReason, OutcomeClass,
+    contract::{Event, EventBatch},
+    suppression::{SuppressionReason, SuppressionScope},
+};
+use metrics::{counter, histogram};
+use runtime::faultpoint;
+use store::{DbError, Store, events::Recorded, letters::NewLetter, suppressions::Finding, unread_events::UnreadEvent};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -422,10 +420,7 @@ pub fn tell_dead(reason: DeadReason, n: u64) {
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
-    use shared::{
-        clock,
-        domain::{Channel, DeliveryId, EventKind, TenantId},
-    };
+    use domain::{Channel, DeliveryId, EventKind, TenantId, clock};
 
     use super::*;
 

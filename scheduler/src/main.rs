@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    shared::service::process_with_probe("scheduler", scheduler::run).await
+    runtime::service::process_with_probe("scheduler", scheduler::run).await
 }

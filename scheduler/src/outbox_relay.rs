@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
+use broker::Broker;
+use engine::dispatch::Dispatcher;
 use metrics::{counter, gauge};
-use shared::{
-    amqp::Broker,
-    db::{Store, outbox::Dispatch, poll::WorkKind},
-    dispatch::Dispatcher,
-};
+use store::{Store, outbox::Dispatch, poll::WorkKind};
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use metrics::{counter, gauge};
-use shared::db::Store;
+use store::Store;
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 

@@ -5,10 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared::{
-    amqp::ConsumerHealth,
-    probe::{Checking, Health, Part},
-};
+use broker::ConsumerHealth;
+use runtime::probe::{Checking, Health, Part};
 
 /// A turn that takes longer than this in addition to its period counts as hung: statements and publishes end after 10
 /// s, and the longest wait between two tries is 15 s.

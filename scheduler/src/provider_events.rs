@@ -5,25 +5,24 @@
 
 use std::time::{Duration, Instant};
 
-use metrics::counter;
-use reqwest::Client;
-use shared::{
-    amqp::Publisher,
-    clock,
-    contract::{Event, guard::Guard},
-    db::{
-        Store,
-        inbound_webhooks::InboundWebhook,
-        poll::WorkKind,
-        provider_events::{PendingProviderEvent, Subject},
-        suppressions::Finding,
-    },
-    domain::{
-        DeliveryId, EventKind, EventSource, ProviderName, State,
-        suppression::{SuppressionReason, SuppressionScope},
-    },
+use broker::Publisher;
+use connectors::{
     egress::{self, resolver::GuardedResolver},
     provider_events::{AddressNews, Meaning, Report as News, meaning},
+};
+use domain::{
+    DeliveryId, EventKind, EventSource, ProviderName, State, clock,
+    contract::{Event, guard::Guard},
+    suppression::{SuppressionReason, SuppressionScope},
+};
+use metrics::counter;
+use reqwest::Client;
+use store::{
+    Store,
+    inbound_webhooks::InboundWebhook,
+    poll::WorkKind,
+    provider_events::{PendingProviderEvent, Subject},
+    suppressions::Finding,
 };
 use url::Url;
 use uuid::Uuid;
@@ -324,7 +323,7 @@ fn report_event(subject: &Subject, kind: EventKind, news: &News) -> Event {
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::{Channel, TenantId};
+    use domain::{Channel, TenantId};
 
     use super::*;
 

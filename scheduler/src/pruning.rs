@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use metrics::{counter, gauge};
-use shared::db::{DbResult, Store, freeze::Frozen};
+use store::{DbResult, Store, freeze::Frozen};
 use tokio::time::timeout;
 
 use crate::{
@@ -129,7 +129,7 @@ fn show(waiting: f64, lines: f64) {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use shared::config::DatabaseConfig;
+    use runtime::config::DatabaseConfig;
 
     use super::*;
 

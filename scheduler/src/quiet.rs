@@ -12,11 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared::{
-    amqp::{Broker, ConsumerHealth, EVENTS_LOG, Outgoing, PublishError, Publisher, declare::ready, topology},
-    config::TimingConfig,
-    contract::EventBatch,
-};
+use broker::{Broker, ConsumerHealth, EVENTS_LOG, Outgoing, PublishError, Publisher, declare::ready, topology};
+use domain::contract::EventBatch;
+use runtime::config::TimingConfig;
 use tokio::time::timeout;
 use uuid::Uuid;
 

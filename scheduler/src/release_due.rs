@@ -2,19 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use broker::Depths;
+use domain::Route;
+use engine::dispatch::Dispatcher;
 use metrics::counter;
-use shared::{
-    amqp::Depths,
-    db::{Store, poll::WorkKind, release::Released},
-    dispatch::Dispatcher,
-    domain::Route,
-    faultpoint, wake,
-};
+use runtime::{faultpoint, wake};
+use store::{Store, poll::WorkKind, release::Released};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    poller::Outlook,
+    outlook::Outlook,
     task::{Report, Task, TaskError, count_of},
 };
 

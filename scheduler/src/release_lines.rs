@@ -10,13 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use broker::Depths;
+use domain::{Lane, Route};
+use engine::dispatch::Dispatcher;
 use metrics::counter;
-use shared::{
-    amqp::Depths,
-    db::{Store, poll::WorkKind, release::Released},
-    dispatch::Dispatcher,
-    domain::{Lane, Route},
-};
+use store::{Store, poll::WorkKind, release::Released};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -147,7 +145,7 @@ fn capacity(route: Route, ready: u32, rested: bool) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::Channel;
+    use domain::Channel;
 
     use super::*;
 

@@ -5,16 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use broker::{EVENTS_LOG, Headers, Outgoing, PublishError, Publisher, USER_ID, topology};
+use domain::replay::{self, Replayed};
+use engine::dispatch::Dispatcher;
 use metrics::counter;
-use shared::{
-    amqp::{EVENTS_LOG, Headers, Outgoing, PublishError, Publisher, USER_ID, topology},
-    db::{
-        Store,
-        letters::{IntakeLetter, Pass, Replay, RunningReplay},
-        poll::WorkKind,
-    },
-    dispatch::Dispatcher,
-    replay::{self, Replayed},
+use store::{
+    Store,
+    letters::{IntakeLetter, Pass, Replay, RunningReplay},
+    poll::WorkKind,
 };
 use uuid::Uuid;
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use shared::db::{
+use store::{
     DbResult, Store,
     erasure::{Erased, Erasure, Step},
     retention::{Pass, Surveyed},

@@ -2,17 +2,15 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use shared::{
-    amqp::{Consumer, ConsumerHealth},
-    probe::Parts,
-};
+use broker::{Consumer, ConsumerHealth};
+use runtime::probe::Parts;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     RunError,
     failure_streak::FailureStreak,
-    poller::Outlook,
+    outlook::Outlook,
     probe::{ConsumersPart, Heartbeat, TasksPart},
     task::{Task, run_until_stopped},
 };

@@ -10,15 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use broker::PublishError;
 use metrics::histogram;
-use shared::{
-    amqp::PublishError,
-    db::{DbError, poll::WorkKind},
-};
+use store::{DbError, poll::WorkKind};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{failure_streak::FailureStreak, poller::Outlook, probe::Heartbeat};
+use crate::{failure_streak::FailureStreak, outlook::Outlook, probe::Heartbeat};
 
 /// A pause differs from the period by at most this share, so that schedulers do not run in lockstep.
 const JITTER_SHARE: f64 = 0.1;
@@ -149,7 +147,7 @@ pub fn millis(wait: Duration) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::probe::Health;
+    use runtime::probe::Health;
 
     const PERIOD: Duration = Duration::from_millis(100);
 

@@ -3,14 +3,11 @@
 
 use std::time::Duration;
 
+use broker::{EVENTS_LOG, Outgoing, Publisher};
 use chrono::TimeDelta;
+use domain::{DeadOrigin, DeadReason, clock};
 use metrics::{describe_counter, describe_gauge, gauge};
-use shared::{
-    amqp::{EVENTS_LOG, Outgoing, Publisher},
-    clock,
-    db::{Store, letters::NewLetter, unread_events::KeptEvent},
-    domain::{DeadOrigin, DeadReason},
-};
+use store::{Store, letters::NewLetter, unread_events::KeptEvent};
 use uuid::Uuid;
 
 use crate::{

@@ -5,18 +5,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use broker::Publisher;
 use chrono::{DateTime, Utc};
+use connectors::waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference};
+use domain::{EventKind, ProviderName, clock, contract::Event, phone::country_prefix};
 use metrics::counter;
-use shared::{
-    amqp::Publisher,
-    clock,
-    contract::Event,
-    db::{
-        Store, events::Referred, inbound_webhooks::InboundWebhook, poll::WorkKind, wa_inbound::NewInbound,
-        waha_events::PendingEvent,
-    },
-    domain::{EventKind, ProviderName, phone::country_prefix},
-    waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference},
+use store::{
+    Store, events::Referred, inbound_webhooks::InboundWebhook, poll::WorkKind, wa_inbound::NewInbound,
+    waha_events::PendingEvent,
 };
 use uuid::Uuid;
 
@@ -204,8 +200,8 @@ fn report_event(referred: &Referred, ack: Ack, at: DateTime<Utc>) -> Option<Even
 
 #[cfg(test)]
 mod tests {
+    use domain::{Channel, DeliveryId, State, TenantId};
     use serde_json::{Value, json};
-    use shared::domain::{Channel, DeliveryId, State, TenantId};
 
     use super::*;
 

@@ -8,14 +8,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::{StreamExt, stream};
-use metrics::{counter, gauge};
-use secrecy::ExposeSecret;
-use serde_json::{Value, json};
-use shared::{
-    clock,
-    db::{DbResult, Store, wa_sessions::Session, waha_events::NewEvent},
-    domain::{TenantId, session::WORKING},
+use connectors::{
     egress,
     waha::{
         Host, Session as WahaSession, Waha, WahaError,
@@ -23,6 +16,12 @@ use shared::{
         hook::{self, Lack},
     },
 };
+use domain::{TenantId, clock, session::WORKING};
+use futures_util::{StreamExt, stream};
+use metrics::{counter, gauge};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use store::{DbResult, Store, wa_sessions::Session, waha_events::NewEvent};
 use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
@@ -450,7 +449,7 @@ impl Task for WahaSessions {
 /// Why a comparison ended early.
 enum CompareError {
     Waha(WahaError),
-    Database(shared::db::DbError),
+    Database(store::DbError),
 }
 
 impl From<WahaError> for CompareError {
@@ -459,8 +458,8 @@ impl From<WahaError> for CompareError {
     }
 }
 
-impl From<shared::db::DbError> for CompareError {
-    fn from(error: shared::db::DbError) -> Self {
+impl From<store::DbError> for CompareError {
+    fn from(error: store::DbError) -> Self {
         Self::Database(error)
     }
 }

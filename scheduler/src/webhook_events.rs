@@ -5,17 +5,16 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use domain::acceptance::{Leases, crowding_in};
+use engine::dispatch::Dispatcher;
 use metrics::counter;
-use shared::{
-    db::{
-        Store,
-        accept::{Accepted, Leases, crowding_in},
-        poll::WorkKind,
-        release::CROWD_MAX,
-        wa_inbound::Inbound,
-        webhook_events::{PendingWebhook, Swept, is_received},
-    },
-    dispatch::Dispatcher,
+use store::{
+    Store,
+    accept::Accepted,
+    poll::WorkKind,
+    release::CROWD_MAX,
+    wa_inbound::Inbound,
+    webhook_events::{PendingWebhook, Swept, is_received},
 };
 use uuid::Uuid;
 

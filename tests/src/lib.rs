@@ -12,6 +12,7 @@ pub mod live;
 pub mod network;
 pub mod oracle;
 pub mod patient;
+mod programs;
 pub mod proxy;
 pub mod push;
 pub mod rules;
@@ -35,5 +36,5 @@ pub use xtask::sinks::{
 
 /// A variable of the environment, as `cargo xtask test` set it.
 fn setting(name: &str) -> Option<String> {
-    shared::config::environment().remove(name)
+    runtime::config::environment().remove(name)
 }

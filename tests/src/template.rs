@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
-use crate::servers::connect;
-use crate::{TestServers, stack};
+use crate::{TestServers, programs, servers::connect};
 
 /// Number of the advisory lock that lets one test at a time make a template.
 const LOCK: i64 = 0x7465_6d70;
@@ -31,13 +30,13 @@ impl FirstTenant {
     /// Makes it in a database that has the schema, by the commands that an operator uses.
     pub fn create(database_url: &str, settings: &BTreeMap<String, String>) -> Result<Self> {
         let command = |args: &[&str]| {
-            let mut command = stack::program("posthaste", None, settings)?;
-            stack::run_json(command.env("DATABASE_URL", database_url).args(args))
+            let mut command = programs::program("posthaste", None, settings)?;
+            programs::run_json(command.env("DATABASE_URL", database_url).args(args))
         };
-        let key = |role| stack::text(&command(&["key", "create", "--tenant", "acme", "--role", role])?, "key");
+        let key = |role| programs::text(&command(&["key", "create", "--tenant", "acme", "--role", role])?, "key");
         let tenant = command(&["tenant", "create", "acme"])?;
         Ok(Self {
-            webhook_secret: stack::text(&tenant, "webhook_secret")?,
+            webhook_secret: programs::text(&tenant, "webhook_secret")?,
             admin_key: key("admin")?,
             producer_key: key("producer")?,
         })
@@ -76,7 +75,9 @@ impl TestServers {
 
     async fn schema(&self, client: &Client) -> Result<()> {
         self.template(client, SCHEMA, "template0", |url| {
-            stack::run(stack::program("posthaste", None, &BTreeMap::new())?.env("DATABASE_URL", url).arg("migrate"))?;
+            programs::run(
+                programs::program("posthaste", None, &BTreeMap::new())?.env("DATABASE_URL", url).arg("migrate"),
+            )?;
             Ok(String::new())
         })
         .await

@@ -9,6 +9,11 @@ use std::{
 use anyhow::{Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::TimeDelta;
+use domain::{
+    Address, Channel, DeliveryId, Lane, MessageId, Route, TenantId,
+    acceptance::{Acceptance, Crowding, Leases, NewDelivery, NewDigestItem, NewMessage, SideRecord},
+    clock,
+};
 use futures_util::future::{join_all, try_join_all};
 use harness::{
     Api, Role, Stack, TestServers,
@@ -18,18 +23,9 @@ use harness::{
     proxy::address_of,
 };
 use reqwest::Method;
+use runtime::config::DatabaseConfig;
 use serde_json::{Value, json};
-use shared::{
-    clock,
-    config::DatabaseConfig,
-    db::{
-        Store,
-        accept::{Acceptance, Accepted, Crowding, Leases, NewDelivery, NewMessage},
-        digests::Ending,
-        side_records::{NewDigestItem, SideRecord},
-    },
-    domain::{Address, Channel, DeliveryId, Lane, MessageId, Route, TenantId},
-};
+use store::{Store, accept::Accepted, digests::Ending};
 use uuid::Uuid;
 
 fn note(user: &str) -> Value {

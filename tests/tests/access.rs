@@ -4,10 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::future::join_all;
-use harness::{Api, HttpSink, Reply, Role, Stack, TestServers, api::Answer, api::SOON, eventually};
+use harness::{
+    Api, HttpSink, Reply, Role, Stack, TestServers,
+    api::{Answer, SOON},
+    eventually,
+};
 use reqwest::Method;
+use runtime::config::DatabaseConfig;
 use serde_json::{Value, json};
-use shared::{config::DatabaseConfig, db::Store};
+use store::Store;
 
 /// Within this every replica has noticed that a key was revoked.
 const REVOKED_WITHIN: Duration = Duration::from_secs(30);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 const ANALYTICS: &str = "/api/notifications/analytics/delivery";
 
 async fn tell(stack: &Stack, key: &EcdsaKeyPair, events: &Value) -> Result<()> {
-    let (body, now) = (events.to_string().into_bytes(), shared::clock::now().timestamp().to_string());
+    let (body, now) = (events.to_string().into_bytes(), domain::clock::now().timestamp().to_string());
     let signature = key.sign(&SystemRandom::new(), &[now.as_bytes(), &body].concat())?;
     let signature = STANDARD.encode(signature.as_ref());
     let headers = [
@@ -26,7 +26,7 @@ async fn tell(stack: &Stack, key: &EcdsaKeyPair, events: &Value) -> Result<()> {
 
 fn event(name: &str, delivery: &str) -> Value {
     json!({"event": name, "email": "ada@example.com", "sg_event_id": uuid::Uuid::now_v7().to_string(), "posthaste_delivery": delivery,
-        "timestamp": shared::clock::now().timestamp(), "sg_message_id": "unknown.filter-1"})
+        "timestamp": domain::clock::now().timestamp(), "sg_message_id": "unknown.filter-1"})
 }
 
 /// Sends, and waits for its status; its delivery.
@@ -70,7 +70,7 @@ async fn invariant_a_each_delivery_counts_once_for_each_state_it_ever_reached() 
     let (admin, api) = (stack.admin(), stack.producer());
     let analytics = async |query: &str| admin.get(&format!("{ANALYTICS}{query}")).await?.ok();
 
-    let first_day = shared::clock::now().date_naive();
+    let first_day = domain::clock::now().date_naive();
     let nothing = analytics("").await?;
     assert_eq!((nonzero(&nothing["totals"]), &nothing["rates"]["delivery_rate"]), (vec![], &json!(0.0)), "{nothing}");
     assert_eq!(nothing["by_day"], json!([]));
@@ -90,7 +90,7 @@ async fn invariant_a_each_delivery_counts_once_for_each_state_it_ever_reached() 
     replay(&stack, &doomed).await?;
     until_kind(&stack, "dead", 2).await?;
 
-    let tomorrow = (shared::clock::now() + chrono::TimeDelta::days(1)).to_rfc3339();
+    let tomorrow = (domain::clock::now() + chrono::TimeDelta::days(1)).to_rfc3339();
     let later = json!({"channel": "sms", "recipient": "+4915112345678", "message": "m", "scheduled_at": tomorrow});
     let taken_back = api.send(&later).await?;
     api.post(&format!("/api/messages/{taken_back}/cancel"), &json!({})).await?.ok()?;
@@ -138,7 +138,7 @@ async fn invariant_a_each_delivery_counts_once_for_each_state_it_ever_reached() 
     ];
     assert_eq!(nonzero(&all["totals"]), wanted.map(|(kind, n)| (kind.to_owned(), n)), "{all}");
     // Midnight may have come meanwhile.
-    let (first_day, today) = (first_day.to_string(), shared::clock::now().date_naive().to_string());
+    let (first_day, today) = (first_day.to_string(), domain::clock::now().date_naive().to_string());
     let days = all["by_day"].as_array().context("days")?;
     assert!(days.iter().all(|one| one["day"] == json!(first_day) || one["day"] == json!(today)), "{all}");
     assert_eq!(days.iter().filter_map(|one| one["sent"].as_i64()).sum::<i64>(), 9, "{all}");

@@ -231,7 +231,7 @@ async fn a_broadcast_stops_goes_on_and_ends_as_its_admin_says() -> Result<()> {
     assert!(over["told"].as_i64() < Some(15_000), "no further message is accepted: {over}");
     assert_eq!(check::wrong_daily_counts(&stack).await?, 0);
 
-    let soon = (shared::clock::now() + chrono::TimeDelta::hours(1)).to_rfc3339();
+    let soon = (domain::clock::now() + chrono::TimeDelta::hours(1)).to_rfc3339();
     let mut later = body(json!({"type": "users", "ids": ["u000001", "u000002"]}), &["in_app"]);
     later["scheduled_at"] = json!(soon);
     let id = begin(&admin, &later).await?;

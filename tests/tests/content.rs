@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use domain::{TenantId, seal};
 use harness::{
     Role, Stack, TestServers,
     api::SOON,
@@ -14,11 +15,7 @@ use harness::{
 use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use shared::{
-    db::{Store, breakers::host_key},
-    domain::TenantId,
-    seal,
-};
+use store::{Store, breakers::host_key};
 
 const KEY: &str = "POSTHASTE_ENCRYPTION_KEY";
 
@@ -196,8 +193,8 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     stack.producer().wait_status(&old, "delivered").await?;
     assert_eq!(stack.count(&format(&old)).await?, 1, "what a former version beside this one can read");
     let former = former.requiring(seal::Required::Bound);
-    let plain = shared::config::DatabaseConfig::plain(&stack.database_url.parse()?);
-    let bound = Store::open(&shared::config::DatabaseConfig { sealer: former, ..plain }, 1)?;
+    let plain = runtime::config::DatabaseConfig::plain(&stack.database_url.parse()?);
+    let bound = Store::open(&runtime::config::DatabaseConfig { sealer: former, ..plain }, 1)?;
     let refused = bound.check_keys().await.unwrap_err().to_string();
     assert!(refused.contains("run `posthaste rotate-keys`"), "{refused}");
 
@@ -222,7 +219,7 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     // The list does not end at it.
     let list = api.request(Method::GET, "/api/messages", &[], None).await?.ok()?;
     assert_eq!(list["messages"].as_array().map(Vec::len), Some(2), "{list}");
-    let store = Store::open(&shared::config::DatabaseConfig::plain(&stack.database_url.parse()?), 1)?;
+    let store = Store::open(&runtime::config::DatabaseConfig::plain(&stack.database_url.parse()?), 1)?;
     assert!(store.check_keys().await.is_err(), "without the key nothing starts");
 
     // A WAHA host that fails for one tenant, whose session may be wrong, stays open to others.

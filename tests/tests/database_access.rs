@@ -6,14 +6,12 @@ use std::{path::Path, process::Command};
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use harness::{Stack, TestServers};
-use shared::{
-    config::DatabaseConfig,
-    db::{
-        Store,
-        audit::Deed,
-        migrate::{SchemaError, migrate},
-        statement,
-    },
+use runtime::config::DatabaseConfig;
+use store::{
+    Store,
+    audit::Deed,
+    migrate::{SchemaError, migrate},
+    statement,
 };
 use tokio_postgres::{Client, NoTls, error::SqlState};
 use xtask::{

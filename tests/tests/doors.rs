@@ -4,12 +4,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use domain::token;
 use futures_util::future::join_all;
-use harness::{Api, Role, Stack, TestServers, api::Answer, api::SOON, eventually, patient};
+use harness::{
+    Api, Role, Stack, TestServers,
+    api::{Answer, SOON},
+    eventually, patient,
+};
 use reqwest::Method;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use shared::token;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

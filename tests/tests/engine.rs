@@ -5,19 +5,19 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, SubsecRound, Utc};
-use harness::{Stack, TestServers};
-use shared::{
-    config::DatabaseConfig,
+use domain::{
+    Channel, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, State, TenantId,
     contract::{AttemptRecord, Event, WorkItem},
-    db::{
-        Store,
-        claim::Claim,
-        erasure::{Erased, Step},
-        outbox::PENDING_MAX,
-        poll::Floors,
-        statement,
-    },
-    domain::{Channel, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, State, TenantId},
+};
+use harness::{Stack, TestServers};
+use runtime::config::DatabaseConfig;
+use store::{
+    Store,
+    claim::Claim,
+    erasure::{Erased, Step},
+    outbox::PENDING_MAX,
+    poll::Floors,
+    statement,
 };
 use uuid::Uuid;
 

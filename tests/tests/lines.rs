@@ -210,7 +210,7 @@ async fn invariant_f_a_tenants_wave_of_scheduled_singles_is_overtaken_by_a_quiet
     stack.cli(&["tenant", "create", "quiet"])?;
     let (busy, quiet) = (stack.producer(), stack.api(&stack.create_key("quiet", "producer")?));
     // Calls of 100 are no bulk yet.
-    let at = shared::clock::now() + chrono::TimeDelta::hours(1);
+    let at = domain::clock::now() + chrono::TimeDelta::hours(1);
     let hundred: Vec<String> = (0..100).map(|n| sink.url(&format!("/busy/{n}"))).collect();
     let wave = json!({"channel": "webhook", "recipients": hundred, "data": {"a": 1}, "scheduled_at": at.to_rfc3339()});
     for _ in 0..80 {

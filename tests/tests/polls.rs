@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use harness::{Stack, TestServers, eventually};
-use shared::{
-    config::DatabaseConfig,
-    db::{
-        Store,
-        poll::{Floors, WorkKind},
-    },
+use runtime::config::DatabaseConfig;
+use store::{
+    Store,
+    poll::{Floors, WorkKind},
 };
 
 /// Statements that commit by themselves are transactions; a process that does everything makes no more than this a second.

@@ -146,7 +146,7 @@ async fn changes_at_the_same_time_are_all_kept_and_count_for_what_waits_already(
     assert_eq!(types.as_object().context("types")?.len(), 24, "{types}");
 
     let mut waiting = mail("ada@example.com", Some("ada"), Some("news"));
-    waiting["scheduled_at"] = json!((shared::clock::now() + TimeDelta::hours(1)).to_rfc3339());
+    waiting["scheduled_at"] = json!((domain::clock::now() + TimeDelta::hours(1)).to_rfc3339());
     let id = producer.send(&waiting).await?;
     put(&ada, PREFERENCES, &json!({"news": {"enabled": false}})).await?.ok()?;
     due_now(&stack).await?;
@@ -204,7 +204,7 @@ async fn until_held_for(api: &Api, id: &str, until: DateTime<Utc>, reason: &str)
 async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwards() -> Result<()> {
     let stack = sandbox().await?;
     let api = stack.producer();
-    let now = shared::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
+    let now = domain::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
     let (begun, end) = (now - TimeDelta::hours(1), now + TimeDelta::hours(2));
     for user in ["ada", "bob", "eve"] {
         quiet(&stack, user, Some((begun, end))).await?;
@@ -264,7 +264,7 @@ async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwar
 async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> Result<()> {
     let stack = sandbox().await?;
     let (api, admin) = (stack.producer(), stack.admin());
-    let now = shared::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
+    let now = domain::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
     // Opens in an hour where Ada lives, for two hours, on that day of the week.
     let zone = TimeDelta::minutes(5 * 60 + 45);
     let (opening, closing) = (now + TimeDelta::hours(1), now + TimeDelta::hours(3));

@@ -40,7 +40,7 @@ impl Sendgrid {
     }
 
     async fn post(&self, api: &Api, body: &[u8]) -> Result<Answer> {
-        let now = shared::clock::now().timestamp().to_string();
+        let now = domain::clock::now().timestamp().to_string();
         let signature = self.sign(&now, body)?;
         let headers = [(SIGNATURE, signature.as_str()), (TIMESTAMP, now.as_str())];
         api.request(Method::POST, "/api/notifications/webhook/sendgrid", &headers, Some(body.to_vec())).await
@@ -69,7 +69,7 @@ async fn sent(api: &Api, body: &Value) -> Result<(String, String)> {
 
 fn event(name: &str, delivery: &str) -> Value {
     json!({"event": name, "email": "ada@example.com", "sg_event_id": uuid::Uuid::now_v7().to_string(), "posthaste_delivery": delivery,
-        "timestamp": shared::clock::now().timestamp(), "sg_message_id": "unknown.filter-1"})
+        "timestamp": domain::clock::now().timestamp(), "sg_message_id": "unknown.filter-1"})
 }
 
 async fn until_engaged(api: &Api, id: &str, word: &str) -> Result<()> {
@@ -165,7 +165,7 @@ async fn nothing_passes_that_sendgrid_did_not_sign_just_now() -> Result<()> {
     let key = sendgrid.public_key()?;
     let stack = Stack::start_with(&[("SENDGRID_WEBHOOK_PUBLIC_KEY", key.as_str())]).await?;
     let (api, body) = (stack.api(""), b"[{\"event\":\"open\",\"sg_event_id\":\"1\"}]\r\n".to_vec());
-    let now = shared::clock::now().timestamp();
+    let now = domain::clock::now().timestamp();
     let (fresh, old, ahead) = (now.to_string(), (now - 26 * 3600).to_string(), (now + 3600).to_string());
     let good = sendgrid.sign(&fresh, &body)?;
     let mut flipped = body.clone();
@@ -382,7 +382,7 @@ async fn events_of_ses_come_through_our_topics_and_no_others() -> Result<()> {
         Ok(value)
     };
     let public = stack.api("");
-    let now = shared::clock::now();
+    let now = domain::clock::now();
     let (id, delivery) = send(&api, "ada@example.com", "news").await?;
     let says =
         json!({"eventType": "Delivery", "mail": {"messageId": "0100", "tags": {"posthaste_delivery": [delivery]}}});

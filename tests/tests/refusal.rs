@@ -1,6 +1,7 @@
 //! Refusals: the errors of a database that cannot work and those of a wrong value are never confused.
 
 use anyhow::{Context, Result};
+use domain::{Channel, EventKind, TenantId, clock, contract::Event};
 use harness::{
     HttpSink, Role, Stack, TestServers,
     amqp::Backend,
@@ -11,14 +12,9 @@ use harness::{
 };
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use nix::sys::signal::Signal;
+use runtime::config::DatabaseConfig;
 use serde_json::{Value, json};
-use shared::{
-    clock,
-    config::DatabaseConfig,
-    contract::Event,
-    db::{DbError, Store, statement},
-    domain::{Channel, EventKind, TenantId},
-};
+use store::{DbError, Store, statement};
 use tokio::net::{TcpStream, UnixListener};
 
 /// A database with the schema and no process.
@@ -271,7 +267,7 @@ async fn deliveries(stack: &Stack, messages: &[String]) -> Result<Vec<uuid::Uuid
 
 /// The report "delivered" of a worker for a delivery at its first run.
 fn arrived(delivery: uuid::Uuid) -> Result<Value> {
-    let about = (TenantId(1), shared::domain::DeliveryId(delivery), 0, Channel::Webhook);
+    let about = (TenantId(1), domain::DeliveryId(delivery), 0, Channel::Webhook);
     let event = Event { report: false, ..Event::report(about, EventKind::Delivered, clock::now()) };
     Ok(serde_json::to_value(event)?)
 }

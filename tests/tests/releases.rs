@@ -1,16 +1,13 @@
 //! Releases: what was scheduled, held, retried or replayed takes turns with other tenants, in outbox rows of a bounded size.
 
 use anyhow::Result;
+use domain::{Channel, DeliveryId, Lane, Route, TenantId, acceptance::share};
 use harness::{Stack, TestServers};
-use shared::{
-    config::DatabaseConfig,
-    db::{
-        Store,
-        accept::share,
-        letters::{LetterAction, LetterFilter},
-        poll::Floors,
-    },
-    domain::{Channel, DeliveryId, Lane, Route, TenantId},
+use runtime::config::DatabaseConfig;
+use store::{
+    Store,
+    letters::{LetterAction, LetterFilter},
+    poll::Floors,
 };
 
 const RELAY_AFTER_MS: i32 = 5000;

@@ -11,17 +11,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use domain::{Channel, DeliveryId, TenantId, contract::WorkItem};
 use harness::{Role, Stack, TestServers, api::SOON, eventually, patient::LONG};
-use shared::{
-    config::DatabaseConfig,
-    contract::WorkItem,
-    db::{
-        Store,
-        migrate::migrate,
-        retention::{Pass, Surveyed},
-        webhook_events::Swept,
-    },
-    domain::{Channel, DeliveryId, TenantId},
+use runtime::config::DatabaseConfig;
+use store::{
+    Store,
+    migrate::migrate,
+    retention::{Pass, Surveyed},
+    webhook_events::Swept,
 };
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;

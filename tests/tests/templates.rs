@@ -134,7 +134,7 @@ async fn what_a_template_says_is_pinned_when_it_is_accepted_and_arrives_as_print
 
     // A waiting message keeps the version it was accepted with.
     let mut later = send_printed();
-    later["scheduled_at"] = json!((shared::clock::now() + chrono::TimeDelta::days(1)).to_rfc3339());
+    later["scheduled_at"] = json!((domain::clock::now() + chrono::TimeDelta::days(1)).to_rfc3339());
     let later = text(&send("k2", later).await?.ok()?, "id")?;
     let changed = put(&admin, &template, &json!({"subject": "New {{ order_id }}"})).await?.ok()?;
     assert_eq!((&changed["version"], &changed["body"]), (&json!(2), &order_confirmation()["body"]));

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use harness::waha::{IdShape, SendFault, Waha as Server};
-use shared::{
-    contract::guard::Guard,
+use connectors::{
     egress::Trouble,
     waha::{Host, NamedBy, Outgoing, SessionConfig, Waha, WahaError, WebhookSpec},
 };
+use domain::contract::guard::Guard;
+use harness::waha::{IdShape, SendFault, Waha as Server};
 
 const KEY: &str = "secret";
 /// The time limit of a call in tests that are not about time.

@@ -128,7 +128,7 @@ impl Scene {
         let delivered = self.producer.send(&note).await?;
         let hook = |path: &str| json!({"channel": "webhook", "recipient": self.sink.url(path), "data": {"content": "canary-content"}});
         let (failed, dead) = (self.producer.send(&hook("/bad")).await?, self.producer.send(&hook("/down")).await?);
-        let next_week = shared::clock::now() + chrono::TimeDelta::days(7);
+        let next_week = domain::clock::now() + chrono::TimeDelta::days(7);
         let later =
             json!({"channel": "in_app", "recipient": "ada", "message": "m", "scheduled_at": next_week.to_rfc3339()});
         let cancelled = self.producer.send(&later).await?;

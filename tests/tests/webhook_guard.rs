@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, io::ErrorKind, net::TcpListener};
 
 use anyhow::Result;
+use domain::contract::guard::{Guard, Refusal};
 use harness::{HttpSink, Reply, Stack, api::SOON, eventually};
 use serde_json::json;
-use shared::contract::guard::{Guard, Refusal};
 
 /// Addresses of special networks, each registry's first, last or best known.
 const V4: &[&str] = &[

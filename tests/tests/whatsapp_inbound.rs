@@ -768,7 +768,7 @@ async fn answer_half_dead(mut socket: tokio::net::TcpStream) -> std::io::Result<
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default();
     let message = json!({"id": "false_111@c.us_A", "from": "4915112345678@c.us", "fromMe": false, "body": "hello",
-        "timestamp": shared::clock::now().timestamp()});
+        "timestamp": domain::clock::now().timestamp()});
     let body = match path {
         path if path.contains("/hang/") || path.contains("222") => std::future::pending().await,
         path if path.contains("111") => json!([message]),

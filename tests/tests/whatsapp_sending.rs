@@ -351,7 +351,7 @@ async fn a_session_that_does_not_work_is_refused_or_waited_for() -> Result<()> {
     let id = scene.send(&waiting).await?;
     assert_eq!(scene.shown(&id).await?["status"], "QUEUED");
     // An expired message ends while the session is still away.
-    waiting["expires_at"] = json!((shared::clock::now() + Duration::from_secs(2)).to_rfc3339());
+    waiting["expires_at"] = json!((domain::clock::now() + Duration::from_secs(2)).to_rfc3339());
     let short = scene.send(&waiting).await?;
     scene.api().wait_status(&short, "expired").await?;
     assert_eq!(kinds(&scene.api().timeline(&short).await?).last(), Some(&"expired"));

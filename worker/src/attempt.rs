@@ -10,24 +10,21 @@ use std::{
 };
 
 use chrono::{DateTime, SubsecRound, Utc};
-use futures_util::FutureExt;
-use shared::{
+use domain::{
+    Channel, DeadReason, DeliveryId, EventKind, FailoverRound, Fault, Outcome, OutcomeClass, ProviderName,
+    ProviderProgress, Reason, RecipientPolicy, RetryDecision, RetryPolicy, Route, State, TenantId, Topic, Tries, Wait,
     clock,
     contract::{
         AttemptRecord, Event, Order, Provider,
         provider::{HeldBack, Slot, ThrottleScope},
         submission::Content,
     },
-    db::claim::Claim,
-    domain::{
-        Channel, DeadReason, DeliveryId, EventKind, FailoverRound, Fault, Outcome, OutcomeClass, ProviderName,
-        ProviderProgress, Reason, RecipientPolicy, RetryDecision, RetryPolicy, Route, State, TenantId, Topic, Tries,
-        Wait,
-        retry::{decide, decide_wait},
-        suppression::SuppressionReason,
-    },
-    faultpoint,
+    retry::{decide, decide_wait},
+    suppression::SuppressionReason,
 };
+use futures_util::FutureExt;
+use runtime::faultpoint;
+use store::claim::Claim;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 

@@ -10,13 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared::{
-    clock,
-    config::BreakerConfig,
-    contract::provider::HeldBack,
-    db::{Store, breakers::Breaker},
-    domain::{BreakerState, TenantId, retry::RETRY_AFTER_MAX},
-};
+use domain::{BreakerState, TenantId, clock, contract::provider::HeldBack, retry::RETRY_AFTER_MAX};
+use runtime::config::BreakerConfig;
+use store::{Store, breakers::Breaker};
 use tokio::sync::Mutex;
 
 /// How long a snapshot is used.

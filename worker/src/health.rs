@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use shared::{
-    amqp::ConsumerHealth,
-    probe::{Checking, Health, Part},
-};
+use broker::ConsumerHealth;
+use runtime::probe::{Checking, Health, Part};
 
 /// The name of this part in health reports.
 pub const NAME: &str = "consumers";

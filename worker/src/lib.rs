@@ -19,14 +19,14 @@ mod testing;
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{
-    amqp::{Broker, ConsumerHealth, Publisher},
+use broker::{Broker, BrokerPart, ConsumerHealth, Publisher};
+use domain::{Channel, Lane, Route};
+use engine::local_dispatch::LocalDispatch;
+use runtime::{
     config::{Config, REPORT_TIME},
-    db::{Store, migrate::SchemaError},
-    domain::{Channel, Lane, Route},
-    local_dispatch::LocalDispatch,
-    probe::{BrokerPart, DatabasePart, Parts, Starting},
+    probe::{Parts, Starting},
 };
+use store::{DatabasePart, Store, migrate::SchemaError};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 

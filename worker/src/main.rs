@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use shared::local_dispatch::LocalDispatch;
+use engine::local_dispatch::LocalDispatch;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let run = |config, parts, stop| worker::run(config, parts, LocalDispatch::default(), stop);
-    shared::service::process_with_probe("worker", run).await
+    runtime::service::process_with_probe("worker", run).await
 }

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
+use domain::{Channel, OutcomeClass, ProviderName, Route};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, histogram};
-use shared::{
-    domain::{Channel, OutcomeClass, ProviderName, Route},
-    telemetry::at_zero,
-};
+use runtime::telemetry::at_zero;
 
 /// Registers the help text of each metric for `/metrics`.
 pub fn describe() {

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use shared::{
-    amqp::{Outgoing, Publisher, topology},
+use broker::{Outgoing, Publisher, topology};
+use domain::contract::{Event, EventBatch, wire::EVENTS_MAX};
+use runtime::{
     batch::{Batcher, Limits},
-    contract::{Event, EventBatch, wire::EVENTS_MAX},
     reconnect::Reconnect,
 };
 use tokio_util::sync::CancellationToken;

@@ -16,18 +16,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared::{
-    amqp::{Acker, Broker, Consumer, ConsumerHealth, Delivery, Publisher, Tag, dead_letter},
+use broker::{Acker, Broker, Consumer, ConsumerHealth, Delivery, Publisher, Tag, dead_letter};
+use domain::{
+    DeadReason, DeliveryId,
     contract::{
         Event, WorkItem,
         wire::{VERSION, Wire},
     },
-    db::{DbError, Store, claim::Claim},
-    domain::{DeadReason, DeliveryId, retry::AmbiguousPolicy},
-    faultpoint,
-    local_dispatch::{LocalClaim, LocalDispatch, PoolLimits},
-    reconnect::Reconnect,
+    retry::AmbiguousPolicy,
 };
+use engine::local_dispatch::{LocalClaim, LocalDispatch, PoolLimits};
+use runtime::{faultpoint, reconnect::Reconnect};
+use store::{DbError, Store, claim::Claim};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc::Receiver},
     time::sleep_until,
@@ -130,7 +130,7 @@ impl Pool {
         local_dispatch: &LocalDispatch,
     ) -> Self {
         let in_flight_max = concurrency.saturating_mul(IN_FLIGHT_PER_ATTEMPT);
-        let queue = shared::amqp::work_queue(context.route);
+        let queue = broker::work_queue(context.route);
         let prefetch = u16::try_from(in_flight_max).unwrap_or(u16::MAX);
         let consumer = Consumer::open(broker, queue.clone(), prefetch, &deps.stop);
         let lease = context.timeout + context.lease_margin;

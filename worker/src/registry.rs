@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use shared::{
-    config::{ByChannel, Config},
-    contract::Provider,
-    db::Store,
-    domain::{Channel, ProviderName},
-};
+use domain::{Channel, ProviderName, contract::Provider};
+use runtime::config::{ByChannel, Config};
+use store::Store;
 
 use crate::{
     breakers::Breakers,

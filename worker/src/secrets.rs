@@ -7,13 +7,10 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use domain::{TenantId, clock};
+use runtime::reconnect::Reconnect;
 use secrecy::ExposeSecret;
-use shared::{
-    clock,
-    db::{DbResult, Store, configurations::Configuration},
-    domain::TenantId,
-    reconnect::Reconnect,
-};
+use store::{DbResult, Store, configurations::Configuration};
 use uuid::Uuid;
 
 /// A cached entry is reloaded after this long, even without a known change.

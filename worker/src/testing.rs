@@ -9,11 +9,8 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    config::Config,
-    contract::Order,
-    domain::{Address, Channel, DeliveryId, Lane, MessageId, TenantId},
-};
+use domain::{Address, Channel, DeliveryId, Lane, MessageId, TenantId, contract::Order};
+use runtime::config::Config;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},

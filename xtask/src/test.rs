@@ -3,18 +3,22 @@
 //! The tests find the servers and the built programs through four variables, so one set of servers
 //! serves them all; each test takes a database and a virtual host of its own.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, ExitStatus, Stdio},
+};
 
 use anyhow::Result;
 use tokio::runtime::Runtime;
 
-use crate::cargo::{self, cargo};
-use crate::oracles::Oracles;
-use crate::process;
-use crate::progress::Progress;
-use crate::servers::{Install, Servers, ServersConfig};
-use crate::stop::Stop;
+use crate::{
+    cargo::{self, cargo},
+    oracles::Oracles,
+    process,
+    progress::Progress,
+    servers::{Install, Servers, ServersConfig},
+    stop::Stop,
+};
 
 /// Every test may hold a pool of its own.
 const CONNECTIONS_MAX: u16 = 400;
@@ -39,7 +43,7 @@ pub struct Args {
     /// Run the tests that ask checkers of other people, instead of the others
     #[arg(long)]
     oracles: bool,
-    /// Passed on to the test runner, such as `-p posthaste-shared` or a part of a test's name
+    /// Passed on to the test runner, such as `-p posthaste-store` or a part of a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "RUNNER ARGUMENT")]
     rest: Vec<String>,
 }

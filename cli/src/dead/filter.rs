@@ -1,10 +1,7 @@
 //! The options that select dead letters.
 
-use shared::{
-    clock,
-    db::{Store, letters::LetterFilter},
-    domain::{Channel, DeadReason},
-};
+use domain::{Channel, DeadReason, clock};
+use store::{Store, letters::LetterFilter};
 
 use crate::{moment::Moment, settings};
 

@@ -7,15 +7,15 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use filter::Filter;
 use serde_json::json;
-use shared::db::letters::{DeadLetter, LetterAction, Replay};
+use store::letters::{DeadLetter, LetterAction, Replay};
 use uuid::Uuid;
 
 use crate::{
     output::{Output, or_dash, table, table_or, time},
     settings,
 };
+use filter::Filter;
 
 /// The default number of letters in a list: two screens.
 const LIST_USUAL: &str = "50";
@@ -51,7 +51,7 @@ pub struct List {
     filter: Filter,
     /// open, replayed or dropped
     #[arg(long)]
-    status: Option<shared::db::letters::LetterStatus>,
+    status: Option<store::letters::LetterStatus>,
     /// At most so many
     #[arg(long, default_value = LIST_USUAL, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use shared::db::{
+use store::{
     Store,
     letters::{LetterAction, LetterFilter, Replay},
 };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use anyhow::Context;
-use shared::amqp::{
+use broker::{
     DLQ, EVENTS_LOG, INTAKE_HIGH, INTAKE_STD, QueueDepth, TopologyError, connect,
     declare::{self, Fault},
 };

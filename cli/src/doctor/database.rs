@@ -3,17 +3,14 @@
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Bool, Int4, Text, Timestamptz};
+use domain::{Publishers, clock};
+use runtime::config::{PostgresUrl, SslMode};
 use secrecy::ExposeSecret;
-use shared::{
-    clock,
-    config::{PostgresUrl, SslMode},
-    db::{
-        DbResult, Floor, Store,
-        letters::{LetterAction, LetterFilter},
-        outbox::PENDING_MAX,
-        statement,
-    },
-    domain::Publishers,
+use store::{
+    DbResult, Floor, Store,
+    letters::{LetterAction, LetterFilter},
+    outbox::PENDING_MAX,
+    statement,
 };
 
 use super::{broker::shortened, finding::Finding};

@@ -6,11 +6,11 @@ mod finding;
 
 use std::process::ExitCode;
 
-use finding::{CheckResult, Finding};
+use runtime::config::Config;
 use serde_json::json;
-use shared::config::Config;
 
 use crate::{output::Output, progress};
+use finding::{CheckResult, Finding};
 
 /// Check settings, database and broker; exit with 1 when something fails
 #[derive(Debug, clap::Args)]

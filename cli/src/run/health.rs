@@ -1,6 +1,6 @@
 //! A whole service as one part of the process's health, so that parts of two services may have the same name.
 
-use shared::probe::{Checking, Health, Part, Parts, Report, Status};
+use runtime::probe::{Checking, Health, Part, Parts, Report, Status};
 
 /// A service. Its health is that of its worst part.
 pub struct ServicePart {

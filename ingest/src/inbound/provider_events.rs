@@ -9,23 +9,23 @@ use actix_web::{
     http::header::{CONTENT_TYPE, HeaderMap},
     web::Data,
 };
-use futures_util::future::join_all;
-use reqwest::Client;
-use serde::Serialize;
-use shared::{
-    batch::{Batcher, Limits, SubmitError},
-    clock,
-    config::Config,
-    contract::guard::Guard,
-    db::Store,
-    domain::EventSource,
+use connectors::{
     egress::{self, resolver::GuardedResolver},
     provider_events::{
-        ProviderEvent, sendgrid,
+        sendgrid,
         sns::{Certificate, Envelope},
         twilio::{self, Callback},
     },
 };
+use domain::{EventSource, clock, contract::guard::Guard, p256::PublicKey};
+use futures_util::future::join_all;
+use reqwest::Client;
+use runtime::{
+    batch::{Batcher, Limits, SubmitError},
+    config::Config,
+};
+use serde::Serialize;
+use store::{Store, provider_events::ProviderEvent};
 use tokio::{sync::Semaphore, time::timeout};
 use url::Url;
 use utoipa::ToSchema;
@@ -73,7 +73,7 @@ pub enum TrustError {
 
 /// The keys and certificates that verify events.
 pub struct Trust {
-    sendgrid: Option<sendgrid::Key>,
+    sendgrid: Option<PublicKey>,
     twilio: Option<twilio::Token>,
     topics: Vec<String>,
     requires_sha256: bool,
@@ -287,7 +287,7 @@ fn is_signature(text: &str) -> bool {
 fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let claims = header(headers, sendgrid::SIGNATURE).zip(header(headers, sendgrid::TIMESTAMP));
     let verified = trust.sendgrid.as_ref().zip(claims);
-    let verified = verified.filter(|(key, (signature, at))| key.verifies(signature, at, body, clock::now()));
+    let verified = verified.filter(|(key, (signature, at))| sendgrid::verifies(key, signature, at, body, clock::now()));
     verified.ok_or_else(refuse)?;
     sendgrid::split(body).map_err(|_| malformed("an array of SendGrid's events"))
 }

@@ -16,13 +16,9 @@ use actix_web::{
     },
     web::Data,
 };
-use shared::{
-    clock,
-    provider_events::{
-        ProviderEvent,
-        tracking::{Key, Link},
-    },
-};
+use connectors::provider_events::tracking::{Key, Link};
+use domain::clock;
+use store::provider_events::ProviderEvent;
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 
 use crate::{app::App, client, inbound::provider_events::Keeper, problem::Problem};
@@ -63,7 +59,7 @@ impl Tracker {
     async fn key(&self, app: &App) -> Result<&Key, Problem> {
         if self.key.get().is_none() {
             app.require_schema()?;
-            self.set_key(app.db.run(async move |store| store.tracking_key().await).await?);
+            self.set_key(app.db.run(async move |store| Key::load(&store).await).await?);
         }
         self.key.get().ok_or_else(Problem::unavailable)
     }

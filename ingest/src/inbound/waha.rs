@@ -15,18 +15,15 @@ use actix_web::{
     web::Data,
 };
 use chrono::{DateTime, Utc};
-use ipnet::IpNet;
-use serde::Serialize;
-use shared::{
-    batch::{Batcher, Limits, SubmitError},
-    clock,
-    db::{Store, wa_sessions::Session, waha_events::NewEvent},
-    domain::{SignatureRule, TenantId},
-    waha::{
-        event::Envelope,
-        mac::{Claims, HMAC, HMAC_ALGORITHM, Keys, SIGNATURE},
-    },
+use connectors::waha::{
+    event::Envelope,
+    mac::{Claims, HMAC, HMAC_ALGORITHM, Keys, SIGNATURE},
 };
+use domain::{SignatureRule, TenantId, clock};
+use ipnet::IpNet;
+use runtime::batch::{Batcher, Limits, SubmitError};
+use serde::Serialize;
+use store::{Store, wa_sessions::Session, waha_events::NewEvent};
 use tokio::{sync::Semaphore, time::timeout};
 use utoipa::ToSchema;
 use uuid::Uuid;

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use shared::{
-    batch::{Batcher, Limits},
-    db::{
-        Store,
-        inbox::{Follower, InboxItem, Reader},
-    },
+use runtime::batch::{Batcher, Limits};
+use store::{
+    Store,
+    inbox::{Follower, InboxItem, Reader},
 };
 
 /// Items sent to a client whose position is unknown.

@@ -6,12 +6,9 @@ use actix_web::{
     HttpRequest, HttpResponse,
     web::{Data, Payload},
 };
+use domain::{clock, contract::wire::InboxHint};
 use serde::Deserialize;
-use shared::{
-    clock,
-    contract::wire::InboxHint,
-    db::inbox::{Follower, Reader, Start, persons},
-};
+use store::inbox::{Follower, Reader, Start, persons};
 use tokio::time::Instant;
 use utoipa::IntoParams;
 

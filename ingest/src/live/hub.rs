@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use shared::{contract::wire::InboxHint, domain::TenantId};
+use domain::{TenantId, contract::wire::InboxHint};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 

@@ -11,10 +11,8 @@ pub mod follow;
 pub mod hub;
 mod socket;
 
-use shared::{
-    amqp::{Broker, Heard, Subscriber, topology},
-    contract::wire::InboxHints,
-};
+use broker::{Broker, Heard, Subscriber, topology};
+use domain::contract::wire::InboxHints;
 use tokio_util::sync::CancellationToken;
 
 use hub::Hub;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix_web::web::{Bytes, Data};
 use actix_ws::{CloseCode, CloseReason, Closed, Message, MessageStream, ProtocolError, Session};
 use serde::Serialize;
-use shared::db::inbox::Reader;
+use store::inbox::Reader;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{feed::PAGE, hub::Seat};

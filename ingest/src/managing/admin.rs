@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use actix_web::{HttpResponse, web::Data};
+use broker::{QueueDepth, declare::depths};
 use serde::Serialize;
-use shared::amqp::{QueueDepth, declare::depths};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 

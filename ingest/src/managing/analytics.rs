@@ -8,12 +8,10 @@ use actix_web::{
     web::Data,
 };
 use chrono::{Days, NaiveDate};
+use domain::clock;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::{
-    clock,
-    db::analytics::{AnalyticsFilter, COUNTED, KindCount, TRIED, WRONG},
-};
+use store::analytics::{AnalyticsFilter, COUNTED, KindCount, TRIED, WRONG};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{

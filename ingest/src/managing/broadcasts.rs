@@ -4,17 +4,18 @@ use std::collections::BTreeSet;
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use content::broadcast::Definition;
+use domain::{
+    BroadcastStatus, Channel, Priority, Target, TenantId,
+    acceptance::{Acceptance, NewBroadcast, SideRecord},
+    broadcast::is_targetable,
+    contract::submission::{FieldError, NAME_BYTES_MAX, SessionAsk, Shared, Submission, parse_json},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use shared::{
-    broadcast::Definition,
-    contract::submission::{FieldError, NAME_BYTES_MAX, SessionAsk, Shared, Submission, parse_json},
-    db::{
-        accept::{Acceptance, Accepted},
-        broadcasts::{Steering, StoredBroadcast},
-        side_records::{NewBroadcast, SideRecord},
-    },
-    domain::{BroadcastStatus, Channel, Priority, Target, TenantId, broadcast::is_targetable},
+use store::{
+    accept::Accepted,
+    broadcasts::{Steering, StoredBroadcast},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -178,7 +179,7 @@ fn channels(asked: Option<&[String]>, usual: Option<Vec<Channel>>, faults: &mut 
             Err(error) => unknown = Some(error),
         }
     }
-    faults.extend(unknown.map(|unknown: shared::domain::UnknownWord| FieldError::new("channels", unknown.to_string())));
+    faults.extend(unknown.map(|unknown: domain::UnknownWord| FieldError::new("channels", unknown.to_string())));
     if asked.is_empty() {
         faults.push(FieldError::new("channels", "must name at least one"));
     }
@@ -275,7 +276,7 @@ pub async fn create(
             Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
         };
     }
-    let template = |error: shared::template::TemplateError| {
+    let template = |error: content::template::TemplateError| {
         let message = format!("has a template that cannot be used: {error}");
         Problem::validation(vec![FieldError::new("notification_type", message)])
     };

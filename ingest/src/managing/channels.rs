@@ -2,13 +2,11 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use domain::{BreakerState, Channel, ProviderName, TenantId};
 use serde::Serialize;
-use shared::{
-    db::{
-        DbResult, Store,
-        breakers::{Breaker, host_key, session_key},
-    },
-    domain::{BreakerState, Channel, ProviderName, TenantId},
+use store::{
+    DbResult, Store,
+    breakers::{Breaker, host_key, session_key},
 };
 use utoipa::ToSchema;
 

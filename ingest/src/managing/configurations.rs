@@ -4,25 +4,24 @@ use std::time::Duration;
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use shared::{
-    clock,
+use connectors::egress::same_origin;
+use domain::{
+    Channel, State, clock,
     contract::{
         submission::{FieldError, parse_time},
         webhooks::{self, MASK, is_event, is_reserved_header},
     },
-    db::{
-        Store,
-        configurations::{Configuration, ConfigurationSettings},
-        counts::Counted,
-        webhook_events::{Again, carrier},
-        webhook_logs::Call,
-    },
-    domain::{Channel, State},
-    egress::same_origin,
     token,
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use store::{
+    Store,
+    configurations::{Configuration, ConfigurationSettings},
+    counts::Counted,
+    webhook_events::{Again, carrier},
+    webhook_logs::Call,
 };
 use utoipa::ToSchema;
 use uuid::Uuid;

@@ -1,11 +1,9 @@
 //! Dead letters: what a person must look at, and starting or dropping many of them at once.
 
 use actix_web::{HttpResponse, web::Data};
+use domain::contract::submission::FieldError;
 use serde::{Deserialize, Serialize};
-use shared::{
-    contract::submission::FieldError,
-    db::letters::{DeadLetter, LetterAction, LetterFilter},
-};
+use store::letters::{DeadLetter, LetterAction, LetterFilter};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -227,7 +225,7 @@ async fn start(app: &App, caller: &Identity, action: LetterAction, body: JsonBod
     }
     let actor = caller.actor();
     let starting =
-        async move |store: shared::db::Store| store.start_replay(scope, action, &filter, rate, &reason, &actor).await;
+        async move |store: store::Store| store.start_replay(scope, action, &filter, rate, &reason, &actor).await;
     let (replay_id, matched) = app.db.run(starting).await?;
     Ok(audit::made(HttpResponse::Accepted().json(MoveStarted { replay_id, matched }), replay_id))
 }
@@ -250,7 +248,7 @@ mod tests {
 
     fn check(body: &str) -> Result<(LetterFilter, String), Code> {
         let body: MoveBody =
-            shared::contract::submission::parse_json(body.as_bytes()).map_err(|_| Code::MalformedBody)?;
+            domain::contract::submission::parse_json(body.as_bytes()).map_err(|_| Code::MalformedBody)?;
         body.check().map_err(|problem| problem.code())
     }
 

@@ -2,13 +2,13 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
-use shared::{
+use domain::{
     contract::submission::{FieldError, NAME_BYTES_MAX},
-    db::{counts::Counted, keys::KeyListing},
     token::{ApiKey, Role},
 };
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use store::{counts::Counted, keys::KeyListing};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 

@@ -3,18 +3,17 @@
 use std::collections::{BTreeMap, HashSet};
 
 use actix_web::{HttpResponse, web::Data};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use shared::{
-    catalogue::NotificationType,
+use content::{catalogue::NotificationType, template::TemplateSource};
+use domain::{
+    Channel, Class, SendWindow, TenantId,
     contract::{
         send_window,
         submission::{FieldError, NAME_BYTES_MAX},
     },
-    db::notification_types::{Category, Done, Import, Imported},
-    domain::{Channel, Class, SendWindow, TenantId},
-    template::TemplateSource,
 };
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use store::notification_types::{Category, Done, Import, Imported};
 use utoipa::ToSchema;
 
 use crate::{
@@ -158,7 +157,7 @@ impl Reading {
 
     fn class(&mut self, field: String, text: Option<&str>) -> Option<Class> {
         let class = text?.parse();
-        class.map_err(|unknown: shared::domain::UnknownWord| self.fault(field, &unknown.to_string())).ok()
+        class.map_err(|unknown: domain::UnknownWord| self.fault(field, &unknown.to_string())).ok()
     }
 
     fn category(&mut self, at: &str, name: String, label: Option<String>, class: Option<&str>) {

@@ -1,6 +1,7 @@
 //! How many things of a kind a tenant may have.
 
-use shared::{db::counts::Counted, domain::TenantId};
+use domain::TenantId;
+use store::counts::Counted;
 
 use crate::{app::App, problem::Problem};
 

@@ -2,20 +2,18 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
-use shared::{
+use domain::{
+    Channel, Condition, DigestRule, LocalSchedule, Operator, Priority, RuleDefinition, TenantId, Throttle, UnknownWord,
     clock,
     contract::submission::{FieldError, NAME_BYTES_MAX},
-    db::{
-        Store,
-        counts::Counted,
-        rules::{RuleSettings, StoredRule},
-    },
-    domain::{
-        Channel, Condition, DigestRule, LocalSchedule, Operator, Priority, RuleDefinition, TenantId, Throttle,
-        UnknownWord, rule, window,
-    },
+    rule, window,
+};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use store::{
+    Store,
+    counts::Counted,
+    rules::{RuleSettings, StoredRule},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;

@@ -2,14 +2,12 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use shared::{
-    db::suppressions::{Suppression, SuppressionFilter},
-    domain::{
-        Channel, DeliveryId,
-        suppression::{SuppressionReason, SuppressionScope},
-    },
+use domain::{
+    Channel, DeliveryId,
+    suppression::{SuppressionReason, SuppressionScope},
 };
+use serde::{Deserialize, Serialize};
+use store::suppressions::{Suppression, SuppressionFilter};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -94,8 +92,7 @@ pub async fn list(reader: Reader, query: Params<SuppressionsQuery>, app: Data<Ap
     let (limit, before) = (params::limit(limit)?, params::cursor(cursor)?);
     let filter = SuppressionFilter { recipient: params::given(recipient), channel: params::word("channel", channel)? };
     let tenant = reader.0.tenant;
-    let reading =
-        async move |store: shared::db::Store| store.list_suppressions(tenant, &filter, before, limit + 1).await;
+    let reading = async move |store: store::Store| store.list_suppressions(tenant, &filter, before, limit + 1).await;
     let (found, next_cursor) = params::page_of(app.db.run(reading).await?, limit, |suppression| suppression.id);
     let suppressions = found.into_iter().map(SuppressionView::from).collect();
     Ok(HttpResponse::Ok().json(SuppressionList { suppressions, next_cursor }))

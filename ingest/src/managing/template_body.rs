@@ -1,12 +1,12 @@
 //! What a template says, as requests write it and answers spell it: S3's flat body, S2's parts by channel, or both.
 
+use content::template::{DEFAULT, Fault, Kind, Sources, TemplateSource};
+use domain::{
+    Channel,
+    contract::submission::{FieldError, NAME_BYTES_MAX, Part},
+};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
-use shared::{
-    contract::submission::{FieldError, NAME_BYTES_MAX, Part},
-    domain::Channel,
-    template::{DEFAULT, Fault, Kind, Sources, TemplateSource},
-};
 use utoipa::ToSchema;
 
 /// Variables that one template may declare.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use content::template::{self, DEFAULT, Fault, Template, TemplateSource};
+use domain::{
+    Channel, TenantId,
+    contract::submission::{FieldError, Submission, TemplateRef},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use shared::{
-    contract::submission::{FieldError, Submission, TemplateRef},
-    db::templates::{StoredTemplate, TemplateVersion},
-    domain::{Channel, TenantId},
-    template::{self, DEFAULT, Fault, Template, TemplateSource},
-};
+use store::templates::{StoredTemplate, TemplateVersion};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -130,7 +130,7 @@ pub async fn create(admin: Admin, app: Data<App>, body: JsonBody<TEMPLATE>) -> R
     }
     check((&app, tenant), all, vec![source.clone()], None).await?;
     let name = source.name.clone();
-    let saving = async move |store: shared::db::Store| match store.create_template(tenant, &source, is_active).await? {
+    let saving = async move |store: store::Store| match store.create_template(tenant, &source, is_active).await? {
         Some(id) => store.template(tenant, id).await,
         None => Ok(None),
     };
@@ -230,11 +230,10 @@ pub async fn update(admin: Admin, id: Id, app: Data<App>, body: JsonBody<TEMPLAT
         check_unused((&app, tenant), all.clone(), before.source.name).await?;
     }
     check((&app, tenant), all, vec![source.clone()], Some(id)).await?;
-    let saving =
-        async move |store: shared::db::Store| match store.update_template(tenant, id, &source, is_active).await? {
-            true => store.template(tenant, id).await,
-            false => Ok(None),
-        };
+    let saving = async move |store: store::Store| match store.update_template(tenant, id, &source, is_active).await? {
+        true => store.template(tenant, id).await,
+        false => Ok(None),
+    };
     let changed = app.db.run(saving).await?;
     let changed = changed
         .ok_or_else(|| Problem::conflict("Read the template and try again: somebody else changed it just now."))?;
@@ -435,7 +434,7 @@ pub async fn test(
     let bytes = body.read().await?;
     let asked: TestBody = match bytes.is_empty() {
         true => TestBody::default(),
-        false => shared::contract::submission::parse_json(&bytes).map_err(Problem::malformed)?,
+        false => domain::contract::submission::parse_json(&bytes).map_err(Problem::malformed)?,
     };
     let key = idempotency::key(request.headers(), None)?;
     let channel = channel_of(asked.channel.as_deref())?.unwrap_or(Channel::InApp);

@@ -1,12 +1,9 @@
 //! The limits of a tenant.
 
 use actix_web::{HttpResponse, web::Data};
+use domain::{contract::submission::FieldError, token::Role};
 use serde::{Deserialize, Deserializer, Serialize};
-use shared::{
-    contract::submission::FieldError,
-    db::{Store, limits::TenantLimits},
-    token::Role,
-};
+use store::{Store, limits::TenantLimits};
 use utoipa::ToSchema;
 
 use crate::{

@@ -2,14 +2,14 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
-use shared::{
+use domain::{
+    TenantId,
     contract::submission::FieldError,
-    db::tenants::{CreateTenantError, Tenant},
-    domain::TenantId,
     token::{self, Role},
 };
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use store::tenants::{CreateTenantError, Tenant};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{

@@ -7,14 +7,14 @@ use actix_web::{
     http::header::{CACHE_CONTROL, HeaderValue},
     web::Data,
 };
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
-use shared::{
-    config::AuthConfig,
+use domain::{
     contract::submission::FieldError,
-    db::refresh::{Grant, NewFamily},
     token::{self, KEY_PREFIX, RefreshToken, Role, Via},
 };
+use runtime::config::AuthConfig;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use store::refresh::{Grant, NewFamily};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -199,7 +199,7 @@ pub async fn renew(app: Data<App>, body: JsonBody<ANONYMOUS>) -> Result<HttpResp
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::TenantId;
+    use domain::TenantId;
 
     use super::*;
 

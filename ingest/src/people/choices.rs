@@ -4,13 +4,15 @@
 
 use std::collections::BTreeSet;
 
+use domain::{
+    Channel, Preferences,
+    category::MARKETING,
+    contract::submission::{FieldError, NAME_BYTES_MAX},
+    suppression::SuppressionScope,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use shared::{
-    contract::submission::{FieldError, NAME_BYTES_MAX},
-    db::preferences::Consequences,
-    domain::{Channel, Preferences, category::MARKETING, suppression::SuppressionScope},
-};
+use store::preferences::Consequences;
 
 /// Types and categories that one person may have said something about.
 const KEYS_MAX: usize = 500;

@@ -2,16 +2,16 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use shared::{
+use domain::{
+    Address, Channel, Device, Platform,
     contract::{
         contact::is_user_id,
         device::is_subscription,
         submission::{FieldError, Recipient, Rules, check_recipient},
     },
-    domain::{Address, Channel, Device, Platform},
     token::Role,
 };
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -150,8 +150,8 @@ pub async fn remove(caller: Anyone, user: PathUser, id: Id, app: Data<App>) -> R
 
 #[cfg(test)]
 mod tests {
+    use domain::{TenantId, contract::guard::Guard};
     use serde_json::json;
-    use shared::{contract::guard::Guard, domain::TenantId};
 
     use super::*;
 

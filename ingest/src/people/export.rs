@@ -6,10 +6,16 @@ use actix_web::{
     web::{Bytes, Data},
 };
 use futures_util::stream;
-use shared::{db::DbError, person_file};
+use store::DbError;
 use tokio::sync::mpsc;
 
-use crate::{app::App, auth::Anyone, params::PathUser, people::users::require_ownership, problem::Problem};
+use crate::{
+    app::App,
+    auth::Anyone,
+    params::PathUser,
+    people::{person_file, users::require_ownership},
+    problem::Problem,
+};
 
 /// Pieces on their way to a reader.
 const PIECES: usize = 16;

@@ -11,13 +11,10 @@ use actix_web::{
     web::{Bytes, Data, Payload},
 };
 use chrono::{DateTime, Utc};
+use domain::contract::submission::FieldError;
 use futures_util::{StreamExt, future::join};
 use serde::Serialize;
-use shared::{
-    contract::submission::FieldError,
-    db::imports::ImportRow,
-    importing::{self, Format, ImportError, RowFault, Summary},
-};
+use store::imports::ImportRow;
 use tokio::{sync::mpsc, time::timeout};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -27,6 +24,7 @@ use crate::{
     audit,
     auth::Producer,
     params::Id,
+    people::importing::{self, Format, ImportError, RowFault, Summary},
     problem::{Code, Problem},
 };
 

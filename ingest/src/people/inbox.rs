@@ -4,15 +4,12 @@ use std::sync::Arc;
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use domain::{TenantId, token::Role};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
-use shared::{
-    db::{
-        Store,
-        inbox::{InboxChange as Change, InboxFilter, InboxItem},
-    },
-    domain::TenantId,
-    token::Role,
+use store::{
+    Store,
+    inbox::{InboxChange as Change, InboxFilter, InboxItem},
 };
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -286,7 +283,7 @@ pub fn may_open(caller: &Identity, user: &str) -> bool {
 async fn ids(body: JsonBody) -> Result<Vec<Uuid>, Problem> {
     let IdsBody { ids } = body.parse().await?;
     if ids.len() > IDS_MAX {
-        let error = shared::contract::submission::FieldError::new("ids", format!("must be at most {IDS_MAX}"));
+        let error = domain::contract::submission::FieldError::new("ids", format!("must be at most {IDS_MAX}"));
         return Err(Problem::validation(vec![error]));
     }
     Ok(ids)

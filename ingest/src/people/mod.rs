@@ -1,11 +1,13 @@
 //! The people that messages go to, and what is theirs.
 
-pub mod choices;
-pub mod devices;
-pub mod export;
-pub mod imports;
-pub mod inbox;
-pub mod preferences;
-pub mod reads;
-pub mod unsubscribe;
-pub mod users;
+pub(crate) mod choices;
+pub(crate) mod devices;
+pub(crate) mod export;
+pub mod importing;
+pub(crate) mod imports;
+pub(crate) mod inbox;
+pub mod person_file;
+pub(crate) mod preferences;
+pub(crate) mod reads;
+pub(crate) mod unsubscribe;
+pub(crate) mod users;

@@ -4,20 +4,18 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use shared::{
-    catalogue::{Catalogue, NotificationType},
+use content::catalogue::{Catalogue, NotificationType};
+use domain::{
+    Channel, Preferences, TenantId, Topic,
+    category::MARKETING,
     clock,
     contract::submission::FieldError,
-    db::preferences::{Consequences, OptOut},
-    domain::{
-        Channel, Preferences, TenantId, Topic,
-        category::MARKETING,
-        suppression::{SuppressionReason, SuppressionScope},
-    },
+    suppression::{SuppressionReason, SuppressionScope},
     token::Role,
 };
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use store::preferences::{Consequences, OptOut};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
@@ -383,8 +381,8 @@ pub async fn export(caller: Anyone, query: Params<WhoQuery>, app: Data<App>) -> 
 
 #[cfg(test)]
 mod tests {
+    use domain::Class;
     use serde_json::json;
-    use shared::domain::Class;
 
     use super::*;
 

@@ -5,13 +5,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{
-    amqp::{Outgoing, Publisher, topology},
-    clock,
+use broker::{Outgoing, Publisher, topology};
+use domain::{
+    DeliveryId, EventKind, State, clock,
     contract::{Event, EventBatch, wire::EVENTS_MAX},
-    db::{DbResult, Store, provider_events::Subject},
-    domain::{DeliveryId, EventKind, State},
 };
+use store::{DbResult, Store, provider_events::Subject};
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use uuid::Uuid;
 

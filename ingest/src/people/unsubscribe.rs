@@ -13,11 +13,12 @@ use actix_web::{
     },
     web::Data,
 };
-use serde::{Deserialize, Serialize};
-use shared::{
-    domain::{Channel, category::MARKETING},
+use domain::{
+    Channel,
+    category::MARKETING,
     unsubscribe::{Key, PATH, UnsubscribeToken},
 };
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{

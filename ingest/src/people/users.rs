@@ -5,17 +5,16 @@ use std::time::{Duration, Instant};
 use actix_web::{HttpResponse, web::Data};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, SecondsFormat, Utc};
+use domain::{
+    contract::{contact::ContactChange, submission::FieldError},
+    token::Role,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use shared::{
-    contract::{contact::ContactChange, submission::FieldError},
-    db::{
-        Store,
-        contacts::{Contact, ContactFilter, Saved},
-        erasure::{Erased, Step},
-    },
-    person_file,
-    token::Role,
+use store::{
+    Store,
+    contacts::{Contact, ContactFilter, Saved},
+    erasure::{Erased, Step},
 };
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -25,6 +24,7 @@ use crate::{
     auth::{Anyone, Identity, Producer},
     body::JsonBody,
     params::{self, Params, PathUser, Text},
+    people::person_file,
     problem::{Code, Problem},
 };
 
@@ -341,10 +341,7 @@ pub async fn erase(caller: Anyone, user: PathUser, app: Data<App>) -> Result<Htt
 
 #[cfg(test)]
 mod tests {
-    use shared::{
-        domain::{Person, TenantId},
-        token::Via,
-    };
+    use domain::{Person, TenantId, token::Via};
 
     use super::*;
 

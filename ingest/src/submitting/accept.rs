@@ -10,18 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
-use shared::{
-    batch::{Batcher, Limits, SubmitError},
-    db::{
-        DbError, Store,
-        accept::{Acceptance, Accepted, Crowding, at_once},
-    },
+use domain::{
+    Channel, DeliveryId,
+    acceptance::{Acceptance, Crowding, at_once},
+};
+use engine::{
     dispatch::Dispatcher,
-    domain::{Channel, DeliveryId},
-    faultpoint,
     local_dispatch::{LocalDispatch, Reservation},
 };
+use futures_util::future::BoxFuture;
+use runtime::{
+    batch::{Batcher, Limits, SubmitError},
+    faultpoint,
+};
+use store::{DbError, Store, accept::Accepted};
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
 use crate::{problem::Problem, submitting::turns::Turns};

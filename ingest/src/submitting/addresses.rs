@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 
-use shared::{
-    contract::submission::Draft,
-    domain::{Address, Channel, Person, TenantId},
-};
+use domain::{Address, Channel, Person, TenantId, contract::submission::Draft};
 
 use crate::{app::App, problem::Problem};
 

@@ -4,16 +4,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use domain::{
+    Address, BulkId, Channel, DeliveryId, Lane, MessageId, Person, Route, State,
+    acceptance::{Acceptance, NewBulk, NewDelivery, NewMessage},
+    contract::submission::{FieldError, Recipient, Rules, Shared, Submission, check_recipient, parse_json},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use shared::{
-    contract::submission::{FieldError, Recipient, Rules, Shared, Submission, check_recipient, parse_json},
-    db::{
-        accept::{Acceptance, NewBulk, NewDelivery, NewMessage},
-        messages::BulkCounts,
-    },
-    domain::{Address, BulkId, Channel, DeliveryId, Lane, MessageId, Person, Route, State},
-};
+use store::messages::BulkCounts;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -371,11 +369,8 @@ fn view(id: BulkId, counts: &BulkCounts) -> BulkView {
 
 #[cfg(test)]
 mod tests {
-    use shared::{
-        contract::guard::Guard,
-        domain::{Device, Platform, TenantId},
-        telemetry::TraceContext,
-    };
+    use domain::{Device, Platform, TenantId, contract::guard::Guard};
+    use runtime::telemetry::TraceContext;
 
     use super::*;
     use crate::problem::Code;

@@ -4,16 +4,19 @@ use std::{collections::HashMap, sync::Arc};
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use serde::Serialize;
-use shared::{
+use content::{
     catalogue::{Catalogue, Rule},
-    clock,
     compose::Notice,
-    contract::submission::{Content, Part},
-    db::{Store, side_records::NewDigestItem},
-    domain::{Channel, Condition, Person, Reason, RecipientPolicy, TenantId, Throttle, Topic},
     event_messages::{self, RenderError},
 };
+use domain::{
+    Channel, Condition, Person, Reason, RecipientPolicy, TenantId, Throttle, Topic,
+    acceptance::NewDigestItem,
+    clock,
+    contract::submission::{Content, Part},
+};
+use serde::Serialize;
+use store::Store;
 use utoipa::ToSchema;
 use uuid::Uuid;
 

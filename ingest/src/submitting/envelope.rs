@@ -1,12 +1,12 @@
 //! Builds what is stored for a validated submission, and its answer; shared by HTTP and AMQP.
 
-use serde::Serialize;
-use shared::{
+use domain::{
+    Address, Channel, DeliveryId, MessageId, Route, State, TenantId,
+    acceptance::{Acceptance, Hash, Key, NewDelivery, NewMessage},
     contract::submission::Draft,
-    db::accept::{Acceptance, Hash, Key, NewDelivery, NewMessage},
-    domain::{Address, Channel, DeliveryId, MessageId, Route, State, TenantId},
-    telemetry::TraceContext,
 };
+use runtime::telemetry::TraceContext;
+use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -150,7 +150,7 @@ pub fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
-    use shared::contract::{
+    use domain::contract::{
         guard::Guard,
         submission::{Rules, Submission},
     };

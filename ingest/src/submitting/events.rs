@@ -5,22 +5,25 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use shared::{
+use content::{
     catalogue::{Catalogue, Rule},
-    clock,
     compose::Notice,
-    contract::submission::{FieldError, NAME_BYTES_MAX, parse_json},
-    db::{
-        Store,
-        accept::{Acceptance, Accepted, NewMessage},
-        side_records::{NewDigestItem, NewEvent, SideRecord},
-        throttles::{Ask, Granted},
-    },
-    domain::{Channel, DigestRule, Person, Reason, State, TenantId, Throttle, rule::look_up},
     event_messages::{self, EventInput, RenderError},
     template,
+};
+use domain::{
+    Channel, DigestRule, Person, Reason, State, TenantId, Throttle,
+    acceptance::{Acceptance, NewDigestItem, NewEvent, NewMessage, SideRecord},
+    clock,
+    contract::submission::{FieldError, NAME_BYTES_MAX, parse_json},
+    rule::look_up,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use store::{
+    Store,
+    accept::Accepted,
+    throttles::{Ask, Granted},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -453,7 +456,7 @@ impl Plan {
 
 fn view(rule_id: Uuid, message: &NewMessage, reason: Option<Reason>) -> EventMessage {
     let status = status(message.scheduled_at.is_some());
-    let delivery = |delivery: &shared::db::accept::NewDelivery| DeliveryAnswer {
+    let delivery = |delivery: &domain::acceptance::NewDelivery| DeliveryAnswer {
         id: delivery.id.0,
         channel: delivery.route.channel,
         status,

@@ -5,8 +5,8 @@
 
 use actix_web::http::header::HeaderMap;
 use aws_lc_rs::digest::{Context, SHA256, digest};
+use domain::{acceptance::Hash, contract::submission::KEY_BYTES_MAX};
 use serde_json::Value;
-use shared::{contract::submission::KEY_BYTES_MAX, db::accept::Hash};
 
 use crate::problem::{Code, Problem};
 

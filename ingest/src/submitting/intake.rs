@@ -7,19 +7,19 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use actix_web::{ResponseError, http::StatusCode, web::Data};
-use futures_util::{StreamExt, stream};
-use shared::{
-    amqp::{
-        self, Acker, Broker, Consumer, ConsumerHealth, Delivery, Headers, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher,
-        USER_ID,
-    },
-    contract::submission::{Draft, FieldError, Submission},
-    db::accept::{Acceptance, Accepted},
-    domain::{Channel, DeadReason, Lane, Publishers, RequireMapping, TenantId},
-    reconnect::Reconnect,
-    replay::{self, Replayed},
-    telemetry::TraceContext,
+use broker::{
+    self, Acker, Broker, Consumer, ConsumerHealth, Delivery, Headers, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher,
+    USER_ID,
 };
+use domain::{
+    Channel, DeadReason, Lane, Publishers, RequireMapping, TenantId,
+    acceptance::Acceptance,
+    contract::submission::{Draft, FieldError, Submission},
+    replay::{self, Replayed},
+};
+use futures_util::{StreamExt, stream};
+use runtime::{reconnect::Reconnect, telemetry::TraceContext};
+use store::accept::Accepted;
 use tokio::{
     sync::OnceCell,
     task::JoinSet,
@@ -440,7 +440,7 @@ fn invalid(field: &str, message: &str) -> Refusal {
 /// proof. Such a message is refused, and its next replay carries a proof.
 fn first_key(delivery: &Delivery) -> Option<&str> {
     delivery.properties.header(replay::LETTER).filter(|_| delivery.exchange.is_empty())?;
-    delivery.properties.header(amqp::ROUTING_KEY)
+    delivery.properties.header(broker::ROUTING_KEY)
 }
 
 /// Checks what can be checked without parsing the body.
@@ -574,7 +574,7 @@ impl QueueIntake<'_> {
         let id = delivery.properties.message_id().unwrap_or_default();
         let detail = format!("message_id `{id}`: {}", refusal.detail);
         let publisher = &self.intake.publisher;
-        match amqp::dead_letter_of(publisher, self.name, delivery, user, refusal.reason, &detail).await {
+        match broker::dead_letter_of(publisher, self.name, delivery, user, refusal.reason, &detail).await {
             Ok(()) => {
                 metrics::counter!("posthaste_intake_refused_total", "reason" => refusal.reason.as_str()).increment(1);
                 let answer = serde_json::json!({ "error": refusal.problem.to_json() });

@@ -2,14 +2,12 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use domain::{Channel, DeliveryId, EventKind, MessageId, State};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use shared::{
-    db::{
-        Store,
-        messages::{MessageFilter, Page, StoredAttempt, StoredDelivery, StoredEvent, StoredMessage},
-    },
-    domain::{Channel, DeliveryId, EventKind, MessageId, State},
+use store::{
+    Store,
+    messages::{MessageFilter, Page, StoredAttempt, StoredDelivery, StoredEvent, StoredMessage},
 };
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -391,7 +389,7 @@ pub async fn cancel(reader: Reader, id: Id, app: Data<App>) -> Result<HttpRespon
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::{Address, EventKind, OutcomeClass};
+    use domain::{Address, EventKind, OutcomeClass};
 
     use super::*;
 
@@ -410,7 +408,7 @@ mod tests {
             updated_at: at,
         };
         StoredMessage {
-            tenant: shared::domain::TenantId(1),
+            tenant: domain::TenantId(1),
             id: MessageId::generate(),
             bulk: None,
             user_id: None,

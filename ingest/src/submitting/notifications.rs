@@ -1,13 +1,13 @@
 //! Submits one message, or a test notification to the caller.
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use serde::Deserialize;
-use shared::{
+use domain::{
+    Channel, TenantId,
     contract::submission::{Draft, Submission},
-    db::accept::Accepted,
-    domain::{Channel, TenantId},
     token::Role,
 };
+use serde::Deserialize;
+use store::accept::Accepted;
 use utoipa::ToSchema;
 
 use crate::{

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use actix_web::web;
-use shared::domain::TenantId;
+use domain::TenantId;
 
 use crate::{permits::PerTenant, problem::Problem};
 

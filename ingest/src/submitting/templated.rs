@@ -4,12 +4,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use serde_json::{Map, Value, value::RawValue};
-use shared::{
+use content::template::{Template, TemplateError};
+use domain::{
+    Channel, TenantId,
     contract::submission::{Draft, FieldError, Part, Submission, TemplateRef, parse_json},
-    domain::{Channel, TenantId},
-    template::{Template, TemplateError},
 };
+use serde_json::{Map, Value, value::RawValue};
 use utoipa::ToSchema;
 
 use crate::{

@@ -14,10 +14,10 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    amqp::{Broker, Depths, Ready},
-    db::accept::{Acceptance, Crowding},
-    domain::{Route, TenantId},
+use broker::{Broker, Depths, Ready};
+use domain::{
+    Route, TenantId,
+    acceptance::{Acceptance, Crowding},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -87,7 +87,7 @@ fn is_crowding(count: usize, ready: &Ready, route: Route) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::{Channel, Lane};
+    use domain::{Channel, Lane};
 
     use super::*;
 

@@ -4,14 +4,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use serde_json::{Value, json, value::RawValue};
-use shared::{
+use content::{
     catalogue::Catalogue,
     compose::Notice,
-    contract::submission::{Content, FieldError, Part, Rules, Shared, Submission, TemplateRef, check_said, parse_json},
-    domain::{Channel, Person, Priority, TenantId},
     template::{self, Template, TemplateError},
 };
+use domain::{
+    Channel, Person, Priority, TenantId,
+    contract::submission::{Content, FieldError, Part, Rules, Shared, Submission, TemplateRef, check_said, parse_json},
+};
+use serde_json::{Value, json, value::RawValue};
 use utoipa::ToSchema;
 
 use crate::{
@@ -293,7 +295,7 @@ fn variables(person: &Person, content: &Content) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use shared::contract::guard::Guard;
+    use domain::contract::guard::Guard;
 
     use super::*;
 

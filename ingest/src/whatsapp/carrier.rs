@@ -1,11 +1,11 @@
 //! Which WhatsApp session carries a message, and whether it may be accepted for it now.
 
 use actix_web::HttpResponse;
-use shared::{
+use domain::{
+    Channel, OnLimit, TenantId,
     contract::submission::{Draft, FieldError, SessionAsk},
-    db::{accept::Accepted, wa_sessions::Session},
-    domain::{Channel, OnLimit, TenantId},
 };
+use store::{accept::Accepted, wa_sessions::Session};
 use uuid::Uuid;
 
 use crate::{

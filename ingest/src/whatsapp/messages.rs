@@ -6,18 +6,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use domain::{
+    Channel, State, TenantId, clock,
+    contract::submission::{FieldError, Media, Submission, parse_json},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use shared::{
-    clock,
-    contract::submission::{FieldError, Media, Submission, parse_json},
-    db::{
-        Store,
-        wa_inbound::{Inbound, InboundFilter},
-        wa_outbound::{Counted, Outbound, OutboundFilter},
-        wa_sessions::Session,
-    },
-    domain::{Channel, State, TenantId},
+use store::{
+    Store,
+    wa_inbound::{Inbound, InboundFilter},
+    wa_outbound::{Counted, Outbound, OutboundFilter},
+    wa_sessions::Session,
 };
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -330,7 +329,7 @@ fn status(text: Option<Text>) -> Result<Option<Status>, Problem> {
     if !group.is_empty() {
         return Ok(Some(Status::States(group)));
     }
-    let word: State = text.to_lowercase().parse().map_err(|unknown: shared::domain::UnknownWord| {
+    let word: State = text.to_lowercase().parse().map_err(|unknown: domain::UnknownWord| {
         Problem::parameter(
             "status",
             format!("must be one of: QUEUED, SENT, DELIVERED, FAILED, RETRY, {RECEIVED}; or {}", unknown.expected),
@@ -493,7 +492,7 @@ pub async fn list(reader: Reader, query: Params<SessionMessages>, app: Data<App>
     Ok(HttpResponse::Ok().json(list))
 }
 
-async fn page(store: &Store, mut asked: Asked, session: Option<String>) -> shared::db::DbResult<SessionMessageList> {
+async fn page(store: &Store, mut asked: Asked, session: Option<String>) -> store::DbResult<SessionMessageList> {
     if let Some(named) = session {
         // A session that is not there has no messages.
         let Some(found) = store.session_of(asked.tenant, &named).await? else {

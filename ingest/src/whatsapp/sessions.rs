@@ -8,19 +8,18 @@ use std::{
 
 use actix_web::{FromRequest, HttpRequest, HttpResponse, ResponseError, dev::Payload, web::Data};
 use chrono::{DateTime, Utc};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Deserializer, Serialize};
-use shared::{
-    config::WahaConfig,
-    contract::submission::FieldError,
-    db::{
-        Store,
-        counts::Counted,
-        wa_sessions::{Pace, Removed, SaveError, Session, Settings},
-    },
-    domain::{OnLimit, SignatureRule, TenantId},
+use connectors::{
     egress::same_origin,
     waha::{Host, NamedBy, Qr, WahaError, hook},
+};
+use domain::{OnLimit, SignatureRule, TenantId, contract::submission::FieldError};
+use runtime::config::WahaConfig;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, Serialize};
+use store::{
+    Store,
+    counts::Counted,
+    wa_sessions::{Pace, Removed, SaveError, Session, Settings},
 };
 use url::Url;
 use utoipa::{IntoParams, ToSchema};

@@ -5,13 +5,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use domain::{Channel, DeliveryId, contract::WorkItem};
 use harness::{Stack, TestServers};
-use shared::{
-    config::DatabaseConfig,
-    contract::WorkItem,
-    db::{Store, retention::Surveyed},
-    domain::{Channel, DeliveryId},
-};
+use runtime::config::DatabaseConfig;
+use store::{Store, retention::Surveyed};
 
 /// Claims of one measurement.
 const CLAIMS: usize = 2000;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{SecondsFormat, TimeDelta};
+use domain::clock;
 use harness::{Role, Stack, TestServers, eventually};
 use serde_json::json;
-use shared::clock;
 
 /// Recipients of one call: the most there may be.
 const CALL: usize = 10_000;

@@ -8,13 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use domain::{Channel, DeliveryId, contract::WorkItem};
 use harness::{Role, Stack, TestServers};
-use shared::{
-    config::DatabaseConfig,
-    contract::WorkItem,
-    db::Store,
-    domain::{Channel, DeliveryId},
-};
+use runtime::config::DatabaseConfig;
+use store::Store;
 use uuid::Uuid;
 
 /// Deliveries of one claim, each of another session.

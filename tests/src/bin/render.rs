@@ -4,12 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use content::template::{Template, TemplateSource, compile};
+use domain::{Channel, contract::submission::Part};
 use serde_json::{Value, json};
-use shared::{
-    contract::submission::Part,
-    domain::Channel,
-    template::{Template, TemplateSource, compile},
-};
 
 /// How long each is timed.
 const TIME: Duration = Duration::from_secs(3);

@@ -12,9 +12,9 @@ use std::{
 };
 
 use anyhow::Result;
+use domain::{RuleDefinition, RuleIndex};
 use harness::{Api, Role, Stack, TestServers, rules};
 use serde_json::{Value, json};
-use shared::domain::{RuleDefinition, RuleIndex};
 
 /// Rules of a tenant.
 const RULES: usize = 1000;

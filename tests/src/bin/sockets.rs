@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use domain::token;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use harness::{Role, Stack, TestServers};
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use shared::token;
 use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,

@@ -61,7 +61,7 @@ async fn what_the_libraries_of_providers_sign_is_taken_and_nothing_else() -> Res
         assert_eq!(form(&stack, path, &signature, &params).await?, 401, "{token} {url}");
     }
 
-    let now = shared::clock::now();
+    let now = domain::clock::now();
     let at = now.timestamp().to_string();
     let body = "[{\"event\":\"delivered\",\"sg_event_id\":\"ä\"}]\r\n";
     let mut asked = json!({"do": "sendgrid", "body": body, "timestamp": at});

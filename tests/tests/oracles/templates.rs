@@ -1,13 +1,10 @@
 //! Templates, rendered by Handlebars itself as well.
 
 use anyhow::{Context, Result};
+use content::template::{TemplateError, TemplateSource, compile};
+use domain::{Channel, contract::submission::Part};
 use harness::oracle::node;
 use serde_json::{Map, Value, json};
-use shared::{
-    contract::submission::Part,
-    domain::Channel,
-    template::{TemplateError, TemplateSource, compile},
-};
 
 const CASES: u64 = 800;
 

@@ -1,12 +1,10 @@
+use domain::{
+    Address, Channel, Lane, MessageId, QuietHours, Receipt, Schedule, contract::provider::Sending,
+    retry::AmbiguousPolicy, suppression::SuppressionScope,
+};
+
 use super::*;
 use crate::testing::SECRET;
-use shared::{
-    contract::provider::Sending,
-    domain::{
-        Address, Channel, Lane, MessageId, QuietHours, Receipt, Schedule, retry::AmbiguousPolicy,
-        suppression::SuppressionScope,
-    },
-};
 
 /// The stub provider's reaction to a call.
 enum Act {
@@ -310,7 +308,7 @@ async fn outside_its_send_window_a_delivery_is_held_until_that_opens() {
     // The window opens in an hour and stays open for an hour.
     let minute = u16::try_from(clock::now().timestamp() / 60 % 1440).unwrap();
     let (from, to) = ((minute + 60) % 1440, (minute + 120) % 1440);
-    let window = serde_json::json!({"days": shared::domain::Day::ALL, "from": from, "to": to});
+    let window = serde_json::json!({"days": domain::Day::ALL, "from": from, "to": to});
     let said = |category: &str, window: &serde_json::Value| {
         serde_json::json!({"message": "x", "category": category, "send_window": window}).to_string()
     };
@@ -325,7 +323,7 @@ async fn outside_its_send_window_a_delivery_is_held_until_that_opens() {
         assert_eq!((opening.timestamp_millis() % 60_000, opening.timestamp() / 60 % 1440), (0, i64::from(from)));
     }
     let sent = || Act::Answer(Outcome::Sent(Receipt::default()));
-    let open = serde_json::json!({"days": shared::domain::Day::ALL, "from": (minute + 1380) % 1440, "to": to});
+    let open = serde_json::json!({"days": domain::Day::ALL, "from": (minute + 1380) % 1440, "to": to});
     for content in [said("security", &window), said("news", &open)] {
         assert_eq!(
             attempted(sent(), of_person(RecipientPolicy::default(), &content)).await.state,

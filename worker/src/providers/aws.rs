@@ -7,18 +7,14 @@ use aws_lc_rs::{
     hmac,
 };
 use chrono::{DateTime, Utc};
+use domain::{Channel, Fault, Outcome, ProviderName, clock, contract::Order};
 use reqwest::{
     Client, Method, RequestBuilder, Url,
     header::{CONTENT_TYPE, HeaderName},
 };
+use runtime::config::Config;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use shared::{
-    clock,
-    config::Config,
-    contract::Order,
-    domain::{Channel, Fault, Outcome, ProviderName},
-};
 
 use super::vendor::{self, Answer, SetupError};
 

@@ -4,16 +4,13 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use shared::{
-    clock,
-    config::Config,
+use domain::{
+    Channel, Outcome,
+    OutcomeClass::{self, *},
+    ProviderName, clock,
     contract::{Order, Provider},
-    domain::{
-        Channel, Outcome,
-        OutcomeClass::{self, *},
-        ProviderName,
-    },
 };
+use runtime::config::Config;
 use xtask::sinks::http::{HttpSink, Reply, Request};
 
 use super::{

@@ -18,9 +18,9 @@
 //!
 //! As with real providers, a sent webhook or in-app notification has arrived; elsewhere `sent` only means taken.
 
-use shared::{
+use domain::{
+    Channel, Fault, Outcome, ProviderName, Receipt,
     contract::{Order, Provider, provider::Sending},
-    domain::{Channel, Fault, Outcome, ProviderName, Receipt},
 };
 
 /// The sandbox.
@@ -106,7 +106,7 @@ fn sent(order: &Order) -> Outcome {
 mod tests {
     use super::*;
     use crate::testing::order;
-    use shared::domain::OutcomeClass::{self, *};
+    use domain::OutcomeClass::{self, *};
 
     async fn class(channel: Channel, recipient: &str, attempt: u16) -> OutcomeClass {
         let order = Order { attempt, ..order(channel, recipient, "{}") };

@@ -3,14 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use connectors::egress::{self, Trouble, retry_after};
+use domain::{Fault, Outcome, ProviderName, Receipt, clock};
 use reqwest::{
     ClientBuilder, RequestBuilder, Response, StatusCode,
     header::{HeaderMap, RETRY_AFTER, USER_AGENT},
-};
-use shared::{
-    clock,
-    domain::{Fault, Outcome, ProviderName, Receipt},
-    egress::{self, Trouble, retry_after},
 };
 
 /// A vendor that cannot be connected to within this will not answer in time either.

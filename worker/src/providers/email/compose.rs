@@ -2,19 +2,19 @@
 //! encoded by the mail library, never pasted into text.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use domain::{
+    Fault, Outcome,
+    contract::{
+        Order,
+        submission::{self, Content},
+    },
+};
 use lettre::{
     Address, Message,
     message::{
         Attachment, Body, Mailbox, MultiPart, SinglePart,
         header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue},
     },
-};
-use shared::{
-    contract::{
-        Order,
-        submission::{self, Content},
-    },
-    domain::{Fault, Outcome},
 };
 use tokio::task::spawn_blocking;
 
@@ -172,7 +172,7 @@ fn attachment(file: &submission::Attachment) -> Result<SinglePart, ComposeError>
 mod tests {
     use super::*;
     use crate::testing::order;
-    use shared::domain::Channel;
+    use domain::Channel;
 
     fn mail(recipient: &str, content: &serde_json::Value) -> Result<Mail, ComposeError> {
         let from = "Posthaste <noreply@example.com>".parse().unwrap();

@@ -7,7 +7,7 @@ use aws_lc_rs::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
-use shared::config::DkimConfig;
+use runtime::config::DkimConfig;
 
 /// What is signed where a mail has it; one-click unsubscription must be (RFC 8058).
 const SIGNED: &[&str] = &[
@@ -214,7 +214,7 @@ mod tests {
     use crate::testing::order;
     use aws_lc_rs::signature::{ED25519, KeyPair, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 
-    use shared::domain::Channel;
+    use domain::Channel;
 
     /// The example of RFC 8463, appendix A: mail, signature without `b`, signature, public key.
     const MAIL: &str = "From: Joe SixPack <joe@football.example.com>\r\n\

@@ -3,20 +3,19 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::DateTime;
-use lettre::message::Mailbox;
-use reqwest::{Client, Url};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
-use shared::{
-    clock,
-    config::Config,
+use domain::{
+    Channel, Fault, Outcome, ProviderName, clock,
     contract::{
         Order, Provider,
         provider::{Checking, DELIVERY_TAG, Sending},
         submission::Attachment,
     },
-    domain::{Channel, Fault, Outcome, ProviderName},
 };
+use lettre::message::Mailbox;
+use reqwest::{Client, Url};
+use runtime::config::Config;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 
 use super::{
     super::vendor::{self, Answer, SetupError},

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use lettre::message::Mailbox;
-use reqwest::Method;
-use serde::Deserialize;
-use serde_json::{Value, json};
-use shared::{
-    config::Config,
+use domain::{
+    Channel, Fault, Outcome, ProviderName,
     contract::{
         Order, Provider,
         provider::{Checking, DELIVERY_TAG, Sending},
     },
-    domain::{Channel, Fault, Outcome, ProviderName},
 };
+use lettre::message::Mailbox;
+use reqwest::Method;
+use runtime::config::Config;
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::{
     super::{

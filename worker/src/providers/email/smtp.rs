@@ -11,6 +11,13 @@ use std::{
     time::Duration,
 };
 
+use domain::{
+    Fault, Outcome, ProviderName, Receipt, clock,
+    contract::{
+        Order, Provider,
+        provider::{Checking, Sending},
+    },
+};
 use lettre::{
     message::Mailbox,
     transport::smtp::{
@@ -21,16 +28,8 @@ use lettre::{
         response::Response,
     },
 };
+use runtime::config::{EmailConfig, SmtpConfig, SmtpTls};
 use secrecy::ExposeSecret;
-use shared::{
-    clock,
-    config::{EmailConfig, SmtpConfig, SmtpTls},
-    contract::{
-        Order, Provider,
-        provider::{Checking, Sending},
-    },
-    domain::{Fault, Outcome, ProviderName, Receipt},
-};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::timeout,

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use domain::{Fault, Outcome};
 use lettre::{
     Address,
     transport::smtp::{
@@ -18,7 +19,6 @@ use lettre::{
         extension::{ClientId, Extension, MailBodyParameter, MailParameter},
     },
 };
-use shared::domain::{Fault, Outcome};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{

@@ -1,6 +1,6 @@
 //! What the replies of a mail server mean (RFC 5321, RFC 3463).
 
-use shared::domain::{Fault, Outcome};
+use domain::{Fault, Outcome};
 
 /// How far a mail had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ pub(super) fn queue_id(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::domain::OutcomeClass::{self, *};
+    use domain::OutcomeClass::{self, *};
 
     fn class(step: Step, code: u16, text: &str) -> OutcomeClass {
         refusal(step, code, text).class()

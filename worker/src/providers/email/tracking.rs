@@ -3,13 +3,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use shared::{
-    config::{Config, TrackConfig},
-    contract::submission::Content,
-    db::Store,
-    domain::DeliveryId,
-    provider_events::tracking::{CLICK_PATH, Key, OPEN_PATH, is_followable},
-};
+use connectors::provider_events::tracking::{CLICK_PATH, Key, OPEN_PATH, is_followable};
+use domain::{DeliveryId, contract::submission::Content};
+use runtime::config::{Config, TrackConfig};
+use store::Store;
 use tokio::{sync::OnceCell, task::spawn_blocking};
 use url::Url;
 
@@ -45,7 +42,7 @@ impl Tracking {
         let (opens, clicks) = (self.rules.opens.have(category), self.rules.clicks.have(category));
         let Some(html) = content.html.take_if(|html| !html.is_empty() && (opens || clicks)) else { return Some(()) };
         // A mail that is not counted is better than one that is not sent.
-        let key = match self.key.get_or_try_init(|| self.store.tracking_key()).await {
+        let key = match self.key.get_or_try_init(|| Key::load(&self.store)).await {
             Ok(key) => key.clone(),
             Err(error) => {
                 content.html = Some(html);

@@ -1,13 +1,14 @@
 //! The way out of every mail that is not essential: a link of our own, with which a mail program unsubscribes its reader by
 //! one click (RFC 8058).
 
-use shared::{
-    config::Config,
+use domain::{
+    Channel, Class,
+    category::MARKETING,
     contract::submission::Content,
-    db::{Store, claim::Claim},
-    domain::{Channel, Class, category::MARKETING},
     unsubscribe::{Key, PATH, UnsubscribeToken},
 };
+use runtime::config::Config;
+use store::{Store, claim::Claim};
 use tokio::sync::OnceCell;
 use url::Url;
 

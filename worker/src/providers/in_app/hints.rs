@@ -7,11 +7,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use shared::{
-    amqp::{Outgoing, Publisher, topology},
-    contract::wire::{HINTS_MAX, InboxHint, InboxHints},
-    reconnect::Reconnect,
-};
+use broker::{Outgoing, Publisher, topology};
+use domain::contract::wire::{HINTS_MAX, InboxHint, InboxHints};
+use runtime::reconnect::Reconnect;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use shared::{
-    batch::{Batcher, Limits},
+use domain::{
+    Fault, Outcome, ProviderName, Receipt,
     contract::{Order, Provider, provider::Sending, wire::InboxHint},
-    db::{
-        Store,
-        inbox::{self, NewItem},
-    },
-    domain::{Fault, Outcome, ProviderName, Receipt},
+};
+use runtime::batch::{Batcher, Limits};
+use store::{
+    Store,
+    inbox::{self, NewItem},
 };
 
 use super::hints::Hints;

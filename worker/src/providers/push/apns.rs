@@ -4,20 +4,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use chrono::{DateTime, TimeDelta, Utc};
-use reqwest::{Client, Identity, Url, header::AUTHORIZATION};
-use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
-use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
-use serde_json::{Value, json};
-use shared::{
-    clock,
-    config::{ApnsSigner, Config},
+use domain::{
+    Fault, Outcome, ProviderName, clock,
     contract::{
         Order, Provider,
         provider::{Checking, Sending, ThrottleScope},
     },
-    domain::{Fault, Outcome, ProviderName},
 };
+use reqwest::{Client, Identity, Url, header::AUTHORIZATION};
+use runtime::config::{ApnsSigner, Config};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::{Notice, PushSetupError, file, forget_at, is_for, signed, token, word};
 use crate::providers::vendor::{self, Answer};

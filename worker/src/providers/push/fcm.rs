@@ -9,20 +9,19 @@ use std::{
 };
 
 use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
-use reqwest::{Client, Url, header::CONTENT_TYPE};
-use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
-use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
-use shared::{
-    clock,
-    config::Config,
+use domain::{
+    Fault, Outcome, ProviderName, clock,
     contract::{
         Order, Provider,
         provider::{Checking, Sending, ThrottleScope},
     },
-    domain::{Fault, Outcome, ProviderName},
 };
+use reqwest::{Client, Url, header::CONTENT_TYPE};
+use runtime::config::Config;
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::{Notice, PushSetupError, file, is_for, signed, time_to_live, token, word};

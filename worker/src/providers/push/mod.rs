@@ -10,13 +10,13 @@ pub mod webpush;
 use std::{io, path::Path, time::Duration};
 
 use chrono::{DateTime, Utc};
+use domain::{
+    Platform, ProviderName, clock,
+    contract::{Order, device::is_subscription},
+    push_target,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
-use shared::{
-    clock,
-    contract::{Order, device::is_subscription},
-    domain::{Platform, ProviderName, push_target},
-};
 
 /// A device that is away longer than this misses what has no expiry of its own: the longest that every service keeps.
 const KEPT_FOR: Duration = Duration::from_hours(28 * 24);
@@ -145,7 +145,7 @@ fn word(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use shared::domain::Channel;
+    use domain::Channel;
 
     use super::*;
     use crate::testing::order;

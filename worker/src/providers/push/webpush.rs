@@ -10,24 +10,23 @@ use aws_lc_rs::{
     signature::EcdsaKeyPair,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use reqwest::{
-    Client, Url,
-    header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE},
-};
-use serde::Serialize;
-use serde_json::{json, value::RawValue};
-use shared::{
-    clock,
-    config::Config,
+use connectors::egress::{Trouble, resolver::GuardedResolver};
+use domain::{
+    Fault, Lane, Outcome, ProviderName, clock,
     contract::{
         Order, Provider,
         device::{Subscription, SubscriptionKeys},
         guard::{Guard, Refusal},
         provider::{Checking, Sending, ThrottleScope},
     },
-    domain::{Fault, Lane, Outcome, ProviderName},
-    egress::{Trouble, resolver::GuardedResolver},
 };
+use reqwest::{
+    Client, Url,
+    header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE},
+};
+use runtime::config::Config;
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
 
 use super::{Notice, PushSetupError, is_for, signed, time_to_live};
 use crate::{

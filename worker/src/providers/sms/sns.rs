@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use reqwest::Method;
-use shared::{
-    config::Config,
+use domain::{
+    Channel, Fault, Outcome, ProviderName,
     contract::{
         Order, Provider,
         provider::{Checking, Sending},
     },
-    domain::{Channel, Fault, Outcome, ProviderName},
 };
+use reqwest::Method;
+use runtime::config::Config;
 use url::form_urlencoded;
 
 use super::super::{

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use reqwest::{Client, Url, header::CONTENT_TYPE};
-use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
-use shared::{
-    config::Config,
+use domain::{
+    Channel, Fault, Outcome, ProviderName,
     contract::{
         Order, Provider,
         provider::{Checking, Sending},
     },
-    domain::{Channel, Fault, Outcome, ProviderName},
 };
+use reqwest::{Client, Url, header::CONTENT_TYPE};
+use runtime::config::Config;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
 use url::form_urlencoded;
 
 use super::super::vendor::{self, Answer, FORM, SetupError};

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
+use domain::contract::webhooks::{MASK, is_secret_header};
 use reqwest::header::HeaderMap;
-use serde_json::{Map, Value, json};
-use shared::{
+use runtime::{
     batch::{Batcher, Limits},
-    contract::webhooks::{MASK, is_secret_header},
-    db::{Store, webhook_logs::NewCall},
     reconnect::Reconnect,
 };
+use serde_json::{Map, Value, json};
+use store::{Store, webhook_logs::NewCall};
 
 use crate::measures;
 

@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    contract::provider::HeldBack,
-    domain::{DeliveryId, Lane},
-};
+use domain::{DeliveryId, Lane, contract::provider::HeldBack};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},

@@ -7,25 +7,24 @@ use std::{
 };
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use reqwest::{
-    Client, Response, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
-};
-use serde::Serialize;
-use serde_json::value::RawValue;
-use shared::{
-    clock,
-    config::WebhookConfig,
+use connectors::egress::{self, Trouble, resolver::GuardedResolver, retry_after};
+use domain::{
+    Fault, MessageId, Outcome, OutcomeClass, ProviderName, Receipt, clock,
     contract::{
         Order, Provider,
         guard::{Guard, Refusal},
         provider::{Asking, HeldBack, Sending, ThrottleScope},
         submission::Content,
     },
-    db::{Store, webhook_logs::NewCall},
-    domain::{Fault, MessageId, Outcome, OutcomeClass, ProviderName, Receipt},
-    egress::{self, Trouble, resolver::GuardedResolver, retry_after},
 };
+use reqwest::{
+    Client, Response, StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
+};
+use runtime::config::WebhookConfig;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use store::{Store, webhook_logs::NewCall};
 use uuid::Uuid;
 
 use super::{

@@ -5,7 +5,7 @@
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use shared::token::{WEBHOOK_KEY_PREFIX, WEBHOOK_SECRET_PREFIX, webhook_key_pair};
+use domain::token::{WEBHOOK_KEY_PREFIX, WEBHOOK_SECRET_PREFIX, webhook_key_pair};
 
 /// The value of `webhook-signature` for one secret: `v1,<base64>` or `v1a,<base64>`. `None`: the secret has neither form.
 ///
@@ -57,9 +57,9 @@ mod tests {
     fn a_private_key_signs_what_its_public_key_verifies_and_nothing_else() {
         use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
         use secrecy::ExposeSecret;
-        let (key, other) = (shared::token::webhook_key().unwrap(), shared::token::webhook_key().unwrap());
+        let (key, other) = (domain::token::webhook_key().unwrap(), domain::token::webhook_key().unwrap());
         let public = |key: &str| {
-            let public = shared::token::webhook_public_key(key).unwrap();
+            let public = domain::token::webhook_public_key(key).unwrap();
             STANDARD.decode(public.strip_prefix("whpk_").unwrap()).unwrap()
         };
         let signature = sign(key.expose_secret(), ID, TIMESTAMP, BODY).unwrap();

@@ -11,20 +11,19 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use connectors::egress::{self, Trouble, resolver::GuardedResolver, retry_after};
+use domain::{
+    Fault, Outcome, TenantId, clock,
+    contract::{
+        guard::{Guard, Refusal},
+        submission::ATTACHMENTS_BYTES_MAX,
+    },
+};
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
 use reqwest::{Client, StatusCode, Url, header::RETRY_AFTER, redirect};
-use shared::{
-    clock,
-    contract::{
-        guard::{Guard, Refusal},
-        submission::ATTACHMENTS_BYTES_MAX,
-    },
-    domain::{Fault, Outcome, TenantId},
-    egress::{self, Trouble, resolver::GuardedResolver, retry_after},
-};
 use tokio::time::timeout_at;
 
 use crate::measures;

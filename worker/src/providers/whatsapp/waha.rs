@@ -10,24 +10,27 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use shared::{
-    clock,
-    config::Config,
+use connectors::{
+    egress::resolver::GuardedResolver,
+    waha::{Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of, event},
+};
+use domain::{
+    Channel, Fault, Outcome, ProviderName, Receipt, clock,
     contract::{
         Order, Provider,
         guard::Guard,
         provider::{Asking, HeldBack, Sending, Slot},
         submission::Content,
     },
-    db::{
-        DbResult, Store,
-        breakers::{host_key, session_key},
-        holds::Begun,
-        wa_sessions::Session,
-    },
-    domain::{Channel, Fault, Outcome, ProviderName, Receipt, phone::is_brazilian_mobile, retry::AmbiguousPolicy},
-    egress::resolver::GuardedResolver,
-    waha::{Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of, event},
+    phone::is_brazilian_mobile,
+    retry::AmbiguousPolicy,
+};
+use runtime::config::Config;
+use store::{
+    DbResult, Store,
+    breakers::{host_key, session_key},
+    holds::Begun,
+    wa_sessions::Session,
 };
 use uuid::Uuid;
 
@@ -138,7 +141,7 @@ impl Waha {
         let sending = call.host.send(&call.session.settings.name, &call.chat_id, &call.message);
         let result = match tokio::time::timeout(left, sending).await {
             Ok(result) => result.map(|sent| sent.id),
-            Err(_) => Err(WahaError::Unanswered(shared::egress::Trouble::Timeout)),
+            Err(_) => Err(WahaError::Unanswered(connectors::egress::Trouble::Timeout)),
         };
         self.settle(order, &call, result, (is_again, began + order.timeout)).await
     }
@@ -269,7 +272,7 @@ impl Waha {
                 self.breakers.failed(&own).await;
                 Outcome::Transient(fault(&format!("WAHA failed with {status}")), *wait)
             }
-            WahaError::Unreachable(shared::egress::Trouble::Refused(_)) => {
+            WahaError::Unreachable(connectors::egress::Trouble::Refused(_)) => {
                 Outcome::Misconfigured(fault("the session's base_url lies inside a network that may not be reached"))
             }
             WahaError::Unreachable(_) => {

@@ -1,12 +1,15 @@
 //! One connection: requests in, replies out, until either side has had enough.
 
-use std::io::{Error, ErrorKind, Result};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::{
+    io::{Error, ErrorKind, Result},
+    sync::{Arc, atomic::Ordering},
+    time::{Instant, SystemTime},
+};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::{Reply, Request, Shared, http2, path_of};
 use crate::http::dechunk;
@@ -57,7 +60,7 @@ impl Connection {
         }
         let keep = head.next;
         let request = self.read_body(head).await?;
-        let reply = decided(reply, &request);
+        let reply = reply.decided(&request);
         self.shared.requests.add(request);
         match self.perform(reply).await? {
             Next::KeepOpen => Ok(keep),
@@ -184,15 +187,6 @@ impl Connection {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
-    }
-}
-
-/// A handler's choice is made once the request is there to look at.
-pub(super) fn decided(reply: Reply, request: &Request) -> Reply {
-    match reply {
-        Reply::With(handler) => handler(request),
-        Reply::Delay(delay, later) => decided(*later, request).after(delay),
-        other => other,
     }
 }
 

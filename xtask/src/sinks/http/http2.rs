@@ -1,18 +1,17 @@
 //! One connection that speaks HTTP/2 from its first byte: requests come side by side, with the same replies.
 
-use std::future::poll_fn;
-use std::io::Result;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    future::poll_fn,
+    io::Result,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
-use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::{net::TcpStream, sync::Notify};
 
-use super::connection::decided;
 use super::{Reply, Request, Shared, path_of};
 
 /// What a client writes first (RFC 9113, section 3.4).
@@ -90,7 +89,7 @@ impl Exchange {
             received_at: Instant::now(),
             received_at_clock: SystemTime::now(),
         };
-        let mut reply = decided(reply, &request);
+        let mut reply = reply.decided(&request);
         self.shared.requests.add(request);
         while let Reply::Delay(delay, later) = reply {
             tokio::time::sleep(delay).await;

@@ -1,8 +1,6 @@
 //! What the sink does with a request, and for which path.
 
-use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::Request;
 
@@ -33,6 +31,15 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// What is sent: a handler chooses once the request is there to look at.
+    pub(super) fn decided(self, request: &Request) -> Self {
+        match self {
+            Self::With(handler) => handler(request),
+            Self::Delay(delay, later) => later.decided(request).after(delay),
+            other => other,
+        }
+    }
+
     /// 200 without content.
     pub fn ok() -> Self {
         Self::status(200)

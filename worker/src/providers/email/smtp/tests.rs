@@ -1,12 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
+use domain::{Channel, OutcomeClass};
+use runtime::config::Config;
+use xtask::sinks::smtp::{Options, Reply, SmtpSink};
+
 use super::*;
 use crate::testing::{Doorman, config, order};
-use shared::{
-    config::Config,
-    domain::{Channel, OutcomeClass},
-};
-use xtask::sinks::smtp::{Options, Reply, SmtpSink};
 
 const WAIT: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(300);

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use shared::domain::{
+use domain::{
     Channel,
     OutcomeClass::{self, AddressDead, Misconfigured, Rejected, Sent, Throttled, Transient},
 };
+use futures_util::future::join_all;
 use xtask::sinks::http::{HttpSink, Reply, Request};
 
 use super::{super::testing, *};

@@ -1,8 +1,8 @@
-use futures_util::future::join_all;
-use shared::domain::{
+use domain::{
     Channel,
     OutcomeClass::{AddressDead, Misconfigured, Rejected, Sent, Throttled, Transient, Unknown},
 };
+use futures_util::future::join_all;
 use xtask::sinks::http::{HttpSink, Reply, Request};
 
 use super::{

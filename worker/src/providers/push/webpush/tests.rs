@@ -1,11 +1,11 @@
 use std::time::Duration;
 
 use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED;
-use serde_json::Value;
-use shared::domain::{
+use domain::{
     Channel,
     OutcomeClass::{self, AddressDead, Misconfigured, Rejected, Sent, Throttled, Transient, Unknown},
 };
+use serde_json::Value;
 use xtask::sinks::http::{HttpSink, Reply};
 
 use super::{super::testing, *};

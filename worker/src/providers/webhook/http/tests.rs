@@ -1,11 +1,12 @@
-use super::*;
-use crate::testing::{Doorman, SECRET, order};
+use domain::{Channel, OutcomeClass};
 use serde_json::{Value, json};
-use shared::domain::{Channel, OutcomeClass};
 use xtask::sinks::{
     SmtpSink,
     http::{HttpSink, Reply, Request},
 };
+
+use super::*;
+use crate::testing::{Doorman, SECRET, order};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -200,7 +201,7 @@ async fn no_way_leads_inside() {
 }
 
 /// A name server that answers each question with the next addresses, and a resolver that asks it anew every time.
-async fn name_server(answers: Vec<Vec<std::net::Ipv4Addr>>) -> shared::egress::resolver::LookUp {
+async fn name_server(answers: Vec<Vec<std::net::Ipv4Addr>>) -> connectors::egress::resolver::LookUp {
     let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = server.local_addr().unwrap();
     tokio::spawn(async move {

@@ -1,0 +1,57 @@
+//! The words of Posthaste, its rules, and what crosses a boundary.
+//!
+//! Nothing here does I/O, awaits or reads the environment, and only [`clock`] reads the time: randomness and time are
+//! arguments, so every rule can be tested as a table.
+
+pub mod acceptance;
+pub mod address;
+pub mod breaker;
+pub mod broadcast;
+pub mod category;
+pub mod channel;
+pub mod clock;
+pub mod contract;
+pub mod delivery;
+pub mod event;
+pub mod id;
+pub mod outcome;
+pub mod p256;
+pub mod person;
+pub mod phone;
+pub mod preference;
+pub mod publishers;
+pub mod quiet;
+pub mod replay;
+pub mod retry;
+pub mod rule;
+pub mod seal;
+pub mod send_window;
+pub mod session;
+pub mod suppression;
+pub mod teller;
+pub mod token;
+pub mod unsubscribe;
+pub mod window;
+mod word;
+
+pub use word::UnknownWord;
+
+pub use address::Address;
+pub use breaker::BreakerState;
+pub use broadcast::{BroadcastStatus, Target};
+pub use category::Class;
+pub use channel::{Channel, Lane, Priority, Route};
+pub use delivery::State;
+pub use event::{DeadOrigin, DeadReason, EventKind, Reason};
+pub use id::{BulkId, DeliveryId, MessageId, TenantId};
+pub use outcome::{Fault, Outcome, OutcomeClass, ProviderName, Receipt};
+pub use person::{Device, Person, Platform, push_target};
+pub use preference::{Choice, Preferences, RecipientPolicy, Topic, Wait};
+pub use publishers::{Publishers, RequireMapping};
+pub use quiet::QuietHours;
+pub use retry::{FailoverRound, ProviderProgress, RetryDecision, RetryPolicy, Schedule, Tries};
+pub use rule::{Condition, Operator, RuleDefinition, RuleIndex, Throttle};
+pub use send_window::{Day, SendWindow};
+pub use session::{OnLimit, SignatureRule};
+pub use teller::EventSource;
+pub use window::{DigestRule, LocalSchedule};

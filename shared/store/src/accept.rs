@@ -1,0 +1,240 @@
+//! Acceptance: stores many submissions in one statement and one commit: idempotency key + message + deliveries +
+//! outbox row.
+
+mod columns;
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Binary, Int4, Int8};
+use diesel_async::AsyncPgConnection;
+use domain::{
+    FailoverRound, TenantId, Tries,
+    acceptance::{Acceptance, Crowding, Hash, Leases, NewDelivery, NewMessage, SideRecord, at_once},
+};
+use runtime::wake;
+use uuid::Uuid;
+
+use super::{
+    DbResult, Statement, Store,
+    claim::Claim,
+    lines::room,
+    outbox::{Dispatch, DispatchItem},
+    sealed, statement,
+};
+use columns::{Columns, Row, SqlRow};
+
+/// The result of one commit of acceptances.
+#[derive(Debug)]
+pub struct Stored {
+    /// One result per acceptance, in order.
+    pub results: Vec<Accepted>,
+    /// The outbox row to publish now.
+    pub dispatch: Option<Dispatch>,
+    /// The claims made in the same commit. Whether they may be sent is not checked yet ([`Store::load_policies`]).
+    pub claims: Vec<Claim>,
+}
+
+/// The result of one acceptance.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Accepted {
+    /// Stored.
+    New,
+    /// The same request was accepted before; this is its stored answer.
+    Replayed(Vec<u8>),
+    /// The key was used for another request.
+    KeyTaken,
+    /// The key was used before, but its stored answer cannot be read at the moment.
+    Unanswered,
+    /// Its line has no free slot; nothing was stored.
+    NoRoom {
+        /// Seconds until the line's next slot.
+        seconds: f64,
+    },
+}
+
+/// Tenant, key hash, request hash, response.
+type StoredAnswer = (i32, Vec<u8>, Vec<u8>, Vec<u8>);
+
+impl Store {
+    /// Stores all of `batch` in one commit.
+    ///
+    /// `crowding`: the tenants over their fair share; `relay_after_ms`: when the relay may publish the outbox row, in
+    /// case we die before we do; `leases`: the deliveries claimed in the same commit, all of them [`at_once`] and
+    /// with a content of their own.
+    pub async fn accept(
+        &self,
+        batch: &[Acceptance],
+        relay_after_ms: i32,
+        crowding: &Crowding,
+        leases: &Leases,
+    ) -> DbResult<Stored> {
+        let columns = Columns::of(batch, crowding, leases, self.sealer())?;
+        let parks = columns.parks();
+        let statement = columns.bind(relay_after_ms);
+        let stands_alone = |acceptance: &Acceptance| acceptance.beside.is_empty() && acceptance.room_in.is_none();
+        let (outbox_id, won, accepted_at) = if batch.iter().all(stands_alone) {
+            statement.row(self).await?
+        } else {
+            match self.accept_with(statement, batch).await? {
+                Ok(row) => row,
+                Err(seconds) => {
+                    let results = vec![Accepted::NoRoom { seconds }; batch.len()];
+                    return Ok(Stored { results, dispatch: None, claims: Vec::new() });
+                }
+            }
+        };
+        if parks {
+            wake::scheduler();
+        }
+        let is_new = |acceptance: &Acceptance| is_new(acceptance, &won);
+        let results =
+            if batch.iter().all(is_new) { vec![Accepted::New; batch.len()] } else { self.answers(batch, is_new).await };
+        let (mut items, mut claims) = (Vec::new(), Vec::new());
+        for acceptance in batch.iter().filter(|acceptance| is_new(acceptance)) {
+            for (message, delivery) in at_once(acceptance, crowding) {
+                match leases.contains_key(&delivery.id) {
+                    true => claims.push(claim(acceptance, message, delivery, accepted_at)),
+                    false => items.push(item(delivery)),
+                }
+            }
+        }
+        Ok(Stored { results, dispatch: outbox_id.map(|outbox_id| Dispatch { outbox_id, items }), claims })
+    }
+
+    /// As [`Store::accept`], in a transaction that also writes the side records. If a line has no free slot, it is
+    /// rolled back and returns the seconds to wait.
+    ///
+    /// Locks are taken in the order of [`Store::hold_digests`] and the steps after it: windows first, then the lines
+    /// in which deliveries are parked.
+    async fn accept_with(&self, statement: Statement<SqlRow>, batch: &[Acceptance]) -> DbResult<Result<Row, f64>> {
+        let mut conn = self.transaction().await?;
+        let stored = async {
+            self.lock_windows(&mut conn, &side_records_of(batch.iter())).await?;
+            let (outbox_id, won, at): Row = diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
+            let new = batch.iter().filter(|acceptance| is_new(acceptance, &won));
+            self.write_side_records(&mut conn, &side_records_of(new)).await?;
+            // The count includes what this transaction has just parked, and the line stays locked until the end.
+            for line in batch.iter().filter(|acceptance| is_new(acceptance, &won)).filter_map(|one| one.room_in) {
+                let rooms: Vec<(i32, f64)> = diesel_async::RunQueryDsl::load(room(line), &mut *conn).await?;
+                if let Some((_, seconds)) = rooms.into_iter().find(|(room, _)| *room < 0) {
+                    return Ok(Err(seconds));
+                }
+            }
+            Ok(Ok((outbox_id, won, at)))
+        };
+        match stored.await {
+            Ok(Err(seconds)) => {
+                conn.undo().await?;
+                Ok(Err(seconds))
+            }
+            stored => conn.finish(stored).await,
+        }
+    }
+
+    /// Stores all of `batch`, none of which has a key, within the caller's transaction. Returns what to publish after
+    /// its commit.
+    pub(super) async fn accept_on(
+        &self,
+        conn: &mut AsyncPgConnection,
+        batch: &[Acceptance],
+        relay_after_ms: i32,
+    ) -> DbResult<Option<Dispatch>> {
+        let crowding = Crowding::default();
+        let statement = Columns::of(batch, &crowding, &Leases::new(), self.sealer())?.bind(relay_after_ms);
+        let (outbox_id, ..): Row = diesel_async::RunQueryDsl::get_result(statement, conn).await?;
+        let items = batch.iter().flat_map(|acceptance| at_once(acceptance, &crowding)).map(|(_, d)| item(d)).collect();
+        Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
+    }
+
+    /// Reads the stored answers for the acceptances whose key was taken. New acceptances are already committed, so
+    /// this cannot fail.
+    async fn answers(&self, batch: &[Acceptance], is_new: impl Fn(&Acceptance) -> bool) -> Vec<Accepted> {
+        let keyed = || batch.iter().filter(|a| !is_new(a)).filter_map(|a| a.key.as_ref().map(|key| (a.tenant, key)));
+        let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
+            .bind::<Array<Int4>, _>(keyed().map(|(tenant, _)| tenant.0).collect::<Vec<_>>())
+            .bind::<Array<Binary>, _>(keyed().map(|(_, key)| key.key_hash.to_vec()).collect::<Vec<_>>());
+        let stored: Result<Vec<StoredAnswer>, _> = query.rows(self).await;
+        if let Err(error) = &stored {
+            tracing::warn!(%error, "the answers of repeated requests cannot be read");
+        }
+        let answer = |acceptance: &Acceptance| {
+            let Some(key) = acceptance.key.as_ref().filter(|_| !is_new(acceptance)) else { return Accepted::New };
+            let Ok(stored) = &stored else { return Accepted::Unanswered };
+            let same = stored
+                .iter()
+                .find(|(tenant, key_hash, ..)| *tenant == acceptance.tenant.0 && key_hash == &key.key_hash)
+                .filter(|(_, _, request_hash, _)| request_hash == &key.request_hash);
+            let Some((.., response)) = same else { return Accepted::KeyTaken };
+            let opened = self.sealer().open(sealed::RESPONSE.of(acceptance.tenant), response.clone());
+            opened.map_or_else(
+                |error| {
+                    tracing::error!(%error, "the answer of a repeated request cannot be read");
+                    Accepted::Unanswered
+                },
+                Accepted::Replayed,
+            )
+        };
+        batch.iter().map(answer).collect()
+    }
+
+    /// The stored answer under a key, if any: for requests that could not be accepted now.
+    pub async fn answered(&self, tenant: TenantId, key_hash: &Hash, request_hash: &Hash) -> DbResult<Option<Vec<u8>>> {
+        let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
+            .bind::<Array<Int4>, _>(vec![tenant.0])
+            .bind::<Array<Binary>, _>(vec![key_hash.to_vec()])
+            .within(Some(tenant));
+        let stored: Vec<StoredAnswer> = query.rows(self).await?;
+        let same = stored.into_iter().find(|(_, _, request, _)| request.as_slice() == request_hash);
+        Ok(same.map(|(.., response)| self.sealer().open(sealed::RESPONSE.of(tenant), response)).transpose()?)
+    }
+
+    /// Deletes idempotency keys older than `hours`, at most `limit`; returns their number.
+    pub async fn forget_keys(&self, hours: i32, limit: i64) -> DbResult<usize> {
+        let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<Int8, _>(limit);
+        query.run(self).await
+    }
+}
+
+/// The side records of these acceptances.
+fn side_records_of<'a>(acceptances: impl Iterator<Item = &'a Acceptance>) -> Vec<(TenantId, &'a SideRecord)> {
+    acceptances.flat_map(|acceptance| acceptance.beside.iter().map(|beside| (acceptance.tenant, beside))).collect()
+}
+
+fn is_new(acceptance: &Acceptance, won: &[Uuid]) -> bool {
+    acceptance.key.is_none() || won.contains(&acceptance.subject())
+}
+
+const fn item(delivery: &NewDelivery) -> DispatchItem {
+    DispatchItem { delivery: delivery.id, run: 0, route: delivery.route }
+}
+
+/// The first claim of a delivery, made together with its acceptance.
+fn claim(acceptance: &Acceptance, message: &NewMessage, delivery: &NewDelivery, accepted_at: DateTime<Utc>) -> Claim {
+    Claim {
+        delivery: delivery.id,
+        run: 1,
+        message: message.id,
+        tenant: acceptance.tenant,
+        recipient: delivery.recipient.clone(),
+        line: delivery.line,
+        tries: Tries { attempts: 1, ..Tries::default() },
+        round: FailoverRound::NEW,
+        waiting_since: None,
+        suppressed: Vec::new(),
+        user_id: message.user_id.clone(),
+        policy: None,
+        content: message.content.clone().unwrap_or_default(),
+        accepted_at,
+        expires_at: message.expires_at,
+        request_id: acceptance.request_id.clone(),
+        traceparent: acceptance.traceparent.clone(),
+    }
+}
+
+const SELECT_ANSWERS: &str = "
+SELECT k.tenant_id, k.key_hash, k.request_hash, k.response
+FROM unnest(?::int4[], ?::bytea[]) AS asked(tenant_id, key_hash)
+JOIN idempotency_keys k ON k.tenant_id = asked.tenant_id AND k.key_hash = asked.key_hash";
+
+const FORGET_KEYS: &str = "
+DELETE FROM idempotency_keys WHERE (tenant_id, key_hash) IN (
+    SELECT tenant_id, key_hash FROM idempotency_keys WHERE created_at < now() - ? * interval '1 hour' LIMIT ? FOR UPDATE SKIP LOCKED)";

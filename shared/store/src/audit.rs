@@ -1,0 +1,276 @@
+//! The audit log: who changed what, in one chain of hashes for the whole database.
+//!
+//! Entries are only ever added, by the SQL function `audit_append`. Checking the chain is done here and not in the
+//! database: an attacker who can change its rows can change its functions as well.
+
+use std::fmt::Write;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Binary, Int4, Int8, Nullable, Text, Timestamptz};
+use domain::{TenantId, seal::Sealer};
+use serde::Serialize;
+
+use super::{DbResult, Store, statement};
+
+/// Something that was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deed {
+    /// To whose things; `None`: to those of no tenant or of several.
+    pub tenant: Option<TenantId>,
+    /// Who did it: a role and a subject, or `cli:` and a user of the machine.
+    pub actor: String,
+    /// What: a method and a route, or a command.
+    pub action: String,
+    /// To which thing.
+    pub target: String,
+    /// The request it was done by.
+    pub request_id: Option<String>,
+}
+
+/// An entry as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AuditEntry {
+    /// Its number in the chain.
+    pub id: i64,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The slug of the tenant.
+    pub tenant: Option<String>,
+    /// Who.
+    pub actor: String,
+    /// What.
+    pub action: String,
+    /// To which thing.
+    pub target: String,
+    /// The request.
+    pub request_id: Option<String>,
+}
+
+/// Which entries. What is `None` does not restrict.
+#[derive(Clone, Debug, Default)]
+pub struct AuditFilter {
+    /// By exactly this actor.
+    pub actor: Option<String>,
+    /// Of actions that begin so.
+    pub action: Option<String>,
+    /// At this time or later.
+    pub since: Option<DateTime<Utc>>,
+    /// Before this time.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// A place in the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The number of the entry; 0 before the first.
+    pub id: i64,
+    /// Its hash.
+    pub hash: Vec<u8>,
+}
+
+impl Link {
+    /// Where the chain begins.
+    pub fn origin() -> Self {
+        Self { id: 0, hash: vec![0; 32] }
+    }
+}
+
+/// An entry with everything its hash is made of.
+pub struct Chained {
+    id: i64,
+    tenant: Option<i32>,
+    micros: i64,
+    deed: [String; 3],
+    request_id: Option<String>,
+    prev_hash: Vec<u8>,
+    hash: Vec<u8>,
+}
+
+impl Chained {
+    /// The number of the entry.
+    pub const fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// The link after `last`, if this entry is what stood there when it was written.
+    pub fn follow(&self, last: &Link) -> Option<Link> {
+        let sound = self.id == last.id + 1 && self.prev_hash == last.hash && self.hash == self.work_out();
+        sound.then(|| Link { id: self.id, hash: self.hash.clone() })
+    }
+
+    /// The same as the SQL function `audit_hash`.
+    fn work_out(&self) -> Vec<u8> {
+        let [actor, action, target] = &self.deed;
+        let (id, tenant, micros) =
+            (self.id.to_string(), self.tenant.map(|tenant| tenant.to_string()), self.micros.to_string());
+        let parts = [
+            Some(&id),
+            tenant.as_ref(),
+            Some(&micros),
+            Some(actor),
+            Some(action),
+            Some(target),
+            self.request_id.as_ref(),
+        ];
+        let mut text = String::new();
+        for (place, part) in parts.into_iter().enumerate() {
+            let comma = if place == 0 { "" } else { "," };
+            // Writing to a String cannot fail.
+            let _ = match part {
+                Some(part) => write!(text, "{comma}{}:{part}", part.len()),
+                None => write!(text, "{comma}-"),
+            };
+        }
+        let mut digest = Context::new(&SHA256);
+        digest.update(&self.prev_hash);
+        digest.update(text.as_bytes());
+        digest.finish().as_ref().to_vec()
+    }
+}
+
+/// The name of a person in the log, which outlives the person. The encryption key keys it, so that an erased person cannot be
+/// found again by guessing ids without the key; where there is no key it is a plain hash.
+pub fn person(sealer: &Sealer, tenant: TenantId, id: &str) -> String {
+    let hash = sealer.fingerprint(&format!("audit/{tenant}"), id);
+    let start = hash.first_chunk().copied().unwrap_or_default();
+    format!("person:{:032x}", u128::from_be_bytes(start))
+}
+
+impl Store {
+    /// Adds an entry; returns its number.
+    pub async fn audit_append(&self, deed: Deed) -> DbResult<i64> {
+        let query = statement::<Int8>("SELECT audit_append(?, ?, ?, ?, ?)")
+            .bind::<Nullable<Int4>, _>(deed.tenant.map(|tenant| tenant.0))
+            .bind::<Text, _>(deed.actor)
+            .bind::<Text, _>(deed.action)
+            .bind::<Text, _>(deed.target)
+            .bind::<Nullable<Text>, _>(deed.request_id);
+        query.row(self).await
+    }
+
+    /// Up to `limit` entries of a tenant, or of all, newest first; those before the entry `before`, if given.
+    pub async fn audit_list(
+        &self,
+        tenant: Option<TenantId>,
+        filter: AuditFilter,
+        before: Option<i64>,
+        limit: i64,
+    ) -> DbResult<Vec<AuditEntry>> {
+        type Row = (i64, DateTime<Utc>, Option<String>, String, String, String, Option<String>);
+        type Sql = (Int8, Timestamptz, Nullable<Text>, Text, Text, Text, Nullable<Text>);
+        let query = match tenant {
+            Some(tenant) => statement::<Sql>(LIST_OF_TENANT).bind::<Int4, _>(tenant.0),
+            None => statement(LIST),
+        };
+        let query = query
+            .bind::<Int8, _>(before.unwrap_or(i64::MAX))
+            .bind::<Nullable<Text>, _>(filter.actor)
+            .bind::<Nullable<Text>, _>(filter.action)
+            .bind::<Nullable<Timestamptz>, _>(filter.since)
+            .bind::<Nullable<Timestamptz>, _>(filter.until);
+        let rows: Vec<Row> = query.bind::<Int8, _>(limit).within(tenant).rows(self).await?;
+        let entry = |(id, at, tenant, actor, action, target, request_id)| AuditEntry {
+            id,
+            at,
+            tenant,
+            actor,
+            action,
+            target,
+            request_id,
+        };
+        Ok(rows.into_iter().map(entry).collect())
+    }
+
+    /// Where the chain ends by its own account.
+    pub async fn audit_head(&self) -> DbResult<Link> {
+        let (id, hash) = statement::<(Int8, Binary)>("SELECT id, hash FROM audit_head").row(self).await?;
+        Ok(Link { id, hash })
+    }
+
+    /// Up to `limit` entries after the one with number `after`, oldest first, as they are chained.
+    pub async fn audit_chain(&self, after: i64, limit: i64) -> DbResult<Vec<Chained>> {
+        type Row = (i64, Option<i32>, i64, String, String, String, Option<String>, Vec<u8>, Vec<u8>);
+        type Sql = (Int8, Nullable<Int4>, Int8, Text, Text, Text, Nullable<Text>, Binary, Binary);
+        let query = statement::<Sql>(CHAIN).bind::<Int8, _>(after).bind::<Int8, _>(limit);
+        let rows: Vec<Row> = query.rows(self).await?;
+        let chained = |(id, tenant, micros, actor, action, target, request_id, prev_hash, hash)| Chained {
+            id,
+            tenant,
+            micros,
+            deed: [actor, action, target],
+            request_id,
+            prev_hash,
+            hash,
+        };
+        Ok(rows.into_iter().map(chained).collect())
+    }
+}
+
+/// The two lists differ in one line: each has an index of its own to walk.
+macro_rules! list {
+    ($scope:literal) => {
+        concat!(
+            "
+SELECT e.id, e.at, t.slug, e.actor, e.action, e.target, e.request_id
+FROM audit_entries e LEFT JOIN tenants t ON t.id = e.tenant_id
+WHERE ",
+            $scope,
+            "e.id < ? AND e.actor = coalesce(?, e.actor) AND starts_with(e.action, coalesce(?, ''))
+    AND e.at >= coalesce(?, '-infinity') AND e.at < coalesce(?, 'infinity')
+ORDER BY e.id DESC LIMIT ?"
+        )
+    };
+}
+
+const LIST: &str = list!("");
+const LIST_OF_TENANT: &str = list!("e.tenant_id = ? AND ");
+
+const CHAIN: &str = "
+SELECT id, tenant_id, (extract(epoch FROM at) * 1000000)::bigint, actor, action, target, request_id, prev_hash, hash
+FROM audit_entries WHERE id > ? ORDER BY id LIMIT ?";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(last: &Link, deed: [&str; 3]) -> Chained {
+        let mut entry = Chained {
+            id: last.id + 1,
+            tenant: Some(1),
+            micros: 1_800_000_000_000_000,
+            deed: deed.map(str::to_owned),
+            request_id: None,
+            prev_hash: last.hash.clone(),
+            hash: Vec::new(),
+        };
+        entry.hash = entry.work_out();
+        entry
+    }
+
+    #[test]
+    fn a_chain_holds_until_an_entry_is_changed_missing_or_put_in() {
+        let origin = Link::origin();
+        let one = entry(&origin, ["admin:a", "POST /api/admin/keys", "k"]);
+        let first = one.follow(&origin).unwrap();
+        let two = entry(&first, ["admin:a", "DELETE /api/admin/keys/{id}", "k"]);
+        assert!(two.follow(&first).is_some());
+        assert!(two.follow(&origin).is_none(), "one is missing");
+        assert!(one.follow(&first).is_none(), "one stands twice");
+        let forged = Chained {
+            deed: ["admin:b", "POST /api/admin/keys", "k"].map(str::to_owned),
+            ..entry(&origin, ["", "", ""])
+        };
+        assert!(forged.follow(&origin).is_none(), "one was changed");
+        let rehashed = entry(&origin, ["admin:b", "POST /api/admin/keys", "k"]);
+        assert!(two.follow(&rehashed.follow(&origin).unwrap()).is_none(), "one was changed and hashed anew");
+    }
+
+    #[test]
+    fn two_entries_that_read_alike_have_different_hashes() {
+        let origin = Link::origin();
+        let hash = |deed| entry(&origin, deed).hash;
+        assert_ne!(hash(["a", "b,1:c", "d"]), hash(["a,1:b", "c", "d"]));
+        assert_ne!(hash(["ab", "", "d"]), hash(["a", "b", "d"]));
+    }
+}

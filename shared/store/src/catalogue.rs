@@ -1,0 +1,214 @@
+//! Reads the catalogue of a tenant. Each process caches a copy and checks its version once a second.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use content::{
+    catalogue::{Catalogue, NotificationType, Rule},
+    template::{self, Template, TemplateSource},
+};
+use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
+use domain::{Class, RuleIndex, TenantId};
+use uuid::Uuid;
+
+use super::{DbResult, Store, statement};
+
+/// The age from which a copy's version is checked.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+/// The number of tenants in the cache; beyond it, entries not used recently are dropped.
+const TENANTS_MAX: usize = 1000;
+
+impl Store {
+    /// The version of a tenant's catalogue; 0: nothing was ever managed.
+    pub async fn catalogue_version(&self, tenant: TenantId) -> DbResult<i64> {
+        statement::<Int8>(VERSION).bind::<Int4, _>(tenant.0).within(Some(tenant)).row(self).await
+    }
+
+    /// A tenant's catalogue. `version` was read before, so that a change meanwhile makes it old, not wrong.
+    pub async fn catalogue(&self, tenant: TenantId, version: i64) -> DbResult<Catalogue> {
+        let (templates, unread_templates) = self.template_sources(tenant).await?;
+        let templates = template::compile(templates);
+        let types = self.notification_types(tenant).await?;
+        let (rules, unread_rules) = self.active_rules(tenant).await?;
+        Ok(Catalogue {
+            version,
+            types: types.into_iter().map(|of_type| (of_type.name.clone(), of_type)).collect(),
+            classes: self.category_classes(tenant).await?.into_iter().collect(),
+            templates: templates.into_iter().map(|one| (one.source.name.clone(), Arc::new(one))).collect(),
+            index: RuleIndex::new(rules.iter().map(|rule| rule.event_type.as_str())),
+            rules,
+            unread_rules,
+            unread_templates,
+        })
+    }
+
+    /// Those that can be read, and the names of the others.
+    async fn template_sources(&self, tenant: TenantId) -> DbResult<(Vec<TemplateSource>, HashSet<String>)> {
+        type Row = (String, i32, Option<String>, Vec<String>, String);
+        let query = statement::<(Text, Int4, Nullable<Text>, Array<Text>, Text)>(TEMPLATES).bind::<Int4, _>(tenant.0);
+        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());
+        for (name, version, category, variables, parts) in rows {
+            match serde_json::from_str(&parts) {
+                Ok(parts) => read.push(TemplateSource { name, version, category, variables, parts }),
+                Err(error) => {
+                    tracing::warn!(name, tenant = tenant.0, %error, "a template cannot be read by this version");
+                    unread.insert(name);
+                }
+            }
+        }
+        Ok((read, unread))
+    }
+
+    /// Every type of a tenant, by name.
+    pub async fn notification_types(&self, tenant: TenantId) -> DbResult<Vec<NotificationType>> {
+        type Names = (String, Option<String>, Option<String>, Option<String>);
+        type SqlNames = (Text, Nullable<Text>, Nullable<Text>, Nullable<Text>);
+        type Row = (Names, (Option<String>, Vec<String>, bool, Option<String>));
+        type SqlRow = (SqlNames, (Nullable<Text>, Array<Text>, Bool, Nullable<Text>));
+        let query = statement::<SqlRow>(TYPES).bind::<Int4, _>(tenant.0);
+        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let of_type = |(names, (class, channels, default_enabled, send_window)): Row| {
+            let (name, category, label, description) = names;
+            NotificationType {
+                name,
+                category,
+                label,
+                description,
+                class: class.and_then(|class| class.parse().ok()),
+                channels: channels.iter().filter_map(|channel| channel.parse().ok()).collect(),
+                default_enabled,
+                send_window: send_window.and_then(|window| serde_json::from_str(&window).ok()),
+            }
+        };
+        Ok(rows.into_iter().map(of_type).collect())
+    }
+
+    async fn category_classes(&self, tenant: TenantId) -> DbResult<Vec<(String, Class)>> {
+        let query = statement::<(Text, Text)>(CLASSES).bind::<Int4, _>(tenant.0).within(Some(tenant));
+        let rows: Vec<(String, String)> = query.rows(self).await?;
+        Ok(rows.into_iter().filter_map(|(name, class)| Some((name, class.parse().ok()?))).collect())
+    }
+
+    /// Those that can be read, and the ids of the others.
+    async fn active_rules(&self, tenant: TenantId) -> DbResult<(Vec<Arc<Rule>>, HashSet<Uuid>)> {
+        let query = statement::<(SqlUuid, Text, Text, Text)>(RULES).bind::<Int4, _>(tenant.0).within(Some(tenant));
+        let rows: Vec<(Uuid, String, String, String)> = query.rows(self).await?;
+        let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());
+        for (id, name, event_type, definition) in rows {
+            match serde_json::from_str(&definition) {
+                Ok(definition) => read.push(Arc::new(Rule { id, name, event_type, definition })),
+                Err(error) => {
+                    tracing::warn!(%id, tenant = tenant.0, %error, "a rule cannot be read by this version");
+                    unread.insert(id);
+                }
+            }
+        }
+        Ok((read, unread))
+    }
+}
+
+struct CacheEntry {
+    catalogue: Arc<Catalogue>,
+    checked_at: Instant,
+}
+
+/// A cache of the catalogues of all tenants. Cheap to clone.
+#[derive(Clone)]
+pub struct Catalogues {
+    store: Store,
+    entries: Arc<RwLock<HashMap<TenantId, CacheEntry>>>,
+}
+
+impl Catalogues {
+    /// Reads from `store`.
+    pub fn new(store: Store) -> Self {
+        Self { store, entries: Arc::default() }
+    }
+
+    /// The cached copy, unless it is too old.
+    pub fn fresh(&self, tenant: TenantId) -> Option<Arc<Catalogue>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries
+            .get(&tenant)
+            .filter(|entry| entry.checked_at.elapsed() < FRESH_FOR)
+            .map(|entry| Arc::clone(&entry.catalogue))
+    }
+
+    /// The catalogue of a tenant, at most a second old. While one caller checks for a newer version, the others get
+    /// the current copy.
+    pub async fn get(&self, tenant: TenantId) -> DbResult<Arc<Catalogue>> {
+        match self.fresh(tenant) {
+            Some(catalogue) => Ok(catalogue),
+            None => self.newest(tenant).await,
+        }
+    }
+
+    /// The current catalogue of a tenant; checks the version whatever the age of the copy.
+    pub async fn newest(&self, tenant: TenantId) -> DbResult<Arc<Catalogue>> {
+        let checked_at = Instant::now();
+        let known = {
+            let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+            entries.get_mut(&tenant).map(|entry| {
+                entry.checked_at = checked_at;
+                Arc::clone(&entry.catalogue)
+            })
+        };
+        let found = self.refresh(tenant, known).await;
+        match &found {
+            Ok(catalogue) => self.insert(tenant, CacheEntry { catalogue: Arc::clone(catalogue), checked_at }),
+            // We do not know whether the copy is still current, so the next caller checks again.
+            Err(_) => self.forget(tenant),
+        }
+        found
+    }
+
+    async fn refresh(&self, tenant: TenantId, known: Option<Arc<Catalogue>>) -> DbResult<Arc<Catalogue>> {
+        let version = self.store.catalogue_version(tenant).await?;
+        let Some(known) = known else { return self.store.catalogue(tenant, version).await.map(Arc::new) };
+        if known.version == version {
+            return Ok(known);
+        }
+        let mut catalogue = self.store.catalogue(tenant, version).await?;
+        // If something else changed, keep the compiled templates.
+        let is_same =
+            |one: &Arc<Template>| known.templates.get(&one.source.name).is_some_and(|of| of.source == one.source);
+        if catalogue.templates.len() == known.templates.len() && catalogue.templates.values().all(is_same) {
+            catalogue.templates.clone_from(&known.templates);
+        }
+        Ok(Arc::new(catalogue))
+    }
+
+    /// Drops the copy after a change in this process, so that the next call reads again.
+    pub fn forget(&self, tenant: TenantId) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+    }
+
+    fn insert(&self, tenant: TenantId, entry: CacheEntry) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= TENANTS_MAX {
+            entries.retain(|_, entry| entry.checked_at.elapsed() < FRESH_FOR * 60);
+        }
+        if entries.len() >= TENANTS_MAX {
+            entries.clear();
+        }
+        entries.insert(tenant, entry);
+    }
+}
+
+const VERSION: &str = "SELECT coalesce((SELECT version FROM catalogues WHERE tenant_id = ?), 0::bigint)";
+
+const TEMPLATES: &str = "
+SELECT name, version, category, variables, parts::text FROM templates WHERE tenant_id = ? AND is_active ORDER BY id";
+
+const TYPES: &str = "
+SELECT name, category, label, description, class, channels, default_enabled, send_window::text
+FROM notification_types WHERE tenant_id = ? ORDER BY name";
+
+const CLASSES: &str = "SELECT name, class FROM categories WHERE tenant_id = ? AND class IS NOT NULL";
+
+const RULES: &str =
+    "SELECT id, name, event_type, definition::text FROM rules WHERE tenant_id = ? AND is_active ORDER BY id";

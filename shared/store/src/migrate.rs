@@ -1,0 +1,195 @@
+//! The schema: embedded migrations, run under one lock.
+
+use std::time::Duration;
+
+use diesel::sql_types::{Bool, Int4, Int8, Text};
+use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use runtime::reconnect::Reconnect;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    DbResult, Store,
+    connect::{dial, is_role_missing},
+    seal_check::KeyError,
+    statement,
+};
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
+
+/// One migration at a time, whoever starts it.
+const LOCK: i64 = 0x706f_7374_6861_7374;
+/// From one try for the lock to the next. A session that waits inside the server holds a snapshot, and `CREATE INDEX CONCURRENTLY`
+/// waits for every snapshot: both would wait for each other.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
+
+/// A table that the policies do not cover yet may be in use. Then the command fails after a while, and nothing waits behind it.
+const SECURE: &str = "SET lock_timeout = '5s'; SELECT secure_tables()";
+
+/// The tables with a partition for each day.
+const PARTITIONED: [&str; 3] = ["messages", "deliveries", "delivery_events"];
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// No connection.
+    #[error("failed to connect to the database")]
+    Connect(#[from] diesel::ConnectionError),
+    /// The lock could not be taken.
+    #[error("failed to lock the schema")]
+    Lock(#[from] diesel::result::Error),
+    /// A migration failed; those before it stand.
+    #[error("failed to migrate the schema")]
+    Migrate(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The role of the services, its rights or its policies could not be put in place.
+    #[error("failed to put row-level security in place")]
+    Secure(#[source] diesel::result::Error),
+    /// The task was torn down.
+    #[error("the migration was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// Runs every pending migration on its own connection; returns the versions that ran.
+pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
+    let mut conn = dial(url.expose_secret()).await?;
+    // Policies bind the owner as well: what a migration changes, it changes for every tenant.
+    conn.batch_execute("SET posthaste.tenant = '*'").await?;
+    while !try_lock(&mut conn).await? {
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
+    let (ran, mut conn) = tokio::task::spawn_blocking(move || {
+        let mut harness = AsyncMigrationHarness::new(conn);
+        let ran = run_pending(&mut harness).map_err(MigrateError::Migrate)?;
+        Ok::<_, MigrateError>((ran, harness.into_inner()))
+    })
+    .await??;
+    // Tables that have just been made are under the policies before anybody fills them.
+    conn.batch_execute(SECURE).await.map_err(MigrateError::Secure)?;
+    Ok(ran)
+}
+
+/// Runs what is pending. A migration outside a transaction may have been killed before its version was noted, and an index that
+/// `CREATE INDEX CONCURRENTLY` did not finish stays, invalid: its `down.sql` first removes what is there.
+fn run_pending(harness: &mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel::migration::Result<Vec<String>> {
+    let mut ran = Vec::new();
+    for migration in harness.pending_migrations(MIGRATIONS)? {
+        if !migration.metadata().run_in_transaction() {
+            harness.revert_migration(&migration)?;
+        }
+        ran.push(harness.run_migration(&migration)?.to_string());
+    }
+    Ok(ran)
+}
+
+async fn try_lock(conn: &mut AsyncPgConnection) -> Result<bool, diesel::result::Error> {
+    let query = statement::<Bool>("SELECT pg_try_advisory_lock(?)").bind::<Int8, _>(LOCK);
+    RunQueryDsl::get_result(query, conn).await
+}
+
+/// Why a service must not go on with the database it has.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The database is behind.
+    #[error("the database lacks {}: run `posthaste migrate`, then start again", .0.join(", "))]
+    Pending(Vec<String>),
+    /// Row-level security would not bind us.
+    #[error(
+        "the database login may not act as the role posthaste_services, which keeps tenants apart: run `posthaste migrate` as \
+         the owner of the database; for another login than the owner's, also GRANT posthaste_services TO it"
+    )]
+    Role,
+    /// The keys do not fit what is stored.
+    #[error(transparent)]
+    Keys(KeyError),
+    /// The database refused the question.
+    #[error("the schema could not be compared")]
+    Refused(#[from] super::DbError),
+}
+
+impl Store {
+    /// Waits for the database, however long it stays away, and refuses to go on if its schema is not ours.
+    pub async fn await_schema(&self) -> Result<(), SchemaError> {
+        let mut reconnect = Reconnect::new();
+        loop {
+            match self.pending_migrations().await {
+                Ok(pending) if pending.is_empty() => match self.fit().await {
+                    Err(SchemaError::Refused(error) | SchemaError::Keys(KeyError::Database(error)))
+                        if error.is_unavailable() =>
+                    {
+                        tracing::warn!(%error, "waiting for the database");
+                    }
+                    answer => return answer,
+                },
+                Ok(pending) => return Err(SchemaError::Pending(pending)),
+                Err(error) if is_role_missing(&error) => return Err(SchemaError::Role),
+                Err(error) if error.is_unavailable() => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, cause, "waiting for the database");
+                }
+                Err(error) => return Err(error.into()),
+            }
+            reconnect.pause().await;
+        }
+    }
+
+    /// Whether role and keys are those the database needs.
+    async fn fit(&self) -> Result<(), SchemaError> {
+        let floor = self.floor().await?;
+        if !floor.is_bound {
+            return Err(SchemaError::Role);
+        }
+        if floor.login_is_privileged {
+            tracing::warn!(
+                "the database login is a superuser, bypasses row-level security or owns the tables: one injected statement \
+                 leaves every tenant's walls behind; give the services a login that is only a member of posthaste_services"
+            );
+        }
+        self.check_keys().await.map_err(SchemaError::Keys)
+    }
+
+    /// Names of migrations this version has and the database lacks.
+    pub async fn pending_migrations(&self) -> DbResult<Vec<String>> {
+        use diesel::migration::MigrationSource;
+        let query = statement::<Text>("SELECT version::text FROM __diesel_schema_migrations");
+        let applied: Vec<String> = match query.rows(self).await {
+            Ok(applied) => applied,
+            Err(error) if error.is_schema_missing() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let known = MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).unwrap_or_default();
+        let versions = known.iter().map(|migration| migration.name().version().to_string());
+        Ok(versions.filter(|version| !applied.contains(version)).collect())
+    }
+
+    /// Makes the daily partitions up to `ahead` days from now, one table per transaction; returns how many it made. A table that
+    /// another caller works on, or that is locked against it, is left for the next call.
+    pub async fn ensure_partitions(&self, ahead: i32) -> DbResult<i32> {
+        let mut made = 0;
+        for parent in PARTITIONED {
+            let query = statement::<Int4>("SELECT attach_partitions(?, ?)");
+            made += query.bind::<Text, _>(parent).bind::<Int4, _>(ahead).row::<i32>(self).await?;
+        }
+        Ok(made)
+    }
+
+    /// For how many days after today there are partitions without a gap, as the catalogue has them: what `ensure_partitions`
+    /// claims to have made is worth checking. -1: none for today either.
+    pub async fn partition_days_ahead(&self) -> DbResult<i64> {
+        let query = statement::<Int8>(DAYS_AHEAD);
+        query.row(self).await
+    }
+}
+
+/// A day stands at its place, counted from today, as long as no day before it is missing.
+const DAYS_AHEAD: &str = "
+SELECT min(days) FROM (
+    SELECT p.oid, count(*) FILTER (WHERE d.day = d.today + d.place) - 1 AS days
+    FROM unnest(ARRAY['messages', 'deliveries', 'delivery_events']::regclass[]) AS p(oid) LEFT JOIN LATERAL (
+        SELECT t.today, c.day, row_number() OVER (ORDER BY c.day)::int4 - 1 AS place
+        FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS today) t CROSS JOIN (
+            SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
+            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = p.oid OFFSET 0) c
+        WHERE c.day >= t.today) d ON true
+    GROUP BY p.oid
+) ahead";

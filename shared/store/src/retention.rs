@@ -1,0 +1,203 @@
+//! Retention: removes what tenants no longer keep.
+//!
+//! Two loops share it. [`days`] drops the partitions of days that no tenant keeps: it asks indexed questions first, and reads the
+//! deliveries of a day only if nothing else keeps it. [`rows`] deletes the rest: it goes through the tables in groups of tenants,
+//! then through the days that stay, and goes on where it ended. Deliveries without an end stay, with their messages; a dead letter
+//! goes with its message, open or not.
+
+mod days;
+mod rows;
+
+use std::{collections::HashMap, time::Instant};
+
+use chrono::{DateTime, NaiveDate, Utc};
+use diesel::sql_types::{Bool, Date, Int4, Nullable, Text, Timestamptz};
+use domain::TenantId;
+use serde::Serialize;
+
+use super::{DbResult, Scoped, Store, statement};
+
+pub use rows::Position;
+
+/// How long a tenant keeps its messages.
+#[derive(Clone, Debug, Serialize)]
+pub struct Keeping {
+    /// The tenant.
+    pub tenant: String,
+    /// Its own number of days; `None`: the default holds.
+    pub days: Option<i32>,
+}
+
+/// What a pass removed, or would remove, from one table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// Whose rows; `None`: of all tenants, or of an unknown one.
+    pub tenant: Option<String>,
+    /// The table, or the partition that went as a whole.
+    pub table: String,
+    /// How many rows; of a large partition an estimate.
+    pub rows: i64,
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Pass {
+    /// What went, or would go.
+    pub removed: Vec<Removed>,
+    /// Days that stay as a whole although no tenant keeps them, since something in them is alive.
+    pub kept: Vec<NaiveDate>,
+    /// There was more than the time allowed.
+    pub more: bool,
+    /// A day could not be dropped, because its tables were in use at that moment.
+    pub busy: bool,
+}
+
+/// For each day, up to where its deliveries were found to be over: a block of the partition. A later pass goes on there.
+pub type Surveyed = HashMap<NaiveDate, i64>;
+
+/// A tenant whose older rows go.
+struct Expiry {
+    tenant: TenantId,
+    slug: String,
+    before: DateTime<Utc>,
+}
+
+/// Who removes how much, and until when.
+#[derive(Clone, Copy)]
+struct RunOptions<'a> {
+    store: &'a Store,
+    /// Days that a tenant without a number of its own keeps things.
+    default_days: Option<i32>,
+    /// Only says what would go.
+    dry: bool,
+    until: Option<Instant>,
+}
+
+impl RunOptions<'_> {
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// The tenants that keep things for a time only, by their ids.
+    async fn expiries(&self) -> DbResult<Vec<Expiry>> {
+        let query = statement::<(Int4, Text, Timestamptz)>(EXPIRIES).bind::<Nullable<Int4>, _>(self.default_days);
+        let rows: Vec<(i32, String, DateTime<Utc>)> = query.rows(self.store).await?;
+        let expiry = |(id, slug, before)| Expiry { tenant: TenantId(id), slug, before };
+        Ok(rows.into_iter().map(expiry).collect())
+    }
+
+    /// The first day with partitions after `day` and before `end`.
+    async fn day_after(&self, day: Option<NaiveDate>, end: NaiveDate) -> DbResult<Option<NaiveDate>> {
+        let query = statement::<Nullable<Date>>(DAY_AFTER).bind::<Nullable<Date>, _>(day).bind::<Date, _>(end);
+        query.row(self.store).await
+    }
+}
+
+impl Pass {
+    fn note(&mut self, tenant: Option<&str>, table: &str, rows: i64) {
+        let same = |one: &&mut Removed| one.tenant.as_deref() == tenant && one.table == table;
+        match self.removed.iter_mut().find(same) {
+            Some(one) => one.rows += rows,
+            None if rows > 0 => {
+                self.removed.push(Removed { tenant: tenant.map(str::to_owned), table: table.to_owned(), rows });
+            }
+            None => {}
+        }
+    }
+}
+
+impl Store {
+    /// How long every tenant keeps its messages.
+    pub async fn retention_list(&self) -> DbResult<Vec<Keeping>> {
+        let rows: Vec<(String, Option<i32>)> = statement::<(Text, Nullable<Int4>)>(LIST).rows(self).await?;
+        Ok(rows.into_iter().map(|(tenant, days)| Keeping { tenant, days }).collect())
+    }
+
+    /// Sets how many days a tenant keeps its messages; `None`: the default.
+    pub async fn set_retention(&self, tenant: TenantId, days: Option<i32>) -> DbResult<()> {
+        let query = match days {
+            Some(days) => statement::<()>(SET).bind::<Int4, _>(tenant.0).bind::<Int4, _>(days),
+            None => statement::<()>("DELETE FROM retention WHERE tenant_id = ?").bind::<Int4, _>(tenant.0),
+        };
+        query.within(Some(tenant)).run(self).await?;
+        Ok(())
+    }
+
+    /// Removes what is kept no longer, or only says what that would be (`dry`), from the beginning to the end.
+    pub async fn retain(&self, default_days: Option<i32>, dry: bool) -> DbResult<Pass> {
+        let options = RunOptions { store: self, default_days, dry, until: None };
+        let mut pass = Pass::default();
+        let dropped = days::run(options, &mut Surveyed::new(), &mut pass).await?;
+        rows::run(options, &mut Position::default(), &dropped, &mut pass).await?;
+        Ok(pass)
+    }
+
+    /// Drops the days that no tenant keeps, until a moment. `surveyed` is for the next call.
+    pub async fn drop_days(
+        &self,
+        default_days: Option<i32>,
+        until: Instant,
+        surveyed: &mut Surveyed,
+    ) -> DbResult<Pass> {
+        let options = RunOptions { store: self, default_days, dry: false, until: Some(until) };
+        let mut pass = Pass::default();
+        days::run(options, surveyed, &mut pass).await?;
+        Ok(pass)
+    }
+
+    /// Deletes the rows that their tenants no longer keep, from where the last call ended, until a moment.
+    pub async fn remove_rows(&self, default_days: Option<i32>, until: Instant) -> DbResult<Pass> {
+        let options = RunOptions { store: self, default_days, dry: false, until: Some(until) };
+        let (mut position, mut pass) = (self.load_position().await?, Pass::default());
+        let ended = rows::run(options, &mut position, &[], &mut pass).await;
+        // What failed is passed over as well: the next pass comes to it again, and nothing behind it waits.
+        self.save_position(&position).await?;
+        ended.map(|()| pass)
+    }
+
+    /// A transaction that holds the lock of this name until it ends; `None`: another process holds it. The transaction has no
+    /// snapshot, so it keeps nothing from being vacuumed. The server ends it if it is idle for five minutes, far longer than a turn.
+    pub async fn alone(&self, name: &'static str) -> DbResult<Option<Scoped>> {
+        let mut conn = self.transaction().await?;
+        let query = statement::<Bool>(ALONE).bind::<Text, _>(name);
+        let got = diesel_async::RunQueryDsl::get_result::<bool>(query, &mut *conn).await;
+        match got {
+            Ok(true) => Ok(Some(conn)),
+            other => conn.done(other).await.map(|_| None),
+        }
+    }
+
+    async fn load_position(&self) -> DbResult<Position> {
+        let rows: Vec<String> = statement::<Text>("SELECT position::text FROM retention_cursor").rows(self).await?;
+        // One of another version that cannot be read: from the beginning.
+        Ok(rows.first().and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default())
+    }
+
+    async fn save_position(&self, position: &Position) -> DbResult<()> {
+        let json = serde_json::to_string(position).unwrap_or_default();
+        statement::<()>(SAVE).bind::<Text, _>(json).run(self).await.map(drop)
+    }
+}
+
+/// The time limit of other transactions is shorter than a turn may be. Without any, a process whose machine is gone would keep the lock.
+const ALONE: &str = "
+SELECT pg_try_advisory_xact_lock(hashtext(?)) FROM set_config('idle_in_transaction_session_timeout', '5min', true)";
+
+const LIST: &str = "SELECT t.slug, r.days FROM tenants t LEFT JOIN retention r ON r.tenant_id = t.id ORDER BY t.id";
+
+const SET: &str = "
+INSERT INTO retention (tenant_id, days) VALUES (?, ?) ON CONFLICT (tenant_id) DO UPDATE SET days = excluded.days, updated_at = now()";
+
+const EXPIRIES: &str = "
+SELECT t.id, t.slug, ((now() AT TIME ZONE 'UTC')::date - coalesce(r.days, f.days))::timestamp AT TIME ZONE 'UTC'
+FROM (SELECT ?::int4 AS days) f CROSS JOIN tenants t LEFT JOIN retention r ON r.tenant_id = t.id
+WHERE coalesce(r.days, f.days) IS NOT NULL ORDER BY t.id";
+
+const DAY_AFTER: &str = "
+SELECT min(d.day) FROM (
+    SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'messages'::regclass OFFSET 0) d
+WHERE d.day > coalesce(?, '-infinity'::date) AND d.day < ?";
+
+const SAVE: &str = "
+INSERT INTO retention_cursor (position) VALUES (?::text::jsonb) ON CONFLICT (only_row) DO UPDATE SET position = excluded.position";

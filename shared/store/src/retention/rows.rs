@@ -1,0 +1,415 @@
+//! Deletes the rows that their tenants no longer keep: table by table, then the messages of days that stay.
+
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
+use diesel::sql_types::{Array, Bool, Int4, Int8, Timestamptz, Uuid as SqlUuid};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    Expiry, Pass, RunOptions,
+    days::{bounds, start_of},
+};
+use crate::{
+    DbResult,
+    messages::{floor, minute_after},
+    statement,
+};
+
+/// Rows that one statement deletes.
+const BATCH: i64 = 1000;
+/// Tenants that one statement asks about: some milliseconds.
+const GROUP: usize = 500;
+
+/// How far a pass got; the beginning by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Position {
+    /// Tables before this one are done.
+    table: usize,
+    /// Of this table or day, tenants up to this one are done.
+    tenant: i32,
+    /// With all tables done: days before this one are done.
+    day: Option<NaiveDate>,
+    /// Of this tenant and day, messages up to this one are done.
+    message: Uuid,
+}
+
+/// Goes on from `position` until the end, which is the beginning of the next pass, or until the time is up. Where a step fails,
+/// `position` is behind it. Days in `dropped` are left out.
+pub(super) async fn run(
+    options: RunOptions<'_>,
+    position: &mut Position,
+    dropped: &[NaiveDate],
+    pass: &mut Pass,
+) -> DbResult<()> {
+    let expiries = options.expiries().await?;
+    let mut rows = Rows { options, expiries, dropped, position, pass };
+    let mut step = rows.tables().await?;
+    if step == Step::Done {
+        step = rows.days().await?;
+    }
+    match step {
+        Step::Done => *position = Position::default(),
+        Step::Late => pass.more = true,
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Done,
+    Late,
+}
+
+struct Rows<'a> {
+    options: RunOptions<'a>,
+    expiries: Vec<Expiry>,
+    dropped: &'a [NaiveDate],
+    position: &'a mut Position,
+    pass: &'a mut Pass,
+}
+
+impl Rows<'_> {
+    /// Everything but messages and what hangs on them.
+    async fn tables(&mut self) -> DbResult<Step> {
+        while let Some(table) = TABLES.get(self.position.table) {
+            if self.groups(table).await? == Step::Late {
+                return Ok(Step::Late);
+            }
+            self.position.table += 1;
+            self.position.tenant = 0;
+            if let Some(texts) = table.of_nobody {
+                self.of_nobody(table.name, texts).await?;
+            }
+        }
+        Ok(Step::Done)
+    }
+
+    async fn groups(&mut self, table: &Table) -> DbResult<Step> {
+        loop {
+            let from = self.expiries.partition_point(|expiry| expiry.tenant.0 <= self.position.tenant);
+            let group: Vec<(i32, DateTime<Utc>)> =
+                self.expiries.iter().skip(from).take(GROUP).map(|expiry| (expiry.tenant.0, expiry.before)).collect();
+            let Some(&(last, _)) = group.last() else { return Ok(Step::Done) };
+            let before = std::mem::replace(&mut self.position.tenant, last);
+            let rows = self.group(table, group).await?;
+            // A full batch: there may be more of the same group.
+            if !self.options.dry && rows >= BATCH {
+                self.position.tenant = before;
+            }
+            if self.options.is_late() {
+                return Ok(Step::Late);
+            }
+        }
+    }
+
+    async fn group(&mut self, table: &Table, group: Vec<(i32, DateTime<Utc>)>) -> DbResult<i64> {
+        let (tenants, moments): (Vec<i32>, Vec<DateTime<Utc>>) = group.into_iter().unzip();
+        let [delete, count] = table.texts;
+        let query = statement::<(Int4, Int8)>(if self.options.dry { count } else { delete })
+            .bind::<Array<Int4>, _>(tenants)
+            .bind::<Array<Timestamptz>, _>(moments);
+        let query = if self.options.dry { query } else { query.bind::<Int8, _>(BATCH) };
+        let found: Vec<(i32, i64)> = query.rows(self.options.store).await?;
+        for (tenant, rows) in &found {
+            let of = self.expiries.binary_search_by_key(tenant, |expiry| expiry.tenant.0);
+            let slug = of.ok().and_then(|at| self.expiries.get(at)).map(|expiry| expiry.slug.as_str());
+            self.pass.note(slug, table.name, *rows);
+        }
+        Ok(found.into_iter().map(|(_, rows)| rows).sum())
+    }
+
+    /// Rows of no tenant that is known go after the default time.
+    async fn of_nobody(&mut self, table: &str, [delete, count]: [&'static str; 2]) -> DbResult<()> {
+        let Some(days) = self.options.default_days else { return Ok(()) };
+        loop {
+            let query = statement::<Int8>(if self.options.dry { count } else { delete }).bind::<Int4, _>(days);
+            let query = if self.options.dry { query } else { query.bind::<Int8, _>(BATCH) };
+            let rows: i64 = query.row(self.options.store).await?;
+            self.pass.note(None, table, rows);
+            if self.options.dry || rows < BATCH || self.options.is_late() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The messages of days that were not dropped, because a tenant keeps them or something in them is alive.
+    async fn days(&mut self) -> DbResult<Step> {
+        let Some(newest) = self.expiries.iter().map(|expiry| expiry.before).max() else { return Ok(Step::Done) };
+        loop {
+            let passed = self.position.day.and_then(|day| day.pred_opt());
+            let Some(day) = self.options.day_after(passed, newest.date_naive()).await? else { return Ok(Step::Done) };
+            if self.position.day != Some(day) {
+                *self.position = Position { table: TABLES.len(), day: Some(day), ..Position::default() };
+            }
+            if !self.dropped.contains(&day) && self.day(day).await? == Step::Late {
+                return Ok(Step::Late);
+            }
+            let next = day.checked_add_days(Days::new(1));
+            *self.position = Position { table: TABLES.len(), day: next, ..Position::default() };
+            if self.options.is_late() {
+                return Ok(Step::Late);
+            }
+        }
+    }
+
+    async fn day(&mut self, day: NaiveDate) -> DbResult<Step> {
+        let present = self.tenants_of(day).await?;
+        let gone = |tenant: &i32| {
+            let at = self.expiries.binary_search_by_key(tenant, |expiry| expiry.tenant.0).ok()?;
+            self.expiries.get(at).filter(|expiry| expiry.before.date_naive() > day)
+        };
+        let tenants: Vec<(i32, String)> =
+            present.iter().filter_map(gone).map(|expiry| (expiry.tenant.0, expiry.slug.clone())).collect();
+        for (tenant, slug) in tenants {
+            let done = std::mem::replace(&mut self.position.tenant, tenant);
+            let step = self.messages(day, tenant, &slug).await;
+            if let Ok(Step::Late) = step {
+                self.position.tenant = done;
+                return step;
+            }
+            self.position.message = Uuid::nil();
+            step?;
+        }
+        Ok(Step::Done)
+    }
+
+    async fn tenants_of(&mut self, day: NaiveDate) -> DbResult<Vec<i32>> {
+        let query = statement::<Int4>(TENANTS_OF).on_day(day).bind::<Int4, _>(self.position.tenant);
+        let present = query.rows(self.options.store).await;
+        if present.is_err() {
+            self.position.day = day.checked_add_days(Days::new(1));
+        }
+        present
+    }
+
+    /// Deliveries of messages of the last minute may be of the next day: there the statements open all partitions.
+    async fn messages(&mut self, day: NaiveDate, tenant: i32, slug: &str) -> DbResult<Step> {
+        let (low, high) = bounds(day);
+        let last_minute = floor(start_of(day) + TimeDelta::hours(24) - TimeDelta::minutes(1));
+        for (low, high, whole) in [(low, last_minute, false), (last_minute, high, true)] {
+            while self.position.message < high {
+                let Some(last) = self.batch(day, (tenant, slug), (low, high), whole).await? else { break };
+                self.position.message = last;
+                if self.options.is_late() {
+                    return Ok(Step::Late);
+                }
+            }
+        }
+        Ok(Step::Done)
+    }
+
+    /// The last message that was looked at; `None`: there are no more.
+    async fn batch(
+        &mut self,
+        day: NaiveDate,
+        (tenant, slug): (i32, &str),
+        (low, high): (Uuid, Uuid),
+        whole: bool,
+    ) -> DbResult<Option<Uuid>> {
+        type Counts = (Vec<Uuid>, i64, i64, i64, i64);
+        let low = low.max(self.position.message);
+        if whole && !self.has_messages(day, tenant, low).await? {
+            return Ok(None);
+        }
+        let text = if self.options.dry { COUNT_MESSAGES } else { MESSAGES };
+        let query = statement::<(Array<SqlUuid>, Int8, Int8, Int8, Int8)>(text);
+        let query = if whole { query } else { query.on_day(day) };
+        let query = query
+            .bind::<Int4, _>(tenant)
+            .bind::<SqlUuid, _>(low)
+            .bind::<SqlUuid, _>(self.position.message)
+            .bind::<SqlUuid, _>(high)
+            .bind::<Int8, _>(BATCH);
+        let (last, messages, deliveries, events, letters): Counts = query.row(self.options.store).await?;
+        let counts = [
+            ("messages", messages),
+            ("deliveries", deliveries),
+            ("delivery_events", events),
+            ("dead_letters", letters),
+        ];
+        for (table, rows) in counts {
+            self.pass.note(Some(slug), table, rows);
+        }
+        Ok(last.first().copied())
+    }
+
+    async fn has_messages(&self, day: NaiveDate, tenant: i32, low: Uuid) -> DbResult<bool> {
+        let query = statement::<Bool>(HAS_MESSAGES).on_day(day).bind::<Int4, _>(tenant).bind::<SqlUuid, _>(low);
+        query.row(self.options.store).await
+    }
+}
+
+/// From one tenant to the next by the index, however many messages each has.
+const TENANTS_OF: &str = "
+WITH RECURSIVE t(id) AS (
+    (SELECT m.tenant_id FROM messages@ m WHERE m.tenant_id > ? ORDER BY m.tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT m.tenant_id FROM messages@ m WHERE m.tenant_id > t.id ORDER BY m.tenant_id LIMIT 1) FROM t WHERE t.id IS NOT NULL)
+SELECT id FROM t WHERE id IS NOT NULL";
+
+const HAS_MESSAGES: &str = "SELECT EXISTS (SELECT FROM messages@ WHERE tenant_id = ? AND id >= ?)";
+
+/// Messages of a tenant in the order of their ids, and those among them whose every delivery is over.
+macro_rules! over {
+    ($rest:literal) => {
+        concat!(
+            "
+WITH picked AS MATERIALIZED (
+    SELECT m.id FROM messages@ m WHERE m.tenant_id = ? AND m.id >= ? AND m.id > ? AND m.id < ? ORDER BY m.id LIMIT ?
+), over AS MATERIALIZED (
+    SELECT p.id FROM picked p WHERE NOT EXISTS (
+        SELECT 1 FROM deliveries@ d WHERE d.message_id = p.id AND d.id >= p.id AND d.id < ",
+            minute_after!("p.id"),
+            " AND (d.state IN ('scheduled', 'queued', 'sending', 'retrying')
+               OR EXISTS (SELECT 1 FROM due w WHERE w.delivery_id = d.id)
+               OR EXISTS (SELECT 1 FROM parked k WHERE k.delivery_id = d.id)))
+), theirs AS MATERIALIZED (
+    SELECT d.id FROM over o CROSS JOIN LATERAL (
+        SELECT d.id FROM deliveries@ d WHERE d.message_id = o.id AND d.id >= o.id AND d.id < ",
+            minute_after!("o.id"),
+            " OFFSET 0) d
+)",
+            $rest
+        )
+    };
+}
+
+const MESSAGES: &str = over!(
+    ", letters AS (DELETE FROM dead_letters l USING theirs t WHERE l.delivery_id = t.id RETURNING 1
+), events AS (DELETE FROM delivery_events@ e USING theirs t WHERE e.delivery_id = t.id RETURNING 1
+), gone AS (DELETE FROM deliveries@ d USING theirs t WHERE d.id = t.id RETURNING 1
+), messages_gone AS (DELETE FROM messages@ m USING over o WHERE m.id = o.id RETURNING 1
+)
+SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM messages_gone), (SELECT count(*) FROM gone),
+       (SELECT count(*) FROM events), (SELECT count(*) FROM letters)"
+);
+
+const COUNT_MESSAGES: &str = over!(
+    "
+SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM over), (SELECT count(*) FROM theirs),
+       (SELECT count(*) FROM theirs t JOIN delivery_events@ e ON e.delivery_id = t.id),
+       (SELECT count(*) FROM theirs t JOIN dead_letters l ON l.delivery_id = t.id)"
+);
+
+struct Table {
+    name: &'static str,
+    /// Deletes, or counts, the old rows of some tenants; returns how many of each.
+    texts: [&'static str; 2],
+    /// The same for rows of no tenant.
+    of_nobody: Option<[&'static str; 2]>,
+}
+
+/// The rows of tenants that are older than a moment of each. `$old` compares with it by an index that begins with the tenant.
+macro_rules! older {
+    ($table:literal, $old:literal, $over:literal) => {
+        Table {
+            name: $table,
+            texts: [
+                concat!(
+                    "WITH gone AS (DELETE FROM ",
+                    $table,
+                    " WHERE ctid = ANY (ARRAY(
+    SELECT x.place FROM unnest(?::int4[], ?::timestamptz[]) AS f(tenant_id, before) CROSS JOIN LATERAL (
+        SELECT x.ctid AS place FROM ",
+                    $table,
+                    " x WHERE x.tenant_id = f.tenant_id AND ",
+                    $old,
+                    $over,
+                    " OFFSET 0) x LIMIT ?)) RETURNING tenant_id)
+SELECT tenant_id, count(*) FROM gone GROUP BY tenant_id"
+                ),
+                concat!(
+                    "SELECT f.tenant_id, count(*) FROM unnest(?::int4[], ?::timestamptz[]) AS f(tenant_id, before) CROSS JOIN LATERAL (
+    SELECT 1 FROM ",
+                    $table,
+                    " x WHERE x.tenant_id = f.tenant_id AND ",
+                    $old,
+                    $over,
+                    " OFFSET 0) x GROUP BY f.tenant_id"
+                ),
+            ],
+            of_nobody: None,
+        }
+    };
+    ($table:literal, $old:literal, $over:literal, or nobody) => {
+        Table {
+            of_nobody: Some([
+                concat!(
+                    "WITH gone AS (DELETE FROM ",
+                    $table,
+                    " WHERE ctid = ANY (ARRAY(SELECT x.ctid FROM ",
+                    $table,
+                    " x WHERE x.tenant_id IS NULL AND x.created_at < ((now() AT TIME ZONE 'UTC')::date - ?::int4)::timestamp AT TIME ZONE 'UTC'",
+                    $over,
+                    " LIMIT ?)) RETURNING 1)
+SELECT count(*) FROM gone"
+                ),
+                concat!(
+                    "SELECT count(*) FROM ",
+                    $table,
+                    " x WHERE x.tenant_id IS NULL AND x.created_at < ((now() AT TIME ZONE 'UTC')::date - ?::int4)::timestamp AT TIME ZONE 'UTC'",
+                    $over
+                ),
+            ]),
+            ..older!($table, $old, $over)
+        }
+    };
+}
+
+/// A bulk stays as long as a message needs its content, and a dead letter as long as it holds the only known outcome of a delivery.
+const TABLES: [Table; 12] = [
+    older!("bulks", "x.created_at < f.before", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
+    older!(
+        "broadcasts",
+        "x.created_at < f.before",
+        " AND x.finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM bulks b WHERE b.id = x.id)"
+    ),
+    older!(
+        "broadcast_pages",
+        "x.created_at < f.before",
+        " AND NOT EXISTS (SELECT 1 FROM broadcasts b WHERE b.id = x.broadcast_id)"
+    ),
+    older!("inbox", "x.created_at < f.before", ""),
+    older!("event_log", "x.created_at < f.before", ""),
+    older!("wa_inbound", "x.created_at < f.before", ""),
+    older!("waha_events", "x.created_at < f.before", " AND x.status <> 'pending'"),
+    older!(
+        "provider_refs",
+        "x.created_at < f.before",
+        " AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = x.delivery_id AND d.state IN ('scheduled', 'queued', 'sending', 'retrying'))"
+    ),
+    older!("webhook_events", "x.at < f.before", " AND NOT x.pending"),
+    older!("webhook_logs", "x.created_at < f.before", ""),
+    older!(
+        "dead_letters",
+        "x.created_at < f.before",
+        " AND NOT EXISTS (SELECT FROM unread_events u WHERE u.id = x.id)",
+        or nobody
+    ),
+    older!("replays", "x.created_at < f.before", " AND x.status <> 'running'", or nobody),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_of_another_version_that_lacks_parts_is_read() {
+        let position: Position = serde_json::from_str(r#"{"table": 3, "tenant": 7, "later": true}"#).unwrap();
+        assert_eq!(position, Position { table: 3, tenant: 7, ..Position::default() });
+    }
+
+    #[test]
+    fn every_text_compares_the_tenant_by_its_index() {
+        for table in &TABLES {
+            for text in table.texts {
+                assert!(
+                    text.contains("x.tenant_id = f.tenant_id") && !text.contains("DISTINCT FROM"),
+                    "{}",
+                    table.name
+                );
+            }
+        }
+    }
+}

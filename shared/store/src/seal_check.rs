@@ -1,0 +1,102 @@
+//! Which keys the database was written with, so that a wrong or missing one is told at the start and not by garbage later.
+
+use diesel::sql_types::Binary;
+use domain::seal::{self, Required, SealError};
+
+use super::{DbError, DbResult, Store, sealed, statement};
+
+/// What is sealed to try a key on.
+const CANARY: &str = "posthaste";
+/// Its realm among fingerprints.
+const REALM: &str = "seal_check";
+
+/// Why the configured keys do not fit the database.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Values are encrypted, and there is no key.
+    #[error(
+        "the database holds encrypted values and POSTHASTE_ENCRYPTION_KEY is not set: set it to the key they were written with"
+    )]
+    Missing,
+    /// Values are encrypted with a key that is not there.
+    #[error(
+        "the database holds values encrypted with another key: set POSTHASTE_ENCRYPTION_KEY to it, or name it in \
+         POSTHASTE_ENCRYPTION_KEY_PREVIOUS and run `posthaste rotate-keys`"
+    )]
+    Wrong,
+    /// Values may be left in the format that the settings refuse.
+    #[error(
+        "the database may hold values in the format of former versions: set POSTHASTE_ENCRYPTION_REQUIRED to true, run \
+         `posthaste rotate-keys` until it says that nothing is left, then set it to bound"
+    )]
+    Unbound,
+    /// The database could not be asked.
+    #[error(transparent)]
+    Database(#[from] DbError),
+}
+
+impl KeyError {
+    pub(super) fn into_db(self) -> DbError {
+        match self {
+            Self::Database(error) => error,
+            Self::Missing | Self::Wrong => DbError::Sealed(SealError::UnknownKey),
+            Self::Unbound => DbError::Sealed(SealError::Unbound),
+        }
+    }
+}
+
+impl Store {
+    /// Refuses keys that cannot open what is stored; a new key is noted down, so that nothing is written with it unnoticed.
+    pub async fn check_keys(&self) -> Result<(), KeyError> {
+        let sealed: Vec<Vec<u8>> =
+            statement::<Binary>("SELECT sealed FROM seal_check").rows(self).await.map_err(KeyError::Database)?;
+        if !sealed.is_empty() && !self.sealer().is_on() {
+            return Err(KeyError::Missing);
+        }
+        // Former versions know only the former format. They may still read beside us, until a rotation says that they do not.
+        self.sealer().set_bound(sealed.is_empty() || sealed.iter().any(|sealed| seal::is_bound(sealed)));
+        // A finished rotation leaves one row, which is bound.
+        if self.sealer().required() >= Required::Bound && !sealed.iter().all(|sealed| seal::is_bound(sealed)) {
+            return Err(KeyError::Unbound);
+        }
+        let place = sealed::SEAL_CHECK.of_nobody();
+        let opens = |sealed: Vec<u8>| self.sealer().open(place, sealed).is_ok_and(|plain| plain == CANARY.as_bytes());
+        if !sealed.into_iter().all(opens) {
+            return Err(KeyError::Wrong);
+        }
+        Ok(self.register_key().await?)
+    }
+
+    /// Notes down that values are sealed with the newest key.
+    async fn register_key(&self) -> DbResult<()> {
+        self.register(REGISTER).await
+    }
+
+    /// From now on values are bound to their place; a former version, which could not read them, does not start any more.
+    pub(super) async fn begin_bound(&self) -> DbResult<()> {
+        self.sealer().set_bound(true);
+        self.register(REGISTER_ANEW).await
+    }
+
+    async fn register(&self, text: &'static str) -> DbResult<()> {
+        if self.sealer().is_on() {
+            let query = statement::<()>(text).bind::<Binary, _>(self.sealer().fingerprint(REALM, CANARY).to_vec());
+            query
+                .bind::<Binary, _>(self.sealer().seal(sealed::SEAL_CHECK.of_nobody(), CANARY.as_bytes())?)
+                .run(self)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Notes down that nothing is sealed with any other key than the newest.
+    pub(super) async fn forget_old_keys(&self) -> DbResult<usize> {
+        let query = statement::<()>("DELETE FROM seal_check WHERE fingerprint <> ?");
+        query.bind::<Binary, _>(self.sealer().fingerprint(REALM, CANARY).to_vec()).run(self).await
+    }
+}
+
+const REGISTER: &str = "INSERT INTO seal_check (fingerprint, sealed) VALUES (?, ?) ON CONFLICT DO NOTHING";
+
+const REGISTER_ANEW: &str = "
+INSERT INTO seal_check (fingerprint, sealed) VALUES (?, ?) ON CONFLICT (fingerprint) DO UPDATE SET sealed = excluded.sealed";

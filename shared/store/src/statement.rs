@@ -1,0 +1,223 @@
+//! A fixed SQL text whose prepared form is kept.
+//!
+//! diesel treats `sql_query` and every `UPDATE … FROM` as text that may differ each time, and prepares it on every
+//! call: one more round trip per batch. Our hot statements never change, so we prepare them once per connection.
+
+use std::marker::PhantomData;
+
+use chrono::{DateTime, NaiveDate};
+use diesel::{
+    pg::Pg,
+    query_builder::{AstPass, Query, QueryFragment, QueryId},
+    result::{Error, QueryResult},
+    serialize::ToSql,
+    sql_types::{Bool, HasSqlType, Text},
+};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
+use domain::{TenantId, clock};
+use uuid::Uuid;
+
+use super::{DbResult, Store};
+
+/// Follows the name of a partitioned table in a statement's text; replaced by the suffix of the partition, if there
+/// is exactly one.
+pub const DAY: char = '@';
+
+/// A fixed SQL text with its binds. `Row` is the tuple of the SQL types that it returns.
+pub struct Statement<Row> {
+    text: &'static str,
+    partition: String,
+    /// Not kept in prepared form: its text contains one of any number of days.
+    is_rare: bool,
+    binds: Vec<Box<dyn QueryFragment<Pg> + Send>>,
+    scope: Option<TenantId>,
+    row: PhantomData<fn() -> Row>,
+}
+
+/// A statement with the text `text`, in which each `?` is one bind, in order.
+pub const fn statement<Row>(text: &'static str) -> Statement<Row> {
+    Statement { text, partition: String::new(), is_rare: false, binds: Vec::new(), scope: None, row: PhantomData }
+}
+
+impl<Row> Statement<Row> {
+    /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
+    /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
+    pub fn near<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
+        self.partition = partition(ids);
+        self
+    }
+
+    /// Opens only the partition of `day`, which must exist.
+    pub fn on_day(mut self, day: NaiveDate) -> Self {
+        (self.partition, self.is_rare) = (suffix(day), true);
+        self
+    }
+
+    /// Opens only the partition that contains all of `ids`, which are of one day, however long ago. `None` if that
+    /// day was dropped: then none of their rows exist.
+    pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
+        let this = self.near(ids);
+        let Some(Some(day)) = ids.first().map(day) else { return Ok(Some(this)) };
+        if !this.partition.is_empty() || day >= clock::now().date_naive() {
+            return Ok(Some(this));
+        }
+        let exists: bool = statement::<Bool>(HAS_DAY).bind::<Text, _>(suffix(day)).row(store).await?;
+        Ok(exists.then(|| this.on_day(day)))
+    }
+
+    /// Restricts the statement to the rows of this tenant, whatever its text says; `None`: all tenants.
+    pub const fn within(mut self, scope: Option<TenantId>) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Binds the next `?`.
+    pub fn bind<St, V>(mut self, value: V) -> Self
+    where
+        Pg: HasSqlType<St>,
+        V: ToSql<St, Pg> + Send + 'static,
+        St: 'static,
+    {
+        self.binds.push(Box::new(Bind::<St, V> { value, kind: PhantomData }));
+        self
+    }
+}
+
+impl<Row: Send + 'static> Statement<Row> {
+    /// Runs it on a connection of the pool and returns every row.
+    pub async fn rows<T>(self, store: &Store) -> DbResult<Vec<T>>
+    where
+        Self: LoadQuery<'static, AsyncPgConnection, T>,
+        T: Send,
+    {
+        let mut conn = store.within(self.scope).await?;
+        let rows = RunQueryDsl::load(self, &mut *conn).await;
+        conn.done(rows).await
+    }
+
+    /// Runs it on a connection of the pool and returns its first row.
+    ///
+    /// Reads the answer to its end: a row may arrive before its commit, and only the end of the answer confirms the
+    /// commit.
+    pub async fn row<T>(self, store: &Store) -> DbResult<T>
+    where
+        Self: LoadQuery<'static, AsyncPgConnection, T>,
+        T: Send,
+    {
+        let mut conn = store.within(self.scope).await?;
+        let rows: QueryResult<Vec<T>> = RunQueryDsl::load(self, &mut *conn).await;
+        conn.done(rows.and_then(|rows| rows.into_iter().next().ok_or(Error::NotFound))).await
+    }
+
+    /// Runs it on a connection of the pool and returns the number of rows it affected.
+    pub async fn run(self, store: &Store) -> DbResult<usize> {
+        let mut conn = store.within(self.scope).await?;
+        let touched = RunQueryDsl::execute(self, &mut *conn).await;
+        conn.done(touched).await
+    }
+}
+
+impl<Row> QueryFragment<Pg> for Statement<Row> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        if self.is_rare {
+            out.unsafe_to_cache_prepared();
+        }
+        let mut binds = self.binds.iter();
+        for (index, piece) in self.text.split('?').enumerate() {
+            if index > 0 {
+                let bind = binds
+                    .next()
+                    .ok_or_else(|| diesel::result::Error::QueryBuilderError("fewer binds than `?`".into()))?;
+                bind.walk_ast(out.reborrow())?;
+            }
+            for (index, part) in piece.split(DAY).enumerate() {
+                if index > 0 {
+                    out.push_sql(&self.partition);
+                }
+                out.push_sql(part);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The suffix of the one daily partition that contains all of these time-ordered ids. Empty if they are of several
+/// days, or of a day so far from now that its partition may be dropped or not created yet.
+fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
+    let mut days = ids.into_iter().map(day);
+    let today = clock::now().date_naive();
+    let Some(Some(first)) = days.next() else { return String::new() };
+    let near = (today - first).num_days().abs() <= 1;
+    if near && days.all(|day| day == Some(first)) { suffix(first) } else { String::new() }
+}
+
+/// The suffix of the partitions of a day.
+fn suffix(day: NaiveDate) -> String {
+    day.format("_%Y%m%d").to_string()
+}
+
+const HAS_DAY: &str = "
+SELECT to_regclass('messages' || d.suffix) IS NOT NULL AND to_regclass('deliveries' || d.suffix) IS NOT NULL
+   AND to_regclass('delivery_events' || d.suffix) IS NOT NULL
+FROM (SELECT ?::text AS suffix) d";
+
+/// The UTC day in which a UUIDv7 was created.
+pub(super) fn day(id: &Uuid) -> Option<NaiveDate> {
+    let (seconds, nanos) = id.get_timestamp()?.to_unix();
+    Some(DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?.date_naive())
+}
+
+/// Without a static id diesel uses the text as the key of the prepared statement.
+impl<Row> QueryId for Statement<Row> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<Row> Query for Statement<Row> {
+    type SqlType = Row;
+}
+
+struct Bind<St, V> {
+    value: V,
+    kind: PhantomData<fn() -> St>,
+}
+
+impl<St, V> QueryFragment<Pg> for Bind<St, V>
+where
+    Pg: HasSqlType<St>,
+    V: ToSql<St, Pg>,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_bind_param::<St, V>(&self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::{NoContext, Timestamp};
+
+    use super::*;
+
+    fn id(at: DateTime<chrono::Utc>) -> Uuid {
+        Uuid::new_v7(Timestamp::from_unix(NoContext, u64::try_from(at.timestamp()).unwrap(), 0))
+    }
+
+    #[test]
+    fn only_ids_of_one_near_day_name_a_partition() {
+        // Repeat if the day changed meanwhile.
+        let (now, named) = loop {
+            let now = clock::now();
+            let named = [partition([&id(now), &id(now)]), partition([&id(now - chrono::Duration::days(1))])];
+            if clock::now().date_naive() == now.date_naive() {
+                break (now, named);
+            }
+        };
+        let (today, yesterday) = (id(now), id(now - chrono::Duration::days(1)));
+        let days = [now, now - chrono::Duration::days(1)].map(|day| day.format("_%Y%m%d").to_string());
+        assert_eq!(named, days);
+        assert_eq!(partition([&today, &yesterday]), "", "two days");
+        assert_eq!(partition([&id(now - chrono::Duration::days(4))]), "", "long ago");
+        assert_eq!(partition([&Uuid::nil()]), "", "not time-ordered");
+        assert_eq!(partition([]), "");
+    }
+}

@@ -1,0 +1,45 @@
+//! Crates are the layers: each depends on crates below it only.
+
+use std::fs;
+
+use super::{assert_clean, root};
+
+/// The crates of `shared`, the lowest first, each with those that it may depend on.
+const LAYERS: [(&str, &[&str]); 7] = [
+    ("domain", &[]),
+    ("runtime", &["domain"]),
+    ("broker", &["domain", "runtime"]),
+    ("content", &["domain"]),
+    ("store", &["domain", "runtime", "content"]),
+    ("connectors", &["domain", "runtime", "store"]),
+    ("engine", &["domain", "runtime", "broker", "store"]),
+];
+/// The services: no crate of `shared` and no other service depends on one.
+const SERVICES: [&str; 3] = ["ingest", "worker", "scheduler"];
+
+#[test]
+fn a_crate_depends_on_the_layers_below_it() {
+    assert_clean(LAYERS.iter().flat_map(|(layer, below)| {
+        let manifest = fs::read_to_string(root().join("shared").join(layer).join("Cargo.toml")).unwrap();
+        strangers(&manifest, below).into_iter().map(move |other| format!("{layer} depends on {other}"))
+    }));
+    let all = LAYERS.map(|(layer, _)| layer);
+    assert_clean(SERVICES.iter().flat_map(|service| {
+        let manifest = fs::read_to_string(root().join(service).join("Cargo.toml")).unwrap();
+        strangers(&manifest, &all).into_iter().map(move |other| format!("{service} depends on {other}"))
+    }));
+}
+
+#[test]
+fn a_dependency_upwards_is_noticed() {
+    let manifest = "[package]\nname = \"posthaste-broker\"\n[dependencies]\nposthaste-domain.workspace = true\n\
+        posthaste-store.workspace = true\n";
+    assert_eq!(strangers(manifest, &["domain"]), ["store"]);
+    assert!(strangers(manifest, &["domain", "store"]).is_empty());
+}
+
+/// Crates of ours that a manifest names and should not.
+fn strangers(manifest: &str, allowed: &[&str]) -> Vec<String> {
+    let named = manifest.lines().filter_map(|line| line.strip_prefix("posthaste-")?.split_once(['.', ' ']));
+    named.map(|(name, _)| name.to_owned()).filter(|name| !allowed.contains(&name.as_str())).collect()
+}
