@@ -1,18 +1,13 @@
 //! API keys: stored as hashes, shown to their owner once.
 
 use chrono::{DateTime, Utc};
-use diesel::{
-    ExpressionMethods, JoinOnDsl, OptionalExtension, QueryDsl,
-    sql_types::{Int4, Nullable, Uuid as SqlUuid},
-};
-use diesel_async::RunQueryDsl;
+use diesel::sql_types::{Binary, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use domain::{TenantId, acceptance::Hash, token::Role};
 use uuid::Uuid;
 
 use super::{
     DbResult, Store,
-    schema::{api_keys, tenants},
-    statement,
+    sql::{row, sql, statements},
 };
 
 /// A key that holds, as its bearer is known by.
@@ -28,28 +23,31 @@ pub struct KeyRow {
     pub role: Role,
 }
 
-/// A key as lists show it, revoked ones too.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyListing {
-    /// The key.
-    pub id: Uuid,
-    /// Its tenant's name.
-    pub tenant_slug: String,
-    /// What it may do, as stored.
-    pub role: String,
-    /// What its owner calls it.
-    pub name: String,
-    /// When it was made.
-    pub created_at: DateTime<Utc>,
-    /// Since when it no longer holds.
-    pub revoked_at: Option<DateTime<Utc>>,
+row! {
+    /// A key as lists show it, revoked ones too.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct KeyListing {
+        /// The key.
+        pub id: Uuid as SqlUuid,
+        /// Its tenant's name.
+        pub tenant_slug: String as Text,
+        /// What it may do, as stored.
+        pub role: String as Text,
+        /// What its owner calls it.
+        pub name: String as Text,
+        /// When it was made.
+        pub created_at: DateTime<Utc> as Timestamptz,
+        /// Since when it no longer holds.
+        pub revoked_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    }
 }
 
-type Listed = (Uuid, String, String, String, DateTime<Utc>, Option<DateTime<Utc>>);
-
-impl From<Listed> for KeyListing {
-    fn from((id, tenant_slug, role, name, created_at, revoked_at): Listed) -> Self {
-        Self { id, tenant_slug, role, name, created_at, revoked_at }
+row! {
+    struct HeldKey {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        tenant_slug: String as Text,
+        role: String as Text,
     }
 }
 
@@ -57,63 +55,37 @@ impl Store {
     /// Stores a key by its hash; returns its id.
     pub async fn create_key(&self, tenant: TenantId, role: Role, name: &str, hash: Hash) -> DbResult<Uuid> {
         let id = Uuid::now_v7();
-        let values = (
-            api_keys::id.eq(id),
-            api_keys::tenant_id.eq(tenant.0),
-            api_keys::role.eq(role.as_str()),
-            api_keys::name.eq(name),
-            api_keys::hash.eq(hash.to_vec()),
-        );
-        let mut conn = self.within(Some(tenant)).await?;
-        let made = diesel::insert_into(api_keys::table).values(values).execute(&mut *conn).await;
-        conn.done(made).await?;
+        let (role, name, hash) = (role.as_str(), name.to_owned(), hash.to_vec());
+        Create { id, tenant: tenant.0, role, name, hash }.query().within(Some(tenant)).run(self).await?;
         Ok(id)
     }
 
     /// The keys of a tenant, or of all, newest first.
     pub async fn list_keys(&self, tenant: Option<TenantId>) -> DbResult<Vec<KeyListing>> {
-        let columns =
-            (api_keys::id, tenants::slug, api_keys::role, api_keys::name, api_keys::created_at, api_keys::revoked_at);
-        let mut query = api_keys::table
-            .inner_join(tenants::table.on(api_keys::tenant_id.eq(tenants::id)))
-            .select(columns)
-            .order(api_keys::id.desc())
-            .into_boxed();
-        if let Some(tenant) = tenant {
-            query = query.filter(api_keys::tenant_id.eq(tenant.0));
-        }
-        let mut conn = self.within(tenant).await?;
-        let rows = query.load::<Listed>(&mut *conn).await;
-        let rows = conn.done(rows).await?;
-        Ok(rows.into_iter().map(KeyListing::from).collect())
+        List { tenant: tenant.map(|it| it.0) }.query().within(tenant).rows(self).await
     }
 
     /// Ends a key, of this tenant if one is given; says whose it was, if there was one that held.
     pub async fn revoke_key(&self, id: Uuid, tenant: Option<TenantId>) -> DbResult<Option<TenantId>> {
-        let query = statement::<Int4>(REVOKE)
-            .bind::<SqlUuid, _>(id)
-            .bind::<Nullable<Int4>, _>(tenant.map(|it| it.0))
-            .within(tenant);
-        let rows: Vec<i32> = query.rows(self).await?;
-        Ok(rows.into_iter().next().map(TenantId))
+        let revoked = Revoke { id, tenant: tenant.map(|it| it.0) }.query().within(tenant).first(self).await?;
+        Ok(revoked.map(TenantId))
     }
 
     /// The key with this hash, if it holds and its role is one this version knows.
     pub async fn key_by_hash(&self, hash: &Hash) -> DbResult<Option<KeyRow>> {
-        let query = api_keys::table
-            .inner_join(tenants::table.on(api_keys::tenant_id.eq(tenants::id)))
-            .filter(api_keys::hash.eq(hash.to_vec()))
-            .filter(api_keys::revoked_at.is_null())
-            .select((api_keys::id, api_keys::tenant_id, tenants::slug, api_keys::role));
-        let row: Option<(Uuid, i32, String, String)> = query.first(&mut *self.conn().await?).await.optional()?;
-        Ok(row.and_then(held))
+        let found = ByHash { hash: hash.to_vec() }.query().first(self).await?;
+        Ok(found.and_then(held))
     }
 }
 
-const REVOKE: &str = "
-UPDATE api_keys SET revoked_at = now()
-WHERE id = ? AND revoked_at IS NULL AND tenant_id = coalesce(?, tenant_id) RETURNING tenant_id";
-
-fn held((id, tenant, tenant_slug, role): (Uuid, i32, String, String)) -> Option<KeyRow> {
-    Some(KeyRow { id, tenant_id: TenantId(tenant), tenant_slug, role: role.parse().ok()? })
+fn held(HeldKey { id, tenant_id, tenant_slug, role }: HeldKey) -> Option<KeyRow> {
+    Some(KeyRow { id, tenant_id: TenantId(tenant_id), tenant_slug, role: role.parse().ok()? })
 }
+
+sql!(Create in "keys/create.sql" {
+    id: Uuid as SqlUuid, tenant: i32 as Int4, role: &'static str as Text, name: String as Text, hash: Vec<u8> as Binary
+});
+sql!(List in "keys/list.sql" { tenant: Option<i32> as Nullable<Int4> } -> KeyListing);
+sql!(Revoke in "keys/revoke.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> i32 as Int4);
+sql!(ByHash in "keys/by_hash.sql" { hash: Vec<u8> as Binary } -> HeldKey);
+statements!(Create, List, Revoke, ByHash);

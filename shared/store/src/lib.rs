@@ -46,9 +46,11 @@ pub mod rotation;
 pub mod rules;
 pub mod schema;
 mod scope;
+
 pub mod seal_check;
 mod sealed;
 pub mod side_records;
+pub mod sql;
 mod sqlstate;
 mod statement;
 pub mod suppressions;
@@ -91,6 +93,11 @@ use sqlstate::{
 pub use part::DatabasePart;
 pub use scope::{Floor, Scoped};
 pub use statement::{Statement, statement};
+
+/// Every statement, for the test that compares them with the schema.
+pub fn statements() -> Vec<sql::Shape> {
+    [keys::shapes()].into_iter().flatten().collect()
+}
 
 /// The longest wait for a connection. It is below the 2 s within which ingest promises its 503.
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(1500);

@@ -17,7 +17,10 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
 use domain::{TenantId, clock};
 use uuid::Uuid;
 
-use super::{DbResult, Store};
+use super::{
+    DbResult, Store,
+    sql::{Piece, Resolved},
+};
 
 /// Follows the name of a partitioned table in a statement's text; replaced by the suffix of the partition, if there
 /// is exactly one.
@@ -25,7 +28,7 @@ pub const DAY: char = '@';
 
 /// A fixed SQL text with its binds. `Row` is the tuple of the SQL types that it returns.
 pub struct Statement<Row> {
-    text: &'static str,
+    text: Source,
     partition: String,
     /// Not kept in prepared form: its text contains one of any number of days.
     is_rare: bool,
@@ -34,12 +37,37 @@ pub struct Statement<Row> {
     row: PhantomData<fn() -> Row>,
 }
 
+/// A text that is known at compile time.
+enum Source {
+    /// Each `?` is one bind, in order.
+    Ordered(&'static str),
+    /// Of a file, with named binds.
+    Named(&'static Resolved),
+}
+
 /// A statement with the text `text`, in which each `?` is one bind, in order.
 pub const fn statement<Row>(text: &'static str) -> Statement<Row> {
+    let text = Source::Ordered(text);
     Statement { text, partition: String::new(), is_rare: false, binds: Vec::new(), scope: None, row: PhantomData }
 }
 
+/// A value for a bind.
+pub(crate) fn bind<St, V>(value: V) -> Box<dyn QueryFragment<Pg> + Send>
+where
+    Pg: HasSqlType<St>,
+    V: ToSql<St, Pg> + Send + 'static,
+    St: 'static,
+{
+    Box::new(Bind::<St, V> { value, kind: PhantomData })
+}
+
 impl<Row> Statement<Row> {
+    /// A statement of a file; `binds` are in the order of its struct.
+    pub(crate) const fn resolved(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
+        let text = Source::Named(text);
+        Self { text, partition: String::new(), is_rare: false, binds, scope: None, row: PhantomData }
+    }
+
     /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
     /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
     pub fn near<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
@@ -78,7 +106,7 @@ impl<Row> Statement<Row> {
         V: ToSql<St, Pg> + Send + 'static,
         St: 'static,
     {
-        self.binds.push(Box::new(Bind::<St, V> { value, kind: PhantomData }));
+        self.binds.push(bind::<St, V>(value));
         self
     }
 }
@@ -122,8 +150,29 @@ impl<Row> QueryFragment<Pg> for Statement<Row> {
         if self.is_rare {
             out.unsafe_to_cache_prepared();
         }
+        match self.text {
+            Source::Ordered(text) => self.walk_ordered(text, out),
+            Source::Named(text) => self.walk_named(text, out),
+        }
+    }
+}
+
+impl<Row> Statement<Row> {
+    fn walk_named<'b>(&'b self, text: &Resolved, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        for piece in &text.0 {
+            match piece {
+                Piece::Text(sql) => out.push_sql(sql),
+                Piece::Bind(bind) => self.binds[*bind].walk_ast(out.reborrow())?,
+                Piece::Again(number) => out.push_sql(&format!("${number}")),
+                Piece::Day => out.push_sql(&self.partition),
+            }
+        }
+        Ok(())
+    }
+
+    fn walk_ordered<'b>(&'b self, text: &str, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         let mut binds = self.binds.iter();
-        for (index, piece) in self.text.split('?').enumerate() {
+        for (index, piece) in text.split('?').enumerate() {
             if index > 0 {
                 let bind = binds
                     .next()

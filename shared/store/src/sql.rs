@@ -1,0 +1,354 @@
+//! Statements: each is a file in `sql/` with named binds, and a struct that names what it takes and what it returns.
+//!
+//! [`sql!`] declares a statement, [`row!`] a row that is read by the names of its columns. A statement's text is resolved
+//! once; its prepared form is kept by each connection. A test prepares every statement against the migrated schema and
+//! compares the types of its binds and columns with what is declared here (`tests/tests/statements.rs`).
+//!
+//! In a file, `:name` is a bind, and `@` after the name of a partitioned table stands for the suffix of the partition, if
+//! there is exactly one.
+
+use std::{collections::BTreeMap, iter::Peekable, marker::PhantomData, str::CharIndices};
+
+use diesel::{
+    pg::{Pg, PgMetadataLookup},
+    query_builder::QueryFragment,
+    result::{Error, QueryResult},
+    serialize::ToSql,
+    sql_types::HasSqlType,
+};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
+use domain::TenantId;
+use uuid::Uuid;
+
+use super::{
+    DbResult, Store,
+    statement::{self, DAY, Statement},
+};
+
+/// A piece of a statement's text.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// SQL.
+    Text(String),
+    /// The first place of a bind, by its place in the list of binds.
+    Bind(usize),
+    /// Another place of a bind, by the number of its parameter.
+    Again(usize),
+    /// The suffix of a partition.
+    Day,
+}
+
+/// A text that is resolved.
+#[derive(Debug)]
+pub(crate) struct Resolved(pub(crate) Vec<Piece>);
+
+impl Resolved {
+    /// Resolves the text of `file` for these binds.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the text names another bind, or not each of them.
+    pub(crate) fn new(file: &str, text: &str, binds: &[&str]) -> Self {
+        let mut pieces = Vec::new();
+        let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut plain = String::new();
+        let mut rest = text.char_indices().peekable();
+        while let Some((at, letter)) = rest.next() {
+            match letter {
+                '\'' | '"' => plain.push_str(&quoted(text, at, letter, &mut rest)),
+                '-' if text[at..].starts_with("--") => while rest.next_if(|(_, letter)| *letter != '\n').is_some() {},
+                ':' if text[at..].starts_with("::") => {
+                    rest.next();
+                    plain.push_str("::");
+                }
+                ':' if text[at + 1..].starts_with(|letter: char| letter.is_ascii_lowercase()) => {
+                    let name = name(text, at + 1, &mut rest);
+                    let bind = binds.iter().position(|bind| *bind == name);
+                    let bind = bind.unwrap_or_else(|| panic!("{file} names `:{name}`, which its struct lacks"));
+                    pieces.push(Piece::Text(std::mem::take(&mut plain)));
+                    let next = numbers.len() + 1;
+                    let number = *numbers.entry(bind).or_insert(next);
+                    pieces.push(if number == next { Piece::Bind(bind) } else { Piece::Again(number) });
+                }
+                DAY => {
+                    pieces.push(Piece::Text(std::mem::take(&mut plain)));
+                    pieces.push(Piece::Day);
+                }
+                other => plain.push(other),
+            }
+        }
+        pieces.push(Piece::Text(plain));
+        if let Some(unused) = (0..binds.len()).find(|bind| !numbers.contains_key(bind)) {
+            panic!("{file} does not name `:{}`", binds[unused]);
+        }
+        Self(pieces)
+    }
+
+    /// The text with numbered parameters, over whole tables, and the binds in the order of their numbers.
+    fn numbered(&self) -> (String, Vec<usize>) {
+        let (mut text, mut binds) = (String::new(), Vec::new());
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(sql) => text.push_str(sql),
+                Piece::Bind(bind) => {
+                    binds.push(*bind);
+                    text.push_str(&format!("${}", binds.len()));
+                }
+                Piece::Again(number) => text.push_str(&format!("${number}")),
+                Piece::Day => {}
+            }
+        }
+        (text, binds)
+    }
+}
+
+/// A text in quotes, from the opening one at `at` to the closing one.
+fn quoted(text: &str, at: usize, quote: char, rest: &mut Peekable<CharIndices<'_>>) -> String {
+    let end = rest.by_ref().find(|(_, letter)| *letter == quote).map_or(text.len(), |(end, _)| end + 1);
+    text[at..end].to_owned()
+}
+
+fn name<'a>(text: &'a str, start: usize, rest: &mut Peekable<CharIndices<'_>>) -> &'a str {
+    let is_part = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_';
+    let mut end = start;
+    while let Some((at, letter)) = rest.next_if(|(_, letter)| is_part(*letter)) {
+        end = at + letter.len_utf8();
+    }
+    &text[start..end]
+}
+
+/// A column or bind: its name and the OID of its type.
+pub type Typed = (&'static str, u32);
+
+/// What a statement takes and returns, for the test that compares it with the database.
+#[derive(Debug)]
+pub struct Shape {
+    /// The file below `sql/`.
+    pub file: &'static str,
+    /// The text with `$1`, `$2`, … for its binds, over whole tables.
+    pub text: String,
+    /// The binds, in the order of their numbers.
+    pub binds: Vec<Typed>,
+    /// The columns that are read: one without a name is read by its place; `None`: the statement returns no rows.
+    pub columns: Option<Vec<Typed>>,
+}
+
+impl Shape {
+    pub(crate) fn new(file: &'static str, text: &Resolved, binds: &[Typed], columns: Option<Vec<Typed>>) -> Self {
+        let (text, order) = text.numbered();
+        Self { file, text, binds: order.into_iter().map(|bind| binds[bind]).collect(), columns }
+    }
+}
+
+/// The OID of an SQL type.
+pub(crate) fn oid<St>() -> u32
+where
+    Pg: HasSqlType<St>,
+{
+    /// The types in use are built in: none is looked up.
+    struct Unused;
+    impl PgMetadataLookup for Unused {
+        fn lookup_type(&mut self, _: &str, _: Option<&str>) -> diesel::pg::PgTypeMetadata {
+            diesel::pg::PgTypeMetadata::new(0, 0)
+        }
+    }
+    <Pg as HasSqlType<St>>::metadata(&mut Unused).oid().unwrap_or_default()
+}
+
+/// A row that is read by the names of its columns.
+pub trait Columns {
+    /// Its columns.
+    fn columns() -> Vec<Typed>;
+}
+
+/// A statement with its binds, of rows `Row` that are read as `St`.
+pub struct Query<Row, St> {
+    statement: Statement<St>,
+    row: PhantomData<fn() -> Row>,
+}
+
+impl<Row, St> Query<Row, St> {
+    pub(crate) fn new(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
+        Self { statement: Statement::resolved(text, binds), row: PhantomData }
+    }
+
+    /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
+    /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
+    pub fn near<'a>(self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
+        Self { statement: self.statement.near(ids), row: PhantomData }
+    }
+
+    /// Opens only the partition of `day`, which must exist.
+    pub fn on_day(self, day: chrono::NaiveDate) -> Self {
+        Self { statement: self.statement.on_day(day), row: PhantomData }
+    }
+
+    /// Opens only the partition that contains all of `ids`, which are of one day, however long ago. `None` if that
+    /// day was dropped: then none of their rows exist.
+    pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
+        let statement = self.statement.at_day_of(store, ids).await?;
+        Ok(statement.map(|statement| Self { statement, row: PhantomData }))
+    }
+
+    /// Restricts the statement to the rows of this tenant, whatever its text says; `None`: all tenants.
+    pub fn within(self, scope: Option<TenantId>) -> Self {
+        Self { statement: self.statement.within(scope), row: PhantomData }
+    }
+}
+
+impl<Row: Send + 'static, St: Send + 'static> Query<Row, St>
+where
+    Statement<St>: LoadQuery<'static, AsyncPgConnection, Row>,
+{
+    /// Runs it on a connection of the pool and returns every row.
+    pub async fn rows(self, store: &Store) -> DbResult<Vec<Row>> {
+        self.statement.rows(store).await
+    }
+
+    /// Runs it on a connection of the pool and returns its first row; an error if there is none.
+    ///
+    /// Reads the answer to its end: a row may arrive before its commit, and only the end of the answer confirms the
+    /// commit.
+    pub async fn row(self, store: &Store) -> DbResult<Row> {
+        self.statement.row(store).await
+    }
+
+    /// Runs it on a connection of the pool and returns its first row, if there is one.
+    pub async fn first(self, store: &Store) -> DbResult<Option<Row>> {
+        Ok(self.rows(store).await?.into_iter().next())
+    }
+
+    /// Runs it on this connection, within its transaction if there is one, and returns every row.
+    pub async fn rows_on(self, conn: &mut AsyncPgConnection) -> QueryResult<Vec<Row>> {
+        RunQueryDsl::load(self.statement, conn).await
+    }
+
+    /// As [`Query::rows_on`], with the first row; an error if there is none.
+    pub async fn row_on(self, conn: &mut AsyncPgConnection) -> QueryResult<Row> {
+        self.rows_on(conn).await?.into_iter().next().ok_or(Error::NotFound)
+    }
+}
+
+impl<Row, St: Send + 'static> Query<Row, St> {
+    /// Runs it on a connection of the pool and returns the number of rows it affected.
+    pub async fn run(self, store: &Store) -> DbResult<usize> {
+        self.statement.run(store).await
+    }
+
+    /// Runs it on this connection, within its transaction if there is one, and returns the number of rows it affected.
+    pub async fn run_on(self, conn: &mut AsyncPgConnection) -> QueryResult<usize> {
+        RunQueryDsl::execute(self.statement, conn).await
+    }
+}
+
+/// A value for a bind of the SQL type `St`.
+pub(crate) fn bind<St, V>(value: V) -> Box<dyn QueryFragment<Pg> + Send>
+where
+    Pg: HasSqlType<St>,
+    V: ToSql<St, Pg> + Send + 'static,
+    St: 'static,
+{
+    statement::bind::<St, V>(value)
+}
+
+/// Declares a row: `name: Rust type as SQL type`. It is read by the names of its columns.
+macro_rules! row {
+    ($(#[$about:meta])* $vis:vis struct $name:ident {
+        $($(#[$doc:meta])* $field_vis:vis $field:ident: $rust:ty as $sql:ty),+ $(,)?
+    }) => {
+        $(#[$about])*
+        #[derive(diesel::QueryableByName)]
+        #[diesel(check_for_backend(diesel::pg::Pg))]
+        $vis struct $name {
+            $($(#[$doc])* #[diesel(sql_type = $sql)] $field_vis $field: $rust,)+
+        }
+
+        impl $crate::sql::Columns for $name {
+            fn columns() -> Vec<$crate::sql::Typed> {
+                vec![$((stringify!($field), $crate::sql::oid::<$sql>())),+]
+            }
+        }
+    };
+}
+
+/// Declares a statement: its struct, its file, its binds as `name: Rust type as SQL type`, and what it returns: rows of a
+/// struct of [`row!`], one column as `Rust type as SQL type`, or nothing.
+macro_rules! sql {
+    ($(#[$about:meta])* $vis:vis $name:ident in $file:literal { $($fields:tt)* } -> $row:ty as $sql:ty) => {
+        $crate::sql::sql!(@ [$(#[$about])*] [$vis] $name $file { $($fields)* }
+            $row, $sql, Some(vec![("", $crate::sql::oid::<$sql>())]));
+    };
+    ($(#[$about:meta])* $vis:vis $name:ident in $file:literal { $($fields:tt)* } -> $row:ty) => {
+        $crate::sql::sql!(@ [$(#[$about])*] [$vis] $name $file { $($fields)* }
+            $row, diesel::sql_types::Untyped, Some(<$row as $crate::sql::Columns>::columns()));
+    };
+    ($(#[$about:meta])* $vis:vis $name:ident in $file:literal { $($fields:tt)* }) => {
+        $crate::sql::sql!(@ [$(#[$about])*] [$vis] $name $file { $($fields)* } (), diesel::sql_types::Untyped, None);
+    };
+    (@ [$($about:tt)*] [$vis:vis] $name:ident $file:literal { $($field:ident: $rust:ty as $sql:ty),* $(,)? }
+        $row:ty, $st:ty, $columns:expr) => {
+        $($about)*
+        $vis struct $name { $($vis $field: $rust),* }
+
+        impl $name {
+            fn resolved() -> &'static $crate::sql::Resolved {
+                static TEXT: std::sync::LazyLock<$crate::sql::Resolved> = std::sync::LazyLock::new(|| {
+                    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/", $file));
+                    $crate::sql::Resolved::new($file, text, &[$(stringify!($field)),*])
+                });
+                &TEXT
+            }
+
+            /// The statement with its binds.
+            $vis fn query(self) -> $crate::sql::Query<$row, $st> {
+                $crate::sql::Query::new(Self::resolved(), vec![$($crate::sql::bind::<$sql, _>(self.$field)),*])
+            }
+
+            fn shape() -> $crate::sql::Shape {
+                let binds: &[$crate::sql::Typed] = &[$((stringify!($field), $crate::sql::oid::<$sql>())),*];
+                $crate::sql::Shape::new($file, Self::resolved(), binds, $columns)
+            }
+        }
+    };
+}
+
+/// Lists the statements of a module for the test that prepares them all.
+macro_rules! statements {
+    ($($name:ident),+ $(,)?) => {
+        pub(crate) fn shapes() -> Vec<$crate::sql::Shape> {
+            vec![$($name::shape()),+]
+        }
+    };
+}
+
+pub(crate) use {row, sql, statements};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered(text: &str, binds: &[&str]) -> (String, Vec<usize>) {
+        Resolved::new("a.sql", text, binds).numbered()
+    }
+
+    #[test]
+    fn names_become_numbers_in_the_order_of_the_text() {
+        let text = "SELECT :b::int8, :a, :b FROM messages@ WHERE x = ':c' AND y = \":d\" AND z = 'HH24:MI' -- :e\n";
+        let (text, order) = numbered(text, &["a", "b"]);
+        let wanted = "SELECT $1::int8, $2, $1 FROM messages WHERE x = ':c' AND y = \":d\" AND z = 'HH24:MI' \n";
+        assert_eq!((text.as_str(), order), (wanted, vec![1, 0]));
+        assert_eq!(numbered("a[1:2], b::text", &[]).0, "a[1:2], b::text");
+    }
+
+    #[test]
+    #[should_panic(expected = "a.sql names `:b`, which its struct lacks")]
+    fn a_bind_that_a_struct_lacks_is_noticed() {
+        numbered("SELECT :a, :b", &["a"]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a.sql does not name `:b`")]
+    fn a_bind_that_a_text_lacks_is_noticed() {
+        numbered("SELECT :a", &["a", "b"]);
+    }
+}
