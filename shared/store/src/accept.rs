@@ -1,10 +1,10 @@
 //! Acceptance: stores many submissions in one statement and one commit: idempotency key + message + deliveries +
 //! outbox row.
 
-mod columns;
+pub(crate) mod columns;
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Int4, Int8};
+use diesel::sql_types::{Array, Binary, Int4, Int8, Untyped};
 use diesel_async::AsyncPgConnection;
 use domain::{
     FailoverRound, TenantId, Tries,
@@ -14,13 +14,15 @@ use runtime::wake;
 use uuid::Uuid;
 
 use super::{
-    DbResult, Statement, Store,
+    DbResult, Store,
     claim::Claim,
-    lines::room,
+    lines::Room,
     outbox::{Dispatch, DispatchItem},
-    sealed, statement,
+    sealed,
+    sql::{row, sql, statements},
+    statement::Query,
 };
-use columns::{Columns, Row, SqlRow};
+use columns::{Columns, StoredRow};
 
 /// The result of one commit of acceptances.
 #[derive(Debug)]
@@ -51,8 +53,14 @@ pub enum Accepted {
     },
 }
 
-/// Tenant, key hash, request hash, response.
-type StoredAnswer = (i32, Vec<u8>, Vec<u8>, Vec<u8>);
+row! {
+    struct AnswerRow {
+        tenant_id: i32 as Int4,
+        key_hash: Vec<u8> as Binary,
+        request_hash: Vec<u8> as Binary,
+        response: Vec<u8> as Binary,
+    }
+}
 
 impl Store {
     /// Stores all of `batch` in one commit.
@@ -69,12 +77,12 @@ impl Store {
     ) -> DbResult<Stored> {
         let columns = Columns::of(batch, crowding, leases, self.sealer())?;
         let parks = columns.parks();
-        let statement = columns.bind(relay_after_ms);
+        let query = columns.query(relay_after_ms);
         let stands_alone = |acceptance: &Acceptance| acceptance.beside.is_empty() && acceptance.room_in.is_none();
-        let (outbox_id, won, accepted_at) = if batch.iter().all(stands_alone) {
-            statement.row(self).await?
+        let StoredRow { outbox_id, won, accepted_at } = if batch.iter().all(stands_alone) {
+            query.row(self).await?
         } else {
-            match self.accept_with(statement, batch).await? {
+            match self.accept_with(query, batch).await? {
                 Ok(row) => row,
                 Err(seconds) => {
                     let results = vec![Accepted::NoRoom { seconds }; batch.len()];
@@ -105,21 +113,25 @@ impl Store {
     ///
     /// Locks are taken in the order of [`Store::hold_digests`] and the steps after it: windows first, then the lines
     /// in which deliveries are parked.
-    async fn accept_with(&self, statement: Statement<SqlRow>, batch: &[Acceptance]) -> DbResult<Result<Row, f64>> {
+    async fn accept_with(
+        &self,
+        query: Query<StoredRow, Untyped>,
+        batch: &[Acceptance],
+    ) -> DbResult<Result<StoredRow, f64>> {
         let mut conn = self.transaction().await?;
         let stored = async {
             self.lock_windows(&mut conn, &side_records_of(batch.iter())).await?;
-            let (outbox_id, won, at): Row = diesel_async::RunQueryDsl::get_result(statement, &mut *conn).await?;
-            let new = batch.iter().filter(|acceptance| is_new(acceptance, &won));
+            let row = query.row_on(&mut conn).await?;
+            let new = batch.iter().filter(|acceptance| is_new(acceptance, &row.won));
             self.write_side_records(&mut conn, &side_records_of(new)).await?;
             // The count includes what this transaction has just parked, and the line stays locked until the end.
-            for line in batch.iter().filter(|acceptance| is_new(acceptance, &won)).filter_map(|one| one.room_in) {
-                let rooms: Vec<(i32, f64)> = diesel_async::RunQueryDsl::load(room(line), &mut *conn).await?;
-                if let Some((_, seconds)) = rooms.into_iter().find(|(room, _)| *room < 0) {
-                    return Ok(Err(seconds));
+            for line in batch.iter().filter(|acceptance| is_new(acceptance, &row.won)).filter_map(|one| one.room_in) {
+                let rooms = Room { line }.query().rows_on(&mut conn).await?;
+                if let Some(full) = rooms.into_iter().find(|found| found.room < 0) {
+                    return Ok(Err(full.seconds));
                 }
             }
-            Ok(Ok((outbox_id, won, at)))
+            Ok(Ok(row))
         };
         match stored.await {
             Ok(Err(seconds)) => {
@@ -139,8 +151,8 @@ impl Store {
         relay_after_ms: i32,
     ) -> DbResult<Option<Dispatch>> {
         let crowding = Crowding::default();
-        let statement = Columns::of(batch, &crowding, &Leases::new(), self.sealer())?.bind(relay_after_ms);
-        let (outbox_id, ..): Row = diesel_async::RunQueryDsl::get_result(statement, conn).await?;
+        let query = Columns::of(batch, &crowding, &Leases::new(), self.sealer())?.query(relay_after_ms);
+        let StoredRow { outbox_id, .. } = query.row_on(conn).await?;
         let items = batch.iter().flat_map(|acceptance| at_once(acceptance, &crowding)).map(|(_, d)| item(d)).collect();
         Ok(outbox_id.map(|outbox_id| Dispatch { outbox_id, items }))
     }
@@ -149,10 +161,9 @@ impl Store {
     /// this cannot fail.
     async fn answers(&self, batch: &[Acceptance], is_new: impl Fn(&Acceptance) -> bool) -> Vec<Accepted> {
         let keyed = || batch.iter().filter(|a| !is_new(a)).filter_map(|a| a.key.as_ref().map(|key| (a.tenant, key)));
-        let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
-            .bind::<Array<Int4>, _>(keyed().map(|(tenant, _)| tenant.0).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(keyed().map(|(_, key)| key.key_hash.to_vec()).collect::<Vec<_>>());
-        let stored: Result<Vec<StoredAnswer>, _> = query.rows(self).await;
+        let tenants = keyed().map(|(tenant, _)| tenant.0).collect();
+        let key_hashes = keyed().map(|(_, key)| key.key_hash.to_vec()).collect();
+        let stored = Answers { tenants, key_hashes }.query().rows(self).await;
         if let Err(error) = &stored {
             tracing::warn!(%error, "the answers of repeated requests cannot be read");
         }
@@ -161,10 +172,10 @@ impl Store {
             let Ok(stored) = &stored else { return Accepted::Unanswered };
             let same = stored
                 .iter()
-                .find(|(tenant, key_hash, ..)| *tenant == acceptance.tenant.0 && key_hash == &key.key_hash)
-                .filter(|(_, _, request_hash, _)| request_hash == &key.request_hash);
-            let Some((.., response)) = same else { return Accepted::KeyTaken };
-            let opened = self.sealer().open(sealed::RESPONSE.of(acceptance.tenant), response.clone());
+                .find(|row| row.tenant_id == acceptance.tenant.0 && row.key_hash == key.key_hash)
+                .filter(|row| row.request_hash == key.request_hash);
+            let Some(same) = same else { return Accepted::KeyTaken };
+            let opened = self.sealer().open(sealed::RESPONSE.of(acceptance.tenant), same.response.clone());
             opened.map_or_else(
                 |error| {
                     tracing::error!(%error, "the answer of a repeated request cannot be read");
@@ -178,19 +189,15 @@ impl Store {
 
     /// The stored answer under a key, if any: for requests that could not be accepted now.
     pub async fn answered(&self, tenant: TenantId, key_hash: &Hash, request_hash: &Hash) -> DbResult<Option<Vec<u8>>> {
-        let query = statement::<(Int4, Binary, Binary, Binary)>(SELECT_ANSWERS)
-            .bind::<Array<Int4>, _>(vec![tenant.0])
-            .bind::<Array<Binary>, _>(vec![key_hash.to_vec()])
-            .within(Some(tenant));
-        let stored: Vec<StoredAnswer> = query.rows(self).await?;
-        let same = stored.into_iter().find(|(_, _, request, _)| request.as_slice() == request_hash);
-        Ok(same.map(|(.., response)| self.sealer().open(sealed::RESPONSE.of(tenant), response)).transpose()?)
+        let query = Answers { tenants: vec![tenant.0], key_hashes: vec![key_hash.to_vec()] }.query();
+        let stored = query.within(Some(tenant)).rows(self).await?;
+        let same = stored.into_iter().find(|row| row.request_hash == request_hash);
+        Ok(same.map(|row| self.sealer().open(sealed::RESPONSE.of(tenant), row.response)).transpose()?)
     }
 
     /// Deletes idempotency keys older than `hours`, at most `limit`; returns their number.
     pub async fn forget_keys(&self, hours: i32, limit: i64) -> DbResult<usize> {
-        let query = statement::<()>(FORGET_KEYS).bind::<Int4, _>(hours).bind::<Int8, _>(limit);
-        query.run(self).await
+        ForgetKeys { hours, limit }.query().run(self).await
     }
 }
 
@@ -230,11 +237,8 @@ fn claim(acceptance: &Acceptance, message: &NewMessage, delivery: &NewDelivery, 
     }
 }
 
-const SELECT_ANSWERS: &str = "
-SELECT k.tenant_id, k.key_hash, k.request_hash, k.response
-FROM unnest(?::int4[], ?::bytea[]) AS asked(tenant_id, key_hash)
-JOIN idempotency_keys k ON k.tenant_id = asked.tenant_id AND k.key_hash = asked.key_hash";
-
-const FORGET_KEYS: &str = "
-DELETE FROM idempotency_keys WHERE (tenant_id, key_hash) IN (
-    SELECT tenant_id, key_hash FROM idempotency_keys WHERE created_at < now() - ? * interval '1 hour' LIMIT ? FOR UPDATE SKIP LOCKED)";
+sql!(Answers in "accept/answers.sql" {
+    tenants: Vec<i32> as Array<Int4>, key_hashes: Vec<Vec<u8>> as Array<Binary>
+} -> AnswerRow);
+sql!(ForgetKeys in "accept/forget_keys.sql" { hours: i32 as Int4, limit: i64 as Int8 });
+statements!(Answers, ForgetKeys);

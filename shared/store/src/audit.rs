@@ -11,7 +11,10 @@ use diesel::sql_types::{Binary, Int4, Int8, Nullable, Text, Timestamptz};
 use domain::{TenantId, seal::Sealer};
 use serde::Serialize;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// Something that was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,23 +31,25 @@ pub struct Deed {
     pub request_id: Option<String>,
 }
 
-/// An entry as people see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AuditEntry {
-    /// Its number in the chain.
-    pub id: i64,
-    /// When.
-    pub at: DateTime<Utc>,
-    /// The slug of the tenant.
-    pub tenant: Option<String>,
-    /// Who.
-    pub actor: String,
-    /// What.
-    pub action: String,
-    /// To which thing.
-    pub target: String,
-    /// The request.
-    pub request_id: Option<String>,
+row! {
+    /// An entry as people see it.
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+    pub struct AuditEntry {
+        /// Its number in the chain.
+        pub id: i64 as Int8,
+        /// When.
+        pub at: DateTime<Utc> as Timestamptz,
+        /// The slug of the tenant.
+        pub tenant: Option<String> as Nullable<Text>,
+        /// Who.
+        pub actor: String as Text,
+        /// What.
+        pub action: String as Text,
+        /// To which thing.
+        pub target: String as Text,
+        /// The request.
+        pub request_id: Option<String> as Nullable<Text>,
+    }
 }
 
 /// Which entries. What is `None` does not restrict.
@@ -60,13 +65,15 @@ pub struct AuditFilter {
     pub until: Option<DateTime<Utc>>,
 }
 
-/// A place in the chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// The number of the entry; 0 before the first.
-    pub id: i64,
-    /// Its hash.
-    pub hash: Vec<u8>,
+row! {
+    /// A place in the chain.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Link {
+        /// The number of the entry; 0 before the first.
+        pub id: i64 as Int8,
+        /// Its hash.
+        pub hash: Vec<u8> as Binary,
+    }
 }
 
 impl Link {
@@ -85,6 +92,20 @@ pub struct Chained {
     request_id: Option<String>,
     prev_hash: Vec<u8>,
     hash: Vec<u8>,
+}
+
+row! {
+    struct ChainRow {
+        id: i64 as Int8,
+        tenant_id: Option<i32> as Nullable<Int4>,
+        micros: i64 as Int8,
+        actor: String as Text,
+        action: String as Text,
+        target: String as Text,
+        request_id: Option<String> as Nullable<Text>,
+        prev_hash: Vec<u8> as Binary,
+        hash: Vec<u8> as Binary,
+    }
 }
 
 impl Chained {
@@ -140,13 +161,9 @@ pub fn person(sealer: &Sealer, tenant: TenantId, id: &str) -> String {
 impl Store {
     /// Adds an entry; returns its number.
     pub async fn audit_append(&self, deed: Deed) -> DbResult<i64> {
-        let query = statement::<Int8>("SELECT audit_append(?, ?, ?, ?, ?)")
-            .bind::<Nullable<Int4>, _>(deed.tenant.map(|tenant| tenant.0))
-            .bind::<Text, _>(deed.actor)
-            .bind::<Text, _>(deed.action)
-            .bind::<Text, _>(deed.target)
-            .bind::<Nullable<Text>, _>(deed.request_id);
-        query.row(self).await
+        let Deed { tenant, actor, action, target, request_id } = deed;
+        let tenant = tenant.map(|tenant| tenant.0);
+        Append { tenant, actor, action, target, request_id }.query().row(self).await
     }
 
     /// Up to `limit` entries of a tenant, or of all, newest first; those before the entry `before`, if given.
@@ -157,78 +174,63 @@ impl Store {
         before: Option<i64>,
         limit: i64,
     ) -> DbResult<Vec<AuditEntry>> {
-        type Row = (i64, DateTime<Utc>, Option<String>, String, String, String, Option<String>);
-        type Sql = (Int8, Timestamptz, Nullable<Text>, Text, Text, Text, Nullable<Text>);
+        let AuditFilter { actor, action, since, until } = filter;
+        let before = before.unwrap_or(i64::MAX);
         let query = match tenant {
-            Some(tenant) => statement::<Sql>(LIST_OF_TENANT).bind::<Int4, _>(tenant.0),
-            None => statement(LIST),
+            Some(TenantId(tenant)) => ListOfTenant { tenant, before, actor, action, since, until, limit }.query(),
+            None => List { before, actor, action, since, until, limit }.query(),
         };
-        let query = query
-            .bind::<Int8, _>(before.unwrap_or(i64::MAX))
-            .bind::<Nullable<Text>, _>(filter.actor)
-            .bind::<Nullable<Text>, _>(filter.action)
-            .bind::<Nullable<Timestamptz>, _>(filter.since)
-            .bind::<Nullable<Timestamptz>, _>(filter.until);
-        let rows: Vec<Row> = query.bind::<Int8, _>(limit).within(tenant).rows(self).await?;
-        let entry = |(id, at, tenant, actor, action, target, request_id)| AuditEntry {
-            id,
-            at,
-            tenant,
-            actor,
-            action,
-            target,
-            request_id,
-        };
-        Ok(rows.into_iter().map(entry).collect())
+        query.within(tenant).rows(self).await
     }
 
     /// Where the chain ends by its own account.
     pub async fn audit_head(&self) -> DbResult<Link> {
-        let (id, hash) = statement::<(Int8, Binary)>("SELECT id, hash FROM audit_head").row(self).await?;
-        Ok(Link { id, hash })
+        Head {}.query().row(self).await
     }
 
     /// Up to `limit` entries after the one with number `after`, oldest first, as they are chained.
     pub async fn audit_chain(&self, after: i64, limit: i64) -> DbResult<Vec<Chained>> {
-        type Row = (i64, Option<i32>, i64, String, String, String, Option<String>, Vec<u8>, Vec<u8>);
-        type Sql = (Int8, Nullable<Int4>, Int8, Text, Text, Text, Nullable<Text>, Binary, Binary);
-        let query = statement::<Sql>(CHAIN).bind::<Int8, _>(after).bind::<Int8, _>(limit);
-        let rows: Vec<Row> = query.rows(self).await?;
-        let chained = |(id, tenant, micros, actor, action, target, request_id, prev_hash, hash)| Chained {
-            id,
-            tenant,
-            micros,
-            deed: [actor, action, target],
-            request_id,
-            prev_hash,
-            hash,
+        let rows = Chain { after, limit }.query().rows(self).await?;
+        let chained = |row: ChainRow| Chained {
+            id: row.id,
+            tenant: row.tenant_id,
+            micros: row.micros,
+            deed: [row.actor, row.action, row.target],
+            request_id: row.request_id,
+            prev_hash: row.prev_hash,
+            hash: row.hash,
         };
         Ok(rows.into_iter().map(chained).collect())
     }
 }
 
-/// The two lists differ in one line: each has an index of its own to walk.
-macro_rules! list {
-    ($scope:literal) => {
-        concat!(
-            "
-SELECT e.id, e.at, t.slug, e.actor, e.action, e.target, e.request_id
-FROM audit_entries e LEFT JOIN tenants t ON t.id = e.tenant_id
-WHERE ",
-            $scope,
-            "e.id < ? AND e.actor = coalesce(?, e.actor) AND starts_with(e.action, coalesce(?, ''))
-    AND e.at >= coalesce(?, '-infinity') AND e.at < coalesce(?, 'infinity')
-ORDER BY e.id DESC LIMIT ?"
-        )
-    };
-}
-
-const LIST: &str = list!("");
-const LIST_OF_TENANT: &str = list!("e.tenant_id = ? AND ");
-
-const CHAIN: &str = "
-SELECT id, tenant_id, (extract(epoch FROM at) * 1000000)::bigint, actor, action, target, request_id, prev_hash, hash
-FROM audit_entries WHERE id > ? ORDER BY id LIMIT ?";
+sql!(Append in "audit/append.sql" {
+    tenant: Option<i32> as Nullable<Int4>,
+    actor: String as Text,
+    action: String as Text,
+    target: String as Text,
+    request_id: Option<String> as Nullable<Text>,
+} -> i64 as Int8);
+sql!(List in "audit/list.sql" {
+    before: i64 as Int8,
+    actor: Option<String> as Nullable<Text>,
+    action: Option<String> as Nullable<Text>,
+    since: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    until: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    limit: i64 as Int8,
+} -> AuditEntry);
+sql!(ListOfTenant in "audit/list_of_tenant.sql" {
+    tenant: i32 as Int4,
+    before: i64 as Int8,
+    actor: Option<String> as Nullable<Text>,
+    action: Option<String> as Nullable<Text>,
+    since: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    until: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    limit: i64 as Int8,
+} -> AuditEntry);
+sql!(Head in "audit/head.sql" {} -> Link);
+sql!(Chain in "audit/chain.sql" { after: i64 as Int8, limit: i64 as Int8 } -> ChainRow);
+statements!(Append, List, ListOfTenant, Head, Chain);
 
 #[cfg(test)]
 mod tests {

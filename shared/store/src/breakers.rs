@@ -1,10 +1,14 @@
 //! Circuit breakers: their state is shared by every worker, and the lines behind an open one stand still.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use domain::{BreakerState, ProviderName, TenantId};
+use uuid::Uuid;
 
-use super::{DbResult, Store, statement, webhook_events::enqueue_webhook_events};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// A breaker as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +27,24 @@ pub struct Breaker {
     pub paused_until: Option<DateTime<Utc>>,
 }
 
-type Row = (String, String, i32, DateTime<Utc>, DateTime<Utc>, Option<DateTime<Utc>>);
-type SqlRow = (Text, Text, Int4, Timestamptz, Timestamptz, Nullable<Timestamptz>);
+row! {
+    struct StoredBreaker {
+        key: String as Text,
+        state: String as Text,
+        failures: i32 as Int4,
+        since: DateTime<Utc> as Timestamptz,
+        retry_at: DateTime<Utc> as Timestamptz,
+        paused_until: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    }
+}
+
+row! {
+    struct Counted {
+        scope: String as Text,
+        state: String as Text,
+        number: i64 as Int8,
+    }
+}
 
 impl Breaker {
     /// How long it keeps calls back at `now`. A probe may take as long as a call, or be over soon: no call waits for it longer
@@ -41,7 +61,7 @@ impl Breaker {
 }
 
 /// The key of one session's breaker.
-pub fn session_key(session: uuid::Uuid) -> String {
+pub fn session_key(session: Uuid) -> String {
     format!("waha/session/{session}")
 }
 
@@ -56,231 +76,114 @@ const HOST: &str = "waha/host/";
 impl Store {
     /// The breakers with these keys that ever were in trouble.
     pub async fn breakers(&self, keys: Vec<String>) -> DbResult<Vec<Breaker>> {
-        let rows: Vec<Row> = statement::<SqlRow>(SELECT).bind::<Array<Text>, _>(keys).rows(self).await?;
+        let rows = ByKeys { keys }.query().rows(self).await?;
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
     /// Every breaker that is not as if it had never been there.
     pub async fn troubled_breakers(&self) -> DbResult<Vec<Breaker>> {
-        let rows: Vec<Row> = statement::<SqlRow>(TROUBLED).rows(self).await?;
+        let rows = Troubled {}.query().rows(self).await?;
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
     /// The breakers of these providers, whatever credential or target they stand before.
     pub async fn breakers_of(&self, providers: Vec<ProviderName>) -> DbResult<Vec<(ProviderName, Breaker)>> {
-        let names: Vec<&str> = providers.iter().map(|name| name.as_str()).collect();
-        let rows: Vec<Row> = statement::<SqlRow>(OF_PROVIDERS).bind::<Array<Text>, _>(names).rows(self).await?;
+        let names = providers.iter().map(|name| name.as_str()).collect();
+        let rows = OfProviders { providers: names }.query().rows(self).await?;
         let named = |breaker: Breaker| Some((breaker.key.split('/').next()?.parse().ok()?, breaker));
         Ok(rows.into_iter().filter_map(breaker).filter_map(named).collect())
     }
 
     /// The breakers whose keys begin like this.
     pub async fn breakers_before(&self, prefix: &str) -> DbResult<Vec<Breaker>> {
-        let rows: Vec<Row> = statement::<SqlRow>(BEFORE).bind::<Text, _>(prefix.to_owned()).rows(self).await?;
+        let rows = Before { prefix: prefix.to_owned() }.query().rows(self).await?;
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
     /// How many breakers in trouble are in each state, by what they stand before: `session` or `host` of WAHA, else the provider.
     pub async fn count_breakers(&self) -> DbResult<Vec<(String, BreakerState, i64)>> {
-        let rows: Vec<(String, String, i64)> = statement::<(Text, Text, Int8)>(COUNT).rows(self).await?;
-        let known = |(scope, state, n): (String, String, i64)| Some((scope, state.parse().ok()?, n));
+        let rows = Count {}.query().rows(self).await?;
+        let known = |Counted { scope, state, number }| Some((scope, state.parse().ok()?, number));
         Ok(rows.into_iter().filter_map(known).collect())
     }
 
     /// Forgets up to `limit` breakers without meaning; returns how many. These are the ones that have been closed for an hour, and
     /// others without a call for a week.
     pub async fn forget_breakers(&self, limit: i64) -> DbResult<usize> {
-        statement::<()>(FORGET).bind::<Int8, _>(limit).run(self).await
+        Forget { limit }.query().run(self).await
     }
 
     /// Counts a failure. The breaker opens for `open_ms` at the `failures_max`th in a row, or where the probe failed; the lines
     /// behind it then wait that long.
     pub async fn breaker_failed(&self, key: &str, failures_max: i32, open_ms: i32) -> DbResult<Option<Breaker>> {
-        let query = statement::<SqlRow>(FAILED)
-            .bind::<Text, _>(key.to_owned())
-            .bind::<Int4, _>(failures_max)
-            .bind::<Int4, _>(open_ms)
-            .bind::<Text, _>(HOST);
-        let rows: Vec<Row> = query.rows(self).await?;
+        let rows = Failed { key: key.to_owned(), failures_max, open_ms, host: HOST }.query().rows(self).await?;
         Ok(rows.into_iter().find_map(breaker))
     }
 
     /// The other side asked to be left alone for `wait_ms`.
     pub async fn breaker_paused(&self, key: &str, wait_ms: i32) -> DbResult<Option<Breaker>> {
-        let query = statement::<SqlRow>(PAUSED).bind::<Text, _>(key.to_owned()).bind::<Int4, _>(wait_ms);
-        let rows: Vec<Row> = query.rows(self).await?;
+        let rows = Paused { key: key.to_owned(), wait_ms }.query().rows(self).await?;
         Ok(rows.into_iter().find_map(breaker))
     }
 
     /// A call got through: the breaker closes, and the lines behind it move again.
     pub async fn breaker_passed(&self, key: &str) -> DbResult<()> {
-        let query = statement::<()>(PASSED).bind::<Text, _>(key.to_owned()).bind::<Text, _>(HOST);
-        query.run(self).await.map(drop)
+        Passed { key: key.to_owned(), host: HOST }.query().run(self).await.map(drop)
     }
 
     /// Asks to make the one probe of a breaker whose time has come; at most one caller may, until `probe_ms` are over.
     pub async fn breaker_probe(&self, key: &str, probe_ms: i32) -> DbResult<bool> {
-        let query = statement::<Bool>(PROBE).bind::<Int4, _>(probe_ms).bind::<Text, _>(key.to_owned());
-        Ok(!query.rows::<bool>(self).await?.is_empty())
+        let allowed = Probe { probe_ms, key: key.to_owned() }.query().first(self).await?;
+        Ok(allowed.is_some())
     }
 
     /// WAHA said, in answer to a call that began at `began`, that a session does not work: its line is shut until it does.
     /// What was heard of the session since then is newer and stands.
-    pub async fn shut_session(&self, session: uuid::Uuid, state: &str, began: DateTime<Utc>) -> DbResult<()> {
-        let query = statement::<()>(SHUT)
-            .bind::<Text, _>(state.to_owned())
-            .bind::<Text, _>(state.to_owned())
-            .bind::<diesel::sql_types::Uuid, _>(session)
-            .bind::<Timestamptz, _>(began);
-        query.run(self).await.map(drop)
+    pub async fn shut_session(&self, session: Uuid, state: &str, began: DateTime<Utc>) -> DbResult<()> {
+        ShutSession { state: state.to_owned(), session, began }.query().run(self).await.map(drop)
     }
 
     /// Keeps a line still for a while, as its provider asked.
-    pub async fn block_line(&self, line: uuid::Uuid, wait_ms: i32) -> DbResult<()> {
-        let query = statement::<()>(BLOCK).bind::<diesel::sql_types::Uuid, _>(line).bind::<Int4, _>(wait_ms);
-        query.run(self).await.map(drop)
+    pub async fn block_line(&self, line: Uuid, wait_ms: i32) -> DbResult<()> {
+        BlockLine { line, wait_ms }.query().run(self).await.map(drop)
     }
 }
 
-fn breaker((key, state, failures, since, retry_at, paused_until): Row) -> Option<Breaker> {
+fn breaker(stored: StoredBreaker) -> Option<Breaker> {
+    let StoredBreaker { key, state, failures, since, retry_at, paused_until } = stored;
     Some(Breaker { key, state: state.parse().ok()?, failures, since, retry_at, paused_until })
 }
 
-/// A fixed text that reads breakers.
-macro_rules! select {
-    ($where:literal) => {
-        concat!(
-            "SELECT key, state, failures, since, retry_at, CASE WHEN paused_until > now() THEN paused_until END ",
-            "FROM breakers WHERE ",
-            $where
-        )
-    };
-}
-
-const SELECT: &str = select!("key = ANY (?::text[])");
-/// The first condition is that of an index: of what is not in trouble nothing is read.
-macro_rules! troubled {
-    () => {
-        "(state <> 'closed' OR failures > 0 OR paused_until > '-infinity') AND (state <> 'closed' OR failures > 0 OR paused_until > now())"
-    };
-}
-
-const TROUBLED: &str = concat!(select!(""), troubled!());
-const BEFORE: &str = select!("starts_with(key, ?)");
-const OF_PROVIDERS: &str = select!("provider = ANY (?::text[])");
-
-const COUNT: &str = concat!(
-    "
-SELECT CASE provider WHEN 'waha' THEN split_part(key, '/', 2) ELSE provider END AS scope, state, count(*)
-FROM breakers WHERE ",
-    troubled!(),
-    " GROUP BY 1, 2"
+sql!(ByKeys in "breakers/by_keys.sql" { keys: Vec<String> as Array<Text> } -> StoredBreaker);
+sql!(Troubled in "breakers/troubled.sql" {} -> StoredBreaker);
+sql!(OfProviders in "breakers/of_providers.sql" { providers: Vec<&'static str> as Array<Text> } -> StoredBreaker);
+sql!(Before in "breakers/before.sql" { prefix: String as Text } -> StoredBreaker);
+sql!(Count in "breakers/count.sql" {} -> Counted);
+sql!(Forget in "breakers/forget.sql" { limit: i64 as Int8 });
+sql!(Failed in "breakers/failed.sql" {
+    key: String as Text, failures_max: i32 as Int4, open_ms: i32 as Int4, host: &'static str as Text
+} -> StoredBreaker);
+sql!(Paused in "breakers/paused.sql" { key: String as Text, wait_ms: i32 as Int4 } -> StoredBreaker);
+sql!(Passed in "breakers/passed.sql" { key: String as Text, host: &'static str as Text });
+sql!(Probe in "breakers/probe.sql" { probe_ms: i32 as Int4, key: String as Text } -> bool as Bool);
+sql!(ShutSession in "breakers/shut_session.sql" {
+    state: String as Text, session: Uuid as SqlUuid, began: DateTime<Utc> as Timestamptz
+});
+sql!(BlockLine in "breakers/block_line.sql" { line: Uuid as SqlUuid, wait_ms: i32 as Int4 });
+statements!(
+    ByKeys,
+    Troubled,
+    OfProviders,
+    Before,
+    Count,
+    Forget,
+    Failed,
+    Paused,
+    Passed,
+    Probe,
+    ShutSession,
+    BlockLine
 );
-
-const FORGET: &str = "
-DELETE FROM breakers WHERE key = ANY (ARRAY(
-    SELECT key FROM breakers
-    WHERE paused_until <= now() AND CASE WHEN state = 'closed' AND failures = 0
-        THEN since < now() - interval '1 hour' AND retry_at < now() - interval '1 hour' ELSE retry_at < now() - interval '7 days' END
-    LIMIT ? FOR UPDATE SKIP LOCKED))";
-
-const PAUSED: &str = "
-INSERT INTO breakers AS b (key, provider, state, failures, retry_at, paused_until)
-SELECT key, split_part(key, '/', 1), 'closed', 0, now(), now() + wait * interval '1 millisecond' FROM (SELECT ?::text, ?::int4) asked(key, wait)
-ON CONFLICT (key) DO UPDATE SET paused_until = greatest(b.paused_until, excluded.paused_until)
-RETURNING key, state, failures, since, retry_at, paused_until";
-
-/// The lines behind a breaker: the session's own, or those of every session of its tenant at the host.
-macro_rules! lines_behind {
-    ($key:literal, $host:literal) => {
-        concat!(
-            "(SELECT s.id FROM wa_sessions s WHERE s.id::text = split_part(",
-            $key,
-            ", '/', 3) OR (starts_with(",
-            $key,
-            ", ",
-            $host,
-            ") AND starts_with(",
-            $host,
-            " || s.tenant_id || '/' || s.base_url, ",
-            $key,
-            ")))"
-        )
-    };
-}
-
-const FAILED: &str = concat!(
-    "
-WITH asked AS (SELECT ?::text AS key, ?::int4 AS failures_max, now() + ?::int4 * interval '1 millisecond' AS until, ?::text AS host
-), before AS (SELECT b.state FROM breakers b JOIN asked a ON b.key = a.key
-), counted AS (
-    INSERT INTO breakers AS b (key, provider, state, failures, retry_at)
-    SELECT key, split_part(key, '/', 1), CASE WHEN failures_max <= 1 THEN 'open' ELSE 'closed' END, 1, until FROM asked
-    ON CONFLICT (key) DO UPDATE SET
-        failures = b.failures + 1,
-        state = CASE WHEN b.state = 'half_open' OR b.failures + 1 >= (SELECT failures_max FROM asked) THEN 'open' ELSE b.state END,
-        since = CASE WHEN b.state = 'half_open' OR (b.state = 'closed' AND b.failures + 1 >= (SELECT failures_max FROM asked))
-                     THEN now() ELSE b.since END,
-        retry_at = CASE WHEN b.state = 'open' THEN b.retry_at ELSE excluded.retry_at END
-    RETURNING key, state, failures, since, retry_at, CASE WHEN paused_until > now() THEN paused_until END AS paused_until
-), stopped AS (
-    UPDATE lines l SET blocked_until = greatest(l.blocked_until, c.retry_at), free_at = greatest(l.free_at, c.retry_at)
-    FROM counted c, asked a
-    WHERE c.state = 'open' AND coalesce((SELECT state FROM before), 'closed') <> 'open' AND l.id IN ",
-    lines_behind!("c.key", "a.host"),
-    "
-), heard AS (",
-    enqueue_webhook_events!(plain
-        "
-    SELECT (SELECT min(id) FROM tenants), NULL::text, NULL::uuid, 'breaker.opened', clock_timestamp(), NULL::uuid, NULL::int4,
-           jsonb_build_object('key', key, 'provider', split_part(key, '/', 1), 'state', state, 'failures', failures, 'retry_at', retry_at)
-    FROM counted WHERE state = 'open' AND coalesce((SELECT state FROM before), 'closed') = 'closed'"
-    ),
-    "
-)
-SELECT key, state, failures, since, retry_at, paused_until FROM counted"
-);
-
-const PASSED: &str = concat!(
-    "
-WITH asked AS (SELECT ?::text AS key, ?::text AS host
-), before AS (SELECT b.state FROM breakers b JOIN asked a ON b.key = a.key
-), closed AS (
-    UPDATE breakers b SET state = 'closed', failures = 0, since = CASE WHEN b.state = 'closed' THEN b.since ELSE now() END
-    FROM asked a WHERE b.key = a.key AND (b.state <> 'closed' OR b.failures > 0)
-    RETURNING b.key
-), heard AS (",
-    enqueue_webhook_events!(plain
-        "
-    SELECT (SELECT min(id) FROM tenants), NULL::text, NULL::uuid, 'breaker.closed', clock_timestamp(), NULL::uuid, NULL::int4,
-           jsonb_build_object('key', key, 'provider', split_part(key, '/', 1), 'state', 'closed')
-    FROM closed WHERE (SELECT state FROM before) <> 'closed'"
-    ),
-    "
-)
-UPDATE lines l SET blocked_until = '-infinity', free_at = least(l.free_at, now())
-FROM closed c, asked a
-WHERE (SELECT state FROM before) <> 'closed' AND l.blocked_until > now() AND l.id IN ",
-    lines_behind!("c.key", "a.host")
-);
-
-const PROBE: &str = "
-UPDATE breakers SET state = 'half_open', since = CASE WHEN state = 'half_open' THEN since ELSE now() END,
-    retry_at = now() + ? * interval '1 millisecond'
-WHERE key = ? AND state IN ('open', 'half_open') AND retry_at <= now()
-RETURNING true";
-
-const SHUT: &str = "
-WITH s AS (
-    UPDATE wa_sessions SET state_at = CASE WHEN state = ? THEN state_at ELSE now() END, state = ?
-    WHERE id = ? AND state_at <= ?
-    RETURNING id
-)
-UPDATE lines SET is_open = false WHERE id IN (SELECT id FROM s)";
-
-const BLOCK: &str = "
-UPDATE lines l SET blocked_until = greatest(l.blocked_until, w.until), free_at = greatest(l.free_at, w.until)
-FROM (SELECT ?::uuid AS id, now() + ? * interval '1 millisecond' AS until) w WHERE l.id = w.id";
 
 #[cfg(test)]
 mod tests {

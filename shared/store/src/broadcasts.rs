@@ -1,15 +1,15 @@
 //! Broadcasts: their notification (sealed), their progress, and the states of their deliveries.
 //!
-//! Messages are accepted in pages, in the order of the people's ids. One commit accepts a page's messages and moves the cursor
-//! behind it, so that after a crash no person gets a second message and none is left out. Each page keeps counts of its own
-//! deliveries: a broadcast to millions is counted piece by piece, and a finished page is not counted again.
+//! Messages are accepted in pages, in the order of the people's ids. One commit accepts a page's messages and moves the
+//! cursor behind it, so that after a crash no person gets a second message and none is left out. Each page keeps counts
+//! of its own deliveries: a broadcast to millions is counted piece by piece, and a finished page is not counted again.
 
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use content::broadcast::{Definition, SOURCE};
-use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::AsyncPgConnection;
 use domain::{
     BroadcastStatus, BulkId, Lane, Person, Route, Target, TenantId,
     acceptance::{Acceptance, NewBulk, NewMessage, share},
@@ -21,8 +21,9 @@ use uuid::Uuid;
 use super::{
     DbResult, Store,
     outbox::Dispatch,
-    people::{PEOPLE, Row as PersonRow, SqlRow as SqlPerson},
-    sealed, statement,
+    people::{People, PersonRow},
+    sealed,
+    sql::{row, sql, statements},
 };
 
 /// People of one page.
@@ -143,34 +144,98 @@ struct Audience {
     next: Option<String>,
 }
 
-type Row = (
-    (Uuid, Vec<u8>, String, Option<DateTime<Utc>>, Option<i64>, i64, i64),
-    (DateTime<Utc>, DateTime<Utc>, Option<DateTime<Utc>>),
-    (i64, i64, i64, i64, i64, i64),
-);
-type SqlRow = (
-    (SqlUuid, Binary, Text, Nullable<Timestamptz>, Nullable<Int8>, Int8, Int8),
-    (Timestamptz, Timestamptz, Nullable<Timestamptz>),
-    (Int8, Int8, Int8, Int8, Int8, Int8),
-);
+row! {
+    struct RunningRow {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        definition: Vec<u8> as Binary,
+        is_counted: bool as Bool,
+    }
+}
+
+row! {
+    /// People that were looked at: how many are meant, how many there were, and the last one's id.
+    struct CountRow {
+        meant: i64 as Int8,
+        seen: i64 as Int8,
+        last: Option<String> as Nullable<Text>,
+    }
+}
+
+row! {
+    struct FactsRow {
+        user_id: String as Text,
+        is_known: bool as Bool,
+        locale: Option<String> as Nullable<Text>,
+        time_zone: Option<String> as Nullable<Text>,
+        attributes: String as Text,
+    }
+}
+
+row! {
+    struct DueRow {
+        broadcast_id: Uuid as SqlUuid,
+        no: i32 as Int4,
+        tenant_id: i32 as Int4,
+        first: Uuid as SqlUuid,
+        last: Uuid as SqlUuid,
+        is_cancelled: bool as Bool,
+    }
+}
+
+row! {
+    struct BroadcastRow {
+        id: Uuid as SqlUuid,
+        definition: Vec<u8> as Binary,
+        status: String as Text,
+        scheduled_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        total: Option<i64> as Nullable<Int8>,
+        told: i64 as Int8,
+        accepted: i64 as Int8,
+        created_at: DateTime<Utc> as Timestamptz,
+        updated_at: DateTime<Utc> as Timestamptz,
+        finished_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        waiting: i64 as Int8,
+        sent: i64 as Int8,
+        delivered: i64 as Int8,
+        failed: i64 as Int8,
+        suppressed: i64 as Int8,
+        cancelled: i64 as Int8,
+    }
+}
+
+row! {
+    /// The notification and its target (sealed), and the cursor.
+    struct CursorRow {
+        definition: Vec<u8> as Binary,
+        after_user: String as Text,
+    }
+}
+
+row! {
+    struct NotEndedRow {
+        id: Uuid as SqlUuid,
+        definition: Vec<u8> as Binary,
+        after_user: String as Text,
+    }
+}
 
 impl Store {
     /// Begins broadcasts whose time has come; says how many.
     pub async fn begin_broadcasts(&self) -> DbResult<usize> {
-        statement::<()>(BEGIN).run(self).await
+        Begin {}.query().run(self).await
     }
 
     /// Broadcasts that run, in the order of their ids and from `after` on.
     pub async fn running_broadcasts(&self, after: Uuid, limit: i64) -> DbResult<Vec<OpenBroadcast>> {
-        let query = statement::<(SqlUuid, Int4, Binary, Bool)>(RUNNING);
-        let query = query.bind::<SqlUuid, _>(after).bind::<Int8, _>(limit);
-        let rows: Vec<(Uuid, i32, Vec<u8>, bool)> = query.rows(self).await?;
-        let open = |(id, tenant, definition, is_counted): (Uuid, i32, Vec<u8>, bool)| {
+        let rows = Running { after, limit }.query().rows(self).await?;
+        let open = |RunningRow { id, tenant_id, definition, is_counted }: RunningRow| {
+            let tenant = TenantId(tenant_id);
             // One that cannot be read must not hold up the others.
             let definition = self
-                .definition(TenantId(tenant), definition)
+                .definition(tenant, definition)
                 .inspect_err(|error| tracing::error!(broadcast = %id, %error, "a broadcast cannot be read"));
-            Some(OpenBroadcast { id, tenant: TenantId(tenant), definition: definition.ok()??, is_counted })
+            Some(OpenBroadcast { id, tenant, definition: definition.ok()??, is_counted })
         };
         Ok(rows.into_iter().filter_map(open).collect())
     }
@@ -183,9 +248,8 @@ impl Store {
     pub async fn ahead_of(&self, broadcast: &OpenBroadcast) -> DbResult<i64> {
         let OpenBroadcast { tenant, definition, .. } = broadcast;
         let shares = definition.channels.iter().map(|&channel| share(*tenant, Route { channel, lane: Lane::Bulk }));
-        let query =
-            statement::<Int8>(AHEAD).bind::<Array<SqlUuid>, _>(shares.chain(definition.session).collect::<Vec<_>>());
-        query.within(Some(*tenant)).row(self).await
+        let lines = shares.chain(definition.session).collect();
+        Ahead { lines }.query().within(Some(*tenant)).row(self).await
     }
 
     /// Counts whom a broadcast is meant for, a part of the people at a time, and notes it down.
@@ -196,21 +260,16 @@ impl Store {
             target if target.conditions().is_empty() => self.count_stored(*tenant, target).await?,
             target => self.count_here(*tenant, target).await?,
         };
-        let query = statement::<()>("UPDATE broadcasts SET total = ? WHERE id = ? AND total IS NULL");
-        query.bind::<Int8, _>(total).bind::<SqlUuid, _>(*id).within(Some(*tenant)).run(self).await.map(drop)
+        SetTotal { total, id: *id }.query().within(Some(*tenant)).run(self).await.map(drop)
     }
 
     async fn count_stored(&self, tenant: TenantId, target: &Target) -> DbResult<i64> {
         let (name, value) = wanted(target);
         let (mut after, mut total) = (String::new(), 0);
         loop {
-            let query = statement::<(Int8, Int8, Nullable<Text>)>(COUNT)
-                .bind::<Int4, _>(tenant.0)
-                .bind::<Text, _>(after)
-                .bind::<Nullable<Text>, _>(name.clone())
-                .bind::<Nullable<Json>, _>(value.clone())
-                .bind::<Int8, _>(COUNT_WINDOW);
-            let (meant, seen, last): (i64, i64, Option<String>) = query.within(Some(tenant)).row(self).await?;
+            let (name, value) = (name.clone(), value.clone());
+            let query = Count { tenant: tenant.0, after, name, value, window: COUNT_WINDOW }.query();
+            let CountRow { meant, seen, last } = query.within(Some(tenant)).row(self).await?;
             total += meant;
             match last.filter(|_| seen >= COUNT_WINDOW) {
                 Some(last) => after = last,
@@ -220,36 +279,33 @@ impl Store {
     }
 
     async fn count_here(&self, tenant: TenantId, target: &Target) -> DbResult<i64> {
-        type Facts = (String, bool, Option<String>, Option<String>, String);
         let (mut after, mut total) = (String::new(), 0);
         loop {
-            let query = statement::<(Text, Bool, Nullable<Text>, Nullable<Text>, Text)>(FACTS)
-                .bind::<Int4, _>(tenant.0)
-                .bind::<Text, _>(after)
-                .bind::<Int8, _>(COUNT_WINDOW_HERE);
-            let rows: Vec<Facts> = query.within(Some(tenant)).rows(self).await?;
-            let meant = |(_, is_known, locale, zone, attributes): &&Facts| {
-                let attributes: Map<String, Value> = serde_json::from_str(attributes).unwrap_or_default();
-                *is_known && target.means(locale.as_deref(), zone.as_deref(), &attributes)
+            let query = Facts { tenant: tenant.0, after, window: COUNT_WINDOW_HERE }.query();
+            let rows = query.within(Some(tenant)).rows(self).await?;
+            let meant = |row: &&FactsRow| {
+                let attributes: Map<String, Value> = serde_json::from_str(&row.attributes).unwrap_or_default();
+                row.is_known && target.means(row.locale.as_deref(), row.time_zone.as_deref(), &attributes)
             };
             total += i64::try_from(rows.iter().filter(meant).count()).unwrap_or_default();
             let is_full = i64::try_from(rows.len()).is_ok_and(|seen| seen >= COUNT_WINDOW_HERE);
             match rows.into_iter().next_back().filter(|_| is_full) {
-                Some((last, ..)) => after = last,
+                Some(last) => after = last.user_id,
                 None => return Ok(total),
             }
         }
     }
 
-    /// The next people of a broadcast, to write messages for; `None`: it does not run. No message is accepted yet, and nothing is locked.
+    /// The next people of a broadcast, to write messages for; `None`: it does not run. No message is accepted yet, and
+    /// nothing is locked.
     pub async fn next_page(&self, broadcast: &OpenBroadcast) -> DbResult<Option<Page>> {
         let mut conn = self.within(Some(broadcast.tenant)).await?;
         let page = Step { store: self, broadcast, relay_after_ms: 0 }.read(&mut conn).await;
         conn.finish(page).await
     }
 
-    /// Accepts the messages to the people of a page, one for each of the first of them, and moves the cursor behind those: one commit.
-    /// Changes nothing where the broadcast was changed since the page was read.
+    /// Accepts the messages to the people of a page, one for each of the first of them, and moves the cursor behind
+    /// those: one commit. Changes nothing where the broadcast was changed since the page was read.
     pub async fn tell_page(
         &self,
         broadcast: &OpenBroadcast,
@@ -267,29 +323,27 @@ impl Store {
 
     /// Up to `limit` pages to be counted now; others leave them alone for a while.
     pub async fn due_pages(&self, limit: i64) -> DbResult<Vec<DuePage>> {
-        type Due = (Uuid, i32, i32, Uuid, Uuid, bool);
-        let query = statement::<(SqlUuid, Int4, Int4, SqlUuid, SqlUuid, Bool)>(DUE).bind::<Int8, _>(limit);
-        let rows: Vec<Due> = query.rows(self).await?;
-        let page = |(broadcast, no, tenant, first, last, is_cancelled)| DuePage {
-            broadcast,
-            no,
-            tenant: TenantId(tenant),
-            range: (first, last),
-            is_cancelled,
+        let rows = Due { limit }.query().rows(self).await?;
+        let page = |row: DueRow| DuePage {
+            broadcast: row.broadcast_id,
+            no: row.no,
+            tenant: TenantId(row.tenant_id),
+            range: (row.first, row.last),
+            is_cancelled: row.is_cancelled,
         };
         Ok(rows.into_iter().map(page).collect())
     }
 
-    /// Counts where the deliveries of a page stand; those of a cancelled broadcast that still wait are taken back first.
+    /// Counts where the deliveries of a page stand; those of a cancelled broadcast that still wait are taken back
+    /// first.
     pub async fn count_page(&self, page: &DuePage) -> DbResult<()> {
         let DuePage { broadcast, no, tenant, range, is_cancelled } = *page;
         if is_cancelled {
             self.cancel_page(tenant, broadcast, range).await?;
-            let query = statement::<()>(UNPARK).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(range.0);
-            query.bind::<SqlUuid, _>(range.1).within(Some(tenant)).run(self).await?;
+            let query = Unpark { tenant: tenant.0, first: range.0, last: range.1 }.query();
+            query.within(Some(tenant)).run(self).await?;
         }
-        let query = statement::<()>(COUNT_PAGE).near([&range.0, &range.1]);
-        let query = query.bind::<SqlUuid, _>(broadcast).bind::<Int4, _>(no);
+        let query = CountPage { broadcast, no }.query().near([&range.0, &range.1]);
         query.within(Some(tenant)).run(self).await.map(drop)
     }
 
@@ -300,13 +354,10 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> DbResult<Vec<StoredBroadcast>> {
-        let query = statement::<SqlRow>(LIST)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
-            .bind::<Int8, _>(limit);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let query = List { tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit }.query();
+        let rows = query.within(Some(tenant)).rows(self).await?;
         // One that cannot be read is left out.
-        let read = |row: Row| {
+        let read = |row: BroadcastRow| {
             let broadcast = self.broadcast_of(tenant, row);
             broadcast.inspect_err(|error| tracing::error!(%error, "a broadcast is left out")).ok().flatten()
         };
@@ -315,50 +366,51 @@ impl Store {
 
     /// A broadcast of a tenant. A small one is counted at this moment.
     pub async fn broadcast(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<StoredBroadcast>> {
-        let query =
-            statement::<SqlRow>(SHOW).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).bind::<Int4, _>(LIVE_PAGES);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        rows.into_iter().next().map_or(Ok(None), |row| self.broadcast_of(tenant, row))
+        let query = Show { tenant: tenant.0, id, live_pages: LIVE_PAGES }.query();
+        let row = query.within(Some(tenant)).first(self).await?;
+        row.map_or(Ok(None), |row| self.broadcast_of(tenant, row))
     }
 
-    fn broadcast_of(&self, tenant: TenantId, (head, times, counts): Row) -> DbResult<Option<StoredBroadcast>> {
-        let (id, definition, status, scheduled_at, total, told, accepted) = head;
-        let (created_at, updated_at, finished_at) = times;
-        let (waiting, sent, delivered, failed, suppressed, cancelled) = counts;
-        let Some(definition) = self.definition(tenant, definition)? else { return Ok(None) };
-        let Ok(status) = status.parse() else { return Ok(None) };
-        let counts = BroadcastCounts { waiting, sent, delivered, failed, suppressed, cancelled };
+    fn broadcast_of(&self, tenant: TenantId, row: BroadcastRow) -> DbResult<Option<StoredBroadcast>> {
+        let Some(definition) = self.definition(tenant, row.definition)? else { return Ok(None) };
+        let Ok(status) = row.status.parse() else { return Ok(None) };
+        let counts = BroadcastCounts {
+            waiting: row.waiting,
+            sent: row.sent,
+            delivered: row.delivered,
+            failed: row.failed,
+            suppressed: row.suppressed,
+            cancelled: row.cancelled,
+        };
         Ok(Some(StoredBroadcast {
-            id,
+            id: row.id,
             definition,
             status,
-            scheduled_at,
-            total,
-            told,
-            accepted,
+            scheduled_at: row.scheduled_at,
+            total: row.total,
+            told: row.told,
+            accepted: row.accepted,
             counts,
-            created_at,
-            updated_at,
-            finished_at,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            finished_at: row.finished_at,
         }))
     }
 
     /// Pauses, resumes or cancels a broadcast; says whether its state allowed that.
     pub async fn steer_broadcast(&self, tenant: TenantId, id: Uuid, steering: Steering) -> DbResult<bool> {
-        let text = match steering {
-            Steering::Pause => PAUSE,
-            Steering::Resume => RESUME,
+        let query = match steering {
+            Steering::Pause => Pause { tenant: tenant.0, id }.query(),
+            Steering::Resume => Resume { tenant: tenant.0, id }.query(),
             Steering::Cancel => return self.cancel_broadcast(tenant, id).await,
         };
-        let query = statement::<()>(text).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
         Ok(query.within(Some(tenant)).run(self).await? > 0)
     }
 
     async fn cancel_broadcast(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
         let mut conn = self.within(Some(tenant)).await?;
         let cancelled = async {
-            let query = statement::<Binary>(CANCEL).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
-            let stored: Vec<Vec<u8>> = RunQueryDsl::load(query, &mut *conn).await?;
+            let stored = Cancel { tenant: tenant.0, id }.query().rows_on(&mut conn).await?;
             let Some(stored) = stored.into_iter().next() else { return Ok(false) };
             if let Some(definition) = self.definition(tenant, stored)? {
                 self.forget_named(&mut conn, tenant, id, &definition).await?;
@@ -391,12 +443,8 @@ impl Store {
         after: &str,
     ) -> DbResult<()> {
         let json = serde_json::to_vec(definition).unwrap_or_default();
-        let sealed = self.sealer().seal(sealed::BROADCAST.of(tenant), &json)?;
-        let query = statement::<()>("UPDATE broadcasts SET definition = ?, after_user = ? WHERE id = ?")
-            .bind::<Binary, _>(sealed)
-            .bind::<Text, _>(after.to_owned())
-            .bind::<SqlUuid, _>(id);
-        RunQueryDsl::execute(query, conn).await?;
+        let definition = self.sealer().seal(sealed::BROADCAST.of(tenant), &json)?;
+        Rewrite { definition, after: after.to_owned(), id }.query().run_on(conn).await?;
         Ok(())
     }
 
@@ -404,10 +452,9 @@ impl Store {
     pub(super) async fn erase_from_broadcasts(&self, tenant: TenantId, user_id: &str) -> DbResult<()> {
         let mut conn = self.within(Some(tenant)).await?;
         let erased = async {
-            let query = statement::<(SqlUuid, Binary, Text)>(NOT_ENDED).bind::<Int4, _>(tenant.0);
-            let rows: Vec<(Uuid, Vec<u8>, String)> = RunQueryDsl::load(query, &mut *conn).await?;
-            for (id, stored, after) in rows {
-                let Some(stored) = self.opened(sealed::BROADCAST.of(tenant), stored) else { continue };
+            let rows = NotEnded { tenant: tenant.0 }.query().rows_on(&mut conn).await?;
+            for NotEndedRow { id, definition, after_user: after } in rows {
+                let Some(stored) = self.opened(sealed::BROADCAST.of(tenant), definition) else { continue };
                 let Ok(mut definition) = serde_json::from_slice::<Definition>(&stored) else { continue };
                 let Target::Users { ids } = &mut definition.target else { continue };
                 if !ids.iter().any(|one| one == user_id) {
@@ -419,8 +466,7 @@ impl Store {
                 let after = if after == user_id { before } else { after };
                 self.rewrite(&mut conn, (tenant, id), &definition, &after).await?;
             }
-            let query = statement::<()>(STEP_BACK).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
-            RunQueryDsl::execute(query, &mut *conn).await?;
+            StepBack { tenant: tenant.0, user_id: user_id.to_owned() }.query().run_on(&mut conn).await?;
             Ok(())
         };
         let erased = erased.await;
@@ -442,9 +488,10 @@ struct Step<'a> {
 
 impl Step<'_> {
     async fn read(&self, conn: &mut AsyncPgConnection) -> DbResult<Option<Page>> {
-        let query = statement::<(Binary, Text)>(READ).bind::<SqlUuid, _>(self.broadcast.id);
-        let read: Vec<(Vec<u8>, String)> = RunQueryDsl::load(query, conn).await?;
-        let Some((stored, after)) = read.into_iter().next() else { return Ok(None) };
+        let read = Read { id: self.broadcast.id }.query().rows_on(conn).await?;
+        let Some(CursorRow { definition: stored, after_user: after }) = read.into_iter().next() else {
+            return Ok(None);
+        };
         let Some(definition) = self.store.definition(self.broadcast.tenant, stored.clone())? else { return Ok(None) };
         let Audience { people, next } = match &definition.target {
             Target::Users { ids } => self.named(conn, ids, &after).await?,
@@ -460,11 +507,10 @@ impl Step<'_> {
         mut messages: Vec<NewMessage>,
     ) -> DbResult<PageDone> {
         let id = self.broadcast.id;
-        let query = statement::<(Binary, Text)>(LOCK).bind::<SqlUuid, _>(id);
-        let locked: Vec<(Vec<u8>, String)> = RunQueryDsl::load(query, conn).await?;
-        let Some((stored, after)) = locked.into_iter().next() else { return Ok(PageDone::default()) };
+        let locked = Lock { id }.query().rows_on(conn).await?;
+        let Some(cursor) = locked.into_iter().next() else { return Ok(PageDone::default()) };
         // Another scheduler accepted this page, or a person was taken out of the broadcast: it is read once more.
-        if stored != page.stored || after != page.after {
+        if cursor.definition != page.stored || cursor.after_user != page.after {
             return Ok(PageDone { more: true, ..PageDone::default() });
         }
         // Where there was no time for all of the page, the others are the next one.
@@ -477,14 +523,15 @@ impl Step<'_> {
         let deliveries: Vec<Uuid> =
             messages.iter().flat_map(|message| message.deliveries.iter().map(|delivery| delivery.id.0)).collect();
         let dispatch = if messages.is_empty() { None } else { self.accept(conn, messages).await? };
-        let progress = statement::<()>(PROGRESS)
-            .bind::<Nullable<Text>, _>(next.clone())
-            .bind::<Int8, _>(count(told))
-            .bind::<Int4, _>(i32::try_from(deliveries.len()).unwrap_or(i32::MAX))
-            .bind::<Nullable<SqlUuid>, _>(deliveries.iter().min().copied())
-            .bind::<Nullable<SqlUuid>, _>(deliveries.iter().max().copied())
-            .bind::<SqlUuid, _>(id);
-        RunQueryDsl::execute(progress, conn).await?;
+        let progress = Progress {
+            next: next.clone(),
+            told: count(told),
+            accepted: i32::try_from(deliveries.len()).unwrap_or(i32::MAX),
+            first: deliveries.iter().min().copied(),
+            last: deliveries.iter().max().copied(),
+            id,
+        };
+        progress.query().run_on(conn).await?;
         if next.is_none() {
             self.store.forget_named(conn, self.broadcast.tenant, id, &page.definition).await?;
         }
@@ -495,8 +542,7 @@ impl Step<'_> {
     /// Leaves out those who were erased since the page was read.
     async fn drop_erased(&self, conn: &mut AsyncPgConnection, messages: &mut Vec<NewMessage>) -> DbResult<()> {
         let ids: Vec<String> = messages.iter().filter_map(|message| message.user_id.clone()).collect();
-        let query = statement::<Text>(STILL_THERE).bind::<Int4, _>(self.broadcast.tenant.0).bind::<Array<Text>, _>(ids);
-        let there: Vec<String> = RunQueryDsl::load(query, conn).await?;
+        let there = StillThere { tenant: self.broadcast.tenant.0, ids }.query().rows_on(conn).await?;
         let there: HashSet<&str> = there.iter().map(String::as_str).collect();
         messages.retain(|message| message.user_id.as_deref().is_some_and(|id| there.contains(id)));
         Ok(())
@@ -535,24 +581,14 @@ impl Step<'_> {
 
     /// The next of those the tenant knows whom a target means.
     async fn known(&self, conn: &mut AsyncPgConnection, target: &Target, after: String) -> DbResult<Audience> {
-        let tenant = self.broadcast.tenant;
+        let TenantId(tenant) = self.broadcast.tenant;
         let (name, value) = wanted(target);
-        let query = statement::<Text>(PICK)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Text, _>(after.clone())
-            .bind::<Nullable<Text>, _>(name)
-            .bind::<Nullable<Json>, _>(value)
-            .bind::<Int8, _>(WINDOW)
-            .bind::<Int8, _>(PAGE);
-        let ids: Vec<String> = RunQueryDsl::load(query, conn).await?;
+        let pick = Pick { tenant, after: after.clone(), name, value, window: WINDOW, page: PAGE };
+        let ids = pick.query().rows_on(conn).await?;
         let next = if count(ids.len()) >= PAGE {
             ids.last().cloned()
         } else {
-            let query = statement::<Text>(WINDOW_END)
-                .bind::<Int4, _>(tenant.0)
-                .bind::<Text, _>(after)
-                .bind::<Int8, _>(WINDOW - 1);
-            let ends: Vec<String> = RunQueryDsl::load(query, conn).await?;
+            let ends = WindowEnd { tenant, after, skipped: WINDOW - 1 }.query().rows_on(conn).await?;
             ends.into_iter().next()
         };
         let mut known = self.people(conn, ids.clone()).await?;
@@ -561,9 +597,7 @@ impl Step<'_> {
     }
 
     async fn people(&self, conn: &mut AsyncPgConnection, ids: Vec<String>) -> DbResult<HashMap<String, Person>> {
-        let query = statement::<SqlPerson>(PEOPLE).bind::<Array<Text>, _>(ids);
-        let query = query.bind::<Int4, _>(self.broadcast.tenant.0);
-        let rows: Vec<PersonRow> = RunQueryDsl::load(query, conn).await?;
+        let rows = People { ids, tenant: self.broadcast.tenant.0 }.query().rows_on(conn).await?;
         let read = |row: PersonRow| {
             let person = self.store.person_of(self.broadcast.tenant, row);
             person.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()
@@ -576,208 +610,47 @@ fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-const BEGIN: &str =
-    "UPDATE broadcasts SET status = 'running', updated_at = now() WHERE status = 'scheduled' AND scheduled_at <= now()";
-
-const RUNNING: &str = "
-SELECT id, tenant_id, definition, total IS NOT NULL FROM broadcasts WHERE status = 'running' AND id > ? ORDER BY id LIMIT ?";
-
-const AHEAD: &str = "SELECT coalesce(max(waiting), 0)::int8 FROM lines WHERE id = ANY (?::uuid[])";
-
-const READ: &str = "SELECT definition, after_user FROM broadcasts WHERE id = ? AND status = 'running'";
-
-const STILL_THERE: &str = "SELECT user_id FROM users WHERE tenant_id = ? AND user_id = ANY (?::text[])";
-
-const LOCK: &str =
-    "SELECT definition, after_user FROM broadcasts WHERE id = ? AND status = 'running' FOR UPDATE SKIP LOCKED";
-
-/// People in the order of their ids, and whether they are meant: known by more than preferences, and with the attribute that
-/// decides. The constants are one row that the planner folds in, so that it walks the key and sorts nothing.
-macro_rules! in_order {
-    ($columns:literal) => {
-        concat!(
-            "
-    SELECT u.user_id, ",
-            $columns,
-            "u.profile IS NOT NULL AND (f.name IS NULL OR (u.attributes -> f.name) = f.value) AS is_meant
-    FROM (SELECT ?::int4 AS tenant_id, ?::text AS after, ?::text AS name, ?::jsonb AS value) f CROSS JOIN users u
-    WHERE u.tenant_id = f.tenant_id AND u.user_id > f.after ORDER BY u.user_id LIMIT ?"
-        )
-    };
-}
-
-const PICK: &str = concat!("SELECT p.user_id FROM (", in_order!(""), ") p WHERE p.is_meant ORDER BY p.user_id LIMIT ?");
-
-const COUNT: &str =
-    concat!("SELECT count(*) FILTER (WHERE p.is_meant), count(*), max(p.user_id) FROM (", in_order!(""), ") p");
-
-const FACTS: &str = "
-SELECT u.user_id, u.profile IS NOT NULL, u.locale, u.time_zone, u.attributes::text
-FROM (SELECT ?::int4 AS tenant_id, ?::text AS after) f CROSS JOIN users u
-WHERE u.tenant_id = f.tenant_id AND u.user_id > f.after ORDER BY u.user_id LIMIT ?";
-
-const WINDOW_END: &str = "
-SELECT u.user_id FROM (SELECT ?::int4 AS tenant_id, ?::text AS after) f CROSS JOIN users u
-WHERE u.tenant_id = f.tenant_id AND u.user_id > f.after ORDER BY u.user_id OFFSET ? LIMIT 1";
-
-/// Without a next page the broadcast is over, and its total is the number of people with a message.
-const PROGRESS: &str = "
-WITH f AS (SELECT ?::text AS next, ?::int8 AS told, ?::int4 AS accepted, ?::uuid AS first, ?::uuid AS last, ?::uuid AS id
-), moved AS (
-    UPDATE broadcasts b
-    SET after_user = coalesce(f.next, ''), told = b.told + f.told, accepted = b.accepted + f.accepted,
-        pages = b.pages + (f.accepted > 0)::int, updated_at = now(),
-        status = CASE WHEN f.next IS NULL THEN 'completed' ELSE b.status END,
-        finished_at = CASE WHEN f.next IS NULL THEN now() END,
-        total = CASE WHEN f.next IS NULL THEN b.told + f.told ELSE b.total END
-    FROM f WHERE b.id = f.id
-    RETURNING b.id, b.tenant_id, b.pages
-)
-INSERT INTO broadcast_pages (broadcast_id, no, tenant_id, first, last, accepted, waiting, count_at)
-SELECT moved.id, moved.pages, moved.tenant_id, f.first, f.last, f.accepted, f.accepted, now() + interval '5 seconds'
-FROM moved, f WHERE f.accepted > 0";
-
-const DUE: &str = "
-WITH taken AS (
-    UPDATE broadcast_pages SET count_at = now() + interval '10 seconds'
-    WHERE (broadcast_id, no) IN (
-        SELECT broadcast_id, no FROM broadcast_pages WHERE count_at <= now() ORDER BY count_at LIMIT ? FOR UPDATE SKIP LOCKED)
-    RETURNING broadcast_id, no, tenant_id, first, last
-)
-SELECT t.broadcast_id, t.no, t.tenant_id, t.first, t.last, b.status = 'cancelled'
-FROM taken t JOIN broadcasts b ON b.id = t.broadcast_id";
-
-/// Takes what was cancelled out of its line, so that it does not hold up paging. The lines are locked first, as by their release.
-const UNPARK: &str = "
-WITH over AS MATERIALIZED (
-    SELECT k.delivery_id, k.line FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS first, ?::uuid AS last) f
-    JOIN parked k ON k.delivery_id >= f.first AND k.delivery_id <= f.last
-    CROSS JOIN LATERAL (SELECT FROM deliveries d WHERE d.id = k.delivery_id AND d.tenant_id = f.tenant_id AND d.state = 'cancelled' OFFSET 0) d
-), held AS MATERIALIZED (
-    SELECT l.id FROM lines l WHERE l.id = ANY (ARRAY(SELECT line FROM over)) ORDER BY l.id FOR UPDATE
-)
-DELETE FROM parked WHERE delivery_id = ANY (ARRAY(SELECT o.delivery_id FROM over o WHERE o.line IN (SELECT id FROM held)))";
-
-/// Where the deliveries between two stand, of those that belong to a broadcast.
-macro_rules! standing {
-    ($first:literal, $last:literal, $tenant:literal, $broadcast:literal) => {
-        concat!(
-            "
-    SELECT count(*)::int4 AS n, count(*) FILTER (WHERE d.state IN ('scheduled', 'queued', 'sending', 'retrying'))::int4 AS waiting,
-           count(*) FILTER (WHERE d.state = 'sent')::int4 AS sent, count(*) FILTER (WHERE d.state = 'delivered')::int4 AS delivered,
-           count(*) FILTER (WHERE d.state IN ('failed', 'bounced', 'dead', 'expired'))::int4 AS failed,
-           count(*) FILTER (WHERE d.state = 'dead')::int4 AS dead,
-           count(*) FILTER (WHERE d.state = 'suppressed')::int4 AS suppressed,
-           count(*) FILTER (WHERE d.state = 'cancelled')::int4 AS cancelled
-    FROM deliveries@ d
-    WHERE d.id >= ",
-            $first,
-            " AND d.id <= ",
-            $last,
-            " AND d.tenant_id = ",
-            $tenant,
-            "
-      AND EXISTS (SELECT 1 FROM messages@ m WHERE m.id = d.message_id AND m.bulk_id = ",
-            $broadcast,
-            ")"
-        )
-    };
-}
-
-/// The younger a page, the sooner it is counted again. What was sent may still arrive or come back, and what died be replayed,
-/// for three days; where rows went with their retention, what was counted before stays.
-const COUNT_PAGE: &str = concat!(
-    "
-UPDATE broadcast_pages p
-SET waiting = c.waiting, sent = c.sent, delivered = c.delivered, failed = c.failed, suppressed = c.suppressed, cancelled = c.cancelled,
-    count_at = c.count_at
-FROM (
-    SELECT q.broadcast_id, q.no, s.n = q.accepted AS is_whole,
-           CASE WHEN s.n = q.accepted THEN s.waiting ELSE q.waiting END AS waiting,
-           CASE WHEN s.n = q.accepted THEN s.sent ELSE q.sent END AS sent,
-           CASE WHEN s.n = q.accepted THEN s.delivered ELSE q.delivered END AS delivered,
-           CASE WHEN s.n = q.accepted THEN s.failed ELSE q.failed END AS failed,
-           CASE WHEN s.n = q.accepted THEN s.suppressed ELSE q.suppressed END AS suppressed,
-           CASE WHEN s.n = q.accepted THEN s.cancelled ELSE q.cancelled END AS cancelled,
-           CASE WHEN s.n = q.accepted AND (s.waiting > 0 OR (s.sent + s.dead > 0 AND q.created_at > now() - interval '3 days'))
-                THEN now() + greatest(interval '5 seconds', (now() - q.created_at) / 4) END AS count_at
-    FROM (SELECT ?::uuid AS broadcast_id, ?::int4 AS no) f
-    JOIN broadcast_pages q ON q.broadcast_id = f.broadcast_id AND q.no = f.no
-    CROSS JOIN LATERAL (",
-    standing!("q.first", "q.last", "q.tenant_id", "q.broadcast_id"),
-    ") s) c
-WHERE p.broadcast_id = c.broadcast_id AND p.no = c.no"
+sql!(Begin in "broadcasts/begin.sql" {});
+sql!(Running in "broadcasts/running.sql" { after: Uuid as SqlUuid, limit: i64 as Int8 } -> RunningRow);
+sql!(Ahead in "broadcasts/ahead.sql" { lines: Vec<Uuid> as Array<SqlUuid> } -> i64 as Int8);
+sql!(SetTotal in "broadcasts/set_total.sql" { total: i64 as Int8, id: Uuid as SqlUuid });
+sql!(Count in "broadcasts/count.sql" {
+    tenant: i32 as Int4, after: String as Text, name: Option<String> as Nullable<Text>,
+    value: Option<Value> as Nullable<Jsonb>, window: i64 as Int8
+} -> CountRow);
+sql!(Facts in "broadcasts/facts.sql" { tenant: i32 as Int4, after: String as Text, window: i64 as Int8 } -> FactsRow);
+sql!(Due in "broadcasts/due.sql" { limit: i64 as Int8 } -> DueRow);
+sql!(Unpark in "broadcasts/unpark.sql" { tenant: i32 as Int4, first: Uuid as SqlUuid, last: Uuid as SqlUuid });
+sql!(CountPage in "broadcasts/count_page.sql" { broadcast: Uuid as SqlUuid, no: i32 as Int4 });
+sql!(List in "broadcasts/list.sql" {
+    tenant: i32 as Int4, before: Uuid as SqlUuid, limit: i64 as Int8
+} -> BroadcastRow);
+sql!(Show in "broadcasts/show.sql" {
+    tenant: i32 as Int4, id: Uuid as SqlUuid, live_pages: i32 as Int4
+} -> BroadcastRow);
+sql!(Pause in "broadcasts/pause.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid });
+sql!(Resume in "broadcasts/resume.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid });
+sql!(Cancel in "broadcasts/cancel.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid } -> Vec<u8> as Binary);
+sql!(Rewrite in "broadcasts/rewrite.sql" { definition: Vec<u8> as Binary, after: String as Text, id: Uuid as SqlUuid });
+sql!(NotEnded in "broadcasts/not_ended.sql" { tenant: i32 as Int4 } -> NotEndedRow);
+sql!(StepBack in "broadcasts/step_back.sql" { tenant: i32 as Int4, user_id: String as Text });
+sql!(Read in "broadcasts/read.sql" { id: Uuid as SqlUuid } -> CursorRow);
+sql!(Lock in "broadcasts/lock.sql" { id: Uuid as SqlUuid } -> CursorRow);
+sql!(Progress in "broadcasts/progress.sql" {
+    next: Option<String> as Nullable<Text>, told: i64 as Int8, accepted: i32 as Int4,
+    first: Option<Uuid> as Nullable<SqlUuid>, last: Option<Uuid> as Nullable<SqlUuid>, id: Uuid as SqlUuid
+});
+sql!(StillThere in "broadcasts/still_there.sql" {
+    tenant: i32 as Int4, ids: Vec<String> as Array<Text>
+} -> String as Text);
+sql!(Pick in "broadcasts/pick.sql" {
+    tenant: i32 as Int4, after: String as Text, name: Option<String> as Nullable<Text>,
+    value: Option<Value> as Nullable<Jsonb>, window: i64 as Int8, page: i64 as Int8
+} -> String as Text);
+sql!(WindowEnd in "broadcasts/window_end.sql" {
+    tenant: i32 as Int4, after: String as Text, skipped: i64 as Int8
+} -> String as Text);
+statements!(
+    Begin, Running, Ahead, SetTotal, Count, Facts, Due, Unpark, CountPage, List, Show, Pause, Resume, Cancel, Rewrite,
+    NotEnded, StepBack, Read, Lock, Progress, StillThere, Pick, WindowEnd
 );
-
-/// Broadcasts with what was last counted.
-macro_rules! listed {
-    ($rest:literal) => {
-        concat!(
-            "
-SELECT b.id, b.definition, b.status, b.scheduled_at, b.total, b.told, b.accepted, b.created_at, b.updated_at, b.finished_at,
-       c.waiting, c.sent, c.delivered, c.failed, c.suppressed, c.cancelled
-",
-            $rest
-        )
-    };
-}
-
-const LIST: &str = listed!(
-    "FROM (SELECT b.* FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS before) f CROSS JOIN broadcasts b
-      WHERE b.tenant_id = f.tenant_id AND b.id < f.before ORDER BY b.id DESC LIMIT ?) b
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(p.waiting), 0)::int8 AS waiting, coalesce(sum(p.sent), 0)::int8 AS sent, coalesce(sum(p.delivered), 0)::int8 AS delivered,
-           coalesce(sum(p.failed), 0)::int8 AS failed, coalesce(sum(p.suppressed), 0)::int8 AS suppressed,
-           coalesce(sum(p.cancelled), 0)::int8 AS cancelled
-    FROM broadcast_pages p WHERE p.broadcast_id = b.id) c
-ORDER BY b.id DESC"
-);
-
-/// Pages that may still change are counted at this moment, where they are few.
-const SHOW: &str = concat!(
-    listed!(
-        "FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS id, ?::int4 AS live_pages) f JOIN broadcasts b ON b.id = f.id AND b.tenant_id = f.tenant_id
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(CASE WHEN s.n = p.accepted THEN s.waiting ELSE p.waiting END), 0)::int8 AS waiting,
-           coalesce(sum(CASE WHEN s.n = p.accepted THEN s.sent ELSE p.sent END), 0)::int8 AS sent,
-           coalesce(sum(CASE WHEN s.n = p.accepted THEN s.delivered ELSE p.delivered END), 0)::int8 AS delivered,
-           coalesce(sum(CASE WHEN s.n = p.accepted THEN s.failed ELSE p.failed END), 0)::int8 AS failed,
-           coalesce(sum(CASE WHEN s.n = p.accepted THEN s.suppressed ELSE p.suppressed END), 0)::int8 AS suppressed,
-           coalesce(sum(CASE WHEN s.n = p.accepted THEN s.cancelled ELSE p.cancelled END), 0)::int8 AS cancelled
-    FROM broadcast_pages p LEFT JOIN LATERAL ("
-    ),
-    standing!("p.first", "p.last", "p.tenant_id", "p.broadcast_id"),
-    "
-      AND p.count_at IS NOT NULL AND b.pages <= f.live_pages) s ON true
-    WHERE p.broadcast_id = b.id) c"
-);
-
-const PAUSE: &str = "
-UPDATE broadcasts SET status = 'paused', updated_at = now() WHERE tenant_id = ? AND id = ? AND status IN ('scheduled', 'running')";
-
-const RESUME: &str = "
-UPDATE broadcasts SET status = CASE WHEN scheduled_at > now() THEN 'scheduled' ELSE 'running' END, updated_at = now()
-WHERE tenant_id = ? AND id = ? AND status = 'paused'";
-
-/// Its pages are due now: their waiting deliveries are cancelled.
-const CANCEL: &str = "
-WITH ended AS (
-    UPDATE broadcasts SET status = 'cancelled', after_user = '', updated_at = now(), finished_at = now()
-    WHERE tenant_id = ? AND id = ? AND status IN ('scheduled', 'running', 'paused')
-    RETURNING id, definition
-), hurried AS (
-    UPDATE broadcast_pages p SET count_at = now() FROM ended WHERE p.broadcast_id = ended.id AND p.count_at IS NOT NULL
-)
-SELECT definition FROM ended";
-
-const NOT_ENDED: &str = "
-SELECT id, definition, after_user FROM broadcasts
-WHERE tenant_id = ? AND status IN ('scheduled', 'running', 'paused') ORDER BY id FOR UPDATE";
-
-/// The cursor behind the people before.
-const STEP_BACK: &str = "
-UPDATE broadcasts b
-SET after_user = coalesce((SELECT u.user_id FROM users u WHERE u.tenant_id = b.tenant_id AND u.user_id < b.after_user
-                           ORDER BY u.user_id DESC LIMIT 1), '')
-FROM (SELECT ?::int4 AS tenant_id, ?::text AS user_id) f
-WHERE b.tenant_id = f.tenant_id AND b.after_user = f.user_id AND b.status IN ('scheduled', 'running', 'paused')";

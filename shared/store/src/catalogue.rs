@@ -14,17 +14,59 @@ use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Uuid as SqlUuid
 use domain::{Class, RuleIndex, TenantId};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// The age from which a copy's version is checked.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 /// The number of tenants in the cache; beyond it, entries not used recently are dropped.
 const TENANTS_MAX: usize = 1000;
 
+row! {
+    struct TemplateRow {
+        name: String as Text,
+        version: i32 as Int4,
+        category: Option<String> as Nullable<Text>,
+        variables: Vec<String> as Array<Text>,
+        parts: String as Text,
+    }
+}
+
+row! {
+    struct TypeRow {
+        name: String as Text,
+        category: Option<String> as Nullable<Text>,
+        label: Option<String> as Nullable<Text>,
+        description: Option<String> as Nullable<Text>,
+        class: Option<String> as Nullable<Text>,
+        channels: Vec<String> as Array<Text>,
+        default_enabled: bool as Bool,
+        send_window: Option<String> as Nullable<Text>,
+    }
+}
+
+row! {
+    struct ClassRow {
+        name: String as Text,
+        class: String as Text,
+    }
+}
+
+row! {
+    struct RuleRow {
+        id: Uuid as SqlUuid,
+        name: String as Text,
+        event_type: String as Text,
+        definition: String as Text,
+    }
+}
+
 impl Store {
     /// The version of a tenant's catalogue; 0: nothing was ever managed.
     pub async fn catalogue_version(&self, tenant: TenantId) -> DbResult<i64> {
-        statement::<Int8>(VERSION).bind::<Int4, _>(tenant.0).within(Some(tenant)).row(self).await
+        Version { tenant: tenant.0 }.query().within(Some(tenant)).row(self).await
     }
 
     /// A tenant's catalogue. `version` was read before, so that a change meanwhile makes it old, not wrong.
@@ -47,11 +89,9 @@ impl Store {
 
     /// Those that can be read, and the names of the others.
     async fn template_sources(&self, tenant: TenantId) -> DbResult<(Vec<TemplateSource>, HashSet<String>)> {
-        type Row = (String, i32, Option<String>, Vec<String>, String);
-        let query = statement::<(Text, Int4, Nullable<Text>, Array<Text>, Text)>(TEMPLATES).bind::<Int4, _>(tenant.0);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let rows = Templates { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
         let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());
-        for (name, version, category, variables, parts) in rows {
+        for TemplateRow { name, version, category, variables, parts } in rows {
             match serde_json::from_str(&parts) {
                 Ok(parts) => read.push(TemplateSource { name, version, category, variables, parts }),
                 Err(error) => {
@@ -65,40 +105,30 @@ impl Store {
 
     /// Every type of a tenant, by name.
     pub async fn notification_types(&self, tenant: TenantId) -> DbResult<Vec<NotificationType>> {
-        type Names = (String, Option<String>, Option<String>, Option<String>);
-        type SqlNames = (Text, Nullable<Text>, Nullable<Text>, Nullable<Text>);
-        type Row = (Names, (Option<String>, Vec<String>, bool, Option<String>));
-        type SqlRow = (SqlNames, (Nullable<Text>, Array<Text>, Bool, Nullable<Text>));
-        let query = statement::<SqlRow>(TYPES).bind::<Int4, _>(tenant.0);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        let of_type = |(names, (class, channels, default_enabled, send_window)): Row| {
-            let (name, category, label, description) = names;
-            NotificationType {
-                name,
-                category,
-                label,
-                description,
-                class: class.and_then(|class| class.parse().ok()),
-                channels: channels.iter().filter_map(|channel| channel.parse().ok()).collect(),
-                default_enabled,
-                send_window: send_window.and_then(|window| serde_json::from_str(&window).ok()),
-            }
+        let rows = Types { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
+        let of_type = |row: TypeRow| NotificationType {
+            name: row.name,
+            category: row.category,
+            label: row.label,
+            description: row.description,
+            class: row.class.and_then(|class| class.parse().ok()),
+            channels: row.channels.iter().filter_map(|channel| channel.parse().ok()).collect(),
+            default_enabled: row.default_enabled,
+            send_window: row.send_window.and_then(|window| serde_json::from_str(&window).ok()),
         };
         Ok(rows.into_iter().map(of_type).collect())
     }
 
     async fn category_classes(&self, tenant: TenantId) -> DbResult<Vec<(String, Class)>> {
-        let query = statement::<(Text, Text)>(CLASSES).bind::<Int4, _>(tenant.0).within(Some(tenant));
-        let rows: Vec<(String, String)> = query.rows(self).await?;
-        Ok(rows.into_iter().filter_map(|(name, class)| Some((name, class.parse().ok()?))).collect())
+        let rows = Classes { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
+        Ok(rows.into_iter().filter_map(|row| Some((row.name, row.class.parse().ok()?))).collect())
     }
 
     /// Those that can be read, and the ids of the others.
     async fn active_rules(&self, tenant: TenantId) -> DbResult<(Vec<Arc<Rule>>, HashSet<Uuid>)> {
-        let query = statement::<(SqlUuid, Text, Text, Text)>(RULES).bind::<Int4, _>(tenant.0).within(Some(tenant));
-        let rows: Vec<(Uuid, String, String, String)> = query.rows(self).await?;
+        let rows = Rules { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
         let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());
-        for (id, name, event_type, definition) in rows {
+        for RuleRow { id, name, event_type, definition } in rows {
             match serde_json::from_str(&definition) {
                 Ok(definition) => read.push(Arc::new(Rule { id, name, event_type, definition })),
                 Err(error) => {
@@ -199,16 +229,9 @@ impl Catalogues {
     }
 }
 
-const VERSION: &str = "SELECT coalesce((SELECT version FROM catalogues WHERE tenant_id = ?), 0::bigint)";
-
-const TEMPLATES: &str = "
-SELECT name, version, category, variables, parts::text FROM templates WHERE tenant_id = ? AND is_active ORDER BY id";
-
-const TYPES: &str = "
-SELECT name, category, label, description, class, channels, default_enabled, send_window::text
-FROM notification_types WHERE tenant_id = ? ORDER BY name";
-
-const CLASSES: &str = "SELECT name, class FROM categories WHERE tenant_id = ? AND class IS NOT NULL";
-
-const RULES: &str =
-    "SELECT id, name, event_type, definition::text FROM rules WHERE tenant_id = ? AND is_active ORDER BY id";
+sql!(Version in "catalogue/version.sql" { tenant: i32 as Int4 } -> i64 as Int8);
+sql!(Templates in "catalogue/templates.sql" { tenant: i32 as Int4 } -> TemplateRow);
+sql!(Types in "catalogue/types.sql" { tenant: i32 as Int4 } -> TypeRow);
+sql!(Classes in "catalogue/classes.sql" { tenant: i32 as Int4 } -> ClassRow);
+sql!(Rules in "catalogue/rules.sql" { tenant: i32 as Int4 } -> RuleRow);
+statements!(Version, Templates, Types, Classes, Rules);

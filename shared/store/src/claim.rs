@@ -13,8 +13,9 @@ use domain::{
 use uuid::Uuid;
 
 use super::{
-    DbResult, Statement, Store, sealed,
-    statement::{day, statement},
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+    statement::day,
 };
 
 /// A claimed delivery with everything that is needed to send it.
@@ -56,17 +57,49 @@ pub struct Claim {
     pub traceparent: Option<String>,
 }
 
-type Row = ((Uuid, i32, Uuid, i32, (String, Option<Uuid>), (i16, i16, i16, i32, Option<DateTime<Utc>>)), MessageRow);
-type SqlRow = (
-    (SqlUuid, Int4, SqlUuid, Int4, (Text, Nullable<SqlUuid>), (Int2, Int2, Int2, Int4, Nullable<Timestamptz>)),
-    SqlMessageRow,
-);
+row! {
+    struct ClaimRow {
+        id: Uuid as SqlUuid,
+        run: i32 as Int4,
+        message_id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        recipient: String as Text,
+        line: Option<Uuid> as Nullable<SqlUuid>,
+        attempts: i16 as Int2,
+        deferrals: i16 as Int2,
+        crashes: i16 as Int2,
+        round: i32 as Int4,
+        waiting_since: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        user_id: Option<String> as Nullable<Text>,
+        content: Option<Vec<u8>> as Nullable<Binary>,
+        /// `None`: its message was accepted on another day.
+        accepted_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        expires_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        request_id: Option<String> as Nullable<Text>,
+        traceparent: Option<String> as Nullable<Text>,
+    }
+}
 
-/// The columns that a claim takes from its message: person, content, acceptance, expiry, request id, trace context.
-type MessageRow =
-    (Option<String>, Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, Option<String>, Option<String>);
-type SqlMessageRow =
-    (Nullable<Text>, Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Nullable<Text>, Nullable<Text>);
+row! {
+    /// The columns that a claim takes from its message.
+    struct MessageRow {
+        id: Uuid as SqlUuid,
+        user_id: Option<String> as Nullable<Text>,
+        content: Option<Vec<u8>> as Nullable<Binary>,
+        accepted_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        expires_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        request_id: Option<String> as Nullable<Text>,
+        traceparent: Option<String> as Nullable<Text>,
+    }
+}
+
+impl ClaimRow {
+    /// The row with this message.
+    fn with(self, message: MessageRow) -> Self {
+        let MessageRow { id: _, user_id, content, accepted_at, expires_at, request_id, traceparent } = message;
+        Self { user_id, content, accepted_at, expires_at, request_id, traceparent, ..self }
+    }
+}
 
 impl Store {
     /// Claims the deliveries that are still queued at the run of their hint; all are of `channel`. A delivery that is
@@ -91,14 +124,14 @@ impl Store {
 
     /// Claims deliveries that were created on one day; opens only the partitions of that day.
     async fn claim_day(&self, channel: Channel, hints: &[WorkItem], lease_ms: i32) -> DbResult<Vec<Claim>> {
-        let ids = ids(hints);
+        let (ids, runs) = (ids(hints), runs(hints));
         let query = match channel {
-            Channel::Whatsapp => claim_in_line(hints, lease_ms),
-            _ => claim(hints, lease_ms),
+            Channel::Whatsapp => ClaimInLine { ids: ids.clone(), runs, lease_ms }.query(),
+            _ => ClaimQueued { lease_ms, ids: ids.clone(), runs }.query(),
         };
         let Some(query) = query.at_day_of(self, &ids).await? else { return Ok(Vec::new()) };
-        let rows: Vec<Row> = query.rows(self).await?;
-        let missing = rows.iter().filter(|(_, message)| message.2.is_none()).map(|(delivery, _)| delivery.2);
+        let rows = query.rows(self).await?;
+        let missing = rows.iter().filter(|row| row.accepted_at.is_none()).map(|row| row.message_id);
         let found = self.messages_of(missing.collect()).await;
         let (mut found, is_whole) = match found {
             Ok(found) => (found, true),
@@ -108,9 +141,12 @@ impl Store {
                 (HashMap::new(), false)
             }
         };
-        let claim = |(delivery, message): Row| {
-            let message = found.remove(&delivery.2).unwrap_or(message);
-            (is_whole || message.2.is_some()).then(|| Claim::of((delivery, message), self.sealer()))
+        let claim = |row: ClaimRow| {
+            let row = match found.remove(&row.message_id) {
+                Some(message) => row.with(message),
+                None => row,
+            };
+            (is_whole || row.accepted_at.is_some()).then(|| Claim::of(row, self.sealer()))
         };
         Ok(rows.into_iter().filter_map(claim).collect())
     }
@@ -120,10 +156,9 @@ impl Store {
         let mut found = HashMap::new();
         ids.sort_unstable();
         for ids in ids.chunk_by(|one, next| day(one) == day(next)) {
-            let query = statement::<(SqlUuid, SqlMessageRow)>(MESSAGES).at_day_of(self, ids).await?;
+            let query = Messages { ids: ids.to_vec() }.query().at_day_of(self, ids).await?;
             let Some(query) = query else { continue };
-            let rows: Vec<(Uuid, MessageRow)> = query.bind::<Array<SqlUuid>, _>(ids.to_vec()).rows(self).await?;
-            found.extend(rows);
+            found.extend(query.rows(self).await?.into_iter().map(|message| (message.id, message)));
         }
         Ok(found)
     }
@@ -133,25 +168,13 @@ impl Store {
     pub async fn watch(&self, hints: &[WorkItem]) -> DbResult<usize> {
         let mut watched = 0;
         for hints in by_day(hints) {
-            let Some(query) = statement::<()>(WATCH).at_day_of(self, &ids(&hints)).await? else { continue };
-            let query = query.bind::<Array<SqlUuid>, _>(ids(&hints));
-            let runs = hints.iter().map(|hint| hint.r).collect::<Vec<_>>();
-            watched += query.bind::<Array<Int4>, _>(runs).run(self).await?;
+            let (ids, runs) = (ids(&hints), runs(&hints));
+            let query = Watch { ids: ids.clone(), runs }.query().at_day_of(self, &ids).await?;
+            let Some(query) = query else { continue };
+            watched += query.run(self).await?;
         }
         Ok(watched)
     }
-}
-
-fn claim(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
-    let query = statement::<SqlRow>(CLAIM).bind::<Int4, _>(lease_ms);
-    query.bind::<Array<SqlUuid>, _>(ids(hints)).bind::<Array<Int4>, _>(runs(hints))
-}
-
-/// Claims deliveries that need a slot of their line. Those of the highest rank get the free slots; the others go back
-/// into their line, where the release finds them.
-fn claim_in_line(hints: &[WorkItem], lease_ms: i32) -> Statement<SqlRow> {
-    let query = statement::<SqlRow>(CLAIM_IN_LINE).bind::<Array<SqlUuid>, _>(ids(hints));
-    query.bind::<Array<Int4>, _>(runs(hints)).bind::<Int4, _>(lease_ms)
 }
 
 /// Groups the hints by the day on which their deliveries were created, in the one lock order of all claims.
@@ -176,37 +199,34 @@ impl Claim {
         self.user_id.as_deref().or(by_inbox).filter(|id| !id.is_empty())
     }
 
-    fn of((delivery, message): Row, sealer: &Sealer) -> Self {
-        let (id, run, message_id, tenant, (recipient, line), (attempts, deferrals, crashes, round, waiting_since)) =
-            delivery;
-        let (user_id, content, accepted_at, expires_at, request_id, traceparent) = message;
+    fn of(row: ClaimRow, sealer: &Sealer) -> Self {
         // Keep the claim. A value that cannot be decrypted ends only its own delivery, as a dead letter.
-        let tenant = TenantId(tenant);
-        let opened = sealer.open(sealed::CONTENT.of(tenant), content.unwrap_or_default());
+        let tenant = TenantId(row.tenant_id);
+        let opened = sealer.open(sealed::CONTENT.of(tenant), row.content.unwrap_or_default());
         let opened =
-            opened.and_then(|content| Ok((content, sealer.open_text(sealed::RECIPIENT.of(tenant), recipient)?)));
+            opened.and_then(|content| Ok((content, sealer.open_text(sealed::RECIPIENT.of(tenant), row.recipient)?)));
         let (content, recipient) = opened.unwrap_or_else(|error| {
-            tracing::error!(delivery.id = %id, %error, "the content of a delivery cannot be opened");
+            tracing::error!(delivery.id = %row.id, %error, "the content of a delivery cannot be opened");
             Default::default()
         });
         Self {
-            delivery: DeliveryId(id),
-            run,
-            message: MessageId(message_id),
+            delivery: DeliveryId(row.id),
+            run: row.run,
+            message: MessageId(row.message_id),
             tenant,
             recipient: Address::new(recipient),
-            line,
-            tries: tries(attempts, deferrals, crashes),
-            round: FailoverRound(round),
-            waiting_since,
+            line: row.line,
+            tries: tries(row.attempts, row.deferrals, row.crashes),
+            round: FailoverRound(row.round),
+            waiting_since: row.waiting_since,
             suppressed: Vec::new(),
-            user_id,
+            user_id: row.user_id,
             policy: None,
             content,
-            accepted_at: accepted_at.unwrap_or_default(),
-            expires_at,
-            request_id,
-            traceparent,
+            accepted_at: row.accepted_at.unwrap_or_default(),
+            expires_at: row.expires_at,
+            request_id: row.request_id,
+            traceparent: row.traceparent,
         }
     }
 }
@@ -217,59 +237,16 @@ pub(super) fn tries(attempts: i16, deferrals: i16, crashes: i16) -> Tries {
     Tries { attempts: count(attempts), deferrals: count(deferrals), crashes: count(crashes) }
 }
 
-/// A message that was accepted just before midnight, with a delivery created after it, is not found here;
-/// `messages_of` reads it.
-const CLAIM: &str = "
-WITH claimed AS (
-    UPDATE deliveries@ d
-    SET state = 'sending', run = d.run + 1, attempts = d.attempts + 1, updated_at = clock_timestamp(),
-        lease_until = clock_timestamp() + h.lease_ms * interval '1 millisecond'
-    FROM (SELECT *, ?::int4 AS lease_ms FROM unnest(?::uuid[], ?::int4[]) AS u(id, run)) h
-    WHERE d.id = h.id AND d.run = h.run AND d.state = 'queued'
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round, d.waiting_since
-)
-SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round, c.waiting_since,
-       m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
-FROM claimed c LEFT JOIN messages@ m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
-
-/// Takes slots first, then makes the claims that they allow. A slot is wasted if its claim then fails, but the limit
-/// still holds. A deleted line limits nothing: the provider finds no session, and the delivery ends as a dead letter
-/// that an admin sees.
-const CLAIM_IN_LINE: &str = "
-WITH hinted AS MATERIALIZED (
-    SELECT d.id, d.run, d.line, d.rank, d.expires_at FROM unnest(?::uuid[], ?::int4[]) AS u(id, run) JOIN deliveries@ d ON d.id = u.id
-    WHERE d.run = u.run AND d.state = 'queued'
-), asked AS (
-    SELECT array_agg(line ORDER BY line) AS lines, array_agg(n ORDER BY line) AS wanted
-    FROM (SELECT line, count(*)::int4 AS n FROM hinted WHERE line IS NOT NULL GROUP BY line) g
-), granted AS MATERIALIZED (
-    SELECT t.line, t.n FROM asked CROSS JOIN LATERAL take_slots(asked.lines, asked.wanted) t
-), ranked AS MATERIALIZED (
-    SELECT h.id, h.run, h.line, h.rank, h.expires_at,
-           g.line IS NULL OR row_number() OVER (PARTITION BY h.line ORDER BY h.rank DESC, h.id) <= g.n AS has_slot
-    FROM hinted h LEFT JOIN granted g ON g.line = h.line
-), claimed AS (
-    UPDATE deliveries@ d
-    SET state = 'sending', run = d.run + 1, attempts = d.attempts + 1, updated_at = clock_timestamp(),
-        lease_until = clock_timestamp() + r.lease_ms * interval '1 millisecond'
-    FROM (SELECT *, ?::int4 AS lease_ms FROM ranked WHERE has_slot) r
-    WHERE d.id = r.id AND d.run = r.run AND d.state = 'queued'
-    RETURNING d.id, d.run, d.message_id, d.tenant_id, d.recipient, d.line, d.attempts, d.deferrals, d.crashes, d.round, d.waiting_since
-), put_back AS (
-    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, line, run, rank, expires_at FROM ranked WHERE NOT has_slot
-    ON CONFLICT DO NOTHING
-)
-SELECT c.id, c.run, c.message_id, c.tenant_id, c.recipient, c.line, c.attempts, c.deferrals, c.crashes, c.round, c.waiting_since,
-       m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
-FROM claimed c LEFT JOIN messages@ m ON m.id = c.message_id LEFT JOIN bulks b ON b.id = m.bulk_id";
-
-const MESSAGES: &str = "
-SELECT m.id, m.user_id, coalesce(m.content, b.content), m.created_at, m.expires_at, m.request_id, m.traceparent
-FROM messages@ m LEFT JOIN bulks b ON b.id = m.bulk_id WHERE m.id = ANY (?::uuid[])";
-
-const WATCH: &str = "
-INSERT INTO due (delivery_id, due_at, run, why)
-SELECT d.id, greatest(d.lease_until, now()), d.run, 'watch'
-FROM unnest(?::uuid[], ?::int4[]) AS h(id, run) JOIN deliveries@ d ON d.id = h.id
-WHERE d.run = h.run + 1 AND d.state = 'sending' ORDER BY d.id
-ON CONFLICT (delivery_id) DO NOTHING";
+sql!(ClaimQueued in "claim/claim_queued.sql" {
+    lease_ms: i32 as Int4, ids: Vec<Uuid> as Array<SqlUuid>, runs: Vec<i32> as Array<Int4>
+} -> ClaimRow);
+sql!(
+    /// Claims deliveries that need a slot of their line. Those of the highest rank get the free slots; the others go
+    /// back into their line, where the release finds them.
+    ClaimInLine in "claim/claim_in_line.sql" {
+        ids: Vec<Uuid> as Array<SqlUuid>, runs: Vec<i32> as Array<Int4>, lease_ms: i32 as Int4
+    } -> ClaimRow
+);
+sql!(Messages in "claim/messages.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> MessageRow);
+sql!(Watch in "claim/watch.sql" { ids: Vec<Uuid> as Array<SqlUuid>, runs: Vec<i32> as Array<Int4> });
+statements!(ClaimQueued, ClaimInLine, Messages, Watch);

@@ -7,7 +7,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, sealed, statement};
+use super::{
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+};
 
 /// What an admin sets.
 #[derive(Clone)]
@@ -66,26 +69,30 @@ impl Configuration {
     }
 }
 
-type Row = (
-    (Uuid, i32, String, String, Option<Vec<String>>, Vec<u8>, Vec<u8>),
-    (Option<Vec<u8>>, Option<DateTime<Utc>>, bool, DateTime<Utc>, DateTime<Utc>),
-    (Option<DateTime<Utc>>, Option<String>),
-);
-type SqlRow = (
-    (SqlUuid, Int4, Text, Text, Nullable<Array<Text>>, Binary, Binary),
-    (Nullable<Binary>, Nullable<Timestamptz>, Bool, Timestamptz, Timestamptz),
-    (Nullable<Timestamptz>, Nullable<Text>),
-);
+row! {
+    struct ConfigurationRow {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        name: String as Text,
+        url: String as Text,
+        events: Option<Vec<String>> as Nullable<Array<Text>>,
+        headers: Vec<u8> as Binary,
+        secret: Vec<u8> as Binary,
+        previous_secret: Option<Vec<u8>> as Nullable<Binary>,
+        previous_until: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        is_active: bool as Bool,
+        created_at: DateTime<Utc> as Timestamptz,
+        updated_at: DateTime<Utc> as Timestamptz,
+        disabled_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        disabled_why: Option<String> as Nullable<Text>,
+    }
+}
 
-/// A fixed text that reads configurations.
-macro_rules! select {
-    ($rest:literal) => {
-        concat!(
-            "SELECT id, tenant_id, name, url, events, headers, secret, ",
-            "previous_secret, previous_until, is_active, created_at, updated_at, disabled_at, disabled_why FROM webhook_configurations ",
-            $rest
-        )
-    };
+row! {
+    struct Change {
+        tenant_id: i32 as Int4,
+        at: DateTime<Utc> as Timestamptz,
+    }
 }
 
 impl Store {
@@ -98,14 +105,17 @@ impl Store {
     ) -> DbResult<Uuid> {
         let id = Uuid::now_v7();
         let secret = self.sealer().seal(sealed::CONFIGURATION_SECRET.of(tenant), secret.expose_secret().as_bytes())?;
-        let query = self.bind_configuration(statement::<()>(CREATE), tenant, settings)?;
-        query
-            .bind::<SqlUuid, _>(id)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Binary, _>(secret)
-            .within(Some(tenant))
-            .run(self)
-            .await?;
+        let create = Create {
+            name: settings.name.clone(),
+            url: settings.url.clone(),
+            events: settings.events.clone(),
+            headers: self.sealed_headers(tenant, settings)?,
+            is_active: settings.is_active,
+            id,
+            tenant: tenant.0,
+            secret,
+        };
+        create.query().within(Some(tenant)).run(self).await?;
         Ok(id)
     }
 
@@ -116,20 +126,27 @@ impl Store {
         id: Uuid,
         settings: &ConfigurationSettings,
     ) -> DbResult<bool> {
-        let query = self.bind_configuration(statement::<()>(UPDATE), tenant, settings)?;
-        Ok(query.bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant)).run(self).await? > 0)
+        let update = Update {
+            name: settings.name.clone(),
+            url: settings.url.clone(),
+            events: settings.events.clone(),
+            headers: self.sealed_headers(tenant, settings)?,
+            is_active: settings.is_active,
+            tenant: tenant.0,
+            id,
+        };
+        Ok(update.query().within(Some(tenant)).run(self).await? > 0)
     }
 
     /// Removes a configuration; says whether the tenant had it.
     pub async fn remove_configuration(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
-        let query = statement::<()>(REMOVE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        Ok(query.run(self).await? > 0)
+        Ok(Remove { tenant: tenant.0, id }.query().within(Some(tenant)).run(self).await? > 0)
     }
 
     /// One configuration of a tenant.
     pub async fn configuration(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<Configuration>> {
-        let query = statement(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        Ok(self.configurations_of(query).await?.into_iter().next())
+        let rows = One { tenant: tenant.0, id }.query().within(Some(tenant)).rows(self).await?;
+        Ok(self.opened_configurations(rows).into_iter().next())
     }
 
     /// Up to `limit` configurations of a tenant, newest first; those older than `before`, if given.
@@ -139,14 +156,12 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> DbResult<Vec<Configuration>> {
-        let query = statement(LIST)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
-            .bind::<Int8, _>(limit);
-        self.configurations_of(query.within(Some(tenant))).await
+        let list = List { tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit };
+        Ok(self.opened_configurations(list.query().within(Some(tenant)).rows(self).await?))
     }
 
-    /// Gives a configuration another secret; the former one signs too for `grace_seconds`. Says whether the tenant has it.
+    /// Gives a configuration another secret; the former one signs too for `grace_seconds`. Says whether the tenant has
+    /// it.
     pub async fn replace_secret(
         &self,
         tenant: TenantId,
@@ -155,87 +170,65 @@ impl Store {
         grace_seconds: i32,
     ) -> DbResult<bool> {
         let place = sealed::CONFIGURATION_SECRET.of(tenant);
-        let query = statement::<()>(REPLACE_SECRET)
-            .bind::<Binary, _>(self.sealer().seal(place, secret.expose_secret().as_bytes())?)
-            .bind::<Int4, _>(grace_seconds)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(id);
-        Ok(query.within(Some(tenant)).run(self).await? > 0)
+        let secret = self.sealer().seal(place, secret.expose_secret().as_bytes())?;
+        let replace = ReplaceSecret { secret, grace_seconds, tenant: tenant.0, id };
+        Ok(replace.query().within(Some(tenant)).run(self).await? > 0)
     }
 
     /// When the configurations of tenants were last changed, of those that were within `seconds`.
     pub async fn changed_configurations(&self, seconds: i32) -> DbResult<Vec<(TenantId, DateTime<Utc>)>> {
-        let query = statement::<(Int4, Timestamptz)>(CHANGED).bind::<Int4, _>(seconds);
-        let rows: Vec<(i32, DateTime<Utc>)> = query.rows(self).await?;
-        Ok(rows.into_iter().map(|(tenant, at)| (TenantId(tenant), at)).collect())
+        let rows = Changed { seconds }.query().rows(self).await?;
+        Ok(rows.into_iter().map(|Change { tenant_id, at }| (TenantId(tenant_id), at)).collect())
     }
 
-    fn bind_configuration<T>(
-        &self,
-        query: Statement<T>,
-        tenant: TenantId,
-        settings: &ConfigurationSettings,
-    ) -> DbResult<Statement<T>> {
+    fn sealed_headers(&self, tenant: TenantId, settings: &ConfigurationSettings) -> DbResult<Vec<u8>> {
         let headers = serde_json::to_vec(&settings.headers).unwrap_or_default();
-        Ok(query
-            .bind::<Text, _>(settings.name.clone())
-            .bind::<Text, _>(settings.url.clone())
-            .bind::<Nullable<Array<Text>>, _>(settings.events.clone())
-            .bind::<Binary, _>(self.sealer().seal(sealed::CONFIGURATION_HEADERS.of(tenant), &headers)?)
-            .bind::<Bool, _>(settings.is_active))
+        Ok(self.sealer().seal(sealed::CONFIGURATION_HEADERS.of(tenant), &headers)?)
     }
 
-    async fn configurations_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Configuration>> {
-        let rows: Vec<Row> = query.rows(self).await?;
+    /// What cannot be opened is left out.
+    fn opened_configurations(&self, rows: Vec<ConfigurationRow>) -> Vec<Configuration> {
         let secret = |tenant: TenantId, stored: Vec<u8>| -> Option<SecretString> {
             let plain = self.opened(sealed::CONFIGURATION_SECRET.of(tenant), stored)?;
             Some(String::from_utf8(plain).ok()?.into())
         };
-        let open = |row: Row| {
-            let ((id, tenant, name, url, events, headers, stored), rest, (disabled_at, disabled_why)) = row;
-            let (previous, previous_until, is_active, created_at, updated_at) = rest;
-            let tenant = TenantId(tenant);
-            let headers = self.opened(sealed::CONFIGURATION_HEADERS.of(tenant), headers)?;
+        let open = |row: ConfigurationRow| {
+            let ConfigurationRow { id, name, url, events, is_active, previous_until, created_at, updated_at, .. } = row;
+            let tenant = TenantId(row.tenant_id);
+            let headers = self.opened(sealed::CONFIGURATION_HEADERS.of(tenant), row.headers)?;
             let headers = serde_json::from_slice(&headers).unwrap_or_default();
             Some(Configuration {
                 id,
                 tenant,
                 settings: ConfigurationSettings { name, url, events, headers, is_active },
-                secret: secret(tenant, stored)?,
-                previous_secret: previous.and_then(|previous| secret(tenant, previous)),
+                secret: secret(tenant, row.secret)?,
+                previous_secret: row.previous_secret.and_then(|previous| secret(tenant, previous)),
                 previous_until,
                 created_at,
                 updated_at,
-                disabled: disabled_at.zip(disabled_why),
+                disabled: row.disabled_at.zip(row.disabled_why),
             })
         };
-        Ok(rows.into_iter().filter_map(open).collect())
+        rows.into_iter().filter_map(open).collect()
     }
 }
 
-const CREATE: &str = "
-INSERT INTO webhook_configurations (name, url, events, headers, is_active, id, tenant_id, secret, updated_at, disabled_at, disabled_why)
-SELECT x.*, clock_timestamp(), CASE WHEN NOT x.is_active THEN now() END, CASE WHEN NOT x.is_active THEN 'admin' END
-FROM (SELECT ?::text, ?::text, ?::text[], ?::bytea, ?::bool AS is_active, ?::uuid, ?::int4, ?::bytea) x";
-
-const UPDATE: &str = "
-UPDATE webhook_configurations c SET name = x.name, url = x.url, events = x.events, headers = x.headers, is_active = x.is_active,
-    updated_at = clock_timestamp(), failing_since = CASE WHEN c.is_active THEN c.failing_since END,
-    disabled_at = CASE WHEN NOT x.is_active THEN coalesce(c.disabled_at, now()) END,
-    disabled_why = CASE WHEN NOT x.is_active THEN coalesce(c.disabled_why, 'admin') END,
-    swept_at = CASE WHEN NOT x.is_active THEN c.swept_at END
-FROM (SELECT ?::text AS name, ?::text AS url, ?::text[] AS events, ?::bytea AS headers, ?::bool AS is_active) x
-WHERE c.tenant_id = ? AND c.id = ?";
-
-const REPLACE_SECRET: &str = "
-UPDATE webhook_configurations SET previous_secret = secret, secret = ?, previous_until = now() + ? * interval '1 second',
-    updated_at = clock_timestamp()
-WHERE tenant_id = ? AND id = ?";
-
-const CHANGED: &str = "
-SELECT tenant_id, max(updated_at) FROM webhook_configurations WHERE updated_at > now() - ? * interval '1 second' GROUP BY tenant_id";
-
-const REMOVE: &str = "DELETE FROM webhook_configurations WHERE tenant_id = ? AND id = ?";
-
-const ONE: &str = select!("WHERE tenant_id = ? AND id = ?");
-const LIST: &str = select!("WHERE tenant_id = ? AND id < ? ORDER BY id DESC LIMIT ?");
+sql!(Create in "configurations/create.sql" {
+    name: String as Text, url: String as Text, events: Option<Vec<String>> as Nullable<Array<Text>>,
+    headers: Vec<u8> as Binary, is_active: bool as Bool, id: Uuid as SqlUuid, tenant: i32 as Int4,
+    secret: Vec<u8> as Binary
+});
+sql!(Update in "configurations/update.sql" {
+    name: String as Text, url: String as Text, events: Option<Vec<String>> as Nullable<Array<Text>>,
+    headers: Vec<u8> as Binary, is_active: bool as Bool, tenant: i32 as Int4, id: Uuid as SqlUuid
+});
+sql!(ReplaceSecret in "configurations/replace_secret.sql" {
+    secret: Vec<u8> as Binary, grace_seconds: i32 as Int4, tenant: i32 as Int4, id: Uuid as SqlUuid
+});
+sql!(Changed in "configurations/changed.sql" { seconds: i32 as Int4 } -> Change);
+sql!(Remove in "configurations/remove.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid });
+sql!(One in "configurations/one.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid } -> ConfigurationRow);
+sql!(List in "configurations/list.sql" {
+    tenant: i32 as Int4, before: Uuid as SqlUuid, limit: i64 as Int8
+} -> ConfigurationRow);
+statements!(Create, Update, ReplaceSecret, Changed, Remove, One, List);

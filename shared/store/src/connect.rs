@@ -11,7 +11,7 @@ use std::{
 };
 
 use diesel::{ConnectionError, ConnectionResult, sql_types::Bool};
-use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection, pooled_connection::deadpool::PoolError};
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection, pooled_connection::deadpool::PoolError};
 use futures_util::{FutureExt, future::BoxFuture};
 use runtime::config::{PostgresUrl, RootCert, SslMode};
 use rustls::{
@@ -35,7 +35,11 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{DbError, sqlstate::Coded, statement};
+use super::{
+    DbError,
+    sql::{sql, statements},
+    sqlstate::Coded,
+};
 
 const POSTGRES_PORT: u16 = 5432;
 /// Requests encryption: a length of 8 and the code 80877103.
@@ -61,10 +65,6 @@ const ROLE_SETTINGS: &str = "SET posthaste.tenant = '*'; \
     SELECT set_config('role', rolname, false) FROM pg_roles \
     WHERE rolname = 'posthaste_services' AND pg_has_role(session_user, oid, 'MEMBER')";
 
-/// A login that may not act as the role must not continue as itself. Before the schema exists, the role does not
-/// exist either.
-const IS_BOUND: &str = "SELECT current_user = 'posthaste_services' OR to_regprocedure('secure_tables()') IS NULL";
-
 /// The login may not act as the services' role.
 #[derive(Debug, thiserror::Error)]
 #[error("the database login may not act as the role posthaste_services, which keeps tenants apart")]
@@ -76,9 +76,7 @@ pub(super) async fn connect(url: &str, more_settings: &str) -> ConnectionResult<
     for settings in [SESSION_SETTINGS, more_settings, ROLE_SETTINGS] {
         conn.batch_execute(settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     }
-    let is_bound: bool = RunQueryDsl::get_result(statement::<Bool>(IS_BOUND), &mut conn)
-        .await
-        .map_err(ConnectionError::CouldntSetupConfiguration)?;
+    let is_bound = IsBound {}.query().row_on(&mut conn).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     if is_bound { Ok(conn) } else { Err(role_missing()) }
 }
 
@@ -367,3 +365,6 @@ impl ServerCertVerifier for Verifier {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+sql!(IsBound in "connect/is_bound.sql" {} -> bool as Bool);
+statements!(IsBound);

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::AsyncPgConnection;
 use domain::{
     Person, TenantId,
     contract::{contact::ContactChange, submission::FieldError},
@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Store,
-    people::{Profile, Row, SqlRow},
-    statement,
+    people::{PersonRow, Profile},
+    sql::{row, sql, statements},
 };
 
 /// A person, and since when they are known.
@@ -63,17 +63,52 @@ pub enum Saved {
     Refused(FieldError),
 }
 
-type LockedRow = (String, Option<Vec<u8>>, Option<String>, Option<String>, Option<i16>, Option<i16>, String);
-type SqlLocked = (Text, Nullable<Binary>, Nullable<Text>, Nullable<Text>, Nullable<Int2>, Nullable<Int2>, Text);
-type SqlContact = (SqlRow, (Timestamptz, Timestamptz, Array<SqlUuid>, Array<Timestamptz>));
-type ContactRow = (Row, (DateTime<Utc>, DateTime<Utc>, Vec<Uuid>, Vec<DateTime<Utc>>));
+row! {
+    /// A person without devices.
+    struct LockedRow {
+        user_id: String as Text,
+        profile: Option<Vec<u8>> as Nullable<Binary>,
+        locale: Option<String> as Nullable<Text>,
+        time_zone: Option<String> as Nullable<Text>,
+        quiet_start: Option<i16> as Nullable<Int2>,
+        quiet_end: Option<i16> as Nullable<Int2>,
+        attributes: String as Text,
+    }
+}
+
+row! {
+    /// A person; the devices are four columns of one order.
+    struct ContactRow {
+        user_id: String as Text,
+        profile: Option<Vec<u8>> as Nullable<Binary>,
+        locale: Option<String> as Nullable<Text>,
+        time_zone: Option<String> as Nullable<Text>,
+        quiet_start: Option<i16> as Nullable<Int2>,
+        quiet_end: Option<i16> as Nullable<Int2>,
+        attributes: String as Text,
+        tokens: Vec<String> as Array<Text>,
+        platforms: Vec<Option<String>> as Array<Nullable<Text>>,
+        created_at: DateTime<Utc> as Timestamptz,
+        updated_at: DateTime<Utc> as Timestamptz,
+        device_ids: Vec<Uuid> as Array<SqlUuid>,
+        device_times: Vec<DateTime<Utc>> as Array<Timestamptz>,
+    }
+}
+
+impl From<LockedRow> for PersonRow {
+    fn from(row: LockedRow) -> Self {
+        let LockedRow { user_id, profile, locale, time_zone, quiet_start, quiet_end, attributes } = row;
+        let (tokens, platforms) = (Vec::new(), Vec::new());
+        Self { user_id, profile, locale, time_zone, quiet_start, quiet_end, attributes, tokens, platforms }
+    }
+}
 
 impl Store {
     /// A person who is known by more than preferences.
     pub async fn contact(&self, tenant: TenantId, id: &str) -> DbResult<Option<Contact>> {
-        let query = statement::<SqlContact>(ONE).bind::<Int4, _>(tenant.0).bind::<Text, _>(id.to_owned());
-        let rows: Vec<ContactRow> = query.within(Some(tenant)).rows(self).await?;
-        rows.into_iter().next().map(|row| self.contact_of(tenant, row)).transpose()
+        let query = One { tenant: tenant.0, user_id: id.to_owned() }.query();
+        let row = query.within(Some(tenant)).first(self).await?;
+        row.map(|row| self.contact_of(tenant, row)).transpose()
     }
 
     /// Up to `limit` people of a tenant, newest first; those that come after `after`, if given.
@@ -85,15 +120,9 @@ impl Store {
         limit: i64,
     ) -> DbResult<Vec<Contact>> {
         let (at, id) = after.unwrap_or((DateTime::<Utc>::from_timestamp_nanos(i64::MAX), String::new()));
-        let query = statement::<SqlContact>(LIST)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Timestamptz, _>(at)
-            .bind::<Text, _>(id)
-            .bind::<Nullable<Text>, _>(filter.locale.clone())
-            .bind::<Nullable<Text>, _>(filter.time_zone.clone())
-            .bind::<Nullable<Array<Text>>, _>(filter.attribute.clone())
-            .bind::<Int8, _>(limit);
-        let rows: Vec<ContactRow> = query.within(Some(tenant)).rows(self).await?;
+        let ContactFilter { locale, time_zone, attribute: attributes } = filter.clone();
+        let query = List { tenant: tenant.0, at, id, locale, time_zone, attributes, limit }.query();
+        let rows = query.within(Some(tenant)).rows(self).await?;
         // A person that cannot be decrypted delays no other.
         let read = |row: ContactRow| {
             let contact = self.contact_of(tenant, row);
@@ -102,16 +131,23 @@ impl Store {
         Ok(rows.into_iter().filter_map(read).collect())
     }
 
-    fn contact_of(
-        &self,
-        tenant: TenantId,
-        (row, (created_at, updated_at, ids, times)): ContactRow,
-    ) -> DbResult<Contact> {
+    fn contact_of(&self, tenant: TenantId, row: ContactRow) -> DbResult<Contact> {
         // A device whose token cannot be read is shown all the same: it can be taken away.
-        let platforms = row.1.1.clone();
-        let person = Person { devices: Vec::new(), ..self.person_of(tenant, row)? };
-        let devices = ids.into_iter().zip(platforms).zip(times);
+        let devices = row.device_ids.into_iter().zip(row.platforms.clone()).zip(row.device_times);
         let device = |((id, platform), created_at)| DeviceRow { id, platform, created_at };
+        let (created_at, updated_at) = (row.created_at, row.updated_at);
+        let stored = PersonRow {
+            user_id: row.user_id,
+            profile: row.profile,
+            locale: row.locale,
+            time_zone: row.time_zone,
+            quiet_start: row.quiet_start,
+            quiet_end: row.quiet_end,
+            attributes: row.attributes,
+            tokens: row.tokens,
+            platforms: row.platforms,
+        };
+        let person = Person { devices: Vec::new(), ..self.person_of(tenant, stored)? };
         Ok(Contact { devices: devices.map(device).collect(), person, created_at, updated_at })
     }
 
@@ -152,12 +188,11 @@ impl Store {
         drafts.sort_by(|one, other| one.person.id.cmp(&other.person.id));
         let mut overtaken: HashSet<String> =
             drafts.iter().filter(|draft| !draft.is_row).map(|draft| draft.person.id.clone()).collect();
-        let mut columns = Columns::default();
+        let mut write = Write::of(tenant);
         for draft in drafts {
-            columns.push(self, tenant, draft)?;
+            write.push(self, tenant, draft)?;
         }
-        let made: Vec<String> = RunQueryDsl::load(columns.bind(tenant), conn).await?;
-        for id in &made {
+        for id in &write.query().rows_on(conn).await? {
             overtaken.remove(id);
         }
         Ok((answers, overtaken))
@@ -171,13 +206,11 @@ impl Store {
         changes: &[(usize, ContactChange)],
     ) -> DbResult<HashMap<String, Draft>> {
         let ids: HashSet<&String> = changes.iter().map(|(_, change)| &change.id).collect();
-        let query = statement::<SqlLocked>(LOCK)
-            .bind::<Array<Text>, _>(ids.into_iter().cloned().collect::<Vec<_>>())
-            .bind::<Int4, _>(tenant.0);
-        let rows: Vec<LockedRow> = RunQueryDsl::load(query, conn).await?;
+        let query = Lock { ids: ids.into_iter().cloned().collect(), tenant: tenant.0 }.query();
+        let rows = query.rows_on(conn).await?;
         let draft = |row: LockedRow| {
-            let is_contact = row.1.is_some();
-            let person = self.person_of(tenant, (row, (Vec::new(), Vec::new())))?;
+            let is_contact = row.profile.is_some();
+            let person = self.person_of(tenant, PersonRow::from(row))?;
             Ok((person.id.clone(), Draft { person, is_row: true, is_contact, is_changed: false }))
         };
         rows.into_iter().map(draft).collect()
@@ -207,19 +240,21 @@ impl Draft {
     }
 }
 
-#[derive(Default)]
-struct Columns {
-    id: Vec<String>,
-    profile: Vec<Vec<u8>>,
-    locale: Vec<Option<String>>,
-    time_zone: Vec<Option<&'static str>>,
-    quiet_start: Vec<Option<i16>>,
-    quiet_end: Vec<Option<i16>>,
-    attributes: Vec<String>,
-    is_row: Vec<bool>,
-}
+impl Write {
+    fn of(tenant: TenantId) -> Self {
+        Self {
+            tenant: tenant.0,
+            id: Vec::new(),
+            profile: Vec::new(),
+            locale: Vec::new(),
+            time_zone: Vec::new(),
+            quiet_start: Vec::new(),
+            quiet_end: Vec::new(),
+            attributes: Vec::new(),
+            is_row: Vec::new(),
+        }
+    }
 
-impl Columns {
     fn push(&mut self, store: &Store, tenant: TenantId, draft: Draft) -> DbResult<()> {
         let Person { id, email, phone, name, locale, time_zone, quiet_hours, attributes, .. } = draft.person;
         let minute = |minute: u16| i16::try_from(minute).ok();
@@ -233,64 +268,28 @@ impl Columns {
         self.is_row.push(draft.is_row);
         Ok(())
     }
-
-    fn bind(self, tenant: TenantId) -> super::Statement<Text> {
-        statement(WRITE)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Array<Text>, _>(self.id)
-            .bind::<Array<Binary>, _>(self.profile)
-            .bind::<Array<Nullable<Text>>, _>(self.locale)
-            .bind::<Array<Nullable<Text>>, _>(self.time_zone)
-            .bind::<Array<Nullable<Int2>>, _>(self.quiet_start)
-            .bind::<Array<Nullable<Int2>>, _>(self.quiet_end)
-            .bind::<Array<Text>, _>(self.attributes)
-            .bind::<Array<Bool>, _>(self.is_row)
-    }
 }
 
-const LOCK: &str = "
-SELECT u.user_id, u.profile, u.locale, u.time_zone, u.quiet_start, u.quiet_end, u.attributes::text
-FROM unnest(?::text[]) AS asked(user_id) JOIN users u ON u.tenant_id = ? AND u.user_id = asked.user_id
-ORDER BY u.user_id FOR UPDATE OF u";
-
-/// People that were found are changed; others are made, unless another caller has done so meanwhile.
-const WRITE: &str = "
-WITH given AS MATERIALIZED (
-    SELECT f.tenant_id, g.* FROM (SELECT ?::int4 AS tenant_id) f CROSS JOIN
-        unnest(?::text[], ?::bytea[], ?::text[], ?::text[], ?::int2[], ?::int2[], ?::text[], ?::bool[])
-            AS g(user_id, profile, locale, time_zone, quiet_start, quiet_end, attributes, is_row)
-), changed AS (
-    UPDATE users u SET profile = g.profile, locale = g.locale, time_zone = g.time_zone, quiet_start = g.quiet_start, quiet_end = g.quiet_end,
-        attributes = g.attributes::jsonb, updated_at = clock_timestamp()
-    FROM given g WHERE g.is_row AND u.tenant_id = g.tenant_id AND u.user_id = g.user_id
-)
-INSERT INTO users (tenant_id, user_id, profile, locale, time_zone, quiet_start, quiet_end, attributes)
-SELECT tenant_id, user_id, profile, locale, time_zone, quiet_start, quiet_end, attributes::jsonb FROM given WHERE NOT is_row
-ON CONFLICT DO NOTHING RETURNING user_id";
-
-/// A fixed text that reads contacts.
-macro_rules! select {
-    ($from:literal) => {
-        concat!(
-            "
-SELECT u.user_id, u.profile, u.locale, u.time_zone, u.quiet_start, u.quiet_end, u.attributes::text,
-       ARRAY(SELECT d.token FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id),
-       ARRAY(SELECT d.platform FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id),
-       u.created_at, u.updated_at,
-       ARRAY(SELECT d.id FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id),
-       ARRAY(SELECT d.created_at FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id) ",
-            $from
-        )
-    };
-}
-
-const ONE: &str = select!("FROM users u WHERE u.tenant_id = ? AND u.user_id = ? AND u.profile IS NOT NULL");
-
-const LIST: &str = select!(
-    "
-FROM (SELECT ?::int4 AS tenant_id, ?::timestamptz AS at, ?::text AS id, ?::text AS locale, ?::text AS time_zone, (?::text[])::jsonb[] AS attributes) f
-JOIN users u ON u.tenant_id = f.tenant_id
-WHERE u.profile IS NOT NULL AND (u.created_at, u.user_id) < (f.at, f.id) AND (f.locale IS NULL OR u.locale = f.locale)
-  AND (f.time_zone IS NULL OR u.time_zone = f.time_zone) AND (f.attributes IS NULL OR EXISTS (SELECT FROM unnest(f.attributes) a WHERE jsonb_contains(u.attributes, a)))
-ORDER BY u.created_at DESC, u.user_id DESC LIMIT ?"
-);
+sql!(One in "contacts/one.sql" { tenant: i32 as Int4, user_id: String as Text } -> ContactRow);
+sql!(List in "contacts/list.sql" {
+    tenant: i32 as Int4,
+    at: DateTime<Utc> as Timestamptz,
+    id: String as Text,
+    locale: Option<String> as Nullable<Text>,
+    time_zone: Option<String> as Nullable<Text>,
+    attributes: Option<Vec<String>> as Nullable<Array<Text>>,
+    limit: i64 as Int8,
+} -> ContactRow);
+sql!(Lock in "contacts/lock.sql" { ids: Vec<String> as Array<Text>, tenant: i32 as Int4 } -> LockedRow);
+sql!(Write in "contacts/write.sql" {
+    tenant: i32 as Int4,
+    id: Vec<String> as Array<Text>,
+    profile: Vec<Vec<u8>> as Array<Binary>,
+    locale: Vec<Option<String>> as Array<Nullable<Text>>,
+    time_zone: Vec<Option<&'static str>> as Array<Nullable<Text>>,
+    quiet_start: Vec<Option<i16>> as Array<Nullable<Int2>>,
+    quiet_end: Vec<Option<i16>> as Array<Nullable<Int2>>,
+    attributes: Vec<String> as Array<Text>,
+    is_row: Vec<bool> as Array<Bool>,
+} -> String as Text);
+statements!(One, List, Lock, Write);

@@ -3,7 +3,10 @@
 use diesel::sql_types::{Int4, Int8};
 use domain::TenantId;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{sql, statements},
+};
 
 /// A kind of thing of which a tenant may have only so many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,20 +21,21 @@ pub enum Counted {
     Sessions,
 }
 
-impl Counted {
-    const fn statement(self) -> &'static str {
-        match self {
-            Self::Rules => "SELECT count(*) FROM rules WHERE tenant_id = ?",
-            Self::Configurations => "SELECT count(*) FROM webhook_configurations WHERE tenant_id = ?",
-            Self::Keys => "SELECT count(*) FROM api_keys WHERE tenant_id = ? AND revoked_at IS NULL",
-            Self::Sessions => "SELECT count(*) FROM wa_sessions WHERE tenant_id = ?",
-        }
-    }
-}
-
 impl Store {
     /// How many of them a tenant has.
     pub async fn count_of(&self, tenant: TenantId, what: Counted) -> DbResult<i64> {
-        statement::<Int8>(what.statement()).bind::<Int4, _>(tenant.0).within(Some(tenant)).row(self).await
+        let query = match what {
+            Counted::Rules => Rules { tenant: tenant.0 }.query(),
+            Counted::Configurations => Configurations { tenant: tenant.0 }.query(),
+            Counted::Keys => Keys { tenant: tenant.0 }.query(),
+            Counted::Sessions => Sessions { tenant: tenant.0 }.query(),
+        };
+        query.within(Some(tenant)).row(self).await
     }
 }
+
+sql!(Rules in "counts/rules.sql" { tenant: i32 as Int4 } -> i64 as Int8);
+sql!(Configurations in "counts/configurations.sql" { tenant: i32 as Int4 } -> i64 as Int8);
+sql!(Keys in "counts/keys.sql" { tenant: i32 as Int4 } -> i64 as Int8);
+sql!(Sessions in "counts/sessions.sql" { tenant: i32 as Int4 } -> i64 as Int8);
+statements!(Rules, Configurations, Keys, Sessions);

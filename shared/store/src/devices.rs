@@ -3,11 +3,16 @@
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::AsyncPgConnection;
 use domain::{Device, Platform, TenantId};
 use uuid::Uuid;
 
-use super::{DbResult, Store, people::Profile, sealed, statement};
+use super::{
+    DbResult, Store,
+    people::Profile,
+    sealed,
+    sql::{row, sql, statements},
+};
 
 /// Devices of one person; one more, and the oldest goes.
 const DEVICES_MAX: i64 = 50;
@@ -23,6 +28,15 @@ pub struct Registered {
     pub created_at: DateTime<Utc>,
     /// Whether the token is new.
     pub is_new: bool,
+}
+
+row! {
+    struct RegisteredRow {
+        id: Uuid as SqlUuid,
+        platform: Option<String> as Nullable<Text>,
+        created_at: DateTime<Utc> as Timestamptz,
+        is_new: bool as Bool,
+    }
 }
 
 impl Store {
@@ -50,68 +64,47 @@ impl Store {
     ) -> DbResult<Option<Registered>> {
         let (token, realm) = (device.token.reveal(), tenant.to_string());
         let known = self.sealer().fingerprints(&realm, token).iter().map(|print| print.to_vec()).collect::<Vec<_>>();
-        let person = statement::<()>(MAKE_KNOWN)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Text, _>(user_id.to_owned())
-            .bind::<Binary, _>(self.seal_profile(tenant, &Profile::default())?);
-        RunQueryDsl::execute(person, conn).await?;
-        let query = statement::<(SqlUuid, Nullable<Text>, Timestamptz, Bool)>(REGISTER)
-            .bind::<SqlUuid, _>(Uuid::now_v7())
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Text, _>(user_id.to_owned())
-            .bind::<Text, _>(self.sealer().seal_text(sealed::DEVICE.of(tenant), token)?)
-            .bind::<Binary, _>(self.sealer().fingerprint(&realm, token).to_vec())
-            .bind::<Nullable<Text>, _>(device.platform.map(Platform::as_str))
-            .bind::<Array<Binary>, _>(known)
-            .bind::<Bool, _>(may_move);
-        let rows: Vec<(Uuid, Option<String>, DateTime<Utc>, bool)> = RunQueryDsl::get_results(query, conn).await?;
-        let Some((id, platform, created_at, is_new)) = rows.into_iter().next() else { return Ok(None) };
-        let query = statement::<()>(LIMIT)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Text, _>(user_id.to_owned())
-            .bind::<SqlUuid, _>(id)
-            .bind::<Int8, _>(DEVICES_MAX - 1);
-        RunQueryDsl::execute(query, conn).await?;
+        let profile = self.seal_profile(tenant, &Profile::default())?;
+        MakeKnown { tenant: tenant.0, user_id: user_id.to_owned(), profile }.query().run_on(conn).await?;
+        let query = Register {
+            id: Uuid::now_v7(),
+            tenant: tenant.0,
+            user_id: user_id.to_owned(),
+            token: self.sealer().seal_text(sealed::DEVICE.of(tenant), token)?,
+            token_hash: self.sealer().fingerprint(&realm, token).to_vec(),
+            platform: device.platform.map(Platform::as_str),
+            known,
+            may_move,
+        };
+        let registered = query.query().rows_on(conn).await?.into_iter().next();
+        let Some(RegisteredRow { id, platform, created_at, is_new }) = registered else { return Ok(None) };
+        let (user_id, others_max) = (user_id.to_owned(), DEVICES_MAX - 1);
+        Limit { tenant: tenant.0, user_id, id, others_max }.query().run_on(conn).await?;
         Ok(Some(Registered { id, platform: platform.and_then(|word| word.parse().ok()), created_at, is_new }))
     }
 
     /// Takes a device away; says whether the person had it.
     pub async fn remove_device(&self, tenant: TenantId, user_id: &str, id: Uuid) -> DbResult<bool> {
-        let query = statement::<()>(REMOVE)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Text, _>(user_id.to_owned())
-            .bind::<SqlUuid, _>(id);
+        let query = Remove { tenant: tenant.0, user_id: user_id.to_owned(), id }.query();
         Ok(query.within(Some(tenant)).run(self).await? > 0)
     }
 }
 
-const MAKE_KNOWN: &str = "
-INSERT INTO users (tenant_id, user_id, profile) VALUES (?, ?, ?)
-ON CONFLICT (tenant_id, user_id) DO UPDATE SET profile = excluded.profile, updated_at = clock_timestamp() WHERE users.profile IS NULL";
-
-/// While keys are rotated a token may stand there under the fingerprint of an older key.
-const REGISTER: &str = "
-WITH given AS MATERIALIZED (
-    SELECT ?::uuid AS id, ?::int4 AS tenant_id, ?::text AS user_id, ?::text AS token, ?::bytea AS token_hash, ?::text AS platform,
-        ?::bytea[] AS known, ?::bool AS may_move
-), found AS MATERIALIZED (
-    SELECT d.id FROM devices d, given g WHERE d.tenant_id = g.tenant_id AND d.token_hash = ANY (g.known)
-), moved AS (
-    UPDATE devices d SET user_id = g.user_id, token = g.token, token_hash = g.token_hash, platform = coalesce(g.platform, d.platform)
-    FROM given g WHERE d.tenant_id = g.tenant_id AND d.token_hash = ANY (g.known) AND (g.may_move OR d.user_id = g.user_id)
-    RETURNING d.id, d.platform, d.created_at, false AS is_new
-), made AS (
-    INSERT INTO devices (id, tenant_id, user_id, token, token_hash, platform)
-    SELECT id, tenant_id, user_id, token, token_hash, platform FROM given WHERE NOT EXISTS (SELECT FROM found)
-    ON CONFLICT (tenant_id, token_hash) DO UPDATE SET user_id = excluded.user_id, token = excluded.token,
-        platform = coalesce(excluded.platform, devices.platform)
-        WHERE devices.user_id = excluded.user_id OR (SELECT may_move FROM given)
-    RETURNING id, platform, created_at, id = (SELECT id FROM given) AS is_new
-)
-SELECT * FROM moved UNION ALL SELECT * FROM made";
-
-const LIMIT: &str = "
-DELETE FROM devices WHERE id = ANY (ARRAY(
-    SELECT id FROM devices WHERE tenant_id = ? AND user_id = ? AND id <> ? ORDER BY id DESC OFFSET ?))";
-
-const REMOVE: &str = "DELETE FROM devices WHERE tenant_id = ? AND user_id = ? AND id = ?";
+sql!(MakeKnown in "devices/make_known.sql" {
+    tenant: i32 as Int4, user_id: String as Text, profile: Vec<u8> as Binary
+});
+sql!(Register in "devices/register.sql" {
+    id: Uuid as SqlUuid,
+    tenant: i32 as Int4,
+    user_id: String as Text,
+    token: String as Text,
+    token_hash: Vec<u8> as Binary,
+    platform: Option<&'static str> as Nullable<Text>,
+    known: Vec<Vec<u8>> as Array<Binary>,
+    may_move: bool as Bool,
+} -> RegisteredRow);
+sql!(Limit in "devices/limit.sql" {
+    tenant: i32 as Int4, user_id: String as Text, id: Uuid as SqlUuid, others_max: i64 as Int8
+});
+sql!(Remove in "devices/remove.sql" { tenant: i32 as Int4, user_id: String as Text, id: Uuid as SqlUuid });
+statements!(MakeKnown, Register, Limit, Remove);

@@ -5,7 +5,10 @@ use diesel::sql_types::{Int4, Int8, Text, Timestamptz, Uuid as SqlUuid};
 use domain::TenantId;
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// An import that says nothing for so long is over: its process died.
 const SILENCE_SECONDS: i32 = 120;
@@ -40,12 +43,25 @@ pub struct ImportRow {
     pub updated_at: DateTime<Utc>,
 }
 
+row! {
+    struct StoredRow {
+        id: Uuid as SqlUuid,
+        status: String as Text,
+        bytes: i64 as Int8,
+        rows: i64 as Int8,
+        imported: i64 as Int8,
+        refused: i64 as Int8,
+        faults: String as Text,
+        created_at: DateTime<Utc> as Timestamptz,
+        updated_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
 impl Store {
     /// Begins an import.
     pub async fn begin_import(&self, tenant: TenantId) -> DbResult<Uuid> {
         let id = Uuid::now_v7();
-        let query = statement::<()>(BEGIN).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0).within(Some(tenant));
-        query.run(self).await?;
+        Begin { id, tenant: tenant.0 }.query().within(Some(tenant)).run(self).await?;
         Ok(id)
     }
 
@@ -57,53 +73,39 @@ impl Store {
         status: &'static str,
         so_far: &Progress,
     ) -> DbResult<()> {
-        let query = statement::<()>(NOTE)
-            .bind::<Text, _>(status)
-            .bind::<Int8, _>(so_far.bytes)
-            .bind::<Int8, _>(so_far.rows)
-            .bind::<Int8, _>(so_far.imported)
-            .bind::<Int8, _>(so_far.refused)
-            .bind::<Text, _>(so_far.faults.clone())
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(id);
+        let Progress { bytes, rows, imported, refused, faults } = so_far.clone();
+        let query = Note { status, bytes, rows, imported, refused, faults, tenant: tenant.0, id }.query();
         query.within(Some(tenant)).run(self).await.map(drop)
     }
 
     /// An import of the tenant.
     pub async fn import(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<ImportRow>> {
-        type Row = ((Uuid, String, i64, i64, i64, i64, String), (DateTime<Utc>, DateTime<Utc>));
-        let query = statement::<((SqlUuid, Text, Int8, Int8, Int8, Int8, Text), (Timestamptz, Timestamptz))>(ONE)
-            .bind::<Int4, _>(SILENCE_SECONDS)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(id);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        let import =
-            |((id, status, bytes, rows, imported, refused, faults), (created_at, updated_at)): Row| ImportRow {
-                id,
-                status,
-                progress: Progress { bytes, rows, imported, refused, faults },
-                created_at,
-                updated_at,
-            };
-        Ok(rows.into_iter().next().map(import))
+        let query = One { silence_seconds: SILENCE_SECONDS, tenant: tenant.0, id }.query();
+        let row = query.within(Some(tenant)).first(self).await?;
+        Ok(row.map(|row| {
+            let StoredRow { id, status, bytes, rows, imported, refused, faults, created_at, updated_at } = row;
+            let progress = Progress { bytes, rows, imported, refused, faults };
+            ImportRow { id, status, progress, created_at, updated_at }
+        }))
     }
 
     /// Forgets imports older than `days`, at most `limit` of them; says how many.
     pub async fn forget_imports(&self, days: i32, limit: i64) -> DbResult<usize> {
-        statement::<()>(FORGET).bind::<Int4, _>(days).bind::<Int8, _>(limit).run(self).await
+        Forget { days, limit }.query().run(self).await
     }
 }
 
-const BEGIN: &str = "INSERT INTO imports (id, tenant_id) VALUES (?, ?)";
-
-const NOTE: &str = "
-UPDATE imports SET status = ?, bytes = ?, rows = ?, imported = ?, refused = ?, faults = ?::jsonb, updated_at = clock_timestamp()
-WHERE tenant_id = ? AND id = ?";
-
-const ONE: &str = "
-SELECT i.id, CASE WHEN i.status = 'running' AND i.updated_at < now() - ? * interval '1 second' THEN 'failed' ELSE i.status END,
-       i.bytes, i.rows, i.imported, i.refused, i.faults::text, i.created_at, i.updated_at
-FROM imports i WHERE i.tenant_id = ? AND i.id = ?";
-
-const FORGET: &str = "
-DELETE FROM imports WHERE id = ANY (ARRAY(SELECT id FROM imports WHERE created_at < now() - ? * interval '1 day' LIMIT ?))";
+sql!(Begin in "imports/begin.sql" { id: Uuid as SqlUuid, tenant: i32 as Int4 });
+sql!(Note in "imports/note.sql" {
+    status: &'static str as Text,
+    bytes: i64 as Int8,
+    rows: i64 as Int8,
+    imported: i64 as Int8,
+    refused: i64 as Int8,
+    faults: String as Text,
+    tenant: i32 as Int4,
+    id: Uuid as SqlUuid,
+});
+sql!(One in "imports/one.sql" { silence_seconds: i32 as Int4, tenant: i32 as Int4, id: Uuid as SqlUuid } -> StoredRow);
+sql!(Forget in "imports/forget.sql" { days: i32 as Int4, limit: i64 as Int8 });
+statements!(Begin, Note, One, Forget);

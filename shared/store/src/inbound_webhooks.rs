@@ -3,7 +3,10 @@
 use diesel::sql_types::{Array, Int4, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{sql, statements},
+};
 
 /// A table of inbound webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,66 +17,27 @@ pub enum InboundWebhook {
     Provider,
 }
 
-struct Texts {
-    end: &'static str,
-    give_back: &'static str,
-    put_off: &'static str,
-}
-
-macro_rules! texts {
-    ($table:literal, $ended:literal) => {
-        Texts {
-            end: concat!(
-                "UPDATE ",
-                $table,
-                " SET status = CASE WHEN id = ANY (?::uuid[]) THEN 'done' ELSE 'ignored' END",
-                $ended,
-                " WHERE id = ANY (?::uuid[]) AND status = 'pending'"
-            ),
-            give_back: concat!(
-                "UPDATE ",
-                $table,
-                " SET tries = tries - 1, due_at = now() + interval '1 second'
-WHERE id = ANY (?::uuid[]) AND status = 'pending' AND tries > 0"
-            ),
-            put_off: concat!(
-                "UPDATE ",
-                $table,
-                " e SET due_at = now() + w.wait * interval '1 millisecond'
-FROM unnest(?::uuid[], ?::int4[]) AS w(id, wait) WHERE e.id = w.id"
-            ),
-        }
-    };
-}
-
-const WAHA: Texts = texts!("waha_events", "");
-/// The body contains addresses and is not needed any more, so it is emptied.
-const PROVIDER: Texts = texts!("provider_events", ", body = ''::bytea");
-
-impl InboundWebhook {
-    const fn texts(self) -> Texts {
-        match self {
-            Self::Waha => WAHA,
-            Self::Provider => PROVIDER,
-        }
-    }
-}
-
 impl Store {
     /// Ends events as `done`, or as `ignored` if there is nothing to do.
     pub async fn end_events(&self, of: InboundWebhook, done: Vec<Uuid>, ignored: Vec<Uuid>) -> DbResult<()> {
         if done.is_empty() && ignored.is_empty() {
             return Ok(());
         }
-        let query = statement::<()>(of.texts().end)
-            .bind::<Array<SqlUuid>, _>(done.clone())
-            .bind::<Array<SqlUuid>, _>([done, ignored].concat());
+        let ended = [done.as_slice(), &ignored].concat();
+        let query = match of {
+            InboundWebhook::Waha => EndWaha { done, ended }.query(),
+            InboundWebhook::Provider => EndProvider { done, ended }.query(),
+        };
         query.run(self).await.map(drop)
     }
 
     /// Gives taken events back, so that they are taken again soon; events that ended meanwhile stay ended.
     pub async fn give_back_events(&self, of: InboundWebhook, ids: Vec<Uuid>) -> DbResult<()> {
-        statement::<()>(of.texts().give_back).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
+        let query = match of {
+            InboundWebhook::Waha => GiveBackWaha { ids }.query(),
+            InboundWebhook::Provider => GiveBackProvider { ids }.query(),
+        };
+        query.run(self).await.map(drop)
     }
 
     /// Delays each event by its number of milliseconds.
@@ -81,7 +45,26 @@ impl Store {
         if ids.is_empty() {
             return Ok(());
         }
-        let query = statement::<()>(of.texts().put_off).bind::<Array<SqlUuid>, _>(ids).bind::<Array<Int4>, _>(waits_ms);
+        let query = match of {
+            InboundWebhook::Waha => PutOffWaha { ids, waits_ms }.query(),
+            InboundWebhook::Provider => PutOffProvider { ids, waits_ms }.query(),
+        };
         query.run(self).await.map(drop)
     }
 }
+
+sql!(EndWaha in "inbound_webhooks/end_waha.sql" {
+    done: Vec<Uuid> as Array<SqlUuid>, ended: Vec<Uuid> as Array<SqlUuid>
+});
+sql!(EndProvider in "inbound_webhooks/end_provider.sql" {
+    done: Vec<Uuid> as Array<SqlUuid>, ended: Vec<Uuid> as Array<SqlUuid>
+});
+sql!(GiveBackWaha in "inbound_webhooks/give_back_waha.sql" { ids: Vec<Uuid> as Array<SqlUuid> });
+sql!(GiveBackProvider in "inbound_webhooks/give_back_provider.sql" { ids: Vec<Uuid> as Array<SqlUuid> });
+sql!(PutOffWaha in "inbound_webhooks/put_off_waha.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, waits_ms: Vec<i32> as Array<Int4>
+});
+sql!(PutOffProvider in "inbound_webhooks/put_off_provider.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, waits_ms: Vec<i32> as Array<Int4>
+});
+statements!(EndWaha, EndProvider, GiveBackWaha, GiveBackProvider, PutOffWaha, PutOffProvider);

@@ -4,14 +4,14 @@
 //! them is in `replay`.
 
 mod filter;
-mod replay;
+pub(crate) mod replay;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use chrono::{DateTime, Utc};
 use diesel::{
-    ExpressionMethods, OptionalExtension, QueryDsl, Queryable,
+    ExpressionMethods, QueryDsl, Queryable,
     dsl::sql,
-    sql_types::{Array, Binary, Bool, Nullable, Text, Uuid as SqlUuid},
+    sql_types::{Array, Binary, Bool, Int4, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
@@ -20,43 +20,50 @@ use uuid::Uuid;
 pub use filter::{LetterFilter, LetterStatus};
 pub use replay::{IntakeLetter, LetterAction, Pass, Replay, RunningReplay};
 
-use super::{DbResult, Store, schema::dead_letters, sealed, statement, webhook_events::enqueue_webhook_events};
+use super::{
+    DbResult, Store,
+    schema::dead_letters,
+    sealed,
+    sql::{row, sql, statements},
+};
 use domain::{Channel, DeadOrigin, DeadReason, TenantId};
 
 /// Largest body that is kept for a replay: four times what the intake takes.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// A dead letter as people see it; the body stays in the database.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Queryable)]
-pub struct DeadLetter {
-    /// Its id.
-    pub id: Uuid,
-    /// The slug of its tenant; `None` if it is unknown.
-    pub tenant: Option<String>,
-    /// The message whose delivery died.
-    pub message_id: Option<Uuid>,
-    /// The delivery that died.
-    pub delivery_id: Option<Uuid>,
-    /// The channel, as far as it is known.
-    pub channel: Option<String>,
-    /// `delivery`, `intake` or `broker`.
-    pub origin: String,
-    /// A word of [`DeadReason`].
-    pub reason: String,
-    /// What happened, as a clause.
-    pub detail: String,
-    /// The `message_id` property of a refused publish.
-    pub amqp_id: Option<String>,
-    /// The routing key of a refused publish.
-    pub routing_key: Option<String>,
-    /// Whether the body of the refused publish was kept.
-    pub has_body: bool,
-    /// `open`, `replayed` or `dropped`.
-    pub status: String,
-    /// The replay that moved it.
-    pub replay_id: Option<Uuid>,
-    /// When it was written down.
-    pub created_at: DateTime<Utc>,
+row! {
+    /// A dead letter as people see it; the body stays in the database.
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Queryable)]
+    pub struct DeadLetter {
+        /// Its id.
+        pub id: Uuid as SqlUuid,
+        /// The slug of its tenant; `None` if it is unknown.
+        pub tenant: Option<String> as Nullable<Text>,
+        /// The message whose delivery died.
+        pub message_id: Option<Uuid> as Nullable<SqlUuid>,
+        /// The delivery that died.
+        pub delivery_id: Option<Uuid> as Nullable<SqlUuid>,
+        /// The channel, as far as it is known.
+        pub channel: Option<String> as Nullable<Text>,
+        /// `delivery`, `intake` or `broker`.
+        pub origin: String as Text,
+        /// A word of [`DeadReason`].
+        pub reason: String as Text,
+        /// What happened, as a clause.
+        pub detail: String as Text,
+        /// The `message_id` property of a refused publish.
+        pub amqp_id: Option<String> as Nullable<Text>,
+        /// The routing key of a refused publish.
+        pub routing_key: Option<String> as Nullable<Text>,
+        /// Whether the body of the refused publish was kept.
+        pub has_body: bool as Bool,
+        /// `open`, `replayed` or `dropped`.
+        pub status: String as Text,
+        /// The replay that moved it.
+        pub replay_id: Option<Uuid> as Nullable<SqlUuid>,
+        /// When it was written down.
+        pub created_at: DateTime<Utc> as Timestamptz,
+    }
 }
 
 /// A letter to write down that belongs to no delivery.
@@ -84,7 +91,7 @@ pub struct NewLetter {
     pub body: Option<Vec<u8>>,
 }
 
-/// What is selected for a [`DeadLetter`], in its order.
+/// What a list selects for a [`DeadLetter`], in its order.
 macro_rules! columns {
     () => {
         (
@@ -147,11 +154,8 @@ impl Store {
 
     /// One letter, if it exists and `scope` may see it.
     pub async fn letter(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<Option<DeadLetter>> {
-        let one = LetterFilter { ids: Some(vec![id]), ..LetterFilter::default() };
-        let query = one.query(scope).select(columns!());
-        let mut conn = self.within(scope).await?;
-        let letter = query.first(&mut *conn).await.optional();
-        Ok(conn.done(letter).await?.map(|letter| self.letter_opened(letter)))
+        let letter = One { id, tenant: scope.map(|tenant| tenant.0) }.query().within(scope).first(self).await?;
+        Ok(letter.map(|letter| self.letter_opened(letter)))
     }
 
     /// The detail of a delivery is one of its log as well, and plain.
@@ -191,19 +195,20 @@ impl Store {
             let body = letter.body.take().filter(|body| body.len() <= BODY_BYTES_MAX);
             letter.body = body.map(|body| self.sealer().seal(sealed::LETTER_BODY.of_nobody(), &body)).transpose()?;
         }
-        let columns = |of: fn(&NewLetter) -> Option<String>| letters.iter().map(of).collect::<Vec<_>>();
-        let query = statement::<SqlUuid>(INSERT)
-            .bind::<Array<SqlUuid>, _>(letters.iter().map(|letter| letter.id).collect::<Vec<_>>())
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.tenant.as_deref())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| letter.channel.map(|channel| channel.to_string())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.origin.to_string())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.reason.to_string())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| Some(letter.detail.clone())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.amqp_id.as_deref())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.routing_key.as_deref())))
-            .bind::<Array<Nullable<Text>>, _>(columns(|letter| clean(letter.amqp_user.as_deref())))
-            .bind::<Array<Nullable<Binary>>, _>(letters.into_iter().map(|letter| letter.body).collect::<Vec<_>>());
-        query.rows(self).await
+        let texts = |of: fn(&NewLetter) -> Option<String>| letters.iter().map(of).collect();
+        let insert = Insert {
+            ids: letters.iter().map(|letter| letter.id).collect(),
+            tenants: texts(|letter| clean(letter.tenant.as_deref())),
+            channels: texts(|letter| letter.channel.map(|channel| channel.to_string())),
+            origins: texts(|letter| Some(letter.origin.to_string())),
+            reasons: texts(|letter| Some(letter.reason.to_string())),
+            details: texts(|letter| Some(letter.detail.clone())),
+            amqp_ids: texts(|letter| clean(letter.amqp_id.as_deref())),
+            routing_keys: texts(|letter| clean(letter.routing_key.as_deref())),
+            amqp_users: texts(|letter| clean(letter.amqp_user.as_deref())),
+            bodies: letters.into_iter().map(|letter| letter.body).collect(),
+        };
+        insert.query().rows(self).await
     }
 }
 
@@ -212,30 +217,20 @@ fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', ""))
 }
 
-const INSERT: &str = concat!(
-    "
-WITH written AS (
-INSERT INTO dead_letters (id, tenant_id, channel, origin, reason, detail, amqp_id, routing_key, amqp_user, body)
-SELECT l.id, t.id, l.channel, l.origin, l.reason, l.detail, l.amqp_id, l.routing_key, l.amqp_user, l.body
-FROM unnest(?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[])
-    AS l(id, tenant, channel, origin, reason, detail, amqp_id, routing_key, amqp_user, body)
-LEFT JOIN tenants t ON t.slug = l.tenant
-ON CONFLICT (id) DO UPDATE
-SET status = 'open', replay_id = NULL, created_at = now(), reason = excluded.reason, detail = excluded.detail
-WHERE dead_letters.status <> 'open'
-   OR dead_letters.created_at <= (SELECT max(r.created_at) FROM replays r WHERE r.status = 'running')
-RETURNING id, tenant_id, channel, origin, reason
-), heard AS (",
-    enqueue_webhook_events!(plain
-        "
-    SELECT tenant_id, channel, NULL::uuid, 'dead_letter.created', clock_timestamp(), id, NULL::int4,
-           jsonb_build_object('id', id, 'channel', channel, 'origin', origin, 'reason', reason)
-    FROM written WHERE tenant_id IS NOT NULL"
-    ),
-    "
-)
-SELECT id FROM written"
-);
+sql!(One in "letters/one.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> DeadLetter);
+sql!(Insert in "letters/insert.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>,
+    tenants: Vec<Option<String>> as Array<Nullable<Text>>,
+    channels: Vec<Option<String>> as Array<Nullable<Text>>,
+    origins: Vec<Option<String>> as Array<Nullable<Text>>,
+    reasons: Vec<Option<String>> as Array<Nullable<Text>>,
+    details: Vec<Option<String>> as Array<Nullable<Text>>,
+    amqp_ids: Vec<Option<String>> as Array<Nullable<Text>>,
+    routing_keys: Vec<Option<String>> as Array<Nullable<Text>>,
+    amqp_users: Vec<Option<String>> as Array<Nullable<Text>>,
+    bodies: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+} -> Uuid as SqlUuid);
+statements!(One, Insert);
 
 #[cfg(test)]
 mod tests {

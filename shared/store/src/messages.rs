@@ -12,10 +12,9 @@ use domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, Outcome
 use uuid::Uuid;
 
 use super::{
-    DbResult, Statement, Store,
-    analytics::{daily, reach},
-    sealed, statement,
-    webhook_events::enqueue_webhook_events,
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+    statement::Query,
 };
 
 /// Messages looked at by the first statement of a search; enough for any page without a filter.
@@ -165,39 +164,78 @@ pub struct BulkCounts {
     pub states: Vec<(State, i64)>,
 }
 
-type SqlMessage = (
-    (SqlUuid, Nullable<SqlUuid>, Nullable<Text>, Nullable<Text>, Text, Text, Nullable<Text>),
-    (Int4, Nullable<Binary>, Nullable<Timestamptz>, Nullable<Timestamptz>, Timestamptz),
-);
-type MessageRow = (
-    (Uuid, Option<Uuid>, Option<String>, Option<String>, String, String, Option<String>),
-    (i32, Option<Vec<u8>>, Option<DateTime<Utc>>, Option<DateTime<Utc>>, DateTime<Utc>),
-);
-type SqlDelivery = (
-    (SqlUuid, SqlUuid, Text, Text, Text),
-    (Nullable<Text>, Int8, Timestamptz, Array<Text>, Nullable<Text>, Nullable<Timestamptz>),
-);
-type DeliveryRow = (
-    (Uuid, Uuid, String, String, String),
-    (Option<String>, i64, DateTime<Utc>, Vec<String>, Option<String>, Option<DateTime<Utc>>),
-);
-/// The message, whose it is, its content and its recipients.
-type SealedTexts = (Uuid, i32, Option<Vec<u8>>, Vec<String>);
-type SqlEvent = (
-    (SqlUuid, Int4, Text, Timestamptz),
-    (Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int4>, Nullable<Text>),
-);
-type EventRow = (
-    (Uuid, i32, String, DateTime<Utc>),
-    (Option<String>, Option<String>, Option<String>, Option<String>, Option<i32>, Option<String>),
-);
+row! {
+    struct MessageRow {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        bulk_id: Option<Uuid> as Nullable<SqlUuid>,
+        user_id: Option<String> as Nullable<Text>,
+        category: Option<String> as Nullable<Text>,
+        priority: String as Text,
+        source: String as Text,
+        request_id: Option<String> as Nullable<Text>,
+        content: Option<Vec<u8>> as Nullable<Binary>,
+        scheduled_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        expires_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
+row! {
+    struct DeliveryRow {
+        message_id: Uuid as SqlUuid,
+        id: Uuid as SqlUuid,
+        channel: String as Text,
+        recipient: String as Text,
+        state: String as Text,
+        engagement: Vec<String> as Array<Text>,
+        provider: Option<String> as Nullable<Text>,
+        attempts: i64 as Int8,
+        reason: Option<String> as Nullable<Text>,
+        due_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        updated_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
+row! {
+    /// A message, whose it is, its content and its recipients, as stored.
+    struct SealedRow {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        content: Option<Vec<u8>> as Nullable<Binary>,
+        recipients: Vec<String> as Array<Text>,
+    }
+}
+
+row! {
+    struct EventRow {
+        delivery_id: Uuid as SqlUuid,
+        run: i32 as Int4,
+        kind: String as Text,
+        at: DateTime<Utc> as Timestamptz,
+        provider: Option<String> as Nullable<Text>,
+        outcome: Option<String> as Nullable<Text>,
+        code: Option<String> as Nullable<Text>,
+        detail: Option<String> as Nullable<Text>,
+        duration_ms: Option<i32> as Nullable<Int4>,
+        provider_ref: Option<String> as Nullable<Text>,
+    }
+}
+
+row! {
+    /// A bulk with one of the states of its deliveries.
+    struct BulkRow {
+        refused: i32 as Int4,
+        created_at: DateTime<Utc> as Timestamptz,
+        state: Option<String> as Nullable<Text>,
+        count: i64 as Int8,
+    }
+}
 
 impl Store {
     /// A message of the tenant.
     pub async fn message(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<Option<StoredMessage>> {
-        let query =
-            statement::<SqlMessage>(SELECT_ONE).bind::<SqlUuid, _>(id.0).bind::<Nullable<Int4>, _>(number(scope));
-        let rows: Vec<MessageRow> = query.within(scope).rows(self).await?;
+        let rows = One { id: id.0, tenant: number(scope) }.query().within(scope).rows(self).await?;
         Ok(self.with_deliveries(scope, rows).await?.pop())
     }
 
@@ -212,8 +250,7 @@ impl Store {
             None => self.search(&search, wanted).await?,
         };
         let ids = ids.split_off(page.skip.min(ids.len()));
-        let query = statement::<SqlMessage>(SELECT_MANY).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<MessageRow> = query.within(scope).rows(self).await?;
+        let rows = Many { ids }.query().within(scope).rows(self).await?;
         Ok(MessagePage { messages: self.with_deliveries(scope, rows).await?, next: next.map(MessageId) })
     }
 
@@ -226,15 +263,14 @@ impl Store {
             let missing = wanted + 1 - ids.len();
             ids.extend(match &search.filter.text {
                 Some(text) if self.sealer().is_on() => self.opened_matches(search, text, high, window).await?,
-                _ => search.matches(high, window, count(missing)).rows::<Uuid>(self).await?,
+                _ => search.matches(high, window, count(missing)).rows(self).await?,
             });
             if ids.len() > wanted {
                 ids.truncate(wanted);
                 let last = ids.last().copied();
                 return Ok((ids, last));
             }
-            let end: Vec<Uuid> = search.end_of(high, window).rows(self).await?;
-            let Some(&end) = end.first() else { return Ok((ids, None)) };
+            let Some(end) = search.end_of(high, window).first(self).await? else { return Ok((ids, None)) };
             if started.elapsed() > SEARCH_TIME {
                 return Ok((ids, Some(end)));
             }
@@ -255,8 +291,7 @@ impl Store {
             return Ok(Some(hashes(recipient)));
         }
         let Some(text) = &search.filter.text else { return Ok(None) };
-        let query = statement::<Bool>(IS_RECIPIENT).bind::<Array<Binary>, _>(hashes(text)).within(search.scope);
-        let is_recipient: bool = query.row(self).await?;
+        let is_recipient = IsRecipient { hashes: hashes(text) }.query().within(search.scope).row(self).await?;
         Ok(is_recipient.then(|| hashes(text)))
     }
 
@@ -267,16 +302,17 @@ impl Store {
         hashes: Vec<Vec<u8>>,
         wanted: usize,
     ) -> DbResult<(Vec<Uuid>, Option<Uuid>)> {
-        let Search { scope, filter, low, high } = search;
-        let query = statement::<SqlUuid>(TO_RECIPIENT)
-            .bind::<Array<Binary>, _>(hashes)
-            .bind::<SqlUuid, _>(*low)
-            .bind::<SqlUuid, _>(*high)
-            .bind::<Nullable<Text>, _>(filter.status.map(State::as_str))
-            .bind::<Nullable<Text>, _>(filter.channel.map(Channel::as_str))
-            .bind::<Nullable<Text>, _>(filter.user_id.clone())
-            .bind::<Int8, _>(count(wanted + 1));
-        let mut ids: Vec<Uuid> = query.within(*scope).rows(self).await?;
+        let Search { scope, ref filter, low, high } = *search;
+        let sent = ToRecipient {
+            hashes,
+            low,
+            high,
+            status: filter.status.map(State::as_str),
+            channel: filter.channel.map(Channel::as_str),
+            user_id: filter.user_id.clone(),
+            limit: count(wanted + 1),
+        };
+        let mut ids = sent.query().within(scope).rows(self).await?;
         let more = ids.len() > wanted;
         ids.truncate(wanted);
         let last = ids.last().copied().filter(|_| more);
@@ -292,11 +328,9 @@ impl Store {
         let (part, json_part) = (text.to_lowercase(), as_stored(text).to_lowercase());
         let mut found = Vec::new();
         for ids in candidates.chunks(OPENED_TOGETHER) {
-            let query = statement::<(SqlUuid, Int4, Nullable<Binary>, Array<Text>)>(SEALED_TEXTS);
-            let query = query.bind::<Array<SqlUuid>, _>(ids.to_vec()).within(search.scope);
-            let rows: Vec<SealedTexts> = query.rows(self).await?;
-            for (id, tenant, content, recipients) in rows {
-                let tenant = TenantId(tenant);
+            let rows = SealedTexts { ids: ids.to_vec() }.query().within(search.scope).rows(self).await?;
+            for SealedRow { id, tenant_id, content, recipients } in rows {
+                let tenant = TenantId(tenant_id);
                 let content = content.and_then(|content| self.opened(sealed::CONTENT.of(tenant), content));
                 let content = content.unwrap_or_default();
                 let place = sealed::RECIPIENT.of(tenant);
@@ -318,8 +352,7 @@ impl Store {
     ) -> DbResult<Option<(StoredMessage, Vec<StoredEvent>)>> {
         let Some(message) = self.message(scope, id).await? else { return Ok(None) };
         let ids: Vec<Uuid> = message.deliveries.iter().map(|delivery| delivery.id.0).collect();
-        let query = statement::<SqlEvent>(SELECT_EVENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<EventRow> = query.within(scope).rows(self).await?;
+        let rows = Events { ids: ids.clone() }.query().near(&ids).within(scope).rows(self).await?;
         Ok(Some((message, rows.into_iter().filter_map(event).collect())))
     }
 
@@ -333,19 +366,13 @@ impl Store {
         limit: i64,
     ) -> DbResult<Vec<(StoredMessage, Vec<StoredEvent>)>> {
         let scope = Some(tenant);
-        let query = statement::<SqlUuid>(IDS_TO)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Text, _>(user_id.to_owned())
-            .bind::<SqlUuid, _>(before)
-            .bind::<Int8, _>(limit);
-        let ids: Vec<Uuid> = query.within(scope).rows(self).await?;
-        let query = statement::<SqlMessage>(SELECT_MANY).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<MessageRow> = query.within(scope).rows(self).await?;
+        let newest = IdsTo { tenant: tenant.0, user_id: user_id.to_owned(), before, limit };
+        let ids = newest.query().within(scope).rows(self).await?;
+        let rows = Many { ids }.query().within(scope).rows(self).await?;
         let messages = self.with_deliveries(scope, rows).await?;
         let deliveries = messages.iter().flat_map(|message| &message.deliveries);
-        let ids: Vec<Uuid> = deliveries.map(|delivery| delivery.id.0).collect();
-        let query = statement::<SqlEvent>(SELECT_EVENTS).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<EventRow> = query.within(scope).rows(self).await?;
+        let ids = deliveries.map(|delivery| delivery.id.0).collect();
+        let rows = Events { ids }.query().within(scope).rows(self).await?;
         let mut events: Vec<StoredEvent> = rows.into_iter().filter_map(event).collect();
         let mut own = |message: StoredMessage| {
             let is_own = |event: &mut StoredEvent| message.deliveries.iter().any(|one| one.id == event.delivery);
@@ -358,8 +385,7 @@ impl Store {
     /// Takes back whatever of a message waits to be sent, with its log row and counter; says how many deliveries.
     /// What a worker has claimed meanwhile is left alone.
     pub async fn cancel(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<i64> {
-        let query = statement::<Int8>(CANCEL).bind::<SqlUuid, _>(id.0).bind::<Nullable<Int4>, _>(number(scope));
-        query.within(scope).row(self).await
+        Cancel { id: id.0, tenant: number(scope) }.query().within(scope).row(self).await
     }
 
     /// As [`Store::cancel`], for the deliveries of a broadcast between two of them.
@@ -369,23 +395,15 @@ impl Store {
         broadcast: Uuid,
         (first, last): (Uuid, Uuid),
     ) -> DbResult<i64> {
-        let query = statement::<Int8>(CANCEL_PAGE)
-            .bind::<SqlUuid, _>(broadcast)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(first)
-            .bind::<SqlUuid, _>(last);
-        query.within(Some(tenant)).row(self).await
+        let page = CancelPage { broadcast, tenant: tenant.0, first, last };
+        page.query().within(Some(tenant)).row(self).await
     }
 
     /// Where the deliveries of a bulk stand.
     pub async fn bulk_counts(&self, scope: Option<TenantId>, id: BulkId) -> DbResult<Option<BulkCounts>> {
-        let query = statement::<(Int4, Timestamptz, Nullable<Text>, Int8)>(SELECT_BULK)
-            .bind::<SqlUuid, _>(id.0)
-            .bind::<Nullable<Int4>, _>(number(scope));
-        let rows: Vec<(i32, DateTime<Utc>, Option<String>, i64)> = query.within(scope).rows(self).await?;
-        let Some(&(refused, created_at, ..)) = rows.first() else { return Ok(None) };
-        let states =
-            rows.iter().filter_map(|(_, _, state, count)| Some((state.as_deref()?.parse().ok()?, *count))).collect();
+        let rows = Bulk { id: id.0, tenant: number(scope) }.query().within(scope).rows(self).await?;
+        let Some(&BulkRow { refused, created_at, .. }) = rows.first() else { return Ok(None) };
+        let states = rows.iter().filter_map(|row| Some((row.state.as_deref()?.parse().ok()?, row.count))).collect();
         Ok(Some(BulkCounts { refused, created_at, states }))
     }
 
@@ -395,13 +413,13 @@ impl Store {
             let content = message.content.take();
             message.content = content.and_then(|content| self.opened(sealed::CONTENT.of(message.tenant), content));
         }
-        let ids: Vec<Uuid> = messages.iter().map(|message| message.id.0).collect();
-        let query = statement::<SqlDelivery>(SELECT_DELIVERIES).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<DeliveryRow> =
-            if messages.is_empty() { Vec::new() } else { query.within(scope).rows(self).await? };
-        for mut row in rows {
-            let Some(owner) = messages.iter_mut().find(|message| message.id.0 == row.0.0) else { continue };
-            row.0.3 = self.opened_text(sealed::RECIPIENT.of(owner.tenant), row.0.3).unwrap_or_default();
+        if messages.is_empty() {
+            return Ok(messages);
+        }
+        let ids = messages.iter().map(|message| message.id.0).collect();
+        for mut row in (Deliveries { ids }).query().within(scope).rows(self).await? {
+            let Some(owner) = messages.iter_mut().find(|message| message.id.0 == row.message_id) else { continue };
+            row.recipient = self.opened_text(sealed::RECIPIENT.of(owner.tenant), row.recipient).unwrap_or_default();
             owner.deliveries.extend(delivery(row));
         }
         Ok(messages)
@@ -425,31 +443,30 @@ impl Search {
     }
 
     /// Those of the `window` messages below `high` that match.
-    fn matches(&self, high: Uuid, window: i64, limit: i64) -> Statement<SqlUuid> {
-        let Self { scope, filter, low, .. } = self;
-        statement::<SqlUuid>(if scope.is_some() { MATCHES_OF_TENANT } else { MATCHES_OF_ALL })
-            .within(*scope)
-            .bind::<Nullable<Text>, _>(filter.status.map(State::as_str))
-            .bind::<Nullable<Text>, _>(filter.channel.map(Channel::as_str))
-            .bind::<Nullable<Text>, _>(filter.user_id.clone())
-            .bind::<Nullable<Text>, _>(filter.recipient.clone())
-            .bind::<Nullable<Text>, _>(filter.text.clone())
-            .bind::<Nullable<Text>, _>(filter.text.as_deref().map(as_stored))
-            .bind::<Nullable<Int4>, _>(number(*scope))
-            .bind::<SqlUuid, _>(*low)
-            .bind::<SqlUuid, _>(high)
-            .bind::<Int8, _>(window)
-            .bind::<Int8, _>(limit)
+    fn matches(&self, high: Uuid, window: i64, limit: i64) -> Query<Uuid, SqlUuid> {
+        let Self { scope, ref filter, low, .. } = *self;
+        let tenant = number(scope);
+        let (status, channel) = (filter.status.map(State::as_str), filter.channel.map(Channel::as_str));
+        let (user_id, recipient) = (filter.user_id.clone(), filter.recipient.clone());
+        let (part, json_part) = (filter.text.clone(), filter.text.as_deref().map(as_stored));
+        let query = if scope.is_some() {
+            MatchesOfTenant { status, channel, user_id, recipient, part, json_part, tenant, low, high, window, limit }
+                .query()
+        } else {
+            MatchesOfAll { status, channel, user_id, recipient, part, json_part, tenant, low, high, window, limit }
+                .query()
+        };
+        query.within(scope)
     }
 
     /// The last of the `window` messages below `high`; none if there are not so many.
-    fn end_of(&self, high: Uuid, window: i64) -> Statement<SqlUuid> {
-        statement::<SqlUuid>(if self.scope.is_some() { END_OF_TENANT } else { END_OF_ALL })
-            .within(self.scope)
-            .bind::<Nullable<Int4>, _>(number(self.scope))
-            .bind::<SqlUuid, _>(self.low)
-            .bind::<SqlUuid, _>(high)
-            .bind::<Int8, _>(window - 1)
+    fn end_of(&self, high: Uuid, window: i64) -> Query<Uuid, SqlUuid> {
+        let (tenant, low, skip) = (number(self.scope), self.low, window - 1);
+        let query = match self.scope {
+            Some(_) => EndOfTenant { tenant, low, high, skip }.query(),
+            None => EndOfAll { tenant, low, high, skip }.query(),
+        };
+        query.within(self.scope)
     }
 }
 
@@ -474,22 +491,20 @@ fn as_stored(text: &str) -> String {
 }
 
 impl From<MessageRow> for StoredMessage {
-    fn from((head, tail): MessageRow) -> Self {
-        let (id, bulk, user_id, category, priority, source, request_id) = head;
-        let (tenant, content, scheduled_at, expires_at, created_at) = tail;
+    fn from(row: MessageRow) -> Self {
         Self {
-            id: MessageId(id),
-            tenant: TenantId(tenant),
-            bulk: bulk.map(BulkId),
-            user_id,
-            category,
-            priority,
-            source,
-            request_id,
-            content,
-            scheduled_at,
-            expires_at,
-            created_at,
+            id: MessageId(row.id),
+            tenant: TenantId(row.tenant_id),
+            bulk: row.bulk_id.map(BulkId),
+            user_id: row.user_id,
+            category: row.category,
+            priority: row.priority,
+            source: row.source,
+            request_id: row.request_id,
+            content: row.content,
+            scheduled_at: row.scheduled_at,
+            expires_at: row.expires_at,
+            created_at: row.created_at,
             deliveries: Vec::new(),
         }
     }
@@ -497,238 +512,99 @@ impl From<MessageRow> for StoredMessage {
 
 /// A row with a word that this version does not know is left out.
 fn delivery(row: DeliveryRow) -> Option<StoredDelivery> {
-    let ((_, id, channel, recipient, state), (provider, attempts, updated_at, engagement, reason, due_at)) = row;
-    let (channel, state) = (channel.parse().ok()?, state.parse().ok()?);
+    let (channel, state): (Channel, State) = (row.channel.parse().ok()?, row.state.parse().ok()?);
     Some(StoredDelivery {
-        engagement: engagement.iter().filter_map(|word| word.parse().ok()).collect(),
-        id: DeliveryId(id),
+        id: DeliveryId(row.id),
         channel,
-        recipient: Address::new(recipient),
+        recipient: Address::new(row.recipient),
         state,
-        provider,
-        attempts,
-        reason,
-        due_at: due_at.filter(|_| !state.is_end()),
-        updated_at,
+        engagement: row.engagement.iter().filter_map(|word| word.parse().ok()).collect(),
+        provider: row.provider,
+        attempts: row.attempts,
+        reason: row.reason,
+        due_at: row.due_at.filter(|_| !state.is_end()),
+        updated_at: row.updated_at,
     })
 }
 
-fn event(
-    ((delivery, run, kind, at), (provider, outcome, code, detail, duration_ms, provider_ref)): EventRow,
-) -> Option<StoredEvent> {
+fn event(row: EventRow) -> Option<StoredEvent> {
+    let EventRow { delivery_id, run, kind, at, provider, outcome, code, detail, duration_ms, provider_ref } = row;
     let outcome = outcome.and_then(|word| word.parse().ok());
     let attempt = provider.map(|provider| StoredAttempt { provider, outcome, code, duration_ms, provider_ref });
-    Some(StoredEvent { delivery: DeliveryId(delivery), run, kind: kind.parse().ok()?, at, attempt, detail })
+    Some(StoredEvent { delivery: DeliveryId(delivery_id), run, kind: kind.parse().ok()?, at, attempt, detail })
 }
 
-const SELECT_ONE: &str = "
-SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,
-       m.tenant_id, coalesce(m.content, b.content), m.scheduled_at, m.expires_at, m.created_at
-FROM messages m LEFT JOIN bulks b ON b.id = m.bulk_id
-WHERE m.id = ? AND m.tenant_id = coalesce(?, m.tenant_id)";
-
-/// The smallest UUIDv7 a minute after another one.
-macro_rules! minute_after {
-    ($id:literal) => {
-        concat!(
-            "(lpad(to_hex(('x' || translate(left(",
-            $id,
-            "::text, 13), '-', ''))::bit(48)::bigint + 60000), 12, '0') || '00000000000000000000')::uuid"
-        )
-    };
-}
-
-pub(super) use minute_after;
-
-/// Walks the ids downwards, at most a window of them, and stops at the limit: a list costs what it shows. `f` is one row
-/// of constants that the planner folds in. A tenant's list compares and orders by (tenant, id): were the tenant a mere
-/// equation, the planner could walk the ids of all tenants instead, and a quiet tenant's list would read through a busy one's.
-macro_rules! search {
-    ($range:literal, $order:literal) => {
-        concat!(
-            "
-SELECT m.id
-FROM (SELECT ?::text AS status, ?::text AS channel, ?::text AS user_id, ?::text AS recipient, lower(?::text) AS part, lower(?::text) AS json_part) f
-CROSS JOIN (
-    SELECT m.* FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS low, ?::uuid AS high) r CROSS JOIN messages m
-    WHERE m.id >= r.low AND m.id < r.high AND ",
-            $range,
-            " ORDER BY ",
-            $order,
-            " LIMIT ?) m
-LEFT JOIN bulks b ON b.id = m.bulk_id
-WHERE (f.user_id IS NULL OR m.user_id = f.user_id)
-  AND ((f.status IS NULL AND f.channel IS NULL AND f.recipient IS NULL) OR EXISTS (
-        SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
-            minute_after!("m.id"),
-            " AND (f.status IS NULL OR d.state = f.status) AND (f.channel IS NULL OR d.channel = f.channel)
-          AND (f.recipient IS NULL OR d.recipient = f.recipient)))
-  AND (f.part IS NULL
-       OR EXISTS (
-        SELECT 1 FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
-            minute_after!("m.id"),
-            " AND strpos(lower(d.recipient), f.part) > 0)
-       OR CASE WHEN octet_length(coalesce(m.content, b.content)) <= 1048576
-               THEN strpos(lower(convert_from(coalesce(m.content, b.content), 'UTF8')), f.json_part) > 0 END)
-ORDER BY ",
-            $order,
-            " LIMIT ?"
-        )
-    };
-}
-
-/// Where a window ends.
-macro_rules! end {
-    ($range:literal, $order:literal) => {
-        concat!(
-            "
-SELECT m.id FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS low, ?::uuid AS high) r CROSS JOIN messages m
-WHERE m.id >= r.low AND m.id < r.high AND ",
-            $range,
-            " ORDER BY ",
-            $order,
-            " OFFSET ? LIMIT 1"
-        )
-    };
-}
-
-const MATCHES_OF_TENANT: &str = search!(
-    "(m.tenant_id, m.id) >= (r.tenant_id, r.low) AND (m.tenant_id, m.id) < (r.tenant_id, r.high)",
-    "m.tenant_id DESC, m.id DESC"
-);
-const MATCHES_OF_ALL: &str = search!("r.tenant_id IS NULL", "m.id DESC");
-const END_OF_TENANT: &str = end!(
-    "(m.tenant_id, m.id) >= (r.tenant_id, r.low) AND (m.tenant_id, m.id) < (r.tenant_id, r.high)",
-    "m.tenant_id DESC, m.id DESC"
-);
-const END_OF_ALL: &str = end!("r.tenant_id IS NULL", "m.id DESC");
-
-const IDS_TO: &str = "
-SELECT m.id FROM messages m WHERE m.tenant_id = ? AND m.user_id = ? AND m.id < ? ORDER BY m.id DESC LIMIT ?";
-
-const SELECT_MANY: &str = "
-SELECT m.id, m.bulk_id, m.user_id, m.category, m.priority, m.source, m.request_id,
-       m.tenant_id, CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
-       m.scheduled_at, m.expires_at, m.created_at
-FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (SELECT * FROM messages m WHERE m.id = asked.id OFFSET 0) m
-LEFT JOIN bulks b ON b.id = m.bulk_id
-ORDER BY m.id DESC";
-
-/// Fenced in, so that each message looks up its own deliveries instead of all together reading a range of them.
-const SELECT_DELIVERIES: &str = concat!(
-    "
-SELECT d.message_id, d.id, d.channel, d.recipient, d.state, d.provider,
-       (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.provider IS NOT NULL), d.updated_at,
-       ARRAY(SELECT DISTINCT e.kind FROM delivery_events e
-             WHERE e.delivery_id = d.id AND e.kind IN ('read', 'opened', 'clicked', 'complained') ORDER BY 1),
-       d.reason, (SELECT u.due_at FROM due u WHERE u.delivery_id = d.id AND u.why <> 'watch')
-FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (
-    SELECT * FROM deliveries d WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
-    minute_after!("asked.id"),
-    " OFFSET 0) d
-ORDER BY d.id"
-);
-
-/// Whether something was ever sent exactly there.
-const IS_RECIPIENT: &str =
-    "SELECT EXISTS (SELECT 1 FROM deliveries d WHERE d.recipient_hash = ANY (?::bytea[])) AS found";
-
-/// The fence keeps the planner from walking the messages in their order in search of a rare recipient.
-const TO_RECIPIENT: &str = "
-SELECT m.id
-FROM (SELECT DISTINCT d.message_id FROM (
-        SELECT ?::bytea[] AS hashes, ?::uuid AS low, ?::uuid AS high, ?::text AS status, ?::text AS channel) f
-      JOIN deliveries d ON d.recipient_hash = ANY (f.hashes)
-      WHERE d.message_id >= f.low AND d.message_id < f.high
-        AND (f.status IS NULL OR d.state = f.status) AND (f.channel IS NULL OR d.channel = f.channel)) x
-JOIN messages m ON m.id = x.message_id
-CROSS JOIN (SELECT ?::text AS user_id) u
-WHERE u.user_id IS NULL OR m.user_id = u.user_id
-ORDER BY m.id DESC LIMIT ?";
-
-/// What a search opens. Content beyond a few pages is not looked into.
-const SEALED_TEXTS: &str = concat!(
-    "
-SELECT m.id, m.tenant_id, CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536 THEN coalesce(m.content, b.content) END,
-       ARRAY(SELECT d.recipient FROM deliveries d WHERE d.message_id = m.id AND d.id >= m.id AND d.id < ",
-    minute_after!("m.id"),
-    ")
-FROM unnest(?::uuid[]) AS asked(id) CROSS JOIN LATERAL (SELECT * FROM messages m WHERE m.id = asked.id OFFSET 0) m
-LEFT JOIN bulks b ON b.id = m.bulk_id
-ORDER BY m.id DESC"
-);
-
-const SELECT_EVENTS: &str = "
-SELECT e.delivery_id, e.run, e.kind, e.at, e.provider, e.outcome, e.code, e.detail, e.duration_ms, e.provider_ref
-FROM unnest(?::uuid[]) AS asked(id) JOIN delivery_events@ e ON e.delivery_id = asked.id
-ORDER BY e.at, e.run, e.kind";
-
-/// Takes back the deliveries `d` that `$which` picks, with their log rows and counts. Due rows that the release is taking at this
-/// moment are left to it: it drops what is no longer waiting, and waiting for its lock while holding the delivery's could
-/// deadlock.
-macro_rules! cancel {
-    ($which:expr) => {
-        concat!(
-            "
-WITH moved AS (
-    UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp(), ",
-            reach!("128::smallint"),
-            $which,
-            " AND d.state IN ('scheduled', 'queued', 'retrying')
-    RETURNING d.id, d.run, d.tenant_id, d.channel, d.provider, d.category, d.template, d.fresh
-), gone AS (
-    DELETE FROM due WHERE delivery_id = ANY (ARRAY(
-        SELECT delivery_id FROM due WHERE delivery_id = ANY (ARRAY(SELECT id FROM moved)) FOR UPDATE SKIP LOCKED))
-), logged AS (
-    INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
-    SELECT id, run, 'cancelled', tenant_id, channel, clock_timestamp() FROM moved
-    ON CONFLICT DO NOTHING
-    RETURNING delivery_id, run, tenant_id, channel, kind, at
-), heard AS (",
-            enqueue_webhook_events!(
-                "
-    SELECT tenant_id, channel, delivery_id, 'message.cancelled', at, delivery_id, run,
-           jsonb_build_object('delivery_id', delivery_id, 'channel', channel, 'status', kind)
-    FROM logged"
-            ),
-            "
-), daily AS (",
-            daily!("SELECT id, tenant_id, channel, provider, category, template, fresh FROM moved"),
-            "
-)
-SELECT count(*) AS cancelled FROM moved"
-        )
-    };
-}
-
-const CANCEL: &str = cancel!(concat!(
-    "
-    FROM (SELECT ?::uuid AS id, ?::int4 AS tenant_id) asked
-    WHERE d.message_id = asked.id AND d.id >= asked.id AND d.id < ",
-    minute_after!("asked.id"),
-    " AND (asked.tenant_id IS NULL OR d.tenant_id = asked.tenant_id)"
-));
-
-/// Those of a broadcast between two deliveries.
-const CANCEL_PAGE: &str = cancel!(
-    "
-    FROM (SELECT ?::uuid AS broadcast_id, ?::int4 AS tenant_id, ?::uuid AS first, ?::uuid AS last) asked
-    WHERE d.id >= asked.first AND d.id <= asked.last AND d.tenant_id = asked.tenant_id
-      AND EXISTS (SELECT 1 FROM messages m WHERE m.id = d.message_id AND m.bulk_id = asked.broadcast_id)"
-);
-
-const SELECT_BULK: &str = concat!(
-    "
-SELECT b.refused, b.created_at, d.state, count(d.id)
-FROM bulks b
-LEFT JOIN messages m ON m.bulk_id = b.id AND m.id >= b.id AND m.id < ",
-    minute_after!("b.id"),
-    "
-LEFT JOIN deliveries d ON d.message_id = m.id AND d.id >= m.id AND d.id < ",
-    minute_after!("m.id"),
-    "
-WHERE b.id = ? AND b.tenant_id = coalesce(?, b.tenant_id)
-GROUP BY b.refused, b.created_at, d.state"
+sql!(One in "messages/one.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> MessageRow);
+sql!(Many in "messages/many.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> MessageRow);
+sql!(Deliveries in "messages/deliveries.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> DeliveryRow);
+sql!(Events in "messages/events.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> EventRow);
+sql!(MatchesOfTenant in "messages/matches_of_tenant.sql" {
+    status: Option<&'static str> as Nullable<Text>,
+    channel: Option<&'static str> as Nullable<Text>,
+    user_id: Option<String> as Nullable<Text>,
+    recipient: Option<String> as Nullable<Text>,
+    part: Option<String> as Nullable<Text>,
+    json_part: Option<String> as Nullable<Text>,
+    tenant: Option<i32> as Nullable<Int4>,
+    low: Uuid as SqlUuid,
+    high: Uuid as SqlUuid,
+    window: i64 as Int8,
+    limit: i64 as Int8,
+} -> Uuid as SqlUuid);
+sql!(MatchesOfAll in "messages/matches_of_all.sql" {
+    status: Option<&'static str> as Nullable<Text>,
+    channel: Option<&'static str> as Nullable<Text>,
+    user_id: Option<String> as Nullable<Text>,
+    recipient: Option<String> as Nullable<Text>,
+    part: Option<String> as Nullable<Text>,
+    json_part: Option<String> as Nullable<Text>,
+    tenant: Option<i32> as Nullable<Int4>,
+    low: Uuid as SqlUuid,
+    high: Uuid as SqlUuid,
+    window: i64 as Int8,
+    limit: i64 as Int8,
+} -> Uuid as SqlUuid);
+sql!(EndOfTenant in "messages/end_of_tenant.sql" {
+    tenant: Option<i32> as Nullable<Int4>, low: Uuid as SqlUuid, high: Uuid as SqlUuid, skip: i64 as Int8
+} -> Uuid as SqlUuid);
+sql!(EndOfAll in "messages/end_of_all.sql" {
+    tenant: Option<i32> as Nullable<Int4>, low: Uuid as SqlUuid, high: Uuid as SqlUuid, skip: i64 as Int8
+} -> Uuid as SqlUuid);
+sql!(IsRecipient in "messages/is_recipient.sql" { hashes: Vec<Vec<u8>> as Array<Binary> } -> bool as Bool);
+sql!(ToRecipient in "messages/to_recipient.sql" {
+    hashes: Vec<Vec<u8>> as Array<Binary>,
+    low: Uuid as SqlUuid,
+    high: Uuid as SqlUuid,
+    status: Option<&'static str> as Nullable<Text>,
+    channel: Option<&'static str> as Nullable<Text>,
+    user_id: Option<String> as Nullable<Text>,
+    limit: i64 as Int8,
+} -> Uuid as SqlUuid);
+sql!(SealedTexts in "messages/sealed_texts.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> SealedRow);
+sql!(IdsTo in "messages/ids_to.sql" {
+    tenant: i32 as Int4, user_id: String as Text, before: Uuid as SqlUuid, limit: i64 as Int8
+} -> Uuid as SqlUuid);
+sql!(Cancel in "messages/cancel.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> i64 as Int8);
+sql!(CancelPage in "messages/cancel_page.sql" {
+    broadcast: Uuid as SqlUuid, tenant: i32 as Int4, first: Uuid as SqlUuid, last: Uuid as SqlUuid
+} -> i64 as Int8);
+sql!(Bulk in "messages/bulk.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> BulkRow);
+statements!(
+    One,
+    Many,
+    Deliveries,
+    Events,
+    MatchesOfTenant,
+    MatchesOfAll,
+    EndOfTenant,
+    EndOfAll,
+    IsRecipient,
+    ToRecipient,
+    SealedTexts,
+    IdsTo,
+    Cancel,
+    CancelPage,
+    Bulk,
 );
 
 #[cfg(test)]

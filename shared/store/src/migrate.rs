@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use diesel::sql_types::{Bool, Int4, Int8, Text};
-use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use runtime::reconnect::Reconnect;
 use secrecy::{ExposeSecret, SecretString};
@@ -12,7 +12,7 @@ use super::{
     DbResult, Store,
     connect::{dial, is_role_missing},
     seal_check::KeyError,
-    statement,
+    sql::{sql, statements},
 };
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
@@ -54,7 +54,7 @@ pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     let mut conn = dial(url.expose_secret()).await?;
     // Policies bind the owner as well: what a migration changes, it changes for every tenant.
     conn.batch_execute("SET posthaste.tenant = '*'").await?;
-    while !try_lock(&mut conn).await? {
+    while !(TryLock { lock: LOCK }.query().row_on(&mut conn).await?) {
         tokio::time::sleep(LOCK_PAUSE).await;
     }
     // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
@@ -80,11 +80,6 @@ fn run_pending(harness: &mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel
         ran.push(harness.run_migration(&migration)?.to_string());
     }
     Ok(ran)
-}
-
-async fn try_lock(conn: &mut AsyncPgConnection) -> Result<bool, diesel::result::Error> {
-    let query = statement::<Bool>("SELECT pg_try_advisory_lock(?)").bind::<Int8, _>(LOCK);
-    RunQueryDsl::get_result(query, conn).await
 }
 
 /// Why a service must not go on with the database it has.
@@ -151,8 +146,8 @@ impl Store {
     /// Names of migrations this version has and the database lacks.
     pub async fn pending_migrations(&self) -> DbResult<Vec<String>> {
         use diesel::migration::MigrationSource;
-        let query = statement::<Text>("SELECT version::text FROM __diesel_schema_migrations");
-        let applied: Vec<String> = match query.rows(self).await {
+        let applied = Applied {}.query().rows(self).await;
+        let applied = match applied {
             Ok(applied) => applied,
             Err(error) if error.is_schema_missing() => Vec::new(),
             Err(error) => return Err(error),
@@ -167,8 +162,7 @@ impl Store {
     pub async fn ensure_partitions(&self, ahead: i32) -> DbResult<i32> {
         let mut made = 0;
         for parent in PARTITIONED {
-            let query = statement::<Int4>("SELECT attach_partitions(?, ?)");
-            made += query.bind::<Text, _>(parent).bind::<Int4, _>(ahead).row::<i32>(self).await?;
+            made += AttachPartitions { parent, ahead }.query().row(self).await?;
         }
         Ok(made)
     }
@@ -176,20 +170,14 @@ impl Store {
     /// For how many days after today there are partitions without a gap, as the catalogue has them: what `ensure_partitions`
     /// claims to have made is worth checking. -1: none for today either.
     pub async fn partition_days_ahead(&self) -> DbResult<i64> {
-        let query = statement::<Int8>(DAYS_AHEAD);
-        query.row(self).await
+        DaysAhead {}.query().row(self).await
     }
 }
 
-/// A day stands at its place, counted from today, as long as no day before it is missing.
-const DAYS_AHEAD: &str = "
-SELECT min(days) FROM (
-    SELECT p.oid, count(*) FILTER (WHERE d.day = d.today + d.place) - 1 AS days
-    FROM unnest(ARRAY['messages', 'deliveries', 'delivery_events']::regclass[]) AS p(oid) LEFT JOIN LATERAL (
-        SELECT t.today, c.day, row_number() OVER (ORDER BY c.day)::int4 - 1 AS place
-        FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS today) t CROSS JOIN (
-            SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
-            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = p.oid OFFSET 0) c
-        WHERE c.day >= t.today) d ON true
-    GROUP BY p.oid
-) ahead";
+sql!(TryLock in "migrate/try_lock.sql" { lock: i64 as Int8 } -> bool as Bool);
+sql!(Applied in "migrate/applied.sql" {} -> String as Text);
+sql!(AttachPartitions in "migrate/attach_partitions.sql" {
+    parent: &'static str as Text, ahead: i32 as Int4
+} -> i32 as Int4);
+sql!(DaysAhead in "migrate/days_ahead.sql" {} -> i64 as Int8);
+statements!(TryLock, Applied, AttachPartitions, DaysAhead);

@@ -6,7 +6,10 @@ use diesel::sql_types::{Array, Binary, Int2, Int4, Nullable, Text};
 use domain::{Address, Device, Person, QuietHours, TenantId};
 use serde::{Deserialize, Serialize};
 
-use super::{DbResult, Store, sealed, statement};
+use super::{
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+};
 
 /// What is sealed of a person.
 #[derive(Default, Serialize, Deserialize)]
@@ -19,14 +22,20 @@ pub(super) struct Profile {
     pub(super) name: Option<String>,
 }
 
-pub(super) type Row = (
-    (String, Option<Vec<u8>>, Option<String>, Option<String>, Option<i16>, Option<i16>, String),
-    (Vec<String>, Vec<Option<String>>),
-);
-pub(super) type SqlRow = (
-    (Text, Nullable<Binary>, Nullable<Text>, Nullable<Text>, Nullable<Int2>, Nullable<Int2>, Text),
-    (Array<Text>, Array<Nullable<Text>>),
-);
+row! {
+    /// A person as stored; the devices are two columns of one order.
+    pub(super) struct PersonRow {
+        pub(super) user_id: String as Text,
+        pub(super) profile: Option<Vec<u8>> as Nullable<Binary>,
+        pub(super) locale: Option<String> as Nullable<Text>,
+        pub(super) time_zone: Option<String> as Nullable<Text>,
+        pub(super) quiet_start: Option<i16> as Nullable<Int2>,
+        pub(super) quiet_end: Option<i16> as Nullable<Int2>,
+        pub(super) attributes: String as Text,
+        pub(super) tokens: Vec<String> as Array<Text>,
+        pub(super) platforms: Vec<Option<String>> as Array<Nullable<Text>>,
+    }
+}
 
 impl Store {
     /// These people of a tenant, with their devices; unknown ones are left out.
@@ -34,36 +43,35 @@ impl Store {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let query =
-            statement::<SqlRow>(PEOPLE).bind::<Array<Text>, _>(ids).bind::<Int4, _>(tenant.0).within(Some(tenant));
-        let rows: Vec<Row> = query.rows(self).await?;
+        let rows = People { ids, tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
         // A person that cannot be decrypted counts as unknown, and delays no other.
-        let read = |row: Row| {
+        let read = |row: PersonRow| {
             let person = self.person_of(tenant, row);
             person.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()
         };
         Ok(rows.into_iter().filter_map(read).map(|person| (person.id.clone(), person)).collect())
     }
 
-    pub(super) fn person_of(&self, tenant: TenantId, row: Row) -> DbResult<Person> {
-        let ((id, profile, locale, time_zone, quiet_start, quiet_end, attributes), (tokens, platforms)) = row;
-        let profile = self.profile_of(tenant, profile)?;
+    pub(super) fn person_of(&self, tenant: TenantId, row: PersonRow) -> DbResult<Person> {
+        let profile = self.profile_of(tenant, row.profile)?;
         let minute = |minute: Option<i16>| minute.and_then(|minute| u16::try_from(minute).ok());
-        let mut devices = Vec::with_capacity(tokens.len());
-        for (token, platform) in tokens.into_iter().zip(platforms) {
+        let mut devices = Vec::with_capacity(row.tokens.len());
+        for (token, platform) in row.tokens.into_iter().zip(row.platforms) {
             let platform = platform.and_then(|word| word.parse().ok());
             let token = self.opened_text(sealed::DEVICE.of(tenant), token).map(Address::new);
             devices.extend(token.map(|token| Device { token, platform }));
         }
         Ok(Person {
-            id,
+            id: row.user_id,
             email: profile.email,
             phone: profile.phone,
             name: profile.name,
-            locale,
-            time_zone: time_zone.and_then(|zone| zone.parse().ok()),
-            quiet_hours: minute(quiet_start).zip(minute(quiet_end)).map(|(start, end)| QuietHours { start, end }),
-            attributes: serde_json::from_str(&attributes).unwrap_or_default(),
+            locale: row.locale,
+            time_zone: row.time_zone.and_then(|zone| zone.parse().ok()),
+            quiet_hours: minute(row.quiet_start)
+                .zip(minute(row.quiet_end))
+                .map(|(start, end)| QuietHours { start, end }),
+            attributes: serde_json::from_str(&row.attributes).unwrap_or_default(),
             devices,
         })
     }
@@ -78,8 +86,5 @@ impl Store {
     }
 }
 
-pub(super) const PEOPLE: &str = "
-SELECT u.user_id, u.profile, u.locale, u.time_zone, u.quiet_start, u.quiet_end, u.attributes::text,
-       ARRAY(SELECT d.token FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id),
-       ARRAY(SELECT d.platform FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id ORDER BY d.id)
-FROM unnest(?::text[]) AS asked(user_id) JOIN users u ON u.tenant_id = ? AND u.user_id = asked.user_id";
+sql!(pub(crate) People in "people/people.sql" { ids: Vec<String> as Array<Text>, tenant: i32 as Int4 } -> PersonRow);
+statements!(People);

@@ -10,7 +10,10 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::sql_types::{Array, Nullable, Timestamptz};
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// A statement ends after 10 s, so its rows become visible at most that long after they are due. A poll without
 /// floors finds any row that is due earlier.
@@ -46,7 +49,7 @@ pub enum WorkKind {
 }
 
 impl WorkKind {
-    /// All kinds, in the order in which [`POLL`] returns them.
+    /// All kinds, in the order in which `poll.sql` returns them.
     const ALL: [Self; 12] = [
         Self::Due,
         Self::Watches,
@@ -93,37 +96,26 @@ pub(super) fn floor_of(floors: &Floors, work: WorkKind) -> DateTime<Utc> {
     floors.get(&work).copied().unwrap_or(DateTime::UNIX_EPOCH)
 }
 
+row! {
+    /// When the first item of each kind is due, in the order of [`WorkKind::ALL`].
+    struct FirstDue {
+        now: DateTime<Utc> as Timestamptz,
+        due: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    }
+}
+
 impl Store {
     /// When the first item of each kind of work is due. It sees only items that are due at the floors or later.
     pub async fn poll(&self, floors: &Floors) -> DbResult<Poll> {
         let floors: Vec<_> = WorkKind::ALL.iter().map(|work| floor_of(floors, *work)).collect();
-        let query = statement::<(Timestamptz, Array<Nullable<Timestamptz>>)>(POLL);
-        let (now, due): (DateTime<Utc>, Vec<Option<DateTime<Utc>>>) =
-            query.bind::<Array<Timestamptz>, _>(floors).row(self).await?;
+        let FirstDue { now, due } = FindDue { floors }.query().row(self).await?;
         let due = WorkKind::ALL.into_iter().zip(due).filter_map(|(work, due)| Some((work, due?))).collect();
         Ok(Poll { now, due })
     }
 }
 
-/// Each part is one look-up at the low end of an index of waiting rows only.
-const POLL: &str = "
-SELECT now(), ARRAY[
-    (SELECT due_at FROM due WHERE why <> 'watch' AND due_at >= f.at[1] ORDER BY due_at LIMIT 1),
-    (SELECT due_at FROM due WHERE why = 'watch' AND due_at >= f.at[2] ORDER BY due_at LIMIT 1),
-    (SELECT greatest(now() - interval '1 day', least(free_at, now() + interval '1 day')) FROM lines
-     WHERE is_waiting AND is_open AND kind = 'session' ORDER BY free_at LIMIT 1),
-    CASE WHEN EXISTS (SELECT FROM lines WHERE is_waiting AND kind = 'share') THEN now() END,
-    (SELECT due_at FROM waha_events WHERE status = 'pending' AND due_at >= f.at[5] ORDER BY due_at LIMIT 1),
-    (SELECT due_at FROM provider_events WHERE status = 'pending' AND due_at >= f.at[6] ORDER BY due_at LIMIT 1),
-    CASE WHEN EXISTS (SELECT FROM webhook_events WHERE pending) OR EXISTS (SELECT FROM wa_inbound WHERE NOT is_forwarded)
-         THEN now() END,
-    CASE WHEN EXISTS (SELECT FROM broadcasts WHERE status = 'running') THEN now()
-         ELSE (SELECT scheduled_at FROM broadcasts WHERE status = 'scheduled' ORDER BY scheduled_at LIMIT 1) END,
-    (SELECT count_at FROM broadcast_pages WHERE count_at >= f.at[9] ORDER BY count_at LIMIT 1),
-    (SELECT closes_at FROM digests WHERE state <> 'closed' AND closes_at >= f.at[10] ORDER BY closes_at LIMIT 1),
-    CASE WHEN EXISTS (SELECT FROM replays WHERE status = 'running') THEN now() END,
-    (SELECT act_at FROM outbox WHERE published_at IS NULL AND act_at >= f.at[12] ORDER BY act_at LIMIT 1)
-] FROM (SELECT ?::timestamptz[] AS at) f";
+sql!(FindDue in "poll/poll.sql" { floors: Vec<DateTime<Utc>> as Array<Timestamptz> } -> FirstDue);
+statements!(FindDue);
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Nullable, Text, Timestamptz};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::AsyncPgConnection;
 use domain::{
     Address, Channel, Preferences, TenantId,
     suppression::{SuppressionReason, SuppressionScope, is_suppressible},
@@ -12,7 +12,11 @@ use domain::{
 };
 
 use super::{
-    DbResult, Store, messages::minute_after, people::Profile, sealed, statement, suppressions::NewSuppression,
+    DbResult, Store,
+    people::Profile,
+    sealed,
+    sql::{row, sql, statements},
+    suppressions::NewSuppression,
 };
 
 /// What becomes of addresses when preferences change.
@@ -37,6 +41,22 @@ pub struct OptOut {
     pub created_at: DateTime<Utc>,
 }
 
+row! {
+    struct StoredRow {
+        preferences: Option<String> as Nullable<Text>,
+        profile: Option<Vec<u8>> as Nullable<Binary>,
+    }
+}
+
+row! {
+    struct OptOutRow {
+        channel: String as Text,
+        scope: String as Text,
+        reason: String as Text,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
 /// What is stored of a person, as far as it matters here.
 struct Stored {
     preferences: Option<Preferences>,
@@ -46,8 +66,8 @@ struct Stored {
 impl Store {
     /// What a person chose; `None`: nothing was ever said.
     pub async fn preferences(&self, tenant: TenantId, user_id: &str) -> DbResult<Option<Preferences>> {
-        let query = statement::<Nullable<Text>>(READ).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
-        let json: Option<Option<String>> = query.within(Some(tenant)).rows(self).await?.into_iter().next();
+        let query = Read { tenant: tenant.0, user_id: user_id.to_owned() }.query();
+        let json = query.within(Some(tenant)).first(self).await?;
         Ok(json.flatten().map(|json| serde_json::from_str(&json).unwrap_or_default()))
     }
 
@@ -85,8 +105,8 @@ impl Store {
             Err(refused) => return Ok(Err(refused)),
         };
         let json = serde_json::to_string(&preferences).unwrap_or_default();
-        let query = statement::<()>(WRITE).bind::<Text, _>(json).bind::<Int4, _>(tenant.0);
-        RunQueryDsl::execute(query.bind::<Text, _>(user_id.to_owned()), conn).await?;
+        let query = Write { preferences: json, tenant: tenant.0, user_id: user_id.to_owned() }.query();
+        query.run_on(conn).await?;
         if let Some(email) = stored.email {
             self.draw(conn, tenant, &email, consequences).await?;
         }
@@ -102,13 +122,14 @@ impl Store {
     ) -> DbResult<()> {
         if !consequences.lift.is_empty() {
             let prints = self.address_prints(tenant, Channel::Email, email.reveal());
-            let query = statement::<()>(LIFT)
-                .bind::<Int4, _>(tenant.0)
-                .bind::<Text, _>(Channel::Email.as_str())
-                .bind::<Array<Binary>, _>(prints.iter().map(|print| print.to_vec()).collect::<Vec<_>>())
-                .bind::<Array<Text>, _>(consequences.lift.iter().map(ToString::to_string).collect::<Vec<_>>())
-                .bind::<Text, _>(SuppressionReason::Unsubscribed.as_str());
-            RunQueryDsl::execute(query, conn).await?;
+            let query = Lift {
+                tenant: tenant.0,
+                channel: Channel::Email.as_str(),
+                prints: prints.iter().map(|print| print.to_vec()).collect(),
+                scopes: consequences.lift.iter().map(ToString::to_string).collect(),
+                reason: SuppressionReason::Unsubscribed.as_str(),
+            };
+            query.query().run_on(conn).await?;
         }
         let new: Vec<NewSuppression> = consequences
             .suppress
@@ -124,10 +145,8 @@ impl Store {
         let mut conn = self.within(Some(tenant)).await?;
         let erasing = async {
             self.keep_opt_out(&mut conn, tenant, user_id).await?;
-            for text in [FORGET, DROP_EMPTY] {
-                let query = statement::<()>(text).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
-                RunQueryDsl::execute(query, &mut *conn).await?;
-            }
+            Forget { tenant: tenant.0, user_id: user_id.to_owned() }.query().run_on(&mut conn).await?;
+            DropEmpty { tenant: tenant.0, user_id: user_id.to_owned() }.query().run_on(&mut conn).await?;
             Ok(())
         };
         let result = erasing.await;
@@ -142,12 +161,13 @@ impl Store {
     }
 
     async fn keep_opt_out(&self, conn: &mut AsyncPgConnection, tenant: TenantId, user_id: &str) -> DbResult<()> {
-        let Some(stored) = self.chosen(conn, SHOWN, tenant, user_id).await? else { return Ok(()) };
+        let shown = Shown { tenant: tenant.0, user_id: user_id.to_owned() }.query().rows_on(conn).await?;
+        let Some(row) = shown.into_iter().next() else { return Ok(()) };
+        let stored = self.stored(tenant, row)?;
         if !stored.preferences.is_some_and(|preferences| preferences.refuses_marketing_mail()) {
             return Ok(());
         }
-        let query = statement::<Text>(MAILED).bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
-        let mailed: Vec<String> = RunQueryDsl::load(query, conn).await?;
+        let mailed = Mailed { tenant: tenant.0, user_id: user_id.to_owned() }.query().rows_on(conn).await?;
         let mut emails: BTreeSet<String> = stored.email.iter().map(|email| email.reveal().to_owned()).collect();
         emails.extend(mailed.into_iter().filter_map(|email| self.opened_text(sealed::RECIPIENT.of(tenant), email)));
         let keep = |email| unsubscribe_token(tenant, Address::new(email), SuppressionScope::Marketing, false);
@@ -176,18 +196,15 @@ impl Store {
 
     /// What is kept from the addresses of a person.
     pub async fn opt_outs(&self, tenant: TenantId, user_id: &str) -> DbResult<Vec<OptOut>> {
-        type Row = (String, String, String, DateTime<Utc>);
         let people = self.people(tenant, vec![user_id.to_owned()]).await?;
         let Some(person) = people.get(user_id) else { return Ok(Vec::new()) };
         let channels = Channel::ALL.iter().copied().filter(|channel| is_suppressible(*channel));
         let addresses =
             channels.flat_map(|channel| person.addresses(channel).into_iter().map(move |one| (channel, one)));
         let prints = addresses.flat_map(|(channel, one)| self.address_prints(tenant, channel, one.reveal()));
-        let query = statement::<(Text, Text, Text, Timestamptz)>(OPT_OUTS)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Array<Binary>, _>(prints.map(|print| print.to_vec()).collect::<Vec<_>>());
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
-        let read = |(channel, scope, reason, created_at): Row| {
+        let query = OptOuts { tenant: tenant.0, prints: prints.map(|print| print.to_vec()).collect() }.query();
+        let rows = query.within(Some(tenant)).rows(self).await?;
+        let read = |OptOutRow { channel, scope, reason, created_at }| {
             let (channel, scope, reason) = (channel.parse().ok()?, scope.parse().ok()?, reason.parse().ok()?);
             Some(OptOut { channel, scope, reason, created_at })
         };
@@ -196,35 +213,25 @@ impl Store {
 
     async fn suppress_within(&self, conn: &mut AsyncPgConnection, new: &[NewSuppression]) -> DbResult<()> {
         if let Some(query) = self.suppressing(new)? {
-            RunQueryDsl::execute(query, conn).await?;
+            query.query().run_on(conn).await?;
         }
         Ok(())
     }
 
     /// The row of a person, locked until the end of the transaction; made if there is none.
     async fn lock(&self, conn: &mut AsyncPgConnection, tenant: TenantId, user_id: &str) -> DbResult<Stored> {
-        let stored = self.chosen(conn, LOCK, tenant, user_id).await?;
+        let locked = Lock { tenant: tenant.0, user_id: user_id.to_owned() }.query().rows_on(conn).await?;
+        let stored = locked.into_iter().next().map(|row| self.stored(tenant, row)).transpose()?;
         Ok(stored.unwrap_or(Stored { preferences: None, email: None }))
     }
 
-    async fn chosen(
-        &self,
-        conn: &mut AsyncPgConnection,
-        text: &'static str,
-        tenant: TenantId,
-        user_id: &str,
-    ) -> DbResult<Option<Stored>> {
-        type Row = (Option<String>, Option<Vec<u8>>);
-        let query = statement::<(Nullable<Text>, Nullable<Binary>)>(text);
-        let query = query.bind::<Int4, _>(tenant.0).bind::<Text, _>(user_id.to_owned());
-        let rows: Vec<Row> = RunQueryDsl::load(query, conn).await?;
-        let Some((preferences, profile)) = rows.into_iter().next() else { return Ok(None) };
+    fn stored(&self, tenant: TenantId, StoredRow { preferences, profile }: StoredRow) -> DbResult<Stored> {
         let profile = profile.map(|stored| self.sealer().open(sealed::PROFILE.of(tenant), stored)).transpose()?;
         let profile: Option<Profile> = profile.and_then(|json| serde_json::from_slice(&json).ok());
-        Ok(Some(Stored {
+        Ok(Stored {
             preferences: preferences.map(|json| serde_json::from_str(&json).unwrap_or_default()),
             email: profile.and_then(|profile| profile.email).map(Address::new),
-        }))
+        })
     }
 }
 
@@ -241,40 +248,21 @@ fn unsubscribe_token(tenant: TenantId, address: Address, scope: SuppressionScope
     }
 }
 
-const READ: &str = "SELECT preferences::text FROM users WHERE tenant_id = ? AND user_id = ?";
-
-const LOCK: &str = "
-INSERT INTO users (tenant_id, user_id) VALUES (?, ?)
-ON CONFLICT (tenant_id, user_id) DO UPDATE SET updated_at = now()
-RETURNING preferences::text, profile";
-
-const SHOWN: &str = "SELECT preferences::text, profile FROM users WHERE tenant_id = ? AND user_id = ? FOR UPDATE";
-
-const WRITE: &str = "UPDATE users SET preferences = ?::jsonb WHERE tenant_id = ? AND user_id = ?";
-
-const FORGET: &str = "UPDATE users SET preferences = NULL, updated_at = now() WHERE tenant_id = ? AND user_id = ? AND preferences IS NOT NULL";
-
-/// Of whom nothing else is known, nothing stays.
-const DROP_EMPTY: &str = "
-DELETE FROM users u WHERE tenant_id = ? AND user_id = ? AND profile IS NULL AND preferences IS NULL AND locale IS NULL
-  AND time_zone IS NULL AND quiet_start IS NULL AND attributes = '{}'
-  AND NOT EXISTS (SELECT FROM devices d WHERE d.tenant_id = u.tenant_id AND d.user_id = u.user_id)";
-
-/// Where the newest mails to a person went.
-const MAILED: &str = concat!(
-    "
-SELECT d.recipient
-FROM (SELECT ?::int4 AS tenant_id, ?::text AS user_id) f
-CROSS JOIN LATERAL (SELECT m.id FROM messages m WHERE m.tenant_id = f.tenant_id AND m.user_id = f.user_id ORDER BY m.id DESC LIMIT 200) m
-CROSS JOIN LATERAL (
-    SELECT d.recipient FROM deliveries d WHERE d.message_id = m.id AND d.channel = 'email' AND d.id >= m.id AND d.id < ",
-    minute_after!("m.id"),
-    " OFFSET 0) d"
-);
-
-const LIFT: &str = "
-DELETE FROM suppressions
-WHERE tenant_id = ? AND channel = ? AND address_hash = ANY (?::bytea[]) AND scope = ANY (?::text[]) AND reason = ?";
-
-const OPT_OUTS: &str = "
-SELECT channel, scope, reason, created_at FROM suppressions WHERE tenant_id = ? AND address_hash = ANY (?::bytea[]) ORDER BY id";
+sql!(Read in "preferences/read.sql" {
+    tenant: i32 as Int4, user_id: String as Text
+} -> Option<String> as Nullable<Text>);
+sql!(Lock in "preferences/lock.sql" { tenant: i32 as Int4, user_id: String as Text } -> StoredRow);
+sql!(Shown in "preferences/shown.sql" { tenant: i32 as Int4, user_id: String as Text } -> StoredRow);
+sql!(Write in "preferences/write.sql" { preferences: String as Text, tenant: i32 as Int4, user_id: String as Text });
+sql!(Forget in "preferences/forget.sql" { tenant: i32 as Int4, user_id: String as Text });
+sql!(DropEmpty in "preferences/drop_empty.sql" { tenant: i32 as Int4, user_id: String as Text });
+sql!(Mailed in "preferences/mailed.sql" { tenant: i32 as Int4, user_id: String as Text } -> String as Text);
+sql!(Lift in "preferences/lift.sql" {
+    tenant: i32 as Int4,
+    channel: &'static str as Text,
+    prints: Vec<Vec<u8>> as Array<Binary>,
+    scopes: Vec<String> as Array<Text>,
+    reason: &'static str as Text,
+});
+sql!(OptOuts in "preferences/opt_outs.sql" { tenant: i32 as Int4, prints: Vec<Vec<u8>> as Array<Binary> } -> OptOutRow);
+statements!(Read, Lock, Shown, Write, Forget, DropEmpty, Mailed, Lift, OptOuts);

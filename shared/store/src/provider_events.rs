@@ -9,7 +9,12 @@ use domain::{
 };
 use uuid::Uuid;
 
-use super::{DbResult, Store, holds::About, sealed, statement};
+use super::{
+    DbResult, Store,
+    holds::About,
+    sealed,
+    sql::{row, sql, statements},
+};
 
 /// Soft bounces in a row after which an address is suppressed.
 pub const SOFT_BOUNCES_MAX: i64 = 5;
@@ -64,6 +69,52 @@ pub struct Subject {
     pub in_doubt: bool,
 }
 
+row! {
+    struct Taken {
+        id: Uuid as SqlUuid,
+        source: String as Text,
+        body: Vec<u8> as Binary,
+        tries: i16 as Int2,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
+row! {
+    struct Referred {
+        name: String as Text,
+        delivery: Uuid as SqlUuid,
+    }
+}
+
+row! {
+    struct SubjectRow {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        run: i32 as Int4,
+        channel: String as Text,
+        state: String as Text,
+        provider: Option<String> as Nullable<Text>,
+        reference: Option<String> as Nullable<Text>,
+        in_doubt: bool as Bool,
+    }
+}
+
+row! {
+    struct Recipient {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        channel: String as Text,
+        recipient: String as Text,
+    }
+}
+
+row! {
+    struct SoftBounces {
+        delivery: Uuid as SqlUuid,
+        n: i64 as Int8,
+    }
+}
+
 impl Store {
     /// Keeps events in one commit. Says of each, in order, whether it is new.
     pub async fn keep_provider_events(&self, events: Vec<ProviderEvent>) -> DbResult<Vec<bool>> {
@@ -79,24 +130,21 @@ impl Store {
         }
         // One lock order for all who keep the same events at once.
         rows.sort_by_key(|(_, _, dedup, _)| *dedup);
-        let query = statement::<SqlUuid>(KEEP)
-            .bind::<Array<SqlUuid>, _>(rows.iter().map(|row| row.0).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(rows.iter().map(|row| row.1).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(rows.iter().map(|row| row.2.to_vec()).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(rows.into_iter().map(|row| row.3).collect::<Vec<_>>());
-        let kept: Vec<Uuid> = query.rows(self).await?;
+        let keep = Keep {
+            ids: rows.iter().map(|row| row.0).collect(),
+            sources: rows.iter().map(|row| row.1).collect(),
+            dedups: rows.iter().map(|row| row.2.to_vec()).collect(),
+            bodies: rows.into_iter().map(|row| row.3).collect(),
+        };
+        let kept = keep.query().rows(self).await?;
         Ok(ids.iter().map(|id| kept.contains(id)).collect())
     }
 
     /// Takes up to `limit` pending events that are due; no other caller gets them for `lease_ms`.
     pub async fn take_provider_events(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<PendingProviderEvent>> {
-        type Row = (Uuid, String, Vec<u8>, i16, DateTime<Utc>);
-        let query = statement::<(SqlUuid, Text, Binary, Int2, Timestamptz)>(TAKE)
-            .bind::<Int8, _>(limit)
-            .bind::<Int4, _>(lease_ms);
-        let mut rows: Vec<Row> = query.rows(self).await?;
-        rows.sort_by_key(|row| row.0);
-        let event = |(id, source, body, tries, created_at): Row| PendingProviderEvent {
+        let mut rows = Take { limit, lease_ms }.query().rows(self).await?;
+        rows.sort_by_key(|row| row.id);
+        let event = |Taken { id, source, body, tries, created_at }| PendingProviderEvent {
             id,
             source: source.parse().ok(),
             body: self.sealer().open(sealed::PROVIDER_EVENT.of_nobody(), body).ok(),
@@ -111,26 +159,17 @@ impl Store {
         if refs.is_empty() {
             return Ok(Vec::new());
         }
-        let query =
-            statement::<(Text, SqlUuid)>(IDS_BY_REF).bind::<Text, _>(provider.as_str()).bind::<Array<Text>, _>(refs);
-        let rows: Vec<(String, Uuid)> = query.rows(self).await?;
-        Ok(rows.into_iter().map(|(name, id)| (name, DeliveryId(id))).collect())
+        let rows = IdsByRef { provider: provider.as_str(), refs }.query().rows(self).await?;
+        Ok(rows.into_iter().map(|Referred { name, delivery }| (name, DeliveryId(delivery))).collect())
     }
 
     /// Those of these deliveries that exist, of whatever tenant: what names them was signed by a provider.
     pub async fn subjects(&self, ids: Vec<DeliveryId>) -> DbResult<Vec<Subject>> {
-        type Row = (Uuid, i32, i32, String, String, Option<String>, Option<String>, bool);
-        type SqlRow = (SqlUuid, Int4, Int4, Text, Text, Nullable<Text>, Nullable<Text>, Bool);
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = ids.into_iter().map(|id| id.0).collect();
-        let rows: Vec<Row> = statement::<SqlRow>(SUBJECTS).near(&ids).bind::<Array<SqlUuid>, _>(ids).rows(self).await?;
-        let subject = |(id, tenant, run, channel, state, provider, reference, in_doubt): Row| {
-            let about = (TenantId(tenant), DeliveryId(id), run, channel.parse().ok()?);
-            let provider = provider.and_then(|name| name.parse().ok());
-            Some(Subject { about, state: state.parse().ok()?, provider, reference, in_doubt })
-        };
+        let rows = Subjects { ids: ids.clone() }.query().near(&ids).rows(self).await?;
         Ok(rows.into_iter().filter_map(subject).collect())
     }
 
@@ -146,15 +185,16 @@ impl Store {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let query = statement::<(SqlUuid, Int8)>(COUNT_SOFT)
-            .bind::<Array<SqlUuid>, _>(rows.iter().map(|(event, _)| *event).collect::<Vec<_>>())
-            .bind::<Array<SqlUuid>, _>(rows.iter().map(|(_, one)| one.delivery.0).collect::<Vec<_>>())
-            .bind::<Array<Int4>, _>(rows.iter().map(|(_, one)| one.tenant.0).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(rows.iter().map(|(_, one)| one.channel.as_str()).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(rows.iter().map(|(_, one)| one.hash.clone()).collect::<Vec<_>>());
-        let counts: Vec<(Uuid, i64)> = query.rows(self).await?;
-        let many = counts.into_iter().filter(|(_, n)| *n >= SOFT_BOUNCES_MAX);
-        Ok(many.map(|(delivery, _)| DeliveryId(delivery)).collect())
+        let count = CountSoftBounces {
+            events: rows.iter().map(|(event, _)| *event).collect(),
+            deliveries: rows.iter().map(|(_, one)| one.delivery.0).collect(),
+            tenants: rows.iter().map(|(_, one)| one.tenant.0).collect(),
+            channels: rows.iter().map(|(_, one)| one.channel.as_str()).collect(),
+            hashes: rows.iter().map(|(_, one)| one.hash.clone()).collect(),
+        };
+        let counts = count.query().rows(self).await?;
+        let many = counts.into_iter().filter(|bounces| bounces.n >= SOFT_BOUNCES_MAX);
+        Ok(many.map(|bounces| DeliveryId(bounces.delivery)).collect())
     }
 
     /// The addresses of these deliveries work: what came back before counts no more.
@@ -163,21 +203,17 @@ impl Store {
         if addresses.is_empty() {
             return Ok(());
         }
-        let query = statement::<()>(FORGET_SOFT)
-            .bind::<Array<Int4>, _>(addresses.iter().map(|one| one.tenant.0).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(addresses.iter().map(|one| one.channel.as_str()).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(addresses.into_iter().map(|one| one.hash).collect::<Vec<_>>());
-        query.run(self).await.map(drop)
+        let forget = ForgetSoftBounces {
+            tenants: addresses.iter().map(|one| one.tenant.0).collect(),
+            channels: addresses.iter().map(|one| one.channel.as_str()).collect(),
+            hashes: addresses.into_iter().map(|one| one.hash).collect(),
+        };
+        forget.query().run(self).await.map(drop)
     }
 
     /// Forgets events too old to be repeated, and old soft bounces. Bounded; says whether there are more.
     pub async fn forget_provider_events(&self, limit: i64) -> DbResult<bool> {
-        let query = statement::<Int8>(FORGET)
-            .bind::<Text, _>(REMEMBERED)
-            .bind::<Int8, _>(limit)
-            .bind::<Text, _>(REMEMBERED)
-            .bind::<Int8, _>(limit);
-        let gone: i64 = query.row(self).await?;
+        let gone = Forget { remembered: REMEMBERED, limit }.query().row(self).await?;
         Ok(gone >= limit)
     }
 
@@ -199,10 +235,9 @@ impl Store {
     async fn service_secret(&self, id: i32) -> DbResult<Vec<u8>> {
         let mut secret = [0; SECRET_BYTES];
         rand::fill(&mut secret).map_err(|_| SealError::NoRandom)?;
-        let (place, query) = (sealed::SERVICE_SECRET.of_nobody(), statement::<()>(MAKE_SECRET).bind::<Int4, _>(id));
-        let query = query.bind::<Binary, _>(self.sealer().seal(place, &secret)?);
-        query.run(self).await?;
-        let stored: Vec<u8> = statement::<Binary>(READ_SECRET).bind::<Int4, _>(id).row(self).await?;
+        let place = sealed::SERVICE_SECRET.of_nobody();
+        MakeSecret { id, secret: self.sealer().seal(place, &secret)? }.query().run(self).await?;
+        let stored = ReadSecret { id }.query().row(self).await?;
         Ok(self.sealer().open(place, stored)?)
     }
 
@@ -211,10 +246,9 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = deliveries.into_iter().map(|id| id.0).collect();
-        let query = statement::<(SqlUuid, Int4, Text, Text)>(RECIPIENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<(Uuid, i32, String, String)> = query.rows(self).await?;
+        let rows = Recipients { ids: ids.clone() }.query().near(&ids).rows(self).await?;
         let mut addressed = Vec::with_capacity(rows.len());
-        for (id, tenant, channel, recipient) in rows {
+        for Recipient { id, tenant_id: tenant, channel, recipient } in rows {
             let Ok(channel) = channel.parse() else { continue };
             let recipient = self.opened_text(sealed::RECIPIENT.of(TenantId(tenant)), recipient);
             let address = suppressed_form(channel, &recipient.unwrap_or_default());
@@ -228,6 +262,13 @@ impl Store {
     }
 }
 
+fn subject(row: SubjectRow) -> Option<Subject> {
+    let SubjectRow { id, tenant_id, run, channel, state, provider, reference, in_doubt } = row;
+    let about = (TenantId(tenant_id), DeliveryId(id), run, channel.parse().ok()?);
+    let provider = provider.and_then(|name| name.parse().ok());
+    Some(Subject { about, state: state.parse().ok()?, provider, reference, in_doubt })
+}
+
 /// Where a delivery went.
 struct Addressed {
     delivery: DeliveryId,
@@ -236,64 +277,35 @@ struct Addressed {
     hash: Vec<u8>,
 }
 
-const KEEP: &str = "
-INSERT INTO provider_events (id, teller, dedup, body)
-SELECT * FROM unnest(?::uuid[], ?::text[], ?::bytea[], ?::bytea[])
-ON CONFLICT (dedup) DO NOTHING
-RETURNING id";
-
-const TAKE: &str = "
-WITH picked AS MATERIALIZED (
-    SELECT id FROM provider_events WHERE status = 'pending' AND due_at <= now() ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED
-)
-UPDATE provider_events e SET due_at = now() + ? * interval '1 millisecond', tries = least(e.tries, 32000) + 1
-FROM picked WHERE e.id = picked.id
-RETURNING e.id, e.teller, e.body, e.tries, e.created_at";
-
-const IDS_BY_REF: &str = "
-SELECT r.ref, r.delivery_id
-FROM (SELECT ?::text AS provider) p CROSS JOIN unnest(?::text[]) AS asked(ref)
-JOIN provider_refs r ON r.provider = p.provider AND r.ref = asked.ref";
-
-const SUBJECTS: &str = "
-SELECT d.id, d.tenant_id, d.run, d.channel, d.state, d.provider,
-       (SELECT x.provider_ref FROM delivery_events@ x WHERE x.delivery_id = d.id AND x.run = d.run AND x.provider_ref IS NOT NULL LIMIT 1),
-       EXISTS (SELECT 1 FROM delivery_events@ x WHERE x.delivery_id = d.id AND x.run = d.run AND x.kind = 'ambiguous')
-FROM deliveries@ d WHERE d.id = ANY (?::uuid[])";
-
-const RECIPIENTS: &str = "SELECT id, tenant_id, channel, recipient FROM deliveries@ WHERE id = ANY (?::uuid[])";
-
-/// A bounce that is written only now is not among the rows that this statement sees.
-const COUNT_SOFT: &str = "
-WITH asked AS MATERIALIZED (
-    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::bytea[]) AS a(event_id, delivery_id, tenant_id, channel, address_hash)
-), written AS (
-    INSERT INTO soft_bounces (address_hash, tenant_id, channel, event_id)
-    SELECT DISTINCT address_hash, tenant_id, channel, event_id FROM asked ORDER BY 1, 2, 3, 4
-    ON CONFLICT DO NOTHING
-    RETURNING address_hash, tenant_id, channel
-)
-SELECT a.delivery_id,
-       (SELECT count(*) FROM soft_bounces b WHERE b.address_hash = a.address_hash AND b.tenant_id = a.tenant_id AND b.channel = a.channel)
-       + (SELECT count(*) FROM written w WHERE w.address_hash = a.address_hash AND w.tenant_id = a.tenant_id AND w.channel = a.channel)
-FROM asked a";
-
-const FORGET_SOFT: &str = "
-DELETE FROM soft_bounces b USING unnest(?::int4[], ?::text[], ?::bytea[]) AS a(tenant_id, channel, address_hash)
-WHERE b.address_hash = a.address_hash AND b.tenant_id = a.tenant_id AND b.channel = a.channel";
-
-const FORGET: &str = "
-WITH events AS (
-    DELETE FROM provider_events WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM provider_events WHERE created_at < now() - ?::interval AND status <> 'pending' ORDER BY created_at LIMIT ?))
-    RETURNING 1
-), bounces AS (
-    DELETE FROM soft_bounces WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM soft_bounces WHERE created_at < now() - ?::interval * 3 ORDER BY created_at LIMIT ?))
-    RETURNING 1
-)
-SELECT greatest((SELECT count(*) FROM events), (SELECT count(*) FROM bounces))";
-
-const MAKE_SECRET: &str = "INSERT INTO service_secrets (id, secret) VALUES (?, ?) ON CONFLICT DO NOTHING";
-
-const READ_SECRET: &str = "SELECT secret FROM service_secrets WHERE id = ?";
+sql!(Keep in "provider_events/keep.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, sources: Vec<&'static str> as Array<Text>,
+    dedups: Vec<Vec<u8>> as Array<Binary>, bodies: Vec<Vec<u8>> as Array<Binary>
+} -> Uuid as SqlUuid);
+sql!(Take in "provider_events/take.sql" { limit: i64 as Int8, lease_ms: i32 as Int4 } -> Taken);
+sql!(IdsByRef in "provider_events/ids_by_ref.sql" {
+    provider: &'static str as Text, refs: Vec<String> as Array<Text>
+} -> Referred);
+sql!(Subjects in "provider_events/subjects.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> SubjectRow);
+sql!(Recipients in "provider_events/recipients.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> Recipient);
+sql!(CountSoftBounces in "provider_events/count_soft_bounces.sql" {
+    events: Vec<Uuid> as Array<SqlUuid>, deliveries: Vec<Uuid> as Array<SqlUuid>, tenants: Vec<i32> as Array<Int4>,
+    channels: Vec<&'static str> as Array<Text>, hashes: Vec<Vec<u8>> as Array<Binary>
+} -> SoftBounces);
+sql!(ForgetSoftBounces in "provider_events/forget_soft_bounces.sql" {
+    tenants: Vec<i32> as Array<Int4>, channels: Vec<&'static str> as Array<Text>, hashes: Vec<Vec<u8>> as Array<Binary>
+});
+sql!(Forget in "provider_events/forget.sql" { remembered: &'static str as Text, limit: i64 as Int8 } -> i64 as Int8);
+sql!(MakeSecret in "provider_events/make_secret.sql" { id: i32 as Int4, secret: Vec<u8> as Binary });
+sql!(ReadSecret in "provider_events/read_secret.sql" { id: i32 as Int4 } -> Vec<u8> as Binary);
+statements!(
+    Keep,
+    Take,
+    IdsByRef,
+    Subjects,
+    Recipients,
+    CountSoftBounces,
+    ForgetSoftBounces,
+    Forget,
+    MakeSecret,
+    ReadSecret
+);

@@ -11,16 +11,26 @@ use domain::{
     Channel, Preferences, QuietHours, RecipientPolicy, TenantId, acceptance::Hash, suppression::is_suppressible,
 };
 
-use super::{DbResult, Store, claim::Claim, statement};
+use super::{
+    DbResult, Store,
+    claim::Claim,
+    sql::{row, sql, statements},
+};
 
-type Row = (
-    (Option<Vec<u8>>, Option<String>, Option<String>),
-    (Option<i32>, Option<String>, Option<String>, Option<String>, Option<i16>, Option<i16>),
-);
-type SqlRow = (
-    (Nullable<Binary>, Nullable<Text>, Nullable<Text>),
-    (Nullable<Int4>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Int2>, Nullable<Int2>),
-);
+row! {
+    /// A suppression of an address, or what a person set; the columns of the other are empty.
+    struct Found {
+        address_hash: Option<Vec<u8>> as Nullable<Binary>,
+        scope: Option<String> as Nullable<Text>,
+        reason: Option<String> as Nullable<Text>,
+        tenant_id: Option<i32> as Nullable<Int4>,
+        user_id: Option<String> as Nullable<Text>,
+        preferences: Option<String> as Nullable<Text>,
+        time_zone: Option<String> as Nullable<Text>,
+        quiet_start: Option<i16> as Nullable<Int2>,
+        quiet_end: Option<i16> as Nullable<Int2>,
+    }
+}
 
 impl Store {
     /// Adds the suppressions of its address and the preferences of its person to each claim; all are of `channel`.
@@ -35,18 +45,16 @@ impl Store {
             return Ok(());
         }
         let hashes: Vec<Vec<u8>> = prints.iter().flatten().map(|hash| hash.to_vec()).collect();
-        let (tenants, ids): (Vec<i32>, Vec<String>) = people.into_iter().unzip();
-        let query = statement::<SqlRow>(LOAD)
-            .bind::<Text, _>(channel.as_str())
-            .bind::<Array<Binary>, _>(hashes)
-            .bind::<Array<Int4>, _>(tenants)
-            .bind::<Array<Text>, _>(ids);
+        let (tenants, users): (Vec<i32>, Vec<String>) = people.into_iter().unzip();
+        let load = Load { channel: channel.as_str(), hashes, tenants, users };
         let (mut suppressed, mut policy) = (Vec::new(), HashMap::new());
-        for (of_address, of_person) in query.rows::<Row>(self).await? {
-            if let (Some(hash), Some(scope), Some(reason)) = of_address {
+        for row in load.query().rows(self).await? {
+            if let (Some(hash), Some(scope), Some(reason)) = (row.address_hash, row.scope, row.reason) {
                 suppressed.extend(scope.parse().ok().zip(reason.parse().ok()).map(|found| (hash, found)));
-            } else if let (Some(tenant), Some(id), preferences, zone, start, end) = of_person {
-                policy.insert((tenant, id), Arc::new(policy_of(tenant, preferences, zone.as_deref(), start.zip(end))));
+            } else if let (Some(tenant), Some(id)) = (row.tenant_id, row.user_id) {
+                let quiet = row.quiet_start.zip(row.quiet_end);
+                let of_person = policy_of(tenant, row.preferences, row.time_zone.as_deref(), quiet);
+                policy.insert((tenant, id), Arc::new(of_person));
             }
         }
         for (claim, prints) in claims.iter_mut().zip(prints.iter().map(Some).chain(std::iter::repeat(None))) {
@@ -78,12 +86,8 @@ fn policy_of(
     }
 }
 
-/// The hash of an address includes the tenant, so the query needs no tenant condition.
-const LOAD: &str = "
-SELECT s.address_hash, s.scope, s.reason, NULL::int4, NULL::text, NULL::text, NULL::text, NULL::int2, NULL::int2
-FROM suppressions s WHERE s.channel = ? AND s.address_hash = ANY (?::bytea[])
-UNION ALL
-SELECT NULL, NULL, NULL, u.tenant_id, u.user_id, u.preferences::text, u.time_zone, u.quiet_start, u.quiet_end
-FROM unnest(?::int4[], ?::text[]) AS asked(tenant_id, user_id)
-JOIN users u ON u.tenant_id = asked.tenant_id AND u.user_id = asked.user_id
-WHERE u.preferences IS NOT NULL OR u.quiet_start IS NOT NULL OR u.time_zone IS NOT NULL";
+sql!(Load in "recipient_policy/load.sql" {
+    channel: &'static str as Text, hashes: Vec<Vec<u8>> as Array<Binary>, tenants: Vec<i32> as Array<Int4>,
+    users: Vec<String> as Array<Text>
+} -> Found);
+statements!(Load);

@@ -5,8 +5,8 @@
 //! then through the days that stay, and goes on where it ended. Deliveries without an end stay, with their messages; a dead letter
 //! goes with its message, open or not.
 
-mod days;
-mod rows;
+pub(super) mod days;
+pub(super) mod rows;
 
 use std::{collections::HashMap, time::Instant};
 
@@ -15,17 +15,22 @@ use diesel::sql_types::{Bool, Date, Int4, Nullable, Text, Timestamptz};
 use domain::TenantId;
 use serde::Serialize;
 
-use super::{DbResult, Scoped, Store, statement};
+use super::{
+    DbResult, Scoped, Store,
+    sql::{row, sql, statements},
+};
 
 pub use rows::Position;
 
-/// How long a tenant keeps its messages.
-#[derive(Clone, Debug, Serialize)]
-pub struct Keeping {
-    /// The tenant.
-    pub tenant: String,
-    /// Its own number of days; `None`: the default holds.
-    pub days: Option<i32>,
+row! {
+    /// How long a tenant keeps its messages.
+    #[derive(Clone, Debug, Serialize)]
+    pub struct Keeping {
+        /// The tenant.
+        pub tenant: String as Text,
+        /// Its own number of days; `None`: the default holds.
+        pub days: Option<i32> as Nullable<Int4>,
+    }
 }
 
 /// What a pass removed, or would remove, from one table.
@@ -80,16 +85,14 @@ impl RunOptions<'_> {
 
     /// The tenants that keep things for a time only, by their ids.
     async fn expiries(&self) -> DbResult<Vec<Expiry>> {
-        let query = statement::<(Int4, Text, Timestamptz)>(EXPIRIES).bind::<Nullable<Int4>, _>(self.default_days);
-        let rows: Vec<(i32, String, DateTime<Utc>)> = query.rows(self.store).await?;
-        let expiry = |(id, slug, before)| Expiry { tenant: TenantId(id), slug, before };
+        let rows = Expiries { default_days: self.default_days }.query().rows(self.store).await?;
+        let expiry = |ExpiryRow { tenant, slug, before }| Expiry { tenant: TenantId(tenant), slug, before };
         Ok(rows.into_iter().map(expiry).collect())
     }
 
     /// The first day with partitions after `day` and before `end`.
     async fn day_after(&self, day: Option<NaiveDate>, end: NaiveDate) -> DbResult<Option<NaiveDate>> {
-        let query = statement::<Nullable<Date>>(DAY_AFTER).bind::<Nullable<Date>, _>(day).bind::<Date, _>(end);
-        query.row(self.store).await
+        DayAfter { day, end }.query().row(self.store).await
     }
 }
 
@@ -109,15 +112,14 @@ impl Pass {
 impl Store {
     /// How long every tenant keeps its messages.
     pub async fn retention_list(&self) -> DbResult<Vec<Keeping>> {
-        let rows: Vec<(String, Option<i32>)> = statement::<(Text, Nullable<Int4>)>(LIST).rows(self).await?;
-        Ok(rows.into_iter().map(|(tenant, days)| Keeping { tenant, days }).collect())
+        List {}.query().rows(self).await
     }
 
     /// Sets how many days a tenant keeps its messages; `None`: the default.
     pub async fn set_retention(&self, tenant: TenantId, days: Option<i32>) -> DbResult<()> {
         let query = match days {
-            Some(days) => statement::<()>(SET).bind::<Int4, _>(tenant.0).bind::<Int4, _>(days),
-            None => statement::<()>("DELETE FROM retention WHERE tenant_id = ?").bind::<Int4, _>(tenant.0),
+            Some(days) => Set { tenant: tenant.0, days }.query(),
+            None => Unset { tenant: tenant.0 }.query(),
         };
         query.within(Some(tenant)).run(self).await?;
         Ok(())
@@ -159,8 +161,7 @@ impl Store {
     /// snapshot, so it keeps nothing from being vacuumed. The server ends it if it is idle for five minutes, far longer than a turn.
     pub async fn alone(&self, name: &'static str) -> DbResult<Option<Scoped>> {
         let mut conn = self.transaction().await?;
-        let query = statement::<Bool>(ALONE).bind::<Text, _>(name);
-        let got = diesel_async::RunQueryDsl::get_result::<bool>(query, &mut *conn).await;
+        let got = Lock { name }.query().row_on(&mut conn).await;
         match got {
             Ok(true) => Ok(Some(conn)),
             other => conn.done(other).await.map(|_| None),
@@ -168,36 +169,33 @@ impl Store {
     }
 
     async fn load_position(&self) -> DbResult<Position> {
-        let rows: Vec<String> = statement::<Text>("SELECT position::text FROM retention_cursor").rows(self).await?;
+        let json = LoadPosition {}.query().first(self).await?;
         // One of another version that cannot be read: from the beginning.
-        Ok(rows.first().and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default())
+        Ok(json.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default())
     }
 
     async fn save_position(&self, position: &Position) -> DbResult<()> {
-        let json = serde_json::to_string(position).unwrap_or_default();
-        statement::<()>(SAVE).bind::<Text, _>(json).run(self).await.map(drop)
+        let position = serde_json::to_string(position).unwrap_or_default();
+        SavePosition { position }.query().run(self).await.map(drop)
     }
 }
 
-/// The time limit of other transactions is shorter than a turn may be. Without any, a process whose machine is gone would keep the lock.
-const ALONE: &str = "
-SELECT pg_try_advisory_xact_lock(hashtext(?)) FROM set_config('idle_in_transaction_session_timeout', '5min', true)";
+row! {
+    struct ExpiryRow {
+        tenant: i32 as Int4,
+        slug: String as Text,
+        before: DateTime<Utc> as Timestamptz,
+    }
+}
 
-const LIST: &str = "SELECT t.slug, r.days FROM tenants t LEFT JOIN retention r ON r.tenant_id = t.id ORDER BY t.id";
-
-const SET: &str = "
-INSERT INTO retention (tenant_id, days) VALUES (?, ?) ON CONFLICT (tenant_id) DO UPDATE SET days = excluded.days, updated_at = now()";
-
-const EXPIRIES: &str = "
-SELECT t.id, t.slug, ((now() AT TIME ZONE 'UTC')::date - coalesce(r.days, f.days))::timestamp AT TIME ZONE 'UTC'
-FROM (SELECT ?::int4 AS days) f CROSS JOIN tenants t LEFT JOIN retention r ON r.tenant_id = t.id
-WHERE coalesce(r.days, f.days) IS NOT NULL ORDER BY t.id";
-
-const DAY_AFTER: &str = "
-SELECT min(d.day) FROM (
-    SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
-    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'messages'::regclass OFFSET 0) d
-WHERE d.day > coalesce(?, '-infinity'::date) AND d.day < ?";
-
-const SAVE: &str = "
-INSERT INTO retention_cursor (position) VALUES (?::text::jsonb) ON CONFLICT (only_row) DO UPDATE SET position = excluded.position";
+sql!(List in "retention/list.sql" {} -> Keeping);
+sql!(Set in "retention/set.sql" { tenant: i32 as Int4, days: i32 as Int4 });
+sql!(Unset in "retention/unset.sql" { tenant: i32 as Int4 });
+sql!(Expiries in "retention/expiries.sql" { default_days: Option<i32> as Nullable<Int4> } -> ExpiryRow);
+sql!(DayAfter in "retention/day_after.sql" {
+    day: Option<NaiveDate> as Nullable<Date>, end: NaiveDate as Date
+} -> Option<NaiveDate> as Nullable<Date>);
+sql!(Lock in "retention/lock.sql" { name: &'static str as Text } -> bool as Bool);
+sql!(LoadPosition in "retention/load_position.sql" {} -> String as Text);
+sql!(SavePosition in "retention/save_position.sql" { position: String as Text });
+statements!(List, Set, Unset, Expiries, DayAfter, Lock, LoadPosition, SavePosition);

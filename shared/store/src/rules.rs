@@ -5,7 +5,10 @@ use diesel::sql_types::{Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as S
 use domain::{Preferences, RuleDefinition, TenantId};
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// What an admin sets.
 #[derive(Clone, Debug)]
@@ -33,117 +36,117 @@ pub struct StoredRule {
     pub updated_at: DateTime<Utc>,
 }
 
-type Row = (Uuid, String, String, String, bool, DateTime<Utc>, DateTime<Utc>);
-type SqlRow = (SqlUuid, Text, Text, Text, Bool, Timestamptz, Timestamptz);
+row! {
+    struct RuleRow {
+        id: Uuid as SqlUuid,
+        name: String as Text,
+        event_type: String as Text,
+        definition: String as Text,
+        is_active: bool as Bool,
+        created_at: DateTime<Utc> as Timestamptz,
+        updated_at: DateTime<Utc> as Timestamptz,
+    }
+}
 
-/// A fixed text that reads rules.
-macro_rules! select {
-    ($rest:literal) => {
-        concat!("SELECT id, name, event_type, definition::text, is_active, created_at, updated_at FROM rules ", $rest)
-    };
+row! {
+    struct Named {
+        id: Uuid as SqlUuid,
+        name: String as Text,
+    }
 }
 
 impl Store {
     /// Makes a rule.
     pub async fn create_rule(&self, tenant: TenantId, settings: &RuleSettings) -> DbResult<Uuid> {
         let id = Uuid::now_v7();
-        let query = bound(statement::<()>(CREATE), settings).bind::<SqlUuid, _>(id).bind::<Int4, _>(tenant.0);
-        query.within(Some(tenant)).run(self).await?;
+        let RuleSettings { name, event_type, definition, is_active } = settings.clone();
+        let create = Create { name, event_type, definition: json(&definition), is_active, id, tenant: tenant.0 };
+        create.query().within(Some(tenant)).run(self).await?;
         Ok(id)
     }
 
     /// Writes the settings of a rule anew; says whether the tenant has it.
     pub async fn update_rule(&self, tenant: TenantId, id: Uuid, settings: &RuleSettings) -> DbResult<bool> {
-        let query = bound(statement::<()>(UPDATE), settings).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id);
-        Ok(query.within(Some(tenant)).run(self).await? > 0)
+        let RuleSettings { name, event_type, definition, is_active } = settings.clone();
+        let update = Update { name, event_type, definition: json(&definition), is_active, tenant: tenant.0, id };
+        Ok(update.query().within(Some(tenant)).run(self).await? > 0)
     }
 
     /// Removes a rule; says whether the tenant had it.
     pub async fn remove_rule(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
-        let query = statement::<()>(REMOVE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        Ok(query.run(self).await? > 0)
+        Ok(Remove { tenant: tenant.0, id }.query().within(Some(tenant)).run(self).await? > 0)
     }
 
     /// One rule of a tenant.
     pub async fn stored_rule(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<StoredRule>> {
-        let query = statement::<SqlRow>(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        let rows: Vec<Row> = query.rows(self).await?;
+        let rows = One { tenant: tenant.0, id }.query().within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().find_map(stored))
     }
 
     /// Up to `limit` rules of a tenant, newest first; those older than `before`, if given.
     pub async fn list_rules(&self, tenant: TenantId, before: Option<Uuid>, limit: i64) -> DbResult<Vec<StoredRule>> {
-        let query = statement::<SqlRow>(LIST)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
-            .bind::<Int8, _>(limit);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let list = List { tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit };
+        let rows = list.query().within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().filter_map(stored).collect())
     }
 
     /// The rules of a tenant that are switched off, by id and name.
     pub async fn switched_off_rules(&self, tenant: TenantId) -> DbResult<Vec<(Uuid, String)>> {
-        let query = statement::<(SqlUuid, Text)>(SWITCHED_OFF).bind::<Int4, _>(tenant.0).within(Some(tenant));
-        query.rows(self).await
+        let rows = SwitchedOff { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
+        Ok(rows.into_iter().map(|Named { id, name }| (id, name)).collect())
     }
 
     /// Whether a tenant has a template of this name. The copies of catalogues may be a moment too old to ask.
     pub async fn has_template(&self, tenant: TenantId, name: &str) -> DbResult<bool> {
-        let query = statement::<Bool>(HAS_TEMPLATE).bind::<Int4, _>(tenant.0).bind::<Text, _>(name.to_owned());
-        query.within(Some(tenant)).row(self).await
+        let has = HasTemplate { tenant: tenant.0, name: name.to_owned() };
+        has.query().within(Some(tenant)).row(self).await
     }
 
     /// What a person chose, as far as anything is known.
     pub async fn chosen_preferences(&self, tenant: TenantId, user: &str) -> DbResult<Preferences> {
-        let query = statement::<Nullable<Text>>(PREFERENCES).bind::<Int4, _>(tenant.0).bind::<Text, _>(user.to_owned());
-        let rows: Vec<Option<String>> = query.within(Some(tenant)).rows(self).await?;
+        let of_person = PreferencesOf { tenant: tenant.0, user_id: user.to_owned() };
+        let rows = of_person.query().within(Some(tenant)).rows(self).await?;
         let chosen = rows.into_iter().flatten().next();
         Ok(chosen.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default())
     }
 
     /// The WhatsApp session that carries what names none: the tenant's only one, or the one called `default`.
     pub async fn usual_session(&self, tenant: TenantId) -> DbResult<Option<Uuid>> {
-        let query = statement::<(SqlUuid, Text)>(SESSIONS).bind::<Int4, _>(tenant.0).within(Some(tenant));
-        let some: Vec<(Uuid, String)> = query.rows(self).await?;
+        let some = Sessions { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
         let only = some.first().filter(|_| some.len() == 1);
-        Ok(only.or_else(|| some.iter().find(|(_, name)| name == USUAL_SESSION)).map(|(id, _)| *id))
+        Ok(only.or_else(|| some.iter().find(|session| session.name == USUAL_SESSION)).map(|session| session.id))
     }
 }
 
 /// The session that carries what names none, where a tenant has several.
 const USUAL_SESSION: &str = "default";
 
-fn bound<T>(query: Statement<T>, settings: &RuleSettings) -> Statement<T> {
-    query
-        .bind::<Text, _>(settings.name.clone())
-        .bind::<Text, _>(settings.event_type.clone())
-        .bind::<Text, _>(serde_json::to_string(&settings.definition).unwrap_or_default())
-        .bind::<Bool, _>(settings.is_active)
+/// A definition as JSON.
+fn json(definition: &RuleDefinition) -> String {
+    serde_json::to_string(definition).unwrap_or_default()
 }
 
-fn stored((id, name, event_type, definition, is_active, created_at, updated_at): Row) -> Option<StoredRule> {
+fn stored(row: RuleRow) -> Option<StoredRule> {
+    let RuleRow { id, name, event_type, definition, is_active, created_at, updated_at } = row;
     let definition = serde_json::from_str(&definition).ok()?;
     Some(StoredRule { id, settings: RuleSettings { name, event_type, definition, is_active }, created_at, updated_at })
 }
 
-const CREATE: &str = "
-INSERT INTO rules (name, event_type, definition, is_active, id, tenant_id) VALUES (?, ?, ?::jsonb, ?, ?, ?)";
-
-const UPDATE: &str = "
-UPDATE rules r SET name = x.name, event_type = x.event_type, definition = x.definition::jsonb, is_active = x.is_active,
-    updated_at = clock_timestamp()
-FROM (SELECT ?::text AS name, ?::text AS event_type, ?::text AS definition, ?::bool AS is_active) x
-WHERE r.tenant_id = ? AND r.id = ?";
-
-const REMOVE: &str = "DELETE FROM rules WHERE tenant_id = ? AND id = ?";
-
-const ONE: &str = select!("WHERE tenant_id = ? AND id = ?");
-const LIST: &str = select!("WHERE tenant_id = ? AND id < ? ORDER BY id DESC LIMIT ?");
-
-const SWITCHED_OFF: &str = "SELECT id, name FROM rules WHERE tenant_id = ? AND NOT is_active ORDER BY id";
-
-const HAS_TEMPLATE: &str = "SELECT EXISTS (SELECT FROM templates WHERE tenant_id = ? AND name = ?)";
-
-const PREFERENCES: &str = "SELECT preferences::text FROM users WHERE tenant_id = ? AND user_id = ?";
-
-const SESSIONS: &str = "SELECT id, name FROM wa_sessions WHERE tenant_id = ?";
+sql!(Create in "rules/create.sql" {
+    name: String as Text, event_type: String as Text, definition: String as Text, is_active: bool as Bool,
+    id: Uuid as SqlUuid, tenant: i32 as Int4
+});
+sql!(Update in "rules/update.sql" {
+    name: String as Text, event_type: String as Text, definition: String as Text, is_active: bool as Bool,
+    tenant: i32 as Int4, id: Uuid as SqlUuid
+});
+sql!(Remove in "rules/remove.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid });
+sql!(One in "rules/one.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid } -> RuleRow);
+sql!(List in "rules/list.sql" { tenant: i32 as Int4, before: Uuid as SqlUuid, limit: i64 as Int8 } -> RuleRow);
+sql!(SwitchedOff in "rules/switched_off.sql" { tenant: i32 as Int4 } -> Named);
+sql!(HasTemplate in "rules/has_template.sql" { tenant: i32 as Int4, name: String as Text } -> bool as Bool);
+sql!(PreferencesOf in "rules/preferences.sql" {
+    tenant: i32 as Int4, user_id: String as Text
+} -> Option<String> as Nullable<Text>);
+sql!(Sessions in "rules/sessions.sql" { tenant: i32 as Int4 } -> Named);
+statements!(Create, Update, Remove, One, List, SwitchedOff, HasTemplate, PreferencesOf, Sessions);

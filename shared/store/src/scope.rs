@@ -9,12 +9,13 @@ use diesel::{
     result::{Error, QueryResult},
     sql_types::{Array, Bool, Text},
 };
-use diesel_async::{
-    AsyncConnection, AsyncPgConnection, RunQueryDsl, TransactionManager, pooled_connection::deadpool::Object,
-};
+use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager, pooled_connection::deadpool::Object};
 use domain::TenantId;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 type Manager = <AsyncPgConnection as AsyncConnection>::TransactionManager;
 
@@ -79,16 +80,18 @@ impl DerefMut for Scoped {
     }
 }
 
-/// Whether row-level security is effective.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Floor {
-    /// The services' connections use a role to which it applies.
-    pub is_bound: bool,
-    /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables:
-    /// after `RESET ROLE` the session is not bound by the role.
-    pub login_is_privileged: bool,
-    /// Tables with tenants' rows that row-level security does not cover.
-    pub open_tables: Vec<String>,
+row! {
+    /// Whether row-level security is effective.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Floor {
+        /// The services' connections use a role to which it applies.
+        pub is_bound: bool as Bool,
+        /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables:
+        /// after `RESET ROLE` the session is not bound by the role.
+        pub login_is_privileged: bool as Bool,
+        /// Tables with tenants' rows that row-level security does not cover.
+        pub open_tables: Vec<String> as Array<Text>,
+    }
 }
 
 impl Store {
@@ -114,24 +117,15 @@ impl Store {
 
     /// Reads whether row-level security is effective.
     pub async fn floor(&self) -> DbResult<Floor> {
-        let (is_bound, login_is_privileged, open_tables) =
-            statement::<(Bool, Bool, Array<Text>)>(FLOOR).row(self).await?;
-        Ok(Floor { is_bound, login_is_privileged, open_tables })
+        ReadFloor {}.query().row(self).await
     }
 }
 
 /// Lasts until the end of the transaction.
 pub(super) async fn narrow(conn: &mut AsyncPgConnection, tenant: TenantId) -> Result<(), Error> {
-    let query = statement::<Text>(NARROW).bind::<Text, _>(tenant.to_string());
-    RunQueryDsl::get_result::<String>(query, conn).await.map(drop)
+    Narrow { tenant: tenant.to_string() }.query().row_on(conn).await.map(drop)
 }
 
-const NARROW: &str = "SELECT set_config('posthaste.tenant', ?, true)";
-
-const FLOOR: &str = "
-SELECT current_user = 'posthaste_services' AND NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user),
-       (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = session_user)
-           OR pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = 'tenants'::regclass), 'MEMBER'),
-       ARRAY(SELECT t::text FROM tenant_tables() t JOIN pg_class c ON c.oid = t
-             WHERE NOT (c.relrowsecurity AND c.relforcerowsecurity AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid))
-             ORDER BY 1)";
+sql!(Narrow in "scope/narrow.sql" { tenant: String as Text } -> String as Text);
+sql!(ReadFloor in "scope/floor.sql" {} -> Floor);
+statements!(Narrow, ReadFloor);

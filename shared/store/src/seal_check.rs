@@ -3,7 +3,10 @@
 use diesel::sql_types::Binary;
 use domain::seal::{self, Required, SealError};
 
-use super::{DbError, DbResult, Store, sealed, statement};
+use super::{
+    DbError, DbResult, Store, sealed,
+    sql::{sql, statements},
+};
 
 /// What is sealed to try a key on.
 const CANARY: &str = "posthaste";
@@ -45,11 +48,16 @@ impl KeyError {
     }
 }
 
+/// What [`CANARY`] becomes with a key.
+struct Canary {
+    fingerprint: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
 impl Store {
     /// Refuses keys that cannot open what is stored; a new key is noted down, so that nothing is written with it unnoticed.
     pub async fn check_keys(&self) -> Result<(), KeyError> {
-        let sealed: Vec<Vec<u8>> =
-            statement::<Binary>("SELECT sealed FROM seal_check").rows(self).await.map_err(KeyError::Database)?;
+        let sealed = List {}.query().rows(self).await.map_err(KeyError::Database)?;
         if !sealed.is_empty() && !self.sealer().is_on() {
             return Err(KeyError::Missing);
         }
@@ -69,34 +77,40 @@ impl Store {
 
     /// Notes down that values are sealed with the newest key.
     async fn register_key(&self) -> DbResult<()> {
-        self.register(REGISTER).await
+        if let Some(Canary { fingerprint, sealed }) = self.canary()? {
+            Register { fingerprint, sealed }.query().run(self).await?;
+        }
+        Ok(())
     }
 
     /// From now on values are bound to their place; a former version, which could not read them, does not start any more.
     pub(super) async fn begin_bound(&self) -> DbResult<()> {
         self.sealer().set_bound(true);
-        self.register(REGISTER_ANEW).await
-    }
-
-    async fn register(&self, text: &'static str) -> DbResult<()> {
-        if self.sealer().is_on() {
-            let query = statement::<()>(text).bind::<Binary, _>(self.sealer().fingerprint(REALM, CANARY).to_vec());
-            query
-                .bind::<Binary, _>(self.sealer().seal(sealed::SEAL_CHECK.of_nobody(), CANARY.as_bytes())?)
-                .run(self)
-                .await?;
+        if let Some(Canary { fingerprint, sealed }) = self.canary()? {
+            RegisterAnew { fingerprint, sealed }.query().run(self).await?;
         }
         Ok(())
     }
 
+    /// The canary, as the newest key makes it; `None`: there is no key.
+    fn canary(&self) -> DbResult<Option<Canary>> {
+        if !self.sealer().is_on() {
+            return Ok(None);
+        }
+        let fingerprint = self.sealer().fingerprint(REALM, CANARY).to_vec();
+        let sealed = self.sealer().seal(sealed::SEAL_CHECK.of_nobody(), CANARY.as_bytes())?;
+        Ok(Some(Canary { fingerprint, sealed }))
+    }
+
     /// Notes down that nothing is sealed with any other key than the newest.
     pub(super) async fn forget_old_keys(&self) -> DbResult<usize> {
-        let query = statement::<()>("DELETE FROM seal_check WHERE fingerprint <> ?");
-        query.bind::<Binary, _>(self.sealer().fingerprint(REALM, CANARY).to_vec()).run(self).await
+        let fingerprint = self.sealer().fingerprint(REALM, CANARY).to_vec();
+        ForgetOthers { fingerprint }.query().run(self).await
     }
 }
 
-const REGISTER: &str = "INSERT INTO seal_check (fingerprint, sealed) VALUES (?, ?) ON CONFLICT DO NOTHING";
-
-const REGISTER_ANEW: &str = "
-INSERT INTO seal_check (fingerprint, sealed) VALUES (?, ?) ON CONFLICT (fingerprint) DO UPDATE SET sealed = excluded.sealed";
+sql!(List in "seal_check/list.sql" {} -> Vec<u8> as Binary);
+sql!(Register in "seal_check/register.sql" { fingerprint: Vec<u8> as Binary, sealed: Vec<u8> as Binary });
+sql!(RegisterAnew in "seal_check/register_anew.sql" { fingerprint: Vec<u8> as Binary, sealed: Vec<u8> as Binary });
+sql!(ForgetOthers in "seal_check/forget_others.sql" { fingerprint: Vec<u8> as Binary });
+statements!(List, Register, RegisterAnew, ForgetOthers);

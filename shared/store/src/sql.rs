@@ -7,23 +7,16 @@
 //! In a file, `:name` is a bind, and `@` after the name of a partitioned table stands for the suffix of the partition, if
 //! there is exactly one.
 
-use std::{collections::BTreeMap, iter::Peekable, marker::PhantomData, str::CharIndices};
+use std::{collections::BTreeMap, iter::Peekable, str::CharIndices};
 
 use diesel::{
     pg::{Pg, PgMetadataLookup},
-    query_builder::QueryFragment,
-    result::{Error, QueryResult},
-    serialize::ToSql,
     sql_types::HasSqlType,
 };
-use diesel_async::{AsyncPgConnection, RunQueryDsl, methods::LoadQuery};
-use domain::TenantId;
-use uuid::Uuid;
 
-use super::{
-    DbResult, Store,
-    statement::{self, DAY, Statement},
-};
+/// Follows the name of a partitioned table in a statement's text; replaced by the suffix of the partition, if there
+/// is exactly one.
+pub const DAY: char = '@';
 
 /// A piece of a statement's text.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,8 +71,8 @@ impl Resolved {
             }
         }
         pieces.push(Piece::Text(plain));
-        if let Some(unused) = (0..binds.len()).find(|bind| !numbers.contains_key(bind)) {
-            panic!("{file} does not name `:{}`", binds[unused]);
+        if let Some((_, unused)) = binds.iter().enumerate().find(|(bind, _)| !numbers.contains_key(bind)) {
+            panic!("{file} does not name `:{unused}`");
         }
         Self(pieces)
     }
@@ -136,7 +129,7 @@ pub struct Shape {
 impl Shape {
     pub(crate) fn new(file: &'static str, text: &Resolved, binds: &[Typed], columns: Option<Vec<Typed>>) -> Self {
         let (text, order) = text.numbered();
-        Self { file, text, binds: order.into_iter().map(|bind| binds[bind]).collect(), columns }
+        Self { file, text, binds: order.into_iter().filter_map(|bind| binds.get(bind).copied()).collect(), columns }
     }
 }
 
@@ -159,96 +152,6 @@ where
 pub trait Columns {
     /// Its columns.
     fn columns() -> Vec<Typed>;
-}
-
-/// A statement with its binds, of rows `Row` that are read as `St`.
-pub struct Query<Row, St> {
-    statement: Statement<St>,
-    row: PhantomData<fn() -> Row>,
-}
-
-impl<Row, St> Query<Row, St> {
-    pub(crate) fn new(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
-        Self { statement: Statement::resolved(text, binds), row: PhantomData }
-    }
-
-    /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
-    /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
-    pub fn near<'a>(self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
-        Self { statement: self.statement.near(ids), row: PhantomData }
-    }
-
-    /// Opens only the partition of `day`, which must exist.
-    pub fn on_day(self, day: chrono::NaiveDate) -> Self {
-        Self { statement: self.statement.on_day(day), row: PhantomData }
-    }
-
-    /// Opens only the partition that contains all of `ids`, which are of one day, however long ago. `None` if that
-    /// day was dropped: then none of their rows exist.
-    pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
-        let statement = self.statement.at_day_of(store, ids).await?;
-        Ok(statement.map(|statement| Self { statement, row: PhantomData }))
-    }
-
-    /// Restricts the statement to the rows of this tenant, whatever its text says; `None`: all tenants.
-    pub fn within(self, scope: Option<TenantId>) -> Self {
-        Self { statement: self.statement.within(scope), row: PhantomData }
-    }
-}
-
-impl<Row: Send + 'static, St: Send + 'static> Query<Row, St>
-where
-    Statement<St>: LoadQuery<'static, AsyncPgConnection, Row>,
-{
-    /// Runs it on a connection of the pool and returns every row.
-    pub async fn rows(self, store: &Store) -> DbResult<Vec<Row>> {
-        self.statement.rows(store).await
-    }
-
-    /// Runs it on a connection of the pool and returns its first row; an error if there is none.
-    ///
-    /// Reads the answer to its end: a row may arrive before its commit, and only the end of the answer confirms the
-    /// commit.
-    pub async fn row(self, store: &Store) -> DbResult<Row> {
-        self.statement.row(store).await
-    }
-
-    /// Runs it on a connection of the pool and returns its first row, if there is one.
-    pub async fn first(self, store: &Store) -> DbResult<Option<Row>> {
-        Ok(self.rows(store).await?.into_iter().next())
-    }
-
-    /// Runs it on this connection, within its transaction if there is one, and returns every row.
-    pub async fn rows_on(self, conn: &mut AsyncPgConnection) -> QueryResult<Vec<Row>> {
-        RunQueryDsl::load(self.statement, conn).await
-    }
-
-    /// As [`Query::rows_on`], with the first row; an error if there is none.
-    pub async fn row_on(self, conn: &mut AsyncPgConnection) -> QueryResult<Row> {
-        self.rows_on(conn).await?.into_iter().next().ok_or(Error::NotFound)
-    }
-}
-
-impl<Row, St: Send + 'static> Query<Row, St> {
-    /// Runs it on a connection of the pool and returns the number of rows it affected.
-    pub async fn run(self, store: &Store) -> DbResult<usize> {
-        self.statement.run(store).await
-    }
-
-    /// Runs it on this connection, within its transaction if there is one, and returns the number of rows it affected.
-    pub async fn run_on(self, conn: &mut AsyncPgConnection) -> QueryResult<usize> {
-        RunQueryDsl::execute(self.statement, conn).await
-    }
-}
-
-/// A value for a bind of the SQL type `St`.
-pub(crate) fn bind<St, V>(value: V) -> Box<dyn QueryFragment<Pg> + Send>
-where
-    Pg: HasSqlType<St>,
-    V: ToSql<St, Pg> + Send + 'static,
-    St: 'static,
-{
-    statement::bind::<St, V>(value)
 }
 
 /// Declares a row: `name: Rust type as SQL type`. It is read by the names of its columns.
@@ -300,8 +203,8 @@ macro_rules! sql {
             }
 
             /// The statement with its binds.
-            $vis fn query(self) -> $crate::sql::Query<$row, $st> {
-                $crate::sql::Query::new(Self::resolved(), vec![$($crate::sql::bind::<$sql, _>(self.$field)),*])
+            $vis fn query(self) -> $crate::statement::Query<$row, $st> {
+                $crate::statement::Query::new(Self::resolved(), vec![$($crate::statement::bind::<$sql, _>(self.$field)),*])
             }
 
             fn shape() -> $crate::sql::Shape {

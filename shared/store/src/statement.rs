@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use chrono::{DateTime, NaiveDate};
 use diesel::{
     pg::Pg,
-    query_builder::{AstPass, Query, QueryFragment, QueryId},
+    query_builder::{self, AstPass, QueryFragment, QueryId},
     result::{Error, QueryResult},
     serialize::ToSql,
     sql_types::{Bool, HasSqlType, Text},
@@ -19,12 +19,8 @@ use uuid::Uuid;
 
 use super::{
     DbResult, Store,
-    sql::{Piece, Resolved},
+    sql::{DAY, Piece, Resolved, sql, statements},
 };
-
-/// Follows the name of a partitioned table in a statement's text; replaced by the suffix of the partition, if there
-/// is exactly one.
-pub const DAY: char = '@';
 
 /// A fixed SQL text with its binds. `Row` is the tuple of the SQL types that it returns.
 pub struct Statement<Row> {
@@ -89,7 +85,7 @@ impl<Row> Statement<Row> {
         if !this.partition.is_empty() || day >= clock::now().date_naive() {
             return Ok(Some(this));
         }
-        let exists: bool = statement::<Bool>(HAS_DAY).bind::<Text, _>(suffix(day)).row(store).await?;
+        let exists = HasDay { suffix: suffix(day) }.query().row(store).await?;
         Ok(exists.then(|| this.on_day(day)))
     }
 
@@ -159,10 +155,11 @@ impl<Row> QueryFragment<Pg> for Statement<Row> {
 
 impl<Row> Statement<Row> {
     fn walk_named<'b>(&'b self, text: &Resolved, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        let missing = || Error::QueryBuilderError("a bind is missing".into());
         for piece in &text.0 {
             match piece {
                 Piece::Text(sql) => out.push_sql(sql),
-                Piece::Bind(bind) => self.binds[*bind].walk_ast(out.reborrow())?,
+                Piece::Bind(bind) => self.binds.get(*bind).ok_or_else(missing)?.walk_ast(out.reborrow())?,
                 Piece::Again(number) => out.push_sql(&format!("${number}")),
                 Piece::Day => out.push_sql(&self.partition),
             }
@@ -190,6 +187,86 @@ impl<Row> Statement<Row> {
     }
 }
 
+/// A statement with its binds, of rows `Row` that are read as `St`.
+pub struct Query<Row, St> {
+    statement: Statement<St>,
+    row: PhantomData<fn() -> Row>,
+}
+
+impl<Row, St> Query<Row, St> {
+    pub(crate) fn new(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
+        Self { statement: Statement::resolved(text, binds), row: PhantomData }
+    }
+
+    /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
+    /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
+    pub fn near<'a>(self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
+        Self { statement: self.statement.near(ids), row: PhantomData }
+    }
+
+    /// Opens only the partition of `day`, which must exist.
+    pub fn on_day(self, day: NaiveDate) -> Self {
+        Self { statement: self.statement.on_day(day), row: PhantomData }
+    }
+
+    /// Opens only the partition that contains all of `ids`, which are of one day, however long ago. `None` if that
+    /// day was dropped: then none of their rows exist.
+    pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
+        let statement = self.statement.at_day_of(store, ids).await?;
+        Ok(statement.map(|statement| Self { statement, row: PhantomData }))
+    }
+
+    /// Restricts the statement to the rows of this tenant, whatever its text says; `None`: all tenants.
+    pub fn within(self, scope: Option<TenantId>) -> Self {
+        Self { statement: self.statement.within(scope), row: PhantomData }
+    }
+}
+
+impl<Row: Send + 'static, St: Send + 'static> Query<Row, St>
+where
+    Statement<St>: LoadQuery<'static, AsyncPgConnection, Row>,
+{
+    /// Runs it on a connection of the pool and returns every row.
+    pub async fn rows(self, store: &Store) -> DbResult<Vec<Row>> {
+        self.statement.rows(store).await
+    }
+
+    /// Runs it on a connection of the pool and returns its first row; an error if there is none.
+    ///
+    /// Reads the answer to its end: a row may arrive before its commit, and only the end of the answer confirms the
+    /// commit.
+    pub async fn row(self, store: &Store) -> DbResult<Row> {
+        self.statement.row(store).await
+    }
+
+    /// Runs it on a connection of the pool and returns its first row, if there is one.
+    pub async fn first(self, store: &Store) -> DbResult<Option<Row>> {
+        Ok(self.rows(store).await?.into_iter().next())
+    }
+
+    /// Runs it on this connection, within its transaction if there is one, and returns every row.
+    pub async fn rows_on(self, conn: &mut AsyncPgConnection) -> QueryResult<Vec<Row>> {
+        RunQueryDsl::load(self.statement, conn).await
+    }
+
+    /// As [`Query::rows_on`], with the first row; an error if there is none.
+    pub async fn row_on(self, conn: &mut AsyncPgConnection) -> QueryResult<Row> {
+        self.rows_on(conn).await?.into_iter().next().ok_or(Error::NotFound)
+    }
+}
+
+impl<Row, St: Send + 'static> Query<Row, St> {
+    /// Runs it on a connection of the pool and returns the number of rows it affected.
+    pub async fn run(self, store: &Store) -> DbResult<usize> {
+        self.statement.run(store).await
+    }
+
+    /// Runs it on this connection, within its transaction if there is one, and returns the number of rows it affected.
+    pub async fn run_on(self, conn: &mut AsyncPgConnection) -> QueryResult<usize> {
+        RunQueryDsl::execute(self.statement, conn).await
+    }
+}
+
 /// The suffix of the one daily partition that contains all of these time-ordered ids. Empty if they are of several
 /// days, or of a day so far from now that its partition may be dropped or not created yet.
 fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
@@ -205,11 +282,6 @@ fn suffix(day: NaiveDate) -> String {
     day.format("_%Y%m%d").to_string()
 }
 
-const HAS_DAY: &str = "
-SELECT to_regclass('messages' || d.suffix) IS NOT NULL AND to_regclass('deliveries' || d.suffix) IS NOT NULL
-   AND to_regclass('delivery_events' || d.suffix) IS NOT NULL
-FROM (SELECT ?::text AS suffix) d";
-
 /// The UTC day in which a UUIDv7 was created.
 pub(super) fn day(id: &Uuid) -> Option<NaiveDate> {
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
@@ -222,7 +294,7 @@ impl<Row> QueryId for Statement<Row> {
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<Row> Query for Statement<Row> {
+impl<Row> query_builder::Query for Statement<Row> {
     type SqlType = Row;
 }
 
@@ -240,6 +312,9 @@ where
         out.push_bind_param::<St, V>(&self.value)
     }
 }
+
+sql!(HasDay in "statement/has_day.sql" { suffix: String as Text } -> bool as Bool);
+statements!(HasDay);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,10 @@ use domain::{
 };
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, sealed, statement};
+use super::{
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+};
 
 /// What a delivery showed about its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +48,27 @@ pub struct Suppression {
     pub created_at: DateTime<Utc>,
 }
 
-type Row = (Uuid, String, Option<String>, String, String, Option<String>, Option<Uuid>, DateTime<Utc>);
-type SqlRow = (SqlUuid, Text, Nullable<Text>, Text, Text, Nullable<Text>, Nullable<SqlUuid>, Timestamptz);
+row! {
+    struct SuppressionRow {
+        id: Uuid as SqlUuid,
+        channel: String as Text,
+        address: Option<String> as Nullable<Text>,
+        scope: String as Text,
+        reason: String as Text,
+        detail: Option<String> as Nullable<Text>,
+        delivery_id: Option<Uuid> as Nullable<SqlUuid>,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
+row! {
+    struct RecipientRow {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        channel: String as Text,
+        recipient: String as Text,
+    }
+}
 
 /// Which suppressions are asked for.
 #[derive(Clone, Debug, Default)]
@@ -65,10 +87,9 @@ impl Store {
         if ids.is_empty() {
             return Ok(0);
         }
-        let query = statement::<(SqlUuid, Int4, Text, Text)>(RECIPIENTS).near(&ids).bind::<Array<SqlUuid>, _>(ids);
-        let rows: Vec<(Uuid, i32, String, String)> = query.rows(self).await?;
+        let rows = Recipients { ids: ids.clone() }.query().near(&ids).rows(self).await?;
         let mut new = Vec::new();
-        for (id, tenant, channel, recipient) in rows {
+        for RecipientRow { id, tenant_id: tenant, channel, recipient } in rows {
             let Ok(channel) = channel.parse::<Channel>() else { continue };
             // One address of an unknown key must not hold up the others, and what is written down beside them.
             let opened = self.sealer().open_text(sealed::RECIPIENT.of(TenantId(tenant)), recipient);
@@ -88,13 +109,13 @@ impl Store {
             }));
         }
         match self.suppressing(&new)? {
-            Some(query) => query.run(self).await,
+            Some(insert) => insert.query().run(self).await,
             None => Ok(0),
         }
     }
 
     /// What writes suppressions; `None`: none of these can be written.
-    pub(super) fn suppressing(&self, new: &[NewSuppression]) -> DbResult<Option<Statement<()>>> {
+    pub(super) fn suppressing(&self, new: &[NewSuppression]) -> DbResult<Option<Insert>> {
         let is_possible = |one: &&NewSuppression| is_suppressible(one.channel) && !one.form().is_empty();
         let new: Vec<&NewSuppression> = new.iter().filter(is_possible).collect();
         if new.is_empty() {
@@ -107,20 +128,18 @@ impl Store {
             one.is_shown.then(|| self.sealer().seal_text(place, &one.form())).transpose()
         };
         let addresses: Result<Vec<Option<String>>, _> = new.iter().map(|one| address(one)).collect();
-        let query = statement::<()>(INSERT)
-            .bind::<Array<SqlUuid>, _>(column(&new, |_| Uuid::now_v7()))
-            .bind::<Array<Int4>, _>(column(&new, |one| one.tenant.0))
-            .bind::<Array<Text>, _>(column(&new, |one| one.channel.as_str()))
-            .bind::<Array<Binary>, _>(column(&new, hash))
-            .bind::<Array<Binary>, _>(column(&new, known))
-            .bind::<Array<Nullable<Text>>, _>(addresses?)
-            .bind::<Array<Text>, _>(column(&new, |one| one.scope.to_string()))
-            .bind::<Array<Text>, _>(column(&new, |one| one.reason.as_str()))
-            .bind::<Array<Nullable<Text>>, _>(column(&new, |one| {
-                one.detail.as_ref().map(|text| text.replace('\0', ""))
-            }))
-            .bind::<Array<Nullable<SqlUuid>>, _>(column(&new, |one| one.delivery));
-        Ok(Some(query))
+        Ok(Some(Insert {
+            id: column(&new, |_| Uuid::now_v7()),
+            tenant: column(&new, |one| one.tenant.0),
+            channel: column(&new, |one| one.channel.as_str()),
+            address_hash: column(&new, hash),
+            known: column(&new, known),
+            address: addresses?,
+            scope: column(&new, |one| one.scope.to_string()),
+            reason: column(&new, |one| one.reason.as_str()),
+            detail: column(&new, |one| one.detail.as_ref().map(|text| text.replace('\0', ""))),
+            delivery: column(&new, |one| one.delivery),
+        }))
     }
 
     /// Up to `limit` suppressions of a tenant, newest first; those older than `before`, if given.
@@ -136,20 +155,15 @@ impl Store {
             let prints = channels.flat_map(|channel| self.address_prints(tenant, *channel, recipient));
             prints.map(|hash| hash.to_vec()).collect()
         });
-        let query = statement::<SqlRow>(LIST)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
-            .bind::<Nullable<Array<Binary>>, _>(hashes)
-            .bind::<Nullable<Text>, _>(filter.channel.map(|channel| channel.as_str()))
-            .bind::<Int8, _>(limit);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let (before, channel) = (before.unwrap_or(Uuid::max()), filter.channel.map(|channel| channel.as_str()));
+        let query = List { tenant: tenant.0, before, hashes, channel, limit }.query();
+        let rows = query.within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().filter_map(|row| self.suppression(tenant, row)).collect())
     }
 
     /// Lifts a suppression; says whether the tenant had it.
     pub async fn lift_suppression(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
-        let query = statement::<()>(LIFT).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        Ok(query.run(self).await? > 0)
+        Ok(Lift { tenant: tenant.0, id }.query().within(Some(tenant)).run(self).await? > 0)
     }
 
     /// Every fingerprint under which an address may be suppressed.
@@ -157,13 +171,13 @@ impl Store {
         self.sealer().fingerprints(&tenant.to_string(), &suppressed_form(channel, address))
     }
 
-    fn suppression(&self, tenant: TenantId, row: Row) -> Option<Suppression> {
-        let (id, channel, address, scope, reason, detail, delivery, created_at) = row;
+    fn suppression(&self, tenant: TenantId, row: SuppressionRow) -> Option<Suppression> {
+        let SuppressionRow { id, channel, address, scope, reason, detail, delivery_id, created_at } = row;
         let address = address.and_then(|stored| self.opened_text(sealed::SUPPRESSION.of(tenant), stored));
         let (Ok(channel), Ok(scope), Ok(reason)) = (channel.parse(), scope.parse(), reason.parse()) else {
             return None;
         };
-        let delivery = delivery.map(DeliveryId);
+        let delivery = delivery_id.map(DeliveryId);
         Some(Suppression { id, channel, address, scope, reason, detail, delivery, created_at })
     }
 }
@@ -191,27 +205,25 @@ fn column<T>(new: &[&NewSuppression], of: impl Fn(&NewSuppression) -> T) -> Vec<
     new.iter().map(|one| of(one)).collect()
 }
 
-const RECIPIENTS: &str = "SELECT id, tenant_id, channel, recipient FROM deliveries@ WHERE id = ANY (?::uuid[])";
-
-/// In the order of the unique key, so that two writers cannot wait for each other. A fingerprint has 32 bytes.
-const INSERT: &str = "
-INSERT INTO suppressions (id, tenant_id, channel, address_hash, address, scope, reason, detail, delivery_id)
-SELECT id, tenant_id, channel, address_hash, address, scope, reason, detail, delivery_id
-FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::bytea[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::text[], ?::uuid[])
-    AS n(id, tenant_id, channel, address_hash, known, address, scope, reason, detail, delivery_id)
-WHERE NOT EXISTS (
-    SELECT FROM generate_series(0, octet_length(n.known) / 32 - 1) i
-    JOIN suppressions s ON s.address_hash = substr(n.known, i * 32 + 1, 32)
-    WHERE s.tenant_id = n.tenant_id AND s.channel = n.channel AND s.scope = n.scope)
-ORDER BY address_hash, tenant_id, channel, scope
-ON CONFLICT (address_hash, tenant_id, channel, scope) DO NOTHING";
-
-const LIST: &str = "
-SELECT s.id, s.channel, s.address, s.scope, s.reason, s.detail, s.delivery_id, s.created_at
-FROM (SELECT ?::int4 AS tenant_id, ?::uuid AS before, ?::bytea[] AS hashes, ?::text AS channel) asked
-JOIN suppressions s USING (tenant_id)
-WHERE s.id < asked.before AND (asked.hashes IS NULL OR s.address_hash = ANY (asked.hashes))
-  AND (asked.channel IS NULL OR s.channel = asked.channel)
-ORDER BY s.id DESC LIMIT ?";
-
-const LIFT: &str = "DELETE FROM suppressions WHERE tenant_id = ? AND id = ?";
+sql!(Recipients in "suppressions/recipients.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> RecipientRow);
+sql!(pub(crate) Insert in "suppressions/insert.sql" {
+    id: Vec<Uuid> as Array<SqlUuid>,
+    tenant: Vec<i32> as Array<Int4>,
+    channel: Vec<&'static str> as Array<Text>,
+    address_hash: Vec<Vec<u8>> as Array<Binary>,
+    known: Vec<Vec<u8>> as Array<Binary>,
+    address: Vec<Option<String>> as Array<Nullable<Text>>,
+    scope: Vec<String> as Array<Text>,
+    reason: Vec<&'static str> as Array<Text>,
+    detail: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+});
+sql!(List in "suppressions/list.sql" {
+    tenant: i32 as Int4,
+    before: Uuid as SqlUuid,
+    hashes: Option<Vec<Vec<u8>>> as Nullable<Array<Binary>>,
+    channel: Option<&'static str> as Nullable<Text>,
+    limit: i64 as Int8,
+} -> SuppressionRow);
+sql!(Lift in "suppressions/lift.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid });
+statements!(Recipients, Insert, List, Lift);

@@ -6,7 +6,10 @@ use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uu
 use domain::TenantId;
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// A template of a tenant.
 #[derive(Clone, Debug)]
@@ -36,17 +39,27 @@ pub struct TemplateVersion {
     pub created_at: DateTime<Utc>,
 }
 
-type Row = ((Uuid, String, i32, Option<String>, Vec<String>, String), (bool, DateTime<Utc>, DateTime<Utc>));
-type SqlRow = ((SqlUuid, Text, Int4, Nullable<Text>, Array<Text>, Text), (Bool, Timestamptz, Timestamptz));
+row! {
+    struct TemplateRow {
+        id: Uuid as SqlUuid,
+        name: String as Text,
+        version: i32 as Int4,
+        category: Option<String> as Nullable<Text>,
+        variables: Vec<String> as Array<Text>,
+        parts: String as Text,
+        is_active: bool as Bool,
+        created_at: DateTime<Utc> as Timestamptz,
+        updated_at: DateTime<Utc> as Timestamptz,
+    }
+}
 
-/// A fixed text that reads templates.
-macro_rules! select {
-    ($rest:literal) => {
-        concat!(
-            "SELECT id, name, version, category, variables, parts::text, is_active, created_at, updated_at FROM templates ",
-            $rest
-        )
-    };
+row! {
+    struct VersionRow {
+        version: i32 as Int4,
+        variables: Vec<String> as Array<Text>,
+        parts: String as Text,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
 }
 
 impl Store {
@@ -58,8 +71,16 @@ impl Store {
         is_active: bool,
     ) -> DbResult<Option<Uuid>> {
         let id = Uuid::now_v7();
-        let query = bind(statement::<Int8>(CREATE), source, is_active).bind::<SqlUuid, _>(id);
-        let made: i64 = query.bind::<Int4, _>(tenant.0).within(Some(tenant)).row(self).await?;
+        let create = Create {
+            name: source.name.clone(),
+            category: source.category.clone(),
+            variables: source.variables.clone(),
+            parts: parts_of(source),
+            is_active,
+            id,
+            tenant: tenant.0,
+        };
+        let made = create.query().within(Some(tenant)).row(self).await?;
         Ok((made > 0).then_some(id))
     }
 
@@ -71,26 +92,30 @@ impl Store {
         source: &TemplateSource,
         is_active: bool,
     ) -> DbResult<bool> {
-        let query = bind(statement::<Int8>(UPDATE), source, is_active)
-            .bind::<SqlUuid, _>(id)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<Int4, _>(source.version);
-        let changed: i64 = query.within(Some(tenant)).row(self).await?;
+        let update = Update {
+            name: source.name.clone(),
+            category: source.category.clone(),
+            variables: source.variables.clone(),
+            parts: parts_of(source),
+            is_active,
+            id,
+            tenant: tenant.0,
+            version: source.version,
+        };
+        let changed = update.query().within(Some(tenant)).row(self).await?;
         Ok(changed > 0)
     }
 
     /// Removes a template with all its versions; says whether the tenant had it.
     pub async fn remove_template(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
-        let query = statement::<Int8>(REMOVE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        let removed: i64 = query.row(self).await?;
+        let removed = Remove { tenant: tenant.0, id }.query().within(Some(tenant)).row(self).await?;
         Ok(removed > 0)
     }
 
     /// One template of a tenant.
     pub async fn template(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<StoredTemplate>> {
-        let query = statement::<SqlRow>(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        let rows: Vec<Row> = query.rows(self).await?;
-        Ok(rows.into_iter().next().map(StoredTemplate::from))
+        let found = One { tenant: tenant.0, id }.query().within(Some(tenant)).first(self).await?;
+        Ok(found.map(StoredTemplate::from))
     }
 
     /// Up to `limit` templates of a tenant, newest first; those older than `before`, if given.
@@ -100,11 +125,8 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> DbResult<Vec<StoredTemplate>> {
-        let query = statement::<SqlRow>(LIST)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
-            .bind::<Int8, _>(limit);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let list = List { tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit };
+        let rows = list.query().within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().map(StoredTemplate::from).collect())
     }
 
@@ -116,34 +138,25 @@ impl Store {
         before: Option<i32>,
         limit: i64,
     ) -> DbResult<Vec<TemplateVersion>> {
-        let query = statement::<(Int4, Array<Text>, Text, Timestamptz)>(VERSIONS)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(id)
-            .bind::<Int4, _>(before.unwrap_or(i32::MAX))
-            .bind::<Int8, _>(limit);
-        let rows: Vec<(i32, Vec<String>, String, DateTime<Utc>)> = query.within(Some(tenant)).rows(self).await?;
-        let version = |(version, variables, parts, created_at): (i32, Vec<String>, String, DateTime<Utc>)| {
-            TemplateVersion { version, variables, parts: serde_json::from_str(&parts).unwrap_or_default(), created_at }
+        let versions = Versions { tenant: tenant.0, template: id, before: before.unwrap_or(i32::MAX), limit };
+        let rows = versions.query().within(Some(tenant)).rows(self).await?;
+        let version = |VersionRow { version, variables, parts, created_at }| TemplateVersion {
+            version,
+            variables,
+            parts: serde_json::from_str(&parts).unwrap_or_default(),
+            created_at,
         };
         Ok(rows.into_iter().map(version).collect())
     }
 }
 
-impl From<Row> for StoredTemplate {
-    fn from(((id, name, version, category, variables, parts), (is_active, created_at, updated_at)): Row) -> Self {
+impl From<TemplateRow> for StoredTemplate {
+    fn from(row: TemplateRow) -> Self {
+        let TemplateRow { id, name, version, category, variables, parts, is_active, created_at, updated_at } = row;
         let parts = serde_json::from_str(&parts).unwrap_or_default();
         let source = TemplateSource { name, version, category, variables, parts };
         Self { id, source, is_active, created_at, updated_at }
     }
-}
-
-fn bind<T>(query: Statement<T>, source: &TemplateSource, is_active: bool) -> Statement<T> {
-    query
-        .bind::<Text, _>(source.name.clone())
-        .bind::<Nullable<Text>, _>(source.category.clone())
-        .bind::<Array<Text>, _>(source.variables.clone())
-        .bind::<Text, _>(parts_of(source))
-        .bind::<Bool, _>(is_active)
 }
 
 /// The parts as JSON.
@@ -151,41 +164,18 @@ pub(super) fn parts_of(source: &TemplateSource) -> String {
     serde_json::to_string(&source.parts).unwrap_or_default()
 }
 
-const CREATE: &str = "
-WITH made AS (
-    INSERT INTO templates (name, category, variables, parts, is_active, id, tenant_id)
-    VALUES (?, ?, ?, ?::jsonb, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id, version, tenant_id, variables, parts
-), kept AS (
-    INSERT INTO template_versions (template_id, version, tenant_id, variables, parts)
-    SELECT id, version, tenant_id, variables, parts FROM made
-)
-SELECT count(*) FROM made";
-
-const UPDATE: &str = "
-WITH given AS (
-    SELECT ?::text AS name, ?::text AS category, ?::text[] AS variables, ?::text AS parts, ?::bool AS is_active,
-           ?::uuid AS id, ?::int4 AS tenant_id, ?::int4 AS version
-), changed AS (
-    UPDATE templates t SET name = g.name, category = g.category, variables = g.variables, parts = g.parts::jsonb, is_active = g.is_active,
-        version = t.version + 1, updated_at = clock_timestamp()
-    FROM given g
-    WHERE t.id = g.id AND t.tenant_id = g.tenant_id AND t.version = g.version
-      AND NOT EXISTS (SELECT FROM templates o WHERE o.tenant_id = g.tenant_id AND o.name = g.name AND o.id <> g.id)
-    RETURNING t.id, t.version, t.tenant_id, t.variables, t.parts
-), kept AS (
-    INSERT INTO template_versions (template_id, version, tenant_id, variables, parts)
-    SELECT id, version, tenant_id, variables, parts FROM changed
-)
-SELECT count(*) FROM changed";
-
-const REMOVE: &str = "
-WITH gone AS (DELETE FROM templates WHERE tenant_id = ? AND id = ? RETURNING id
-), versions AS (DELETE FROM template_versions v USING gone WHERE v.template_id = gone.id)
-SELECT count(*) FROM gone";
-
-const ONE: &str = select!("WHERE tenant_id = ? AND id = ?");
-const LIST: &str = select!("WHERE tenant_id = ? AND id < ? ORDER BY id DESC LIMIT ?");
-
-const VERSIONS: &str = "
-SELECT version, variables, parts::text, created_at FROM template_versions
-WHERE tenant_id = ? AND template_id = ? AND version < ? ORDER BY version DESC LIMIT ?";
+sql!(Create in "templates/create.sql" {
+    name: String as Text, category: Option<String> as Nullable<Text>, variables: Vec<String> as Array<Text>,
+    parts: String as Text, is_active: bool as Bool, id: Uuid as SqlUuid, tenant: i32 as Int4
+} -> i64 as Int8);
+sql!(Update in "templates/update.sql" {
+    name: String as Text, category: Option<String> as Nullable<Text>, variables: Vec<String> as Array<Text>,
+    parts: String as Text, is_active: bool as Bool, id: Uuid as SqlUuid, tenant: i32 as Int4, version: i32 as Int4
+} -> i64 as Int8);
+sql!(Remove in "templates/remove.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid } -> i64 as Int8);
+sql!(One in "templates/one.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid } -> TemplateRow);
+sql!(List in "templates/list.sql" { tenant: i32 as Int4, before: Uuid as SqlUuid, limit: i64 as Int8 } -> TemplateRow);
+sql!(Versions in "templates/versions.sql" {
+    tenant: i32 as Int4, template: Uuid as SqlUuid, before: i32 as Int4, limit: i64 as Int8
+} -> VersionRow);
+statements!(Create, Update, Remove, One, List, Versions);

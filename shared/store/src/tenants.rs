@@ -2,18 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use diesel::{
-    ExpressionMethods, OptionalExtension, QueryDsl,
     result::{DatabaseErrorKind, Error},
+    sql_types::{Bool, Int4, Text, Timestamptz},
 };
-use diesel_async::RunQueryDsl;
 use domain::TenantId;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     DbError, DbResult, Store,
-    schema::{amqp_users, tenants},
     seal_check::KeyError,
     sealed,
+    sql::{row, sql, statements},
 };
 
 /// Whoever owns messages, keys and settings; nothing crosses from one to another.
@@ -55,7 +54,21 @@ impl CreateTenantError {
     }
 }
 
-type Row = (i32, String, String, DateTime<Utc>);
+row! {
+    struct TenantRow {
+        id: i32 as Int4,
+        slug: String as Text,
+        webhook_secret: String as Text,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
+row! {
+    struct AmqpUser {
+        username: String as Text,
+        tenant_id: i32 as Int4,
+    }
+}
 
 impl Store {
     /// Creates a tenant.
@@ -67,77 +80,74 @@ impl Store {
         // The first thing that is ever sealed: from here on the database knows the key.
         self.check_keys().await.map_err(KeyError::into_db)?;
         let sealed = self.sealer().seal_text(sealed::TENANT_SECRET.of_nobody(), webhook_secret.expose_secret())?;
-        let values = (tenants::slug.eq(slug), tenants::webhook_secret.eq(sealed));
-        let insert = diesel::insert_into(tenants::table).values(values).returning(tenants::all_columns);
-        let row: Row = insert.get_result(&mut *self.conn().await?).await?;
+        let row = Create { slug: slug.to_owned(), webhook_secret: sealed }.query().row(self).await?;
         self.tenant(row)
     }
 
     /// Whether this is the first tenant, which is the operator's own.
     pub async fn is_first_tenant(&self, tenant: TenantId) -> DbResult<bool> {
-        let query = super::statement::<diesel::sql_types::Bool>("SELECT ? = min(id) FROM tenants");
-        query.bind::<diesel::sql_types::Int4, _>(tenant.0).row(self).await
+        IsFirst { tenant: tenant.0 }.query().row(self).await
     }
 
     /// Every tenant, the first one first.
     pub async fn list_tenants(&self) -> DbResult<Vec<Tenant>> {
-        let rows: Vec<Row> = tenants::table.order(tenants::id).load(&mut *self.conn().await?).await?;
+        let rows = List {}.query().rows(self).await?;
         rows.into_iter().map(|row| self.tenant(row)).collect()
     }
 
-    fn tenant(&self, (id, slug, webhook_secret, created_at): Row) -> DbResult<Tenant> {
-        let webhook_secret = self.sealer().open_text(sealed::TENANT_SECRET.of_nobody(), webhook_secret)?.into();
-        Ok(Tenant { id: TenantId(id), slug, webhook_secret, created_at })
+    fn tenant(&self, row: TenantRow) -> DbResult<Tenant> {
+        let webhook_secret = self.sealer().open_text(sealed::TENANT_SECRET.of_nobody(), row.webhook_secret)?.into();
+        Ok(Tenant { id: TenantId(row.id), slug: row.slug, webhook_secret, created_at: row.created_at })
     }
 
     /// The row number of the tenant of that name. Its secret is not decrypted: one that cannot be keeps nothing from the tenant's keys
     /// and publishers.
     pub async fn tenant_id(&self, slug: &str) -> DbResult<Option<TenantId>> {
-        let query = tenants::table.filter(tenants::slug.eq(slug)).select(tenants::id);
-        Ok(query.first(&mut *self.conn().await?).await.optional()?.map(TenantId))
+        Ok(IdBySlug { slug: slug.to_owned() }.query().first(self).await?.map(TenantId))
     }
 
     /// The tenant of that name.
     pub async fn tenant_by_slug(&self, slug: &str) -> DbResult<Option<Tenant>> {
-        let row: Option<Row> =
-            tenants::table.filter(tenants::slug.eq(slug)).first(&mut *self.conn().await?).await.optional()?;
+        let row = BySlug { slug: slug.to_owned() }.query().first(self).await?;
         row.map(|row| self.tenant(row)).transpose()
     }
 
     /// The tenant with that row number.
     pub async fn tenant_by_id(&self, id: TenantId) -> DbResult<Option<Tenant>> {
-        let row: Option<Row> = tenants::table.find(id.0).first(&mut *self.conn().await?).await.optional()?;
+        let row = ById { tenant: id.0 }.query().first(self).await?;
         row.map(|row| self.tenant(row)).transpose()
     }
 
     /// Lets a broker user speak for this tenant, and for no other.
     pub async fn map_amqp_user(&self, username: &str, tenant: TenantId) -> DbResult<()> {
-        diesel::insert_into(amqp_users::table)
-            .values((amqp_users::username.eq(username), amqp_users::tenant_id.eq(tenant.0)))
-            .on_conflict(amqp_users::username)
-            .do_update()
-            .set(amqp_users::tenant_id.eq(tenant.0))
-            .execute(&mut *self.conn().await?)
-            .await?;
-        Ok(())
+        MapAmqpUser { username: username.to_owned(), tenant: tenant.0 }.query().run(self).await.map(drop)
     }
 
     /// Takes the mapping of a broker user back; says whether there was one.
     pub async fn unmap_amqp_user(&self, username: &str) -> DbResult<bool> {
-        let rows = diesel::delete(amqp_users::table.find(username)).execute(&mut *self.conn().await?).await?;
-        Ok(rows > 0)
+        Ok(UnmapAmqpUser { username: username.to_owned() }.query().run(self).await? > 0)
     }
 
     /// The tenant a broker user is mapped to.
     pub async fn amqp_mapping(&self, username: &str) -> DbResult<Option<TenantId>> {
-        let query = amqp_users::table.find(username).select(amqp_users::tenant_id);
-        Ok(query.first(&mut *self.conn().await?).await.optional()?.map(TenantId))
+        Ok(AmqpMapping { username: username.to_owned() }.query().first(self).await?.map(TenantId))
     }
 
     /// Every mapped broker user and its tenant, by name: a small table, for whoever keeps it in memory.
     pub async fn amqp_users(&self) -> DbResult<Vec<(String, TenantId)>> {
-        let rows: Vec<(String, i32)> =
-            amqp_users::table.order(amqp_users::username).load(&mut *self.conn().await?).await?;
-        Ok(rows.into_iter().map(|(username, tenant)| (username, TenantId(tenant))).collect())
+        let rows = AmqpUsers {}.query().rows(self).await?;
+        Ok(rows.into_iter().map(|row| (row.username, TenantId(row.tenant_id))).collect())
     }
 }
+
+sql!(Create in "tenants/create.sql" { slug: String as Text, webhook_secret: String as Text } -> TenantRow);
+sql!(IsFirst in "tenants/is_first.sql" { tenant: i32 as Int4 } -> bool as Bool);
+sql!(List in "tenants/list.sql" {} -> TenantRow);
+sql!(IdBySlug in "tenants/id_by_slug.sql" { slug: String as Text } -> i32 as Int4);
+sql!(BySlug in "tenants/by_slug.sql" { slug: String as Text } -> TenantRow);
+sql!(ById in "tenants/by_id.sql" { tenant: i32 as Int4 } -> TenantRow);
+sql!(MapAmqpUser in "tenants/map_amqp_user.sql" { username: String as Text, tenant: i32 as Int4 });
+sql!(UnmapAmqpUser in "tenants/unmap_amqp_user.sql" { username: String as Text });
+sql!(AmqpMapping in "tenants/amqp_mapping.sql" { username: String as Text } -> i32 as Int4);
+sql!(AmqpUsers in "tenants/amqp_users.sql" {} -> AmqpUser);
+statements!(Create, IsFirst, List, IdBySlug, BySlug, ById, MapAmqpUser, UnmapAmqpUser, AmqpMapping, AmqpUsers);

@@ -9,7 +9,10 @@ use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Timestamptz, Uuid a
 use domain::DeliveryId;
 use uuid::Uuid;
 
-use super::{DbResult, Store, statement};
+use super::{
+    DbResult, Store,
+    sql::{row, sql, statements},
+};
 
 /// An event that cannot be read yet, or a whole batch of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,15 +23,24 @@ pub struct UnreadEvent {
     pub body: Vec<u8>,
 }
 
-/// A stored event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptEvent {
-    /// The id of its row; later rows have larger ids.
-    pub id: Uuid,
-    /// The batch.
-    pub body: Vec<u8>,
-    /// When it was stored.
-    pub kept_at: DateTime<Utc>,
+row! {
+    /// A stored event.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct KeptEvent {
+        /// The id of its row; later rows have larger ids.
+        pub id: Uuid as SqlUuid,
+        /// The batch.
+        pub body: Vec<u8> as Binary,
+        /// When it was stored.
+        pub kept_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
+row! {
+    struct Page {
+        last: Vec<Uuid> as Array<SqlUuid>,
+        remaining: i64 as Int8,
+    }
 }
 
 impl Store {
@@ -38,61 +50,47 @@ impl Store {
             return Ok(());
         }
         let about = |event: &UnreadEvent| event.about.unzip();
-        let query = statement::<()>(KEEP)
-            .bind::<Array<SqlUuid>, _>(events.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
-            .bind::<Array<Nullable<SqlUuid>>, _>(events.iter().map(|event| about(event).0).collect::<Vec<_>>())
-            .bind::<Array<Nullable<Int4>>, _>(events.iter().map(|event| about(event).1).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(events.iter().map(|event| event.body.clone()).collect::<Vec<_>>());
-        query.run(self).await.map(drop)
+        let keep = Keep {
+            ids: events.iter().map(|_| Uuid::now_v7()).collect(),
+            deliveries: events.iter().map(|event| about(event).0).collect(),
+            runs: events.iter().map(|event| about(event).1).collect(),
+            bodies: events.iter().map(|event| event.body.clone()).collect(),
+        };
+        keep.query().run(self).await.map(drop)
     }
 
     /// Records that the outcome of a delivery is in the dead letter `letter`, which may not be written yet.
     pub async fn keep_lettered_event(&self, letter: Uuid, delivery: DeliveryId, run: i32) -> DbResult<()> {
-        let query = statement::<()>(KEEP_LETTERED).bind::<SqlUuid, _>(letter).bind::<SqlUuid, _>(delivery.0);
-        query.bind::<Int4, _>(run).run(self).await.map(drop)
+        KeepLettered { letter, delivery: delivery.0, run }.query().run(self).await.map(drop)
     }
 
     /// Reads up to `limit` notes about outcomes in dead letters, starting after the note `after`. Deletes those whose
     /// delivery has moved on, or whose dead letter was dropped or is gone. A replayed outcome counts as known until
     /// it is recorded. Returns the last note that was read, and how many notes remain.
     pub async fn forget_lettered_events(&self, after: Uuid, limit: i64) -> DbResult<(Option<Uuid>, i64)> {
-        let query = statement::<(Array<SqlUuid>, Int8)>(FORGET_LETTERED).bind::<SqlUuid, _>(after);
-        let (last, stay): (Vec<Uuid>, i64) = query.bind::<Int8, _>(limit).row(self).await?;
-        Ok((last.first().copied(), stay))
+        let Page { last, remaining } = ForgetLettered { after, limit }.query().row(self).await?;
+        Ok((last.first().copied(), remaining))
     }
 
     /// Up to `limit` stored events after the row `after`, oldest first.
     pub async fn unread_events(&self, after: Uuid, limit: i64) -> DbResult<Vec<KeptEvent>> {
-        let query = statement::<(SqlUuid, Binary, Timestamptz)>(READ).bind::<SqlUuid, _>(after).bind::<Int8, _>(limit);
-        let rows: Vec<(Uuid, Vec<u8>, DateTime<Utc>)> = query.rows(self).await?;
-        Ok(rows.into_iter().map(|(id, body, kept_at)| KeptEvent { id, body, kept_at }).collect())
+        Read { after, limit }.query().rows(self).await
     }
 
     /// Deletes stored events after they were published again.
     pub async fn forget_unread_events(&self, ids: Vec<Uuid>) -> DbResult<()> {
-        statement::<()>(FORGET).bind::<Array<SqlUuid>, _>(ids).run(self).await.map(drop)
+        Forget { ids }.query().run(self).await.map(drop)
     }
 }
 
-const KEEP: &str = "
-INSERT INTO unread_events (id, delivery_id, run, body) SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::bytea[])";
-
-const READ: &str = "SELECT id, body, created_at FROM unread_events WHERE id > ? AND body <> '' ORDER BY id LIMIT ?";
-
-const KEEP_LETTERED: &str = "
-INSERT INTO unread_events (id, delivery_id, run, body) VALUES (?, ?, ?, '') ON CONFLICT DO NOTHING";
-
-/// A dead letter that is not written yet is still on its way through the broker.
-const FORGET_LETTERED: &str = "
-WITH page AS MATERIALIZED (
-    SELECT id, delivery_id, run, created_at FROM unread_events WHERE id > ? AND body = '' ORDER BY id LIMIT ?
-), gone AS (
-    DELETE FROM unread_events WHERE id = ANY (ARRAY(
-        SELECT p.id FROM page p
-        WHERE NOT EXISTS (SELECT FROM deliveries d WHERE d.id = p.delivery_id AND d.run = p.run AND d.state = 'sending')
-           OR EXISTS (SELECT FROM dead_letters l WHERE l.id = p.id AND l.status = 'dropped')
-           OR (p.created_at < now() - interval '3 days' AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.id = p.id))))
-    RETURNING 1)
-SELECT ARRAY(SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page) - (SELECT count(*) FROM gone)";
-
-const FORGET: &str = "DELETE FROM unread_events WHERE id = ANY (?::uuid[])";
+sql!(Keep in "unread_events/keep.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, deliveries: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    runs: Vec<Option<i32>> as Array<Nullable<Int4>>, bodies: Vec<Vec<u8>> as Array<Binary>
+});
+sql!(KeepLettered in "unread_events/keep_lettered.sql" {
+    letter: Uuid as SqlUuid, delivery: Uuid as SqlUuid, run: i32 as Int4
+});
+sql!(ForgetLettered in "unread_events/forget_lettered.sql" { after: Uuid as SqlUuid, limit: i64 as Int8 } -> Page);
+sql!(Read in "unread_events/read.sql" { after: Uuid as SqlUuid, limit: i64 as Int8 } -> KeptEvent);
+sql!(Forget in "unread_events/forget.sql" { ids: Vec<Uuid> as Array<SqlUuid> });
+statements!(Keep, KeepLettered, ForgetLettered, Read, Forget);

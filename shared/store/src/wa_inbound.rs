@@ -1,7 +1,7 @@
 //! Messages from people over WhatsApp: each once, numbers and content sealed.
 //!
-//! A chat is found by the fingerprint of its number. Content cannot be searched in the database: a search opens the newest
-//! messages that match everything else, up to a bound, and looks into them.
+//! A chat is found by the fingerprint of its number. Content cannot be searched in the database: a search opens the
+//! newest messages that match everything else, up to a bound, and looks into them.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{DbResult, Statement, Store, sealed, statement};
+use super::{
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+};
 
 /// Messages that one search looks into at most, newest first.
 pub const SEARCH_MAX: i64 = 5_000;
@@ -104,27 +107,26 @@ pub struct InboundFilter {
     pub search: Option<String>,
 }
 
-type Row = (
-    (Uuid, i32, Uuid, String, String, String),
-    (String, Vec<u8>, Option<String>, DateTime<Utc>, String, DateTime<Utc>),
-);
-type SqlRow =
-    ((SqlUuid, Int4, SqlUuid, Text, Text, Text), (Text, Binary, Nullable<Text>, Timestamptz, Text, Timestamptz));
+row! {
+    struct InboundRow {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        session_id: Uuid as SqlUuid,
+        waha_id: String as Text,
+        sender: String as Text,
+        recipient: String as Text,
+        kind: String as Text,
+        content: Vec<u8> as Binary,
+        country: Option<String> as Nullable<Text>,
+        sent_at: DateTime<Utc> as Timestamptz,
+        raw_sent_at: String as Text,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
+}
 
 /// The realm of a tenant's fingerprints: that of its recipients, so that one number is found in both directions.
 fn realm(tenant: TenantId) -> String {
     tenant.to_string()
-}
-
-/// A fixed text that reads messages.
-macro_rules! select {
-    ($rest:literal) => {
-        concat!(
-            "SELECT id, tenant_id, session_id, waha_id, sender, recipient, ",
-            "kind, content, country, sent_at, raw_sent_at, created_at FROM wa_inbound ",
-            $rest
-        )
-    };
 }
 
 impl Store {
@@ -145,24 +147,25 @@ impl Store {
             sealer.seal(sealed::INBOUND_CONTENT.of(row.tenant), &content)
         });
         let hashes = rows.iter().map(|row| sealer.fingerprint(&realm(row.tenant), &row.sender).to_vec());
-        let query = statement::<()>(KEEP)
-            .bind::<Array<SqlUuid>, _>(rows.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
-            .bind::<Array<Int4>, _>(rows.iter().map(|row| row.tenant.0).collect::<Vec<_>>())
-            .bind::<Array<SqlUuid>, _>(rows.iter().map(|row| row.session).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(text(|row| &row.waha_id))
-            .bind::<Array<Binary>, _>(hashes.collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(number(sealed::INBOUND_SENDER, |row| &row.sender)?)
-            .bind::<Array<Text>, _>(number(sealed::INBOUND_RECIPIENT, |row| &row.recipient)?)
-            .bind::<Array<Text>, _>(text(|row| &row.kind))
-            .bind::<Array<Binary>, _>(contents.collect::<Result<Vec<_>, _>>()?)
-            .bind::<Array<Nullable<Text>>, _>(rows.iter().map(|row| row.country.clone()).collect::<Vec<_>>())
-            .bind::<Array<Timestamptz>, _>(rows.iter().map(|row| row.sent_at).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(text(|row| &row.raw_sent_at));
-        query.run(self).await
+        let keep = Keep {
+            ids: rows.iter().map(|_| Uuid::now_v7()).collect(),
+            tenants: rows.iter().map(|row| row.tenant.0).collect(),
+            sessions: rows.iter().map(|row| row.session).collect(),
+            waha_ids: text(|row| &row.waha_id),
+            chat_hashes: hashes.collect(),
+            senders: number(sealed::INBOUND_SENDER, |row| &row.sender)?,
+            recipients: number(sealed::INBOUND_RECIPIENT, |row| &row.recipient)?,
+            kinds: text(|row| &row.kind),
+            contents: contents.collect::<Result<_, _>>()?,
+            countries: rows.iter().map(|row| row.country.clone()).collect(),
+            sent_at: rows.iter().map(|row| row.sent_at).collect(),
+            raw_sent_at: text(|row| &row.raw_sent_at),
+        };
+        keep.query().run(self).await
     }
 
-    /// Up to `limit` messages of a tenant, newest first, older than `before`, after skipping `skip` of them. With a search it
-    /// looks into at most [`SEARCH_MAX`] messages.
+    /// Up to `limit` messages of a tenant, newest first, older than `before`, after skipping `skip` of them. With a
+    /// search it looks into at most [`SEARCH_MAX`] messages.
     pub async fn list_inbound(
         &self,
         tenant: TenantId,
@@ -193,59 +196,51 @@ impl Store {
         skip: i64,
         limit: i64,
     ) -> DbResult<Vec<Inbound>> {
-        let query = |text| {
-            statement(text)
-                .bind::<Int4, _>(tenant.0)
-                .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
-                .bind::<Nullable<SqlUuid>, _>(filter.session)
-                .bind::<Nullable<Timestamptz>, _>(filter.from)
-                .bind::<Nullable<Timestamptz>, _>(filter.to)
-        };
+        let before = before.unwrap_or(Uuid::max());
+        let &InboundFilter { session, from, to, .. } = filter;
         let query = match &filter.sender {
-            None => query(LIST),
+            None => List { tenant: tenant.0, before, session, from, to, limit, skip }.query(),
             Some(sender) => {
                 let hashes = self.sealer().fingerprints(&realm(tenant), sender);
-                query(LIST_OF_CHAT)
-                    .bind::<Array<Binary>, _>(hashes.iter().map(|hash| hash.to_vec()).collect::<Vec<_>>())
+                let chat_hashes = hashes.iter().map(|hash| hash.to_vec()).collect();
+                ListOfChat { tenant: tenant.0, before, session, from, to, chat_hashes, limit, skip }.query()
             }
         };
-        self.inbound_of(query.bind::<Int8, _>(limit).bind::<Int8, _>(skip).within(Some(tenant))).await
+        Ok(self.opened_inbound(query.within(Some(tenant)).rows(self).await?))
     }
 
     /// One message of a tenant.
     pub async fn inbound(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<Inbound>> {
-        let query = statement(ONE).bind::<Int4, _>(tenant.0).bind::<SqlUuid, _>(id).within(Some(tenant));
-        Ok(self.inbound_of(query).await?.into_iter().next())
+        let rows = One { tenant: tenant.0, id }.query().within(Some(tenant)).rows(self).await?;
+        Ok(self.opened_inbound(rows).into_iter().next())
     }
 
     /// These messages, as far as they are still there.
     pub async fn inbound_messages(&self, ids: Vec<Uuid>) -> DbResult<Vec<Inbound>> {
-        self.inbound_of(statement(THESE).bind::<Array<SqlUuid>, _>(ids)).await
+        Ok(self.opened_inbound(These { ids }.query().rows(self).await?))
     }
 
-    async fn inbound_of(&self, query: Statement<SqlRow>) -> DbResult<Vec<Inbound>> {
-        let rows: Vec<Row> = query.rows(self).await?;
-        let open = |row: Row| {
-            let ((id, tenant, session, waha_id, sender, recipient), rest) = row;
-            let (kind, content, country, sent_at, raw_sent_at, created_at) = rest;
-            let tenant = TenantId(tenant);
+    /// What cannot be opened is left out.
+    fn opened_inbound(&self, rows: Vec<InboundRow>) -> Vec<Inbound> {
+        let open = |row: InboundRow| {
+            let tenant = TenantId(row.tenant_id);
             Some(Inbound {
-                id,
+                id: row.id,
                 tenant,
-                session,
-                waha_id,
-                sender: self.opened_text(sealed::INBOUND_SENDER.of(tenant), sender)?,
-                recipient: self.opened_text(sealed::INBOUND_RECIPIENT.of(tenant), recipient)?,
-                kind,
-                content: serde_json::from_slice(&self.opened(sealed::INBOUND_CONTENT.of(tenant), content)?)
+                session: row.session_id,
+                waha_id: row.waha_id,
+                sender: self.opened_text(sealed::INBOUND_SENDER.of(tenant), row.sender)?,
+                recipient: self.opened_text(sealed::INBOUND_RECIPIENT.of(tenant), row.recipient)?,
+                kind: row.kind,
+                content: serde_json::from_slice(&self.opened(sealed::INBOUND_CONTENT.of(tenant), row.content)?)
                     .unwrap_or_default(),
-                country,
-                sent_at,
-                raw_sent_at,
-                created_at,
+                country: row.country,
+                sent_at: row.sent_at,
+                raw_sent_at: row.raw_sent_at,
+                created_at: row.created_at,
             })
         };
-        Ok(rows.into_iter().filter_map(open).collect())
+        rows.into_iter().filter_map(open).collect()
     }
 }
 
@@ -256,21 +251,23 @@ impl Inbound {
     }
 }
 
-const KEEP: &str = "
-INSERT INTO wa_inbound (id, tenant_id, session_id, waha_id, chat_hash, sender, recipient, kind, content, country, sent_at, raw_sent_at)
-SELECT * FROM unnest(?::uuid[], ?::int4[], ?::uuid[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[],
-                     ?::timestamptz[], ?::text[])
-ON CONFLICT (session_id, waha_id) DO NOTHING";
-
-const LIST: &str = select!(
-    "WHERE tenant_id = ? AND id < ? AND session_id = coalesce(?, session_id)
-  AND created_at >= coalesce(?, '-infinity') AND created_at < coalesce(?, 'infinity')
-ORDER BY id DESC LIMIT ? OFFSET ?"
-);
-const LIST_OF_CHAT: &str = select!(
-    "WHERE tenant_id = ? AND id < ? AND session_id = coalesce(?, session_id)
-  AND created_at >= coalesce(?, '-infinity') AND created_at < coalesce(?, 'infinity') AND chat_hash = ANY (?::bytea[])
-ORDER BY id DESC LIMIT ? OFFSET ?"
-);
-const ONE: &str = select!("WHERE tenant_id = ? AND id = ?");
-const THESE: &str = select!("WHERE id = ANY (?::uuid[])");
+sql!(Keep in "wa_inbound/keep.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, tenants: Vec<i32> as Array<Int4>, sessions: Vec<Uuid> as Array<SqlUuid>,
+    waha_ids: Vec<String> as Array<Text>, chat_hashes: Vec<Vec<u8>> as Array<Binary>,
+    senders: Vec<String> as Array<Text>, recipients: Vec<String> as Array<Text>, kinds: Vec<String> as Array<Text>,
+    contents: Vec<Vec<u8>> as Array<Binary>, countries: Vec<Option<String>> as Array<Nullable<Text>>,
+    sent_at: Vec<DateTime<Utc>> as Array<Timestamptz>, raw_sent_at: Vec<String> as Array<Text>
+});
+sql!(List in "wa_inbound/list.sql" {
+    tenant: i32 as Int4, before: Uuid as SqlUuid, session: Option<Uuid> as Nullable<SqlUuid>,
+    from: Option<DateTime<Utc>> as Nullable<Timestamptz>, to: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    limit: i64 as Int8, skip: i64 as Int8
+} -> InboundRow);
+sql!(ListOfChat in "wa_inbound/list_of_chat.sql" {
+    tenant: i32 as Int4, before: Uuid as SqlUuid, session: Option<Uuid> as Nullable<SqlUuid>,
+    from: Option<DateTime<Utc>> as Nullable<Timestamptz>, to: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    chat_hashes: Vec<Vec<u8>> as Array<Binary>, limit: i64 as Int8, skip: i64 as Int8
+} -> InboundRow);
+sql!(One in "wa_inbound/one.sql" { tenant: i32 as Int4, id: Uuid as SqlUuid } -> InboundRow);
+sql!(These in "wa_inbound/these.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> InboundRow);
+statements!(Keep, List, ListOfChat, One, These);

@@ -5,7 +5,10 @@ use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Text, Timestamptz, Uuid
 use domain::{TenantId, acceptance::Hash};
 use uuid::Uuid;
 
-use super::{DbResult, Store, sealed, statement};
+use super::{
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+};
 
 /// A webhook to keep.
 #[derive(Clone)]
@@ -41,6 +44,18 @@ pub struct PendingEvent {
     pub created_at: DateTime<Utc>,
 }
 
+row! {
+    struct Taken {
+        id: Uuid as SqlUuid,
+        tenant_id: i32 as Int4,
+        session_id: Uuid as SqlUuid,
+        event: String as Text,
+        body: Vec<u8> as Binary,
+        tries: i16 as Int2,
+        created_at: DateTime<Utc> as Timestamptz,
+    }
+}
+
 impl Store {
     /// Keeps `events` in one commit. Says of each, in order, whether it is new.
     pub async fn keep_events(&self, events: Vec<NewEvent>) -> DbResult<Vec<bool>> {
@@ -52,29 +67,26 @@ impl Store {
         }
         // One lock order for all who keep the same events at once.
         rows.sort_by_key(|(_, event)| (event.session, event.dedup));
-        let query = statement::<SqlUuid>(KEEP)
-            .bind::<Array<SqlUuid>, _>(rows.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-            .bind::<Array<Int4>, _>(rows.iter().map(|(_, event)| event.tenant.0).collect::<Vec<_>>())
-            .bind::<Array<SqlUuid>, _>(rows.iter().map(|(_, event)| event.session).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(rows.iter().map(|(_, event)| event.dedup.to_vec()).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(rows.iter().map(|(_, event)| event.event.clone()).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(rows.into_iter().map(|(_, event)| event.body).collect::<Vec<_>>());
-        let kept: Vec<Uuid> = query.rows(self).await?;
+        let keep = Keep {
+            ids: rows.iter().map(|(id, _)| *id).collect(),
+            tenants: rows.iter().map(|(_, event)| event.tenant.0).collect(),
+            sessions: rows.iter().map(|(_, event)| event.session).collect(),
+            dedups: rows.iter().map(|(_, event)| event.dedup.to_vec()).collect(),
+            events: rows.iter().map(|(_, event)| event.event.clone()).collect(),
+            bodies: rows.into_iter().map(|(_, event)| event.body).collect(),
+        };
+        let kept = keep.query().rows(self).await?;
         Ok(ids.iter().map(|id| kept.contains(id)).collect())
     }
 
     /// Takes up to `limit` pending events that are due; no other caller gets them for `lease_ms`.
     pub async fn take_events(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<PendingEvent>> {
-        type Row = (Uuid, i32, Uuid, String, Vec<u8>, i16, DateTime<Utc>);
-        let query = statement::<(SqlUuid, Int4, SqlUuid, Text, Binary, Int2, Timestamptz)>(TAKE)
-            .bind::<Int8, _>(limit)
-            .bind::<Int4, _>(lease_ms);
-        let mut rows: Vec<Row> = query.rows(self).await?;
-        rows.sort_by_key(|row| row.0);
-        let event = |(id, tenant, session, event, body, tries, created_at): Row| {
-            let tenant = TenantId(tenant);
+        let mut rows = Take { limit, lease_ms }.query().rows(self).await?;
+        rows.sort_by_key(|row| row.id);
+        let event = |Taken { id, tenant_id, session_id, event, body, tries, created_at }| {
+            let tenant = TenantId(tenant_id);
             let body = self.sealer().open(sealed::WAHA_EVENT.of(tenant), body).ok();
-            PendingEvent { id, tenant, session, event, body, tries, created_at }
+            PendingEvent { id, tenant, session: session_id, event, body, tries, created_at }
         };
         Ok(rows.into_iter().map(event).collect())
     }
@@ -84,25 +96,14 @@ impl Store {
         if sessions.is_empty() {
             return Ok(());
         }
-        statement::<()>(HEARD).bind::<Array<SqlUuid>, _>(sessions).run(self).await.map(drop)
+        Heard { sessions }.query().run(self).await.map(drop)
     }
 }
 
-const KEEP: &str = "
-INSERT INTO waha_events (id, tenant_id, session_id, dedup, event, body)
-SELECT * FROM unnest(?::uuid[], ?::int4[], ?::uuid[], ?::bytea[], ?::text[], ?::bytea[])
-ON CONFLICT (session_id, dedup) DO NOTHING
-RETURNING id";
-
-const TAKE: &str = "
-WITH picked AS MATERIALIZED (
-    SELECT id FROM waha_events WHERE status = 'pending' AND due_at <= now() ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED
-)
-UPDATE waha_events e SET due_at = now() + ? * interval '1 millisecond', tries = least(e.tries, 32000) + 1
-FROM picked WHERE e.id = picked.id
-RETURNING e.id, e.tenant_id, e.session_id, e.event, e.body, e.tries, e.created_at";
-
-/// Not more often than is useful.
-const HEARD: &str = "
-UPDATE wa_sessions SET last_event_at = now()
-WHERE id = ANY (?::uuid[]) AND (last_event_at < now() - interval '5 seconds') IS NOT FALSE";
+sql!(Keep in "waha_events/keep.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, tenants: Vec<i32> as Array<Int4>, sessions: Vec<Uuid> as Array<SqlUuid>,
+    dedups: Vec<Vec<u8>> as Array<Binary>, events: Vec<String> as Array<Text>, bodies: Vec<Vec<u8>> as Array<Binary>
+} -> Uuid as SqlUuid);
+sql!(Take in "waha_events/take.sql" { limit: i64 as Int8, lease_ms: i32 as Int4 } -> Taken);
+sql!(Heard in "waha_events/heard.sql" { sessions: Vec<Uuid> as Array<SqlUuid> });
+statements!(Keep, Take, Heard);

@@ -9,7 +9,10 @@ use domain::{
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{DbResult, Store, sealed, statement, webhook_events::enqueue_webhook_events};
+use super::{
+    DbResult, Store, sealed,
+    sql::{row, sql, statements},
+};
 
 /// A call to log.
 #[derive(Clone)]
@@ -73,12 +76,30 @@ pub struct Call {
     pub at: DateTime<Utc>,
 }
 
-type Row = (Uuid, Option<String>, Uuid, i32, Option<i32>, Vec<u8>, Option<Vec<u8>>, (i32, DateTime<Utc>));
-type SqlRow = (SqlUuid, Nullable<Text>, SqlUuid, Int4, Nullable<Int4>, Binary, Nullable<Binary>, (Int4, Timestamptz));
+row! {
+    struct CallRow {
+        id: Uuid as SqlUuid,
+        event: Option<String> as Nullable<Text>,
+        delivery: Uuid as SqlUuid,
+        attempt: i32 as Int4,
+        status: Option<i32> as Nullable<Int4>,
+        request: Vec<u8> as Binary,
+        response: Option<Vec<u8>> as Nullable<Binary>,
+        duration_ms: i32 as Int4,
+        at: DateTime<Utc> as Timestamptz,
+    }
+}
+
+row! {
+    struct Disabled {
+        id: Uuid as SqlUuid,
+        why: String as Text,
+    }
+}
 
 impl Store {
-    /// Writes calls down, each once. A configuration that answered 410, or whose calls all failed for `disable_after_ms`, is
-    /// switched off, and the tenant's others hear of it; returns which, and why.
+    /// Writes calls down, each once. A configuration that answered 410, or whose calls all failed for
+    /// `disable_after_ms`, is switched off, and the tenant's others hear of it; returns which, and why.
     pub async fn log_calls(&self, calls: &[NewCall], disable_after_ms: i64) -> DbResult<Vec<(Uuid, String)>> {
         let seal = |place: Place, value: &Value| self.sealer().seal(place, value.to_string().as_bytes());
         let request = |call: &NewCall| seal(sealed::LOG_REQUEST.of(call.tenant), &call.request);
@@ -87,23 +108,23 @@ impl Store {
         };
         let requests: Result<Vec<_>, _> = calls.iter().map(request).collect();
         let responses: Result<Vec<_>, _> = calls.iter().map(response).collect();
-        let query = statement::<(SqlUuid, Text)>(LOG)
-            .bind::<Array<SqlUuid>, _>(column(calls, |call| call.id))
-            .bind::<Array<Int4>, _>(column(calls, |call| call.tenant.0))
-            .bind::<Array<SqlUuid>, _>(column(calls, |call| call.configuration))
-            .bind::<Array<Nullable<Text>>, _>(column(calls, |call| {
-                call.event.as_ref().map(|name| name.replace('\0', ""))
-            }))
-            .bind::<Array<SqlUuid>, _>(column(calls, |call| call.delivery.0))
-            .bind::<Array<Int4>, _>(column(calls, |call| call.attempt))
-            .bind::<Array<Nullable<Int4>>, _>(column(calls, |call| call.status))
-            .bind::<Array<Binary>, _>(requests?)
-            .bind::<Array<Nullable<Binary>>, _>(responses?)
-            .bind::<Array<Int4>, _>(column(calls, |call| call.duration_ms))
-            .bind::<Array<Timestamptz>, _>(column(calls, |call| call.at))
-            .bind::<Array<Bool>, _>(column(calls, |call| call.is_taken))
-            .bind::<Int8, _>(disable_after_ms);
-        query.rows(self).await
+        let log = Log {
+            ids: column(calls, |call| call.id),
+            tenants: column(calls, |call| call.tenant.0),
+            configurations: column(calls, |call| call.configuration),
+            events: column(calls, |call| call.event.as_ref().map(|name| name.replace('\0', ""))),
+            deliveries: column(calls, |call| call.delivery.0),
+            attempts: column(calls, |call| call.attempt),
+            statuses: column(calls, |call| call.status),
+            requests: requests?,
+            responses: responses?,
+            durations_ms: column(calls, |call| call.duration_ms),
+            at: column(calls, |call| call.at),
+            taken: column(calls, |call| call.is_taken),
+            disable_after_ms,
+        };
+        let disabled = log.query().rows(self).await?;
+        Ok(disabled.into_iter().map(|Disabled { id, why }| (id, why)).collect())
     }
 
     /// Up to `limit` calls of a configuration, newest first; those before `before`, if given.
@@ -114,17 +135,14 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> DbResult<Vec<Call>> {
-        let query = statement::<SqlRow>(LIST)
-            .bind::<SqlUuid, _>(configuration)
-            .bind::<Int4, _>(tenant.0)
-            .bind::<SqlUuid, _>(before.unwrap_or(Uuid::max()))
-            .bind::<Int8, _>(limit);
-        let rows: Vec<Row> = query.within(Some(tenant)).rows(self).await?;
+        let list = List { configuration, tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit };
+        let rows = list.query().within(Some(tenant)).rows(self).await?;
         let open = |column: Column, stored: Vec<u8>| -> Value {
             let opened = self.opened(column.of(tenant), stored).unwrap_or_default();
             serde_json::from_slice(&opened).unwrap_or_default()
         };
-        let call = |(id, event, delivery, attempt, status, request, response, (duration_ms, at)): Row| {
+        let call = |row: CallRow| {
+            let CallRow { id, event, delivery, attempt, status, request, response, duration_ms, at } = row;
             let request = open(sealed::LOG_REQUEST, request);
             let response = response.map(|response| open(sealed::LOG_RESPONSE, response));
             Call { id, event, delivery, attempt, status, request, response, duration_ms, at }
@@ -137,44 +155,15 @@ fn column<T>(calls: &[NewCall], of: impl Fn(&NewCall) -> T) -> Vec<T> {
     calls.iter().map(of).collect()
 }
 
-/// A configuration that was removed meanwhile has no log. Only what changes anything is updated.
-const LOG: &str = concat!(
-    "
-WITH l AS MATERIALIZED (
-    SELECT * FROM unnest(?::uuid[], ?::int4[], ?::uuid[], ?::text[], ?::uuid[], ?::int4[], ?::int4[], ?::bytea[], ?::bytea[], ?::int4[],
-                         ?::timestamptz[], ?::bool[])
-        AS l (id, tenant_id, configuration_id, event, delivery_id, attempt, response_status, request, response, duration_ms, created_at, taken)
-), written AS (
-    INSERT INTO webhook_logs (id, tenant_id, configuration_id, event, delivery_id, attempt, response_status, request, response, duration_ms, created_at)
-    SELECT l.id, l.tenant_id, l.configuration_id, event, delivery_id, attempt, response_status, request, response, duration_ms, l.created_at
-    FROM l JOIN webhook_configurations c ON c.id = l.configuration_id
-    ON CONFLICT DO NOTHING
-), seen AS (
-    SELECT configuration_id, bool_or(taken) AS taken, coalesce(bool_or(response_status = 410), false) AS gone, min(created_at) AS since
-    FROM l GROUP BY configuration_id ORDER BY configuration_id
-), judged AS (
-    UPDATE webhook_configurations c
-    SET failing_since = CASE WHEN s.taken THEN NULL ELSE coalesce(c.failing_since, s.since) END,
-        is_active = NOT (s.gone OR v.failing), disabled_at = CASE WHEN s.gone OR v.failing THEN now() END,
-        disabled_why = CASE WHEN s.gone THEN 'gone' WHEN v.failing THEN 'failing' END,
-        swept_at = NULL
-    FROM seen s JOIN webhook_configurations o ON o.id = s.configuration_id
-    CROSS JOIN LATERAL (
-        SELECT coalesce(NOT s.taken AND o.failing_since < now() - ?::int8 * interval '1 millisecond', false) AS failing) v
-    WHERE c.id = s.configuration_id AND c.is_active AND (s.gone OR v.failing OR s.taken = (c.failing_since IS NOT NULL))
-    RETURNING c.id, c.tenant_id, c.name, c.url, c.is_active, c.disabled_why
-), heard AS (",
-    enqueue_webhook_events!(plain
-        "
-    SELECT tenant_id, NULL::text, NULL::uuid, 'endpoint.disabled', clock_timestamp(), id, NULL::int4,
-           jsonb_build_object('configuration_id', id, 'name', name, 'url', url, 'reason', disabled_why)
-    FROM judged WHERE NOT is_active"
-    ),
-    "
-)
-SELECT id, disabled_why FROM judged WHERE NOT is_active"
-);
-
-const LIST: &str = "
-SELECT id, event, delivery_id, attempt, response_status, request, response, duration_ms, created_at
-FROM webhook_logs WHERE configuration_id = ? AND tenant_id = ? AND id < ? ORDER BY id DESC LIMIT ?";
+sql!(Log in "webhook_logs/log.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, tenants: Vec<i32> as Array<Int4>, configurations: Vec<Uuid> as Array<SqlUuid>,
+    events: Vec<Option<String>> as Array<Nullable<Text>>, deliveries: Vec<Uuid> as Array<SqlUuid>,
+    attempts: Vec<i32> as Array<Int4>, statuses: Vec<Option<i32>> as Array<Nullable<Int4>>,
+    requests: Vec<Vec<u8>> as Array<Binary>, responses: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+    durations_ms: Vec<i32> as Array<Int4>, at: Vec<DateTime<Utc>> as Array<Timestamptz>,
+    taken: Vec<bool> as Array<Bool>, disable_after_ms: i64 as Int8
+} -> Disabled);
+sql!(List in "webhook_logs/list.sql" {
+    configuration: Uuid as SqlUuid, tenant: i32 as Int4, before: Uuid as SqlUuid, limit: i64 as Int8
+} -> CallRow);
+statements!(Log, List);

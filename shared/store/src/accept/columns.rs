@@ -1,9 +1,7 @@
-//! The acceptance statement and its binds.
-
-use std::mem::take;
+//! The acceptance statements and their binds.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Nullable, Text, Timestamptz, Untyped, Uuid as SqlUuid};
 use domain::{
     State, TenantId,
     acceptance::{Acceptance, Crowding, Key, Leases, NewBulk, NewDelivery, NewMessage},
@@ -12,13 +10,25 @@ use domain::{
 };
 use uuid::Uuid;
 
-use crate::{Statement, sealed, statement};
+use crate::{
+    sealed,
+    sql::{row, sql, statements},
+    statement::Query,
+};
 
-/// The outbox row to publish, the subjects whose key was free, the moment of acceptance.
-pub(super) type Row = (Option<i64>, Vec<Uuid>, DateTime<Utc>);
-pub(super) type SqlRow = (Nullable<Int8>, Array<SqlUuid>, Timestamptz);
+row! {
+    /// What a batch is after its commit.
+    pub(crate) struct StoredRow {
+        /// The outbox row to publish.
+        pub(crate) outbox_id: Option<i64> as Nullable<Int8>,
+        /// The subjects whose key was free.
+        pub(crate) won: Vec<Uuid> as Array<SqlUuid>,
+        /// The moment of acceptance.
+        pub(crate) accepted_at: DateTime<Utc> as Timestamptz,
+    }
+}
 
-/// The batch as columns: one array per column, so that the statement's text never changes.
+/// The batch as columns: one array per column, so that a statement's text never changes.
 #[derive(Default)]
 pub(super) struct Columns {
     keys: KeyColumns,
@@ -134,44 +144,14 @@ impl Columns {
     }
 
     /// The statement that stores the columns.
-    pub(super) fn bind(self, relay_after_ms: i32) -> Statement<SqlRow> {
-        let waits = self.parks();
-        if !waits && self.is_plain() {
-            return self.bind_plain(relay_after_ms);
-        }
-        let Self { keys, bulks, mut messages, mut deliveries } = self;
-        let statement = statement(if waits { ACCEPT_AND_PARK } else { ACCEPT })
-            .near(messages.id.iter().chain(&deliveries.id))
-            .bind::<Array<Int4>, _>(keys.tenant)
-            .bind::<Array<Binary>, _>(keys.key_hash)
-            .bind::<Array<Binary>, _>(keys.request_hash)
-            .bind::<Array<SqlUuid>, _>(keys.subject)
-            .bind::<Array<Binary>, _>(keys.response)
-            .bind::<Array<SqlUuid>, _>(bulks.id)
-            .bind::<Array<Int4>, _>(bulks.tenant)
-            .bind::<Array<Binary>, _>(bulks.content)
-            .bind::<Array<Int4>, _>(bulks.refused)
-            .bind::<Array<Nullable<SqlUuid>>, _>(bulks.keyed_subject);
-        let statement = messages
-            .bind(statement)
-            .bind::<Array<Nullable<SqlUuid>>, _>(messages.keyed_subject)
-            .bind::<Array<Nullable<SqlUuid>>, _>(messages.bulk)
-            .bind::<Array<Nullable<Timestamptz>>, _>(messages.scheduled_at);
-        let statement = deliveries
-            .bind(statement)
-            .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.keyed_subject)
-            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.due_at);
-        if !waits {
-            return statement.bind::<Int4, _>(relay_after_ms);
-        }
-        statement
-            .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.line)
-            .bind::<Array<Int2>, _>(deliveries.rank)
-            .bind::<Array<Nullable<SqlUuid>>, _>(deliveries.park)
-            .bind::<Array<Nullable<Text>>, _>(deliveries.kind)
-            .bind::<Array<Nullable<Text>>, _>(deliveries.country)
-            .bind::<Array<Nullable<Timestamptz>>, _>(deliveries.expires_at)
-            .bind::<Int4, _>(relay_after_ms)
+    pub(super) fn query(self, relay_after_ms: i32) -> Query<StoredRow, Untyped> {
+        let ids: Vec<Uuid> = self.messages.id.iter().chain(&self.deliveries.id).copied().collect();
+        let query = match (self.parks(), self.is_plain()) {
+            (true, _) => self.accept_and_park(relay_after_ms).query(),
+            (false, true) => self.accept_plain(relay_after_ms).query(),
+            (false, false) => self.accept(relay_after_ms).query(),
+        };
+        query.near(&ids)
     }
 
     /// Whether the batch has only messages with their own content, to send now: by far the most common case.
@@ -181,10 +161,124 @@ impl Columns {
             && self.messages.scheduled_at.iter().all(Option::is_none)
     }
 
-    fn bind_plain(self, relay_after_ms: i32) -> Statement<SqlRow> {
-        let Self { mut messages, mut deliveries, .. } = self;
-        let statement = statement(ACCEPT_PLAIN).near(messages.id.iter().chain(&deliveries.id));
-        deliveries.bind(messages.bind(statement)).bind::<Int4, _>(relay_after_ms)
+    fn accept_plain(self, relay_after_ms: i32) -> AcceptPlain {
+        let Self { messages, deliveries, .. } = self;
+        AcceptPlain {
+            message_id: messages.id,
+            message_tenant: messages.tenant,
+            message_user: messages.user_id,
+            message_category: messages.category,
+            message_priority: messages.priority,
+            message_content: messages.content,
+            message_source: messages.source,
+            message_request: messages.request_id,
+            message_traceparent: messages.traceparent,
+            message_expires_at: messages.expires_at,
+            delivery_id: deliveries.id,
+            delivery_message: deliveries.message,
+            delivery_tenant: deliveries.tenant,
+            delivery_channel: deliveries.channel,
+            delivery_lane: deliveries.lane,
+            delivery_recipient: deliveries.recipient,
+            delivery_recipient_hash: deliveries.recipient_hash,
+            delivery_category: deliveries.category,
+            delivery_template: deliveries.template,
+            delivery_state: deliveries.state,
+            delivery_lease_ms: deliveries.lease_ms,
+            relay_after_ms,
+        }
+    }
+
+    fn accept(self, relay_after_ms: i32) -> Accept {
+        let Self { keys, bulks, messages, deliveries } = self;
+        Accept {
+            key_tenant: keys.tenant,
+            key_hash: keys.key_hash,
+            key_request_hash: keys.request_hash,
+            key_subject: keys.subject,
+            key_response: keys.response,
+            bulk_id: bulks.id,
+            bulk_tenant: bulks.tenant,
+            bulk_content: bulks.content,
+            bulk_refused: bulks.refused,
+            bulk_keyed_subject: bulks.keyed_subject,
+            message_id: messages.id,
+            message_tenant: messages.tenant,
+            message_user: messages.user_id,
+            message_category: messages.category,
+            message_priority: messages.priority,
+            message_content: messages.content,
+            message_source: messages.source,
+            message_request: messages.request_id,
+            message_traceparent: messages.traceparent,
+            message_expires_at: messages.expires_at,
+            message_keyed_subject: messages.keyed_subject,
+            message_bulk: messages.bulk,
+            message_scheduled_at: messages.scheduled_at,
+            delivery_id: deliveries.id,
+            delivery_message: deliveries.message,
+            delivery_tenant: deliveries.tenant,
+            delivery_channel: deliveries.channel,
+            delivery_lane: deliveries.lane,
+            delivery_recipient: deliveries.recipient,
+            delivery_recipient_hash: deliveries.recipient_hash,
+            delivery_category: deliveries.category,
+            delivery_template: deliveries.template,
+            delivery_state: deliveries.state,
+            delivery_lease_ms: deliveries.lease_ms,
+            delivery_keyed_subject: deliveries.keyed_subject,
+            delivery_due_at: deliveries.due_at,
+            relay_after_ms,
+        }
+    }
+
+    fn accept_and_park(self, relay_after_ms: i32) -> AcceptAndPark {
+        let Self { keys, bulks, messages, deliveries } = self;
+        AcceptAndPark {
+            key_tenant: keys.tenant,
+            key_hash: keys.key_hash,
+            key_request_hash: keys.request_hash,
+            key_subject: keys.subject,
+            key_response: keys.response,
+            bulk_id: bulks.id,
+            bulk_tenant: bulks.tenant,
+            bulk_content: bulks.content,
+            bulk_refused: bulks.refused,
+            bulk_keyed_subject: bulks.keyed_subject,
+            message_id: messages.id,
+            message_tenant: messages.tenant,
+            message_user: messages.user_id,
+            message_category: messages.category,
+            message_priority: messages.priority,
+            message_content: messages.content,
+            message_source: messages.source,
+            message_request: messages.request_id,
+            message_traceparent: messages.traceparent,
+            message_expires_at: messages.expires_at,
+            message_keyed_subject: messages.keyed_subject,
+            message_bulk: messages.bulk,
+            message_scheduled_at: messages.scheduled_at,
+            delivery_id: deliveries.id,
+            delivery_message: deliveries.message,
+            delivery_tenant: deliveries.tenant,
+            delivery_channel: deliveries.channel,
+            delivery_lane: deliveries.lane,
+            delivery_recipient: deliveries.recipient,
+            delivery_recipient_hash: deliveries.recipient_hash,
+            delivery_category: deliveries.category,
+            delivery_template: deliveries.template,
+            delivery_state: deliveries.state,
+            delivery_lease_ms: deliveries.lease_ms,
+            delivery_keyed_subject: deliveries.keyed_subject,
+            delivery_due_at: deliveries.due_at,
+            delivery_line: deliveries.line,
+            delivery_rank: deliveries.rank,
+            delivery_park: deliveries.park,
+            delivery_kind: deliveries.kind,
+            delivery_country: deliveries.country,
+            delivery_expires_at: deliveries.expires_at,
+            relay_after_ms,
+        }
     }
 }
 
@@ -217,21 +311,6 @@ impl BulkColumns {
 }
 
 impl MessageColumns {
-    /// Binds the message columns that every acceptance statement takes.
-    fn bind(&mut self, statement: Statement<SqlRow>) -> Statement<SqlRow> {
-        statement
-            .bind::<Array<SqlUuid>, _>(take(&mut self.id))
-            .bind::<Array<Int4>, _>(take(&mut self.tenant))
-            .bind::<Array<Nullable<Text>>, _>(take(&mut self.user_id))
-            .bind::<Array<Nullable<Text>>, _>(take(&mut self.category))
-            .bind::<Array<Text>, _>(take(&mut self.priority))
-            .bind::<Array<Nullable<Binary>>, _>(take(&mut self.content))
-            .bind::<Array<Text>, _>(take(&mut self.source))
-            .bind::<Array<Nullable<Text>>, _>(take(&mut self.request_id))
-            .bind::<Array<Nullable<Text>>, _>(take(&mut self.traceparent))
-            .bind::<Array<Nullable<Timestamptz>>, _>(take(&mut self.expires_at))
-    }
-
     fn push(
         &mut self,
         acceptance: &Acceptance,
@@ -258,22 +337,6 @@ impl MessageColumns {
 }
 
 impl DeliveryColumns {
-    /// Binds the delivery columns that every acceptance statement takes.
-    fn bind(&mut self, statement: Statement<SqlRow>) -> Statement<SqlRow> {
-        statement
-            .bind::<Array<SqlUuid>, _>(take(&mut self.id))
-            .bind::<Array<SqlUuid>, _>(take(&mut self.message))
-            .bind::<Array<Int4>, _>(take(&mut self.tenant))
-            .bind::<Array<Text>, _>(take(&mut self.channel))
-            .bind::<Array<Text>, _>(take(&mut self.lane))
-            .bind::<Array<Text>, _>(take(&mut self.recipient))
-            .bind::<Array<Nullable<Binary>>, _>(take(&mut self.recipient_hash))
-            .bind::<Array<Nullable<Text>>, _>(take(&mut self.category))
-            .bind::<Array<Nullable<Text>>, _>(take(&mut self.template))
-            .bind::<Array<Text>, _>(take(&mut self.state))
-            .bind::<Array<Nullable<Int4>>, _>(take(&mut self.lease_ms))
-    }
-
     fn push(
         &mut self,
         tenant: TenantId,
@@ -313,105 +376,112 @@ impl DeliveryColumns {
     }
 }
 
-/// Keys come first: a row of ours in `won` means that the request is new. If another transaction is inserting the
-/// same key, we wait for its commit, so no request ever sees a key "in flight". Claims made at once have their own
-/// outbox row, which counts as published: they need no queue, and the audit checks them when their lease is over.
-/// Lines add `$columns`, `$types` and `$parking`.
-macro_rules! accept {
-    ($columns:literal, $types:literal, $at_once:literal, $stored:literal, $parking:literal) => {
-        concat!(
-            "
-WITH won AS (
-    INSERT INTO idempotency_keys (tenant_id, key_hash, request_hash, subject, response)
-    SELECT * FROM unnest(?::int4[], ?::bytea[], ?::bytea[], ?::uuid[], ?::bytea[])
-    ON CONFLICT DO NOTHING RETURNING subject
-), won_ids AS MATERIALIZED (SELECT coalesce(array_agg(subject), '{}') AS ids FROM won
-), new_bulks AS (
-    INSERT INTO bulks (id, tenant_id, content, refused)
-    SELECT id, tenant_id, content, refused
-    FROM unnest(?::uuid[], ?::int4[], ?::bytea[], ?::int4[], ?::uuid[]) AS b(id, tenant_id, content, refused, keyed_subject)
-    WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
-    ON CONFLICT DO NOTHING
-), new_messages AS (
-    INSERT INTO messages@ (id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at)
-    SELECT id, tenant_id, bulk_id, user_id, category, priority, content, source, request_id, traceparent, scheduled_at, expires_at
-    FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::timestamptz[],
-                ?::uuid[], ?::uuid[], ?::timestamptz[])
-        AS m(id, tenant_id, user_id, category, priority, content, source, request_id, traceparent, expires_at, keyed_subject, bulk_id, scheduled_at)
-    WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
-), fresh AS MATERIALIZED (
-    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::int4[],
-                         ?::uuid[], ?::timestamptz[]",
-            $types,
-            ") AS d(id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, lease_ms,
-                    keyed_subject, due_at",
-            $columns,
-            ")
-    WHERE keyed_subject IS NULL OR keyed_subject = ANY ((SELECT ids FROM won_ids)::uuid[])
-), new_deliveries AS (
-    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, run, attempts,
-                             lease_until",
-            $stored,
-            ")
-    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state,
-           (lease_ms IS NOT NULL)::int, (lease_ms IS NOT NULL)::int, clock_timestamp() + lease_ms * interval '1 millisecond'",
-            $stored,
-            " FROM fresh
-), new_due AS (
-    INSERT INTO due (delivery_id, due_at, run, why) SELECT id, due_at, 0, 'scheduled' FROM fresh WHERE due_at IS NOT NULL",
-            $parking,
-            "
-), new_outbox AS (
-    INSERT INTO outbox (act_at, published_at, deliveries, runs, routes)
-    SELECT now() + coalesce(max(lease_ms), ?) * interval '1 millisecond', CASE WHEN bool_and(lease_ms IS NOT NULL) THEN now() END,
-           array_agg(id), array_agg(0), array_agg(channel || '.' || lane)
-    FROM fresh WHERE due_at IS NULL",
-            $at_once,
-            " GROUP BY lease_ms IS NULL
-    RETURNING id, published_at
-)
-SELECT (SELECT id FROM new_outbox WHERE published_at IS NULL), (SELECT ids FROM won_ids), now()"
-        )
-    };
-}
-
-const ACCEPT: &str = accept!("", "", "", "", "");
-
-/// As [`ACCEPT`], for deliveries that wait in a line. A session's line already exists; a tenant's share is created
-/// when it is first needed.
-const ACCEPT_AND_PARK: &str = accept!(
-    ", line, rank, park, kind, country, expires_at",
-    ", ?::uuid[], ?::int2[], ?::uuid[], ?::text[], ?::text[], ?::timestamptz[]",
-    " AND park IS NULL",
-    ", line, rank, kind, country, expires_at",
-    "
-), new_shares AS (
-    INSERT INTO lines (id, tenant_id, kind, route)
-    SELECT DISTINCT park, tenant_id, 'share', channel || '.' || lane FROM fresh WHERE park IS NOT NULL AND line IS NULL ORDER BY 1
-    ON CONFLICT DO NOTHING
-), new_parked AS (
-    INSERT INTO parked (delivery_id, line, run, rank, expires_at) SELECT id, park, 0, rank, expires_at FROM fresh WHERE park IS NOT NULL AND due_at IS NULL"
-);
-
-/// [`ACCEPT`] without the parts that plain batches do not have: a quarter of its cost.
-const ACCEPT_PLAIN: &str = "
-WITH new_messages AS (
-    INSERT INTO messages@ (id, tenant_id, user_id, category, priority, content, source, request_id, traceparent, expires_at)
-    SELECT * FROM unnest(?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::timestamptz[])
-), fresh AS MATERIALIZED (
-    SELECT * FROM unnest(?::uuid[], ?::uuid[], ?::int4[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::text[], ?::text[], ?::text[], ?::int4[])
-        AS d(id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, lease_ms)
-), new_deliveries AS (
-    INSERT INTO deliveries@ (id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state, run, attempts,
-                             lease_until)
-    SELECT id, message_id, tenant_id, channel, lane, recipient, recipient_hash, category, template, state,
-           (lease_ms IS NOT NULL)::int, (lease_ms IS NOT NULL)::int, clock_timestamp() + lease_ms * interval '1 millisecond'
-    FROM fresh
-), new_outbox AS (
-    INSERT INTO outbox (act_at, published_at, deliveries, runs, routes)
-    SELECT now() + coalesce(max(lease_ms), ?) * interval '1 millisecond', CASE WHEN bool_and(lease_ms IS NOT NULL) THEN now() END,
-           array_agg(id), array_agg(0), array_agg(channel || '.' || lane)
-    FROM fresh GROUP BY lease_ms IS NULL
-    RETURNING id, published_at
-)
-SELECT (SELECT id FROM new_outbox WHERE published_at IS NULL), '{}'::uuid[], now()";
+sql!(AcceptPlain in "accept/accept_plain.sql" {
+    message_id: Vec<Uuid> as Array<SqlUuid>,
+    message_tenant: Vec<i32> as Array<Int4>,
+    message_user: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_category: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_priority: Vec<&'static str> as Array<Text>,
+    message_content: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+    message_source: Vec<&'static str> as Array<Text>,
+    message_request: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_traceparent: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_expires_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    delivery_id: Vec<Uuid> as Array<SqlUuid>,
+    delivery_message: Vec<Uuid> as Array<SqlUuid>,
+    delivery_tenant: Vec<i32> as Array<Int4>,
+    delivery_channel: Vec<&'static str> as Array<Text>,
+    delivery_lane: Vec<&'static str> as Array<Text>,
+    delivery_recipient: Vec<String> as Array<Text>,
+    delivery_recipient_hash: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+    delivery_category: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery_template: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery_state: Vec<&'static str> as Array<Text>,
+    delivery_lease_ms: Vec<Option<i32>> as Array<Nullable<Int4>>,
+    relay_after_ms: i32 as Int4,
+} -> StoredRow);
+sql!(Accept in "accept/accept.sql" {
+    key_tenant: Vec<i32> as Array<Int4>,
+    key_hash: Vec<Vec<u8>> as Array<Binary>,
+    key_request_hash: Vec<Vec<u8>> as Array<Binary>,
+    key_subject: Vec<Uuid> as Array<SqlUuid>,
+    key_response: Vec<Vec<u8>> as Array<Binary>,
+    bulk_id: Vec<Uuid> as Array<SqlUuid>,
+    bulk_tenant: Vec<i32> as Array<Int4>,
+    bulk_content: Vec<Vec<u8>> as Array<Binary>,
+    bulk_refused: Vec<i32> as Array<Int4>,
+    bulk_keyed_subject: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    message_id: Vec<Uuid> as Array<SqlUuid>,
+    message_tenant: Vec<i32> as Array<Int4>,
+    message_user: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_category: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_priority: Vec<&'static str> as Array<Text>,
+    message_content: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+    message_source: Vec<&'static str> as Array<Text>,
+    message_request: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_traceparent: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_expires_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    message_keyed_subject: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    message_bulk: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    message_scheduled_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    delivery_id: Vec<Uuid> as Array<SqlUuid>,
+    delivery_message: Vec<Uuid> as Array<SqlUuid>,
+    delivery_tenant: Vec<i32> as Array<Int4>,
+    delivery_channel: Vec<&'static str> as Array<Text>,
+    delivery_lane: Vec<&'static str> as Array<Text>,
+    delivery_recipient: Vec<String> as Array<Text>,
+    delivery_recipient_hash: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+    delivery_category: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery_template: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery_state: Vec<&'static str> as Array<Text>,
+    delivery_lease_ms: Vec<Option<i32>> as Array<Nullable<Int4>>,
+    delivery_keyed_subject: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    delivery_due_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    relay_after_ms: i32 as Int4,
+} -> StoredRow);
+sql!(AcceptAndPark in "accept/accept_and_park.sql" {
+    key_tenant: Vec<i32> as Array<Int4>,
+    key_hash: Vec<Vec<u8>> as Array<Binary>,
+    key_request_hash: Vec<Vec<u8>> as Array<Binary>,
+    key_subject: Vec<Uuid> as Array<SqlUuid>,
+    key_response: Vec<Vec<u8>> as Array<Binary>,
+    bulk_id: Vec<Uuid> as Array<SqlUuid>,
+    bulk_tenant: Vec<i32> as Array<Int4>,
+    bulk_content: Vec<Vec<u8>> as Array<Binary>,
+    bulk_refused: Vec<i32> as Array<Int4>,
+    bulk_keyed_subject: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    message_id: Vec<Uuid> as Array<SqlUuid>,
+    message_tenant: Vec<i32> as Array<Int4>,
+    message_user: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_category: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_priority: Vec<&'static str> as Array<Text>,
+    message_content: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+    message_source: Vec<&'static str> as Array<Text>,
+    message_request: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_traceparent: Vec<Option<String>> as Array<Nullable<Text>>,
+    message_expires_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    message_keyed_subject: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    message_bulk: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    message_scheduled_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    delivery_id: Vec<Uuid> as Array<SqlUuid>,
+    delivery_message: Vec<Uuid> as Array<SqlUuid>,
+    delivery_tenant: Vec<i32> as Array<Int4>,
+    delivery_channel: Vec<&'static str> as Array<Text>,
+    delivery_lane: Vec<&'static str> as Array<Text>,
+    delivery_recipient: Vec<String> as Array<Text>,
+    delivery_recipient_hash: Vec<Option<Vec<u8>>> as Array<Nullable<Binary>>,
+    delivery_category: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery_template: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery_state: Vec<&'static str> as Array<Text>,
+    delivery_lease_ms: Vec<Option<i32>> as Array<Nullable<Int4>>,
+    delivery_keyed_subject: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    delivery_due_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    delivery_line: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    delivery_rank: Vec<i16> as Array<Int2>,
+    delivery_park: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>,
+    delivery_kind: Vec<Option<&'static str>> as Array<Nullable<Text>>,
+    delivery_country: Vec<Option<String>> as Array<Nullable<Text>>,
+    delivery_expires_at: Vec<Option<DateTime<Utc>>> as Array<Nullable<Timestamptz>>,
+    relay_after_ms: i32 as Int4,
+} -> StoredRow);
+statements!(AcceptPlain, Accept, AcceptAndPark);

@@ -6,10 +6,11 @@
 
 use chrono::{DateTime, Utc};
 use diesel::{
-    ExpressionMethods, NullableExpressionMethods, OptionalExtension, PgExpressionMethods, QueryDsl, Queryable,
+    ExpressionMethods, PgExpressionMethods, QueryDsl, Queryable, QueryableByName,
     dsl::sql,
+    pg::Pg,
     result::Error,
-    sql_types::{Array, Bool, Double, Int4, Int8, Nullable, Text, Uuid as SqlUuid},
+    sql_types::{Array, Binary, Bool, Double, Int4, Int8, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use domain::TenantId;
@@ -20,10 +21,11 @@ use super::{LetterFilter, LetterStatus};
 use crate::{
     DbResult, Store,
     outbox::Dispatch,
-    release::{self, Released, boxed, released_columns, share_out},
-    schema::{dead_letters, replays},
+    release::{Released, ReleasedRow},
+    schema::dead_letters,
     scope::narrow,
-    sealed, statement,
+    sealed,
+    sql::{Columns, Typed, oid, row, sql, statements},
 };
 
 /// Bodies that one pass takes into memory, in bytes; a single larger one goes alone.
@@ -49,60 +51,75 @@ impl LetterAction {
     }
 }
 
-/// What somebody did to dead letters, and how far it got.
-#[derive(Clone, Debug, PartialEq, Serialize, Queryable)]
-pub struct Replay {
-    /// Its id.
-    pub id: Uuid,
-    /// Whose letters; `None`: an operator's, across tenants.
-    #[serde(skip)]
-    pub tenant_id: Option<i32>,
-    /// `replay` or `drop`.
-    pub action: String,
-    /// Which letters were meant.
-    pub filter: serde_json::Value,
-    /// Who asked for it.
-    pub actor: String,
-    /// Why.
-    pub note: String,
-    /// Letters a second; `None`: as fast as it goes.
-    pub rate: Option<i32>,
-    /// Open letters that matched when it began.
-    pub matched: i32,
-    /// Letters moved so far.
-    pub replayed: i32,
-    /// Letters that could not be moved: nothing to replay, or somebody else was first.
-    pub skipped: i32,
-    /// `running`, `done` or `cancelled`.
-    pub status: String,
-    /// When it was asked for; later letters are not touched.
-    pub created_at: DateTime<Utc>,
-    /// When it ended.
-    pub finished_at: Option<DateTime<Utc>>,
+row! {
+    /// What somebody did to dead letters, and how far it got.
+    #[derive(Clone, Debug, PartialEq, Serialize)]
+    pub struct Replay {
+        /// Its id.
+        pub id: Uuid as SqlUuid,
+        /// Whose letters; `None`: an operator's, across tenants.
+        #[serde(skip)]
+        pub tenant_id: Option<i32> as Nullable<Int4>,
+        /// `replay` or `drop`.
+        pub action: String as Text,
+        /// Which letters were meant.
+        pub filter: serde_json::Value as Jsonb,
+        /// Who asked for it.
+        pub actor: String as Text,
+        /// Why.
+        pub note: String as Text,
+        /// Letters a second; `None`: as fast as it goes.
+        pub rate: Option<i32> as Nullable<Int4>,
+        /// Open letters that matched when it began.
+        pub matched: i32 as Int4,
+        /// Letters moved so far.
+        pub replayed: i32 as Int4,
+        /// Letters that could not be moved: nothing to replay, or somebody else was first.
+        pub skipped: i32 as Int4,
+        /// `running`, `done` or `cancelled`.
+        pub status: String as Text,
+        /// When it was asked for; later letters are not touched.
+        pub created_at: DateTime<Utc> as Timestamptz,
+        /// When it ended.
+        pub finished_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+    }
 }
 
 /// A replay that runs, with what its rate is measured by.
-#[derive(Clone, Debug, PartialEq, Queryable)]
+#[derive(Clone, Debug, PartialEq, QueryableByName)]
+#[diesel(check_for_backend(Pg))]
 pub struct RunningReplay {
     /// The replay.
+    #[diesel(embed)]
     pub replay: Replay,
     /// How long it has run, by the database's clock.
+    #[diesel(sql_type = Double)]
     pub seconds: f64,
 }
 
-/// A refused publish that is to be published again.
-#[derive(Clone, Debug, PartialEq, Eq, Queryable)]
-pub struct IntakeLetter {
-    /// The letter.
-    pub id: Uuid,
-    /// Its `message_id` property, which is its idempotency key.
-    pub amqp_id: Option<String>,
-    /// The key a producer published it with; `None`: it is no submission.
-    pub routing_key: Option<String>,
-    /// Who published it; empty: nobody said; `None`: it is not known any more, but was checked.
-    pub amqp_user: Option<String>,
-    /// Its body.
-    pub body: Vec<u8>,
+impl Columns for RunningReplay {
+    fn columns() -> Vec<Typed> {
+        let mut columns = Replay::columns();
+        columns.push(("seconds", oid::<Double>()));
+        columns
+    }
+}
+
+row! {
+    /// A refused publish that is to be published again.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct IntakeLetter {
+        /// The letter.
+        pub id: Uuid as SqlUuid,
+        /// Its `message_id` property, which is its idempotency key.
+        pub amqp_id: Option<String> as Nullable<Text>,
+        /// The key a producer published it with; `None`: it is no submission.
+        pub routing_key: Option<String> as Nullable<Text>,
+        /// Who published it; empty: nobody said; `None`: it is not known any more, but was checked.
+        pub amqp_user: Option<String> as Nullable<Text>,
+        /// Its body.
+        pub body: Vec<u8> as Binary,
+    }
 }
 
 /// What one pass over a replay did.
@@ -132,12 +149,9 @@ struct Candidate {
 }
 
 const CANDIDATE_BYTES: &str = "coalesce(octet_length(body), 0)::int8";
-/// A body that can be published again: a producer wrote it and the intake refused it, or it is ours and could not be written down.
+/// A body that can be published again, as `publishable.sql` has it.
 const IS_PUBLISHABLE: &str =
     "delivery_id IS NULL AND body IS NOT NULL AND (routing_key IS NOT NULL OR origin = 'broker')";
-
-/// A letter without a user is of before users were kept. Its user was checked, unless that is what it was refused for.
-const PUBLISHER: &str = "CASE WHEN reason = 'tenant' THEN coalesce(amqp_user, '') ELSE amqp_user END";
 
 impl Store {
     /// Begins to replay or drop the open letters that match; returns the replay's id and how many there are.
@@ -152,23 +166,18 @@ impl Store {
     ) -> DbResult<(Uuid, i64)> {
         let id = Uuid::now_v7();
         let stored = serde_json::to_value(filter).map_err(|error| Error::SerializationError(Box::new(error)))?;
-        let row = (
-            replays::id.eq(id),
-            replays::tenant_id.eq(scope.map(|tenant| tenant.0)),
-            replays::action.eq(action.as_str()),
-            replays::filter.eq(stored),
-            replays::actor.eq(actor),
-            replays::note.eq(note),
-            replays::rate.eq(rate),
-        );
+        let tenant = scope.map(|tenant| tenant.0);
+        let (actor, note) = (actor.to_owned(), note.to_owned());
         // One transaction has one `now()`: what is counted here is what the passes will find.
         let begin = async |conn: &mut AsyncPgConnection| {
             if let Some(tenant) = scope {
                 narrow(conn, tenant).await?;
             }
             let matched: i64 = filter.open(scope, action).count().get_result(conn).await?;
-            let count = replays::matched.eq(i32::try_from(matched).unwrap_or(i32::MAX));
-            diesel::insert_into(replays::table).values((row, count)).execute(conn).await?;
+            let count = i32::try_from(matched).unwrap_or(i32::MAX);
+            let action = action.as_str();
+            let replay = InsertReplay { id, tenant, action, filter: stored, actor, note, rate, matched: count };
+            replay.query().run_on(conn).await?;
             Ok::<_, Error>(matched)
         };
         let matched = AsyncPgConnection::transaction(&mut *self.conn().await?, begin).await?;
@@ -177,27 +186,18 @@ impl Store {
 
     /// One replay, if it exists and `scope` may see it.
     pub async fn replay(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<Option<Replay>> {
-        let mut query = replays::table.find(id).into_boxed();
-        if let Some(TenantId(tenant)) = scope {
-            query = query.filter(replays::tenant_id.eq(tenant));
-        }
-        let mut conn = self.within(scope).await?;
-        let replay = query.first(&mut *conn).await.optional();
-        conn.done(replay).await
+        ById { id, tenant: scope.map(|tenant| tenant.0) }.query().within(scope).first(self).await
     }
 
     /// Ends a running replay where it is; says whether there was one. What has moved stays moved.
     pub async fn cancel_replay(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<bool> {
-        let query =
-            statement::<()>(CANCEL).bind::<SqlUuid, _>(id).bind::<Nullable<Int4>, _>(scope.map(|tenant| tenant.0));
-        Ok(query.within(scope).run(self).await? > 0)
+        let cancel = Cancel { id, tenant: scope.map(|tenant| tenant.0) };
+        Ok(cancel.query().within(scope).run(self).await? > 0)
     }
 
     /// The oldest replays that run.
     pub async fn replays_running(&self, limit: i64) -> DbResult<Vec<RunningReplay>> {
-        let seconds = sql::<Double>("extract(epoch FROM now() - created_at)::float8");
-        let query = replays::table.filter(sql::<Bool>("status = 'running'")).order(replays::id).limit(limit);
-        Ok(query.select((replays::all_columns, seconds)).load(&mut *self.conn().await?).await?)
+        Running { limit }.query().rows(self).await
     }
 
     /// Moves up to `limit` letters of a replay, beginning after `after`. When none is left from the start on, the
@@ -232,12 +232,7 @@ impl Store {
     /// Notes which refused publishes of a replay are with the broker again, and which can never be (`hopeless`). One that was
     /// refused anew meanwhile stays open.
     pub async fn letters_republished(&self, replay: Uuid, done: Vec<Uuid>, hopeless: Vec<Uuid>) -> DbResult<()> {
-        let query = statement::<()>(REPUBLISHED)
-            .bind::<SqlUuid, _>(replay)
-            .bind::<Array<SqlUuid>, _>(done)
-            .bind::<Array<SqlUuid>, _>(hopeless);
-        query.run(self).await?;
-        Ok(())
+        Republished { replay, done, hopeless }.query().run(self).await.map(drop)
     }
 }
 
@@ -274,8 +269,7 @@ impl Step<'_> {
 
     /// Keeps other schedulers from the same pass; false if one is at it, or the replay is over.
     async fn lock(&self, conn: &mut AsyncPgConnection) -> Result<bool, Error> {
-        let locked = RunQueryDsl::execute(statement::<()>(LOCK).bind::<SqlUuid, _>(self.replay.id), conn).await?;
-        Ok(locked > 0)
+        Ok(Lock { replay: self.replay.id }.query().run_on(conn).await? > 0)
     }
 
     async fn candidates(
@@ -310,46 +304,28 @@ impl Step<'_> {
         if letters.is_empty() {
             return Ok(Released::default());
         }
-        let query = statement::<release::SqlRow>(REVIVE)
-            .bind::<SqlUuid, _>(self.replay.id)
-            .bind::<Array<SqlUuid>, _>(letters)
-            .bind::<Array<Text>, _>(Vec::<String>::new())
-            .bind::<Int4, _>(self.relay_after_ms);
-        Ok(Released::of(RunQueryDsl::load(query, conn).await?))
+        let (replay, full, relay_after_ms) = (self.replay.id, Vec::new(), self.relay_after_ms);
+        Ok(Revive { replay, letters, full, relay_after_ms }.query().rows_on(conn).await?.into())
     }
 
     async fn publishable(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<Vec<IntakeLetter>, Error> {
         if letters.is_empty() {
             return Ok(Vec::new());
         }
-        let columns = (
-            dead_letters::id,
-            dead_letters::amqp_id,
-            dead_letters::routing_key,
-            sql::<Nullable<Text>>(PUBLISHER),
-            dead_letters::body.assume_not_null(),
-        );
-        let stored = dead_letters::table.filter(dead_letters::id.eq_any(letters)).filter(sql::<Bool>(IS_PUBLISHABLE));
-        stored.order(dead_letters::id).select(columns).load(conn).await
+        Publishable { letters }.query().rows_on(conn).await
     }
 
     async fn drop(&self, conn: &mut AsyncPgConnection, candidates: &[Candidate]) -> Result<i64, Error> {
-        let query = statement::<Int8>(DROP)
-            .bind::<SqlUuid, _>(self.replay.id)
-            .bind::<Array<SqlUuid>, _>(ids(candidates, |_| true));
-        RunQueryDsl::get_result(query, conn).await
+        DropLetters { replay: self.replay.id, letters: ids(candidates, |_| true) }.query().row_on(conn).await
     }
 
     /// Marks what is still open of `letters` as looked at by this replay.
     async fn skip(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<(), Error> {
-        let query = statement::<()>(SKIP).bind::<SqlUuid, _>(self.replay.id).bind::<Array<SqlUuid>, _>(letters);
-        RunQueryDsl::execute(query, conn).await?;
-        Ok(())
+        Skip { replay: self.replay.id, letters }.query().run_on(conn).await.map(drop)
     }
 
     async fn finish(&self, conn: &mut AsyncPgConnection) -> Result<(), Error> {
-        RunQueryDsl::execute(statement::<()>(FINISH).bind::<SqlUuid, _>(self.replay.id), conn).await?;
-        Ok(())
+        Finish { replay: self.replay.id }.query().run_on(conn).await.map(drop)
     }
 }
 
@@ -372,79 +348,36 @@ fn bounded(letters: Vec<Candidate>) -> Vec<Candidate> {
     letters.into_iter().take_while(fits).collect()
 }
 
-const LOCK: &str = "SELECT 1 FROM replays WHERE id = ? AND status = 'running' FOR UPDATE SKIP LOCKED";
-
-const CANCEL: &str = "
-UPDATE replays r SET status = 'cancelled', finished_at = now()
-FROM (SELECT ?::uuid AS id, ?::int4 AS tenant_id) asked
-WHERE r.id = asked.id AND r.status = 'running' AND (asked.tenant_id IS NULL OR r.tenant_id = asked.tenant_id)";
-
-/// Letters, deliveries, log and outbox in one commit; the letters are taken in one order, so that two replays over the
-/// same ones wait for each other instead of blocking each other.
-const REVIVE: &str = concat!(
-    "
-WITH asked AS (SELECT ?::uuid AS replay_id
-), letters AS MATERIALIZED (
-    SELECT id, delivery_id FROM dead_letters WHERE id = ANY (?::uuid[]) AND status = 'open' AND delivery_id IS NOT NULL
-    ORDER BY id FOR UPDATE
-), released AS (
-    UPDATE deliveries d
-    SET state = 'queued', run = d.run + 1, attempts = 0, deferrals = 0, crashes = 0, round = 0, waiting_since = NULL, lease_until = NULL, updated_at = clock_timestamp()
-    FROM (SELECT DISTINCT delivery_id FROM letters) l
-    WHERE d.id = l.delivery_id AND d.state = 'dead'
-    RETURNING ",
-    released_columns!(),
-    "
-), logged AS (
-    INSERT INTO delivery_events (delivery_id, run, kind, tenant_id, channel, at)
-    SELECT id, run, 'replayed', tenant_id, channel, clock_timestamp() FROM released
-    ON CONFLICT DO NOTHING
-    RETURNING tenant_id, channel, kind, at
-), moved AS (
-    UPDATE dead_letters l SET status = 'replayed', replay_id = asked.replay_id
-    FROM asked, letters
-    WHERE l.id = letters.id AND letters.delivery_id IN (SELECT id FROM released)
-    RETURNING 1
-), noted AS (
-    UPDATE replays r SET replayed = r.replayed + (SELECT count(*) FROM moved) FROM asked WHERE r.id = asked.replay_id
-), ",
-    share_out!(),
-    ", ",
-    boxed!("placed WHERE share IS NULL", "released")
-);
-
-const DROP: &str = "
-WITH asked AS (SELECT ?::uuid AS replay_id
-), letters AS MATERIALIZED (
-    SELECT id FROM dead_letters WHERE id = ANY (?::uuid[]) AND status = 'open' ORDER BY id FOR UPDATE
-), moved AS (
-    UPDATE dead_letters l SET status = 'dropped', replay_id = asked.replay_id FROM asked, letters WHERE l.id = letters.id RETURNING 1
-), noted AS (
-    UPDATE replays r SET replayed = r.replayed + (SELECT count(*) FROM moved) FROM asked WHERE r.id = asked.replay_id
-)
-SELECT count(*) FROM moved";
-
-const SKIP: &str = "
-UPDATE dead_letters l SET replay_id = asked.id
-FROM (SELECT ?::uuid AS id) asked
-WHERE l.id = ANY (?::uuid[]) AND l.status = 'open'";
-
-const REPUBLISHED: &str = "
-WITH asked AS (SELECT ?::uuid AS replay_id
-), done AS MATERIALIZED (
-    SELECT id FROM dead_letters WHERE id = ANY (?::uuid[]) AND status = 'open'
-        AND created_at <= (SELECT r.created_at FROM replays r JOIN asked ON r.id = asked.replay_id) ORDER BY id FOR UPDATE
-), moved AS (
-    UPDATE dead_letters l SET status = 'replayed', replay_id = asked.replay_id FROM asked, done WHERE l.id = done.id RETURNING 1
-), skipped AS (
-    UPDATE dead_letters l SET replay_id = asked.replay_id FROM asked WHERE l.id = ANY (?::uuid[]) AND l.status = 'open'
-)
-UPDATE replays r SET replayed = r.replayed + (SELECT count(*) FROM moved) FROM asked WHERE r.id = asked.replay_id";
-
-/// Whatever matched and was not moved counts as skipped, and a letter whose commit came late as matched.
-const FINISH: &str = "
-UPDATE replays SET status = 'done', finished_at = now(), matched = greatest(matched, replayed), skipped = greatest(matched - replayed, 0)
-WHERE id = ? AND status = 'running'";
+sql!(InsertReplay in "letters/insert_replay.sql" {
+    id: Uuid as SqlUuid,
+    tenant: Option<i32> as Nullable<Int4>,
+    action: &'static str as Text,
+    filter: serde_json::Value as Jsonb,
+    actor: String as Text,
+    note: String as Text,
+    rate: Option<i32> as Nullable<Int4>,
+    matched: i32 as Int4,
+});
+sql!(ById in "letters/replay.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> Replay);
+sql!(Cancel in "letters/cancel.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> });
+sql!(Running in "letters/replays_running.sql" { limit: i64 as Int8 } -> RunningReplay);
+sql!(Lock in "letters/lock.sql" { replay: Uuid as SqlUuid });
+sql!(Revive in "letters/revive.sql" {
+    replay: Uuid as SqlUuid,
+    letters: Vec<Uuid> as Array<SqlUuid>,
+    full: Vec<String> as Array<Text>,
+    relay_after_ms: i32 as Int4,
+} -> ReleasedRow);
+sql!(Publishable in "letters/publishable.sql" { letters: Vec<Uuid> as Array<SqlUuid> } -> IntakeLetter);
+sql!(DropLetters in "letters/drop.sql" {
+    replay: Uuid as SqlUuid, letters: Vec<Uuid> as Array<SqlUuid>
+} -> i64 as Int8);
+sql!(Skip in "letters/skip.sql" { replay: Uuid as SqlUuid, letters: Vec<Uuid> as Array<SqlUuid> });
+sql!(Republished in "letters/republished.sql" {
+    replay: Uuid as SqlUuid, done: Vec<Uuid> as Array<SqlUuid>, hopeless: Vec<Uuid> as Array<SqlUuid>
+});
+sql!(Finish in "letters/finish.sql" { replay: Uuid as SqlUuid });
+statements!(InsertReplay, ById, Cancel, Running, Lock, Revive, Publishable, DropLetters, Skip, Republished, Finish);
 
 #[cfg(test)]
 mod tests {

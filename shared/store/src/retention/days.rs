@@ -5,7 +5,11 @@ use diesel::sql_types::{Bool, Date, Int4, Int8, Nullable, Text, Uuid as SqlUuid}
 use uuid::Uuid;
 
 use super::{Pass, RunOptions, Surveyed};
-use crate::{DbResult, messages::floor, statement};
+use crate::{
+    DbResult,
+    messages::floor,
+    sql::{row, sql, statements},
+};
 
 /// Blocks of a partition read in one statement: 64 MB.
 const BLOCKS: i64 = 8192;
@@ -65,7 +69,7 @@ async fn one(
     if options.is_late() {
         return Ok(DayOutcome::Late);
     }
-    let standing = ask(options, "SELECT day_standing(?, ?)", day).await?;
+    let standing = Standing { day, default_days: options.default_days }.query().row(options.store).await?;
     let outcome = match standing.as_str() {
         "free" => survey(options, day, surveyed).await?,
         "alive" => DayOutcome::Alive,
@@ -74,30 +78,27 @@ async fn one(
     if outcome != DayOutcome::Dropped {
         return Ok(outcome);
     }
-    let rows = sizes(options, day).await?;
+    let size = Sizes {}.query().on_day(day).row(options.store).await?;
     let outcome = if options.dry { outcome } else { drop_day(options, day, pass).await? };
     if outcome == DayOutcome::Dropped {
         surveyed.remove(&day);
-        for (table, rows) in ["messages", "deliveries", "delivery_events"].into_iter().zip(rows) {
+        let sizes =
+            [("messages", size.messages), ("deliveries", size.deliveries), ("delivery_events", size.delivery_events)];
+        for (table, rows) in sizes {
             pass.note(None, &format!("{table}_{}", day.format("%Y%m%d")), rows);
         }
     }
     Ok(outcome)
 }
 
-async fn ask(options: RunOptions<'_>, text: &'static str, day: NaiveDate) -> DbResult<String> {
-    let query = statement::<Text>(text).bind::<Date, _>(day).bind::<Nullable<Int4>, _>(options.default_days);
-    query.row(options.store).await
-}
-
 /// Reads the day's deliveries, a part at a time, for one without an end. What waits is found by its due row and never gets here;
 /// this is for deliveries that nothing points at, which would be a defect.
 async fn survey(options: RunOptions<'_>, day: NaiveDate, surveyed: &mut Surveyed) -> DbResult<DayOutcome> {
-    let blocks: i64 = statement::<Int8>(BLOCKS_OF).on_day(day).row(options.store).await?;
+    let blocks = Blocks {}.query().on_day(day).row(options.store).await?;
     let first = surveyed.entry(day).or_default();
     while *first < blocks {
-        let query = statement::<Bool>(SURVEY).on_day(day).bind::<Int8, _>(*first).bind::<Int8, _>(*first + BLOCKS);
-        if query.row::<bool>(options.store).await? {
+        let survey = HasUnfinished { first: *first, end: *first + BLOCKS };
+        if survey.query().on_day(day).row(options.store).await? {
             return Ok(DayOutcome::Alive);
         }
         *first += BLOCKS;
@@ -108,19 +109,13 @@ async fn survey(options: RunOptions<'_>, day: NaiveDate, surveyed: &mut Surveyed
     Ok(DayOutcome::Dropped)
 }
 
-/// Rows of the three partitions: counted where that is quick.
-async fn sizes(options: RunOptions<'_>, day: NaiveDate) -> DbResult<[i64; 3]> {
-    let query = statement::<(Int8, Int8, Int8)>(SIZES).on_day(day);
-    let (messages, deliveries, events) = query.row(options.store).await?;
-    Ok([messages, deliveries, events])
-}
-
 async fn drop_day(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<DayOutcome> {
     if !forget_letters(options, day, pass).await? {
         return Ok(DayOutcome::Late);
     }
     for _ in 0..TRIES {
-        match ask(options, "SELECT drop_partitions(?, ?)", day).await?.as_str() {
+        let dropped = DropDay { day, default_days: options.default_days }.query().row(options.store).await?;
+        match dropped.as_str() {
             "dropped" => return Ok(DayOutcome::Dropped),
             "busy" => tokio::time::sleep(PAUSE).await,
             "alive" => return Ok(DayOutcome::Alive),
@@ -135,8 +130,7 @@ async fn drop_day(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> D
 async fn forget_letters(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<bool> {
     loop {
         let (low, high) = bounds(day);
-        let query = statement::<Int8>(FORGET_LETTERS).bind::<SqlUuid, _>(low).bind::<SqlUuid, _>(high);
-        let letters: i64 = query.bind::<Int8, _>(LETTERS).row(options.store).await?;
+        let letters = ForgetLetters { low, high, limit: LETTERS }.query().row(options.store).await?;
         pass.note(None, "dead_letters", letters);
         if letters < LETTERS {
             return Ok(true);
@@ -156,32 +150,25 @@ pub(super) fn start_of(day: NaiveDate) -> DateTime<Utc> {
     day.and_time(NaiveTime::MIN).and_utc()
 }
 
-const BLOCKS_OF: &str = "SELECT pg_relation_size('deliveries@') / current_setting('block_size')::int8";
-
-const SURVEY: &str = "
-SELECT EXISTS (SELECT FROM deliveries@
-    WHERE ctid >= ('(' || ?::int8 || ',0)')::tid AND ctid < ('(' || ?::int8 || ',0)')::tid
-      AND state IN ('scheduled', 'queued', 'sending', 'retrying'))";
-
-/// As many as there are, or as the last ANALYZE found.
-macro_rules! size {
-    ($table:literal) => {
-        concat!(
-            "CASE WHEN pg_relation_size('",
-            $table,
-            "@') < 67108864 THEN (SELECT count(*) FROM ",
-            $table,
-            "@) ELSE (SELECT greatest(reltuples, 0)::int8 FROM pg_class WHERE oid = '",
-            $table,
-            "@'::regclass) END"
-        )
-    };
+row! {
+    /// Rows of the three partitions: counted where that is quick.
+    struct Size {
+        messages: i64 as Int8,
+        deliveries: i64 as Int8,
+        delivery_events: i64 as Int8,
+    }
 }
 
-const SIZES: &str = concat!("SELECT ", size!("messages"), ", ", size!("deliveries"), ", ", size!("delivery_events"));
-
-const FORGET_LETTERS: &str = "
-WITH gone AS (
-    DELETE FROM dead_letters WHERE id = ANY (ARRAY(
-        SELECT id FROM dead_letters WHERE delivery_id >= ? AND delivery_id < ? ORDER BY delivery_id LIMIT ?)) RETURNING 1)
-SELECT count(*) FROM gone";
+sql!(Standing in "retention/days/standing.sql" {
+    day: NaiveDate as Date, default_days: Option<i32> as Nullable<Int4>
+} -> String as Text);
+sql!(DropDay in "retention/days/drop.sql" {
+    day: NaiveDate as Date, default_days: Option<i32> as Nullable<Int4>
+} -> String as Text);
+sql!(Blocks in "retention/days/blocks.sql" {} -> i64 as Int8);
+sql!(HasUnfinished in "retention/days/has_unfinished.sql" { first: i64 as Int8, end: i64 as Int8 } -> bool as Bool);
+sql!(Sizes in "retention/days/sizes.sql" {} -> Size);
+sql!(ForgetLetters in "retention/days/forget_letters.sql" {
+    low: Uuid as SqlUuid, high: Uuid as SqlUuid, limit: i64 as Int8
+} -> i64 as Int8);
+statements!(Standing, DropDay, Blocks, HasUnfinished, Sizes, ForgetLetters);

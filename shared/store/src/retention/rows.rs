@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     DbResult,
-    messages::{floor, minute_after},
+    messages::floor,
+    sql::{row, sql, statements},
     statement,
 };
 
@@ -175,8 +176,8 @@ impl Rows<'_> {
     }
 
     async fn tenants_of(&mut self, day: NaiveDate) -> DbResult<Vec<i32>> {
-        let query = statement::<Int4>(TENANTS_OF).on_day(day).bind::<Int4, _>(self.position.tenant);
-        let present = query.rows(self.options.store).await;
+        let tenants = Tenants { after: self.position.tenant };
+        let present = tenants.query().on_day(day).rows(self.options.store).await;
         if present.is_err() {
             self.position.day = day.checked_add_days(Days::new(1));
         }
@@ -207,90 +208,34 @@ impl Rows<'_> {
         (low, high): (Uuid, Uuid),
         whole: bool,
     ) -> DbResult<Option<Uuid>> {
-        type Counts = (Vec<Uuid>, i64, i64, i64, i64);
         let low = low.max(self.position.message);
         if whole && !self.has_messages(day, tenant, low).await? {
             return Ok(None);
         }
-        let text = if self.options.dry { COUNT_MESSAGES } else { MESSAGES };
-        let query = statement::<(Array<SqlUuid>, Int8, Int8, Int8, Int8)>(text);
+        let (after, limit) = (self.position.message, BATCH);
+        let query = if self.options.dry {
+            CountMessages { tenant, low, after, high, limit }.query()
+        } else {
+            DeleteMessages { tenant, low, after, high, limit }.query()
+        };
         let query = if whole { query } else { query.on_day(day) };
-        let query = query
-            .bind::<Int4, _>(tenant)
-            .bind::<SqlUuid, _>(low)
-            .bind::<SqlUuid, _>(self.position.message)
-            .bind::<SqlUuid, _>(high)
-            .bind::<Int8, _>(BATCH);
-        let (last, messages, deliveries, events, letters): Counts = query.row(self.options.store).await?;
+        let batch = query.row(self.options.store).await?;
         let counts = [
-            ("messages", messages),
-            ("deliveries", deliveries),
-            ("delivery_events", events),
-            ("dead_letters", letters),
+            ("messages", batch.messages),
+            ("deliveries", batch.deliveries),
+            ("delivery_events", batch.events),
+            ("dead_letters", batch.letters),
         ];
         for (table, rows) in counts {
             self.pass.note(Some(slug), table, rows);
         }
-        Ok(last.first().copied())
+        Ok(batch.last.first().copied())
     }
 
     async fn has_messages(&self, day: NaiveDate, tenant: i32, low: Uuid) -> DbResult<bool> {
-        let query = statement::<Bool>(HAS_MESSAGES).on_day(day).bind::<Int4, _>(tenant).bind::<SqlUuid, _>(low);
-        query.row(self.options.store).await
+        HasMessages { tenant, low }.query().on_day(day).row(self.options.store).await
     }
 }
-
-/// From one tenant to the next by the index, however many messages each has.
-const TENANTS_OF: &str = "
-WITH RECURSIVE t(id) AS (
-    (SELECT m.tenant_id FROM messages@ m WHERE m.tenant_id > ? ORDER BY m.tenant_id LIMIT 1)
-    UNION ALL
-    SELECT (SELECT m.tenant_id FROM messages@ m WHERE m.tenant_id > t.id ORDER BY m.tenant_id LIMIT 1) FROM t WHERE t.id IS NOT NULL)
-SELECT id FROM t WHERE id IS NOT NULL";
-
-const HAS_MESSAGES: &str = "SELECT EXISTS (SELECT FROM messages@ WHERE tenant_id = ? AND id >= ?)";
-
-/// Messages of a tenant in the order of their ids, and those among them whose every delivery is over.
-macro_rules! over {
-    ($rest:literal) => {
-        concat!(
-            "
-WITH picked AS MATERIALIZED (
-    SELECT m.id FROM messages@ m WHERE m.tenant_id = ? AND m.id >= ? AND m.id > ? AND m.id < ? ORDER BY m.id LIMIT ?
-), over AS MATERIALIZED (
-    SELECT p.id FROM picked p WHERE NOT EXISTS (
-        SELECT 1 FROM deliveries@ d WHERE d.message_id = p.id AND d.id >= p.id AND d.id < ",
-            minute_after!("p.id"),
-            " AND (d.state IN ('scheduled', 'queued', 'sending', 'retrying')
-               OR EXISTS (SELECT 1 FROM due w WHERE w.delivery_id = d.id)
-               OR EXISTS (SELECT 1 FROM parked k WHERE k.delivery_id = d.id)))
-), theirs AS MATERIALIZED (
-    SELECT d.id FROM over o CROSS JOIN LATERAL (
-        SELECT d.id FROM deliveries@ d WHERE d.message_id = o.id AND d.id >= o.id AND d.id < ",
-            minute_after!("o.id"),
-            " OFFSET 0) d
-)",
-            $rest
-        )
-    };
-}
-
-const MESSAGES: &str = over!(
-    ", letters AS (DELETE FROM dead_letters l USING theirs t WHERE l.delivery_id = t.id RETURNING 1
-), events AS (DELETE FROM delivery_events@ e USING theirs t WHERE e.delivery_id = t.id RETURNING 1
-), gone AS (DELETE FROM deliveries@ d USING theirs t WHERE d.id = t.id RETURNING 1
-), messages_gone AS (DELETE FROM messages@ m USING over o WHERE m.id = o.id RETURNING 1
-)
-SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM messages_gone), (SELECT count(*) FROM gone),
-       (SELECT count(*) FROM events), (SELECT count(*) FROM letters)"
-);
-
-const COUNT_MESSAGES: &str = over!(
-    "
-SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM over), (SELECT count(*) FROM theirs),
-       (SELECT count(*) FROM theirs t JOIN delivery_events@ e ON e.delivery_id = t.id),
-       (SELECT count(*) FROM theirs t JOIN dead_letters l ON l.delivery_id = t.id)"
-);
 
 struct Table {
     name: &'static str,
@@ -389,6 +334,28 @@ const TABLES: [Table; 12] = [
     ),
     older!("replays", "x.created_at < f.before", " AND x.status <> 'running'", or nobody),
 ];
+
+row! {
+    /// What was deleted, or counted, of the messages that were looked at.
+    struct Batch {
+        /// The last of these messages; empty if there are no more.
+        last: Vec<Uuid> as Array<SqlUuid>,
+        messages: i64 as Int8,
+        deliveries: i64 as Int8,
+        events: i64 as Int8,
+        letters: i64 as Int8,
+    }
+}
+
+sql!(Tenants in "retention/rows/tenants.sql" { after: i32 as Int4 } -> i32 as Int4);
+sql!(HasMessages in "retention/rows/has_messages.sql" { tenant: i32 as Int4, low: Uuid as SqlUuid } -> bool as Bool);
+sql!(DeleteMessages in "retention/rows/delete_messages.sql" {
+    tenant: i32 as Int4, low: Uuid as SqlUuid, after: Uuid as SqlUuid, high: Uuid as SqlUuid, limit: i64 as Int8
+} -> Batch);
+sql!(CountMessages in "retention/rows/count_messages.sql" {
+    tenant: i32 as Int4, low: Uuid as SqlUuid, after: Uuid as SqlUuid, high: Uuid as SqlUuid, limit: i64 as Int8
+} -> Batch);
+statements!(Tenants, HasMessages, DeleteMessages, CountMessages);
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,1 @@
+SELECT audit_append(:tenant, :actor, :action, :target, :request_id)

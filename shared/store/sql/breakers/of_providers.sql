@@ -1,0 +1,2 @@
+SELECT key, state, failures, since, retry_at, CASE WHEN paused_until > now() THEN paused_until END AS paused_until
+FROM breakers WHERE provider = ANY (:providers::text[])

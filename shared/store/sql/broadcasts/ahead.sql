@@ -1,0 +1,1 @@
+SELECT coalesce(max(waiting), 0)::int8 FROM lines WHERE id = ANY (:lines::uuid[])

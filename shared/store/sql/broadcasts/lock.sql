@@ -1,0 +1,1 @@
+SELECT definition, after_user FROM broadcasts WHERE id = :id AND status = 'running' FOR UPDATE SKIP LOCKED

@@ -1,0 +1,1 @@
+UPDATE broadcasts SET definition = :definition, after_user = :after WHERE id = :id

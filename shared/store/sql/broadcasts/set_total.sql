@@ -1,0 +1,1 @@
+UPDATE broadcasts SET total = :total WHERE id = :id AND total IS NULL

@@ -1,0 +1,1 @@
+SELECT name, class FROM categories WHERE tenant_id = :tenant AND class IS NOT NULL

@@ -1,0 +1,1 @@
+SELECT coalesce((SELECT version FROM catalogues WHERE tenant_id = :tenant), 0::bigint)

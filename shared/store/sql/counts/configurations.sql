@@ -1,0 +1,1 @@
+SELECT count(*) FROM webhook_configurations WHERE tenant_id = :tenant

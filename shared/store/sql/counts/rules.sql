@@ -1,0 +1,1 @@
+SELECT count(*) FROM rules WHERE tenant_id = :tenant

@@ -1,0 +1,1 @@
+SELECT count(*) FROM wa_sessions WHERE tenant_id = :tenant

@@ -1,0 +1,1 @@
+DELETE FROM devices WHERE tenant_id = :tenant AND user_id = :user_id AND id = :id

@@ -1,0 +1,1 @@
+SELECT id, tenant_id, channel FROM deliveries@ WHERE id = ANY (:ids::uuid[])

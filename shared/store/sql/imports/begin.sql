@@ -1,0 +1,1 @@
+INSERT INTO imports (id, tenant_id) VALUES (:id, :tenant)

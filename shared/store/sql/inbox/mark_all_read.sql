@@ -1,0 +1,3 @@
+UPDATE inbox SET read_at = now()
+WHERE tenant_id = :tenant AND user_id = :user_id AND read_at IS NULL AND archived_at IS NULL
+RETURNING id

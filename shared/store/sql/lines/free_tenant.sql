@@ -1,0 +1,1 @@
+DELETE FROM lines WHERE tenant_id = :tenant AND kind = 'tenant'

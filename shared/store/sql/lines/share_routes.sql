@@ -1,0 +1,1 @@
+SELECT DISTINCT route FROM lines WHERE is_waiting AND kind = 'share'

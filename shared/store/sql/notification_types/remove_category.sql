@@ -1,0 +1,1 @@
+DELETE FROM categories WHERE tenant_id = :tenant AND name = :name

@@ -1,0 +1,1 @@
+SELECT secret FROM service_secrets WHERE id = :id

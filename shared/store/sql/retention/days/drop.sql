@@ -1,0 +1,1 @@
+SELECT drop_partitions(:day, :default_days)

@@ -1,0 +1,1 @@
+SELECT day_standing(:day, :default_days)

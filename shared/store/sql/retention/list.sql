@@ -1,0 +1,3 @@
+SELECT t.slug AS tenant, r.days
+FROM tenants t LEFT JOIN retention r ON r.tenant_id = t.id
+ORDER BY t.id

@@ -1,0 +1,1 @@
+SELECT position::text FROM retention_cursor

@@ -1,0 +1,1 @@
+DELETE FROM rules WHERE tenant_id = :tenant AND id = :id

@@ -1,0 +1,1 @@
+SELECT id, name FROM wa_sessions WHERE tenant_id = :tenant

@@ -1,0 +1,1 @@
+SELECT id, name FROM rules WHERE tenant_id = :tenant AND NOT is_active ORDER BY id

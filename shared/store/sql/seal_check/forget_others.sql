@@ -1,0 +1,1 @@
+DELETE FROM seal_check WHERE fingerprint <> :fingerprint

@@ -1,0 +1,1 @@
+DELETE FROM suppressions WHERE tenant_id = :tenant AND id = :id

@@ -1,0 +1,1 @@
+SELECT tenant_id FROM amqp_users WHERE username = :username

@@ -1,0 +1,1 @@
+SELECT username, tenant_id FROM amqp_users ORDER BY username

@@ -1,0 +1,1 @@
+SELECT id, slug, webhook_secret, created_at FROM tenants WHERE id = :tenant

@@ -1,0 +1,1 @@
+SELECT :tenant = min(id) FROM tenants

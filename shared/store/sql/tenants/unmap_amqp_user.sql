@@ -1,0 +1,1 @@
+DELETE FROM amqp_users WHERE username = :username

@@ -1,0 +1,1 @@
+DELETE FROM unread_events WHERE id = ANY (:ids::uuid[])

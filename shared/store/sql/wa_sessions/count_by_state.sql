@@ -1,0 +1,1 @@
+SELECT state, count(*) AS n FROM wa_sessions GROUP BY state

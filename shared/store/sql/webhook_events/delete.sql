@@ -1,0 +1,1 @@
+DELETE FROM webhook_events WHERE id = ANY (:ids::int8[])

@@ -1,0 +1,1 @@
+UPDATE webhook_configurations SET swept_at = now() WHERE id = :configuration
