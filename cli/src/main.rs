@@ -29,6 +29,7 @@ mod users;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
 use output::Output;
 
 /// A command calls a server or two and waits, so it needs few threads. The services get the default of one thread for

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use ingest::people::{
+use people::{
     importing::{self, Format, ImportError, RowFault, Summary},
     person_file,
 };

@@ -4,8 +4,8 @@ use broker::{INTAKE_HIGH, INTAKE_STD};
 use domain::{Channel, DeadReason, EventSource};
 use metrics::counter;
 use runtime::telemetry::at_zero;
-
-use crate::{AMQP, HTTP, problem::Code};
+use submission::{AMQP, HTTP};
+use web::problem::Code;
 
 /// Those without a label.
 const PLAIN: [&str; 9] = [

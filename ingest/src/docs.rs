@@ -7,11 +7,7 @@ use actix_web::{
     http::header::{CONTENT_SECURITY_POLICY, HeaderName, LOCATION, X_FRAME_OPTIONS},
     web::Data,
 };
-
-use crate::{
-    app::App,
-    problem::{Code, Problem},
-};
+use web::problem::{Code, Problem};
 
 const ASYNCAPI: &str = include_str!("../../docs/asyncapi.yaml");
 
@@ -24,6 +20,9 @@ const POLICY: (HeaderName, &str) = (
 /// The same for browsers that do not support `frame-ancestors`.
 const NO_FRAMES: (HeaderName, &str) = (X_FRAME_OPTIONS, "DENY");
 
+/// The OpenAPI document as JSON.
+pub struct Document(pub String);
+
 /// The configuration of the Swagger page: the URL of the document.
 pub type UiConfig = Arc<utoipa_swagger_ui::Config<'static>>;
 
@@ -35,8 +34,8 @@ pub fn ui_config() -> UiConfig {
 /// This API as an OpenAPI 3.1 document.
 #[utoipa::path(get, path = "/openapi.json", tag = "specifications", security(()), responses(
     (status = 200, description = "The document", body = serde_json::Value)))]
-pub async fn openapi(app: Data<App>) -> HttpResponse {
-    HttpResponse::Ok().content_type("application/json").body(app.openapi.clone())
+pub async fn openapi(document: Data<Document>) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(document.0.clone())
 }
 
 /// The AMQP side as an AsyncAPI 3.0 document.

@@ -3,67 +3,25 @@
 //! Acceptance needs the database and nothing else. A broker that is away makes the process degraded, not unready; otherwise
 //! an outage of the broker would stop acceptance too.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use actix_web::{HttpResponse, http::StatusCode, web::Data};
 use broker::ConsumerHealth;
-use connectors::waha::{Host, WahaError};
-use runtime::probe::{Checking, Health, Part, Report};
+use runtime::{
+    probe::{Checking, Health, Part, Parts, Report},
+    telemetry::MetricsHandle,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::app::{App, Db};
-
-/// Whether every migration of this version has run.
-pub struct SchemaPart(pub Arc<AtomicBool>);
-
-impl Part for SchemaPart {
-    fn name(&self) -> &'static str {
-        "schema"
-    }
-
-    fn check(&self) -> Checking<'_> {
-        let health = match self.0.load(Ordering::Relaxed) {
-            true => Health::Up,
-            false => Health::Down("migrations are pending: run `posthaste migrate`".to_owned()),
-        };
-        Box::pin(std::future::ready(health))
-    }
-}
-
-/// Whether the WAHA of the sessions answers. Only WhatsApp depends on it.
-pub struct WahaPart {
-    /// Queries which sessions cannot be reached.
-    pub db: Db,
-    /// The WAHA host from the settings.
-    pub host: Option<Host>,
-}
-
-impl Part for WahaPart {
-    fn name(&self) -> &'static str {
-        "waha"
-    }
-
-    fn check(&self) -> Checking<'_> {
-        Box::pin(async {
-            if let Some(host) = &self.host
-                && let Err(error) = host.ping().await
-            {
-                // An old version does not have this path, but its answer shows that it runs.
-                if !matches!(error, WahaError::NotFound | WahaError::Refused(_) | WahaError::BadKey) {
-                    return Health::Degraded(format!("WAHA_BASE_URL: {error}"));
-                }
-            }
-            match self.db.run(async |store| store.unreachable_sessions().await).await {
-                Ok(0) => Health::Up,
-                Ok(count) => Health::Degraded(format!("the WAHA of {count} started sessions does not answer")),
-                Err(_) => Health::Degraded("the sessions are not known while the database is away".to_owned()),
-            }
-        })
-    }
+/// What the health routes show.
+pub struct HealthReports {
+    /// The parts of ingest.
+    pub parts: Parts,
+    /// The parts of other services in the same process.
+    pub others: Parts,
+    /// The metrics recorder.
+    pub metrics: MetricsHandle,
 }
 
 /// Whether the intake consumers are registered at the broker.
@@ -101,7 +59,7 @@ pub struct HealthAnswer {
 #[utoipa::path(get, path = "/health", tag = "health", security(()), responses(
     (status = 200, description = "Works; `status` says whether something is missing", body = HealthAnswer),
     (status = 503, description = "Does not work", body = HealthAnswer)))]
-pub async fn all(app: Data<App>) -> HttpResponse {
+pub async fn all(app: Data<HealthReports>) -> HttpResponse {
     let (own, others) = futures_util::join!(app.parts.report(), app.others.report());
     answer(&own.beside(others))
 }
@@ -119,14 +77,14 @@ pub async fn live() -> HttpResponse {
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()), responses(
     (status = 200, description = "Ready", body = HealthAnswer),
     (status = 503, description = "Not ready", body = HealthAnswer)))]
-pub async fn ready(app: Data<App>) -> HttpResponse {
+pub async fn ready(app: Data<HealthReports>) -> HttpResponse {
     answer(&app.parts.report().await)
 }
 
 /// All metrics, in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "health", security(()), responses(
     (status = 200, description = "The metrics", body = String, content_type = "text/plain")))]
-pub async fn metrics(app: Data<App>) -> HttpResponse {
+pub async fn metrics(app: Data<HealthReports>) -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(app.metrics.render())
 }
 

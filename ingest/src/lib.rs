@@ -1,62 +1,46 @@
 //! Ingest turns a request into an accepted message or a problem. HTTP and AMQP share the bodies, the validator and the
 //! promise: when ingest answers 202, or acknowledges, the message is committed to disk.
 //!
-//! A request passes `gate` → `routes` → `auth` → `body` → a resource such as `notifications` → `envelope` → `accept`. An
-//! AMQP message passes `intake` → `envelope` → `accept`. Queries go through `app::Db`.
+//! A request passes [`web::gate`] → [`routes`] → [`web::auth`] → [`web::body`] → a handler, of `submitting` or of [`api`] →
+//! [`submission::envelope`] → [`submission::accept`]. An AMQP message passes `intake` → `envelope` → `accept`. Queries go
+//! through [`web::Db`]. `state` composes what the handlers share.
 
-mod app;
-mod audit;
-mod auth;
-mod body;
-mod cache;
-mod client;
 mod counters;
 mod docs;
-mod gate;
 mod health;
 mod inbound;
-mod limits;
-mod live;
-mod managing;
-mod observe;
 pub mod openapi;
-mod params;
-pub mod people;
-mod permits;
-pub mod problem;
 pub mod routes;
 mod server;
+mod state;
 mod submitting;
-mod whatsapp;
 
 use std::{io, sync::Arc, time::Duration};
 
 use actix_web::web::Data;
+use api::whatsapp;
 use broker::{Broker, Publisher};
 use connectors::waha::{Waha, hook};
 use domain::contract::guard::Guard;
 use engine::{dispatch::Dispatcher, local_dispatch::LocalDispatch};
+use people::live;
 use runtime::{
     config::{Config, ConfigError},
     probe::Parts,
     telemetry::install_metrics,
 };
 use store::{Store, migrate::SchemaError};
-use tokio::{task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
-
-use app::{App, Pieces};
-use inbound::provider_events::{Trust, TrustError};
-use submitting::{
+use submission::{
     accept::{self, Acceptor},
-    intake::{Consumers, Intake},
     turns::Turns,
 };
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use web::{Web, limits};
 
-/// `source` of messages that came over HTTP.
-pub(crate) const HTTP: &str = "http";
-/// `source` of messages that came over AMQP.
-pub(crate) const AMQP: &str = "amqp";
+use inbound::provider_events::{Trust, TrustError};
+use state::{AppState, Pieces};
+use submitting::intake::{Consumers, Intake};
 
 /// Smallest size of the pool for queries, however small the pool is set.
 const QUESTION_CONNECTIONS_MIN: usize = 2;
@@ -119,7 +103,7 @@ pub async fn run(
     let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
     let turns = Turns::watch(consuming.clone(), stop.clone());
     let acceptor = acceptor(&config, &stores, publisher.clone(), local_dispatch, turns);
-    let app = Data::new(App::new(Pieces {
+    let state = AppState::new(Pieces {
         config: &config,
         jwt_secret,
         store: stores.questions.clone(),
@@ -133,19 +117,20 @@ pub async fn run(
         stop: stop.clone(),
         metrics: install_metrics(),
         others,
-    }));
-    let intake = Intake::new(app.clone(), publisher, Publisher::start(&publishing), config.broker.require_mapping);
-    let intake_task = spawn_intake(intake, &app, &config, stores.questions.clone(), &consuming, stop.clone());
-    let hub = Arc::clone(&app.hub);
+    });
+    let intake =
+        Intake::new(state.submissions.clone(), publisher, Publisher::start(&publishing), config.broker.require_mapping);
+    let intake_task = spawn_intake(intake, &state, &config, stores.questions.clone(), &consuming, stop.clone());
+    let hub = Arc::clone(&state.live.hub);
     let (listening, until) = (consuming.clone(), stop.clone());
     tokio::spawn(async move { live::listen(&hub, &listening, &until).await });
-    tokio::spawn(keep_limits(app.clone(), stores.questions, stop.clone()));
+    tokio::spawn(keep_limits(state.web.clone(), stores.questions, stop.clone()));
     // A caller that sees "ready" should find the topology declared. But a broker that is away must not keep HTTP from
     // starting.
     if timeout(BROKER_PATIENCE, publishing.usable()).await.is_err() {
         tracing::warn!("the broker is not there yet: what is accepted meanwhile is sent later");
     }
-    let served = server::serve(&config.http, app, stop.clone()).await;
+    let served = server::serve(&config.http, state, stop.clone()).await;
     stop.cancel();
     let patience = config.timing.drain.saturating_sub(server::LEAVE_TIMEOUT).max(INTAKE_PATIENCE_MIN);
     let drained = timeout(patience, intake_task).await;
@@ -207,21 +192,21 @@ fn acceptor(
 /// Waits for the schema, then consumes the intake queues until `stop`. A schema of another version stops the process.
 fn spawn_intake(
     intake: Intake,
-    app: &Data<App>,
+    state: &AppState,
     config: &Arc<Config>,
     store: Store,
     consuming: &Broker,
     stop: CancellationToken,
 ) -> JoinHandle<Result<(), SchemaError>> {
     let consumers = Consumers::open(consuming, &stop);
-    app.parts.add(health::IntakePart(consumers.health()));
-    let (app, config) = (app.clone(), Arc::clone(config));
+    state.health.parts.add(health::IntakePart(consumers.health()));
+    let (state, config) = (state.clone(), Arc::clone(config));
     tokio::spawn(async move {
         match stop.run_until_cancelled(store.await_schema()).await {
             None => return Ok(()),
             Some(Ok(())) => {
-                app.limits.read(&store).await;
-                begin(&app, &config, store, &stop).await;
+                state.web.limits.read(&store).await;
+                begin(&state, &config, store, &stop).await;
             }
             Some(Err(error)) => {
                 stop.cancel();
@@ -234,28 +219,28 @@ fn spawn_intake(
 }
 
 /// Reloads the tenants' own limits until `stop`.
-async fn keep_limits(app: Data<App>, store: Store, stop: CancellationToken) {
-    limits::keep_up(&app, store, stop).await;
+async fn keep_limits(web: Data<Web>, store: Store, stop: CancellationToken) {
+    limits::keep_up(&web.limits, store, stop).await;
 }
 
 /// Runs once the tables exist. WAHA may have given up on webhooks while ingest was down: their events are fetched.
-async fn begin(app: &Data<App>, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
+async fn begin(state: &AppState, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
     if let Err(error) = store.mark_operators_sessions().await {
         tracing::warn!(%error, "the operator's WhatsApp sessions are not marked");
     }
-    match store.begin_hooks(&hook::base(&app.public_url)).await {
-        Ok(0) if app.waha_host.is_none() => {}
-        Ok(_) => app.watch_waha(),
+    match store.begin_hooks(&hook::base(&state.web.public_url)).await {
+        Ok(0) if !state.sessions.has_host() => {}
+        Ok(_) => state.sessions.show_health(),
         Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),
     }
     match connectors::provider_events::tracking::Key::load(&store).await {
-        Ok(key) => app.tracker.set_key(key),
+        Ok(key) => state.tracker.set_key(key),
         Err(error) => tracing::warn!(%error, "the key of tracked mails is not known yet"),
     }
-    app.mark_schema_current();
-    let (app, config, stop) = (app.clone(), Arc::clone(config), stop.clone());
+    state.web.schema.mark_current();
+    let (sessions, config, stop) = (state.sessions.clone(), Arc::clone(config), stop.clone());
     tokio::spawn(async move {
-        stop.run_until_cancelled(whatsapp::sessions::keep_default(&app, &config.waha, &store)).await
+        stop.run_until_cancelled(whatsapp::sessions::keep_default(&sessions, &config.waha, &store)).await
     });
 }
 

@@ -3,10 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use api::{
+    managing::{
+        admin, analytics, audit, broadcasts, channels, configurations, dead_letters, keys, notification_types, rules,
+        suppressions, templates, tenant_limits, tenants, tokens, webhooks,
+    },
+    messages,
+    whatsapp::{messages as whatsapp_messages, sessions},
+};
+use people::{devices, export, imports, inbox, live::follow, preferences, unsubscribe, users};
 use serde_json::json;
+use submission::idempotency;
 use utoipa::{
-    Modify, OpenApi, ToSchema,
+    Modify, OpenApi,
     openapi::{
         ContentBuilder, OpenApi as Tree, Ref, RefOr, Response, ResponseBuilder, Responses,
         header::HeaderBuilder,
@@ -16,20 +25,15 @@ use utoipa::{
         server::Server,
     },
 };
-use uuid::Uuid;
+use web::{
+    problem::{CONTENT_TYPE, Code},
+    schemas::{FieldErrorBody, ProblemBody},
+};
 
 use crate::{
-    audit, docs, health,
+    docs, health,
     inbound::{provider_events, tracking, waha},
-    live::follow,
-    managing::{
-        admin, analytics, broadcasts, channels, configurations, dead_letters, keys, notification_types, rules,
-        suppressions, templates, tenant_limits, tenants, tokens, webhooks,
-    },
-    people::{devices, export, imports, inbox, preferences, unsubscribe, users},
-    problem::{CONTENT_TYPE, Code},
-    submitting::{bulk, dry_run, events, idempotency, messages, notifications, templated, typed},
-    whatsapp::{messages as whatsapp_messages, sessions},
+    submitting::{bulk, dry_run, events, notifications, templated, typed, whatsapp},
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -64,7 +68,7 @@ const ADMIN_NOTIFICATIONS_ALIAS: &str = "/__mozaiks/admin/notifications/";
         preferences::opt_out_of_marketing, preferences::opt_out_of_all, preferences::export,
         unsubscribe::page, unsubscribe::act, unsubscribe::url,
         dead_letters::list, dead_letters::show, dead_letters::replay, dead_letters::drop, dead_letters::progress,
-        whatsapp_messages::send, whatsapp_messages::send_bulk, whatsapp_messages::list, whatsapp_messages::show, whatsapp_messages::stats,
+        whatsapp::send, whatsapp::send_bulk, whatsapp_messages::list, whatsapp_messages::show, whatsapp_messages::stats,
         sessions::list, sessions::create, sessions::show, sessions::update, sessions::remove, sessions::start, sessions::stop,
         sessions::restart, sessions::logout, sessions::qr, waha::receive, waha::receive_for, waha::health,
         provider_events::receive, provider_events::receive_short, tracking::open, tracking::click,
@@ -113,346 +117,6 @@ pub fn tree() -> Tree {
 /// The document as JSON.
 pub fn document() -> String {
     tree().to_json().unwrap_or_default()
-}
-
-/// A problem (RFC 9457).
-#[derive(ToSchema)]
-#[schema(as = Problem)]
-pub struct ProblemBody {
-    /// Where the kind is explained.
-    #[schema(example = "/docs/problems#validation_failed")]
-    pub r#type: String,
-    /// What the kind means.
-    pub title: String,
-    /// The HTTP status.
-    #[schema(example = 400)]
-    pub status: u16,
-    /// What to do about it.
-    pub detail: String,
-    /// The kind; see the closed list at `/docs/problems`.
-    #[schema(example = "validation_failed")]
-    pub code: String,
-    /// Each field that is not valid.
-    #[schema(required = false)]
-    pub errors: Vec<FieldErrorBody>,
-}
-
-/// A field that is not valid.
-#[derive(ToSchema)]
-#[schema(as = FieldError)]
-pub struct FieldErrorBody {
-    /// The field, in the producer's own spelling; `body` for the whole.
-    #[schema(example = "recipient")]
-    pub field: String,
-    /// What is wrong with it.
-    #[schema(example = "must be one e-mail address such as ada@example.com")]
-    pub message: String,
-}
-
-/// The channels, as the description spells them.
-#[derive(ToSchema)]
-#[schema(as = Channel, rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words are the domain's; a test compares them")]
-pub enum ChannelWord {
-    Email,
-    Sms,
-    Push,
-    Webhook,
-    InApp,
-    Whatsapp,
-}
-
-/// The priorities, as the description spells them.
-#[derive(ToSchema)]
-#[schema(as = Priority, rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words are the domain's; a test compares them")]
-pub enum PriorityWord {
-    Low,
-    Normal,
-    High,
-    Urgent,
-}
-
-/// The fields that all submissions share.
-///
-/// Accepted spellings beside these: `subject` for `title`, `text` for `message`, `payload` for `data`, `userId`, `eventType` and
-/// `event_type` for `type`, `actionUrl`, `scheduledAt` and `scheduled_for`, `expiresAt`.
-#[derive(ToSchema)]
-#[schema(as = SubmissionHead)]
-pub struct SharedBody {
-    /// What kind of address it goes to; `in-app` is accepted for `in_app`.
-    pub channel: ChannelWord,
-    /// The person.
-    #[schema(max_length = 200)]
-    pub user_id: Option<String>,
-    /// Subject of a mail, title of a notification.
-    #[schema(max_length = 998)]
-    pub title: Option<String>,
-    /// The plain part.
-    pub message: Option<String>,
-    /// The HTML part, of a mail.
-    pub html: Option<String>,
-    /// What it is about.
-    #[schema(max_length = 200)]
-    pub category: Option<String>,
-    /// Picks the lane; `normal` unless given.
-    pub priority: Option<PriorityWord>,
-    /// Data for the recipient's program; a webhook's whole body when it is the only content.
-    #[schema(value_type = Option<serde_json::Value>)]
-    pub data: Option<serde_json::Value>,
-    /// Notes of the producer, given back as they are; at most 8 KiB.
-    #[schema(value_type = Option<Object>)]
-    pub metadata: Option<serde_json::Value>,
-    /// When to send it, within a year; a past time means now.
-    pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth sending.
-    pub expires_at: Option<DateTime<Utc>>,
-    /// Files that travel with a mail, 20 MB together.
-    #[schema(max_items = 50, required = false)]
-    pub attachments: Vec<AttachmentBody>,
-    /// The kind of notification, shown in the inbox and in webhook bodies.
-    #[schema(max_length = 200)]
-    pub r#type: Option<String>,
-    /// Where a click on an in-app notification leads.
-    #[schema(max_length = 2048)]
-    pub action_url: Option<String>,
-    /// As the header `Idempotency-Key`.
-    #[schema(min_length = 1, max_length = 200)]
-    pub idempotency_key: Option<String>,
-    /// WhatsApp: the session that carries it, by id or name; unless given, the only one or the one called `default`.
-    #[schema(max_length = 200)]
-    pub session_id: Option<String>,
-    /// WhatsApp: over the session's pace `queue` (it waits) or `reject` (429); unless given, as the session has it.
-    #[schema(example = "queue")]
-    pub on_limit: Option<String>,
-    /// WhatsApp: accept it although the session is not WORKING; it waits until it is.
-    pub queue_when_offline: Option<bool>,
-    /// WhatsApp: a file; the text is its caption.
-    pub media: Option<MediaBody>,
-    /// When it may disturb the person by e-mail, text message, push or WhatsApp; unless given, as its type has it.
-    pub send_window: Option<SendWindowBody>,
-}
-
-/// On some days from one time of day to another, by the clock on the wall of the person it is for (no zone: UTC). Outside of it a
-/// delivery is `scheduled` for its next opening, `reason` `send_window`.
-#[derive(ToSchema)]
-#[schema(as = SendWindow)]
-pub struct SendWindowBody {
-    /// The days on which it opens, of `mon`, `tue`, `wed`, `thu`, `fri`, `sat`, `sun`; every day unless given.
-    #[schema(min_items = 1, example = json!(["mon", "tue", "wed", "thu", "fri"]))]
-    pub days: Option<Vec<String>>,
-    /// The first minute in it.
-    #[schema(example = "09:00")]
-    pub from: String,
-    /// The first minute that is in it no more: another than `from`, before it across midnight, or `24:00`.
-    #[schema(example = "17:00")]
-    pub to: String,
-}
-
-/// A file of a WhatsApp message. Either `data` or `url`.
-#[derive(ToSchema)]
-#[schema(as = Media)]
-pub struct MediaBody {
-    /// Its media type; it decides how WhatsApp shows it.
-    #[schema(example = "image/jpeg")]
-    pub mimetype: String,
-    /// The name shown.
-    pub filename: Option<String>,
-    /// Its bytes in base64, 20 MB at most.
-    #[schema(format = Byte)]
-    pub data: Option<String>,
-    /// Where WAHA fetches it.
-    pub url: Option<String>,
-}
-
-/// A file.
-#[derive(ToSchema)]
-#[schema(as = Attachment)]
-pub struct AttachmentBody {
-    /// Its name.
-    pub filename: String,
-    /// Its media type.
-    #[schema(example = "application/pdf")]
-    pub content_type: String,
-    /// Its bytes in base64.
-    #[schema(format = Byte)]
-    pub content: String,
-}
-
-/// An address, or a browser's subscription to Web Push; at most 2048 bytes.
-#[derive(ToSchema)]
-#[schema(as = Recipient)]
-#[serde(untagged)]
-pub enum RecipientBody {
-    /// Address, phone number (E.164), device token, URL or user id; a subscription may also be the text of its JSON.
-    Text(String),
-    /// What `PushSubscription.toJSON()` gives in a browser.
-    Subscription(SubscriptionBody),
-}
-
-/// A browser's subscription to Web Push.
-#[derive(ToSchema)]
-#[schema(as = PushSubscription)]
-pub struct SubscriptionBody {
-    /// Where its push service takes messages: https, and no private address.
-    #[schema(example = "https://push.example.com/abc")]
-    pub endpoint: String,
-    /// Its keys.
-    pub keys: SubscriptionKeysBody,
-}
-
-/// The keys of a subscription.
-#[derive(ToSchema)]
-#[schema(as = PushSubscriptionKeys)]
-pub struct SubscriptionKeysBody {
-    /// The browser's public key: an uncompressed point on P-256 in base64url.
-    pub p256dh: String,
-    /// A secret of 16 bytes in base64url.
-    pub auth: String,
-}
-
-/// One message.
-#[derive(ToSchema)]
-#[schema(as = Submission)]
-pub struct SendBody {
-    /// To whom. `to` and `url` are accepted too. May be left out where `user_id` is given: it then goes to the person's inbox,
-    /// address, phone or devices; not for `webhook`.
-    pub recipient: Option<RecipientBody>,
-    /// The rest.
-    #[schema(inline)]
-    #[serde(flatten)]
-    pub shared: SharedBody,
-}
-
-/// One content for many recipients. Either `recipients` or `user_ids`.
-#[derive(ToSchema)]
-#[schema(as = BulkSubmission)]
-pub struct BulkBody {
-    /// To whom, by address.
-    #[schema(min_items = 1, max_items = 10_000)]
-    pub recipients: Option<Vec<RecipientBody>>,
-    /// To whom, by user id: inboxes, or the addresses, phones or devices that are known of them.
-    #[schema(min_items = 1, max_items = 10_000)]
-    pub user_ids: Option<Vec<String>>,
-    /// The rest.
-    #[schema(inline)]
-    #[serde(flatten)]
-    pub shared: SharedBody,
-}
-
-/// A dead letter.
-#[derive(ToSchema)]
-#[schema(as = DeadLetter)]
-pub struct DeadLetterBody {
-    /// Its id.
-    pub id: Uuid,
-    /// The slug of its tenant; `null` if it is unknown.
-    pub tenant: Option<String>,
-    /// The message whose delivery died.
-    pub message_id: Option<Uuid>,
-    /// The delivery that died.
-    pub delivery_id: Option<Uuid>,
-    /// The channel, as far as it is known.
-    pub channel: Option<String>,
-    /// `delivery`, `intake` or `broker`.
-    #[schema(example = "delivery")]
-    pub origin: String,
-    /// Why.
-    #[schema(example = "attempts_exhausted")]
-    pub reason: String,
-    /// What happened, in a clause.
-    pub detail: String,
-    /// The `message_id` property of a refused publish.
-    pub amqp_id: Option<String>,
-    /// The routing key of a refused publish.
-    pub routing_key: Option<String>,
-    /// Whether the body of the refused publish was kept.
-    pub has_body: bool,
-    /// `open`, `replayed` or `dropped`.
-    #[schema(example = "open")]
-    pub status: String,
-    /// The replay that moved it.
-    pub replay_id: Option<Uuid>,
-    /// When it was written down.
-    pub created_at: DateTime<Utc>,
-}
-
-/// Which dead letters. What is not given does not restrict.
-#[derive(ToSchema)]
-#[schema(as = DeadLetterFilter)]
-pub struct LetterFilterBody {
-    /// One of these.
-    pub ids: Option<Vec<Uuid>>,
-    /// The channel.
-    pub channel: Option<String>,
-    /// The reason.
-    pub reason: Option<String>,
-    /// The message, or the AMQP `message_id`.
-    pub message_id: Option<String>,
-    /// The slug of a tenant, for operators.
-    pub tenant: Option<String>,
-    /// Written down at this time or later.
-    pub since: Option<DateTime<Utc>>,
-    /// Written down before this time.
-    pub until: Option<DateTime<Utc>>,
-}
-
-/// A replay or drop and how far it has got.
-#[derive(ToSchema)]
-#[schema(as = Replay)]
-pub struct ReplayStateBody {
-    /// Its id.
-    pub id: Uuid,
-    /// `replay` or `drop`.
-    #[schema(example = "replay")]
-    pub action: String,
-    /// Which letters were meant.
-    #[schema(value_type = Object)]
-    pub filter: serde_json::Value,
-    /// Who asked for it: role and subject.
-    #[schema(example = "admin:0191d8a0-0000-7000-8000-000000000001")]
-    pub actor: String,
-    /// Why.
-    pub note: String,
-    /// Letters a second.
-    pub rate: Option<i32>,
-    /// Open letters that matched when it began.
-    pub matched: i32,
-    /// Letters moved so far.
-    pub replayed: i32,
-    /// Letters that could not be moved.
-    pub skipped: i32,
-    /// `running`, `done` or `cancelled`.
-    #[schema(example = "done")]
-    pub status: String,
-    /// When it was asked for.
-    pub created_at: DateTime<Utc>,
-    /// When it ended.
-    pub finished_at: Option<DateTime<Utc>>,
-}
-
-/// An entry of the audit log.
-#[derive(ToSchema)]
-#[schema(as = AuditEntry)]
-pub struct AuditEntryBody {
-    /// Its number in the chain.
-    pub id: i64,
-    /// When.
-    pub at: DateTime<Utc>,
-    /// The slug of the tenant; `null` where it concerns none or several.
-    #[schema(example = "acme")]
-    pub tenant: Option<String>,
-    /// Who: role and subject, or `cli:` and a user of the machine.
-    #[schema(example = "admin:0191d8a0-0000-7000-8000-000000000001")]
-    pub actor: String,
-    /// What: method and route, or the command.
-    #[schema(example = "DELETE /api/admin/keys/{id}")]
-    pub action: String,
-    /// To which thing: the ids of the path, or what was made.
-    #[schema(example = "0191d8a0-0000-7000-8000-000000000002")]
-    pub target: String,
-    /// The `X-Request-Id` of the call.
-    pub request_id: Option<String>,
 }
 
 /// Adds what all operations share, by what each of them is: whether it needs a credential, takes a body, names a thing.

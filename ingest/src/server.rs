@@ -3,18 +3,16 @@
 use std::{any::Any, io, sync::Arc, time::Duration};
 
 use actix_web::{App as Site, HttpServer, dev::ServerHandle, middleware::from_fn, web::Data};
+use people::live::hub::Hub;
 use runtime::config::HttpConfig;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-
-use crate::{
-    app::App,
-    docs::ui_config,
+use web::{
     gate::gate,
-    live::hub::Hub,
     observe::{Traffic, observe},
-    routes,
 };
+
+use crate::{docs::ui_config, routes, state::AppState};
 
 /// A client that has not sent its headers by then is disconnected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,14 +30,14 @@ const QUIET: Duration = Duration::from_millis(150);
 const QUIET_STEP: Duration = Duration::from_millis(10);
 
 /// Serves until `stop`, then finishes requests in progress and returns.
-pub async fn serve(config: &HttpConfig, app: Data<App>, stop: CancellationToken) -> io::Result<()> {
+pub async fn serve(config: &HttpConfig, state: AppState, stop: CancellationToken) -> io::Result<()> {
     let (traffic, ui) = (Data::new(Traffic::default()), Data::new(ui_config()));
-    let (leaving, hub) = (traffic.clone(), Arc::clone(&app.hub));
+    let (leaving, hub) = (traffic.clone(), Arc::clone(&state.live.hub));
     let site = move || {
         Site::new()
-            .app_data(app.clone())
             .app_data(traffic.clone())
             .app_data(ui.clone())
+            .configure(|site| state.register(site))
             .configure(routes::configure)
             .wrap(from_fn(gate))
             .wrap(from_fn(observe))

@@ -8,7 +8,7 @@ use std::{
 /// Folders with pages.
 const PAGES: [&str; 3] = [".", "docs", "docs/adr"];
 /// Crates whose metrics are described.
-const SERVICES: [&str; 4] = ["shared", "ingest/src", "worker/src", "scheduler/src"];
+const SERVICES: [&str; 6] = ["shared", "api/src", "people/src", "ingest/src", "worker/src", "scheduler/src"];
 
 #[test]
 fn every_test_that_a_page_names_exists() {

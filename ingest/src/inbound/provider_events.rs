@@ -29,9 +29,8 @@ use store::{Store, provider_events::ProviderEvent};
 use tokio::{sync::Semaphore, time::timeout};
 use url::Url;
 use utoipa::ToSchema;
-
-use crate::{
-    app::App,
+use web::{
+    Web,
     body::{RawBody, WEBHOOK},
     cache::Cache,
     problem::{Code, Problem},
@@ -120,7 +119,7 @@ impl Certificates {
     }
 
     /// The certificate that a message names; `None` if it is not trustworthy.
-    async fn find(&self, app: &App, envelope: &Envelope) -> Result<Option<Certificate>, Problem> {
+    async fn find(&self, app: &ProviderWebhooks, envelope: &Envelope) -> Result<Option<Certificate>, Problem> {
         if self.pinned.is_some() {
             return Ok(self.pinned.clone());
         }
@@ -134,7 +133,7 @@ impl Certificates {
         if let Some(known) = self.known.get(url.as_str()) {
             return Ok(known);
         }
-        let fetched = app.elsewhere(fetch(self.client.clone(), url.clone())).await?;
+        let fetched = app.web.elsewhere(fetch(self.client.clone(), url.clone())).await?;
         let found = fetched.filter(|certificate| certificate.holds_at(clock::now()));
         let ttl = if found.is_some() { CERTIFICATE_TTL } else { MISSING_TTL };
         self.known.put(url.into(), found.clone(), ttl);
@@ -210,6 +209,16 @@ pub struct Received {
     pub duplicate: bool,
 }
 
+/// State of these webhooks.
+pub struct ProviderWebhooks {
+    /// What all handlers share.
+    pub web: Data<Web>,
+    /// Keys and certificates that verify events.
+    pub trust: Trust,
+    /// Stores events.
+    pub keeper: Keeper,
+}
+
 /// Takes the events of a provider about its deliveries: `sendgrid`, `twilio`, `ses` or `sns`.
 ///
 /// The signature is the authentication: that of SendGrid's event webhook (`SENDGRID_WEBHOOK_PUBLIC_KEY`), of Twilio's
@@ -220,7 +229,11 @@ pub struct Received {
     params(("provider" = String, Path, description = "`sendgrid`, `twilio`, `ses` or `sns`")),
     request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
-pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+pub async fn receive(
+    app: Data<ProviderWebhooks>,
+    request: HttpRequest,
+    body: RawBody,
+) -> Result<HttpResponse, Problem> {
     take(&app, &request, body).await
 }
 
@@ -229,11 +242,15 @@ pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Res
     params(("provider" = String, Path, description = "`sendgrid`, `twilio`, `ses` or `sns`")),
     request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
-pub async fn receive_short(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+pub async fn receive_short(
+    app: Data<ProviderWebhooks>,
+    request: HttpRequest,
+    body: RawBody,
+) -> Result<HttpResponse, Problem> {
     take(&app, &request, body).await
 }
 
-async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+async fn take(app: &ProviderWebhooks, request: &HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
     let source = request.match_info().get("provider").and_then(|name| name.parse().ok());
     if matches!(source, None | Some(EventSource::Tracking)) {
         return body.refuse(Problem::not_found("provider")).await;
@@ -252,7 +269,7 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody) -> Result<HttpRes
         Some(EventSource::Tracking) | None => return Err(Problem::not_found("provider")),
     }
     .inspect_err(|problem| count_failure(source, problem))?;
-    app.require_schema()?;
+    app.web.schema.require()?;
     let total = events.len();
     let new = app.keeper.keep_all(events).await?;
     let source = source.map_or("", EventSource::as_str);
@@ -292,18 +309,18 @@ fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<Pr
     sendgrid::split(body).map_err(|_| malformed("an array of SendGrid's events"))
 }
 
-fn of_twilio(app: &App, request: &HttpRequest, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
+fn of_twilio(app: &ProviderWebhooks, request: &HttpRequest, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let headers = request.headers();
     let media_type = header(headers, CONTENT_TYPE.as_str()).unwrap_or_default();
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
-    let is_json = crate::body::is_json(media_type);
-    let callback = Callback { public_url: &app.public_url, path, is_form: !is_json, body };
+    let is_json = web::body::is_json(media_type);
+    let callback = Callback { public_url: &app.web.public_url, path, is_form: !is_json, body };
     let verified = app.trust.twilio.as_ref().zip(header(headers, twilio::SIGNATURE));
     verified.filter(|(token, signature)| token.verifies(signature, callback)).ok_or_else(refuse)?;
     callback.events().map_err(|_| malformed("a status callback of Twilio"))
 }
 
-async fn of_sns(app: &App, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
+async fn of_sns(app: &ProviderWebhooks, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let value: serde_json::Value = serde_json::from_slice(body).map_err(|_| malformed("a message of Amazon SNS"))?;
     // A message without a signature, or without a signed field, is not signed.
     let envelope: Envelope = serde_json::from_value(value).map_err(|_| refuse())?;

@@ -20,8 +20,9 @@ use connectors::provider_events::tracking::{Key, Link};
 use domain::clock;
 use store::provider_events::ProviderEvent;
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
+use web::{Web, client, problem::Problem};
 
-use crate::{app::App, client, inbound::provider_events::Keeper, problem::Problem};
+use crate::inbound::provider_events::Keeper;
 
 /// A transparent image of one pixel.
 const PIXEL: &[u8] = &[
@@ -56,9 +57,9 @@ impl Tracker {
         let _ = self.key.set(key);
     }
 
-    async fn key(&self, app: &App) -> Result<&Key, Problem> {
+    async fn key(&self, app: &Web) -> Result<&Key, Problem> {
         if self.key.get().is_none() {
-            app.require_schema()?;
+            app.schema.require()?;
             self.set_key(app.db.run(async move |store| Key::load(&store).await).await?);
         }
         self.key.get().ok_or_else(Problem::unavailable)
@@ -90,8 +91,8 @@ fn lost() {
 #[utoipa::path(method(get, head), path = "/t/o/{token}", tag = "provider events", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 200, description = "A transparent GIF", content_type = "image/gif", body = [u8])))]
-pub async fn open(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    follow(&app, &request, |link| link.target.is_none()).await?;
+pub async fn open(app: Data<Web>, tracker: Data<Tracker>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    follow(&app, &tracker, &request, |link| link.target.is_none()).await?;
     Ok(HttpResponse::Ok().content_type("image/gif").insert_header((CACHE_CONTROL, "no-store")).body(PIXEL))
 }
 
@@ -102,8 +103,8 @@ pub async fn open(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, 
 #[utoipa::path(method(get, head), path = "/t/c/{token}", tag = "provider events", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 302, description = "Where the link leads")))]
-pub async fn click(app: Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let link = follow(&app, &request, |link| link.target.is_some()).await?;
+pub async fn click(app: Data<Web>, tracker: Data<Tracker>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let link = follow(&app, &tracker, &request, |link| link.target.is_some()).await?;
     Ok(HttpResponse::Found()
         .insert_header((LOCATION, link.target.unwrap_or_default()))
         .insert_header((CACHE_CONTROL, "no-store"))
@@ -111,16 +112,21 @@ pub async fn click(app: Data<App>, request: HttpRequest) -> Result<HttpResponse,
         .finish())
 }
 
-async fn follow(app: &App, request: &HttpRequest, is_meant: fn(&Link) -> bool) -> Result<Link, Problem> {
+async fn follow(
+    app: &Web,
+    tracker: &Tracker,
+    request: &HttpRequest,
+    is_meant: fn(&Link) -> bool,
+) -> Result<Link, Problem> {
     let token = request.match_info().get("token").unwrap_or_default();
-    let is_over = |link: &Link| app.tracker.kept_days.is_some_and(|days| link.is_over(clock::now(), days));
-    let link = app.tracker.key(app).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
+    let is_over = |link: &Link| tracker.kept_days.is_some_and(|days| link.is_over(clock::now(), days));
+    let link = tracker.key(app).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
     let link = link.ok_or_else(|| Problem::not_found("link"))?;
     // The redirect always happens. Over the rate limit of the address only the record is left out.
     let address = || client::address(request);
     let is_within = || app.limits.of_webhooks(address()).refusal().is_none();
     if request.method() == Method::GET && is_within() {
-        app.tracker.record(link.events(clock::now()));
+        tracker.record(link.events(clock::now()));
     }
     Ok(link)
 }

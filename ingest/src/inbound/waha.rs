@@ -14,6 +14,7 @@ use actix_web::{
     http::header::{HeaderMap, HeaderName},
     web::Data,
 };
+use api::whatsapp::sessions::{NAME_BYTES_MAX, parse_net};
 use chrono::{DateTime, Utc};
 use connectors::waha::{
     event::Envelope,
@@ -27,12 +28,12 @@ use store::{Store, wa_sessions::Session, waha_events::NewEvent};
 use tokio::{sync::Semaphore, time::timeout};
 use utoipa::ToSchema;
 use uuid::Uuid;
-
-use crate::{
-    app::{App, Db},
+use web::{
+    Web,
     body::{RawBody, WEBHOOK},
     cache::Cache,
     client,
+    db::Db,
     permits::FirstLookUps,
     problem::{Code, Problem},
 };
@@ -60,8 +61,6 @@ const LOOK_UPS_MAX: usize = 4;
 const VOUCHED_TTL: Duration = Duration::from_secs(3600);
 /// Cached ids and names, real and invented.
 const NAMES_MAX: usize = 20_000;
-/// Longest session name.
-pub const NAME_BYTES_MAX: usize = 64;
 /// Stores webhooks of WAHA. One per process.
 pub struct Hooks {
     db: Db,
@@ -148,11 +147,6 @@ impl Candidate {
     fn admits(&self, peer: Option<IpAddr>) -> bool {
         self.is_open || peer.is_some_and(|peer| self.nets.iter().any(|net| net.contains(&peer)))
     }
-}
-
-/// Parses a network or a single address.
-pub fn parse_net(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 impl Hooks {
@@ -288,9 +282,14 @@ pub struct Received {
     request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
-pub async fn receive_for(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+pub async fn receive_for(
+    app: Data<Web>,
+    hooks: Data<Hooks>,
+    request: HttpRequest,
+    body: RawBody,
+) -> Result<HttpResponse, Problem> {
     match request.match_info().get("id").and_then(|id| id.parse().ok()) {
-        Some(id) => take(&app, &request, body, Some(id)).await,
+        Some(id) => take((&app, &hooks), &request, body, Some(id)).await,
         None => body.refuse(refuse()).await,
     }
 }
@@ -303,13 +302,23 @@ pub async fn receive_for(app: Data<App>, request: HttpRequest, body: RawBody) ->
     request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
-pub async fn receive(app: Data<App>, request: HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
-    take(&app, &request, body, None).await
+pub async fn receive(
+    app: Data<Web>,
+    hooks: Data<Hooks>,
+    request: HttpRequest,
+    body: RawBody,
+) -> Result<HttpResponse, Problem> {
+    take((&app, &hooks), &request, body, None).await
 }
 
-async fn take(app: &App, request: &HttpRequest, body: RawBody, id: Option<Uuid>) -> Result<HttpResponse, Problem> {
+async fn take(
+    (app, hooks): (&Web, &Hooks),
+    request: &HttpRequest,
+    body: RawBody,
+    id: Option<Uuid>,
+) -> Result<HttpResponse, Problem> {
     let peer = client::address(request);
-    let claims = match precheck(app, request.headers(), id, peer).await {
+    let claims = match precheck((app, hooks), request.headers(), id, peer).await {
         Ok(claims) => claims,
         Err(problem) => return body.refuse(problem).await,
     };
@@ -320,22 +329,27 @@ async fn take(app: &App, request: &HttpRequest, body: RawBody, id: Option<Uuid>)
     })?;
     let reference = id.map_or_else(|| Reference::Name(envelope.session.to_string()), Reference::Id);
     let webhook = Claimed { session: &envelope.session, claims, peer, body };
-    let (session, tenant) = app.hooks.verify(reference, &webhook).await?;
+    let (session, tenant) = hooks.verify(reference, &webhook).await?;
     let dedup = envelope.dedup(body, clock::now());
     let event = NewEvent { tenant, session, dedup, event: envelope.event.into_owned(), body: body.to_vec() };
-    let is_new = app.hooks.keep(event).await?;
+    let is_new = hooks.keep(event).await?;
     metrics::counter!("posthaste_waha_webhooks_total", "duplicate" => if is_new { "false" } else { "true" })
         .increment(1);
     Ok(HttpResponse::Ok().json(Received { received: true, duplicate: !is_new }))
 }
 
 /// Runs all checks that need no body. Returns the signatures that the headers claim.
-async fn precheck(app: &App, headers: &HeaderMap, id: Option<Uuid>, peer: Option<IpAddr>) -> Result<Claims, Problem> {
+async fn precheck(
+    (app, hooks): (&Web, &Hooks),
+    headers: &HeaderMap,
+    id: Option<Uuid>,
+    peer: Option<IpAddr>,
+) -> Result<Claims, Problem> {
     let claims = Claims::read(&values(headers, HMAC), &values(headers, HMAC_ALGORITHM), &values(headers, SIGNATURE));
     let claims = claims.ok_or_else(refuse)?;
-    app.require_schema()?;
+    app.schema.require()?;
     if let Some(id) = id {
-        app.hooks.expect(id, peer).await?;
+        hooks.expect(id, peer).await?;
     }
     Ok(claims)
 }
@@ -355,8 +369,8 @@ pub struct WebhooksHealth {
 /// Whether webhooks of providers can be taken: the database answers and its schema is current.
 #[utoipa::path(get, path = "/webhooks/health", tag = "whatsapp", security(()), responses(
     (status = 200, description = "They can", body = WebhooksHealth), (status = 503, description = "They cannot")))]
-pub async fn health(app: Data<App>) -> Result<HttpResponse, Problem> {
-    app.require_schema()?;
+pub async fn health(app: Data<Web>) -> Result<HttpResponse, Problem> {
+    app.schema.require()?;
     app.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.ping().await).await?;
     Ok(HttpResponse::Ok().json(WebhooksHealth { status: "ok".to_owned() }))
 }

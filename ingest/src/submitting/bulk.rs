@@ -12,24 +12,23 @@ use domain::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use store::messages::BulkCounts;
+use submission::{
+    Submissions,
+    addresses::{self, is_looked_up},
+    carrier::{self, Carrier, Wanted},
+    envelope::{Hashes, Origin, status, to_json},
+    http::{hashes, origin, repeat, respond},
+    idempotency::{self, Kind},
+    schemas::BulkBody,
+};
 use utoipa::ToSchema;
 use uuid::Uuid;
-
-use crate::{
-    app::App,
+use web::{
     auth::{Producer, Reader},
     body::{JsonBody, SUBMISSION},
     observe::Trace,
-    openapi::BulkBody,
     params::Id,
     problem::Problem,
-    submitting::{
-        addresses::{self, is_looked_up},
-        envelope::{Hashes, Origin, status, to_json},
-        idempotency::{self, Kind},
-        notifications::{hashes, origin, respond},
-    },
-    whatsapp::carrier::{self, Carrier, Wanted},
 };
 
 /// Most recipients of one call.
@@ -71,7 +70,7 @@ pub struct BulkResult {
     pub reason: Option<&'static str>,
     /// What is wrong with it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<crate::openapi::FieldErrorBody>)]
+    #[schema(value_type = Vec<web::schemas::FieldErrorBody>)]
     pub errors: Vec<FieldError>,
 }
 
@@ -94,21 +93,21 @@ pub struct BulkResult {
 pub async fn send(
     producer: Producer,
     trace: Trace,
-    app: Data<App>,
+    app: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let (people, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let rules = app.rules();
+    let rules = app.web.rules();
     let mut head = check(&people, submission, &rules)?;
     let hashes = hashes(key, Kind::Bulk, &bytes);
     let tenant = producer.0.tenant;
-    app.complete(tenant, &mut head.content).await?;
+    app.web.complete(tenant, &mut head.content).await?;
     let carrier = match carrier::choose(&app, tenant, head.channel, &head.session, wanted(&people, &head)).await {
         Ok(carrier) => carrier,
-        Err(problem) => return carrier::repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => return repeat(&app, tenant, hashes, problem).await,
     };
     let known = match &people {
         People::Users(ids) if is_looked_up(head.channel) => addresses::people(&app, tenant, ids.clone()).await?,
@@ -352,9 +351,9 @@ pub struct BulkView {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/bulk/{id}", tag = "submitting", params(("id" = Uuid, Path, description = "The `bulk_id`")),
     responses((status = 200, description = "The counts at this moment", body = BulkView)))]
-pub async fn show(reader: Reader, id: Id, app: Data<App>) -> Result<HttpResponse, Problem> {
+pub async fn show(reader: Reader, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (scope, bulk) = (reader.0.scope(), BulkId(id.0));
-    let counts = app.db.run(async move |store| store.bulk_counts(scope, bulk).await).await?;
+    let counts = app.web.db.run(async move |store| store.bulk_counts(scope, bulk).await).await?;
     let counts = counts.ok_or_else(|| Problem::not_found("bulk"))?;
     Ok(HttpResponse::Ok().json(view(bulk, &counts)))
 }
@@ -373,7 +372,7 @@ mod tests {
     use runtime::telemetry::TraceContext;
 
     use super::*;
-    use crate::problem::Code;
+    use web::problem::Code;
 
     fn rules() -> Rules {
         let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
@@ -383,7 +382,8 @@ mod tests {
     fn accept(body: &str) -> Result<(Acceptance, serde_json::Value), Problem> {
         let (people, submission) = split(body.as_bytes()).map_err(Problem::malformed)?;
         let head = check(&people, submission, &rules())?;
-        let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };
+        let origin =
+            Origin { tenant: TenantId(1), source: submission::HTTP, trace: TraceContext::take_or_make(None, None) };
         let devices =
             ["a", "b"].map(|token| Device { token: Address::new(token), platform: Some(Platform::Ios) }).to_vec();
         let email = Some("ada@example.com".to_owned());

@@ -17,17 +17,17 @@ use domain::{
 };
 use serde::Serialize;
 use store::Store;
+use submission::Submissions;
 use utoipa::ToSchema;
 use uuid::Uuid;
-
-use crate::{
-    app::App,
+use web::{
     audit,
     auth::Producer,
     body::{JsonBody, SUBMISSION},
     problem::Problem,
-    submitting::events::{Event, EventBody, MATCHED_MAX, RuleError, item, notices, too_many},
 };
+
+use crate::submitting::events::{Event, EventBody, MATCHED_MAX, RuleError, item, notices, too_many};
 
 /// What an event would do.
 #[derive(Debug, Serialize, ToSchema)]
@@ -133,17 +133,21 @@ pub struct ThrottleVerdict {
 #[utoipa::path(post, path = "/api/events/dry-run", tag = "rules",
     request_body(content = EventBody, example = json!({"eventType": "order.paid", "userId": "user-123", "data": {"amount": 100}})),
     responses((status = 200, description = "What would happen", body = DryRun)))]
-pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody<SUBMISSION>) -> Result<HttpResponse, Problem> {
+pub async fn judge(
+    producer: Producer,
+    app: Data<Submissions>,
+    body: JsonBody<SUBMISSION>,
+) -> Result<HttpResponse, Problem> {
     let event = body.parse::<EventBody>().await?.check()?;
     let tenant = producer.0.tenant;
-    let catalogue = app.catalogue(tenant).await?;
+    let catalogue = app.web.catalogue(tenant).await?;
     let user = event.user_id.clone();
     let query = async move |store: Store| {
         let person = store.people(tenant, vec![user.clone()]).await?.remove(&user);
         let preferences = store.chosen_preferences(tenant, &user).await?;
         Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.switched_off_rules(tenant).await?))
     };
-    let (person, preferences, switched_off) = app.db.run(query).await?;
+    let (person, preferences, switched_off) = app.web.db.run(query).await?;
     let wishes = RecipientPolicy { preferences, zone: person.time_zone, quiet: person.quiet_hours };
     let judge = Judge { app: &app, catalogue, tenant, event, person, wishes, now: clock::now() };
     let mut rules = judge.all().await?;
@@ -154,7 +158,7 @@ pub async fn judge(producer: Producer, app: Data<App>, body: JsonBody<SUBMISSION
 }
 
 struct Judge<'a> {
-    app: &'a App,
+    app: &'a Submissions,
     catalogue: Arc<Catalogue>,
     tenant: TenantId,
     event: Event,
@@ -269,7 +273,8 @@ impl Judge<'_> {
         }
         let (tenant, user) = (self.tenant, self.event.user_id.clone());
         let asked = items.iter().map(|(item, _)| (item.rule, item.key.clone())).collect();
-        let open = self.app.db.run(async move |store: Store| store.open_digests(tenant, &user, asked).await).await?;
+        let open =
+            self.app.web.db.run(async move |store: Store| store.open_digests(tenant, &user, asked).await).await?;
         let window = |(item, first_immediately): (NewDigestItem, bool)| {
             let open = open.get(&item.rule).copied();
             let (items, closes_at) = open.unwrap_or((0, item.closes_at));
@@ -287,7 +292,8 @@ impl Judge<'_> {
             return Ok(HashMap::new());
         }
         let (tenant, user, asked) = (self.tenant, self.event.user_id.clone(), throttles.clone());
-        let used = self.app.db.run(async move |store: Store| store.throttles_used(tenant, &user, asked).await).await?;
+        let used =
+            self.app.web.db.run(async move |store: Store| store.throttles_used(tenant, &user, asked).await).await?;
         let verdict = |(rule, Throttle { limit, window_seconds }): (Uuid, Throttle)| {
             let used = u32::try_from(used.get(&rule).copied().unwrap_or_default()).unwrap_or(u32::MAX);
             (rule, ThrottleVerdict { limit, window_seconds, left: limit.saturating_sub(used) })

@@ -25,20 +25,19 @@ use store::{
     accept::Accepted,
     throttles::{Ask, Granted},
 };
+use submission::{
+    Submissions,
+    envelope::{DeliveryAnswer, Hashes, Origin, status, to_json},
+    http::{hashes, origin, respond},
+    idempotency::{self, Kind},
+};
 use utoipa::ToSchema;
 use uuid::Uuid;
-
-use crate::{
-    app::App,
+use web::{
     auth::Producer,
     body::{JsonBody, SUBMISSION},
     observe::Trace,
     problem::Problem,
-    submitting::{
-        envelope::{DeliveryAnswer, Hashes, Origin, status, to_json},
-        idempotency::{self, Kind},
-        notifications::{hashes, origin, respond},
-    },
 };
 
 /// Largest `data`, in bytes of JSON: the same limit as for AMQP bodies.
@@ -187,7 +186,7 @@ pub struct RuleError {
 pub async fn receive(
     producer: Producer,
     trace: Trace,
-    app: Data<App>,
+    app: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -201,7 +200,7 @@ pub async fn receive(
     // A repeated request must not charge a throttle again, nor open a window.
     if let Some(hashes) = hashes.filter(|_| matched_rules.takes_beforehand())
         && let Some(first) =
-            app.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?
+            app.web.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?
     {
         return respond(Ok(Accepted::Replayed(first)), Vec::new());
     }
@@ -225,7 +224,7 @@ pub async fn receive(
         Err(error) => error.is_not_stored(),
     };
     if is_unstored && !granted.is_empty() {
-        app.db.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
+        app.web.db.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
     }
     respond(result, answer)
 }
@@ -247,15 +246,15 @@ pub struct MatchedRules {
 }
 
 /// Finds the rules that match an event. Looks the person up only if some rule listens to the event's type.
-pub async fn hear(app: &App, tenant: TenantId, event: &Event) -> Result<MatchedRules, Problem> {
-    let catalogue = app.catalogue(tenant).await?;
+pub async fn hear(app: &Submissions, tenant: TenantId, event: &Event) -> Result<MatchedRules, Problem> {
+    let catalogue = app.web.catalogue(tenant).await?;
     let listening: Vec<Arc<Rule>> = catalogue.rules_for(&event.event_type).cloned().collect();
     let unknown = || Person::unknown(&event.user_id);
     if listening.is_empty() {
         return Ok(MatchedRules { catalogue, person: unknown(), matched: Vec::new() });
     }
     let ids = vec![event.user_id.clone()];
-    let mut known = app.db.run(async move |store| store.people(tenant, ids).await).await?;
+    let mut known = app.web.db.run(async move |store| store.people(tenant, ids).await).await?;
     let person = known.remove(&event.user_id).unwrap_or_else(unknown);
     let facts = event_messages::facts(event.event_input(), &person);
     let matched = listening.into_iter().filter(|rule| rule.definition.unmet(&facts).is_none()).collect();
@@ -283,7 +282,7 @@ impl MatchedRules {
     }
 
     /// Decides for each rule what the event leads to, and renders its message.
-    async fn plan(self, app: &App, tenant: TenantId, event: &Event) -> Result<Plan, Problem> {
+    async fn plan(self, app: &Submissions, tenant: TenantId, event: &Event) -> Result<Plan, Problem> {
         let now = clock::now();
         let matched = self.matched.iter().map(|rule| rule.id).collect();
         let (mut to_send, mut gathered, mut errors) = (Vec::new(), Vec::new(), Vec::new());
@@ -331,7 +330,7 @@ pub fn too_many() -> RenderError {
 
 /// Renders the messages of these rules, all within one deadline, on a thread where they block no other request.
 pub async fn notices(
-    app: &App,
+    app: &Submissions,
     tenant: TenantId,
     catalogue: &Arc<Catalogue>,
     rules: Vec<Arc<Rule>>,
@@ -360,28 +359,37 @@ fn refused(rule: &Rule, error: RenderError) -> RuleError {
 }
 
 /// Opens a digest window with the event. Returns whether the event is the first of the window.
-async fn opens(app: &App, tenant: TenantId, item: &NewDigestItem) -> Result<bool, Problem> {
+async fn opens(app: &Submissions, tenant: TenantId, item: &NewDigestItem) -> Result<bool, Problem> {
     let item = item.clone();
-    app.db.run(async move |store: Store| store.open_window(tenant, &item).await).await
+    app.web.db.run(async move |store: Store| store.open_window(tenant, &item).await).await
 }
 
 /// Charges the throttle of each rule that has one.
-async fn take(app: &App, tenant: TenantId, event: &Event, to_send: &[(Arc<Rule>, Notice)]) -> Result<Granted, Problem> {
+async fn take(
+    app: &Submissions,
+    tenant: TenantId,
+    event: &Event,
+    to_send: &[(Arc<Rule>, Notice)],
+) -> Result<Granted, Problem> {
     let throttle = |(rule, _): &(Arc<Rule>, Notice)| rule.definition.throttle.map(|throttle| (rule.id, throttle));
     let rules: Vec<(Uuid, Throttle)> = to_send.iter().filter_map(throttle).collect();
     if rules.is_empty() {
         return Ok(Granted::new());
     }
     let ask = Ask { tenant, user_id: event.user_id.clone(), rules, taker: event.id };
-    app.db.run(async move |store| store.take_throttles(ask).await).await
+    app.web.db.run(async move |store| store.take_throttles(ask).await).await
 }
 
 /// The session for WhatsApp messages, if there are any and they are not only simulated.
-async fn session(app: &App, tenant: TenantId, to_send: &[(Arc<Rule>, Notice)]) -> Result<Option<Uuid>, Problem> {
+async fn session(
+    app: &Submissions,
+    tenant: TenantId,
+    to_send: &[(Arc<Rule>, Notice)],
+) -> Result<Option<Uuid>, Problem> {
     if !to_send.iter().any(|(_, notice)| notice.channels.contains(&Channel::Whatsapp)) {
         return Ok(None);
     }
-    app.db.run(async move |store| store.usual_session(tenant).await).await
+    app.web.db.run(async move |store| store.usual_session(tenant).await).await
 }
 
 /// The event as an item of a digest.

@@ -20,27 +20,26 @@ use domain::{
 use futures_util::{StreamExt, stream};
 use runtime::{reconnect::Reconnect, telemetry::TraceContext};
 use store::accept::Accepted;
+use submission::{
+    AMQP, Submissions,
+    accept::{AcceptError, AcceptResult},
+    addresses,
+    carrier::{self, Carrier, Wanted},
+    envelope::{Hashes, Origin, seal},
+    http::key_taken,
+    idempotency::{self, Kind},
+};
 use tokio::{
     sync::OnceCell,
     task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-
-use crate::{
-    AMQP,
-    app::{App, Db},
+use web::{
     body::is_json,
     cache::Cache,
+    db::Db,
     problem::{Code, Problem},
-    submitting::{
-        accept::{AcceptError, AcceptResult},
-        addresses,
-        envelope::{Hashes, Origin, seal},
-        idempotency::{self, Kind},
-        notifications::key_taken,
-    },
-    whatsapp::carrier::{self, Carrier, Wanted},
 };
 
 /// Largest body, in bytes. Larger content belongs behind a link or goes over HTTP.
@@ -64,7 +63,7 @@ const SERVER_NAMED: &str = "amq.";
 
 /// Accepts submissions from the broker.
 pub struct Intake {
-    app: Data<App>,
+    app: Data<Submissions>,
     publisher: Publisher,
     /// Publishes replies. The broker closes its channel if the user may not publish to the default exchange, so it must not
     /// be shared.
@@ -315,8 +314,8 @@ struct Admitted<'a> {
 
 impl Intake {
     /// Accepts with `app`, publishes dead letters with `publisher` and replies with `replies`.
-    pub fn new(app: Data<App>, publisher: Publisher, replies: Publisher, require: RequireMapping) -> Self {
-        let users = Users { db: app.db.clone(), require, remembered: Cache::new(1) };
+    pub fn new(app: Data<Submissions>, publisher: Publisher, replies: Publisher, require: RequireMapping) -> Self {
+        let users = Users { db: app.web.db.clone(), require, remembered: Cache::new(1) };
         Self { app, publisher, replies, users, replay_key: OnceCell::new() }
     }
 
@@ -346,7 +345,7 @@ impl Intake {
     async fn admit<'a>(&self, delivery: &'a Delivery) -> Result<Admitted<'a>, Unaccepted> {
         let claim = self.claim(delivery).await?;
         let slug = claim.key.split('.').next().unwrap_or_default();
-        let found = self.app.credentials.tenant(slug).await?;
+        let found = self.app.web.credentials.tenant(slug).await?;
         let tenant = found.ok_or_else(|| Refusal::tenant("the tenant of the routing key is unknown".to_owned()))?;
         let admitted = |may_be_answered| Admitted { key: claim.key, tenant, may_be_answered };
         if claim.is_checked {
@@ -363,7 +362,7 @@ impl Intake {
         let key = Key::parse(admitted.key).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
         check_frame(delivery)?;
         let (mut draft, origin, hashes) = self.read(delivery, &key, tenant)?;
-        self.app.complete(tenant, &mut draft.content).await?;
+        self.app.web.complete(tenant, &mut draft.content).await?;
         // A publisher cannot be asked to come back later, so the message waits for its session.
         let wanted = Wanted { must_wait: true, ..Wanted::one(&draft) };
         let session = carrier::choose(&self.app, tenant, draft.channel, &draft.session, wanted).await;
@@ -401,7 +400,7 @@ impl Intake {
     }
 
     async fn load_replay_key(&self) -> Result<(), Problem> {
-        let load = async || self.app.db.run(async |store| store.replay_key().await).await;
+        let load = async || self.app.web.db.run(async |store| store.replay_key().await).await;
         self.replay_key.get_or_try_init(load).await.map(drop)
     }
 
@@ -416,7 +415,7 @@ impl Intake {
             return Err(invalid("channel", "must be the same as in the routing key"));
         }
         submission.channel = Some(key.channel.to_string());
-        let mut draft = submission.check(&self.app.rules()).map_err(Refusal::invalid)?;
+        let mut draft = submission.check(&self.app.web.rules()).map_err(Refusal::invalid)?;
         draft.lane = key.lane;
         let request = idempotency::request_hash(Kind::Send, &delivery.body, &[("channel", key.channel.as_str())]);
         let hashes = Hashes { key: idempotency::key_hash(&id), request };

@@ -1,30 +1,21 @@
 //! Submits one message, or a test notification to the caller.
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use domain::{
-    Channel, TenantId,
-    contract::submission::{Draft, Submission},
-    token::Role,
-};
+use domain::{Channel, contract::submission::Submission, token::Role};
 use serde::Deserialize;
-use store::accept::Accepted;
+use submission::{
+    Submissions,
+    envelope::{SendAnswer, to_json},
+    http::{accept, hashes, origin},
+    idempotency::{self, Kind},
+    schemas::SendBody,
+};
 use utoipa::ToSchema;
-
-use crate::{
-    HTTP,
-    app::App,
+use web::{
     auth::{Anyone, Identity, Producer},
     body::{JsonBody, SUBMISSION},
     observe::Trace,
-    openapi::SendBody,
     problem::{Code, Problem},
-    submitting::{
-        accept::AcceptResult,
-        addresses,
-        envelope::{Hashes, Origin, SendAnswer, seal, to_json},
-        idempotency::{self, Kind, REPLAYED},
-    },
-    whatsapp::carrier::{self, Carrier, Wanted},
 };
 
 /// Sends one message.
@@ -52,37 +43,17 @@ use crate::{
 pub async fn send(
     producer: Producer,
     trace: Trace,
-    app: Data<App>,
+    app: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let mut draft = submission.check(&app.rules()).map_err(Problem::validation)?;
+    let draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
     let hashes = hashes(key, Kind::Send, &bytes);
     let tenant = producer.0.tenant;
-    app.complete(tenant, &mut draft.content).await?;
     accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await
-}
-
-/// Accepts one validated message.
-pub async fn accept(
-    app: &App,
-    tenant: TenantId,
-    draft: Draft,
-    origin: Origin,
-    hashes: Option<Hashes>,
-) -> Result<HttpResponse, Problem> {
-    let carrier = match carrier::choose(app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
-        Ok(carrier) => carrier,
-        Err(problem) => return carrier::repeat(app, tenant, hashes, problem).await,
-    };
-    let recipients = addresses::recipients(app, tenant, &draft).await?;
-    let line = carrier.as_ref().map(Carrier::line);
-    let (mut acceptance, answer) = seal(draft, recipients, origin, hashes, line);
-    acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
-    respond(app.acceptor.accept(acceptance).await, answer)
 }
 
 /// What `test` takes.
@@ -108,7 +79,7 @@ pub struct TestBody {
 pub async fn test(
     caller: Anyone,
     trace: Trace,
-    app: Data<App>,
+    app: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
@@ -116,12 +87,9 @@ pub async fn test(
     let key = idempotency::key(request.headers(), None)?;
     let submission = test_submission(&caller.0, asked)?;
     let meant = to_json(&(submission.channel.as_deref(), submission.recipient.as_deref()));
-    let draft = submission.check(&app.rules()).map_err(Problem::validation)?;
+    let draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
     let tenant = caller.0.tenant;
-    let carrier = carrier::choose(&app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await?;
-    let (line, to) = (carrier.as_ref().map(Carrier::line), addresses::recipients(&app, tenant, &draft).await?);
-    let (acceptance, answer) = seal(draft, to, origin(&caller.0, trace), hashes(key, Kind::Test, &meant), line);
-    respond(app.acceptor.accept(acceptance).await, answer)
+    accept(&app, tenant, draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant)).await
 }
 
 fn test_submission(caller: &Identity, asked: TestBody) -> Result<Submission, Problem> {
@@ -147,42 +115,10 @@ fn test_submission(caller: &Identity, asked: TestBody) -> Result<Submission, Pro
     })
 }
 
-/// The origin of an HTTP request.
-pub fn origin(identity: &Identity, trace: Trace) -> Origin {
-    Origin { tenant: identity.tenant, source: HTTP, trace: trace.0 }
-}
-
-/// The hashes of a request with an idempotency key; without a key nothing is hashed.
-pub fn hashes(key: Option<String>, kind: Kind, body: &[u8]) -> Option<Hashes> {
-    key.map(|key| Hashes { key: idempotency::key_hash(&key), request: idempotency::request_hash(kind, body, &[]) })
-}
-
-/// The answer to a submission.
-pub fn respond(result: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, Problem> {
-    let mut response = HttpResponse::Accepted();
-    response.content_type("application/json");
-    match result? {
-        Accepted::New => Ok(response.body(answer)),
-        Accepted::Replayed(first) => Ok(response.insert_header((REPLAYED, "true")).body(first)),
-        Accepted::KeyTaken => Err(key_taken()),
-        Accepted::NoRoom { seconds } => Err(no_room(seconds)),
-        Accepted::Unanswered => Err(Problem::unavailable()),
-    }
-}
-
-/// The WhatsApp session has no free slot.
-pub fn no_room(seconds: f64) -> Problem {
-    let wait = std::time::Duration::try_from_secs_f64(seconds.ceil()).map_or(1, |wait| wait.as_secs());
-    Problem::session_busy(wait.max(1))
-}
-
-/// The key belongs to another request.
-pub fn key_taken() -> Problem {
-    Problem::new(Code::IdempotencyKeyReused, "Use a new key: this one was used for a request with another body.")
-}
-
 #[cfg(test)]
 mod tests {
+    use domain::TenantId;
+
     use super::*;
 
     fn caller(role: Role) -> Identity {

@@ -4,27 +4,26 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use content::template::{Template, TemplateError};
+use content::template::Template;
 use domain::{
     Channel, TenantId,
-    contract::submission::{Draft, FieldError, Part, Submission, TemplateRef, parse_json},
+    contract::submission::{Draft, FieldError, Submission, TemplateRef, parse_json},
 };
 use serde_json::{Map, Value, value::RawValue};
+use submission::{
+    Submissions,
+    envelope::{SendAnswer, to_json},
+    http::{accept, hashes, origin, repeat},
+    idempotency::{self, Kind},
+    schemas::{RecipientBody, SharedBody},
+    templates::render,
+};
 use utoipa::ToSchema;
-
-use crate::{
-    app::App,
+use web::{
     auth::Producer,
     body::{JsonBody, SUBMISSION},
     observe::Trace,
-    openapi::{RecipientBody, SharedBody},
     problem::Problem,
-    submitting::{
-        envelope::{SendAnswer, to_json},
-        idempotency::{self, Kind},
-        notifications::{accept, hashes, origin},
-    },
-    whatsapp::carrier,
 };
 
 /// Fields that the template provides, so the request must not.
@@ -63,7 +62,7 @@ pub struct TemplateSendBody {
 pub async fn send(
     producer: Producer,
     trace: Trace,
-    app: Data<App>,
+    app: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -74,7 +73,7 @@ pub async fn send(
     match draft(&app, tenant, ask, submission).await {
         Ok(draft) => accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await,
         // The template may have been deleted since a request with the same key was accepted.
-        Err(problem) => carrier::repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => repeat(&app, tenant, hashes, problem).await,
     }
 }
 
@@ -98,63 +97,31 @@ fn split(body: &[u8]) -> Result<(Ask, Submission), FieldError> {
     Ok((Ask { name, variables: Value::Object(variables) }, Submission::parse(&to_json(&members))?))
 }
 
-async fn draft(app: &App, tenant: TenantId, ask: Ask, mut submission: Submission) -> Result<Draft, Problem> {
+async fn draft(app: &Submissions, tenant: TenantId, ask: Ask, mut submission: Submission) -> Result<Draft, Problem> {
     let channel: Option<Channel> = submission.channel.as_deref().and_then(|text| text.parse().ok());
     let Some(channel) = channel else {
-        return submission.check(&app.rules()).map_err(Problem::validation);
+        return submission.check(&app.web.rules()).map_err(Problem::validation);
     };
     let template = find(app, tenant, &ask.name).await?;
     let part = render((app, tenant), Arc::clone(&template), channel, ask.variables).await?;
     (submission.title, submission.message, submission.html) = (part.title, part.message, part.html);
     let source = &template.source;
     submission.category = submission.category.or_else(|| source.category.clone());
-    let mut draft = submission.check(&app.rules()).map_err(Problem::validation)?;
+    let mut draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
     draft.content.template = Some(TemplateRef { name: source.name.clone(), version: source.version });
-    app.complete(tenant, &mut draft.content).await?;
     Ok(draft)
 }
 
 /// The active template of this name.
-async fn find(app: &App, tenant: TenantId, name: &str) -> Result<Arc<Template>, Problem> {
-    if let Some(template) = app.catalogue(tenant).await?.templates.get(name) {
+async fn find(app: &Submissions, tenant: TenantId, name: &str) -> Result<Arc<Template>, Problem> {
+    if let Some(template) = app.web.catalogue(tenant).await?.templates.get(name) {
         return Ok(Arc::clone(template));
     }
     // Another process may have created it a moment ago.
-    let catalogues = app.catalogues.clone();
-    let newest = app.db.run(async move |_| catalogues.newest(tenant).await).await?;
+    let catalogues = app.web.catalogues.clone();
+    let newest = app.web.db.run(async move |_| catalogues.newest(tenant).await).await?;
     let unknown = || FieldError::new("template_name", "must be an active template of this tenant");
     newest.templates.get(name).cloned().ok_or_else(|| Problem::validation(vec![unknown()]))
-}
-
-/// Renders on a thread where it blocks no other request.
-pub async fn render(
-    (app, tenant): (&App, TenantId),
-    template: Arc<Template>,
-    channel: Channel,
-    variables: Value,
-) -> Result<Part, Problem> {
-    let rendering = move || template.render(channel, &variables).map_err(|error| faults(&template, &variables, error));
-    app.renderers.run(tenant, rendering).await?.map_err(Problem::validation)
-}
-
-/// The problem for the caller, with every declared variable that is missing.
-pub fn faults(template: &Template, variables: &Value, error: TemplateError) -> Vec<FieldError> {
-    let missing = |name: &str| {
-        let message = TemplateError::Missing(name.to_owned()).to_string();
-        FieldError::new(format!("template_vars.{name}"), message)
-    };
-    match error {
-        TemplateError::Missing(name) => {
-            let mut all = template.missing(variables);
-            if !all.contains(&name.as_str()) {
-                all.push(&name);
-            }
-            all.into_iter().map(missing).collect()
-        }
-        TemplateError::NoPart(_) => vec![FieldError::new("channel", "is none that the template says anything on")],
-        TemplateError::TooLarge(why) => vec![FieldError::new("template_vars", format!("cannot be filled in: {why}"))],
-        TemplateError::Source(why) => vec![FieldError::new("template_name", format!("cannot be rendered: {why}"))],
-    }
 }
 
 #[cfg(test)]

@@ -14,22 +14,21 @@ use domain::{
     contract::submission::{Content, FieldError, Part, Rules, Shared, Submission, TemplateRef, check_said, parse_json},
 };
 use serde_json::{Value, json, value::RawValue};
+use submission::{
+    Submissions,
+    carrier::{self, Carrier, Wanted},
+    envelope::{SendAnswer, seal_message, to_json},
+    http::{hashes, origin, repeat, respond},
+    idempotency::{self, Kind},
+    schemas::{ChannelWord, PriorityWord, SendWindowBody},
+    templates::faults,
+};
 use utoipa::ToSchema;
-
-use crate::{
-    app::App,
+use web::{
     auth::Producer,
     body::{JsonBody, SUBMISSION},
     observe::Trace,
-    openapi::{ChannelWord, PriorityWord, SendWindowBody},
     problem::Problem,
-    submitting::{
-        envelope::{SendAnswer, seal_message, to_json},
-        idempotency::{self, Kind},
-        notifications::{hashes, origin, respond},
-        templated::faults,
-    },
-    whatsapp::carrier::{self, Carrier, Wanted},
 };
 
 /// Fields that are not allowed here: the person's own addresses decide them, or they belong to one channel only.
@@ -100,7 +99,7 @@ pub struct NotifyBody {
 pub async fn notify(
     producer: Producer,
     trace: Trace,
-    app: Data<App>,
+    app: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -108,8 +107,8 @@ pub async fn notify(
     let (channels, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::Typed, &bytes));
-    let catalogue = app.catalogue(tenant).await?;
-    let asked = check(channels, submission, &catalogue, &app.rules()).map_err(Problem::validation)?;
+    let catalogue = app.web.catalogue(tenant).await?;
+    let asked = check(channels, submission, &catalogue, &app.web.rules()).map_err(Problem::validation)?;
     match compose(&app, tenant, &catalogue, asked).await {
         Ok((notice, person, carrier)) => {
             let message = notice.to(&person, Some(to_json(&notice.content)));
@@ -119,7 +118,7 @@ pub async fn notify(
             respond(app.acceptor.accept(acceptance).await, answer)
         }
         // A template or a session may have been deleted since a request with the same key was accepted.
-        Err(problem) => carrier::repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => repeat(&app, tenant, hashes, problem).await,
     }
 }
 
@@ -211,14 +210,14 @@ fn of_metadata(submission: &Submission) -> Option<Priority> {
 }
 
 async fn compose(
-    app: &App,
+    app: &Submissions,
     tenant: TenantId,
     catalogue: &Catalogue,
     asked: Asked,
 ) -> Result<(Notice, Person, Option<Carrier>), Problem> {
     let Asked { channels, user, kind, shared } = asked;
     let id = user.clone();
-    let mut known = app.db.run(async move |store| store.people(tenant, vec![id]).await).await?;
+    let mut known = app.web.db.run(async move |store| store.people(tenant, vec![id]).await).await?;
     let person = known.remove(&user).unwrap_or_else(|| Person::unknown(user));
     let Shared { priority, mut content, scheduled_at, expires_at, session, .. } = shared;
     if let Some(template) = catalogue.templates.get(&kind) {
@@ -243,7 +242,7 @@ async fn compose(
 
 /// Renders the template for each channel that it has content for; elsewhere title and message stay as given.
 async fn fill(
-    (app, tenant): (&App, TenantId),
+    (app, tenant): (&Submissions, TenantId),
     template: &Arc<Template>,
     channels: &[Channel],
     person: &Person,

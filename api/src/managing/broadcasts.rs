@@ -1,0 +1,555 @@
+//! Broadcasts: one notification for every person of a target, with pause, resume and cancel.
+
+use std::collections::BTreeSet;
+
+use actix_web::{HttpRequest, HttpResponse, web::Data};
+use chrono::{DateTime, Utc};
+use content::broadcast::Definition;
+use domain::{
+    BroadcastStatus, Channel, Priority, Target, TenantId,
+    acceptance::{Acceptance, NewBroadcast, SideRecord},
+    broadcast::is_targetable,
+    contract::submission::{FieldError, NAME_BYTES_MAX, SessionAsk, Shared, Submission, parse_json},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use store::{
+    accept::Accepted,
+    broadcasts::{Steering, StoredBroadcast},
+};
+use submission::{
+    HTTP, Submissions,
+    carrier::{self, Wanted},
+    envelope::to_json,
+    http::{hashes, repeat, respond},
+    idempotency::{self, Kind},
+    schemas::{ChannelWord, PriorityWord},
+};
+use utoipa::ToSchema;
+use uuid::Uuid;
+use web::{
+    audit,
+    auth::Admin,
+    body::{JsonBody, SUBMISSION},
+    observe::Trace,
+    params::{self, Id, Page, Params},
+    problem::Problem,
+};
+
+/// Most people that a target may name.
+const NAMED_MAX: usize = 10_000;
+/// Most conditions of a target.
+const CONDITIONS_MAX: usize = 20;
+/// Largest value of an attribute or condition, in bytes of JSON.
+const VALUE_BYTES_MAX: usize = 4096;
+
+/// A broadcast to begin.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = BroadcastSubmission)]
+pub struct BroadcastBody {
+    /// The type of the notification: preferences, category and template hang on it. It need not be known.
+    #[schema(max_length = 200, example = "announcement")]
+    notification_type: Option<String>,
+    /// Title or subject.
+    #[schema(max_length = 998)]
+    title: Option<String>,
+    /// The text.
+    message: Option<String>,
+    /// Whom it means: `{"type": "all"}`, `{"type": "subscription", "tier"}` (the attribute `tier`), `{"type": "attribute", "name",
+    /// "value"}`, `{"type": "users", "ids"}` or `{"type": "query", "conditions"}`, with conditions as rules have them, over
+    /// `locale`, `time_zone` and `attributes.…`.
+    #[schema(value_type = Option<Object>, example = json!({"type": "subscription", "tier": "premium"}))]
+    target: Option<Target>,
+    /// By which ways; unless given, those of the type, else the inbox.
+    #[schema(value_type = Option<Vec<ChannelWord>>)]
+    channels: Option<Vec<String>>,
+    /// When it begins, within a year; a past time means now.
+    #[serde(alias = "scheduled_for", alias = "scheduledAt")]
+    #[schema(value_type = Option<DateTime<Utc>>)]
+    scheduled_at: Option<String>,
+    /// Its place among what else waits on the bulk lane.
+    #[schema(value_type = Option<PriorityWord>)]
+    priority: Option<String>,
+    /// Notes of the producer, given back as they are; at most 8 KiB.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Map<String, Value>>,
+    /// As the header `Idempotency-Key`.
+    #[schema(min_length = 1, max_length = 200)]
+    idempotency_key: Option<String>,
+}
+
+/// The answer to a broadcast.
+#[derive(Serialize, ToSchema)]
+pub struct BroadcastAccepted {
+    /// The broadcast.
+    pub id: Uuid,
+    /// `running`, or `scheduled` for a later `scheduled_at`.
+    #[schema(value_type = String, example = "running")]
+    pub status: BroadcastStatus,
+}
+
+/// A broadcast that was checked.
+struct Checked {
+    definition: Definition,
+    scheduled_at: Option<DateTime<Utc>>,
+}
+
+impl BroadcastBody {
+    /// Checks everything at once. What each channel needs is checked as for a single message.
+    fn check(self, app: &Submissions, usual: Option<Vec<Channel>>) -> Result<Checked, Problem> {
+        let mut faults = Vec::new();
+        let channels = channels(self.channels.as_deref(), usual, &mut faults);
+        if self.notification_type.is_none() {
+            faults.push(FieldError::new("notification_type", "is required"));
+        }
+        match &self.target {
+            Some(target) => check_target(target, &mut faults),
+            None => faults.push(FieldError::new("target", "is required: whom does it mean?")),
+        }
+        let rules = app.web.rules();
+        let mut shared: Option<Shared> = None;
+        for channel in &channels {
+            let submission = Submission {
+                channel: Some(channel.as_str().to_owned()),
+                title: self.title.clone(),
+                message: self.message.clone(),
+                kind: self.notification_type.clone(),
+                metadata: self.metadata.clone(),
+                priority: self.priority.clone(),
+                scheduled_at: self.scheduled_at.clone(),
+                ..Submission::default()
+            };
+            match submission.check_shared(&rules) {
+                Ok(checked) => shared = Some(checked),
+                Err(found) => faults
+                    .extend(found.into_iter().map(renamed).filter(|fault| !faults.contains(fault)).collect::<Vec<_>>()),
+            }
+        }
+        let (Some(shared), Some(target), true) = (shared, self.target, faults.is_empty()) else {
+            return Err(Problem::validation(faults));
+        };
+        let Shared { content, priority, scheduled_at, .. } = shared;
+        let definition = Definition {
+            content,
+            channels,
+            priority,
+            target: in_order(target),
+            named: None,
+            session: None,
+            is_personal: false,
+            catalogue_version: 0,
+            request_id: None,
+            traceparent: None,
+        };
+        Ok(Checked { definition, scheduled_at })
+    }
+}
+
+/// A submission calls the type `type`.
+fn renamed(fault: FieldError) -> FieldError {
+    let field = if fault.field == "type" { "notification_type".to_owned() } else { fault.field };
+    FieldError { field, ..fault }
+}
+
+/// Each channel once, in the order of the request.
+fn channels(asked: Option<&[String]>, usual: Option<Vec<Channel>>, faults: &mut Vec<FieldError>) -> Vec<Channel> {
+    let mut channels = Vec::new();
+    let mut take = |channel: Channel| {
+        if channel == Channel::Webhook {
+            faults.push(FieldError::new("channels", "people have no webhooks: name other channels"));
+        } else if !channels.contains(&channel) {
+            channels.push(channel);
+        }
+    };
+    let Some(asked) = asked else {
+        let usual = usual.filter(|usual| !usual.is_empty()).unwrap_or_else(|| vec![Channel::InApp]);
+        usual.into_iter().filter(|channel| *channel != Channel::Webhook).for_each(take);
+        return channels;
+    };
+    let mut unknown = None;
+    for word in asked {
+        match word.to_lowercase().parse() {
+            Ok(channel) => take(channel),
+            Err(error) => unknown = Some(error),
+        }
+    }
+    faults.extend(unknown.map(|unknown: domain::UnknownWord| FieldError::new("channels", unknown.to_string())));
+    if asked.is_empty() {
+        faults.push(FieldError::new("channels", "must name at least one"));
+    }
+    channels
+}
+
+fn check_target(target: &Target, faults: &mut Vec<FieldError>) {
+    let mut fault = |field: &str, message: &str| faults.push(FieldError::new(format!("target.{field}"), message));
+    let is_name = |text: &str| (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
+    let is_value = |value: &Value| {
+        to_json(value).len() <= VALUE_BYTES_MAX && !to_json(value).windows(6).any(|at| at == b"\\u0000")
+    };
+    match target {
+        Target::All {} => {}
+        Target::Subscription { tier } if !is_name(tier) => fault("tier", "must have 1 to 200 bytes"),
+        Target::Attribute { name, .. } if !is_name(name) => fault("name", "must have 1 to 200 bytes"),
+        Target::Attribute { value, .. } if !is_value(value) => fault("value", "must have at most 4 KiB as JSON"),
+        Target::Subscription { .. } | Target::Attribute { .. } => {}
+        Target::Users { ids } => {
+            if !(1..=NAMED_MAX).contains(&ids.len()) {
+                fault("ids", "must be 1 to 10000");
+            } else if !ids.iter().all(|id| is_name(id)) {
+                fault("ids", "must have 1 to 200 bytes each and no control characters");
+            }
+        }
+        Target::Query { conditions } => {
+            if !(1..=CONDITIONS_MAX).contains(&conditions.len()) {
+                fault("conditions", "must be 1 to 20");
+            }
+            for (index, condition) in conditions.iter().enumerate() {
+                let field = |name: &str| format!("conditions[{index}].{name}");
+                if !is_targetable(&condition.field) {
+                    fault(&field("field"), "must be `locale`, `time_zone` or an attribute such as `attributes.tier`");
+                }
+                if let Some(why) = condition.fault() {
+                    fault(&field("value"), why);
+                } else if !is_value(&condition.value) {
+                    fault(&field("value"), "must have at most 4 KiB as JSON");
+                }
+            }
+        }
+    }
+}
+
+/// Named people in the order of their messages, each once.
+fn in_order(target: Target) -> Target {
+    match target {
+        Target::Users { ids } => Target::Users { ids: ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect() },
+        other => other,
+    }
+}
+
+/// Sends a notification to every person of a target.
+///
+/// With the `202` the broadcast is committed to disk; messages are accepted in the order of the people's ids, on the bulk lane, each
+/// exactly once, even after crashes. `all`, `subscription`, `attribute` and `query` mean people who were stored with
+/// `PUT /api/users/{id}`; `users` may name any id, and an unknown person gets it in the inbox. The type's template, category and
+/// preferences hold as for single notifications; a template sees `title`, `message`, `metadata` with its
+/// members beside them, and `username`. Give an
+/// `Idempotency-Key` to be able to repeat the request safely.
+///
+/// Roles: admin.
+#[utoipa::path(post, path = "/api/admin/notifications/broadcast", tag = "managing",
+    request_body(content = BroadcastBody, examples(
+        ("all" = (summary = "To all people", value = json!({"notification_type": "announcement", "title": "New Feature Available!",
+            "message": "Check out our latest update.", "target": {"type": "all"}, "channels": ["in_app"]}))),
+        ("tier" = (summary = "To a tier", value = json!({"notification_type": "premium_feature", "title": "Premium Feature Unlocked",
+            "message": "As a premium user, you now have access to...", "target": {"type": "subscription", "tier": "premium"},
+            "channels": ["in_app", "email"]}))),
+        ("query" = (summary = "By conditions, later", value = json!({"notification_type": "reminder", "title": "Soon", "message": "It begins soon.",
+            "target": {"type": "query", "conditions": [{"field": "locale", "op": "in", "value": ["de-AT", "de-DE"]}]},
+            "channels": ["push"], "scheduled_at": "2030-01-31T09:00:00Z"}))))),
+    responses((status = 202, description = "Accepted: committed to disk", body = BroadcastAccepted,
+        headers(("Idempotent-Replayed" = String, description = "`true` when this is the first answer given again")))))]
+pub async fn create(
+    admin: Admin,
+    trace: Trace,
+    app: Data<Submissions>,
+    request: HttpRequest,
+    body: JsonBody<SUBMISSION>,
+) -> Result<HttpResponse, Problem> {
+    let bytes = body.read().await?;
+    let mut asked: BroadcastBody = parse_json(&bytes).map_err(|error| Problem::malformed(of_target(error)))?;
+    let key = idempotency::key(request.headers(), asked.idempotency_key.take())?;
+    let tenant = admin.0.tenant;
+    let catalogue = app.web.catalogue(tenant).await?;
+    let of_type = asked.notification_type.as_ref().and_then(|name| catalogue.types.get(name));
+    let Checked { mut definition, scheduled_at } =
+        asked.check(&app, of_type.map(|of_type| of_type.channels.clone()))?;
+    let hashes = hashes(key, Kind::Broadcast, &bytes);
+    if definition.channels.contains(&Channel::Whatsapp) {
+        definition.session = match session(&app, tenant).await {
+            Ok(session) => session,
+            Err(problem) => return repeat(&app, tenant, hashes, problem).await,
+        };
+    }
+    let template = |error: content::template::TemplateError| {
+        let message = format!("has a template that cannot be used: {error}");
+        Problem::validation(vec![FieldError::new("notification_type", message)])
+    };
+    let completing = move || definition.complete(&catalogue).map(|()| definition);
+    let mut definition = app.renderers.run(tenant, completing).await?.map_err(template)?;
+    (definition.request_id, definition.traceparent) =
+        (Some(trace.0.request_id.clone()), Some(trace.0.traceparent.clone()));
+    let status = if scheduled_at.is_some() { BroadcastStatus::Scheduled } else { BroadcastStatus::Running };
+    let id = Uuid::now_v7();
+    let answer = to_json(&BroadcastAccepted { id, status });
+    let broadcast = NewBroadcast { id, definition: to_json(&definition), scheduled_at };
+    let acceptance = Acceptance {
+        tenant,
+        source: HTTP,
+        request_id: Some(trace.0.request_id),
+        traceparent: Some(trace.0.traceparent),
+        key: hashes.map(|hashes| hashes.with(&answer)),
+        bulk: None,
+        messages: Vec::new(),
+        beside: vec![SideRecord::Broadcast(broadcast)],
+        room_in: None,
+    };
+    let verdict = app.acceptor.accept(acceptance).await;
+    let is_new = matches!(verdict, Ok(Accepted::New));
+    let response = respond(verdict, answer)?;
+    Ok(if is_new { audit::made(response, id) } else { audit::unchanged(response) })
+}
+
+/// What is wrong with a target is said of the target.
+fn of_target(error: FieldError) -> FieldError {
+    let is_target = ["`type`", "variant `"].iter().any(|word| error.message.contains(word));
+    if error.field == "body" && is_target { FieldError::new("target", error.message) } else { error }
+}
+
+/// The session that carries WhatsApp messages which name none.
+async fn session(app: &Submissions, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
+    // It may not work at the moment: its waiting messages go out once it does.
+    let wanted = Wanted { messages: 1, is_scheduled: false, must_wait: true };
+    let chosen = carrier::choose(app, tenant, Channel::Whatsapp, &SessionAsk::default(), wanted).await;
+    let refused = |problem: Problem| match problem.code() {
+        web::problem::Code::ValidationFailed => Problem::validation(vec![FieldError::new(
+            "channels",
+            "whatsapp needs a session: make one, or call one of several `default`, see POST /sessions",
+        )]),
+        _ => problem,
+    };
+    Ok(chosen.map_err(refused)?.map(|carrier| carrier.line()))
+}
+
+/// A broadcast and how far it got.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Broadcast)]
+pub struct BroadcastView {
+    /// Its id.
+    pub id: Uuid,
+    /// `scheduled`, `running`, `paused`, `completed` (all messages are accepted) or `cancelled`.
+    #[schema(value_type = String, example = "running")]
+    pub status: BroadcastStatus,
+    /// Its type.
+    pub notification_type: Option<String>,
+    /// What is said.
+    pub title: Option<String>,
+    /// What is said.
+    pub message: Option<String>,
+    /// The producer's notes.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Map<String, Value>>,
+    /// Whom it means; of named people only how many.
+    #[schema(value_type = Object)]
+    pub target: Value,
+    /// By which ways.
+    #[schema(value_type = Vec<ChannelWord>)]
+    pub channels: Vec<Channel>,
+    /// Its place among what else waits.
+    #[schema(value_type = PriorityWord)]
+    pub priority: Priority,
+    /// When it was to begin.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// People it is meant for; `null` until they are counted.
+    pub total: Option<i64>,
+    /// People told so far.
+    pub told: i64,
+    /// Deliveries so far; those below add up to it.
+    pub accepted: i64,
+    /// Deliveries without an end yet.
+    pub waiting: i64,
+    /// Deliveries that the provider took.
+    pub sent: i64,
+    /// Deliveries that arrived.
+    pub delivered: i64,
+    /// Deliveries that failed, came back, died or ran out of time.
+    pub failed: i64,
+    /// Deliveries that were switched off.
+    pub suppressed: i64,
+    /// Deliveries that were taken back.
+    pub cancelled: i64,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When it last got on.
+    pub updated_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl From<StoredBroadcast> for BroadcastView {
+    fn from(stored: StoredBroadcast) -> Self {
+        let StoredBroadcast { id, definition, status, scheduled_at, total, told, accepted, counts, .. } = stored;
+        let target = match &definition.target {
+            Target::Users { ids } => json!({"type": "users", "count": definition.named.unwrap_or(ids.len())}),
+            target => json!(target),
+        };
+        Self {
+            id,
+            status,
+            notification_type: definition.content.kind,
+            title: definition.content.title,
+            message: definition.content.message,
+            metadata: definition.content.metadata,
+            target,
+            channels: definition.channels,
+            priority: definition.priority,
+            scheduled_at,
+            total,
+            told,
+            accepted,
+            waiting: counts.waiting,
+            sent: counts.sent,
+            delivered: counts.delivered,
+            failed: counts.failed,
+            suppressed: counts.suppressed,
+            cancelled: counts.cancelled,
+            created_at: stored.created_at,
+            updated_at: stored.updated_at,
+            finished_at: stored.finished_at,
+        }
+    }
+}
+
+/// Broadcasts, newest first.
+#[derive(Serialize, ToSchema)]
+pub struct BroadcastList {
+    /// The broadcasts; their deliveries as they were last counted.
+    pub broadcasts: Vec<BroadcastView>,
+    /// Where the next page begins; `null` on the last one.
+    pub next_cursor: Option<String>,
+}
+
+/// The tenant's broadcasts.
+///
+/// Roles: admin.
+#[utoipa::path(get, path = "/api/admin/notifications/broadcasts", tag = "managing", params(Page),
+    responses((status = 200, description = "A page of broadcasts", body = BroadcastList)))]
+pub async fn list(admin: Admin, page: Params<Page>, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
+    let tenant = admin.0.tenant;
+    let found = app.web.db.run(async move |store| store.list_broadcasts(tenant, before, limit + 1).await).await?;
+    let (found, next_cursor) = params::page_of(found, limit, |broadcast| broadcast.id);
+    let broadcasts = found.into_iter().map(BroadcastView::from).collect();
+    Ok(HttpResponse::Ok().json(BroadcastList { broadcasts, next_cursor }))
+}
+
+fn unknown() -> Problem {
+    Problem::not_found("broadcast")
+}
+
+async fn find(app: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredBroadcast, Problem> {
+    app.web.db.run(async move |store| store.broadcast(tenant, id).await).await?.ok_or_else(unknown)
+}
+
+/// A broadcast and how far it got.
+///
+/// `total` counts people, the other numbers deliveries. Up to 20,000 people they are those of this moment; of larger broadcasts
+/// deliveries are counted piece by piece, and all of them are exact soon after the last one has ended.
+///
+/// Roles: admin.
+#[utoipa::path(get, path = "/api/admin/notifications/broadcasts/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
+    responses((status = 200, description = "The broadcast", body = BroadcastView)))]
+pub async fn show(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    let found = find(&app, admin.0.tenant, id.0).await?;
+    Ok(HttpResponse::Ok().json(BroadcastView::from(found)))
+}
+
+async fn steer(admin: &Admin, app: &Submissions, id: Uuid, steering: Steering) -> Result<HttpResponse, Problem> {
+    let tenant = admin.0.tenant;
+    let steered = app.web.db.run(async move |store| store.steer_broadcast(tenant, id, steering).await).await?;
+    let found = find(app, tenant, id).await?;
+    if !steered {
+        let needed = match steering {
+            Steering::Pause => "Only what is scheduled or running can be paused",
+            Steering::Resume => "Only what is paused can go on",
+            Steering::Cancel => "Only what has not ended can be cancelled",
+        };
+        return Err(Problem::conflict(format!("{needed}: this broadcast is {}.", found.status)));
+    }
+    Ok(HttpResponse::Ok().json(BroadcastView::from(found)))
+}
+
+/// Makes a broadcast stop for a while. What was accepted already still goes out.
+///
+/// Roles: admin.
+#[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/pause", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
+    responses((status = 200, description = "It stops", body = BroadcastView)))]
+pub async fn pause(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    steer(&admin, &app, id.0, Steering::Pause).await
+}
+
+/// Lets a paused broadcast go on where it stopped.
+///
+/// Roles: admin.
+#[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/resume", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
+    responses((status = 200, description = "It goes on", body = BroadcastView)))]
+pub async fn resume(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    steer(&admin, &app, id.0, Steering::Resume).await
+}
+
+/// Ends a broadcast. No further message is accepted, and accepted ones that still wait are cancelled within seconds.
+///
+/// Roles: admin.
+#[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/cancel", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
+    responses((status = 200, description = "It has ended", body = BroadcastView)))]
+pub async fn cancel(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    steer(&admin, &app, id.0, Steering::Cancel).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(target: Value) -> Vec<String> {
+        let mut faults = Vec::new();
+        check_target(&serde_json::from_value(target).unwrap(), &mut faults);
+        faults.into_iter().map(|fault| fault.field).collect()
+    }
+
+    #[test]
+    fn what_a_target_cannot_be_is_named() {
+        for (target, field) in [
+            (json!({"type": "subscription", "tier": ""}), "target.tier"),
+            (json!({"type": "attribute", "name": "a\nb", "value": 1}), "target.name"),
+            (json!({"type": "attribute", "name": "a", "value": "x".repeat(5000)}), "target.value"),
+            (json!({"type": "attribute", "name": "a", "value": "\u{0}"}), "target.value"),
+            (json!({"type": "users", "ids": []}), "target.ids"),
+            (json!({"type": "users", "ids": [""]}), "target.ids"),
+            (json!({"type": "query", "conditions": []}), "target.conditions"),
+            (
+                json!({"type": "query", "conditions": [{"field": "email", "op": "exists"}]}),
+                "target.conditions[0].field",
+            ),
+            (
+                json!({"type": "query", "conditions": [{"field": "locale", "op": "in", "value": "de"}]}),
+                "target.conditions[0].value",
+            ),
+        ] {
+            assert_eq!(faults(target.clone()), [field], "{target}");
+        }
+        assert!(
+            faults(json!({"type": "query", "conditions": [{"field": "attributes.age", "op": "gt", "value": 3}]}))
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn named_people_are_told_once_and_in_order() {
+        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+        assert_eq!(in_order(Target::Users { ids: ids(&["b", "a", "b"]) }), Target::Users { ids: ids(&["a", "b"]) });
+    }
+
+    #[test]
+    fn channels_are_those_asked_for_else_those_of_the_type_else_the_inbox() {
+        let (mut faults, words) = (Vec::new(), ["email".to_owned(), "in-app".to_owned(), "email".to_owned()]);
+        assert_eq!(channels(Some(&words), None, &mut faults), [Channel::Email, Channel::InApp]);
+        assert_eq!(channels(None, Some(vec![Channel::Push]), &mut faults), [Channel::Push]);
+        assert_eq!(channels(None, None, &mut faults), [Channel::InApp]);
+        assert!(faults.is_empty());
+        for bad in [&["webhook"][..], &["fax"], &[]] {
+            let (mut faults, words) = (Vec::new(), bad.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+            channels(Some(&words), None, &mut faults);
+            assert_eq!(faults.len(), 1, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Tokens for an API key: short-lived access tokens, and refresh tokens of which each works once.
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{CACHE_CONTROL, HeaderValue},
+    web::Data,
+};
+use domain::{
+    contract::submission::FieldError,
+    token::{self, KEY_PREFIX, RefreshToken, Role, Via},
+};
+use runtime::config::AuthConfig;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use store::refresh::{Grant, NewFamily};
+use utoipa::ToSchema;
+use uuid::Uuid;
+use web::{
+    Web,
+    auth::{self, Anyone, Identity},
+    body::{ANONYMOUS, JsonBody},
+    problem::{Code, Problem},
+};
+
+/// Makes tokens.
+pub struct Issuer {
+    secret: SecretString,
+    access: Duration,
+    refresh: Duration,
+}
+
+impl Issuer {
+    /// Signs with `secret`; tokens hold as long as the settings say.
+    pub fn new(secret: SecretString, config: &AuthConfig) -> Self {
+        Self { secret, access: config.jwt_expires_in, refresh: config.jwt_refresh_expires_in }
+    }
+
+    fn answer(&self, grant: &Grant, refresh: &RefreshToken) -> Result<HttpResponse, Problem> {
+        let named = (grant.subject.as_str(), grant.tenant.as_str());
+        let access = token::encode_via(&self.secret, named, grant.role, grant.ttl, Some(grant.via));
+        let tokens = Tokens {
+            access_token: access.map_err(|_| Problem::internal())?,
+            refresh_token: refresh.text.expose_secret().to_owned(),
+            token_type: "Bearer",
+            expires_in: grant.ttl.as_secs(),
+        };
+        let secret = (CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Ok(HttpResponse::Ok().insert_header(secret).json(tokens))
+    }
+}
+
+/// Whom the tokens speak for. What is not given is that of the key.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBody {
+    /// The person or program; of a `user`, the user id. Keys of admins, producers and operators may name any person.
+    #[schema(max_length = 200, example = "user123")]
+    sub: Option<String>,
+    /// What the tokens may do, never more than the key: an admin's may be for any role but operator, a producer's for
+    /// `producer` and `user`.
+    #[schema(value_type = Option<String>, example = "user")]
+    role: Option<Role>,
+    /// Seconds that each access token holds, up to `JWT_EXPIRES_IN`.
+    #[schema(minimum = 1)]
+    ttl: Option<u64>,
+}
+
+/// A pair of tokens.
+#[derive(Serialize, ToSchema)]
+pub struct Tokens {
+    /// A JWT, for `Authorization: Bearer`.
+    pub access_token: String,
+    /// Gets the next pair, once.
+    #[schema(example = "phr_…")]
+    pub refresh_token: String,
+    /// `Bearer`.
+    #[schema(value_type = String, example = "Bearer")]
+    pub token_type: &'static str,
+    /// Seconds that the access token holds.
+    #[schema(example = 3600)]
+    pub expires_in: u64,
+}
+
+/// Tokens for an API key.
+///
+/// For programs that hand a credential on, such as a backend to the browser of a person: `{"sub": "user123", "role": "user"}`.
+/// Each access token names the key in its claim `via`: only a token that an admin's key made lets a person erase or export itself.
+/// Access tokens hold for `JWT_EXPIRES_IN`, a refresh token for `JWT_REFRESH_EXPIRES_IN`. Revoking the key ends its refresh
+/// tokens at once; access tokens run out.
+///
+/// Roles: any, with an API key.
+#[utoipa::path(post, path = "/api/auth/token", tag = "tokens",
+    request_body(content = Option<TokenBody>, example = json!({"sub": "user123", "role": "user"})),
+    responses((status = 200, description = "The tokens", body = Tokens)))]
+pub async fn issue(
+    caller: Anyone,
+    app: Data<Web>,
+    issuer: Data<Issuer>,
+    request: HttpRequest,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
+    let is_key = auth::bearer(request.headers())?.starts_with(KEY_PREFIX);
+    let key: Option<Uuid> = caller.0.subject.parse().ok().filter(|_| is_key);
+    let only_keys = || Problem::new(Code::Forbidden, "Use an API key: a token cannot make others; renew it instead.");
+    let key = key.ok_or_else(only_keys)?;
+    let asked = granted(&caller.0, body.parse_or_default().await?, issuer.access)?;
+    let refresh = RefreshToken::generate().map_err(|_| Problem::internal())?;
+    let (subject, role, ttl) = asked;
+    let family = NewFamily { id: refresh.family, hash: refresh.hash, key, subject: subject.clone(), role, ttl };
+    let holds = issuer.refresh;
+    let begun = app.db.run(async move |store| store.begin_family(family, holds).await).await?;
+    let revoked = || Problem::new(Code::Unauthenticated, "This API key is revoked; use another one.");
+    let via = Via { key, role: caller.0.role };
+    issuer.answer(&Grant { tenant: begun.ok_or_else(revoked)?, subject, role, ttl, via }, &refresh)
+}
+
+/// What a family may be begun for: never more than the key itself may do.
+fn granted(key: &Identity, asked: TokenBody, most: Duration) -> Result<(String, Role, Duration), Problem> {
+    let mut faults = Vec::new();
+    let most_seconds = most.as_secs();
+    if asked.ttl.is_some_and(|ttl| !(1..=most_seconds).contains(&ttl)) {
+        faults.push(FieldError::new("ttl", format!("must be from 1 to {most_seconds} seconds")));
+    }
+    if asked.sub.as_deref().is_some_and(|sub| !auth::is_subject(sub)) {
+        faults.push(FieldError::new("sub", "must have 1 to 200 bytes and no control characters"));
+    }
+    if !faults.is_empty() {
+        return Err(Problem::validation(faults));
+    }
+    let role = asked.role.unwrap_or(key.role);
+    let subject = asked.sub.unwrap_or_else(|| key.subject.clone());
+    if !includes(key.role).contains(&role) {
+        let names: Vec<&str> = includes(key.role).iter().map(|role| role.as_str()).collect();
+        return Err(Problem::new(
+            Code::Forbidden,
+            format!("Ask for one of the roles of this key: {}.", names.join(", ")),
+        ));
+    }
+    let speaks_for_others = matches!(key.role, Role::Operator | Role::Admin | Role::Producer);
+    if !speaks_for_others && subject != key.subject {
+        return Err(Problem::new(Code::Forbidden, "Leave out `sub`: a key of this role speaks for itself alone."));
+    }
+    let ttl = asked.ttl.map_or(most, Duration::from_secs);
+    Ok((subject, role, ttl))
+}
+
+/// The roles whose rights a role has as well.
+const fn includes(role: Role) -> &'static [Role] {
+    match role {
+        Role::Operator => Role::ALL,
+        Role::Admin => &[Role::Admin, Role::Producer, Role::Agent, Role::User],
+        Role::Producer => &[Role::Producer, Role::User],
+        Role::Agent => &[Role::Agent],
+        Role::User => &[Role::User],
+    }
+}
+
+/// A refresh token.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RefreshBody {
+    /// The newest one of its family.
+    #[schema(example = "phr_…")]
+    refresh_token: String,
+}
+
+/// The next pair of tokens for a refresh token.
+///
+/// A refresh token works once. One that has been used already and comes back may have been stolen: then its whole family is
+/// revoked, and every refresh token of it is answered with 401. So of two requests at once with the same token one gets a
+/// pair, and the other ends the family; a client that did not get the answer to a refresh begins anew with the API key.
+///
+/// Public: the refresh token is the credential.
+#[utoipa::path(post, path = "/api/auth/refresh", tag = "tokens", security(()),
+    request_body(content = RefreshBody, example = json!({"refresh_token": "phr_…"})),
+    responses((status = 200, description = "The next tokens", body = Tokens),
+        (status = 401, description = "`unauthenticated`: A valid credential is needed", body = web::schemas::ProblemBody,
+            content_type = "application/problem+json")))]
+pub async fn renew(app: Data<Web>, issuer: Data<Issuer>, body: JsonBody<ANONYMOUS>) -> Result<HttpResponse, Problem> {
+    app.schema.require()?;
+    let asked: RefreshBody = body.parse().await?;
+    let refused = || {
+        Problem::new(
+            Code::Unauthenticated,
+            "Get new tokens with the API key: this refresh token is used, expired or revoked.",
+        )
+    };
+    let (family, old) = RefreshToken::read(&asked.refresh_token).ok_or_else(refused)?;
+    if let Some(problem) = app.limits.of_family(family).refusal() {
+        return Err(problem);
+    }
+    let next = RefreshToken::of(family).map_err(|_| Problem::internal())?;
+    let (new, holds) = (next.hash, issuer.refresh);
+    let grant = app.db.run(async move |store| store.rotate_family(family, old, new, holds).await).await?;
+    issuer.answer(&grant.ok_or_else(refused)?, &next)
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::TenantId;
+
+    use super::*;
+
+    fn granted_to(role: Role, body: &str) -> Result<(String, Role, u64), Code> {
+        let key = Identity { tenant: TenantId(1), role, subject: "key".to_owned(), via: None };
+        let asked = serde_json::from_str(body).unwrap();
+        let (subject, role, ttl) = granted(&key, asked, Duration::from_secs(3600)).map_err(|problem| problem.code())?;
+        Ok((subject, role, ttl.as_secs()))
+    }
+
+    #[test]
+    fn without_a_wish_tokens_are_as_the_key() {
+        for role in Role::ALL {
+            assert_eq!(granted_to(*role, "{}"), Ok(("key".to_owned(), *role, 3600)));
+        }
+    }
+
+    #[test]
+    fn no_key_gives_more_than_it_has() {
+        let rank = |role: &Role| match role {
+            Role::Operator => 4,
+            Role::Admin => 3,
+            Role::Producer | Role::Agent => 2,
+            Role::User => 1,
+        };
+        for key in Role::ALL {
+            for asked in Role::ALL {
+                let given = granted_to(*key, &format!("{{\"role\":\"{asked}\"}}"));
+                assert!(given.is_err() || rank(asked) <= rank(key), "{key} gives {asked}");
+                assert!(given.is_ok() || key != asked);
+            }
+        }
+        assert_eq!(granted_to(Role::Producer, r#"{"role":"admin"}"#), Err(Code::Forbidden));
+        assert_eq!(granted_to(Role::Admin, r#"{"role":"operator"}"#), Err(Code::Forbidden));
+        assert_eq!(granted_to(Role::Producer, r#"{"role":"agent"}"#), Err(Code::Forbidden));
+    }
+
+    #[test]
+    fn only_some_keys_speak_for_others() {
+        let for_ada = r#"{"sub":"ada","role":"user","ttl":60}"#;
+        assert_eq!(granted_to(Role::Producer, for_ada), Ok(("ada".to_owned(), Role::User, 60)));
+        assert_eq!(granted_to(Role::User, for_ada), Err(Code::Forbidden));
+        assert_eq!(granted_to(Role::Agent, r#"{"sub":"ada"}"#), Err(Code::Forbidden));
+    }
+
+    #[test]
+    fn a_wish_that_makes_no_sense_is_named() {
+        for bad in [r#"{"ttl":0}"#, r#"{"ttl":3601}"#, r#"{"sub":""}"#, r#"{"sub":"a\nb"}"#] {
+            assert_eq!(granted_to(Role::Admin, bad), Err(Code::ValidationFailed), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The state of all areas, composed in one place.
+
+use std::sync::Arc;
+
+use actix_web::web::{Data, ServiceConfig};
+use api::{
+    managing::{channels::Backends, tokens::Issuer},
+    whatsapp::state::Sessions,
+};
+use broker::{Broker, BrokerPart, Publisher};
+use connectors::waha::Waha;
+use domain::ProviderName;
+use people::{
+    imports::ImportSlots,
+    live::{feed::Feed, hub::Hub, state::LiveInbox},
+    reads::Reads,
+    unsubscribe::Links,
+};
+use runtime::{config::Config, probe::Parts, telemetry::MetricsHandle};
+use secrecy::SecretString;
+use store::{DatabasePart, Store};
+use submission::{Submissions, accept::Acceptor, rendering::Renderers};
+use tokio_util::sync::CancellationToken;
+use web::{Web, gate::Gate};
+
+use crate::{
+    docs::Document,
+    health::HealthReports,
+    inbound::{
+        provider_events::{Keeper, ProviderWebhooks, Trust},
+        tracking::Tracker,
+        waha::Hooks,
+    },
+    openapi,
+};
+
+/// What the state is made of.
+pub struct Pieces<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// The secret that signs tokens.
+    pub jwt_secret: SecretString,
+    /// The pool for queries.
+    pub store: Store,
+    /// Accepts messages.
+    pub acceptor: Acceptor,
+    /// The pool for webhooks of WAHA.
+    pub hooks: Store,
+    /// The pool for events of other providers.
+    pub events: Store,
+    /// Keys and certificates that verify those events.
+    pub trust: Trust,
+    /// Calls WAHA.
+    pub waha: Waha,
+    /// The broker connection that publishes.
+    pub broker: Broker,
+    /// Publishes on `broker`.
+    pub publisher: Publisher,
+    /// Cancelled when the process stops.
+    pub stop: CancellationToken,
+    /// The metrics recorder.
+    pub metrics: MetricsHandle,
+    /// The parts of other services in the same process.
+    pub others: Parts,
+}
+
+/// The state of every area; one per process. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    /// What all handlers share.
+    pub web: Data<Web>,
+    /// Of the handlers that submit, and of the intake.
+    pub submissions: Data<Submissions>,
+    /// Of the live inbox.
+    pub live: Data<LiveInbox>,
+    /// Of WhatsApp sessions.
+    pub sessions: Data<Sessions>,
+    /// Records opens and clicks.
+    pub tracker: Data<Tracker>,
+    /// Of the health routes.
+    pub health: Data<HealthReports>,
+    gate: Data<Gate>,
+    inbound: (Data<Hooks>, Data<ProviderWebhooks>),
+    people: (Data<Reads>, Data<Links>, Data<ImportSlots>),
+    managing: (Data<Backends>, Data<Broker>, Data<Issuer>),
+    document: Data<Document>,
+}
+
+impl AppState {
+    /// Builds the state and starts its background tasks.
+    pub fn new(pieces: Pieces<'_>) -> Self {
+        let Pieces { config, jwt_secret, store, acceptor, hooks, events, trust, waha, broker, .. } = pieces;
+        let Pieces { publisher, stop, metrics, others, .. } = pieces;
+        let web = Data::new(Web::new(config, jwt_secret.clone(), store.clone()));
+        let hooks = Data::new(Hooks::start(hooks, web.db.clone()));
+        let parts = Parts::new();
+        parts.add(DatabasePart(store.clone()));
+        parts.add(BrokerPart { broker: broker.clone(), needed: false });
+        parts.add(web.schema.clone());
+        let cached = hooks.clone();
+        let forget = move |id, name: &str| cached.forget(id, name);
+        let keeper = Keeper::start(events);
+        let live = LiveInbox { web: web.clone(), hub: Arc::new(Hub::new(stop)), feed: Feed::start(store.clone()) };
+        Self {
+            submissions: Data::new(Submissions {
+                web: web.clone(),
+                acceptor,
+                renderers: Renderers::default(),
+                sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
+            }),
+            sessions: Data::new(Sessions::new(config, web.clone(), waha, parts.clone(), forget)),
+            tracker: Data::new(Tracker::new(keeper.clone(), config.retention_days)),
+            health: Data::new(HealthReports { parts, others, metrics }),
+            gate: Data::new(web.gate(config)),
+            inbound: (hooks, Data::new(ProviderWebhooks { web: web.clone(), trust, keeper })),
+            people: (Data::new(Reads::new(store, publisher)), Data::default(), Data::default()),
+            managing: (
+                Data::new(Backends::of(config)),
+                Data::new(broker),
+                Data::new(Issuer::new(jwt_secret, &config.auth)),
+            ),
+            document: Data::new(Document(openapi::document())),
+            live: Data::new(live),
+            web,
+        }
+    }
+
+    /// Registers what handlers and extractors ask for.
+    pub fn register(&self, site: &mut ServiceConfig) {
+        self.web.register(site);
+        site.app_data(self.web.clone())
+            .app_data(self.submissions.clone())
+            .app_data(self.live.clone())
+            .app_data(self.sessions.clone())
+            .app_data(self.tracker.clone())
+            .app_data(self.health.clone())
+            .app_data(self.gate.clone())
+            .app_data(self.inbound.0.clone())
+            .app_data(self.inbound.1.clone())
+            .app_data(self.people.0.clone())
+            .app_data(self.people.1.clone())
+            .app_data(self.people.2.clone())
+            .app_data(self.managing.0.clone())
+            .app_data(self.managing.1.clone())
+            .app_data(self.managing.2.clone())
+            .app_data(self.document.clone());
+    }
+}

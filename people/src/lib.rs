@@ -1,0 +1,14 @@
+//! The people that messages go to, and what is theirs: addresses, devices, preferences, inboxes, also over open sockets.
+
+pub mod choices;
+pub mod devices;
+pub mod export;
+pub mod importing;
+pub mod imports;
+pub mod inbox;
+pub mod live;
+pub mod person_file;
+pub mod preferences;
+pub mod reads;
+pub mod unsubscribe;
+pub mod users;

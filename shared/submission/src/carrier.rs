@@ -1,0 +1,123 @@
+//! Which WhatsApp session carries a message, and whether it may be accepted for it now.
+
+use domain::{
+    Channel, OnLimit, TenantId,
+    contract::submission::{Draft, FieldError, SessionAsk},
+};
+use store::wa_sessions::Session;
+use uuid::Uuid;
+use web::problem::{Code, Problem};
+
+use crate::Submissions;
+
+/// The session that carries what names none, where a tenant has several.
+const DEFAULT_SESSION: &str = "default";
+
+/// How many messages are asked for, and when they are to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// So many.
+    pub messages: usize,
+    /// Later: the state of the session at that time is not known yet.
+    pub is_scheduled: bool,
+    /// There is no caller who could come back: it waits for its session in any state.
+    pub must_wait: bool,
+}
+
+impl Wanted {
+    /// One message.
+    pub const fn one(draft: &Draft) -> Self {
+        Self { messages: 1, is_scheduled: draft.scheduled_at.is_some(), must_wait: false }
+    }
+}
+
+/// The session that carries a message.
+#[derive(Clone, Debug)]
+pub struct Carrier {
+    /// The session.
+    pub session: Session,
+    /// Whether the message is refused rather than kept waiting for a slot.
+    is_strict: bool,
+}
+
+impl Carrier {
+    /// The session's line.
+    pub const fn line(&self) -> Uuid {
+        self.session.id
+    }
+
+    /// The line in which the message must find room at once.
+    pub fn room_in(&self) -> Option<Uuid> {
+        self.is_strict.then_some(self.session.id)
+    }
+}
+
+/// The session for messages on `channel`; `None` for other channels, and where WhatsApp only pretends.
+pub async fn choose(
+    app: &Submissions,
+    tenant: TenantId,
+    channel: Channel,
+    ask: &SessionAsk,
+    wanted: Wanted,
+) -> Result<Option<Carrier>, Problem> {
+    if channel != Channel::Whatsapp {
+        return Ok(None);
+    }
+    let Some(session) = find(app, tenant, ask.session.clone()).await? else { return Ok(None) };
+    let waits = wanted.is_scheduled || wanted.must_wait || ask.queue_when_offline;
+    if !session.is_working() && !waits {
+        let detail = format!(
+            "Start the session and scan its code first (it is {}), or set `queue_when_offline` to have the message wait.",
+            session.state
+        );
+        return Err(Problem::new(Code::SessionNotWorking, detail));
+    }
+    let rejects = ask.on_limit.unwrap_or(session.settings.on_limit) == OnLimit::Reject;
+    let is_strict = rejects && session.is_working() && !wanted.is_scheduled && !wanted.must_wait;
+    if is_strict {
+        require_room(app, &session, wanted.messages).await?;
+    }
+    Ok(Some(Carrier { session, is_strict }))
+}
+
+async fn find(app: &Submissions, tenant: TenantId, named: Option<String>) -> Result<Option<Session>, Problem> {
+    if let Some(name) = named {
+        let found = app.web.db.run(async move |store| store.session_of(tenant, &name).await).await?;
+        return found.map(Some).ok_or_else(|| Problem::not_found("session"));
+    }
+    let found = app
+        .web
+        .db
+        .run(async move |store| {
+            let mut some = store.list_sessions(tenant, None, 2).await?;
+            match some.len() {
+                0 | 1 => Ok((some.pop(), false)),
+                _ => Ok((store.session_of(tenant, DEFAULT_SESSION).await?, true)),
+            }
+        })
+        .await?;
+    match found {
+        (Some(session), _) => Ok(Some(session)),
+        (None, true) => Err(required("is required: this tenant has several sessions and none is called `default`")),
+        (None, false) if app.sends_by_waha => Err(required("is required: make a session first, see POST /sessions")),
+        (None, false) => Ok(None),
+    }
+}
+
+fn required(message: &str) -> Problem {
+    Problem::validation(vec![FieldError::new("session_id", message)])
+}
+
+/// A first look, so that what has no chance is not even tried; the commit has the last word.
+async fn require_room(app: &Submissions, session: &Session, messages: usize) -> Result<(), Problem> {
+    let line = session.id;
+    let (room, wait) = app.web.db.run(async move |store| store.line_room(line).await).await?;
+    let fits = i32::try_from(messages).is_ok_and(|messages| messages <= room);
+    if fits { Ok(()) } else { Err(no_room(wait)) }
+}
+
+/// The WhatsApp session has no free slot.
+pub fn no_room(seconds: f64) -> Problem {
+    let wait = std::time::Duration::try_from_secs_f64(seconds.ceil()).map_or(1, |wait| wait.as_secs());
+    Problem::session_busy(wait.max(1))
+}

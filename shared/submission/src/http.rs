@@ -1,0 +1,80 @@
+//! What handlers of submissions share.
+
+use actix_web::HttpResponse;
+use domain::{TenantId, contract::submission::Draft};
+use store::accept::Accepted;
+use web::{
+    auth::Identity,
+    observe::Trace,
+    problem::{Code, Problem},
+};
+
+use crate::{
+    HTTP, Submissions,
+    accept::AcceptResult,
+    addresses,
+    carrier::{self, Carrier, Wanted, no_room},
+    envelope::{Hashes, Origin, seal},
+    idempotency::{self, Kind, REPLAYED},
+};
+
+/// Accepts one validated message: fills in the defaults of its type, finds its session and its recipients, commits it and
+/// answers.
+pub async fn accept(
+    app: &Submissions,
+    tenant: TenantId,
+    mut draft: Draft,
+    origin: Origin,
+    hashes: Option<Hashes>,
+) -> Result<HttpResponse, Problem> {
+    app.web.complete(tenant, &mut draft.content).await?;
+    let carrier = match carrier::choose(app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
+        Ok(carrier) => carrier,
+        Err(problem) => return repeat(app, tenant, hashes, problem).await,
+    };
+    let recipients = addresses::recipients(app, tenant, &draft).await?;
+    let line = carrier.as_ref().map(Carrier::line);
+    let (mut acceptance, answer) = seal(draft, recipients, origin, hashes, line);
+    acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
+    respond(app.acceptor.accept(acceptance).await, answer)
+}
+
+/// What is refused now may have been accepted before under the same key: then its answer is given again.
+pub async fn repeat(
+    app: &Submissions,
+    tenant: TenantId,
+    hashes: Option<Hashes>,
+    problem: Problem,
+) -> Result<HttpResponse, Problem> {
+    let Some(hashes) = hashes else { return Err(problem) };
+    let stored = app.web.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?;
+    stored.map_or(Err(problem), |first| respond(Ok(Accepted::Replayed(first)), Vec::new()))
+}
+
+/// The origin of an HTTP request.
+pub fn origin(identity: &Identity, trace: Trace) -> Origin {
+    Origin { tenant: identity.tenant, source: HTTP, trace: trace.0 }
+}
+
+/// The hashes of a request with an idempotency key; without a key nothing is hashed.
+pub fn hashes(key: Option<String>, kind: Kind, body: &[u8]) -> Option<Hashes> {
+    key.map(|key| Hashes { key: idempotency::key_hash(&key), request: idempotency::request_hash(kind, body, &[]) })
+}
+
+/// The answer to a submission.
+pub fn respond(result: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, Problem> {
+    let mut response = HttpResponse::Accepted();
+    response.content_type("application/json");
+    match result? {
+        Accepted::New => Ok(response.body(answer)),
+        Accepted::Replayed(first) => Ok(response.insert_header((REPLAYED, "true")).body(first)),
+        Accepted::KeyTaken => Err(key_taken()),
+        Accepted::NoRoom { seconds } => Err(no_room(seconds)),
+        Accepted::Unanswered => Err(Problem::unavailable()),
+    }
+}
+
+/// The key belongs to another request.
+pub fn key_taken() -> Problem {
+    Problem::new(Code::IdempotencyKeyReused, "Use a new key: this one was used for a request with another body.")
+}

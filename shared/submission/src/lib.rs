@@ -1,0 +1,20 @@
+//! The road of a submission: from a validated request to an accepted message. HTTP and AMQP share it.
+
+pub mod accept;
+pub mod addresses;
+pub mod carrier;
+pub mod envelope;
+pub mod http;
+pub mod idempotency;
+pub mod rendering;
+pub mod schemas;
+pub mod state;
+pub mod templates;
+pub mod turns;
+
+pub use state::Submissions;
+
+/// `source` of messages that came over HTTP.
+pub const HTTP: &str = "http";
+/// `source` of messages that came over AMQP.
+pub const AMQP: &str = "amqp";

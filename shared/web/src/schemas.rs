@@ -1,0 +1,58 @@
+//! Shapes that several areas share, for the OpenAPI document.
+
+use utoipa::ToSchema;
+
+/// A problem (RFC 9457).
+#[derive(ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody {
+    /// Where the kind is explained.
+    #[schema(example = "/docs/problems#validation_failed")]
+    pub r#type: String,
+    /// What the kind means.
+    pub title: String,
+    /// The HTTP status.
+    #[schema(example = 400)]
+    pub status: u16,
+    /// What to do about it.
+    pub detail: String,
+    /// The kind; see the closed list at `/docs/problems`.
+    #[schema(example = "validation_failed")]
+    pub code: String,
+    /// Each field that is not valid.
+    #[schema(required = false)]
+    pub errors: Vec<FieldErrorBody>,
+}
+
+/// A field that is not valid.
+#[derive(ToSchema)]
+#[schema(as = FieldError)]
+pub struct FieldErrorBody {
+    /// The field, in the producer's own spelling; `body` for the whole.
+    #[schema(example = "recipient")]
+    pub field: String,
+    /// What is wrong with it.
+    #[schema(example = "must be one e-mail address such as ada@example.com")]
+    pub message: String,
+}
+
+/// A browser's subscription to Web Push.
+#[derive(ToSchema)]
+#[schema(as = PushSubscription)]
+pub struct SubscriptionBody {
+    /// Where its push service takes messages: https, and no private address.
+    #[schema(example = "https://push.example.com/abc")]
+    pub endpoint: String,
+    /// Its keys.
+    pub keys: SubscriptionKeysBody,
+}
+
+/// The keys of a subscription.
+#[derive(ToSchema)]
+#[schema(as = PushSubscriptionKeys)]
+pub struct SubscriptionKeysBody {
+    /// The browser's public key: an uncompressed point on P-256 in base64url.
+    pub p256dh: String,
+    /// A secret of 16 bytes in base64url.
+    pub auth: String,
+}
