@@ -32,6 +32,9 @@ async fn every_statement_takes_and_returns_what_the_code_declares() -> Result<()
         faults.extend(differences(&database.client, &shape).await);
     }
     anyhow::ensure!(faults.is_empty(), "\n{}", faults.join("\n"));
+    // What the query builder reads has these columns.
+    let columns = store::schema::dead_letters_columns();
+    database.client.prepare(columns.split(" -- binds").next().unwrap_or_default()).await?;
     Ok(())
 }
 

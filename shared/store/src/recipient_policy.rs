@@ -19,7 +19,7 @@ use super::{
 
 row! {
     /// A suppression of an address, or what a person set; the columns of the other are empty.
-    struct Found {
+    struct PolicyRow {
         address_hash: Option<Vec<u8>> as Nullable<Binary>,
         scope: Option<String> as Nullable<Text>,
         reason: Option<String> as Nullable<Text>,
@@ -89,5 +89,5 @@ fn policy_of(
 sql!(Load in "recipient_policy/load.sql" {
     channel: &'static str as Text, hashes: Vec<Vec<u8>> as Array<Binary>, tenants: Vec<i32> as Array<Int4>,
     users: Vec<String> as Array<Text>
-} -> Found);
+} -> PolicyRow);
 statements!(Load);

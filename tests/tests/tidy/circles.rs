@@ -42,6 +42,7 @@ fn a_circle_is_noticed() {
     assert_eq!(crate_of(&[("a/b.rs", "use super::c::C;"), ("a/c.rs", "use super::b::B;")]), ["a/b, a/c"]);
     for no_circle in [
         [("a.rs", "use crate::b::B;"), ("b.rs", "use other::a::A;")],
+        [("a.rs", "use crate::b::m;"), ("b.rs", "macro_rules! m { () => { $crate::a::A } }")],
         [("a/mod.rs", "use b::B;"), ("a/b.rs", "use super::A;")],
         [("a.rs", "use crate::b::B;"), ("b.rs", "#[cfg(test)]\nmod tests { use crate::a::A; }")],
     ] {
@@ -110,7 +111,8 @@ fn imports(module: &Module, code: &str) -> Vec<Module> {
                 continue;
             }
         };
-        let is_head = before != "::";
+        // What a macro names belongs to the module that uses it.
+        let is_head = before != "::" && before != "$";
         before = token;
         if !is_head {
             continue;
