@@ -114,7 +114,7 @@ pub async fn send(
         People::Users(_) | People::Recipients(_) => HashMap::new(),
     };
     let batch = Batch { people, head, known, line: carrier.as_ref().map(Carrier::line) };
-    let (mut acceptance, answer) = seal(batch, &rules, origin(&producer.0, trace), hashes);
+    let (mut acceptance, answer) = build_bulk(batch, &rules, origin(&producer.0, trace), hashes);
     acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }
@@ -168,7 +168,10 @@ fn split(body: &[u8]) -> Result<(People, Submission), FieldError> {
 }
 
 fn list<T: DeserializeOwned>(field: &str, value: &RawValue) -> Result<T, FieldError> {
-    serde_json::from_str(value.get()).map_err(|_| FieldError::new(field, "must be a list of texts"))
+    parse_json(value.get().as_bytes()).map_err(|fault| match fault.field.starts_with('[') {
+        true => FieldError::new(format!("{field}{}", fault.field), fault.message),
+        false => FieldError::new(field, "must be a list of texts"),
+    })
 }
 
 /// Validates the shared part; a fault in it refuses the whole call.
@@ -201,12 +204,12 @@ pub struct Batch {
 }
 
 /// Builds what to store for the bulk, and the answer to give once it is stored.
-fn seal(batch: Batch, rules: &Rules, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
-    seal_with(batch, rules, origin, hashes, |answer| to_json(&answer))
+fn build_bulk(batch: Batch, rules: &Rules, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+    build_bulk_with(batch, rules, origin, hashes, |answer| to_json(&answer))
 }
 
-/// As [`seal`], with a custom form of the answer.
-pub fn seal_with(
+/// As [`build_bulk`], with a custom form of the answer.
+pub fn build_bulk_with(
     mut batch: Batch,
     rules: &Rules,
     origin: Origin,
@@ -390,7 +393,7 @@ mod tests {
         let known =
             [("user1", Person { email, devices, ..Person::unknown("user1") }), ("user2", Person::unknown("user2"))];
         let known = known.into_iter().map(|(id, person)| (id.to_owned(), person)).collect();
-        let (acceptance, answer) = seal(Batch { people, head, known, line: None }, &rules(), origin, None);
+        let (acceptance, answer) = build_bulk(Batch { people, head, known, line: None }, &rules(), origin, None);
         Ok((acceptance, serde_json::from_slice(&answer).unwrap()))
     }
 

@@ -207,7 +207,7 @@ pub async fn receive(
     let plan = matched_rules.plan(&app, tenant, &event).await?;
     let (granted, matched, errors) = (plan.granted.clone(), plan.matched.len(), plan.errors.len());
     let user = event.user_id.clone();
-    let (acceptance, answer) = plan.seal(event, origin(&producer.0, trace), hashes);
+    let (acceptance, answer) = plan.into_acceptance(event, origin(&producer.0, trace), hashes);
     let deliveries: usize = acceptance.messages.iter().map(|message| message.deliveries.len()).sum();
     let result = match deliveries {
         0..=SHARED_COMMIT_MAX => app.acceptor.accept(acceptance).await,
@@ -424,7 +424,7 @@ fn key(event: &Event, person: &Person, path: &str) -> String {
 
 impl Plan {
     /// Builds what to store for the event, and the answer to give once it is stored.
-    fn seal(self, event: Event, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+    fn into_acceptance(self, event: Event, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
         let Self { person, matched, to_send, gathered, errors, .. } = self;
         let (mut messages, mut views) = (Vec::new(), Vec::new());
         for (rule, notice) in to_send {

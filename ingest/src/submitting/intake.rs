@@ -25,7 +25,7 @@ use submission::{
     accept::{AcceptError, AcceptResult},
     addresses,
     carrier::{self, Carrier, Wanted},
-    envelope::{Hashes, Origin, seal},
+    envelope::{Hashes, Origin, build_acceptance},
     http::key_taken,
     idempotency::{self, Kind},
 };
@@ -242,7 +242,7 @@ impl Refusal {
     }
 
     fn malformed(error: FieldError) -> Self {
-        Self::schema(describe(std::slice::from_ref(&error)), Problem::malformed(error))
+        Self::schema(describe_malformed(&error), Problem::malformed(error))
     }
 
     fn tenant(detail: String) -> Self {
@@ -251,14 +251,23 @@ impl Refusal {
     }
 }
 
-/// Lists the fields and what is wrong with them. Some parser messages quote content, and content must not be in a dead
-/// letter's detail: of those only the position is kept.
+/// Lists the fields and what is wrong with them.
 fn describe(errors: &[FieldError]) -> String {
-    let describe_one = |error: &FieldError| match error.field.as_str() {
-        "body" => format!("body: is no JSON of a submission{}", position(&error.message)),
-        field => format!("{field}: {}", error.message.split(", expected").next().unwrap_or_default()),
-    };
+    let describe_one = |error: &FieldError| format!("{}: {}", error.field, error.message);
     errors.iter().map(describe_one).collect::<Vec<_>>().join("; ")
+}
+
+/// Why a body cannot be read. The parser's messages quote content, and content must not be in a dead letter's detail: of all but
+/// those about the name of a field only the position is kept.
+fn describe_malformed(error: &FieldError) -> String {
+    let FieldError { field, message, .. } = error;
+    let is_about_name =
+        ["unknown field", "missing field", "duplicate field"].iter().any(|lead| message.starts_with(lead));
+    match field.as_str() {
+        "body" => format!("body: is no JSON of a submission{}", position(message)),
+        _ if is_about_name => format!("{field}: {}", message.split(", expected").next().unwrap_or_default()),
+        _ => format!("{field}: is of a wrong type or form{}", position(message)),
+    }
 }
 
 fn position(message: &str) -> String {
@@ -371,7 +380,7 @@ impl Intake {
             false => Unaccepted::from(problem),
         })?;
         let recipients = addresses::recipients(&self.app, tenant, &draft).await?;
-        Ok(seal(draft, recipients, origin, Some(hashes), session.as_ref().map(Carrier::line)))
+        Ok(build_acceptance(draft, recipients, origin, Some(hashes), session.as_ref().map(Carrier::line)))
     }
 
     /// The publisher of a message, and its routing key. A replayed dead letter carries a proof. The same header without a
@@ -662,8 +671,10 @@ mod tests {
         let faults = |body: &str| Refusal::malformed(Submission::parse(body.as_bytes()).unwrap_err()).detail;
         assert_eq!(faults(r#"{"channel":"sms","colour":"secret"}"#), "colour: unknown field `colour`");
         let wrong_type = faults(r#"{"channel":"sms","metadata":"secret"}"#);
-        assert!(wrong_type.starts_with("body: is no JSON of a submission at line 1"), "{wrong_type}");
-        assert!(!wrong_type.contains("secret"));
+        assert!(wrong_type.starts_with("metadata: is of a wrong type or form at line 1"), "{wrong_type}");
+        let no_json = faults(r#"{"channel":"secret"#);
+        assert!(no_json.starts_with("body: is no JSON of a submission at line 1"), "{no_json}");
+        assert!(![wrong_type, no_json].iter().any(|detail| detail.contains("secret")));
     }
 
     #[tokio::test]

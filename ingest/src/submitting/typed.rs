@@ -17,7 +17,7 @@ use serde_json::{Value, json, value::RawValue};
 use submission::{
     Submissions,
     carrier::{self, Carrier, Wanted},
-    envelope::{SendAnswer, seal_message, to_json},
+    envelope::{SendAnswer, acceptance_of, to_json},
     http::{hashes, origin, repeat, respond},
     idempotency::{self, Kind},
     schemas::{ChannelWord, PriorityWord, SendWindowBody},
@@ -113,7 +113,7 @@ pub async fn notify(
         Ok((notice, person, carrier)) => {
             let message = notice.to(&person, Some(to_json(&notice.content)));
             let (mut acceptance, answer) =
-                seal_message(message, origin(&producer.0, trace), hashes, |answer| to_json(&answer));
+                acceptance_of(message, origin(&producer.0, trace), hashes, |answer| to_json(&answer));
             acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
             respond(app.acceptor.accept(acceptance).await, answer)
         }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use submission::{
     Submissions,
     carrier::{self, Wanted},
-    envelope::{DeliveryAnswer, SendAnswer, seal_with, to_json},
+    envelope::{DeliveryAnswer, SendAnswer, build_acceptance_with, to_json},
     http::{hashes, origin, repeat, respond},
     idempotency::{self, Kind},
     schemas::MediaBody,
@@ -186,7 +186,8 @@ pub async fn send(
     };
     let recipients = draft.recipient.iter().cloned().collect();
     let origin = origin(&producer.0, trace);
-    let (mut acceptance, answer) = seal_with(draft, recipients, origin, hashes, Some(carrier.line()), answer);
+    let (mut acceptance, answer) =
+        build_acceptance_with(draft, recipients, origin, hashes, Some(carrier.line()), answer);
     acceptance.room_in = carrier.room_in();
     respond(app.acceptor.accept(acceptance).await, answer)
 }
@@ -233,7 +234,7 @@ pub async fn send_bulk(
     };
     let origin = origin(&producer.0, trace);
     let batch = Batch { people, head, known: HashMap::new(), line: Some(carrier.line()) };
-    let (mut acceptance, answer) = bulk::seal_with(batch, &rules, origin, hashes, answer);
+    let (mut acceptance, answer) = bulk::build_bulk_with(batch, &rules, origin, hashes, answer);
     acceptance.room_in = carrier.room_in();
     respond(app.acceptor.accept_bulk(acceptance).await, answer)
 }

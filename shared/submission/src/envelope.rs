@@ -68,18 +68,18 @@ pub struct DeliveryAnswer {
 ///
 /// `recipients` get one delivery each; an empty recipient means a person without an address. `line` is the WhatsApp session
 /// that sends it.
-pub fn seal(
+pub fn build_acceptance(
     draft: Draft,
     recipients: Vec<Address>,
     origin: Origin,
     hashes: Option<Hashes>,
     line: Option<Uuid>,
 ) -> (Acceptance, Vec<u8>) {
-    seal_with(draft, recipients, origin, hashes, line, |answer| to_json(&answer))
+    build_acceptance_with(draft, recipients, origin, hashes, line, |answer| to_json(&answer))
 }
 
-/// As [`seal`], with a custom form of the answer.
-pub fn seal_with(
+/// As [`build_acceptance`], with a custom form of the answer.
+pub fn build_acceptance_with(
     draft: Draft,
     recipients: Vec<Address>,
     origin: Origin,
@@ -109,11 +109,11 @@ pub fn seal_with(
         deliveries,
         template: draft.content.template.map(|template| template.name),
     };
-    seal_message(message, origin, hashes, say)
+    acceptance_of(message, origin, hashes, say)
 }
 
-/// As [`seal_with`], for a message that is already built.
-pub fn seal_message(
+/// As [`build_acceptance_with`], for a message that is already built.
+pub fn acceptance_of(
     message: NewMessage,
     origin: Origin,
     hashes: Option<Hashes>,
@@ -164,7 +164,7 @@ mod tests {
         let body = br#"{"channel":"push","user_id":"ada","message":"m"}"#;
         let draft = Submission::parse(body).unwrap().check(&rules).unwrap();
         let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };
-        let (acceptance, _) = seal(draft, ["a", "b"].map(Address::new).into(), origin, None, None);
+        let (acceptance, _) = build_acceptance(draft, ["a", "b"].map(Address::new).into(), origin, None, None);
         let [message] = &acceptance.messages[..] else { panic!("one message") };
         assert_eq!(message.deliveries.len(), 2);
         assert!(message.deliveries.iter().all(|delivery| delivery.id.0 > message.id.0), "{message:?}");

@@ -14,7 +14,7 @@ use crate::{
     accept::AcceptResult,
     addresses,
     carrier::{self, Carrier, Wanted, no_room},
-    envelope::{Hashes, Origin, seal},
+    envelope::{Hashes, Origin, build_acceptance},
     idempotency::{self, Kind, REPLAYED},
 };
 
@@ -34,7 +34,7 @@ pub async fn accept(
     };
     let recipients = addresses::recipients(app, tenant, &draft).await?;
     let line = carrier.as_ref().map(Carrier::line);
-    let (mut acceptance, answer) = seal(draft, recipients, origin, hashes, line);
+    let (mut acceptance, answer) = build_acceptance(draft, recipients, origin, hashes, line);
     acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
     respond(app.acceptor.accept(acceptance).await, answer)
 }

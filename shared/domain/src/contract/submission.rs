@@ -436,15 +436,37 @@ impl Shared {
     }
 }
 
-/// Reads JSON; the error names the field where serde says one, else `body`.
+/// Reads JSON; the error names the path of the field, such as `recipients[2]`, and `body` where the text is no JSON.
 pub fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FieldError> {
-    serde_json::from_slice(body).map_err(|error| {
-        let text = error.to_string();
-        let named = ["unknown field `", "missing field `", "duplicate field `"]
-            .iter()
-            .find_map(|lead| text.strip_prefix(lead)?.split_once('`').map(|(field, _)| field.to_owned()));
-        FieldError::new(named.unwrap_or_else(|| "body".to_owned()), text)
-    })
+    // Following the path costs time, so a body is read a second time to find it.
+    serde_json::from_slice(body).map_err(|error| field_of::<T>(body).unwrap_or_else(|| no_json(&error)))
+}
+
+fn no_json(error: &serde_json::Error) -> FieldError {
+    FieldError::new("body", error.to_string())
+}
+
+/// The field that makes a body unreadable as a `T`.
+fn field_of<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<FieldError> {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let error = serde_path_to_error::deserialize::<_, T>(&mut reader).err()?;
+    if !error.inner().is_data() {
+        return Some(no_json(error.inner()));
+    }
+    let text = error.inner().to_string();
+    let named = ["unknown field `", "missing field `", "duplicate field `"]
+        .iter()
+        .find_map(|lead| text.strip_prefix(lead)?.split_once('`').map(|(field, _)| field));
+    let path = error.path().to_string();
+    let path = path.trim_matches('.');
+    let field = match named {
+        Some(name) if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
+        Some(name) if path.is_empty() => name.to_owned(),
+        Some(name) => format!("{path}.{name}"),
+        None if path.is_empty() || path == "?" => "body".to_owned(),
+        None => path.to_owned(),
+    };
+    Some(FieldError::new(field, text))
 }
 
 /// A time as producers write it: RFC 3339, or without a zone, which is taken as UTC.
@@ -730,6 +752,30 @@ mod tests {
         Submission::parse(body.as_bytes()).map_err(|fault| vec![fault])?.check(&rules)
     }
 
+    #[test]
+    fn a_body_that_cannot_be_read_names_the_path_of_its_field() {
+        for (body, field) in [
+            (r#"{"data": {"a": 1}, "recipient": 5}"#, "recipient"),
+            (r#"{"to": ["a"]}"#, "to"),
+            (r#"{"title": 7}"#, "title"),
+            (r#"{"metadata": []}"#, "metadata"),
+            (
+                r#"{"attachments": [{"filename": "a", "content_type": "b", "content": "c"}, {"filename": 1}]}"#,
+                "attachments[1].filename",
+            ),
+            (r#"{"media": {"mimetype": 3}}"#, "media.mimetype"),
+            (r#"{"media": {"colour": 3}}"#, "media.colour"),
+            (r#"{"colour": "red"}"#, "colour"),
+            (r#"{"title": "a", "title": "b"}"#, "title"),
+            (r#"{"title": "a""#, "body"),
+            ("[]", "body"),
+            ("5", "body"),
+        ] {
+            let fault = Submission::parse(body.as_bytes()).unwrap_err();
+            assert_eq!(fault.field, field, "{body}: {}", fault.message);
+        }
+    }
+
     fn fields(body: &str) -> Vec<String> {
         check(body).unwrap_err().into_iter().map(|fault| fault.field).collect()
     }
@@ -791,7 +837,7 @@ mod tests {
         }
         let mail = json!({"channel": "email", "recipient": {"endpoint": "x"}, "message": "m"});
         assert_eq!(fields(&mail.to_string()), ["recipient"]);
-        assert_eq!(fields(r#"{"channel":"push","recipient":7,"message":"m"}"#), ["body"]);
+        assert_eq!(fields(r#"{"channel":"push","recipient":7,"message":"m"}"#), ["recipient"]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ enum DayOutcome {
     /// Something in it is alive.
     Alive,
     /// A tenant keeps it, or it is gone already.
-    InboundWebhook,
+    StillNeeded,
     /// Its tables were in use.
     Busy,
     /// The time was up.
@@ -48,7 +48,7 @@ pub(super) async fn run(options: RunOptions<'_>, surveyed: &mut Surveyed, pass: 
         match one(options, next, surveyed, pass).await {
             Ok(DayOutcome::Dropped) => dropped.push(next),
             Ok(DayOutcome::Alive) => pass.kept.push(next),
-            Ok(DayOutcome::InboundWebhook) => {}
+            Ok(DayOutcome::StillNeeded) => {}
             Ok(DayOutcome::Busy) => pass.busy = true,
             Ok(DayOutcome::Late) => pass.more = true,
             Err(error) => failed = Err(error),
@@ -73,7 +73,7 @@ async fn one(
     let outcome = match standing.as_str() {
         "free" => survey(options, day, surveyed).await?,
         "alive" => DayOutcome::Alive,
-        _ => DayOutcome::InboundWebhook,
+        _ => DayOutcome::StillNeeded,
     };
     if outcome != DayOutcome::Dropped {
         return Ok(outcome);
@@ -119,7 +119,7 @@ async fn drop_day(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> D
             "dropped" => return Ok(DayOutcome::Dropped),
             "busy" => tokio::time::sleep(PAUSE).await,
             "alive" => return Ok(DayOutcome::Alive),
-            _ => return Ok(DayOutcome::InboundWebhook),
+            _ => return Ok(DayOutcome::StillNeeded),
         }
     }
     Ok(DayOutcome::Busy)
