@@ -12,7 +12,7 @@ pub mod live;
 pub mod network;
 pub mod oracle;
 pub mod patient;
-mod programs;
+pub mod programs;
 pub mod proxy;
 pub mod push;
 pub mod rules;

@@ -58,6 +58,38 @@ fn numbers(shown: &Value, names: &[&str]) -> Vec<i64> {
     names.iter().map(|name| shown[*name].as_i64().unwrap_or(-1)).collect()
 }
 
+/// The template of the type writes each channel, for each person where it names them.
+async fn check_templates(stack: &Stack, admin: &Api) -> Result<()> {
+    for (name, text) in [("shared", "Again: {{message}}"), ("personal", "{{username}}: {{message}}")] {
+        let template = json!({"name": name, "category": "news", "subject": "{{title}}!", "body": text});
+        admin.post("/api/notifications/templates", &template).await?.ok()?;
+        let mut asked = body(json!({"type": "users", "ids": ["u000007", "u000008"]}), &["in_app"]);
+        asked["notification_type"] = json!(name);
+        until_over(admin, &begin(admin, &asked).await?).await?;
+        let item = stack.producer().get("/api/notifications/user/u000007").await?.ok()?["notifications"][0].clone();
+        let wanted = if name == "shared" { "Again: Check it out." } else { "u000007: Check it out." };
+        assert_eq!((&item["title"], &item["message"]), (&json!("New!"), &json!(wanted)), "{item}");
+        let shares = "SELECT count(*) FROM messages WHERE content IS NOT NULL";
+        assert_eq!(stack.count(shares).await?, if name == "shared" { 0 } else { 2 }, "what all hear is stored once");
+    }
+    let news = admin.get("/api/notifications/analytics/delivery?template=personal&category=news").await?.ok()?;
+    assert_eq!(news["totals"]["delivered"], 2, "{news}");
+    Ok(())
+}
+
+/// The list has eight broadcasts, without the names of people.
+async fn check_list(stack: &Stack, admin: &Api) -> Result<()> {
+    let shown = admin.get("/__mozaiks/admin/notifications/broadcasts?limit=2").await?.ok()?;
+    assert_eq!(shown["broadcasts"][0]["target"], json!({"type": "users", "count": 2}), "{shown}");
+    let next = shown["next_cursor"].as_str().context("there is more")?;
+    let rest = admin.get(&format!("{BROADCAST}s?cursor={next}")).await?.ok()?;
+    assert_eq!((rest["broadcasts"].as_array().map(Vec::len), &rest["next_cursor"]), (Some(6), &Value::Null), "{rest}");
+    let named =
+        "SELECT count(*) FROM broadcasts WHERE convert_from(definition, 'UTF8') LIKE '%nobody%' OR after_user <> ''";
+    assert_eq!(stack.count(named).await?, 0, "the names are deleted once their messages are accepted");
+    Ok(())
+}
+
 #[tokio::test]
 async fn everybody_whom_a_target_means_is_told_once() -> Result<()> {
     let stack = Stack::patient(&[("EMAIL_BACKEND", "sandbox")]).await?;
@@ -104,30 +136,8 @@ async fn everybody_whom_a_target_means_is_told_once() -> Result<()> {
         let shown = until_over(&admin, &id).await?;
         assert_eq!(numbers(&shown, &["total", "told", "delivered"]), [total; 3], "{target}");
     }
-    // The template of the type writes each channel, for each person where it names them.
-    for (name, text) in [("shared", "Again: {{message}}"), ("personal", "{{username}}: {{message}}")] {
-        let template = json!({"name": name, "category": "news", "subject": "{{title}}!", "body": text});
-        admin.post("/api/notifications/templates", &template).await?.ok()?;
-        let mut asked = body(json!({"type": "users", "ids": ["u000007", "u000008"]}), &["in_app"]);
-        asked["notification_type"] = json!(name);
-        until_over(&admin, &begin(&admin, &asked).await?).await?;
-        let item = stack.producer().get("/api/notifications/user/u000007").await?.ok()?["notifications"][0].clone();
-        let wanted = if name == "shared" { "Again: Check it out." } else { "u000007: Check it out." };
-        assert_eq!((&item["title"], &item["message"]), (&json!("New!"), &json!(wanted)), "{item}");
-        let shares = "SELECT count(*) FROM messages WHERE content IS NOT NULL";
-        assert_eq!(stack.count(shares).await?, if name == "shared" { 0 } else { 2 }, "what all hear is stored once");
-    }
-    let news = admin.get("/api/notifications/analytics/delivery?template=personal&category=news").await?.ok()?;
-    assert_eq!(news["totals"]["delivered"], 2, "{news}");
-
-    let shown = admin.get("/__mozaiks/admin/notifications/broadcasts?limit=2").await?.ok()?;
-    assert_eq!(shown["broadcasts"][0]["target"], json!({"type": "users", "count": 2}), "{shown}");
-    let next = shown["next_cursor"].as_str().context("there is more")?;
-    let rest = admin.get(&format!("{BROADCAST}s?cursor={next}")).await?.ok()?;
-    assert_eq!((rest["broadcasts"].as_array().map(Vec::len), &rest["next_cursor"]), (Some(6), &Value::Null), "{rest}");
-    let named =
-        "SELECT count(*) FROM broadcasts WHERE convert_from(definition, 'UTF8') LIKE '%nobody%' OR after_user <> ''";
-    assert_eq!(stack.count(named).await?, 0, "the names are deleted once their messages are accepted");
+    check_templates(&stack, &admin).await?;
+    check_list(&stack, &admin).await?;
     eventually("the counts are the log's", SOON, || async {
         (check::wrong_daily_counts(&stack).await.ok()? == 0).then_some(())
     })
@@ -245,6 +255,40 @@ async fn a_broadcast_stops_goes_on_and_ends_as_its_admin_says() -> Result<()> {
     stack.sql().await?.execute("UPDATE broadcasts SET scheduled_at = now() WHERE status = 'scheduled'", &[]).await?;
     let shown = until(&admin, &id, "its time has come", |shown| shown["status"] == "completed").await?;
     assert_eq!(numbers(&shown, &["total", "told", "accepted"]), [1, 1, 1], "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_printed_prefix_shows_and_steers_a_broadcast_too() -> Result<()> {
+    let mut stack = Stack::prepare(harness::TestServers::shared()?, &[]).await?;
+    stack.launch("ingest", Role::Ingest, &[]).await?;
+    let admin = stack.admin();
+    let mut later = body(json!({"type": "users", "ids": ["ada"]}), &["in_app"]);
+    later["scheduled_at"] = json!((domain::clock::now() + chrono::TimeDelta::hours(1)).to_rfc3339());
+    let id = begin(&admin, &later).await?;
+    let page = format!("/__mozaiks/admin/notifications/broadcasts/{id}");
+    assert_eq!(admin.get(&page).await?.ok()?, show(&admin, &id).await?);
+    stack.cli(&["tenant", "create", "other"])?;
+    let strangers = [(stack.producer(), 403), (stack.api(&stack.create_key("other", "admin")?), 404)];
+    let steps = [
+        (format!("{page}/pause"), "paused"),
+        (format!("{page}/resume"), "scheduled"),
+        (format!("{page}/cancel"), "cancelled"),
+    ];
+    for (path, status) in steps {
+        for (stranger, refused) in &strangers {
+            assert_eq!(stranger.post(&path, &json!({})).await?.status.as_u16(), *refused, "{path}");
+        }
+        admin.post(&path, &json!({})).await?.ok()?;
+        assert_eq!(
+            (&show(&admin, &id).await?["status"], admin.post(&path, &json!({})).await?.status.as_u16()),
+            (&json!(status), 409),
+            "{path}"
+        );
+    }
+    for (stranger, refused) in &strangers {
+        assert_eq!(stranger.get(&page).await?.status.as_u16(), *refused);
+    }
     Ok(())
 }
 

@@ -77,8 +77,14 @@ async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
     until_inbox(&api, "ben", &["1: 1"]).await?;
     let in_time = "SELECT count(*) FROM digests WHERE user_id = 'ben' AND closes_at >= opened_at + interval '1 second'";
     assert_eq!(stack.count(in_time).await?, 1);
+    Ok(())
+}
 
-    // A fill closes a window at once, exactly, however fast events come.
+#[tokio::test]
+async fn a_full_window_closes_at_once_however_fast_events_come() -> Result<()> {
+    let stack = Stack::patient(&[]).await?;
+    let (admin, api) = (stack.admin(), stack.producer());
+    template(&stack, "digest", TEXT).await?;
     rule(&admin, &gathering("filled", json!({"window_seconds": 3600, "max_items": 2}))).await?;
     let at_once = (0..7).map(|n| event(&api, "filled", "cy", json!({"n": n})));
     futures_util::future::try_join_all(at_once).await?;
@@ -92,9 +98,14 @@ async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
     let are = async |wanted: &[&str]| counts().await.ok().filter(|counts| counts == wanted).map(drop);
     eventually("three full windows are sent", SOON, || are(&["2", "2", "2"])).await?;
     close_now(&stack).await?;
-    eventually("the last window is sent", SOON, || are(&["1", "2", "2", "2"])).await?;
+    eventually("the last window is sent", SOON, || are(&["1", "2", "2", "2"])).await
+}
 
-    // Windows are kept apart by a key; events without it share one.
+#[tokio::test]
+async fn windows_are_kept_apart_by_a_key_and_events_without_it_share_one() -> Result<()> {
+    let stack = Stack::patient(&[]).await?;
+    let (admin, api) = (stack.admin(), stack.producer());
+    template(&stack, "digest", TEXT).await?;
     rule(&admin, &gathering("keyed", json!({"window_seconds": 3600, "key": "data.project"}))).await?;
     for (n, data) in
         [json!({"project": "a"}), json!({"project": "b"}), json!({"project": "a"}), json!({}), json!({"project": null})]
@@ -106,9 +117,14 @@ async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
         event(&api, "keyed", "dan", data).await?;
     }
     close_now(&stack).await?;
-    until_inbox(&api, "dan", &["2: 0 2", "1: 1", "2: 3 4"]).await?;
+    until_inbox(&api, "dan", &["2: 0 2", "1: 1", "2: 3 4"]).await
+}
 
-    // The first event is sent at once, later ones gather, and an empty window sends nothing.
+#[tokio::test]
+async fn the_first_event_is_sent_at_once_and_an_empty_window_sends_nothing() -> Result<()> {
+    let stack = Stack::patient(&[]).await?;
+    let (admin, api) = (stack.admin(), stack.producer());
+    template(&stack, "digest", TEXT).await?;
     rule(&admin, &gathering("first", json!({"window_seconds": 3600, "first_immediately": true}))).await?;
     let answer = event(&api, "first", "eve", json!({"n": 1})).await?;
     assert_eq!((answer["messages"].as_array().map(Vec::len), &answer["gathered"]), (Some(1), &json!([])));
@@ -123,8 +139,20 @@ async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
     until_count(&stack, "all windows close", "SELECT count(*) FROM digests WHERE state <> 'closed'", 0).await?;
     assert_eq!(inbox(&api, "fay").await?, ["1: 1"]);
     assert_eq!(stack.count("SELECT count(*) FROM digests WHERE user_id = 'fay' AND message_id IS NULL").await?, 1);
+    let names = [
+        "posthaste_digests_closed_total{end=\"empty\"} 1",
+        "posthaste_digests_closed_total{end=\"unrenderable\"} 0",
+        "posthaste_digest_lag_seconds",
+    ];
+    stack.until_measured("all", &names).await?;
+    stack.until_counted("all", "posthaste_digests_closed_total{end=\"told\"}").await
+}
 
-    // A throttle holds for digests as well.
+#[tokio::test]
+async fn a_throttle_holds_for_digests_as_well() -> Result<()> {
+    let stack = Stack::patient(&[]).await?;
+    let (admin, api) = (stack.admin(), stack.producer());
+    template(&stack, "digest", TEXT).await?;
     let throttled = json!({"name": "t", "event_type": "throttled", "template_name": "digest", "channels": ["in_app"],
         "digest": {"window_seconds": 1, "key": "data.n"}, "throttle": {"limit": 1, "window_seconds": 3600}});
     rule(&admin, &throttled).await?;
@@ -136,14 +164,7 @@ async fn events_gather_in_windows_and_each_is_told_once() -> Result<()> {
     eventually("one is sent", SOON, || async {
         inbox(&api, "gil").await.ok().filter(|texts| texts.len() == 1).map(drop)
     })
-    .await?;
-    let names = [
-        "posthaste_digests_closed_total{end=\"empty\"} 1",
-        "posthaste_digests_closed_total{end=\"unrenderable\"} 0",
-        "posthaste_digest_lag_seconds",
-    ];
-    stack.until_measured("all", &names).await?;
-    stack.until_counted("all", "posthaste_digests_closed_total{end=\"told\"}").await
+    .await
 }
 
 #[tokio::test]

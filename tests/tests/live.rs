@@ -246,6 +246,52 @@ async fn an_inbox_is_filtered_put_away_and_marked_both_ways() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn an_inbox_is_read_at_once_and_its_entries_are_deleted_by_its_owner() -> Result<()> {
+    let stack = Stack::start().await?;
+    let (producer, ada) = (stack.producer(), stack.api(&token(&stack, "acme", "ada", "1h")?));
+    let eve = stack.api(&token(&stack, "acme", "eve", "1h")?);
+    for title in ["1", "2", "3"] {
+        producer.wait_status(&producer.send(&note("ada", title)).await?, "delivered").await?;
+    }
+    let all = listed(&ada, "").await?;
+    let [newest, second, first] = all.as_slice() else { anyhow::bail!("three items, not {all:?}") };
+    let count = "/api/notifications/user/ada/unread-count";
+    assert_eq!(producer.get(count).await?.ok()?, json!({"unread_count": 3}));
+    assert_eq!(ada.get(count).await?.ok()?, json!({"unread_count": 3}));
+    assert_eq!(eve.get(count).await?.status, StatusCode::FORBIDDEN);
+    stack.cli(&["tenant", "create", "globex"])?;
+    let other = stack.api(&stack.create_key("globex", "producer")?);
+    assert_eq!(
+        other.get(count).await?.ok()?,
+        json!({"unread_count": 0}),
+        "another tenant's ada has an inbox of its own"
+    );
+
+    // All but an archived entry; a producer does it for a person, another person does not.
+    ada.post(&format!("/api/notifications/{newest}/archive"), &json!({})).await?.ok()?;
+    let changed = ada.post("/api/notifications/mark-all-as-read", &json!({})).await?.ok()?;
+    assert_eq!(changed, json!({"updated": 2, "unread_count": 0}));
+    ada.post(&format!("/api/notifications/{newest}/unarchive"), &json!({})).await?.ok()?;
+    assert_eq!(listed(&ada, "&unread=true").await?, std::slice::from_ref(newest));
+    let for_ada = "/api/notifications/read-all?user_id=ada";
+    assert_eq!(eve.post(for_ada, &json!({})).await?.status, StatusCode::FORBIDDEN);
+    assert_eq!(producer.post(for_ada, &json!({})).await?.ok()?, json!({"updated": 1, "unread_count": 0}));
+    assert_eq!(listed(&ada, "&unread=false").await?, all);
+
+    let (one, many) = (format!("/api/notifications/{newest}"), json!({"ids": [first, second]}));
+    assert_eq!(eve.request(Method::DELETE, &one, &[], None).await?.status, StatusCode::NOT_FOUND);
+    assert_eq!(eve.post("/api/notifications/delete", &many).await?.ok()?["updated"], 0);
+    assert_eq!(listed(&ada, "").await?, all);
+    let changed = ada.request(Method::DELETE, &one, &[], None).await?.ok()?;
+    assert_eq!(changed, json!({"updated": 1, "unread_count": 0}));
+    assert_eq!(ada.request(Method::DELETE, &one, &[], None).await?.status, StatusCode::NOT_FOUND);
+    assert_eq!(listed(&ada, "").await?, [second.clone(), first.clone()]);
+    let changed = ada.post("/api/notifications/delete", &many).await?.ok()?;
+    assert_eq!((changed, listed(&ada, "").await?), (json!({"updated": 2, "unread_count": 0}), Vec::new()));
+    Ok(())
+}
+
 /// Follows an inbox over connections that are lost again and again, at one process and the other.
 async fn follow(ports: &[u16], user: &str, token: &str, count: usize) -> Result<Vec<String>> {
     let mut seen: Vec<String> = Vec::new();

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use harness::{HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::SOON, check, eventually};
+use reqwest::Method;
 use serde_json::{Value, json};
+use tokio_postgres::NoTls;
 
 /// `count` webhooks that died because the receiver always answered 500.
 async fn dead(stack: &Stack, sink: &HttpSink, count: usize) -> Result<Vec<String>> {
@@ -170,6 +172,52 @@ async fn readiness_proves_consumption() -> Result<()> {
     assert_eq!(reqwest::get(&url).await?.status().as_u16(), 200);
     let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", stack.port("worker")?)).await?.text().await?;
     assert!(metrics.contains("posthaste_consumer_registered"), "{metrics}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_admin_sees_what_waits_in_each_queue_and_whether_it_is_consumed() -> Result<()> {
+    let mut stack = Stack::prepare(TestServers::shared()?, &[]).await?;
+    stack.launch("ingest", Role::Ingest, &[]).await?;
+    let (admin, sink) = (stack.admin(), HttpSink::start_local().await?);
+    let id = stack.producer().send(&json!({"channel": "webhook", "recipient": sink.url("/hook"), "data": {}})).await?;
+    let queue = async || -> Result<Value> {
+        let list = admin.get("/api/admin/queues").await?.ok()?;
+        let mut queues = list["queues"].as_array().into_iter().flatten();
+        Ok(queues.find(|queue| queue["name"] == "posthaste.work.webhook.normal").cloned().unwrap_or_default())
+    };
+    eventually("the delivery waits", SOON, || async {
+        let queue = queue().await.ok()?;
+        (queue["messages_ready"] == 1 && queue["consumers"] == 0).then_some(())
+    })
+    .await?;
+    for (key, status) in [(stack.producer_key.as_str(), 403), ("", 401)] {
+        assert_eq!(stack.api(key).get("/api/admin/queues").await?.status.as_u16(), status);
+    }
+    stack.launch("worker", Role::Worker, &[]).await?;
+    stack.launch("scheduler", Role::Scheduler, &[]).await?;
+    stack.producer().wait_status(&id, "delivered").await?;
+    let consumed = queue().await?;
+    assert!(consumed["messages_ready"] == 0 && consumed["consumers"].as_u64() > Some(0), "{consumed}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_provider_can_ask_whether_its_webhooks_are_taken() -> Result<()> {
+    let mut stack = Stack::prepare(TestServers::shared()?, &[]).await?;
+    stack.launch("ingest", Role::Ingest, &[]).await?;
+    let nobody = stack.api("");
+    assert_eq!(nobody.get("/webhooks/health").await?.ok()?, json!({"status": "ok"}));
+    let database: String = stack.sql().await?.query_one("SELECT current_database()", &[]).await?.get(0);
+    let elsewhere = stack.database_url.replace(&database, "postgres");
+    let (sql, connection) = tokio_postgres::connect(&elsewhere, NoTls).await?;
+    tokio::spawn(connection);
+    sql.batch_execute(&format!("ALTER DATABASE {database} ALLOW_CONNECTIONS false")).await?;
+    sql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", &[&database]).await?;
+    let refused = nobody.request(Method::GET, "/webhooks/health", &[], None).await?;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("unavailable")), "{}", refused.body);
+    sql.batch_execute(&format!("ALTER DATABASE {database} ALLOW_CONNECTIONS true")).await?;
+    eventually("they are taken again", SOON, || async { nobody.get("/webhooks/health").await.ok()?.ok().ok() }).await?;
     Ok(())
 }
 

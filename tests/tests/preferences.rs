@@ -59,6 +59,35 @@ async fn sandbox() -> Result<Stack> {
     Stack::patient(&[("EMAIL_BACKEND", "sandbox")]).await
 }
 
+/// Opt-outs from one category, and from all that is not essential.
+async fn check_opt_outs(producer: &Api, ada: &Api) -> Result<()> {
+    let out = ada.post("/api/notifications/opt-out/marketing", &json!({})).await?.ok()?;
+    assert_eq!((&out["marketing_enabled"], &out["types"]["marketing"]["enabled"]), (&json!(false), &json!(false)));
+    let advertising =
+        json!({"channel": "push", "recipient": "token-1", "user_id": "ada", "category": "marketing", "title": "T"});
+    is_suppressed(producer, &advertising, "preference").await?;
+    is_sent(producer, &mail("ada@example.com", Some("ada"), Some("billing"))).await?;
+    let out = ada.post("/api/notifications/opt-out/all-non-essential", &json!({})).await?.ok()?;
+    assert_eq!(out["non_essential_enabled"], json!(false));
+    is_suppressed(producer, &mail("ada@example.com", Some("ada"), Some("billing")), "preference").await?;
+    is_sent(producer, &mail("ada@example.com", Some("ada"), Some("system"))).await?;
+    put(ada, PREFERENCES, &json!({"non_essential_enabled": true})).await?.ok()?;
+    is_sent(producer, &mail("ada@example.com", Some("ada"), Some("billing"))).await
+}
+
+/// Another person's preferences are closed, another tenant's are its own, and a wrong name is refused.
+async fn check_rights(stack: &Stack, ada: &Api) -> Result<()> {
+    let bob = person(stack, "bob")?;
+    assert_eq!(bob.get(&format!("{PREFERENCES}/ada")).await?.status.as_u16(), 403);
+    assert_eq!(put(&bob, &format!("{PREFERENCES}?user_id=ada"), &json!({})).await?.status.as_u16(), 403);
+    stack.cli(&["tenant", "create", "other"])?;
+    let foreign = stack.api(&stack.create_key("other", "admin")?);
+    assert_eq!(foreign.get(&format!("{PREFERENCES}/ada")).await?.ok()?["marketing_enabled"], json!(true));
+    let wrong = put(ada, PREFERENCES, &json!({"emial_enabled": false, "promo": {"chanels": []}})).await?;
+    assert_eq!((wrong.status.as_u16(), wrong.fields()), (400, vec!["emial_enabled".to_owned(), "promo".to_owned()]));
+    Ok(())
+}
+
 #[tokio::test]
 async fn preferences_are_taken_in_three_forms_and_decide_what_is_sent() -> Result<()> {
     let stack = sandbox().await?;
@@ -108,30 +137,8 @@ async fn preferences_are_taken_in_three_forms_and_decide_what_is_sent() -> Resul
     assert_eq!(shown["types"]["promo"]["enabled"], json!(false), "what was said before stays");
     assert_eq!(put(&ada, PREFERENCES, &shown).await?.ok()?, shown, "what is shown can be sent back");
 
-    // Opt-outs.
-    let out = ada.post("/api/notifications/opt-out/marketing", &json!({})).await?.ok()?;
-    assert_eq!((&out["marketing_enabled"], &out["types"]["marketing"]["enabled"]), (&json!(false), &json!(false)));
-    let advertising =
-        json!({"channel": "push", "recipient": "token-1", "user_id": "ada", "category": "marketing", "title": "T"});
-    is_suppressed(&producer, &advertising, "preference").await?;
-    is_sent(&producer, &mail("ada@example.com", Some("ada"), Some("billing"))).await?;
-    let out = ada.post("/api/notifications/opt-out/all-non-essential", &json!({})).await?.ok()?;
-    assert_eq!(out["non_essential_enabled"], json!(false));
-    is_suppressed(&producer, &mail("ada@example.com", Some("ada"), Some("billing")), "preference").await?;
-    is_sent(&producer, &mail("ada@example.com", Some("ada"), Some("system"))).await?;
-    put(&ada, PREFERENCES, &json!({"non_essential_enabled": true})).await?.ok()?;
-    is_sent(&producer, &mail("ada@example.com", Some("ada"), Some("billing"))).await?;
-
-    // Another person's preferences are closed.
-    let bob = person(&stack, "bob")?;
-    assert_eq!(bob.get(&format!("{PREFERENCES}/ada")).await?.status.as_u16(), 403);
-    assert_eq!(put(&bob, &format!("{PREFERENCES}?user_id=ada"), &json!({})).await?.status.as_u16(), 403);
-    stack.cli(&["tenant", "create", "other"])?;
-    let foreign = stack.api(&stack.create_key("other", "admin")?);
-    assert_eq!(foreign.get(&format!("{PREFERENCES}/ada")).await?.ok()?["marketing_enabled"], json!(true));
-    let wrong = put(&ada, PREFERENCES, &json!({"emial_enabled": false, "promo": {"chanels": []}})).await?;
-    assert_eq!((wrong.status.as_u16(), wrong.fields()), (400, vec!["emial_enabled".to_owned(), "promo".to_owned()]));
-    Ok(())
+    check_opt_outs(&producer, &ada).await?;
+    check_rights(&stack, &ada).await
 }
 
 #[tokio::test]
@@ -260,41 +267,38 @@ async fn quiet_hours_hold_what_disturbs_and_everything_is_checked_again_afterwar
     Ok(())
 }
 
-#[tokio::test]
-async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> Result<()> {
-    let stack = sandbox().await?;
-    let (api, admin) = (stack.producer(), stack.admin());
-    let now = domain::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
-    // Opens in an hour where Ada lives, for two hours, on that day of the week.
-    let zone = TimeDelta::minutes(5 * 60 + 45);
-    let (opening, closing) = (now + TimeDelta::hours(1), now + TimeDelta::hours(3));
-    let wall = |at: DateTime<Utc>| (at + zone).format("%H:%M").to_string();
-    let day = (opening + zone).format("%a").to_string().to_lowercase();
-    let window = json!({"days": [day], "from": wall(opening), "to": wall(closing)});
-    let letter = json!({"id": "letter", "category": "news", "channels": ["in_app", "email"], "send_window": window});
+/// Makes a type with a send window, and again; a wrong window is refused by its fields.
+async fn make_type(stack: &Stack, letter: &Value) -> Result<()> {
+    let admin = stack.admin();
     let types = "/api/notification-types";
-    assert_eq!(admin.post(types, &letter).await?.ok()?["types"]["created"], json!(["letter"]));
-    assert_eq!(admin.post(types, &letter).await?.ok()?["types"]["unchanged"], json!(["letter"]));
-    assert_eq!(api.get(types).await?.ok()?["types"][0]["send_window"], window);
+    assert_eq!(admin.post(types, letter).await?.ok()?["types"]["created"], json!(["letter"]));
+    assert_eq!(admin.post(types, letter).await?.ok()?["types"]["unchanged"], json!(["letter"]));
+    assert_eq!(stack.producer().get(types).await?.ok()?["types"][0]["send_window"], letter["send_window"]);
     let wrong = json!({"id": "x", "send_window": {"days": ["someday"], "from": "9:00", "to": "17:00"}});
     assert_eq!(admin.post(types, &wrong).await?.fields(), ["send_window.days[0]", "send_window.from"]);
-    let profile = json!({"email": "ada@example.com", "time_zone": "Asia/Kathmandu"});
-    put(&api, "/api/users/ada", &profile).await?.ok()?;
+    Ok(())
+}
 
-    let of_type = |user: Option<&str>| json!({"channel": "email", "recipient": "ada@example.com", "user_id": user, "type": "letter", "message": "Hello"});
-    let id = api.send(&of_type(Some("ada"))).await?;
-    until_held_for(&api, &id, opening, "send_window").await?;
-    let timeline = api.timeline(&id).await?;
-    assert_eq!(
-        (&timeline["attempts"], &timeline["events"][1]["kind"], &timeline["events"][1]["detail"]),
-        (&json!([]), &json!("scheduled"), &json!("send_window: it goes on when it opens")),
-        "{timeline}"
-    );
-    // Without a known clock it is UTC, and the window opens later by the difference.
-    let unknown = api.send(&of_type(None)).await?;
-    until_held_for(&api, &unknown, opening + zone, "send_window").await?;
+fn letter_to(user: Option<&str>) -> Value {
+    json!({"channel": "email", "recipient": "ada@example.com", "user_id": user, "type": "letter", "message": "Hello"})
+}
 
-    // By type in the app and by mail, from a rule, and in the words of a request.
+/// An essential message and one with a window that is open all day do not wait; one that expires before the opening ends.
+async fn check_exceptions(api: &Api, now: DateTime<Utc>) -> Result<()> {
+    let mut code = letter_to(Some("ada"));
+    code["category"] = json!("security");
+    is_sent(api, &code).await?;
+    let mut any = letter_to(Some("ada"));
+    any["send_window"] = json!({"from": "00:00", "to": "24:00"});
+    is_sent(api, &any).await?;
+    let mut brief = letter_to(Some("ada"));
+    brief["expires_at"] = json!((now + TimeDelta::minutes(50)).to_rfc3339());
+    assert_eq!(ended(api, &brief).await?, ("expired".to_owned(), json!("send_window")));
+    Ok(())
+}
+
+/// A letter to Ada in the app is delivered, and the one by mail waits.
+async fn check_both_channels(api: &Api) -> Result<()> {
     let note = json!({"user_id": "ada", "notification_type": "letter", "title": "T", "message": "m"});
     let both = api.post("/api/notifications", &note).await?.ok()?["id"].as_str().context("an id")?.to_owned();
     eventually("one is delivered and one waits", SOON, || async {
@@ -305,7 +309,12 @@ async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> R
         };
         (stands("in_app")? == "delivered" && stands("email")? == "scheduled").then_some(())
     })
-    .await?;
+    .await
+}
+
+/// Makes a rule that sends a letter, and lets its event happen to Ada; the message. The dry run says until when it waits.
+async fn send_by_rule(stack: &Stack, opening: DateTime<Utc>) -> Result<String> {
+    let (api, admin) = (stack.producer(), stack.admin());
     let words = json!({"name": "paid", "subject": "Paid", "body": "Paid"});
     admin.post("/api/notifications/templates", &words).await?.ok()?;
     let rule = json!({"name": "Paid", "event_type": "order.paid", "notification_type": "letter", "template_name": "paid", "channels": ["email"]});
@@ -315,7 +324,40 @@ async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> R
     assert_eq!((&dry["waits_for"], &dry["quiet_until"]), (&json!("send_window"), &Value::Null), "{dry}");
     assert_eq!(dry["waits_until"].as_str().and_then(|at| at.parse().ok()), Some(opening));
     let told = api.post("/api/events", &happened).await?.ok()?["messages"][0].clone();
-    let told = told.as_str().or(told["id"].as_str()).context("an id")?.to_owned();
+    Ok(told.as_str().or(told["id"].as_str()).context("an id")?.to_owned())
+}
+
+#[tokio::test]
+async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> Result<()> {
+    let stack = sandbox().await?;
+    let api = stack.producer();
+    let now = domain::clock::now().with_second(0).and_then(|at| at.with_nanosecond(0)).context("a minute")?;
+    // Opens in an hour where Ada lives, for two hours, on that day of the week.
+    let zone = TimeDelta::minutes(5 * 60 + 45);
+    let (opening, closing) = (now + TimeDelta::hours(1), now + TimeDelta::hours(3));
+    let wall = |at: DateTime<Utc>| (at + zone).format("%H:%M").to_string();
+    let day = (opening + zone).format("%a").to_string().to_lowercase();
+    let window = json!({"days": [day], "from": wall(opening), "to": wall(closing)});
+    let letter = json!({"id": "letter", "category": "news", "channels": ["in_app", "email"], "send_window": window});
+    make_type(&stack, &letter).await?;
+    let profile = json!({"email": "ada@example.com", "time_zone": "Asia/Kathmandu"});
+    put(&api, "/api/users/ada", &profile).await?.ok()?;
+
+    let id = api.send(&letter_to(Some("ada"))).await?;
+    until_held_for(&api, &id, opening, "send_window").await?;
+    let timeline = api.timeline(&id).await?;
+    assert_eq!(
+        (&timeline["attempts"], &timeline["events"][1]["kind"], &timeline["events"][1]["detail"]),
+        (&json!([]), &json!("scheduled"), &json!("send_window: it goes on when it opens")),
+        "{timeline}"
+    );
+    // Without a known clock it is UTC, and the window opens later by the difference.
+    let unknown = api.send(&letter_to(None)).await?;
+    until_held_for(&api, &unknown, opening + zone, "send_window").await?;
+
+    // By type in the app and by mail, from a rule, and in the words of a request.
+    check_both_channels(&api).await?;
+    let told = send_by_rule(&stack, opening).await?;
     until_held_for(&api, &told, opening, "send_window").await?;
     let mut own = mail("ada@example.com", Some("ada"), None);
     own["send_window"] = json!({"from": wall(opening), "to": wall(closing)});
@@ -323,25 +365,15 @@ async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> R
     until_held_for(&api, &requested, opening, "send_window").await?;
     own["send_window"] = json!({"days": ["mon"], "from": "09:00"});
     assert_eq!(api.post("/api/notifications/send", &own).await?.fields(), ["send_window.to"]);
-
-    // An essential message, and a window that is open all day.
-    let mut code = of_type(Some("ada"));
-    code["category"] = json!("security");
-    is_sent(&api, &code).await?;
-    let mut any = of_type(Some("ada"));
-    any["send_window"] = json!({"from": "00:00", "to": "24:00"});
-    is_sent(&api, &any).await?;
-    let mut brief = of_type(Some("ada"));
-    brief["expires_at"] = json!((now + TimeDelta::minutes(50)).to_rfc3339());
-    assert_eq!(ended(&api, &brief).await?, ("expired".to_owned(), json!("send_window")));
+    check_exceptions(&api, now).await?;
 
     // With quiet hours the first moment that both allow, or none.
     let later = now + TimeDelta::hours(2);
     quiet(&stack, "bob", Some((now - TimeDelta::hours(1), later))).await?;
     quiet(&stack, "eve", Some((now - TimeDelta::hours(1), closing))).await?;
-    let quieter = api.send(&of_type(Some("bob"))).await?;
+    let quieter = api.send(&letter_to(Some("bob"))).await?;
     until_held_for(&api, &quieter, later, "quiet_hours").await?;
-    is_suppressed(&api, &of_type(Some("eve")), "send_window").await?;
+    is_suppressed(&api, &letter_to(Some("eve")), "send_window").await?;
 
     // At the opening all is checked again: one person has moved to where it is open, one has opted out.
     put(&api, "/api/users/ada", &json!({"time_zone": "Asia/Jakarta"})).await?.ok()?;
@@ -425,7 +457,8 @@ async fn a_mail_can_be_unsubscribed_from_by_its_own_header() -> Result<()> {
     assert!(page.headers()["content-security-policy"].to_str()?.contains("default-src 'none'"));
     let html = page.text().await?;
     assert!(html.contains("<form method=\"post\">") && html.contains("<strong>news</strong>"), "{html}");
-    assert_eq!(reqwest::Client::new().head(&url).send().await?.status().as_u16(), 200);
+    let path = format!("/api/notifications/unsubscribe/{}", url.rsplit('/').next().context("a token")?);
+    assert_eq!(post.stack.api("").request(Method::HEAD, &path, &[], None).await?.status.as_u16(), 200);
     post.mail(&news).await.context("looking at the page changes nothing")?;
     for _ in 0..2 {
         assert_eq!(one_click(&url).await?, 200);
@@ -444,7 +477,8 @@ async fn a_mail_can_be_unsubscribed_from_by_its_own_header() -> Result<()> {
 
     // With a person, the person too; what says nothing of its category is taken for advertising.
     let url = post.link(&mail("ada@example.com", Some("ada"), None)).await?;
-    let empty = reqwest::Client::new().post(&url).send().await?.json::<Value>().await?;
+    let path = format!("/api/notifications/unsubscribe/{}", url.rsplit('/').next().context("a token")?);
+    let empty = post.stack.api("").request(Method::POST, &path, &[], None).await?.ok()?;
     assert_eq!(empty, json!({"unsubscribed": true, "category": "marketing", "channel": "email"}));
     is_suppressed(&api, &mail("ada@example.com", None, Some("marketing")), "unsubscribed").await?;
     is_suppressed(&api, &mail("ada@another.example", Some("ada"), Some("marketing")), "preference").await?;

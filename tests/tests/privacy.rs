@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::SOON, eventually, patient};
+use harness::{
+    Api, HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::Answer, api::SOON, eventually, patient,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -15,7 +17,7 @@ fn key(byte: u8) -> String {
     STANDARD.encode([byte; 32])
 }
 
-async fn delete(stack: &Stack, credential: &str, path: &str) -> Result<harness::api::Answer> {
+async fn delete(stack: &Stack, credential: &str, path: &str) -> Result<Answer> {
     stack.api(credential).request(Method::DELETE, path, &[], None).await
 }
 
@@ -97,11 +99,9 @@ async fn routes_with_ids(stack: &Stack) -> Result<Vec<(Method, String)>> {
     Ok(routes)
 }
 
-#[tokio::test]
-async fn invariant_t_another_tenants_ids_are_not_found_on_any_route() -> Result<()> {
-    let (stack, sink) = (Stack::patient(&[("WEBHOOK_MAX_RETRIES", "0")]).await?, HttpSink::start_local().await?);
+/// A message in the inbox, a dead letter, a bulk and a replay: the id of the message, and the ids of all.
+async fn make_one_of_each(a: &Api, sink: &HttpSink) -> Result<(String, Vec<String>)> {
     sink.reply_to("/dead", Reply::status(500));
-    let a = stack.admin();
     let in_app = json!({"channel": "in_app", "recipient": "ada", "user_id": "ada", "message": "canary of a"});
     let message = a.send(&in_app).await?;
     let delivered = a.wait_status(&message, "delivered").await?;
@@ -125,6 +125,14 @@ async fn invariant_t_another_tenants_ids_are_not_found_on_any_route() -> Result<
     .filter_map(|id| id.as_str().map(str::to_owned))
     .collect();
     assert_eq!(ids.len(), 6);
+    Ok((message, ids))
+}
+
+#[tokio::test]
+async fn invariant_t_another_tenants_ids_are_not_found_on_any_route() -> Result<()> {
+    let (stack, sink) = (Stack::patient(&[("WEBHOOK_MAX_RETRIES", "0")]).await?, HttpSink::start_local().await?);
+    let a = stack.admin();
+    let (message, ids) = make_one_of_each(&a, &sink).await?;
     stack.cli(&["tenant", "create", "beta"])?;
     let b = stack.create_key("beta", "admin")?;
     let routes = routes_with_ids(&stack).await?;
@@ -256,24 +264,15 @@ const CANARIES: &[&str] = &[
     "whsec_",
 ];
 
-/// Canaries in every place a producer can write to, through success, failure and death; then everything that was kept of it:
-/// logs, metrics, broker, dump.
-async fn plant_and_collect(encryption: &[(&str, &str)]) -> Result<[String; 4]> {
-    let sink = HttpSink::start_local().await?;
-    let settings = [
-        patient::PATIENT,
-        &[
-            ("EMAIL_BACKEND", "sandbox"),
-            ("RUST_LOG", "debug"),
-            ("RETRY_MAX_ATTEMPTS", "2"),
-            ("WEBHOOK_MAX_RETRIES", "0"),
-        ][..],
-        encryption,
-    ]
-    .concat();
-    let mut stack = Stack::prepare(TestServers::shared()?, &settings).await?;
-    stack.launch("ingest", Role::Ingest, &[]).await?;
-    let api = stack.producer();
+/// A request to many, under a key: it can be repeated.
+async fn send_canary_bulk(api: &Api) -> Result<Answer> {
+    let bulk = json!({"recipients": ["canary.bulk@example.com", "canary.bulk is no address"], "channel": "email", "message": "canary-content"});
+    let (path, key) = ("/api/notifications/send-bulk", [("Idempotency-Key", "k")]);
+    api.request(Method::POST, path, &key, Some(serde_json::to_vec(&bulk)?)).await
+}
+
+/// Messages with canaries, each with the status that it ends with.
+async fn plant_messages(api: &Api, sink: &HttpSink) -> Result<Vec<(String, &'static str)>> {
     let full = |recipient: &str| {
         json!({"channel": "email", "recipient": recipient, "title": "canary-title", "message": "canary-content",
             "html": "<p>canary-html</p>", "data": {"x": "canary-data"}, "metadata": {"n": "canary-note"},
@@ -297,10 +296,14 @@ async fn plant_and_collect(encryption: &[(&str, &str)]) -> Result<[String; 4]> {
             "delivered",
         ),
     ];
-    let bulk = json!({"recipients": ["canary.bulk@example.com", "canary.bulk is no address"], "channel": "email", "message": "canary-content"});
-    let path = "/api/notifications/send-bulk";
-    let answer = api.request(Method::POST, path, &[("Idempotency-Key", "k")], Some(serde_json::to_vec(&bulk)?)).await?;
+    let answer = send_canary_bulk(api).await?;
     wanted.push((answer.ok()?["results"][0]["id"].as_str().context("id")?.to_owned(), "sent"));
+    Ok(wanted)
+}
+
+/// A known person with a device, messages to that person, and people from a file.
+async fn plant_people(stack: &Stack) -> Result<Vec<(String, &'static str)>> {
+    let (api, mut wanted) = (stack.producer(), Vec::new());
     let person = json!({"email": "canary.person@example.com", "name": "canary-person-name", "phone": "+49151900900"});
     api.request(Method::PUT, "/api/users/u2", &[], Some(serde_json::to_vec(&person)?)).await?.ok()?;
     api.post("/api/notifications/register-device", &json!({"user_id": "u2", "device_token": "canary-device"}))
@@ -312,6 +315,54 @@ async fn plant_and_collect(encryption: &[(&str, &str)]) -> Result<[String; 4]> {
     }
     let file = stack.temporary("people.csv", "user_id,email\nu3,canary.import@example.com\nu4,canary.refused\n")?;
     assert!(stack.cli(&["users", "import", &file, "--tenant", "acme"]).is_err(), "a row was refused");
+    Ok(wanted)
+}
+
+/// A publish that is refused.
+async fn plant_intake(stack: &Stack) -> Result<()> {
+    let backend = Backend::connect(&stack.amqp_url).await?;
+    let body =
+        json!({"channel": "email", "recipient": "canary-intake@example.com", "surprise": "canary-intake"}).to_string();
+    backend.publish("acme.email.normal", Backend::properties("m1")?, body.as_bytes()).await?;
+    eventually("the refused publish is written down", SOON, || async {
+        (stack.count("SELECT count(*) FROM dead_letters WHERE body IS NOT NULL").await.ok()? == 1).then_some(())
+    })
+    .await
+}
+
+/// Everything is still readable for those who may.
+async fn check_readable(api: &Api, mail: &str) -> Result<()> {
+    let message = api.message(mail).await?;
+    assert_eq!(message["deliveries"][0]["recipient"], "canary.mail@example.com");
+    assert_eq!(message["metadata"]["n"], "canary-note");
+    let again = send_canary_bulk(api).await?;
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    assert_eq!(again.body["results"][0]["recipient"], "canary.bulk@example.com");
+    let inbox = api.get("/api/notifications/user/u1").await?.ok()?;
+    assert_eq!(inbox["notifications"][0]["message"], "canary-inbox");
+    Ok(())
+}
+
+/// Canaries in every place a producer can write to, through success, failure and death; then everything that was kept of it:
+/// logs, metrics, broker, dump.
+async fn plant_and_collect(encryption: &[(&str, &str)]) -> Result<[String; 4]> {
+    let sink = HttpSink::start_local().await?;
+    let settings = [
+        patient::PATIENT,
+        &[
+            ("EMAIL_BACKEND", "sandbox"),
+            ("RUST_LOG", "debug"),
+            ("RETRY_MAX_ATTEMPTS", "2"),
+            ("WEBHOOK_MAX_RETRIES", "0"),
+        ][..],
+        encryption,
+    ]
+    .concat();
+    let mut stack = Stack::prepare(TestServers::shared()?, &settings).await?;
+    stack.launch("ingest", Role::Ingest, &[]).await?;
+    let api = stack.producer();
+    let mut wanted = plant_messages(&api, &sink).await?;
+    wanted.extend(plant_people(&stack).await?);
     // No worker runs, so the messages in the broker can be read.
     stack.until_count("SELECT count(*) FROM outbox WHERE published_at IS NULL", 0).await?;
     let waiting = eventually("work waits in the broker", SOON, || async {
@@ -323,23 +374,8 @@ async fn plant_and_collect(encryption: &[(&str, &str)]) -> Result<[String; 4]> {
     for (id, status) in &wanted {
         api.wait_status(id, status).await?;
     }
-    let backend = Backend::connect(&stack.amqp_url).await?;
-    let body =
-        json!({"channel": "email", "recipient": "canary-intake@example.com", "surprise": "canary-intake"}).to_string();
-    backend.publish("acme.email.normal", Backend::properties("m1")?, body.as_bytes()).await?;
-    eventually("the refused publish is written down", SOON, || async {
-        (stack.count("SELECT count(*) FROM dead_letters WHERE body IS NOT NULL").await.ok()? == 1).then_some(())
-    })
-    .await?;
-    // Everything is still readable for those who may.
-    let message = api.message(&wanted[0].0).await?;
-    assert_eq!(message["deliveries"][0]["recipient"], "canary.mail@example.com");
-    assert_eq!(message["metadata"]["n"], "canary-note");
-    let again = api.request(Method::POST, path, &[("Idempotency-Key", "k")], Some(serde_json::to_vec(&bulk)?)).await?;
-    assert_eq!(again.header("idempotent-replayed"), Some("true"));
-    assert_eq!(again.body["results"][0]["recipient"], "canary.bulk@example.com");
-    let inbox = api.get("/api/notifications/user/u1").await?.ok()?;
-    assert_eq!(inbox["notifications"][0]["message"], "canary-inbox");
+    plant_intake(&stack).await?;
+    check_readable(&api, &wanted[0].0).await?;
     assert!(sink.requests()[0].text().contains("canary-data"));
     let mut metrics = String::new();
     for name in ["ingest", "worker", "scheduler"] {
@@ -393,28 +429,41 @@ async fn a_wrong_or_missing_key_stops_the_start_and_says_so() -> Result<()> {
     stack.launch("all", Role::All, &[]).await
 }
 
-#[tokio::test]
-async fn rotation_writes_everything_anew_while_services_run() -> Result<()> {
-    let mut stack =
-        Stack::prepare(TestServers::shared()?, &[("EMAIL_BACKEND", "sandbox"), ("RETRY_MAX_ATTEMPTS", "1")]).await?;
-    stack.launch("all", Role::All, &[]).await?;
-    let mail = json!({"channel": "email", "recipient": "ada@example.com", "user_id": "ada", "message": "first words"});
-    let first = stack.producer().send(&mail).await?;
-    let bulk = json!({"recipients": ["bob@example.com"], "channel": "email", "message": "to many"});
-    let send_bulk = async |stack: &Stack| {
-        let body = Some(serde_json::to_vec(&bulk)?);
-        stack.producer().request(Method::POST, "/api/notifications/send-bulk", &[("Idempotency-Key", "b")], body).await
-    };
-    let answer = send_bulk(&stack).await?.ok()?;
-    stack
-        .producer()
-        .send(&json!({"channel": "in_app", "recipient": "ada", "user_id": "ada", "message": "inbox words"}))
-        .await?;
-    let person = json!({"name": "person words"});
-    let id = "/api/users/with%3Acolon";
-    stack.producer().request(Method::PUT, id, &[], Some(serde_json::to_vec(&person)?)).await?.ok()?;
+/// The path of a person with a colon in the id.
+const COLON: &str = "/api/users/with%3Acolon";
+
+/// What was written before there was a key.
+struct Written {
+    /// The id of the first message.
+    first: String,
+    /// The answer to the request to many.
+    bulk: Value,
+    /// The id of the device.
+    device: Value,
+}
+
+async fn send_bulk(stack: &Stack) -> Result<Answer> {
+    let body =
+        serde_json::to_vec(&json!({"recipients": ["bob@example.com"], "channel": "email", "message": "to many"}))?;
+    let (path, key) = ("/api/notifications/send-bulk", [("Idempotency-Key", "b")]);
+    stack.producer().request(Method::POST, path, &key, Some(body)).await
+}
+
+async fn register_device(stack: &Stack) -> Result<Answer> {
     let device = json!({"user_id": "with:colon", "device_token": "device words"});
-    let registered = stack.producer().post("/api/notifications/register-device", &device).await?.ok()?;
+    stack.producer().post("/api/notifications/register-device", &device).await
+}
+
+/// Messages, a person, a device, and a dead letter.
+async fn write_everything(stack: &Stack) -> Result<Written> {
+    let api = stack.producer();
+    let mail = json!({"channel": "email", "recipient": "ada@example.com", "user_id": "ada", "message": "first words"});
+    let first = api.send(&mail).await?;
+    let bulk = send_bulk(stack).await?.ok()?;
+    api.send(&json!({"channel": "in_app", "recipient": "ada", "user_id": "ada", "message": "inbox words"})).await?;
+    let person = json!({"name": "person words"});
+    api.request(Method::PUT, COLON, &[], Some(serde_json::to_vec(&person)?)).await?.ok()?;
+    let device = register_device(stack).await?.ok()?["id"].clone();
     let backend = Backend::connect(&stack.amqp_url).await?;
     backend.publish("acme.email.normal", Backend::properties("m1")?, b"{\"message\":\"no recipient\"}").await?;
     eventually("everything is written down", SOON, || async {
@@ -422,6 +471,51 @@ async fn rotation_writes_everything_anew_while_services_run() -> Result<()> {
         (letters + stack.count("SELECT count(*) FROM inbox").await.ok()? == 2).then_some(())
     })
     .await?;
+    Ok(Written { first, bulk, device })
+}
+
+impl Written {
+    /// While the older key is known too.
+    async fn check_under_both_keys(&self, stack: &Stack) -> Result<()> {
+        let api = stack.producer();
+        let message = api.message(&self.first).await?;
+        assert_eq!(message["deliveries"][0]["recipient"], "ada@example.com", "the old key still opens");
+        assert_eq!(api.get(COLON).await?.ok()?["name"], "person words");
+        let again = register_device(stack).await?;
+        assert_eq!(
+            (again.status.as_u16(), &again.body["id"]),
+            (200, &self.device),
+            "a token is known under its older key"
+        );
+        let list = api.get("/api/messages?recipient=ada%40example.com").await?.ok()?;
+        let found = &list["messages"][0]["id"];
+        assert_eq!(*found, json!(self.first), "an exact recipient is found under the old key's fingerprint");
+        Ok(())
+    }
+
+    /// Once the older key is gone: a row that still needs it cannot be read.
+    async fn check_under_the_new_key(&self, stack: &Stack) -> Result<()> {
+        let (api, admin) = (stack.producer(), stack.admin());
+        assert_eq!(api.message(&self.first).await?["deliveries"][0]["recipient"], "ada@example.com");
+        assert_eq!(send_bulk(stack).await?.ok()?, self.bulk);
+        let list = api.get("/api/messages?recipient=ada%40example.com").await?.ok()?;
+        assert_eq!(list["messages"][0]["id"], json!(self.first));
+        let inbox = api.get("/api/notifications/user/ada").await?.ok()?;
+        assert_eq!(inbox["notifications"][0]["message"], "inbox words");
+        let letters = admin.get("/api/admin/dead-letters").await?.ok()?;
+        assert!(letters["dead_letters"][0]["detail"].as_str().unwrap().contains("recipient"), "{letters}");
+        let secret = admin.get("/api/webhooks/signing-secret").await?.ok()?;
+        assert_eq!(secret["secret"], json!(stack.webhook_secret));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn rotation_writes_everything_anew_while_services_run() -> Result<()> {
+    let mut stack =
+        Stack::prepare(TestServers::shared()?, &[("EMAIL_BACKEND", "sandbox"), ("RETRY_MAX_ATTEMPTS", "1")]).await?;
+    stack.launch("all", Role::All, &[]).await?;
+    let written = write_everything(&stack).await?;
     assert!(stack.cli(&["rotate-keys"]).is_err(), "there is nothing to encrypt with");
     let rows = [
         "ada@example.com",
@@ -449,36 +543,14 @@ async fn rotation_writes_everything_anew_while_services_run() -> Result<()> {
     stack.set(KEY, Some(&key(2)));
     stack.set(PREVIOUS, Some(&key(1)));
     stack.launch("all", Role::All, &[]).await?;
-    let api = stack.producer();
-    assert_eq!(api.message(&first).await?["deliveries"][0]["recipient"], "ada@example.com", "the old key still opens");
-    assert_eq!(api.get(id).await?.ok()?["name"], "person words");
-    let again = api.post("/api/notifications/register-device", &device).await?;
-    assert_eq!(
-        (again.status.as_u16(), &again.body["id"]),
-        (200, &registered["id"]),
-        "a token is known under its older key"
-    );
-    let list = api.get("/api/messages?recipient=ada%40example.com").await?.ok()?;
-    assert_eq!(list["messages"][0]["id"], json!(first), "an exact recipient is found under the old key's fingerprint");
+    written.check_under_both_keys(&stack).await?;
     assert_eq!(stack.cli_json(&["rotate-keys"])?["left"], 0);
     assert_eq!(stack.count("SELECT count(*) FROM seal_check").await?, 1);
 
-    // Whatever is left of the old key would show now.
     stack.kill9("all")?;
     stack.set(PREVIOUS, None);
     stack.launch("all", Role::All, &[]).await?;
-    let api = stack.producer();
-    assert_eq!(api.message(&first).await?["deliveries"][0]["recipient"], "ada@example.com");
-    assert_eq!(send_bulk(&stack).await?.ok()?, answer);
-    let list = api.get("/api/messages?recipient=ada%40example.com").await?.ok()?;
-    assert_eq!(list["messages"][0]["id"], json!(first));
-    let inbox = api.get("/api/notifications/user/ada").await?.ok()?;
-    assert_eq!(inbox["notifications"][0]["message"], "inbox words");
-    let letters = stack.admin().get("/api/admin/dead-letters").await?.ok()?;
-    assert!(letters["dead_letters"][0]["detail"].as_str().unwrap().contains("recipient"), "{letters}");
-    let secret = stack.admin().get("/api/webhooks/signing-secret").await?.ok()?;
-    assert_eq!(secret["secret"], json!(stack.webhook_secret));
-    Ok(())
+    written.check_under_the_new_key(&stack).await
 }
 
 #[tokio::test]
@@ -542,6 +614,14 @@ BEGIN
 END
 $$";
 
+/// How many rows of a tenant a run removed from the tables whose names begin so.
+fn removed(run: &Value, tenant: &Value, table: &str) -> i64 {
+    let all = run["removed"].as_array().unwrap().iter();
+    all.filter(|one| &one["tenant"] == tenant && one["table"].as_str().unwrap().starts_with(table))
+        .map(|one| one["rows"].as_i64().unwrap())
+        .sum()
+}
+
 #[tokio::test]
 async fn retention_drops_days_and_deletes_rows_but_nothing_that_is_alive() -> Result<()> {
     let stack = Stack::prepare(TestServers::shared()?, &[]).await?;
@@ -581,21 +661,15 @@ async fn retention_drops_days_and_deletes_rows_but_nothing_that_is_alive() -> Re
         (before, rows),
         "a dry run changes nothing"
     );
-    let of = |run: &Value, tenant: &Value, table: &str| -> i64 {
-        let all = run["removed"].as_array().unwrap().iter();
-        all.filter(|one| &one["tenant"] == tenant && one["table"].as_str().unwrap().starts_with(table))
-            .map(|one| one["rows"].as_i64().unwrap())
-            .sum()
-    };
-    assert_eq!(of(&dry, &json!("acme"), "messages"), 2, "those of the dropped days are not counted twice: {dry}");
-    assert_eq!(of(&dry, &json!(null), "messages_"), 4, "{dry}");
+    assert_eq!(removed(&dry, &json!("acme"), "messages"), 2, "those of the dropped days are not counted twice: {dry}");
+    assert_eq!(removed(&dry, &json!(null), "messages_"), 4, "{dry}");
     assert_eq!(dry["kept"].as_array().unwrap().len(), 1, "the day with something alive: {dry}");
 
     let run = stack.cli_json(&["retention", "run"])?;
-    assert_eq!((of(&run, &json!(null), "messages_"), days().await?), (4, before - 2), "{run}");
-    assert_eq!(of(&run, &json!(null), "dead_letters"), 1, "an open letter goes with its message: {run}");
-    assert_eq!(of(&run, &json!("acme"), "messages"), 2, "days 12 and 50: {run}");
-    assert_eq!((of(&run, &json!("acme"), "inbox"), of(&run, &json!("beta"), "inbox")), (1, 0));
+    assert_eq!((removed(&run, &json!(null), "messages_"), days().await?), (4, before - 2), "{run}");
+    assert_eq!(removed(&run, &json!(null), "dead_letters"), 1, "an open letter goes with its message: {run}");
+    assert_eq!(removed(&run, &json!("acme"), "messages"), 2, "days 12 and 50: {run}");
+    assert_eq!((removed(&run, &json!("acme"), "inbox"), removed(&run, &json!("beta"), "inbox")), (1, 0));
     let left: Vec<(String, i32)> = sql
         .query("SELECT id::text, tenant_id FROM messages ORDER BY id", &[])
         .await?
@@ -611,11 +685,38 @@ async fn retention_drops_days_and_deletes_rows_but_nothing_that_is_alive() -> Re
     // Once it is over, its day goes as well.
     sql.batch_execute("UPDATE deliveries SET state = 'cancelled' WHERE state = 'scheduled'").await?;
     let run = stack.cli_json(&["retention", "run"])?;
-    assert_eq!((of(&run, &json!(null), "messages_"), days().await?), (1, before - 3), "{run}");
+    assert_eq!((removed(&run, &json!(null), "messages_"), days().await?), (1, before - 3), "{run}");
     Ok(())
 }
 
 // ---- erasure ----
+
+/// Neither a producer nor another person may erase Ada, and another tenant has no such person.
+async fn check_strangers(stack: &Stack, bob: &str) -> Result<()> {
+    for credential in [stack.producer_key.as_str(), bob] {
+        assert_eq!(delete(stack, credential, "/api/users/ada").await?.status.as_u16(), 403);
+    }
+    stack.cli(&["tenant", "create", "beta"])?;
+    let foreign = stack.create_key("beta", "admin")?;
+    let nothing = delete(stack, &foreign, "/api/users/ada").await?.ok()?;
+    assert_eq!((&nothing["erased"]["messages"], &nothing["pending"]), (&json!(0), &json!(false)));
+    Ok(())
+}
+
+/// Neither the inbox, nor the answer to a repeat, nor a search has anything of Ada.
+async fn check_forgotten(api: &Api, keyed: &[(&str, &str)], body: Option<Vec<u8>>) -> Result<()> {
+    assert_eq!(api.get("/api/notifications/user/ada").await?.ok()?["notifications"], json!([]));
+    let replayed = api.request(Method::POST, "/api/notifications/send-bulk", keyed, body).await?;
+    assert_eq!(replayed.header("idempotent-replayed"), Some("true"), "a repeat must not send again");
+    assert!(
+        !replayed.body.to_string().contains("\"ada\"") && replayed.body.to_string().contains("\"bob\""),
+        "{}",
+        replayed.body
+    );
+    assert_eq!(api.get("/api/messages?user_id=ada").await?.ok()?["messages"], json!([]));
+    assert_eq!(api.get("/api/messages?recipient=ada%40example.com").await?.ok()?["messages"], json!([]));
+    Ok(())
+}
 
 #[tokio::test]
 async fn a_person_is_erased_everywhere_and_nobody_else() -> Result<()> {
@@ -651,13 +752,7 @@ async fn a_person_is_erased_everywhere_and_nobody_else() -> Result<()> {
     let events = stack.count("SELECT count(*) FROM delivery_events").await?;
 
     let bob = stack.cli(&["token", "--tenant", "acme", "--sub", "bob", "--role", "user"])?;
-    for credential in [&stack.producer_key, bob.trim()] {
-        assert_eq!(delete(&stack, credential, "/api/users/ada").await?.status.as_u16(), 403);
-    }
-    stack.cli(&["tenant", "create", "beta"])?;
-    let foreign = stack.create_key("beta", "admin")?;
-    let nothing = delete(&stack, &foreign, "/api/users/ada").await?.ok()?;
-    assert_eq!((&nothing["erased"]["messages"], &nothing["pending"]), (&json!(0), &json!(false)));
+    check_strangers(&stack, bob.trim()).await?;
 
     let erased = patient::erase(&stack.admin(), "ada").await?;
     let wanted = json!({"messages": 4, "deliveries": 4, "inbox": 1, "bulks": 0, "idempotency_responses": 1, "dead_letters": 2, "inbound": 0,
@@ -676,16 +771,7 @@ async fn a_person_is_erased_everywhere_and_nobody_else() -> Result<()> {
         "and the log, with the cancelling"
     );
     assert_eq!(stack.count("SELECT count(*) FROM dead_letters WHERE status = 'open'").await?, 0);
-    assert_eq!(api.get("/api/notifications/user/ada").await?.ok()?["notifications"], json!([]));
-    let replayed = api.request(Method::POST, "/api/notifications/send-bulk", &keyed, body).await?;
-    assert_eq!(replayed.header("idempotent-replayed"), Some("true"), "a repeat must not send again");
-    assert!(
-        !replayed.body.to_string().contains("\"ada\"") && replayed.body.to_string().contains("\"bob\""),
-        "{}",
-        replayed.body
-    );
-    assert_eq!(api.get("/api/messages?user_id=ada").await?.ok()?["messages"], json!([]));
-    assert_eq!(api.get("/api/messages?recipient=ada%40example.com").await?.ok()?["messages"], json!([]));
+    check_forgotten(&api, &keyed, body).await?;
 
     let message = api.message(&others).await?;
     assert_eq!(message["deliveries"][0]["recipient"], "bob@example.com", "bob is untouched");

@@ -46,6 +46,19 @@ impl Sendgrid {
         api.request(Method::POST, "/api/notifications/webhook/sendgrid", &headers, Some(body.to_vec())).await
     }
 
+    /// A stack that sends by this vendor and takes its events.
+    async fn stack(&self, vendor: &HttpSink) -> Result<Stack> {
+        let (url, key) = (vendor.url(""), self.public_key()?);
+        let settings = [
+            ("EMAIL_BACKEND", "sendgrid"),
+            ("SENDGRID_API_KEY", "SG.x"),
+            ("SENDGRID_BASE_URL", url.as_str()),
+            ("EMAIL_FROM", "us@example.com"),
+            ("SENDGRID_WEBHOOK_PUBLIC_KEY", key.as_str()),
+        ];
+        Stack::patient(&settings).await
+    }
+
     /// Sends events, which must be taken.
     async fn tell(&self, stack: &Stack, events: &Value) -> Result<Value> {
         // The line end is part of what is signed.
@@ -84,19 +97,22 @@ async fn until(stack: &Stack, query: &str) -> Result<()> {
     eventually(query, SOON, || async { (stack.count(query).await.ok()? > 0).then_some(()) }).await
 }
 
+/// An event about an unknown delivery waits for a while and is then dropped.
+async fn check_unknown(stack: &Stack, sendgrid: &Sendgrid) -> Result<()> {
+    let unknown = json!([event("delivered", &uuid::Uuid::now_v7().to_string())]);
+    sendgrid.tell(stack, &unknown).await?;
+    until(stack, "SELECT count(*) FROM provider_events WHERE status = 'pending' AND tries > 0").await?;
+    let aged = "UPDATE provider_events SET created_at = now() - interval '11 minutes', due_at = now() WHERE status = 'pending'";
+    stack.sql().await?.execute(aged, &[]).await?;
+    until(stack, "SELECT count(*) FROM provider_events WHERE status = 'ignored' AND body = '' HAVING count(*) = 2")
+        .await
+}
+
 #[tokio::test]
 async fn events_of_sendgrid_move_deliveries_and_suppress_addresses() -> Result<()> {
     let (vendor, sendgrid) = (HttpSink::start_local().await?, Sendgrid::new()?);
     vendor.reply_by_default(Reply::status(202).with_header("X-Message-Id", "ref1"));
-    let (url, key) = (vendor.url(""), sendgrid.public_key()?);
-    let settings = [
-        ("EMAIL_BACKEND", "sendgrid"),
-        ("SENDGRID_API_KEY", "SG.x"),
-        ("SENDGRID_BASE_URL", url.as_str()),
-        ("EMAIL_FROM", "us@example.com"),
-        ("SENDGRID_WEBHOOK_PUBLIC_KEY", key.as_str()),
-    ];
-    let stack = Stack::patient(&settings).await?;
+    let stack = sendgrid.stack(&vendor).await?;
     let api = stack.producer();
 
     // An event overtakes the outcome of its own call, and is found by the vendor's id.
@@ -146,14 +162,7 @@ async fn events_of_sendgrid_move_deliveries_and_suppress_addresses() -> Result<(
     until(&stack, "SELECT count(*) FROM provider_events WHERE status = 'done' HAVING count(*) = 7").await?;
     assert_eq!(other.message(&theirs).await?["status"], "delivered");
 
-    // An event about an unknown delivery waits for a while and is then dropped.
-    let unknown = json!([event("delivered", &uuid::Uuid::now_v7().to_string())]);
-    sendgrid.tell(&stack, &unknown).await?;
-    until(&stack, "SELECT count(*) FROM provider_events WHERE status = 'pending' AND tries > 0").await?;
-    let aged = "UPDATE provider_events SET created_at = now() - interval '11 minutes', due_at = now() WHERE status = 'pending'";
-    stack.sql().await?.execute(aged, &[]).await?;
-    until(&stack, "SELECT count(*) FROM provider_events WHERE status = 'ignored' AND body = '' HAVING count(*) = 2")
-        .await?;
+    check_unknown(&stack, &sendgrid).await?;
     assert_eq!(stack.count("SELECT count(*) FROM provider_events WHERE status = 'done' AND body <> ''").await?, 0);
     assert!(!stack.logs()?.contains("ada@example.com"), "an address in the logs");
     Ok(())
@@ -436,92 +445,136 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
     text.split_once(start)?.1.split_once(end).map(|(found, _)| found)
 }
 
+const HTML: &str = "<html><body><a href=\"https://shop.example/a?b=1&amp;c=2\">x</a> <a href=\"mailto:us@example.com\">y</a> \
+    <a href=\"https://shop.example/unsubscribe?u=1\">z</a></body></html>";
+
+/// A stack that tracks mails of two categories, its mails, and the start of its links.
+struct Tracking {
+    stack: Stack,
+    sink: SmtpSink,
+    base: String,
+    client: reqwest::Client,
+}
+
+impl Tracking {
+    async fn start() -> Result<Self> {
+        let sink = SmtpSink::start_local().await?;
+        let port = sink.address().port().to_string();
+        let base = format!("http://127.0.0.1:{}", xtask::servers::ports::find_free()?);
+        let settings = [
+            ("EMAIL_BACKEND", "smtp"),
+            ("SMTP_HOST", "127.0.0.1"),
+            ("SMTP_PORT", port.as_str()),
+            ("EMAIL_FROM", "us@example.com"),
+            ("TRACK_OPENS", "marketing"),
+            ("TRACK_CLICKS", "marketing, news"),
+            ("PUBLIC_URL", base.as_str()),
+        ];
+        let stack = Stack::patient(&settings).await?;
+        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        Ok(Self { stack, sink, base, client })
+    }
+
+    /// Sends a mail; the id of the message, and the mail.
+    async fn mail(&self, category: &str) -> Result<(String, String)> {
+        let to = format!("{category}@example.com");
+        let body = json!({"channel": "email", "recipient": to, "subject": "Hi", "category": category,
+            "message": "See https://shop.example/a", "html": HTML});
+        let (id, _) = sent(&self.stack.producer(), &body).await?;
+        Ok((id, self.sink.mails_to(&to).last().context("a mail")?.text()))
+    }
+
+    /// PUBLIC_URL may be a proxy; here the tokens are tried at the process itself.
+    fn at(&self, url: &str) -> String {
+        url.replace(&self.base, &format!("http://127.0.0.1:{}", self.stack.port("all").unwrap_or_default()))
+    }
+
+    async fn check_heads(&self, click: &str, pixel: &str) -> Result<()> {
+        let (port, token) =
+            (self.stack.port("all")?, |url: &str| url.rsplit('/').next().unwrap_or_default().to_owned());
+        let click = format!("http://127.0.0.1:{port}/t/c/{}", token(click));
+        let pixel = format!("http://127.0.0.1:{port}/t/o/{}", token(pixel));
+        for (url, status) in [(&click, 302), (&pixel, 200)] {
+            assert_eq!(self.client.head(url).send().await?.status().as_u16(), status, "{url}");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let count = self.stack.count("SELECT count(*) FROM provider_events").await?;
+        assert_eq!(count, 0, "a scanner's HEAD counts for nothing");
+        Ok(())
+    }
+
+    /// The reader clicks twice and opens once; each counts once.
+    async fn check_reader(&self, id: &str, click: &str, pixel: &str) -> Result<()> {
+        let api = self.stack.producer();
+        for _ in 0..2 {
+            let answer = self.client.get(self.at(click)).send().await?;
+            assert_eq!(answer.status().as_u16(), 302);
+            assert_eq!(answer.headers()["location"], "https://shop.example/a?b=1&c=2");
+        }
+        until_engaged(&api, id, "clicked").await?;
+        // A click shows that the mail was delivered.
+        api.wait_status(id, "delivered").await?;
+        let answer = self.client.get(self.at(pixel)).send().await?;
+        assert_eq!(answer.headers()["content-type"], "image/gif");
+        assert_eq!(answer.headers()["cache-control"], "no-store");
+        assert!(answer.bytes().await?.starts_with(b"GIF89a"));
+        until_engaged(&api, id, "opened").await?;
+        assert_eq!(self.stack.count("SELECT count(*) FROM provider_events").await?, 2, "each once");
+        Ok(())
+    }
+
+    /// A link that we did not write leads nowhere.
+    async fn check_forged(&self, click: &str, pixel: &str) -> Result<()> {
+        let token = click.rsplit('/').next().context("a token")?;
+        let (head, tail) = token.split_at(30);
+        let forged = format!("{head}{}{}", if tail.starts_with('A') { 'B' } else { 'A' }, &tail[1..]);
+        let pixel_token = pixel.rsplit('/').next().context("a token")?;
+        for path in
+            [format!("/t/c/{forged}"), format!("/t/c/{pixel_token}"), format!("/t/o/{token}"), "/t/c/x".to_owned()]
+        {
+            let answer = self.stack.api("").get(&path).await?;
+            assert_eq!(answer.status.as_u16(), 404, "{path}");
+        }
+        assert!(!self.stack.logs()?.contains(token), "a token in the logs");
+        Ok(())
+    }
+
+    /// The database goes away: readers notice nothing, and what they did is written down when it is back.
+    async fn check_without_database(&self) -> Result<()> {
+        let (id, mail) = self.mail("marketing").await?;
+        let body = html_of(&mail)?;
+        let click = between(&body, "<a href=\"", "\"").context("a link")?.to_owned();
+        let sql = self.stack.sql().await?;
+        sql.batch_execute("BEGIN; LOCK TABLE provider_events").await?;
+        // A reader that waited for the table would wait for ever.
+        let reader = self.client.get(self.at(&click)).send();
+        let answer = tokio::time::timeout(SOON, reader).await.context("the reader waits")??;
+        assert_eq!(answer.status().as_u16(), 302);
+        sql.batch_execute("ROLLBACK").await?;
+        until_engaged(&self.stack.producer(), &id, "clicked").await
+    }
+}
+
 #[tokio::test]
 async fn tracked_mails_tell_of_opening_and_clicks_and_others_go_out_as_they_are() -> Result<()> {
-    let sink = SmtpSink::start_local().await?;
-    let port = sink.address().port().to_string();
-    let own = xtask::servers::ports::find_free()?.to_string();
-    let base = format!("http://127.0.0.1:{own}");
-    let settings = [
-        ("EMAIL_BACKEND", "smtp"),
-        ("SMTP_HOST", "127.0.0.1"),
-        ("SMTP_PORT", port.as_str()),
-        ("EMAIL_FROM", "us@example.com"),
-        ("TRACK_OPENS", "marketing"),
-        ("TRACK_CLICKS", "marketing, news"),
-        ("PUBLIC_URL", base.as_str()),
-    ];
-    let stack = Stack::patient(&settings).await?;
-    let api = stack.producer();
-    let html = "<html><body><a href=\"https://shop.example/a?b=1&amp;c=2\">x</a> <a href=\"mailto:us@example.com\">y</a> \
-        <a href=\"https://shop.example/unsubscribe?u=1\">z</a></body></html>";
-    let mail = |category: &str| {
-        json!({"channel": "email", "recipient": format!("{category}@example.com"), "subject": "Hi", "category": category,
-            "message": "See https://shop.example/a", "html": html})
-    };
-    let (tracked, _) = sent(&api, &mail("marketing")).await?;
-    sent(&api, &mail("billing")).await?;
-    sink.wait_for(2, SOON).await?;
-    let text_to = |to: &str| sink.mails_to(to).first().map(|mail| mail.text()).context("a mail");
-    assert_eq!(html_of(&text_to("billing@example.com")?)?, html, "untracked mails are left alone");
-    let marketing = text_to("marketing@example.com")?;
+    let tracking = Tracking::start().await?;
+    let (tracked, marketing) = tracking.mail("marketing").await?;
+    let (_, billing) = tracking.mail("billing").await?;
+    assert_eq!(html_of(&billing)?, HTML, "untracked mails are left alone");
     assert!(marketing.contains("See https://shop.example/a"), "the text part stays: {marketing}");
     let body = html_of(&marketing)?;
     assert!(body.contains("mailto:us@example.com") && body.contains("https://shop.example/unsubscribe?u=1"), "{body}");
     let click = between(&body, "<a href=\"", "\"").context("a link")?.to_owned();
     let pixel = between(&body, "<img src=\"", "\"").context("a pixel")?.to_owned();
+    let base = &tracking.base;
     assert!(click.starts_with(&format!("{base}/t/c/")) && pixel.starts_with(&format!("{base}/t/o/")), "{body}");
-
-    // PUBLIC_URL may be a proxy; here the tokens are tried at the process itself.
-    let at = |url: &str| url.replace(&base, &format!("http://127.0.0.1:{}", stack.port("all").unwrap_or_default()));
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
-    for url in [&click, &pixel] {
-        let answer = client.head(at(url)).send().await?;
-        assert!(answer.status().as_u16() < 400, "{}", answer.status());
-    }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(stack.count("SELECT count(*) FROM provider_events").await?, 0, "a scanner's HEAD counts for nothing");
-    for _ in 0..2 {
-        let answer = client.get(at(&click)).send().await?;
-        assert_eq!(answer.status().as_u16(), 302);
-        assert_eq!(answer.headers()["location"], "https://shop.example/a?b=1&c=2");
-    }
-    until_engaged(&api, &tracked, "clicked").await?;
-    // A click shows that the mail was delivered.
-    api.wait_status(&tracked, "delivered").await?;
-    let answer = client.get(at(&pixel)).send().await?;
-    assert_eq!(answer.headers()["content-type"], "image/gif");
-    assert_eq!(answer.headers()["cache-control"], "no-store");
-    assert!(answer.bytes().await?.starts_with(b"GIF89a"));
-    until_engaged(&api, &tracked, "opened").await?;
-    assert_eq!(stack.count("SELECT count(*) FROM provider_events").await?, 2, "each once");
-
-    // A link that we did not write leads nowhere.
-    let token = click.rsplit('/').next().context("a token")?;
-    let (head, tail) = token.split_at(30);
-    let forged = format!("{head}{}{}", if tail.starts_with('A') { 'B' } else { 'A' }, &tail[1..]);
-    let pixel_token = pixel.rsplit('/').next().context("a token")?;
-    for path in [format!("/t/c/{forged}"), format!("/t/c/{pixel_token}"), format!("/t/o/{token}"), "/t/c/x".to_owned()]
-    {
-        let answer = stack.api("").get(&path).await?;
-        assert_eq!(answer.status.as_u16(), 404, "{path}");
-    }
-    assert!(!stack.logs()?.contains(token), "a token in the logs");
+    tracking.check_heads(&click, &pixel).await?;
+    tracking.check_reader(&tracked, &click, &pixel).await?;
+    tracking.check_forged(&click, &pixel).await?;
 
     // Clicks alone, for a category that asks for no more.
-    sent(&api, &mail("news")).await?;
-    let news = html_of(&text_to("news@example.com")?)?;
+    let (_, news) = tracking.mail("news").await?;
+    let news = html_of(&news)?;
     assert!(news.contains("/t/c/") && !news.contains("/t/o/"), "{news}");
-
-    // The database goes away: readers notice nothing, and what they did is written down when it is back.
-    let (later, _) = sent(&api, &mail("marketing")).await?;
-    let body = html_of(&sink.mails_to("marketing@example.com").last().context("a mail")?.text())?;
-    let click = between(&body, "<a href=\"", "\"").context("a link")?.to_owned();
-    let sql = stack.sql().await?;
-    sql.batch_execute("BEGIN; LOCK TABLE provider_events").await?;
-    // One who waited for the table would wait for ever.
-    let answer = tokio::time::timeout(SOON, client.get(at(&click)).send()).await.context("the reader waits")??;
-    assert_eq!(answer.status().as_u16(), 302);
-    sql.batch_execute("ROLLBACK").await?;
-    until_engaged(&api, &later, "clicked").await
+    tracking.check_without_database().await
 }

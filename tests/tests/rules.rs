@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use harness::{
-    Role, Stack, eventually,
+    Api, Role, Stack, eventually,
     rules::{change, event, inbox, keyed_event, person, rule, template, until_inbox},
 };
 use reqwest::Method;
@@ -23,82 +23,144 @@ fn ids(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
+/// The event of the seed, as printed.
+fn printed() -> Value {
+    json!({"eventType": "subscription.payment_failed", "userId": "user-123",
+        "data": {"subscriptionId": "sub-123", "failureReason": "insufficient_funds"}})
+}
+
+/// Rules by what they have to do with the event of the seed, and the person that it is about.
+struct Scene {
+    stack: Stack,
+    admin: Api,
+    producer: Api,
+    exact: String,
+    below: String,
+    /// For people of a tier.
+    gold: String,
+    /// Its condition does not hold.
+    unmet: String,
+    /// Its template wants more than the event has.
+    broken: String,
+    off: String,
+    /// By mail too, an hour later.
+    mailed: String,
+}
+
+impl Scene {
+    async fn start() -> Result<Self> {
+        let stack = Stack::patient(&[]).await?;
+        let (admin, producer) = (stack.admin(), stack.producer());
+        template(&stack, "failed", "{{user.name}}: {{failureReason}} ({{event.type}})").await?;
+        template(&stack, "plain", "something happened to {{user.id}}").await?;
+        template(&stack, "broken", "{{not_there}}").await?;
+        person(&stack, "user-123", &json!({"name": "Ada", "attributes": {"tier": "gold"}})).await?;
+        let exact = rule(&admin, &in_app("subscription.payment_failed", "failed")).await?;
+        let below = rule(&admin, &in_app("subscription.*", "plain")).await?;
+        let gold = with(
+            in_app("*", "plain"),
+            json!({"conditions": [{"field": "user.attributes.tier", "op": "eq", "value": "gold"}]}),
+        );
+        let gold = rule(&admin, &gold).await?;
+        let unmet =
+            with(in_app("*", "plain"), json!({"conditions": [{"field": "data.amount", "op": "gt", "value": 1}]}));
+        let unmet = rule(&admin, &unmet).await?;
+        let broken = rule(&admin, &in_app("subscription.payment_failed", "broken")).await?;
+        let off = rule(&admin, &with(in_app("*", "plain"), json!({"active": false}))).await?;
+        let mailed = with(
+            in_app("subscription.payment_failed", "plain"),
+            json!({"channels": ["email", "in_app"], "delay_seconds": 3600}),
+        );
+        let mailed = rule(&admin, &mailed).await?;
+        Ok(Self { stack, admin, producer, exact, below, gold, unmet, broken, off, mailed })
+    }
+
+    /// The event of the seed is answered with its messages, and they arrive.
+    async fn check_event(&self) -> Result<()> {
+        let Self { stack, producer, exact, below, gold, broken, mailed, .. } = self;
+        let answer = producer.post("/api/events", &printed()).await?;
+        assert_eq!(answer.status.as_u16(), 202, "{}", answer.body);
+        assert_eq!(ids(&answer.body["matched_rules"]), [exact, below, gold, broken, mailed]);
+        let messages = answer.body["messages"].as_array().context("messages")?.clone();
+        let by: Vec<&str> = messages.iter().filter_map(|message| message["rule_id"].as_str()).collect();
+        assert_eq!(by, [exact, below, gold, mailed]);
+        assert_eq!(answer.body["errors"], json!([{"rule_id": broken, "field": "not_there", "message": "is missing"}]));
+        let statuses: Vec<&Value> = messages.iter().map(|message| &message["status"]).collect();
+        assert_eq!(statuses, ["queued", "queued", "queued", "scheduled"]);
+        assert_eq!(messages[3]["deliveries"].as_array().map(Vec::len), Some(2));
+        until_inbox(
+            producer,
+            "user-123",
+            &[
+                "Ada: insufficient_funds (subscription.payment_failed)",
+                "something happened to user-123",
+                "something happened to user-123",
+            ],
+        )
+        .await?;
+        let id = messages[0]["id"].as_str().context("id")?;
+        let message = producer.wait_status(id, "delivered").await?;
+        assert_eq!(
+            (&message["metadata"]["rule_id"], &message["deliveries"][0]["id"]),
+            (&json!(exact), &messages[0]["deliveries"][0]["id"])
+        );
+        let waiting = producer.message(messages[3]["id"].as_str().context("id")?).await?;
+        assert!(waiting["status"] == "scheduled" && waiting["scheduled_at"].is_string(), "{waiting}");
+        let logged = "SELECT count(*) FROM event_log WHERE user_id = 'user-123' AND cardinality(matched) = 5";
+        assert_eq!(stack.count(logged).await?, 1);
+        Ok(())
+    }
+
+    /// The dry run shows what would happen, and why, and stores nothing.
+    async fn check_dry_run(&self) -> Result<()> {
+        let Self { stack, producer, exact, below, gold, unmet, broken, off, mailed, .. } = self;
+        let dry = producer.post("/api/events/dry-run", &printed()).await?.ok()?;
+        assert_eq!(ids(&dry["matched_rules"]), [exact, below, gold, broken, mailed]);
+        let view = |id: &str| {
+            dry["rules"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|rule| rule["rule_id"] == id)
+                .cloned()
+                .unwrap_or_default()
+        };
+        assert_eq!(view(unmet)["condition"], json!({"index": 0, "field": "data.amount", "op": "gt", "value": 1}));
+        assert_eq!((&view(unmet)["because"], &view(off)["because"]), (&json!("condition"), &json!("inactive")));
+        assert_eq!(view(broken)["error"]["field"], "not_there");
+        let mail = &view(mailed)["channels"][0];
+        assert_eq!(
+            (&mail["channel"], &mail["addresses"], &mail["allowed"]),
+            (&json!("email"), &json!(0), &json!(true))
+        );
+        assert!(view(mailed)["scheduled_at"].is_string());
+        assert_eq!(view(below)["channels"][0]["content"]["message"], "something happened to user-123");
+        assert_eq!(stack.count("SELECT count(*) FROM event_log").await?, 1);
+        assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 4);
+        Ok(())
+    }
+
+    async fn check_metrics(&self) -> Result<()> {
+        let metrics =
+            reqwest::get(format!("http://127.0.0.1:{}/metrics", self.stack.port("all")?)).await?.text().await?;
+        for name in ["posthaste_events_total", "posthaste_rules_matched_total", "posthaste_rule_errors_total 1"] {
+            assert!(metrics.contains(name), "{name}");
+        }
+        Ok(())
+    }
+}
+
 #[tokio::test]
-async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_managed_by_admins_only() -> Result<()> {
-    let stack = Stack::patient(&[]).await?;
-    let (admin, producer) = (stack.admin(), stack.producer());
-    template(&stack, "failed", "{{user.name}}: {{failureReason}} ({{event.type}})").await?;
-    template(&stack, "plain", "something happened to {{user.id}}").await?;
-    template(&stack, "broken", "{{not_there}}").await?;
-    person(&stack, "user-123", &json!({"name": "Ada", "attributes": {"tier": "gold"}})).await?;
+async fn an_event_becomes_a_message_by_every_rule_that_matches() -> Result<()> {
+    let scene = Scene::start().await?;
+    scene.check_event().await?;
+    scene.check_dry_run().await?;
+    scene.check_metrics().await
+}
 
-    // The event of the seed, as printed.
-    let exact = rule(&admin, &in_app("subscription.payment_failed", "failed")).await?;
-    let below = rule(&admin, &in_app("subscription.*", "plain")).await?;
-    let gold = with(
-        in_app("*", "plain"),
-        json!({"conditions": [{"field": "user.attributes.tier", "op": "eq", "value": "gold"}]}),
-    );
-    let gold = rule(&admin, &gold).await?;
-    let unmet = with(in_app("*", "plain"), json!({"conditions": [{"field": "data.amount", "op": "gt", "value": 1}]}));
-    let unmet = rule(&admin, &unmet).await?;
-    let broken = rule(&admin, &in_app("subscription.payment_failed", "broken")).await?;
-    let off = rule(&admin, &with(in_app("*", "plain"), json!({"active": false}))).await?;
-    let mailed = with(
-        in_app("subscription.payment_failed", "plain"),
-        json!({"channels": ["email", "in_app"], "delay_seconds": 3600}),
-    );
-    let mailed = rule(&admin, &mailed).await?;
-    let printed = json!({"eventType": "subscription.payment_failed", "userId": "user-123",
-        "data": {"subscriptionId": "sub-123", "failureReason": "insufficient_funds"}});
-    let answer = producer.post("/api/events", &printed).await?;
-    assert_eq!(answer.status.as_u16(), 202, "{}", answer.body);
-    assert_eq!(ids(&answer.body["matched_rules"]), [&exact, &below, &gold, &broken, &mailed]);
-    let messages = answer.body["messages"].as_array().context("messages")?.clone();
-    let by: Vec<&str> = messages.iter().filter_map(|message| message["rule_id"].as_str()).collect();
-    assert_eq!(by, [&exact, &below, &gold, &mailed]);
-    assert_eq!(answer.body["errors"], json!([{"rule_id": broken, "field": "not_there", "message": "is missing"}]));
-    let statuses: Vec<&Value> = messages.iter().map(|message| &message["status"]).collect();
-    assert_eq!(statuses, ["queued", "queued", "queued", "scheduled"]);
-    assert_eq!(messages[3]["deliveries"].as_array().map(Vec::len), Some(2));
-    until_inbox(
-        &producer,
-        "user-123",
-        &[
-            "Ada: insufficient_funds (subscription.payment_failed)",
-            "something happened to user-123",
-            "something happened to user-123",
-        ],
-    )
-    .await?;
-    let id = messages[0]["id"].as_str().context("id")?;
-    let message = producer.wait_status(id, "delivered").await?;
-    assert_eq!(
-        (&message["metadata"]["rule_id"], &message["deliveries"][0]["id"]),
-        (&json!(exact), &messages[0]["deliveries"][0]["id"])
-    );
-    let waiting = producer.message(messages[3]["id"].as_str().context("id")?).await?;
-    assert!(waiting["status"] == "scheduled" && waiting["scheduled_at"].is_string(), "{waiting}");
-    let logged = "SELECT count(*) FROM event_log WHERE user_id = 'user-123' AND cardinality(matched) = 5";
-    assert_eq!(stack.count(logged).await?, 1);
-
-    // The dry run shows what would happen, and why, and stores nothing.
-    let dry = producer.post("/api/events/dry-run", &printed).await?.ok()?;
-    assert_eq!(ids(&dry["matched_rules"]), [&exact, &below, &gold, &broken, &mailed]);
-    let verdict = |id: &str| {
-        dry["rules"].as_array().into_iter().flatten().find(|rule| rule["rule_id"] == id).cloned().unwrap_or_default()
-    };
-    assert_eq!(verdict(&unmet)["condition"], json!({"index": 0, "field": "data.amount", "op": "gt", "value": 1}));
-    assert_eq!((&verdict(&unmet)["because"], &verdict(&off)["because"]), (&json!("condition"), &json!("inactive")));
-    assert_eq!(verdict(&broken)["error"]["field"], "not_there");
-    let mail = &verdict(&mailed)["channels"][0];
-    assert_eq!((&mail["channel"], &mail["addresses"], &mail["allowed"]), (&json!("email"), &json!(0), &json!(true)));
-    assert!(verdict(&mailed)["scheduled_at"].is_string());
-    assert_eq!(verdict(&below)["channels"][0]["content"]["message"], "something happened to user-123");
-    assert_eq!(stack.count("SELECT count(*) FROM event_log").await?, 1);
-    assert_eq!(stack.count("SELECT count(*) FROM messages").await?, 4);
-
-    // An event without a matching rule is stored. One of an unknown person is sent too, where there is an address.
+#[tokio::test]
+async fn an_event_without_a_rule_is_stored_and_a_stranger_gets_what_needs_no_address() -> Result<()> {
+    let Scene { stack, admin, producer, .. } = Scene::start().await?;
     let quiet = rule(&admin, &in_app("order.paid", "plain")).await?;
     let heard = event(&producer, "order.paid", "stranger", json!({})).await?;
     assert_eq!(ids(&heard["matched_rules"]), [&quiet]);
@@ -110,6 +172,16 @@ async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_man
     let mail = event(&producer, "mail.only", "stranger", json!({})).await?;
     let failed = producer.wait_status(mail["messages"][0]["id"].as_str().context("id")?, "failed").await?;
     assert_eq!(failed["deliveries"][0]["reason"], "no_address");
+    assert_eq!(stack.count("SELECT count(*) FROM event_log WHERE user_id = 'stranger'").await?, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rules_are_changed_listed_and_deleted_by_admins_of_their_tenant_only() -> Result<()> {
+    let Scene { stack, admin, producer, exact, below, gold, mailed, .. } = Scene::start().await?;
+    let quiet = rule(&admin, &in_app("order.paid", "plain")).await?;
+    let heard = event(&producer, "order.paid", "stranger", json!({})).await?;
+    assert_eq!(ids(&heard["matched_rules"]), [&quiet]);
 
     // A change holds for the next event; a list, a page, and what is not given stays.
     let changed = change(&admin, &quiet, &json!({"active": false})).await?;
@@ -130,12 +202,18 @@ async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_man
     let other = stack.api(&stack.create_key("globex", "admin")?);
     assert_eq!(other.get(&format!("/api/rules/{exact}")).await?.status.as_u16(), 404);
     assert_eq!(other.get("/api/rules").await?.ok()?["rules"], json!([]));
-    assert_eq!(other.post("/api/events", &printed).await?.ok()?["matched_rules"], json!([]));
+    assert_eq!(other.post("/api/events", &printed()).await?.ok()?["matched_rules"], json!([]));
     for (method, path) in [(Method::POST, "/api/rules".to_owned()), (Method::DELETE, format!("/api/rules/{exact}"))] {
         assert_eq!(producer.request(method, &path, &[], Some(b"{}".to_vec())).await?.status.as_u16(), 403);
     }
+    Ok(())
+}
 
-    // Faults are named, and an event that is refused is not written down.
+#[tokio::test]
+async fn faults_of_rules_and_events_are_named_and_an_event_that_is_refused_is_not_stored() -> Result<()> {
+    let stack = Stack::start().await?;
+    let (admin, producer) = (stack.admin(), stack.producer());
+    template(&stack, "plain", "something happened to {{user.id}}").await?;
     let unknown = admin.post("/api/rules", &in_app("x", "nobody_wrote_it")).await?;
     assert_eq!((unknown.status.as_u16(), unknown.fields()), (400, vec!["template_name".to_owned()]));
     let empty = admin.post("/api/rules", &json!({})).await?;
@@ -158,10 +236,6 @@ async fn an_event_becomes_a_message_by_every_rule_that_matches_and_rules_are_man
         );
     }
     assert_eq!(stack.count("SELECT count(*) FROM event_log").await?, events);
-    let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", stack.port("all")?)).await?.text().await?;
-    for name in ["posthaste_events_total", "posthaste_rules_matched_total", "posthaste_rule_errors_total 1"] {
-        assert!(metrics.contains(name), "{name}");
-    }
     Ok(())
 }
 

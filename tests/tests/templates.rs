@@ -116,22 +116,6 @@ async fn what_a_template_says_is_pinned_when_it_is_accepted_and_arrives_as_print
         1
     );
 
-    // Missing variables are named: the declared ones and the used ones.
-    let mut less = send_printed();
-    less["template_vars"] = json!({"order_id": "1"});
-    let (fields, said) = refused(&producer, "/api/notifications/send-template", &less).await?;
-    assert_eq!(fields, ["template_vars.customer_name", "template_vars.amount"]);
-    assert!(said.contains("variable `amount` is missing"), "{said}");
-    let mut other = send_printed();
-    other["template_name"] = json!("nobody");
-    assert_eq!(refused(&producer, "/api/notifications/send-template", &other).await?.0, ["template_name"]);
-    let mut own = send_printed();
-    own["message"] = json!("m");
-    assert_eq!(refused(&producer, "/api/notifications/send-template", &own).await?.0, ["message"]);
-    let mut nowhere = send_printed();
-    nowhere["channel"] = json!("fax");
-    assert_eq!(refused(&producer, "/api/notifications/send-template", &nowhere).await?.0, ["channel"]);
-
     // A waiting message keeps the version it was accepted with.
     let mut later = send_printed();
     later["scheduled_at"] = json!((domain::clock::now() + chrono::TimeDelta::days(1)).to_rfc3339());
@@ -155,21 +139,37 @@ async fn what_a_template_says_is_pinned_when_it_is_accepted_and_arrives_as_print
 }
 
 #[tokio::test]
-async fn templates_are_versioned_previewed_and_refused_by_place_and_line() -> Result<()> {
-    let stack = Stack::start().await?;
-    let (admin, producer) = (stack.admin(), stack.producer());
-    let order = make(&admin, &order_confirmation()).await?;
-    assert_eq!(admin.post(TEMPLATES, &order_confirmation()).await?.status, StatusCode::CONFLICT);
-    let per_channel = json!({"name": "task", "in_app": {"title": "{{title}}", "body": "{{message}}"},
-        "email": {"subject": "⏰ {{title}}", "text_body": "Hi {{username}},\n\n{{message}}", "html_body": "<b>{{title}}</b>"},
-        "push": {"title": "{{title}}", "body": "{{message}}"}, "sms": {"body": "{{message}}"}});
-    let task = make(&admin, &per_channel).await?;
-    let shown = producer.get(&task).await?.ok()?;
-    for channel in ["in_app", "email", "push", "sms"] {
-        assert_eq!(shown[channel], per_channel[channel]);
-    }
+async fn a_request_by_a_template_names_its_missing_variables_and_wrong_fields() -> Result<()> {
+    let (stack, _mail) = with_mail().await?;
+    let producer = stack.producer();
+    make(&stack.admin(), &order_confirmation()).await?;
+    // Missing variables are named: the declared ones and the used ones.
+    let mut less = send_printed();
+    less["template_vars"] = json!({"order_id": "1"});
+    let (fields, said) = refused(&producer, "/api/notifications/send-template", &less).await?;
+    assert_eq!(fields, ["template_vars.customer_name", "template_vars.amount"]);
+    assert!(said.contains("variable `amount` is missing"), "{said}");
+    let mut other = send_printed();
+    other["template_name"] = json!("nobody");
+    assert_eq!(refused(&producer, "/api/notifications/send-template", &other).await?.0, ["template_name"]);
+    let mut own = send_printed();
+    own["message"] = json!("m");
+    assert_eq!(refused(&producer, "/api/notifications/send-template", &own).await?.0, ["message"]);
+    let mut nowhere = send_printed();
+    nowhere["channel"] = json!("fax");
+    assert_eq!(refused(&producer, "/api/notifications/send-template", &nowhere).await?.0, ["channel"]);
+    Ok(())
+}
 
-    // Previews in the words of the body.
+/// A template with a text for each channel.
+fn per_channel() -> Value {
+    json!({"name": "task", "in_app": {"title": "{{title}}", "body": "{{message}}"},
+        "email": {"subject": "⏰ {{title}}", "text_body": "Hi {{username}},\n\n{{message}}", "html_body": "<b>{{title}}</b>"},
+        "push": {"title": "{{title}}", "body": "{{message}}"}, "sms": {"body": "{{message}}"}})
+}
+
+/// Previews in the words of the body.
+async fn check_previews(admin: &Api, order: &str, task: &str) -> Result<()> {
     let vars = json!({"template_vars": {"customer_name": "A & <B>", "order_id": 7.0, "amount": "99.99"}});
     let said = admin.post(&format!("{order}/preview"), &vars).await?.ok()?;
     assert_eq!(said["body"], "Hello A & <B>,\n\nYour order #7 for $99.99 has been confirmed!");
@@ -185,13 +185,37 @@ async fn templates_are_versioned_previewed_and_refused_by_place_and_line() -> Re
     let said = admin.post(&format!("{task}/preview"), &json!({"template_vars": vars, "channel": "sms"})).await?.ok()?;
     assert_eq!(said, json!({"sms": {"body": "m"}}));
     assert_eq!(
-        refused(&admin, &format!("{task}/preview"), &json!({"template_vars": vars, "channel": "webhook"})).await?.0,
+        refused(admin, &format!("{task}/preview"), &json!({"template_vars": vars, "channel": "webhook"})).await?.0,
         ["channel"]
     );
     let (fields, said) =
-        refused(&admin, &format!("{order}/preview"), &json!({"template_vars": {"order_id": 1, "amount": 1}})).await?;
+        refused(admin, &format!("{order}/preview"), &json!({"template_vars": {"order_id": 1, "amount": 1}})).await?;
     assert_eq!(fields, ["template_vars.customer_name"]);
     assert!(said.contains("customer_name"), "{said}");
+    Ok(())
+}
+
+/// Makes a template and another that includes it; their paths.
+async fn make_including(admin: &Api) -> Result<(String, String)> {
+    let foot = make(admin, &json!({"name": "foot", "body": "Bye, {{n}}"})).await?;
+    let page = make(admin, &json!({"name": "page", "body": "Hi. {{> foot}}"})).await?;
+    Ok((foot, page))
+}
+
+#[tokio::test]
+async fn templates_are_versioned_previewed_and_refused_by_place_and_line() -> Result<()> {
+    let stack = Stack::start().await?;
+    let (admin, producer) = (stack.admin(), stack.producer());
+    let order = make(&admin, &order_confirmation()).await?;
+    assert_eq!(admin.post(TEMPLATES, &order_confirmation()).await?.status, StatusCode::CONFLICT);
+    let per_channel = per_channel();
+    let task = make(&admin, &per_channel).await?;
+    let shown = producer.get(&task).await?.ok()?;
+    for channel in ["in_app", "email", "push", "sms"] {
+        assert_eq!(shown[channel], per_channel[channel]);
+    }
+
+    check_previews(&admin, &order, &task).await?;
 
     // Versions.
     put(&admin, &order, &json!({"body": "Short {{ order_id }}", "html_body": null, "variables": []})).await?.ok()?;
@@ -224,8 +248,15 @@ async fn templates_are_versioned_previewed_and_refused_by_place_and_line() -> Re
         assert_eq!(fields, [field], "{said}");
         assert!(said.contains(says), "{said}");
     }
-    let foot = make(&admin, &json!({"name": "foot", "body": "Bye, {{n}}"})).await?;
-    let page = make(&admin, &json!({"name": "page", "body": "Hi. {{> foot}}"})).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_included_template_stays_and_closes_no_circle() -> Result<()> {
+    let stack = Stack::start().await?;
+    let admin = stack.admin();
+    make(&admin, &per_channel()).await?;
+    let (foot, page) = make_including(&admin).await?;
     assert_eq!(
         admin.post(&format!("{page}/preview"), &json!({"template_vars": {"n": "B&B"}})).await?.ok()?["body"],
         "Hi. Bye, B&B"
@@ -244,8 +275,16 @@ async fn templates_are_versioned_previewed_and_refused_by_place_and_line() -> Re
     admin.wait_status(&text(&sent.body, "id")?, "delivered").await?;
     let inbox = admin.get("/api/notifications").await?.ok()?;
     assert_eq!(inbox["notifications"][0]["message"], "Hi. Bye, you", "{inbox}");
+    Ok(())
+}
 
-    // Roles, and other tenants.
+#[tokio::test]
+async fn templates_belong_to_the_admins_of_their_tenant() -> Result<()> {
+    let stack = Stack::start().await?;
+    let (admin, producer) = (stack.admin(), stack.producer());
+    make(&admin, &order_confirmation()).await?;
+    make(&admin, &per_channel()).await?;
+    let (_, page) = make_including(&admin).await?;
     assert_eq!(producer.post(TEMPLATES, &json!({"name": "y", "body": "b"})).await?.status, StatusCode::FORBIDDEN);
     let listed = producer.get(TEMPLATES).await?.ok()?;
     let names: Vec<_> =
@@ -292,9 +331,20 @@ fn templates_printed() -> Value {
     }}})
 }
 
+fn digest() -> Value {
+    json!({"id": "digest", "label": "Digest", "category": "news", "class": "marketing", "channels": ["email"], "default_enabled": false})
+}
+
+/// Makes a type for advertising that is off unless a person wants it, and an essential category.
+async fn make_classes(admin: &Api) -> Result<()> {
+    admin.post(TYPES, &digest()).await?.ok()?;
+    admin.post(TYPES, &json!({"categories": [{"id": "billing", "class": "essential"}]})).await?.ok()?;
+    Ok(())
+}
+
 #[tokio::test]
-async fn types_are_imported_as_printed_and_decide_where_a_notification_goes_and_what_it_says() -> Result<()> {
-    let (stack, mail) = with_mail().await?;
+async fn types_are_imported_as_printed_or_not_at_all() -> Result<()> {
+    let stack = Stack::start().await?;
     let (admin, producer) = (stack.admin(), stack.producer());
     let made = admin.post(TYPES, &types_printed()).await?;
     assert_eq!(made.status, StatusCode::CREATED);
@@ -314,9 +364,7 @@ async fn types_are_imported_as_printed_and_decide_where_a_notification_goes_and_
             );
         }
     }
-    let digest = json!({"id": "digest", "label": "Digest", "category": "news", "class": "marketing", "channels": ["email"], "default_enabled": false});
-    admin.post(TYPES, &digest).await?.ok()?;
-    admin.post(TYPES, &json!({"categories": [{"id": "billing", "class": "essential"}]})).await?.ok()?;
+    make_classes(&admin).await?;
     let listed = producer.get(TYPES).await?.ok()?;
     let types: Vec<_> = listed["types"]
         .as_array()
@@ -338,9 +386,26 @@ async fn types_are_imported_as_printed_and_decide_where_a_notification_goes_and_
     let faulty = json!({"types": [{"id": "fine"}], "templates": {"t": {"email": {"subject": "{{#if"}}}});
     assert_eq!(refused(&admin, TYPES, &faulty).await?.0, ["templates.t.email.subject"]);
     assert!(!producer.get(TYPES).await?.ok()?["types"].to_string().contains("fine"));
-    assert_eq!(producer.post(TYPES, &digest).await?.status, StatusCode::FORBIDDEN);
+    assert_eq!(producer.post(TYPES, &digest()).await?.status, StatusCode::FORBIDDEN);
 
-    // A notification of a type, in the words of its template, where the person can be reached.
+    assert_eq!(
+        admin.request(Method::DELETE, &format!("{TYPES}/digest"), &[], None).await?.status,
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(
+        admin.request(Method::DELETE, &format!("{TYPES}/digest"), &[], None).await?.status,
+        StatusCode::NOT_FOUND
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_type_decides_where_a_notification_goes_and_what_it_says() -> Result<()> {
+    let (stack, mail) = with_mail().await?;
+    let (admin, producer) = (stack.admin(), stack.producer());
+    for body in [types_printed(), templates_printed()] {
+        admin.post(TYPES, &body).await?.ok()?;
+    }
     let sql = stack.sql().await?;
     sql.batch_execute(
         r#"INSERT INTO users (tenant_id, user_id, profile) VALUES (1, 'user_123', '{"email": "ada@example.com", "name": "Ada"}')"#,
@@ -399,8 +464,14 @@ async fn types_are_imported_as_printed_and_decide_where_a_notification_goes_and_
         refused(&producer, "/api/notifications", &empty).await?.0,
         ["notification_type", "title", "message", "channels[0]"]
     );
+    Ok(())
+}
 
-    // A type or category in other submissions is completed, and pinned.
+#[tokio::test]
+async fn a_type_or_category_of_other_submissions_is_completed_and_pinned() -> Result<()> {
+    let stack = Stack::patient(&[]).await?;
+    let producer = stack.producer();
+    make_classes(&stack.admin()).await?;
     let of_type =
         producer.send(&json!({"channel": "in_app", "recipient": "ada", "message": "m", "type": "digest"})).await?;
     let stored = content(&stack, &of_type).await?;
@@ -414,14 +485,5 @@ async fn types_are_imported_as_printed_and_decide_where_a_notification_goes_and_
     let plain =
         producer.send(&json!({"channel": "in_app", "recipient": "ada", "message": "m", "category": "other"})).await?;
     assert_eq!(content(&stack, &plain).await?.get("class"), None);
-
-    assert_eq!(
-        admin.request(Method::DELETE, &format!("{TYPES}/digest"), &[], None).await?.status,
-        StatusCode::NO_CONTENT
-    );
-    assert_eq!(
-        admin.request(Method::DELETE, &format!("{TYPES}/digest"), &[], None).await?.status,
-        StatusCode::NOT_FOUND
-    );
     Ok(())
 }

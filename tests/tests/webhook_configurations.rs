@@ -8,7 +8,11 @@ use aws_lc_rs::{
     signature::{ED25519, UnparsedPublicKey},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{Api, HttpSink, Reply, Stack, api::SOON, eventually};
+use harness::{
+    Api, HttpSink, Reply, Stack,
+    api::{Answer, SOON},
+    eventually,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use xtask::sinks::http::Request;
@@ -285,110 +289,163 @@ async fn what_happens_is_reported_once_to_whoever_wants_it_and_nothing_is_report
     scene.check_erasure(&ended).await
 }
 
+/// Counts events that are held.
+const HELD: &str = "SELECT count(*) FROM webhook_events WHERE NOT pending AND carrier IS NULL";
+
+/// A configuration whose receiver is gone at the second call, and one that is told of it.
+struct Gone {
+    stack: Stack,
+    sink: HttpSink,
+    admin: Api,
+    producer: Api,
+    /// The path of the configuration.
+    path: String,
+    /// The answer that made it.
+    made: Value,
+}
+
+impl Gone {
+    async fn start() -> Result<Self> {
+        let stack = Stack::patient(&[("WEBHOOK_DISABLE_AFTER_MS", "1500")]).await?;
+        let (sink, admin, producer) = (HttpSink::start_local().await?, stack.admin(), stack.producer());
+        sink.reply_to("/gone", Reply::Sequence(vec![Reply::ok(), Reply::status(410), Reply::ok()]));
+        let gone = json!({"name": "gone", "url": sink.url("/gone"), "events": ["message.delivered"]});
+        let (path, made) = configure(&admin, gone).await?;
+        configure(&admin, json!({"name": "watch", "url": sink.url("/watch"), "events": ["endpoint.disabled"]})).await?;
+        Ok(Self { stack, sink, admin, producer, path, made })
+    }
+
+    /// Causes an event; the id of its message.
+    async fn send(&self) -> Result<String> {
+        let id = self.producer.send(&json!({"channel": "in_app", "recipient": "ada", "message": "m"})).await?;
+        self.producer.wait_status(&id, "delivered").await.map(|_| id)
+    }
+
+    /// Causes an event; the request that reports it, which is the `count`-th.
+    async fn report(&self, count: usize) -> Result<std::sync::Arc<Request>> {
+        self.send().await?;
+        until_counts(&self.sink, "/gone", &[("message.delivered", count), ("test", 1)]).await?;
+        self.sink.requests_to("/gone").last().cloned().context("one came")
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Answer> {
+        self.admin.post(&format!("{}/{path}", self.path), body).await
+    }
+
+    async fn until_held(&self, count: i64) -> Result<()> {
+        let what = format!("{count} events are held");
+        eventually(&what, SOON, || async { (self.stack.count(HELD).await.ok()? == count).then_some(()) }).await
+    }
+
+    /// The receiver goes with the second event; the id of the first message.
+    async fn is_switched_off(&self) -> Result<String> {
+        let Self { stack, sink, admin, .. } = self;
+        let first = self.send().await?;
+        until_counts(sink, "/gone", &[("message.delivered", 1)]).await?;
+        self.send().await?;
+        until_counts(sink, "/watch", &[("endpoint.disabled", 1)]).await?;
+        let told = &events(sink, "/watch")[0].1;
+        assert_eq!((&told["configuration_id"], &told["reason"]), (&self.made["id"], &json!("gone")));
+        let shown = admin.get(&self.path).await?.ok()?;
+        assert_eq!((&shown["active"], &shown["disabled_reason"]), (&json!(false), &json!("gone")));
+        assert!(shown["disabled_at"].is_string() && shown["secret"].is_null(), "{shown}");
+        eventually("the log says so", SOON, || async {
+            stack.logs().ok().filter(|logs| logs.contains("a webhook configuration was switched off"))
+        })
+        .await?;
+        Ok(first)
+    }
+
+    /// An event is held, not sent, until it is replayed; a test goes through all the same.
+    async fn holds_and_replays(&self, replay: &Value) -> Result<()> {
+        let Self { sink, admin, .. } = self;
+        let held = self.send().await?;
+        self.until_held(1).await?;
+        let answer = self.post("test", &json!({})).await?;
+        assert_eq!(answer.status.as_u16(), 202, "{}", answer.body);
+        self.producer.wait_status(&text(&answer.body, "id")?, "delivered").await?;
+        until_counts(sink, "/gone", &[("message.delivered", 2), ("test", 1)]).await?;
+        assert_eq!(self.post("replay", replay).await?.status.as_u16(), 409, "it is off");
+
+        assert_eq!(put(admin, &self.path, json!({"active": true})).await?["disabled_at"], Value::Null);
+        let answer = self.post("replay", replay).await?;
+        assert_eq!((answer.status.as_u16(), &answer.body["matched"]), (202, &json!(1)), "{}", answer.body);
+        until_counts(sink, "/gone", &[("message.delivered", 3), ("test", 1)]).await?;
+        let last = sink.requests_to("/gone").last().context("it was replayed")?.json()?;
+        assert_eq!(last["data"]["message_id"], json!(held));
+        Ok(())
+    }
+
+    /// One event by its webhook, those that failed, and all of them.
+    async fn replays_by_filter(&self, first: &str) -> Result<()> {
+        let Self { stack, sink, .. } = self;
+        let first_webhook = sink.requests_to("/gone")[0].header("webhook-id").unwrap_or_default().to_owned();
+        for (body, matched) in [
+            (json!({"ids": [first_webhook]}), 1),
+            (json!({"since": "2026-01-01T00:00:00Z", "status": "failed"}), 1),
+            (json!({"since": "2026-01-01T00:00:00Z"}), 3),
+            (json!({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}), 0),
+        ] {
+            let answer = self.post("replay", &body).await?.ok()?;
+            assert_eq!(answer["matched"], json!(matched), "{body}");
+            until_quiet(stack).await?;
+        }
+        until_counts(sink, "/gone", &[("message.delivered", 8), ("test", 1)]).await?;
+        let ids: Vec<Value> = events(sink, "/gone").into_iter().map(|(_, data)| data["message_id"].clone()).collect();
+        assert_eq!(ids.iter().filter(|id| **id == json!(first)).count(), 3, "sent, replayed alone, replayed with all");
+        let lost = json!({"since": "2026-01-01T00:00:00Z", "status": "lost"});
+        for (field, body) in [("since", json!({})), ("status", lost)] {
+            assert_eq!(self.post("replay", &body).await?.fields(), [field]);
+        }
+        Ok(())
+    }
+
+    /// Another secret: at once, beside the former one unless that is unwanted.
+    async fn takes_another_secret(&self) -> Result<()> {
+        let former = text(&self.made, "secret")?;
+        let regenerate = async |body: Value| text(&self.post("regenerate-secret", &body).await?.ok()?, "secret");
+        let second = regenerate(json!({})).await?;
+        let request = self.report(9).await?;
+        assert!(second != former && is_signed(&request, &second) && is_signed(&request, &former));
+        let third = regenerate(json!({"grace_period_seconds": 0})).await?;
+        let request = self.report(10).await?;
+        assert!(is_signed(&request, &third) && !is_signed(&request, &second) && !is_signed(&request, &former));
+        let bad = self.post("regenerate-secret", &json!({"grace_period_seconds": -1})).await?;
+        assert_eq!(bad.fields(), ["grace_period_seconds"]);
+        Ok(())
+    }
+
+    /// Nothing but failures, for too long: waiting events are taken back and held.
+    async fn is_switched_off_for_failing(&self, replay: &Value) -> Result<()> {
+        let Self { stack, sink, admin, .. } = self;
+        sink.reply_to("/gone", Reply::status(503));
+        self.send().await?;
+        until_counts(sink, "/watch", &[("endpoint.disabled", 2)]).await?;
+        assert_eq!(events(sink, "/watch")[1].1["reason"], "failing");
+        self.until_held(1).await?;
+        let cancelled = "SELECT count(*) FROM deliveries WHERE state = 'cancelled'";
+        eventually("it is taken back", SOON, || async { (stack.count(cancelled).await.ok()? == 1).then_some(()) })
+            .await?;
+        sink.reply_to("/gone", Reply::ok());
+        put(admin, &self.path, json!({"active": true})).await?;
+        self.post("replay", replay).await?.ok()?;
+        // A replay begins a moment after it was asked for.
+        self.until_held(0).await?;
+        until_quiet(stack).await?;
+        assert_eq!(stack.count(HELD).await?, 0, "sent after all");
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn whoever_is_gone_is_switched_off_and_what_happens_meanwhile_is_held_until_it_is_replayed() -> Result<()> {
-    let stack = Stack::patient(&[("WEBHOOK_DISABLE_AFTER_MS", "1500")]).await?;
-    let (sink, admin, producer) = (HttpSink::start_local().await?, stack.admin(), stack.producer());
-    let note = json!({"channel": "in_app", "recipient": "ada", "message": "m"});
-    let send = || async {
-        let id = producer.send(&note).await?;
-        producer.wait_status(&id, "delivered").await.map(|_| id)
-    };
-    sink.reply_to("/gone", Reply::Sequence(vec![Reply::ok(), Reply::status(410), Reply::ok()]));
-    let (gone, made) =
-        configure(&admin, json!({"name": "gone", "url": sink.url("/gone"), "events": ["message.delivered"]})).await?;
-    configure(&admin, json!({"name": "watch", "url": sink.url("/watch"), "events": ["endpoint.disabled"]})).await?;
-    let first = send().await?;
-    until_counts(&sink, "/gone", &[("message.delivered", 1)]).await?;
-    send().await?;
-    until_counts(&sink, "/watch", &[("endpoint.disabled", 1)]).await?;
-    let told = &events(&sink, "/watch")[0].1;
-    assert_eq!((&told["configuration_id"], &told["reason"]), (&made["id"], &json!("gone")));
-    let shown = admin.get(&gone).await?.ok()?;
-    assert_eq!((&shown["active"], &shown["disabled_reason"]), (&json!(false), &json!("gone")));
-    assert!(shown["disabled_at"].is_string() && shown["secret"].is_null(), "{shown}");
-    eventually("the log says so", SOON, || async {
-        stack.logs().ok().filter(|logs| logs.contains("a webhook configuration was switched off"))
-    })
-    .await?;
-
-    // Held, not sent; a test goes through all the same.
-    let held = send().await?;
-    let waiting = "SELECT count(*) FROM webhook_events WHERE NOT pending AND carrier IS NULL";
-    eventually("the event is held", SOON, || async { (stack.count(waiting).await.ok()? == 1).then_some(()) }).await?;
-    let answer = admin.post(&format!("{gone}/test"), &json!({})).await?;
-    assert_eq!(answer.status.as_u16(), 202, "{}", answer.body);
-    producer.wait_status(&text(&answer.body, "id")?, "delivered").await?;
-    until_counts(&sink, "/gone", &[("message.delivered", 2), ("test", 1)]).await?;
+    let gone = Gone::start().await?;
+    let first = gone.is_switched_off().await?;
     let replay = json!({"since": "2026-01-01T00:00:00Z", "status": "held"});
-    assert_eq!(admin.post(&format!("{gone}/replay"), &replay).await?.status.as_u16(), 409, "it is off");
-
-    assert_eq!(put(&admin, &gone, json!({"active": true})).await?["disabled_at"], Value::Null);
-    let answer = admin.post(&format!("{gone}/replay"), &replay).await?;
-    assert_eq!((answer.status.as_u16(), &answer.body["matched"]), (202, &json!(1)), "{}", answer.body);
-    until_counts(&sink, "/gone", &[("message.delivered", 3), ("test", 1)]).await?;
-    let last = sink.requests_to("/gone").last().context("it was replayed")?.json()?;
-    assert_eq!(last["data"]["message_id"], json!(held));
-    // One by its webhook, those that failed, and all of them.
-    let first_webhook = sink.requests_to("/gone")[0].header("webhook-id").unwrap_or_default().to_owned();
-    for (body, matched) in [
-        (json!({"ids": [first_webhook]}), 1),
-        (json!({"since": "2026-01-01T00:00:00Z", "status": "failed"}), 1),
-        (json!({"since": "2026-01-01T00:00:00Z"}), 3),
-        (json!({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}), 0),
-    ] {
-        let answer = admin.post(&format!("{gone}/replay"), &body).await?.ok()?;
-        assert_eq!(answer["matched"], json!(matched), "{body}");
-        until_quiet(&stack).await?;
-    }
-    until_counts(&sink, "/gone", &[("message.delivered", 8), ("test", 1)]).await?;
-    let ids: Vec<Value> = events(&sink, "/gone").into_iter().map(|(_, data)| data["message_id"].clone()).collect();
-    assert_eq!(ids.iter().filter(|id| **id == json!(first)).count(), 3, "sent, replayed alone, replayed with all");
-    for (field, body) in [("since", json!({})), ("status", json!({"since": "2026-01-01T00:00:00Z", "status": "lost"}))]
-    {
-        assert_eq!(admin.post(&format!("{gone}/replay"), &body).await?.fields(), [field]);
-    }
-
-    // Another secret: at once, beside the former one unless that is unwanted.
-    let former = text(&made, "secret")?;
-    let regenerate = |body: Value| {
-        let (admin, path) = (&admin, format!("{gone}/regenerate-secret"));
-        async move { text(&admin.post(&path, &body).await?.ok()?, "secret") }
-    };
-    let next = |count| {
-        let (sink, send) = (&sink, &send);
-        async move {
-            send().await?;
-            until_counts(sink, "/gone", &[("message.delivered", count), ("test", 1)]).await?;
-            sink.requests_to("/gone").last().cloned().context("one came")
-        }
-    };
-    let second = regenerate(json!({})).await?;
-    let request = next(9).await?;
-    assert!(second != former && is_signed(&request, &second) && is_signed(&request, &former));
-    let third = regenerate(json!({"grace_period_seconds": 0})).await?;
-    let request = next(10).await?;
-    assert!(is_signed(&request, &third) && !is_signed(&request, &second) && !is_signed(&request, &former));
-    let bad = admin.post(&format!("{gone}/regenerate-secret"), &json!({"grace_period_seconds": -1})).await?;
-    assert_eq!(bad.fields(), ["grace_period_seconds"]);
-
-    // Nothing but failures, for too long: waiting events are taken back and held.
-    sink.reply_to("/gone", Reply::status(503));
-    send().await?;
-    until_counts(&sink, "/watch", &[("endpoint.disabled", 2)]).await?;
-    assert_eq!(events(&sink, "/watch")[1].1["reason"], "failing");
-    eventually("the waiting event is held", SOON, || async { (stack.count(waiting).await.ok()? == 1).then_some(()) })
-        .await?;
-    let cancelled = "SELECT count(*) FROM deliveries WHERE state = 'cancelled'";
-    eventually("it is taken back", SOON, || async { (stack.count(cancelled).await.ok()? == 1).then_some(()) }).await?;
-    sink.reply_to("/gone", Reply::ok());
-    put(&admin, &gone, json!({"active": true})).await?;
-    admin.post(&format!("{gone}/replay"), &replay).await?.ok()?;
-    // A replay begins a moment after it was asked for.
-    eventually("nothing is held", SOON, || async { (stack.count(waiting).await.ok()? == 0).then_some(()) }).await?;
-    until_quiet(&stack).await?;
-    assert_eq!(stack.count(waiting).await?, 0, "sent after all");
-    Ok(())
+    gone.holds_and_replays(&replay).await?;
+    gone.replays_by_filter(&first).await?;
+    gone.takes_another_secret().await?;
+    gone.is_switched_off_for_failing(&replay).await
 }
 
 #[tokio::test]

@@ -135,16 +135,38 @@ async fn the_printed_webhook_is_kept_once_and_handed_on_signed() -> Result<()> {
 /// What is sent, its headers, and the body.
 type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, String);
 
-#[tokio::test]
-async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result<()> {
-    let stack = Stack::patient(&[("TRUSTED_PROXIES", "127.0.0.0/8")]).await?;
-    session(&stack, "s", "http://127.0.0.1:9").await?;
+/// A session of the usual kind, one for callers from elsewhere, one for callers from here, and one that signs as the seed.
+async fn make_sessions(stack: &Stack) -> Result<()> {
+    session(stack, "s", "http://127.0.0.1:9").await?;
     let elsewhere = json!({"name": "guarded", "base_url": "http://127.0.0.1:9", "api_key": "k", "webhook_secret": SECRET, "allow_ips": ["10.9.8.7"]});
     stack.admin().post("/sessions", &elsewhere).await?.ok()?;
     let near = json!({"name": "near", "base_url": "http://127.0.0.1:9", "api_key": "k", "webhook_secret": SECRET, "allow_ips": ["127.0.0.1"]});
     stack.admin().post("/sessions", &near).await?.ok()?;
     let seed = json!({"name": "seed", "base_url": "http://127.0.0.1:9", "api_key": "k", "webhook_secret": SECRET, "signature": "seed"});
     stack.admin().post("/sessions", &seed).await?.ok()?;
+    Ok(())
+}
+
+/// Bodies that cannot be read or are too long.
+async fn check_unreadable(public: &Api) -> Result<()> {
+    for (what, bytes, status) in [
+        ("no JSON", b"{\"event\":".to_vec(), 400),
+        ("no UTF-8", b"{\"event\":\"message\",\"session\":\"s\",\"payload\":{\"body\":\"\xff\"}}".to_vec(), 400),
+        ("no session", b"{\"event\":\"message\"}".to_vec(), 400),
+        ("10 MB", vec![b' '; 10_000_000], 413),
+        ("just too long", vec![b' '; 1024 * 1024 + 1], 413),
+    ] {
+        let mac = sha512(SECRET, &bytes);
+        let answer = post(public, &[("x-webhook-hmac", &mac), ("x-webhook-hmac-algorithm", "sha512")], &bytes).await?;
+        assert_eq!(answer.status.as_u16(), status, "{what}: {}", answer.body);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result<()> {
+    let stack = Stack::patient(&[("TRUSTED_PROXIES", "127.0.0.0/8")]).await?;
+    make_sessions(&stack).await?;
     let body = |session: &str| {
         json!({"event": "message", "session": session, "payload": {"id": "1", "from": "49151@c.us"}}).to_string()
     };
@@ -189,18 +211,7 @@ async fn whatever_does_not_verify_gets_one_answer_and_leaves_nothing() -> Result
     let both_headers = post(&public, &by_proxy, near.as_bytes()).await?;
     said.extend([guarded.body, seed.body, both_headers.body]);
     assert!(said.iter().all(|body| *body == said[0] && body["code"] == "unauthenticated"), "no hint: {said:?}");
-    // Bodies that cannot be read or are too long.
-    for (what, bytes, status) in [
-        ("no JSON", b"{\"event\":".to_vec(), 400),
-        ("no UTF-8", b"{\"event\":\"message\",\"session\":\"s\",\"payload\":{\"body\":\"\xff\"}}".to_vec(), 400),
-        ("no session", b"{\"event\":\"message\"}".to_vec(), 400),
-        ("10 MB", vec![b' '; 10_000_000], 413),
-        ("just too long", vec![b' '; 1024 * 1024 + 1], 413),
-    ] {
-        let mac = sha512(SECRET, &bytes);
-        let answer = post(&public, &[("x-webhook-hmac", &mac), ("x-webhook-hmac-algorithm", "sha512")], &bytes).await?;
-        assert_eq!(answer.status.as_u16(), status, "{what}: {}", answer.body);
-    }
+    check_unreadable(&public).await?;
     assert_eq!(stack.count("SELECT count(*) FROM waha_events").await?, 0);
     // And what is genuine is taken, in every form.
     let both = [(hmac, mac.as_str()), algorithm, ("x-waha-signature", signature.as_str())];
