@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use web::problem::{CONTENT_TYPE, Code};
 
 /// Each snapshot; the folder has no other files.
-const SNAPSHOTS: [&str; 6] = ["bodies", "help", "metrics", "openapi", "problems", "topology"];
+const SNAPSHOTS: [&str; 7] = ["bodies", "help", "metrics", "openapi", "plans", "problems", "topology"];
 /// JSON that fits stays in one line.
 const WIDTH: usize = 120;
 /// Crates whose metrics are served.
