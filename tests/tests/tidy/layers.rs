@@ -11,7 +11,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("broker", &["domain", "runtime"]),
     ("content", &["domain"]),
     ("store", &["domain", "runtime", "content"]),
-    ("connectors", &["domain", "runtime", "store"]),
+    ("connectors", &["domain", "store"]),
     ("engine", &["domain", "runtime", "broker", "store"]),
     ("web", &["domain", "runtime", "content", "store"]),
     ("submission", &["domain", "runtime", "broker", "content", "store", "engine", "web"]),
