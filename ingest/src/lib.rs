@@ -94,7 +94,6 @@ pub async fn run(
     let jwt_secret = config.require_jwt_secret()?.clone();
     let stores = Stores::open(&config)?;
     let trust = Trust::of(&config)?;
-    describe();
     counters::start();
     // If the server ends early, the intake must end as well.
     let (stop, hang_up) = (stop.child_token(), CancellationToken::new());
@@ -242,65 +241,4 @@ async fn begin(state: &AppState, config: &Arc<Config>, store: Store, stop: &Canc
     tokio::spawn(async move {
         stop.run_until_cancelled(whatsapp::sessions::keep_default(&sessions, &config.waha, &store)).await
     });
-}
-
-/// Describes the metrics of ingest.
-fn describe() {
-    metrics::describe_counter!(
-        "posthaste_messages_accepted_total",
-        "Messages committed to disk, by channel and source."
-    );
-    metrics::describe_counter!(
-        "posthaste_requests_refused_total",
-        "HTTP requests answered with a problem, by its code."
-    );
-    metrics::describe_counter!(
-        "posthaste_waha_webhooks_total",
-        "Webhooks of WAHA that verified, by whether they were new."
-    );
-    metrics::describe_counter!(
-        "posthaste_provider_events_total",
-        "Events of providers that verified, by provider and whether they were new."
-    );
-    metrics::describe_counter!(
-        "posthaste_signature_failures_total",
-        "Requests of providers that nothing vouched for, by source."
-    );
-    metrics::describe_counter!("posthaste_tracking_lost_total", "Opens and clicks that could not be written down.");
-    metrics::describe_counter!("posthaste_events_total", "Events of other systems, committed to disk.");
-    metrics::describe_counter!("posthaste_rules_matched_total", "Rules that matched such events.");
-    metrics::describe_counter!("posthaste_rule_errors_total", "Rules that matched and could not say anything.");
-    metrics::describe_counter!(
-        "posthaste_digest_keys_missing_total",
-        "Events that lacked what keeps the windows of their digest apart."
-    );
-    metrics::describe_gauge!("posthaste_ws_connections", "Sockets that are open.");
-    metrics::describe_counter!("posthaste_ws_pushed_total", "Notifications shown on sockets.");
-    metrics::describe_counter!(
-        "posthaste_ws_closed_total",
-        "Sockets that ended, by reason; `slow`: a client did not read."
-    );
-    metrics::describe_counter!(
-        "posthaste_reads_lost_total",
-        "Reads of inbox items that the delivery log was not told of."
-    );
-    metrics::describe_histogram!("posthaste_accept_seconds", "From a checked request to its commit.");
-    metrics::describe_histogram!("posthaste_accept_batch_size", "Requests that shared a commit.");
-    metrics::describe_histogram!(
-        "posthaste_http_request_seconds",
-        "From a request's headers to its answer, by route and status."
-    );
-    metrics::describe_counter!(
-        "posthaste_audit_retried_total",
-        "Times an audit entry could not be written; it is tried again until it is."
-    );
-    metrics::describe_counter!(
-        "posthaste_audit_lost_entries_total",
-        "Audit entries that could not be written at all; the log has them."
-    );
-    metrics::describe_counter!("posthaste_intake_refused_total", "AMQP submissions dead-lettered, by reason.");
-    metrics::describe_counter!(
-        "posthaste_intake_held_total",
-        "Messages of the intake that had to wait for the database or broker."
-    );
 }

@@ -10,6 +10,7 @@ use domain::{
     DeliveryId, EventKind, State, clock,
     contract::{Event, EventBatch, wire::EVENTS_MAX},
 };
+use runtime::metric;
 use store::{DbResult, Store, provider_events::Subject};
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use uuid::Uuid;
@@ -63,7 +64,7 @@ impl Reads {
 }
 
 fn lost(count: usize) {
-    metrics::counter!("posthaste_reads_lost_total").increment(u64::try_from(count).unwrap_or(u64::MAX));
+    metrics::counter!(metric::READS_LOST).increment(u64::try_from(count).unwrap_or(u64::MAX));
 }
 
 /// Returns those still to be reported: their outcome is not written yet, or the broker did not take them.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use broker::{Broker, declare::depths, work_queue};
 use domain::Route;
 use metrics::counter;
+use runtime::metric;
 use store::{Store, outbox::Audited};
 use tokio::time::timeout;
 
@@ -81,8 +82,8 @@ impl Task for Audit {
 
 fn count_audited(audited: Audited) {
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
-    counter!("posthaste_audit_lost_total").increment(count(audited.lost));
-    counter!("posthaste_audit_watched_total").increment(count(audited.watched));
+    counter!(metric::AUDIT_LOST).increment(count(audited.lost));
+    counter!(metric::AUDIT_WATCHED).increment(count(audited.watched));
     if audited.lost > 0 {
         tracing::warn!(rows = audited.lost, "the broker lost deliveries; they are handed to it again");
     }

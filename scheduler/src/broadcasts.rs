@@ -9,6 +9,7 @@ use std::time::Duration;
 use content::template;
 use engine::dispatch::Dispatcher;
 use metrics::counter;
+use runtime::metric;
 use store::{
     Store,
     broadcasts::{OpenBroadcast, PageDone},
@@ -77,7 +78,7 @@ impl Broadcasts {
         let done = self.store.tell_page(broadcast, page, messages, self.relay_after_ms).await?;
         let PageDone { told, more, dispatch } = done;
         dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
-        counter!("posthaste_broadcast_people_total").increment(count_of(told));
+        counter!(metric::BROADCAST_PEOPLE).increment(count_of(told));
         Ok(if more { Step::More } else { Step::Rest })
     }
 

@@ -9,12 +9,12 @@ use std::{sync::Arc, time::Duration};
 use broker::Publisher;
 use chrono::{DateTime, Utc};
 use domain::{
-    Channel, FailoverRound, OutcomeClass, ProviderName, RetryPolicy, clock,
+    FailoverRound, OutcomeClass, ProviderName, RetryPolicy, clock,
     contract::{AttemptRecord, Event},
     retry::decide_crash,
 };
-use metrics::{counter, describe_counter, describe_gauge, gauge};
-use runtime::{config::Config, telemetry::at_zero};
+use metrics::{counter, gauge};
+use runtime::{config::Config, metric};
 use store::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind};
 
 use crate::{
@@ -54,16 +54,6 @@ impl Crashes {
     /// Publishes reports through `publisher` when `quiet` allows it. The channel's policy in `config` decides what
     /// follows a crash.
     pub fn new(store: Store, publisher: Publisher, quiet: Quiet, config: Arc<Config>) -> Self {
-        describe_counter!("posthaste_workers_lost_total", "Claims whose worker was taken for lost, and reported so.");
-        describe_gauge!(
-            "posthaste_doubt_suspended",
-            "1 while no claim without an outcome is doubted, since outcomes cannot come in or the log is behind."
-        );
-        describe_gauge!(
-            "posthaste_doubt_held",
-            "Claims past lease and grace that wait until all has been well for as long as the grace, counted up to 10,000."
-        );
-        at_zero("posthaste_workers_lost_total", "channel", Channel::ALL.iter().map(|channel| channel.as_str()));
         show_doubt(Some(false), Some(0));
         Self { store, publisher, quiet, config }
     }
@@ -77,7 +67,7 @@ impl Crashes {
     async fn publish(&self, events: &[Event]) -> Result<(), TaskError> {
         publish_as(&self.publisher, ROUTING_KEY, events).await?;
         for event in events {
-            counter!("posthaste_workers_lost_total", "channel" => event.channel.as_str()).increment(1);
+            counter!(metric::WORKERS_LOST, "channel" => event.channel.as_str()).increment(1);
         }
         Ok(())
     }
@@ -106,8 +96,8 @@ impl Crashes {
 /// `None`: unknown.
 fn show_doubt(is_suspended: Option<bool>, held: Option<i64>) {
     let suspended = is_suspended.map_or(f64::NAN, |is_suspended| f64::from(u8::from(is_suspended)));
-    gauge!("posthaste_doubt_suspended").set(suspended);
-    gauge!("posthaste_doubt_held").set(held.map_or(f64::NAN, gauge_of));
+    gauge!(metric::DOUBT_SUSPENDED).set(suspended);
+    gauge!(metric::DOUBT_HELD).set(held.map_or(f64::NAN, gauge_of));
 }
 
 impl Task for Crashes {
@@ -186,7 +176,9 @@ fn attempt(provider: ProviderName) -> AttemptRecord {
 mod tests {
     use super::*;
     use chrono::TimeDelta;
-    use domain::{DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy};
+    use domain::{
+        Channel, DeadReason, DeliveryId, EventKind, Schedule, State, TenantId, Tries, retry::AmbiguousPolicy,
+    };
 
     fn policy() -> RetryPolicy {
         let schedule = Schedule::Fixed(vec![Duration::from_secs(2)]);

@@ -7,8 +7,8 @@ use std::{collections::HashSet, time::Duration};
 
 use broker::{Acker, Consumer, Delivery, EVENTS_LOG, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher, Tag};
 use domain::{DeadOrigin, DeadReason, Publishers, RequireMapping, replay};
-use metrics::{counter, describe_counter};
-use runtime::telemetry::at_zero;
+use metrics::counter;
+use runtime::{metric, telemetry::at_zero};
 use store::{
     DbResult, Store,
     letters::{IntakeLetter, NewLetter},
@@ -58,7 +58,7 @@ struct Stopped;
 impl DeadLetterDrainer {
     /// Reads from `consumer`.
     pub fn new(deps: Deps, consumer: Consumer, failures: FailureStreak, stop: CancellationToken) -> Self {
-        describe();
+        at_zero(metric::RETURNED_AGAIN, "queue", RETURNED_FROM);
         let acker = consumer.acker();
         Self { deps, consumer, acker, failures, stop, key: None }
     }
@@ -83,14 +83,14 @@ impl DeadLetterDrainer {
                 Kind::Letter(letter) => letter,
                 Kind::Hint => {
                     tracing::warn!(queue, "a work message was returned too often: the audit finds its delivery");
-                    counter!("posthaste_hints_given_up_total").increment(1);
+                    counter!(metric::HINTS_GIVEN_UP).increment(1);
                     self.acker.done(tag);
                     continue;
                 }
                 Kind::Again(letter, round) => match self.again(&letter, round).await? {
                     Some(message) => {
                         tracing::warn!(queue, round, "a message was returned too often and is published again");
-                        counter!("posthaste_returned_again_total", "queue" => label_of(&queue)).increment(1);
+                        counter!(metric::RETURNED_AGAIN, "queue" => label_of(&queue)).increment(1);
                         self.publish(tag, message).await?;
                         continue;
                     }
@@ -170,18 +170,6 @@ impl DeadLetterDrainer {
     async fn pause(&mut self, error: &(dyn std::error::Error + Sync)) -> Result<(), Stopped> {
         if self.failures.wait_out(error, &self.stop).await { Ok(()) } else { Err(Stopped) }
     }
-}
-
-fn describe() {
-    describe_counter!(
-        "posthaste_hints_given_up_total",
-        "Work messages that the broker gave up after too many returns; the audit finds their deliveries."
-    );
-    describe_counter!(
-        "posthaste_returned_again_total",
-        "Events and submissions that the broker gave up after too many returns, and that were published again, by queue."
-    );
-    at_zero("posthaste_returned_again_total", "queue", RETURNED_FROM);
 }
 
 /// The queue's name as a metric label. Names come from headers, so unknown ones share a label to bound the number of

@@ -18,8 +18,8 @@ use content::{
 };
 use domain::{Channel, Person, Reason, TenantId, Throttle, acceptance::Acceptance, clock};
 use engine::dispatch::Dispatcher;
-use metrics::{counter, describe_counter, describe_gauge};
-use runtime::faultpoint;
+use metrics::counter;
+use runtime::{faultpoint, metric};
 use store::{
     DbError, DbResult, Store,
     catalogue::Catalogues,
@@ -31,7 +31,6 @@ use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::{
-    failure_streak::FAILURES,
     outlook::Outlook,
     task::{Report, Task, TaskError, count_of},
 };
@@ -107,8 +106,6 @@ impl End {
 impl Digests {
     /// The relay publishes what this task has not published after `relay_after_ms`.
     pub fn new(store: Store, dispatcher: Dispatcher, outlook: Outlook, relay_after_ms: i32) -> Self {
-        describe_counter!("posthaste_digests_closed_total", "Windows that ended, by how: told, empty, dropped …");
-        describe_gauge!("posthaste_digest_lag_seconds", "How late the oldest window is that should be closed.");
         Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, outlook, relay_after_ms }
     }
 
@@ -159,7 +156,7 @@ impl Digests {
 
     /// Delays windows that failed alone. After an hour of failures they end without a message.
     async fn put_off(&self, due: &[DueDigest], error: &CloseError) -> DbResult<()> {
-        counter!(FAILURES, "task" => Self::NAME).increment(1);
+        counter!(metric::TASK_FAILURES, "task" => Self::NAME).increment(1);
         let closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
         for digest in &closing.digests {
@@ -204,7 +201,7 @@ impl Digests {
 
 fn count_ends(ends: &[End]) {
     for end in ends {
-        counter!("posthaste_digests_closed_total", "end" => end.as_str()).increment(1);
+        counter!(metric::DIGESTS_CLOSED, "end" => end.as_str()).increment(1);
     }
 }
 

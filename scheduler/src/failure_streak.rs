@@ -6,13 +6,10 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 pub use runtime::telemetry::chain;
-use runtime::{reconnect::Reconnect, telemetry::at_zero};
+use runtime::{metric, reconnect::Reconnect, telemetry::at_zero};
 use tokio_util::sync::CancellationToken;
 
 use crate::probe::Heartbeat;
-
-/// Counter of failures, by task.
-pub const FAILURES: &str = "posthaste_task_failures_total";
 
 /// The consecutive failures of one loop.
 pub struct FailureStreak {
@@ -24,14 +21,14 @@ pub struct FailureStreak {
 impl FailureStreak {
     /// A streak without failures.
     pub fn new(heartbeat: Arc<Heartbeat>) -> Self {
-        at_zero(FAILURES, "task", [heartbeat.name()]);
+        at_zero(metric::TASK_FAILURES, "task", [heartbeat.name()]);
         Self { heartbeat, reconnect: Reconnect::new(), failures: 0 }
     }
 
     /// Records a failure and returns how long to wait before the next try.
     pub fn record_failure(&mut self, error: &dyn Error) -> Duration {
         let (task, error) = (self.heartbeat.name(), chain(error));
-        metrics::counter!(FAILURES, "task" => task).increment(1);
+        metrics::counter!(metric::TASK_FAILURES, "task" => task).increment(1);
         if self.failures == 0 {
             tracing::warn!(task, error, "a task failed and is tried again");
         }

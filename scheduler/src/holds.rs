@@ -8,6 +8,7 @@ use std::time::Duration;
 use broker::Publisher;
 use domain::{BreakerState, EventKind, clock, contract::Event};
 use metrics::gauge;
+use runtime::metric;
 use store::{Store, holds::About};
 
 use crate::{
@@ -43,7 +44,7 @@ impl Holds {
         for scope in ["session", "host"] {
             for state in BreakerState::ALL {
                 let found = counts.iter().find(|(of, is, _)| of == scope && is == state).map_or(0, |(.., n)| *n);
-                gauge!("posthaste_breaker_state", "provider" => "waha", "scope" => scope, "state" => state.as_str())
+                gauge!(metric::BREAKER_STATE, "provider" => "waha", "scope" => scope, "state" => state.as_str())
                     .set(f64::from(i32::try_from(found).unwrap_or(i32::MAX)));
             }
         }

@@ -20,7 +20,7 @@ use domain::{
     suppression::{SuppressionReason, SuppressionScope},
 };
 use metrics::{counter, histogram};
-use runtime::faultpoint;
+use runtime::{faultpoint, metric};
 use store::{DbError, Store, events::Recorded, letters::NewLetter, suppressions::Finding, unread_events::UnreadEvent};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -146,7 +146,7 @@ impl LogWriter {
         if batch.tags.is_empty() {
             return Ok(());
         }
-        histogram!("posthaste_log_writer_batch_size").record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
+        histogram!(metric::LOG_WRITER_BATCH_SIZE).record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         self.progress.begin(batch.events.iter().chain(&batch.crashes));
         // A call on a connection that was cut silently never returns, so the batch is cancelled from outside.
         let cut_off = cut_off(self.store.clone(), self.lost_after);
@@ -228,7 +228,7 @@ impl LogWriter {
         while let Err(error) = self.store.keep_unread_events(unread).await {
             self.pause(&error).await?;
         }
-        counter!("posthaste_events_unread_total").increment(count_of(unread.len()));
+        counter!(metric::EVENTS_UNREAD_KEPT).increment(count_of(unread.len()));
         Ok(())
     }
 
@@ -402,10 +402,10 @@ async fn ping(store: &Store) -> Result<(), Box<dyn std::error::Error + Send + Sy
 /// Counts the written events, retries and dead letters.
 pub fn tell(recorded: &Recorded) {
     for (kind, n) in &recorded.written {
-        counter!("posthaste_events_written_total", "kind" => kind.as_str()).increment(*n);
+        counter!(metric::EVENTS_WRITTEN, "kind" => kind.as_str()).increment(*n);
     }
     for (channel, n) in &recorded.retries {
-        counter!("posthaste_retries_scheduled_total", "channel" => channel.as_str()).increment(*n);
+        counter!(metric::RETRIES_SCHEDULED, "channel" => channel.as_str()).increment(*n);
     }
     for (reason, n) in &recorded.dead {
         tell_dead(*reason, *n);
@@ -414,7 +414,7 @@ pub fn tell(recorded: &Recorded) {
 
 /// Counts dead letters.
 pub fn tell_dead(reason: DeadReason, n: u64) {
-    counter!("posthaste_dead_lettered_total", "reason" => reason.as_str()).increment(n);
+    counter!(metric::DEAD_LETTERED, "reason" => reason.as_str()).increment(n);
 }
 
 #[cfg(test)]

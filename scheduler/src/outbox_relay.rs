@@ -5,6 +5,7 @@ use std::time::Duration;
 use broker::Broker;
 use engine::dispatch::Dispatcher;
 use metrics::{counter, gauge};
+use runtime::metric;
 use store::{Store, outbox::Dispatch, poll::WorkKind};
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
@@ -58,7 +59,7 @@ impl Task for OutboxRelay {
         }
         let rows = self.store.take_unpublished(i64::try_from(self.rows).unwrap_or(i64::MAX), LEASE_MS).await?;
         let (taken, deliveries) = (rows.len(), rows.iter().map(|row| row.items.len()).sum());
-        counter!("posthaste_outbox_relayed_total").increment(count_of(deliveries));
+        counter!(metric::OUTBOX_RELAYED).increment(count_of(deliveries));
         self.relay(rows).await?;
         let full = taken >= self.rows;
         self.rows = next_rows(taken, deliveries).unwrap_or(self.rows);
@@ -83,8 +84,8 @@ impl Task for OutboxGauge {
 
 /// Both are NaN if the database does not answer.
 fn show(pending: f64, oldest_seconds: f64) {
-    gauge!("posthaste_outbox_pending").set(pending);
-    gauge!("posthaste_outbox_oldest_seconds").set(oldest_seconds);
+    gauge!(metric::OUTBOX_PENDING).set(pending);
+    gauge!(metric::OUTBOX_OLDEST_SECONDS).set(oldest_seconds);
 }
 
 /// How many rows hold the deliveries of one turn, estimated from the last rows. `None` if there were none.

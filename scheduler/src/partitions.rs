@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use metrics::{counter, gauge};
+use runtime::metric;
 use store::Store;
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
@@ -36,9 +37,9 @@ impl Task for Partitions {
             tracing::info!(made, "made partitions");
         }
         let ahead = self.0.partition_days_ahead().await?;
-        gauge!("posthaste_partition_days_ahead").set(gauge_of(ahead));
+        gauge!(metric::PARTITION_DAYS_AHEAD).set(gauge_of(ahead));
         let forgotten = count_of(self.0.forget_keys(KEY_HOURS, KEYS_LIMIT).await?);
-        counter!("posthaste_idempotency_keys_forgotten_total").increment(forgotten);
+        counter!(metric::IDEMPOTENCY_KEYS_FORGOTTEN).increment(forgotten);
         self.0.forget_families(KEYS_LIMIT).await?;
         self.0.forget_imports(IMPORT_DAYS, KEYS_LIMIT).await?;
         Ok(match (forgotten >= KEYS_LIMIT.unsigned_abs(), ahead < DAYS_LOW) {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
-use runtime::wake;
+use runtime::{metric, wake};
 use store::{
     Store,
     poll::{Floors, Poll, WorkKind},
@@ -66,8 +66,8 @@ impl Task for Poller {
 /// replaces the old number, which would look current.
 fn show_lag(poll: Option<&Poll>) {
     let lag = |work| poll.map_or(f64::NAN, |poll| poll.lag_seconds(work));
-    gauge!("posthaste_scheduler_lag_seconds").set(lag(WorkKind::Due));
-    gauge!("posthaste_digest_lag_seconds").set(lag(WorkKind::Digests));
+    gauge!(metric::SCHEDULER_LAG_SECONDS).set(lag(WorkKind::Due));
+    gauge!(metric::DIGEST_LAG_SECONDS).set(lag(WorkKind::Digests));
 }
 
 #[cfg(test)]

@@ -11,12 +11,13 @@ use connectors::{
     provider_events::{AddressNews, Meaning, Report as News, meaning},
 };
 use domain::{
-    DeliveryId, EventKind, EventSource, ProviderName, State, clock,
+    Channel, DeliveryId, EventKind, EventSource, ProviderName, State, clock,
     contract::{Event, guard::Guard},
     suppression::{SuppressionReason, SuppressionScope},
 };
 use metrics::counter;
 use reqwest::Client;
+use runtime::metric;
 use store::{
     Store,
     inbound_webhooks::InboundWebhook,
@@ -141,11 +142,8 @@ impl ProviderEvents {
     /// Finds the deliveries of events that carry only the provider's own reference.
     async fn named(&self, parsed: &[ParsedEvent]) -> Result<ReferencedDeliveries, TaskError> {
         let mut named = ReferencedDeliveries::default();
-        for (source, provider) in [
-            (EventSource::Sendgrid, ProviderName::Sendgrid),
-            (EventSource::Twilio, ProviderName::Twilio),
-            (EventSource::Ses, ProviderName::Ses),
-        ] {
+        for provider in ProviderName::ALL.iter().copied() {
+            let Some(source) = provider.info().reported_by else { continue };
             let own = parsed.iter().filter(|parsed| parsed.source == source && parsed.news.delivery.is_none());
             let refs = own.flat_map(|parsed| parsed.news.references.clone()).collect();
             let found = self.store.ids_by_ref(provider, refs).await?;
@@ -269,7 +267,7 @@ fn sort(events: Vec<PendingProviderEvent>) -> Work {
             Some((source, Meaning::Report(news))) => work.parsed.push(ParsedEvent { event, source, news }),
             Some((_, Meaning::Subscribe(url))) => work.subscriptions.push((event, url)),
             Some((_, Meaning::Nothing)) | None => {
-                counter!("posthaste_provider_events_ignored_total").increment(1);
+                counter!(metric::PROVIDER_EVENTS_IGNORED).increment(1);
                 work.ignored.push(event.id);
             }
         }
@@ -299,21 +297,18 @@ fn decide_report(parsed: &ParsedEvent, subject: &Subject) -> ReportDecision {
 
 /// True if the event may be about the last call of its delivery.
 fn is_about_last_call(parsed: &ParsedEvent, subject: &Subject) -> bool {
-    let source = match parsed.source {
-        EventSource::Sendgrid => ProviderName::Sendgrid,
-        EventSource::Twilio => ProviderName::Twilio,
-        EventSource::Ses => ProviderName::Ses,
-        EventSource::Tracking => return true,
-    };
+    if parsed.source == EventSource::Tracking {
+        return true;
+    }
     match subject.provider {
-        Some(provider) if provider == source => {
+        Some(provider) if provider.is_reported_by(parsed.source) => {
             let names = &parsed.news.references;
             names.is_empty() || subject.reference.as_ref().is_none_or(|known| names.contains(known))
         }
-        // Both services also take mail over SMTP, and report on it in the same way.
-        Some(ProviderName::Smtp) => source != ProviderName::Twilio,
-        Some(ProviderName::Sandbox) | None => true,
-        Some(_) => false,
+        // A service that sends mail also takes it over SMTP, and reports on it in the same way.
+        Some(ProviderName::Smtp) => ProviderName::of(Channel::Email).any(|name| name.is_reported_by(parsed.source)),
+        Some(provider) => provider.info().simulates,
+        None => true,
     }
 }
 
@@ -323,7 +318,7 @@ fn report_event(subject: &Subject, kind: EventKind, news: &News) -> Event {
 
 #[cfg(test)]
 mod tests {
-    use domain::{Channel, TenantId};
+    use domain::TenantId;
 
     use super::*;
 

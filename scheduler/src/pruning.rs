@@ -4,13 +4,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use metrics::{counter, gauge};
+use runtime::metric;
 use store::{DbResult, Store, freeze::Frozen};
 use tokio::time::timeout;
 
-use crate::{
-    failure_streak::FAILURES,
-    task::{Report, Task, TaskError, gauge_of},
-};
+use crate::task::{Report, Task, TaskError, gauge_of};
 
 /// Rows deleted by one statement, which takes some tens of milliseconds.
 const LIMIT: i64 = 5000;
@@ -71,7 +69,7 @@ impl Freeze {
         let ended = timeout(FREEZE_TURN, freezing).await.ok();
         let hangs = ended.is_none() && Instant::now() >= *until;
         if hangs {
-            counter!(FAILURES, "task" => Self::NAME).increment(1);
+            counter!(metric::TASK_FAILURES, "task" => Self::NAME).increment(1);
             tracing::warn!("freezing a partition does not end; it is given up and tried again");
         }
         if hangs || ended.is_some() {
@@ -97,7 +95,7 @@ impl Task for Freeze {
                 self.frozen.push(partition);
             }
             Some(error) => {
-                counter!(FAILURES, "task" => Self::NAME).increment(1);
+                counter!(metric::TASK_FAILURES, "task" => Self::NAME).increment(1);
                 tracing::warn!(partition, %error, "a partition could not be frozen; it is tried again in an hour");
                 self.refused.push(partition);
             }
@@ -122,8 +120,8 @@ impl Task for LineGauges {
 
 /// Both are NaN if the database does not answer.
 fn show(waiting: f64, lines: f64) {
-    gauge!("posthaste_lines_waiting").set(waiting);
-    gauge!("posthaste_lines").set(lines);
+    gauge!(metric::LINES_WAITING).set(waiting);
+    gauge!(metric::LINES).set(lines);
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use broker::Depths;
 use domain::Route;
 use engine::dispatch::Dispatcher;
 use metrics::counter;
-use runtime::{faultpoint, wake};
+use runtime::{faultpoint, metric, wake};
 use store::{Store, poll::WorkKind, release::Released};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -66,7 +66,7 @@ impl ReleaseDue {
         }
         faultpoint::pass(faultpoint::AFTER_RELEASE);
         let picked = i64::try_from(released.picked).unwrap_or(i64::MAX);
-        counter!("posthaste_released_total").increment(count_of(released.handed_over()));
+        counter!(metric::RELEASED).increment(count_of(released.handed_over()));
         if released.handed_over() < released.picked {
             wake::scheduler();
         }

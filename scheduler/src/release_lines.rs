@@ -14,6 +14,7 @@ use broker::Depths;
 use domain::{Lane, Route};
 use engine::dispatch::Dispatcher;
 use metrics::counter;
+use runtime::metric;
 use store::{Store, poll::WorkKind, release::Released};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -51,7 +52,7 @@ impl ReleaseDeps {
 
     /// Publishes in the background, parallel to the next pass. The relay publishes what fails.
     fn publish(&self, released: Released, permit: Option<OwnedSemaphorePermit>) {
-        counter!("posthaste_released_total").increment(count_of(released.handed_over()));
+        counter!(metric::RELEASED).increment(count_of(released.handed_over()));
         let dispatcher = self.dispatcher.clone();
         self.tracker.spawn(async move {
             dispatcher.publish_all(released.dispatches).await;

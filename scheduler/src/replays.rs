@@ -9,6 +9,7 @@ use broker::{EVENTS_LOG, Headers, Outgoing, PublishError, Publisher, USER_ID, to
 use domain::replay::{self, Replayed};
 use engine::dispatch::Dispatcher;
 use metrics::counter;
+use runtime::metric;
 use store::{
     Store,
     letters::{IntakeLetter, Pass, Replay, RunningReplay},
@@ -84,7 +85,7 @@ impl Replays {
     }
 
     async fn publish_pass(&mut self, replay: &Replay, pass: Pass) -> Result<(), TaskError> {
-        counter!("posthaste_letters_moved_total", "action" => replay.action.clone())
+        counter!(metric::LETTERS_MOVED, "action" => replay.action.clone())
             .increment(u64::try_from(pass.moved).unwrap_or(0));
         pass.dispatches.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
         if pass.intake.is_empty() && pass.unreadable.is_empty() {

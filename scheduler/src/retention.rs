@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::counter;
+use runtime::metric;
 use store::{
     DbResult, Store,
     erasure::{Erased, Erasure, Step},
@@ -90,7 +91,7 @@ fn count(pass: &Pass) {
     let rows: i64 = pass.removed.iter().map(|removed| removed.rows).sum();
     if rows > 0 {
         tracing::info!(rows, "removed what is kept no longer");
-        counter!("posthaste_retention_rows_total").increment(rows.unsigned_abs());
+        counter!(metric::RETENTION_ROWS).increment(rows.unsigned_abs());
     }
 }
 

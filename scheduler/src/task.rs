@@ -12,6 +12,7 @@ use std::{
 
 use broker::PublishError;
 use metrics::histogram;
+use runtime::metric;
 use store::{DbError, poll::WorkKind};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -93,7 +94,7 @@ pub async fn run_until_stopped<T: Task>(
         let started = Instant::now();
         let turn = task.run().await;
         let turned = Instant::now();
-        histogram!("posthaste_task_seconds", "task" => T::NAME).record(turned - started);
+        histogram!(metric::TASK_SECONDS, "task" => T::NAME).record(turned - started);
         let pause = match &turn {
             Ok(report) => {
                 failures.record_success();

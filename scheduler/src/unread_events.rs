@@ -6,7 +6,8 @@ use std::time::Duration;
 use broker::{EVENTS_LOG, Outgoing, Publisher};
 use chrono::TimeDelta;
 use domain::{DeadOrigin, DeadReason, clock};
-use metrics::{describe_counter, describe_gauge, gauge};
+use metrics::gauge;
+use runtime::metric;
 use store::{Store, letters::NewLetter, unread_events::KeptEvent};
 use uuid::Uuid;
 
@@ -16,10 +17,6 @@ use crate::{
     task::{Report, Task, TaskError, count_of, gauge_of},
 };
 
-/// Gauge of stored unreadable events.
-const UNREAD: &str = "posthaste_events_unread";
-/// Gauge of notes about outcomes in dead letters.
-const LETTERED: &str = "posthaste_outcomes_in_letters";
 /// Events, or notes, of one turn.
 const LIMIT: i64 = 500;
 /// After this time no newer scheduler is expected. The event becomes a dead letter, which can be replayed, and its
@@ -42,8 +39,6 @@ pub struct UnreadEvents {
 impl UnreadEvents {
     /// Publishes through `publisher`.
     pub fn new(store: Store, publisher: Publisher) -> Self {
-        describe_counter!("posthaste_events_unread_total", "Events kept because this version cannot read them.");
-        describe_gauge!(UNREAD, "Kept events that no scheduler can read yet.");
         Self { store, publisher, after: Uuid::nil(), unread: 0 }
     }
 
@@ -99,7 +94,11 @@ impl Task for UnreadEvents {
     const PERIOD: Duration = Duration::from_secs(60);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let kept = self.store.unread_events(self.after, LIMIT).await.inspect_err(|_| gauge!(UNREAD).set(f64::NAN))?;
+        let kept = self
+            .store
+            .unread_events(self.after, LIMIT)
+            .await
+            .inspect_err(|_| gauge!(metric::EVENTS_UNREAD).set(f64::NAN))?;
         let (n, last) = (kept.len(), kept.last().map(|event| event.id));
         let handled = self.handle(kept).await?;
         self.unread += n - handled.len();
@@ -109,7 +108,7 @@ impl Task for UnreadEvents {
             return Ok(Report::More);
         }
         // All rows were checked: the next turn starts with the first one again.
-        gauge!(UNREAD).set(gauge_of(i64::try_from(self.unread).unwrap_or(i64::MAX)));
+        gauge!(metric::EVENTS_UNREAD).set(gauge_of(i64::try_from(self.unread).unwrap_or(i64::MAX)));
         (self.after, self.unread) = (Uuid::nil(), 0);
         Ok(Report::Done)
     }
@@ -127,7 +126,6 @@ pub struct LetteredOutcomes {
 impl LetteredOutcomes {
     /// Starts with the first note.
     pub fn new(store: Store) -> Self {
-        describe_gauge!(LETTERED, "Deliveries that stay `sending` because their outcome is in an open dead letter.");
         Self { store, after: Uuid::nil(), open: 0 }
     }
 }
@@ -138,13 +136,13 @@ impl Task for LetteredOutcomes {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let page = self.store.forget_lettered_events(self.after, LIMIT).await;
-        let (last, stay) = page.inspect_err(|_| gauge!(LETTERED).set(f64::NAN))?;
+        let (last, stay) = page.inspect_err(|_| gauge!(metric::OUTCOMES_IN_LETTERS).set(f64::NAN))?;
         self.open += stay;
         if let Some(last) = last {
             self.after = last;
             return Ok(Report::More);
         }
-        gauge!(LETTERED).set(gauge_of(self.open));
+        gauge!(metric::OUTCOMES_IN_LETTERS).set(gauge_of(self.open));
         (self.after, self.open) = (Uuid::nil(), 0);
         Ok(Report::Done)
     }

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use connectors::waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference};
 use domain::{EventKind, ProviderName, clock, contract::Event, phone::country_prefix};
 use metrics::counter;
+use runtime::metric;
 use store::{
     Store, events::Referred, inbound_webhooks::InboundWebhook, poll::WorkKind, wa_inbound::NewInbound,
     waha_events::PendingEvent,
@@ -110,7 +111,7 @@ impl WebhookTable for WahaEvents {
     async fn work_through(&self, events: Vec<PendingEvent>) -> Result<(), TaskError> {
         let mut work = sort(events);
         let (people, new) = (work.inbound.len(), self.store.keep_inbound(std::mem::take(&mut work.inbound)).await?);
-        counter!("posthaste_waha_inbound_total").increment(count_of(new));
+        counter!(metric::WAHA_INBOUND).increment(count_of(new));
         tracing::debug!(people, new, "kept messages from people");
         for (session, state, at) in std::mem::take(&mut work.states) {
             self.store.set_state(session, &state, Some(at)).await?;
@@ -162,7 +163,7 @@ fn sort(events: Vec<PendingEvent>) -> Work {
             Meaning::Ack { waha_id, ack, at } => work.acks.push(Acked { event, waha_id, ack, at }),
             Meaning::Echo(echo) => work.echoes.push((event, echo)),
             Meaning::Failure => {
-                counter!("posthaste_waha_errors_total").increment(1);
+                counter!(metric::WAHA_ERRORS).increment(1);
                 tracing::warn!(session.id = %event.session, "WAHA reports an error of its own");
                 work.done.push(event.id);
             }

@@ -19,6 +19,7 @@ use connectors::{
 use domain::{TenantId, clock, session::WORKING};
 use futures_util::{StreamExt, stream};
 use metrics::{counter, gauge};
+use runtime::metric;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use store::{DbResult, Store, wa_sessions::Session, waha_events::NewEvent};
@@ -213,7 +214,7 @@ impl WahaSessions {
                 self.note_host(&session.settings.base_url, hangs);
                 let error_text = error.to_string();
                 tracing::warn!(session.id = %id, error = error_text, "a session could not be compared with WAHA");
-                counter!("posthaste_waha_check_failures_total").increment(1);
+                counter!(metric::WAHA_CHECK_FAILURES).increment(1);
                 let is_reachable = !matches!(error, WahaError::Unreachable(_) | WahaError::Unanswered(_));
                 Checked { is_reachable, needs_fetch: true, fetched_until: None }
             }
@@ -238,7 +239,7 @@ impl WahaSessions {
         let shown = match shown {
             Err(WahaError::NotFound) if session.is_wanted && session.hook_url.is_some() => {
                 tracing::info!(session.id = %id, "WAHA has forgotten a session: it is made again");
-                counter!("posthaste_waha_restored_total").increment(1);
+                counter!(metric::WAHA_RESTORED).increment(1);
                 let url = session.hook_url.as_deref().unwrap_or_default();
                 let config = hook::with_webhook(None, url, secret, None);
                 needs_fetch = true;
@@ -288,7 +289,7 @@ impl WahaSessions {
         };
         if is_missing {
             tracing::info!(session.id = %session.id, "WAHA does not know where to send a session's events: it is told");
-            counter!("posthaste_waha_restored_total").increment(1);
+            counter!(metric::WAHA_RESTORED).increment(1);
             let config = hook::with_webhook(shown.config.clone(), url, secret, session.previous_secret.as_ref());
             host.update_session(&session.settings.name, &config).await?;
         }
@@ -301,7 +302,7 @@ impl WahaSessions {
         }
         if session.is_working() {
             // The session stopped working, and no webhook reported it.
-            counter!("posthaste_waha_silent_total", "why" => "state").increment(1);
+            counter!(metric::WAHA_SILENT, "why" => "state").increment(1);
         }
         self.store.note_answer(session, state).await
     }
@@ -324,12 +325,12 @@ impl WahaSessions {
         let is_done = self.fetch(&mut fetch).await?;
         let new = fetch.new;
         self.set_cursor(session.id, (!is_done).then_some(fetch.cursor));
-        counter!("posthaste_waha_fetched_total").increment(count_of(new));
+        counter!(metric::WAHA_FETCHED).increment(count_of(new));
         if new > 0 {
             tracing::info!(session.id = %session.id, new, "fetched what WAHA had not told");
         }
         if is_silent && fetch.people > 0 && new > 0 {
-            counter!("posthaste_waha_silent_total", "why" => "messages").increment(1);
+            counter!(metric::WAHA_SILENT, "why" => "messages").increment(1);
             tracing::warn!(session.id = %session.id, "a session works and tells nothing; check that WAHA reaches PUBLIC_URL");
         }
         Ok(Checked { is_reachable: true, needs_fetch: !is_done, fetched_until: is_done.then_some(now) })
@@ -416,9 +417,9 @@ impl WahaSessions {
 
     async fn show(&self) -> DbResult<()> {
         for (state, count) in self.store.count_sessions().await? {
-            gauge!("posthaste_waha_sessions", "state" => state).set(gauge_of(count));
+            gauge!(metric::WAHA_SESSIONS, "state" => state).set(gauge_of(count));
         }
-        gauge!("posthaste_waha_unreachable_sessions").set(gauge_of(self.store.unreachable_sessions().await?));
+        gauge!(metric::WAHA_UNREACHABLE_SESSIONS).set(gauge_of(self.store.unreachable_sessions().await?));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::{collections::HashMap, time::Duration};
 use domain::acceptance::{Leases, crowding_in};
 use engine::dispatch::Dispatcher;
 use metrics::counter;
+use runtime::metric;
 use store::{
     Store,
     accept::Accepted,
@@ -88,7 +89,7 @@ impl Task for WebhookEvents {
                 sent.extend(carrier(accepted, delivery.0).map(|carrier| (id, Some(carrier))));
             }
         }
-        counter!("posthaste_webhook_events_total").increment(count_of(sent.len()));
+        counter!(metric::WEBHOOK_EVENTS).increment(count_of(sent.len()));
         if !sent.is_empty() {
             self.store.told(sent).await?;
         }

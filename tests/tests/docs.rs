@@ -1,14 +1,17 @@
 //! The pages of the project name tests, metrics and other pages: each of them exists. Each rule is shown to be able to fail.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
+use runtime::metric::TABLE;
+
 /// Folders with pages.
 const PAGES: [&str; 3] = [".", "docs", "docs/adr"];
-/// Crates whose metrics are described.
-const SERVICES: [&str; 6] = ["shared", "api/src", "people/src", "ingest/src", "worker/src", "scheduler/src"];
+/// Words that begin as the names of metrics do: roles of PostgreSQL, and a tag of providers.
+const NO_METRICS: [&str; 3] = ["posthaste_app", "posthaste_delivery", "posthaste_services"];
 
 #[test]
 fn every_test_that_a_page_names_exists() {
@@ -19,9 +22,19 @@ fn every_test_that_a_page_names_exists() {
 
 #[test]
 fn every_metric_is_described_in_a_page() {
-    let text: String = pages().into_iter().map(|(_, text)| text).collect();
-    let sources = SERVICES.iter().flat_map(|folder| files(&root().join(folder), "rs"));
-    assert_clean(sources.flat_map(|path| undescribed(&read(&path), &text)));
+    let pages = pages();
+    let named: BTreeSet<&str> = pages.iter().flat_map(|(_, text)| metrics(text)).map(|(name, _)| name).collect();
+    let missing = TABLE.iter().filter(|row| !named.contains(row.name));
+    assert_clean(missing.map(|row| format!("no page describes {}", row.name)));
+}
+
+#[test]
+fn every_metric_that_a_page_names_exists_and_has_its_labels() {
+    assert_clean(pages().iter().flat_map(|(page, text)| {
+        metrics(text)
+            .filter(|(name, labels)| !is_metric(name, labels))
+            .map(move |(name, labels)| format!("{page} names {name} with the labels {labels:?}"))
+    }));
 }
 
 #[test]
@@ -46,9 +59,11 @@ fn the_name_of_a_test_differs_from_other_code() {
 }
 
 #[test]
-fn a_metric_without_a_description_and_a_dead_link_are_noticed() {
-    let source = "counter!(\"posthaste_a_total\"); let b = \"posthaste_b\"; f(\"posthaste_c d\")";
-    assert_eq!(undescribed(source, "`posthaste_a_total`"), ["no page describes posthaste_b"]);
+fn an_unknown_metric_and_a_dead_link_are_noticed() {
+    let text = "`posthaste_a_total{b, c=~\"d\"}` (posthaste_app) `rate(posthaste_e[5m])`, `posthaste_`";
+    assert_eq!(metrics(text).collect::<Vec<_>>(), [("posthaste_a_total", vec!["b", "c"]), ("posthaste_e", vec![])]);
+    assert!(is_metric("posthaste_claims_total", &["result"]) && is_metric("posthaste_claims_total", &[]));
+    assert!(!is_metric("posthaste_claims", &[]) && !is_metric("posthaste_claims_total", &["results"]));
     assert_eq!(links("[a](b.md#c) [d](https://e) `[f](g)`").collect::<Vec<_>>(), ["b.md#c"]);
     assert_eq!(anchor("What can be down, and `why`"), "what-can-be-down-and-why");
     assert!(leads("docs/sending.md", "operating.md#providers") && leads("README.md", "docs/adr/README.md"));
@@ -66,22 +81,6 @@ fn root() -> PathBuf {
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap()
-}
-
-/// The files of a folder and those below it with this ending.
-fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
-    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|own| own == ending) {
-                found.push(path);
-            }
-        }
-    }
-    found
 }
 
 /// Each page by its path from the root. CHANGELOG.md is history: it may name removed things.
@@ -143,12 +142,22 @@ fn tests_of(source: &str) -> Vec<&str> {
     marked.filter_map(|rest| Some(rest.split_once("fn ")?.1.split_once('(')?.0)).collect()
 }
 
-/// The metrics of a source file that no page names: texts that begin as metrics do and hold one word.
-fn undescribed(source: &str, pages: &str) -> Vec<String> {
-    let texts = source.split("\"posthaste_").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0));
-    let names = texts.filter(|rest| rest.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
-    let missing = names.map(|rest| format!("posthaste_{rest}")).filter(|name| !pages.contains(name));
-    missing.map(|name| format!("no page describes {name}")).collect()
+/// The metrics that a text names, each with the labels behind it.
+fn metrics(text: &str) -> impl Iterator<Item = (&str, Vec<&str>)> {
+    let is_word = |c: char| c.is_ascii_lowercase() || c == '_';
+    let found = text.match_indices("posthaste_").map(move |(at, _)| {
+        let rest = &text[at..];
+        let (name, behind) = rest.split_at(rest.find(|c| !is_word(c)).unwrap_or(rest.len()));
+        let labels =
+            behind.strip_prefix('{').and_then(|labels| labels.split_once('}')).map_or("", |(labels, _)| labels);
+        let labels = labels.split(',').map(|label| label.trim().split(|c| !is_word(c)).next().unwrap_or_default());
+        (name, labels.filter(|label| !label.is_empty()).collect())
+    });
+    found.filter(|(name, _)| *name != "posthaste_" && !NO_METRICS.contains(name))
+}
+
+fn is_metric(name: &str, labels: &[&str]) -> bool {
+    TABLE.iter().any(|row| row.name == name && labels.iter().all(|label| row.labels.contains(label)))
 }
 
 /// The targets of a page's links, without those on other sites.

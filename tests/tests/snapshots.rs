@@ -17,6 +17,7 @@ use domain::{
     },
 };
 use harness::programs;
+use runtime::metric::{Metric, TABLE};
 use serde_json::{Map, Value};
 use web::problem::{CONTENT_TYPE, Code};
 
@@ -24,10 +25,6 @@ use web::problem::{CONTENT_TYPE, Code};
 const SNAPSHOTS: [&str; 7] = ["bodies", "help", "metrics", "openapi", "plans", "problems", "topology"];
 /// JSON that fits stays in one line.
 const WIDTH: usize = 120;
-/// Crates whose metrics are served.
-const SERVICES: [&str; 6] = ["shared", "api/src", "people/src", "ingest/src", "worker/src", "scheduler/src"];
-/// Texts that look like the name of a metric: the tag in which providers give back the id of a delivery.
-const NO_METRICS: [&str; 1] = ["posthaste_delivery"];
 
 #[test]
 fn the_openapi_document_changes_knowingly() {
@@ -104,23 +101,15 @@ fn the_problems_change_knowingly() {
 
 #[test]
 fn the_metrics_change_knowingly() {
-    let sources: Vec<String> = SERVICES.iter().flat_map(|folder| sources(&root().join(folder))).collect();
-    let metrics = metrics(&sources);
-    let named = sources.iter().flat_map(|source| metric_names(source)).filter(|name| !NO_METRICS.contains(name));
-    let untyped: BTreeSet<&str> = named.filter(|name| !metrics.contains_key(*name)).collect();
-    assert!(untyped.is_empty(), "no macro shows the type of {untyped:?}");
-    assert_unchanged("metrics", &lines(metrics.iter().map(|(name, metric)| metric.line(name))));
-}
-
-#[test]
-fn metrics_are_found_by_their_macros() {
-    let source = "describe_counter!(\n    \"posthaste_a_total\",\n    \"How \\\"many\\\".\"\n);\n\
-        const B: &str = \"posthaste_b\"; gauge!(B, \"x\" => 1).set(2);\n\
-        for name in [\"posthaste_c\"] { counter!(name) }";
-    let sources = [source.to_owned(), "gauge!(\"posthaste_a_total\")".to_owned()];
-    let shown: Vec<String> = metrics(&sources).iter().map(|(name, metric)| metric.line(name)).collect();
-    assert_eq!(shown, ["posthaste_a_total counter, gauge | How \\\"many\\\".", "posthaste_b gauge | -"]);
-    assert_eq!(metric_names(source), ["posthaste_a_total", "posthaste_b", "posthaste_c"]);
+    let mut rows: Vec<&Metric> = TABLE.iter().collect();
+    rows.sort_by_key(|row| row.name);
+    let metrics = rows.iter().map(|row| {
+        let kind = format!("{:?}", row.kind).to_lowercase();
+        let labels = row.labels.join(", ");
+        let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
+        format!("{}{labels} {kind} | {}", row.name, row.help)
+    });
+    assert_unchanged("metrics", &lines(metrics));
 }
 
 #[test]
@@ -301,77 +290,6 @@ fn after<'a>(text: &'a str, start: &str, end: char) -> &'a str {
 fn broker_names(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !(c.is_ascii_lowercase() || "._".contains(c)));
     words.map(|word| word.trim_end_matches('.')).filter(|word| word.starts_with("posthaste.")).collect()
-}
-
-/// What the sources say about a metric.
-#[derive(Default)]
-struct Metric {
-    /// More than one is a mistake, which the snapshot shows.
-    types: BTreeSet<&'static str>,
-    help: Option<String>,
-}
-
-impl Metric {
-    fn line(&self, name: &str) -> String {
-        let types: Vec<&str> = self.types.iter().copied().collect();
-        format!("{name} {} | {}", types.join(", "), self.help.as_deref().unwrap_or("-"))
-    }
-}
-
-/// Each metric that a source describes or counts. A running process shows only those that it has counted already.
-fn metrics(sources: &[String]) -> BTreeMap<String, Metric> {
-    let mut found = BTreeMap::<String, Metric>::new();
-    for source in sources {
-        for kind in ["counter", "gauge", "histogram"] {
-            let start = format!("{kind}!(");
-            for (at, _) in source.match_indices(&start) {
-                let call = source[at + start.len()..].trim_start();
-                let Some((name, rest)) = literal(call).or_else(|| constant(source, call)) else { continue };
-                if !name.starts_with("posthaste_") {
-                    continue;
-                }
-                let metric = found.entry(name.to_owned()).or_default();
-                metric.types.insert(kind);
-                if source[..at].ends_with("describe_") {
-                    let help = literal(rest.trim_start_matches([',', ' ', '\n'])).map(|(help, _)| help.to_owned());
-                    metric.help = metric.help.take().or(help);
-                }
-            }
-        }
-    }
-    found
-}
-
-/// The text in quotes that `source` begins with, and what follows it.
-fn literal(source: &str) -> Option<(&str, &str)> {
-    let text = source.strip_prefix('"')?;
-    let (end, _) = text.match_indices('"').find(|(at, _)| !text[..*at].ends_with('\\'))?;
-    Some((&text[..end], &text[end + 1..]))
-}
-
-/// The text of the constant of this file that `call` begins with, and what follows its name.
-fn constant<'a>(source: &'a str, call: &'a str) -> Option<(&'a str, &'a str)> {
-    let end = call.find(|c: char| !(c.is_ascii_uppercase() || c == '_'))?;
-    let (_, value) = source.split_once(&format!("const {}: &str = ", &call[..end]))?;
-    Some((literal(value)?.0, &call[end..]))
-}
-
-/// Texts of a source that begin as metrics do and hold one word.
-fn metric_names(source: &str) -> Vec<&str> {
-    let is_name = |text: &&str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-    let texts = source.match_indices("\"posthaste_").filter_map(|(at, _)| Some(literal(&source[at..])?.0));
-    texts.filter(is_name).collect()
-}
-
-/// The Rust sources of a folder and those below it.
-fn sources(folder: &Path) -> Vec<String> {
-    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let texts = paths.flat_map(|path| match path.is_dir() {
-        true => sources(&path),
-        false if path.extension().is_some_and(|ending| ending == "rs") => vec![fs::read_to_string(path).unwrap()],
-        false => Vec::new(),
-    });
-    texts.collect()
 }
 
 /// The commands that a help lists. What is longer than a line goes on further to the right.

@@ -107,7 +107,6 @@ impl Worker {
     ) -> Result<Self, WorkerError> {
         let hints = Hints::default();
         let registry = Registry::build(config, &store, &hints)?;
-        measures::describe();
         measures::start_at_zero(config.worker.channels.iter().map(|channel| (*channel, config.backends(*channel))));
         let disconnect = CancellationToken::new();
         let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", disconnect.clone());

@@ -23,6 +23,7 @@ use reqwest::Client;
 use runtime::{
     batch::{Batcher, Limits, SubmitError},
     config::Config,
+    metric,
 };
 use serde::Serialize;
 use store::{Store, provider_events::ProviderEvent};
@@ -274,8 +275,7 @@ async fn take(app: &ProviderWebhooks, request: &HttpRequest, body: RawBody) -> R
     let new = app.keeper.keep_all(events).await?;
     let source = source.map_or("", EventSource::as_str);
     let count = |duplicate, n: usize| {
-        let counter =
-            metrics::counter!("posthaste_provider_events_total", "provider" => source, "duplicate" => duplicate);
+        let counter = metrics::counter!(metric::PROVIDER_EVENTS, "provider" => source, "duplicate" => duplicate);
         counter.increment(u64::try_from(n).unwrap_or(u64::MAX));
     };
     count("false", new);
@@ -344,8 +344,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 fn count_failure(source: Option<EventSource>, problem: &Problem) {
     if problem.code() == Code::Unauthenticated {
-        metrics::counter!("posthaste_signature_failures_total", "source" => source.map_or("", EventSource::as_str))
-            .increment(1);
+        metrics::counter!(metric::SIGNATURE_FAILURES, "source" => source.map_or("", EventSource::as_str)).increment(1);
     }
 }
 

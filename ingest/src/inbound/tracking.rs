@@ -18,6 +18,7 @@ use actix_web::{
 };
 use connectors::provider_events::tracking::{Key, Link};
 use domain::clock;
+use runtime::metric;
 use store::provider_events::ProviderEvent;
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use web::{Web, client, problem::Problem};
@@ -82,7 +83,7 @@ impl Tracker {
 }
 
 fn lost() {
-    metrics::counter!("posthaste_tracking_lost_total").increment(1);
+    metrics::counter!(metric::TRACKING_LOST).increment(1);
 }
 
 /// The pixel of a tracked mail: fetching it records the mail as `opened`, once.

@@ -22,7 +22,10 @@ use connectors::waha::{
 };
 use domain::{SignatureRule, TenantId, clock};
 use ipnet::IpNet;
-use runtime::batch::{Batcher, Limits, SubmitError};
+use runtime::{
+    batch::{Batcher, Limits, SubmitError},
+    metric,
+};
 use serde::Serialize;
 use store::{Store, wa_sessions::Session, waha_events::NewEvent};
 use tokio::{sync::Semaphore, time::timeout};
@@ -259,7 +262,7 @@ impl Hooks {
 }
 
 fn refuse() -> Problem {
-    metrics::counter!("posthaste_signature_failures_total", "source" => "waha").increment(1);
+    metrics::counter!(metric::SIGNATURE_FAILURES, "source" => "waha").increment(1);
     Problem::new(Code::Unauthenticated, "Sign the raw body with the webhook secret of the session that it names.")
 }
 
@@ -333,8 +336,7 @@ async fn take(
     let dedup = envelope.dedup(body, clock::now());
     let event = NewEvent { tenant, session, dedup, event: envelope.event.into_owned(), body: body.to_vec() };
     let is_new = hooks.keep(event).await?;
-    metrics::counter!("posthaste_waha_webhooks_total", "duplicate" => if is_new { "false" } else { "true" })
-        .increment(1);
+    metrics::counter!(metric::WAHA_WEBHOOKS, "duplicate" => if is_new { "false" } else { "true" }).increment(1);
     Ok(HttpResponse::Ok().json(Received { received: true, duplicate: !is_new }))
 }
 

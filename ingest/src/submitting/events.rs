@@ -18,6 +18,7 @@ use domain::{
     contract::submission::{FieldError, NAME_BYTES_MAX, parse_json},
     rule::look_up,
 };
+use runtime::metric;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use store::{
@@ -230,9 +231,9 @@ pub async fn receive(
 }
 
 fn count(matched: usize, errors: usize) {
-    metrics::counter!("posthaste_events_total").increment(1);
-    metrics::counter!("posthaste_rules_matched_total").increment(u64::try_from(matched).unwrap_or_default());
-    metrics::counter!("posthaste_rule_errors_total").increment(u64::try_from(errors).unwrap_or_default());
+    metrics::counter!(metric::EVENTS).increment(1);
+    metrics::counter!(metric::RULES_MATCHED).increment(u64::try_from(matched).unwrap_or_default());
+    metrics::counter!(metric::RULE_ERRORS).increment(u64::try_from(errors).unwrap_or_default());
 }
 
 /// The rules that match an event, and the event's person.
@@ -414,7 +415,7 @@ pub fn item(event: &Event, person: &Person, rule: Uuid, digest: &DigestRule, now
 fn key(event: &Event, person: &Person, path: &str) -> String {
     let facts = event_messages::facts(event.event_input(), person);
     let Some(found) = look_up(&facts, path).filter(|found| !found.is_null()) else {
-        metrics::counter!("posthaste_digest_keys_missing_total").increment(1);
+        metrics::counter!(metric::DIGEST_KEYS_MISSING).increment(1);
         tracing::debug!(path, "an event lacks what keeps its windows apart");
         return String::new();
     };

@@ -18,7 +18,7 @@ use domain::{
     replay::{self, Replayed},
 };
 use futures_util::{StreamExt, stream};
-use runtime::{reconnect::Reconnect, telemetry::TraceContext};
+use runtime::{metric, reconnect::Reconnect, telemetry::TraceContext};
 use store::accept::Accepted;
 use submission::{
     AMQP, Submissions,
@@ -562,7 +562,7 @@ impl QueueIntake<'_> {
         let now = Instant::now();
         held.tried_at = Some(now);
         held.due = now + held.pauses.next();
-        metrics::counter!("posthaste_intake_held_total", "queue" => self.name.to_owned()).increment(1);
+        metrics::counter!(metric::INTAKE_HELD, "queue" => self.name.to_owned()).increment(1);
         self.waiting.push(held);
     }
 
@@ -584,7 +584,7 @@ impl QueueIntake<'_> {
         let publisher = &self.intake.publisher;
         match broker::dead_letter_of(publisher, self.name, delivery, user, refusal.reason, &detail).await {
             Ok(()) => {
-                metrics::counter!("posthaste_intake_refused_total", "reason" => refusal.reason.as_str()).increment(1);
+                metrics::counter!(metric::INTAKE_REFUSED, "reason" => refusal.reason.as_str()).increment(1);
                 let answer = serde_json::json!({ "error": refusal.problem.to_json() });
                 self.finish(&held, answer.to_string().into_bytes());
                 None

@@ -9,6 +9,7 @@ use std::{
 };
 
 use domain::{TenantId, contract::wire::InboxHint};
+use runtime::metric;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +75,7 @@ impl Hub {
             self.shard(*name).entry(*name).or_default().push(Arc::clone(&bell));
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        metrics::gauge!("posthaste_ws_connections").increment(1.0);
+        metrics::gauge!(metric::WS_CONNECTIONS).increment(1.0);
         Ok(Seat { hub: Arc::clone(self), tenant, names, bell })
     }
 
@@ -116,7 +117,7 @@ impl Hub {
             }
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
-        metrics::gauge!("posthaste_ws_connections").decrement(1.0);
+        metrics::gauge!(metric::WS_CONNECTIONS).decrement(1.0);
     }
 }
 

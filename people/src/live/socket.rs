@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use actix_web::web::{Bytes, Data};
 use actix_ws::{CloseCode, CloseReason, Closed, Message, MessageStream, ProtocolError, Session};
+use runtime::metric;
 use serde::Serialize;
 use store::inbox::Reader;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -140,7 +141,7 @@ impl Socket {
                 break end;
             }
         };
-        metrics::counter!("posthaste_ws_closed_total", "reason" => end.word()).increment(1);
+        metrics::counter!(metric::WS_CLOSED, "reason" => end.word()).increment(1);
         let Self { session, seat, stream, .. } = self;
         match end {
             // Keep the seat until the close frame is sent, so that the stopping process waits for it.
@@ -245,7 +246,7 @@ impl Socket {
                 return Some(end);
             }
             self.reader.after = seq;
-            metrics::counter!("posthaste_ws_pushed_total").increment(1);
+            metrics::counter!(metric::WS_PUSHED).increment(1);
         }
         None
     }

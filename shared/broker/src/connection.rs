@@ -22,7 +22,7 @@ use lapin::{
     uri::{AMQPScheme, AMQPUri},
 };
 use metrics::{counter, gauge};
-use runtime::{reconnect::Reconnect, telemetry};
+use runtime::{metric, reconnect::Reconnect, telemetry};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -350,8 +350,8 @@ impl Inner {
     fn set(&self, state: BrokerState) {
         let connected = matches!(state, BrokerState::Up { .. } | BrokerState::Blocked { .. });
         let blocked = matches!(state, BrokerState::Blocked { .. });
-        gauge!("posthaste_broker_connected", "connection" => self.name.clone()).set(f64::from(u8::from(connected)));
-        gauge!("posthaste_broker_blocked", "connection" => self.name.clone()).set(f64::from(u8::from(blocked)));
+        gauge!(metric::BROKER_CONNECTED, "connection" => self.name.clone()).set(f64::from(u8::from(connected)));
+        gauge!(metric::BROKER_BLOCKED, "connection" => self.name.clone()).set(f64::from(u8::from(blocked)));
         self.state.send_replace(state);
     }
 
@@ -456,7 +456,7 @@ async fn supervise(inner: Arc<Inner>, stop: CancellationToken) {
         let reason = telemetry::chain(&error);
         tracing::warn!(connection = %inner.name, reason, "the broker connection is down, trying again");
         inner.set(BrokerState::Down { reason });
-        counter!("posthaste_broker_reconnects_total", "connection" => inner.name.clone()).increment(1);
+        counter!(metric::BROKER_RECONNECTS, "connection" => inner.name.clone()).increment(1);
         if stop.run_until_cancelled(reconnect.pause()).await.is_none() {
             break;
         }

@@ -25,8 +25,8 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use metrics::{counter, describe_counter, gauge};
-use runtime::reconnect::Reconnect;
+use metrics::{counter, gauge};
+use runtime::{metric, reconnect::Reconnect};
 use tokio::{
     sync::Notify,
     time::{timeout, timeout_at},
@@ -104,28 +104,23 @@ impl ConsumerHealth {
     fn set_registered(&self, registered: bool) {
         self.registered.store(registered, Ordering::Relaxed);
         let value = f64::from(u8::from(registered));
-        gauge!("posthaste_consumer_registered", "queue" => self.queue.clone()).set(value);
+        gauge!(metric::CONSUMER_REGISTERED, "queue" => self.queue.clone()).set(value);
     }
 
     fn delivered(&self, batch: &[Delivery]) {
         *lock(&self.last_delivery) = Some(Instant::now());
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let seconds = gauge!("posthaste_consumer_last_delivery_timestamp_seconds", "queue" => self.queue.clone());
+        let seconds = gauge!(metric::CONSUMER_LAST_DELIVERY, "queue" => self.queue.clone());
         seconds.set(since_epoch.as_secs_f64());
         let redelivered = batch.iter().filter(|delivery| delivery.redelivered).count();
         if redelivered > 0 {
-            count("posthaste_redelivered_total", &self.queue, redelivered);
+            count(metric::REDELIVERED, &self.queue, redelivered);
         }
     }
 }
 
 fn init_counters(queue: &str) {
-    describe_counter!("posthaste_redelivered_total", "Messages that may have been delivered before, by queue.");
-    describe_counter!(
-        "posthaste_stale_acks_total",
-        "Messages finished after their channel was lost: the broker delivers them again."
-    );
-    for metric in ["posthaste_redelivered_total", "posthaste_stale_acks_total"] {
+    for metric in [metric::REDELIVERED, metric::STALE_ACKS] {
         count(metric, queue, 0);
     }
 }
@@ -511,7 +506,7 @@ impl AckState {
 
     fn count_stale(&self, stale: usize) {
         if stale > 0 {
-            count("posthaste_stale_acks_total", &self.queue, stale);
+            count(metric::STALE_ACKS, &self.queue, stale);
         }
     }
 

@@ -24,7 +24,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, MAX_SHORT_STRING_LENGTH, ShortString},
 };
 use metrics::{counter, histogram};
-use runtime::{reconnect::Reconnect, telemetry::at_zero};
+use runtime::{metric, reconnect::Reconnect, telemetry::at_zero};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::timeout,
@@ -258,7 +258,7 @@ impl Publisher {
     /// Publishes through several channels of `broker` in turn; messages of different calls may then overtake each
     /// other.
     pub fn start_with(broker: &Broker, channels: usize) -> Self {
-        at_zero("posthaste_publish_failed_total", "reason", REASONS);
+        at_zero(metric::PUBLISH_FAILED, "reason", REASONS);
         let channels = (0..channels.max(1)).map(|_| PublishChannel::start(broker.clone())).collect();
         Self { channels, turn: Arc::default(), confirm_timeout: PUBLISH_TIMEOUT }
     }
@@ -297,7 +297,7 @@ impl Publisher {
             *result = sent.next().unwrap_or(Err(PublishError::Disconnected));
         }
         for error in results.iter().filter_map(|result| result.as_ref().err()) {
-            counter!("posthaste_publish_failed_total", "reason" => error.reason()).increment(1);
+            counter!(metric::PUBLISH_FAILED, "reason" => error.reason()).increment(1);
         }
         results
     }
@@ -515,7 +515,7 @@ async fn publish_batches(channel: &Channel, batches: Vec<Batch>) -> Result<(), O
     let failure = outcomes.iter().flatten().find_map(|outcome| outcome.as_ref().err()).cloned();
     let mut results = match_confirms(&messages, outcomes).into_iter();
     count(&messages, results.as_slice());
-    histogram!("posthaste_publish_confirm_seconds").record(started.elapsed());
+    histogram!(metric::PUBLISH_CONFIRM_SECONDS).record(started.elapsed());
     for batch in batches {
         let results = results.by_ref().take(batch.messages.len()).collect();
         batch.answer(results);
@@ -591,12 +591,12 @@ fn count(messages: &[&Outgoing], results: &[Result<(), PublishError>]) {
     let mut run = 1;
     for next in published {
         if next != exchange {
-            counter!("posthaste_published_total", "exchange" => exchange).increment(run);
+            counter!(metric::PUBLISHED, "exchange" => exchange).increment(run);
             (exchange, run) = (next, 0);
         }
         run += 1;
     }
-    counter!("posthaste_published_total", "exchange" => exchange).increment(run);
+    counter!(metric::PUBLISHED, "exchange" => exchange).increment(run);
 }
 
 #[cfg(test)]

@@ -1,38 +1,8 @@
-//! Providers, and the outcomes of attempts.
+//! The outcomes of attempts.
 
 use std::time::Duration;
 
 use super::word::words;
-
-words!(
-    /// A provider that sends the deliveries of a channel.
-    ProviderName {
-        /// SMTP server.
-        Smtp = "smtp",
-        /// SendGrid v3.
-        Sendgrid = "sendgrid",
-        /// Amazon SES v2.
-        Ses = "ses",
-        /// Twilio Messages.
-        Twilio = "twilio",
-        /// Amazon SNS.
-        Sns = "sns",
-        /// Firebase Cloud Messaging.
-        Fcm = "fcm",
-        /// Apple Push Notification service.
-        Apns = "apns",
-        /// Web Push.
-        Webpush = "webpush",
-        /// HTTP webhook.
-        Http = "http",
-        /// The in-app inbox.
-        Inbox = "inbox",
-        /// WhatsApp HTTP API.
-        Waha = "waha",
-        /// Sends nothing. It simulates every outcome deterministically, so that users can try them.
-        Sandbox = "sandbox",
-    }
-);
 
 words!(
     /// The name of an outcome in the log and the metrics.

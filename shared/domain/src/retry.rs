@@ -91,7 +91,7 @@ pub struct Tries {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FailoverRound(
-    /// One bit per provider, by its index in [`ProviderName::ALL`]. Bit 30 is set if a tried provider may recover.
+    /// One bit per provider: [`ProviderInfo::bit`](crate::ProviderInfo::bit). Bit 30 is set if a tried provider may recover.
     pub i32,
 );
 
@@ -122,9 +122,8 @@ impl FailoverRound {
     }
 }
 
-fn bit(provider: ProviderName) -> i32 {
-    let index = ProviderName::ALL.iter().position(|name| *name == provider).unwrap_or_default();
-    u32::try_from(index).ok().and_then(|index| 1i32.checked_shl(index)).unwrap_or_default()
+const fn bit(provider: ProviderName) -> i32 {
+    1 << provider.info().bit
 }
 
 /// The progress of a delivery through the providers of its channel, including the one just tried.

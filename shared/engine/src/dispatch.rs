@@ -10,7 +10,7 @@ use domain::contract::WorkItem;
 use futures_util::future::join_all;
 use runtime::{
     batch::{Batcher, Limits},
-    faultpoint,
+    faultpoint, metric,
 };
 use store::{
     Store,
@@ -35,7 +35,7 @@ pub struct Dispatcher {
 impl Dispatcher {
     /// Starts publishing. The audit checks a row `audit_after_ms` after it was published.
     pub fn start(publisher: Publisher, store: Store, audit_after_ms: i32) -> Self {
-        metrics::counter!("posthaste_dispatch_left_to_relay_total").increment(0);
+        metrics::counter!(metric::DISPATCH_LEFT_TO_RELAY).increment(0);
         let marks = Batcher::start(MARKS, move |published| mark(store.clone(), audit_after_ms, published));
         let rows = Batcher::start(LIMITS, move |rows| publish(publisher.clone(), marks.clone(), rows));
         Self { rows }
@@ -44,7 +44,7 @@ impl Dispatcher {
     /// Publishes a row in the background. If the queue is full or publishing fails, the row is left to the relay.
     pub fn post(&self, row: Dispatch) {
         if self.rows.post(row).is_err() {
-            metrics::counter!("posthaste_dispatch_left_to_relay_total").increment(1);
+            metrics::counter!(metric::DISPATCH_LEFT_TO_RELAY).increment(1);
         }
     }
 

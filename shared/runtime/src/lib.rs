@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod config;
 pub mod faultpoint;
+pub mod metric;
 pub mod probe;
 pub mod reconnect;
 pub mod service;

@@ -293,7 +293,7 @@ mod tests {
             ready.ends_with(r#"{"status":"down","parts":{"consumers":{"status":"down","detail":"none"}}}"#),
             "{ready}"
         );
-        assert!(ask(port, "GET /metrics HTTP/1.1").await.contains("posthaste_build_info"));
+        assert!(ask(port, "GET /metrics HTTP/1.1").await.contains(crate::metric::BUILD_INFO));
         assert!(ask(port, "POST /health HTTP/1.1").await.starts_with("HTTP/1.1 405 "));
         stop.cancel();
         serving.await.unwrap().unwrap();

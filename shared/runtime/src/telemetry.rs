@@ -33,6 +33,8 @@ use uuid::Uuid;
 use mask::Masking;
 pub use mask::masked;
 
+use crate::metric;
+
 /// Upper bounds, in seconds, of the buckets of every `*_seconds` histogram: from a fast query to the longest call.
 const SECONDS_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 /// How often histograms are drained into their buckets, as the exporter's own listener does.
@@ -116,7 +118,8 @@ impl std::fmt::Debug for MetricsHandle {
     }
 }
 
-/// Starts counting. Called again, it gives the same handle, so services that share a process share their metrics.
+/// Starts counting, and describes every metric. Called again, it gives the same handle, so that services of one process
+/// share their metrics.
 pub fn install_metrics() -> MetricsHandle {
     static INSTALLED: OnceLock<MetricsHandle> = OnceLock::new();
     INSTALLED.get_or_init(install).clone()
@@ -131,8 +134,8 @@ fn install() -> MetricsHandle {
     if metrics::set_global_recorder(recorder).is_err() {
         tracing::warn!("metrics are recorded elsewhere; /metrics will be empty");
     }
-    metrics::describe_gauge!("posthaste_build_info", "Always 1; its label names the version that runs.");
-    metrics::gauge!("posthaste_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metric::describe();
+    metrics::gauge!(metric::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     MetricsHandle(handle)
 }
 
@@ -162,7 +165,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Shows a counter at 0 for each value of its label: a series that begins with its first increment hides that increment
-/// from `rate` and `increase`. Call it once the recorder is installed, beside the description of the counter.
+/// from `rate` and `increase`. Call it once the recorder is installed. Counters whose labels the table knows start by
+/// [`metric::start_at_zero`].
 pub fn at_zero(name: &'static str, label: &'static str, values: impl IntoIterator<Item = &'static str>) {
     for value in values {
         metrics::counter!(name, label => value).increment(0);
@@ -360,6 +364,23 @@ mod tests {
         let text = handle.render();
         assert!(text.contains("telemetry_test_total{end=\"good\"} 2"), "{text}");
         assert!(text.contains("telemetry_test_total{end=\"bad\"} 0"), "{text}");
+    }
+
+    #[test]
+    fn the_counters_of_a_service_stand_at_zero_with_their_help() {
+        let metrics = install_metrics();
+        metric::start_at_zero(metric::Service::Worker);
+        metric::start_at_zero(metric::Service::Ingest);
+        let text = metrics.render();
+        for line in [
+            "# HELP posthaste_late_slots_total Slots of WhatsApp sessions whose call ended late, and which count from then.",
+            "posthaste_claims_total{result=\"early\"} 0",
+            "posthaste_late_slots_total 0",
+            "posthaste_provider_events_total{provider=\"ses\",duplicate=\"true\"} 0",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is missing in\n{text}");
+        }
+        assert!(!text.contains(metric::RELEASED), "{text}");
     }
 
     #[test]

@@ -134,8 +134,15 @@ impl Record {
             reports: column(events, |e| e.report),
             rounds: column(events, |e| e.round.0),
             worker_lost: WORKER_LOST,
+            referenced: referenced(),
         }
     }
+}
+
+/// The providers whose references are stored.
+fn referenced() -> Vec<&'static str> {
+    let kept = ProviderName::ALL.iter().filter(|name| name.info().keeps_references);
+    kept.map(|name| name.as_str()).collect()
 }
 
 fn column<T>(events: &[Event], of: impl Fn(&Event) -> T) -> Vec<T> {
@@ -180,6 +187,7 @@ sql!(Record in "events/record.sql" {
     reports: Vec<bool> as Array<Bool>,
     rounds: Vec<i32> as Array<Int4>,
     worker_lost: &'static str as Text,
+    referenced: Vec<&'static str> as Array<Text>,
 } -> Change);
 sql!(ByRef in "events/by_ref.sql" { provider: &'static str as Text, refs: Vec<String> as Array<Text> } -> ReferredRow);
 sql!(Owners in "events/owners.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> OwnerRow);

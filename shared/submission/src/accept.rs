@@ -21,7 +21,7 @@ use engine::{
 use futures_util::future::BoxFuture;
 use runtime::{
     batch::{Batcher, Limits, SubmitError},
-    faultpoint,
+    faultpoint, metric,
 };
 use store::{DbError, Store, accept::Accepted};
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
@@ -159,7 +159,7 @@ impl Acceptor {
             Ok(result) => result.unwrap_or_else(|error| Err(error.into())),
             Err(_) => Err(AcceptError::Unknown),
         };
-        metrics::histogram!("posthaste_accept_seconds").record(started.elapsed());
+        metrics::histogram!(metric::ACCEPT_SECONDS).record(started.elapsed());
         result
     }
 
@@ -291,7 +291,7 @@ fn failed(batch: &[Acceptance], error: &DbError) -> Vec<AcceptResult> {
 
 /// Adds one increment per channel and source of a commit, not one per message.
 fn count(batch: &[Acceptance], accepted: &[Accepted]) {
-    metrics::histogram!("posthaste_accept_batch_size").record(u32::try_from(batch.len()).unwrap_or(u32::MAX));
+    metrics::histogram!(metric::ACCEPT_BATCH_SIZE).record(u32::try_from(batch.len()).unwrap_or(u32::MAX));
     for source in [crate::HTTP, crate::AMQP] {
         for channel in Channel::ALL {
             let of_source =
@@ -299,8 +299,7 @@ fn count(batch: &[Acceptance], accepted: &[Accepted]) {
             let messages = of_source.flat_map(|(from, _)| &from.messages);
             let n = messages.filter(|message| message.deliveries.iter().any(|d| d.route.channel == *channel)).count();
             if n > 0 {
-                let labels = [("channel", channel.as_str()), ("source", source)];
-                metrics::counter!("posthaste_messages_accepted_total", &labels)
+                metrics::counter!(metric::MESSAGES_ACCEPTED, "channel" => channel.as_str(), "source" => source)
                     .increment(u64::try_from(n).unwrap_or(u64::MAX));
             }
         }

@@ -22,6 +22,7 @@ use actix_web::{
 };
 use domain::{TenantId, seal::Sealer, token::Role};
 use runtime::{
+    metric,
     reconnect::Reconnect,
     telemetry::{TraceContext, masked},
 };
@@ -341,9 +342,9 @@ fn report(deed: &Deed, error: impl Display, goes_on: bool) {
     let Deed { tenant, actor, action, target, request_id } = deed;
     let tenant = tenant.map(|tenant| tenant.0);
     tracing::error!(%error, tenant, actor, action, target, request_id, goes_on, "an audit entry could not be written");
-    metrics::counter!("posthaste_audit_retried_total").increment(1);
+    metrics::counter!(metric::AUDIT_RETRIED).increment(1);
     if !goes_on {
-        metrics::counter!("posthaste_audit_lost_entries_total").increment(1);
+        metrics::counter!(metric::AUDIT_LOST_ENTRIES).increment(1);
     }
 }
 

@@ -18,7 +18,7 @@ use actix_web::{
     web::Data,
 };
 use metrics::Histogram;
-use runtime::telemetry::TraceContext;
+use runtime::{metric, telemetry::TraceContext};
 
 use crate::problem::Problem;
 
@@ -95,7 +95,7 @@ impl RouteTimings {
 }
 
 fn histogram(route: &'static str, status: u16) -> Histogram {
-    metrics::histogram!("posthaste_http_request_seconds", "route" => route, "status" => status.to_string())
+    metrics::histogram!(metric::HTTP_REQUEST_SECONDS, "route" => route, "status" => status.to_string())
 }
 
 /// The middleware around every route, and around requests that match no route.

@@ -13,6 +13,7 @@ use actix_web::{
     },
 };
 use domain::contract::submission::FieldError;
+use runtime::metric;
 use serde::Serialize;
 use store::DbError;
 
@@ -270,7 +271,7 @@ impl ResponseError for Problem {
     }
 
     fn error_response(&self) -> HttpResponse {
-        metrics::counter!("posthaste_requests_refused_total", "code" => self.code.as_str()).increment(1);
+        metrics::counter!(metric::REQUESTS_REFUSED, "code" => self.code.as_str()).increment(1);
         let mut response = HttpResponse::build(self.status_code());
         response.content_type(CONTENT_TYPE);
         match self.code.status() {

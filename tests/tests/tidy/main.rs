@@ -4,6 +4,7 @@
 mod circles;
 mod code;
 mod layers;
+mod metrics;
 
 use std::{
     collections::BTreeSet,

@@ -1,6 +1,6 @@
 //! What a setting may look like: each kind pairs a parser with the sentence that says what it takes.
 
-use std::{net::IpAddr, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use domain::{
@@ -16,11 +16,32 @@ use super::{
     categories::Categories,
     postgres::{self, PostgresUrl},
 };
+use Expects::Text;
 
-/// A parser and what it expects, worded to follow "must be".
+/// A parser and what it expects.
 pub(super) struct Kind<T> {
-    pub(super) expects: &'static str,
+    pub(super) expects: Expects,
     pub(super) parse: fn(&str) -> Result<T, Bad>,
+}
+
+/// What a kind expects, worded to follow "must be".
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expects {
+    Text(&'static str),
+    /// Providers of a channel, and what follows their list.
+    Backends(Channel, &'static str),
+}
+
+impl fmt::Display for Expects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Text(text) => f.write_str(text),
+            Self::Backends(channel, note) => {
+                let words: Vec<&str> = ProviderName::of(*channel).map(ProviderName::as_str).collect();
+                write!(f, "a comma list of {}{note}", words.join(", "))
+            }
+        }
+    }
 }
 
 /// Why a text is not of its kind.
@@ -44,7 +65,13 @@ const LIFETIME_SECONDS_MAX: u64 = 31_536_000;
 
 macro_rules! between {
     ($min:literal, $max:literal) => {
-        Kind { expects: concat!("a whole number from ", $min, " to ", $max), parse: whole::<_, $min, $max> }
+        Kind { expects: Text(concat!("a whole number from ", $min, " to ", $max)), parse: whole::<_, $min, $max> }
+    };
+}
+
+macro_rules! backends {
+    ($channel:expr, $note:literal) => {
+        Kind { expects: Expects::Backends($channel, $note), parse: |text| backends($channel, text) }
     };
 }
 
@@ -61,48 +88,56 @@ pub(super) const REQUESTS: Kind<u32> = between!(1, 100000000);
 pub(super) const BODY_BYTES: Kind<usize> = between!(65536, 1099511627776);
 
 pub(super) const DELAY: Kind<Duration> =
-    Kind { expects: "milliseconds from 0 to 604800000 (a week)", parse: |text| millis(text, 0, DELAY_MS_MAX) };
-pub(super) const TIMEOUT: Kind<Duration> =
-    Kind { expects: "milliseconds from 1 to 600000 (ten minutes)", parse: |text| millis(text, 1, TIMEOUT_MS_MAX) };
-pub(super) const WINDOW: Kind<Duration> =
-    Kind { expects: "milliseconds from 1000 to 86400000 (a day)", parse: |text| millis(text, 1000, WINDOW_MS_MAX) };
+    Kind { expects: Text("milliseconds from 0 to 604800000 (a week)"), parse: |text| millis(text, 0, DELAY_MS_MAX) };
+pub(super) const TIMEOUT: Kind<Duration> = Kind {
+    expects: Text("milliseconds from 1 to 600000 (ten minutes)"),
+    parse: |text| millis(text, 1, TIMEOUT_MS_MAX),
+};
+pub(super) const WINDOW: Kind<Duration> = Kind {
+    expects: Text("milliseconds from 1000 to 86400000 (a day)"),
+    parse: |text| millis(text, 1000, WINDOW_MS_MAX),
+};
 pub(super) const LIFETIME: Kind<Duration> =
-    Kind { expects: "seconds, or a number with s, m, h, d or w, from 1s to 365d", parse: lifetime };
+    Kind { expects: Text("seconds, or a number with s, m, h, d or w, from 1s to 365d"), parse: lifetime };
 
 /// The expectation that says nothing.
-pub(super) const ANY_TEXT: &str = "any text";
+pub(super) const ANY_TEXT: Expects = Text("any text");
 pub(super) const TEXT: Kind<String> = Kind { expects: ANY_TEXT, parse: |text| Ok(text.to_owned()) };
 pub(super) const SECRET: Kind<SecretString> = Kind { expects: ANY_TEXT, parse: |text| Ok(text.into()) };
 pub(super) const HOST: Kind<String> =
-    Kind { expects: "a host name or an IP address, without scheme and port", parse: host };
-pub(super) const JWT_SECRET: Kind<SecretString> =
-    Kind { expects: "a secret of at least 32 bytes, such as one from `openssl rand -base64 48`", parse: jwt_secret };
+    Kind { expects: Text("a host name or an IP address, without scheme and port"), parse: host };
+pub(super) const JWT_SECRET: Kind<SecretString> = Kind {
+    expects: Text("a secret of at least 32 bytes, such as one from `openssl rand -base64 48`"),
+    parse: jwt_secret,
+};
 pub(super) const ENCRYPTION_KEY: Kind<SecretString> =
-    Kind { expects: "32 bytes in base64, from `openssl rand -base64 32`", parse: encryption_key };
+    Kind { expects: Text("32 bytes in base64, from `openssl rand -base64 32`"), parse: encryption_key };
 pub(super) const ENCRYPTION_KEYS: Kind<Vec<SecretString>> = Kind {
-    expects: "a comma list of keys, each 32 bytes in base64",
+    expects: Text("a comma list of keys, each 32 bytes in base64"),
     parse: |text| text.split(',').map(encryption_key).collect(),
 };
-pub(super) const PATH: Kind<String> = Kind { expects: "the path of a file", parse: |text| Ok(text.to_owned()) };
-pub(super) const WORD: Kind<String> = Kind { expects: "letters, digits, dots, dashes and underscores", parse: word };
+pub(super) const PATH: Kind<String> = Kind { expects: Text("the path of a file"), parse: |text| Ok(text.to_owned()) };
+pub(super) const WORD: Kind<String> =
+    Kind { expects: Text("letters, digits, dots, dashes and underscores"), parse: word };
 pub(super) const VAPID_PUBLIC: Kind<String> =
-    Kind { expects: "an uncompressed P-256 point, 65 bytes in base64url", parse: |text| base64url(text, 65) };
+    Kind { expects: Text("an uncompressed P-256 point, 65 bytes in base64url"), parse: |text| base64url(text, 65) };
 pub(super) const VAPID_PRIVATE: Kind<SecretString> = Kind {
-    expects: "a P-256 private key, 32 bytes in base64url",
+    expects: Text("a P-256 private key, 32 bytes in base64url"),
     parse: |text| base64url(text, 32).map(SecretString::from),
 };
 pub(super) const VAPID_SUBJECT: Kind<String> = Kind {
-    expects: "a mailto: or https: URL",
+    expects: Text("a mailto: or https: URL"),
     parse: |text| url_of(text, &["mailto", "https"]).map(|_| text.to_owned()).ok_or(Bad::Shape),
 };
 pub(super) const LOG_FILTER: Kind<String> =
-    Kind { expects: "a level (error, warn, info, debug, trace) or a list of target=level", parse: log_filter };
+    Kind { expects: Text("a level (error, warn, info, debug, trace) or a list of target=level"), parse: log_filter };
 pub(super) const MAIL_FROM: Kind<String> =
-    Kind { expects: "an e-mail address, bare or as `Name <address>`", parse: mail_from };
-pub(super) const SWITCH: Kind<bool> = Kind { expects: "true or false", parse: |text| switch(text).ok_or(Bad::Shape) };
+    Kind { expects: Text("an e-mail address, bare or as `Name <address>`"), parse: mail_from };
+pub(super) const SWITCH: Kind<bool> =
+    Kind { expects: Text("true or false"), parse: |text| switch(text).ok_or(Bad::Shape) };
 
 pub(super) const ENCRYPTION_REQUIRED: Kind<Required> = Kind {
-    expects: "true, false or bound",
+    expects: Text("true, false or bound"),
     parse: |text| match (text, switch(text)) {
         ("bound", _) => Ok(Required::Bound),
         (_, Some(true)) => Ok(Required::Encrypted),
@@ -112,7 +147,7 @@ pub(super) const ENCRYPTION_REQUIRED: Kind<Required> = Kind {
 };
 
 pub(super) const REQUIRE_MAPPING: Kind<RequireMapping> = Kind {
-    expects: "auto, true or false",
+    expects: Text("auto, true or false"),
     parse: |text| match (text, switch(text)) {
         ("auto", _) => Ok(RequireMapping::Auto),
         (_, Some(true)) => Ok(RequireMapping::Always),
@@ -122,37 +157,39 @@ pub(super) const REQUIRE_MAPPING: Kind<RequireMapping> = Kind {
 };
 
 pub(super) const POSTGRES_URL: Kind<Url> = Kind {
-    expects: "a postgres:// URL with a host and a database, special characters of the password %-encoded",
+    expects: Text("a postgres:// URL with a host and a database, special characters of the password %-encoded"),
     parse: postgres_url,
 };
 pub(super) const AMQP_URL: Kind<Url> = Kind {
-    expects: "an amqp:// or amqps:// URL with a host, special characters of the password %-encoded",
+    expects: Text("an amqp:// or amqps:// URL with a host, special characters of the password %-encoded"),
     parse: |text| url_of(text, &["amqp", "amqps"]).filter(Url::has_host).ok_or(Bad::Shape),
 };
 pub(super) const PUBLIC_URL: Kind<Url> =
-    Kind { expects: "an http:// or https:// URL without query and fragment", parse: public_url };
+    Kind { expects: Text("an http:// or https:// URL without query and fragment"), parse: public_url };
 pub(super) const AWS_REGION: Kind<String> =
-    Kind { expects: "the name of an AWS region, such as eu-central-1", parse: aws_region };
+    Kind { expects: Text("the name of an AWS region, such as eu-central-1"), parse: aws_region };
 pub(super) const TWILIO_FROM: Kind<String> = Kind {
-    expects: "a phone number in E.164, a sender name of up to 11 letters and digits, or the id of a messaging service (MG…)",
+    expects: Text(
+        "a phone number in E.164, a sender name of up to 11 letters and digits, or the id of a messaging service (MG…)",
+    ),
     parse: twilio_from,
 };
 pub(super) const SNS_SENDER: Kind<String> =
-    Kind { expects: "1 to 11 letters, digits or hyphens, at least one of them a letter", parse: sns_sender };
-pub(super) const DOMAIN: Kind<String> = Kind { expects: "a domain name, such as example.com", parse: domain };
+    Kind { expects: Text("1 to 11 letters, digits or hyphens, at least one of them a letter"), parse: sns_sender };
+pub(super) const DOMAIN: Kind<String> = Kind { expects: Text("a domain name, such as example.com"), parse: domain };
 pub(super) const NETS: Kind<Vec<IpNet>> =
-    Kind { expects: "a comma list of networks or addresses", parse: |text| list(text, net) };
+    Kind { expects: Text("a comma list of networks or addresses"), parse: |text| list(text, net) };
 
 pub(super) const SENDGRID_KEY: Kind<PublicKey> = Kind {
-    expects: "the verification key that SendGrid shows: a P-256 key, SPKI in base64",
+    expects: Text("the verification key that SendGrid shows: a P-256 key, SPKI in base64"),
     parse: |text| PublicKey::parse(text).ok_or(Bad::Shape),
 };
 pub(super) const TOPICS: Kind<Vec<String>> = Kind {
-    expects: "a comma list of ARNs such as arn:aws:sns:<region>:<account>:<name>",
+    expects: Text("a comma list of ARNs such as arn:aws:sns:<region>:<account>:<name>"),
     parse: |text| list(text, topic),
 };
 pub(super) const CATEGORIES: Kind<Categories> = Kind {
-    expects: "`all`, or a comma list of categories",
+    expects: Text("`all`, or a comma list of categories"),
     parse: |text| match text {
         "all" => Ok(Categories::All),
         _ => list(text, category).map(Categories::These),
@@ -160,27 +197,17 @@ pub(super) const CATEGORIES: Kind<Categories> = Kind {
 };
 
 pub(super) const CHANNELS: Kind<Vec<Channel>> = Kind {
-    expects: "`all`, or a comma list of email, sms, push, webhook, in_app, whatsapp",
+    expects: Text("`all`, or a comma list of email, sms, push, webhook, in_app, whatsapp"),
     parse: |text| {
         if text == "all" { Ok(Channel::ALL.to_vec()) } else { list(text, |word| word.parse().map_err(|_| Bad::Shape)) }
     },
 };
-pub(super) const EMAIL_BACKENDS: Kind<Vec<ProviderName>> = Kind {
-    expects: "a comma list of smtp, sendgrid, ses, sandbox, in the order they are tried",
-    parse: |text| backends(Channel::Email, text),
-};
-pub(super) const SMS_BACKENDS: Kind<Vec<ProviderName>> = Kind {
-    expects: "a comma list of twilio, sns, sandbox, in the order they are tried",
-    parse: |text| backends(Channel::Sms, text),
-};
-pub(super) const PUSH_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "a comma list of fcm, apns, webpush, sandbox", parse: |text| backends(Channel::Push, text) };
-pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "a comma list of http, sandbox", parse: |text| backends(Channel::Webhook, text) };
-pub(super) const IN_APP_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "a comma list of inbox, sandbox", parse: |text| backends(Channel::InApp, text) };
-pub(super) const WHATSAPP_BACKENDS: Kind<Vec<ProviderName>> =
-    Kind { expects: "a comma list of waha, sandbox", parse: |text| backends(Channel::Whatsapp, text) };
+pub(super) const EMAIL_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::Email, ", in the order they are tried");
+pub(super) const SMS_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::Sms, ", in the order they are tried");
+pub(super) const PUSH_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::Push, "");
+pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::Webhook, "");
+pub(super) const IN_APP_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::InApp, "");
+pub(super) const WHATSAPP_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::Whatsapp, "");
 
 /// How `SMTP_USE_TLS` may be put; which TLS `On` means depends on the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +218,7 @@ pub(super) enum TlsWord {
     Tls,
 }
 pub(super) const TLS_WORD: Kind<TlsWord> =
-    Kind { expects: "true, false, starttls, tls or none", parse: |text| tls_word(text).ok_or(Bad::Shape) };
+    Kind { expects: Text("true, false, starttls, tls or none"), parse: |text| tls_word(text).ok_or(Bad::Shape) };
 
 /// What to do about an attempt that may have been sent, before the waiting time is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +227,7 @@ pub(super) enum InDoubt {
     Hold,
 }
 pub(super) const IN_DOUBT: Kind<InDoubt> = Kind {
-    expects: "resend or hold",
+    expects: Text("resend or hold"),
     parse: |text| match text {
         "resend" => Ok(InDoubt::Resend),
         "hold" => Ok(InDoubt::Hold),
@@ -396,19 +423,6 @@ fn list<T: PartialEq>(text: &str, part: impl Fn(&str) -> Result<T, Bad>) -> Resu
 }
 
 fn backends(channel: Channel, text: &str) -> Result<Vec<ProviderName>, Bad> {
-    let carries = |name: &ProviderName| carriers(channel).contains(name);
-    list(text, |word| ProviderName::from_str(word).ok().filter(carries).ok_or(Bad::Shape))
-}
-
-/// The providers that can carry a channel.
-const fn carriers(channel: Channel) -> &'static [ProviderName] {
-    use ProviderName::{Apns, Fcm, Http, Inbox, Sandbox, Sendgrid, Ses, Smtp, Sns, Twilio, Waha, Webpush};
-    match channel {
-        Channel::Email => &[Smtp, Sendgrid, Ses, Sandbox],
-        Channel::Sms => &[Twilio, Sns, Sandbox],
-        Channel::Push => &[Fcm, Apns, Webpush, Sandbox],
-        Channel::Webhook => &[Http, Sandbox],
-        Channel::InApp => &[Inbox, Sandbox],
-        Channel::Whatsapp => &[Waha, Sandbox],
-    }
+    let serves = |name: &ProviderName| name.serves(channel);
+    list(text, |word| ProviderName::from_str(word).ok().filter(serves).ok_or(Bad::Shape))
 }

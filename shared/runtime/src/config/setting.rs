@@ -2,7 +2,10 @@
 
 use domain::Channel;
 
-use super::{by_channel::ByChannel, kind::Kind};
+use super::{
+    by_channel::ByChannel,
+    kind::{Expects, Kind},
+};
 
 /// Stands in `.env.example` where no example would do. It is refused as the value of any setting.
 pub(super) const PLACEHOLDER: &str = "make-your-own";
@@ -82,7 +85,7 @@ impl<T> Setting<T> {
 /// A setting of any type, for lists, checks and documentation.
 pub(super) trait Known: Sync {
     fn spec(&self) -> &Spec;
-    fn expects(&self) -> &'static str;
+    fn expects(&self) -> Expects;
     #[cfg(test)]
     fn accepts(&self, text: &str) -> bool;
 }
@@ -92,7 +95,7 @@ impl<T> Known for Setting<T> {
         &self.spec
     }
 
-    fn expects(&self) -> &'static str {
+    fn expects(&self) -> Expects {
         self.kind.expects
     }
 

@@ -413,7 +413,7 @@ pub fn env_example() -> String {
 /// The sentence, and below it what the setting takes, its default and its other names.
 fn comment(setting: &dyn Known) -> String {
     let spec = setting.spec();
-    let takes = Some(setting.expects()).filter(|text| *text != kind::ANY_TEXT).map(|text| format!(" Takes {text}."));
+    let takes = Some(setting.expects()).filter(|what| *what != kind::ANY_TEXT).map(|what| format!(" Takes {what}."));
     let unset = match spec.unset {
         Unset::Nothing => None,
         Unset::Required => Some(" Required.".to_owned()),

@@ -11,6 +11,7 @@
 --   unless something better was known.
 -- * A delivery that is held until a moment waits for exactly that moment, and counts as neither tried nor deferred. One
 --   that found no provider to call has waited since the first time it found none.
+-- * `referenced` are the providers whose references are stored.
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(:deliveries::uuid[], :runs::int4[], :kinds::text[], :tenants::int4[], :channels::text[],
                          :times::timestamptz[], :providers::text[], :outcomes::text[], :codes::text[], :details::text[],
@@ -62,7 +63,7 @@ WITH e AS MATERIALIZED (
 ), named AS (
     INSERT INTO provider_refs (provider, ref, delivery_id, tenant_id)
     SELECT provider, provider_ref, delivery_id, tenant_id FROM e
-    WHERE provider_ref IS NOT NULL AND outcome = 'sent' AND provider IN ('waha', 'twilio', 'sendgrid', 'ses', 'sns')
+    WHERE provider_ref IS NOT NULL AND outcome = 'sent' AND provider = ANY (:referenced::text[])
     ON CONFLICT DO NOTHING
 ), told AS (
     UPDATE delivery_events@ x SET provider = NULL, outcome = NULL, duration_ms = NULL
