@@ -1,4 +1,5 @@
-//! What reads and manages: messages, templates, rules, broadcasts, webhooks, analytics, sessions, keys.
+//! HTTP handlers that read and manage: messages, dead letters, templates, rules, broadcasts, webhooks, analytics, WhatsApp
+//! sessions, keys, tenants.
 
 pub mod managing;
 pub mod messages;

@@ -168,7 +168,7 @@ async fn a_broadcast_is_asked_for_once_by_an_admin_and_says_what_is_wrong() -> R
     assert_eq!(audit["entries"][0]["target"], first.body["id"]);
 
     for (change, field) in [
-        (json!({"target": {"type": "everybody"}}), "target"),
+        (json!({"target": {"type": "everybody"}}), "target.type"),
         (json!({"target": {"type": "users", "ids": []}}), "target.ids"),
         (
             json!({"target": {"type": "query", "conditions": [{"field": "email", "op": "exists"}]}}),

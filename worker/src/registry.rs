@@ -88,6 +88,7 @@ fn provider(
 ) -> Result<Arc<dyn Provider>, RegistryError> {
     use ProviderName as Name;
     let vendor = |error| RegistryError::Vendor(name, error);
+    let push = |error| RegistryError::Push(name, error);
     match name {
         Name::Smtp => Ok(Arc::new(Smtp::new(&config.email).map_err(RegistryError::Smtp)?)),
         Name::Http => {
@@ -104,17 +105,15 @@ fn provider(
         Name::Ses => Ok(Arc::new(Ses::new(config).map_err(vendor)?)),
         Name::Twilio => Ok(Arc::new(Twilio::new(config).map_err(vendor)?)),
         Name::Sns => Ok(Arc::new(Sns::new(config).map_err(vendor)?)),
-        Name::Fcm | Name::Apns | Name::Webpush => push(name, config).map_err(|error| RegistryError::Push(name, error)),
+        Name::Fcm => Ok(Arc::new(Fcm::new(config, is_only_push(config)).map_err(push)?)),
+        Name::Apns => Ok(Arc::new(Apns::new(config, is_only_push(config)).map_err(push)?)),
+        Name::Webpush => Ok(Arc::new(Webpush::new(config, is_only_push(config)).map_err(push)?)),
     }
 }
 
-fn push(name: ProviderName, config: &Config) -> Result<Arc<dyn Provider>, PushSetupError> {
-    let alone = config.push.backends.iter().filter(|name| **name != ProviderName::Sandbox).count() == 1;
-    Ok(match name {
-        ProviderName::Apns => Arc::new(Apns::new(config, alone)?),
-        ProviderName::Webpush => Arc::new(Webpush::new(config, alone)?),
-        _ => Arc::new(Fcm::new(config, alone)?),
-    })
+/// Whether the push channel has one provider beside the sandbox.
+fn is_only_push(config: &Config) -> bool {
+    config.push.backends.iter().filter(|name| **name != ProviderName::Sandbox).count() == 1
 }
 
 /// The setting that names the providers of a channel.

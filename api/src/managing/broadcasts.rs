@@ -257,7 +257,7 @@ pub async fn create(
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
-    let mut asked: BroadcastBody = parse_json(&bytes).map_err(|error| Problem::malformed(of_target(error)))?;
+    let mut asked: BroadcastBody = parse_json(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), asked.idempotency_key.take())?;
     let tenant = admin.0.tenant;
     let catalogue = app.web.catalogue(tenant).await?;
@@ -298,12 +298,6 @@ pub async fn create(
     let is_new = matches!(verdict, Ok(Accepted::New));
     let response = respond(verdict, answer)?;
     Ok(if is_new { audit::made(response, id) } else { audit::unchanged(response) })
-}
-
-/// What is wrong with a target is said of the target.
-fn of_target(error: FieldError) -> FieldError {
-    let is_target = ["`type`", "variant `"].iter().any(|word| error.message.contains(word));
-    if error.field == "body" && is_target { FieldError::new("target", error.message) } else { error }
 }
 
 /// The session that carries WhatsApp messages which name none.

@@ -261,9 +261,11 @@ fn describe(errors: &[FieldError]) -> String {
 /// those about the name of a field only the position is kept.
 fn describe_malformed(error: &FieldError) -> String {
     let FieldError { field, message, .. } = error;
+    // Below the first name a path may hold keys of the publisher's own.
+    let field = field.split(['.', '[']).next().unwrap_or_default();
     let is_about_name =
         ["unknown field", "missing field", "duplicate field"].iter().any(|lead| message.starts_with(lead));
-    match field.as_str() {
+    match field {
         "body" => format!("body: is no JSON of a submission{}", position(message)),
         _ if is_about_name => format!("{field}: {}", message.split(", expected").next().unwrap_or_default()),
         _ => format!("{field}: is of a wrong type or form{}", position(message)),
@@ -672,9 +674,11 @@ mod tests {
         assert_eq!(faults(r#"{"channel":"sms","colour":"secret"}"#), "colour: unknown field `colour`");
         let wrong_type = faults(r#"{"channel":"sms","metadata":"secret"}"#);
         assert!(wrong_type.starts_with("metadata: is of a wrong type or form at line 1"), "{wrong_type}");
+        let own_key = faults(r#"{"channel":"sms","attachments":[{"filename":{"secret":1}}]}"#);
+        assert!(own_key.starts_with("attachments: is of a wrong type or form at line 1"), "{own_key}");
         let no_json = faults(r#"{"channel":"secret"#);
         assert!(no_json.starts_with("body: is no JSON of a submission at line 1"), "{no_json}");
-        assert!(![wrong_type, no_json].iter().any(|detail| detail.contains("secret")));
+        assert!(![wrong_type, own_key, no_json].iter().any(|detail| detail.contains("secret")));
     }
 
     #[tokio::test]

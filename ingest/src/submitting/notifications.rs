@@ -50,9 +50,10 @@ pub async fn send(
     let bytes = body.read().await?;
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
+    let mut draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
     let hashes = hashes(key, Kind::Send, &bytes);
     let tenant = producer.0.tenant;
+    app.web.complete(tenant, &mut draft.content).await?;
     accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await
 }
 

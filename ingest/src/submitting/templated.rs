@@ -109,6 +109,7 @@ async fn draft(app: &Submissions, tenant: TenantId, ask: Ask, mut submission: Su
     submission.category = submission.category.or_else(|| source.category.clone());
     let mut draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
     draft.content.template = Some(TemplateRef { name: source.name.clone(), version: source.version });
+    app.web.complete(tenant, &mut draft.content).await?;
     Ok(draft)
 }
 

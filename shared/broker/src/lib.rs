@@ -7,7 +7,7 @@
 //! - [`Depths`] reports the lengths of work queues.
 //! - [`Consumer`] returns batches of messages; its [`Acker`] finishes them in any order.
 //!
-//! This module does not interpret messages, and the broker is never the source of truth: every receiver checks the
+//! This crate does not interpret messages, and the broker is never the source of truth: every receiver checks the
 //! database before it acts. So a message that the broker loses, repeats or reorders only costs time.
 
 mod connection;

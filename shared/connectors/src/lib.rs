@@ -1,4 +1,5 @@
-//! Systems of others: the WAHA client, the events that providers report, and the guard on every call to an address that a tenant names.
+//! Clients of external systems: WAHA, the events that providers report, and the guard on every call to an address that a tenant
+//! names.
 
 pub mod egress;
 pub mod provider_events;

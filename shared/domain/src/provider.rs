@@ -10,7 +10,7 @@ pub struct ProviderInfo {
     pub bit: u8,
     /// The channel that it serves; `None`: every channel.
     pub channel: Option<Channel>,
-    /// Whether its references of messages are stored, so that a report without our id finds its delivery.
+    /// Whether the ids that it gives messages are stored, so that a report without our id finds its delivery.
     pub keeps_references: bool,
     /// The source of the events that report on its deliveries, if they come as provider events.
     pub reported_by: Option<EventSource>,
@@ -35,7 +35,7 @@ macro_rules! providers {
     };
 }
 
-// The list of a channel's providers is in this order.
+// `ProviderName::of` returns them in this order.
 providers! {
     /// SMTP server.
     Smtp = "smtp" {
@@ -132,6 +132,7 @@ mod tests {
             (Name::Sandbox, 11),
         ];
         let table: Vec<_> = Name::ALL.iter().map(|name| (*name, name.info().bit)).collect();
+        assert_eq!(table.len(), stored.len(), "the list above lacks a provider");
         for row in stored {
             assert!(table.contains(&row), "the bit of {} has changed", row.0);
             assert_eq!(FailoverRound::NEW.with(row.0, false).0, 1 << row.1);

@@ -16,7 +16,7 @@ const DEFAULT_SESSION: &str = "default";
 /// How many messages are asked for, and when they are to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// So many.
+    /// The number of messages.
     pub messages: usize,
     /// Later: the state of the session at that time is not known yet.
     pub is_scheduled: bool,

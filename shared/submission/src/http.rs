@@ -18,16 +18,14 @@ use crate::{
     idempotency::{self, Kind, REPLAYED},
 };
 
-/// Accepts one validated message: fills in the defaults of its type, finds its session and its recipients, commits it and
-/// answers.
+/// Accepts one validated message: finds its session and its recipients, commits it and answers.
 pub async fn accept(
     app: &Submissions,
     tenant: TenantId,
-    mut draft: Draft,
+    draft: Draft,
     origin: Origin,
     hashes: Option<Hashes>,
 ) -> Result<HttpResponse, Problem> {
-    app.web.complete(tenant, &mut draft.content).await?;
     let carrier = match carrier::choose(app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
         Ok(carrier) => carrier,
         Err(problem) => return repeat(app, tenant, hashes, problem).await,

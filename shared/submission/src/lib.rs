@@ -1,4 +1,5 @@
-//! The road of a submission: from a validated request to an accepted message. HTTP and AMQP share it.
+//! Turns a validated request into an accepted message: finds its session and addresses, builds what is stored, commits it. HTTP and
+//! AMQP share it.
 
 pub mod accept;
 pub mod addresses;
