@@ -24,7 +24,7 @@ pub struct DeadLetterBody {
     /// Why.
     #[schema(example = "attempts_exhausted")]
     pub reason: String,
-    /// What happened, in a clause.
+    /// The event in a clause.
     pub detail: String,
     /// The `message_id` property of a refused publish.
     pub amqp_id: Option<String>,

@@ -14,7 +14,7 @@ use runtime::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What the health routes show.
+/// State of the health routes.
 pub struct HealthReports {
     /// The parts of ingest.
     pub parts: Parts,

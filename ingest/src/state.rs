@@ -34,7 +34,7 @@ use crate::{
     openapi,
 };
 
-/// What the state is made of.
+/// Arguments of [`AppState::new`].
 pub struct Pieces<'a> {
     /// The settings.
     pub config: &'a Config,
@@ -67,7 +67,7 @@ pub struct Pieces<'a> {
 /// The state of every area; one per process. Cheap to clone.
 #[derive(Clone)]
 pub struct AppState {
-    /// What all handlers share.
+    /// State of all handlers.
     pub web: Data<Web>,
     /// Of the handlers that submit, and of the intake.
     pub submissions: Data<Submissions>,

@@ -41,7 +41,7 @@ pub struct RowFault {
     pub message: String,
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// Rows seen.

@@ -46,7 +46,7 @@ const PIECES: usize = 8;
 /// What is read of a body that is refused, so that its sender hears why.
 const DISCARD_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// What an import did.
+/// The result of an import.
 #[derive(Serialize, ToSchema)]
 pub struct ImportAnswer {
     /// The import, for `GET /api/users/imports/{id}`.

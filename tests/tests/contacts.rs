@@ -368,7 +368,7 @@ async fn an_import_shows_how_far_it_got_and_one_that_breaks_off_keeps_what_came(
     Ok(())
 }
 
-/// What rules keep of a person: an event, an open digest with an item, and a throttle.
+/// The data that rules keep of a person: an event, an open digest with an item, and a throttle.
 fn of_rules(user: &str) -> String {
     format!(
         "INSERT INTO event_log (id, tenant_id, event_type, user_id, data, matched) VALUES (gen_random_uuid(), 1, 'order.paid', '{user}', '{{\"n\": 1}}', '{{}}');

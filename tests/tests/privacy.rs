@@ -432,7 +432,7 @@ async fn a_wrong_or_missing_key_stops_the_start_and_says_so() -> Result<()> {
 /// The path of a person with a colon in the id.
 const COLON: &str = "/api/users/with%3Acolon";
 
-/// What was written before there was a key.
+/// Rows that were written before there was a key.
 struct Written {
     /// The id of the first message.
     first: String,

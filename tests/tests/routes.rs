@@ -207,7 +207,7 @@ fn end_of_text(rest: &str) -> usize {
     end.unwrap()
 }
 
-/// What follows a character or a lifetime whose first quote is gone.
+/// The rest after a character or a lifetime whose first quote is gone.
 fn after_quote(rest: &str) -> &str {
     let mut chars = rest.char_indices();
     let (_, first) = chars.next().unwrap();
@@ -219,7 +219,7 @@ fn after_quote(rest: &str) -> &str {
     }
 }
 
-/// What an expression is known to be.
+/// The known value of an expression.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     Unknown,
@@ -536,7 +536,7 @@ fn match_pattern(pattern: &[Token], value: Value, scope: &mut Scope) {
     }
 }
 
-/// What an expression is.
+/// The value of an expression.
 fn value(code: &[Token], scope: &Scope) -> Value {
     let start = code.iter().position(|token| !matches!(token, Token::Sign('&' | '*'))).unwrap_or(code.len());
     let code = &code[start..];

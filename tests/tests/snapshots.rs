@@ -1,4 +1,4 @@
-//! What programs of other people depend on, as text files beside this one: a change of it shows in a diff.
+//! Interfaces that other programs depend on, as text files beside this one: a change of it shows in a diff.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -184,7 +184,7 @@ fn share_problems(document: &mut Value) -> Map<String, Value> {
         let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else { continue };
         for response in responses.values_mut().filter(|response| !response["content"][CONTENT_TYPE].is_null()) {
             let name = response["description"].as_str().unwrap().to_owned();
-            // What differs under the same name stays in its place.
+            // Entries that differ under one name stay in place.
             if shared.entry(name.clone()).or_insert_with(|| response.clone()) == response {
                 *response = name.into();
             }
@@ -281,7 +281,7 @@ fn differences(text: &str, topology: &Topology) -> Vec<String> {
     found
 }
 
-/// What stands between the first `start` and the next `end`; nothing where there is none.
+/// The text between the first `start` and the next `end`; nothing where there is none.
 fn after<'a>(text: &'a str, start: &str, end: char) -> &'a str {
     text.split_once(start).and_then(|(_, rest)| rest.split(end).next()).unwrap_or_default()
 }
@@ -292,7 +292,7 @@ fn broker_names(text: &str) -> BTreeSet<&str> {
     words.map(|word| word.trim_end_matches('.')).filter(|word| word.starts_with("posthaste.")).collect()
 }
 
-/// The commands that a help lists. What is longer than a line goes on further to the right.
+/// The commands that a help lists. A longer text goes on further to the right.
 fn subcommands(help: &str) -> impl Iterator<Item = &str> {
     let list = after(help, "Commands:\n", '\0').lines().take_while(|line| !line.is_empty());
     let names = list.filter_map(|line| line.strip_prefix("  ")?.split_once(' ')).map(|(name, _)| name);

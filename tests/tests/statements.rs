@@ -32,7 +32,7 @@ async fn every_statement_takes_and_returns_what_the_code_declares() -> Result<()
         faults.extend(differences(&database.client, &shape).await);
     }
     anyhow::ensure!(faults.is_empty(), "\n{}", faults.join("\n"));
-    // What the query builder reads has these columns.
+    // The query builder reads these columns.
     let columns = store::schema::dead_letters_columns();
     database.client.prepare(columns.split(" -- binds").next().unwrap_or_default()).await?;
     Ok(())
@@ -133,7 +133,7 @@ fn without_day(name: &str) -> String {
     name.split('_').map(|part| if is_day(&part) { "DAY" } else { part }).collect::<Vec<_>>().join("_")
 }
 
-/// What differs between a statement's declaration and the database.
+/// Differences between a statement's declaration and the database.
 async fn differences(client: &Client, shape: &Shape) -> Vec<String> {
     let file = shape.file;
     let prepared = match client.prepare(&shape.text).await {

@@ -319,7 +319,7 @@ impl DoneView {
     }
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Serialize, ToSchema)]
 #[schema(as = NotificationImported)]
 pub struct ImportedView {

@@ -1,4 +1,4 @@
-//! What the handlers of sessions share, and whether their WAHA answers.
+//! State of the session handlers, and the health of their WAHA.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ type OnChange = Box<dyn Fn(Uuid, &str) + Send + Sync>;
 
 /// State of the handlers of sessions.
 pub struct Sessions {
-    /// What all handlers share.
+    /// State of all handlers.
     pub web: Data<Web>,
     /// Calls WAHA.
     pub waha: Waha,

@@ -212,7 +212,7 @@ pub struct Received {
 
 /// State of these webhooks.
 pub struct ProviderWebhooks {
-    /// What all handlers share.
+    /// State of all handlers.
     pub web: Data<Web>,
     /// Keys and certificates that verify events.
     pub trust: Trust,

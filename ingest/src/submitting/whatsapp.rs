@@ -139,7 +139,7 @@ pub struct SessionAccepted {
     status: &'static str,
     /// When it was accepted.
     created_at: DateTime<Utc>,
-    /// What will be sent.
+    /// The deliveries.
     deliveries: Vec<DeliveryAnswer>,
 }
 

@@ -1,4 +1,4 @@
-//! What the route and its sockets share.
+//! State of the live inbox: of its route and its sockets.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{feed::Feed, hub::Hub};
 
 /// State of the live inbox; one per process.
 pub struct LiveInbox {
-    /// What all handlers share.
+    /// State of all handlers.
     pub web: Data<Web>,
     /// The open WebSockets of this process.
     pub hub: Arc<Hub>,

@@ -2,7 +2,7 @@
 
 use super::{Channel, EventSource, word::words};
 
-/// What is known about a provider.
+/// The row of a provider.
 #[derive(Debug)]
 pub struct ProviderInfo {
     /// Its bit in [`FailoverRound`](crate::FailoverRound), which is stored with deliveries: it never changes, and no other

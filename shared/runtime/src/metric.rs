@@ -17,7 +17,7 @@ pub struct Metric {
     pub unit: Option<Unit>,
     /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What starts it at 0.
+    /// How it starts at 0.
     pub start: Start,
 }
 
@@ -32,7 +32,7 @@ pub enum Kind {
     Histogram,
 }
 
-/// What starts a counter at 0. A counter that began with its first increment would hide that increment from `rate` and
+/// How a counter starts at 0. A counter that began with its first increment would hide that increment from `rate` and
 /// `increase`.
 #[derive(Clone, Copy, Debug)]
 pub enum Start {

@@ -62,7 +62,7 @@ pub struct Page {
     definition: Definition,
 }
 
-/// What became of a page.
+/// The result of a page.
 #[derive(Clone, Debug, Default)]
 pub struct PageDone {
     /// People told.
@@ -117,7 +117,7 @@ pub struct StoredBroadcast {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-/// What an admin does to a broadcast.
+/// An admin's action on a broadcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steering {
     /// It stops for a while.

@@ -12,7 +12,7 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// What an admin sets.
+/// The settings of an admin.
 #[derive(Clone)]
 pub struct ConfigurationSettings {
     /// Its name.
@@ -41,7 +41,7 @@ pub struct Configuration {
     pub id: Uuid,
     /// Whose it is.
     pub tenant: TenantId,
-    /// What its admin set.
+    /// The admin's settings.
     pub settings: ConfigurationSettings,
     /// Signs what goes there: `whsec_…`, and behind a space `whsk_…` where it signs by Ed25519 as well.
     pub secret: SecretString,
@@ -186,7 +186,7 @@ impl Store {
         Ok(self.sealer().seal(sealed::CONFIGURATION_HEADERS.of(tenant), &headers)?)
     }
 
-    /// What cannot be opened is left out.
+    /// Values that cannot be decrypted are left out.
     fn opened_configurations(&self, rows: Vec<ConfigurationRow>) -> Vec<Configuration> {
         let secret = |tenant: TenantId, stored: Vec<u8>| -> Option<SecretString> {
             let plain = self.opened(sealed::CONFIGURATION_SECRET.of(tenant), stored)?;

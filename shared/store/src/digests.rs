@@ -25,7 +25,7 @@ use super::{
 /// Data of one digest that is read to be told, in bytes; what goes beyond is counted only.
 const ITEMS_BYTES_MAX: i64 = 2 * 1024 * 1024;
 
-/// What one window is about.
+/// The key of a window.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Group {
     tenant: i32,
@@ -78,7 +78,7 @@ pub struct HeldDigest {
     pub items: Vec<Vec<u8>>,
 }
 
-/// What becomes of a window.
+/// The end of a window.
 #[derive(Clone, Debug)]
 pub enum Ending {
     /// It is told.

@@ -30,7 +30,7 @@ pub const ATTENDED: Duration = Duration::from_secs(10);
 /// How long an erasure that was taken is its taker's: longer than a step takes.
 const LEASE: Duration = Duration::from_secs(300);
 
-/// What has been erased.
+/// The erased rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Erased {
     /// Messages whose content is gone.
@@ -81,7 +81,7 @@ pub struct Erasure {
     pub by_address: bool,
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// There is more to do at once.

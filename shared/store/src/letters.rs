@@ -91,7 +91,7 @@ pub struct NewLetter {
     pub body: Option<Vec<u8>>,
 }
 
-/// What a list selects for a [`DeadLetter`], in its order.
+/// The columns of a [`DeadLetter`], in its order.
 macro_rules! columns {
     () => {
         (

@@ -43,7 +43,7 @@ pub struct Done {
     pub changed: Vec<String>,
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
     /// To categories.

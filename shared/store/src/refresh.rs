@@ -17,7 +17,7 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// What the access tokens of a family say.
+/// The claims of a family's access tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The tenant's name.

@@ -10,7 +10,7 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// What an admin sets.
+/// The settings of an admin.
 #[derive(Clone, Debug)]
 pub struct RuleSettings {
     /// Its name.
@@ -28,7 +28,7 @@ pub struct RuleSettings {
 pub struct StoredRule {
     /// Its id.
     pub id: Uuid,
-    /// What its admin set.
+    /// The admin's settings.
     pub settings: RuleSettings,
     /// When it was made.
     pub created_at: DateTime<Utc>,

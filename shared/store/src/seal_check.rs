@@ -48,7 +48,7 @@ impl KeyError {
     }
 }
 
-/// What [`CANARY`] becomes with a key.
+/// [`CANARY`] encrypted with a key.
 struct Canary {
     fingerprint: Vec<u8>,
     sealed: Vec<u8>,

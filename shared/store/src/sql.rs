@@ -113,7 +113,7 @@ fn name<'a>(text: &'a str, start: usize, rest: &mut Peekable<CharIndices<'_>>) -
 /// A column or bind: its name and the OID of its type.
 pub type Typed = (&'static str, u32);
 
-/// What a statement takes and returns, for the test that compares it with the database.
+/// The binds and columns of a statement, for the test that compares it with the database.
 #[derive(Debug)]
 pub struct Shape {
     /// The file below `sql/`.

@@ -26,7 +26,7 @@ pub struct StoredTemplate {
     pub updated_at: DateTime<Utc>,
 }
 
-/// What a template was, or is.
+/// A version of a template.
 #[derive(Clone, Debug)]
 pub struct TemplateVersion {
     /// Which version.

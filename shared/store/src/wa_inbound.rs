@@ -220,7 +220,7 @@ impl Store {
         Ok(self.opened_inbound(These { ids }.query().rows(self).await?))
     }
 
-    /// What cannot be opened is left out.
+    /// Values that cannot be decrypted are left out.
     fn opened_inbound(&self, rows: Vec<InboundRow>) -> Vec<Inbound> {
         let open = |row: InboundRow| {
             let tenant = TenantId(row.tenant_id);

@@ -40,7 +40,7 @@ impl Default for Pace {
     }
 }
 
-/// What an admin sets.
+/// The settings of an admin.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Its name at WAHA.
@@ -70,7 +70,7 @@ pub struct Session {
     pub tenant: TenantId,
     /// Whether that is the first tenant, which is the operator's own.
     pub is_operators: bool,
-    /// What its admin set.
+    /// The admin's settings.
     pub settings: Settings,
     /// The webhook secret before the present one.
     pub previous_secret: Option<SecretString>,
@@ -133,7 +133,7 @@ impl From<DbError> for SaveError {
     }
 }
 
-/// What came of removing a session.
+/// The result of removing a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
     /// It is gone, and its line.

@@ -1,4 +1,4 @@
-//! What handlers of submissions share.
+//! Functions that submission handlers share.
 
 use actix_web::HttpResponse;
 use domain::{TenantId, contract::submission::Draft};
@@ -37,7 +37,7 @@ pub async fn accept(
     respond(app.acceptor.accept(acceptance).await, answer)
 }
 
-/// What is refused now may have been accepted before under the same key: then its answer is given again.
+/// Repeats the stored answer of an earlier request with the same key; without one, returns the problem.
 pub async fn repeat(
     app: &Submissions,
     tenant: TenantId,

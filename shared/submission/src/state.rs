@@ -1,4 +1,4 @@
-//! What handlers that submit share.
+//! State of the handlers that submit.
 
 use actix_web::web::Data;
 use web::Web;
@@ -7,7 +7,7 @@ use crate::{accept::Acceptor, rendering::Renderers};
 
 /// State of the handlers that submit; one per process.
 pub struct Submissions {
-    /// What all handlers share.
+    /// State of all handlers.
     pub web: Data<Web>,
     /// Accepts messages.
     pub acceptor: Acceptor,

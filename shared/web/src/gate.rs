@@ -38,7 +38,7 @@ const WEBHOOKS: [&str; 3] = ["/webhooks/", "/api/notifications/webhook/", "/api/
 /// Where refresh tokens are renewed. Each token family also has a bucket of its own.
 const REFRESH: &str = "/api/auth/refresh";
 
-/// What the gate asks.
+/// State of the gate.
 #[derive(Clone)]
 pub struct Gate {
     /// Authenticates callers.

@@ -1,4 +1,4 @@
-//! What every request passes, whatever it asks for: the gate with authentication, rate limits and the audit log; bodies,
+//! The way of every request to its handler: the gate with authentication, rate limits and the audit log; bodies,
 //! parameters and problems; and the state that all handlers share.
 
 pub mod audit;

@@ -1,4 +1,4 @@
-//! What the handlers of every area share.
+//! State that handlers of every area share.
 
 use std::{future::Future, sync::Arc};
 

@@ -111,7 +111,7 @@ fn imports(module: &Module, code: &str) -> Vec<Module> {
                 continue;
             }
         };
-        // What a macro names belongs to the module that uses it.
+        // A path inside a macro belongs to the module that uses it.
         let is_head = before != "::" && before != "$";
         before = token;
         if !is_head {

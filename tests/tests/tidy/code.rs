@@ -79,7 +79,7 @@ fn skip_quoted(rest: &mut Peekable<Chars<'_>>, end: char) {
     }
 }
 
-/// What follows an `r`: a raw text, or a raw name such as `r#type`.
+/// The rest after an `r`: a raw text, or a raw name such as `r#type`.
 fn raw(rest: &mut Peekable<Chars<'_>>) -> String {
     let mut hashes = String::new();
     while let Some(hash) = rest.next_if_eq(&'#') {
@@ -99,7 +99,7 @@ fn raw(rest: &mut Peekable<Chars<'_>>) -> String {
     "\"\"".to_owned()
 }
 
-/// What follows a `'`: a character, or the name of a lifetime.
+/// The rest after a `'`: a character, or the name of a lifetime.
 fn quote(rest: &mut Peekable<Chars<'_>>) -> String {
     let mut ahead = rest.clone();
     let first = ahead.next();

@@ -24,7 +24,7 @@ pub(super) struct Kind<T> {
     pub(super) parse: fn(&str) -> Result<T, Bad>,
 }
 
-/// What a kind expects, worded to follow "must be".
+/// The expectation of a kind, worded to follow "must be".
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expects {
     Text(&'static str),

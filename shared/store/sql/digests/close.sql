@@ -1,6 +1,6 @@
 WITH ended AS (SELECT * FROM unnest(:ids::uuid[], :messages::uuid[]) AS e(id, message_id)
 ), gone AS (
-    -- What was gathered stands in the message now.
+    -- The message holds the gathered items now.
     DELETE FROM digest_items i USING ended e WHERE i.digest_id = e.id
 )
 UPDATE digests d SET state = 'closed', message_id = e.message_id, closes_at = now() FROM ended e WHERE d.id = e.id

@@ -12,7 +12,7 @@ WITH picked AS MATERIALIZED (
     RETURNING d.id, d.run, d.tenant_id, d.channel, d.lane, d.channel || '.' || d.lane AS route,
               (SELECT l.id FROM lines l WHERE l.id = d.line) AS line, d.rank, d.expires_at
 ), grouped AS MATERIALIZED (
-    -- What needs a slot of a session goes into its line. Of the others, those of a tenant with too many deliveries of
+    -- A delivery that needs a slot of a session goes into its line. Of the others, those of a tenant with too many deliveries of
     -- the route (`CROWD_MAX`), of the bulk lane, and of a route whose queue is full go into the tenant's share. The
     -- share's id is computed once per tenant and route.
     SELECT tenant_id, route, array_agg(id) AS ids, array_agg(run) AS runs, array_agg(rank) AS ranks,

@@ -1,4 +1,4 @@
--- A partition that ended and was not vacuumed since. What ends soon after midnight is waited for, and a week is made up
+-- A partition that ended and was not vacuumed since. Deliveries that end soon after midnight are waited for, and a week is made up
 -- for. A server that does not count (`track_counts`) knows of no vacuum: there only the caller knows.
 SELECT x.oid::regclass::text
 FROM (

@@ -1,6 +1,6 @@
 WITH clock AS MATERIALIZED (SELECT (extract(epoch FROM now()) * 1000)::int8 AS begin
 ), given AS MATERIALIZED (
-    -- What stands already takes no number.
+    -- A row that exists takes no number.
     SELECT g.* FROM unnest(:id::uuid[], :tenant::int4[], :user_id::text[], :content::bytea[], :kind::text[],
                            :category::text[])
         WITH ORDINALITY AS g(id, tenant_id, user_id, content, kind, category, place)

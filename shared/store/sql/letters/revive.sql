@@ -27,7 +27,7 @@ WITH asked AS (
 ), noted AS (
     UPDATE replays r SET replayed = r.replayed + (SELECT count(*) FROM moved) FROM asked WHERE r.id = asked.replay_id
 ), grouped AS MATERIALIZED (
-    -- What needs a slot of a session goes into its line. Of the others, those of a tenant with too many deliveries of
+    -- A delivery that needs a slot of a session goes into its line. Of the others, those of a tenant with too many deliveries of
     -- the route (`CROWD_MAX`), of the bulk lane, and of a route whose queue is full go into the tenant's share. The
     -- share's id is computed once per tenant and route.
     SELECT tenant_id, route, array_agg(id) AS ids, array_agg(run) AS runs, array_agg(rank) AS ranks,

@@ -17,7 +17,7 @@ use crate::{
 };
 
 row! {
-    /// What a batch is after its commit.
+    /// The state of a batch after its commit.
     pub(crate) struct StoredRow {
         /// The outbox row to publish.
         pub(crate) outbox_id: Option<i64> as Nullable<Int8>,

@@ -31,7 +31,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// What is sent: a handler chooses once the request is there to look at.
+    /// The reply to send. A handler chooses it from the request.
     pub(super) fn decided(self, request: &Request) -> Self {
         match self {
             Self::With(handler) => handler(request),
