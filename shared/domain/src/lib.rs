@@ -4,36 +4,25 @@
 //! arguments, so every rule can be tested as a table.
 
 pub mod acceptance;
-pub mod address;
-pub mod breaker;
 pub mod broadcast;
 pub mod category;
 pub mod channel;
 pub mod clock;
 pub mod contract;
-pub mod delivery;
-pub mod event;
-pub mod event_source;
+mod crypto;
+mod delivery;
 pub mod id;
-pub mod outcome;
-pub mod p256;
-pub mod person;
-pub mod phone;
-pub mod preference;
 pub mod provider;
 pub mod publishers;
-pub mod quiet;
-pub mod replay;
-pub mod retry;
+mod recipient;
 pub mod rule;
-pub mod seal;
-pub mod send_window;
 pub mod session;
-pub mod suppression;
-pub mod token;
-pub mod unsubscribe;
 pub mod window;
 mod word;
+
+pub use crypto::{p256, seal, token};
+pub use delivery::{breaker, event, event_source, outcome, replay, retry, state};
+pub use recipient::{address, person, phone, preference, quiet, send_window, suppression, unsubscribe};
 
 pub use word::UnknownWord;
 
@@ -42,7 +31,6 @@ pub use breaker::BreakerState;
 pub use broadcast::{BroadcastStatus, Target};
 pub use category::Class;
 pub use channel::{Channel, Lane, Priority, Route};
-pub use delivery::State;
 pub use event::{DeadOrigin, DeadReason, EventKind, Reason};
 pub use event_source::EventSource;
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
@@ -56,4 +44,5 @@ pub use retry::{FailoverRound, ProviderProgress, RetryDecision, RetryPolicy, Sch
 pub use rule::{Condition, Operator, RuleDefinition, RuleIndex, Throttle};
 pub use send_window::{Day, SendWindow};
 pub use session::{OnLimit, SignatureRule};
+pub use state::State;
 pub use window::{DigestRule, LocalSchedule};

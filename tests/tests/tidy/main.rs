@@ -182,7 +182,7 @@ fn a_name_that_says_nothing_is_noticed() {
     {
         assert!(empty_name(path).is_some(), "{path}");
     }
-    for path in ["worker/src/utility_bills.rs", "shared/domain/src/retry.rs", "docs/misc"] {
+    for path in ["worker/src/utility_bills.rs", "shared/domain/src/delivery/retry.rs", "docs/misc"] {
         assert_eq!(empty_name(path), None, "{path}");
     }
 }

@@ -18,7 +18,7 @@ use super::{
     guard::Refusal,
     send_window,
 };
-use crate::{Address, Channel, Class, Lane, OnLimit, Priority, Reason, SendWindow, seal::looks_sealed};
+use crate::{Address, Channel, Class, Lane, OnLimit, Priority, Reason, SendWindow, crypto::seal::looks_sealed};
 
 pub use super::field_error::FieldError;
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Channel, DeadReason, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, Reason, State, TenantId,
-    seal::Fingerprint,
+    crypto::seal::Fingerprint,
 };
 
 /// The version every body carries; a reader refuses any other.

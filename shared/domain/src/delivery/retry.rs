@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeadReason, EventKind, Outcome, ProviderName, State};
+use crate::{DeadReason, EventKind, Outcome, ProviderName, State};
 
 /// The delays between retries.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The facts of the delivery log.
 
-use super::{State, word::words};
+use crate::{State, word::words};
 
 words!(
     /// What a row of the delivery log says. With the delivery and its run it is the row's identity, so repeating

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::word::words;
+use crate::word::words;
 
 words!(
     /// The name of an outcome in the log and the metrics.

@@ -1,6 +1,6 @@
 //! The states of a delivery.
 
-use super::word::words;
+use crate::word::words;
 
 words!(
     /// The state of a delivery; the API calls it `status`. A final state changes in two cases only: a replay

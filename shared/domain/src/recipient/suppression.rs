@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Serialize, Serializer};
 
-use super::{Channel, Class, UnknownWord, category::MARKETING, push_target, word::words};
+use crate::{Channel, Class, UnknownWord, category::MARKETING, push_target, word::words};
 
 /// What is kept from an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

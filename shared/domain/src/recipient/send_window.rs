@@ -6,7 +6,8 @@ use chrono::{DateTime, Datelike, Days, NaiveDateTime, NaiveTime, Offset, TimeZon
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-use super::{quiet::jump, word::words};
+use super::quiet::jump;
+use crate::word::words;
 
 words!(
     /// A day of the week.

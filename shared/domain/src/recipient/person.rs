@@ -3,7 +3,7 @@
 use chrono_tz::Tz;
 use serde_json::{Map, Value};
 
-use super::{Address, Channel, QuietHours, word::words};
+use crate::{Address, Channel, QuietHours, word::words};
 
 words!(
     /// What kind of device a push token is for.

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-use super::{Channel, Class, QuietHours, Reason, SendWindow, category::MARKETING};
+use crate::{Channel, Class, QuietHours, Reason, SendWindow, category::MARKETING};
 
 /// What a person chose about one type or category.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

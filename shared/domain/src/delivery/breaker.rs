@@ -1,6 +1,6 @@
 //! Circuit breakers.
 
-use super::word::words;
+use crate::word::words;
 
 words!(
     /// Whether a breaker lets calls through.

@@ -11,7 +11,7 @@ use aws_lc_rs::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
-use crate::{Address, TenantId, seal::SealError};
+use crate::{Address, TenantId, crypto::seal::SealError};
 
 /// The path of a link below the public URL.
 pub const PATH: &str = "api/notifications/unsubscribe/";

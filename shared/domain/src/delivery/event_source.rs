@@ -1,6 +1,6 @@
 //! Who tells what became of a message.
 
-use super::word::words;
+use crate::word::words;
 
 words!(
     /// Who told an event.

@@ -1,0 +1,5 @@
+//! Encryption of stored values, tokens and public keys.
+
+pub mod p256;
+pub mod seal;
+pub mod token;
