@@ -122,6 +122,18 @@ async fn a_claim_is_doubted_a_grace_after_its_lease_and_not_at_its_end() -> Resu
     Ok(())
 }
 
+/// A message is stored right before its delivery, so its day may be the one before, which is dropped earlier.
+#[tokio::test]
+async fn a_claim_whose_message_is_gone_is_doubted_as_well() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    let held = delivery(&stack, "sending", 1).await?;
+    store.watch(&[WorkItem::new(held, 0)]).await?;
+    stack.sql().await?.batch_execute("DELETE FROM messages").await?;
+    let crashes = store.crashed(10, 0, 1_000).await?;
+    assert_eq!(crashes.iter().map(|crash| (crash.delivery, crash.expires_at)).collect::<Vec<_>>(), [(held, None)]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_claim_whose_outcome_is_in_a_dead_letter_is_not_doubted_before_the_letter_is_dropped() -> Result<()> {
     let (stack, store) = prepared().await?;

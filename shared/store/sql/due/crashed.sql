@@ -1,5 +1,6 @@
 -- A claim whose outcome is known (`unread_events`) has not crashed. Its watch is set again until its outcome is
--- recorded or given up.
+-- recorded or given up. The day of its message may be dropped already: without its expiry, the crash is reported all the
+-- same.
 WITH picked AS MATERIALIZED (
     SELECT w.delivery_id, d.state = 'sending' AND d.run = w.run AS held,
            d.lease_until + :grace_ms::int4 * interval '1 millisecond' AS doubted_at,
@@ -19,5 +20,5 @@ WITH picked AS MATERIALIZED (
 )
 SELECT d.id, d.run, d.tenant_id, d.channel, d.attempts, d.deferrals, d.crashes, d.provider, m.expires_at,
        p.doubted_at <= now() AS is_late
-FROM picked p JOIN deliveries d ON d.id = p.delivery_id JOIN messages m ON m.id = d.message_id
+FROM picked p JOIN deliveries d ON d.id = p.delivery_id LEFT JOIN messages m ON m.id = d.message_id
 WHERE p.held AND NOT p.is_known
