@@ -1,7 +1,11 @@
 //! The delivery log. This is the only place where an outcome changes a delivery.
+//!
+//! Two statements end deliveries: [`Store::record`] by an event of one run, and [`cancel`] whatever the run.
 
 use chrono::{DateTime, Utc};
+use diesel::result::QueryResult;
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::AsyncPgConnection;
 use domain::{
     Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId,
     contract::{AttemptRecord, Event},
@@ -104,6 +108,20 @@ impl Store {
     }
 }
 
+/// Takes back those of `deliveries` that wait, on this connection, and returns them. Their log rows say `detail`.
+pub(crate) async fn cancel(
+    conn: &mut AsyncPgConnection,
+    mut deliveries: Vec<Uuid>,
+    detail: Option<&'static str>,
+) -> QueryResult<Vec<Uuid>> {
+    if deliveries.is_empty() {
+        return Ok(Vec::new());
+    }
+    // One lock order for every writer.
+    deliveries.sort_unstable();
+    Cancel { ids: deliveries, detail }.query().rows_on(conn).await
+}
+
 fn tally<W: std::str::FromStr>(rows: &[Change], what: &str) -> Vec<(W, u64)> {
     let ours = rows.iter().filter(|row| row.what == what);
     ours.filter_map(|row| Some((row.word.parse().ok()?, u64::try_from(row.n).ok()?))).collect()
@@ -189,6 +207,9 @@ sql!(Record in "events/record.sql" {
     worker_lost: &'static str as Text,
     referenced: Vec<&'static str> as Array<Text>,
 } -> Change);
+sql!(Cancel in "events/cancel.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, detail: Option<&'static str> as Nullable<Text>
+} -> Uuid as SqlUuid);
 sql!(ByRef in "events/by_ref.sql" { provider: &'static str as Text, refs: Vec<String> as Array<Text> } -> ReferredRow);
 sql!(Owners in "events/owners.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> OwnerRow);
-statements!(Record, ByRef, Owners);
+statements!(Record, Cancel, ByRef, Owners);

@@ -12,7 +12,7 @@ use domain::{Address, BulkId, Channel, DeliveryId, EventKind, MessageId, Outcome
 use uuid::Uuid;
 
 use super::{
-    DbResult, Store, sealed,
+    DbResult, Store, events, sealed,
     sql::{row, sql, statements},
     statement::Query,
 };
@@ -385,7 +385,7 @@ impl Store {
     /// Takes back whatever of a message waits to be sent, with its log row and counter; says how many deliveries.
     /// What a worker has claimed meanwhile is left alone.
     pub async fn cancel(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<i64> {
-        Cancel { id: id.0, tenant: number(scope) }.query().within(scope).row(self).await
+        self.cancel_all(scope, WaitingOfMessage { id: id.0, tenant: number(scope) }.query()).await
     }
 
     /// As [`Store::cancel`], for the deliveries of a broadcast between two of them.
@@ -395,8 +395,16 @@ impl Store {
         broadcast: Uuid,
         (first, last): (Uuid, Uuid),
     ) -> DbResult<i64> {
-        let page = CancelPage { broadcast, tenant: tenant.0, first, last };
-        page.query().within(Some(tenant)).row(self).await
+        self.cancel_all(Some(tenant), WaitingOfPage { broadcast, tenant: tenant.0, first, last }.query()).await
+    }
+
+    async fn cancel_all(&self, scope: Option<TenantId>, waiting: Query<Uuid, SqlUuid>) -> DbResult<i64> {
+        let mut conn = self.within(scope).await?;
+        let cancelled = match waiting.rows_on(&mut conn).await {
+            Ok(ids) => events::cancel(&mut conn, ids, None).await,
+            Err(error) => Err(error),
+        };
+        conn.done(cancelled).await.map(|cancelled| count(cancelled.len()))
     }
 
     /// Where the deliveries of a bulk stand.
@@ -584,10 +592,12 @@ sql!(SealedTexts in "messages/sealed_texts.sql" { ids: Vec<Uuid> as Array<SqlUui
 sql!(IdsTo in "messages/ids_to.sql" {
     tenant: i32 as Int4, user_id: String as Text, before: Uuid as SqlUuid, limit: i64 as Int8
 } -> Uuid as SqlUuid);
-sql!(Cancel in "messages/cancel.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> i64 as Int8);
-sql!(CancelPage in "messages/cancel_page.sql" {
+sql!(WaitingOfMessage in "messages/waiting_of_message.sql" {
+    id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4>
+} -> Uuid as SqlUuid);
+sql!(WaitingOfPage in "messages/waiting_of_page.sql" {
     broadcast: Uuid as SqlUuid, tenant: i32 as Int4, first: Uuid as SqlUuid, last: Uuid as SqlUuid
-} -> i64 as Int8);
+} -> Uuid as SqlUuid);
 sql!(Bulk in "messages/bulk.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> BulkRow);
 statements!(
     One,
@@ -602,8 +612,8 @@ statements!(
     ToRecipient,
     SealedTexts,
     IdsTo,
-    Cancel,
-    CancelPage,
+    WaitingOfMessage,
+    WaitingOfPage,
     Bulk,
 );
 

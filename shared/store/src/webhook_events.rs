@@ -8,7 +8,9 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use diesel::result::QueryResult;
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::AsyncPgConnection;
 use domain::{
     Address, Channel, DeliveryId, Lane, MessageId, Priority, Route, TenantId,
     acceptance::{Acceptance, Hash, Key, NewDelivery, NewMessage},
@@ -22,7 +24,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use uuid::Uuid;
 
 use super::{
-    DbResult, Store, sealed,
+    DbResult, Store, events, sealed,
     sql::{row, sql, statements},
     wa_inbound::Inbound,
 };
@@ -90,10 +92,12 @@ row! {
 }
 
 row! {
-    /// How many events a page had, and the moment of its last one.
+    /// How many events a page had, the moment of its last one, and the events whose webhook waits, with these webhooks.
     struct Page {
         seen: i64 as Int8,
         last: Option<DateTime<Utc>> as Nullable<Timestamptz>,
+        events: Vec<i64> as Array<Int8>,
+        carriers: Vec<Uuid> as Array<SqlUuid>,
     }
 }
 
@@ -188,7 +192,9 @@ impl Store {
     /// Returns whether all events of the configuration were read.
     async fn hold_back_of(&self, configuration: Uuid, limit: i64, swept: &mut Swept) -> DbResult<bool> {
         let from = swept.get(&configuration).copied().unwrap_or(DateTime::UNIX_EPOCH);
-        let Page { seen, last } = Hold { configuration, from, limit }.query().row(self).await?;
+        let mut conn = self.transaction().await?;
+        let held = hold(&mut conn, Waiting { configuration, from, limit }).await;
+        let (seen, last) = conn.done(held).await?;
         match last.filter(|_| seen >= limit) {
             // A page in which all events have one moment is skipped, since the index has no order within a moment.
             Some(last) => drop(swept.insert(configuration, last.max(from + TimeDelta::microseconds(1)))),
@@ -206,6 +212,17 @@ impl Store {
         let logs = ForgetLogs { days, limit }.query().run(self).await?;
         Ok(events + logs)
     }
+}
+
+/// Takes back the webhooks of a page that wait, and holds their events; returns the number of events in the page and the
+/// moment of the last one.
+async fn hold(conn: &mut AsyncPgConnection, page: Waiting) -> QueryResult<(i64, Option<DateTime<Utc>>)> {
+    let Page { seen, last, events, carriers } = page.query().row_on(conn).await?;
+    let cancelled = events::cancel(conn, carriers, Some("its configuration is off: the event is held")).await?;
+    if !cancelled.is_empty() {
+        Hold { events, cancelled }.query().run_on(conn).await?;
+    }
+    Ok((seen, last))
 }
 
 impl PendingWebhook {
@@ -316,9 +333,24 @@ sql!(Replay in "webhook_events/replay.sql" {
 } -> i64 as Int8);
 sql!(SwitchedOff in "webhook_events/switched_off.sql" {} -> Uuid as SqlUuid);
 sql!(SetSwept in "webhook_events/set_swept.sql" { configuration: Uuid as SqlUuid });
-sql!(Hold in "webhook_events/hold.sql" {
+sql!(Waiting in "webhook_events/waiting.sql" {
     configuration: Uuid as SqlUuid, from: DateTime<Utc> as Timestamptz, limit: i64 as Int8
 } -> Page);
+sql!(Hold in "webhook_events/hold.sql" {
+    events: Vec<i64> as Array<Int8>, cancelled: Vec<Uuid> as Array<SqlUuid>
+});
 sql!(ForgetEvents in "webhook_events/forget_events.sql" { days: i32 as Int4, limit: i64 as Int8 });
 sql!(ForgetLogs in "webhook_events/forget_logs.sql" { days: i32 as Int4, limit: i64 as Int8 });
-statements!(Received, Pending, SetCarrier, Delete, Replay, SwitchedOff, SetSwept, Hold, ForgetEvents, ForgetLogs);
+statements!(
+    Received,
+    Pending,
+    SetCarrier,
+    Delete,
+    Replay,
+    SwitchedOff,
+    SetSwept,
+    Waiting,
+    Hold,
+    ForgetEvents,
+    ForgetLogs
+);
