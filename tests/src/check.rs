@@ -3,6 +3,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::Result;
+use domain::{
+    EventKind, State,
+    event::{TRIED_BIT, WRONG_BIT},
+};
 
 use crate::{HttpSink, Stack, eventually};
 
@@ -46,7 +50,9 @@ impl Ledger {
 /// Waits up to `limit` for every delivery to end, then compares. `accepted` are message ids; all of them webhooks to `sink`.
 pub async fn ledger(stack: &Stack, sink: &HttpSink, accepted: &[String], limit: Duration) -> Result<Ledger> {
     // A message that was accepted without an answer (its 202 was lost) must end as well.
-    let open = "SELECT count(*) FROM deliveries WHERE state IN ('scheduled', 'queued', 'sending', 'retrying')";
+    let open = State::ALL.iter().filter(|state| !state.is_end()).map(|state| format!("'{state}'"));
+    let open = open.collect::<Vec<_>>().join(", ");
+    let open = &format!("SELECT count(*) FROM deliveries WHERE state IN ({open})");
     let ended =
         eventually("every delivery ends", limit, || async { (stack.count(open).await.ok()? == 0).then_some(()) }).await;
     let sql = stack.sql().await?;
@@ -87,18 +93,27 @@ pub async fn ledger(stack: &Stack, sink: &HttpSink, accepted: &[String], limit: 
 
 /// How many of the daily counts are not what the log and the deliveries say.
 pub async fn wrong_daily_counts(stack: &Stack) -> Result<i64> {
-    stack.count(WRONG_DAILY_COUNTS).await
+    let query = WRONG_DAILY_COUNTS.replace("{counted}", &counted());
+    stack.count(&query).await
+}
+
+/// Each kind of event with each word that a delivery counts under once it had one, as rows of SQL.
+fn counted() -> String {
+    let sums = [(TRIED_BIT, "tried"), (WRONG_BIT, "wrong")];
+    let words = EventKind::counted().into_iter().map(|kind| (kind.info().bit, kind.as_str())).chain(sums);
+    let words: Vec<(i16, &str)> = words.collect();
+    let rows = EventKind::ALL.iter().flat_map(|kind| {
+        let reached = words.iter().filter(|(bit, _)| kind.reached() & bit != 0);
+        reached.map(move |(_, word)| format!("('{kind}', '{word}')"))
+    });
+    rows.collect::<Vec<_>>().join(", ")
 }
 
 /// The provider is not compared: the log does not name it for events that were reported afterwards.
 const WRONG_DAILY_COUNTS: &str = "
 WITH reached AS (
-    SELECT DISTINCT e.delivery_id, k.kind FROM delivery_events e CROSS JOIN LATERAL (VALUES
-        (CASE WHEN e.kind NOT IN ('retrying', 'ambiguous', 'replayed', 'played') THEN e.kind END),
-        (CASE WHEN e.kind = 'delivered' THEN 'sent' END),
-        (CASE WHEN e.kind IN ('sent', 'delivered', 'failed', 'bounced', 'dead') THEN 'tried' END),
-        (CASE WHEN e.kind IN ('failed', 'bounced', 'dead') THEN 'wrong' END)) AS k (kind)
-    WHERE k.kind IS NOT NULL
+    SELECT DISTINCT e.delivery_id, k.word AS kind
+    FROM delivery_events e JOIN (VALUES {counted}) AS k (kind, word) ON k.kind = e.kind
 ), wanted AS (
     SELECT (to_timestamp(('x' || left(replace(d.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0) AT TIME ZONE 'UTC')::date AS day,
            d.tenant_id, d.channel, coalesce(d.category, '') AS category, coalesce(d.template, '') AS template, r.kind, count(*) AS n

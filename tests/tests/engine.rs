@@ -6,8 +6,9 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use chrono::{DateTime, SubsecRound, Utc};
 use domain::{
-    Channel, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, State, TenantId,
+    Channel, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, State, TenantId, Trigger,
     contract::{AttemptRecord, Event, WorkItem},
+    state::TRANSITIONS,
 };
 use harness::{Stack, TestServers};
 use runtime::config::DatabaseConfig;
@@ -230,5 +231,52 @@ async fn looks_at_a_provider_that_may_not_be_called_are_not_counted_and_the_wait
         1,
         "an attempt ends the wait"
     );
+    Ok(())
+}
+
+/// The state that an event is to bring, of a cause that comes as an event.
+fn event_into(state: State, cause: Trigger, delivery: DeliveryId) -> Event {
+    let shows = |kind: &&EventKind| kind.info().shows == Some(state);
+    let kind = EventKind::ALL.iter().find(shows).copied().unwrap_or(EventKind::Ambiguous);
+    let waits = matches!(state, State::Retrying | State::Scheduled);
+    Event {
+        state,
+        delay_ms: waits.then_some(1_000),
+        crash: cause == Trigger::Crash,
+        report: cause == Trigger::Report,
+        ..Event::report((TenantId(1), delivery, 1, Channel::InApp), kind, DateTime::<Utc>::from(SystemTime::now()))
+    }
+}
+
+#[tokio::test]
+async fn an_event_makes_the_transitions_of_the_table_and_no_other() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    let sql = stack.sql().await?;
+    let message = Uuid::now_v7();
+    let texts = "INSERT INTO messages (id, tenant_id, priority, content, source) VALUES ($1::text::uuid, 1, 'normal', '{}', 'http')";
+    sql.execute(texts, &[&message.to_string()]).await?;
+    let (mut cases, mut events) = (Vec::new(), Vec::new());
+    for cause in [Trigger::Outcome, Trigger::Crash, Trigger::Report] {
+        let of_cause = |to: &&State| TRANSITIONS.iter().any(|row| row.trigger == cause && row.to.contains(to));
+        for to in State::ALL.iter().filter(of_cause) {
+            for from in State::ALL {
+                let id = DeliveryId::generate();
+                sql.execute(
+                    "INSERT INTO deliveries (id, message_id, tenant_id, channel, lane, recipient, state, run, attempts)
+                     VALUES ($1::text::uuid, $2::text::uuid, 1, 'in_app', 'normal', 'ada', $3, 1, 1)",
+                    &[&id.to_string(), &message.to_string(), &from.as_str()],
+                )
+                .await?;
+                cases.push((id, *from, cause, *to));
+                events.push(event_into(*to, cause, id));
+            }
+        }
+    }
+    store.record(events).await?;
+    for (id, from, cause, to) in cases {
+        let row = sql.query_one("SELECT state FROM deliveries WHERE id = $1::text::uuid", &[&id.to_string()]).await?;
+        let wanted = if cause.moves(Some(from), to) { to } else { from };
+        assert_eq!(row.get::<_, &str>(0), wanted.as_str(), "{cause} from {from} to {to}");
+    }
     Ok(())
 }

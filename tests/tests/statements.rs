@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
+use domain::EventKind;
 use harness::TestServers;
 use store::sql::Shape;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
@@ -53,6 +54,17 @@ async fn the_plans_of_the_hot_statements_are_known() -> Result<()> {
     insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!("plans", plans);
     });
+    Ok(())
+}
+
+/// The database function is in a migration, so a new kind of event needs another one.
+#[tokio::test]
+async fn the_bits_of_the_schema_are_those_of_the_table_of_event_kinds() -> Result<()> {
+    let database = Database::create().await?;
+    for kind in EventKind::ALL {
+        let bits: i16 = database.client.query_one("SELECT reached_bits($1)", &[&kind.as_str()]).await?.get(0);
+        assert_eq!(bits, kind.reached(), "{kind}");
+    }
     Ok(())
 }
 

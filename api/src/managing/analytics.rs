@@ -8,10 +8,10 @@ use actix_web::{
     web::Data,
 };
 use chrono::{Days, NaiveDate};
-use domain::clock;
+use domain::{EventKind, clock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::analytics::{AnalyticsFilter, COUNTED, KindCount, TRIED, WRONG};
+use store::analytics::{AnalyticsFilter, KindCount, TRIED, WRONG};
 use utoipa::{IntoParams, ToSchema};
 use web::{
     Web,
@@ -201,7 +201,7 @@ fn of_kind(rows: &[&KindCount], kind: &str) -> i64 {
 }
 
 fn counts(rows: &[&KindCount]) -> Counts {
-    COUNTED.iter().map(|kind| (kind.as_str(), of_kind(rows, kind.as_str()))).collect()
+    EventKind::counted().into_iter().map(|kind| (kind.as_str(), of_kind(rows, kind.as_str()))).collect()
 }
 
 fn rates(rows: &[&KindCount]) -> Rates {
@@ -227,13 +227,14 @@ fn percent(part: i64, whole: i64) -> f64 {
 /// One line for each group. What begins like a formula is made harmless for programs that would calculate it.
 fn csv_of(group: &'static str, groups: &[Group]) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let kinds = COUNTED.iter().map(|kind| kind.as_str());
+    let counted = EventKind::counted();
+    let kinds = counted.iter().map(|kind| kind.as_str());
     let rates = ["delivery_rate", "open_rate", "click_rate", "bounce_rate", "failure_rate"];
     writer.write_record(std::iter::once(group).chain(kinds).chain(rates))?;
     for Group { members, rates } in groups {
         let name = members.get(group).and_then(Value::as_str).unwrap_or_default().to_owned();
         let name = if name.starts_with(['=', '+', '-', '@']) { format!("'{name}") } else { name };
-        let numbers = COUNTED.iter().map(|kind| members.get(kind.as_str()).map(Value::to_string).unwrap_or_default());
+        let numbers = counted.iter().map(|kind| members.get(kind.as_str()).map(Value::to_string).unwrap_or_default());
         let Rates { delivery_rate, open_rate, click_rate, bounce_rate, failure_rate } = rates;
         let rates = [delivery_rate, open_rate, click_rate, bounce_rate, failure_rate].map(|rate| format!("{rate:.2}"));
         writer.write_record(std::iter::once(name).chain(numbers).chain(rates))?;

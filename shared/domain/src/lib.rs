@@ -31,7 +31,7 @@ pub use breaker::BreakerState;
 pub use broadcast::{BroadcastStatus, Target};
 pub use category::Class;
 pub use channel::{Channel, Lane, Priority, Route};
-pub use event::{DeadOrigin, DeadReason, EventKind, Reason};
+pub use event::{DeadOrigin, DeadReason, EventKind, Reason, WebhookRule};
 pub use event_source::EventSource;
 pub use id::{BulkId, DeliveryId, MessageId, TenantId};
 pub use outcome::{Fault, Outcome, OutcomeClass, Receipt};
@@ -44,5 +44,5 @@ pub use retry::{FailoverRound, ProviderProgress, RetryDecision, RetryPolicy, Sch
 pub use rule::{Condition, Operator, RuleDefinition, RuleIndex, Throttle};
 pub use send_window::{Day, SendWindow};
 pub use session::{OnLimit, SignatureRule};
-pub use state::State;
+pub use state::{State, Trigger};
 pub use window::{DigestRule, LocalSchedule};

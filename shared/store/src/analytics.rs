@@ -7,28 +7,12 @@
 
 use chrono::NaiveDate;
 use diesel::sql_types::{Array, Date, Int4, Int8, Nullable, Text};
-use domain::{Channel, EventKind, TenantId};
+use domain::{Channel, TenantId};
 
 use super::{
     DbResult, Store,
     sql::{row, sql, statements},
 };
-
-/// Every kind that is counted.
-pub const COUNTED: [EventKind; 12] = [
-    EventKind::Sent,
-    EventKind::Delivered,
-    EventKind::Failed,
-    EventKind::Bounced,
-    EventKind::Dead,
-    EventKind::Suppressed,
-    EventKind::Expired,
-    EventKind::Cancelled,
-    EventKind::Read,
-    EventKind::Opened,
-    EventKind::Clicked,
-    EventKind::Complained,
-];
 
 /// Counts deliveries that a provider took, or that went wrong.
 pub const TRIED: &str = "tried";

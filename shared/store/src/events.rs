@@ -7,7 +7,7 @@ use diesel::result::QueryResult;
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::AsyncPgConnection;
 use domain::{
-    Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId,
+    Channel, DeadReason, DeliveryId, EventKind, ProviderName, TenantId, WebhookRule,
     contract::{AttemptRecord, Event},
 };
 use uuid::Uuid;
@@ -153,6 +153,7 @@ impl Record {
             rounds: column(events, |e| e.round.0),
             worker_lost: WORKER_LOST,
             referenced: referenced(),
+            webhooks_always: EventKind::words(|info| info.webhooks == WebhookRule::Always),
         }
     }
 }
@@ -206,6 +207,7 @@ sql!(Record in "events/record.sql" {
     rounds: Vec<i32> as Array<Int4>,
     worker_lost: &'static str as Text,
     referenced: Vec<&'static str> as Array<Text>,
+    webhooks_always: Vec<&'static str> as Array<Text>,
 } -> Change);
 sql!(Cancel in "events/cancel.sql" {
     ids: Vec<Uuid> as Array<SqlUuid>, detail: Option<&'static str> as Nullable<Text>

@@ -425,7 +425,8 @@ impl Store {
             return Ok(messages);
         }
         let ids = messages.iter().map(|message| message.id.0).collect();
-        for mut row in (Deliveries { ids }).query().within(scope).rows(self).await? {
+        let engagement = EventKind::words(|info| info.is_engagement);
+        for mut row in (Deliveries { ids, engagement }).query().within(scope).rows(self).await? {
             let Some(owner) = messages.iter_mut().find(|message| message.id.0 == row.message_id) else { continue };
             row.recipient = self.opened_text(sealed::RECIPIENT.of(owner.tenant), row.recipient).unwrap_or_default();
             owner.deliveries.extend(delivery(row));
@@ -544,7 +545,9 @@ fn event(row: EventRow) -> Option<StoredEvent> {
 
 sql!(One in "messages/one.sql" { id: Uuid as SqlUuid, tenant: Option<i32> as Nullable<Int4> } -> MessageRow);
 sql!(Many in "messages/many.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> MessageRow);
-sql!(Deliveries in "messages/deliveries.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> DeliveryRow);
+sql!(Deliveries in "messages/deliveries.sql" {
+    ids: Vec<Uuid> as Array<SqlUuid>, engagement: Vec<&'static str> as Array<Text>
+} -> DeliveryRow);
 sql!(Events in "messages/events.sql" { ids: Vec<Uuid> as Array<SqlUuid> } -> EventRow);
 sql!(MatchesOfTenant in "messages/matches_of_tenant.sql" {
     status: Option<&'static str> as Nullable<Text>,

@@ -5,6 +5,7 @@ mod circles;
 mod code;
 mod layers;
 mod metrics;
+mod states;
 
 use std::{
     collections::BTreeSet,

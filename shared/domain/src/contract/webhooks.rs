@@ -1,6 +1,6 @@
 //! Names of webhook configurations: events, headers of Posthaste, headers whose values are secret.
 
-use crate::EventKind;
+use crate::{EventKind, WebhookRule};
 
 /// A message from a person arrived.
 pub const RECEIVED: &str = "message.received";
@@ -24,10 +24,9 @@ const OTHERS: &[&str] = &[RECEIVED, DEAD_LETTER, ENDPOINT_DISABLED, BREAKER_OPEN
 
 /// Whether events of this name are ever reported: `message.<status>`, engagement included, and a few more.
 pub fn is_event(name: &str) -> bool {
-    // A delivery is replayed or in doubt only in its own log; the word outside is `queued` or `retrying`.
-    let is_told = |kind: EventKind| !matches!(kind, EventKind::Ambiguous | EventKind::Replayed);
+    let is_reported = |kind: EventKind| kind.info().webhooks != WebhookRule::Never;
     let of_message = name.strip_prefix("message.").and_then(|word| word.parse().ok());
-    of_message.is_some_and(is_told) || OTHERS.contains(&name)
+    of_message.is_some_and(is_reported) || OTHERS.contains(&name)
 }
 
 /// Headers that say how the request is read or sent, and our own.

@@ -110,12 +110,10 @@ impl Event {
     /// What a provider told about a delivery after the call, at the run that made the call.
     pub const fn report(about: (TenantId, DeliveryId, i32, Channel), kind: EventKind, at: DateTime<Utc>) -> Self {
         let (tenant, delivery, run, channel) = about;
-        let state = match kind {
-            EventKind::Sent => State::Sent,
-            EventKind::Failed => State::Failed,
-            EventKind::Bounced => State::Bounced,
-            // Whatever a person did with it shows that it arrived.
-            _ => State::Delivered,
+        // No other kind without a state is reported; a report shows at least that the message arrived.
+        let state = match kind.info().shows {
+            Some(state) => state,
+            None => State::Delivered,
         };
         Self {
             tenant,

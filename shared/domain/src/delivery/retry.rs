@@ -309,7 +309,7 @@ fn expire(decision: RetryDecision, time_left: Option<Duration>) -> RetryDecision
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Fault, Receipt};
+    use crate::{Fault, Receipt, Trigger};
 
     fn policy() -> RetryPolicy {
         RetryPolicy {
@@ -326,6 +326,37 @@ mod tests {
 
     fn transient() -> Outcome {
         Outcome::Transient(Fault::default(), None)
+    }
+
+    #[test]
+    fn every_decision_is_a_transition_of_the_table() {
+        let fault = Fault::default;
+        let outcomes = [
+            Outcome::Sent(Receipt::default()),
+            Outcome::Sent(Receipt { arrived: true, ..Receipt::default() }),
+            Outcome::Transient(fault(), None),
+            Outcome::Throttled(fault(), None),
+            Outcome::Rejected(fault()),
+            Outcome::AddressDead(fault()),
+            Outcome::Misconfigured(fault()),
+            Outcome::Unknown(fault()),
+        ];
+        let is_of_table = |trigger: Trigger, decision: RetryDecision| {
+            assert!(trigger.moves(Some(State::Sending), decision.state), "{trigger}: {decision:?}");
+        };
+        let ambiguous = [AmbiguousPolicy::Resend, AmbiguousPolicy::Hold(Duration::from_secs(1))];
+        for (count, left) in [(1, None), (4, None), (1, Some(Duration::ZERO)), (u16::MAX, None)] {
+            let tries = Tries { attempts: count, deferrals: count, crashes: count };
+            for policy in ambiguous.map(|ambiguous| RetryPolicy { ambiguous, ..policy() }) {
+                for outcome in &outcomes {
+                    let progress = ProviderProgress::default();
+                    is_of_table(Trigger::Outcome, decide(outcome, tries, left, &policy, 0.0, progress));
+                }
+                is_of_table(Trigger::Outcome, decide_wait(Duration::ZERO, None, left, &policy, 0.0));
+                is_of_table(Trigger::Crash, decide_crash(tries, left, &policy, 0.0));
+            }
+        }
+        is_of_table(Trigger::Outcome, RetryDecision::hold(Duration::ZERO));
     }
 
     #[test]

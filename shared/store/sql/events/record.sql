@@ -11,7 +11,8 @@
 --   unless something better was known.
 -- * A delivery that is held until a moment waits for exactly that moment, and counts as neither tried nor deferred. One
 --   that found no provider to call has waited since the first time it found none.
--- * `referenced` are the providers whose references are stored.
+-- * `referenced` are the providers whose references are stored, `webhooks_always` the kinds of events that webhook
+--   configurations get although the delivery did not move.
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(:deliveries::uuid[], :runs::int4[], :kinds::text[], :tenants::int4[], :channels::text[],
                          :times::timestamptz[], :providers::text[], :outcomes::text[], :codes::text[], :details::text[],
@@ -112,7 +113,7 @@ WITH e AS MATERIALIZED (
                                           'provider', l.provider, 'code', l.code, 'detail', l.detail)
                 FROM logged l
                 WHERE l.kind <> 'ambiguous'
-                  AND (l.kind IN ('delivered', 'bounced', 'read', 'played', 'opened', 'clicked', 'complained')
+                  AND (l.kind = ANY (:webhooks_always::text[])
                        OR (l.delivery_id, l.run, l.kind) IN (SELECT id, run, kind FROM moved))
                 UNION ALL
                 SELECT tenant_id, channel, id, 'message.' || state, at, id, run,

@@ -4,7 +4,7 @@ SELECT d.message_id, d.id, d.channel, d.recipient, d.state, d.provider,
        (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.provider IS NOT NULL) AS attempts,
        d.updated_at,
        ARRAY(SELECT DISTINCT e.kind FROM delivery_events e
-             WHERE e.delivery_id = d.id AND e.kind IN ('read', 'opened', 'clicked', 'complained')
+             WHERE e.delivery_id = d.id AND e.kind = ANY (:engagement::text[])
              ORDER BY 1) AS engagement,
        d.reason, (SELECT u.due_at FROM due u WHERE u.delivery_id = d.id AND u.why <> 'watch') AS due_at
 FROM unnest(:ids::uuid[]) AS asked(id) CROSS JOIN LATERAL (
