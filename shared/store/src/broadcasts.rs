@@ -343,7 +343,7 @@ impl Store {
             let query = Unpark { tenant: tenant.0, first: range.0, last: range.1 }.query();
             query.within(Some(tenant)).run(self).await?;
         }
-        let query = CountPage { broadcast, no }.query().near([&range.0, &range.1]);
+        let query = CountPage { broadcast, no }.query().in_partition_of([&range.0, &range.1]);
         query.within(Some(tenant)).run(self).await.map(drop)
     }
 

@@ -129,7 +129,7 @@ impl Store {
             Channel::Whatsapp => ClaimInLine { ids: ids.clone(), runs, lease_ms }.query(),
             _ => ClaimQueued { lease_ms, ids: ids.clone(), runs }.query(),
         };
-        let Some(query) = query.at_day_of(self, &ids).await? else { return Ok(Vec::new()) };
+        let Some(query) = query.in_existing_partition_of(self, &ids).await? else { return Ok(Vec::new()) };
         let rows = query.rows(self).await?;
         let missing = rows.iter().filter(|row| row.accepted_at.is_none()).map(|row| row.message_id);
         let found = self.messages_of(missing.collect()).await;
@@ -156,7 +156,7 @@ impl Store {
         let mut found = HashMap::new();
         ids.sort_unstable();
         for ids in ids.chunk_by(|one, next| day(one) == day(next)) {
-            let query = Messages { ids: ids.to_vec() }.query().at_day_of(self, ids).await?;
+            let query = Messages { ids: ids.to_vec() }.query().in_existing_partition_of(self, ids).await?;
             let Some(query) = query else { continue };
             found.extend(query.rows(self).await?.into_iter().map(|message| (message.id, message)));
         }
@@ -169,7 +169,7 @@ impl Store {
         let mut watched = 0;
         for hints in by_day(hints) {
             let (ids, runs) = (ids(&hints), runs(&hints));
-            let query = Watch { ids: ids.clone(), runs }.query().at_day_of(self, &ids).await?;
+            let query = Watch { ids: ids.clone(), runs }.query().in_existing_partition_of(self, &ids).await?;
             let Some(query) = query else { continue };
             watched += query.run(self).await?;
         }

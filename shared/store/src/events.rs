@@ -82,7 +82,7 @@ impl Store {
         let one_day = |one: &Event, next: &Event| day(&one.delivery.0) == day(&next.delivery.0);
         for part in calls.chunk_by(one_day).chain(reports.chunk_by(one_day)) {
             let ids: Vec<Uuid> = part.iter().map(|event| event.delivery.0).collect();
-            if let Some(query) = Record::of(part).query().at_day_of(self, &ids).await? {
+            if let Some(query) = Record::of(part).query().in_existing_partition_of(self, &ids).await? {
                 rows.extend(query.rows(self).await?);
             }
         }
@@ -102,7 +102,7 @@ impl Store {
     /// The tenant and channel of these deliveries, for those that exist.
     pub async fn delivery_owners(&self, ids: &[DeliveryId]) -> DbResult<Vec<(DeliveryId, TenantId, Channel)>> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        let rows = Owners { ids: ids.clone() }.query().near(&ids).rows(self).await?;
+        let rows = Owners { ids: ids.clone() }.query().in_partition_of(&ids).rows(self).await?;
         let owner = |row: OwnerRow| Some((DeliveryId(row.id), TenantId(row.tenant_id), row.channel.parse().ok()?));
         Ok(rows.into_iter().filter_map(owner).collect())
     }

@@ -48,7 +48,7 @@ impl Store {
         let newest = |hashes: Vec<Vec<u8>>| hashes.into_iter().next().unwrap_or_default();
         let (session, delivery, hold_ms) = (begun.session, begun.delivery.0, begun.hold_ms);
         let begin = Begin { session, chat_hash: newest(chat), body_hash: newest(body), hold_ms, delivery };
-        begin.query().near([&delivery]).row(self).await
+        begin.query().in_partition_of([&delivery]).row(self).await
     }
 
     /// The end of a call is known: `provider_ref` names the message if it was taken. The name stands before the delivery

@@ -65,7 +65,7 @@ impl Store {
     /// Makes the slot of a delivery's claim count from now on.
     pub async fn charge_late_slot(&self, line: Uuid, delivery: DeliveryId) -> DbResult<()> {
         let delivery = delivery.0;
-        ChargeLateSlot { line, delivery }.query().near([&delivery]).run(self).await.map(drop)
+        ChargeLateSlot { line, delivery }.query().in_partition_of([&delivery]).run(self).await.map(drop)
     }
 
     /// Limits all sessions of a tenant together to `per_minute` slots; `None` removes the limit.

@@ -352,7 +352,7 @@ impl Store {
     ) -> DbResult<Option<(StoredMessage, Vec<StoredEvent>)>> {
         let Some(message) = self.message(scope, id).await? else { return Ok(None) };
         let ids: Vec<Uuid> = message.deliveries.iter().map(|delivery| delivery.id.0).collect();
-        let rows = Events { ids: ids.clone() }.query().near(&ids).within(scope).rows(self).await?;
+        let rows = Events { ids: ids.clone() }.query().in_partition_of(&ids).within(scope).rows(self).await?;
         Ok(Some((message, rows.into_iter().filter_map(event).collect())))
     }
 

@@ -169,7 +169,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = ids.into_iter().map(|id| id.0).collect();
-        let rows = Subjects { ids: ids.clone() }.query().near(&ids).rows(self).await?;
+        let rows = Subjects { ids: ids.clone() }.query().in_partition_of(&ids).rows(self).await?;
         Ok(rows.into_iter().filter_map(subject).collect())
     }
 
@@ -246,7 +246,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = deliveries.into_iter().map(|id| id.0).collect();
-        let rows = Recipients { ids: ids.clone() }.query().near(&ids).rows(self).await?;
+        let rows = Recipients { ids: ids.clone() }.query().in_partition_of(&ids).rows(self).await?;
         let mut addressed = Vec::with_capacity(rows.len());
         for Recipient { id, tenant_id: tenant, channel, recipient } in rows {
             let Ok(channel) = channel.parse() else { continue };

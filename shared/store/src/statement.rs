@@ -22,15 +22,15 @@ use super::{
     sql::{DAY, Piece, Resolved, sql, statements},
 };
 
-/// A fixed SQL text with its binds. `Row` is the tuple of the SQL types that it returns.
-pub struct Statement<Row> {
+/// A fixed SQL text with its binds. `SqlTypes` is the tuple of the SQL types that it returns.
+pub struct Statement<SqlTypes> {
     text: Source,
     partition: String,
     /// Not kept in prepared form: its text contains one of any number of days.
     is_rare: bool,
     binds: Vec<Box<dyn QueryFragment<Pg> + Send>>,
     scope: Option<TenantId>,
-    row: PhantomData<fn() -> Row>,
+    types: PhantomData<fn() -> SqlTypes>,
 }
 
 /// A text that is known at compile time.
@@ -42,9 +42,9 @@ enum Source {
 }
 
 /// A statement with the text `text`, in which each `?` is one bind, in order.
-pub const fn statement<Row>(text: &'static str) -> Statement<Row> {
+pub const fn statement<SqlTypes>(text: &'static str) -> Statement<SqlTypes> {
     let text = Source::Ordered(text);
-    Statement { text, partition: String::new(), is_rare: false, binds: Vec::new(), scope: None, row: PhantomData }
+    Statement { text, partition: String::new(), is_rare: false, binds: Vec::new(), scope: None, types: PhantomData }
 }
 
 /// A value for a bind.
@@ -57,36 +57,36 @@ where
     Box::new(Bind::<St, V> { value, kind: PhantomData })
 }
 
-impl<Row> Statement<Row> {
+impl<SqlTypes> Statement<SqlTypes> {
     /// A statement of a file; `binds` are in the order of its struct.
     pub(crate) const fn resolved(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
         let text = Source::Named(text);
-        Self { text, partition: String::new(), is_rare: false, binds, scope: None, row: PhantomData }
+        Self { text, partition: String::new(), is_rare: false, binds, scope: None, types: PhantomData }
     }
 
     /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
     /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
-    pub fn near<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
-        self.partition = partition(ids);
+    pub fn in_partition_of<'a>(mut self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
+        self.partition = partition_of(ids);
         self
     }
 
     /// Opens only the partition of `day`, which must exist.
-    pub fn on_day(mut self, day: NaiveDate) -> Self {
+    pub fn in_partition(mut self, day: NaiveDate) -> Self {
         (self.partition, self.is_rare) = (suffix(day), true);
         self
     }
 
     /// Opens only the partition that contains all of `ids`, which are of one day, however long ago. `None` if that
     /// day was dropped: then none of their rows exist.
-    pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
-        let this = self.near(ids);
+    pub async fn in_existing_partition_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
+        let this = self.in_partition_of(ids);
         let Some(Some(day)) = ids.first().map(day) else { return Ok(Some(this)) };
         if !this.partition.is_empty() || day >= clock::now().date_naive() {
             return Ok(Some(this));
         }
         let exists = HasDay { suffix: suffix(day) }.query().row(store).await?;
-        Ok(exists.then(|| this.on_day(day)))
+        Ok(exists.then(|| this.in_partition(day)))
     }
 
     /// Restricts the statement to the rows of this tenant, whatever its text says; `None`: all tenants.
@@ -107,7 +107,7 @@ impl<Row> Statement<Row> {
     }
 }
 
-impl<Row: Send + 'static> Statement<Row> {
+impl<SqlTypes: Send + 'static> Statement<SqlTypes> {
     /// Runs it on a connection of the pool and returns every row.
     pub async fn rows<T>(self, store: &Store) -> DbResult<Vec<T>>
     where
@@ -141,7 +141,7 @@ impl<Row: Send + 'static> Statement<Row> {
     }
 }
 
-impl<Row> QueryFragment<Pg> for Statement<Row> {
+impl<SqlTypes> QueryFragment<Pg> for Statement<SqlTypes> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         if self.is_rare {
             out.unsafe_to_cache_prepared();
@@ -153,7 +153,7 @@ impl<Row> QueryFragment<Pg> for Statement<Row> {
     }
 }
 
-impl<Row> Statement<Row> {
+impl<SqlTypes> Statement<SqlTypes> {
     fn walk_named<'b>(&'b self, text: &Resolved, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         let missing = || Error::QueryBuilderError("a bind is missing".into());
         for piece in &text.0 {
@@ -187,32 +187,32 @@ impl<Row> Statement<Row> {
     }
 }
 
-/// A statement with its binds, of rows `Row` that are read as `St`.
-pub struct Query<Row, St> {
-    statement: Statement<St>,
+/// A statement of a file with its binds, which returns rows `Row` that are read from columns of `SqlTypes`.
+pub struct Query<Row, SqlTypes> {
+    statement: Statement<SqlTypes>,
     row: PhantomData<fn() -> Row>,
 }
 
-impl<Row, St> Query<Row, St> {
+impl<Row, SqlTypes> Query<Row, SqlTypes> {
     pub(crate) fn new(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
         Self { statement: Statement::resolved(text, binds), row: PhantomData }
     }
 
     /// Opens only the partition that contains all of `ids`, if there is one. A statement over a parent table locks
     /// and opens every partition of it, which for a batch of a few rows costs more than the rows.
-    pub fn near<'a>(self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
-        Self { statement: self.statement.near(ids), row: PhantomData }
+    pub fn in_partition_of<'a>(self, ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
+        Self { statement: self.statement.in_partition_of(ids), row: PhantomData }
     }
 
     /// Opens only the partition of `day`, which must exist.
-    pub fn on_day(self, day: NaiveDate) -> Self {
-        Self { statement: self.statement.on_day(day), row: PhantomData }
+    pub fn in_partition(self, day: NaiveDate) -> Self {
+        Self { statement: self.statement.in_partition(day), row: PhantomData }
     }
 
     /// Opens only the partition that contains all of `ids`, which are of one day, however long ago. `None` if that
     /// day was dropped: then none of their rows exist.
-    pub async fn at_day_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
-        let statement = self.statement.at_day_of(store, ids).await?;
+    pub async fn in_existing_partition_of(self, store: &Store, ids: &[Uuid]) -> DbResult<Option<Self>> {
+        let statement = self.statement.in_existing_partition_of(store, ids).await?;
         Ok(statement.map(|statement| Self { statement, row: PhantomData }))
     }
 
@@ -222,9 +222,9 @@ impl<Row, St> Query<Row, St> {
     }
 }
 
-impl<Row: Send + 'static, St: Send + 'static> Query<Row, St>
+impl<Row: Send + 'static, SqlTypes: Send + 'static> Query<Row, SqlTypes>
 where
-    Statement<St>: LoadQuery<'static, AsyncPgConnection, Row>,
+    Statement<SqlTypes>: LoadQuery<'static, AsyncPgConnection, Row>,
 {
     /// Runs it on a connection of the pool and returns every row.
     pub async fn rows(self, store: &Store) -> DbResult<Vec<Row>> {
@@ -255,7 +255,7 @@ where
     }
 }
 
-impl<Row, St: Send + 'static> Query<Row, St> {
+impl<Row, SqlTypes: Send + 'static> Query<Row, SqlTypes> {
     /// Runs it on a connection of the pool and returns the number of rows it affected.
     pub async fn run(self, store: &Store) -> DbResult<usize> {
         self.statement.run(store).await
@@ -269,7 +269,7 @@ impl<Row, St: Send + 'static> Query<Row, St> {
 
 /// The suffix of the one daily partition that contains all of these time-ordered ids. Empty if they are of several
 /// days, or of a day so far from now that its partition may be dropped or not created yet.
-fn partition<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
+fn partition_of<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> String {
     let mut days = ids.into_iter().map(day);
     let today = clock::now().date_naive();
     let Some(Some(first)) = days.next() else { return String::new() };
@@ -289,13 +289,13 @@ pub(super) fn day(id: &Uuid) -> Option<NaiveDate> {
 }
 
 /// Without a static id diesel uses the text as the key of the prepared statement.
-impl<Row> QueryId for Statement<Row> {
+impl<SqlTypes> QueryId for Statement<SqlTypes> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<Row> query_builder::Query for Statement<Row> {
-    type SqlType = Row;
+impl<SqlTypes> query_builder::Query for Statement<SqlTypes> {
+    type SqlType = SqlTypes;
 }
 
 struct Bind<St, V> {
@@ -331,7 +331,7 @@ mod tests {
         // Repeat if the day changed meanwhile.
         let (now, named) = loop {
             let now = clock::now();
-            let named = [partition([&id(now), &id(now)]), partition([&id(now - chrono::Duration::days(1))])];
+            let named = [partition_of([&id(now), &id(now)]), partition_of([&id(now - chrono::Duration::days(1))])];
             if clock::now().date_naive() == now.date_naive() {
                 break (now, named);
             }
@@ -339,9 +339,9 @@ mod tests {
         let (today, yesterday) = (id(now), id(now - chrono::Duration::days(1)));
         let days = [now, now - chrono::Duration::days(1)].map(|day| day.format("_%Y%m%d").to_string());
         assert_eq!(named, days);
-        assert_eq!(partition([&today, &yesterday]), "", "two days");
-        assert_eq!(partition([&id(now - chrono::Duration::days(4))]), "", "long ago");
-        assert_eq!(partition([&Uuid::nil()]), "", "not time-ordered");
-        assert_eq!(partition([]), "");
+        assert_eq!(partition_of([&today, &yesterday]), "", "two days");
+        assert_eq!(partition_of([&id(now - chrono::Duration::days(4))]), "", "long ago");
+        assert_eq!(partition_of([&Uuid::nil()]), "", "not time-ordered");
+        assert_eq!(partition_of([]), "");
     }
 }

@@ -87,7 +87,7 @@ impl Store {
         if ids.is_empty() {
             return Ok(0);
         }
-        let rows = Recipients { ids: ids.clone() }.query().near(&ids).rows(self).await?;
+        let rows = Recipients { ids: ids.clone() }.query().in_partition_of(&ids).rows(self).await?;
         let mut new = Vec::new();
         for RecipientRow { id, tenant_id: tenant, channel, recipient } in rows {
             let Ok(channel) = channel.parse::<Channel>() else { continue };

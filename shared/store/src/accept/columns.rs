@@ -151,7 +151,7 @@ impl Columns {
             (false, true) => self.accept_plain(relay_after_ms).query(),
             (false, false) => self.accept(relay_after_ms).query(),
         };
-        query.near(&ids)
+        query.in_partition_of(&ids)
     }
 
     /// Whether the batch has only messages with their own content, to send now: by far the most common case.

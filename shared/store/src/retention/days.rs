@@ -78,7 +78,7 @@ async fn one(
     if outcome != DayOutcome::Dropped {
         return Ok(outcome);
     }
-    let size = Sizes {}.query().on_day(day).row(options.store).await?;
+    let size = Sizes {}.query().in_partition(day).row(options.store).await?;
     let outcome = if options.dry { outcome } else { drop_day(options, day, pass).await? };
     if outcome == DayOutcome::Dropped {
         surveyed.remove(&day);
@@ -94,11 +94,11 @@ async fn one(
 /// Reads the day's deliveries, a part at a time, for one without an end. What waits is found by its due row and never gets here;
 /// this is for deliveries that nothing points at, which would be a defect.
 async fn survey(options: RunOptions<'_>, day: NaiveDate, surveyed: &mut Surveyed) -> DbResult<DayOutcome> {
-    let blocks = Blocks {}.query().on_day(day).row(options.store).await?;
+    let blocks = Blocks {}.query().in_partition(day).row(options.store).await?;
     let first = surveyed.entry(day).or_default();
     while *first < blocks {
         let survey = HasUnfinished { first: *first, end: *first + BLOCKS };
-        if survey.query().on_day(day).row(options.store).await? {
+        if survey.query().in_partition(day).row(options.store).await? {
             return Ok(DayOutcome::Alive);
         }
         *first += BLOCKS;

@@ -177,7 +177,7 @@ impl Rows<'_> {
 
     async fn tenants_of(&mut self, day: NaiveDate) -> DbResult<Vec<i32>> {
         let tenants = Tenants { after: self.position.tenant };
-        let present = tenants.query().on_day(day).rows(self.options.store).await;
+        let present = tenants.query().in_partition(day).rows(self.options.store).await;
         if present.is_err() {
             self.position.day = day.checked_add_days(Days::new(1));
         }
@@ -218,7 +218,7 @@ impl Rows<'_> {
         } else {
             DeleteMessages { tenant, low, after, high, limit }.query()
         };
-        let query = if whole { query } else { query.on_day(day) };
+        let query = if whole { query } else { query.in_partition(day) };
         let batch = query.row(self.options.store).await?;
         let counts = [
             ("messages", batch.messages),
@@ -233,7 +233,7 @@ impl Rows<'_> {
     }
 
     async fn has_messages(&self, day: NaiveDate, tenant: i32, low: Uuid) -> DbResult<bool> {
-        HasMessages { tenant, low }.query().on_day(day).row(self.options.store).await
+        HasMessages { tenant, low }.query().in_partition(day).row(self.options.store).await
     }
 }
 
