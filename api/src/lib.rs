@@ -3,6 +3,6 @@
 
 pub mod managing;
 pub mod messages;
-pub mod room;
-pub mod schemas;
+pub mod openapi;
+pub mod quota;
 pub mod whatsapp;

@@ -144,9 +144,9 @@ impl From<StoredMessage> for MessageView {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/messages/{id}", tag = "messages", params(("id" = Uuid, Path, description = "The message")),
     responses((status = 200, description = "The message", body = MessageView)))]
-pub async fn show(reader: Reader, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (reader.0.scope(), MessageId(id.0));
-    let found = app.db.run(async move |store| store.message(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.message(scope, id).await).await?;
     let message = found.ok_or_else(|| Problem::not_found("message"))?;
     Ok(HttpResponse::Ok().json(MessageView::from(message)))
 }
@@ -220,9 +220,9 @@ pub struct EventView {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/messages/{id}/timeline", tag = "messages", params(("id" = Uuid, Path, description = "The message")),
     responses((status = 200, description = "The timeline, oldest first", body = Timeline)))]
-pub async fn timeline(reader: Reader, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn timeline(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (reader.0.scope(), MessageId(id.0));
-    let found = app.db.run(async move |store| store.timeline(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.timeline(scope, id).await).await?;
     let (message, events) = found.ok_or_else(|| Problem::not_found("message"))?;
     Ok(HttpResponse::Ok().json(build_timeline(&message, events)))
 }
@@ -352,15 +352,15 @@ pub struct MessageList {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/messages", tag = "messages", params(ListQuery),
     responses((status = 200, description = "A page of messages", body = MessageList)))]
-pub async fn list(reader: Reader, query: Params<ListQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(reader: Reader, query: Params<ListQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, (filter, page)) = (reader.0.scope(), query.0.read()?);
-    let turn = if filter.text.is_some() { app.search_turn(reader.0.tenant).await? } else { None };
+    let turn = if filter.text.is_some() { web.search_turn(reader.0.tenant).await? } else { None };
     let searching = async move |store: Store| {
         let found = store.messages(scope, filter, page).await;
         drop(turn);
         found
     };
-    let page = app.db.run(searching).await?;
+    let page = web.queries.run(searching).await?;
     let messages = page.messages.into_iter().map(MessageView::from).collect();
     let next_cursor = page.next.map(|id| params::cursor_after(id.0));
     Ok(HttpResponse::Ok().json(MessageList { messages, next_cursor }))
@@ -374,10 +374,12 @@ pub async fn list(reader: Reader, query: Params<ListQuery>, app: Data<Web>) -> R
 /// Roles: producer, admin, operator.
 #[utoipa::path(post, path = "/api/messages/{id}/cancel", tag = "messages", params(("id" = Uuid, Path, description = "The message")),
     responses((status = 200, description = "The message after that", body = MessageView)))]
-pub async fn cancel(reader: Reader, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn cancel(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (reader.0.scope(), MessageId(id.0));
-    let (cancelled, found) =
-        app.db.run(async move |store| Ok((store.cancel(scope, id).await?, store.message(scope, id).await?))).await?;
+    let (cancelled, found) = web
+        .queries
+        .run(async move |store| Ok((store.cancel(scope, id).await?, store.message(scope, id).await?)))
+        .await?;
     let message = MessageView::from(found.ok_or_else(|| Problem::not_found("message"))?);
     if cancelled > 0 {
         return Ok(HttpResponse::Ok().json(message));

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use people::{
-    importing::{self, Format, ImportError, RowFault, Summary},
+    imports::job::{self, Format, ImportError, RowFault, Summary},
     person_file,
 };
 use serde_json::json;
@@ -104,7 +104,7 @@ impl Import {
         let tenant = settings::tenant(&store, &self.tenant).await?;
         let id = store.begin_import(tenant.id).await.context("failed to begin the import")?;
         let bar = progress::bytes(length, "importing");
-        let imported = importing::import(&store, tenant.id, id, format, bar.wrap_read(file)).await;
+        let imported = job::import(&store, tenant.id, id, format, bar.wrap_read(file)).await;
         bar.finish_and_clear();
         // Rows imported before a failure stay, so the audit log records the import either way.
         settings::record(&store, "users import", id, Some(tenant.id)).await?;

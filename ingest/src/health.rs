@@ -59,8 +59,8 @@ pub struct HealthAnswer {
 #[utoipa::path(get, path = "/health", tag = "health", security(()), responses(
     (status = 200, description = "Works; `status` says whether something is missing", body = HealthAnswer),
     (status = 503, description = "Does not work", body = HealthAnswer)))]
-pub async fn all(app: Data<HealthReports>) -> HttpResponse {
-    let (own, others) = futures_util::join!(app.parts.report(), app.others.report());
+pub async fn all(reports: Data<HealthReports>) -> HttpResponse {
+    let (own, others) = futures_util::join!(reports.parts.report(), reports.others.report());
     answer(&own.beside(others))
 }
 
@@ -77,15 +77,15 @@ pub async fn live() -> HttpResponse {
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()), responses(
     (status = 200, description = "Ready", body = HealthAnswer),
     (status = 503, description = "Not ready", body = HealthAnswer)))]
-pub async fn ready(app: Data<HealthReports>) -> HttpResponse {
-    answer(&app.parts.report().await)
+pub async fn ready(reports: Data<HealthReports>) -> HttpResponse {
+    answer(&reports.parts.report().await)
 }
 
 /// All metrics, in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "health", security(()), responses(
     (status = 200, description = "The metrics", body = String, content_type = "text/plain")))]
-pub async fn metrics(app: Data<HealthReports>) -> HttpResponse {
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(app.metrics.render())
+pub async fn metrics(reports: Data<HealthReports>) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(reports.metrics.render())
 }
 
 fn answer(report: &Report) -> HttpResponse {

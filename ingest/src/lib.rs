@@ -3,7 +3,7 @@
 //!
 //! A request passes [`web::gate`] → [`routes`] → [`web::auth`] → [`web::body`] → a handler, of `submitting` or of [`api`] →
 //! [`submission::envelope`] → [`submission::accept`]. An AMQP message passes `intake` → `envelope` → `accept`. Queries go
-//! through [`web::Db`]. `state` composes what the handlers share.
+//! through [`web::QueryRunner`]. `state` composes what the handlers share.
 
 mod counters;
 mod docs;
@@ -32,14 +32,14 @@ use runtime::{
 use store::{Store, migrate::SchemaError};
 use submission::{
     accept::{self, Acceptor},
-    turns::Turns,
+    fair_share::FairShare,
 };
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use web::{Web, limits};
 
-use inbound::provider_events::{Trust, TrustError};
-use state::{AppState, Pieces};
+use inbound::provider_events::{EventVerifier, VerifierError};
+use state::{AppState, StateDeps};
 use submitting::intake::{Consumers, Intake};
 
 /// Smallest size of the pool for queries, however small the pool is set.
@@ -68,7 +68,7 @@ pub enum IngestError {
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The keys and certificates for provider events could not be loaded.
     #[error("failed to prepare for the events of providers")]
-    Trust(#[from] TrustError),
+    EventVerifier(#[from] VerifierError),
     /// The address could not be bound, or the server failed.
     #[error("failed to serve HTTP on {host}:{port}")]
     Serve {
@@ -93,23 +93,23 @@ pub async fn run(
 ) -> Result<(), IngestError> {
     let jwt_secret = config.require_jwt_secret()?.clone();
     let stores = Stores::open(&config)?;
-    let trust = Trust::of(&config)?;
+    let verifier = EventVerifier::of(&config)?;
     counters::start();
     // If the server ends early, the intake must end as well.
     let (stop, hang_up) = (stop.child_token(), CancellationToken::new());
     let publishing = Broker::start(&config.broker.url, "posthaste ingest publishing", hang_up.clone());
     let consuming = Broker::start(&config.broker.url, "posthaste ingest consuming", hang_up.clone());
     let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
-    let turns = Turns::watch(consuming.clone(), stop.clone());
-    let acceptor = acceptor(&config, &stores, publisher.clone(), local_dispatch, turns);
-    let state = AppState::new(Pieces {
+    let fair_share = FairShare::watch(consuming.clone(), stop.clone());
+    let acceptor = acceptor(&config, &stores, publisher.clone(), local_dispatch, fair_share);
+    let state = AppState::new(StateDeps {
         config: &config,
         jwt_secret,
         store: stores.questions.clone(),
         acceptor,
         hooks: stores.hooks.clone(),
         events: stores.events.clone(),
-        trust,
+        verifier,
         waha: waha_client(&config)?,
         broker: publishing.clone(),
         publisher: publisher.clone(),
@@ -180,12 +180,12 @@ fn acceptor(
     stores: &Stores,
     publisher: Publisher,
     local_dispatch: LocalDispatch,
-    turns: Turns,
+    fair_share: FairShare,
 ) -> Acceptor {
     let audit_after_ms = i32::try_from(config.timing.audit_after.as_millis()).unwrap_or(i32::MAX);
     let dispatcher = Dispatcher::start(publisher, stores.questions.clone(), audit_after_ms);
     let (shared, others) = (stores.shared_commits.clone(), stores.acceptance.clone());
-    Acceptor::start(shared, others, dispatcher, local_dispatch, turns, config.timing.relay_after)
+    Acceptor::start(shared, others, dispatcher, local_dispatch, fair_share, config.timing.relay_after)
 }
 
 /// Waits for the schema, then consumes the intake queues until `stop`. A schema of another version stops the process.
@@ -205,7 +205,7 @@ fn spawn_intake(
             None => return Ok(()),
             Some(Ok(())) => {
                 state.web.limits.read(&store).await;
-                begin(&state, &config, store, &stop).await;
+                run_once_migrated(&state, &config, store, &stop).await;
             }
             Some(Err(error)) => {
                 stop.cancel();
@@ -223,7 +223,7 @@ async fn keep_limits(web: Data<Web>, store: Store, stop: CancellationToken) {
 }
 
 /// Runs once the tables exist. WAHA may have given up on webhooks while ingest was down: their events are fetched.
-async fn begin(state: &AppState, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
+async fn run_once_migrated(state: &AppState, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
     if let Err(error) = store.mark_operators_sessions().await {
         tracing::warn!(%error, "the operator's WhatsApp sessions are not marked");
     }
@@ -236,7 +236,7 @@ async fn begin(state: &AppState, config: &Arc<Config>, store: Store, stop: &Canc
         Ok(key) => state.tracker.set_key(key),
         Err(error) => tracing::warn!(%error, "the key of tracked mails is not known yet"),
     }
-    state.web.schema.mark_current();
+    state.web.migrations.mark_current();
     let (sessions, config, stop) = (state.sessions.clone(), Arc::clone(config), stop.clone());
     tokio::spawn(async move {
         stop.run_until_cancelled(whatsapp::sessions::keep_default(&sessions, &config.waha, &store)).await

@@ -26,8 +26,8 @@ use utoipa::{
     },
 };
 use web::{
+    openapi::{FieldErrorBody, ProblemBody},
     problem::{CONTENT_TYPE, Code},
-    schemas::{FieldErrorBody, ProblemBody},
 };
 
 use crate::{
@@ -58,7 +58,7 @@ const ADMIN_NOTIFICATIONS_ALIAS: &str = "/__mozaiks/admin/notifications/";
     info(title = "Posthaste", description = ABOUT, license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     paths(
         notifications::send, notifications::test, bulk::send, bulk::show, templated::send, typed::notify,
-        events::receive, dry_run::judge,
+        events::receive, dry_run::run,
         rules::list, rules::create, rules::show, rules::update, rules::remove,
         messages::list, messages::show, messages::timeline, messages::cancel,
         inbox::list, inbox::unread, inbox::list_of, inbox::unread_of, inbox::mark, inbox::mark_all, inbox::read_all, inbox::read,

@@ -51,7 +51,7 @@ routes! {
     "/api/notifications/send-template"               { POST templated::send }
     "/api/notifications/test"                        { POST notifications::test }
     "/api/events"                                    { POST events::receive }
-    "/api/events/dry-run"                            { POST dry_run::judge }
+    "/api/events/dry-run"                            { POST dry_run::run }
     "/webhooks/waha"                                 { POST waha::receive }
     "/webhooks/waha/{id}"                            { POST waha::receive_for }
     "/webhooks/health"                               { GET waha::health }

@@ -13,8 +13,8 @@ use domain::ProviderName;
 use people::{
     imports::ImportSlots,
     live::{feed::Feed, hub::Hub, state::LiveInbox},
-    reads::Reads,
-    unsubscribe::Links,
+    reads::ReadReporter,
+    unsubscribe::UnsubscribeKey,
 };
 use runtime::{config::Config, probe::Parts, telemetry::MetricsHandle};
 use secrecy::SecretString;
@@ -27,15 +27,15 @@ use crate::{
     docs::Document,
     health::HealthReports,
     inbound::{
-        provider_events::{Keeper, ProviderWebhooks, Trust},
+        provider_events::{EventVerifier, EventWriter, ProviderWebhooks},
         tracking::Tracker,
-        waha::Hooks,
+        waha::WahaWebhooks,
     },
     openapi,
 };
 
 /// Arguments of [`AppState::new`].
-pub struct Pieces<'a> {
+pub struct StateDeps<'a> {
     /// The settings.
     pub config: &'a Config,
     /// The secret that signs tokens.
@@ -49,7 +49,7 @@ pub struct Pieces<'a> {
     /// The pool for events of other providers.
     pub events: Store,
     /// Keys and certificates that verify those events.
-    pub trust: Trust,
+    pub verifier: EventVerifier,
     /// Calls WAHA.
     pub waha: Waha,
     /// The broker connection that publishes.
@@ -80,26 +80,31 @@ pub struct AppState {
     /// Of the health routes.
     pub health: Data<HealthReports>,
     gate: Data<Gate>,
-    inbound: (Data<Hooks>, Data<ProviderWebhooks>),
-    people: (Data<Reads>, Data<Links>, Data<ImportSlots>),
-    managing: (Data<Backends>, Data<Broker>, Data<Issuer>),
+    waha_webhooks: Data<WahaWebhooks>,
+    provider_webhooks: Data<ProviderWebhooks>,
+    read_reporter: Data<ReadReporter>,
+    unsubscribe_key: Data<UnsubscribeKey>,
+    import_slots: Data<ImportSlots>,
+    backends: Data<Backends>,
+    broker: Data<Broker>,
+    issuer: Data<Issuer>,
     document: Data<Document>,
 }
 
 impl AppState {
     /// Builds the state and starts its background tasks.
-    pub fn new(pieces: Pieces<'_>) -> Self {
-        let Pieces { config, jwt_secret, store, acceptor, hooks, events, trust, waha, broker, .. } = pieces;
-        let Pieces { publisher, stop, metrics, others, .. } = pieces;
+    pub fn new(deps: StateDeps<'_>) -> Self {
+        let StateDeps { config, jwt_secret, store, acceptor, hooks, events, verifier, waha, broker, .. } = deps;
+        let StateDeps { publisher, stop, metrics, others, .. } = deps;
         let web = Data::new(Web::new(config, jwt_secret.clone(), store.clone()));
-        let hooks = Data::new(Hooks::start(hooks, web.db.clone()));
+        let waha_webhooks = Data::new(WahaWebhooks::start(hooks, web.queries.clone()));
         let parts = Parts::new();
         parts.add(DatabasePart(store.clone()));
         parts.add(BrokerPart { broker: broker.clone(), needed: false });
-        parts.add(web.schema.clone());
-        let cached = hooks.clone();
+        parts.add(web.migrations.clone());
+        let cached = waha_webhooks.clone();
         let forget = move |id, name: &str| cached.forget(id, name);
-        let keeper = Keeper::start(events);
+        let writer = EventWriter::start(events);
         let live = LiveInbox { web: web.clone(), hub: Arc::new(Hub::new(stop)), feed: Feed::start(store.clone()) };
         Self {
             submissions: Data::new(Submissions {
@@ -109,16 +114,17 @@ impl AppState {
                 sends_by_waha: config.whatsapp.contains(&ProviderName::Waha),
             }),
             sessions: Data::new(Sessions::new(config, web.clone(), waha, parts.clone(), forget)),
-            tracker: Data::new(Tracker::new(keeper.clone(), config.retention_days)),
+            tracker: Data::new(Tracker::new(writer.clone(), config.retention_days)),
             health: Data::new(HealthReports { parts, others, metrics }),
             gate: Data::new(web.gate(config)),
-            inbound: (hooks, Data::new(ProviderWebhooks { web: web.clone(), trust, keeper })),
-            people: (Data::new(Reads::new(store, publisher)), Data::default(), Data::default()),
-            managing: (
-                Data::new(Backends::of(config)),
-                Data::new(broker),
-                Data::new(Issuer::new(jwt_secret, &config.auth)),
-            ),
+            waha_webhooks,
+            provider_webhooks: Data::new(ProviderWebhooks { web: web.clone(), verifier, writer }),
+            read_reporter: Data::new(ReadReporter::new(store, publisher)),
+            unsubscribe_key: Data::default(),
+            import_slots: Data::default(),
+            backends: Data::new(Backends::of(config)),
+            broker: Data::new(broker),
+            issuer: Data::new(Issuer::new(jwt_secret, &config.auth)),
             document: Data::new(Document(openapi::document())),
             live: Data::new(live),
             web,
@@ -135,14 +141,14 @@ impl AppState {
             .app_data(self.tracker.clone())
             .app_data(self.health.clone())
             .app_data(self.gate.clone())
-            .app_data(self.inbound.0.clone())
-            .app_data(self.inbound.1.clone())
-            .app_data(self.people.0.clone())
-            .app_data(self.people.1.clone())
-            .app_data(self.people.2.clone())
-            .app_data(self.managing.0.clone())
-            .app_data(self.managing.1.clone())
-            .app_data(self.managing.2.clone())
+            .app_data(self.waha_webhooks.clone())
+            .app_data(self.provider_webhooks.clone())
+            .app_data(self.read_reporter.clone())
+            .app_data(self.unsubscribe_key.clone())
+            .app_data(self.import_slots.clone())
+            .app_data(self.backends.clone())
+            .app_data(self.broker.clone())
+            .app_data(self.issuer.clone())
             .app_data(self.document.clone());
     }
 }

@@ -14,21 +14,21 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use store::preferences::Consequences;
 
-/// Types and categories that one person may have said something about.
+/// Types and categories that one person may have a choice about.
 const KEYS_MAX: usize = 500;
 /// What names a row's type or category.
 const ROW_NAMES: [&str; 3] = ["category", "notification_type", "type"];
 
 /// What a request says, in its order.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Choices(Vec<Said>);
+pub struct Choices(Vec<Choice>);
 
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+enum Choice {
     Channel(Channel, bool),
     Marketing(bool),
     NonEssential(bool),
-    /// A type or category, as far as something is said about it; inside `None`: by any channel again.
+    /// A type or category, as far as the request says something about it; inside `None`: by any channel again.
     Key {
         name: String,
         enabled: Option<bool>,
@@ -62,34 +62,34 @@ fn given<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D)
 impl Choices {
     /// Reads the body of a request about `user_id`; every fault is named.
     pub fn read(user_id: &str, mut body: Map<String, Value>) -> Result<Self, Vec<FieldError>> {
-        let (mut said, mut faults) = (Vec::new(), Vec::new());
+        let (mut choices, mut faults) = (Vec::new(), Vec::new());
         for name in ["user_id", "userId"] {
             if body.remove(name).is_some_and(|id| id != user_id) {
                 faults.push(FieldError::new(name, "must be the person whose preferences these are"));
             }
         }
         match is_row(&body) {
-            true => said.extend(row(body).map_err(|fault| faults.push(fault)).unwrap_or_default()),
+            true => choices.extend(row(body).map_err(|fault| faults.push(fault)).unwrap_or_default()),
             false => {
                 for (name, value) in body {
                     match entry(name, value) {
-                        Ok(found) => said.extend(found),
+                        Ok(found) => choices.extend(found),
                         Err(found) => faults.extend(found),
                     }
                 }
             }
         }
-        if faults.is_empty() { Ok(Self(said)) } else { Err(faults) }
+        if faults.is_empty() { Ok(Self(choices)) } else { Err(faults) }
     }
 
     /// Makes it hold; says what that means for the person's address.
     pub fn apply(self, preferences: &mut Preferences) -> Result<Consequences, FieldError> {
         let mut consequences = Consequences::default();
-        for said in self.0 {
-            let name = said.name().map(str::to_owned);
+        for choice in self.0 {
+            let name = choice.name().map(str::to_owned);
             let refused = name.as_deref().is_some_and(|name| refuses_mail(preferences, name));
-            let asked = matches!(said, Said::Row { channel: Channel::Email, on: true, .. });
-            said.apply(preferences);
+            let asked = matches!(choice, Choice::Row { channel: Channel::Email, on: true, .. });
+            choice.apply(preferences);
             // A person who opts in again gets it again, also at the address that was unsubscribed.
             if let Some(name) = name.filter(|name| (refused || asked) && !refuses_mail(preferences, name)) {
                 consequences.lift.push(SuppressionScope::of_category(&name));
@@ -107,7 +107,7 @@ fn refuses_mail(preferences: &Preferences, name: &str) -> bool {
     by_opt_out || preferences.keys.get(name).is_some_and(|choice| choice.refuses(Channel::Email))
 }
 
-impl Said {
+impl Choice {
     fn name(&self) -> Option<&str> {
         match self {
             Self::Marketing(_) => Some(MARKETING),
@@ -143,7 +143,7 @@ fn is_row(body: &Map<String, Value>) -> bool {
     ROW_NAMES.iter().chain(&["channel"]).any(is_text) || body.get("enabled").is_some_and(Value::is_boolean)
 }
 
-fn row(mut body: Map<String, Value>) -> Result<Vec<Said>, FieldError> {
+fn row(mut body: Map<String, Value>) -> Result<Vec<Choice>, FieldError> {
     let name = ROW_NAMES.iter().find_map(|name| body.remove(*name)).map(|name| text("category", name)).transpose()?;
     let channel = body.remove("channel").filter(|channel| !channel.is_null());
     let channel = channel.map(|channel| {
@@ -158,11 +158,11 @@ fn row(mut body: Map<String, Value>) -> Result<Vec<Said>, FieldError> {
         (Some(name), channel) => {
             check_name("category", &name)?;
             Ok(vec![match channel {
-                Some(channel) => Said::Row { name, channel, on },
-                None => Said::Key { name, enabled: Some(on), channels: None, off: BTreeSet::new() },
+                Some(channel) => Choice::Row { name, channel, on },
+                None => Choice::Key { name, enabled: Some(on), channels: None, off: BTreeSet::new() },
             }])
         }
-        (None, Some(channel)) => Ok(vec![Said::Channel(channel, on)]),
+        (None, Some(channel)) => Ok(vec![Choice::Channel(channel, on)]),
         (None, None) => Err(FieldError::new("category", "is required: which category or type?")),
     }
 }
@@ -171,32 +171,32 @@ fn text(field: &str, value: Value) -> Result<String, FieldError> {
     value.as_str().map(str::to_owned).ok_or_else(|| FieldError::new(field, "must be a text"))
 }
 
-fn entry(name: String, value: Value) -> Result<Vec<Said>, Vec<FieldError>> {
+fn entry(name: String, value: Value) -> Result<Vec<Choice>, Vec<FieldError>> {
     match value {
         Value::Object(types) if name == "types" => {
-            let (mut said, mut faults) = (Vec::new(), Vec::new());
+            let (mut choices, mut faults) = (Vec::new(), Vec::new());
             for (name, value) in types {
                 match key(name, value) {
-                    Ok(found) => said.push(found),
+                    Ok(found) => choices.push(found),
                     Err(fault) => faults.push(FieldError { field: format!("types.{}", fault.field), ..fault }),
                 }
             }
-            if faults.is_empty() { Ok(said) } else { Err(faults) }
+            if faults.is_empty() { Ok(choices) } else { Err(faults) }
         }
-        Value::Bool(on) => switch(&name, on).map(|said| vec![said]).map_err(|fault| vec![fault]),
-        value => key(name, value).map(|said| vec![said]).map_err(|fault| vec![fault]),
+        Value::Bool(on) => switch(&name, on).map(|choice| vec![choice]).map_err(|fault| vec![fault]),
+        value => key(name, value).map(|choice| vec![choice]).map_err(|fault| vec![fault]),
     }
 }
 
 /// One type or category of the map.
-fn key(name: String, value: Value) -> Result<Said, FieldError> {
+fn key(name: String, value: Value) -> Result<Choice, FieldError> {
     check_name(&name, &name)?;
     match value {
-        Value::Null => Ok(Said::Forget(name)),
+        Value::Null => Ok(Choice::Forget(name)),
         Value::Object(_) => {
             let read = serde_json::from_value(value);
             let KeyBody { enabled, channels, off } = read.map_err(|error| FieldError::new(&name, error.to_string()))?;
-            Ok(Said::Key { name, enabled, channels, off })
+            Ok(Choice::Key { name, enabled, channels, off })
         }
         Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
             Err(FieldError::new(name, "must be an object such as {\"enabled\": true, \"channels\": [\"in_app\"]}"))
@@ -210,24 +210,24 @@ fn check_name(field: &str, name: &str) -> Result<(), FieldError> {
 }
 
 /// A switch by its name, in either spelling: `email_enabled`, `emailEnabled`.
-fn switch(name: &str, on: bool) -> Result<Said, FieldError> {
+fn switch(name: &str, on: bool) -> Result<Choice, FieldError> {
     let plain = name.replace('_', "").to_ascii_lowercase();
     let of_channel = |channel: &Channel| {
         let channel = channel.as_str().replace('_', "");
         plain.strip_prefix(&channel).is_some_and(|rest| matches!(rest, "enabled" | "notifications"))
     };
     if let Some(channel) = Channel::ALL.iter().find(|channel| of_channel(channel)) {
-        return Ok(Said::Channel(*channel, on));
+        return Ok(Choice::Channel(*channel, on));
     }
-    let row = |channel| Said::Row { name: MARKETING.to_owned(), channel, on };
+    let row = |channel| Choice::Row { name: MARKETING.to_owned(), channel, on };
     match plain.as_str() {
         "marketing" | "marketingenabled" | "marketingnotifications" | "marketingcommunications" => {
-            Ok(Said::Marketing(on))
+            Ok(Choice::Marketing(on))
         }
         "marketingemail" | "marketingemails" => Ok(row(Channel::Email)),
         "marketingsms" => Ok(row(Channel::Sms)),
         "marketingpush" => Ok(row(Channel::Push)),
-        "nonessentialenabled" => Ok(Said::NonEssential(on)),
+        "nonessentialenabled" => Ok(Choice::NonEssential(on)),
         _ => Err(FieldError::new(
             name,
             "is no switch; those are email_enabled, sms_enabled, push_enabled, in_app_enabled, whatsapp_enabled, \
@@ -246,7 +246,7 @@ mod tests {
         Choices::read("ada", body.as_object().unwrap().clone())
     }
 
-    fn said(body: Value) -> Value {
+    fn applied(body: Value) -> Value {
         let mut preferences = Preferences::default();
         read(body).unwrap().apply(&mut preferences).unwrap();
         serde_json::to_value(preferences).unwrap()
@@ -284,7 +284,7 @@ mod tests {
             (json!({"category": {"enabled": false}}), json!({"keys": {"category": {"enabled": false}}})),
             (json!({}), json!({})),
         ] {
-            assert_eq!(said(body.clone()), wanted, "{body}");
+            assert_eq!(applied(body.clone()), wanted, "{body}");
         }
     }
 

@@ -14,7 +14,7 @@ use domain::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
-use web::schemas::SubscriptionBody;
+use web::openapi::SubscriptionBody;
 use web::{
     Web, audit,
     auth::{Anyone, Identity},
@@ -116,16 +116,17 @@ fn token(token: Option<Recipient>, subscription: Option<Recipient>, rules: &Rule
     request_body(content = DeviceBody, example = json!({"user_id": "user123", "device_token": "device-token-here"})),
     responses((status = 201, description = "Registered", body = DeviceAnswer),
         (status = 200, description = "Known already; it belongs to this person now", body = DeviceAnswer)))]
-pub async fn register(caller: Anyone, app: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn register(caller: Anyone, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     if !matches!(caller.0.role, Role::Admin | Role::Producer | Role::User) {
         return Err(Problem::new(Code::Forbidden, "Use a credential with one of these roles: producer, admin, user."));
     }
-    let (user_id, device) = body.parse::<DeviceBody>().await?.check(&caller.0, &app.rules())?;
+    let (user_id, device) = body.parse::<DeviceBody>().await?.check(&caller.0, &web.rules())?;
     require_access(&caller.0, &user_id)?;
     let (tenant, whose) = (caller.0.tenant, user_id.clone());
     // A token that leaks must not redirect another person's notifications.
     let may_move = caller.0.role != Role::User;
-    let made = app.db.run(async move |store| store.register_device(tenant, &whose, &device, may_move).await).await?;
+    let made =
+        web.queries.run(async move |store| store.register_device(tenant, &whose, &device, may_move).await).await?;
     let taken =
         || Problem::conflict("This device is another person's: let the backend register it, or remove it there.");
     let made = made.ok_or_else(taken)?;
@@ -140,10 +141,10 @@ pub async fn register(caller: Anyone, app: Data<Web>, body: JsonBody) -> Result<
 #[utoipa::path(delete, path = "/api/users/{user_id}/devices/{id}", tag = "people",
     params(("user_id" = String, Path, description = "The person"), ("id" = Uuid, Path, description = "The device")),
     responses((status = 204, description = "Taken away")))]
-pub async fn remove(caller: Anyone, user: PathUser, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn remove(caller: Anyone, user: PathUser, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, user, id) = (caller.0.tenant, user.0.into_inner(), id.0);
     require_access(&caller.0, &user)?;
-    let was_there = app.db.run(async move |store| store.remove_device(tenant, &user, id).await).await?;
+    let was_there = web.queries.run(async move |store| store.remove_device(tenant, &user, id).await).await?;
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(Problem::not_found("device")) }
 }
 

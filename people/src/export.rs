@@ -26,13 +26,13 @@ const PIECES: usize = 16;
 #[utoipa::path(get, path = "/api/users/{user_id}/export", tag = "people",
     params(("user_id" = String, Path, description = "The person")),
     responses((status = 200, description = "The document", body = serde_json::Value, content_type = "application/json")))]
-pub async fn show(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn show(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, user) = (caller.0.tenant, user.0.into_inner());
     let by_address = require_ownership(&caller.0, &user)?;
     // A database that is away is a 503, not half a document.
-    app.db.run(async |store| store.ping().await).await?;
+    web.queries.run(async |store| store.ping().await).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
-    app.db.begin(async move |store| {
+    web.queries.spawn(async move |store| {
         if let Err(error) = person_file::write(&store, tenant, &user, by_address, sender.clone()).await {
             tracing::warn!(%error, "what is kept about a person could not be read to its end");
             // The client may have gone.

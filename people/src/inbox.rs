@@ -21,7 +21,7 @@ use web::{
     problem::{Code, Problem},
 };
 
-use crate::reads::Reads;
+use crate::reads::ReadReporter;
 
 /// Most ids of one call.
 const IDS_MAX: usize = 1000;
@@ -209,7 +209,7 @@ impl Inbox {
         Ok(Self { tenant: caller.tenant, user })
     }
 
-    async fn page(self, app: &Web, query: PageQuery) -> Result<HttpResponse, Problem> {
+    async fn page(self, web: &Web, query: PageQuery) -> Result<HttpResponse, Problem> {
         let (limit, before) = (params::limit(query.limit)?, params::number_cursor(query.cursor)?);
         let filter = InboxFilter {
             is_read: params::flag("unread", query.unread)?.map(|unread| !unread),
@@ -222,19 +222,19 @@ impl Inbox {
             let rows = store.inbox_list(tenant, &user, filter, before, limit + 1).await?;
             Ok((rows, store.inbox_unread(tenant, &user).await?))
         };
-        let (rows, unread_count) = app.db.run(asking).await?;
+        let (rows, unread_count) = web.queries.run(asking).await?;
         let (rows, next_cursor) = params::page_after(rows, limit, |item| params::number_cursor_after(item.seq));
         let notifications = rows.into_iter().map(ItemView::from).collect();
         Ok(HttpResponse::Ok().json(NotificationList { notifications, unread_count, next_cursor }))
     }
 
-    async fn unread(self, app: &Web) -> Result<HttpResponse, Problem> {
+    async fn unread(self, web: &Web) -> Result<HttpResponse, Problem> {
         let Self { tenant, user } = self;
-        let unread_count = app.db.run(async move |store| store.inbox_unread(tenant, &user).await).await?;
+        let unread_count = web.queries.run(async move |store| store.inbox_unread(tenant, &user).await).await?;
         Ok(HttpResponse::Ok().json(UnreadCount { unread_count }))
     }
 
-    async fn mark_read(self, app: &Web, reads: &Reads, ids: Option<Vec<Uuid>>) -> Result<HttpResponse, Problem> {
+    async fn mark_read(self, web: &Web, reads: &ReadReporter, ids: Option<Vec<Uuid>>) -> Result<HttpResponse, Problem> {
         let Self { tenant, user } = self;
         let asking = async move |store: Store| {
             let read = match ids {
@@ -243,35 +243,35 @@ impl Inbox {
             };
             Ok((read, store.inbox_unread(tenant, &user).await?))
         };
-        let (read, unread_count) = app.db.run(asking).await?;
+        let (read, unread_count) = web.queries.run(asking).await?;
         reads.tell(&read);
         Ok(HttpResponse::Ok().json(InboxChange { updated: read.len(), unread_count }))
     }
 
-    async fn change(self, app: &Web, change: Change, ids: Vec<Uuid>) -> Result<InboxChange, Problem> {
+    async fn change(self, web: &Web, change: Change, ids: Vec<Uuid>) -> Result<InboxChange, Problem> {
         let Self { tenant, user } = self;
         let asking = async move |store: Store| {
             let updated = store.inbox_change(tenant, &user, change, ids).await?;
             Ok(InboxChange { updated, unread_count: store.inbox_unread(tenant, &user).await? })
         };
-        app.db.run(asking).await
+        web.queries.run(asking).await
     }
 
     /// Changes one notification, which must be there.
-    async fn change_one(self, app: &Web, change: Change, id: Id) -> Result<HttpResponse, Problem> {
-        self.require(app, id).await?;
-        Ok(HttpResponse::Ok().json(self.change(app, change, vec![id.0]).await?))
+    async fn change_one(self, web: &Web, change: Change, id: Id) -> Result<HttpResponse, Problem> {
+        self.require(web, id).await?;
+        Ok(HttpResponse::Ok().json(self.change(web, change, vec![id.0]).await?))
     }
 
     /// Changes those that the body names; what is not there is left out.
-    async fn change_many(self, app: &Web, change: Change, body: JsonBody) -> Result<HttpResponse, Problem> {
-        Ok(HttpResponse::Ok().json(self.change(app, change, ids(body).await?).await?))
+    async fn change_many(self, web: &Web, change: Change, body: JsonBody) -> Result<HttpResponse, Problem> {
+        Ok(HttpResponse::Ok().json(self.change(web, change, ids(body).await?).await?))
     }
 
     /// Refuses what is not in this inbox.
-    async fn require(&self, app: &Web, id: Id) -> Result<(), Problem> {
+    async fn require(&self, web: &Web, id: Id) -> Result<(), Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
-        let has = app.db.run(async move |store| store.inbox_has(tenant, &user, id.0).await).await?;
+        let has = web.queries.run(async move |store| store.inbox_has(tenant, &user, id.0).await).await?;
         if has { Ok(()) } else { Err(Problem::not_found("notification")) }
     }
 }
@@ -295,9 +295,9 @@ async fn ids(body: JsonBody) -> Result<Vec<Uuid>, Problem> {
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(get, path = "/api/notifications", tag = "inbox", params(InboxQuery),
     responses((status = 200, description = "A page of the inbox, newest first", body = NotificationList)))]
-pub async fn list(caller: Anyone, query: Params<InboxQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(caller: Anyone, query: Params<InboxQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let InboxQuery { user_id, unread, archived, r#type, category, limit, cursor } = query.0;
-    Inbox::of(&caller.0, user_id)?.page(&app, PageQuery { unread, archived, r#type, category, limit, cursor }).await
+    Inbox::of(&caller.0, user_id)?.page(&web, PageQuery { unread, archived, r#type, category, limit, cursor }).await
 }
 
 /// How many notifications the caller has not read.
@@ -305,8 +305,8 @@ pub async fn list(caller: Anyone, query: Params<InboxQuery>, app: Data<Web>) -> 
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(get, path = "/api/notifications/unread-count", tag = "inbox", params(WhoseQuery),
     responses((status = 200, description = "The count", body = UnreadCount)))]
-pub async fn unread(caller: Anyone, query: Params<WhoseQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.unread(&app).await
+pub async fn unread(caller: Anyone, query: Params<WhoseQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, query.0.user_id)?.unread(&web).await
 }
 
 /// A person's inbox.
@@ -319,9 +319,9 @@ pub async fn list_of(
     caller: Anyone,
     user: PathUser,
     query: Params<PageQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, Some(user.0))?.page(&app, query.0).await
+    Inbox::of(&caller.0, Some(user.0))?.page(&web, query.0).await
 }
 
 /// How many notifications a person has not read.
@@ -330,8 +330,8 @@ pub async fn list_of(
 #[utoipa::path(get, path = "/api/notifications/user/{user_id}/unread-count", tag = "inbox",
     params(("user_id" = String, Path, description = "The person")),
     responses((status = 200, description = "The count", body = UnreadCount)))]
-pub async fn unread_of(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, Some(user.0))?.unread(&app).await
+pub async fn unread_of(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<HttpResponse, Problem> {
+    Inbox::of(&caller.0, Some(user.0))?.unread(&web).await
 }
 
 /// Marks notifications as read.
@@ -343,12 +343,12 @@ pub async fn unread_of(caller: Anyone, user: PathUser, app: Data<Web>) -> Result
 pub async fn mark(
     caller: Anyone,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
-    reads: Data<Reads>,
+    web: Data<Web>,
+    reads: Data<ReadReporter>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
     let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    inbox.mark_read(&app, &reads, Some(ids(body).await?)).await
+    inbox.mark_read(&web, &reads, Some(ids(body).await?)).await
 }
 
 /// Marks every notification as read but those put away.
@@ -359,10 +359,10 @@ pub async fn mark(
 pub async fn mark_all(
     caller: Anyone,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
-    reads: Data<Reads>,
+    web: Data<Web>,
+    reads: Data<ReadReporter>,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.mark_read(&app, &reads, None).await
+    Inbox::of(&caller.0, query.0.user_id)?.mark_read(&web, &reads, None).await
 }
 
 /// Marks every notification as read; another name of `mark-all-as-read`.
@@ -373,10 +373,10 @@ pub async fn mark_all(
 pub async fn read_all(
     caller: Anyone,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
-    reads: Data<Reads>,
+    web: Data<Web>,
+    reads: Data<ReadReporter>,
 ) -> Result<HttpResponse, Problem> {
-    mark_all(caller, query, app, reads).await
+    mark_all(caller, query, web, reads).await
 }
 
 /// Marks one notification as read.
@@ -389,12 +389,12 @@ pub async fn read(
     caller: Anyone,
     id: Id,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
-    reads: Data<Reads>,
+    web: Data<Web>,
+    reads: Data<ReadReporter>,
 ) -> Result<HttpResponse, Problem> {
     let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    inbox.require(&app, id).await?;
-    inbox.mark_read(&app, &reads, Some(vec![id.0])).await
+    inbox.require(&web, id).await?;
+    inbox.mark_read(&web, &reads, Some(vec![id.0])).await
 }
 
 /// Marks one notification as unread.
@@ -407,9 +407,9 @@ pub async fn mark_unread(
     caller: Anyone,
     id: Id,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.change_one(&app, Change::Unread, id).await
+    Inbox::of(&caller.0, query.0.user_id)?.change_one(&web, Change::Unread, id).await
 }
 
 /// Puts one notification away: it leaves the usual list and the count of unread ones.
@@ -422,9 +422,9 @@ pub async fn archive(
     caller: Anyone,
     id: Id,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.change_one(&app, Change::Archive, id).await
+    Inbox::of(&caller.0, query.0.user_id)?.change_one(&web, Change::Archive, id).await
 }
 
 /// Takes one notification back into the usual list.
@@ -437,9 +437,9 @@ pub async fn unarchive(
     caller: Anyone,
     id: Id,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.change_one(&app, Change::Unarchive, id).await
+    Inbox::of(&caller.0, query.0.user_id)?.change_one(&web, Change::Unarchive, id).await
 }
 
 /// Puts notifications away.
@@ -451,10 +451,10 @@ pub async fn unarchive(
 pub async fn archive_many(
     caller: Anyone,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.change_many(&app, Change::Archive, body).await
+    Inbox::of(&caller.0, query.0.user_id)?.change_many(&web, Change::Archive, body).await
 }
 
 /// Takes notifications back into the usual list.
@@ -466,10 +466,10 @@ pub async fn archive_many(
 pub async fn unarchive_many(
     caller: Anyone,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.change_many(&app, Change::Unarchive, body).await
+    Inbox::of(&caller.0, query.0.user_id)?.change_many(&web, Change::Unarchive, body).await
 }
 
 /// Removes notifications.
@@ -481,10 +481,10 @@ pub async fn unarchive_many(
 pub async fn delete_many(
     caller: Anyone,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    Inbox::of(&caller.0, query.0.user_id)?.change_many(&app, Change::Delete, body).await
+    Inbox::of(&caller.0, query.0.user_id)?.change_many(&web, Change::Delete, body).await
 }
 
 /// Removes one notification.
@@ -497,10 +497,10 @@ pub async fn delete(
     caller: Anyone,
     id: Id,
     query: Params<WhoseQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
 ) -> Result<HttpResponse, Problem> {
     let inbox = Inbox::of(&caller.0, query.0.user_id)?;
-    let change = inbox.change(&app, Change::Delete, vec![id.0]).await?;
+    let change = inbox.change(&web, Change::Delete, vec![id.0]).await?;
     if change.updated == 0 { Err(Problem::not_found("notification")) } else { Ok(HttpResponse::Ok().json(change)) }
 }
 

@@ -3,7 +3,6 @@
 pub mod choices;
 pub mod devices;
 pub mod export;
-pub mod importing;
 pub mod imports;
 pub mod inbox;
 pub mod live;

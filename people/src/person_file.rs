@@ -26,22 +26,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ADDRESSES_MAX: usize = 500;
 
 /// Where the pieces of a document go.
-pub type Pieces = mpsc::Sender<DbResult<Vec<u8>>>;
+pub type ChunkSender = mpsc::Sender<DbResult<Vec<u8>>>;
 
 /// The reader of the document went away, or the database failed.
-enum Ended {
-    Unwanted,
+enum WriteError {
+    ReaderGone,
     Db(store::DbError),
 }
 
-impl From<store::DbError> for Ended {
+impl From<store::DbError> for WriteError {
     fn from(error: store::DbError) -> Self {
         Self::Db(error)
     }
 }
 
 /// What is known of a person, as others see it.
-pub fn shown(contact: &Contact) -> Value {
+pub fn person_json(contact: &Contact) -> Value {
     let Contact { person, devices, created_at, updated_at } = contact;
     let quiet =
         person.quiet_hours.map(|hours| json!({"start": time_of_day(hours.start), "end": time_of_day(hours.end)}));
@@ -56,11 +56,11 @@ pub fn shown(contact: &Contact) -> Value {
 
 /// Writes the document to `out`, piece by piece. Ends early when the reader goes away. `by_address`: also data that only
 /// an address of the person leads to; without it those lists are empty.
-pub async fn write(store: &Store, tenant: TenantId, user_id: &str, by_address: bool, out: Pieces) -> DbResult<()> {
+pub async fn write(store: &Store, tenant: TenantId, user_id: &str, by_address: bool, out: ChunkSender) -> DbResult<()> {
     let mut file = File { store, tenant, user_id, by_address, out, addresses: BTreeSet::new() };
     match file.write().await {
-        Ok(()) | Err(Ended::Unwanted) => Ok(()),
-        Err(Ended::Db(error)) => Err(error),
+        Ok(()) | Err(WriteError::ReaderGone) => Ok(()),
+        Err(WriteError::Db(error)) => Err(error),
     }
 }
 
@@ -69,7 +69,7 @@ struct File<'a> {
     tenant: TenantId,
     user_id: &'a str,
     by_address: bool,
-    out: Pieces,
+    out: ChunkSender,
     /// Where something went to the person.
     addresses: BTreeSet<String>,
 }
@@ -96,16 +96,16 @@ macro_rules! list {
 }
 
 impl File<'_> {
-    async fn put(&self, piece: Vec<u8>) -> Result<(), Ended> {
-        self.out.send_timeout(Ok(piece), PATIENCE).await.map_err(|_| Ended::Unwanted)
+    async fn put(&self, piece: Vec<u8>) -> Result<(), WriteError> {
+        self.out.send_timeout(Ok(piece), PATIENCE).await.map_err(|_| WriteError::ReaderGone)
     }
 
-    async fn member(&self, name: &str, value: &impl Serialize) -> Result<(), Ended> {
+    async fn member(&self, name: &str, value: &impl Serialize) -> Result<(), WriteError> {
         let value = serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned());
         self.put(format!(",\"{name}\":{value}").into_bytes()).await
     }
 
-    async fn write(&mut self) -> Result<(), Ended> {
+    async fn write(&mut self) -> Result<(), WriteError> {
         let (store, tenant, user_id) = (self.store, self.tenant, self.user_id);
         self.put(format!("{{\"user_id\":{},\"exported_at\":{}", json!(user_id), json!(clock::now())).into_bytes())
             .await?;
@@ -114,7 +114,7 @@ impl File<'_> {
         for channel in [Channel::Email, Channel::Sms, Channel::Push] {
             self.addresses.extend(known.addresses(channel).iter().map(|address| address.reveal().to_owned()));
         }
-        self.member("user", &contact.as_ref().map(shown)).await?;
+        self.member("user", &contact.as_ref().map(person_json)).await?;
         self.member("devices", &store.devices_as_stored(tenant, user_id).await?).await?;
         self.member("preferences", &store.preferences_as_stored(tenant, user_id).await?).await?;
         list!(self, "inbox", i64::MAX, |before| {

@@ -65,11 +65,11 @@ pub struct ChoiceView {
     channels: Option<Vec<Channel>>,
 }
 
-/// Whose preferences.
+/// PreferencesAccess preferences.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
-pub struct WhoQuery {
+pub struct PersonQuery {
     /// The person, for producers and admins; other callers have their own.
     #[param(value_type = Option<String>)]
     user_id: Option<Text>,
@@ -110,14 +110,14 @@ pub struct OptOutView {
 }
 
 /// A person whose preferences the caller may see and change.
-pub struct Whose {
+pub struct PreferencesAccess {
     /// The tenant.
     pub tenant: TenantId,
     /// The person.
     pub user: String,
 }
 
-impl Whose {
+impl PreferencesAccess {
     /// The caller, or the person asked for if the caller's role may.
     pub fn of(caller: &Arc<Identity>, asked: Option<Text>) -> Result<Self, Problem> {
         let user = params::given(asked).unwrap_or_else(|| caller.subject.clone());
@@ -128,43 +128,43 @@ impl Whose {
         Ok(Self { tenant: caller.tenant, user })
     }
 
-    async fn show(self, app: &Web) -> Result<HttpResponse, Problem> {
-        let stored = self.stored(app).await?.unwrap_or_default();
-        Ok(HttpResponse::Ok().json(self.view(app, &stored).await?))
+    async fn show(self, web: &Web) -> Result<HttpResponse, Problem> {
+        let stored = self.stored(web).await?.unwrap_or_default();
+        Ok(HttpResponse::Ok().json(self.view(web, &stored).await?))
     }
 
-    async fn stored(&self, app: &Web) -> Result<Option<Preferences>, Problem> {
+    async fn stored(&self, web: &Web) -> Result<Option<Preferences>, Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
-        app.db.run(async move |store| store.preferences(tenant, &user).await).await
+        web.queries.run(async move |store| store.preferences(tenant, &user).await).await
     }
 
-    async fn view(&self, app: &Web, stored: &Preferences) -> Result<PreferencesView, Problem> {
-        let catalogue = app.catalogue(self.tenant).await?;
+    async fn view(&self, web: &Web, stored: &Preferences) -> Result<PreferencesView, Problem> {
+        let catalogue = web.catalogue(self.tenant).await?;
         Ok(PreferencesView::of(&self.user, stored, &catalogue))
     }
 
-    async fn put(self, app: &Web, body: JsonBody) -> Result<HttpResponse, Problem> {
+    async fn put(self, web: &Web, body: JsonBody) -> Result<HttpResponse, Problem> {
         let body: Map<String, Value> = body.parse().await?;
         let choices = Choices::read(&self.user, body).map_err(Problem::validation)?;
-        self.change(app, |preferences| choices.apply(preferences)).await
+        self.change(web, |preferences| choices.apply(preferences)).await
     }
 
     async fn change(
         self,
-        app: &Web,
+        web: &Web,
         change: impl FnOnce(&mut Preferences) -> Result<Consequences, FieldError> + Send + 'static,
     ) -> Result<HttpResponse, Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
-        let changed = app.db.run(async move |store| store.change_preferences(tenant, &user, change).await).await?;
+        let changed = web.queries.run(async move |store| store.change_preferences(tenant, &user, change).await).await?;
         let stored = changed.map_err(|fault| Problem::validation(vec![fault]))?;
-        let view = self.view(app, &stored).await?;
+        let view = self.view(web, &stored).await?;
         Ok(audit::about(HttpResponse::Ok().json(view), tenant, &self.user))
     }
 
-    async fn erase(self, app: &Web) -> Result<HttpResponse, Problem> {
+    async fn erase(self, web: &Web) -> Result<HttpResponse, Problem> {
         let Self { tenant, user } = self;
         let erased = user.clone();
-        app.db.run(async move |store| store.erase_preferences(tenant, &erased).await).await?;
+        web.queries.run(async move |store| store.erase_preferences(tenant, &erased).await).await?;
         Ok(audit::about(HttpResponse::NoContent().finish(), tenant, &user))
     }
 }
@@ -231,10 +231,10 @@ fn allowed(stored: &Preferences, topic: Topic<'_>, channels: &[Channel]) -> Vec<
 /// something about. Switches of whole channels stand beside it and win: any "off" does. What is essential comes in any case.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
-#[utoipa::path(get, path = "/api/notifications/preferences", tag = "preferences", params(WhoQuery),
+#[utoipa::path(get, path = "/api/notifications/preferences", tag = "preferences", params(PersonQuery),
     responses((status = 200, description = "The preferences", body = PreferencesView)))]
-pub async fn show(caller: Anyone, query: Params<WhoQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
-    Whose::of(&caller.0, query.0.user_id)?.show(&app).await
+pub async fn show(caller: Anyone, query: Params<PersonQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
+    PreferencesAccess::of(&caller.0, query.0.user_id)?.show(&web).await
 }
 
 /// What a person wants.
@@ -245,8 +245,8 @@ pub async fn show(caller: Anyone, query: Params<WhoQuery>, app: Data<Web>) -> Re
 #[utoipa::path(get, path = "/api/notifications/preferences/{user_id}", tag = "preferences",
     params(("user_id" = String, Path, description = "The person")),
     responses((status = 200, description = "The preferences", body = PreferencesView)))]
-pub async fn show_of(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<HttpResponse, Problem> {
-    Whose::of(&caller.0, Some(user.0))?.show(&app).await
+pub async fn show_of(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<HttpResponse, Problem> {
+    PreferencesAccess::of(&caller.0, Some(user.0))?.show(&web).await
 }
 
 /// Changes what the caller wants.
@@ -262,16 +262,16 @@ pub async fn show_of(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<H
 /// Any "off" wins. A person who switches an unsubscribed category on again gets it again.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
-#[utoipa::path(put, path = "/api/notifications/preferences", tag = "preferences", params(WhoQuery),
+#[utoipa::path(put, path = "/api/notifications/preferences", tag = "preferences", params(PersonQuery),
     request_body(content = Object, example = json!({"task_reminder": {"enabled": true, "channels": ["in_app"]}, "marketing": {"enabled": false}})),
     responses((status = 200, description = "What holds now", body = PreferencesView)))]
 pub async fn update(
     caller: Anyone,
-    query: Params<WhoQuery>,
-    app: Data<Web>,
+    query: Params<PersonQuery>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    Whose::of(&caller.0, query.0.user_id)?.put(&app, body).await
+    PreferencesAccess::of(&caller.0, query.0.user_id)?.put(&web, body).await
 }
 
 /// Changes what a person wants.
@@ -286,10 +286,10 @@ pub async fn update(
 pub async fn update_of(
     caller: Anyone,
     user: PathUser,
-    app: Data<Web>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    Whose::of(&caller.0, Some(user.0))?.put(&app, body).await
+    PreferencesAccess::of(&caller.0, Some(user.0))?.put(&web, body).await
 }
 
 /// Changes what the caller wants, under another path.
@@ -297,16 +297,16 @@ pub async fn update_of(
 /// As `PUT /api/notifications/preferences`.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
-#[utoipa::path(put, path = "/api/notifications", tag = "preferences", params(WhoQuery),
+#[utoipa::path(put, path = "/api/notifications", tag = "preferences", params(PersonQuery),
     request_body(content = Object, example = json!({"email_enabled": true, "marketing_emails": false})),
     responses((status = 200, description = "What holds now", body = PreferencesView)))]
 pub async fn update_all(
     caller: Anyone,
-    query: Params<WhoQuery>,
-    app: Data<Web>,
+    query: Params<PersonQuery>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    Whose::of(&caller.0, query.0.user_id)?.put(&app, body).await
+    PreferencesAccess::of(&caller.0, query.0.user_id)?.put(&web, body).await
 }
 
 /// Forgets what the caller wants.
@@ -314,10 +314,10 @@ pub async fn update_all(
 /// Their inbox stays. Who turned advertising down stays unsubscribed: by a fingerprint of the address, without the address.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
-#[utoipa::path(delete, path = "/api/notifications", tag = "preferences", params(WhoQuery),
+#[utoipa::path(delete, path = "/api/notifications", tag = "preferences", params(PersonQuery),
     responses((status = 204, description = "Forgotten")))]
-pub async fn erase(caller: Anyone, query: Params<WhoQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
-    Whose::of(&caller.0, query.0.user_id)?.erase(&app).await
+pub async fn erase(caller: Anyone, query: Params<PersonQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
+    PreferencesAccess::of(&caller.0, query.0.user_id)?.erase(&web).await
 }
 
 /// Opts out of advertising.
@@ -325,18 +325,18 @@ pub async fn erase(caller: Anyone, query: Params<WhoQuery>, app: Data<Web>) -> R
 /// On every channel, and for every mail to the person's e-mail address. `marketing_enabled` takes it back.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
-#[utoipa::path(post, path = "/api/notifications/opt-out/marketing", tag = "preferences", params(WhoQuery),
+#[utoipa::path(post, path = "/api/notifications/opt-out/marketing", tag = "preferences", params(PersonQuery),
     responses((status = 200, description = "What holds now", body = PreferencesView)))]
 pub async fn opt_out_of_marketing(
     caller: Anyone,
-    query: Params<WhoQuery>,
-    app: Data<Web>,
+    query: Params<PersonQuery>,
+    web: Data<Web>,
 ) -> Result<HttpResponse, Problem> {
     let change = |preferences: &mut Preferences| {
         preferences.no_marketing = true;
         Ok(Consequences { suppress: vec![SuppressionScope::Marketing], lift: Vec::new() })
     };
-    Whose::of(&caller.0, query.0.user_id)?.change(&app, change).await
+    PreferencesAccess::of(&caller.0, query.0.user_id)?.change(&web, change).await
 }
 
 /// Turns everything down that is not essential.
@@ -344,27 +344,31 @@ pub async fn opt_out_of_marketing(
 /// On every channel. `non_essential_enabled` takes it back.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
-#[utoipa::path(post, path = "/api/notifications/opt-out/all-non-essential", tag = "preferences", params(WhoQuery),
+#[utoipa::path(post, path = "/api/notifications/opt-out/all-non-essential", tag = "preferences", params(PersonQuery),
     responses((status = 200, description = "What holds now", body = PreferencesView)))]
-pub async fn opt_out_of_all(caller: Anyone, query: Params<WhoQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn opt_out_of_all(
+    caller: Anyone,
+    query: Params<PersonQuery>,
+    web: Data<Web>,
+) -> Result<HttpResponse, Problem> {
     let change = |preferences: &mut Preferences| {
         preferences.only_essential = true;
         Ok(Consequences::default())
     };
-    Whose::of(&caller.0, query.0.user_id)?.change(&app, change).await
+    PreferencesAccess::of(&caller.0, query.0.user_id)?.change(&web, change).await
 }
 
 /// Everything that is kept about what the caller wants, for them to take along.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
-#[utoipa::path(get, path = "/api/notifications/export", tag = "preferences", params(WhoQuery),
+#[utoipa::path(get, path = "/api/notifications/export", tag = "preferences", params(PersonQuery),
     responses((status = 200, description = "Preferences and opt-outs", body = ExportView)))]
-pub async fn export(caller: Anyone, query: Params<WhoQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
-    let whose = Whose::of(&caller.0, query.0.user_id)?;
+pub async fn export(caller: Anyone, query: Params<PersonQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
+    let whose = PreferencesAccess::of(&caller.0, query.0.user_id)?;
     let (tenant, user) = (whose.tenant, whose.user.clone());
-    let opt_outs = app.db.run(async move |store| store.opt_outs(tenant, &user).await).await?;
-    let stored = whose.stored(&app).await?;
-    let preferences = whose.view(&app, &stored.clone().unwrap_or_default()).await?;
+    let opt_outs = web.queries.run(async move |store| store.opt_outs(tenant, &user).await).await?;
+    let stored = whose.stored(&web).await?;
+    let preferences = whose.view(&web, &stored.clone().unwrap_or_default()).await?;
     let view =
         |OptOut { channel, scope, reason, created_at }: OptOut| OptOutView { channel, scope, reason, created_at };
     let user = whose.user.clone();
@@ -438,7 +442,7 @@ mod tests {
         let of = |role, asked: Option<&str>| {
             let caller = Arc::new(Identity { tenant: TenantId(1), role, subject: "ada".to_owned(), via: None });
             let asked = asked.map(|user| Text::try_from(user.to_owned()).unwrap());
-            Whose::of(&caller, asked).ok().map(|whose| whose.user)
+            PreferencesAccess::of(&caller, asked).ok().map(|whose| whose.user)
         };
         assert_eq!(of(Role::User, None).as_deref(), Some("ada"));
         assert_eq!(of(Role::User, Some("eve")), None);

@@ -25,14 +25,14 @@ const WAITING_MAX: usize = 2_000;
 const PAUSES_MS: [u64; 8] = [0, 500, 1_000, 5_000, 15_000, 30_000, 60_000, 120_000];
 
 /// Tells what was read. One per process.
-pub struct Reads {
+pub struct ReadReporter {
     store: Store,
     publisher: Publisher,
     waiting: Arc<Semaphore>,
     runtime: Handle,
 }
 
-impl Reads {
+impl ReadReporter {
     /// Tells through `publisher`, on the runtime of the caller.
     pub fn new(store: Store, publisher: Publisher) -> Self {
         Self { store, publisher, waiting: Arc::new(Semaphore::new(WAITING_MAX)), runtime: Handle::current() }

@@ -28,7 +28,7 @@ use web::{
     problem::Problem,
 };
 
-use crate::preferences::Whose;
+use crate::preferences::PreferencesAccess;
 
 /// No script, nothing from other sites, no frame; the form may go to this site alone.
 const POLICY: &str =
@@ -40,13 +40,13 @@ const STYLE: &str = "body{font:1.125rem/1.5 system-ui,sans-serif;color:#1a1a1a;b
 
 /// The key of the links, once it is known.
 #[derive(Default)]
-pub struct Links(OnceLock<Key>);
+pub struct UnsubscribeKey(OnceLock<Key>);
 
-impl Links {
-    async fn key<'a>(&'a self, app: &Web) -> Result<&'a Key, Problem> {
+impl UnsubscribeKey {
+    async fn key<'a>(&'a self, web: &Web) -> Result<&'a Key, Problem> {
         if self.0.get().is_none() {
-            app.schema.require()?;
-            let key = app.db.run(async move |store| store.unsubscribe_key().await).await?;
+            web.migrations.require_current()?;
+            let key = web.queries.run(async move |store| store.unsubscribe_key().await).await?;
             // Every process reads the same one.
             let _ = self.0.set(key);
         }
@@ -90,8 +90,8 @@ pub struct UnsubscribeUrl {
 #[utoipa::path(method(get, head), path = "/api/notifications/unsubscribe/{token}", tag = "preferences", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 200, description = "The page", body = String, content_type = "text/html")))]
-pub async fn page(app: Data<Web>, links: Data<Links>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let Some(said) = read(&app, &links, &request).await? else { return unknown(&request) };
+pub async fn page(web: Data<Web>, links: Data<UnsubscribeKey>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let Some(said) = read(&web, &links, &request).await? else { return unknown(&request) };
     Ok(document(
         StatusCode::OK,
         "Unsubscribe",
@@ -111,15 +111,15 @@ pub async fn page(app: Data<Web>, links: Data<Links>, request: HttpRequest) -> R
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 200, description = "Unsubscribed", body = Unsubscribed)))]
 pub async fn act(
-    app: Data<Web>,
-    links: Data<Links>,
+    web: Data<Web>,
+    links: Data<UnsubscribeKey>,
     request: HttpRequest,
     body: RawBody,
 ) -> Result<HttpResponse, Problem> {
-    let Some(said) = read(&app, &links, &request).await? else { return unknown(&request) };
+    let Some(said) = read(&web, &links, &request).await? else { return unknown(&request) };
     body.read(ANONYMOUS).await?;
     let (unsubscribe_token, category) = (said.clone(), said.category);
-    app.db.run(async move |store| store.unsubscribe(&unsubscribe_token).await).await?;
+    web.queries.run(async move |store| store.unsubscribe(&unsubscribe_token).await).await?;
     if !is_browser(&request) {
         return Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Unsubscribed {
             unsubscribed: true,
@@ -143,19 +143,19 @@ pub async fn url(
     caller: Anyone,
     user: PathUser,
     query: Params<CategoryQuery>,
-    app: Data<Web>,
-    links: Data<Links>,
+    web: Data<Web>,
+    links: Data<UnsubscribeKey>,
 ) -> Result<HttpResponse, Problem> {
-    let Whose { tenant, user } = Whose::of(&caller.0, Some(user.0))?;
+    let PreferencesAccess { tenant, user } = PreferencesAccess::of(&caller.0, Some(user.0))?;
     let category = params::given(query.0.category).unwrap_or_else(|| MARKETING.to_owned());
     let unsubscribe_token = UnsubscribeToken { tenant, user_id: Some(user), address: None, category };
-    let token = links.key(&app).await?.token(&unsubscribe_token).map_err(|_| Problem::internal())?;
-    Ok(HttpResponse::Ok().json(UnsubscribeUrl { url: format!("{}{PATH}{token}", app.public_url) }))
+    let token = links.key(&web).await?.token(&unsubscribe_token).map_err(|_| Problem::internal())?;
+    Ok(HttpResponse::Ok().json(UnsubscribeUrl { url: format!("{}{PATH}{token}", web.public_url) }))
 }
 
-async fn read(app: &Web, links: &Links, request: &HttpRequest) -> Result<Option<UnsubscribeToken>, Problem> {
+async fn read(web: &Web, links: &UnsubscribeKey, request: &HttpRequest) -> Result<Option<UnsubscribeToken>, Problem> {
     let token = request.match_info().get("token").unwrap_or_default();
-    Ok(links.key(app).await?.read(token))
+    Ok(links.key(web).await?.read(token))
 }
 
 /// A link that is not ours.

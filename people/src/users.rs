@@ -82,12 +82,12 @@ fn named(user: PathUser) -> Result<String, Problem> {
 #[utoipa::path(get, path = "/api/users/{user_id}", tag = "people",
     params(("user_id" = String, Path, description = "The person")),
     responses((status = 200, description = "The person", body = UserView)))]
-pub async fn show(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn show(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, user) = (caller.0.tenant, named(user)?);
     require_access(&caller.0, &user)?;
-    let found = app.db.run(async move |store| store.contact(tenant, &user).await).await?;
+    let found = web.queries.run(async move |store| store.contact(tenant, &user).await).await?;
     let contact = found.ok_or_else(|| Problem::not_found("person"))?;
-    Ok(HttpResponse::Ok().json(person_file::shown(&contact)))
+    Ok(HttpResponse::Ok().json(person_file::person_json(&contact)))
 }
 
 /// Makes or changes a person.
@@ -101,7 +101,7 @@ pub async fn show(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<Http
     request_body(content = UserBody, example = json!({"email": "ada@example.com", "phone": "+431234567890", "name": "Ada", "locale": "de-AT",
         "time_zone": "Europe/Vienna", "quiet_hours": {"start": "22:00", "end": "08:00"}, "attributes": {"tier": "gold"}})),
     responses((status = 200, description = "Changed", body = UserView), (status = 201, description = "Made", body = UserView)))]
-pub async fn put(caller: Anyone, user: PathUser, app: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn put(caller: Anyone, user: PathUser, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (tenant, user) = (caller.0.tenant, named(user)?);
     require_access(&caller.0, &user)?;
     let members: Map<String, Value> = body.parse().await?;
@@ -111,7 +111,7 @@ pub async fn put(caller: Anyone, user: PathUser, app: Data<Web>, body: JsonBody)
         let saved = store.save_contacts(tenant, vec![change]).await?;
         Ok((saved, store.contact(tenant, &user).await?))
     };
-    let (saved, contact) = app.db.run(saving).await?;
+    let (saved, contact) = web.queries.run(saving).await?;
     let mut answer = match saved.into_iter().next() {
         Some(Saved::Refused(fault)) => return Err(Problem::validation(vec![fault])),
         Some(Saved::Made) => HttpResponse::Created(),
@@ -119,7 +119,7 @@ pub async fn put(caller: Anyone, user: PathUser, app: Data<Web>, body: JsonBody)
     };
     // The person may have been erased in the same moment.
     let contact = contact.ok_or_else(|| Problem::not_found("person"))?;
-    Ok(answer.json(person_file::shown(&contact)))
+    Ok(answer.json(person_file::person_json(&contact)))
 }
 
 /// Which people to list. What is not given does not restrict.
@@ -149,7 +149,7 @@ pub struct UsersQuery {
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/api/users", tag = "people", params(UsersQuery),
     responses((status = 200, description = "A page of people", body = UserList)))]
-pub async fn list(producer: Producer, query: Params<UsersQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(producer: Producer, query: Params<UsersQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, query) = (producer.0.tenant, query.0);
     let filter = ContactFilter {
         locale: params::given(query.locale),
@@ -157,9 +157,9 @@ pub async fn list(producer: Producer, query: Params<UsersQuery>, app: Data<Web>)
         attribute: attribute(query.attribute)?,
     };
     let (after, limit) = (cursor(query.cursor)?, params::limit(query.limit)?);
-    let found = app.db.run(async move |store| store.contacts(tenant, &filter, after, limit + 1).await).await?;
+    let found = web.queries.run(async move |store| store.contacts(tenant, &filter, after, limit + 1).await).await?;
     let (found, next_cursor) = params::page_after(found, limit, cursor_after);
-    let users: Vec<Value> = found.iter().map(person_file::shown).collect();
+    let users: Vec<Value> = found.iter().map(person_file::person_json).collect();
     Ok(HttpResponse::Ok().json(json!({ "users": users, "next_cursor": next_cursor })))
 }
 
@@ -323,7 +323,7 @@ pub struct ErasedCounts {
 #[utoipa::path(delete, path = "/api/users/{user_id}", tag = "people",
     params(("user_id" = String, Path, description = "The person")),
     responses((status = 200, description = "What was erased", body = Erasure)))]
-pub async fn erase(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn erase(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, user) = (caller.0.tenant, user.0.into_inner());
     let by_address = require_ownership(&caller.0, &user)?;
     let erasing = async move |store: Store| {
@@ -336,7 +336,7 @@ pub async fn erase(caller: Anyone, user: PathUser, app: Data<Web>) -> Result<Htt
             }
         }
     };
-    Ok(HttpResponse::Ok().json(app.db.run_within(PATIENCE * 3, erasing).await?))
+    Ok(HttpResponse::Ok().json(web.queries.run_within(PATIENCE * 3, erasing).await?))
 }
 
 #[cfg(test)]

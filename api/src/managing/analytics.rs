@@ -25,7 +25,7 @@ const DAYS_USUAL: u64 = 29;
 /// By what deliveries can be gathered.
 const GROUPS: [&str; 5] = ["day", "channel", "provider", "template", "category"];
 /// How the days are named.
-const DAY: &str = "day";
+const BY_DAY: &str = "day";
 
 /// Which deliveries. What is not given does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -136,7 +136,7 @@ pub async fn delivery(
     admin: Admin,
     query: Params<AnalyticsQuery>,
     request: HttpRequest,
-    app: Data<Web>,
+    web: Data<Web>,
 ) -> Result<HttpResponse, Problem> {
     let query = query.0;
     let is_csv = is_csv(query.format, &request)?;
@@ -152,9 +152,9 @@ pub async fn delivery(
     };
     let (tenant, by) = (admin.0.tenant, groups.clone().unwrap_or_else(|| GROUPS.to_vec()));
     let asked = by.clone();
-    let rows = app.db.run(async move |store| store.delivery_counts(tenant, filter, asked.clone()).await).await?;
+    let rows = web.queries.run(async move |store| store.delivery_counts(tenant, filter, asked.clone()).await).await?;
     if is_csv {
-        let group = groups.and_then(|groups| groups.first().copied()).unwrap_or(DAY);
+        let group = groups.and_then(|groups| groups.first().copied()).unwrap_or(BY_DAY);
         let text = csv_of(group, &gathered(&rows, group)).map_err(|_| Problem::internal())?;
         let name = format!("attachment; filename=\"deliveries_{from}_{to}.csv\"");
         return Ok(HttpResponse::Ok()
@@ -173,7 +173,7 @@ fn view((start_date, end_date): (NaiveDate, NaiveDate), by: &[&'static str], row
         end_date,
         totals: counts(&all),
         rates: rates(&all),
-        by_day: of(DAY),
+        by_day: of(BY_DAY),
         by_channel: of("channel"),
         by_provider: of("provider"),
         by_template: of("template"),

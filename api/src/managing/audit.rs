@@ -40,7 +40,7 @@ pub struct AuditQuery {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AuditList {
     /// The entries, newest first.
-    #[schema(value_type = Vec<crate::schemas::AuditEntryBody>)]
+    #[schema(value_type = Vec<crate::openapi::AuditEntryBody>)]
     pub entries: Vec<AuditEntry>,
     /// Where the next page begins; `null` on the last one.
     pub next_cursor: Option<String>,
@@ -59,7 +59,7 @@ pub struct AuditList {
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(get, path = "/api/admin/audit", tag = "managing", params(AuditQuery),
     responses((status = 200, description = "A page of entries", body = AuditList)))]
-pub async fn list(admin: Admin, query: Params<AuditQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(admin: Admin, query: Params<AuditQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, query) = (admin.0.scope(), query.0);
     let filter = AuditFilter {
         actor: params::given(query.actor),
@@ -68,7 +68,7 @@ pub async fn list(admin: Admin, query: Params<AuditQuery>, app: Data<Web>) -> Re
         until: params::time("until", query.until)?,
     };
     let (before, limit) = (params::number_cursor(query.cursor)?, params::limit(query.limit)?);
-    let rows = app.db.run(async move |store| store.audit_list(scope, filter, before, limit + 1).await).await?;
+    let rows = web.queries.run(async move |store| store.audit_list(scope, filter, before, limit + 1).await).await?;
     let (entries, next_cursor) = params::page_after(rows, limit, |entry| params::number_cursor_after(entry.id));
     Ok(HttpResponse::Ok().json(AuditList { entries, next_cursor }))
 }

@@ -23,7 +23,7 @@ use submission::{
     envelope::to_json,
     http::{hashes, repeat, respond},
     idempotency::{self, Kind},
-    schemas::{ChannelWord, PriorityWord},
+    openapi::{ChannelWord, PriorityWord},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -97,7 +97,7 @@ struct Checked {
 
 impl BroadcastBody {
     /// Checks everything at once. What each channel needs is checked as for a single message.
-    fn check(self, app: &Submissions, usual: Option<Vec<Channel>>) -> Result<Checked, Problem> {
+    fn check(self, submissions: &Submissions, usual: Option<Vec<Channel>>) -> Result<Checked, Problem> {
         let mut faults = Vec::new();
         let channels = channels(self.channels.as_deref(), usual, &mut faults);
         if self.notification_type.is_none() {
@@ -107,7 +107,7 @@ impl BroadcastBody {
             Some(target) => check_target(target, &mut faults),
             None => faults.push(FieldError::new("target", "is required: whom does it mean?")),
         }
-        let rules = app.web.rules();
+        let rules = submissions.web.rules();
         let mut shared: Option<Shared> = None;
         for channel in &channels {
             let submission = Submission {
@@ -252,7 +252,7 @@ fn in_order(target: Target) -> Target {
 pub async fn create(
     admin: Admin,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -260,15 +260,15 @@ pub async fn create(
     let mut asked: BroadcastBody = parse_json(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), asked.idempotency_key.take())?;
     let tenant = admin.0.tenant;
-    let catalogue = app.web.catalogue(tenant).await?;
+    let catalogue = submissions.web.catalogue(tenant).await?;
     let of_type = asked.notification_type.as_ref().and_then(|name| catalogue.types.get(name));
     let Checked { mut definition, scheduled_at } =
-        asked.check(&app, of_type.map(|of_type| of_type.channels.clone()))?;
+        asked.check(&submissions, of_type.map(|of_type| of_type.channels.clone()))?;
     let hashes = hashes(key, Kind::Broadcast, &bytes);
     if definition.channels.contains(&Channel::Whatsapp) {
-        definition.session = match session(&app, tenant).await {
+        definition.session = match session(&submissions, tenant).await {
             Ok(session) => session,
-            Err(problem) => return repeat(&app, tenant, hashes, problem).await,
+            Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
         };
     }
     let template = |error: content::template::TemplateError| {
@@ -276,7 +276,7 @@ pub async fn create(
         Problem::validation(vec![FieldError::new("notification_type", message)])
     };
     let completing = move || definition.complete(&catalogue).map(|()| definition);
-    let mut definition = app.renderers.run(tenant, completing).await?.map_err(template)?;
+    let mut definition = submissions.renderers.run(tenant, completing).await?.map_err(template)?;
     (definition.request_id, definition.traceparent) =
         (Some(trace.0.request_id.clone()), Some(trace.0.traceparent.clone()));
     let status = if scheduled_at.is_some() { BroadcastStatus::Scheduled } else { BroadcastStatus::Running };
@@ -294,17 +294,17 @@ pub async fn create(
         beside: vec![SideRecord::Broadcast(broadcast)],
         room_in: None,
     };
-    let verdict = app.acceptor.accept(acceptance).await;
+    let verdict = submissions.acceptor.accept(acceptance).await;
     let is_new = matches!(verdict, Ok(Accepted::New));
     let response = respond(verdict, answer)?;
     Ok(if is_new { audit::made(response, id) } else { audit::unchanged(response) })
 }
 
 /// The session that carries WhatsApp messages which name none.
-async fn session(app: &Submissions, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
+async fn session(submissions: &Submissions, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
     // It may not work at the moment: its waiting messages go out once it does.
     let wanted = Wanted { messages: 1, is_scheduled: false, must_wait: true };
-    let chosen = carrier::choose(app, tenant, Channel::Whatsapp, &SessionAsk::default(), wanted).await;
+    let chosen = carrier::choose(submissions, tenant, Channel::Whatsapp, &SessionAsk::default(), wanted).await;
     let refused = |problem: Problem| match problem.code() {
         web::problem::Code::ValidationFailed => Problem::validation(vec![FieldError::new(
             "channels",
@@ -418,10 +418,11 @@ pub struct BroadcastList {
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/admin/notifications/broadcasts", tag = "managing", params(Page),
     responses((status = 200, description = "A page of broadcasts", body = BroadcastList)))]
-pub async fn list(admin: Admin, page: Params<Page>, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn list(admin: Admin, page: Params<Page>, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = admin.0.tenant;
-    let found = app.web.db.run(async move |store| store.list_broadcasts(tenant, before, limit + 1).await).await?;
+    let found =
+        submissions.web.queries.run(async move |store| store.list_broadcasts(tenant, before, limit + 1).await).await?;
     let (found, next_cursor) = params::page_of(found, limit, |broadcast| broadcast.id);
     let broadcasts = found.into_iter().map(BroadcastView::from).collect();
     Ok(HttpResponse::Ok().json(BroadcastList { broadcasts, next_cursor }))
@@ -431,8 +432,8 @@ fn unknown() -> Problem {
     Problem::not_found("broadcast")
 }
 
-async fn find(app: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredBroadcast, Problem> {
-    app.web.db.run(async move |store| store.broadcast(tenant, id).await).await?.ok_or_else(unknown)
+async fn find(submissions: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredBroadcast, Problem> {
+    submissions.web.queries.run(async move |store| store.broadcast(tenant, id).await).await?.ok_or_else(unknown)
 }
 
 /// A broadcast and how far it got.
@@ -443,15 +444,21 @@ async fn find(app: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredBro
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/admin/notifications/broadcasts/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
     responses((status = 200, description = "The broadcast", body = BroadcastView)))]
-pub async fn show(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
-    let found = find(&app, admin.0.tenant, id.0).await?;
+pub async fn show(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    let found = find(&submissions, admin.0.tenant, id.0).await?;
     Ok(HttpResponse::Ok().json(BroadcastView::from(found)))
 }
 
-async fn steer(admin: &Admin, app: &Submissions, id: Uuid, steering: Steering) -> Result<HttpResponse, Problem> {
+async fn steer(
+    admin: &Admin,
+    submissions: &Submissions,
+    id: Uuid,
+    steering: Steering,
+) -> Result<HttpResponse, Problem> {
     let tenant = admin.0.tenant;
-    let steered = app.web.db.run(async move |store| store.steer_broadcast(tenant, id, steering).await).await?;
-    let found = find(app, tenant, id).await?;
+    let steered =
+        submissions.web.queries.run(async move |store| store.steer_broadcast(tenant, id, steering).await).await?;
+    let found = find(submissions, tenant, id).await?;
     if !steered {
         let needed = match steering {
             Steering::Pause => "Only what is scheduled or running can be paused",
@@ -468,8 +475,8 @@ async fn steer(admin: &Admin, app: &Submissions, id: Uuid, steering: Steering) -
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/pause", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
     responses((status = 200, description = "It stops", body = BroadcastView)))]
-pub async fn pause(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
-    steer(&admin, &app, id.0, Steering::Pause).await
+pub async fn pause(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    steer(&admin, &submissions, id.0, Steering::Pause).await
 }
 
 /// Lets a paused broadcast go on where it stopped.
@@ -477,8 +484,8 @@ pub async fn pause(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpR
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/resume", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
     responses((status = 200, description = "It goes on", body = BroadcastView)))]
-pub async fn resume(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
-    steer(&admin, &app, id.0, Steering::Resume).await
+pub async fn resume(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    steer(&admin, &submissions, id.0, Steering::Resume).await
 }
 
 /// Ends a broadcast. No further message is accepted, and accepted ones that still wait are cancelled within seconds.
@@ -486,8 +493,8 @@ pub async fn resume(admin: Admin, id: Id, app: Data<Submissions>) -> Result<Http
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/cancel", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
     responses((status = 200, description = "It has ended", body = BroadcastView)))]
-pub async fn cancel(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
-    steer(&admin, &app, id.0, Steering::Cancel).await
+pub async fn cancel(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    steer(&admin, &submissions, id.0, Steering::Cancel).await
 }
 
 #[cfg(test)]

@@ -63,10 +63,10 @@ impl Backends {
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/admin/notifications/channels", tag = "managing",
     responses((status = 200, description = "Every channel", body = ChannelList)))]
-pub async fn list(admin: Admin, app: Data<Web>, backends: Data<Backends>) -> Result<HttpResponse, Problem> {
+pub async fn list(admin: Admin, web: Data<Web>, backends: Data<Backends>) -> Result<HttpResponse, Problem> {
     let tenant = admin.0.tenant;
     let names: Vec<ProviderName> = backends.0.iter().flat_map(|(_, names)| names.iter().copied()).collect();
-    let found = app.db.run(async move |store| breakers(&store, tenant, names.clone()).await).await?;
+    let found = web.queries.run(async move |store| breakers(&store, tenant, names.clone()).await).await?;
     let view = |name: ProviderName| {
         let breaker = found.iter().filter(|(of, _)| *of == name).map(|(_, breaker)| breaker).max_by_key(badness);
         ProviderView {

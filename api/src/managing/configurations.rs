@@ -36,7 +36,7 @@ use web::{
     problem::{Code, Problem},
 };
 
-use crate::room::require_room;
+use crate::quota::require_quota;
 
 const NAME_BYTES_MAX: usize = 200;
 const URL_BYTES_MAX: usize = 2048;
@@ -102,7 +102,11 @@ impl ConfigurationBody {
         Err(Problem::secrets_required(vec![fault]))
     }
 
-    fn apply(self, app: &Submissions, before: Option<ConfigurationSettings>) -> Result<ConfigurationSettings, Problem> {
+    fn apply(
+        self,
+        submissions: &Submissions,
+        before: Option<ConfigurationSettings>,
+    ) -> Result<ConfigurationSettings, Problem> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
         for (field, is_given) in [("name", self.name.is_some()), ("url", self.url.is_some())] {
@@ -115,7 +119,7 @@ impl ConfigurationBody {
             fault("name", "must have 1 to 200 bytes and no control characters");
         }
         if let Some(url) = &self.url {
-            match app.web.rules().guard.check_url(url) {
+            match submissions.web.rules().guard.check_url(url) {
                 Err(refusal) => fault("url", &refusal.to_string()),
                 Ok(()) if url.len() > URL_BYTES_MAX || url.chars().any(char::is_control) => {
                     fault("url", "must have at most 2048 bytes and no control characters");
@@ -260,10 +264,14 @@ pub struct ConfigurationList {
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/webhooks/configurations", tag = "managing", params(Page),
     responses((status = 200, description = "The configurations", body = ConfigurationList)))]
-pub async fn list(admin: Admin, page: Params<Page>, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn list(admin: Admin, page: Params<Page>, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = admin.0.tenant;
-    let found = app.web.db.run(async move |store| store.list_configurations(tenant, before, limit + 1).await).await?;
+    let found = submissions
+        .web
+        .queries
+        .run(async move |store| store.list_configurations(tenant, before, limit + 1).await)
+        .await?;
     let (found, next_cursor) = params::page_of(found, limit, |configuration| configuration.id);
     let configurations = found.into_iter().map(ConfigurationView::from).collect();
     Ok(HttpResponse::Ok().json(ConfigurationList { configurations, next_cursor }))
@@ -278,16 +286,16 @@ pub async fn list(admin: Admin, page: Params<Page>, app: Data<Submissions>) -> R
 #[utoipa::path(post, path = "/api/webhooks/configurations", tag = "managing",
     request_body(content = ConfigurationBody, example = json!({"name": "CRM", "url": "https://example.com/hook", "events": ["message.received"]})),
     responses((status = 201, description = "Made", body = ConfigurationView)))]
-pub async fn create(admin: Admin, app: Data<Submissions>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn create(admin: Admin, submissions: Data<Submissions>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let body = body.parse::<ConfigurationBody>().await?;
     let secret = body.secret(None)?.ok_or_else(Problem::internal)?;
-    let (tenant, settings) = (admin.0.tenant, body.apply(&app, None)?);
-    require_room(&app.web, tenant, Counted::Configurations).await?;
+    let (tenant, settings) = (admin.0.tenant, body.apply(&submissions, None)?);
+    require_quota(&submissions.web, tenant, Counted::Configurations).await?;
     let saving = async move |store: Store| {
         let id = store.create_configuration(tenant, &settings, &secret).await?;
         store.configuration(tenant, id).await
     };
-    let made = app.web.db.run(saving).await?.ok_or_else(Problem::internal)?;
+    let made = submissions.web.queries.run(saving).await?.ok_or_else(Problem::internal)?;
     let secret = Some(made.shared_secret().to_owned());
     Ok(HttpResponse::Created().json(ConfigurationView { secret, ..ConfigurationView::from(made) }))
 }
@@ -301,9 +309,14 @@ fn unknown() -> Problem {
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/webhooks/configurations/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
     responses((status = 200, description = "The configuration", body = ConfigurationView)))]
-pub async fn show(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn show(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let found = app.web.db.run(async move |store| store.configuration(tenant, id).await).await?.ok_or_else(unknown)?;
+    let found = submissions
+        .web
+        .queries
+        .run(async move |store| store.configuration(tenant, id).await)
+        .await?
+        .ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(ConfigurationView::from(found)))
 }
 
@@ -317,12 +330,22 @@ pub async fn show(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpRe
     request_body(content = ConfigurationBody, example = json!({"active": false})),
     responses((status = 200, description = "Changed", body = ConfigurationView),
         (status = 422, description = "`url` leads to another host, and the headers for it are not given")))]
-pub async fn update(admin: Admin, id: Id, app: Data<Submissions>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn update(
+    admin: Admin,
+    id: Id,
+    submissions: Data<Submissions>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
     let body: ConfigurationBody = body.parse().await?;
     let (tenant, id) = (admin.0.tenant, id.0);
-    let before = app.web.db.run(async move |store| store.configuration(tenant, id).await).await?.ok_or_else(unknown)?;
+    let before = submissions
+        .web
+        .queries
+        .run(async move |store| store.configuration(tenant, id).await)
+        .await?
+        .ok_or_else(unknown)?;
     let secret = body.secret(Some(&before))?;
-    let settings = body.apply(&app, Some(before.settings))?;
+    let settings = body.apply(&submissions, Some(before.settings))?;
     let saving = async move |store: Store| {
         store.update_configuration(tenant, id, &settings).await?;
         if let Some(secret) = secret {
@@ -330,7 +353,7 @@ pub async fn update(admin: Admin, id: Id, app: Data<Submissions>, body: JsonBody
         }
         store.configuration(tenant, id).await
     };
-    let changed = app.web.db.run(saving).await?.ok_or_else(unknown)?;
+    let changed = submissions.web.queries.run(saving).await?.ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(ConfigurationView::from(changed)))
 }
 
@@ -339,9 +362,10 @@ pub async fn update(admin: Admin, id: Id, app: Data<Submissions>, body: JsonBody
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/webhooks/configurations/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
     responses((status = 204, description = "Removed")))]
-pub async fn remove(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn remove(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let was_there = app.web.db.run(async move |store| store.remove_configuration(tenant, id).await).await?;
+    let was_there =
+        submissions.web.queries.run(async move |store| store.remove_configuration(tenant, id).await).await?;
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(unknown()) }
 }
 
@@ -379,7 +403,12 @@ pub struct RegeneratedSecret {
     params(("id" = Uuid, Path, description = "The configuration")),
     request_body(content = Option<RegenerateBody>, example = json!({"grace_period_seconds": 3600})),
     responses((status = 200, description = "Another secret signs now", body = RegeneratedSecret)))]
-pub async fn regenerate(admin: Admin, id: Id, app: Data<Submissions>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn regenerate(
+    admin: Admin,
+    id: Id,
+    submissions: Data<Submissions>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
     let asked: RegenerateBody = body.parse_or_default().await?;
     let grace = asked.grace_period_seconds.unwrap_or(GRACE_SECONDS);
     if !(0..=GRACE_SECONDS_MAX).contains(&grace) {
@@ -387,13 +416,18 @@ pub async fn regenerate(admin: Admin, id: Id, app: Data<Submissions>, body: Json
         return Err(Problem::validation(vec![fault]));
     }
     let (tenant, id) = (admin.0.tenant, id.0);
-    let before = app.web.db.run(async move |store| store.configuration(tenant, id).await).await?.ok_or_else(unknown)?;
+    let before = submissions
+        .web
+        .queries
+        .run(async move |store| store.configuration(tenant, id).await)
+        .await?
+        .ok_or_else(unknown)?;
     let secret = new_secret(before.public_key().is_some())?;
     let saving = async move |store: Store| {
         store.replace_secret(tenant, id, &secret, seconds(grace)).await?;
         store.configuration(tenant, id).await
     };
-    let changed = app.web.db.run(saving).await?.ok_or_else(unknown)?;
+    let changed = submissions.web.queries.run(saving).await?.ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(RegeneratedSecret {
         secret: changed.shared_secret().to_owned(),
         previous_until: changed.previous_until.unwrap_or_else(clock::now),
@@ -408,15 +442,20 @@ pub async fn regenerate(admin: Admin, id: Id, app: Data<Submissions>, body: Json
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/webhooks/configurations/{id}/test", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
     responses((status = 202, description = "Accepted: it is on its way", body = SendAnswer)))]
-pub async fn test(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn test(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let found = app.web.db.run(async move |store| store.configuration(tenant, id).await).await?.ok_or_else(unknown)?;
+    let found = submissions
+        .web
+        .queries
+        .run(async move |store| store.configuration(tenant, id).await)
+        .await?
+        .ok_or_else(unknown)?;
     let data =
         json!({"configuration_id": id, "name": found.settings.name, "message": "If you can read this, it works."});
     let event = (clock::now(), data);
     let (acceptance, delivery) = carrier(tenant, id, &found.settings.url, webhooks::TEST, event, None);
     let message = acceptance.messages.first().map_or(delivery.0, |message| message.id.0);
-    app.acceptor.accept(acceptance).await?;
+    submissions.acceptor.accept(acceptance).await?;
     let deliveries = vec![DeliveryAnswer { id: delivery.0, channel: Channel::Webhook, status: State::Queued }];
     Ok(HttpResponse::Accepted().json(SendAnswer { id: message, status: State::Queued, deliveries }))
 }
@@ -468,7 +507,12 @@ pub struct WebhookLogList {
 #[utoipa::path(get, path = "/api/webhooks/configurations/{id}/logs", tag = "managing",
     params(("id" = Uuid, Path, description = "The configuration"), Page),
     responses((status = 200, description = "The calls", body = WebhookLogList)))]
-pub async fn logs(admin: Admin, id: Id, page: Params<Page>, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn logs(
+    admin: Admin,
+    id: Id,
+    page: Params<Page>,
+    submissions: Data<Submissions>,
+) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let (tenant, id) = (admin.0.tenant, id.0);
     let reading = async move |store: Store| {
@@ -476,7 +520,7 @@ pub async fn logs(admin: Admin, id: Id, page: Params<Page>, app: Data<Submission
         let calls = if is_known { store.calls(tenant, id, before, limit + 1).await? } else { Vec::new() };
         Ok((is_known, calls))
     };
-    let (is_known, calls) = app.web.db.run(reading).await?;
+    let (is_known, calls) = submissions.web.queries.run(reading).await?;
     if !is_known {
         return Err(unknown());
     }
@@ -550,15 +594,25 @@ impl EventReplayBody {
 #[utoipa::path(post, path = "/api/webhooks/configurations/{id}/replay", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
     request_body(content = EventReplayBody, example = json!({"since": "2026-01-31T09:00:00Z", "status": "held"})),
     responses((status = 202, description = "They are on their way", body = EventReplay)))]
-pub async fn replay(admin: Admin, id: Id, app: Data<Submissions>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn replay(
+    admin: Admin,
+    id: Id,
+    submissions: Data<Submissions>,
+    body: JsonBody,
+) -> Result<HttpResponse, Problem> {
     let again = body.parse::<EventReplayBody>().await?.check()?;
     let (tenant, id) = (admin.0.tenant, id.0);
-    let found = app.web.db.run(async move |store| store.configuration(tenant, id).await).await?.ok_or_else(unknown)?;
+    let found = submissions
+        .web
+        .queries
+        .run(async move |store| store.configuration(tenant, id).await)
+        .await?
+        .ok_or_else(unknown)?;
     if !found.settings.is_active {
         return Err(Problem::new(Code::StateConflict, "Switch the configuration on first: PUT `{\"active\": true}`."));
     }
     let telling = async move |store: Store| store.replay_webhook_events(tenant, id, again, REPLAY_MAX).await;
-    let matched = app.web.db.run_within(REPLAY_TIMEOUT, telling).await?;
+    let matched = submissions.web.queries.run_within(REPLAY_TIMEOUT, telling).await?;
     Ok(HttpResponse::Accepted().json(EventReplay { matched }))
 }
 

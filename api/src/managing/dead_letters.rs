@@ -14,7 +14,7 @@ use web::{
     problem::Problem,
 };
 
-use crate::schemas::{DeadLetterBody, LetterFilterBody, ReplayStateBody};
+use crate::openapi::{DeadLetterBody, LetterFilterBody, ReplayStateBody};
 
 /// Longest reason for a replay, in bytes: a sentence or two.
 const REASON_BYTES_MAX: usize = 1000;
@@ -58,10 +58,10 @@ pub struct ListQuery {
 }
 
 /// What a list is asked for: which letters, after which one, how many.
-type Asked = (LetterFilter, Option<Uuid>, i64);
+type LetterPage = (LetterFilter, Option<Uuid>, i64);
 
 impl ListQuery {
-    fn read(self) -> Result<Asked, Problem> {
+    fn read(self) -> Result<LetterPage, Problem> {
         let filter = LetterFilter {
             ids: None,
             status: params::word("status", self.status)?,
@@ -93,9 +93,9 @@ pub struct DeadLetterList {
 /// Roles: admin for its tenant; operator for all, letters of unknown tenants included.
 #[utoipa::path(get, path = "/api/admin/dead-letters", tag = "dead letters", params(ListQuery),
     responses((status = 200, description = "A page of dead letters", body = DeadLetterList)))]
-pub async fn list(admin: Admin, query: Params<ListQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(admin: Admin, query: Params<ListQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, (filter, before, limit)) = (admin.0.scope(), query.0.read()?);
-    let rows = app.db.run(async move |store| store.letters_list(scope, &filter, before, limit + 1).await).await?;
+    let rows = web.queries.run(async move |store| store.letters_list(scope, &filter, before, limit + 1).await).await?;
     let (dead_letters, next_cursor) = params::page_of(rows, limit, |letter| letter.id);
     Ok(HttpResponse::Ok().json(DeadLetterList { dead_letters, next_cursor }))
 }
@@ -105,9 +105,9 @@ pub async fn list(admin: Admin, query: Params<ListQuery>, app: Data<Web>) -> Res
 /// Roles: admin, operator.
 #[utoipa::path(get, path = "/api/admin/dead-letters/{id}", tag = "dead letters", params(("id" = Uuid, Path, description = "The dead letter")),
     responses((status = 200, description = "The dead letter", body = DeadLetterBody)))]
-pub async fn show(admin: Admin, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn show(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (admin.0.scope(), id.0);
-    let found = app.db.run(async move |store| store.letter(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.letter(scope, id).await).await?;
     Ok(HttpResponse::Ok().json(found.ok_or_else(|| Problem::not_found("dead letter"))?))
 }
 
@@ -198,8 +198,8 @@ pub struct MoveStarted {
 #[utoipa::path(post, path = "/api/admin/dead-letters/replay", tag = "dead letters",
     request_body(content = MoveBody, example = json!({"filter": {"channel": "webhook", "reason": "attempts_exhausted"}, "rate": 100, "reason": "the receiver is back"})),
     responses((status = 202, description = "Begun", body = MoveStarted), (status = 200, description = "A dry run", body = Matched)))]
-pub async fn replay(admin: Admin, app: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
-    start(&app, &admin.0, LetterAction::Replay, body).await
+pub async fn replay(admin: Admin, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
+    start(&web, &admin.0, LetterAction::Replay, body).await
 }
 
 /// Puts dead letters aside for good.
@@ -210,22 +210,22 @@ pub async fn replay(admin: Admin, app: Data<Web>, body: JsonBody) -> Result<Http
 #[utoipa::path(post, path = "/api/admin/dead-letters/drop", tag = "dead letters",
     request_body(content = MoveBody, example = json!({"filter": {"reason": "schema"}, "reason": "test messages of a developer"})),
     responses((status = 202, description = "Begun", body = MoveStarted), (status = 200, description = "A dry run", body = Matched)))]
-pub async fn drop(admin: Admin, app: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
-    start(&app, &admin.0, LetterAction::Drop, body).await
+pub async fn drop(admin: Admin, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
+    start(&web, &admin.0, LetterAction::Drop, body).await
 }
 
-async fn start(app: &Web, caller: &Identity, action: LetterAction, body: JsonBody) -> Result<HttpResponse, Problem> {
+async fn start(web: &Web, caller: &Identity, action: LetterAction, body: JsonBody) -> Result<HttpResponse, Problem> {
     let body: MoveBody = body.parse().await?;
     let (scope, dry_run, rate) = (caller.scope(), body.dry_run, body.rate);
     let (filter, reason) = body.check()?;
     if dry_run {
-        let matched = app.db.run(async move |store| store.letters_match(scope, &filter, action).await).await?;
+        let matched = web.queries.run(async move |store| store.letters_match(scope, &filter, action).await).await?;
         return Ok(audit::unchanged(HttpResponse::Ok().json(Matched { matched })));
     }
     let actor = caller.actor();
     let starting =
         async move |store: store::Store| store.start_replay(scope, action, &filter, rate, &reason, &actor).await;
-    let (replay_id, matched) = app.db.run(starting).await?;
+    let (replay_id, matched) = web.queries.run(starting).await?;
     Ok(audit::made(HttpResponse::Accepted().json(MoveStarted { replay_id, matched }), replay_id))
 }
 
@@ -234,9 +234,9 @@ async fn start(app: &Web, caller: &Identity, action: LetterAction, body: JsonBod
 /// Roles: admin, operator.
 #[utoipa::path(get, path = "/api/admin/replays/{id}", tag = "dead letters", params(("id" = Uuid, Path, description = "The `replay_id`")),
     responses((status = 200, description = "Its progress", body = ReplayStateBody)))]
-pub async fn progress(admin: Admin, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn progress(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (admin.0.scope(), id.0);
-    let found = app.db.run(async move |store| store.replay(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.replay(scope, id).await).await?;
     Ok(HttpResponse::Ok().json(found.ok_or_else(|| Problem::not_found("replay"))?))
 }
 

@@ -20,8 +20,8 @@ use web::{
 };
 
 use crate::{
-    managing::tenants::{TenantQuery, meant},
-    room::require_room,
+    managing::tenants::{TenantQuery, tenant_of_query},
+    quota::require_quota,
 };
 
 /// Which keys to list.
@@ -82,14 +82,14 @@ pub struct KeyList {
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(get, path = "/api/admin/keys", tag = "managing", params(KeysQuery),
     responses((status = 200, description = "A page of keys", body = KeyList)))]
-pub async fn list(admin: Admin, query: Params<KeysQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(admin: Admin, query: Params<KeysQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let KeysQuery { tenant, limit, cursor } = query.0;
     let (limit, before) = (params::limit(limit)?, params::cursor(cursor)?);
     let scope = match tenant {
-        Some(slug) => Some(meant(&app, &admin.0, Some(slug)).await?),
+        Some(slug) => Some(tenant_of_query(&web, &admin.0, Some(slug)).await?),
         None => admin.0.scope(),
     };
-    let all = app.db.run(async move |store| store.list_keys(scope).await).await?;
+    let all = web.queries.run(async move |store| store.list_keys(scope).await).await?;
     let older = all.into_iter().filter(|key| before.is_none_or(|before| key.id < before));
     let wanted = usize::try_from(limit).unwrap_or_default() + 1;
     let (keys, next_cursor) = params::page_of(older.take(wanted).map(KeyView::from).collect(), limit, |key| key.id);
@@ -133,10 +133,10 @@ pub struct KeyCreated {
 pub async fn create(
     admin: Admin,
     query: Params<TenantQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    let tenant = meant(&app, &admin.0, query.0.tenant).await?;
+    let tenant = tenant_of_query(&web, &admin.0, query.0.tenant).await?;
     let KeyBody { role, name } = body.parse().await?;
     if role == Role::Operator && admin.0.role != Role::Operator {
         return Err(Problem::new(Code::Forbidden, "Choose another role: only an operator makes keys of operators."));
@@ -145,10 +145,10 @@ pub async fn create(
         let fault = FieldError::new("name", "must have at most 200 bytes and no control characters");
         return Err(Problem::validation(vec![fault]));
     }
-    require_room(&app, tenant, Counted::Keys).await?;
+    require_quota(&web, tenant, Counted::Keys).await?;
     let key = ApiKey::generate().map_err(|_| Problem::internal())?;
     let (hash, called) = (key.hash, name.clone());
-    let id = app.db.run(async move |store| store.create_key(tenant, role, &called, hash).await).await?;
+    let id = web.queries.run(async move |store| store.create_key(tenant, role, &called, hash).await).await?;
     let created = KeyCreated { id, key: key.text.expose_secret().to_owned(), role, name };
     Ok(audit::of_tenant(audit::made(HttpResponse::Created().json(created), id), tenant))
 }
@@ -160,10 +160,10 @@ pub async fn create(
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(delete, path = "/api/admin/keys/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The key")),
     responses((status = 204, description = "Revoked")))]
-pub async fn revoke(admin: Admin, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn revoke(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (admin.0.scope(), id.0);
-    let revoked = app.db.run(async move |store| store.revoke_key(id, scope).await).await?;
-    app.credentials.forget_key(id);
+    let revoked = web.queries.run(async move |store| store.revoke_key(id, scope).await).await?;
+    web.credentials.forget_key(id);
     let tenant = revoked.ok_or_else(|| Problem::not_found("key that holds"))?;
     Ok(audit::of_tenant(HttpResponse::NoContent().finish(), tenant))
 }

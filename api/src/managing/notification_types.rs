@@ -14,7 +14,7 @@ use domain::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use store::notification_types::{Category, Done, Import, Imported};
-use submission::{Submissions, schemas::SendWindowBody};
+use submission::{Submissions, openapi::SendWindowBody};
 use utoipa::ToSchema;
 use web::{
     audit,
@@ -26,7 +26,7 @@ use web::{
 
 use crate::managing::{
     template_body::TemplateBody,
-    templates::{check_at, everything},
+    templates::{all_templates, check_at},
 };
 
 /// Types of one import: each process keeps all of a tenant's at hand.
@@ -344,13 +344,24 @@ pub struct ImportedView {
             "types": [{"id": "welcome", "label": "Welcome Message", "default_enabled": true, "channels": ["in_app", "email"]}]}], "plugins": {}}))),
         ("templates" = (summary = "notification_templates.json", value = json!({"templates": {"task_reminder": {"in_app": {"title": "{{title}}", "body": "{{message}}"}}}}))))),
     responses((status = 200, description = "Nothing was new", body = ImportedView), (status = 201, description = "Something was made", body = ImportedView)))]
-pub async fn import(admin: Admin, app: Data<Submissions>, body: JsonBody<TEMPLATE>) -> Result<HttpResponse, Problem> {
+pub async fn import(
+    admin: Admin,
+    submissions: Data<Submissions>,
+    body: JsonBody<TEMPLATE>,
+) -> Result<HttpResponse, Problem> {
     let body: ImportBody = body.parse().await?;
     let Reading { import, places, .. } = body.read().map_err(Problem::validation)?;
     let tenant = admin.0.tenant;
     if !import.templates.is_empty() {
         let at = |name: &str| places.get(name).cloned().unwrap_or_default();
-        check_at((&app, tenant), everything(&app, tenant).await?, import.templates.clone(), None, at).await?;
+        check_at(
+            (&submissions, tenant),
+            all_templates(&submissions, tenant).await?,
+            import.templates.clone(),
+            None,
+            at,
+        )
+        .await?;
     }
     let names = (
         import.categories.iter().map(|one| one.name.clone()).collect(),
@@ -358,8 +369,8 @@ pub async fn import(admin: Admin, app: Data<Submissions>, body: JsonBody<TEMPLAT
         import.templates.iter().map(|one: &TemplateSource| one.name.clone()).collect(),
     );
     let Imported { categories, types, templates } =
-        app.web.db.run(async move |store| store.import_types(tenant, import).await).await?;
-    app.web.catalogues.forget(tenant);
+        submissions.web.queries.run(async move |store| store.import_types(tenant, import).await).await?;
+    submissions.web.catalogues.forget(tenant);
     let view = ImportedView {
         categories: DoneView::of(categories, names.0),
         types: DoneView::of(types, names.1),
@@ -393,7 +404,7 @@ pub struct TypeView {
     #[schema(value_type = String, example = "transactional")]
     pub class: Class,
     /// The ways it takes unless a request says otherwise.
-    #[schema(value_type = Vec<submission::schemas::ChannelWord>)]
+    #[schema(value_type = Vec<submission::openapi::ChannelWord>)]
     pub channels: Vec<Channel>,
     /// Whether it is on for those who said nothing.
     pub default_enabled: bool,
@@ -429,14 +440,14 @@ pub struct NotificationTypeList {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/notification-types", tag = "templates",
     responses((status = 200, description = "The types and categories", body = NotificationTypeList)))]
-pub async fn list(reader: Reader, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
-    Ok(HttpResponse::Ok().json(all(&app, reader.0.tenant).await?))
+pub async fn list(reader: Reader, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    Ok(HttpResponse::Ok().json(all(&submissions, reader.0.tenant).await?))
 }
 
-async fn all(app: &Submissions, tenant: TenantId) -> Result<NotificationTypeList, Problem> {
-    let (types, categories) = app
+async fn all(submissions: &Submissions, tenant: TenantId) -> Result<NotificationTypeList, Problem> {
+    let (types, categories) = submissions
         .web
-        .db
+        .queries
         .run(async move |store| Ok((store.notification_types(tenant).await?, store.categories(tenant).await?)))
         .await?;
     let class_of = |name: Option<&str>| {
@@ -470,10 +481,10 @@ async fn all(app: &Submissions, tenant: TenantId) -> Result<NotificationTypeList
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/notification-types/{name}", tag = "templates", params(("name" = String, Path, description = "Its name")),
     responses((status = 204, description = "Removed")))]
-pub async fn remove(admin: Admin, name: PathName, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn remove(admin: Admin, name: PathName, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (tenant, name) = (admin.0.tenant, name.0.into_inner());
-    let was_there = app.web.db.run(async move |store| store.remove_type(tenant, &name).await).await?;
-    app.web.catalogues.forget(tenant);
+    let was_there = submissions.web.queries.run(async move |store| store.remove_type(tenant, &name).await).await?;
+    submissions.web.catalogues.forget(tenant);
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(Problem::not_found("notification type")) }
 }
 

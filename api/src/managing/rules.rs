@@ -25,7 +25,7 @@ use web::{
     problem::Problem,
 };
 
-use crate::room::require_room;
+use crate::quota::require_quota;
 
 const CONDITIONS_MAX: usize = 50;
 /// Longest window of a digest or throttle: 31 days.
@@ -244,7 +244,7 @@ impl ThrottleBody {
 
 impl RuleBody {
     /// What it makes of a rule, or of nothing.
-    async fn apply(self, app: &Web, tenant: TenantId, before: Option<RuleSettings>) -> Result<RuleSettings, Problem> {
+    async fn apply(self, web: &Web, tenant: TenantId, before: Option<RuleSettings>) -> Result<RuleSettings, Problem> {
         let mut faults = Faults::default();
         let is_new = before.is_none();
         for (field, is_given) in [
@@ -261,7 +261,7 @@ impl RuleBody {
         let settings = self.merge(before, &mut faults);
         if let Some(name) = template {
             let asked = name.clone();
-            if !app.db.run(async move |store| store.has_template(tenant, &asked).await).await? {
+            if !web.queries.run(async move |store| store.has_template(tenant, &asked).await).await? {
                 faults.add("template_name", "must be the name of a template of this tenant");
             }
         }
@@ -436,10 +436,10 @@ fn unknown() -> Problem {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/rules", tag = "rules", params(Page),
     responses((status = 200, description = "The rules", body = RuleList)))]
-pub async fn list(reader: Reader, page: Params<Page>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(reader: Reader, page: Params<Page>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = reader.0.tenant;
-    let found = app.db.run(async move |store| store.list_rules(tenant, before, limit + 1).await).await?;
+    let found = web.queries.run(async move |store| store.list_rules(tenant, before, limit + 1).await).await?;
     let (found, next_cursor) = params::page_of(found, limit, |rule| rule.id);
     Ok(HttpResponse::Ok().json(RuleList { rules: found.into_iter().map(RuleView::from).collect(), next_cursor }))
 }
@@ -454,16 +454,16 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<Web>) -> Result<
         "conditions": [{"field": "data.amount", "op": "gte", "value": 100}], "template_name": "payment_failed",
         "channels": ["email", "in_app"], "throttle": {"limit": 3, "window_seconds": 3600}})),
     responses((status = 201, description = "Made", body = RuleView)))]
-pub async fn create(admin: Admin, app: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn create(admin: Admin, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (body, tenant) = (body.parse::<RuleBody>().await?, admin.0.tenant);
-    require_room(&app, tenant, Counted::Rules).await?;
-    let settings = body.apply(&app, tenant, None).await?;
+    require_quota(&web, tenant, Counted::Rules).await?;
+    let settings = body.apply(&web, tenant, None).await?;
     let saving = async move |store: Store| {
         let id = store.create_rule(tenant, &settings).await?;
         store.stored_rule(tenant, id).await
     };
-    let made = app.db.run(saving).await?.ok_or_else(Problem::internal)?;
-    app.catalogues.forget(tenant);
+    let made = web.queries.run(saving).await?.ok_or_else(Problem::internal)?;
+    web.catalogues.forget(tenant);
     Ok(web::audit::made(HttpResponse::Created().json(RuleView::from(made.clone())), made.id))
 }
 
@@ -472,9 +472,9 @@ pub async fn create(admin: Admin, app: Data<Web>, body: JsonBody) -> Result<Http
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/rules/{id}", tag = "rules", params(("id" = Uuid, Path, description = "The rule")),
     responses((status = 200, description = "The rule", body = RuleView)))]
-pub async fn show(reader: Reader, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (reader.0.tenant, id.0);
-    let found = app.db.run(async move |store| store.stored_rule(tenant, id).await).await?.ok_or_else(unknown)?;
+    let found = web.queries.run(async move |store| store.stored_rule(tenant, id).await).await?.ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(RuleView::from(found)))
 }
 
@@ -486,17 +486,17 @@ pub async fn show(reader: Reader, id: Id, app: Data<Web>) -> Result<HttpResponse
 #[utoipa::path(put, path = "/api/rules/{id}", tag = "rules", params(("id" = Uuid, Path, description = "The rule")),
     request_body(content = RuleBody, example = json!({"active": false})),
     responses((status = 200, description = "Changed", body = RuleView)))]
-pub async fn update(admin: Admin, id: Id, app: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn update(admin: Admin, id: Id, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let body: RuleBody = body.parse().await?;
     let (tenant, id) = (admin.0.tenant, id.0);
-    let before = app.db.run(async move |store| store.stored_rule(tenant, id).await).await?.ok_or_else(unknown)?;
-    let settings = body.apply(&app, tenant, Some(before.settings)).await?;
+    let before = web.queries.run(async move |store| store.stored_rule(tenant, id).await).await?.ok_or_else(unknown)?;
+    let settings = body.apply(&web, tenant, Some(before.settings)).await?;
     let saving = async move |store: Store| {
         store.update_rule(tenant, id, &settings).await?;
         store.stored_rule(tenant, id).await
     };
-    let changed = app.db.run(saving).await?.ok_or_else(unknown)?;
-    app.catalogues.forget(tenant);
+    let changed = web.queries.run(saving).await?.ok_or_else(unknown)?;
+    web.catalogues.forget(tenant);
     Ok(HttpResponse::Ok().json(RuleView::from(changed)))
 }
 
@@ -505,10 +505,10 @@ pub async fn update(admin: Admin, id: Id, app: Data<Web>, body: JsonBody) -> Res
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/rules/{id}", tag = "rules", params(("id" = Uuid, Path, description = "The rule")),
     responses((status = 204, description = "Removed")))]
-pub async fn remove(admin: Admin, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn remove(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let was_there = app.db.run(async move |store| store.remove_rule(tenant, id).await).await?;
-    app.catalogues.forget(tenant);
+    let was_there = web.queries.run(async move |store| store.remove_rule(tenant, id).await).await?;
+    web.catalogues.forget(tenant);
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(unknown()) }
 }
 

@@ -86,13 +86,13 @@ pub struct SuppressionList {
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/api/suppressions", tag = "managing", params(SuppressionsQuery),
     responses((status = 200, description = "The suppressions", body = SuppressionList)))]
-pub async fn list(reader: Reader, query: Params<SuppressionsQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(reader: Reader, query: Params<SuppressionsQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let SuppressionsQuery { recipient, channel, limit, cursor } = query.0;
     let (limit, before) = (params::limit(limit)?, params::cursor(cursor)?);
     let filter = SuppressionFilter { recipient: params::given(recipient), channel: params::word("channel", channel)? };
     let tenant = reader.0.tenant;
     let reading = async move |store: store::Store| store.list_suppressions(tenant, &filter, before, limit + 1).await;
-    let (found, next_cursor) = params::page_of(app.db.run(reading).await?, limit, |suppression| suppression.id);
+    let (found, next_cursor) = params::page_of(web.queries.run(reading).await?, limit, |suppression| suppression.id);
     let suppressions = found.into_iter().map(SuppressionView::from).collect();
     Ok(HttpResponse::Ok().json(SuppressionList { suppressions, next_cursor }))
 }
@@ -102,8 +102,8 @@ pub async fn list(reader: Reader, query: Params<SuppressionsQuery>, app: Data<We
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/suppressions/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The suppression")),
     responses((status = 204, description = "Lifted")))]
-pub async fn lift(admin: Admin, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn lift(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let was_there = app.db.run(async move |store| store.lift_suppression(tenant, id).await).await?;
+    let was_there = web.queries.run(async move |store| store.lift_suppression(tenant, id).await).await?;
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(Problem::not_found("suppression")) }
 }

@@ -1,4 +1,4 @@
-//! What a template says, as requests write it and answers spell it: S3's flat body, S2's parts by channel, or both.
+//! What a template says, as requests write it and answers show it: S3's flat body, S2's parts by channel, or both.
 
 use content::template::{DEFAULT, Fault, Kind, Sources, TemplateSource};
 use domain::{
@@ -190,7 +190,7 @@ fn field(key: &str, kind: Kind) -> String {
 }
 
 /// What the engine found, in the words of the request. `at` gives what stands before the names of a template's fields.
-pub fn told(faults: Vec<Fault>, at: impl Fn(&str) -> Option<String>) -> Vec<FieldError> {
+pub fn field_errors(faults: Vec<Fault>, at: impl Fn(&str) -> Option<String>) -> Vec<FieldError> {
     let tell = |fault: Fault| {
         let field = field(&fault.place.0, fault.place.1);
         match at(&fault.template) {
@@ -205,7 +205,7 @@ pub fn told(faults: Vec<Fault>, at: impl Fn(&str) -> Option<String>) -> Vec<Fiel
 }
 
 /// One part in the words of a request, beside others in `into`.
-pub fn spell(key: &str, part: &Part, into: &mut Map<String, Value>) {
+pub fn write_part(key: &str, part: &Part, into: &mut Map<String, Value>) {
     let members = texts(part).map(|(kind, text)| (word_in(key, kind).to_owned(), json!(text)));
     if key == DEFAULT {
         into.extend(members);
@@ -215,16 +215,16 @@ pub fn spell(key: &str, part: &Part, into: &mut Map<String, Value>) {
 }
 
 /// All parts in the words of a request.
-pub fn spelled(parts: &Sources) -> Map<String, Value> {
+pub fn written_parts(parts: &Sources) -> Map<String, Value> {
     let mut all = Map::new();
-    parts.iter().for_each(|(key, part)| spell(key, part, &mut all));
+    parts.iter().for_each(|(key, part)| write_part(key, part, &mut all));
     all
 }
 
-/// The parts of a template as answers spell them: those that it was given.
+/// The parts of a template as answers show them: those that it was given.
 #[derive(ToSchema)]
 #[schema(as = TemplateParts)]
-#[expect(dead_code, reason = "it describes what `spell` writes")]
+#[expect(dead_code, reason = "it describes what `write_part` writes")]
 pub struct PartsBody {
     /// Subject or title.
     subject: Option<String>,
@@ -271,7 +271,7 @@ mod tests {
         ] {
             let mut named = body.clone();
             named["name"] = json!("n");
-            assert_eq!(Value::Object(spelled(&source(named, None).unwrap().parts)), body);
+            assert_eq!(Value::Object(written_parts(&source(named, None).unwrap().parts)), body);
         }
     }
 
@@ -280,7 +280,7 @@ mod tests {
         let whole = json!({"name": "n", "subject": "s", "body": "b", "html_body": "h", "sms": {"body": "x"}, "variables": ["a"]});
         let before = source(whole, None).unwrap();
         let after = source(json!({"body": "c", "html_body": null, "sms": null}), Some(&before)).unwrap();
-        assert_eq!(Value::Object(spelled(&after.parts)), json!({"subject": "s", "body": "c"}));
+        assert_eq!(Value::Object(written_parts(&after.parts)), json!({"subject": "s", "body": "c"}));
         assert_eq!((after.name.as_str(), after.variables), ("n", vec!["a".to_owned()]));
     }
 

@@ -30,7 +30,7 @@ use web::{
     problem::Problem,
 };
 
-use crate::managing::template_body::{PartsBody, TemplateBody, spell, spelled, told};
+use crate::managing::template_body::{PartsBody, TemplateBody, field_errors, write_part, written_parts};
 
 /// Templates of one tenant: each process keeps all of them at hand.
 pub const TEMPLATES_MAX: usize = 1000;
@@ -66,7 +66,7 @@ pub struct TemplateView {
 impl From<StoredTemplate> for TemplateView {
     fn from(found: StoredTemplate) -> Self {
         let StoredTemplate { id, source, is_active, created_at, updated_at } = found;
-        let parts = spelled(&source.parts);
+        let parts = written_parts(&source.parts);
         let TemplateSource { name, category, version, variables, .. } = source;
         Self { id, name, category, version, variables, active: is_active, created_at, updated_at, parts }
     }
@@ -94,10 +94,11 @@ fn taken(name: &str) -> Problem {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/notifications/templates", tag = "templates", params(Page),
     responses((status = 200, description = "The templates", body = TemplateList)))]
-pub async fn list(reader: Reader, page: Params<Page>, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn list(reader: Reader, page: Params<Page>, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = reader.0.tenant;
-    let found = app.web.db.run(async move |store| store.list_templates(tenant, before, limit + 1).await).await?;
+    let found =
+        submissions.web.queries.run(async move |store| store.list_templates(tenant, before, limit + 1).await).await?;
     let (found, next_cursor) = params::page_of(found, limit, |template| template.id);
     Ok(HttpResponse::Ok()
         .json(TemplateList { templates: found.into_iter().map(TemplateView::from).collect(), next_cursor }))
@@ -119,30 +120,34 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<Submissions>) ->
         ("channels" = (summary = "Channel by channel", value = json!({"name": "task_reminder", "in_app": {"title": "{{title}}", "body": "{{message}}"},
             "email": {"subject": "⏰ {{title}}", "text_body": "Hi {{username}},\n\n{{message}}"}, "sms": {"body": "{{message}}"}}))))),
     responses((status = 201, description = "Made", body = TemplateView), (status = 409, description = "The name is taken")))]
-pub async fn create(admin: Admin, app: Data<Submissions>, body: JsonBody<TEMPLATE>) -> Result<HttpResponse, Problem> {
+pub async fn create(
+    admin: Admin,
+    submissions: Data<Submissions>,
+    body: JsonBody<TEMPLATE>,
+) -> Result<HttpResponse, Problem> {
     let body: TemplateBody = body.parse().await?;
     let (tenant, is_active) = (admin.0.tenant, body.active.unwrap_or(true));
     let source = body.apply(None, "").map_err(Problem::validation)?;
-    let all = everything(&app, tenant).await?;
+    let all = all_templates(&submissions, tenant).await?;
     if all.iter().any(|one| one.source.name == source.name) {
         return Err(taken(&source.name));
     }
-    check((&app, tenant), all, vec![source.clone()], None).await?;
+    check((&submissions, tenant), all, vec![source.clone()], None).await?;
     let name = source.name.clone();
     let saving = async move |store: store::Store| match store.create_template(tenant, &source, is_active).await? {
         Some(id) => store.template(tenant, id).await,
         None => Ok(None),
     };
-    let made = app.web.db.run(saving).await?.ok_or_else(|| taken(&name))?;
-    app.web.catalogues.forget(tenant);
+    let made = submissions.web.queries.run(saving).await?.ok_or_else(|| taken(&name))?;
+    submissions.web.catalogues.forget(tenant);
     let id = made.id;
     Ok(audit::made(HttpResponse::Created().json(TemplateView::from(made)), id))
 }
 
 /// All templates of a tenant, active or not.
-pub async fn everything(app: &Submissions, tenant: TenantId) -> Result<Vec<StoredTemplate>, Problem> {
+pub async fn all_templates(submissions: &Submissions, tenant: TenantId) -> Result<Vec<StoredTemplate>, Problem> {
     let most = i64::try_from(TEMPLATES_MAX).unwrap_or(i64::MAX) + 1;
-    app.web.db.run(async move |store| store.list_templates(tenant, None, most).await).await
+    submissions.web.queries.run(async move |store| store.list_templates(tenant, None, most).await).await
 }
 
 /// Looks whether `changed` can be saved beside the others. `but`: one that goes, or has had another name.
@@ -157,7 +162,7 @@ async fn check(
 
 /// As [`check`]; `at` gives what stands before the names of a template's fields.
 pub async fn check_at(
-    (app, tenant): (&Submissions, TenantId),
+    (submissions, tenant): (&Submissions, TenantId),
     all: Vec<StoredTemplate>,
     changed: Vec<TemplateSource>,
     but: Option<Uuid>,
@@ -174,16 +179,16 @@ pub async fn check_at(
         let kept = all.into_iter().filter(|one| one.is_active && Some(one.id) != but).map(|one| one.source);
         template::check(&changed, &kept.collect::<Vec<_>>())
     };
-    let found: Vec<Fault> = app.renderers.run(tenant, checking).await?;
+    let found: Vec<Fault> = submissions.renderers.run(tenant, checking).await?;
     if found.is_empty() {
         return Ok(());
     }
-    Err(Problem::validation(told(found, |name| names.iter().any(|own| own == name).then(|| at(name)))))
+    Err(Problem::validation(field_errors(found, |name| names.iter().any(|own| own == name).then(|| at(name)))))
 }
 
 /// Refuses to take away what other templates include.
 async fn check_unused(
-    (app, tenant): (&Submissions, TenantId),
+    (submissions, tenant): (&Submissions, TenantId),
     all: Vec<StoredTemplate>,
     name: String,
 ) -> Result<(), Problem> {
@@ -191,7 +196,7 @@ async fn check_unused(
         let active: Vec<TemplateSource> = all.into_iter().filter(|one| one.is_active).map(|one| one.source).collect();
         template::check_without(&name, &active)
     };
-    let found = app.renderers.run(tenant, checking).await?;
+    let found = submissions.renderers.run(tenant, checking).await?;
     let Some(fault) = found.first() else { return Ok(()) };
     Err(Problem::conflict(format!("Change template `{}` first: it includes this one.", fault.template)))
 }
@@ -201,13 +206,13 @@ async fn check_unused(
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/notifications/templates/{id}", tag = "templates", params(("id" = Uuid, Path, description = "The template")),
     responses((status = 200, description = "The template", body = TemplateView)))]
-pub async fn show(reader: Reader, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
-    let found = stored(&app, reader.0.tenant, id.0).await?;
+pub async fn show(reader: Reader, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
+    let found = stored(&submissions, reader.0.tenant, id.0).await?;
     Ok(HttpResponse::Ok().json(TemplateView::from(found)))
 }
 
-async fn stored(app: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredTemplate, Problem> {
-    app.web.db.run(async move |store| store.template(tenant, id).await).await?.ok_or_else(unknown)
+async fn stored(submissions: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredTemplate, Problem> {
+    submissions.web.queries.run(async move |store| store.template(tenant, id).await).await?.ok_or_else(unknown)
 }
 
 /// Makes another version of a template. What is not given stays.
@@ -222,30 +227,30 @@ async fn stored(app: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredT
 pub async fn update(
     admin: Admin,
     id: Id,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     body: JsonBody<TEMPLATE>,
 ) -> Result<HttpResponse, Problem> {
     let body: TemplateBody = body.parse().await?;
     let (tenant, id) = (admin.0.tenant, id.0);
-    let before = stored(&app, tenant, id).await?;
+    let before = stored(&submissions, tenant, id).await?;
     let is_active = body.active.unwrap_or(before.is_active);
     let source = body.apply(Some(&before.source), "").map_err(Problem::validation)?;
-    let all = everything(&app, tenant).await?;
+    let all = all_templates(&submissions, tenant).await?;
     if all.iter().any(|one| one.source.name == source.name && one.id != id) {
         return Err(taken(&source.name));
     }
     if before.is_active && (!is_active || source.name != before.source.name) {
-        check_unused((&app, tenant), all.clone(), before.source.name).await?;
+        check_unused((&submissions, tenant), all.clone(), before.source.name).await?;
     }
-    check((&app, tenant), all, vec![source.clone()], Some(id)).await?;
+    check((&submissions, tenant), all, vec![source.clone()], Some(id)).await?;
     let saving = async move |store: store::Store| match store.update_template(tenant, id, &source, is_active).await? {
         true => store.template(tenant, id).await,
         false => Ok(None),
     };
-    let changed = app.web.db.run(saving).await?;
+    let changed = submissions.web.queries.run(saving).await?;
     let changed = changed
         .ok_or_else(|| Problem::conflict("Read the template and try again: somebody else changed it just now."))?;
-    app.web.catalogues.forget(tenant);
+    submissions.web.catalogues.forget(tenant);
     Ok(HttpResponse::Ok().json(TemplateView::from(changed)))
 }
 
@@ -254,14 +259,14 @@ pub async fn update(
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/notifications/templates/{id}", tag = "templates", params(("id" = Uuid, Path, description = "The template")),
     responses((status = 204, description = "Removed"), (status = 409, description = "Another template includes it")))]
-pub async fn remove(admin: Admin, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn remove(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let found = stored(&app, tenant, id).await?;
+    let found = stored(&submissions, tenant, id).await?;
     if found.is_active {
-        check_unused((&app, tenant), everything(&app, tenant).await?, found.source.name).await?;
+        check_unused((&submissions, tenant), all_templates(&submissions, tenant).await?, found.source.name).await?;
     }
-    let was_there = app.web.db.run(async move |store| store.remove_template(tenant, id).await).await?;
-    app.web.catalogues.forget(tenant);
+    let was_there = submissions.web.queries.run(async move |store| store.remove_template(tenant, id).await).await?;
+    submissions.web.catalogues.forget(tenant);
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(unknown()) }
 }
 
@@ -301,18 +306,22 @@ pub async fn versions(
     reader: Reader,
     id: Id,
     page: Params<Page>,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
 ) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::number_cursor(page.0.cursor)?);
     let (tenant, id) = (reader.0.tenant, id.0);
-    stored(&app, tenant, id).await?;
+    stored(&submissions, tenant, id).await?;
     let before = before.map(|before| i32::try_from(before).unwrap_or(i32::MAX));
-    let found = app.web.db.run(async move |store| store.template_versions(tenant, id, before, limit + 1).await).await?;
+    let found = submissions
+        .web
+        .queries
+        .run(async move |store| store.template_versions(tenant, id, before, limit + 1).await)
+        .await?;
     let (found, next_cursor) =
         params::page_after(found, limit, |one| params::number_cursor_after(i64::from(one.version)));
     let view = |one: TemplateVersion| {
         let TemplateVersion { version, variables, parts, created_at } = one;
-        VersionView { version, variables, created_at, parts: spelled(&parts) }
+        VersionView { version, variables, created_at, parts: written_parts(&parts) }
     };
     Ok(HttpResponse::Ok().json(VersionList { versions: found.into_iter().map(view).collect(), next_cursor }))
 }
@@ -347,17 +356,17 @@ pub struct PreviewBody {
 pub async fn preview(
     reader: Reader,
     id: Id,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     body: JsonBody<TEMPLATE>,
 ) -> Result<HttpResponse, Problem> {
     let asked: PreviewBody = body.parse_or_default().await?;
     let channel = channel_of(asked.channel.as_deref())?;
-    let template = ready(&app, reader.0.tenant, id.0, asked.version).await?;
+    let template = ready(&submissions, reader.0.tenant, id.0, asked.version).await?;
     let variables = Value::Object(asked.template_vars);
     let mut said = Map::new();
     for (key, channel) in places(&template.source, channel) {
-        let part = render((&app, reader.0.tenant), Arc::clone(&template), channel, variables.clone()).await?;
-        spell(&key, &part, &mut said);
+        let part = render((&submissions, reader.0.tenant), Arc::clone(&template), channel, variables.clone()).await?;
+        write_part(&key, &part, &mut said);
     }
     if said.is_empty() {
         return Err(Problem::validation(vec![FieldError::new(
@@ -374,18 +383,28 @@ fn channel_of(text: Option<&str>) -> Result<Option<Channel>, Problem> {
 }
 
 /// A template of this tenant, ready to render as it stands in the database, also where it is not active.
-async fn ready(app: &Submissions, tenant: TenantId, id: Uuid, version: Option<i32>) -> Result<Arc<Template>, Problem> {
-    let mut source = stored(app, tenant, id).await?.source;
+async fn ready(
+    submissions: &Submissions,
+    tenant: TenantId,
+    id: Uuid,
+    version: Option<i32>,
+) -> Result<Arc<Template>, Problem> {
+    let mut source = stored(submissions, tenant, id).await?.source;
     if let Some(version) = version.filter(|version| *version != source.version) {
         let next = version.saturating_add(1);
-        let found = app.web.db.run(async move |store| store.template_versions(tenant, id, Some(next), 1).await).await?;
+        let found = submissions
+            .web
+            .queries
+            .run(async move |store| store.template_versions(tenant, id, Some(next), 1).await)
+            .await?;
         let found = found.into_iter().find(|one| one.version == version);
         let found =
             found.ok_or_else(|| Problem::validation(vec![FieldError::new("version", "must be one that there was")]))?;
         (source.version, source.variables, source.parts) = (version, found.variables, found.parts);
     }
     let name = source.name.clone();
-    let others = everything(app, tenant).await?.into_iter().filter(|one| one.is_active && one.source.name != name);
+    let others =
+        all_templates(submissions, tenant).await?.into_iter().filter(|one| one.is_active && one.source.name != name);
     let all = std::iter::once(source).chain(others.map(|one| one.source)).collect();
     template::compile(all).into_iter().next().map(Arc::new).ok_or_else(unknown)
 }
@@ -440,7 +459,7 @@ pub async fn test(
     admin: Admin,
     id: Id,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<TEMPLATE>,
 ) -> Result<HttpResponse, Problem> {
@@ -452,8 +471,9 @@ pub async fn test(
     let key = idempotency::key(request.headers(), None)?;
     let channel = channel_of(asked.channel.as_deref())?.unwrap_or(Channel::InApp);
     let tenant = admin.0.tenant;
-    let template = ready(&app, tenant, id.0, None).await?;
-    let part = render((&app, tenant), Arc::clone(&template), channel, Value::Object(asked.template_vars)).await?;
+    let template = ready(&submissions, tenant, id.0, None).await?;
+    let part =
+        render((&submissions, tenant), Arc::clone(&template), channel, Value::Object(asked.template_vars)).await?;
     let own = || (channel == Channel::InApp).then(|| admin.0.subject.clone());
     let submission = Submission {
         channel: Some(channel.to_string()),
@@ -465,11 +485,11 @@ pub async fn test(
         kind: Some("test".to_owned()),
         ..Submission::default()
     };
-    let mut draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
+    let mut draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
     let TemplateSource { name, version, .. } = &template.source;
     draft.content.template = Some(TemplateRef { name: name.clone(), version: *version });
     let meant = to_json(&(id.0, String::from_utf8_lossy(&bytes)));
-    accept(&app, tenant, draft, origin(&admin.0, trace), hashes(key, Kind::TemplateTest, &meant)).await
+    accept(&submissions, tenant, draft, origin(&admin.0, trace), hashes(key, Kind::TemplateTest, &meant)).await
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use store::{Store, limits::TenantLimits};
 use utoipa::ToSchema;
 use web::{Web, audit, auth::Admin, body::JsonBody, params::Params, problem::Problem};
 
-use crate::managing::tenants::{TenantQuery, meant};
+use crate::managing::tenants::{TenantQuery, tenant_of_query};
 
 /// More requests or messages a minute than anything here can do.
 const PER_MINUTE_MAX: i64 = 100_000_000;
@@ -78,9 +78,9 @@ impl LimitsBody {
 /// Roles: admin for its tenant; operator for any, with `?tenant=`.
 #[utoipa::path(get, path = "/api/admin/limits", tag = "managing", params(TenantQuery),
     responses((status = 200, description = "The limits", body = LimitsView)))]
-pub async fn show(admin: Admin, query: Params<TenantQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
-    let tenant = meant(&app, &admin.0, query.0.tenant).await?;
-    let limits = app.db.run(async move |store| store.tenant_limits(tenant).await).await?;
+pub async fn show(admin: Admin, query: Params<TenantQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
+    let tenant = tenant_of_query(&web, &admin.0, query.0.tenant).await?;
+    let limits = web.queries.run(async move |store| store.tenant_limits(tenant).await).await?;
     Ok(HttpResponse::Ok().json(LimitsView::from(limits)))
 }
 
@@ -96,21 +96,21 @@ pub async fn show(admin: Admin, query: Params<TenantQuery>, app: Data<Web>) -> R
 pub async fn set(
     admin: Admin,
     query: Params<TenantQuery>,
-    app: Data<Web>,
+    web: Data<Web>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
-    let tenant = meant(&app, &admin.0, query.0.tenant).await?;
+    let tenant = tenant_of_query(&web, &admin.0, query.0.tenant).await?;
     let asked: LimitsBody = body.parse().await?;
-    let usual = i64::try_from(app.limits.usual_per_minute()).unwrap_or(i64::MAX);
+    let usual = i64::try_from(web.limits.usual_per_minute()).unwrap_or(i64::MAX);
     let http_max = if admin.0.role == Role::Operator { PER_MINUTE_MAX } else { usual.min(PER_MINUTE_MAX) };
-    let old = app.db.run(async move |store| store.tenant_limits(tenant).await).await?;
+    let old = web.queries.run(async move |store| store.tenant_limits(tenant).await).await?;
     let limits = asked.onto(old, http_max)?;
     let store_both = async move |store: Store| {
         store.set_tenant_limits(tenant, limits).await?;
         store.limit_sessions(tenant, limits.whatsapp_per_minute).await
     };
-    app.db.run(store_both).await?;
-    app.refresh_limits().await;
+    web.queries.run(store_both).await?;
+    web.refresh_limits().await;
     Ok(audit::of_tenant(HttpResponse::Ok().json(LimitsView::from(limits)), tenant))
 }
 

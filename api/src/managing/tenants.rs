@@ -32,7 +32,7 @@ pub struct PageQuery {
     cursor: Option<Text>,
 }
 
-/// Whose things are meant.
+/// The tenant that a query names.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -43,9 +43,9 @@ pub struct TenantQuery {
 }
 
 /// The tenant that a caller means: its own, or for an operator any.
-pub async fn meant(app: &Web, caller: &Identity, slug: Option<Text>) -> Result<TenantId, Problem> {
+pub async fn tenant_of_query(web: &Web, caller: &Identity, slug: Option<Text>) -> Result<TenantId, Problem> {
     let Some(slug) = params::given(slug) else { return Ok(caller.tenant) };
-    let found = app.credentials.tenant(&slug).await?;
+    let found = web.credentials.tenant(&slug).await?;
     let seen = |tenant: &TenantId| caller.role == Role::Operator || *tenant == caller.tenant;
     found.filter(seen).ok_or_else(|| Problem::not_found("tenant"))
 }
@@ -83,9 +83,9 @@ pub struct TenantList {
 /// Roles: operator.
 #[utoipa::path(get, path = "/api/admin/tenants", tag = "managing", params(PageQuery),
     responses((status = 200, description = "A page of tenants", body = TenantList)))]
-pub async fn list(_: Operator, query: Params<PageQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(_: Operator, query: Params<PageQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(query.0.limit)?, params::number_cursor(query.0.cursor)?);
-    let all = app.db.run(async move |store| store.list_tenants().await).await?;
+    let all = web.queries.run(async move |store| store.list_tenants().await).await?;
     let older = all.iter().rev().filter(|tenant| before.is_none_or(|before| i64::from(tenant.id.0) < before));
     let wanted = usize::try_from(limit).unwrap_or_default() + 1;
     let rows: Vec<TenantView> = older.take(wanted).map(TenantView::from).collect();
@@ -124,12 +124,12 @@ pub struct TenantCreated {
 #[utoipa::path(post, path = "/api/admin/tenants", tag = "managing",
     request_body(content = TenantBody, example = json!({"slug": "acme"})),
     responses((status = 201, description = "Created", body = TenantCreated),
-        (status = 409, description = "`state_conflict`: There is a tenant of that name", body = web::schemas::ProblemBody,
+        (status = 409, description = "`state_conflict`: There is a tenant of that name", body = web::openapi::ProblemBody,
             content_type = "application/problem+json")))]
-pub async fn create(operator: Operator, app: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn create(operator: Operator, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let asked: TenantBody = body.parse().await?;
     let secret = token::webhook_secret().map_err(|_| Problem::internal())?;
-    let created = app.db.run(async move |store| Ok(store.create_tenant(&asked.slug, &secret).await)).await?;
+    let created = web.queries.run(async move |store| Ok(store.create_tenant(&asked.slug, &secret).await)).await?;
     let tenant = created.map_err(|error| match error {
         CreateTenantError::Taken(_) => Problem::conflict("Choose another name: there is a tenant of this one."),
         CreateTenantError::Name(_) => Problem::validation(vec![FieldError::new(

@@ -96,7 +96,7 @@ pub struct Tokens {
     responses((status = 200, description = "The tokens", body = Tokens)))]
 pub async fn issue(
     caller: Anyone,
-    app: Data<Web>,
+    web: Data<Web>,
     issuer: Data<Issuer>,
     request: HttpRequest,
     body: JsonBody,
@@ -110,7 +110,7 @@ pub async fn issue(
     let (subject, role, ttl) = asked;
     let family = NewFamily { id: refresh.family, hash: refresh.hash, key, subject: subject.clone(), role, ttl };
     let holds = issuer.refresh;
-    let begun = app.db.run(async move |store| store.begin_family(family, holds).await).await?;
+    let begun = web.queries.run(async move |store| store.begin_family(family, holds).await).await?;
     let revoked = || Problem::new(Code::Unauthenticated, "This API key is revoked; use another one.");
     let via = Via { key, role: caller.0.role };
     issuer.answer(&Grant { tenant: begun.ok_or_else(revoked)?, subject, role, ttl, via }, &refresh)
@@ -176,10 +176,10 @@ pub struct RefreshBody {
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "tokens", security(()),
     request_body(content = RefreshBody, example = json!({"refresh_token": "phr_…"})),
     responses((status = 200, description = "The next tokens", body = Tokens),
-        (status = 401, description = "`unauthenticated`: A valid credential is needed", body = web::schemas::ProblemBody,
+        (status = 401, description = "`unauthenticated`: A valid credential is needed", body = web::openapi::ProblemBody,
             content_type = "application/problem+json")))]
-pub async fn renew(app: Data<Web>, issuer: Data<Issuer>, body: JsonBody<ANONYMOUS>) -> Result<HttpResponse, Problem> {
-    app.schema.require()?;
+pub async fn renew(web: Data<Web>, issuer: Data<Issuer>, body: JsonBody<ANONYMOUS>) -> Result<HttpResponse, Problem> {
+    web.migrations.require_current()?;
     let asked: RefreshBody = body.parse().await?;
     let refused = || {
         Problem::new(
@@ -188,12 +188,12 @@ pub async fn renew(app: Data<Web>, issuer: Data<Issuer>, body: JsonBody<ANONYMOU
         )
     };
     let (family, old) = RefreshToken::read(&asked.refresh_token).ok_or_else(refused)?;
-    if let Some(problem) = app.limits.of_family(family).refusal() {
+    if let Some(problem) = web.limits.of_family(family).refusal() {
         return Err(problem);
     }
     let next = RefreshToken::of(family).map_err(|_| Problem::internal())?;
     let (new, holds) = (next.hash, issuer.refresh);
-    let grant = app.db.run(async move |store| store.rotate_family(family, old, new, holds).await).await?;
+    let grant = web.queries.run(async move |store| store.rotate_family(family, old, new, holds).await).await?;
     issuer.answer(&grant.ok_or_else(refused)?, &next)
 }
 

@@ -21,9 +21,9 @@ pub struct SigningSecret {
 /// Roles: admin, operator (for the tenant of the credential).
 #[utoipa::path(get, path = "/api/webhooks/signing-secret", tag = "managing",
     responses((status = 200, description = "The secret", body = SigningSecret)))]
-pub async fn signing_secret(admin: Admin, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn signing_secret(admin: Admin, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let tenant = admin.0.tenant;
-    let found = app.db.run(async move |store| store.tenant_by_id(tenant).await).await?;
+    let found = web.queries.run(async move |store| store.tenant_by_id(tenant).await).await?;
     let tenant = found.ok_or_else(|| Problem::not_found("tenant"))?;
     Ok(HttpResponse::Ok().json(SigningSecret { secret: tenant.webhook_secret.expose_secret().to_owned() }))
 }

@@ -158,7 +158,7 @@ pub struct SessionMessageList {
 }
 
 /// What a list asks both directions for.
-struct Asked {
+struct MessageSearch {
     tenant: TenantId,
     session: Option<Uuid>,
     sent: Option<OutboundFilter>,
@@ -176,7 +176,7 @@ struct Asked {
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/messages", tag = "whatsapp", params(SessionMessages),
     responses((status = 200, description = "A page of messages", body = SessionMessageList)))]
-pub async fn list(reader: Reader, query: Params<SessionMessages>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn list(reader: Reader, query: Params<SessionMessages>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let query = query.0;
     let tenant = reader.0.tenant;
     let status = status(query.status)?;
@@ -187,7 +187,7 @@ pub async fn list(reader: Reader, query: Params<SessionMessages>, app: Data<Web>
     let limit = params::limit(query.limit)?;
     let (from, to) = (params::time("fromDate", query.from_date)?, params::time("toDate", query.to_date)?);
     let search = params::given(query.search);
-    let turn = if search.is_some() { app.search_turn(tenant).await? } else { None };
+    let turn = if search.is_some() { web.search_turn(tenant).await? } else { None };
     let wants = |word: &str| direction.as_deref().is_none_or(|direction| direction == word);
     let states = match &status {
         Some(Status::States(states)) => Some(states.clone()),
@@ -195,7 +195,7 @@ pub async fn list(reader: Reader, query: Params<SessionMessages>, app: Data<Web>
     };
     let wants_sent = wants("outbound") && !matches!(status, Some(Status::Received));
     let wants_received = wants("inbound") && !matches!(status, Some(Status::States(_)));
-    let asked = Asked {
+    let message_search = MessageSearch {
         tenant,
         session: None,
         sent: wants_sent.then(|| OutboundFilter { session: None, states, from, to, search: search.clone() }),
@@ -206,38 +206,42 @@ pub async fn list(reader: Reader, query: Params<SessionMessages>, app: Data<Web>
     };
     let session = params::given(query.session_id);
     let searching = async move |store: Store| {
-        let found = page(&store, asked, session).await;
+        let found = page(&store, message_search, session).await;
         drop(turn);
         found
     };
-    let list = app.db.run(searching).await?;
+    let list = web.queries.run(searching).await?;
     Ok(HttpResponse::Ok().json(list))
 }
 
-async fn page(store: &Store, mut asked: Asked, session: Option<String>) -> store::DbResult<SessionMessageList> {
+async fn page(
+    store: &Store,
+    mut message_search: MessageSearch,
+    session: Option<String>,
+) -> store::DbResult<SessionMessageList> {
     if let Some(named) = session {
         // A session that is not there has no messages.
-        let Some(found) = store.session_of(asked.tenant, &named).await? else {
+        let Some(found) = store.session_of(message_search.tenant, &named).await? else {
             return Ok(SessionMessageList { messages: Vec::new(), next_cursor: None });
         };
-        asked.session = Some(found.id);
+        message_search.session = Some(found.id);
     }
     // Both in full, one more than wanted: which of them the page shows is known only once they are merged.
-    let wanted = asked.skip + asked.limit + 1;
+    let wanted = message_search.skip + message_search.limit + 1;
     let mut rows: Vec<(Uuid, Row)> = Vec::new();
-    if let Some(filter) = asked.sent {
-        let filter = OutboundFilter { session: asked.session, ..filter };
-        let sent = store.list_outbound(asked.tenant, &filter, asked.before, 0, wanted).await?;
+    if let Some(filter) = message_search.sent {
+        let filter = OutboundFilter { session: message_search.session, ..filter };
+        let sent = store.list_outbound(message_search.tenant, &filter, message_search.before, 0, wanted).await?;
         rows.extend(sent.into_iter().map(|message| (message.delivery, Row::Sent(Box::new(message)))));
     }
-    if let Some(filter) = asked.received {
-        let filter = InboundFilter { session: asked.session, ..filter };
-        let received = store.list_inbound(asked.tenant, &filter, asked.before, 0, wanted).await?;
+    if let Some(filter) = message_search.received {
+        let filter = InboundFilter { session: message_search.session, ..filter };
+        let received = store.list_inbound(message_search.tenant, &filter, message_search.before, 0, wanted).await?;
         rows.extend(received.into_iter().map(|message| (message.id, Row::Received(Box::new(message)))));
     }
     rows.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
-    let rows: Vec<_> = rows.into_iter().skip(usize::try_from(asked.skip).unwrap_or(0)).collect();
-    let (rows, next_cursor) = params::page_of(rows, asked.limit, |(id, _)| *id);
+    let rows: Vec<_> = rows.into_iter().skip(usize::try_from(message_search.skip).unwrap_or(0)).collect();
+    let (rows, next_cursor) = params::page_of(rows, message_search.limit, |(id, _)| *id);
     let mut ids: Vec<Uuid> = rows.iter().map(|(_, row)| row.session()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -319,9 +323,9 @@ fn received(message: Inbound, session: Option<String>) -> SessionMessageView {
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/messages/{id}", tag = "whatsapp", params(("id" = Uuid, Path, description = "The message")),
     responses((status = 200, description = "The message", body = SessionMessageView)))]
-pub async fn show(reader: Reader, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (reader.0.tenant, id.0);
-    let found = app.db.run(async move |store| {
+    let found = web.queries.run(async move |store| {
         let row = match store.outbound(tenant, id).await? {
             Some(message) => Some(Row::Sent(Box::new(message))),
             None => store.inbound(tenant, id).await?.map(|message| Row::Received(Box::new(message))),
@@ -377,11 +381,11 @@ pub struct Stats {
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/messages/stats", tag = "whatsapp", params(StatsQuery),
     responses((status = 200, description = "The counts", body = Stats)))]
-pub async fn stats(reader: Reader, query: Params<StatsQuery>, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn stats(reader: Reader, query: Params<StatsQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let tenant = reader.0.tenant;
     let from = params::time("fromDate", query.0.from_date)?;
     let to = params::time("toDate", query.0.to_date)?;
-    let counted = app.db.run(async move |store| store.count_whatsapp(tenant, from, to).await).await?;
+    let counted = web.queries.run(async move |store| store.count_whatsapp(tenant, from, to).await).await?;
     Ok(HttpResponse::Ok().json(summed(counted)))
 }
 

@@ -34,7 +34,7 @@ use web::{
 };
 
 use super::state::Sessions;
-use crate::room::require_room;
+use crate::quota::require_quota;
 
 /// Most messages a minute; WhatsApp bans numbers long before.
 const RATE_MAX: i32 = 1000;
@@ -128,7 +128,7 @@ impl SessionBody {
     }
 
     /// The settings it makes of those before, if there are any; every fault at once.
-    fn apply(self, app: &Sessions, before: Option<&Settings>, named_by: NamedBy) -> Result<Settings, Problem> {
+    fn apply(self, sessions: &Sessions, before: Option<&Settings>, named_by: NamedBy) -> Result<Settings, Problem> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
         for (field, is_given) in [
@@ -147,7 +147,7 @@ impl SessionBody {
             fault("name", "must have 1 to 64 letters, digits, `.`, `_` and `-`");
         }
         if let Some(url) = &self.base_url {
-            match app.waha.check_base_url(url, named_by) {
+            match sessions.waha.check_base_url(url, named_by) {
                 Err(refusal) => fault("base_url", &refusal.to_string()),
                 Ok(()) if url.len() > URL_BYTES_MAX || url.contains(['?', '#']) => {
                     fault("base_url", "must have at most 2048 bytes, no query and no fragment");
@@ -248,7 +248,7 @@ pub struct SessionView {
 }
 
 impl SessionView {
-    fn of(app: &Sessions, session: Session) -> Self {
+    fn of(sessions: &Sessions, session: Session) -> Self {
         let settings = session.settings;
         Self {
             id: session.id,
@@ -264,7 +264,7 @@ impl SessionView {
             allow_ips: settings.allow_ips,
             gap_ms: settings.pace.gap_ms,
             jitter_ms: settings.pace.jitter_ms,
-            webhook_url: hook::url(&app.web.public_url, session.id),
+            webhook_url: hook::url(&sessions.web.public_url, session.id),
             last_event_at: session.last_event_at,
             created_at: session.created_at,
             updated_at: session.updated_at,
@@ -286,12 +286,13 @@ pub struct SessionList {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/sessions", tag = "whatsapp", params(Page),
     responses((status = 200, description = "The sessions", body = SessionList)))]
-pub async fn list(reader: Reader, page: Params<Page>, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
+pub async fn list(reader: Reader, page: Params<Page>, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = reader.0.tenant;
-    let found = app.web.db.run(async move |store| store.list_sessions(tenant, before, limit + 1).await).await?;
+    let found =
+        sessions.web.queries.run(async move |store| store.list_sessions(tenant, before, limit + 1).await).await?;
     let (found, next_cursor) = params::page_of(found, limit, |session| session.id);
-    let sessions = found.into_iter().map(|session| SessionView::of(&app, session)).collect();
+    let sessions = found.into_iter().map(|session| SessionView::of(&sessions, session)).collect();
     Ok(HttpResponse::Ok().json(SessionList { sessions, next_cursor }))
 }
 
@@ -304,32 +305,32 @@ pub async fn list(reader: Reader, page: Params<Page>, app: Data<Sessions>) -> Re
     request_body(content = SessionBody, example = json!({"name": "main-session", "base_url": "https://waha.example.com", "api_key": "…",
         "webhook_secret": "…", "rate_per_minute": 20, "daily_cap": 1000, "on_limit": "queue"})),
     responses((status = 201, description = "Created", body = SessionView), (status = 409, description = "The name is taken")))]
-pub async fn create(admin: Admin, app: Data<Sessions>, body: JsonBody) -> Result<HttpResponse, Problem> {
+pub async fn create(admin: Admin, sessions: Data<Sessions>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (tenant, body) = (admin.0.tenant, body.parse::<SessionBody>().await?);
-    let is_first = app.web.db.run(async move |store| store.is_first_tenant(tenant).await).await?;
-    let settings = body.apply(&app, None, NamedBy::operator(is_first))?;
-    let public_url = app.web.public_url.clone();
-    require_room(&app.web, tenant, Counted::Sessions).await?;
+    let is_first = sessions.web.queries.run(async move |store| store.is_first_tenant(tenant).await).await?;
+    let settings = body.apply(&sessions, None, NamedBy::operator(is_first))?;
+    let public_url = sessions.web.public_url.clone();
+    require_quota(&sessions.web, tenant, Counted::Sessions).await?;
     let saving = async move |store: Store| match store.create_session(tenant, &settings).await {
         Ok(id) => {
             store.set_hook(id, &hook::url(&public_url, id)).await?;
             Ok(Ok(store.session(id).await?))
         }
-        Err(SaveError::Taken) => Ok(Err(taken())),
+        Err(SaveError::Taken) => Ok(Err(name_taken())),
         Err(SaveError::Database(error)) => Err(error),
     };
-    let session = app.web.db.run(saving).await??.ok_or_else(Problem::internal)?;
-    app.changed(session.id, &session.settings.name);
-    app.show_health();
-    Ok(HttpResponse::Created().json(SessionView::of(&app, session)))
+    let session = sessions.web.queries.run(saving).await??.ok_or_else(Problem::internal)?;
+    sessions.changed(session.id, &session.settings.name);
+    sessions.show_health();
+    Ok(HttpResponse::Created().json(SessionView::of(&sessions, session)))
 }
 
-fn taken() -> Problem {
+fn name_taken() -> Problem {
     Problem::new(Code::StateConflict, "Choose another name: this tenant has a session of that name.")
 }
 
-async fn find(app: &Sessions, tenant: TenantId, id: SessionRef) -> Result<Session, Problem> {
-    let found = app.web.db.run(async move |store| store.session_of(tenant, &id.0).await).await?;
+async fn find(sessions: &Sessions, tenant: TenantId, id: SessionRef) -> Result<Session, Problem> {
+    let found = sessions.web.queries.run(async move |store| store.session_of(tenant, &id.0).await).await?;
     found.ok_or_else(unknown)
 }
 
@@ -338,9 +339,9 @@ async fn find(app: &Sessions, tenant: TenantId, id: SessionRef) -> Result<Sessio
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/sessions/{id}", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     responses((status = 200, description = "The session", body = SessionView)))]
-pub async fn show(reader: Reader, id: SessionRef, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
-    let session = find(&app, reader.0.tenant, id).await?;
-    Ok(HttpResponse::Ok().json(SessionView::of(&app, session)))
+pub async fn show(reader: Reader, id: SessionRef, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
+    let session = find(&sessions, reader.0.tenant, id).await?;
+    Ok(HttpResponse::Ok().json(SessionView::of(&sessions, session)))
 }
 
 /// Changes a WhatsApp session.
@@ -356,21 +357,21 @@ pub async fn show(reader: Reader, id: SessionRef, app: Data<Sessions>) -> Result
 pub async fn update(
     admin: Admin,
     id: SessionRef,
-    app: Data<Sessions>,
+    sessions: Data<Sessions>,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
     let body: SessionBody = body.parse().await?;
-    let before = find(&app, admin.0.tenant, id).await?;
-    let settings = body.apply(&app, Some(&before.settings), NamedBy::operator(before.is_operators))?;
+    let before = find(&sessions, admin.0.tenant, id).await?;
+    let settings = body.apply(&sessions, Some(&before.settings), NamedBy::operator(before.is_operators))?;
     let (id, names) = (before.id, [before.settings.name.clone(), settings.name.clone()]);
     let saving = async move |store: Store| match store.update_session(&before, &settings).await {
         Ok(()) => Ok(Ok(store.session(id).await?)),
-        Err(SaveError::Taken) => Ok(Err(taken())),
+        Err(SaveError::Taken) => Ok(Err(name_taken())),
         Err(SaveError::Database(error)) => Err(error),
     };
-    let session = app.web.db.run(saving).await??.ok_or_else(unknown)?;
-    names.iter().for_each(|name| app.changed(session.id, name));
-    Ok(HttpResponse::Ok().json(SessionView::of(&app, session)))
+    let session = sessions.web.queries.run(saving).await??.ok_or_else(unknown)?;
+    names.iter().for_each(|name| sessions.changed(session.id, name));
+    Ok(HttpResponse::Ok().json(SessionView::of(&sessions, session)))
 }
 
 /// Removes a WhatsApp session.
@@ -381,11 +382,11 @@ pub async fn update(
 /// Roles: admin.
 #[utoipa::path(delete, path = "/sessions/{id}", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     responses((status = 204, description = "Removed"), (status = 409, description = "Messages wait for it")))]
-pub async fn remove(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
+pub async fn remove(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
     let tenant = admin.0.tenant;
-    let session = find(&app, tenant, id).await?;
+    let session = find(&sessions, tenant, id).await?;
     let id = session.id;
-    match app.web.db.run(async move |store| store.remove_session(tenant, id).await).await? {
+    match sessions.web.queries.run(async move |store| store.remove_session(tenant, id).await).await? {
         Removed::Unknown => return Err(unknown()),
         Removed::Busy(waiting) => {
             let detail = format!("Cancel the messages that wait for this session first: there are {waiting}.");
@@ -393,13 +394,13 @@ pub async fn remove(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result
         }
         Removed::Yes => {}
     }
-    app.changed(session.id, &session.settings.name);
+    sessions.changed(session.id, &session.settings.name);
     if session.is_wanted
-        && let Ok(host) = host(&app, &session)
+        && let Ok(host) = host(&sessions, &session)
     {
         let name = session.settings.name.clone();
         // Whatever comes of it: the session is gone here.
-        let _ = app.web.elsewhere(async move { host.stop_session(&name).await }).await;
+        let _ = sessions.web.run_detached(async move { host.stop_session(&name).await }).await;
     }
     Ok(HttpResponse::NoContent().finish())
 }
@@ -413,9 +414,9 @@ pub async fn remove(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result
 #[utoipa::path(post, path = "/sessions/{id}/start", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     responses((status = 200, description = "Started", body = SessionView), (status = 502, description = "WAHA refused"),
         (status = 503, description = "WAHA cannot be reached")))]
-pub async fn start(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
-    let public_url = app.web.public_url.clone();
-    turn(&app, admin.0.tenant, id, Some(true), async move |host: Host, session: Session| {
+pub async fn start(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
+    let public_url = sessions.web.public_url.clone();
+    control_session(&sessions, admin.0.tenant, id, Some(true), async move |host: Host, session: Session| {
         let (name, secret) = (session.settings.name.as_str(), session.settings.webhook_secret.as_ref());
         let url = hook::url(&public_url, session.id);
         let with_webhook = |config| hook::with_webhook(config, &url, secret, session.previous_secret.as_ref());
@@ -442,8 +443,8 @@ pub async fn start(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<
 #[utoipa::path(post, path = "/sessions/{id}/stop", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     responses((status = 200, description = "Stopped", body = SessionView), (status = 502, description = "WAHA refused"),
         (status = 503, description = "WAHA cannot be reached")))]
-pub async fn stop(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
-    turn(&app, admin.0.tenant, id, Some(false), async |host: Host, session: Session| {
+pub async fn stop(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
+    control_session(&sessions, admin.0.tenant, id, Some(false), async |host: Host, session: Session| {
         let name = session.settings.name.as_str();
         match host.stop_session(name).await {
             // WAHA does not know it: nothing runs.
@@ -461,8 +462,8 @@ pub async fn stop(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<H
 #[utoipa::path(post, path = "/sessions/{id}/restart", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     responses((status = 200, description = "Restarted", body = SessionView), (status = 409, description = "It was never started"),
         (status = 502, description = "WAHA refused"), (status = 503, description = "WAHA cannot be reached")))]
-pub async fn restart(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
-    turn(&app, admin.0.tenant, id, Some(true), async |host: Host, session: Session| {
+pub async fn restart(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
+    control_session(&sessions, admin.0.tenant, id, Some(true), async |host: Host, session: Session| {
         let name = session.settings.name.as_str();
         host.restart_session(name).await?;
         status(&host, name).await
@@ -476,8 +477,8 @@ pub async fn restart(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Resul
 #[utoipa::path(post, path = "/sessions/{id}/logout", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     responses((status = 200, description = "Unlinked", body = SessionView), (status = 409, description = "It was never started"),
         (status = 502, description = "WAHA refused"), (status = 503, description = "WAHA cannot be reached")))]
-pub async fn logout(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
-    turn(&app, admin.0.tenant, id, None, async |host: Host, session: Session| {
+pub async fn logout(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
+    control_session(&sessions, admin.0.tenant, id, None, async |host: Host, session: Session| {
         let name = session.settings.name.as_str();
         host.logout_session(name).await?;
         status(&host, name).await
@@ -491,8 +492,8 @@ async fn status(host: &Host, name: &str) -> Result<String, WahaError> {
 
 /// Does something with a session at WAHA, notes the state that WAHA then says, and answers the session. `is_wanted`: whether
 /// it shall run from now on, also if WAHA cannot be reached at the moment.
-async fn turn<F, Fut>(
-    app: &Data<Sessions>,
+async fn control_session<F, Fut>(
+    sessions: &Data<Sessions>,
     tenant: TenantId,
     id: SessionRef,
     is_wanted: Option<bool>,
@@ -502,17 +503,17 @@ where
     F: FnOnce(Host, Session) -> Fut + Send + 'static,
     Fut: Future<Output = Result<String, WahaError>> + Send + 'static,
 {
-    let session = find(app, tenant, id).await?;
-    let (id, host) = (session.id, host(app, &session)?);
+    let session = find(sessions, tenant, id).await?;
+    let (id, host) = (session.id, host(sessions, &session)?);
     if let Some(is_wanted) = is_wanted {
-        let url = hook::url(&app.web.public_url, id);
+        let url = hook::url(&sessions.web.public_url, id);
         let noting = async move |store: Store| {
             store.set_hook(id, &url).await?;
             store.want_session(id, is_wanted).await
         };
-        app.web.db.run(noting).await?;
+        sessions.web.queries.run(noting).await?;
     }
-    let state = match app.web.elsewhere(act(host, session)).await? {
+    let state = match sessions.web.run_detached(act(host, session)).await? {
         Ok(state) => state,
         // Whether it shall run is noted, and an earlier call to WAHA may have been carried out.
         Err(error) => return Ok(audit::in_part(refused(&error).error_response())),
@@ -521,8 +522,8 @@ where
         store.set_state(id, &state, None).await?;
         store.session(id).await
     };
-    match app.web.db.run(noting).await? {
-        Some(session) => Ok(HttpResponse::Ok().json(SessionView::of(app, session))),
+    match sessions.web.queries.run(noting).await? {
+        Some(session) => Ok(HttpResponse::Ok().json(SessionView::of(sessions, session))),
         // It was removed meanwhile, and WAHA has done what it was told.
         None => Ok(audit::in_part(unknown().error_response())),
     }
@@ -534,10 +535,11 @@ where
 #[utoipa::path(get, path = "/sessions/{id}/qr", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
     responses((status = 200, description = "The code", body = QrView), (status = 409, description = "It needs no code at present"),
         (status = 502, description = "WAHA refused"), (status = 503, description = "WAHA cannot be reached")))]
-pub async fn qr(admin: Admin, id: SessionRef, app: Data<Sessions>) -> Result<HttpResponse, Problem> {
-    let session = find(&app, admin.0.tenant, id).await?;
-    let (host, name) = (host(&app, &session)?, session.settings.name);
-    let code = app.web.elsewhere(async move { host.qr(&name).await }).await?.map_err(|error| refused(&error))?;
+pub async fn qr(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
+    let session = find(&sessions, admin.0.tenant, id).await?;
+    let (host, name) = (host(&sessions, &session)?, session.settings.name);
+    let code =
+        sessions.web.run_detached(async move { host.qr(&name).await }).await?.map_err(|error| refused(&error))?;
     Ok(HttpResponse::Ok().json(QrView::from(code)))
 }
 
@@ -558,8 +560,8 @@ impl From<Qr> for QrView {
     }
 }
 
-fn host(app: &Sessions, session: &Session) -> Result<Host, Problem> {
-    app.waha.host_of(session, app.timeout).map_err(|error| refused(&error))
+fn host(sessions: &Sessions, session: &Session) -> Result<Host, Problem> {
+    sessions.waha.host_of(session, sessions.timeout).map_err(|error| refused(&error))
 }
 
 /// The name of the session that the settings make.
@@ -568,7 +570,7 @@ const DEFAULT: &str = "default";
 const TENANT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Makes or changes the first tenant's session `default` as the settings say, once there is a tenant.
-pub async fn keep_default(app: &Sessions, config: &WahaConfig, store: &Store) {
+pub async fn keep_default(sessions: &Sessions, config: &WahaConfig, store: &Store) {
     let Some(url) = &config.base_url else { return };
     if config.api_key.is_none() {
         tracing::warn!(
@@ -583,9 +585,9 @@ pub async fn keep_default(app: &Sessions, config: &WahaConfig, store: &Store) {
         }
         tokio::time::sleep(TENANT_PAUSE).await;
     };
-    app.changed(session, DEFAULT);
+    sessions.changed(session, DEFAULT);
     // Made after this process told where it is reached.
-    if let Err(error) = store.begin_hooks(&hook::base(&app.web.public_url)).await {
+    if let Err(error) = store.begin_hooks(&hook::base(&sessions.web.public_url)).await {
         tracing::warn!(%error, "the session `default` does not know yet where its webhooks go");
     }
 }

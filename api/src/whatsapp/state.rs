@@ -9,7 +9,7 @@ use runtime::{
     probe::{Checking, Health, Part, Parts},
 };
 use uuid::Uuid;
-use web::{Db, Web};
+use web::{QueryRunner, Web};
 
 /// Less than the 900 ms that each part of the health report has.
 const PING_TIMEOUT: Duration = Duration::from_millis(700);
@@ -59,7 +59,7 @@ impl Sessions {
 
     /// Adds the WAHA of the sessions to the health report.
     pub fn show_health(&self) {
-        self.parts.add(WahaPart { db: self.web.db.clone(), host: self.host.clone() });
+        self.parts.add(WahaPart { queries: self.web.queries.clone(), host: self.host.clone() });
     }
 
     /// Says that a session changed.
@@ -71,7 +71,7 @@ impl Sessions {
 /// Whether the WAHA of the sessions answers. Only WhatsApp depends on it.
 struct WahaPart {
     /// Queries which sessions cannot be reached.
-    db: Db,
+    queries: QueryRunner,
     /// The WAHA host from the settings.
     host: Option<Host>,
 }
@@ -91,7 +91,7 @@ impl Part for WahaPart {
                     return Health::Degraded(format!("WAHA_BASE_URL: {error}"));
                 }
             }
-            match self.db.run(async |store| store.unreachable_sessions().await).await {
+            match self.queries.run(async |store| store.unreachable_sessions().await).await {
                 Ok(0) => Health::Up,
                 Ok(count) => Health::Degraded(format!("the WAHA of {count} started sessions does not answer")),
                 Err(_) => Health::Degraded("the sessions are not known while the database is away".to_owned()),

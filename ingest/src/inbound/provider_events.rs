@@ -55,11 +55,11 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Events were not stored; their sender retries.
 #[derive(Clone, Copy, Debug)]
-pub struct KeepError;
+pub struct NotStored;
 
 /// Why events could not be verified at all.
 #[derive(Debug, thiserror::Error)]
-pub enum TrustError {
+pub enum VerifierError {
     /// The file is missing or unreadable.
     #[error("SNS_SIGNING_CERT_PATH cannot be read")]
     Read(#[source] std::io::Error),
@@ -72,7 +72,7 @@ pub enum TrustError {
 }
 
 /// The keys and certificates that verify events.
-pub struct Trust {
+pub struct EventVerifier {
     sendgrid: Option<PublicKey>,
     twilio: Option<twilio::Token>,
     topics: Vec<String>,
@@ -80,9 +80,9 @@ pub struct Trust {
     certificates: Certificates,
 }
 
-impl Trust {
+impl EventVerifier {
     /// Loads them as the settings say.
-    pub fn of(config: &Config) -> Result<Self, TrustError> {
+    pub fn of(config: &Config) -> Result<Self, VerifierError> {
         let events = &config.provider_events;
         Ok(Self {
             sendgrid: events.sendgrid_key.clone(),
@@ -103,9 +103,9 @@ struct Certificates {
 }
 
 impl Certificates {
-    fn of(path: Option<&str>) -> Result<Self, TrustError> {
-        let read = |path| std::fs::read(path).map_err(TrustError::Read);
-        let parse = |pem: Vec<u8>| Certificate::parse(&pem).ok_or(TrustError::Certificate);
+    fn of(path: Option<&str>) -> Result<Self, VerifierError> {
+        let read = |path| std::fs::read(path).map_err(VerifierError::Read);
+        let parse = |pem: Vec<u8>| Certificate::parse(&pem).ok_or(VerifierError::Certificate);
         Ok(Self {
             pinned: path.map(|path| read(path).and_then(parse)).transpose()?,
             client: egress::client(FETCH_TIMEOUT)
@@ -113,14 +113,14 @@ impl Certificates {
                 .timeout(FETCH_TIMEOUT)
                 .https_only(true)
                 .build()
-                .map_err(TrustError::Client)?,
+                .map_err(VerifierError::Client)?,
             known: Cache::new(CERTIFICATES_MAX),
             fetches: Semaphore::new(FETCHES_MAX),
         })
     }
 
     /// The certificate that a message names; `None` if it is not trustworthy.
-    async fn find(&self, app: &ProviderWebhooks, envelope: &Envelope) -> Result<Option<Certificate>, Problem> {
+    async fn find(&self, webhooks: &ProviderWebhooks, envelope: &Envelope) -> Result<Option<Certificate>, Problem> {
         if self.pinned.is_some() {
             return Ok(self.pinned.clone());
         }
@@ -134,7 +134,7 @@ impl Certificates {
         if let Some(known) = self.known.get(url.as_str()) {
             return Ok(known);
         }
-        let fetched = app.web.elsewhere(fetch(self.client.clone(), url.clone())).await?;
+        let fetched = webhooks.web.run_detached(fetch(self.client.clone(), url.clone())).await?;
         let found = fetched.filter(|certificate| certificate.holds_at(clock::now()));
         let ttl = if found.is_some() { CERTIFICATE_TTL } else { MISSING_TTL };
         self.known.put(url.into(), found.clone(), ttl);
@@ -156,9 +156,9 @@ async fn fetch(client: Client, url: Url) -> Option<Certificate> {
 
 /// Stores provider events. Cheap to clone.
 #[derive(Clone)]
-pub struct Keeper(Batcher<ProviderEvent, Result<bool, KeepError>>);
+pub struct EventWriter(Batcher<ProviderEvent, Result<bool, NotStored>>);
 
-impl Keeper {
+impl EventWriter {
     /// Starts storing events in `store`.
     pub fn start(store: Store) -> Self {
         let flush = move |events: Vec<ProviderEvent>| {
@@ -169,7 +169,7 @@ impl Keeper {
                     Err(error) => {
                         let source = std::error::Error::source(&error).map(ToString::to_string);
                         tracing::warn!(%error, source, size, "events of providers were not kept");
-                        vec![Err(KeepError); size]
+                        vec![Err(NotStored); size]
                     }
                 }
             }
@@ -178,12 +178,12 @@ impl Keeper {
     }
 
     /// Stores one event, without a bound on the wait.
-    pub async fn keep(&self, event: ProviderEvent) -> Result<(), KeepError> {
-        self.0.submit(event).await.map_err(|_| KeepError)?.map(drop)
+    pub async fn keep(&self, event: ProviderEvent) -> Result<(), NotStored> {
+        self.0.submit(event).await.map_err(|_| NotStored)?.map(drop)
     }
 
     /// Stores all events or fails; on failure some may be stored. Returns how many are new.
-    async fn keep_all(&self, events: Vec<ProviderEvent>) -> Result<usize, Problem> {
+    async fn store_all(&self, events: Vec<ProviderEvent>) -> Result<usize, Problem> {
         let keeping = join_all(events.into_iter().map(|event| self.0.try_submit(event)));
         let answers = timeout(DEADLINE, keeping).await.map_err(|_| Problem::unavailable())?;
         let mut new = 0;
@@ -191,7 +191,7 @@ impl Keeper {
             match answer {
                 Ok(Ok(is_new)) => new += usize::from(is_new),
                 Err(SubmitError::Full) => return Err(Problem::overloaded()),
-                Ok(Err(KeepError)) | Err(SubmitError::Late | SubmitError::Abandoned) => {
+                Ok(Err(NotStored)) | Err(SubmitError::Late | SubmitError::Abandoned) => {
                     return Err(Problem::unavailable());
                 }
             }
@@ -215,9 +215,9 @@ pub struct ProviderWebhooks {
     /// State of all handlers.
     pub web: Data<Web>,
     /// Keys and certificates that verify events.
-    pub trust: Trust,
+    pub verifier: EventVerifier,
     /// Stores events.
-    pub keeper: Keeper,
+    pub writer: EventWriter,
 }
 
 /// Takes the events of a provider about its deliveries: `sendgrid`, `twilio`, `ses` or `sns`.
@@ -231,11 +231,11 @@ pub struct ProviderWebhooks {
     request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
 pub async fn receive(
-    app: Data<ProviderWebhooks>,
+    webhooks: Data<ProviderWebhooks>,
     request: HttpRequest,
     body: RawBody,
 ) -> Result<HttpResponse, Problem> {
-    take(&app, &request, body).await
+    take(&webhooks, &request, body).await
 }
 
 /// As `/api/notifications/webhook/{provider}`.
@@ -244,35 +244,35 @@ pub async fn receive(
     request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
 pub async fn receive_short(
-    app: Data<ProviderWebhooks>,
+    webhooks: Data<ProviderWebhooks>,
     request: HttpRequest,
     body: RawBody,
 ) -> Result<HttpResponse, Problem> {
-    take(&app, &request, body).await
+    take(&webhooks, &request, body).await
 }
 
-async fn take(app: &ProviderWebhooks, request: &HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
+async fn take(webhooks: &ProviderWebhooks, request: &HttpRequest, body: RawBody) -> Result<HttpResponse, Problem> {
     let source = request.match_info().get("provider").and_then(|name| name.parse().ok());
     if matches!(source, None | Some(EventSource::Tracking)) {
         return body.refuse(Problem::not_found("provider")).await;
     }
-    if !may_vouch(&app.trust, source, request.headers()) {
+    if !may_verify(&webhooks.verifier, source, request.headers()) {
         let problem = refuse();
         count_failure(source, &problem);
         return body.refuse(problem).await;
     }
     let body = body.read(if source == Some(EventSource::Ses) { SNS_BYTES_MAX } else { WEBHOOK }).await?;
     let events = match source {
-        Some(EventSource::Sendgrid) => of_sendgrid(&app.trust, request.headers(), &body),
-        Some(EventSource::Twilio) => of_twilio(app, request, &body),
-        Some(EventSource::Ses) => of_sns(app, &body).await,
+        Some(EventSource::Sendgrid) => of_sendgrid(&webhooks.verifier, request.headers(), &body),
+        Some(EventSource::Twilio) => of_twilio(webhooks, request, &body),
+        Some(EventSource::Ses) => of_sns(webhooks, &body).await,
         // Only our own tracker reports tracking events.
         Some(EventSource::Tracking) | None => return Err(Problem::not_found("provider")),
     }
     .inspect_err(|problem| count_failure(source, problem))?;
-    app.web.schema.require()?;
+    webhooks.web.migrations.require_current()?;
     let total = events.len();
-    let new = app.keeper.keep_all(events).await?;
+    let new = webhooks.writer.store_all(events).await?;
     let source = source.map_or("", EventSource::as_str);
     let count = |duplicate, n: usize| {
         let counter = metrics::counter!(metric::PROVIDER_EVENTS, "provider" => source, "duplicate" => duplicate);
@@ -284,13 +284,13 @@ async fn take(app: &ProviderWebhooks, request: &HttpRequest, body: RawBody) -> R
 }
 
 /// Whether the body may still verify, judging by the headers alone. If not, the body is not read.
-fn may_vouch(trust: &Trust, source: Option<EventSource>, headers: &HeaderMap) -> bool {
+fn may_verify(verifier: &EventVerifier, source: Option<EventSource>, headers: &HeaderMap) -> bool {
     let is_signed = |name| header(headers, name).is_some_and(is_signature);
     match source {
-        Some(EventSource::Sendgrid) => trust.sendgrid.is_some() && is_signed(sendgrid::SIGNATURE),
-        Some(EventSource::Twilio) => trust.twilio.is_some() && is_signed(twilio::SIGNATURE),
+        Some(EventSource::Sendgrid) => verifier.sendgrid.is_some() && is_signed(sendgrid::SIGNATURE),
+        Some(EventSource::Twilio) => verifier.twilio.is_some() && is_signed(twilio::SIGNATURE),
         // The signature of SNS is in the body.
-        Some(EventSource::Ses) => !trust.topics.is_empty(),
+        Some(EventSource::Ses) => !verifier.topics.is_empty(),
         Some(EventSource::Tracking) | None => false,
     }
 }
@@ -301,34 +301,34 @@ fn is_signature(text: &str) -> bool {
     (28..=200).contains(&text.len()) && text.bytes().all(is_digit)
 }
 
-fn of_sendgrid(trust: &Trust, headers: &HeaderMap, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
+fn of_sendgrid(verifier: &EventVerifier, headers: &HeaderMap, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let claims = header(headers, sendgrid::SIGNATURE).zip(header(headers, sendgrid::TIMESTAMP));
-    let verified = trust.sendgrid.as_ref().zip(claims);
+    let verified = verifier.sendgrid.as_ref().zip(claims);
     let verified = verified.filter(|(key, (signature, at))| sendgrid::verifies(key, signature, at, body, clock::now()));
     verified.ok_or_else(refuse)?;
     sendgrid::split(body).map_err(|_| malformed("an array of SendGrid's events"))
 }
 
-fn of_twilio(app: &ProviderWebhooks, request: &HttpRequest, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
+fn of_twilio(webhooks: &ProviderWebhooks, request: &HttpRequest, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let headers = request.headers();
     let media_type = header(headers, CONTENT_TYPE.as_str()).unwrap_or_default();
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let is_json = web::body::is_json(media_type);
-    let callback = Callback { public_url: &app.web.public_url, path, is_form: !is_json, body };
-    let verified = app.trust.twilio.as_ref().zip(header(headers, twilio::SIGNATURE));
+    let callback = Callback { public_url: &webhooks.web.public_url, path, is_form: !is_json, body };
+    let verified = webhooks.verifier.twilio.as_ref().zip(header(headers, twilio::SIGNATURE));
     verified.filter(|(token, signature)| token.verifies(signature, callback)).ok_or_else(refuse)?;
     callback.events().map_err(|_| malformed("a status callback of Twilio"))
 }
 
-async fn of_sns(app: &ProviderWebhooks, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
+async fn of_sns(webhooks: &ProviderWebhooks, body: &[u8]) -> Result<Vec<ProviderEvent>, Problem> {
     let value: serde_json::Value = serde_json::from_slice(body).map_err(|_| malformed("a message of Amazon SNS"))?;
     // A message without a signature, or without a signed field, is not signed.
     let envelope: Envelope = serde_json::from_value(value).map_err(|_| refuse())?;
-    let is_weak = app.trust.requires_sha256 && envelope.uses_sha1();
-    if is_weak || !app.trust.topics.contains(&envelope.topic_arn) {
+    let is_weak = webhooks.verifier.requires_sha256 && envelope.uses_sha1();
+    if is_weak || !webhooks.verifier.topics.contains(&envelope.topic_arn) {
         return Err(refuse());
     }
-    let certificate = app.trust.certificates.find(app, &envelope).await?.ok_or_else(refuse)?;
+    let certificate = webhooks.verifier.certificates.find(webhooks, &envelope).await?.ok_or_else(refuse)?;
     if !envelope.is_signed_by(&certificate, clock::now()) {
         return Err(refuse());
     }

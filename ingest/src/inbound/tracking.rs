@@ -23,7 +23,7 @@ use store::provider_events::ProviderEvent;
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use web::{Web, client, problem::Problem};
 
-use crate::inbound::provider_events::Keeper;
+use crate::inbound::provider_events::EventWriter;
 
 /// A transparent image of one pixel.
 const PIXEL: &[u8] = &[
@@ -38,7 +38,7 @@ const PAUSES_SECONDS: [u64; 6] = [1, 5, 15, 30, 60, 120];
 /// Verifies our links and records opens and clicks. One per process.
 pub struct Tracker {
     key: OnceLock<Key>,
-    keeper: Keeper,
+    writer: EventWriter,
     waiting: Arc<Semaphore>,
     runtime: Handle,
     /// `RETENTION_DAYS`.
@@ -46,10 +46,10 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Records through `keeper`, on the caller's runtime. Links of mails older than `kept_days` give a 404.
-    pub fn new(keeper: Keeper, kept_days: Option<i32>) -> Self {
+    /// Records through `writer`, on the caller's runtime. Links of mails older than `kept_days` give a 404.
+    pub fn new(writer: EventWriter, kept_days: Option<i32>) -> Self {
         let waiting = Arc::new(Semaphore::new(WAITING_MAX));
-        Self { key: OnceLock::new(), keeper, waiting, runtime: Handle::current(), kept_days }
+        Self { key: OnceLock::new(), writer, waiting, runtime: Handle::current(), kept_days }
     }
 
     /// Sets the key that signs the links.
@@ -58,21 +58,21 @@ impl Tracker {
         let _ = self.key.set(key);
     }
 
-    async fn key(&self, app: &Web) -> Result<&Key, Problem> {
+    async fn key(&self, web: &Web) -> Result<&Key, Problem> {
         if self.key.get().is_none() {
-            app.schema.require()?;
-            self.set_key(app.db.run(async move |store| Key::load(&store).await).await?);
+            web.migrations.require_current()?;
+            self.set_key(web.queries.run(async move |store| Key::load(&store).await).await?);
         }
         self.key.get().ok_or_else(Problem::unavailable)
     }
 
     fn record(&self, event: ProviderEvent) {
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else { return lost() };
-        let keeper = self.keeper.clone();
+        let writer = self.writer.clone();
         self.runtime.spawn(async move {
             let _permit = permit;
             for pause in PAUSES_SECONDS {
-                if keeper.keep(event.clone()).await.is_ok() {
+                if writer.keep(event.clone()).await.is_ok() {
                     return;
                 }
                 sleep(Duration::from_secs(pause)).await;
@@ -92,8 +92,8 @@ fn lost() {
 #[utoipa::path(method(get, head), path = "/t/o/{token}", tag = "provider events", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 200, description = "A transparent GIF", content_type = "image/gif", body = [u8])))]
-pub async fn open(app: Data<Web>, tracker: Data<Tracker>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    follow(&app, &tracker, &request, |link| link.target.is_none()).await?;
+pub async fn open(web: Data<Web>, tracker: Data<Tracker>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    follow(&web, &tracker, &request, |link| link.target.is_none()).await?;
     Ok(HttpResponse::Ok().content_type("image/gif").insert_header((CACHE_CONTROL, "no-store")).body(PIXEL))
 }
 
@@ -104,8 +104,8 @@ pub async fn open(app: Data<Web>, tracker: Data<Tracker>, request: HttpRequest) 
 #[utoipa::path(method(get, head), path = "/t/c/{token}", tag = "provider events", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 302, description = "Where the link leads")))]
-pub async fn click(app: Data<Web>, tracker: Data<Tracker>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let link = follow(&app, &tracker, &request, |link| link.target.is_some()).await?;
+pub async fn click(web: Data<Web>, tracker: Data<Tracker>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let link = follow(&web, &tracker, &request, |link| link.target.is_some()).await?;
     Ok(HttpResponse::Found()
         .insert_header((LOCATION, link.target.unwrap_or_default()))
         .insert_header((CACHE_CONTROL, "no-store"))
@@ -114,18 +114,18 @@ pub async fn click(app: Data<Web>, tracker: Data<Tracker>, request: HttpRequest)
 }
 
 async fn follow(
-    app: &Web,
+    web: &Web,
     tracker: &Tracker,
     request: &HttpRequest,
     is_meant: fn(&Link) -> bool,
 ) -> Result<Link, Problem> {
     let token = request.match_info().get("token").unwrap_or_default();
     let is_over = |link: &Link| tracker.kept_days.is_some_and(|days| link.is_over(clock::now(), days));
-    let link = tracker.key(app).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
+    let link = tracker.key(web).await?.read(token).filter(is_meant).filter(|link| !is_over(link));
     let link = link.ok_or_else(|| Problem::not_found("link"))?;
     // The redirect always happens. Over the rate limit of the address only the record is left out.
     let address = || client::address(request);
-    let is_within = || app.limits.of_webhooks(address()).refusal().is_none();
+    let is_within = || web.limits.of_webhooks(address()).refusal().is_none();
     if request.method() == Method::GET && is_within() {
         tracker.record(link.events(clock::now()));
     }

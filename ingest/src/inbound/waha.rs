@@ -36,9 +36,9 @@ use web::{
     body::{RawBody, WEBHOOK},
     cache::Cache,
     client,
-    db::Db,
     permits::FirstLookUps,
     problem::{Code, Problem},
+    query_runner::QueryRunner,
 };
 
 /// Largest body if only a name selects the session, because several keys are tried.
@@ -65,10 +65,10 @@ const VOUCHED_TTL: Duration = Duration::from_secs(3600);
 /// Cached ids and names, real and invented.
 const NAMES_MAX: usize = 20_000;
 /// Stores webhooks of WAHA. One per process.
-pub struct Hooks {
-    db: Db,
-    batcher: Batcher<NewEvent, Result<bool, KeepError>>,
-    sessions: Cache<Reference, Arc<Known>>,
+pub struct WahaWebhooks {
+    queries: QueryRunner,
+    batcher: Batcher<NewEvent, Result<bool, NotStored>>,
+    sessions: Cache<Reference, Arc<KnownSessions>>,
     vouched: Cache<Reference, ()>,
     look_ups: Arc<Semaphore>,
     first_look_ups: FirstLookUps,
@@ -84,7 +84,7 @@ pub enum Reference {
 }
 
 /// A webhook that is not verified yet.
-struct Claimed<'a> {
+struct UnverifiedWebhook<'a> {
     session: &'a str,
     claims: Claims,
     peer: Option<IpAddr>,
@@ -93,17 +93,17 @@ struct Claimed<'a> {
 
 /// Why a webhook was not stored; WAHA retries.
 #[derive(Clone, Copy, Debug)]
-struct KeepError;
+struct NotStored;
 
 /// The session of an id, or the sessions of one name, of any tenant.
-struct Known {
+struct KnownSessions {
     candidates: Vec<Candidate>,
     read_at: Instant,
 }
 
-impl Known {
+impl KnownSessions {
     /// The session whose key verifies a webhook. Skips unchanged sessions of `tried`, which did not verify it.
-    fn find(&self, webhook: &Claimed<'_>, tried: &[Candidate]) -> Option<(Uuid, TenantId)> {
+    fn find(&self, webhook: &UnverifiedWebhook<'_>, tried: &[Candidate]) -> Option<(Uuid, TenantId)> {
         let now = clock::now();
         let may_be = |candidate: &&Candidate| candidate.name == webhook.session && candidate.admits(webhook.peer);
         let is_new = |candidate: &&Candidate| !tried.iter().any(|other| other.version == candidate.version);
@@ -152,9 +152,9 @@ impl Candidate {
     }
 }
 
-impl Hooks {
-    /// Starts storing webhooks in `store`; sessions are looked up in `db`.
-    pub fn start(store: Store, db: Db) -> Self {
+impl WahaWebhooks {
+    /// Starts storing webhooks in `store`; sessions are looked up in `queries`.
+    pub fn start(store: Store, queries: QueryRunner) -> Self {
         let flush = move |events: Vec<NewEvent>| {
             let (store, size) = (store.clone(), events.len());
             async move {
@@ -163,13 +163,13 @@ impl Hooks {
                     Err(error) => {
                         let source = std::error::Error::source(&error).map(ToString::to_string);
                         tracing::warn!(%error, source, size, "webhooks of WAHA were not kept");
-                        vec![Err(KeepError); size]
+                        vec![Err(NotStored); size]
                     }
                 }
             }
         };
         Self {
-            db,
+            queries,
             batcher: Batcher::start(LIMITS, flush),
             sessions: Cache::new(NAMES_MAX),
             vouched: Cache::new(NAMES_MAX),
@@ -187,7 +187,7 @@ impl Hooks {
     /// Refuses an unknown id, or one whose session does not admit `peer`, before the body is read.
     async fn expect(&self, id: Uuid, peer: Option<IpAddr>) -> Result<(), Problem> {
         let reference = Reference::Id(id);
-        let may_vouch = |known: &Arc<Known>| known.candidates.iter().any(|candidate| candidate.admits(peer));
+        let may_vouch = |known: &Arc<KnownSessions>| known.candidates.iter().any(|candidate| candidate.admits(peer));
         let known = self.sessions.get(&reference);
         if known.as_ref().is_some_and(may_vouch) {
             return Ok(());
@@ -198,7 +198,7 @@ impl Hooks {
     }
 
     /// Finds the session whose key verifies a webhook, and its tenant.
-    async fn verify(&self, reference: Reference, webhook: &Claimed<'_>) -> Result<(Uuid, TenantId), Problem> {
+    async fn verify(&self, reference: Reference, webhook: &UnverifiedWebhook<'_>) -> Result<(Uuid, TenantId), Problem> {
         let name = webhook.session;
         let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
         if !is_name {
@@ -218,7 +218,7 @@ impl Hooks {
         Ok(found)
     }
 
-    async fn look_up(&self, reference: &Reference, address: Option<IpAddr>) -> Result<Arc<Known>, Problem> {
+    async fn look_up(&self, reference: &Reference, address: Option<IpAddr>) -> Result<Arc<KnownSessions>, Problem> {
         if self.vouched.get(reference).is_none() {
             let permits = self.first_look_ups.enter(address, LOOK_UP_TIMEOUT).await;
             return self.read(reference, permits.ok_or_else(Problem::overloaded)?).await;
@@ -229,7 +229,7 @@ impl Hooks {
     }
 
     /// Reads sessions from the database, unless another request has just done so.
-    async fn read<P: Send + 'static>(&self, reference: &Reference, permits: P) -> Result<Arc<Known>, Problem> {
+    async fn read<P: Send + 'static>(&self, reference: &Reference, permits: P) -> Result<Arc<KnownSessions>, Problem> {
         if let Some(known) = self.sessions.get(reference).filter(|known| known.read_at.elapsed() < SESSIONS_AGE_MIN) {
             return Ok(known);
         }
@@ -243,8 +243,8 @@ impl Hooks {
             drop(permits);
             found
         };
-        let sessions: Vec<Session> = self.db.run_within(LOOK_UP_TIMEOUT, reading).await?;
-        let known = Arc::new(Known { candidates: sessions.iter().map(Candidate::of).collect(), read_at });
+        let sessions: Vec<Session> = self.queries.run_within(LOOK_UP_TIMEOUT, reading).await?;
+        let known = Arc::new(KnownSessions { candidates: sessions.iter().map(Candidate::of).collect(), read_at });
         self.sessions.put(reference.clone(), Arc::clone(&known), SESSIONS_TTL);
         Ok(known)
     }
@@ -254,7 +254,7 @@ impl Hooks {
         match timeout(DEADLINE, self.batcher.try_submit(event)).await {
             Ok(Ok(Ok(is_new))) => Ok(is_new),
             Ok(Err(SubmitError::Full)) => Err(Problem::overloaded()),
-            Ok(Ok(Err(KeepError)) | Err(SubmitError::Late | SubmitError::Abandoned)) | Err(_) => {
+            Ok(Ok(Err(NotStored)) | Err(SubmitError::Late | SubmitError::Abandoned)) | Err(_) => {
                 Err(Problem::unavailable())
             }
         }
@@ -286,13 +286,13 @@ pub struct Received {
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
 pub async fn receive_for(
-    app: Data<Web>,
-    hooks: Data<Hooks>,
+    web: Data<Web>,
+    hooks: Data<WahaWebhooks>,
     request: HttpRequest,
     body: RawBody,
 ) -> Result<HttpResponse, Problem> {
     match request.match_info().get("id").and_then(|id| id.parse().ok()) {
-        Some(id) => take((&app, &hooks), &request, body, Some(id)).await,
+        Some(id) => take((&web, &hooks), &request, body, Some(id)).await,
         None => body.refuse(refuse()).await,
     }
 }
@@ -306,22 +306,22 @@ pub async fn receive_for(
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),
     responses((status = 200, description = "Kept", body = Received), (status = 401, description = "Nothing vouches for it")))]
 pub async fn receive(
-    app: Data<Web>,
-    hooks: Data<Hooks>,
+    web: Data<Web>,
+    hooks: Data<WahaWebhooks>,
     request: HttpRequest,
     body: RawBody,
 ) -> Result<HttpResponse, Problem> {
-    take((&app, &hooks), &request, body, None).await
+    take((&web, &hooks), &request, body, None).await
 }
 
 async fn take(
-    (app, hooks): (&Web, &Hooks),
+    (web, hooks): (&Web, &WahaWebhooks),
     request: &HttpRequest,
     body: RawBody,
     id: Option<Uuid>,
 ) -> Result<HttpResponse, Problem> {
     let peer = client::address(request);
-    let claims = match precheck((app, hooks), request.headers(), id, peer).await {
+    let claims = match precheck((web, hooks), request.headers(), id, peer).await {
         Ok(claims) => claims,
         Err(problem) => return body.refuse(problem).await,
     };
@@ -331,7 +331,7 @@ async fn take(
         Problem::new(Code::MalformedBody, format!("Send an event of WAHA as JSON with `event` and `session`: {fault}."))
     })?;
     let reference = id.map_or_else(|| Reference::Name(envelope.session.to_string()), Reference::Id);
-    let webhook = Claimed { session: &envelope.session, claims, peer, body };
+    let webhook = UnverifiedWebhook { session: &envelope.session, claims, peer, body };
     let (session, tenant) = hooks.verify(reference, &webhook).await?;
     let dedup = envelope.dedup(body, clock::now());
     let event = NewEvent { tenant, session, dedup, event: envelope.event.into_owned(), body: body.to_vec() };
@@ -342,14 +342,14 @@ async fn take(
 
 /// Runs all checks that need no body. Returns the signatures that the headers claim.
 async fn precheck(
-    (app, hooks): (&Web, &Hooks),
+    (web, hooks): (&Web, &WahaWebhooks),
     headers: &HeaderMap,
     id: Option<Uuid>,
     peer: Option<IpAddr>,
 ) -> Result<Claims, Problem> {
     let claims = Claims::read(&values(headers, HMAC), &values(headers, HMAC_ALGORITHM), &values(headers, SIGNATURE));
     let claims = claims.ok_or_else(refuse)?;
-    app.schema.require()?;
+    web.migrations.require_current()?;
     if let Some(id) = id {
         hooks.expect(id, peer).await?;
     }
@@ -371,8 +371,8 @@ pub struct WebhooksHealth {
 /// Whether webhooks of providers can be taken: the database answers and its schema is current.
 #[utoipa::path(get, path = "/webhooks/health", tag = "whatsapp", security(()), responses(
     (status = 200, description = "They can", body = WebhooksHealth), (status = 503, description = "They cannot")))]
-pub async fn health(app: Data<Web>) -> Result<HttpResponse, Problem> {
-    app.schema.require()?;
-    app.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.ping().await).await?;
+pub async fn health(web: Data<Web>) -> Result<HttpResponse, Problem> {
+    web.migrations.require_current()?;
+    web.queries.run_within(LOOK_UP_TIMEOUT, async move |store| store.ping().await).await?;
     Ok(HttpResponse::Ok().json(WebhooksHealth { status: "ok".to_owned() }))
 }

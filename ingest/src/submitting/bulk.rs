@@ -19,7 +19,7 @@ use submission::{
     envelope::{Hashes, Origin, status, to_json},
     http::{hashes, origin, repeat, respond},
     idempotency::{self, Kind},
-    schemas::BulkBody,
+    openapi::BulkBody,
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -70,7 +70,7 @@ pub struct BulkResult {
     pub reason: Option<&'static str>,
     /// What is wrong with it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<web::schemas::FieldErrorBody>)]
+    #[schema(value_type = Vec<web::openapi::FieldErrorBody>)]
     pub errors: Vec<FieldError>,
 }
 
@@ -93,30 +93,33 @@ pub struct BulkResult {
 pub async fn send(
     producer: Producer,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let (people, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let rules = app.web.rules();
+    let rules = submissions.web.rules();
     let mut head = check(&people, submission, &rules)?;
     let hashes = hashes(key, Kind::Bulk, &bytes);
     let tenant = producer.0.tenant;
-    app.web.complete(tenant, &mut head.content).await?;
-    let carrier = match carrier::choose(&app, tenant, head.channel, &head.session, wanted(&people, &head)).await {
+    submissions.web.complete(tenant, &mut head.content).await?;
+    let carrier = match carrier::choose(&submissions, tenant, head.channel, &head.session, wanted(&people, &head)).await
+    {
         Ok(carrier) => carrier,
-        Err(problem) => return repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
     };
     let known = match &people {
-        People::Users(ids) if is_looked_up(head.channel) => addresses::people(&app, tenant, ids.clone()).await?,
+        People::Users(ids) if is_looked_up(head.channel) => {
+            addresses::people(&submissions, tenant, ids.clone()).await?
+        }
         People::Users(_) | People::Recipients(_) => HashMap::new(),
     };
     let batch = Batch { people, head, known, line: carrier.as_ref().map(Carrier::line) };
     let (mut acceptance, answer) = build_bulk(batch, &rules, origin(&producer.0, trace), hashes);
     acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
-    respond(app.acceptor.accept_bulk(acceptance).await, answer)
+    respond(submissions.acceptor.accept_bulk(acceptance).await, answer)
 }
 
 /// How many slots of the WhatsApp session the bulk needs.
@@ -354,9 +357,9 @@ pub struct BulkView {
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/bulk/{id}", tag = "submitting", params(("id" = Uuid, Path, description = "The `bulk_id`")),
     responses((status = 200, description = "The counts at this moment", body = BulkView)))]
-pub async fn show(reader: Reader, id: Id, app: Data<Submissions>) -> Result<HttpResponse, Problem> {
+pub async fn show(reader: Reader, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (scope, bulk) = (reader.0.scope(), BulkId(id.0));
-    let counts = app.web.db.run(async move |store| store.bulk_counts(scope, bulk).await).await?;
+    let counts = submissions.web.queries.run(async move |store| store.bulk_counts(scope, bulk).await).await?;
     let counts = counts.ok_or_else(|| Problem::not_found("bulk"))?;
     Ok(HttpResponse::Ok().json(view(bulk, &counts)))
 }

@@ -133,32 +133,33 @@ pub struct ThrottleVerdict {
 #[utoipa::path(post, path = "/api/events/dry-run", tag = "rules",
     request_body(content = EventBody, example = json!({"eventType": "order.paid", "userId": "user-123", "data": {"amount": 100}})),
     responses((status = 200, description = "What would happen", body = DryRun)))]
-pub async fn judge(
+pub async fn run(
     producer: Producer,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let event = body.parse::<EventBody>().await?.check()?;
     let tenant = producer.0.tenant;
-    let catalogue = app.web.catalogue(tenant).await?;
+    let catalogue = submissions.web.catalogue(tenant).await?;
     let user = event.user_id.clone();
     let query = async move |store: Store| {
         let person = store.people(tenant, vec![user.clone()]).await?.remove(&user);
         let preferences = store.chosen_preferences(tenant, &user).await?;
         Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.switched_off_rules(tenant).await?))
     };
-    let (person, preferences, switched_off) = app.web.db.run(query).await?;
+    let (person, preferences, switched_off) = submissions.web.queries.run(query).await?;
     let wishes = RecipientPolicy { preferences, zone: person.time_zone, quiet: person.quiet_hours };
-    let judge = Judge { app: &app, catalogue, tenant, event, person, wishes, now: clock::now() };
-    let mut rules = judge.all().await?;
+    let dry_run =
+        EventDryRun { submissions: &submissions, catalogue, tenant, event, person, wishes, now: clock::now() };
+    let mut rules = dry_run.rules().await?;
     rules.extend(switched_off.into_iter().map(|(id, name)| RuleVerdict::unmatched(id, &name, "inactive")));
     rules.sort_by_key(|verdict| verdict.rule_id);
     let matched_rules = rules.iter().filter(|verdict| verdict.matched).map(|verdict| verdict.rule_id).collect();
     Ok(audit::unchanged(HttpResponse::Ok().json(DryRun { matched_rules, rules })))
 }
 
-struct Judge<'a> {
-    app: &'a Submissions,
+struct EventDryRun<'a> {
+    submissions: &'a Submissions,
     catalogue: Arc<Catalogue>,
     tenant: TenantId,
     event: Event,
@@ -184,14 +185,15 @@ impl RuleVerdict {
     }
 }
 
-impl Judge<'_> {
-    async fn all(&self) -> Result<Vec<RuleVerdict>, Problem> {
+impl EventDryRun<'_> {
+    async fn rules(&self) -> Result<Vec<RuleVerdict>, Problem> {
         let facts = event_messages::facts(self.event.event_input(), &self.person);
         let listening: Vec<Uuid> = self.catalogue.rules_for(&self.event.event_type).map(|rule| rule.id).collect();
         let matches = |rule: &&Arc<Rule>| listening.contains(&rule.id) && rule.definition.unmet(&facts).is_none();
         let matching: Vec<Arc<Rule>> = self.catalogue.rules.iter().filter(matches).take(MATCHED_MAX).cloned().collect();
         let (mut windows, mut throttles) = (self.windows(&matching).await?, self.throttles(&matching).await?);
-        let notices = notices(self.app, self.tenant, &self.catalogue, matching, (&self.event, &self.person)).await?;
+        let notices =
+            notices(self.submissions, self.tenant, &self.catalogue, matching, (&self.event, &self.person)).await?;
         let mut notices: HashMap<Uuid, _> = notices.into_iter().map(|(rule, notice)| (rule.id, notice)).collect();
         let mut verdicts = Vec::with_capacity(self.catalogue.rules.len());
         for rule in &self.catalogue.rules {
@@ -273,8 +275,12 @@ impl Judge<'_> {
         }
         let (tenant, user) = (self.tenant, self.event.user_id.clone());
         let asked = items.iter().map(|(item, _)| (item.rule, item.key.clone())).collect();
-        let open =
-            self.app.web.db.run(async move |store: Store| store.open_digests(tenant, &user, asked).await).await?;
+        let open = self
+            .submissions
+            .web
+            .queries
+            .run(async move |store: Store| store.open_digests(tenant, &user, asked).await)
+            .await?;
         let window = |(item, first_immediately): (NewDigestItem, bool)| {
             let open = open.get(&item.rule).copied();
             let (items, closes_at) = open.unwrap_or((0, item.closes_at));
@@ -292,8 +298,12 @@ impl Judge<'_> {
             return Ok(HashMap::new());
         }
         let (tenant, user, asked) = (self.tenant, self.event.user_id.clone(), throttles.clone());
-        let used =
-            self.app.web.db.run(async move |store: Store| store.throttles_used(tenant, &user, asked).await).await?;
+        let used = self
+            .submissions
+            .web
+            .queries
+            .run(async move |store: Store| store.throttles_used(tenant, &user, asked).await)
+            .await?;
         let verdict = |(rule, Throttle { limit, window_seconds }): (Uuid, Throttle)| {
             let used = u32::try_from(used.get(&rule).copied().unwrap_or_default()).unwrap_or(u32::MAX);
             (rule, ThrottleVerdict { limit, window_seconds, left: limit.saturating_sub(used) })

@@ -187,7 +187,7 @@ pub struct RuleError {
 pub async fn receive(
     producer: Producer,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -197,22 +197,25 @@ pub async fn receive(
     let event = body.check()?;
     let hashes = hashes(key, Kind::Event, &bytes);
     let tenant = producer.0.tenant;
-    let matched_rules = hear(&app, tenant, &event).await?;
+    let matched_rules = match_rules(&submissions, tenant, &event).await?;
     // A repeated request must not charge a throttle again, nor open a window.
     if let Some(hashes) = hashes.filter(|_| matched_rules.takes_beforehand())
-        && let Some(first) =
-            app.web.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?
+        && let Some(first) = submissions
+            .web
+            .queries
+            .run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await)
+            .await?
     {
         return respond(Ok(Accepted::Replayed(first)), Vec::new());
     }
-    let plan = matched_rules.plan(&app, tenant, &event).await?;
+    let plan = matched_rules.plan(&submissions, tenant, &event).await?;
     let (granted, matched, errors) = (plan.granted.clone(), plan.matched.len(), plan.errors.len());
     let user = event.user_id.clone();
     let (acceptance, answer) = plan.into_acceptance(event, origin(&producer.0, trace), hashes);
     let deliveries: usize = acceptance.messages.iter().map(|message| message.deliveries.len()).sum();
     let result = match deliveries {
-        0..=SHARED_COMMIT_MAX => app.acceptor.accept(acceptance).await,
-        _ => app.acceptor.accept_bulk(acceptance).await,
+        0..=SHARED_COMMIT_MAX => submissions.acceptor.accept(acceptance).await,
+        _ => submissions.acceptor.accept_bulk(acceptance).await,
     };
     let is_unstored = match &result {
         Ok(Accepted::New) => {
@@ -225,7 +228,7 @@ pub async fn receive(
         Err(error) => error.is_not_stored(),
     };
     if is_unstored && !granted.is_empty() {
-        app.web.db.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
+        submissions.web.queries.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
     }
     respond(result, answer)
 }
@@ -247,15 +250,15 @@ pub struct MatchedRules {
 }
 
 /// Finds the rules that match an event. Looks the person up only if some rule listens to the event's type.
-pub async fn hear(app: &Submissions, tenant: TenantId, event: &Event) -> Result<MatchedRules, Problem> {
-    let catalogue = app.web.catalogue(tenant).await?;
+pub async fn match_rules(submissions: &Submissions, tenant: TenantId, event: &Event) -> Result<MatchedRules, Problem> {
+    let catalogue = submissions.web.catalogue(tenant).await?;
     let listening: Vec<Arc<Rule>> = catalogue.rules_for(&event.event_type).cloned().collect();
     let unknown = || Person::unknown(&event.user_id);
     if listening.is_empty() {
         return Ok(MatchedRules { catalogue, person: unknown(), matched: Vec::new() });
     }
     let ids = vec![event.user_id.clone()];
-    let mut known = app.web.db.run(async move |store| store.people(tenant, ids).await).await?;
+    let mut known = submissions.web.queries.run(async move |store| store.people(tenant, ids).await).await?;
     let person = known.remove(&event.user_id).unwrap_or_else(unknown);
     let facts = event_messages::facts(event.event_input(), &person);
     let matched = listening.into_iter().filter(|rule| rule.definition.unmet(&facts).is_none()).collect();
@@ -283,7 +286,7 @@ impl MatchedRules {
     }
 
     /// Decides for each rule what the event leads to, and renders its message.
-    async fn plan(self, app: &Submissions, tenant: TenantId, event: &Event) -> Result<Plan, Problem> {
+    async fn plan(self, submissions: &Submissions, tenant: TenantId, event: &Event) -> Result<Plan, Problem> {
         let now = clock::now();
         let matched = self.matched.iter().map(|rule| rule.id).collect();
         let (mut to_send, mut gathered, mut errors) = (Vec::new(), Vec::new(), Vec::new());
@@ -296,7 +299,7 @@ impl MatchedRules {
                 None => at_once.push(Arc::clone(rule)),
             }
         }
-        for (rule, notice) in notices(app, tenant, &self.catalogue, at_once, (event, &self.person)).await? {
+        for (rule, notice) in notices(submissions, tenant, &self.catalogue, at_once, (event, &self.person)).await? {
             let notice = match notice {
                 Ok(notice) => notice,
                 Err(error) => {
@@ -306,12 +309,12 @@ impl MatchedRules {
             };
             let digest = rule.definition.digest.as_ref();
             match digest.map(|digest| item(event, &self.person, rule.id, digest, now)) {
-                Some(item) if !opens(app, tenant, &item).await? => gathered.push(item),
+                Some(item) if !opens(submissions, tenant, &item).await? => gathered.push(item),
                 Some(_) | None => to_send.push((rule, notice)),
             }
         }
-        let granted = take(app, tenant, event, &to_send).await?;
-        let session = session(app, tenant, &to_send).await?;
+        let granted = take(submissions, tenant, event, &to_send).await?;
+        let session = session(submissions, tenant, &to_send).await?;
         let to_send = to_send.into_iter().map(|(rule, mut notice)| {
             notice.session = session;
             if rule.definition.throttle.is_some() && !granted.contains_key(&rule.id) {
@@ -331,7 +334,7 @@ pub fn too_many() -> RenderError {
 
 /// Renders the messages of these rules, all within one deadline, on a thread where they block no other request.
 pub async fn notices(
-    app: &Submissions,
+    submissions: &Submissions,
     tenant: TenantId,
     catalogue: &Arc<Catalogue>,
     rules: Vec<Arc<Rule>>,
@@ -350,7 +353,7 @@ pub async fn notices(
         };
         rules.into_iter().map(notice).collect()
     };
-    app.renderers.run(tenant, rendering).await
+    submissions.renderers.run(tenant, rendering).await
 }
 
 fn refused(rule: &Rule, error: RenderError) -> RuleError {
@@ -360,14 +363,14 @@ fn refused(rule: &Rule, error: RenderError) -> RuleError {
 }
 
 /// Opens a digest window with the event. Returns whether the event is the first of the window.
-async fn opens(app: &Submissions, tenant: TenantId, item: &NewDigestItem) -> Result<bool, Problem> {
+async fn opens(submissions: &Submissions, tenant: TenantId, item: &NewDigestItem) -> Result<bool, Problem> {
     let item = item.clone();
-    app.web.db.run(async move |store: Store| store.open_window(tenant, &item).await).await
+    submissions.web.queries.run(async move |store: Store| store.open_window(tenant, &item).await).await
 }
 
 /// Charges the throttle of each rule that has one.
 async fn take(
-    app: &Submissions,
+    submissions: &Submissions,
     tenant: TenantId,
     event: &Event,
     to_send: &[(Arc<Rule>, Notice)],
@@ -378,19 +381,19 @@ async fn take(
         return Ok(Granted::new());
     }
     let ask = Ask { tenant, user_id: event.user_id.clone(), rules, taker: event.id };
-    app.web.db.run(async move |store| store.take_throttles(ask).await).await
+    submissions.web.queries.run(async move |store| store.take_throttles(ask).await).await
 }
 
 /// The session for WhatsApp messages, if there are any and they are not only simulated.
 async fn session(
-    app: &Submissions,
+    submissions: &Submissions,
     tenant: TenantId,
     to_send: &[(Arc<Rule>, Notice)],
 ) -> Result<Option<Uuid>, Problem> {
     if !to_send.iter().any(|(_, notice)| notice.channels.contains(&Channel::Whatsapp)) {
         return Ok(None);
     }
-    app.web.db.run(async move |store| store.usual_session(tenant).await).await
+    submissions.web.queries.run(async move |store| store.usual_session(tenant).await).await
 }
 
 /// The event as an item of a digest.

@@ -38,8 +38,8 @@ use tokio_util::sync::CancellationToken;
 use web::{
     body::is_json,
     cache::Cache,
-    db::Db,
     problem::{Code, Problem},
+    query_runner::QueryRunner,
 };
 
 /// Largest body, in bytes. Larger content belongs behind a link or goes over HTTP.
@@ -63,7 +63,7 @@ const SERVER_NAMED: &str = "amq.";
 
 /// Accepts submissions from the broker.
 pub struct Intake {
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     publisher: Publisher,
     /// Publishes replies. The broker closes its channel if the user may not publish to the default exchange, so it must not
     /// be shared.
@@ -74,7 +74,7 @@ pub struct Intake {
 
 /// Maps broker users to the tenants that they may publish for.
 struct Users {
-    db: Db,
+    queries: QueryRunner,
     require: RequireMapping,
     remembered: Cache<(), Arc<Publishers>>,
 }
@@ -84,7 +84,7 @@ impl Users {
         if let Some(publishers) = self.remembered.get(&()) {
             return Ok(publishers);
         }
-        let users = self.db.run(async |store| store.amqp_users().await).await?;
+        let users = self.queries.run(async |store| store.amqp_users().await).await?;
         let publishers = Arc::new(Publishers::new(users, self.require));
         self.remembered.put((), Arc::clone(&publishers), USERS_TTL);
         Ok(publishers)
@@ -324,10 +324,15 @@ struct Admitted<'a> {
 }
 
 impl Intake {
-    /// Accepts with `app`, publishes dead letters with `publisher` and replies with `replies`.
-    pub fn new(app: Data<Submissions>, publisher: Publisher, replies: Publisher, require: RequireMapping) -> Self {
-        let users = Users { db: app.web.db.clone(), require, remembered: Cache::new(1) };
-        Self { app, publisher, replies, users, replay_key: OnceCell::new() }
+    /// Accepts with `submissions`, publishes dead letters with `publisher` and replies with `replies`.
+    pub fn new(
+        submissions: Data<Submissions>,
+        publisher: Publisher,
+        replies: Publisher,
+        require: RequireMapping,
+    ) -> Self {
+        let users = Users { queries: submissions.web.queries.clone(), require, remembered: Cache::new(1) };
+        Self { submissions, publisher, replies, users, replay_key: OnceCell::new() }
     }
 
     async fn decide(&self, held: &mut Held) -> Decision {
@@ -356,7 +361,7 @@ impl Intake {
     async fn admit<'a>(&self, delivery: &'a Delivery) -> Result<Admitted<'a>, Unaccepted> {
         let claim = self.claim(delivery).await?;
         let slug = claim.key.split('.').next().unwrap_or_default();
-        let found = self.app.web.credentials.tenant(slug).await?;
+        let found = self.submissions.web.credentials.tenant(slug).await?;
         let tenant = found.ok_or_else(|| Refusal::tenant("the tenant of the routing key is unknown".to_owned()))?;
         let admitted = |may_be_answered| Admitted { key: claim.key, tenant, may_be_answered };
         if claim.is_checked {
@@ -373,15 +378,15 @@ impl Intake {
         let key = Key::parse(admitted.key).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
         check_frame(delivery)?;
         let (mut draft, origin, hashes) = self.read(delivery, &key, tenant)?;
-        self.app.web.complete(tenant, &mut draft.content).await?;
+        self.submissions.web.complete(tenant, &mut draft.content).await?;
         // A publisher cannot be asked to come back later, so the message waits for its session.
         let wanted = Wanted { must_wait: true, ..Wanted::one(&draft) };
-        let session = carrier::choose(&self.app, tenant, draft.channel, &draft.session, wanted).await;
+        let session = carrier::choose(&self.submissions, tenant, draft.channel, &draft.session, wanted).await;
         let session = session.map_err(|problem| match problem.status_code().is_client_error() {
             true => Unaccepted::from(Refusal::schema(problem.to_string(), problem)),
             false => Unaccepted::from(problem),
         })?;
-        let recipients = addresses::recipients(&self.app, tenant, &draft).await?;
+        let recipients = addresses::recipients(&self.submissions, tenant, &draft).await?;
         Ok(build_acceptance(draft, recipients, origin, Some(hashes), session.as_ref().map(Carrier::line)))
     }
 
@@ -411,7 +416,7 @@ impl Intake {
     }
 
     async fn load_replay_key(&self) -> Result<(), Problem> {
-        let load = async || self.app.web.db.run(async |store| store.replay_key().await).await;
+        let load = async || self.submissions.web.queries.run(async |store| store.replay_key().await).await;
         self.replay_key.get_or_try_init(load).await.map(drop)
     }
 
@@ -426,7 +431,7 @@ impl Intake {
             return Err(invalid("channel", "must be the same as in the routing key"));
         }
         submission.channel = Some(key.channel.to_string());
-        let mut draft = submission.check(&self.app.web.rules()).map_err(Refusal::invalid)?;
+        let mut draft = submission.check(&self.submissions.web.rules()).map_err(Refusal::invalid)?;
         draft.lane = key.lane;
         let request = idempotency::request_hash(Kind::Send, &delivery.body, &[("channel", key.channel.as_str())]);
         let hashes = Hashes { key: idempotency::key_hash(&id), request };
@@ -532,8 +537,11 @@ impl QueueIntake<'_> {
                 Decision::Later(reason) => refused.extend(self.put_off(held, reason)),
             }
         }
-        let results =
-            if valid.is_empty() { Vec::new() } else { self.intake.app.acceptor.accept_batch(acceptances).await };
+        let results = if valid.is_empty() {
+            Vec::new()
+        } else {
+            self.intake.submissions.acceptor.accept_batch(acceptances).await
+        };
         for ((held, answer), result) in valid.into_iter().zip(answers).zip(results) {
             match conclude(result, answer) {
                 Ok(answer) => {

@@ -8,7 +8,7 @@ use submission::{
     envelope::{SendAnswer, to_json},
     http::{accept, hashes, origin},
     idempotency::{self, Kind},
-    schemas::SendBody,
+    openapi::SendBody,
 };
 use utoipa::ToSchema;
 use web::{
@@ -43,18 +43,18 @@ use web::{
 pub async fn send(
     producer: Producer,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let mut draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
+    let mut draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
     let hashes = hashes(key, Kind::Send, &bytes);
     let tenant = producer.0.tenant;
-    app.web.complete(tenant, &mut draft.content).await?;
-    accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await
+    submissions.web.complete(tenant, &mut draft.content).await?;
+    accept(&submissions, tenant, draft, origin(&producer.0, trace), hashes).await
 }
 
 /// What `test` takes.
@@ -80,7 +80,7 @@ pub struct TestBody {
 pub async fn test(
     caller: Anyone,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody,
 ) -> Result<HttpResponse, Problem> {
@@ -88,9 +88,9 @@ pub async fn test(
     let key = idempotency::key(request.headers(), None)?;
     let submission = test_submission(&caller.0, asked)?;
     let meant = to_json(&(submission.channel.as_deref(), submission.recipient.as_deref()));
-    let draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
+    let draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
     let tenant = caller.0.tenant;
-    accept(&app, tenant, draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant)).await
+    accept(&submissions, tenant, draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant)).await
 }
 
 fn test_submission(caller: &Identity, asked: TestBody) -> Result<Submission, Problem> {

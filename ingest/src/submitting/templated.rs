@@ -15,7 +15,7 @@ use submission::{
     envelope::{SendAnswer, to_json},
     http::{accept, hashes, origin, repeat},
     idempotency::{self, Kind},
-    schemas::{RecipientBody, SharedBody},
+    openapi::{RecipientBody, SharedBody},
     templates::render,
 };
 use utoipa::ToSchema;
@@ -27,7 +27,7 @@ use web::{
 };
 
 /// Fields that the template provides, so the request must not.
-const SAID: [&str; 5] = ["title", "subject", "message", "text", "html"];
+const RENDERED_FIELDS: [&str; 5] = ["title", "subject", "message", "text", "html"];
 
 /// As a submission, without title, message and HTML: those come from the template.
 #[derive(ToSchema)]
@@ -62,65 +62,70 @@ pub struct TemplateSendBody {
 pub async fn send(
     producer: Producer,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
     let bytes = body.read().await?;
-    let (ask, mut submission) = split(&bytes).map_err(Problem::malformed)?;
+    let (template_use, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::Template, &bytes));
-    match draft(&app, tenant, ask, submission).await {
-        Ok(draft) => accept(&app, tenant, draft, origin(&producer.0, trace), hashes).await,
+    match draft(&submissions, tenant, template_use, submission).await {
+        Ok(draft) => accept(&submissions, tenant, draft, origin(&producer.0, trace), hashes).await,
         // The template may have been deleted since a request with the same key was accepted.
-        Err(problem) => repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => repeat(&submissions, tenant, hashes, problem).await,
     }
 }
 
 /// The template, and the variables to fill in.
-struct Ask {
+struct TemplateUse {
     name: String,
     variables: Value,
 }
 
 /// Separates the template from the body; the rest is a submission without content.
-fn split(body: &[u8]) -> Result<(Ask, Submission), FieldError> {
+fn split(body: &[u8]) -> Result<(TemplateUse, Submission), FieldError> {
     let mut members: BTreeMap<String, Box<RawValue>> = parse_json(body)?;
     let name = members.remove("template_name").ok_or_else(|| FieldError::new("template_name", "is required"))?;
     let name = serde_json::from_str(name.get()).map_err(|_| FieldError::new("template_name", "must be a text"))?;
     let variables = members.remove("template_vars");
     let variables = variables.map_or(Ok(Map::new()), |raw| serde_json::from_str(raw.get()));
     let variables = variables.map_err(|_| FieldError::new("template_vars", "must be an object"))?;
-    if let Some(name) = SAID.iter().find(|name| members.contains_key(**name)) {
+    if let Some(name) = RENDERED_FIELDS.iter().find(|name| members.contains_key(**name)) {
         return Err(FieldError::new(*name, "comes from the template; use `send` to say it yourself"));
     }
-    Ok((Ask { name, variables: Value::Object(variables) }, Submission::parse(&to_json(&members))?))
+    Ok((TemplateUse { name, variables: Value::Object(variables) }, Submission::parse(&to_json(&members))?))
 }
 
-async fn draft(app: &Submissions, tenant: TenantId, ask: Ask, mut submission: Submission) -> Result<Draft, Problem> {
+async fn draft(
+    submissions: &Submissions,
+    tenant: TenantId,
+    template_use: TemplateUse,
+    mut submission: Submission,
+) -> Result<Draft, Problem> {
     let channel: Option<Channel> = submission.channel.as_deref().and_then(|text| text.parse().ok());
     let Some(channel) = channel else {
-        return submission.check(&app.web.rules()).map_err(Problem::validation);
+        return submission.check(&submissions.web.rules()).map_err(Problem::validation);
     };
-    let template = find(app, tenant, &ask.name).await?;
-    let part = render((app, tenant), Arc::clone(&template), channel, ask.variables).await?;
+    let template = find(submissions, tenant, &template_use.name).await?;
+    let part = render((submissions, tenant), Arc::clone(&template), channel, template_use.variables).await?;
     (submission.title, submission.message, submission.html) = (part.title, part.message, part.html);
     let source = &template.source;
     submission.category = submission.category.or_else(|| source.category.clone());
-    let mut draft = submission.check(&app.web.rules()).map_err(Problem::validation)?;
+    let mut draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
     draft.content.template = Some(TemplateRef { name: source.name.clone(), version: source.version });
-    app.web.complete(tenant, &mut draft.content).await?;
+    submissions.web.complete(tenant, &mut draft.content).await?;
     Ok(draft)
 }
 
 /// The active template of this name.
-async fn find(app: &Submissions, tenant: TenantId, name: &str) -> Result<Arc<Template>, Problem> {
-    if let Some(template) = app.web.catalogue(tenant).await?.templates.get(name) {
+async fn find(submissions: &Submissions, tenant: TenantId, name: &str) -> Result<Arc<Template>, Problem> {
+    if let Some(template) = submissions.web.catalogue(tenant).await?.templates.get(name) {
         return Ok(Arc::clone(template));
     }
     // Another process may have created it a moment ago.
-    let catalogues = app.web.catalogues.clone();
-    let newest = app.web.db.run(async move |_| catalogues.newest(tenant).await).await?;
+    let catalogues = submissions.web.catalogues.clone();
+    let newest = submissions.web.queries.run(async move |_| catalogues.newest(tenant).await).await?;
     let unknown = || FieldError::new("template_name", "must be an active template of this tenant");
     newest.templates.get(name).cloned().ok_or_else(|| Problem::validation(vec![unknown()]))
 }

@@ -20,7 +20,7 @@ use submission::{
     envelope::{SendAnswer, acceptance_of, to_json},
     http::{hashes, origin, repeat, respond},
     idempotency::{self, Kind},
-    schemas::{ChannelWord, PriorityWord, SendWindowBody},
+    openapi::{ChannelWord, PriorityWord, SendWindowBody},
     templates::faults,
 };
 use utoipa::ToSchema;
@@ -32,7 +32,7 @@ use web::{
 };
 
 /// Fields that are not allowed here: the person's own addresses decide them, or they belong to one channel only.
-const ELSEWHERE: [&str; 7] = ["channel", "recipient", "to", "url", "html", "attachments", "media"];
+const REFUSED_FIELDS: [&str; 7] = ["channel", "recipient", "to", "url", "html", "attachments", "media"];
 
 /// A notification of a type.
 #[derive(ToSchema)]
@@ -99,7 +99,7 @@ pub struct NotifyBody {
 pub async fn notify(
     producer: Producer,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -107,25 +107,25 @@ pub async fn notify(
     let (channels, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::Typed, &bytes));
-    let catalogue = app.web.catalogue(tenant).await?;
-    let asked = check(channels, submission, &catalogue, &app.web.rules()).map_err(Problem::validation)?;
-    match compose(&app, tenant, &catalogue, asked).await {
+    let catalogue = submissions.web.catalogue(tenant).await?;
+    let checked = check(channels, submission, &catalogue, &submissions.web.rules()).map_err(Problem::validation)?;
+    match compose(&submissions, tenant, &catalogue, checked).await {
         Ok((notice, person, carrier)) => {
             let message = notice.to(&person, Some(to_json(&notice.content)));
             let (mut acceptance, answer) =
                 acceptance_of(message, origin(&producer.0, trace), hashes, |answer| to_json(&answer));
             acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
-            respond(app.acceptor.accept(acceptance).await, answer)
+            respond(submissions.acceptor.accept(acceptance).await, answer)
         }
         // A template or a session may have been deleted since a request with the same key was accepted.
-        Err(problem) => repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => repeat(&submissions, tenant, hashes, problem).await,
     }
 }
 
 /// Separates the fields of this route from the body; the rest is an ordinary submission.
 fn split(body: &[u8]) -> Result<(Option<Vec<String>>, Submission), FieldError> {
     let mut members: BTreeMap<String, Box<RawValue>> = parse_json(body)?;
-    if let Some(name) = ELSEWHERE.iter().find(|name| members.contains_key(**name)) {
+    if let Some(name) = REFUSED_FIELDS.iter().find(|name| members.contains_key(**name)) {
         return Err(FieldError::new(*name, "is for /api/notifications/send; here `user_id` and `channels` decide"));
     }
     let channels = members.remove("channels").map(|raw| serde_json::from_str::<Option<_>>(raw.get()));
@@ -137,7 +137,7 @@ fn split(body: &[u8]) -> Result<(Option<Vec<String>>, Submission), FieldError> {
 }
 
 /// A validated request.
-struct Asked {
+struct CheckedNotification {
     channels: Vec<Channel>,
     user: String,
     kind: String,
@@ -149,7 +149,7 @@ fn check(
     mut submission: Submission,
     catalogue: &Catalogue,
     rules: &Rules,
-) -> Result<Asked, Vec<FieldError>> {
+) -> Result<CheckedNotification, Vec<FieldError>> {
     let mut faults = Vec::new();
     let required = [
         ("user_id", &submission.user_id),
@@ -174,7 +174,7 @@ fn check(
     let channel = if of_session { Some(Channel::Whatsapp) } else { channels.first().copied() };
     submission.channel = Some(channel.unwrap_or(Channel::InApp).to_string());
     match submission.check_shared(rules) {
-        Ok(shared) if faults.is_empty() => Ok(Asked { channels, user, kind, shared }),
+        Ok(shared) if faults.is_empty() => Ok(CheckedNotification { channels, user, kind, shared }),
         Ok(_) => Err(faults),
         Err(more) => {
             let is_known = |fault: &FieldError| faults.iter().any(|known| known.field == fault.field);
@@ -210,18 +210,18 @@ fn of_metadata(submission: &Submission) -> Option<Priority> {
 }
 
 async fn compose(
-    app: &Submissions,
+    submissions: &Submissions,
     tenant: TenantId,
     catalogue: &Catalogue,
-    asked: Asked,
+    checked: CheckedNotification,
 ) -> Result<(Notice, Person, Option<Carrier>), Problem> {
-    let Asked { channels, user, kind, shared } = asked;
+    let CheckedNotification { channels, user, kind, shared } = checked;
     let id = user.clone();
-    let mut known = app.web.db.run(async move |store| store.people(tenant, vec![id]).await).await?;
+    let mut known = submissions.web.queries.run(async move |store| store.people(tenant, vec![id]).await).await?;
     let person = known.remove(&user).unwrap_or_else(|| Person::unknown(user));
     let Shared { priority, mut content, scheduled_at, expires_at, session, .. } = shared;
     if let Some(template) = catalogue.templates.get(&kind) {
-        fill((app, tenant), template, &channels, &person, &mut content).await?;
+        fill((submissions, tenant), template, &channels, &person, &mut content).await?;
     }
     catalogue.complete(&mut content);
     let faults: Vec<FieldError> =
@@ -232,7 +232,7 @@ async fn compose(
     let wanted = Wanted { messages: 1, is_scheduled: scheduled_at.is_some(), must_wait: false };
     let by_session = channels.iter().find(|channel| **channel == Channel::Whatsapp);
     let carrier = match by_session {
-        Some(channel) => carrier::choose(app, tenant, *channel, &session, wanted).await?,
+        Some(channel) => carrier::choose(submissions, tenant, *channel, &session, wanted).await?,
         None => None,
     };
     let session = carrier.as_ref().map(Carrier::line);
@@ -242,7 +242,7 @@ async fn compose(
 
 /// Renders the template for each channel that it has content for; elsewhere title and message stay as given.
 async fn fill(
-    (app, tenant): (&Submissions, TenantId),
+    (submissions, tenant): (&Submissions, TenantId),
     template: &Arc<Template>,
     channels: &[Channel],
     person: &Person,
@@ -261,7 +261,7 @@ async fn fill(
         }
         Ok(parts)
     };
-    let parts: BTreeMap<Channel, Part> = app
+    let parts: BTreeMap<Channel, Part> = submissions
         .renderers
         .run(tenant, rendering)
         .await?
@@ -298,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    fn asked(body: &str) -> Result<Asked, Vec<String>> {
+    fn checked(body: &str) -> Result<CheckedNotification, Vec<String>> {
         let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let rules = Rules { now, guard: Guard::default(), media_guard: Guard::default() };
         let fields = |faults: Vec<FieldError>| faults.into_iter().map(|fault| fault.field).collect::<Vec<_>>();
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_printed_requests_are_taken() {
-        let printed = asked(
+        let printed = checked(
             r#"{"user_id": "user_123", "notification_type": "urgent_alert", "title": "Urgent: Action Required",
                 "message": "Please review immediately", "channels": ["in_app", "email", "push"], "metadata": {"priority": "high"}}"#,
         )
@@ -316,7 +316,7 @@ mod tests {
         .unwrap();
         assert_eq!(printed.channels, [Channel::InApp, Channel::Email, Channel::Push]);
         assert_eq!(printed.shared.priority, Priority::High);
-        let other = asked(
+        let other = checked(
             r#"{"user_id": "u", "notification_type": "my_plugin_alert", "title": "t", "message": "m", "priority": "low",
                 "metadata": {"priority": "high", "item_id": "abc123"}, "scheduled_for": "2027-02-01T10:00:00Z"}"#,
         )
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_named() {
-        let faults = |body: &str| asked(body).err().unwrap_or_default();
+        let faults = |body: &str| checked(body).err().unwrap_or_default();
         assert_eq!(faults("{}"), ["user_id", "notification_type", "title", "message"]);
         let with = |more: &str| {
             faults(&format!(r#"{{"user_id":"u","notification_type":"k","title":"t","message":"m",{more}}}"#))

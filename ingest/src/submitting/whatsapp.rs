@@ -19,7 +19,7 @@ use submission::{
     envelope::{DeliveryAnswer, SendAnswer, build_acceptance_with, to_json},
     http::{hashes, origin, repeat, respond},
     idempotency::{self, Kind},
-    schemas::MediaBody,
+    openapi::MediaBody,
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -158,7 +158,7 @@ pub struct SessionAccepted {
 pub async fn send(
     producer: Producer,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -167,12 +167,13 @@ pub async fn send(
     let key = idempotency::key(request.headers(), asked.idempotency_key.take())?;
     let to = asked.to.clone().unwrap_or_default();
     let named = asked.session_id.is_some();
-    let draft = with_session(asked.into_submission().check(&app.web.rules()), named)?;
+    let draft = with_session(asked.into_submission().check(&submissions.web.rules()), named)?;
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::SessionSend, &bytes));
-    let carrier = match carrier::choose(&app, tenant, Channel::Whatsapp, &draft.session, Wanted::one(&draft)).await {
-        Ok(carrier) => carrier.ok_or_else(|| Problem::not_found("session"))?,
-        Err(problem) => return repeat(&app, tenant, hashes, problem).await,
-    };
+    let carrier =
+        match carrier::choose(&submissions, tenant, Channel::Whatsapp, &draft.session, Wanted::one(&draft)).await {
+            Ok(carrier) => carrier.ok_or_else(|| Problem::not_found("session"))?,
+            Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
+        };
     let answer = |made: SendAnswer| {
         to_json(&SessionAccepted {
             id: made.id,
@@ -189,7 +190,7 @@ pub async fn send(
     let (mut acceptance, answer) =
         build_acceptance_with(draft, recipients, origin, hashes, Some(carrier.line()), answer);
     acceptance.room_in = carrier.room_in();
-    respond(app.acceptor.accept(acceptance).await, answer)
+    respond(submissions.acceptor.accept(acceptance).await, answer)
 }
 
 /// Sends one text to many numbers through a session.
@@ -206,7 +207,7 @@ pub async fn send(
 pub async fn send_bulk(
     producer: Producer,
     trace: Trace,
-    app: Data<Submissions>,
+    submissions: Data<Submissions>,
     request: HttpRequest,
     body: JsonBody<SUBMISSION>,
 ) -> Result<HttpResponse, Problem> {
@@ -218,13 +219,13 @@ pub async fn send_bulk(
         return Err(Problem::validation(vec![FieldError::new("batchSize", message)]));
     }
     let (people, named) = (People::Recipients(std::mem::take(&mut asked.recipients)), asked.session_id.is_some());
-    let rules = app.web.rules();
+    let rules = submissions.web.rules();
     let head = with_session(bulk::check_parts(&people, asked.into_submission(), &rules), named)?;
     let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::SessionBulk, &bytes));
     let wanted = bulk::wanted(&people, &head);
-    let carrier = match carrier::choose(&app, tenant, Channel::Whatsapp, &head.session, wanted).await {
+    let carrier = match carrier::choose(&submissions, tenant, Channel::Whatsapp, &head.session, wanted).await {
         Ok(carrier) => carrier.ok_or_else(|| Problem::not_found("session"))?,
-        Err(problem) => return repeat(&app, tenant, hashes, problem).await,
+        Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
     };
     let answer = |mut made: BulkAnswer| {
         for result in &mut made.results {
@@ -236,7 +237,7 @@ pub async fn send_bulk(
     let batch = Batch { people, head, known: HashMap::new(), line: Some(carrier.line()) };
     let (mut acceptance, answer) = bulk::build_bulk_with(batch, &rules, origin, hashes, answer);
     acceptance.room_in = carrier.room_in();
-    respond(app.acceptor.accept_bulk(acceptance).await, answer)
+    respond(submissions.acceptor.accept_bulk(acceptance).await, answer)
 }
 
 impl SessionMessage {

@@ -34,7 +34,7 @@ impl Feed {
     }
 
     /// The sequence number after which a client starts; `None` if the database did not answer.
-    pub async fn begin(&self, follower: Follower) -> Option<i64> {
+    pub async fn start_after(&self, follower: Follower) -> Option<i64> {
         self.starts.submit(follower).await.ok().flatten()
     }
 

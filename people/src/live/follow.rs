@@ -18,7 +18,7 @@ use web::{
 };
 
 use super::{
-    hub::{Full, Seat},
+    hub::{Full, Registration},
     socket::{Pass, Socket},
     state::LiveInbox,
 };
@@ -56,7 +56,7 @@ pub async fn follow(
     user: PathUser,
     request: HttpRequest,
     body: Payload,
-    app: Data<LiveInbox>,
+    live: Data<LiveInbox>,
 ) -> Result<HttpResponse, Problem> {
     let user = user.0.into_inner();
     if !may_open(&caller.0, &user) {
@@ -66,32 +66,32 @@ pub async fn follow(
     let credential = auth::presented(request.headers(), request.path(), request.query_string())?.into_owned();
     let (response, session, stream) = actix_ws::handle(&request, body).map_err(|_| Problem::upgrade_required())?;
     let tenant = caller.0.tenant;
-    // Register the bell first. Items committed after the start position is read then ring it.
-    let seat = enter(&app, &caller, &user)?;
+    // The socket registers first, so that items committed after the start position is read wake it.
+    let registration = enter(&live, &caller, &user)?;
     let start = match query.since.filter(|since| !since.is_empty()) {
         Some(since) => Start::After(since.parse().ok()),
         None => Start::Now,
     };
     let follower = Follower { tenant, user_id: user.clone(), start };
-    let after = app.feed.begin(follower).await.ok_or_else(Problem::unavailable)?;
+    let after = live.feed.start_after(follower).await.ok_or_else(Problem::unavailable)?;
     if start != Start::Now {
-        seat.bell().notify_one();
+        registration.wakeup().notify_one();
     }
-    let pass = match app.web.credentials.ends(&credential) {
+    let pass = match live.web.credentials.ends(&credential) {
         Some(end) => Pass::Until(Instant::now() + (end - clock::now()).to_std().unwrap_or_default()),
         None => Pass::Key(credential),
     };
     let (reader, stream) = (Reader { tenant, user_id: user, after }, stream.max_frame_size(FRAME_BYTES_MAX));
-    actix_web::rt::spawn(Socket::new(app, session, stream, seat, reader, pass).serve());
+    actix_web::rt::spawn(Socket::new(live, session, stream, registration, reader, pass).serve());
     Ok(response)
 }
 
-fn enter(app: &LiveInbox, caller: &Anyone, user: &str) -> Result<Seat, Problem> {
-    if app.hub.leaving().is_cancelled() {
+fn enter(live: &LiveInbox, caller: &Anyone, user: &str) -> Result<Registration, Problem> {
+    if live.hub.leaving().is_cancelled() {
         return Err(Problem::unavailable());
     }
-    let names = persons(&app.web.sealer, caller.0.tenant, user).iter().map(InboxHint::of).collect();
-    Arc::clone(&app.hub).enter(caller.0.tenant, names).map_err(|full| {
+    let names = persons(&live.web.sealer, caller.0.tenant, user).iter().map(InboxHint::of).collect();
+    Arc::clone(&live.hub).enter(caller.0.tenant, names).map_err(|full| {
         Problem::too_many_sockets(match full {
             Full::Person => "Close other sockets of this person, or share one; then try again.",
             Full::Tenant => "Try again later: this tenant has as many sockets open as one process holds.",

@@ -1,4 +1,4 @@
-//! The open sockets of this process, and the bell of each.
+//! The open sockets of this process, and the signal that wakes each.
 
 use std::{
     collections::HashMap,
@@ -21,9 +21,9 @@ pub const TENANT_MAX: usize = 50_000;
 const SHARDS: usize = 16;
 
 /// Notifies a socket that there may be something new. It stores one notification, so that a busy listener misses none.
-pub type Bell = Arc<Notify>;
+pub type Wakeup = Arc<Notify>;
 
-type Shard = HashMap<InboxHint, Vec<Bell>>;
+type Shard = HashMap<InboxHint, Vec<Wakeup>>;
 
 /// Every open socket of this process.
 pub struct Hub {
@@ -59,9 +59,9 @@ impl Hub {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Registers a socket and gives it a bell. `names` are the names that hints may use for the person; the first one is
+    /// Registers a socket. `names` are the names that hints may use for the person; the first one is
     /// the current one.
-    pub fn enter(self: &Arc<Self>, tenant: TenantId, names: Vec<InboxHint>) -> Result<Seat, Full> {
+    pub fn enter(self: &Arc<Self>, tenant: TenantId, names: Vec<InboxHint>) -> Result<Registration, Full> {
         let mut tenants = lock(&self.tenants);
         let of_tenant = tenants.entry(tenant).or_default();
         let of_person = names.first().map_or(0, |name| self.shard(*name).get(name).map_or(0, Vec::len));
@@ -70,26 +70,26 @@ impl Hub {
             () if of_person >= PERSON_MAX => return Err(Full::Person),
             () => *of_tenant += 1,
         }
-        let bell = Bell::default();
+        let wakeup = Wakeup::default();
         for name in &names {
-            self.shard(*name).entry(*name).or_default().push(Arc::clone(&bell));
+            self.shard(*name).entry(*name).or_default().push(Arc::clone(&wakeup));
         }
         self.open.fetch_add(1, Ordering::Relaxed);
         metrics::gauge!(metric::WS_CONNECTIONS).increment(1.0);
-        Ok(Seat { hub: Arc::clone(self), tenant, names, bell })
+        Ok(Registration { hub: Arc::clone(self), tenant, names, wakeup })
     }
 
     /// Notifies the sockets of this person that there may be something new.
-    pub fn ring(&self, person: InboxHint) {
-        if let Some(bells) = self.shard(person).get(&person) {
-            bells.iter().for_each(|bell| bell.notify_one());
+    pub fn notify(&self, person: InboxHint) {
+        if let Some(wakeups) = self.shard(person).get(&person) {
+            wakeups.iter().for_each(|wakeup| wakeup.notify_one());
         }
     }
 
     /// Notifies all sockets.
-    pub fn ring_all(&self) {
+    pub fn notify_all(&self) {
         for shard in &self.shards {
-            lock(shard).values().flatten().for_each(|bell| bell.notify_one());
+            lock(shard).values().flatten().for_each(|wakeup| wakeup.notify_one());
         }
     }
 
@@ -99,21 +99,21 @@ impl Hub {
         lock(self.shards.get(index).unwrap_or(first))
     }
 
-    fn leave(&self, seat: &Seat) {
-        for name in &seat.names {
+    fn leave(&self, registration: &Registration) {
+        for name in &registration.names {
             let mut shard = self.shard(*name);
-            if let Some(bells) = shard.get_mut(name) {
-                bells.retain(|bell| !Arc::ptr_eq(bell, &seat.bell));
-                if bells.is_empty() {
+            if let Some(wakeups) = shard.get_mut(name) {
+                wakeups.retain(|wakeup| !Arc::ptr_eq(wakeup, &registration.wakeup));
+                if wakeups.is_empty() {
                     shard.remove(name);
                 }
             }
         }
         let mut tenants = lock(&self.tenants);
-        if let Some(of_tenant) = tenants.get_mut(&seat.tenant) {
+        if let Some(of_tenant) = tenants.get_mut(&registration.tenant) {
             *of_tenant = of_tenant.saturating_sub(1);
             if *of_tenant == 0 {
-                tenants.remove(&seat.tenant);
+                tenants.remove(&registration.tenant);
             }
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
@@ -126,17 +126,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The registration of an open socket; dropping it unregisters the socket.
-pub struct Seat {
+pub struct Registration {
     hub: Arc<Hub>,
     tenant: TenantId,
     names: Vec<InboxHint>,
-    bell: Bell,
+    wakeup: Wakeup,
 }
 
-impl Seat {
-    /// The socket's bell.
-    pub const fn bell(&self) -> &Bell {
-        &self.bell
+impl Registration {
+    /// The signal that wakes the socket.
+    pub const fn wakeup(&self) -> &Wakeup {
+        &self.wakeup
     }
 
     /// The hub that the socket is registered with.
@@ -145,7 +145,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Registration {
     fn drop(&mut self) {
         let hub = Arc::clone(&self.hub);
         hub.leave(self);
@@ -165,35 +165,36 @@ mod tests {
         Arc::new(Hub::new(CancellationToken::new()))
     }
 
-    fn rang(seat: &Seat) -> bool {
-        seat.bell().notified().now_or_never().is_some()
+    fn is_signalled(registration: &Registration) -> bool {
+        registration.wakeup().notified().now_or_never().is_some()
     }
 
     #[test]
-    fn a_hint_rings_the_bells_of_its_person_and_no_other() {
+    fn a_hint_wakes_the_sockets_of_its_person_and_no_other() {
         let hub = hub();
         let [first, second] = [0, 1].map(|_| hub.enter(TenantId(1), vec![ADA, InboxHint(9)]).unwrap());
         let other = hub.enter(TenantId(1), vec![EVE]).unwrap();
-        hub.ring(ADA);
-        assert_eq!([rang(&first), rang(&second), rang(&other)], [true, true, false]);
-        hub.ring(InboxHint(9));
-        assert!(rang(&first), "by another key's name as well");
-        hub.ring_all();
-        hub.ring_all();
-        assert_eq!([rang(&first), rang(&second), rang(&other)], [true; 3]);
-        assert!(!rang(&first), "a ring is held once");
+        hub.notify(ADA);
+        assert_eq!([is_signalled(&first), is_signalled(&second), is_signalled(&other)], [true, true, false]);
+        hub.notify(InboxHint(9));
+        assert!(is_signalled(&first), "by another key's name as well");
+        hub.notify_all();
+        hub.notify_all();
+        assert_eq!([is_signalled(&first), is_signalled(&second), is_signalled(&other)], [true; 3]);
+        assert!(!is_signalled(&first), "a signal is held once");
     }
 
     #[test]
     fn what_closes_makes_room_and_leaves_nothing_behind() {
         let hub = hub();
-        let mut seats: Vec<Seat> = (0..PERSON_MAX).map(|_| hub.enter(TenantId(1), vec![ADA]).unwrap()).collect();
+        let mut registrations: Vec<Registration> =
+            (0..PERSON_MAX).map(|_| hub.enter(TenantId(1), vec![ADA]).unwrap()).collect();
         assert_eq!(hub.enter(TenantId(1), vec![ADA]).err(), Some(Full::Person));
         assert!(hub.enter(TenantId(1), vec![EVE]).is_ok(), "another person has room");
         assert_eq!(hub.open(), PERSON_MAX);
-        seats.pop();
-        seats.push(hub.enter(TenantId(1), vec![ADA]).unwrap());
-        drop(seats);
+        registrations.pop();
+        registrations.push(hub.enter(TenantId(1), vec![ADA]).unwrap());
+        drop(registrations);
         assert_eq!(hub.open(), 0);
         assert!(lock(&hub.tenants).is_empty() && hub.shards.iter().all(|shard| lock(shard).is_empty()));
     }

@@ -10,7 +10,7 @@ use store::inbox::Reader;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use web::problem::Code;
 
-use super::{feed::PAGE, hub::Seat, state::LiveInbox};
+use super::{feed::PAGE, hub::Registration, state::LiveInbox};
 use crate::inbox::ItemView;
 
 /// How often a client is pinged: more often than the usual 60 s timeout of proxies.
@@ -97,10 +97,10 @@ struct Envelope<'a> {
 
 /// An open socket.
 pub struct Socket {
-    app: Data<LiveInbox>,
+    live: Data<LiveInbox>,
     session: Session,
     stream: MessageStream,
-    seat: Seat,
+    registration: Registration,
     reader: Reader,
     pass: Pass,
     last_received: Instant,
@@ -112,19 +112,19 @@ pub struct Socket {
 impl Socket {
     /// A socket whose upgrade has begun.
     pub fn new(
-        app: Data<LiveInbox>,
+        live: Data<LiveInbox>,
         session: Session,
         stream: MessageStream,
-        seat: Seat,
+        registration: Registration,
         reader: Reader,
         pass: Pass,
     ) -> Self {
         let now = Instant::now();
         Self {
-            app,
+            live,
             session,
             stream,
-            seat,
+            registration,
             reader,
             pass,
             last_received: now,
@@ -142,15 +142,15 @@ impl Socket {
             }
         };
         metrics::counter!(metric::WS_CLOSED, "reason" => end.word()).increment(1);
-        let Self { session, seat, stream, .. } = self;
+        let Self { session, registration, stream, .. } = self;
         match end {
-            // Keep the seat until the close frame is sent, so that the stopping process waits for it.
+            // Keep the registration until the close frame is sent, so that the stopping process waits for it.
             End::Away => {
                 let _ = timeout(CLOSE_TIMEOUT, session.close(end.reason())).await;
-                drop(seat);
+                drop(registration);
             }
             _ => {
-                drop(seat);
+                drop(registration);
                 let patience = if end == End::Slow { SLOW_CLOSE_TIMEOUT } else { CLOSE_TIMEOUT };
                 let _ = timeout(patience, session.close(end.reason())).await;
             }
@@ -162,10 +162,10 @@ impl Socket {
     async fn step(&mut self) -> Option<End> {
         let tick = self.next_tick();
         tokio::select! {
-            () = self.seat.hub().leaving().cancelled() => Some(End::Away),
+            () = self.registration.hub().leaving().cancelled() => Some(End::Away),
             () = sleep_until(tick) => self.tick().await,
             message = self.stream.recv() => self.receive(message).await,
-            () = self.seat.bell().notified() => self.push().await,
+            () = self.registration.wakeup().notified() => self.push().await,
         }
     }
 
@@ -187,7 +187,7 @@ impl Socket {
             return Some(End::Dead);
         }
         if now.duration_since(self.last_read) > READ_EVERY {
-            self.seat.bell().notify_one();
+            self.registration.wakeup().notify_one();
         }
         if now.duration_since(self.last_ping) < PING_EVERY {
             return None;
@@ -201,7 +201,7 @@ impl Socket {
     async fn may_stay(&self, now: Instant) -> bool {
         match &self.pass {
             Pass::Until(end) => now < *end,
-            Pass::Key(key) => match self.app.web.credentials.identify(key, None, true).await {
+            Pass::Key(key) => match self.live.web.credentials.identify(key, None, true).await {
                 Ok(_) => true,
                 Err(problem) => problem.code() != Code::Unauthenticated,
             },
@@ -226,16 +226,16 @@ impl Socket {
         end_of(sent)
     }
 
-    /// Sends the next page. An item that was sent is never sent again, and after a full page the bell is rung for more.
+    /// Sends the next page. An item that was sent is never sent again, and a full page wakes the socket for more.
     async fn push(&mut self) -> Option<End> {
         self.last_read = Instant::now();
-        let Some(page) = self.app.feed.page(self.reader.clone()).await else {
-            self.seat.hub().leaving().run_until_cancelled(sleep(RETRY_AFTER)).await;
-            self.seat.bell().notify_one();
+        let Some(page) = self.live.feed.page(self.reader.clone()).await else {
+            self.registration.hub().leaving().run_until_cancelled(sleep(RETRY_AFTER)).await;
+            self.registration.wakeup().notify_one();
             return None;
         };
         if i64::try_from(page.len()).is_ok_and(|count| count >= PAGE) {
-            self.seat.bell().notify_one();
+            self.registration.wakeup().notify_one();
         }
         for item in page {
             let seq = item.seq;

@@ -27,7 +27,7 @@ use store::{DbError, Store, accept::Accepted};
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 use web::problem::Problem;
 
-use crate::turns::Turns;
+use crate::fair_share::FairShare;
 
 /// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms. [`QUEUE_WAIT`]
 /// bounds the time in the queue; the number bounds memory.
@@ -134,11 +134,11 @@ impl Acceptor {
         store: Store,
         dispatcher: Dispatcher,
         local_dispatch: LocalDispatch,
-        turns: Turns,
+        fair_share: FairShare,
         relay_after: Duration,
     ) -> Self {
         let relay_after_ms = i32::try_from(relay_after.as_millis()).unwrap_or(i32::MAX);
-        let committer = Committer { store, dispatcher, local_dispatch, turns, relay_after_ms };
+        let committer = Committer { store, dispatcher, local_dispatch, fair_share, relay_after_ms };
         let batches = Committer { store: shared, ..committer.clone() };
         let flush = move |batch: Vec<Acceptance>| {
             let committer = batches.clone();
@@ -194,7 +194,7 @@ struct Committer {
     store: Store,
     dispatcher: Dispatcher,
     local_dispatch: LocalDispatch,
-    turns: Turns,
+    fair_share: FairShare,
     relay_after_ms: i32,
 }
 
@@ -234,7 +234,7 @@ impl Committer {
 
     async fn commit_once(&self, batch: &[Acceptance]) -> Result<Vec<AcceptResult>, DbError> {
         faultpoint::pass(faultpoint::BEFORE_COMMIT);
-        let crowding = self.turns.crowding();
+        let crowding = self.fair_share.crowding();
         let mut reservations = self.reservations(batch, &crowding);
         let leases = reservations.iter().map(|(id, reservation)| (*id, reservation.lease_ms())).collect();
         let claimed_at = Instant::now();
@@ -249,7 +249,7 @@ impl Committer {
             self.dispatcher.post(dispatch);
         }
         count(batch, &stored.results);
-        self.turns.note(batch);
+        self.fair_share.count(batch);
         let result = |accepted| match accepted {
             Accepted::Unanswered => Err(AcceptError::Unknown),
             accepted => Ok(accepted),

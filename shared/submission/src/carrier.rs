@@ -54,7 +54,7 @@ impl Carrier {
 
 /// The session for messages on `channel`; `None` for other channels, and where WhatsApp only pretends.
 pub async fn choose(
-    app: &Submissions,
+    submissions: &Submissions,
     tenant: TenantId,
     channel: Channel,
     ask: &SessionAsk,
@@ -63,7 +63,7 @@ pub async fn choose(
     if channel != Channel::Whatsapp {
         return Ok(None);
     }
-    let Some(session) = find(app, tenant, ask.session.clone()).await? else { return Ok(None) };
+    let Some(session) = find(submissions, tenant, ask.session.clone()).await? else { return Ok(None) };
     let waits = wanted.is_scheduled || wanted.must_wait || ask.queue_when_offline;
     if !session.is_working() && !waits {
         let detail = format!(
@@ -75,19 +75,19 @@ pub async fn choose(
     let rejects = ask.on_limit.unwrap_or(session.settings.on_limit) == OnLimit::Reject;
     let is_strict = rejects && session.is_working() && !wanted.is_scheduled && !wanted.must_wait;
     if is_strict {
-        require_room(app, &session, wanted.messages).await?;
+        require_room(submissions, &session, wanted.messages).await?;
     }
     Ok(Some(Carrier { session, is_strict }))
 }
 
-async fn find(app: &Submissions, tenant: TenantId, named: Option<String>) -> Result<Option<Session>, Problem> {
+async fn find(submissions: &Submissions, tenant: TenantId, named: Option<String>) -> Result<Option<Session>, Problem> {
     if let Some(name) = named {
-        let found = app.web.db.run(async move |store| store.session_of(tenant, &name).await).await?;
+        let found = submissions.web.queries.run(async move |store| store.session_of(tenant, &name).await).await?;
         return found.map(Some).ok_or_else(|| Problem::not_found("session"));
     }
-    let found = app
+    let found = submissions
         .web
-        .db
+        .queries
         .run(async move |store| {
             let mut some = store.list_sessions(tenant, None, 2).await?;
             match some.len() {
@@ -99,7 +99,9 @@ async fn find(app: &Submissions, tenant: TenantId, named: Option<String>) -> Res
     match found {
         (Some(session), _) => Ok(Some(session)),
         (None, true) => Err(required("is required: this tenant has several sessions and none is called `default`")),
-        (None, false) if app.sends_by_waha => Err(required("is required: make a session first, see POST /sessions")),
+        (None, false) if submissions.sends_by_waha => {
+            Err(required("is required: make a session first, see POST /sessions"))
+        }
         (None, false) => Ok(None),
     }
 }
@@ -109,9 +111,9 @@ fn required(message: &str) -> Problem {
 }
 
 /// A first look, so that what has no chance is not even tried; the commit has the last word.
-async fn require_room(app: &Submissions, session: &Session, messages: usize) -> Result<(), Problem> {
+async fn require_room(submissions: &Submissions, session: &Session, messages: usize) -> Result<(), Problem> {
     let line = session.id;
-    let (room, wait) = app.web.db.run(async move |store| store.line_room(line).await).await?;
+    let (room, wait) = submissions.web.queries.run(async move |store| store.line_room(line).await).await?;
     let fits = i32::try_from(messages).is_ok_and(|messages| messages <= room);
     if fits { Ok(()) } else { Err(no_room(wait)) }
 }

@@ -20,32 +20,36 @@ use crate::{
 
 /// Accepts one validated message: finds its session and its recipients, commits it and answers.
 pub async fn accept(
-    app: &Submissions,
+    submissions: &Submissions,
     tenant: TenantId,
     draft: Draft,
     origin: Origin,
     hashes: Option<Hashes>,
 ) -> Result<HttpResponse, Problem> {
-    let carrier = match carrier::choose(app, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
+    let carrier = match carrier::choose(submissions, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
         Ok(carrier) => carrier,
-        Err(problem) => return repeat(app, tenant, hashes, problem).await,
+        Err(problem) => return repeat(submissions, tenant, hashes, problem).await,
     };
-    let recipients = addresses::recipients(app, tenant, &draft).await?;
+    let recipients = addresses::recipients(submissions, tenant, &draft).await?;
     let line = carrier.as_ref().map(Carrier::line);
     let (mut acceptance, answer) = build_acceptance(draft, recipients, origin, hashes, line);
     acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
-    respond(app.acceptor.accept(acceptance).await, answer)
+    respond(submissions.acceptor.accept(acceptance).await, answer)
 }
 
 /// Repeats the stored answer of an earlier request with the same key; without one, returns the problem.
 pub async fn repeat(
-    app: &Submissions,
+    submissions: &Submissions,
     tenant: TenantId,
     hashes: Option<Hashes>,
     problem: Problem,
 ) -> Result<HttpResponse, Problem> {
     let Some(hashes) = hashes else { return Err(problem) };
-    let stored = app.web.db.run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await).await?;
+    let stored = submissions
+        .web
+        .queries
+        .run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await)
+        .await?;
     stored.map_or(Err(problem), |first| respond(Ok(Accepted::Replayed(first)), Vec::new()))
 }
 

@@ -1,17 +1,17 @@
-//! Turns a validated request into an accepted message: finds its session and addresses, builds what is stored, commits it. HTTP and
+//! FairShare a validated request into an accepted message: finds its session and addresses, builds what is stored, commits it. HTTP and
 //! AMQP share it.
 
 pub mod accept;
 pub mod addresses;
 pub mod carrier;
 pub mod envelope;
+pub mod fair_share;
 pub mod http;
 pub mod idempotency;
+pub mod openapi;
 pub mod rendering;
-pub mod schemas;
 pub mod state;
 pub mod templates;
-pub mod turns;
 
 pub use state::Submissions;
 

@@ -14,13 +14,13 @@ use crate::Submissions;
 
 /// Renders on a thread where it blocks no other request.
 pub async fn render(
-    (app, tenant): (&Submissions, TenantId),
+    (submissions, tenant): (&Submissions, TenantId),
     template: Arc<Template>,
     channel: Channel,
     variables: Value,
 ) -> Result<Part, Problem> {
     let rendering = move || template.render(channel, &variables).map_err(|error| faults(&template, &variables, error));
-    app.renderers.run(tenant, rendering).await?.map_err(Problem::validation)
+    submissions.renderers.run(tenant, rendering).await?.map_err(Problem::validation)
 }
 
 /// The problem for the caller, with every declared variable that is missing.

@@ -80,7 +80,7 @@ const PERSON: &str = "user_id";
 
 /// Notes of a handler to the gate about its response.
 #[derive(Clone, Debug, Default)]
-struct Remark {
+struct AuditNote {
     is_unchanged: bool,
     is_in_part: bool,
     made: Option<String>,
@@ -88,36 +88,36 @@ struct Remark {
     tenant: Option<TenantId>,
 }
 
-fn remark(mut response: HttpResponse, add: impl FnOnce(&mut Remark)) -> HttpResponse {
-    let mut remark = response.extensions_mut().remove().unwrap_or_default();
-    add(&mut remark);
-    response.extensions_mut().insert(remark);
+fn note(mut response: HttpResponse, add: impl FnOnce(&mut AuditNote)) -> HttpResponse {
+    let mut note = response.extensions_mut().remove().unwrap_or_default();
+    add(&mut note);
+    response.extensions_mut().insert(note);
     response
 }
 
 /// Marks the response to a call that changed nothing, such as a dry run.
 pub fn unchanged(response: HttpResponse) -> HttpResponse {
-    remark(response, |remark| remark.is_unchanged = true)
+    note(response, |note| note.is_unchanged = true)
 }
 
 /// Marks the response to a call that failed after it changed something.
 pub fn in_part(response: HttpResponse) -> HttpResponse {
-    remark(response, |remark| remark.is_in_part = true)
+    note(response, |note| note.is_in_part = true)
 }
 
 /// Names what a call created, if the path does not.
 pub fn made(response: HttpResponse, what: impl ToString) -> HttpResponse {
-    remark(response, |remark| remark.made = Some(what.to_string()))
+    note(response, |note| note.made = Some(what.to_string()))
 }
 
 /// Names the person whose data changed, if the path does not.
 pub fn about(response: HttpResponse, tenant: TenantId, id: &str) -> HttpResponse {
-    remark(response, |remark| remark.person = Some((tenant, id.to_owned())))
+    note(response, |note| note.person = Some((tenant, id.to_owned())))
 }
 
 /// Names the tenant whose data changed, if an operator's credential does not.
 pub fn of_tenant(response: HttpResponse, tenant: TenantId) -> HttpResponse {
-    remark(response, |remark| remark.tenant = Some(tenant))
+    note(response, |note| note.tenant = Some(tenant))
 }
 
 /// Whether a call is recorded when it succeeds. `path` is decoded.
@@ -146,13 +146,13 @@ fn is_inbox(path: &str) -> bool {
 
 /// Records one call when it ends. When a client hangs up, the call is dropped at any await point while its queries
 /// continue; it is then recorded as interrupted.
-pub struct Watch {
+pub struct AuditGuard {
     recorder: Data<Recorder>,
     deed: Option<Deed>,
     caller: TenantId,
 }
 
-impl Watch {
+impl AuditGuard {
     /// Watches this request, if it has to be recorded.
     pub fn over(recorder: &Data<Recorder>, request: &ServiceRequest, identity: &Identity) -> Option<Self> {
         let action = recorded_action(request)?;
@@ -169,24 +169,24 @@ impl Watch {
     /// Records the call unless it changed nothing.
     pub async fn end<B>(mut self, response: &ServiceResponse<B>) {
         let Some(deed) = self.deed.take() else { return };
-        let remark = response.response().extensions().get::<Remark>().cloned().unwrap_or_default();
-        let Some(ending) = Ending::of(response, &remark) else { return };
-        let about = remark.person.map(|(tenant, id)| person(self.recorder.sealer(), tenant, &id));
-        let made = about.or_else(|| remark.made.map(|made| masked(&made)));
+        let note = response.response().extensions().get::<AuditNote>().cloned().unwrap_or_default();
+        let Some(ending) = CallOutcome::of(response, &note) else { return };
+        let about = note.person.map(|(tenant, id)| person(self.recorder.sealer(), tenant, &id));
+        let made = about.or_else(|| note.made.map(|made| masked(&made)));
         let target = made.unwrap_or_else(|| ids(response.request(), self.caller, self.recorder.sealer()));
-        let tenant = remark.tenant.or(deed.tenant);
+        let tenant = note.tenant.or(deed.tenant);
         let action = answered_action(response.request()).unwrap_or(deed.action);
         let deed = Deed { target: ending.noted(target, response.status()), tenant, action, ..deed };
         match ending {
-            Ending::Ambiguous => self.recorder.record_ambiguous(deed),
-            Ending::Done | Ending::InPart => self.recorder.record(deed).await,
+            CallOutcome::Ambiguous => self.recorder.record_ambiguous(deed),
+            CallOutcome::Done | CallOutcome::InPart => self.recorder.record(deed).await,
         }
     }
 }
 
 /// How a recorded call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+enum CallOutcome {
     Done,
     /// It failed after it changed something.
     InPart,
@@ -194,19 +194,19 @@ enum Ending {
     Ambiguous,
 }
 
-impl Ending {
-    fn of<B>(response: &ServiceResponse<B>, remark: &Remark) -> Option<Self> {
+impl CallOutcome {
+    fn of<B>(response: &ServiceResponse<B>, note: &AuditNote) -> Option<Self> {
         // `Overloaded` says that nothing was stored.
         let problem = response.response().error().and_then(|error| error.as_error::<Problem>());
         let is_not_stored = problem.is_some_and(|problem| problem.code() == Code::Overloaded);
-        Self::classify(response.status(), response.request().method() == Method::GET || is_not_stored, remark)
+        Self::classify(response.status(), response.request().method() == Method::GET || is_not_stored, note)
     }
 
     /// `is_harmless`: a 5xx means that nothing changed and no secret was shown.
-    fn classify(status: StatusCode, is_harmless: bool, remark: &Remark) -> Option<Self> {
+    fn classify(status: StatusCode, is_harmless: bool, note: &AuditNote) -> Option<Self> {
         match status {
-            _ if status.is_success() => (!remark.is_unchanged).then_some(Self::Done),
-            _ if remark.is_in_part => Some(Self::InPart),
+            _ if status.is_success() => (!note.is_unchanged).then_some(Self::Done),
+            _ if note.is_in_part => Some(Self::InPart),
             _ => (status.is_server_error() && !is_harmless).then_some(Self::Ambiguous),
         }
     }
@@ -246,7 +246,7 @@ pub fn ids(request: &HttpRequest, tenant: TenantId, sealer: &Sealer) -> String {
     request.match_info().iter().map(shown).collect::<Vec<_>>().join("/")
 }
 
-impl Drop for Watch {
+impl Drop for AuditGuard {
     fn drop(&mut self) {
         if let Some(deed) = self.deed.take() {
             self.recorder.record_interrupted(deed);
@@ -389,9 +389,9 @@ mod tests {
 
     #[test]
     fn a_call_that_may_have_changed_something_is_recorded_with_how_it_ended() {
-        let (plain, unchanged) = (Remark::default(), Remark { is_unchanged: true, ..Remark::default() });
-        let in_part = Remark { is_in_part: true, ..Remark::default() };
-        for (status, is_harmless, remark, wanted) in [
+        let (plain, unchanged) = (AuditNote::default(), AuditNote { is_unchanged: true, ..AuditNote::default() });
+        let in_part = AuditNote { is_in_part: true, ..AuditNote::default() };
+        for (status, is_harmless, note, wanted) in [
             (201, false, &plain, Some("7")),
             (200, false, &unchanged, None),
             (400, false, &plain, None),
@@ -401,11 +401,11 @@ mod tests {
             (503, true, &plain, None),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
-            let ending = Ending::classify(status, is_harmless, remark);
+            let ending = CallOutcome::classify(status, is_harmless, note);
             let target = ending.map(|ending| ending.noted("7".to_owned(), status));
-            assert_eq!(target.as_deref(), wanted, "{status} {is_harmless} {remark:?}");
+            assert_eq!(target.as_deref(), wanted, "{status} {is_harmless} {note:?}");
         }
-        let unnamed = Ending::Ambiguous.noted(String::new(), StatusCode::SERVICE_UNAVAILABLE);
+        let unnamed = CallOutcome::Ambiguous.noted(String::new(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(unnamed, "(ambiguous: answered 503)");
     }
 

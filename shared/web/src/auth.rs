@@ -26,10 +26,10 @@ use uuid::Uuid;
 use crate::{
     cache::Cache,
     client,
-    db::Db,
+    migration_state::MigrationState,
     permits::FirstLookUps,
     problem::{Code, Problem},
-    schema::Schema,
+    query_runner::QueryRunner,
 };
 
 /// Lifetime of a cached key. With the cache's grace and the look-up itself, a revoked key is refused everywhere within 30
@@ -108,7 +108,7 @@ impl Caller {
 
 /// Authenticates callers.
 pub struct Credentials {
-    db: Db,
+    queries: QueryRunner,
     jwt_secret: SecretString,
     keys: Cache<Hash, Arc<Identity>>,
     /// Keys that do not exist, in a cache of their own, so that a flood of them evicts no real key.
@@ -120,9 +120,9 @@ pub struct Credentials {
 
 impl Credentials {
     /// Checks tokens against `jwt_secret` and keys against the database.
-    pub fn new(db: Db, jwt_secret: SecretString) -> Self {
+    pub fn new(queries: QueryRunner, jwt_secret: SecretString) -> Self {
         Self {
-            db,
+            queries,
             jwt_secret,
             keys: Cache::new(KEYS_MAX),
             missing: Cache::new(KEYS_MAX),
@@ -173,7 +173,7 @@ impl Credentials {
             return Ok(Some(remembered));
         }
         let asked = slug.to_owned();
-        let found = self.db.run_within(LOOK_UP_TIMEOUT, async move |store| store.tenant_id(&asked).await).await?;
+        let found = self.queries.run_within(LOOK_UP_TIMEOUT, async move |store| store.tenant_id(&asked).await).await?;
         if let Some(tenant) = found {
             self.tenants.put(slug.to_owned(), tenant, FOUND_TTL);
         }
@@ -230,7 +230,7 @@ impl Credentials {
             drop(permits);
             found
         };
-        let found = self.db.run_within(LOOK_UP_TIMEOUT, query).await?;
+        let found = self.queries.run_within(LOOK_UP_TIMEOUT, query).await?;
         let identity = |KeyRow { id, tenant_id, role, .. }| Identity {
             tenant: tenant_id,
             role,
@@ -296,7 +296,7 @@ pub fn presented<'a>(headers: &'a HeaderMap, path: &str, query: &str) -> Result<
 
 async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<Identity>, Problem> {
     let credentials = request.app_data::<Data<Credentials>>().ok_or_else(Problem::internal)?;
-    let schema = request.app_data::<Data<Schema>>().ok_or_else(Problem::internal)?;
+    let migrations = request.app_data::<Data<MigrationState>>().ok_or_else(Problem::internal)?;
     let found = request.extensions_mut().get_mut::<Caller>().map(Caller::take);
     let identity = match found {
         Some(found) => found?,
@@ -310,7 +310,7 @@ async fn authorize(request: HttpRequest, roles: &'static [Role]) -> Result<Arc<I
         let detail = format!("Use a credential with one of these roles: {}.", names.join(", "));
         return Err(Problem::new(Code::Forbidden, detail));
     }
-    schema.require()?;
+    migrations.require_current()?;
     Ok(identity)
 }
 

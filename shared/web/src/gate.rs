@@ -21,7 +21,7 @@ use actix_web::{
 use ipnet::IpNet;
 
 use crate::{
-    audit::{Recorder, Watch},
+    audit::{AuditGuard, Recorder},
     auth::{self, Caller, Credentials},
     client,
     limits::{Limits, RateLimitDecision},
@@ -69,13 +69,13 @@ pub async fn gate(
         finish(&mut response, decision);
         return Ok(response);
     }
-    let watch = caller.as_ref().and_then(|caller| Watch::over(&gate.recorder, &request, caller.identity()?));
+    let guard = caller.as_ref().and_then(|caller| AuditGuard::over(&gate.recorder, &request, caller.identity()?));
     if let Some(caller) = caller {
         request.extensions_mut().insert(caller);
     }
     let mut response = next.call(request).await?.map_into_left_body();
-    if let Some(watch) = watch {
-        watch.end(&response).await;
+    if let Some(guard) = guard {
+        guard.end(&response).await;
     }
     finish(&mut response, decision);
     Ok(response)

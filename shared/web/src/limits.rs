@@ -70,7 +70,7 @@ pub struct Limits {
     look_ups: Buckets,
     /// Per tenant.
     shared: Buckets,
-    tenants: RwLock<HashMap<TenantId, Arc<Own>>>,
+    tenants: RwLock<HashMap<TenantId, Arc<TenantBuckets>>>,
     /// How often the tenants' own limits were set.
     changes: AtomicU64,
     hasher: RandomState,
@@ -164,12 +164,12 @@ impl Limits {
             let own = match old.remove(&tenant) {
                 Some(old) if old.each.limit == limit => old,
                 Some(old) => {
-                    let own = Own::new(limit);
+                    let own = TenantBuckets::new(limit);
                     own.each.adopt_all(&old.each);
                     own.all.adopt_all(&old.all);
                     Arc::new(own)
                 }
-                None => Arc::new(Own::new(limit)),
+                None => Arc::new(TenantBuckets::new(limit)),
             };
             tenants.insert(tenant, own);
         }
@@ -199,14 +199,14 @@ impl Limits {
 }
 
 /// The buckets of a tenant with its own limit.
-struct Own {
+struct TenantBuckets {
     /// Per credential.
     each: Buckets,
     /// One bucket for all credentials together.
     all: Buckets,
 }
 
-impl Own {
+impl TenantBuckets {
     fn new(limit: u32) -> Self {
         Self { each: Buckets::new(limit, MINUTE), all: Buckets::new(limit.saturating_mul(TENANT_TIMES), MINUTE) }
     }
@@ -336,7 +336,7 @@ fn seconds(nanos: u128) -> u64 {
 #[derive(Clone, Default)]
 struct States(Arc<Mutex<StateMap>>);
 
-type StateMap = HashMap<u64, Nanos, Unhashed>;
+type StateMap = HashMap<u64, Nanos, IdentityHasher>;
 
 impl States {
     fn lock(&self) -> MutexGuard<'_, StateMap> {
@@ -399,19 +399,19 @@ impl ShrinkableKeyedStateStore<u64> for States {
 
 /// A hasher that passes hashes through unchanged.
 #[derive(Clone, Copy, Default)]
-struct Unhashed;
+struct IdentityHasher;
 
-impl BuildHasher for Unhashed {
-    type Hasher = AsItIs;
+impl BuildHasher for IdentityHasher {
+    type Hasher = BuildIdentityHasher;
 
-    fn build_hasher(&self) -> AsItIs {
-        AsItIs(0)
+    fn build_hasher(&self) -> BuildIdentityHasher {
+        BuildIdentityHasher(0)
     }
 }
 
-struct AsItIs(u64);
+struct BuildIdentityHasher(u64);
 
-impl std::hash::Hasher for AsItIs {
+impl std::hash::Hasher for BuildIdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }

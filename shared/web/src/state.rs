@@ -22,20 +22,20 @@ use crate::{
     audit::Recorder,
     auth::Credentials,
     body::BodyBudget,
-    db::{Db, QUERY_TIMEOUT},
     gate::Gate,
     limits::Limits,
+    migration_state::MigrationState,
     permits::PerTenant,
     problem::{Code, Problem},
-    schema::Schema,
+    query_runner::{QUERY_TIMEOUT, QueryRunner},
 };
 
 /// State that all handlers share; one per process.
 pub struct Web {
     /// The database.
-    pub db: Db,
+    pub queries: QueryRunner,
     /// Whether the database has our schema.
-    pub schema: Schema,
+    pub migrations: MigrationState,
     /// Authenticates callers.
     pub credentials: Data<Credentials>,
     /// The rate limits.
@@ -63,16 +63,16 @@ struct Guards {
 impl Web {
     /// Builds the state, on the caller's runtime. `store` is the pool for queries, `jwt_secret` signs tokens.
     pub fn new(config: &Config, jwt_secret: SecretString, store: Store) -> Self {
-        let db = Db::new(store.clone());
+        let queries = QueryRunner::new(store.clone());
         Self {
-            credentials: Data::new(Credentials::new(db.clone(), jwt_secret)),
+            credentials: Data::new(Credentials::new(queries.clone(), jwt_secret)),
             limits: Data::new(Limits::new(config.http.rate)),
             recorder: Data::new(Recorder::new(store.clone())),
             bodies: BodyBudget::new(config.http.body_bytes),
-            schema: Schema::default(),
+            migrations: MigrationState::default(),
             sealer: store.sealer().clone(),
             catalogues: Catalogues::new(store),
-            db,
+            queries,
             public_url: config.http.public_url.clone(),
             guards: Guards {
                 webhooks: Guard::new(config.webhook.allow_nets.clone()),
@@ -96,12 +96,12 @@ impl Web {
     /// Registers what extractors need.
     pub fn register(&self, site: &mut ServiceConfig) {
         site.app_data(self.credentials.clone())
-            .app_data(Data::new(self.schema.clone()))
+            .app_data(Data::new(self.migrations.clone()))
             .app_data(Data::new(self.bodies.clone()));
     }
 
     /// Runs a call to another service in a task of the main runtime, so that it completes even if the client hangs up.
-    pub async fn elsewhere<T: Send + 'static>(
+    pub async fn run_detached<T: Send + 'static>(
         &self,
         call: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Problem> {
@@ -114,7 +114,7 @@ impl Web {
             return Ok(fresh);
         }
         let catalogues = self.catalogues.clone();
-        self.db.run(async move |_| catalogues.get(tenant).await).await
+        self.queries.run(async move |_| catalogues.get(tenant).await).await
     }
 
     /// Fills in the defaults of the content's type or category. Content with neither needs no query.
@@ -142,7 +142,7 @@ impl Web {
 
     /// Reloads the tenants' own limits at once. If the database does not answer, the periodic reload catches up.
     pub async fn refresh_limits(&self) {
-        if let Ok(own) = self.db.run(async move |store| store.http_limits().await).await {
+        if let Ok(own) = self.queries.run(async move |store| store.http_limits().await).await {
             self.limits.set(own);
         }
     }

@@ -12,19 +12,19 @@ pub const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs queries for the HTTP threads.
 #[derive(Clone)]
-pub struct Db {
+pub struct QueryRunner {
     store: Store,
     runtime: Handle,
 }
 
-impl Db {
+impl QueryRunner {
     /// Runs queries on the caller's runtime.
     pub fn new(store: Store) -> Self {
         Self { store, runtime: Handle::current() }
     }
 
     /// Spawns background work on the main runtime.
-    pub fn begin<F, Fut>(&self, work: F)
+    pub fn spawn<F, Fut>(&self, work: F)
     where
         F: FnOnce(Store) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
@@ -44,7 +44,7 @@ impl Db {
         self.run_within(QUERY_TIMEOUT, ask).await
     }
 
-    /// As [`Db::run`], with `bound` instead of the default timeout.
+    /// As [`QueryRunner::run`], with `bound` instead of the default timeout.
     pub async fn run_within<T, F, Fut>(&self, bound: Duration, ask: F) -> Result<T, Problem>
     where
         T: Send + 'static,

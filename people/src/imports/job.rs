@@ -3,8 +3,6 @@
 //! Reading and checking runs in a thread of its own and is one chunk ahead of the database. What is in memory is two chunks
 //! and a row, however large the file.
 
-mod rows;
-
 use std::{io::Read, time::Duration};
 
 use domain::{TenantId, contract::submission::FieldError};
@@ -14,7 +12,7 @@ use store::{DbError, DbResult, Store, contacts::Saved, imports::Progress};
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
-use rows::{Broken, Chunk};
+use super::rows::{self, Broken, Chunk};
 
 /// Faults that are reported; the others are only counted.
 const FAULTS_MAX: usize = 100;

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use utoipa::ToSchema;
-use web::schemas::SubscriptionBody;
+use web::openapi::SubscriptionBody;
 
 /// The channels, as the description spells them.
 #[derive(ToSchema)]

@@ -11,11 +11,11 @@ use crate::problem::Problem;
 
 /// Whether every migration of this version has run. Clones share it.
 #[derive(Clone, Default)]
-pub struct Schema(Arc<AtomicBool>);
+pub struct MigrationState(Arc<AtomicBool>);
 
-impl Schema {
+impl MigrationState {
     /// Fails with `unavailable` until the migrations have run.
-    pub fn require(&self) -> Result<(), Problem> {
+    pub fn require_current(&self) -> Result<(), Problem> {
         if self.is_current() { Ok(()) } else { Err(Problem::unavailable()) }
     }
 
@@ -29,7 +29,7 @@ impl Schema {
     }
 }
 
-impl Part for Schema {
+impl Part for MigrationState {
     fn name(&self) -> &'static str {
         "schema"
     }

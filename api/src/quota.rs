@@ -15,8 +15,8 @@ const fn most(what: Counted) -> (i64, &'static str) {
 }
 
 /// Refuses one more than a tenant may have. Calls at the same moment may exceed the bound by as many as they are.
-pub async fn require_room(app: &Web, tenant: TenantId, what: Counted) -> Result<(), Problem> {
-    let has = app.db.run(async move |store| store.count_of(tenant, what).await).await?;
+pub async fn require_quota(web: &Web, tenant: TenantId, what: Counted) -> Result<(), Problem> {
+    let has = web.queries.run(async move |store| store.count_of(tenant, what).await).await?;
     let (most, called) = most(what);
     if has < most {
         return Ok(());

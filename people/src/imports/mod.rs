@@ -1,5 +1,8 @@
 //! Bulk import of people over HTTP: the body is read as a stream and never held.
 
+pub mod job;
+mod rows;
+
 use std::{
     io::{self, Read},
     sync::Arc,
@@ -30,7 +33,7 @@ use web::{
     problem::{Code, Problem},
 };
 
-use crate::importing::{self, Format, ImportError, RowFault, Summary};
+use job::{Format, ImportError, RowFault, Summary};
 
 /// Largest file.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
@@ -143,7 +146,7 @@ impl Default for ImportSlots {
 pub async fn create(
     producer: Producer,
     request: HttpRequest,
-    app: Data<Web>,
+    web: Data<Web>,
     slots: Data<ImportSlots>,
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
@@ -152,11 +155,11 @@ pub async fn create(
     let busy = || Problem::new(Code::Overloaded, "Wait until another import is over, then send the file again.");
     let turn = slots.by_tenant.try_enter(tenant).ok_or_else(busy)?;
     let permit = Arc::clone(&slots.all).try_acquire_owned().map_err(|_| busy())?;
-    let id = app.db.run(async move |store| store.begin_import(tenant).await).await?;
+    let id = web.queries.run(async move |store| store.begin_import(tenant).await).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
     let source = Source { pieces, current: Bytes::new(), is_over: false };
-    let importing = app.db.run_within(IMPORT_TIMEOUT, async move |store| {
-        let ended = importing::import(&store, tenant, id, format, source).await;
+    let importing = web.queries.run_within(IMPORT_TIMEOUT, async move |store| {
+        let ended = job::import(&store, tenant, id, format, source).await;
         drop((permit, turn));
         Ok(ended)
     });
@@ -298,9 +301,9 @@ impl Read for Source {
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/api/users/imports/{id}", tag = "people", params(("id" = Uuid, Path, description = "The `import_id`")),
     responses((status = 200, description = "The import", body = ImportView)))]
-pub async fn show(producer: Producer, id: Id, app: Data<Web>) -> Result<HttpResponse, Problem> {
+pub async fn show(producer: Producer, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (producer.0.tenant, id.0);
-    let found = app.db.run(async move |store| store.import(tenant, id).await).await?;
+    let found = web.queries.run(async move |store| store.import(tenant, id).await).await?;
     let found = found.ok_or_else(|| Problem::not_found("import"))?;
     Ok(HttpResponse::Ok().json(ImportView::from(found)))
 }

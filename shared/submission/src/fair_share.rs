@@ -32,17 +32,17 @@ const QUIET: usize = 25;
 
 /// Recent counts of deliveries, and the crowding tenants. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Turns {
+pub struct FairShare {
     counts: Arc<Mutex<HashMap<(TenantId, Route), usize>>>,
     crowding: Arc<Mutex<Crowding>>,
 }
 
-impl Turns {
+impl FairShare {
     /// Watches the queues of `broker` until `stop`.
     pub fn watch(broker: Broker, stop: CancellationToken) -> Self {
-        let turns = Self::default();
-        tokio::spawn(stop.run_until_cancelled_owned(turns.clone().keep(Depths::new(broker))));
-        turns
+        let fair_share = Self::default();
+        tokio::spawn(stop.run_until_cancelled_owned(fair_share.clone().watch_queues(Depths::new(broker))));
+        fair_share
     }
 
     /// The tenants and routes whose messages wait in shares at the moment.
@@ -51,7 +51,7 @@ impl Turns {
     }
 
     /// Counts the deliveries of accepted messages.
-    pub fn note(&self, batch: &[Acceptance]) {
+    pub fn count(&self, batch: &[Acceptance]) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for acceptance in batch {
             for delivery in acceptance.messages.iter().flat_map(|message| &message.deliveries) {
@@ -60,12 +60,12 @@ impl Turns {
         }
     }
 
-    async fn keep(self, depths: Depths) {
+    async fn watch_queues(self, depths: Depths) {
         let mut tick = tokio::time::interval(TICK);
         loop {
             tick.tick().await;
             let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
-            let crowding = if counts.is_empty() { HashSet::new() } else { among(counts, &depths).await };
+            let crowding = if counts.is_empty() { HashSet::new() } else { crowding_among(counts, &depths).await };
             *self.crowding.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(crowding);
         }
     }
@@ -73,7 +73,7 @@ impl Turns {
 
 /// The tenants that crowd a route. If the broker does not answer, none does: unpublished deliveries wait in the outbox
 /// anyway.
-async fn among(counts: HashMap<(TenantId, Route), usize>, depths: &Depths) -> HashSet<(TenantId, Route)> {
+async fn crowding_among(counts: HashMap<(TenantId, Route), usize>, depths: &Depths) -> HashSet<(TenantId, Route)> {
     let routes: HashSet<Route> = counts.keys().map(|(_, route)| *route).collect();
     let age = if counts.values().any(|count| *count > QUIET) { TICK } else { AGE_WHILE_QUIET };
     let ready = depths.ready(&routes.into_iter().collect::<Vec<_>>(), age).await.unwrap_or_default();

@@ -14,7 +14,7 @@ use domain::contract::{
 };
 use serde_json::{Map, Value};
 
-use super::{Format, RowFault};
+use super::job::{Format, RowFault};
 
 /// Rows of a chunk.
 const ROWS_MAX: usize = 1000;
