@@ -1,10 +1,8 @@
 //! The specifications and the Swagger page. Everything is embedded in the binary and needs no network.
 
-use std::sync::Arc;
-
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::{CONTENT_SECURITY_POLICY, HeaderName, LOCATION, X_FRAME_OPTIONS},
+    http::header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderName, LOCATION, X_FRAME_OPTIONS},
     web::Data,
 };
 use web::problem::{Code, Problem};
@@ -23,13 +21,46 @@ const NO_FRAMES: (HeaderName, &str) = (X_FRAME_OPTIONS, "DENY");
 /// The OpenAPI document as JSON.
 pub struct Document(pub String);
 
-/// The configuration of the Swagger page: the URL of the document.
-pub type UiConfig = Arc<utoipa_swagger_ui::Config<'static>>;
-
-/// The configuration for our document.
-pub fn ui_config() -> UiConfig {
-    Arc::new(utoipa_swagger_ui::Config::from("/openapi.json"))
+/// A file of the Swagger page. `ingest/swagger-ui/README.md` says where it comes from.
+struct File {
+    name: &'static str,
+    content_type: &'static str,
+    is_gzip: bool,
+    content: &'static [u8],
 }
+
+const FILES: [File; 5] = [
+    File {
+        name: "index.html",
+        content_type: "text/html; charset=utf-8",
+        is_gzip: false,
+        content: include_bytes!("../swagger-ui/index.html"),
+    },
+    File {
+        name: "swagger-initializer.js",
+        content_type: "text/javascript; charset=utf-8",
+        is_gzip: false,
+        content: include_bytes!("../swagger-ui/swagger-initializer.js"),
+    },
+    File {
+        name: "swagger-ui-bundle.js",
+        content_type: "text/javascript; charset=utf-8",
+        is_gzip: true,
+        content: include_bytes!("../swagger-ui/swagger-ui-bundle.js.gz"),
+    },
+    File {
+        name: "swagger-ui.css",
+        content_type: "text/css; charset=utf-8",
+        is_gzip: true,
+        content: include_bytes!("../swagger-ui/swagger-ui.css.gz"),
+    },
+    File {
+        name: "favicon-32x32.png",
+        content_type: "image/png",
+        is_gzip: false,
+        content: include_bytes!("../swagger-ui/favicon-32x32.png"),
+    },
+];
 
 /// This API as an OpenAPI 3.1 document.
 #[utoipa::path(get, path = "/openapi.json", tag = "specifications", security(()), responses(
@@ -73,13 +104,18 @@ pub async fn ui_root() -> HttpResponse {
 }
 
 /// The files of the Swagger page.
-pub async fn ui(request: HttpRequest, config: Data<UiConfig>) -> Result<HttpResponse, Problem> {
-    let path = request.match_info().get("file").unwrap_or_default();
-    let file = utoipa_swagger_ui::serve(path, Arc::clone(&config)).map_err(|_| Problem::internal())?;
+pub async fn ui(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let name = request.match_info().get("file").unwrap_or_default();
+    let name = if name.is_empty() { "index.html" } else { name };
+    let file = FILES.iter().find(|file| file.name == name);
     let file = file.ok_or_else(|| Problem::new(Code::NotFound, "Start at /docs/."))?;
     let mut answer = HttpResponse::Ok();
-    answer.insert_header(POLICY).insert_header(NO_FRAMES);
-    Ok(answer.content_type(file.content_type).body(file.bytes.into_owned()))
+    answer.insert_header(POLICY).insert_header(NO_FRAMES).content_type(file.content_type);
+    if file.is_gzip {
+        // Every browser reads gzip. The files are not kept in a second form for clients that do not.
+        answer.insert_header((CONTENT_ENCODING, "gzip"));
+    }
+    Ok(answer.body(file.content))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use web::{
     observe::{Traffic, observe},
 };
 
-use crate::{docs::ui_config, routes, state::AppState};
+use crate::{routes, state::AppState};
 
 /// A client that has not sent its headers by then is disconnected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,12 +31,11 @@ const QUIET_STEP: Duration = Duration::from_millis(10);
 
 /// Serves until `stop`, then finishes requests in progress and returns.
 pub async fn serve(config: &HttpConfig, state: AppState, stop: CancellationToken) -> io::Result<()> {
-    let (traffic, ui) = (Data::new(Traffic::default()), Data::new(ui_config()));
+    let traffic = Data::new(Traffic::default());
     let (leaving, hub) = (traffic.clone(), Arc::clone(&state.live.hub));
     let site = move || {
         Site::new()
             .app_data(traffic.clone())
-            .app_data(ui.clone())
             .configure(|site| state.register(site))
             .configure(routes::configure)
             .wrap(from_fn(gate))

@@ -429,3 +429,38 @@ async fn a_tenant_has_one_import_at_a_time_and_bounded_numbers_of_other_things()
     assert!(script.contains("/openapi.json") && !script.contains("\"persistAuthorization\": true"), "{script}");
     Ok(())
 }
+
+/// The page of the API, its script, its style and the document: each answers, and the page loads nothing from another server.
+#[tokio::test]
+async fn the_page_of_the_api_needs_no_other_server() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let base = format!("http://127.0.0.1:{}", stack.port("ingest")?);
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?;
+    for (path, kind, is_gzip) in [
+        ("/docs/", "text/html", false),
+        ("/docs/index.html", "text/html", false),
+        ("/docs/swagger-initializer.js", "text/javascript", false),
+        ("/docs/swagger-ui-bundle.js", "text/javascript", true),
+        ("/docs/swagger-ui.css", "text/css", true),
+        ("/docs/favicon-32x32.png", "image/png", false),
+        ("/openapi.json", "application/json", false),
+    ] {
+        let answer = client.get(format!("{base}{path}")).send().await?;
+        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+        assert!(header("content-type").starts_with(kind), "{path} {}", header("content-type"));
+        assert_eq!(header("content-encoding") == "gzip", is_gzip, "{path}");
+        if path.starts_with("/docs/") {
+            let policy = header("content-security-policy");
+            assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{path} {policy}");
+            assert!(!policy.contains("http"), "{path} {policy}");
+        }
+        if path.starts_with("/docs/") && kind != "image/png" && !is_gzip {
+            let text = answer.text().await?;
+            assert!(!text.contains("//cdn") && !text.contains("://"), "{path} {text}");
+        }
+    }
+    let unknown = client.get(format!("{base}/docs/nothing.js")).send().await?;
+    assert_eq!(unknown.status().as_u16(), 404);
+    Ok(())
+}
