@@ -103,7 +103,7 @@ impl Import {
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
         let id = store.begin_import(tenant.id).await.context("failed to begin the import")?;
-        let bar = progress::bytes(length, "importing");
+        let bar = progress::bar(length, "importing");
         let imported = job::import(&store, tenant.id, id, format, bar.wrap_read(file)).await;
         bar.finish_and_clear();
         // Rows imported before a failure stay, so the audit log records the import either way.
