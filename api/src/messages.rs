@@ -33,7 +33,7 @@ pub struct MessageView {
     /// The channels of all its deliveries.
     #[schema(value_type = Vec<String>)]
     pub channels: Vec<Channel>,
-    /// What it is about.
+    /// The category of the message.
     pub category: Option<String>,
     /// `low`, `normal`, `high` or `urgent`.
     pub priority: String,
@@ -47,11 +47,11 @@ pub struct MessageView {
     pub request_id: Option<String>,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
-    /// When it is to be sent, if later than that.
+    /// When it is sent, if not at once.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// The producer's notes, as they came; a list leaves out those of messages beyond 64 KiB.
+    /// The producer's own notes, unchanged; a list leaves out those of messages beyond 64 KiB.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Box<RawValue>>,
     /// To whom and how.
@@ -72,10 +72,10 @@ pub struct DeliveryView {
     /// Where it stands.
     #[schema(value_type = String, example = "delivered")]
     pub status: State,
-    /// What the recipient did with it: `read`, `opened`, `clicked`, `complained`.
+    /// The recipient's actions: `read`, `opened`, `clicked`, `complained`.
     #[schema(value_type = Vec<String>, example = json!(["opened"]))]
     pub engagement: Vec<EventKind>,
-    /// Who carried it last.
+    /// The provider of the last attempt.
     pub provider: Option<String>,
     /// Calls to providers so far.
     pub attempts: i64,
@@ -151,14 +151,14 @@ pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse
     Ok(HttpResponse::Ok().json(MessageView::from(message)))
 }
 
-/// Every attempt and every fact about a message, oldest first.
+/// Every attempt and every event of a message, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Timeline {
     /// The message.
     pub message_id: Uuid,
     /// One for each call to a provider.
     pub attempts: Vec<AttemptView>,
-    /// What happened.
+    /// The events.
     pub events: Vec<EventView>,
 }
 
@@ -170,7 +170,7 @@ pub struct AttemptView {
     pub delivery_id: Uuid,
     /// Counts the calls for this delivery, from 1.
     pub attempt: usize,
-    /// Who was called.
+    /// The provider that was called.
     #[schema(example = "http")]
     pub provider: String,
     /// How it ended: `sent`, `transient`, `throttled`, `rejected`, `address_dead`, `misconfigured` or `unknown`.
@@ -179,7 +179,7 @@ pub struct AttemptView {
     /// The provider's status or reply code.
     #[schema(example = "200")]
     pub code: Option<String>,
-    /// What went wrong, in a clause.
+    /// The failure, as a clause.
     pub detail: Option<String>,
     /// How long the call took.
     pub duration_ms: Option<i32>,
@@ -197,8 +197,8 @@ pub struct EventView {
     pub at: DateTime<Utc>,
     /// The delivery.
     pub delivery_id: Uuid,
-    /// `accepted`, then `sent`, `delivered`, `failed`, `retrying`, `ambiguous`, `dead`, `suppressed`, `expired`, `cancelled`
-    /// or `replayed`.
+    /// `accepted`, then `sent`, `delivered`, `failed`, `retrying`, `ambiguous`, `dead`, `suppressed`, `expired`,
+    /// `cancelled` or `replayed`.
     #[schema(example = "delivered")]
     pub kind: &'static str,
     /// The provider that was called, if one was.
@@ -278,16 +278,16 @@ fn attempt(
     }
 }
 
-/// Which messages to list. What is not given does not restrict.
+/// Selects messages. An absent parameter does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// A delivery stands there: `scheduled queued sending retrying sent delivered failed bounced dead suppressed cancelled expired`,
-    /// in any case.
+    /// A delivery has this status: `scheduled queued sending retrying sent delivered failed bounced dead suppressed
+    /// cancelled expired`; case does not matter.
     #[param(value_type = Option<String>, example = "delivered")]
     status: Option<Text>,
-    /// A delivery takes this channel.
+    /// A delivery has this channel.
     #[param(value_type = Option<String>, example = "webhook")]
     channel: Option<Text>,
     /// The person.
@@ -302,14 +302,14 @@ pub struct ListQuery {
     /// Exactly this recipient, as it was submitted.
     #[param(value_type = Option<String>, example = "ada@example.com")]
     recipient: Option<Text>,
-    /// A part of the recipient or the content, in any case. Where an encryption key is set, an exact recipient is found at
-    /// once; for anything else messages are decrypted and searched, newest first, for two seconds a page.
+    /// Part of the recipient or the content; case does not matter. If an encryption key is set, an exact recipient is
+    /// found at once; for any other text messages are decrypted and searched, newest first, for two seconds a page.
     #[param(value_type = Option<String>)]
     q: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
     /// The number of the page, from 1; a cursor is faster.
@@ -340,14 +340,14 @@ impl ListQuery {
 pub struct MessageList {
     /// The messages, newest first.
     pub messages: Vec<MessageView>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     pub next_cursor: Option<String>,
 }
 
 /// Messages, newest first.
 ///
-/// A filter that hardly anything passes may answer a short page, even an empty one, after two seconds of search; its
-/// `next_cursor` goes on where it ended.
+/// With a filter that few messages pass, the answer may be a short or even empty page after two seconds of search; its
+/// `next_cursor` continues there.
 ///
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/messages", tag = "messages", params(ListQuery),
@@ -366,10 +366,9 @@ pub async fn list(reader: Reader, query: Params<ListQuery>, web: Data<Web>) -> R
     Ok(HttpResponse::Ok().json(MessageList { messages, next_cursor }))
 }
 
-/// Takes back whatever of a message has not been sent.
+/// Cancels the deliveries of a message that have not been sent.
 ///
-/// Deliveries that are `scheduled`, `queued` or `retrying` become `cancelled`. Where nothing can be taken back the answer
-/// is 409.
+/// Deliveries that are `scheduled`, `queued` or `retrying` become `cancelled`. If there is none, the answer is 409.
 ///
 /// Roles: producer, admin, operator.
 #[utoipa::path(post, path = "/api/messages/{id}/cancel", tag = "messages", params(("id" = Uuid, Path, description = "The message")),

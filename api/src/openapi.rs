@@ -1,4 +1,4 @@
-//! Shapes for the OpenAPI document whose types are elsewhere.
+//! Schemas of the OpenAPI document for types of other crates.
 
 use chrono::{DateTime, Utc};
 use utoipa::ToSchema;
@@ -41,7 +41,7 @@ pub struct DeadLetterBody {
     pub created_at: DateTime<Utc>,
 }
 
-/// Which dead letters. What is not given does not restrict.
+/// Selects dead letters. An absent field does not restrict.
 #[derive(ToSchema)]
 #[schema(as = DeadLetterFilter)]
 pub struct LetterFilterBody {
@@ -55,13 +55,13 @@ pub struct LetterFilterBody {
     pub message_id: Option<String>,
     /// The slug of a tenant, for operators.
     pub tenant: Option<String>,
-    /// Written down at this time or later.
+    /// Stored at this time or later.
     pub since: Option<DateTime<Utc>>,
     /// Written down before this time.
     pub until: Option<DateTime<Utc>>,
 }
 
-/// A replay or drop and how far it has got.
+/// A replay or drop and its progress.
 #[derive(ToSchema)]
 #[schema(as = Replay)]
 pub struct ReplayStateBody {
@@ -73,14 +73,14 @@ pub struct ReplayStateBody {
     /// Which letters were meant.
     #[schema(value_type = Object)]
     pub filter: serde_json::Value,
-    /// Who asked for it: role and subject.
+    /// The person who requested it: role and subject.
     #[schema(example = "admin:0191d8a0-0000-7000-8000-000000000001")]
     pub actor: String,
     /// Why.
     pub note: String,
     /// Letters a second.
     pub rate: Option<i32>,
-    /// Open letters that matched when it began.
+    /// Open letters that matched at the start.
     pub matched: i32,
     /// Letters moved so far.
     pub replayed: i32,
@@ -103,16 +103,16 @@ pub struct AuditEntryBody {
     pub id: i64,
     /// When.
     pub at: DateTime<Utc>,
-    /// The slug of the tenant; `null` where it concerns none or several.
+    /// The slug of the tenant; `null` if it concerns no tenant, or several.
     #[schema(example = "acme")]
     pub tenant: Option<String>,
-    /// Who: role and subject, or `cli:` and a user of the machine.
+    /// The actor: role and subject, or `cli:` and a user of the machine.
     #[schema(example = "admin:0191d8a0-0000-7000-8000-000000000001")]
     pub actor: String,
-    /// What: method and route, or the command.
+    /// The action: method and route, or the command.
     #[schema(example = "DELETE /api/admin/keys/{id}")]
     pub action: String,
-    /// To which thing: the ids of the path, or what was made.
+    /// The target: the ids of the path, or the id of a new object.
     #[schema(example = "0191d8a0-0000-7000-8000-000000000002")]
     pub target: String,
     /// The `X-Request-Id` of the call.

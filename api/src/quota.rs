@@ -1,10 +1,10 @@
-//! How many things of a kind a tenant may have.
+//! The largest number of rows of a kind that a tenant may have.
 
 use domain::TenantId;
 use store::counts::Counted;
 use web::{Web, problem::Problem};
 
-/// The most that a tenant may have, and what they are called.
+/// The largest number for a tenant, and the name of the kind.
 const fn most(what: Counted) -> (i64, &'static str) {
     match what {
         Counted::Rules => (1000, "rules"),
@@ -14,7 +14,7 @@ const fn most(what: Counted) -> (i64, &'static str) {
     }
 }
 
-/// Refuses one more than a tenant may have. Calls at the same moment may exceed the bound by as many as they are.
+/// Refuses one more than a tenant may have. Concurrent calls may exceed the limit by their number.
 pub async fn require_quota(web: &Web, tenant: TenantId, what: Counted) -> Result<(), Problem> {
     let has = web.queries.run(async move |store| store.count_of(tenant, what).await).await?;
     let (most, called) = most(what);

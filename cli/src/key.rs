@@ -29,10 +29,10 @@ pub enum Command {
   posthaste key create --tenant acme --role producer --name shop
   posthaste key create --tenant acme --role admin --json")]
 pub struct Create {
-    /// Whose key it is
+    /// The tenant of the key
     #[arg(long, value_name = "NAME")]
     tenant: String,
-    /// What it may do: admin, producer, agent, user or operator (across tenants)
+    /// Its role: admin, producer, agent, user or operator (across tenants)
     #[arg(long)]
     role: Role,
     /// A name to know it by

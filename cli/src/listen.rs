@@ -37,8 +37,8 @@ pub struct Args {
     /// The port to listen on
     #[arg(long, default_value_t = 9000)]
     port: u16,
-    /// What the webhooks are signed with; without it signatures are shown and not checked. The variable or --secret-file keeps
-    /// it out of the process list
+    /// The secret that signs the webhooks; without it signatures are shown and not checked. The variable or
+    /// --secret-file keeps it out of the process list
     #[arg(long, env = "POSTHASTE_WEBHOOK_SECRET", hide_env_values = true)]
     secret: Option<SecretString>,
     /// A file that holds the secret; it goes before --secret

@@ -13,7 +13,7 @@ use crate::{
     progress, settings,
 };
 
-/// Set how long tenants keep their messages, and remove what is older
+/// Set how long tenants keep their messages, and remove older ones
 #[derive(Debug, Subcommand)]
 pub enum Command {
     List(List),
@@ -40,7 +40,7 @@ pub struct Set {
     days: Option<i32>,
 }
 
-/// Remove what is kept no longer; the scheduler does the same every hour
+/// Remove expired rows; the scheduler does the same every hour
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   posthaste retention run --dry-run

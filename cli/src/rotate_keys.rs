@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{output::Output, progress, settings};
 
-/// Encrypt what is stored with the newest key, in the newest format: what older keys or versions encrypted, and what was plain
+/// Encrypt stored values with the newest key, in the newest format: values of older keys or versions, and plain ones
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   posthaste rotate-keys --dry-run

@@ -42,9 +42,9 @@ pub struct Args {
 pub enum Service {
     /// The HTTP API and the AMQP intake
     Ingest,
-    /// Sends what is due
+    /// Calls providers
     Worker,
-    /// Writes outcomes down and releases what waited
+    /// Stores outcomes, and releases deliveries that are due
     Scheduler,
 }
 

@@ -23,7 +23,7 @@ pub struct Args {
     /// The person or program; for a `user`, the user id
     #[arg(long)]
     sub: String,
-    /// What it may do: admin, producer, agent, user or operator (across tenants)
+    /// Its role: admin, producer, agent, user or operator (across tenants)
     #[arg(long)]
     role: Role,
     /// How long it holds: 90s, 15m, 1h, 7d

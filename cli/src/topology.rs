@@ -32,7 +32,7 @@ pub struct Print;
 #[command(after_help = "Example:\n  posthaste topology check")]
 pub struct Check;
 
-/// Create what is missing; touches nothing that exists
+/// Create missing objects; changes nothing that exists
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  posthaste topology declare")]
 pub struct Declare;

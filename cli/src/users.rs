@@ -73,7 +73,7 @@ pub struct Export {
     tenant: String,
 }
 
-/// Erase everything that says who a person is or what was written to them
+/// Erase all data that identifies a person or was written to them
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  posthaste users erase ada --tenant acme")]
 pub struct Erase {

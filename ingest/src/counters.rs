@@ -1,5 +1,4 @@
-//! The counters that stand at 0 from the start: one that began with its first increment would hide that increment from
-//! alerts.
+//! Starts counters at 0. A counter that began with its first increment would hide that increment from alerts.
 
 use broker::{INTAKE_HIGH, INTAKE_STD};
 use domain::Channel;

@@ -73,7 +73,7 @@ pub async fn live() -> HttpResponse {
 
 /// Whether requests should be sent here: the database answers and its schema is current.
 ///
-/// The broker may be away: acceptance goes on, and what was accepted is published later.
+/// The broker may be away: messages are still accepted, and published later.
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()), responses(
     (status = 200, description = "Ready", body = HealthAnswer),
     (status = 503, description = "Not ready", body = HealthAnswer)))]

@@ -1,5 +1,5 @@
-//! The OpenAPI document. Routes describe themselves where they are written; here is what they share: the document's head,
-//! the bodies whose types live elsewhere, and the problems that any route may answer.
+//! The OpenAPI document. Each route describes itself; this module adds the shared parts: the head, schemas of types in
+//! other crates, and the problems of every route.
 
 use std::collections::BTreeMap;
 
@@ -48,9 +48,9 @@ carry `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds); 
 * Times are RFC 3339; one without a zone is taken as UTC. Lists are newest first and go on at `next_cursor`.
 * The same submissions can be published to RabbitMQ: [/asyncapi.yaml](/asyncapi.yaml).";
 
-/// What admins do about notifications.
+/// The path prefix of the routes with which admins manage notifications.
 const ADMIN_NOTIFICATIONS: &str = "/api/admin/notifications/";
-/// The same, as programs of the mozaiks family spell it.
+/// The same prefix as other programs of the same operator write it.
 const ADMIN_NOTIFICATIONS_ALIAS: &str = "/__mozaiks/admin/notifications/";
 
 #[derive(OpenApi)]
@@ -119,7 +119,8 @@ pub fn document() -> String {
     tree().to_json().unwrap_or_default()
 }
 
-/// Adds what all operations share, by what each of them is: whether it needs a credential, takes a body, names a thing.
+/// Adds the parts that operations share, by their properties: whether one needs a credential, has a body, names an
+/// object.
 struct Shared;
 
 impl Modify for Shared {
@@ -141,7 +142,7 @@ impl Modify for Shared {
     }
 }
 
-/// The same under the prefix that other programs know.
+/// The same operations under the other prefix.
 fn alias((path, item): (&String, &PathItem)) -> Option<(String, PathItem)> {
     let rest = path.strip_prefix(ADMIN_NOTIFICATIONS)?;
     Some((format!("{ADMIN_NOTIFICATIONS_ALIAS}{rest}"), item.clone()))
@@ -159,10 +160,10 @@ pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &m
     all.into_iter().filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation)))
 }
 
-/// `post_notifications_send`: what generated clients call their methods.
+/// `post_notifications_send`: the method name in generated clients.
 fn operation_id(path: &str, method: &'static str) -> String {
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "api");
-    // Those of sessions have no `/api` before them, and else the names of the others.
+    // Paths of sessions have no `/api` before them; otherwise their names are those of the others.
     let whatsapp = path.starts_with("/messages").then_some("whatsapp");
     std::iter::once(method).chain(whatsapp).chain(words).collect::<Vec<_>>().join("_")
 }

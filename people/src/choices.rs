@@ -1,6 +1,6 @@
-//! What a request says about what a person wants, in any of three forms told apart by their keys: a map by type
-//! (`{"task_reminder": {"enabled": false}}`), a row (`{"category": …, "channel": …, "enabled": …}`), and switches
-//! (`{"email_enabled": false}`).
+//! Reads a change of preferences in any of three forms, which differ in their keys: a map by type (`{"task_reminder":
+//! {"enabled": false}}`), a row (`{"category": …, "channel": …, "enabled": …}`), and switches (`{"email_enabled":
+//! false}`).
 
 use std::collections::BTreeSet;
 
@@ -14,12 +14,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use store::preferences::Consequences;
 
-/// Types and categories that one person may have a choice about.
+/// The most types and categories that one person's preferences may hold.
 const KEYS_MAX: usize = 500;
-/// What names a row's type or category.
+/// The names of a row's field for the type or category.
 const ROW_NAMES: [&str; 3] = ["category", "notification_type", "type"];
 
-/// What a request says, in its order.
+/// The changes of a request, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Choices(Vec<Choice>);
 
@@ -28,7 +28,7 @@ enum Choice {
     Channel(Channel, bool),
     Marketing(bool),
     NonEssential(bool),
-    /// A type or category, as far as the request says something about it; inside `None`: by any channel again.
+    /// A change of a type or category; an inner `None` allows any channel again.
     Key {
         name: String,
         enabled: Option<bool>,
@@ -43,7 +43,7 @@ enum Choice {
     Forget(String),
 }
 
-/// What the map by type says of one.
+/// The value of one type in the map.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyBody {
@@ -82,7 +82,7 @@ impl Choices {
         if faults.is_empty() { Ok(Self(choices)) } else { Err(faults) }
     }
 
-    /// Makes it hold; says what that means for the person's address.
+    /// Applies the change; returns its effect on the person's address.
     pub fn apply(self, preferences: &mut Preferences) -> Result<Consequences, FieldError> {
         let mut consequences = Consequences::default();
         for choice in self.0 {
@@ -90,7 +90,7 @@ impl Choices {
             let refused = name.as_deref().is_some_and(|name| refuses_mail(preferences, name));
             let asked = matches!(choice, Choice::Row { channel: Channel::Email, on: true, .. });
             choice.apply(preferences);
-            // A person who opts in again gets it again, also at the address that was unsubscribed.
+            // Opting in again also lifts the suppression of an unsubscribed address.
             if let Some(name) = name.filter(|name| (refused || asked) && !refuses_mail(preferences, name)) {
                 consequences.lift.push(SuppressionScope::of_category(&name));
             }
@@ -137,7 +137,7 @@ impl Choice {
     }
 }
 
-/// A row says yes or no in a field of its own; in the map that would be the name of a type without an object.
+/// A row has a field for yes or no; in the map that field would be a type, with an object as value.
 fn is_row(body: &Map<String, Value>) -> bool {
     let is_text = |name: &&str| body.get(*name).is_some_and(Value::is_string);
     ROW_NAMES.iter().chain(&["channel"]).any(is_text) || body.get("enabled").is_some_and(Value::is_boolean)
@@ -209,7 +209,7 @@ fn check_name(field: &str, name: &str) -> Result<(), FieldError> {
     if fits { Ok(()) } else { Err(FieldError::new(field, "must have 1 to 200 bytes and no control characters")) }
 }
 
-/// A switch by its name, in either spelling: `email_enabled`, `emailEnabled`.
+/// A switch by its name, in either form: `email_enabled`, `emailEnabled`.
 fn switch(name: &str, on: bool) -> Result<Choice, FieldError> {
     let plain = name.replace('_', "").to_ascii_lowercase();
     let of_channel = |channel: &Channel| {
@@ -280,7 +280,7 @@ mod tests {
                 json!({"whatsapp_enabled": false, "types": {"a": {"enabled": false, "off": ["sms"]}}, "b": {"channels": []}}),
                 json!({"channels": {"whatsapp": false}, "keys": {"a": {"enabled": false, "off": ["sms"]}, "b": {"channels": []}}}),
             ),
-            // A type may be called like a field of a row.
+            // A type may have the name of a row's field.
             (json!({"category": {"enabled": false}}), json!({"keys": {"category": {"enabled": false}}})),
             (json!({}), json!({})),
         ] {

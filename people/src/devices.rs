@@ -1,4 +1,4 @@
-//! Devices of people, which push notifications reach.
+//! Devices of people, which get push notifications.
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -25,7 +25,7 @@ use web::{
 
 use crate::users::require_access;
 
-/// A device to register. Either `device_token` or `subscription`.
+/// A new device. Either `device_token` or `subscription`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = DeviceRegistration)]
@@ -41,7 +41,7 @@ pub struct DeviceBody {
     /// A browser's subscription to Web Push.
     #[schema(value_type = Option<SubscriptionBody>)]
     subscription: Option<Recipient>,
-    /// `ios`, `android` or `web`; unless given, the shape of the token tells.
+    /// `ios`, `android` or `web`; default: derived from the form of the token.
     #[schema(example = "android")]
     platform: Option<String>,
 }
@@ -52,9 +52,9 @@ pub struct DeviceBody {
 pub struct DeviceAnswer {
     /// Its id.
     pub id: Uuid,
-    /// Whose it is now.
+    /// The person who has it now.
     pub user_id: String,
-    /// `ios`, `android` or `web`, where that was said.
+    /// `ios`, `android` or `web`, if given.
     #[schema(value_type = Option<String>, example = "android")]
     pub platform: Option<Platform>,
     /// When its token came first.
@@ -108,8 +108,9 @@ fn token(token: Option<Recipient>, subscription: Option<Recipient>, rules: &Rule
 
 /// Registers a device for push notifications.
 ///
-/// The person is known from then on. A token that comes again is the same device. One that is another person's moves with a
-/// producer's or an admin's call; a user's own is answered 409. Of more than 50 devices the oldest goes.
+/// An unknown person is created. A token that is registered again is the same device. A call of a producer or an admin
+/// moves another person's device; a user's own call is answered with 409. If a person has more than 50 devices, the
+/// oldest is removed.
 ///
 /// Roles: producer, admin; a user for itself.
 #[utoipa::path(post, path = "/api/notifications/register-device", tag = "people",
@@ -123,7 +124,7 @@ pub async fn register(caller: Anyone, web: Data<Web>, body: JsonBody) -> Result<
     let (user_id, device) = body.parse::<DeviceBody>().await?.check(&caller.0, &web.rules())?;
     require_access(&caller.0, &user_id)?;
     let (tenant, whose) = (caller.0.tenant, user_id.clone());
-    // A token that leaks must not redirect another person's notifications.
+    // A leaked token must not redirect another person's notifications.
     let may_move = caller.0.role != Role::User;
     let made =
         web.queries.run(async move |store| store.register_device(tenant, &whose, &device, may_move).await).await?;
@@ -135,7 +136,7 @@ pub async fn register(caller: Anyone, web: Data<Web>, body: JsonBody) -> Result<
     Ok(audit::made(response.json(answer), made.id))
 }
 
-/// Takes a device away.
+/// Removes a device.
 ///
 /// Roles: producer, admin; a user for itself.
 #[utoipa::path(delete, path = "/api/users/{user_id}/devices/{id}", tag = "people",

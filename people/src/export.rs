@@ -1,4 +1,4 @@
-//! Everything that is kept about a person, as one document.
+//! All data of a person, as one document.
 
 use actix_web::{
     HttpResponse,
@@ -12,15 +12,15 @@ use web::{Web, auth::Anyone, params::PathUser, problem::Problem};
 
 use crate::{person_file, users::require_ownership};
 
-/// Pieces on their way to a reader.
+/// Parts of the document that wait for the reader.
 const PIECES: usize = 16;
 
-/// Everything that is kept about a person.
+/// All data of a person.
 ///
-/// One JSON document, written while it is read: `user`, `devices` with their tokens, `preferences`, `inbox`, `messages` with content,
-/// deliveries and events, `events`, `digests`, `whatsapp_received`, `suppressions`. An unknown person has empty lists. A document that
-/// ends before its last brace broke off: ask again. `whatsapp_received` and `suppressions` are found by the person's addresses and
-/// are empty but for an admin.
+/// One JSON document, streamed: `user`, `devices` with their tokens, `preferences`, `inbox`, `messages` with content,
+/// deliveries and events, `events`, `digests`, `whatsapp_received`, `suppressions`. An unknown person has empty lists.
+/// A document without its last brace is incomplete: request it again. `whatsapp_received` and `suppressions` are found
+/// by the person's addresses, and only an admin gets them.
 ///
 /// Roles: admin; a user for itself, with a token that an admin's key or the owner of `JWT_SECRET` made.
 #[utoipa::path(get, path = "/api/users/{user_id}/export", tag = "people",
@@ -29,7 +29,7 @@ const PIECES: usize = 16;
 pub async fn show(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, user) = (caller.0.tenant, user.0.into_inner());
     let by_address = require_ownership(&caller.0, &user)?;
-    // A database that is away is a 503, not half a document.
+    // If the database is away, the answer is a 503 and not half a document.
     web.queries.run(async |store| store.ping().await).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
     web.queries.spawn(async move |store| {

@@ -1,4 +1,4 @@
-//! The inbox of a person: what in-app messages put there, read, put away and removed by its owner.
+//! The inbox of a person: its in-app notifications, which its owner reads, archives and removes.
 
 use std::sync::Arc;
 
@@ -38,15 +38,15 @@ pub struct ItemView {
     pub message: Option<String>,
     /// Its kind.
     pub r#type: Option<String>,
-    /// What it is about.
+    /// The category of the notification.
     pub category: Option<String>,
-    /// Data for the program that shows it.
+    /// Data for the program that displays it.
     #[schema(value_type = Option<Object>)]
     pub data: Option<Box<RawValue>>,
     /// The producer's notes.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Box<RawValue>>,
-    /// Where a click leads: the submission's `action_url`, else that of its `data`.
+    /// The target of a click: the submission's `action_url`, else that of its `data`.
     pub action_url: Option<String>,
     /// Whether it was read.
     pub read: bool,
@@ -99,23 +99,23 @@ fn link(data: &RawValue) -> Option<String> {
 pub struct NotificationList {
     /// The notifications, newest first.
     pub notifications: Vec<ItemView>,
-    /// Unread ones in the whole inbox, without those put away.
+    /// Unread ones in the whole inbox, without archived ones.
     pub unread_count: i64,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     pub next_cursor: Option<String>,
 }
 
 /// The number of unread notifications.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UnreadCount {
-    /// So many.
+    /// The number.
     pub unread_count: i64,
 }
 
-/// What a change to an inbox did.
+/// The result of a change to an inbox.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct InboxChange {
-    /// Notifications that were changed; those that were so already do not count.
+    /// Notifications that changed; those that already were in this state do not count.
     pub updated: usize,
     /// Unread ones that remain.
     pub unread_count: i64,
@@ -142,7 +142,7 @@ pub struct InboxQuery {
     /// `true`: unread ones only; `false`: read ones only.
     #[param(value_type = Option<bool>)]
     unread: Option<Text>,
-    /// `true`: those that were put away, instead of the others.
+    /// `true`: archived ones instead of the others.
     #[param(value_type = Option<bool>)]
     archived: Option<Text>,
     /// Of this kind.
@@ -151,15 +151,15 @@ pub struct InboxQuery {
     /// About this.
     #[param(value_type = Option<String>)]
     category: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
 
-/// Which part of the inbox that the path names.
+/// Selects a part of the inbox in the path.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -167,7 +167,7 @@ pub struct PageQuery {
     /// `true`: unread ones only; `false`: read ones only.
     #[param(value_type = Option<bool>)]
     unread: Option<Text>,
-    /// `true`: those that were put away, instead of the others.
+    /// `true`: archived ones instead of the others.
     #[param(value_type = Option<bool>)]
     archived: Option<Text>,
     /// Of this kind.
@@ -176,10 +176,10 @@ pub struct PageQuery {
     /// About this.
     #[param(value_type = Option<String>)]
     category: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
@@ -200,7 +200,7 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// The caller's own inbox, or the one asked for if the caller's role may see it.
+    /// The caller's own inbox, or the requested one if the caller's role may read it.
     fn of(caller: &Arc<Identity>, asked: Option<Text>) -> Result<Self, Problem> {
         let user = params::given(asked).unwrap_or_else(|| caller.subject.clone());
         if !may_open(caller, &user) {
@@ -257,18 +257,18 @@ impl Inbox {
         web.queries.run(asking).await
     }
 
-    /// Changes one notification, which must be there.
+    /// Changes one notification, which must exist.
     async fn change_one(self, web: &Web, change: Change, id: Id) -> Result<HttpResponse, Problem> {
         self.require(web, id).await?;
         Ok(HttpResponse::Ok().json(self.change(web, change, vec![id.0]).await?))
     }
 
-    /// Changes those that the body names; what is not there is left out.
+    /// Changes the notifications that the body names; unknown ones are left out.
     async fn change_many(self, web: &Web, change: Change, body: JsonBody) -> Result<HttpResponse, Problem> {
         Ok(HttpResponse::Ok().json(self.change(web, change, ids(body).await?).await?))
     }
 
-    /// Refuses what is not in this inbox.
+    /// Refuses a notification of another inbox.
     async fn require(&self, web: &Web, id: Id) -> Result<(), Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
         let has = web.queries.run(async move |store| store.inbox_has(tenant, &user, id.0).await).await?;
@@ -276,7 +276,7 @@ impl Inbox {
     }
 }
 
-/// Whether the caller may open the inbox of this person: it is the own one, or the role sees all of the tenant.
+/// Whether the caller may open this person's inbox: its own, or any if its role sees all of the tenant.
 pub fn may_open(caller: &Identity, user: &str) -> bool {
     user == caller.subject || matches!(caller.role, Role::Admin | Role::Producer | Role::Operator)
 }
@@ -300,7 +300,7 @@ pub async fn list(caller: Anyone, query: Params<InboxQuery>, web: Data<Web>) -> 
     Inbox::of(&caller.0, user_id)?.page(&web, PageQuery { unread, archived, r#type, category, limit, cursor }).await
 }
 
-/// How many notifications the caller has not read.
+/// The number of the caller's unread notifications.
 ///
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(get, path = "/api/notifications/unread-count", tag = "inbox", params(WhoseQuery),
@@ -324,7 +324,7 @@ pub async fn list_of(
     Inbox::of(&caller.0, Some(user.0))?.page(&web, query.0).await
 }
 
-/// How many notifications a person has not read.
+/// The number of a person's unread notifications.
 ///
 /// Roles: producer, admin, operator; a user its own.
 #[utoipa::path(get, path = "/api/notifications/user/{user_id}/unread-count", tag = "inbox",
@@ -351,7 +351,7 @@ pub async fn mark(
     inbox.mark_read(&web, &reads, Some(ids(body).await?)).await
 }
 
-/// Marks every notification as read but those put away.
+/// Marks every notification as read, except archived ones.
 ///
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/mark-all-as-read", tag = "inbox", params(WhoseQuery),
@@ -412,7 +412,7 @@ pub async fn mark_unread(
     Inbox::of(&caller.0, query.0.user_id)?.change_one(&web, Change::Unread, id).await
 }
 
-/// Puts one notification away: it leaves the usual list and the count of unread ones.
+/// Archives one notification: it leaves the default list and the unread count.
 ///
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/{id}/archive", tag = "inbox",
@@ -427,7 +427,7 @@ pub async fn archive(
     Inbox::of(&caller.0, query.0.user_id)?.change_one(&web, Change::Archive, id).await
 }
 
-/// Takes one notification back into the usual list.
+/// Returns one archived notification to the default list.
 ///
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/{id}/unarchive", tag = "inbox",
@@ -442,7 +442,7 @@ pub async fn unarchive(
     Inbox::of(&caller.0, query.0.user_id)?.change_one(&web, Change::Unarchive, id).await
 }
 
-/// Puts notifications away.
+/// Archives notifications.
 ///
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/archive", tag = "inbox", params(WhoseQuery),
@@ -457,7 +457,7 @@ pub async fn archive_many(
     Inbox::of(&caller.0, query.0.user_id)?.change_many(&web, Change::Archive, body).await
 }
 
-/// Takes notifications back into the usual list.
+/// Returns archived notifications to the default list.
 ///
 /// Roles: any for its own inbox; producer, admin and operator for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/unarchive", tag = "inbox", params(WhoseQuery),

@@ -1,4 +1,4 @@
-//! The people that messages go to, and what is theirs: addresses, devices, preferences, inboxes, also over open sockets.
+//! The recipients of messages and their data: addresses, devices, preferences, and inboxes, also over open sockets.
 
 pub mod choices;
 pub mod devices;

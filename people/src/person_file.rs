@@ -1,5 +1,5 @@
-//! Everything that is kept about one person, as one JSON document that is written while it is read: a page is in memory at
-//! a time, however much there is.
+//! All data of one person, as one JSON document that is streamed: memory holds one page at a time, however much there
+//! is.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -18,17 +18,17 @@ use uuid::Uuid;
 
 /// Rows of a page.
 const PAGE: i64 = 50;
-/// Messages of a page: each may have tens of megabytes of attachments.
+/// Messages per page: each may have tens of megabytes of attachments.
 const MESSAGES: i64 = 10;
-/// A reader that takes nothing for so long is gone.
+/// A reader that takes nothing for this long is gone.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Addresses whose suppressions are looked up.
+/// The most addresses whose suppressions are read.
 const ADDRESSES_MAX: usize = 500;
 
-/// Where the pieces of a document go.
+/// The receiver of the document's parts.
 pub type ChunkSender = mpsc::Sender<DbResult<Vec<u8>>>;
 
-/// The reader of the document went away, or the database failed.
+/// The reader of the document is gone, or the database failed.
 enum WriteError {
     ReaderGone,
     Db(store::DbError),
@@ -40,7 +40,7 @@ impl From<store::DbError> for WriteError {
     }
 }
 
-/// What is known of a person, as others see it.
+/// The data of a person, in the form of the API.
 pub fn person_json(contact: &Contact) -> Value {
     let Contact { person, devices, created_at, updated_at } = contact;
     let quiet =
@@ -54,8 +54,8 @@ pub fn person_json(contact: &Contact) -> Value {
         "devices": devices, "created_at": created_at, "updated_at": updated_at})
 }
 
-/// Writes the document to `out`, piece by piece. Ends early when the reader goes away. `by_address`: also data that only
-/// an address of the person leads to; without it those lists are empty.
+/// Writes the document to `out`, part by part. Ends early if the reader is gone. `by_address`: includes data that is
+/// linked to the person only by an address; otherwise those lists are empty.
 pub async fn write(store: &Store, tenant: TenantId, user_id: &str, by_address: bool, out: ChunkSender) -> DbResult<()> {
     let mut file = File { store, tenant, user_id, by_address, out, addresses: BTreeSet::new() };
     match file.write().await {
@@ -70,11 +70,11 @@ struct File<'a> {
     user_id: &'a str,
     by_address: bool,
     out: ChunkSender,
-    /// Where something went to the person.
+    /// The person's addresses that deliveries used.
     addresses: BTreeSet<String>,
 }
 
-/// Writes a list, page by page. `$read` gives the rows of the page before an id (or another mark), each with its own.
+/// Writes a list, page by page. `$read` returns the rows of the page before an id (or another key), each with its own.
 macro_rules! list {
     ($file:ident, $name:literal, |$before:ident| $read:expr) => {
         list!($file, $name, Uuid::max(), |$before| $read)

@@ -1,4 +1,4 @@
-//! What a person wants: shown, changed, opted out of, exported, forgotten.
+//! The preferences of a person: reading, changing, opting out, exporting, deleting.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -27,55 +27,56 @@ use web::{
 
 use crate::choices::Choices;
 
-/// What a person wants.
+/// The preferences of a person.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Preferences)]
 pub struct PreferencesView {
     /// The person.
     user_id: String,
-    /// Whether anything may come by e-mail.
+    /// Whether e-mail is on.
     email_enabled: bool,
-    /// Whether anything may come as a push notification.
+    /// Whether push notifications are on.
     push_enabled: bool,
-    /// Whether anything may come as a text message.
+    /// Whether text messages are on.
     sms_enabled: bool,
-    /// Whether anything may come into the inbox.
+    /// Whether the inbox is on.
     in_app_enabled: bool,
-    /// Whether anything may come by WhatsApp.
+    /// Whether WhatsApp is on.
     whatsapp_enabled: bool,
-    /// Whether anything may come as a webhook.
+    /// Whether webhooks are on.
     webhook_enabled: bool,
     /// Whether advertising is wanted.
     marketing_enabled: bool,
-    /// Whether anything that is not essential is wanted.
+    /// Whether notifications that are not essential are on.
     non_essential_enabled: bool,
-    /// The types that the tenant knows, and whatever the person chose; the switches above are not counted in.
+    /// The tenant's types, and every type or category that the person made a choice about. The switches above are not
+    /// included in these values.
     types: BTreeMap<String, ChoiceView>,
 }
 
-/// What holds for a type or category.
+/// The effective choice about a type or category.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Choice)]
 pub struct ChoiceView {
     /// Whether it is wanted.
     enabled: bool,
-    /// The channels it may take; not there: any.
+    /// The allowed channels; absent: any.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>, example = json!(["in_app", "push"]))]
     channels: Option<Vec<Channel>>,
 }
 
-/// PreferencesAccess preferences.
+/// Selects a person.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct PersonQuery {
-    /// The person, for producers and admins; other callers have their own.
+    /// The person, for producers and admins; other callers get their own.
     #[param(value_type = Option<String>)]
     user_id: Option<Text>,
 }
 
-/// Everything that is kept about what a person wants.
+/// All data about a person's preferences.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = PreferencesExport)]
 pub struct ExportView {
@@ -83,16 +84,16 @@ pub struct ExportView {
     user_id: String,
     /// When it was read.
     exported_at: DateTime<Utc>,
-    /// What holds.
+    /// The effective preferences.
     preferences: PreferencesView,
-    /// What was said, as it is stored; `null`: nothing.
+    /// The stored preferences; `null`: the person never set any.
     #[schema(value_type = Option<Object>)]
     stored: Option<Preferences>,
-    /// What is kept from the addresses that are known of the person.
+    /// The suppressions of the person's known addresses.
     opt_outs: Vec<OptOutView>,
 }
 
-/// What is kept from an address.
+/// A suppression of an address.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OptOut)]
 pub struct OptOutView {
@@ -109,7 +110,7 @@ pub struct OptOutView {
     created_at: DateTime<Utc>,
 }
 
-/// A person whose preferences the caller may see and change.
+/// A person whose preferences the caller may read and change.
 pub struct PreferencesAccess {
     /// The tenant.
     pub tenant: TenantId,
@@ -118,7 +119,7 @@ pub struct PreferencesAccess {
 }
 
 impl PreferencesAccess {
-    /// The caller, or the person asked for if the caller's role may.
+    /// The caller, or the requested person if the caller's role allows it.
     pub fn of(caller: &Arc<Identity>, asked: Option<Text>) -> Result<Self, Problem> {
         let user = params::given(asked).unwrap_or_else(|| caller.subject.clone());
         let may = user == caller.subject || matches!(caller.role, Role::Admin | Role::Producer);
@@ -194,7 +195,8 @@ impl PreferencesView {
     }
 }
 
-/// What holds for a type of the tenant: by which of its channels it may come, or of those the person named instead.
+/// The effective choice about a type of the tenant: which of its channels are on, or which of those that the person
+/// named.
 fn of_type(stored: &Preferences, catalogue: &Catalogue, of_type: &NotificationType) -> ChoiceView {
     let named = stored.keys.get(&of_type.name).and_then(|choice| choice.channels.as_ref());
     let may_take: Vec<Channel> =
@@ -210,7 +212,7 @@ fn of_type(stored: &Preferences, catalogue: &Catalogue, of_type: &NotificationTy
     ChoiceView { enabled: !channels.is_empty(), channels: Some(channels).filter(|channels| !channels.is_empty()) }
 }
 
-/// What holds for something that the tenant has no type for, such as a category.
+/// The effective choice about a name without a type, such as a category.
 fn of_key(stored: &Preferences, catalogue: &Catalogue, key: &str) -> ChoiceView {
     let class = catalogue.class(None, Some(key));
     let topic = Topic { kind: None, category: Some(key), class, channel: Channel::InApp, default_enabled: true };
@@ -219,16 +221,17 @@ fn of_key(stored: &Preferences, catalogue: &Catalogue, key: &str) -> ChoiceView 
     ChoiceView { enabled: !channels.is_empty(), channels: Some(channels).filter(|some| !some.is_empty() && !is_any) }
 }
 
-/// Those of `channels` by which a topic may come, whatever the switches of whole channels say.
+/// Those of `channels` that are on for a topic, without regard to the switches of whole channels.
 fn allowed(stored: &Preferences, topic: Topic<'_>, channels: &[Channel]) -> Vec<Channel> {
     let unswitched = Preferences { channels: BTreeMap::new(), ..stored.clone() };
     channels.iter().copied().filter(|channel| unswitched.allow(Topic { channel: *channel, ..topic })).collect()
 }
 
-/// What the caller wants.
+/// The caller's preferences.
 ///
-/// `types` has every type of the tenant with what holds for it, and every other type or category the person chose
-/// something about. Switches of whole channels stand beside it and win: any "off" does. What is essential comes in any case.
+/// `types` has every type of the tenant with the effective choice, and every other type or category that the person
+/// made a choice about. The switches of whole channels are separate and take precedence: any "off" wins. Essential
+/// notifications are always sent.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(get, path = "/api/notifications/preferences", tag = "preferences", params(PersonQuery),
@@ -237,7 +240,7 @@ pub async fn show(caller: Anyone, query: Params<PersonQuery>, web: Data<Web>) ->
     PreferencesAccess::of(&caller.0, query.0.user_id)?.show(&web).await
 }
 
-/// What a person wants.
+/// A person's preferences.
 ///
 /// As `GET /api/notifications/preferences`.
 ///
@@ -249,17 +252,17 @@ pub async fn show_of(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<H
     PreferencesAccess::of(&caller.0, Some(user.0))?.show(&web).await
 }
 
-/// Changes what the caller wants.
+/// Changes the caller's preferences.
 ///
-/// The keys of the body decide between three forms, and fields that are not sent stay as they were:
+/// The keys of the body decide between three forms. Fields that are not sent stay unchanged:
 ///
 /// * a map by type or category: `{"task_reminder": {"enabled": true, "channels": ["in_app"]}, "marketing": {"enabled": false}}`;
-///   `channels` are the only ones it may take, `null` lifts that, and `"task_reminder": null` forgets all that was said of it;
+///   `channels` are the only allowed ones, `null` allows all again, and `"task_reminder": null` deletes the choice;
 /// * a row: `{"category": "marketing", "channel": "email", "enabled": false}`;
 /// * switches: `email_enabled`, `sms_enabled`, `push_enabled`, `in_app_enabled`, `whatsapp_enabled`, `webhook_enabled`,
 ///   `marketing_enabled`, `marketing_emails`, `non_essential_enabled`.
 ///
-/// Any "off" wins. A person who switches an unsubscribed category on again gets it again.
+/// Any "off" wins. Switching an unsubscribed category on again lifts the unsubscription.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(put, path = "/api/notifications/preferences", tag = "preferences", params(PersonQuery),
@@ -274,7 +277,7 @@ pub async fn update(
     PreferencesAccess::of(&caller.0, query.0.user_id)?.put(&web, body).await
 }
 
-/// Changes what a person wants.
+/// Changes a person's preferences.
 ///
 /// As `PUT /api/notifications/preferences`.
 ///
@@ -292,7 +295,7 @@ pub async fn update_of(
     PreferencesAccess::of(&caller.0, Some(user.0))?.put(&web, body).await
 }
 
-/// Changes what the caller wants, under another path.
+/// Changes the caller's preferences, under another path.
 ///
 /// As `PUT /api/notifications/preferences`.
 ///
@@ -309,9 +312,9 @@ pub async fn update_all(
     PreferencesAccess::of(&caller.0, query.0.user_id)?.put(&web, body).await
 }
 
-/// Forgets what the caller wants.
+/// Deletes the caller's preferences.
 ///
-/// Their inbox stays. Who turned advertising down stays unsubscribed: by a fingerprint of the address, without the address.
+/// The inbox stays. A refusal of advertising stays too: by a fingerprint of the address, without the address.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(delete, path = "/api/notifications", tag = "preferences", params(PersonQuery),
@@ -322,7 +325,7 @@ pub async fn erase(caller: Anyone, query: Params<PersonQuery>, web: Data<Web>) -
 
 /// Opts out of advertising.
 ///
-/// On every channel, and for every mail to the person's e-mail address. `marketing_enabled` takes it back.
+/// It covers every channel, and every mail to the person's e-mail address. `marketing_enabled` reverses it.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/opt-out/marketing", tag = "preferences", params(PersonQuery),
@@ -339,9 +342,9 @@ pub async fn opt_out_of_marketing(
     PreferencesAccess::of(&caller.0, query.0.user_id)?.change(&web, change).await
 }
 
-/// Turns everything down that is not essential.
+/// Opts out of every notification that is not essential.
 ///
-/// On every channel. `non_essential_enabled` takes it back.
+/// It covers every channel. `non_essential_enabled` reverses it.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(post, path = "/api/notifications/opt-out/all-non-essential", tag = "preferences", params(PersonQuery),
@@ -358,7 +361,7 @@ pub async fn opt_out_of_all(
     PreferencesAccess::of(&caller.0, query.0.user_id)?.change(&web, change).await
 }
 
-/// Everything that is kept about what the caller wants, for them to take along.
+/// Exports all data about the caller's preferences.
 ///
 /// Roles: any for itself; producer and admin for others of the tenant.
 #[utoipa::path(get, path = "/api/notifications/export", tag = "preferences", params(PersonQuery),

@@ -1,7 +1,7 @@
-//! Tells the delivery log what people have read: engagement of the deliveries behind the items.
+//! Reports reads of inbox items to the delivery log, as engagement of their deliveries.
 //!
-//! No request waits for it. While the broker or the database is away it is tried again for a few minutes, and then lost and
-//! counted; the inbox still shows that the item was read.
+//! No request waits for this. While the broker or the database is away it is retried for a few minutes, and then
+//! counted as lost; the inbox still shows that the item was read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,16 +15,16 @@ use store::{DbResult, Store, provider_events::Subject};
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use uuid::Uuid;
 
-/// The routing key of what people did.
+/// The routing key of people's actions.
 const ROUTING_KEY: &str = "engagement";
 /// Items of one look-up.
 const PART: usize = 512;
-/// Look-ups that wait at once.
+/// The most look-ups that wait at the same time.
 const WAITING_MAX: usize = 2_000;
-/// The pauses between tries. The first ones are for a reader who is quicker than the log.
+/// The pauses between tries. The first ones are for a reader who is faster than the log.
 const PAUSES_MS: [u64; 8] = [0, 500, 1_000, 5_000, 15_000, 30_000, 60_000, 120_000];
 
-/// Tells what was read. One per process.
+/// Reports reads. One per process.
 pub struct ReadReporter {
     store: Store,
     publisher: Publisher,
@@ -33,12 +33,12 @@ pub struct ReadReporter {
 }
 
 impl ReadReporter {
-    /// Tells through `publisher`, on the runtime of the caller.
+    /// Publishes through `publisher`, on the runtime of the caller.
     pub fn new(store: Store, publisher: Publisher) -> Self {
         Self { store, publisher, waiting: Arc::new(Semaphore::new(WAITING_MAX)), runtime: Handle::current() }
     }
 
-    /// These items were read just now.
+    /// Reports that these items were read just now.
     pub fn tell(&self, read: &[DeliveryId]) {
         let at = clock::now();
         for part in read.chunks(PART) {

@@ -1,7 +1,8 @@
-//! Unsubscribing by a link of a mail: a page with one button, and what the button (or a mail program, RFC 8058) posts to.
+//! Unsubscribing by a link in a mail: a page with one button, and the route that the button (or a mail program, RFC
+//! 8058) posts to.
 //!
-//! Looking never acts, because scanners open every link. The page needs no script, no cookie and no credential: the token
-//! says who and from what, and only we can have made it.
+//! Opening the page never unsubscribes, because scanners open every link. The page needs no script, cookie or
+//! credential: the token names the person and the category, and only we can make it.
 
 use std::sync::OnceLock;
 
@@ -30,7 +31,7 @@ use web::{
 
 use crate::preferences::PreferencesAccess;
 
-/// No script, nothing from other sites, no frame; the form may go to this site alone.
+/// No script, no content of other sites, no frame; the form may post to this site only.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 const ROBOTS: HeaderName = HeaderName::from_static("x-robots-tag");
@@ -38,7 +39,7 @@ const STYLE: &str = "body{font:1.125rem/1.5 system-ui,sans-serif;color:#1a1a1a;b
     button{font:inherit;color:#fff;background:#1d4ed8;border:0;border-radius:.375rem;padding:.75rem 1.5rem;min-height:2.75rem;cursor:pointer}\
     button:hover{background:#1e40af}button:focus-visible{outline:3px solid #1a1a1a;outline-offset:3px}";
 
-/// The key of the links, once it is known.
+/// The key of the links, once it is loaded.
 #[derive(Default)]
 pub struct UnsubscribeKey(OnceLock<Key>);
 
@@ -47,19 +48,19 @@ impl UnsubscribeKey {
         if self.0.get().is_none() {
             web.migrations.require_current()?;
             let key = web.queries.run(async move |store| store.unsubscribe_key().await).await?;
-            // Every process reads the same one.
+            // Every process loads the same key.
             let _ = self.0.set(key);
         }
         self.0.get().ok_or_else(Problem::unavailable)
     }
 }
 
-/// What was done.
+/// The result of an unsubscription.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Unsubscribed {
     /// Always true.
     unsubscribed: bool,
-    /// What nothing more comes of.
+    /// The category that is no longer sent.
     #[schema(example = "marketing")]
     category: String,
     /// On this channel.
@@ -72,7 +73,7 @@ pub struct Unsubscribed {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct CategoryQuery {
-    /// What the link is to silence: a category or a type; `marketing` unless given.
+    /// The category or type to unsubscribe from; default `marketing`.
     #[param(value_type = Option<String>)]
     category: Option<Text>,
 }
@@ -84,7 +85,7 @@ pub struct UnsubscribeUrl {
     url: String,
 }
 
-/// The page of an unsubscribe link: it names the category and has one button, which posts to this same URL.
+/// The page of an unsubscribe link: it names the category and has one button, which posts to the same URL.
 ///
 /// Opening it changes nothing.
 #[utoipa::path(method(get, head), path = "/api/notifications/unsubscribe/{token}", tag = "preferences", security(()),
@@ -104,9 +105,9 @@ pub async fn page(web: Data<Web>, links: Data<UnsubscribeKey>, request: HttpRequ
     ))
 }
 
-/// Unsubscribes at once (RFC 8058): nothing more of the category comes by e-mail, to the person and to the address.
+/// Unsubscribes at once (RFC 8058): no e-mail of the category is sent any more, to the person or to the address.
 ///
-/// The body does not matter: a form, multipart, or nothing. A repeat answers the same. A browser gets a page.
+/// The body does not matter: a form, multipart, or nothing. A repeat gets the same answer. A browser gets a page.
 #[utoipa::path(post, path = "/api/notifications/unsubscribe/{token}", tag = "preferences", security(()),
     params(("token" = String, Path, description = "As it stands in the mail")),
     responses((status = 200, description = "Unsubscribed", body = Unsubscribed)))]
@@ -131,9 +132,9 @@ pub async fn act(
     Ok(document(StatusCode::OK, "You are unsubscribed", &text))
 }
 
-/// A link with which a person unsubscribes from a category, for mails that others send.
+/// Creates a link with which a person unsubscribes from a category, for mails that other systems send.
 ///
-/// It silences the category on e-mail, for the person and for the address that is known of them when it is used.
+/// It covers e-mail of the category, for the person and for the address that is known when the link is used.
 ///
 /// Roles: producer and admin; a user for itself.
 #[utoipa::path(get, path = "/api/notifications/unsubscribe-url/{user_id}", tag = "preferences",
@@ -167,7 +168,7 @@ fn unknown(request: &HttpRequest) -> Result<HttpResponse, Problem> {
     Ok(document(StatusCode::NOT_FOUND, "This link is not valid", text))
 }
 
-/// Browsers ask for HTML by name; programs that take anything get JSON.
+/// Browsers ask for HTML by name; a program that accepts anything gets JSON.
 fn is_browser(request: &HttpRequest) -> bool {
     request
         .headers()

@@ -1,4 +1,4 @@
-//! People: what a tenant knows of them, and forgetting it.
+//! People: reading, changing and erasing their data.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use web::{
 
 use crate::person_file;
 
-/// A caller who may read and change this person: admins, producers, and the user itself.
+/// A caller who may read and change this person: an admin, a producer, or the user itself.
 pub fn require_access(caller: &Identity, user: &str) -> Result<(), Problem> {
     match caller.role {
         Role::Admin | Role::Producer => Ok(()),
@@ -40,8 +40,8 @@ pub fn require_access(caller: &Identity, user: &str) -> Result<(), Problem> {
     }
 }
 
-/// Who may erase and export a person: an admin, and the person with a token that no lesser key than an admin's made. Says
-/// whether also what only an address of the person leads to is theirs to reach.
+/// Whether the caller may erase and export a person: an admin may, and the person with a token from an admin's key.
+/// Returns whether data that is linked only by an address is included.
 pub fn require_ownership(caller: &Identity, user: &str) -> Result<bool, Problem> {
     let is_vouched = caller.via.is_none_or(|via| matches!(via.role, Role::Admin | Role::Operator));
     match caller.role {
@@ -54,10 +54,10 @@ pub fn require_ownership(caller: &Identity, user: &str) -> Result<bool, Problem>
     }
 }
 
-/// What a person may not change of itself: an address leads to what was written to it, and attributes choose what is sent.
+/// Fields that a person may not change: an address leads to the messages sent to it, and attributes select messages.
 const TENANTS: [&str; 3] = ["email", "phone", "attributes"];
 
-/// Refuses what the caller may not change of a person.
+/// Refuses fields of a person that the caller may not change.
 fn require_own(caller: &Identity, members: &Map<String, Value>) -> Result<(), Problem> {
     if caller.role != Role::User {
         return Ok(());
@@ -74,9 +74,9 @@ fn named(user: PathUser) -> Result<String, Problem> {
     if user.is_empty() { Err(Problem::parameter("user_id", "must not be empty")) } else { Ok(user) }
 }
 
-/// What is known of a person.
+/// The data of a person.
 ///
-/// A person of whom nothing but preferences is known is a 404. Tokens of devices are not shown; the export has them.
+/// A person of whom only preferences are known is a 404. Tokens of devices are not shown; the export has them.
 ///
 /// Roles: producer, admin; a user for itself.
 #[utoipa::path(get, path = "/api/users/{user_id}", tag = "people",
@@ -90,10 +90,10 @@ pub async fn show(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<Http
     Ok(HttpResponse::Ok().json(person_file::person_json(&contact)))
 }
 
-/// Makes or changes a person.
+/// Creates or changes a person.
 ///
-/// What is given is set, `null` removes it, what is absent stays; attributes follow the same rule, each by its name. Every fault
-/// is named at once. 201 where the person was not known before.
+/// A given field is set, `null` removes it, and an absent field stays; each attribute follows the same rule. Every
+/// fault is named at once. The answer is 201 if the person is new.
 ///
 /// Roles: producer, admin; a user for itself, but only `name`, `locale`, `time_zone` and `quiet_hours`.
 #[utoipa::path(put, path = "/api/users/{user_id}", tag = "people",
@@ -117,12 +117,12 @@ pub async fn put(caller: Anyone, user: PathUser, web: Data<Web>, body: JsonBody)
         Some(Saved::Made) => HttpResponse::Created(),
         Some(Saved::Changed) | None => HttpResponse::Ok(),
     };
-    // The person may have been erased in the same moment.
+    // The person may have been erased at the same time.
     let contact = contact.ok_or_else(|| Problem::not_found("person"))?;
     Ok(answer.json(person_file::person_json(&contact)))
 }
 
-/// Which people to list. What is not given does not restrict.
+/// Selects people. An absent parameter does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -136,10 +136,10 @@ pub struct UsersQuery {
     /// With this attribute, as `name:value`. A value that reads as a number, `true` or `false` also finds those.
     #[param(value_type = Option<String>, example = "tier:gold")]
     attribute: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
@@ -198,7 +198,7 @@ pub struct UserBody {
     /// Where mails go.
     #[schema(example = "ada@example.com")]
     email: Option<String>,
-    /// Where text and WhatsApp messages go: `+` and 7 to 15 digits.
+    /// The number for text and WhatsApp messages: `+` and 7 to 15 digits.
     #[schema(example = "+431234567890")]
     phone: Option<String>,
     /// How they are called.
@@ -207,12 +207,12 @@ pub struct UserBody {
     /// A language tag.
     #[schema(example = "de-AT")]
     locale: Option<String>,
-    /// A zone of the IANA database; none: UTC.
+    /// A zone of the IANA database; absent: UTC.
     #[schema(example = "Europe/Vienna")]
     time_zone: Option<String>,
-    /// When they are not disturbed, by the clock on their wall; may lie across midnight.
+    /// When they must not be disturbed, in their local time; may cross midnight.
     quiet_hours: Option<QuietHoursBody>,
-    /// What else is known, 8 KiB at most. Not encrypted: conditions and targets look at it.
+    /// Other facts, 8 KiB at most. Not encrypted: conditions and targets use them.
     #[schema(value_type = Option<Object>, example = json!({"tier": "gold"}))]
     attributes: Option<Map<String, Value>>,
 }
@@ -225,7 +225,7 @@ pub struct QuietHoursBody {
     /// The first quiet minute.
     #[schema(example = "22:00")]
     start: String,
-    /// The first minute that is quiet no more; another than `start`.
+    /// The first minute that is not quiet; it differs from `start`.
     #[schema(example = "08:00")]
     end: String,
 }
@@ -256,7 +256,7 @@ pub struct UserView {
 pub struct DeviceView {
     /// Its id.
     pub id: Uuid,
-    /// `ios`, `android` or `web`, where that was said.
+    /// `ios`, `android` or `web`, if given.
     #[schema(example = "ios")]
     pub platform: Option<String>,
     /// When it was registered first.
@@ -269,20 +269,20 @@ pub struct DeviceView {
 pub struct UserList {
     /// The people, newest first.
     users: Vec<UserView>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     next_cursor: Option<String>,
 }
 
-/// How long a caller waits; the scheduler does the rest.
+/// How long a caller waits; the scheduler erases the rest.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What was erased.
+/// The erased rows.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Erasure {
     /// How much of what.
     #[schema(value_type = ErasedCounts)]
     pub erased: Erased,
-    /// Something is left, such as a message that a worker is sending right now; it is erased within seconds.
+    /// Whether something is left, such as a message that a worker is sending now; it is erased within seconds.
     pub pending: bool,
 }
 
@@ -291,33 +291,34 @@ pub struct Erasure {
 #[schema(as = Erased)]
 #[expect(dead_code, reason = "describes `Erased`, which knows nothing of OpenAPI")]
 pub struct ErasedCounts {
-    /// Messages whose content is gone; those that waited are cancelled.
+    /// Messages whose content was removed; waiting ones were cancelled.
     messages: i64,
-    /// Deliveries whose recipient is gone.
+    /// Deliveries whose recipient was removed.
     deliveries: i64,
     /// Entries of the inbox.
     inbox: i64,
-    /// Contents of bulks without another recipient.
+    /// Contents of bulks that have no other recipient.
     bulks: i64,
-    /// Kept answers from which the person was taken out.
+    /// Stored answers that the person was removed from.
     idempotency_responses: i64,
     /// Dead letters that were emptied or closed.
     dead_letters: i64,
     /// WhatsApp messages from the person, and events about them.
     inbound: i64,
-    /// What was known of the person (1), and devices.
+    /// The contact of the person (1), and devices.
     contact: i64,
-    /// Events from other systems, and what gathered for digests.
+    /// Events from other systems, and events in digests.
     events: i64,
 }
 
-/// Forgets a person.
+/// Erases a person.
 ///
-/// Everything that says who the person is or what was written to them goes: contact data, devices, attributes, preferences,
-/// content, recipients, inbox, events, refused publishes, messages from their numbers. Waiting messages are cancelled.
-/// States, counters and the log's facts stay, and so does the fingerprint of an address that wants no advertising. A repeat finds
-/// nothing and answers zeros. What only an address leads to (messages from a number, publishes and messages that name the address and
-/// no person, the address at a suppression) goes with an admin's call alone.
+/// All data that identifies the person or was written to them is removed: contact data, devices, attributes,
+/// preferences, content, recipients, inbox, events, refused publishes, messages from their numbers. Waiting messages
+/// are cancelled. States, counters and the facts of the log stay, and so does the fingerprint of an address that
+/// refuses advertising. A repeat finds nothing and answers zeros. Only an admin's call removes data that is linked only
+/// by an address: messages from a number, publishes and messages that name the address and no person, the address of a
+/// suppression.
 ///
 /// Roles: admin; a user for itself, with a token that an admin's key or the owner of `JWT_SECRET` made.
 #[utoipa::path(delete, path = "/api/users/{user_id}", tag = "people",

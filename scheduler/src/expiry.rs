@@ -49,7 +49,7 @@ impl Task for Expiry {
 fn event(delivery: DeliveryId, run: i32, tenant: TenantId, channel: Channel) -> Event {
     Event {
         state: State::Expired,
-        detail: Some("its time ran out while it waited for its session".to_owned()),
+        detail: Some("it expired while it waited for its session".to_owned()),
         report: false,
         ..Event::report((tenant, delivery, run, channel), EventKind::Expired, clock::now())
     }

@@ -12,7 +12,7 @@ use tokio::{
     sync::watch,
 };
 
-/// What the line does.
+/// The behaviour of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
     /// Carries everything.

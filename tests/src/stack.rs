@@ -20,7 +20,7 @@ use crate::{
     template::FirstTenant,
 };
 
-/// What a process of the stack does.
+/// The tasks of a process of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Everything in one process.

@@ -1,4 +1,4 @@
-//! Who may do what, and how often: tokens, keys, limits, the audit log, and what the logs do not show.
+//! Rights and limits: tokens, keys, limits, the audit log, and what the logs do not show.
 
 use std::time::{Duration, Instant};
 

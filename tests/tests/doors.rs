@@ -1,4 +1,4 @@
-//! What the HTTP API keeps out: paths spelt otherwise, people who change what is not theirs, bodies that are too large, made-up
+//! Requests that the HTTP API refuses: paths spelt otherwise, people who change what is not theirs, bodies that are too large, made-up
 //! credentials, and more of anything than a tenant may have.
 
 use std::time::Duration;

@@ -183,7 +183,7 @@ async fn a_broker_user_that_is_mapped_to_a_tenant_speaks_for_no_other() -> Resul
     backend.publish("acme.fax.normal", by_guest("foreign-fax")?, &body("m")).await?;
     stack.until_count("SELECT count(*) FROM dead_letters WHERE reason = 'tenant' AND tenant_id IS NULL", 4).await?;
 
-    // What no queue takes is reported to the tenant only where its publisher may speak for it.
+    // An unroutable message is reported to the tenant only if its publisher may publish for it.
     backend.publish("globex.in_app.soon", Backend::properties("stray")?, &body("m")).await?;
     backend.publish("globex.in_app.soon", by_guest("own-stray")?, &body("m")).await?;
     stack.until_count("SELECT count(*) FROM dead_letters WHERE reason = 'unroutable'", 2).await?;

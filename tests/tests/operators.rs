@@ -1,4 +1,4 @@
-//! What operators and admins do: dead letters, replays, commands, health.
+//! The work of operators and admins: dead letters, replays, commands, health.
 
 use anyhow::Result;
 use harness::{HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::SOON, check, eventually};
@@ -101,7 +101,7 @@ async fn row_25_two_replays_at_once_move_each_letter_once() -> Result<()> {
         stack.producer().wait_status(id, "delivered").await?;
     }
     assert_eq!(sink.requests().len(), 60);
-    // What was delivered is no dead letter any more: a third replay finds nothing.
+    // A delivered message is no dead letter any more: a third replay finds nothing.
     let third = admin.post("/api/admin/dead-letters/replay", &body).await?.ok()?;
     assert_eq!(third["matched"], 0);
     Ok(())

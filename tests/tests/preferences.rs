@@ -1,4 +1,4 @@
-//! What people want, and that it decides what is sent at the moment of sending: preferences, opt-outs, quiet hours,
+//! Preferences are checked at the moment of sending: preferences, opt-outs, quiet hours,
 //! send windows, unsubscribing.
 
 use anyhow::{Context, Result};
@@ -348,7 +348,7 @@ async fn outside_its_send_window_a_type_waits_for_the_clock_of_its_person() -> R
     let timeline = api.timeline(&id).await?;
     assert_eq!(
         (&timeline["attempts"], &timeline["events"][1]["kind"], &timeline["events"][1]["detail"]),
-        (&json!([]), &json!("scheduled"), &json!("send_window: it goes on when it opens")),
+        (&json!([]), &json!("scheduled"), &json!("send_window: it is sent when the window opens")),
         "{timeline}"
     );
     // Without a known clock it is UTC, and the window opens later by the difference.

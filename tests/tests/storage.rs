@@ -239,7 +239,7 @@ async fn a_day_that_stays_keeps_no_other_day_and_no_row_from_going() -> Result<(
     let pass = base.store.drop_days(Some(6), soon(), &mut surveyed).await?;
     assert_eq!((pass.kept.len(), pass.busy, base.days().await?), (2, false, before - 2), "{pass:?}");
     assert_eq!(base.count("SELECT count(*) FROM dead_letters").await?, 0, "a letter goes with its message");
-    // What is over goes out of the day that stays.
+    // Ended messages are removed from the day that stays.
     assert_eq!(remove_all(&base.store).await?, 0);
     let left = "SELECT count(*) FROM deliveries WHERE id < uuid7_floor(now() - interval '20 days')";
     assert_eq!(base.count(left).await?, 2, "the two that are alive");

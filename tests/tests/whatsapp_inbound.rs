@@ -132,7 +132,7 @@ async fn the_printed_webhook_is_kept_once_and_handed_on_signed() -> Result<()> {
     until_count(&stack, "SELECT count(*) FROM waha_events WHERE status = 'done'", 1, SOON).await
 }
 
-/// What is sent, its headers, and the body.
+/// The request: its headers and the body.
 type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, String);
 
 /// A session of the usual kind, one for callers from elsewhere, one for callers from here, and one that signs as the seed.

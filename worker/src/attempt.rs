@@ -489,21 +489,23 @@ impl SkipReason {
     fn detail(&self, context: &ChannelContext) -> String {
         let channel = context.route.channel;
         match self {
-            Self::Expired => "its time ran out before it could be sent".to_owned(),
-            Self::NoProvider => format!("nothing carries channel `{channel}`: set {}", backend_setting(channel)),
+            Self::Expired => "it expired before it could be sent".to_owned(),
+            Self::NoProvider => format!("no provider for channel `{channel}`: set {}", backend_setting(channel)),
             Self::BadContent => "its stored content cannot be read".to_owned(),
-            Self::NewerContent => "its content says something that this version does not know: it waits".to_owned(),
+            Self::NewerContent => {
+                "its content has a form that this version cannot read: it waits for a newer worker".to_owned()
+            }
             Self::NoFit => format!(
                 "no provider of channel `{channel}` serves its kind of device: see {}",
                 backend_setting(channel)
             ),
-            Self::NoAddress => "no_address: this person has none on the channel".to_owned(),
-            Self::Withheld(reason) => format!("{reason}: it was accepted and is not told"),
+            Self::NoAddress => "no_address: this person has no address on the channel".to_owned(),
+            Self::Withheld(reason) => format!("{reason}: accepted, but not sent to this person"),
             Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
-            Self::Unwanted => "preference: its person does not want it".to_owned(),
-            Self::Early(_, Reason::SendWindow) => "send_window: it goes on when it opens".to_owned(),
-            Self::Early(_, reason) => format!("{reason}: it goes on when they end"),
-            Self::NoMoment => "send_window: its person's quiet hours leave no moment of it".to_owned(),
+            Self::Unwanted => "preference: the person switched it off".to_owned(),
+            Self::Early(_, Reason::SendWindow) => "send_window: it is sent when the window opens".to_owned(),
+            Self::Early(_, reason) => format!("{reason}: it is sent when they end"),
+            Self::NoMoment => "send_window: the person's quiet hours cover the whole window".to_owned(),
             Self::HeldBack(held, _) => held.reason.to_owned(),
             Self::Late => "its claim could have ended before the provider's answer".to_owned(),
         }
@@ -520,7 +522,8 @@ fn record(provider: ProviderName, outcome: Outcome, took: Duration, skipped: Opt
         | Outcome::Misconfigured(fault)
         | Outcome::Unknown(fault) => (fault.code, Some(fault.detail), None),
     };
-    let instead = skipped.map(|name| format!("asked instead of {name}, which is left alone for a while"));
+    let instead =
+        skipped.map(|name| format!("called instead of {name}, which keeps failing and is not called for a while"));
     let detail = match (detail, instead) {
         (Some(detail), Some(instead)) => Some(format!("{detail}; {instead}")),
         (detail, instead) => detail.or(instead),

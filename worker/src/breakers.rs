@@ -187,7 +187,7 @@ pub fn tenant_key(key: &str, tenant: TenantId) -> Arc<str> {
 }
 
 const fn held(wait: Duration) -> HeldBack {
-    HeldBack { reason: "its provider keeps failing and is left alone for a while", wait }
+    HeldBack { reason: "its provider keeps failing and is not called for a while", wait }
 }
 
 fn millis(duration: Duration) -> i32 {

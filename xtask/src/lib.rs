@@ -1,4 +1,4 @@
-//! What a developer or newcomer runs: `cargo xtask up`, `test`, `bench` and `faults`.
+//! The commands for developers: `cargo xtask up`, `test`, `bench` and `faults`.
 //!
 //! The commands share three building blocks, which the end-to-end tests use as well:
 //! [`servers`] starts private PostgreSQL and RabbitMQ servers, [`sinks`] are small real receivers

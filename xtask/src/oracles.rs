@@ -13,10 +13,10 @@ use crate::servers::Install;
 use crate::servers::install::AptGet;
 use crate::stop::Stop;
 
-/// What says which packages there are to be, in the order in which it is compared.
+/// The files that list the packages, in the order of the comparison.
 const LISTS: [&str; 4] = ["requirements.txt", "constraints.txt", "package.json", "package-lock.json"];
 
-/// What a browser may be called, the one of Debian first.
+/// The possible names of a browser, Debian's first.
 const BROWSERS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
 /// The installed checkers.

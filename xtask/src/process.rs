@@ -161,7 +161,7 @@ pub fn log_tail(log: &Path, lines: usize) -> String {
     format!("the end of {}:\n{}", log.display(), tail.join("\n"))
 }
 
-/// What proves that a process belongs to one of our directories. It is read from `/proc`; where that
+/// The mark that proves that a process belongs to one of our directories. It is read from `/proc`; where that
 /// does not exist nothing is ever found, and so nothing is ever killed by mistake.
 #[derive(Clone, Debug)]
 pub enum Mark {

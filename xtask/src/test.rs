@@ -26,7 +26,7 @@ const CONNECTIONS_MAX: u16 = 400;
 /// The tests that ask the oracles; the feature keeps them out of every other run.
 const ORACLE_TESTS: [&str; 4] = ["--features", "posthaste-tests/oracles", "--test", "oracles"];
 
-/// What `cargo xtask test --help` says.
+/// The text of `cargo xtask test --help`.
 pub const LONG_ABOUT: &str = "Runs every test of the workspace against private servers.\n\n\
     PostgreSQL and RabbitMQ are found or installed as `cargo xtask up` does, run with their data below \
     `.local/test`, empty at the beginning, and are stopped at the end. The tests run with cargo-nextest when it is \

@@ -1,4 +1,4 @@
-//! What operators look at.
+//! Views for operators.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use web::{
     problem::{Code, Problem},
 };
 
-/// Some twenty questions to the broker, each a round trip.
+/// About twenty requests to the broker, each a round trip.
 const DEPTHS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues on the broker.
@@ -41,10 +41,10 @@ impl From<QueueDepth> for QueueView {
     }
 }
 
-/// How much waits in each queue of the broker.
+/// The number of messages in each queue of the broker.
 ///
-/// Queues hold only what may be sent right now. All tenants share them: a depth is the sum over all of them, and says nothing
-/// about any one.
+/// Queues hold only messages that may be sent right now. All tenants share them: a depth is the sum over all tenants,
+/// and shows nothing about one of them.
 ///
 /// Roles: admin, operator.
 #[utoipa::path(get, path = "/api/admin/queues", tag = "managing",

@@ -1,4 +1,4 @@
-//! What deliveries came to, by day, channel, provider, template and category.
+//! Counts of deliveries by outcome, per day, channel, provider, template and category.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ use web::{
     problem::Problem,
 };
 
-/// Days before the last one, unless the request says where to begin.
+/// The number of days before the last one, unless the request names the first day.
 const DAYS_USUAL: u64 = 29;
-/// By what deliveries can be gathered.
+/// The possible groupings.
 const GROUPS: [&str; 5] = ["day", "channel", "provider", "template", "category"];
 /// How the days are named.
 const BY_DAY: &str = "day";
 
-/// Which deliveries. What is not given does not restrict.
+/// Selects deliveries. An absent parameter does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -44,13 +44,13 @@ pub struct AnalyticsQuery {
     /// About this.
     #[param(value_type = Option<String>)]
     category: Option<Text>,
-    /// Accepted on this UTC day or later: a day, or a time within it. Unless given, the 29th day before the last one.
+    /// Accepted on this UTC day or later: a day, or a time within it. Default: 29 days before the last day.
     #[param(value_type = Option<String>, example = "2024-01-01T00:00:00")]
     start_date: Option<Text>,
-    /// Accepted on this UTC day or before. Unless given, today.
+    /// Accepted on this UTC day or before. Default: today.
     #[param(value_type = Option<String>, example = "2024-01-31T23:59:59")]
     end_date: Option<Text>,
-    /// Gathers by these only: `day`, `channel`, `provider`, `template`, `category`, with commas between.
+    /// Groups by these only: `day`, `channel`, `provider`, `template`, `category`, separated by commas.
     #[param(value_type = Option<String>, example = "channel")]
     group_by: Option<Text>,
     /// `json` or `csv`; `Accept: text/csv` does the same.
@@ -58,7 +58,7 @@ pub struct AnalyticsQuery {
     format: Option<Text>,
 }
 
-/// What deliveries came to.
+/// Counts of deliveries by outcome.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = DeliveryAnalytics)]
 pub struct AnalyticsView {
@@ -73,13 +73,13 @@ pub struct AnalyticsView {
     pub totals: Counts,
     /// Percent of them.
     pub rates: Rates,
-    /// By the UTC day of their acceptance, in order; days without any are left out.
+    /// By UTC day of acceptance, in order; days without deliveries are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by_day: Option<Vec<Group>>,
     /// By channel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by_channel: Option<Vec<Group>>,
-    /// By provider; `null`: none was asked.
+    /// By provider; `null`: none was called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by_provider: Option<Vec<Group>>,
     /// By template; `null`: written without one.
@@ -90,10 +90,10 @@ pub struct AnalyticsView {
     pub by_category: Option<Vec<Group>>,
 }
 
-/// Deliveries by kind of event; every kind is there.
+/// Deliveries by kind of event; every kind is present.
 pub type Counts = BTreeMap<&'static str, i64>;
 
-/// Percent of deliveries, with two decimals; 0 where there are none.
+/// Percent of deliveries, with two decimals; 0 if there are none.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Rates {
     /// Delivered, of those sent.
@@ -105,7 +105,7 @@ pub struct Rates {
     pub click_rate: f64,
     /// Came back, of those sent.
     pub bounce_rate: f64,
-    /// Failed, came back or died, of those that were tried.
+    /// The share that failed, bounced or died, of the deliveries that were tried.
     pub failure_rate: f64,
 }
 
@@ -115,7 +115,7 @@ pub struct Rates {
     "bounced": 2, "dead": 0, "suppressed": 4, "expired": 0, "cancelled": 0, "read": 0, "complained": 0,
     "rates": {"delivery_rate": 98.5, "open_rate": 40.61, "click_rate": 6.09, "bounce_rate": 1.0, "failure_rate": 1.49}}))]
 pub struct Group {
-    /// Which: `day`, `channel`, `provider`, `template` or `category`; and how many of each kind.
+    /// The group: `day`, `channel`, `provider`, `template` or `category`; and the number of each kind.
     #[serde(flatten)]
     #[schema(value_type = BTreeMap<String, Object>)]
     pub members: BTreeMap<&'static str, Value>,
@@ -123,10 +123,11 @@ pub struct Group {
     pub rates: Rates,
 }
 
-/// What deliveries came to.
+/// Counts of deliveries by outcome.
 ///
-/// A delivery counts on the UTC day of its acceptance, and once for each kind of event it ever had, however often it was tried or
-/// replayed: what was delivered was sent as well. The counts are written in the same commit as the delivery log.
+/// A delivery counts on the UTC day of its acceptance, and once for each kind of event it ever had, however often it
+/// was tried or replayed: a delivery that was delivered also counts as sent. The counts are written in the same commit
+/// as the delivery log.
 ///
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/notifications/analytics/delivery", tag = "managing", params(AnalyticsQuery),
@@ -181,7 +182,7 @@ fn view((start_date, end_date): (NaiveDate, NaiveDate), by: &[&'static str], row
     }
 }
 
-/// The groups of one kind, in the order of their names.
+/// The groups of one kind, ordered by name.
 fn gathered(rows: &[KindCount], group: &'static str) -> Vec<Group> {
     let mut keys: BTreeMap<&str, Vec<&KindCount>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.by == group) {
@@ -215,7 +216,7 @@ fn rates(rows: &[&KindCount]) -> Rates {
     }
 }
 
-/// Rounded to two decimals, and never above 100: a mail without receipts can be opened without a report of its delivery.
+/// Rounded to two decimals, and at most 100: a mail can be opened without a report of its delivery.
 fn percent(part: i64, whole: i64) -> f64 {
     if whole <= 0 {
         return 0.0;
@@ -224,7 +225,7 @@ fn percent(part: i64, whole: i64) -> f64 {
     f64::from(i32::try_from(hundredths.clamp(0, 10_000)).unwrap_or_default()) / 100.0
 }
 
-/// One line for each group. What begins like a formula is made harmless for programs that would calculate it.
+/// One line for each group. A value that begins like a formula is escaped, so that no spreadsheet computes it.
 fn csv_of(group: &'static str, groups: &[Group]) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let counted = EventKind::counted();
@@ -254,7 +255,7 @@ fn is_csv(format: Option<Text>, request: &HttpRequest) -> Result<bool, Problem> 
     }
 }
 
-/// By what deliveries are to be gathered, if that is said.
+/// The requested groupings; `None` if the request names none.
 fn groups(text: Option<Text>) -> Result<Option<Vec<&'static str>>, Problem> {
     let Some(text) = params::given(text) else { return Ok(None) };
     let refuse = || Problem::parameter("group_by", format!("must be some of {}", GROUPS.join(", ")));

@@ -11,7 +11,7 @@ use web::{
     problem::Problem,
 };
 
-/// Which entries to list. What is not given does not restrict.
+/// Selects entries. An absent parameter does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -19,7 +19,7 @@ pub struct AuditQuery {
     /// By this actor, such as `admin:0191d8a0-0000-7000-8000-000000000001` or `cli:ada`.
     #[param(value_type = Option<String>)]
     actor: Option<Text>,
-    /// Of actions that begin so, such as `DELETE` or `POST /api/admin/keys`.
+    /// With this prefix of the action, such as `DELETE` or `POST /api/admin/keys`.
     #[param(value_type = Option<String>)]
     action: Option<Text>,
     /// At this time or later.
@@ -28,10 +28,10 @@ pub struct AuditQuery {
     /// Before this time.
     #[param(value_type = Option<String>, format = DateTime)]
     until: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
@@ -42,19 +42,20 @@ pub struct AuditList {
     /// The entries, newest first.
     #[schema(value_type = Vec<crate::openapi::AuditEntryBody>)]
     pub entries: Vec<AuditEntry>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     pub next_cursor: Option<String>,
 }
 
-/// Who changed what, newest first.
+/// The audit log, newest first.
 ///
-/// There is one entry for each POST, PUT or DELETE with a credential that was answered with 2xx, for each read of a signing
-/// secret, a person's export, a session's QR code or a dead letter's body, and for each `posthaste` command that changed
-/// something. A call that was answered with 5xx may have changed something: its target ends in `(ambiguous: answered 503)`.
-/// A call that failed after it had changed something ends in `(in part: answered 400)`; one that the client cut off has the
-/// target `(interrupted)`. The actor is a role and a subject; ` via key:<id>` behind it names the API key that made a
-/// token. Submissions are not recorded (the timeline of a message is their record), nor is what people do in their inboxes.
-/// Entries cannot be changed or removed; `posthaste audit verify` checks their chain of hashes.
+/// There is one entry for each POST, PUT or DELETE with a credential that was answered with 2xx, for each read of a
+/// signing secret, a person's export, a session's QR code or a dead letter's body, and for each `posthaste` command
+/// that changed something. A call that was answered with 5xx may have changed something: its target ends in
+/// `(ambiguous: answered 503)`. A call that failed after it had changed something ends in `(in part: answered 400)`;
+/// one that the client cut off has the target `(interrupted)`. The actor is a role and a subject; ` via key:<id>`
+/// behind it names the API key that made a token. Submissions are not recorded (the timeline of a message is their
+/// record), nor is what people do in their inboxes. Entries cannot be changed or removed; `posthaste audit verify`
+/// checks their chain of hashes.
 ///
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(get, path = "/api/admin/audit", tag = "managing", params(AuditQuery),

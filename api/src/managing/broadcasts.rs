@@ -36,9 +36,9 @@ use web::{
     problem::Problem,
 };
 
-/// Most people that a target may name.
+/// The largest number of named people in a target.
 const NAMED_MAX: usize = 10_000;
-/// Most conditions of a target.
+/// The largest number of conditions in a target.
 const CONDITIONS_MAX: usize = 20;
 /// Largest value of an attribute or condition, in bytes of JSON.
 const VALUE_BYTES_MAX: usize = 4096;
@@ -48,7 +48,7 @@ const VALUE_BYTES_MAX: usize = 4096;
 #[serde(deny_unknown_fields)]
 #[schema(as = BroadcastSubmission)]
 pub struct BroadcastBody {
-    /// The type of the notification: preferences, category and template hang on it. It need not be known.
+    /// The type of the notification. It decides preferences, category and template. It need not exist.
     #[schema(max_length = 200, example = "announcement")]
     notification_type: Option<String>,
     /// Title or subject.
@@ -56,25 +56,25 @@ pub struct BroadcastBody {
     title: Option<String>,
     /// The text.
     message: Option<String>,
-    /// Whom it means: `{"type": "all"}`, `{"type": "subscription", "tier"}` (the attribute `tier`), `{"type": "attribute", "name",
-    /// "value"}`, `{"type": "users", "ids"}` or `{"type": "query", "conditions"}`, with conditions as rules have them, over
-    /// `locale`, `time_zone` and `attributes.…`.
+    /// The target: `{"type": "all"}`, `{"type": "subscription", "tier"}` (the attribute `tier`), `{"type": "attribute",
+    /// "name", "value"}`, `{"type": "users", "ids"}` or `{"type": "query", "conditions"}`. Conditions have the form of
+    /// those in rules, on `locale`, `time_zone` and `attributes.…`.
     #[schema(value_type = Option<Object>, example = json!({"type": "subscription", "tier": "premium"}))]
     target: Option<Target>,
-    /// By which ways; unless given, those of the type, else the inbox.
+    /// The channels; default: those of the type, else the inbox.
     #[schema(value_type = Option<Vec<ChannelWord>>)]
     channels: Option<Vec<String>>,
-    /// When it begins, within a year; a past time means now.
+    /// The time at which it starts, within a year; a past time means now.
     #[serde(alias = "scheduled_for", alias = "scheduledAt")]
     #[schema(value_type = Option<DateTime<Utc>>)]
     scheduled_at: Option<String>,
-    /// Its place among what else waits on the bulk lane.
+    /// Its priority among the other messages on the bulk lane.
     #[schema(value_type = Option<PriorityWord>)]
     priority: Option<String>,
-    /// Notes of the producer, given back as they are; at most 8 KiB.
+    /// The producer's own notes, returned unchanged; at most 8 KiB.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Value>>,
-    /// As the header `Idempotency-Key`.
+    /// Like the header `Idempotency-Key`.
     #[schema(min_length = 1, max_length = 200)]
     idempotency_key: Option<String>,
 }
@@ -89,14 +89,14 @@ pub struct BroadcastAccepted {
     pub status: BroadcastStatus,
 }
 
-/// A broadcast that was checked.
+/// A checked broadcast.
 struct Checked {
     definition: Definition,
     scheduled_at: Option<DateTime<Utc>>,
 }
 
 impl BroadcastBody {
-    /// Checks everything at once. What each channel needs is checked as for a single message.
+    /// Checks everything and reports every fault. Each channel is checked as for a single message.
     fn check(self, submissions: &Submissions, usual: Option<Vec<Channel>>) -> Result<Checked, Problem> {
         let mut faults = Vec::new();
         let channels = channels(self.channels.as_deref(), usual, &mut faults);
@@ -146,7 +146,7 @@ impl BroadcastBody {
     }
 }
 
-/// A submission calls the type `type`.
+/// A submission has the field `type` for the type.
 fn renamed(fault: FieldError) -> FieldError {
     let field = if fault.field == "type" { "notification_type".to_owned() } else { fault.field };
     FieldError { field, ..fault }
@@ -229,12 +229,12 @@ fn in_order(target: Target) -> Target {
 
 /// Sends a notification to every person of a target.
 ///
-/// With the `202` the broadcast is committed to disk; messages are accepted in the order of the people's ids, on the bulk lane, each
-/// exactly once, even after crashes. `all`, `subscription`, `attribute` and `query` mean people who were stored with
-/// `PUT /api/users/{id}`; `users` may name any id, and an unknown person gets it in the inbox. The type's template, category and
-/// preferences hold as for single notifications; a template sees `title`, `message`, `metadata` with its
-/// members beside them, and `username`. Give an
-/// `Idempotency-Key` to be able to repeat the request safely.
+/// With the `202` the broadcast is committed to disk. Its messages are accepted in the order of the people's ids, on
+/// the bulk lane, each exactly once, even after crashes. `all`, `subscription`, `attribute` and `query` select people
+/// that were stored with `PUT /api/users/{id}`. `users` may name any id, and an unknown person gets it in the inbox.
+/// The type's template, category and preferences apply as for single notifications; a template has the variables
+/// `title`, `message`, `metadata`, the members of `metadata`, and `username`. Give an `Idempotency-Key` to be able to
+/// repeat the request safely.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcast", tag = "managing",
@@ -300,9 +300,9 @@ pub async fn create(
     Ok(if is_new { audit::made(response, id) } else { audit::unchanged(response) })
 }
 
-/// The session that carries WhatsApp messages which name none.
+/// The session for WhatsApp messages that name none.
 async fn session(submissions: &Submissions, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
-    // It may not work at the moment: its waiting messages go out once it does.
+    // The session may be offline now: messages wait until it works.
     let wanted = Wanted { messages: 1, is_scheduled: false, must_wait: true };
     let chosen = carrier::choose(submissions, tenant, Channel::Whatsapp, &SessionAsk::default(), wanted).await;
     let refused = |problem: Problem| match problem.code() {
@@ -315,7 +315,7 @@ async fn session(submissions: &Submissions, tenant: TenantId) -> Result<Option<U
     Ok(chosen.map_err(refused)?.map(|carrier| carrier.line()))
 }
 
-/// A broadcast and how far it got.
+/// A broadcast and its progress.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Broadcast)]
 pub struct BroadcastView {
@@ -326,29 +326,29 @@ pub struct BroadcastView {
     pub status: BroadcastStatus,
     /// Its type.
     pub notification_type: Option<String>,
-    /// What is said.
+    /// The title.
     pub title: Option<String>,
-    /// What is said.
+    /// The message.
     pub message: Option<String>,
     /// The producer's notes.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
-    /// Whom it means; of named people only how many.
+    /// The target; of named people only their number.
     #[schema(value_type = Object)]
     pub target: Value,
     /// By which ways.
     #[schema(value_type = Vec<ChannelWord>)]
     pub channels: Vec<Channel>,
-    /// Its place among what else waits.
+    /// Its priority among the messages that wait.
     #[schema(value_type = PriorityWord)]
     pub priority: Priority,
     /// When it was to begin.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// People it is meant for; `null` until they are counted.
+    /// The number of people in the target; `null` until they are counted.
     pub total: Option<i64>,
     /// People told so far.
     pub told: i64,
-    /// Deliveries so far; those below add up to it.
+    /// Deliveries so far; the numbers below add up to it.
     pub accepted: i64,
     /// Deliveries without an end yet.
     pub waiting: i64,
@@ -356,7 +356,7 @@ pub struct BroadcastView {
     pub sent: i64,
     /// Deliveries that arrived.
     pub delivered: i64,
-    /// Deliveries that failed, came back, died or ran out of time.
+    /// Deliveries that failed, bounced, died or expired.
     pub failed: i64,
     /// Deliveries that were switched off.
     pub suppressed: i64,
@@ -407,9 +407,9 @@ impl From<StoredBroadcast> for BroadcastView {
 /// Broadcasts, newest first.
 #[derive(Serialize, ToSchema)]
 pub struct BroadcastList {
-    /// The broadcasts; their deliveries as they were last counted.
+    /// The broadcasts, with the last counts of their deliveries.
     pub broadcasts: Vec<BroadcastView>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     pub next_cursor: Option<String>,
 }
 
@@ -436,10 +436,11 @@ async fn find(submissions: &Submissions, tenant: TenantId, id: Uuid) -> Result<S
     submissions.web.queries.run(async move |store| store.broadcast(tenant, id).await).await?.ok_or_else(unknown)
 }
 
-/// A broadcast and how far it got.
+/// A broadcast and its progress.
 ///
-/// `total` counts people, the other numbers deliveries. Up to 20,000 people they are those of this moment; of larger broadcasts
-/// deliveries are counted piece by piece, and all of them are exact soon after the last one has ended.
+/// `total` counts people, the other numbers count deliveries. For up to 20,000 people the numbers are current.
+/// Deliveries of a larger broadcast are counted in parts, and all numbers are exact soon after the last delivery has
+/// ended.
 ///
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/admin/notifications/broadcasts/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
@@ -470,7 +471,7 @@ async fn steer(
     Ok(HttpResponse::Ok().json(BroadcastView::from(found)))
 }
 
-/// Makes a broadcast stop for a while. What was accepted already still goes out.
+/// Pauses a broadcast. Messages that are already accepted are still sent.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/pause", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
@@ -479,7 +480,7 @@ pub async fn pause(admin: Admin, id: Id, submissions: Data<Submissions>) -> Resu
     steer(&admin, &submissions, id.0, Steering::Pause).await
 }
 
-/// Lets a paused broadcast go on where it stopped.
+/// Resumes a paused broadcast where it stopped.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/resume", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),
@@ -488,7 +489,7 @@ pub async fn resume(admin: Admin, id: Id, submissions: Data<Submissions>) -> Res
     steer(&admin, &submissions, id.0, Steering::Resume).await
 }
 
-/// Ends a broadcast. No further message is accepted, and accepted ones that still wait are cancelled within seconds.
+/// Ends a broadcast. No further message is accepted; accepted messages that still wait are cancelled within seconds.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/admin/notifications/broadcasts/{id}/cancel", tag = "managing", params(("id" = Uuid, Path, description = "The broadcast")),

@@ -1,4 +1,4 @@
-//! What carries each channel, and how it is doing.
+//! The providers of each channel, and their state.
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -12,7 +12,7 @@ use store::{
 use utoipa::ToSchema;
 use web::{Web, auth::Admin, problem::Problem};
 
-/// Most sessions whose breakers are looked at; more than one tenant has.
+/// The most sessions whose breakers are read; more than a tenant has.
 const SESSIONS_MAX: i64 = 10_000;
 
 /// Every channel.
@@ -28,7 +28,7 @@ pub struct ChannelView {
     /// Its name.
     #[schema(value_type = String, example = "whatsapp")]
     channel: Channel,
-    /// What carries it, first one first; none where it is not set up.
+    /// Its providers in order; empty if the channel is not configured.
     providers: Vec<ProviderView>,
 }
 
@@ -38,11 +38,12 @@ pub struct ProviderView {
     /// Its name.
     #[schema(value_type = String, example = "waha")]
     name: ProviderName,
-    /// `closed`: calls go out. `open`: it is left alone. `half_open`: one call is out to see. Of several breakers (WhatsApp
-    /// has one for each session and each WAHA, webhooks one for each receiver) the worst.
+    /// `closed`: calls are made. `open`: no call is made for a while. `half_open`: one call is made as a test. If there
+    /// are several breakers (WhatsApp has one for each session and each WAHA, webhooks have one for each receiver), the
+    /// worst.
     #[schema(value_type = String, example = "closed")]
     state: BreakerState,
-    /// Since when; `null` if there never was trouble.
+    /// Since when; `null` if the breaker never opened.
     since: Option<DateTime<Utc>>,
     /// Failures in a row.
     failures: i32,
@@ -58,7 +59,7 @@ impl Backends {
     }
 }
 
-/// The channels, what carries them, and whether it works.
+/// The channels, their providers, and whether these work.
 ///
 /// Roles: admin.
 #[utoipa::path(get, path = "/api/admin/notifications/channels", tag = "managing",
@@ -83,7 +84,7 @@ pub async fn list(admin: Admin, web: Data<Web>, backends: Data<Backends>) -> Res
     Ok(HttpResponse::Ok().json(ChannelList { channels: channels.collect() }))
 }
 
-/// The breakers before the tenant's calls. Those of other tenants' sessions and receivers are none of its business.
+/// The breakers for the tenant's calls, without those of other tenants' sessions and receivers.
 async fn breakers(store: &Store, tenant: TenantId, names: Vec<ProviderName>) -> DbResult<Vec<(ProviderName, Breaker)>> {
     let shared = names.into_iter().filter(|name| !matches!(name, ProviderName::Waha | ProviderName::Http)).collect();
     let mut found = store.breakers_of(shared).await?;

@@ -1,4 +1,4 @@
-//! Where a tenant wants to hear of events: webhook configurations.
+//! Webhook configurations: where a tenant receives events.
 
 use std::time::Duration;
 
@@ -42,27 +42,27 @@ const NAME_BYTES_MAX: usize = 200;
 const URL_BYTES_MAX: usize = 2048;
 const HEADERS_MAX: usize = 20;
 const HEADER_BYTES_MAX: usize = 2048;
-/// How long a secret that was replaced signs too, unless the request says otherwise: a day.
+/// How long a replaced secret also signs by default: a day.
 const GRACE_SECONDS: i64 = 86_400;
 const GRACE_SECONDS_MAX: i64 = 30 * GRACE_SECONDS;
-/// Events that one request has told again.
+/// The most events that one request replays.
 const REPLAY_MAX: i64 = 100_000;
-/// Webhooks that one request may name.
+/// The most webhooks that one request may name.
 const REPLAY_IDS_MAX: usize = 1000;
-/// Below the database's own limit for a statement.
+/// Less than the database's own limit for a statement.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(9);
-/// What stands for events that were never sent, among the states of a delivery.
+/// The word for events that were never sent, among the states of a delivery.
 const HELD: &str = "held";
 
-/// A webhook configuration to make. A PUT changes what it gives.
+/// A new webhook configuration. A PUT changes the given fields.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = WebhookConfigurationSettings)]
 pub struct ConfigurationBody {
-    /// Its name. Needed to create one.
+    /// Its name. Required to create one.
     #[schema(max_length = 200, example = "CRM")]
     name: Option<String>,
-    /// Where events go. Needed to create one.
+    /// The URL that events are sent to. Required to create one.
     #[schema(max_length = 2048, example = "https://example.com/hook")]
     url: Option<String>,
     /// Which events; none: all.
@@ -71,14 +71,14 @@ pub struct ConfigurationBody {
     /// Further headers.
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>, example = json!({"X-Source": "posthaste"}))]
     headers: Option<Map<String, Value>>,
-    /// Whether events go there at present. `true` switches on again what was switched off.
+    /// Whether events are sent there. `true` switches it on again.
     active: Option<bool>,
-    /// Whether it signs by Ed25519 as well (`v1a`), so that a receiver needs no secret but only `public_key`.
+    /// Whether it also signs with Ed25519 (`v1a`). A receiver then needs only `public_key` and no secret.
     asymmetric: Option<bool>,
 }
 
 impl ConfigurationBody {
-    /// What signs: the secret, and behind it a key where one is wanted.
+    /// The signing secret, followed by a private key if one is wanted.
     fn secret(&self, before: Option<&Configuration>) -> Result<Option<SecretString>, Problem> {
         let has_key = before.is_some_and(|before| before.public_key().is_some());
         let wants_key = self.asymmetric.unwrap_or(has_key);
@@ -90,7 +90,7 @@ impl ConfigurationBody {
         }
     }
 
-    /// Headers, which may hold secrets, do not follow to another receiver, and a masked value stands for none there.
+    /// Headers may hold secrets, so a new receiver needs new ones, and no masked values.
     fn require_headers(&self, before: &ConfigurationSettings) -> Result<(), Problem> {
         let moves = self.url.as_ref().is_some_and(|url| !same_origin(url, &before.url));
         let is_masked = |headers: &Map<String, Value>| headers.values().any(|value| value.as_str() == Some(MASK));
@@ -155,7 +155,7 @@ impl ConfigurationBody {
         Ok(ConfigurationSettings {
             name: self.name.unwrap_or(before.name),
             url: self.url.unwrap_or(before.url),
-            // An empty list means what no list means.
+            // An empty list means the same as no list.
             events: self.events.or(before.events).filter(|events| !events.is_empty()),
             headers: self.headers.map_or(before.headers.clone(), |headers| unmasked(headers, &before.headers)),
             is_active: self.active.unwrap_or(before.is_active),
@@ -184,7 +184,7 @@ fn with_key(secret: &str) -> Result<SecretString, Problem> {
     Ok(format!("{secret} {}", key.expose_secret()).into())
 }
 
-/// A masked value that comes back means the value that was masked.
+/// A masked value stands for the value that was masked.
 fn unmasked(headers: Map<String, Value>, before: &Map<String, Value>) -> Map<String, Value> {
     let value = |name: &str, value: Value| match value.as_str() == Some(MASK) {
         true => before.get(name).cloned().unwrap_or(value),
@@ -208,20 +208,20 @@ pub struct ConfigurationView {
     /// Further headers; values of secret ones are masked.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub headers: Map<String, Value>,
-    /// Whether events go there at present.
+    /// Whether events are sent there.
     pub active: bool,
     /// When it was switched off.
     pub disabled_at: Option<DateTime<Utc>>,
-    /// Why: `admin`, `gone` (it answered 410) or `failing` (every call failed for days).
+    /// Why it was switched off: `admin`, `gone` (it answered 410) or `failing` (every call failed for days).
     pub disabled_reason: Option<String>,
-    /// Verifies its `v1a` signatures, where it makes any.
+    /// Verifies its `v1a` signatures, if it makes any.
     #[schema(example = "whpk_9T0Ia8z1Kc5v0mQnO0nq6S9vZzq0bTn3XyOZ0q1o2p4=")]
     pub public_key: Option<String>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// When it was last changed.
     pub updated_at: DateTime<Utc>,
-    /// Signs what goes there (Standard Webhooks). Answered once, when it is made.
+    /// Signs its webhooks (Standard Webhooks). Returned once, when it is created.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
     pub secret: Option<String>,
@@ -277,10 +277,10 @@ pub async fn list(admin: Admin, page: Params<Page>, submissions: Data<Submission
     Ok(HttpResponse::Ok().json(ConfigurationList { configurations, next_cursor }))
 }
 
-/// Has events sent to a URL.
+/// Sends events to a URL.
 ///
-/// Each event is a durable webhook `{type, timestamp, data}`, signed as Standard Webhooks with the configuration's own secret,
-/// which is answered here and never again.
+/// Each event is a durable webhook `{type, timestamp, data}`, signed as Standard Webhooks with the configuration's own
+/// secret, which is returned here and never again.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/webhooks/configurations", tag = "managing",
@@ -320,10 +320,11 @@ pub async fn show(admin: Admin, id: Id, submissions: Data<Submissions>) -> Resul
     Ok(HttpResponse::Ok().json(ConfigurationView::from(found)))
 }
 
-/// Changes a webhook configuration. What is not given stays, but where `url` leads to another host: then `headers` are given anew.
+/// Changes a webhook configuration. An absent field stays; but if `url` leads to another host, `headers` must be given
+/// again.
 ///
-/// `active: true` also switches on again what was switched off because its receiver answered 410 or failed for days. Events of the
-/// time between are held; see `replay`.
+/// `active: true` also switches a configuration on again that was switched off because its receiver answered 410 or
+/// failed for days. Events of the time in between are held; see `replay`.
 ///
 /// Roles: admin.
 #[utoipa::path(put, path = "/api/webhooks/configurations/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
@@ -357,7 +358,8 @@ pub async fn update(
     Ok(HttpResponse::Ok().json(ConfigurationView::from(changed)))
 }
 
-/// Removes a webhook configuration. What was accepted for it is still sent, signed with the tenant's own secret.
+/// Removes a webhook configuration. Webhooks already accepted for it are still sent, signed with the tenant's own
+/// secret.
 ///
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/webhooks/configurations/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
@@ -373,11 +375,11 @@ fn seconds(seconds: i64) -> i32 {
     i32::try_from(seconds).unwrap_or(i32::MAX)
 }
 
-/// How long the former secret is to be used.
+/// How long the former secret also signs.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegenerateBody {
-    /// Seconds for which the former secret signs too; a day unless given, at most thirty.
+    /// Seconds for which the former secret also signs; default a day, at most thirty days.
     #[schema(minimum = 0, maximum = 2_592_000, example = 86400)]
     grace_period_seconds: Option<i64>,
 }
@@ -385,18 +387,19 @@ pub struct RegenerateBody {
 /// A new secret.
 #[derive(Serialize, ToSchema)]
 pub struct RegeneratedSecret {
-    /// Signs from now on. Answered once.
+    /// The secret that signs from now on. Returned once.
     #[schema(example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
     pub secret: String,
-    /// Until when the former one signs too.
+    /// The time until which the former secret also signs.
     pub previous_until: DateTime<Utc>,
-    /// The new public key, where it signs by Ed25519 as well.
+    /// The new public key, if it also signs with Ed25519.
     pub public_key: Option<String>,
 }
 
 /// Gives a webhook configuration a new secret.
 ///
-/// Until the grace period is over, webhooks carry signatures of both secrets, so that receivers can change theirs in between.
+/// Until the grace period ends, webhooks carry signatures of both secrets, so that receivers can change theirs in
+/// between.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/webhooks/configurations/{id}/regenerate-secret", tag = "managing",
@@ -437,7 +440,7 @@ pub async fn regenerate(
 
 /// Sends an event of type `test` to a webhook configuration.
 ///
-/// It goes out whatever events the configuration takes, also while it is switched off, and shows in its logs.
+/// It is sent whatever events the configuration subscribes to, even while it is switched off, and appears in its logs.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/webhooks/configurations/{id}/test", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),
@@ -473,10 +476,10 @@ pub struct WebhookLog {
     /// The status of the answer; `null`: there was none.
     #[schema(example = 200)]
     pub response_status: Option<i32>,
-    /// What was sent: `{method, url, headers, body, truncated}`, secret headers masked, the body cut off after 16 KiB.
+    /// The request: `{method, url, headers, body, truncated}`, secret headers masked, the body cut off after 16 KiB.
     #[schema(value_type = Object)]
     pub request: Value,
-    /// What was answered: `{headers, body}`, secret headers masked, the body cut off after 4 KiB.
+    /// The response: `{headers, body}`, secret headers masked, the body cut off after 4 KiB.
     #[schema(value_type = Option<Object>)]
     pub response: Option<Value>,
     /// How long the call took.
@@ -528,28 +531,29 @@ pub async fn logs(
     Ok(HttpResponse::Ok().json(WebhookLogList { logs: calls.into_iter().map(WebhookLog::from).collect(), next_cursor }))
 }
 
-/// Which events are sent once more.
+/// Selects the events to send again.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventReplayBody {
-    /// Events from this time on. Needed unless `ids` are given.
+    /// Events from this time on. Required unless `ids` are given.
     #[schema(value_type = Option<DateTime<Utc>>)]
     since: Option<String>,
-    /// Events up to this time; now unless given.
+    /// Events up to this time; default now.
     #[schema(value_type = Option<DateTime<Utc>>)]
     until: Option<String>,
-    /// Only those whose webhook has this status; `held`: those that were never sent since the configuration was off. None: all.
+    /// Only events whose webhook has this status; `held`: events that were never sent because the configuration was
+    /// off. Empty: all.
     #[schema(example = "held")]
     status: Option<String>,
-    /// Only those that these webhooks (`webhook_id` of the logs) carried.
+    /// Only the events of these webhooks (`webhook_id` of the logs).
     #[schema(max_items = 1000)]
     ids: Option<Vec<Uuid>>,
 }
 
-/// How many events are sent once more.
+/// The number of events that are sent again.
 #[derive(Serialize, ToSchema)]
 pub struct EventReplay {
-    /// So many; of more than 100,000 the oldest.
+    /// At most 100,000, the oldest ones.
     pub matched: i64,
 }
 
@@ -584,11 +588,11 @@ impl EventReplayBody {
     }
 }
 
-/// Sends events of a webhook configuration once more.
+/// Sends events of a webhook configuration again.
 ///
-/// Events from the time in which it was switched off are held for `WEBHOOK_KEEP_DAYS` and sent by this; those that failed or arrived
-/// are sent again in a new webhook with another `webhook-id` and the same `timestamp` and `data`. Events that wait for a retry are
-/// tried at once.
+/// Events from the time in which it was switched off are held for `WEBHOOK_KEEP_DAYS` and sent by this. Failed or
+/// delivered events are sent again in a new webhook with another `webhook-id` and the same `timestamp` and `data`.
+/// Events that wait for a retry are tried at once.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/webhooks/configurations/{id}/replay", tag = "managing", params(("id" = Uuid, Path, description = "The configuration")),

@@ -1,4 +1,4 @@
-//! Dead letters: what a person must look at, and starting or dropping many of them at once.
+//! Dead letters: reading them, and replaying or dropping many of them at once.
 
 use actix_web::{HttpResponse, web::Data};
 use domain::contract::submission::FieldError;
@@ -23,7 +23,7 @@ const RATE_MAX: i32 = 100_000;
 /// Most ids in a filter; more do not fit into a body.
 const IDS_MAX: usize = 1500;
 
-/// Which dead letters to list. What is not given does not restrict.
+/// Selects dead letters. An absent parameter does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -34,7 +34,8 @@ pub struct ListQuery {
     /// The channel.
     #[param(value_type = Option<String>)]
     channel: Option<Text>,
-    /// `schema`, `tenant`, `too_large`, `unroutable`, `poison`, `attempts_exhausted`, `misconfigured` or `expired_crashes`.
+    /// `schema`, `tenant`, `too_large`, `unroutable`, `poison`, `attempts_exhausted`, `misconfigured` or
+    /// `expired_crashes`.
     #[param(value_type = Option<String>)]
     reason: Option<Text>,
     /// The message, or the AMQP `message_id`.
@@ -43,21 +44,21 @@ pub struct ListQuery {
     /// The slug of a tenant, for operators.
     #[param(value_type = Option<String>)]
     tenant: Option<Text>,
-    /// Written down at this time or later.
+    /// Stored at this time or later.
     #[param(value_type = Option<String>, format = DateTime)]
     since: Option<Text>,
-    /// Written down before this time.
+    /// Stored before this time.
     #[param(value_type = Option<String>, format = DateTime)]
     until: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
 
-/// What a list is asked for: which letters, after which one, how many.
+/// The parameters of a list: filter, start, size.
 type LetterPage = (LetterFilter, Option<Uuid>, i64);
 
 impl ListQuery {
@@ -84,7 +85,7 @@ pub struct DeadLetterList {
     /// The dead letters, newest first.
     #[schema(value_type = Vec<DeadLetterBody>)]
     pub dead_letters: Vec<DeadLetter>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     pub next_cursor: Option<String>,
 }
 
@@ -111,25 +112,25 @@ pub async fn show(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, 
     Ok(HttpResponse::Ok().json(found.ok_or_else(|| Problem::not_found("dead letter"))?))
 }
 
-/// Which dead letters to move, and how.
+/// Selects the dead letters to move, and how to move them.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MoveBody {
-    /// Which ones; an empty filter needs `all`.
+    /// The filter; an empty one needs `all`.
     #[serde(default)]
     #[schema(value_type = LetterFilterBody)]
     filter: LetterFilter,
     /// Yes, all of them.
     #[serde(default)]
     all: bool,
-    /// A replay also takes what was refused because its publisher may not publish for the tenant (reason `tenant`). It is judged
-    /// again: it goes through only if the mapping of broker users has changed.
+    /// Also replays letters that were refused because their publisher may not publish for the tenant (reason `tenant`).
+    /// They are checked again, and accepted only if the mapping of broker users has changed.
     #[serde(default)]
     despite_tenant: bool,
     /// Only say how many match.
     #[serde(default)]
     dry_run: bool,
-    /// Letters a second; as fast as it goes unless given.
+    /// Letters a second; default: no limit.
     #[schema(minimum = 1, maximum = 100_000)]
     rate: Option<i32>,
     /// Why, for the audit.
@@ -138,7 +139,7 @@ pub struct MoveBody {
 }
 
 impl MoveBody {
-    /// The checked filter and reason; every fault at once.
+    /// The checked filter and reason, or every fault.
     fn check(self) -> Result<(LetterFilter, String), Problem> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
@@ -179,20 +180,21 @@ pub struct Matched {
     pub matched: i64,
 }
 
-/// A replay or drop that has begun.
+/// A replay or drop that has started.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MoveStarted {
     /// For `GET /api/admin/replays/{id}`.
     pub replay_id: Uuid,
-    /// Open letters that matched when it began.
+    /// Open letters that matched at the start.
     pub matched: i64,
 }
 
-/// Starts dead letters again.
+/// Replays dead letters.
 ///
-/// A delivery gets a new run, its history is kept; a refused publish goes through the intake once more. What was refused because
-/// its publisher may not publish for the tenant stays where it is, unless the filter names the reason `tenant` or
-/// `despite_tenant` is true. Only open letters move, each once, however many replays run over them. With `dry_run` nothing moves and the answer is 200 with the count.
+/// A delivery gets a new run and keeps its history; a refused publish goes through the intake again. A letter that was
+/// refused because its publisher may not publish for the tenant stays, unless the filter names the reason `tenant` or
+/// `despite_tenant` is true. Only open letters move, each once, however many replays select them. With `dry_run`
+/// nothing moves and the answer is 200 with the number.
 ///
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(post, path = "/api/admin/dead-letters/replay", tag = "dead letters",
@@ -202,9 +204,9 @@ pub async fn replay(admin: Admin, web: Data<Web>, body: JsonBody) -> Result<Http
     start(&web, &admin.0, LetterAction::Replay, body).await
 }
 
-/// Puts dead letters aside for good.
+/// Drops dead letters for good.
 ///
-/// They stay in the list with the status `dropped`. With `dry_run` nothing moves and the answer is 200 with the count.
+/// They stay in the list with the status `dropped`. With `dry_run` nothing moves and the answer is 200 with the number.
 ///
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(post, path = "/api/admin/dead-letters/drop", tag = "dead letters",
@@ -229,7 +231,7 @@ async fn start(web: &Web, caller: &Identity, action: LetterAction, body: JsonBod
     Ok(audit::made(HttpResponse::Accepted().json(MoveStarted { replay_id, matched }), replay_id))
 }
 
-/// How far a replay or drop has got.
+/// The progress of a replay or drop.
 ///
 /// Roles: admin, operator.
 #[utoipa::path(get, path = "/api/admin/replays/{id}", tag = "dead letters", params(("id" = Uuid, Path, description = "The `replay_id`")),

@@ -1,4 +1,4 @@
-//! API keys, as their admins manage them.
+//! API keys, as admins manage them.
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -29,13 +29,13 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct KeysQuery {
-    /// The slug of a tenant, for operators, who else see the keys of all.
+    /// The slug of a tenant, for operators; without it they see the keys of all tenants.
     #[param(value_type = Option<String>)]
     tenant: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
@@ -49,10 +49,10 @@ pub struct KeyView {
     /// The slug of its tenant.
     #[schema(example = "acme")]
     pub tenant: String,
-    /// What it may do.
+    /// Its role.
     #[schema(example = "producer")]
     pub role: String,
-    /// What its owner calls it.
+    /// The name that its owner gave it.
     #[schema(example = "shop")]
     pub name: String,
     /// When it was made.
@@ -73,7 +73,7 @@ impl From<KeyListing> for KeyView {
 pub struct KeyList {
     /// The keys, newest first, revoked ones too.
     pub keys: Vec<KeyView>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     pub next_cursor: Option<String>,
 }
 
@@ -100,7 +100,7 @@ pub async fn list(admin: Admin, query: Params<KeysQuery>, web: Data<Web>) -> Res
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyBody {
-    /// What it may do: `admin`, `producer`, `agent` or `user`; an operator may also make keys of operators.
+    /// Its role: `admin`, `producer`, `agent` or `user`; an operator may also create keys of operators.
     #[schema(value_type = String, example = "producer")]
     role: Role,
     /// A name to know it by.
@@ -114,17 +114,17 @@ pub struct KeyBody {
 pub struct KeyCreated {
     /// Its id, to revoke it by.
     pub id: Uuid,
-    /// The key itself: shown this once, and stored as a hash.
+    /// The key itself: shown only here, and stored as a hash.
     #[schema(example = "ph_…")]
     pub key: String,
-    /// What it may do.
+    /// Its role.
     #[schema(value_type = String, example = "producer")]
     pub role: Role,
-    /// What its owner calls it.
+    /// The name that its owner gave it.
     pub name: String,
 }
 
-/// Makes an API key. It is shown this once.
+/// Creates an API key. The key is shown only here.
 ///
 /// Roles: admin for its tenant; operator for any, with `?tenant=`.
 #[utoipa::path(post, path = "/api/admin/keys", tag = "managing", params(TenantQuery),
@@ -153,9 +153,9 @@ pub async fn create(
     Ok(audit::of_tenant(audit::made(HttpResponse::Created().json(created), id), tenant))
 }
 
-/// Ends an API key, and the refresh tokens made with it.
+/// Revokes an API key, and the refresh tokens made with it.
 ///
-/// It is refused here at once, and by every other process within 30 seconds. Access tokens made with it run out.
+/// This process refuses it at once, and every other process within 30 seconds. Access tokens made with it expire.
 ///
 /// Roles: admin for its tenant; operator for all.
 #[utoipa::path(delete, path = "/api/admin/keys/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The key")),

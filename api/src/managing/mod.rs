@@ -1,4 +1,4 @@
-//! What admins and operators look at and change.
+//! Routes with which admins and operators read and manage.
 
 pub mod admin;
 pub mod analytics;

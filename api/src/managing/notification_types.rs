@@ -1,4 +1,4 @@
-//! Kinds of notifications and their categories: imported from S2's two files, or one by one.
+//! Types of notifications and their categories: imported from two JSON files of other systems, or one by one.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -29,10 +29,11 @@ use crate::managing::{
     templates::{all_templates, check_at},
 };
 
-/// Types of one import: each process keeps all of a tenant's at hand.
+/// The most types of one import: each process caches all types of a tenant.
 const TYPES_MAX: usize = 1000;
 
-/// One type; or S2's `notifications_config.json` (`categories`, `plugins`) or `notification_templates.json` (`templates`) as they are.
+/// One type; or S2's `notifications_config.json` (`categories`, `plugins`) or `notification_templates.json`
+/// (`templates`) as they are.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NotificationTypeImport)]
@@ -59,13 +60,13 @@ pub struct ImportBody {
     description: Option<String>,
     /// The category it belongs to.
     category: Option<String>,
-    /// `essential`, `transactional` or `marketing`; unless given, its category's.
+    /// `essential`, `transactional` or `marketing`; default: that of its category.
     class: Option<String>,
-    /// The ways it takes unless a request says otherwise; `in_app` unless given.
+    /// Its channels, unless a request names others; default `in_app`.
     channels: Option<Vec<String>>,
-    /// Whether it is on for those who said nothing; `true` unless given.
+    /// Whether it is on for people without a choice; default `true`.
     default_enabled: Option<bool>,
-    /// When it may disturb people by e-mail, text message, push or WhatsApp; at any time unless given.
+    /// When it may disturb people by e-mail, text message, push or WhatsApp; default: at any time.
     #[schema(value_type = Option<SendWindowBody>)]
     send_window: Option<Value>,
 }
@@ -108,7 +109,7 @@ pub struct PluginBody {
 pub struct TypeBody {
     /// Its name, as `name`.
     id: Option<String>,
-    /// Its name; beside `id` it is what `label` is.
+    /// Its name; if `id` is given, it is the label.
     name: Option<String>,
     /// For people.
     label: Option<String>,
@@ -116,22 +117,22 @@ pub struct TypeBody {
     description: Option<String>,
     /// The category it belongs to.
     category: Option<String>,
-    /// `essential`, `transactional` or `marketing`; unless given, its category's.
+    /// `essential`, `transactional` or `marketing`; default: that of its category.
     class: Option<String>,
-    /// The ways it takes unless a request says otherwise; `in_app` unless given.
+    /// Its channels, unless a request names others; default `in_app`.
     channels: Option<Vec<String>>,
-    /// Whether it is on for those who said nothing; `true` unless given.
+    /// Whether it is on for people without a choice; default `true`.
     default_enabled: Option<bool>,
-    /// When it may disturb people by e-mail, text message, push or WhatsApp; at any time unless given.
+    /// When it may disturb people by e-mail, text message, push or WhatsApp; default: at any time.
     #[schema(value_type = Option<SendWindowBody>)]
     send_window: Option<Value>,
 }
 
-/// Reads an import and collects what is wrong with it.
+/// Reads an import and collects its faults.
 #[derive(Default)]
 struct Reading {
     import: Import,
-    /// What stands before the names of each template's fields.
+    /// The prefix of each template's field names.
     places: BTreeMap<String, String>,
     faults: Vec<FieldError>,
 }
@@ -229,7 +230,7 @@ impl Reading {
         self.places.insert(name, at);
     }
 
-    /// What is there twice would be there once in the end, and nobody could tell which.
+    /// Of two entries with one name only one would remain, and it would be unclear which.
     fn doubled(&mut self) {
         let mut seen = HashSet::new();
         let doubled: Vec<String> =
@@ -295,7 +296,7 @@ impl ImportBody {
     }
 }
 
-/// What an import did with things of one sort.
+/// The changes of an import to one sort of things.
 #[derive(Serialize, ToSchema)]
 #[schema(as = NotificationImportDone)]
 pub struct DoneView {
@@ -333,8 +334,9 @@ pub struct ImportedView {
 
 /// Imports types of notifications, categories and templates.
 ///
-/// Takes `notifications_config.json` and `notification_templates.json` as they are, or one type. What is there already is changed;
-/// the same import again changes nothing. It is all or nothing: a fault names its place and refuses the whole.
+/// Takes `notifications_config.json` and `notification_templates.json` unchanged, or one type. Existing ones are
+/// changed; the same import again changes nothing. It is all or nothing: one fault refuses the import, and the answer
+/// names its place.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/notification-types", tag = "templates",
@@ -400,15 +402,15 @@ pub struct TypeView {
     pub description: Option<String>,
     /// The category it belongs to.
     pub category: Option<String>,
-    /// How firmly a person may say no: its own class, its category's, or what the category's name says.
+    /// How far a person may refuse it: its own class, that of its category, or the default of the category's name.
     #[schema(value_type = String, example = "transactional")]
     pub class: Class,
-    /// The ways it takes unless a request says otherwise.
+    /// Its channels, unless a request names others.
     #[schema(value_type = Vec<submission::openapi::ChannelWord>)]
     pub channels: Vec<Channel>,
-    /// Whether it is on for those who said nothing.
+    /// Whether it is on for people without a choice.
     pub default_enabled: bool,
-    /// When it may disturb people; none: at any time.
+    /// When it may disturb people; absent: at any time.
     #[schema(value_type = Option<SendWindowBody>)]
     pub send_window: Option<Value>,
 }
@@ -421,7 +423,7 @@ pub struct CategoryView {
     pub id: String,
     /// For people.
     pub name: Option<String>,
-    /// Its class: its own, or what its name says.
+    /// Its class: its own, or the default of its name.
     #[schema(value_type = String, example = "transactional")]
     pub class: Class,
 }
@@ -474,9 +476,9 @@ async fn all(submissions: &Submissions, tenant: TenantId) -> Result<Notification
     Ok(NotificationTypeList { types, categories: categories.iter().map(category).collect() })
 }
 
-/// Removes a type; where there is no such type, the category of that name.
+/// Removes a type; if there is no such type, the category of that name.
 ///
-/// Preferences about it stay, and a template of that name.
+/// Preferences about it stay, and so does a template of that name.
 ///
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/notification-types/{name}", tag = "templates", params(("name" = String, Path, description = "Its name")),

@@ -1,4 +1,4 @@
-//! Rules: which events become which notifications.
+//! Rules: which events cause which notifications.
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -30,102 +30,102 @@ use crate::quota::require_quota;
 const CONDITIONS_MAX: usize = 50;
 /// Longest window of a digest or throttle: 31 days.
 const WINDOW_SECONDS_MAX: i64 = 31 * 86_400;
-/// As far ahead as a message may be scheduled.
+/// As far ahead as a message can be scheduled.
 const DELAY_SECONDS_MAX: i64 = 366 * 86_400;
-/// Each is a moment that is remembered for each person.
+/// Each is a time that is stored for each person.
 const THROTTLE_MAX: i64 = 1000;
 
-/// A field that may be left out, or be `null` to be unset.
+/// An optional field; `null` unsets it.
 type Given<T> = Option<Option<T>>;
 
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Given<T>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
-/// A rule to make. A PUT changes what it gives; `null` unsets.
+/// A new rule. A PUT changes the given fields; `null` unsets one.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = RuleSettings)]
 pub struct RuleBody {
-    /// Its name. Needed to create one.
+    /// Its name. Required to create one.
     #[schema(max_length = 200, example = "Payment failed")]
     name: Option<String>,
-    /// The type of event it hears: a name, a beginning such as `order.*`, or `*` for all. Needed to create one.
+    /// The type of its events: a name, a prefix such as `order.*`, or `*` for all. Required to create one.
     #[schema(max_length = 200, example = "subscription.payment_failed")]
     event_type: Option<String>,
-    /// What must hold, all of it.
+    /// The conditions; all of them must hold.
     #[schema(max_items = 50)]
     conditions: Option<Vec<ConditionBody>>,
-    /// The template that says it. Needed to create one.
+    /// The template of its messages. Required to create one.
     #[schema(example = "payment_failed")]
     template_name: Option<String>,
-    /// The ways it takes. Needed to create one.
+    /// Its channels. Required to create one.
     #[schema(example = json!(["email", "in_app"]))]
     channels: Option<Vec<String>>,
     /// How long it waits first.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<i64>, minimum = 0, example = 3600)]
     delay_seconds: Given<i64>,
-    /// Whether events gather into one notification.
+    /// Whether events are collected into one notification.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<DigestBody>)]
     digest: Given<DigestBody>,
-    /// How often one person gets a message at most.
+    /// Limits how often one person gets a message.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<ThrottleBody>)]
     throttle: Given<ThrottleBody>,
-    /// Whether it hears of events at present; `true` unless given.
+    /// Whether it is switched on; default `true`.
     active: Option<bool>,
-    /// What it is about, for preferences; unless given, as its type or template says.
+    /// The category of its messages, for preferences; default: that of its type or template.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>, example = "billing")]
     category: Given<String>,
-    /// `low`, `normal`, `high` or `urgent`; `normal` unless given.
+    /// `low`, `normal`, `high` or `urgent`; default `normal`.
     #[schema(example = "high")]
     priority: Option<String>,
-    /// The type of the notification; the event's unless given.
+    /// The type of the notification; default: that of the event.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     notification_type: Given<String>,
 }
 
-/// One thing that must hold. Nothing is coerced: values of unlike types compare false.
+/// A condition. Nothing is converted: values of different types are not equal.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = RuleCondition)]
 pub struct ConditionBody {
-    /// Where to look: below `data` or `user`, or `type` or `user_id`.
+    /// The field: below `data` or `user`, or `type` or `user_id`.
     #[schema(example = "data.amount")]
     field: String,
     /// `eq`, `ne`, `gt`, `gte`, `lt`, `lte`, `in`, `exists` (for `null` too) or `contains` (of a text or a list).
     #[schema(example = "gte")]
     op: String,
-    /// With what it is compared.
+    /// The value for the comparison.
     #[serde(default)]
     #[schema(value_type = Option<Value>, example = 100)]
     value: Value,
 }
 
-/// How events gather. Either `window_seconds` or `cron`; with both, `cron` decides.
+/// How events are collected. Either `window_seconds` or `cron`; with both, `cron` decides.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = RuleDigest)]
 pub struct DigestBody {
-    /// How long a window is, from its first event; with `max_window_seconds`, from its last one.
+    /// The length of a window from its first event; with `max_window_seconds`, from its last event.
     #[schema(minimum = 1, maximum = 2_678_400, example = 3600)]
     window_seconds: Option<i64>,
-    /// What keeps windows apart, such as `data.project`. Events without it share one window.
+    /// A field such as `data.project`: each value has windows of its own. Events without it share one window.
     key: Option<String>,
-    /// So many events close a window at once; 1000 unless given.
+    /// A window with this many events closes at once; default 1000.
     #[schema(minimum = 1, maximum = 1000)]
     max_items: Option<i64>,
-    /// Each event prolongs the window, but not beyond this.
+    /// Each event extends the window, up to this length.
     #[schema(minimum = 1, maximum = 2_678_400)]
     max_window_seconds: Option<i64>,
-    /// The first event is sent at once and opens the window for those that follow; an empty window sends nothing.
+    /// The first event is sent at once and opens the window for the next ones; an empty window sends nothing.
     #[serde(default)]
     first_immediately: bool,
-    /// When windows close, by the clock on the person's wall: minute, hour, day, month, weekday.
+    /// When windows close, in the person's local time: minute, hour, day, month, weekday.
     #[schema(example = "0 8 * * *")]
     cron: Option<String>,
 }
@@ -135,15 +135,15 @@ pub struct DigestBody {
 #[serde(deny_unknown_fields)]
 #[schema(as = RuleThrottle)]
 pub struct ThrottleBody {
-    /// So many times,
+    /// The number of messages in the period.
     #[schema(minimum = 1, maximum = 1000, example = 3)]
     limit: Option<i64>,
-    /// within any so many seconds.
+    /// The period, in seconds.
     #[schema(minimum = 1, maximum = 2_678_400, example = 3600)]
     window_seconds: Option<i64>,
 }
 
-/// Collects what is wrong.
+/// Collects faults.
 #[derive(Default)]
 struct Faults(Vec<FieldError>);
 
@@ -243,7 +243,7 @@ impl ThrottleBody {
 }
 
 impl RuleBody {
-    /// What it makes of a rule, or of nothing.
+    /// Applies the body to a rule, or creates one.
     async fn apply(self, web: &Web, tenant: TenantId, before: Option<RuleSettings>) -> Result<RuleSettings, Problem> {
         let mut faults = Faults::default();
         let is_new = before.is_none();
@@ -363,7 +363,7 @@ pub struct RuleView {
     pub name: String,
     /// The type of event it hears.
     pub event_type: String,
-    /// What must hold.
+    /// The conditions; all of them must hold.
     #[schema(value_type = Vec<ConditionBody>)]
     pub conditions: Vec<Condition>,
     /// The template that says it.
@@ -379,9 +379,9 @@ pub struct RuleView {
     /// How often one person gets a message.
     #[schema(value_type = Option<ThrottleBody>)]
     pub throttle: Option<Throttle>,
-    /// Whether it hears of events at present.
+    /// Whether it is switched on.
     pub active: bool,
-    /// What it is about.
+    /// The category of its messages.
     pub category: Option<String>,
     /// How urgent it is.
     #[schema(value_type = String)]
@@ -444,9 +444,9 @@ pub async fn list(reader: Reader, page: Params<Page>, web: Data<Web>) -> Result<
     Ok(HttpResponse::Ok().json(RuleList { rules: found.into_iter().map(RuleView::from).collect(), next_cursor }))
 }
 
-/// Makes a rule: which messages an event causes, and on which channels.
+/// Creates a rule: which messages an event causes, and on which channels.
 ///
-/// It holds within a second, whichever process takes the event.
+/// Every process uses it within a second.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/rules", tag = "rules",
@@ -478,9 +478,9 @@ pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse
     Ok(HttpResponse::Ok().json(RuleView::from(found)))
 }
 
-/// Changes a rule. What is not given stays; `null` unsets.
+/// Changes a rule. An absent field stays; `null` unsets one.
 ///
-/// Open windows of a digest close when they were to, and say what the rule says then.
+/// Open windows of a digest close as planned, and their messages follow the rule as it is then.
 ///
 /// Roles: admin.
 #[utoipa::path(put, path = "/api/rules/{id}", tag = "rules", params(("id" = Uuid, Path, description = "The rule")),
@@ -500,7 +500,7 @@ pub async fn update(admin: Admin, id: Id, web: Data<Web>, body: JsonBody) -> Res
     Ok(HttpResponse::Ok().json(RuleView::from(changed)))
 }
 
-/// Removes a rule. What its open windows gathered is not told.
+/// Removes a rule. Events in its open windows are discarded.
 ///
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/rules/{id}", tag = "rules", params(("id" = Uuid, Path, description = "The rule")),

@@ -1,4 +1,4 @@
-//! Addresses that nothing is sent to any more.
+//! Suppressed addresses: nothing is sent to them any more.
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
@@ -17,7 +17,7 @@ use web::{
     problem::Problem,
 };
 
-/// Which suppressions to list.
+/// Selects suppressions.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -28,10 +28,10 @@ pub struct SuppressionsQuery {
     /// Of this channel: `email`, `sms` or `push`.
     #[param(value_type = Option<String>)]
     channel: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
@@ -48,7 +48,7 @@ pub struct SuppressionView {
     /// The address; `null`: its person was erased.
     #[schema(example = "nobody@example.com")]
     recipient: Option<String>,
-    /// `all`, only what is of class `marketing`, or `category:` and the name of the only one.
+    /// `all`; `marketing` for the class `marketing` only; or `category:` and the name of the only category.
     #[schema(value_type = String, example = "all")]
     scope: SuppressionScope,
     /// `address_dead`, `hard_bounce`, `soft_bounces`, `complaint` or `unsubscribed`.
@@ -56,7 +56,7 @@ pub struct SuppressionView {
     reason: SuppressionReason,
     /// The provider's code or clause.
     detail: Option<String>,
-    /// The delivery that found it out.
+    /// The delivery that caused it.
     #[schema(value_type = Option<Uuid>)]
     delivery_id: Option<DeliveryId>,
     /// Since when.
@@ -79,7 +79,7 @@ pub struct SuppressionList {
     next_cursor: Option<String>,
 }
 
-/// Addresses that nothing is sent to: they bounced, do not exist, or their people complained or unsubscribed.
+/// Suppressed addresses: they bounced, do not exist, or their people complained or unsubscribed.
 ///
 /// A delivery to one of them ends as `suppressed`.
 ///
@@ -97,7 +97,7 @@ pub async fn list(reader: Reader, query: Params<SuppressionsQuery>, web: Data<We
     Ok(HttpResponse::Ok().json(SuppressionList { suppressions, next_cursor }))
 }
 
-/// Lifts a suppression: what is sent from now on goes out to that address again.
+/// Lifts a suppression: messages sent from now on go to that address again.
 ///
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/suppressions/{id}", tag = "managing", params(("id" = Uuid, Path, description = "The suppression")),

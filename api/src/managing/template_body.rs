@@ -1,4 +1,4 @@
-//! What a template says, as requests write it and answers show it: S3's flat body, S2's parts by channel, or both.
+//! The body of a template in requests and answers: a flat body, parts by channel, or both.
 
 use content::template::{DEFAULT, Fault, Kind, Sources, TemplateSource};
 use domain::{
@@ -12,17 +12,17 @@ use utoipa::ToSchema;
 /// Variables that one template may declare.
 const VARIABLES_MAX: usize = 200;
 
-/// A template to make. A PUT changes what it gives; `null` takes a part away.
+/// A new template. A PUT changes the given fields; `null` removes a part.
 ///
-/// `subject`, `body` and `html_body` serve every channel without a part of its own.
+/// `subject`, `body` and `html_body` are for every channel that has no part of its own.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = TemplateSettings)]
 pub struct TemplateBody {
-    /// Its name, by which requests and other templates (`{{> name}}`) call it. Needed to create one.
+    /// Its name, which requests and other templates (`{{> name}}`) use. Required to create one.
     #[schema(max_length = 200, example = "order_confirmation")]
     pub name: Option<String>,
-    /// What it is about, unless a request says otherwise.
+    /// The category of its messages, unless a request names one.
     #[schema(max_length = 200, example = "transactional")]
     pub category: Option<String>,
     /// Subject or title, as text: nothing is escaped.
@@ -33,50 +33,50 @@ pub struct TemplateBody {
     #[serde(default, alias = "message", alias = "text_body", deserialize_with = "given")]
     #[schema(value_type = Option<String>, example = "Hello {{ customer_name }}")]
     pub body: Option<Option<String>>,
-    /// The HTML of a mail; what is filled in is escaped.
+    /// The HTML of a mail; variables are escaped.
     #[serde(default, alias = "html", deserialize_with = "given")]
     #[schema(value_type = Option<String>, example = "<p>Hello {{ customer_name }}</p>")]
     pub html_body: Option<Option<String>>,
-    /// What each send must give; `order.id` means a member of an object.
+    /// The variables that each send must give; `order.id` means a member of an object.
     #[schema(example = json!(["customer_name", "order_id"]))]
     pub variables: Option<Vec<String>>,
-    /// Whether it can be used; `true` unless given.
+    /// Whether it can be used; default `true`.
     pub active: Option<bool>,
-    /// What mails say.
+    /// The part for mails.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PartBody>)]
     pub email: Option<Option<PartBody>>,
-    /// What text messages say.
+    /// The part for text messages.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PartBody>)]
     pub sms: Option<Option<PartBody>>,
-    /// What push notifications say.
+    /// The part for push notifications.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PartBody>)]
     pub push: Option<Option<PartBody>>,
-    /// What webhooks say.
+    /// The part for webhooks.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PartBody>)]
     pub webhook: Option<Option<PartBody>>,
-    /// What the inbox says.
+    /// The part for the inbox.
     #[serde(default, alias = "in-app", deserialize_with = "given")]
     #[schema(value_type = Option<PartBody>)]
     pub in_app: Option<Option<PartBody>>,
-    /// What WhatsApp messages say.
+    /// The part for WhatsApp messages.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PartBody>)]
     pub whatsapp: Option<Option<PartBody>>,
 }
 
-/// What is said on one channel.
+/// The part for one channel.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = TemplatePart)]
 pub struct PartBody {
-    /// Title; `subject` is accepted too, and answered for mails.
+    /// Title; `subject` is accepted too, and returned for mails.
     #[serde(alias = "subject")]
     title: Option<String>,
-    /// The plain text; `text_body` is accepted too, and answered for mails.
+    /// The plain text; `text_body` is accepted too, and returned for mails.
     #[serde(alias = "text_body", alias = "message", alias = "text")]
     body: Option<String>,
     /// The HTML of a mail.
@@ -84,13 +84,13 @@ pub struct PartBody {
     html_body: Option<String>,
 }
 
-/// Tells `null` from what is not there.
+/// Distinguishes `null` from an absent field.
 fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
 impl TemplateBody {
-    /// The template as it will be. `at`: what stands before the names of its fields.
+    /// The template after the change. `at`: the prefix of its field names.
     pub fn apply(self, before: Option<&TemplateSource>, at: &str) -> Result<TemplateSource, Vec<FieldError>> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(format!("{at}{field}"), message));
@@ -170,7 +170,7 @@ fn texts(part: &Part) -> impl Iterator<Item = (Kind, &str)> {
     all.into_iter().filter_map(|(kind, text)| Some((kind, text.as_deref()?)))
 }
 
-/// How a request calls a text of a part.
+/// The field name of a part's text in requests.
 const fn word(key_is_email: bool, key_is_default: bool, kind: Kind) -> &'static str {
     match kind {
         Kind::Title if key_is_email || key_is_default => "subject",
@@ -189,7 +189,7 @@ fn field(key: &str, kind: Kind) -> String {
     if key == DEFAULT { word_in(key, kind).to_owned() } else { format!("{key}.{}", word_in(key, kind)) }
 }
 
-/// What the engine found, in the words of the request. `at` gives what stands before the names of a template's fields.
+/// The engine's faults, in terms of the request. `at` gives the prefix of a template's field names.
 pub fn field_errors(faults: Vec<Fault>, at: impl Fn(&str) -> Option<String>) -> Vec<FieldError> {
     let tell = |fault: Fault| {
         let field = field(&fault.place.0, fault.place.1);
@@ -204,7 +204,7 @@ pub fn field_errors(faults: Vec<Fault>, at: impl Fn(&str) -> Option<String>) -> 
     faults.into_iter().map(tell).collect()
 }
 
-/// One part in the words of a request, beside others in `into`.
+/// Writes one part in the form of a request into `into`.
 pub fn write_part(key: &str, part: &Part, into: &mut Map<String, Value>) {
     let members = texts(part).map(|(kind, text)| (word_in(key, kind).to_owned(), json!(text)));
     if key == DEFAULT {
@@ -214,7 +214,7 @@ pub fn write_part(key: &str, part: &Part, into: &mut Map<String, Value>) {
     }
 }
 
-/// All parts in the words of a request.
+/// All parts in the form of a request.
 pub fn written_parts(parts: &Sources) -> Map<String, Value> {
     let mut all = Map::new();
     parts.iter().for_each(|(key, part)| write_part(key, part, &mut all));
@@ -232,22 +232,22 @@ pub struct PartsBody {
     body: Option<String>,
     /// The HTML of a mail.
     html_body: Option<String>,
-    /// What mails say: `subject`, `text_body`, `html_body`.
+    /// The part for mails: `subject`, `text_body`, `html_body`.
     #[schema(value_type = Option<Object>)]
     email: Option<Value>,
-    /// What text messages say: `body`.
+    /// The part for text messages: `body`.
     #[schema(value_type = Option<Object>)]
     sms: Option<Value>,
-    /// What push notifications say: `title`, `body`.
+    /// The part for push notifications: `title`, `body`.
     #[schema(value_type = Option<Object>)]
     push: Option<Value>,
-    /// What webhooks say: `title`, `body`.
+    /// The part for webhooks: `title`, `body`.
     #[schema(value_type = Option<Object>)]
     webhook: Option<Value>,
-    /// What the inbox says: `title`, `body`.
+    /// The part for the inbox: `title`, `body`.
     #[schema(value_type = Option<Object>)]
     in_app: Option<Value>,
-    /// What WhatsApp messages say: `body`.
+    /// The part for WhatsApp messages: `body`.
     #[schema(value_type = Option<Object>)]
     whatsapp: Option<Value>,
 }

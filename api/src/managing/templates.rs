@@ -1,4 +1,4 @@
-//! Templates of a tenant: versioned, checked when they are saved, looked at before they are sent.
+//! Templates of a tenant: versioned, checked before they are saved, and previewed.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ use web::{
 
 use crate::managing::template_body::{PartsBody, TemplateBody, field_errors, write_part, written_parts};
 
-/// Templates of one tenant: each process keeps all of them at hand.
+/// The most templates of one tenant: each process caches all of them.
 pub const TEMPLATES_MAX: usize = 1000;
 /// Their sources together.
 const SOURCES_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -45,11 +45,11 @@ pub struct TemplateView {
     pub id: Uuid,
     /// Its name.
     pub name: String,
-    /// What it is about.
+    /// The category of its messages.
     pub category: Option<String>,
-    /// Which version it is at; each change makes another.
+    /// Its current version; each change makes another.
     pub version: i32,
-    /// What each send must give.
+    /// The variables that each send must give.
     pub variables: Vec<String>,
     /// Whether it can be used.
     pub active: bool,
@@ -57,7 +57,7 @@ pub struct TemplateView {
     pub created_at: DateTime<Utc>,
     /// When it was last changed.
     pub updated_at: DateTime<Utc>,
-    /// What it says, as it was given: `subject`, `body`, `html_body`, and parts by channel.
+    /// Its parts as they were given: `subject`, `body`, `html_body`, and parts by channel.
     #[serde(flatten)]
     #[schema(value_type = PartsBody)]
     pub parts: Map<String, Value>,
@@ -104,12 +104,12 @@ pub async fn list(reader: Reader, page: Params<Page>, submissions: Data<Submissi
         .json(TemplateList { templates: found.into_iter().map(TemplateView::from).collect(), next_cursor }))
 }
 
-/// Makes a template.
+/// Creates a template.
 ///
-/// Templates are Handlebars, strict: a variable that is used and not given refuses the send. HTML is escaped, texts are not. With
-/// `{{> name}}` one includes another, its text for the same channel and of the same kind. There are the helpers if, unless, each,
-/// with, lookup, eq, ne, gt, gte, lt, lte, and, or, not and len. What cannot be read, leads in a circle or includes what is not
-/// there is refused here, with its line.
+/// Templates are Handlebars, strict: a send that lacks a used variable is refused. HTML is escaped, texts are not. `{{>
+/// name}}` includes another template, its text for the same channel and of the same kind. The helpers are if, unless,
+/// each, with, lookup, eq, ne, gt, gte, lt, lte, and, or, not and len. A template that cannot be parsed, includes
+/// itself or includes an unknown one is refused here, with its line.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/notifications/templates", tag = "templates",
@@ -150,7 +150,7 @@ pub async fn all_templates(submissions: &Submissions, tenant: TenantId) -> Resul
     submissions.web.queries.run(async move |store| store.list_templates(tenant, None, most).await).await
 }
 
-/// Looks whether `changed` can be saved beside the others. `but`: one that goes, or has had another name.
+/// Checks whether `changed` can be saved beside the others. `but`: one that is removed or renamed.
 async fn check(
     of: (&Submissions, TenantId),
     all: Vec<StoredTemplate>,
@@ -160,7 +160,7 @@ async fn check(
     check_at(of, all, changed, but, |_| String::new()).await
 }
 
-/// As [`check`]; `at` gives what stands before the names of a template's fields.
+/// As [`check`]; `at` gives the prefix of a template's field names.
 pub async fn check_at(
     (submissions, tenant): (&Submissions, TenantId),
     all: Vec<StoredTemplate>,
@@ -186,7 +186,7 @@ pub async fn check_at(
     Err(Problem::validation(field_errors(found, |name| names.iter().any(|own| own == name).then(|| at(name)))))
 }
 
-/// Refuses to take away what other templates include.
+/// Refuses to remove a template that others include.
 async fn check_unused(
     (submissions, tenant): (&Submissions, TenantId),
     all: Vec<StoredTemplate>,
@@ -215,9 +215,9 @@ async fn stored(submissions: &Submissions, tenant: TenantId, id: Uuid) -> Result
     submissions.web.queries.run(async move |store| store.template(tenant, id).await).await?.ok_or_else(unknown)
 }
 
-/// Makes another version of a template. What is not given stays.
+/// Creates another version of a template. An absent field stays.
 ///
-/// What was accepted before keeps the version it was rendered from.
+/// Accepted messages keep the version from which they were rendered.
 ///
 /// Roles: admin.
 #[utoipa::path(put, path = "/api/notifications/templates/{id}", tag = "templates", params(("id" = Uuid, Path, description = "The template")),
@@ -254,7 +254,7 @@ pub async fn update(
     Ok(HttpResponse::Ok().json(TemplateView::from(changed)))
 }
 
-/// Removes a template with all its versions. What was accepted from it is still sent.
+/// Removes a template with all its versions. Messages already accepted from it are still sent.
 ///
 /// Roles: admin.
 #[utoipa::path(delete, path = "/api/notifications/templates/{id}", tag = "templates", params(("id" = Uuid, Path, description = "The template")),
@@ -276,11 +276,11 @@ pub async fn remove(admin: Admin, id: Id, submissions: Data<Submissions>) -> Res
 pub struct VersionView {
     /// Which one.
     pub version: i32,
-    /// What each send had to give.
+    /// The variables that each send had to give.
     pub variables: Vec<String>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// What it said.
+    /// Its parts.
     #[serde(flatten)]
     #[schema(value_type = PartsBody)]
     pub parts: Map<String, Value>,
@@ -296,7 +296,7 @@ pub struct VersionList {
     pub next_cursor: Option<String>,
 }
 
-/// What a template was, version by version.
+/// The versions of a template.
 ///
 /// Roles: producer, admin, operator.
 #[utoipa::path(get, path = "/api/notifications/templates/{id}/versions", tag = "templates",
@@ -326,7 +326,7 @@ pub async fn versions(
     Ok(HttpResponse::Ok().json(VersionList { versions: found.into_iter().map(view).collect(), next_cursor }))
 }
 
-/// What to fill in.
+/// The variables of a preview.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = TemplatePreview)]
@@ -335,17 +335,17 @@ pub struct PreviewBody {
     #[serde(default)]
     #[schema(value_type = Option<Object>, example = json!({"customer_name": "John Doe", "order_id": "12345", "amount": "99.99"}))]
     template_vars: Map<String, Value>,
-    /// Only what it says on this channel.
+    /// Only the part for this channel.
     #[schema(example = "email")]
     channel: Option<String>,
-    /// Of this version; the current one unless given.
+    /// The version; default: the current one.
     version: Option<i32>,
 }
 
-/// What a template says with these variables.
+/// Renders a template with these variables.
 ///
-/// Answers its parts as they were given to it: `subject`, `body` and `html_body`, or channel by channel. A variable that is missing is
-/// a 400 that names it.
+/// Returns its parts in the form in which they were given: `subject`, `body` and `html_body`, or channel by channel. A
+/// missing variable is a 400 that names it.
 ///
 /// Roles: producer, admin, operator.
 #[utoipa::path(post, path = "/api/notifications/templates/{id}/preview", tag = "templates",
@@ -409,7 +409,7 @@ async fn ready(
     template::compile(all).into_iter().next().map(Arc::new).ok_or_else(unknown)
 }
 
-/// Which parts are shown, and as which channel each is read.
+/// The parts to show, each with the channel whose part it is rendered as.
 fn places(source: &TemplateSource, asked: Option<Channel>) -> Vec<(String, Channel)> {
     let is_own = |channel: &Channel| source.parts.contains_key(channel.as_str());
     if let Some(channel) = asked {
@@ -429,7 +429,7 @@ fn places(source: &TemplateSource, asked: Option<Channel>) -> Vec<(String, Chann
     whole.into_iter().chain(own).collect()
 }
 
-/// To whom a test goes, and what is filled in.
+/// The recipient and the variables of a test.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = TemplateTest)]
@@ -438,16 +438,16 @@ pub struct TestBody {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     template_vars: Map<String, Value>,
-    /// The channel; `in_app` unless given.
+    /// The channel; default `in_app`.
     channel: Option<String>,
-    /// To whom; the caller unless given. Needed for any channel but `in_app`.
+    /// The recipient; default: the caller. Required for any channel except `in_app`.
     #[schema(example = "ada@example.com")]
     recipient: Option<String>,
 }
 
-/// Sends what a template says, to try it out.
+/// Sends a rendered template as a test.
 ///
-/// Unless told otherwise it goes to the caller's own inbox. Templates that are not active can be tried too.
+/// By default it goes to the caller's own inbox. Templates that are not active can be tested too.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/api/notifications/templates/{id}/test", tag = "templates",

@@ -9,10 +9,10 @@ use web::{Web, audit, auth::Admin, body::JsonBody, params::Params, problem::Prob
 
 use crate::managing::tenants::{TenantQuery, tenant_of_query};
 
-/// More requests or messages a minute than anything here can do.
+/// More requests or messages a minute than Posthaste can handle.
 const PER_MINUTE_MAX: i64 = 100_000_000;
 
-/// The limits of a tenant; `null`: as in the settings.
+/// The limits of a tenant; `null`: the setting applies.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Limits)]
 pub struct LimitsView {
@@ -31,7 +31,7 @@ impl From<TenantLimits> for LimitsView {
     }
 }
 
-/// Limits to set. What is not given stays; `null` takes a limit back.
+/// Limits to set. An absent limit stays; `null` removes a limit.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsBody {
@@ -51,7 +51,7 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<i64
 }
 
 impl LimitsBody {
-    /// The limits as they are to be, after `old`.
+    /// The limits after the change to `old`.
     fn onto(self, old: TenantLimits, http_max: i64) -> Result<TenantLimits, Problem> {
         let mut faults = Vec::new();
         let mut merge = |field: &'static str, asked: Option<Option<i64>>, old: Option<i32>, max: i64| match asked {
@@ -86,7 +86,7 @@ pub async fn show(admin: Admin, query: Params<TenantQuery>, web: Data<Web>) -> R
 
 /// Sets limits of a tenant.
 ///
-/// A limit that is not given stays; `null` takes it back. They apply here at once, and in every other process within seconds. An
+/// An absent limit stays; `null` removes it. They apply here at once, and in every other process within seconds. An
 /// admin may give its tenant at most the limit of the settings (`RATE_LIMIT_MAX_REQUESTS`); an operator may give more.
 ///
 /// Roles: admin for its tenant; operator for any, with `?tenant=`.

@@ -24,15 +24,15 @@ use web::{
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
 
-/// The tenant that a query names.
+/// Selects a tenant.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -42,7 +42,7 @@ pub struct TenantQuery {
     pub tenant: Option<Text>,
 }
 
-/// The tenant that a caller means: its own, or for an operator any.
+/// The tenant of the request: the caller's own, or any tenant for an operator.
 pub async fn tenant_of_query(web: &Web, caller: &Identity, slug: Option<Text>) -> Result<TenantId, Problem> {
     let Some(slug) = params::given(slug) else { return Ok(caller.tenant) };
     let found = web.credentials.tenant(&slug).await?;
@@ -74,7 +74,7 @@ impl From<&Tenant> for TenantView {
 pub struct TenantList {
     /// The tenants, newest first.
     pub tenants: Vec<TenantView>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     pub next_cursor: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Tokens for an API key: short-lived access tokens, and refresh tokens of which each works once.
+//! Tokens for an API key: short-lived access tokens, and refresh tokens that work once.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Signs with `secret`; tokens hold as long as the settings say.
+    /// Signs with `secret`; the settings limit how long tokens are valid.
     pub fn new(secret: SecretString, config: &AuthConfig) -> Self {
         Self { secret, access: config.jwt_expires_in, refresh: config.jwt_refresh_expires_in }
     }
@@ -51,18 +51,18 @@ impl Issuer {
     }
 }
 
-/// Whom the tokens speak for. What is not given is that of the key.
+/// The subject of the tokens. An absent field is that of the key.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenBody {
-    /// The person or program; of a `user`, the user id. Keys of admins, producers and operators may name any person.
+    /// The person or program; for a `user`, the user id. Keys of admins, producers and operators may name any person.
     #[schema(max_length = 200, example = "user123")]
     sub: Option<String>,
-    /// What the tokens may do, never more than the key: an admin's may be for any role but operator, a producer's for
+    /// The role of the tokens, never above the key's: an admin's key may name any role except operator, a producer's
     /// `producer` and `user`.
     #[schema(value_type = Option<String>, example = "user")]
     role: Option<Role>,
-    /// Seconds that each access token holds, up to `JWT_EXPIRES_IN`.
+    /// Seconds for which each access token is valid, up to `JWT_EXPIRES_IN`.
     #[schema(minimum = 1)]
     ttl: Option<u64>,
 }
@@ -78,17 +78,17 @@ pub struct Tokens {
     /// `Bearer`.
     #[schema(value_type = String, example = "Bearer")]
     pub token_type: &'static str,
-    /// Seconds that the access token holds.
+    /// Seconds for which the access token is valid.
     #[schema(example = 3600)]
     pub expires_in: u64,
 }
 
-/// Tokens for an API key.
+/// Creates tokens for an API key.
 ///
-/// For programs that hand a credential on, such as a backend to the browser of a person: `{"sub": "user123", "role": "user"}`.
-/// Each access token names the key in its claim `via`: only a token that an admin's key made lets a person erase or export itself.
-/// Access tokens hold for `JWT_EXPIRES_IN`, a refresh token for `JWT_REFRESH_EXPIRES_IN`. Revoking the key ends its refresh
-/// tokens at once; access tokens run out.
+/// For programs that pass a credential on, such as a backend to a person's browser: `{"sub": "user123", "role":
+/// "user"}`. Each access token names the key in its claim `via`: only a token from an admin's key lets a person erase
+/// or export itself. Access tokens are valid for `JWT_EXPIRES_IN`, a refresh token for `JWT_REFRESH_EXPIRES_IN`.
+/// Revoking the key ends its refresh tokens at once; access tokens expire.
 ///
 /// Roles: any, with an API key.
 #[utoipa::path(post, path = "/api/auth/token", tag = "tokens",
@@ -116,7 +116,7 @@ pub async fn issue(
     issuer.answer(&Grant { tenant: begun.ok_or_else(revoked)?, subject, role, ttl, via }, &refresh)
 }
 
-/// What a family may be begun for: never more than the key itself may do.
+/// The claims that a family may get: never more than the key itself has.
 fn granted(key: &Identity, asked: TokenBody, most: Duration) -> Result<(String, Role, Duration), Problem> {
     let mut faults = Vec::new();
     let most_seconds = most.as_secs();
@@ -146,7 +146,7 @@ fn granted(key: &Identity, asked: TokenBody, most: Duration) -> Result<(String, 
     Ok((subject, role, ttl))
 }
 
-/// The roles whose rights a role has as well.
+/// The roles whose rights are included in a role.
 const fn includes(role: Role) -> &'static [Role] {
     match role {
         Role::Operator => Role::ALL,
@@ -161,16 +161,16 @@ const fn includes(role: Role) -> &'static [Role] {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RefreshBody {
-    /// The newest one of its family.
+    /// The newest refresh token of its family.
     #[schema(example = "phr_…")]
     refresh_token: String,
 }
 
-/// The next pair of tokens for a refresh token.
+/// Exchanges a refresh token for the next pair of tokens.
 ///
-/// A refresh token works once. One that has been used already and comes back may have been stolen: then its whole family is
-/// revoked, and every refresh token of it is answered with 401. So of two requests at once with the same token one gets a
-/// pair, and the other ends the family; a client that did not get the answer to a refresh begins anew with the API key.
+/// A refresh token works once. A used one that comes back may be stolen: then its whole family is revoked, and each of
+/// its refresh tokens is answered with 401. So of two concurrent requests with the same token one gets a pair, and the
+/// other ends the family. A client that did not get the answer to a refresh starts again with the API key.
 ///
 /// Public: the refresh token is the credential.
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "tokens", security(()),

@@ -1,4 +1,4 @@
-//! What receivers of our webhooks need.
+//! The secret for receivers of our webhooks.
 
 use actix_web::{HttpResponse, web::Data};
 use secrecy::ExposeSecret;
@@ -9,7 +9,7 @@ use web::{Web, auth::Admin, problem::Problem};
 /// The secret that signs webhooks.
 #[derive(Serialize, ToSchema)]
 pub struct SigningSecret {
-    /// `whsec_` and base64, as any Standard Webhooks library takes it.
+    /// `whsec_` and base64, the form for any Standard Webhooks library.
     #[schema(example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
     pub secret: String,
 }

@@ -1,4 +1,4 @@
-//! The messages of WhatsApp sessions: listing both directions, counting.
+//! The messages of WhatsApp sessions: listing and counting both directions.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use web::{
     problem::Problem,
 };
 
-/// A status in the words of these routes.
+/// The word of these routes for a state.
 pub const fn shown(state: State) -> &'static str {
     match state {
         State::Scheduled | State::Queued | State::Sending => "QUEUED",
@@ -35,7 +35,7 @@ pub const fn shown(state: State) -> &'static str {
     }
 }
 
-/// The meaning of a status filter: a word of these routes, or a status of Posthaste.
+/// The meaning of a status filter: a word of these routes, or a state of Posthaste.
 enum Status {
     States(Vec<State>),
     Received,
@@ -60,10 +60,10 @@ fn status(text: Option<Text>) -> Result<Option<Status>, Problem> {
     Ok(Some(Status::States(vec![word])))
 }
 
-/// The status of what came from people.
+/// The status of messages from people.
 const RECEIVED: &str = "RECEIVED";
 
-/// Which messages to list. What is not given does not restrict.
+/// Selects messages. An absent parameter does not restrict.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
@@ -75,10 +75,10 @@ pub struct SessionMessages {
     /// `inbound` or `outbound`.
     #[param(value_type = Option<String>, example = "outbound")]
     direction: Option<Text>,
-    /// `QUEUED SENT DELIVERED FAILED RETRY RECEIVED`, or a word of `/api/messages`, in any case.
+    /// `QUEUED SENT DELIVERED FAILED RETRY RECEIVED`, or a word of `/api/messages`; case does not matter.
     #[param(value_type = Option<String>, example = "sent")]
     status: Option<Text>,
-    /// A part of the text or the number, in any case; looked for in the newest 5,000 messages that match the rest.
+    /// Part of the text or the number; case does not matter. Searched in the newest 5,000 messages that match the rest.
     #[param(value_type = Option<String>)]
     search: Option<Text>,
     /// At or after this time.
@@ -92,10 +92,10 @@ pub struct SessionMessages {
     /// The number of the page, from 1; a cursor is faster.
     #[param(value_type = Option<u16>)]
     page: Option<Text>,
-    /// Entries of a page, 1 to 200; 50 unless given.
+    /// Entries per page, 1 to 200; default 50.
     #[param(value_type = Option<u16>)]
     limit: Option<Text>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Text>,
 }
@@ -113,16 +113,16 @@ pub struct SessionMessageView {
     /// `inbound` or `outbound`.
     #[schema(example = "outbound")]
     direction: &'static str,
-    /// `QUEUED SENT DELIVERED FAILED RETRY`, or `RECEIVED` for what came from people.
+    /// `QUEUED SENT DELIVERED FAILED RETRY`, or `RECEIVED` for messages from people.
     #[schema(example = "DELIVERED")]
     status: &'static str,
     /// Whether the person saw it.
     read: bool,
-    /// From whom; of what was sent, the session.
+    /// The sender; for a sent message, the session.
     from: Option<String>,
     /// To whom.
     to: Option<String>,
-    /// The text or caption; `null` where a list leaves out a large file's.
+    /// The text or caption; `null` if a list leaves it out with a large file.
     body: Option<String>,
     /// `text`, `image`, `video`, `audio`, `document`, …
     #[serde(rename = "type")]
@@ -139,11 +139,11 @@ pub struct SessionMessageView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Value>>,
-    /// When it was accepted, or received by us.
+    /// When it was accepted, or received by Posthaste.
     created_at: DateTime<Utc>,
-    /// When it last changed, or was written by the person.
+    /// When it last changed, or when the person wrote it.
     updated_at: DateTime<Utc>,
-    /// When it is to be sent, if later than its acceptance.
+    /// When it is sent, if later than its acceptance.
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduled_at: Option<DateTime<Utc>>,
 }
@@ -153,11 +153,11 @@ pub struct SessionMessageView {
 pub struct SessionMessageList {
     /// Newest first.
     messages: Vec<SessionMessageView>,
-    /// Where the next page begins; `null` on the last one.
+    /// The cursor of the next page; `null` on the last one.
     next_cursor: Option<String>,
 }
 
-/// What a list asks both directions for.
+/// The parameters of a list of both directions.
 struct MessageSearch {
     tenant: TenantId,
     session: Option<Uuid>,
@@ -170,8 +170,8 @@ struct MessageSearch {
 
 /// Messages of the tenant's WhatsApp sessions, both directions, newest first.
 ///
-/// Contents are encrypted in the database, so a `search` opens the newest 5,000 messages that match the rest and looks into
-/// them; what is older is not found.
+/// Contents are encrypted in the database, so a `search` decrypts the newest 5,000 messages that match the rest and
+/// looks into them. It does not find older ones.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/messages", tag = "whatsapp", params(SessionMessages),
@@ -220,13 +220,13 @@ async fn page(
     session: Option<String>,
 ) -> store::DbResult<SessionMessageList> {
     if let Some(named) = session {
-        // A session that is not there has no messages.
+        // An unknown session has no messages.
         let Some(found) = store.session_of(message_search.tenant, &named).await? else {
             return Ok(SessionMessageList { messages: Vec::new(), next_cursor: None });
         };
         message_search.session = Some(found.id);
     }
-    // Both in full, one more than wanted: which of them the page shows is known only once they are merged.
+    // Reads both directions in full, one more than wanted: only the merged list shows which messages are on the page.
     let wanted = message_search.skip + message_search.limit + 1;
     let mut rows: Vec<(Uuid, Row)> = Vec::new();
     if let Some(filter) = message_search.sent {
@@ -353,7 +353,7 @@ pub struct StatsQuery {
     to_date: Option<Text>,
 }
 
-/// How many messages there were, by their properties. A day is one of UTC.
+/// The number of messages by their properties. A day is a UTC day.
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[schema(example = json!({"total": 3, "outbound": 2, "inbound": 1, "by_day": {"2026-01-31": 3}, "by_status": {"DELIVERED": 2, "RECEIVED": 1},
     "by_session": {"0191d8a0-0000-7000-8000-000000000001": 3}, "by_type": {"text": 3}, "by_country_prefix": {"+49": 3}}))]
@@ -372,7 +372,7 @@ pub struct Stats {
     by_session: BTreeMap<Uuid, i64>,
     /// By `text`, `image`, …
     by_type: BTreeMap<String, i64>,
-    /// By the country prefix of the number; `unknown` where it has none.
+    /// By the country prefix of the number; `unknown` if it has none.
     by_country_prefix: BTreeMap<String, i64>,
 }
 

@@ -1,4 +1,4 @@
-//! WhatsApp sessions: where their WAHA is, how fast they send, and turning them on and off there.
+//! WhatsApp sessions: the address of their WAHA, their pace, and starting and stopping them.
 
 use std::{
     future::{Future, Ready, ready},
@@ -36,7 +36,7 @@ use web::{
 use super::state::Sessions;
 use crate::quota::require_quota;
 
-/// Most messages a minute; WhatsApp bans numbers long before.
+/// The most messages a minute; WhatsApp bans numbers long before.
 const RATE_MAX: i32 = 1000;
 const DAILY_CAP_MAX: i32 = 1_000_000;
 /// Longest session name.
@@ -66,52 +66,52 @@ fn unknown() -> Problem {
     Problem::not_found("session")
 }
 
-/// What a session is set up with. A PUT changes what it gives.
+/// The settings of a session. A PUT changes the given fields.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = SessionSettings)]
 pub struct SessionBody {
-    /// Its name at WAHA: letters, digits, `.`, `_` and `-`. Needed to create one.
+    /// Its name at WAHA: letters, digits, `.`, `_` and `-`. Required to create one.
     #[schema(max_length = 64, example = "main-session")]
     name: Option<String>,
-    /// Where WAHA is. Needed to create one.
+    /// The address of WAHA. Required to create one.
     #[schema(example = "https://waha.example.com")]
     base_url: Option<String>,
-    /// The API key of that WAHA. Never answered. Needed to create one.
+    /// The API key of that WAHA. Never returned. Required to create one.
     api_key: Option<String>,
-    /// Signs what WAHA tells us. Never answered; one that is replaced verifies for 24 hours more. Needed to create one.
+    /// Signs WAHA's webhooks. Never returned; a replaced one stays valid for 24 hours. Required to create one.
     webhook_secret: Option<String>,
-    /// Messages in any 60 seconds; 20 unless given.
+    /// Messages in any 60 seconds; default 20.
     #[schema(minimum = 1, maximum = 1000)]
     rate_per_minute: Option<i32>,
-    /// Messages in a UTC day; `null`: no cap.
+    /// Messages in a UTC day; `null`: no limit.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<i32>, minimum = 1, maximum = 1_000_000)]
     daily_cap: Option<Option<i32>>,
     /// What happens to a message over the pace: `queue` (it waits) or `reject` (429).
     #[schema(value_type = Option<String>, example = "queue")]
     on_limit: Option<OnLimit>,
-    /// Which signatures vouch for its webhooks: `waha` (`X-Webhook-Hmac`), `seed` (`X-Waha-Signature`) or `both`.
+    /// The accepted signatures of its webhooks: `waha` (`X-Webhook-Hmac`), `seed` (`X-Waha-Signature`) or `both`.
     #[schema(value_type = Option<String>, example = "both")]
     signature: Option<SignatureRule>,
-    /// Networks or addresses its webhooks may come from; none: any.
+    /// Networks or addresses that its webhooks may come from; empty: any.
     #[schema(max_items = 100, example = json!(["10.0.0.0/8"]))]
     allow_ips: Option<Vec<String>>,
-    /// Least pause between two messages, in milliseconds.
+    /// The shortest pause between two messages, in milliseconds.
     #[schema(minimum = 0, maximum = 600_000)]
     gap_ms: Option<i32>,
-    /// Chance lengthens each pause by up to this, in milliseconds.
+    /// A random addition to each pause, up to this, in milliseconds.
     #[schema(minimum = 0, maximum = 600_000)]
     jitter_ms: Option<i32>,
 }
 
-/// Tells `null` from a field that is not there.
+/// Distinguishes `null` from an absent field.
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<i32>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
 impl SessionBody {
-    /// Secrets do not follow to a WAHA elsewhere: the next call would hand them over to that server.
+    /// Another WAHA needs new secrets: the next call would hand the old ones to that server.
     fn require_secrets(&self, before: &Settings) -> Result<(), Problem> {
         if self.base_url.as_ref().is_none_or(|url| same_origin(url, &before.base_url)) {
             return Ok(());
@@ -127,7 +127,7 @@ impl SessionBody {
         if faults.is_empty() { Ok(()) } else { Err(Problem::secrets_required(faults)) }
     }
 
-    /// The settings it makes of those before, if there are any; every fault at once.
+    /// The settings after the change, or every fault.
     fn apply(self, sessions: &Sessions, before: Option<&Settings>, named_by: NamedBy) -> Result<Settings, Problem> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
@@ -218,25 +218,25 @@ pub struct SessionView {
     pub status: String,
     /// Since when.
     pub status_since: DateTime<Utc>,
-    /// Whether it was started and not stopped: what WAHA forgets of it is put back.
+    /// Whether it was started and not stopped. Then a configuration that WAHA loses is restored.
     pub started: bool,
     /// Messages in any 60 seconds.
     pub rate_per_minute: i32,
     /// Messages in a UTC day.
     pub daily_cap: Option<i32>,
-    /// What happens over the pace.
+    /// What happens to a message over the pace.
     #[schema(value_type = String, example = "queue")]
     pub on_limit: OnLimit,
-    /// Which signatures vouch for its webhooks.
+    /// The accepted signatures of its webhooks.
     #[schema(value_type = String, example = "both")]
     pub signature: SignatureRule,
-    /// Where its webhooks may come from; none: anywhere.
+    /// The networks that its webhooks may come from; empty: any.
     pub allow_ips: Vec<String>,
-    /// Least pause between two messages, in milliseconds.
+    /// The shortest pause between two messages, in milliseconds.
     pub gap_ms: i32,
-    /// Chance lengthens each pause by up to this.
+    /// A random addition to each pause, up to this.
     pub jitter_ms: i32,
-    /// Where WAHA sends its webhooks.
+    /// The URL of its webhooks.
     #[schema(example = "https://notify.example.com/webhooks/waha/0191d8a0-0000-7000-8000-000000000001")]
     pub webhook_url: String,
     /// When a webhook of it came last.
@@ -346,8 +346,8 @@ pub async fn show(reader: Reader, id: SessionRef, sessions: Data<Sessions>) -> R
 
 /// Changes a WhatsApp session.
 ///
-/// What is not given stays, but where `base_url` leads to another host: then `api_key` and `webhook_secret` are given anew. A webhook secret that is replaced verifies for 24 hours more; WAHA is given the new one by itself
-/// if the session was started.
+/// An absent field stays; but if `base_url` leads to another host, `api_key` and `webhook_secret` must be given again.
+/// A replaced webhook secret stays valid for 24 hours; if the session was started, WAHA gets the new one automatically.
 ///
 /// Roles: admin.
 #[utoipa::path(put, path = "/sessions/{id}", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
@@ -376,7 +376,7 @@ pub async fn update(
 
 /// Removes a WhatsApp session.
 ///
-/// A session that was started is stopped at WAHA, if that can be reached; its account there stays linked. While messages wait
+/// A started session is stopped at WAHA, if WAHA can be reached; its account there stays linked. While messages wait
 /// for it, it cannot be removed: cancel them first.
 ///
 /// Roles: admin.
@@ -399,7 +399,7 @@ pub async fn remove(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> R
         && let Ok(host) = host(&sessions, &session)
     {
         let name = session.settings.name.clone();
-        // Whatever comes of it: the session is gone here.
+        // The result does not matter: the session is removed here.
         let _ = sessions.web.run_detached(async move { host.stop_session(&name).await }).await;
     }
     Ok(HttpResponse::NoContent().finish())
@@ -407,8 +407,9 @@ pub async fn remove(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> R
 
 /// Starts a session at WAHA.
 ///
-/// Makes it there if there is none, and tells WAHA where to send its events and how to sign them. What WAHA forgets after a
-/// restart is put back until the session is stopped here. A new session then waits for its QR code to be scanned.
+/// Creates it there if it does not exist, and sets the URL and the secret of its webhooks. If WAHA loses the
+/// configuration in a restart, it is restored until the session is stopped here. A new session then waits until its QR
+/// code is scanned.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/sessions/{id}/start", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
@@ -447,7 +448,7 @@ pub async fn stop(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> Res
     control_session(&sessions, admin.0.tenant, id, Some(false), async |host: Host, session: Session| {
         let name = session.settings.name.as_str();
         match host.stop_session(name).await {
-            // WAHA does not know it: nothing runs.
+            // WAHA does not know it, so nothing runs.
             Err(WahaError::NotFound) => return Ok("STOPPED".to_owned()),
             stopped => stopped?,
         }
@@ -471,7 +472,7 @@ pub async fn restart(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> 
     .await
 }
 
-/// Unlinks a session from its phone; it must be scanned anew.
+/// Unlinks a session from its phone; its QR code must be scanned again.
 ///
 /// Roles: admin.
 #[utoipa::path(post, path = "/sessions/{id}/logout", tag = "whatsapp", params(("id" = String, Path, description = "The session's id or name")),
@@ -490,8 +491,8 @@ async fn status(host: &Host, name: &str) -> Result<String, WahaError> {
     host.session(name).await.map(|session| session.status)
 }
 
-/// Does something with a session at WAHA, notes the state that WAHA then says, and answers the session. `is_wanted`: whether
-/// it shall run from now on, also if WAHA cannot be reached at the moment.
+/// Calls WAHA about a session, stores the state that WAHA returns, and answers with the session. `is_wanted`: whether
+/// it should run from now on, even if WAHA cannot be reached now.
 async fn control_session<F, Fut>(
     sessions: &Data<Sessions>,
     tenant: TenantId,
@@ -515,7 +516,7 @@ where
     }
     let state = match sessions.web.run_detached(act(host, session)).await? {
         Ok(state) => state,
-        // Whether it shall run is noted, and an earlier call to WAHA may have been carried out.
+        // Whether it should run is stored, and an earlier call to WAHA may have been carried out.
         Err(error) => return Ok(audit::in_part(refused(&error).error_response())),
     };
     let noting = async move |store: Store| {
@@ -524,7 +525,7 @@ where
     };
     match sessions.web.queries.run(noting).await? {
         Some(session) => Ok(HttpResponse::Ok().json(SessionView::of(sessions, session))),
-        // It was removed meanwhile, and WAHA has done what it was told.
+        // It was removed meanwhile, and WAHA has carried out the call.
         None => Ok(audit::in_part(unknown().error_response())),
     }
 }
@@ -564,12 +565,12 @@ fn host(sessions: &Sessions, session: &Session) -> Result<Host, Problem> {
     sessions.waha.host_of(session, sessions.timeout).map_err(|error| refused(&error))
 }
 
-/// The name of the session that the settings make.
+/// The name of the session in the settings.
 const DEFAULT: &str = "default";
-/// From one look for the first tenant to the next.
+/// The pause between two checks for the first tenant.
 const TENANT_PAUSE: Duration = Duration::from_secs(5);
 
-/// Makes or changes the first tenant's session `default` as the settings say, once there is a tenant.
+/// Creates or changes the first tenant's session `default` according to the settings, once there is a tenant.
 pub async fn keep_default(sessions: &Sessions, config: &WahaConfig, store: &Store) {
     let Some(url) = &config.base_url else { return };
     if config.api_key.is_none() {
@@ -586,7 +587,7 @@ pub async fn keep_default(sessions: &Sessions, config: &WahaConfig, store: &Stor
         tokio::time::sleep(TENANT_PAUSE).await;
     };
     sessions.changed(session, DEFAULT);
-    // Made after this process told where it is reached.
+    // It was created after this process had stored its public URL.
     if let Err(error) = store.begin_hooks(&hook::base(&sessions.web.public_url)).await {
         tracing::warn!(%error, "the session `default` does not know yet where its webhooks go");
     }
@@ -627,7 +628,7 @@ async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result
     Ok(before.id)
 }
 
-/// What a failed call to WAHA means for whoever asked for it.
+/// The problem for the caller of a failed call to WAHA.
 fn refused(error: &WahaError) -> Problem {
     let problem = |code, detail: &'static str| Problem::new(code, detail);
     match error {

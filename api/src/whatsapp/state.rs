@@ -11,7 +11,7 @@ use runtime::{
 use uuid::Uuid;
 use web::{QueryRunner, Web};
 
-/// Less than the 900 ms that each part of the health report has.
+/// Less than the 900 ms for each part of the health report.
 const PING_TIMEOUT: Duration = Duration::from_millis(700);
 /// Upper bound on one call to WAHA: an admin waits for its answer. WAHA creates and starts a session within a second.
 const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(8);
@@ -35,8 +35,8 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// The health of WAHA is shown in `parts` once there are sessions. `on_change` is called with the id and the name of each
-    /// session that changes.
+    /// The health of WAHA is shown in `parts` once there are sessions. `on_change` is called with the id and the name
+    /// of each session that changes.
     pub fn new(
         config: &Config,
         web: Data<Web>,
@@ -62,7 +62,7 @@ impl Sessions {
         self.parts.add(WahaPart { queries: self.web.queries.clone(), host: self.host.clone() });
     }
 
-    /// Says that a session changed.
+    /// Reports that a session changed.
     pub(super) fn changed(&self, id: Uuid, name: &str) {
         (self.on_change)(id, name);
     }

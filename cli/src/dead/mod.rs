@@ -20,18 +20,18 @@ use filter::Filter;
 /// The default number of letters in a list: two screens.
 const LIST_USUAL: &str = "50";
 
-/// List, replay and drop dead letters: what Posthaste gave up on
+/// List, replay and drop dead letters: deliveries and submissions that Posthaste gave up
 #[derive(Debug, Subcommand)]
 pub enum Command {
     List(List),
     Show(Show),
-    /// Start dead letters again, on their old channel, history kept
+    /// Replay dead letters on their old channel; their history is kept
     #[command(after_help = "Examples:
   posthaste dead replay --channel webhook --since 2h --dry-run
   posthaste dead replay --reason misconfigured --rate 50 --note 'new SMTP password, OPS-17'
   posthaste dead replay 0191d8a0-0000-7000-8000-000000000001 --note 'fixed the receiver'")]
     Replay(moving::Args),
-    /// Put dead letters aside for good; they stay listed as dropped
+    /// Drop dead letters for good; they stay listed as dropped
     #[command(after_help = "Examples:
   posthaste dead drop --reason schema --tenant acme --dry-run
   posthaste dead drop --until 30d --note 'older than a month, agreed with the tenants'")]
@@ -52,7 +52,7 @@ pub struct List {
     /// open, replayed or dropped
     #[arg(long)]
     status: Option<store::letters::LetterStatus>,
-    /// At most so many
+    /// The most letters to list
     #[arg(long, default_value = LIST_USUAL, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
 }
@@ -65,7 +65,7 @@ pub struct Show {
     id: Uuid,
 }
 
-/// Show how far a replay or drop is
+/// Show the progress of a replay or drop
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  posthaste dead status 0191d8a0-0000-7000-8000-000000000001")]
 pub struct Status {

@@ -38,7 +38,7 @@ pub struct Args {
     /// Every open letter of every tenant
     #[arg(long, conflicts_with_all = OPTIONS.into_iter().chain(["ids"]))]
     all: bool,
-    /// A replay also takes what was refused because its publisher may not publish for the tenant (reason tenant); it is judged again
+    /// Also replay letters that were refused because their publisher may not publish for the tenant (reason tenant); they are checked again
     #[arg(long)]
     despite_tenant: bool,
     /// Why: kept with the replay for later readers
@@ -47,7 +47,7 @@ pub struct Args {
     /// Change nothing; say how many letters it would be
     #[arg(long)]
     dry_run: bool,
-    /// At most so many letters a second
+    /// The most letters a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     rate: Option<i32>,
     /// Do not wait for the end; `posthaste dead status` shows it

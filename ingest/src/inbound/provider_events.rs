@@ -1,4 +1,5 @@
-//! Webhooks in which providers report events: verified, stored and answered at once; the scheduler processes them later.
+//! Webhooks in which providers report events: verified, stored and answered at once; the scheduler processes them
+//! later.
 //!
 //! The signature is the authentication. Every request that does not verify gets the same answer.
 
@@ -200,13 +201,13 @@ impl EventWriter {
     }
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ProviderEventsReceived)]
 pub struct Received {
     /// Its events are kept.
     pub received: bool,
-    /// All of them were kept before, and nothing follows from it.
+    /// Whether all events were already stored; then nothing follows from it.
     pub duplicate: bool,
 }
 
@@ -223,9 +224,9 @@ pub struct ProviderWebhooks {
 /// Takes the events of a provider about its deliveries: `sendgrid`, `twilio`, `ses` or `sns`.
 ///
 /// The signature is the authentication: that of SendGrid's event webhook (`SENDGRID_WEBHOOK_PUBLIC_KEY`), of Twilio's
-/// status callbacks (`TWILIO_AUTH_TOKEN`, over `PUBLIC_URL`, path and query), or of Amazon SNS (topics of `SNS_TOPIC_ARNS`;
-/// a subscription is confirmed automatically). The answer comes once the events are on disk; a repeat answers
-/// `duplicate: true`.
+/// status callbacks (`TWILIO_AUTH_TOKEN`, over `PUBLIC_URL`, path and query), or of Amazon SNS (topics of
+/// `SNS_TOPIC_ARNS`; a subscription is confirmed automatically). The answer comes once the events are on disk; a repeat
+/// answers `duplicate: true`.
 #[utoipa::path(post, path = "/api/notifications/webhook/{provider}", tag = "provider events", security(()),
     params(("provider" = String, Path, description = "`sendgrid`, `twilio`, `ses` or `sns`")),
     request_body(content = Object, example = json!([{"event": "delivered", "sg_event_id": "ZGVsaXZlcmVk", "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filter-9.0"}])),

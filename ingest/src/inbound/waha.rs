@@ -57,8 +57,8 @@ const SESSIONS_TTL: Duration = Duration::from_secs(5);
 const SESSIONS_AGE_MIN: Duration = Duration::from_secs(1);
 /// How long a look-up may take.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Look-ups at once of sessions that verified a webhook lately; and as many of sessions that never did, since ids and names
-/// can be invented.
+/// Look-ups at once of sessions that verified a webhook lately; and as many of sessions that never did, since ids and
+/// names can be invented.
 const LOOK_UPS_MAX: usize = 4;
 /// The window of "lately".
 const VOUCHED_TTL: Duration = Duration::from_secs(3600);
@@ -266,20 +266,21 @@ fn refuse() -> Problem {
     Problem::new(Code::Unauthenticated, "Sign the raw body with the webhook secret of the session that it names.")
 }
 
-/// What became of a webhook.
+/// The result of a webhook.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Received {
     /// It is kept.
     pub received: bool,
-    /// It was kept before, and nothing follows from it.
+    /// Whether it was already stored; then nothing follows from it.
     pub duplicate: bool,
 }
 
 /// Takes webhooks of WAHA about a session.
 ///
 /// The signature is the authentication: `X-Webhook-Hmac` (hexadecimal HMAC-SHA512 of the raw body, with
-/// `X-Webhook-Hmac-Algorithm: sha512`) or `X-Waha-Signature: sha256=…` (HMAC-SHA256), by the webhook secret of the session.
-/// Where both are sent, both must hold. The answer comes once the event is on disk; a repeat answers `duplicate: true`.
+/// `X-Webhook-Hmac-Algorithm: sha512`) or `X-Waha-Signature: sha256=…` (HMAC-SHA256), by the webhook secret of the
+/// session. Where both are sent, both must hold. The answer comes once the event is on disk; a repeat answers
+/// `duplicate: true`.
 #[utoipa::path(post, path = "/webhooks/waha/{id}", tag = "whatsapp", security(()),
     params(("id" = Uuid, Path, description = "The session's id")),
     request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
@@ -299,8 +300,8 @@ pub async fn receive_for(
 
 /// Takes webhooks of a WAHA that does not know the URL of the session.
 ///
-/// As `/webhooks/waha/{id}`, with a body of 256 KiB at most. The name in the body selects the keys that are tried; where
-/// many tenants have sessions of one name, only those that sent a webhook last are.
+/// As `/webhooks/waha/{id}`, with a body of 256 KiB at most. The name in the body selects the keys that are tried;
+/// where many tenants have sessions of one name, only those that sent a webhook last are.
 #[utoipa::path(post, path = "/webhooks/waha", tag = "whatsapp", security(()),
     request_body(content = Object, example = json!({"event": "message.text", "session": "main-session", "payload": {"id": "waha_msg_123456",
         "from": "+1234567890", "to": "+0987654321", "body": "Hello, this is a test message", "timestamp": 1_642_248_600_000_i64, "type": "text"}})),

@@ -1,4 +1,4 @@
-//! The table of routes against the rules that decide by path: the document, what is free, what is recorded.
+//! The table of routes against the rules that decide by path: the document, free paths, recorded calls.
 
 use std::collections::BTreeSet;
 
@@ -63,7 +63,7 @@ fn only_health_metrics_specifications_and_links_in_mails_are_free() {
 
 const SEEN: HeaderName = HeaderName::from_static("x-seen");
 
-/// Returns in a header what would be recorded.
+/// Returns the recorded action in a header.
 async fn say(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let begun = recorded_action(&request);
     let mut response = next.call(request).await?;

@@ -51,7 +51,7 @@ pub struct BulkAnswer {
     pub results: Vec<BulkResult>,
 }
 
-/// What became of one recipient.
+/// The result for one recipient.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BulkResult {
     /// As in `recipients`.
@@ -68,7 +68,7 @@ pub struct BulkResult {
     /// Why it was refused: `invalid`, `duplicate` or `no_address`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// What is wrong with it.
+    /// The faults of the recipient.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<web::openapi::FieldErrorBody>)]
     pub errors: Vec<FieldError>,
@@ -76,10 +76,10 @@ pub struct BulkResult {
 
 /// Sends one content to many recipients.
 ///
-/// Every recipient is checked separately: an invalid one is refused with a reason, a duplicate gets one message, and the
-/// rest is accepted, all in one commit. `user_ids` address inboxes, or the known addresses of the people: e-mail address,
-/// phone, devices (one message with a delivery for each); a person without one is refused with `no_address`. Calls with
-/// more than 100 recipients take the bulk lane.
+/// Every recipient is checked separately: an invalid one is refused with a reason, a duplicate gets one message, and
+/// the rest is accepted, all in one commit. `user_ids` address inboxes, or the known addresses of the people: e-mail
+/// address, phone, devices (one message with a delivery for each); a person without one is refused with `no_address`.
+/// Calls with more than 100 recipients take the bulk lane.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send-bulk", tag = "submitting",
@@ -330,7 +330,7 @@ fn result(by_user: bool, text: String, scheduled: bool, verdict: &Result<NewMess
     }
 }
 
-/// Where the deliveries of a bulk stand.
+/// The states of a bulk's deliveries.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Bulk, example = json!({"id": "0191d8a0-0000-7000-8000-000000000001", "created_at": "2026-01-31T09:00:00Z", "total": 1000,
     "accepted": 998, "refused": 2, "scheduled": 0, "queued": 10, "sending": 4, "retrying": 1, "sent": 0, "delivered": 980, "failed": 3,
@@ -346,7 +346,7 @@ pub struct BulkView {
     pub accepted: i64,
     /// Those refused.
     pub refused: i64,
-    /// How many of the accepted stand in each state; every state is there.
+    /// The number of accepted deliveries in each state; every state is present.
     #[serde(flatten)]
     #[schema(value_type = BTreeMap<String, i64>)]
     pub states: BTreeMap<&'static str, i64>,

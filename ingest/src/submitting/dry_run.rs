@@ -1,4 +1,4 @@
-//! Dry run: what an event would do, and why, without doing it.
+//! Dry run: the effects of an event and their reasons, without carrying them out.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -29,16 +29,16 @@ use web::{
 
 use crate::submitting::events::{Event, EventBody, MATCHED_MAX, RuleError, item, notices, too_many};
 
-/// What an event would do.
+/// The effects of an event.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DryRun {
     /// The rules that would match, the oldest first.
     pub matched_rules: Vec<Uuid>,
-    /// Every rule of the tenant, and what it would make of the event.
+    /// Every rule of the tenant, and its effect.
     pub rules: Vec<RuleVerdict>,
 }
 
-/// What a rule would make of an event.
+/// The effect of a rule.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RuleVerdict {
     /// The rule.
@@ -52,7 +52,7 @@ pub struct RuleVerdict {
     pub because: Option<&'static str>,
     /// The first condition that does not hold.
     pub condition: Option<UnmetCondition>,
-    /// What would happen on each channel.
+    /// The effect on each channel.
     pub channels: Vec<ChannelVerdict>,
     /// Why it could not be rendered.
     pub error: Option<RuleError>,
@@ -60,7 +60,7 @@ pub struct RuleVerdict {
     pub scheduled_at: Option<DateTime<Utc>>,
     /// The window in which the event would wait; none if it is sent at once.
     pub digest: Option<WindowVerdict>,
-    /// What its throttle would allow.
+    /// The state of its throttle.
     pub throttle: Option<ThrottleVerdict>,
 }
 
@@ -78,7 +78,7 @@ pub struct UnmetCondition {
     pub value: serde_json::Value,
 }
 
-/// What would happen on a channel.
+/// The effect on a channel.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChannelVerdict {
     /// The channel.
@@ -88,12 +88,12 @@ pub struct ChannelVerdict {
     pub addresses: usize,
     /// Whether the person's preferences allow it; otherwise the delivery is suppressed.
     pub allowed: bool,
-    /// When the quiet hours end that the person has just now, where they hold it.
+    /// The end of the person's present quiet hours, if they delay it.
     pub quiet_until: Option<DateTime<Utc>>,
-    /// What it would wait for when it is to be sent: `quiet_hours` or `send_window`; of both the one that ends last.
+    /// The wait when it is sent: `quiet_hours` or `send_window`; of both, the one that ends last.
     #[schema(value_type = Option<String>, example = "send_window")]
     pub waits_for: Option<Reason>,
-    /// Until when; none if the quiet hours leave no moment of the send window: then it would be suppressed.
+    /// The end of the wait; absent if the quiet hours cover the whole send window: then it would be suppressed.
     pub waits_until: Option<DateTime<Utc>>,
     /// The rendered content.
     #[schema(value_type = Option<PartBody>)]
@@ -109,7 +109,7 @@ pub struct WindowVerdict {
     pub items: i32,
     /// When it closes as things stand.
     pub closes_at: DateTime<Utc>,
-    /// Whether this event would nevertheless be sent at once, as the first one.
+    /// Whether this event would be sent at once, because it is the first one.
     pub told_at_once: bool,
 }
 
@@ -124,10 +124,10 @@ pub struct ThrottleVerdict {
     pub left: u32,
 }
 
-/// Says what an event would do, and why; nothing is sent and nothing is stored.
+/// Shows the effects of an event and their reasons; nothing is sent and nothing is stored.
 ///
-/// For each rule: whether it matches, and if not, why; for each channel whether the person has an address and wants it; the
-/// window of its digest; what its throttle has left; the rendered content.
+/// For each rule: whether it matches, and if not, why; for each channel whether the person has an address and wants it;
+/// the window of its digest; the rest of its throttle; the rendered content.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/events/dry-run", tag = "rules",
@@ -290,7 +290,7 @@ impl EventDryRun<'_> {
         Ok(items.into_iter().map(window).collect())
     }
 
-    /// The places that the throttles have left, by rule, in one query.
+    /// The permits that the throttles have left, by rule, in one query.
     async fn throttles(&self, rules: &[Arc<Rule>]) -> Result<HashMap<Uuid, ThrottleVerdict>, Problem> {
         let own = |rule: &Arc<Rule>| Some((rule.id, rule.definition.throttle?));
         let throttles: Vec<(Uuid, Throttle)> = rules.iter().filter_map(own).collect();

@@ -55,15 +55,15 @@ const KEY_HASH_BYTES: usize = 16;
 #[serde(deny_unknown_fields)]
 #[schema(as = Event)]
 pub struct EventBody {
-    /// What kind of thing happened. `eventType` and `type` are accepted too.
+    /// The type of the event. `eventType` and `type` are accepted too.
     #[serde(alias = "eventType", alias = "type")]
     #[schema(max_length = 200, example = "subscription.payment_failed")]
     event_type: Option<String>,
-    /// Whom it is about. `userId` is accepted too.
+    /// The person of the event. `userId` is accepted too.
     #[serde(alias = "userId")]
     #[schema(max_length = 200, example = "user-123")]
     user_id: Option<String>,
-    /// What else is known of it, at most 256 KiB; templates see its members at the top.
+    /// Other data of the event, at most 256 KiB; its members are variables of templates.
     #[schema(value_type = Option<Object>, example = json!({"subscriptionId": "sub-123", "failureReason": "insufficient_funds"}))]
     data: Option<Value>,
     /// As the header `Idempotency-Key`.
@@ -136,9 +136,9 @@ pub struct EventAnswer {
     pub matched_rules: Vec<Uuid>,
     /// Messages that are sent at once, or after the rule's delay: one for each rule.
     pub messages: Vec<EventMessage>,
-    /// Rules for which the event waits with others for a digest.
+    /// Rules for which the event is collected into a digest.
     pub gathered: Vec<Uuid>,
-    /// Rules that matched but could not be rendered; they do not hold up the others.
+    /// Rules that matched but could not be rendered; they do not delay the others.
     pub errors: Vec<RuleError>,
 }
 
@@ -152,11 +152,12 @@ pub struct EventMessage {
     /// `queued`, or `scheduled` where the rule waits.
     #[schema(value_type = String, example = "queued")]
     pub status: State,
-    /// `throttled`: the rule has sent this person enough already, and the deliveries end as `suppressed`.
+    /// `throttled`: the person already got as many messages of the rule as its throttle allows, and the deliveries end
+    /// as `suppressed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub reason: Option<Reason>,
-    /// What will be sent: one delivery for each channel, for push one for each device.
+    /// The deliveries: one for each channel, for push one for each device.
     pub deliveries: Vec<DeliveryAnswer>,
 }
 
@@ -165,7 +166,7 @@ pub struct EventMessage {
 pub struct RuleError {
     /// The rule.
     pub rule_id: Uuid,
-    /// What caused it: the missing variable, or `template_name`.
+    /// The cause: the missing variable, or `template_name`.
     pub field: String,
     /// Why.
     pub message: String,
@@ -173,10 +174,10 @@ pub struct RuleError {
 
 /// Reports that something happened.
 ///
-/// The event is stored, and every active rule that listens to its type and whose conditions hold makes a message for the
-/// person, or adds the event to a digest: all of it in one commit, once per `Idempotency-Key`. A rule whose template cannot
-/// be rendered from this event is named in `errors`; the event is accepted and the other rules go on. To see what would
-/// happen, and why, without anything happening: `POST /api/events/dry-run`.
+/// The event is stored, and every active rule that listens to its type and whose conditions hold makes a message for
+/// the person, or adds the event to a digest: all of it in one commit, once per `Idempotency-Key`. A rule whose
+/// template cannot be rendered from this event is named in `errors`; the event is accepted and the other rules are carried out.
+/// To see what would happen, and why, without anything happening: `POST /api/events/dry-run`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/events", tag = "submitting",

@@ -251,7 +251,7 @@ impl Refusal {
     }
 }
 
-/// Lists the fields and what is wrong with them.
+/// Lists the fields and their faults.
 fn describe(errors: &[FieldError]) -> String {
     let describe_one = |error: &FieldError| format!("{}: {}", error.field, error.message);
     errors.iter().map(describe_one).collect::<Vec<_>>().join("; ")

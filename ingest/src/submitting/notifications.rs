@@ -20,13 +20,14 @@ use web::{
 
 /// Sends one message.
 ///
-/// The answer is a promise: with the `202` the message is committed to disk, and it will end as delivered, failed, dead,
-/// suppressed, cancelled or expired, even if processes crash. Give an `Idempotency-Key` to be able to repeat the request
-/// safely: the same key with the same body gives the first answer again (`Idempotent-Replayed: true`), with another body
+/// The answer is a promise: with the `202` the message is committed to disk, and it will end as delivered, failed,
+/// dead, suppressed, cancelled or expired, even if processes crash. Give an `Idempotency-Key` to be able to repeat the
+/// request safely: the same key with the same body gives the first answer again (`Idempotent-Replayed: true`), with
+/// another body
 /// 422. Keys are kept for 72 hours and shared with AMQP.
 ///
-/// Without a `recipient` it goes to the known addresses of the person `user_id`: their e-mail address, their phone, each of
-/// their devices. If none is known the delivery ends `failed` with `reason` `no_address`.
+/// Without a `recipient` it goes to the known addresses of the person `user_id`: their e-mail address, their phone,
+/// each of their devices. If none is known the delivery ends `failed` with `reason` `no_address`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send", tag = "submitting",
@@ -57,14 +58,14 @@ pub async fn send(
     accept(&submissions, tenant, draft, origin(&producer.0, trace), hashes).await
 }
 
-/// What `test` takes.
+/// The body of `test`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TestBody {
-    /// The channel; `in_app` unless given.
+    /// The channel; default `in_app`.
     #[schema(example = "in_app")]
     pub channel: Option<String>,
-    /// To whom; needed for any channel but `in_app`, and only for producers and admins.
+    /// The recipient; required for any channel except `in_app`, and only for producers and admins.
     pub recipient: Option<String>,
 }
 

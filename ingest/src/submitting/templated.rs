@@ -37,7 +37,7 @@ pub struct TemplateSendBody {
     /// The template.
     #[schema(example = "order_confirmation")]
     template_name: String,
-    /// What is filled in. All variables that the template declares must be given, and all that it uses.
+    /// The variables. All that the template declares or uses must be given.
     #[schema(value_type = Object, example = json!({"customer_name": "John Doe"}))]
     template_vars: Option<Value>,
     /// To whom. May be left out for `in_app` where `user_id` is given.
@@ -50,8 +50,8 @@ pub struct TemplateSendBody {
 
 /// Sends a message rendered from a template.
 ///
-/// It is rendered now, with the current version: changing the template later changes nothing that was accepted. A missing
-/// variable is a 400 that names it. Everything else is as for `send`.
+/// It is rendered now, with the current version: changing the template later changes nothing that was accepted. A
+/// missing variable is a 400 that names it. Everything else is as for `send`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications/send-template", tag = "submitting",

@@ -52,7 +52,8 @@ pub struct NotifyBody {
     message: String,
     /// The channels; unless given, those of the type, else `in_app`.
     channels: Option<Vec<ChannelWord>>,
-    /// Notes, given back as they are. A template can use its members; `priority` in it is the priority where none is given.
+    /// Notes, given back as they are. A template can use its members; `priority` in it is the priority where none is
+    /// given.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
     /// When to send it; `scheduled_at` is accepted too.
@@ -61,7 +62,7 @@ pub struct NotifyBody {
     expires_at: Option<DateTime<Utc>>,
     /// Picks the lane; `normal` unless given.
     priority: Option<PriorityWord>,
-    /// What it is about; unless given, as the type has it.
+    /// The category; default: that of the type.
     #[schema(max_length = 200)]
     category: Option<String>,
     /// Data for the recipient's program.
@@ -85,10 +86,10 @@ pub struct NotifyBody {
 
 /// Sends a person a notification.
 ///
-/// One message with a delivery for each channel: those given, else those of the type, else `in_app`. Where a template has
-/// the name of the type, it renders the notification: it sees `title`, `message`, `metadata` with its members beside them,
-/// and `username` (the person's name, else the id). A channel on which the person has no address gives a delivery that
-/// fails with `no_address`; one that the person switched off, one that is `suppressed`.
+/// One message with a delivery for each channel: those given, else those of the type, else `in_app`. Where a template
+/// has the name of the type, it renders the notification: it sees `title`, `message`, `metadata` with its members
+/// beside them, and `username` (the person's name, else the id). A channel on which the person has no address gives a
+/// delivery that fails with `no_address`; one that the person switched off, one that is `suppressed`.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/notifications", tag = "submitting",

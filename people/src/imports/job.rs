@@ -1,7 +1,7 @@
-//! Bulk import of people: a file of any size, read in pieces, checked row by row, stored a thousand rows at a time.
+//! Bulk import of people: a file of any size, read in chunks, checked row by row, stored a thousand rows at a time.
 //!
-//! Reading and checking runs in a thread of its own and is one chunk ahead of the database. What is in memory is two chunks
-//! and a row, however large the file.
+//! A thread of its own reads and checks, one chunk ahead of the database. Memory holds two chunks and a row, however
+//! large the file is.
 
 use std::{io::Read, time::Duration};
 
@@ -14,9 +14,9 @@ use uuid::Uuid;
 
 use super::rows::{self, Broken, Chunk};
 
-/// Faults that are reported; the others are only counted.
+/// The most faults that are reported; further ones are only counted.
 const FAULTS_MAX: usize = 100;
-/// How long a database that is away is waited for.
+/// How long to wait while the database is away.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How the rows are written.
@@ -28,14 +28,14 @@ pub enum Format {
     Ndjson,
 }
 
-/// What is wrong with a row.
+/// A fault of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowFault {
     /// The line it begins at, from 1.
     pub line: u64,
     /// The field or column; `row` for the whole.
     pub field: String,
-    /// What to do about it; never what stands there.
+    /// How to correct it; never the value itself.
     pub message: String,
 }
 
@@ -72,24 +72,24 @@ impl Summary {
     }
 }
 
-/// Why an import ended before its file did. What was stored until then stays.
+/// Why an import ended before the end of its file. The rows stored until then stay.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The header row cannot be used.
     #[error("the header row cannot be used")]
     Header(Vec<FieldError>),
-    /// A row that goes on and on: most likely a quote that is never closed.
+    /// A row without an end: most likely a quote is not closed.
     #[error("the row at line {0} has more than 256 KiB; is a quote left open?")]
     RowTooLong(u64),
     /// The file could not be read to its end.
     #[error("the file could not be read to its end")]
     Source(#[source] std::io::Error),
-    /// The database did not take it.
+    /// The database refused the rows.
     #[error(transparent)]
     Db(#[from] DbError),
 }
 
-/// Imports what `source` holds as the import `id`, which was begun before.
+/// Imports the contents of `source` as the import `id`, which must exist.
 pub async fn import(
     store: &Store,
     tenant: TenantId,
@@ -102,7 +102,7 @@ pub async fn import(
         tokio::task::spawn_blocking(move || rows::read(source, format, |chunk| sender.blocking_send(chunk).is_ok()));
     let mut summary = Summary::default();
     let saved = save_all(store, tenant, id, &mut chunks, &mut summary).await;
-    // Without a taker the reader ends at its next chunk.
+    // Without a receiver the reader ends at its next chunk.
     drop(chunks);
     let read = parsing.await.unwrap_or_else(|error| Err(Broken::Source(std::io::Error::other(error))));
     let ended = saved.map_err(ImportError::Db).and_then(|()| read.map_err(ImportError::from));
@@ -135,7 +135,7 @@ async fn save(store: &Store, tenant: TenantId, chunk: Chunk, summary: &mut Summa
     summary.rows += refused + i64::try_from(lines.len()).unwrap_or(i64::MAX);
     summary.failed += refused;
     let mut faults = faults;
-    // Trying again is safe: the same change twice is the same person.
+    // A retry is safe: the same change twice gives the same person.
     let saved = patiently(|| store.save_contacts(tenant, changes.clone())).await?;
     for (line, saved) in lines.into_iter().zip(saved) {
         match saved {
@@ -151,7 +151,7 @@ async fn save(store: &Store, tenant: TenantId, chunk: Chunk, summary: &mut Summa
     Ok(())
 }
 
-/// Asks again while the database is away, for a while.
+/// Retries for a while if the database is away.
 async fn patiently<T, Fut: Future<Output = DbResult<T>>>(ask: impl Fn() -> Fut) -> DbResult<T> {
     let (started, mut pauses) = (Instant::now(), Reconnect::new());
     loop {

@@ -1,4 +1,4 @@
-//! Bulk import of people over HTTP: the body is read as a stream and never held.
+//! Bulk import of people over HTTP. The body is streamed.
 
 pub mod job;
 mod rows;
@@ -39,14 +39,14 @@ use job::{Format, ImportError, RowFault, Summary};
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// How long a client may send nothing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The time over which the pace of a client is measured, and the bytes that it sends at least in that time: 64 KiB/s.
+/// The interval in which a client's pace is measured, and the bytes that it must send in it: 64 KiB/s.
 const PACE_TIME: Duration = Duration::from_secs(60);
 const PACE_BYTES: usize = 60 * 64 * 1024;
-/// Longest import. The largest file takes well under an hour.
+/// The longest import. The largest file takes well under an hour.
 const IMPORT_TIMEOUT: Duration = Duration::from_hours(6);
-/// Pieces of the body on their way to the reader, of some tens of kilobytes.
+/// Parts of the body that wait for the reader, of some tens of kilobytes each.
 const PIECES: usize = 8;
-/// What is read of a body that is refused, so that its sender hears why.
+/// How much of a refused body is still read, so that its sender reads the answer.
 const DISCARD_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The result of an import.
@@ -60,12 +60,12 @@ pub struct ImportAnswer {
     pub imported: i64,
     /// Rows refused.
     pub failed: i64,
-    /// The first hundred of the faults; never what stands in the file.
+    /// The first hundred faults; never a value of the file.
     #[schema(value_type = Vec<RowFaultView>)]
     pub errors: Vec<RowFault>,
 }
 
-/// What is wrong with a row.
+/// A fault of a row.
 #[derive(ToSchema)]
 #[schema(as = RowFault)]
 #[expect(dead_code, reason = "describes `RowFault`, which knows nothing of OpenAPI")]
@@ -75,7 +75,7 @@ pub struct RowFaultView {
     /// The field or column; `row` for the whole.
     #[schema(example = "email")]
     field: String,
-    /// What to do about it.
+    /// How to correct it.
     message: String,
 }
 
@@ -87,7 +87,7 @@ pub struct ImportView {
     #[serde(flatten)]
     #[schema(inline)]
     pub so_far: ImportAnswer,
-    /// `running`, `completed` or `failed`: broken off, what was stored stays.
+    /// `running`, `completed` or `failed`. After a failure the stored rows stay.
     #[schema(example = "running")]
     pub status: String,
     /// Bytes read.
@@ -113,10 +113,10 @@ impl From<ImportRow> for ImportView {
     }
 }
 
-/// Imports that run at once. Each holds one of the few connections of the query pool.
+/// Concurrent imports. Each holds one of the few connections of the query pool.
 const IMPORTS_MAX: usize = 4;
 
-/// The imports that may run at once: each keeps a thread busy.
+/// Permits of concurrent imports: each keeps a thread busy.
 pub struct ImportSlots {
     /// Over all tenants.
     all: Arc<Semaphore>,
@@ -132,10 +132,12 @@ impl Default for ImportSlots {
 
 /// Imports people from a file of any size up to 2 GiB.
 ///
-/// `text/csv`: a header row with `user_id` and any of `email`, `phone`, `name`, `locale`, `time_zone`, `quiet_start`, `quiet_end`; every
-/// other column becomes an attribute, as a text; an empty cell changes nothing. `application/x-ndjson`: a JSON object on each line, `user_id`
-/// and what a PUT takes. Each row changes a person as a PUT does; a bad one is counted, the first hundred are named by line, and the
-/// rest goes on. The body is read as it comes, of one import for each tenant at a time: progress is at `GET /api/users/imports/{id}` meanwhile. Repeating an import is safe.
+/// `text/csv`: a header row with `user_id` and any of `email`, `phone`, `name`, `locale`, `time_zone`, `quiet_start`,
+/// `quiet_end`. Every other column becomes an attribute, as a text; an empty cell changes nothing.
+/// `application/x-ndjson`: a JSON object on each line, with `user_id` and the fields of a PUT. Each row changes a
+/// person as a PUT does. A bad row is counted, the first hundred are named by line, and the import continues. The body
+/// is streamed, one import per tenant at a time; `GET /api/users/imports/{id}` shows the progress. Repeating an import
+/// is safe.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(post, path = "/api/users/import", tag = "people",
@@ -214,20 +216,20 @@ fn too_large() -> Problem {
     Problem::new(Code::PayloadTooLarge, "Send at most 2 GiB; split the file.")
 }
 
-/// A piece of the body; without its end the body broke off.
+/// A part of the body; without the part `End`, the body broke off.
 enum Piece {
     Bytes(Bytes),
     End,
 }
 
-/// Hands the body on as it comes.
+/// Passes the body on as it arrives.
 async fn pump(mut payload: Payload, sender: mpsc::Sender<Piece>) -> Result<(), Problem> {
     let (mut bytes, mut pace): (u64, _) = (0, Pace::default());
     loop {
         let late = |_| Problem::new(Code::RequestTimeout, "Send on: 30 seconds without a byte end an import.");
         let asked = Instant::now();
         let Some(piece) = timeout(IDLE_TIMEOUT, payload.next()).await.map_err(late)? else {
-            // Whoever read it may have had enough.
+            // The reader may have stopped.
             let _ = sender.send(Piece::End).await;
             return Ok(());
         };
@@ -247,7 +249,7 @@ async fn pump(mut payload: Payload, sender: mpsc::Sender<Piece>) -> Result<(), P
     }
 }
 
-/// How fast a client sends. Only the time that is spent waiting for it counts, not what storing its rows takes.
+/// The pace of a client. Only the wait for the client counts, not the time to store its rows.
 #[derive(Default)]
 struct Pace {
     waited: Duration,
@@ -255,7 +257,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// Notes a piece and how long it was waited for; `false`: the client is too slow.
+    /// Records a part and the wait for it; `false`: the client is too slow.
     fn keeps_up(&mut self, waited: Duration, bytes: usize) -> bool {
         self.waited += waited;
         self.bytes += bytes;
@@ -274,7 +276,7 @@ async fn discard(mut payload: Payload) {
     }
 }
 
-/// The body, for a thread that waits for it.
+/// The body, for a thread that reads it blocking.
 struct Source {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
@@ -296,7 +298,7 @@ impl Read for Source {
     }
 }
 
-/// How far an import got.
+/// The progress of an import.
 ///
 /// Roles: producer, admin.
 #[utoipa::path(get, path = "/api/users/imports/{id}", tag = "people", params(("id" = Uuid, Path, description = "The `import_id`")),

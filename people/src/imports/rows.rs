@@ -1,4 +1,4 @@
-//! From bytes to checked rows, in chunks.
+//! Reads bytes and returns checked rows, in chunks.
 
 use std::{
     cell::Cell,
@@ -18,15 +18,15 @@ use super::job::{Format, RowFault};
 
 /// Rows of a chunk.
 const ROWS_MAX: usize = 1000;
-/// A chunk that fills slower than this goes on as it is, so that its progress is seen.
+/// A chunk that takes longer to fill is passed on early, so that the progress is visible.
 const FILL_TIME: Duration = Duration::from_secs(2);
 /// Longest row, in bytes.
 const ROW_BYTES_MAX: u64 = 256 * 1024;
-/// What is read at once.
+/// The size of one read.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// What may have been read since a row began that is not over.
+/// The bytes that may have been read since the start of an unfinished row.
 const AHEAD_BYTES_MAX: u64 = ROW_BYTES_MAX + 64 * 1024;
-/// What the whole row is called where no field of it is to blame.
+/// The field name for a fault of the whole row.
 const ROW: &str = "row";
 
 /// Rows that are stored together.
@@ -36,7 +36,7 @@ pub struct Chunk {
     pub lines: Vec<u64>,
     /// The rows that hold.
     pub changes: Vec<ContactChange>,
-    /// What is wrong with the others.
+    /// The faults of the other rows.
     pub faults: Vec<RowFault>,
     /// How many others there are.
     pub refused: i64,
@@ -55,7 +55,7 @@ pub enum Broken {
     Source(io::Error),
 }
 
-/// Reads all rows; `take` says whether they are still wanted. Rows that were read before the end are handed on as well.
+/// Reads all rows; `take` returns whether more are wanted. Rows read before an error are passed on too.
 pub fn read(source: impl Read, format: Format, take: impl FnMut(Chunk) -> bool) -> Result<(), Broken> {
     let mut filling = Filling { chunk: Chunk::default(), since: Instant::now(), is_wanted: true, take };
     let ended = match format {
@@ -77,7 +77,7 @@ struct Filling<F> {
 }
 
 impl<F: FnMut(Chunk) -> bool> Filling<F> {
-    /// Adds a row; says whether to go on.
+    /// Adds a row; returns whether to continue.
     fn add(&mut self, line: u64, row: Result<ContactChange, Vec<FieldError>>, bytes: u64) -> bool {
         match row {
             Ok(change) => {
@@ -142,7 +142,7 @@ fn bytes_of(text: &[u8]) -> u64 {
     u64::try_from(text.len()).unwrap_or(u64::MAX)
 }
 
-/// What the parser says might quote what it found.
+/// The parser's message might quote the input.
 fn object(text: &[u8]) -> Result<ContactChange, Vec<FieldError>> {
     match serde_json::from_slice(text) {
         Ok(Value::Object(members)) => ContactChange::read(members, None),
@@ -150,7 +150,7 @@ fn object(text: &[u8]) -> Result<ContactChange, Vec<FieldError>> {
     }
 }
 
-/// Reads on to the next line; says how many bytes that were.
+/// Reads to the next line; returns the number of bytes.
 fn skip_line(reader: &mut impl BufRead) -> io::Result<u64> {
     let mut skipped = 0;
     loop {
@@ -166,7 +166,7 @@ fn skip_line(reader: &mut impl BufRead) -> io::Result<u64> {
     }
 }
 
-/// Where the value of a column goes.
+/// The field for the value of a column.
 enum Column {
     Member(&'static str),
     QuietStart,
@@ -175,7 +175,7 @@ enum Column {
 }
 
 const MEMBERS: [&str; 7] = ["user_id", "id", "email", "phone", "name", "locale", "time_zone"];
-/// Names that mean something else than an attribute of that name elsewhere.
+/// Names that are not attributes, because they have another meaning elsewhere.
 const TAKEN: [&str; 4] = ["quiet_hours", "attributes", "devices", "preferences"];
 
 fn columns(header: &ByteRecord) -> Result<Vec<Column>, Broken> {
@@ -206,7 +206,7 @@ fn columns(header: &ByteRecord) -> Result<Vec<Column>, Broken> {
     Ok(names.iter().map(column).collect())
 }
 
-/// An empty cell says nothing.
+/// An empty cell changes nothing.
 fn row(columns: &[Column], record: &ByteRecord) -> Result<ContactChange, Vec<FieldError>> {
     if record.len() != columns.len() {
         return Err(whole("must have as many cells as the header"));
@@ -241,7 +241,7 @@ fn as_column(mut fault: FieldError) -> FieldError {
 #[error("a row goes on and on")]
 struct Endless;
 
-/// Refuses to read on while one row is not over.
+/// Stops reading when one row is too long.
 struct Bounded<R> {
     source: R,
     read: u64,
@@ -259,10 +259,11 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// Spreadsheets begin their files with this.
+/// Spreadsheets begin their files with these bytes.
 const BYTE_ORDER_MARK: [u8; 3] = *b"\xef\xbb\xbf";
 
-/// The source without a byte order mark, and how long that was. The parser knows it only in a longer first piece.
+/// The source without a byte order mark, and the length of that mark. The parser recognizes it only in a longer first
+/// read.
 fn unmarked(mut source: impl Read) -> Result<(impl Read, u64), Broken> {
     let mut head = Vec::with_capacity(BYTE_ORDER_MARK.len());
     source.by_ref().take(bytes_of(&BYTE_ORDER_MARK)).read_to_end(&mut head).map_err(Broken::Source)?;
@@ -288,7 +289,7 @@ fn read_csv(source: impl Read, filling: &mut Filling<impl FnMut(Chunk) -> bool>)
             filling.chunk.bytes = bytes + skipped;
             return Ok(());
         }
-        // The parser counts a line by its last byte, which of `\r\n` it has not read yet.
+        // The parser counts a line at its last byte. Of `\r\n` it has not read that yet.
         let line = record.position().map_or(line, csv::Position::line).max(next);
         next = line + lines_of(&record);
         if !filling.add(line, row(&columns, &record), reader.position().byte() + skipped) {
@@ -317,7 +318,7 @@ fn broken(error: csv::Error, line: u64) -> Broken {
 mod tests {
     use super::*;
 
-    /// Gives a few bytes at a time, so that rows lie across reads.
+    /// Returns a few bytes per read, so that rows span reads.
     struct Trickle<'a>(&'a [u8]);
 
     impl Read for Trickle<'_> {

@@ -78,7 +78,7 @@ pub enum BrokerError {
     Unavailable {
         /// The connection's name.
         connection: String,
-        /// What it is doing instead.
+        /// Its state.
         state: BrokerState,
     },
     /// The broker refused or the connection failed.
@@ -96,7 +96,7 @@ pub enum BrokerError {
     Stopped,
 }
 
-/// What a connection is doing.
+/// The state of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerState {
     /// Not connected; another attempt follows.
@@ -138,7 +138,7 @@ impl std::fmt::Display for BrokerState {
     }
 }
 
-/// What to do about the topology once connected.
+/// The handling of the topology once connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OnConnect {
     /// Create what is missing.

@@ -31,13 +31,13 @@ fn join(problems: &[Problem]) -> String {
 pub struct Problem {
     /// The exchange, queue or binding.
     pub object: String,
-    /// What is wrong with it.
+    /// Its fault.
     pub fault: Fault,
     /// The broker's message.
     pub detail: String,
 }
 
-/// What can be wrong with an exchange, a queue or a binding.
+/// The possible faults of an exchange, a queue or a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It does not exist.

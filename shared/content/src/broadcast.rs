@@ -1,4 +1,4 @@
-//! What a broadcast tells and to whom, as it is stored, and the messages it becomes.
+//! A broadcast as stored: its notification and target, and the messages made from them.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::{
     template::{self, Template, TemplateError},
 };
 
-/// How the messages of broadcasts are marked.
+/// The `source` of messages of broadcasts.
 pub const SOURCE: &str = "broadcast";
 /// The variable of a template that differs between people.
 const USERNAME: &str = "username";
@@ -21,7 +21,7 @@ const USERNAME: &str = "username";
 /// The notification and its target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Definition {
-    /// The content; with parts where the type has a template that gives all people the same text.
+    /// The content. It has parts if the type's template gives all people the same text.
     pub content: Content,
     /// By which ways.
     pub channels: Vec<Channel>,
@@ -29,19 +29,19 @@ pub struct Definition {
     pub priority: Priority,
     /// To whom.
     pub target: Target,
-    /// How many people a target named, once they need not be known any more.
+    /// The number of named people, once their list is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named: Option<usize>,
-    /// The WhatsApp session that carries it.
+    /// The WhatsApp session that sends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Uuid>,
-    /// Whether the type's template says something else to each person.
+    /// Whether the type's template may give each person another text.
     #[serde(default)]
     pub is_personal: bool,
     /// The version of the catalogue when the broadcast was requested: its messages use at least this version.
     #[serde(default)]
     pub catalogue_version: i64,
-    /// The request that asked for it.
+    /// The id of the request that created it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// Its W3C trace context.
@@ -50,8 +50,8 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// Completes it by what the tenant manages: category and class of its type, and the type's template, if there is one. Fails
-    /// where the template needs what a broadcast does not have.
+    /// Fills in values that the tenant manages: category and class of its type, and the type's template, if there is
+    /// one. Fails if the template needs variables that a broadcast does not have.
     pub fn complete(&mut self, catalogue: &Catalogue) -> Result<(), TemplateError> {
         self.catalogue_version = catalogue.version;
         catalogue.complete(&mut self.content);
@@ -60,14 +60,14 @@ impl Definition {
         dress(catalogue, &template, &self.channels, &self.variables(USERNAME), &mut dressed)?;
         self.is_personal = is_personal(&template);
         if self.is_personal {
-            // The parts come with each person; what the template is about is the same for all.
+            // The parts differ between people; the template's category is the same for all.
             dressed.parts.clear();
         }
         self.content = dressed;
         Ok(())
     }
 
-    /// The messages that tell it to these people: to the first of them at least, and to as many more as can be written by `until`.
+    /// The messages to these people: to the first at least, and to as many more as can be rendered by `until`.
     pub fn messages(&self, catalogue: &Catalogue, people: &[Person], until: Instant) -> Vec<NewMessage> {
         let mut notice = Notice {
             channels: self.channels.clone(),
@@ -84,7 +84,7 @@ impl Definition {
         let mut personal = |person: &Person| {
             notice.content = self.content.clone();
             let variables = self.variables(person.username());
-            // The template was changed meanwhile and needs other variables: people still get title and message.
+            // The template changed meanwhile and needs other variables: people still get title and message.
             let dressed = dress(catalogue, &template, &self.channels, &variables, &mut notice.content);
             let content = dressed.ok().and_then(|()| serde_json::to_vec(&notice.content).ok());
             notice.to(person, content)
@@ -97,7 +97,7 @@ impl Definition {
         self.content.kind.as_ref().and_then(|kind| catalogue.templates.get(kind)).cloned()
     }
 
-    /// As for a notification to one person: what the metadata hold stands beside them too.
+    /// As for a notification to one person, the metadata are variables too.
     fn variables(&self, username: &str) -> Value {
         let Content { title, message, metadata, .. } = &self.content;
         let mut members = metadata.clone().unwrap_or_default();
@@ -109,7 +109,7 @@ impl Definition {
     }
 }
 
-/// Renders a template for those of the channels it has a part for.
+/// Renders a template for those channels that it has a part for.
 fn dress(
     catalogue: &Catalogue,
     template: &Template,
@@ -127,7 +127,7 @@ fn dress(
     Ok(())
 }
 
-/// Whether a template may say something else to each person: what it includes is not looked into.
+/// Whether a template may give each person another text. Included templates are not examined.
 fn is_personal(template: &Template) -> bool {
     let texts = template.source.parts.values().flat_map(|part| [&part.title, &part.message, &part.html]);
     texts.flatten().any(|text| text.contains(USERNAME) || includes(text))

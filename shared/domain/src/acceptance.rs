@@ -1,4 +1,4 @@
-//! The types of what is accepted.
+//! The types of an acceptance: the messages, deliveries and records that one commit stores.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,7 +19,7 @@ pub type Hash = [u8; 32];
 pub struct Key {
     /// SHA-256 of the key.
     pub key_hash: Hash,
-    /// SHA-256 of the request's content: another content under the same key is refused.
+    /// SHA-256 of the request's content. Other content under the same key is refused.
     pub request_hash: Hash,
     /// The answer to repeat.
     pub response: Vec<u8>,
@@ -32,9 +32,9 @@ pub struct NewDelivery {
     pub id: DeliveryId,
     /// Its channel and lane.
     pub route: Route,
-    /// The recipient's address; empty if the person has none, then the worker ends the delivery for that reason.
+    /// The recipient's address. If the person has none, it is empty, and the worker ends the delivery as `no_address`.
     pub recipient: Address,
-    /// The line in which it needs a slot before it is sent: its WhatsApp session.
+    /// The line in which it needs a slot before it is sent: that of its WhatsApp session.
     pub line: Option<Uuid>,
     /// Its rank in that line: urgent 3, high 2, normal 1, low 0.
     pub rank: i16,
@@ -43,16 +43,16 @@ pub struct NewDelivery {
 }
 
 impl NewDelivery {
-    /// The line in which it waits at first: the one in which it needs a slot, or its tenant's share. The share is
-    /// used always on the bulk lane, and on other lanes while the tenant is in `crowding`. Any other delivery goes
-    /// directly to the broker.
+    /// The line in which it waits first: the one in which it needs a slot, or its tenant's share. The share is always
+    /// used on the bulk lane, and on other lanes while the tenant is in `crowding`. Any other delivery goes directly to
+    /// the broker.
     pub fn parks_in(&self, tenant: TenantId, crowding: &Crowding) -> Option<Uuid> {
         let in_turn = self.route.lane == Lane::Bulk || crowding.contains(&(tenant, self.route));
         self.line.or_else(|| in_turn.then(|| share(tenant, self.route)))
     }
 }
 
-/// Tenants over their fair share of a route: they fill it faster than it empties, and must take turns on it.
+/// Tenants over their fair share of a route. They fill it faster than it empties, so they take turns on it.
 pub type Crowding = Arc<HashSet<(TenantId, Route)>>;
 
 /// The tenants with more than `quiet` deliveries of a route in one batch.
@@ -66,7 +66,7 @@ pub fn crowding_in(batch: &[Acceptance], quiet: usize) -> Crowding {
     Arc::new(counts.into_iter().filter(|(_, count)| *count > quiet).map(|(who, _)| who).collect())
 }
 
-/// The id of the line for a tenant's share of a route; derived from both alone (a UUIDv8, RFC 9562).
+/// The id of the line for a tenant's share of a route. It is derived from these two alone (a UUIDv8, RFC 9562).
 pub fn share(tenant: TenantId, route: Route) -> Uuid {
     let name = format!("{tenant}/{route}");
     let hash = digest(&SHA256, name.as_bytes());
@@ -84,7 +84,7 @@ pub struct NewMessage {
     pub category: Option<String>,
     /// `low`, `normal`, `high`, `urgent`.
     pub priority: &'static str,
-    /// The content as JSON; `None`: the bulk's content.
+    /// The content as JSON; `None`: the content of the bulk.
     pub content: Option<Vec<u8>>,
     /// When to send it, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
@@ -92,7 +92,7 @@ pub struct NewMessage {
     pub expires_at: Option<DateTime<Utc>>,
     /// Its deliveries.
     pub deliveries: Vec<NewDelivery>,
-    /// The template its content was rendered from.
+    /// The template that the content was rendered from.
     pub template: Option<String>,
 }
 
@@ -107,7 +107,7 @@ pub struct NewBulk {
     pub refused: i32,
 }
 
-/// Everything that one request submits; accepted all or nothing.
+/// All that one request submits. It is accepted as a whole or not at all.
 #[derive(Clone, Debug)]
 pub struct Acceptance {
     /// Its tenant.
@@ -126,13 +126,13 @@ pub struct Acceptance {
     pub messages: Vec<NewMessage>,
     /// Records written in the same commit, only if the request is new.
     pub beside: Vec<SideRecord>,
-    /// The line that must have a free slot for all of it right now, or nothing is accepted. Only for an acceptance
-    /// with a commit of its own.
+    /// The line that must have a free slot for all deliveries right now; otherwise nothing is accepted. Only for an
+    /// acceptance with a commit of its own.
     pub room_in: Option<Uuid>,
 }
 
 impl Acceptance {
-    /// The id of the request as a whole: of the bulk, else of the first side record, else of the message.
+    /// The id of the request as a whole: the id of the bulk, else of the first side record, else of the message.
     pub fn subject(&self) -> Uuid {
         let message = || self.messages.first().map(|message| message.id.0);
         let beside = || self.beside.first().map(SideRecord::id);
@@ -143,7 +143,7 @@ impl Acceptance {
 /// Deliveries to claim together with their acceptance, with the duration of their lease in ms.
 pub type Leases = HashMap<DeliveryId, i32>;
 
-/// The deliveries that may be sent now: they wait neither for a moment nor in a line.
+/// The deliveries that may be sent now: they have no later time and wait in no line.
 pub fn at_once<'a>(
     acceptance: &'a Acceptance,
     crowding: &'a Crowding,
@@ -177,7 +177,7 @@ pub struct NewDigestItem {
     pub rule: Uuid,
     /// The person.
     pub user_id: String,
-    /// Keeps windows apart: a hash of the grouping key, or empty.
+    /// The key that separates windows: a hash of the grouping key, or empty.
     pub key: String,
     /// The event.
     pub event: Uuid,
@@ -189,9 +189,9 @@ pub struct NewDigestItem {
     pub opened_at: DateTime<Utc>,
     /// When a new window closes; an open window is extended to it.
     pub closes_at: DateTime<Utc>,
-    /// The latest moment at which it closes.
+    /// The latest time at which it closes.
     pub latest_at: DateTime<Utc>,
-    /// The number of items that closes it at once.
+    /// The window closes when it has this many items.
     pub max_items: i32,
 }
 

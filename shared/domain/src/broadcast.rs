@@ -12,7 +12,7 @@ words!(
         Scheduled = "scheduled",
         /// Its messages are being accepted.
         Running = "running",
-        /// An admin made it stop for a while.
+        /// An admin paused it.
         Paused = "paused",
         /// All its messages are accepted.
         Completed = "completed",
@@ -21,23 +21,23 @@ words!(
     }
 );
 
-/// The attribute that says which subscription a person has.
+/// The attribute that holds a person's subscription.
 pub const TIER: &str = "tier";
-/// What conditions of a target begin with, where they look at attributes.
+/// The prefix of a condition's field that names an attribute.
 const ATTRIBUTES: &str = "attributes.";
 
-/// Whom a broadcast means.
+/// The people of a broadcast.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Target {
     /// All people of the tenant.
     All {},
-    /// Those whose attribute `tier` is this.
+    /// People whose attribute `tier` has this value.
     Subscription {
         /// The tier.
         tier: String,
     },
-    /// Those whose attribute is this.
+    /// People whose attribute has this value.
     Attribute {
         /// Its name.
         name: String,
@@ -49,15 +49,15 @@ pub enum Target {
         /// Their ids.
         ids: Vec<String>,
     },
-    /// Those of whom all of this holds.
+    /// People for whom every condition holds.
     Query {
-        /// Over `locale`, `time_zone` and `attributes.…`.
+        /// Conditions on `locale`, `time_zone` and `attributes.…`.
         conditions: Vec<Condition>,
     },
 }
 
 impl Target {
-    /// The attribute that decides, where one does.
+    /// The attribute that selects people, if the target names one.
     pub fn attribute(&self) -> Option<(&str, Value)> {
         match self {
             Self::Subscription { tier } => Some((TIER, json!(tier))),
@@ -66,7 +66,7 @@ impl Target {
         }
     }
 
-    /// What must hold of a person; nothing, where something else decides.
+    /// The conditions of a target of the kind `Query`; empty for other kinds.
     pub fn conditions(&self) -> &[Condition] {
         match self {
             Self::Query { conditions } => conditions,
@@ -74,13 +74,13 @@ impl Target {
         }
     }
 
-    /// Whether its conditions hold for a person.
+    /// Whether its conditions hold for a person with these facts.
     pub fn means(&self, locale: Option<&str>, time_zone: Option<&str>, attributes: &Map<String, Value>) -> bool {
         let conditions = self.conditions();
         if conditions.is_empty() {
             return true;
         }
-        // What is not known is not there, rather than null.
+        // An unknown fact is absent, not null.
         let mut facts = Map::from_iter([("attributes".to_owned(), Value::Object(attributes.clone()))]);
         for (name, text) in [("locale", locale), ("time_zone", time_zone)] {
             facts.extend(text.map(|text| (name.to_owned(), json!(text))));
@@ -89,14 +89,14 @@ impl Target {
         conditions.iter().all(|condition| condition.holds(&facts))
     }
 
-    /// Whether its conditions hold of a person.
+    /// Whether its conditions hold for a person.
     pub fn means_person(&self, person: &Person) -> bool {
         let zone = person.time_zone.map(|zone| zone.name());
         self.means(person.locale.as_deref(), zone, &person.attributes)
     }
 }
 
-/// Whether a condition of a target can look there.
+/// Whether a condition of a target can use this field.
 pub fn is_targetable(field: &str) -> bool {
     ["locale", "time_zone"].contains(&field) || field.strip_prefix(ATTRIBUTES).is_some_and(|name| !name.is_empty())
 }

@@ -1,15 +1,15 @@
-//! What a notification is about, and how firmly a person may say no to it.
+//! The category of a notification, and how far a person may refuse it.
 
 use super::word::words;
 
 words!(
-    /// The class of a category or type: who may switch it off, and what its mails must offer.
+    /// The class of a category or type. It decides who may switch it off, and which unsubscribe links its mails need.
     Class {
-        /// Passes every switch and every quiet hour; only a dead address stops it.
+        /// Passes every preference and quiet hour. Only a dead address stops it.
         Essential = "essential",
-        /// Part of what the person uses; can be switched off.
+        /// Part of a service that the person uses; can be switched off.
         Transactional = "transactional",
-        /// Advertising; can be switched off, as a whole too.
+        /// Advertising; can be switched off, also all of it at once.
         Marketing = "marketing",
     }
 );

@@ -1,4 +1,4 @@
-//! Where a delivery travels: channel, lane, priority.
+//! The route of a delivery: channel, lane, priority.
 
 use super::word::words;
 
@@ -21,11 +21,11 @@ words!(
 );
 
 words!(
-    /// One queue each per channel: a lane never waits behind a lower one.
+    /// Each channel has one queue per lane, so a lane never waits behind a lower one.
     Lane {
         /// Urgent and high priority.
         High = "high",
-        /// Everything else that was asked for singly.
+        /// Every other single message.
         Normal = "normal",
         /// Large requests and low priority.
         Bulk = "bulk",
@@ -33,7 +33,7 @@ words!(
 );
 
 words!(
-    /// What the producer asks for; it picks the lane.
+    /// The priority that the producer asks for. It selects the lane.
     #[derive(Default)]
     Priority {
         /// May wait behind everything else.
@@ -58,7 +58,7 @@ impl Priority {
         }
     }
 
-    /// Its place in a line: the higher the sooner.
+    /// Its rank in a line: a higher rank goes first.
     pub const fn rank(self) -> i16 {
         match self {
             Self::Low => 0,
@@ -79,7 +79,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// Every route there is: each channel with each lane.
+    /// Every route: each channel with each lane.
     pub fn all() -> impl Iterator<Item = Self> {
         Channel::ALL.iter().flat_map(|&channel| Lane::ALL.iter().map(move |&lane| Self { channel, lane }))
     }

@@ -1,4 +1,4 @@
-//! The wall clock, read in one place, so that whatever depends on time can be handed a time instead.
+//! The wall clock. It is read here only, so a rule that depends on time takes the time as an argument.
 
 use chrono::{DateTime, Utc};
 

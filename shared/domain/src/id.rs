@@ -33,11 +33,11 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// What a producer asked for, accepted once under one idempotency key.
+    /// A producer's request, accepted once under one idempotency key.
     MessageId
 );
 uuid_id!(
-    /// One message to one recipient on one channel; also the `webhook-id` and the provider's idempotency key.
+    /// One message to one recipient on one channel. It is also the `webhook-id` and the provider's idempotency key.
     DeliveryId
 );
 uuid_id!(
@@ -45,7 +45,7 @@ uuid_id!(
     BulkId
 );
 
-/// A tenant's row number; outside it is known by its slug.
+/// A tenant's row number. Outside the database a tenant is named by its slug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TenantId(pub i32);

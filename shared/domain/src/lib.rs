@@ -1,6 +1,6 @@
-//! The words of Posthaste, its rules, and what crosses a boundary.
+//! The words and rules of Posthaste, and the types that cross a boundary.
 //!
-//! Nothing here does I/O, awaits or reads the environment, and only [`clock`] reads the time: randomness and time are
+//! Nothing here does I/O, awaits or reads the environment, and only [`clock`] reads the time. Randomness and time are
 //! arguments, so every rule can be tested as a table.
 
 pub mod acceptance;

@@ -1,16 +1,16 @@
-//! The table of providers: one row has everything that is known about a provider outside of its own code.
+//! The table of providers: one row holds every fact about a provider outside its own code.
 
 use super::{Channel, EventSource, word::words};
 
 /// The row of a provider.
 #[derive(Debug)]
 pub struct ProviderInfo {
-    /// Its bit in [`FailoverRound`](crate::FailoverRound), which is stored with deliveries: it never changes, and no other
-    /// provider ever gets it. 0 to 29.
+    /// Its bit in [`FailoverRound`](crate::FailoverRound), which is stored with deliveries. It never changes and is
+    /// never given to another provider. 0 to 29.
     pub bit: u8,
     /// The channel that it serves; `None`: every channel.
     pub channel: Option<Channel>,
-    /// Whether the ids that it gives messages are stored, so that a report without our id finds its delivery.
+    /// Whether the provider's message ids are stored, so that a report without our id finds its delivery.
     pub keeps_references: bool,
     /// The source of the events that report on its deliveries, if they come as provider events.
     pub reported_by: Option<EventSource>,

@@ -15,7 +15,7 @@ pub enum RequireMapping {
     Never,
 }
 
-/// The mapped users, and what holds for all others.
+/// The mapped users, and the rule for all others.
 #[derive(Clone, Debug)]
 pub struct Publishers {
     tenants: HashMap<String, TenantId>,
@@ -28,7 +28,7 @@ impl Publishers {
         Self { tenants: users.into_iter().collect(), require }
     }
 
-    /// Whether `user` may publish for `tenant`; else why not, as a clause.
+    /// Whether `user` may publish for `tenant`; if not, the reason as a clause.
     pub fn check(&self, tenant: TenantId, user: Option<&str>) -> Result<(), &'static str> {
         match user.and_then(|user| self.tenants.get(user)) {
             Some(own) if *own == tenant => Ok(()),
@@ -39,9 +39,10 @@ impl Publishers {
         }
     }
 
-    /// Whether `user`, who may publish for `tenant`, may have answers in `queue`, which the broker did not name: in a queue whose name
-    /// begins with its own name and a dot. A user of a tenant that is open to all may name any queue but those of mapped users. Where the
-    /// name of one user begins that of another (`shop`, `shop.eu`), a queue is of the mapped user with the longest name.
+    /// Whether `user`, who may publish for `tenant`, may get answers in `queue`. The broker does not check that name.
+    /// The queue must begin with the user's name and a dot. A user of a tenant that is open to all may name any queue
+    /// except those of mapped users. Where the name of one user begins the name of another (`shop`, `shop.eu`), a queue
+    /// belongs to the mapped user with the longest name.
     pub fn may_be_answered(&self, tenant: TenantId, user: Option<&str>, queue: &str) -> bool {
         let is_of = |user: &str| queue.strip_prefix(user).is_some_and(|rest| rest.starts_with('.'));
         let owners = self.tenants.keys().map(String::as_str).filter(|user| is_of(user));

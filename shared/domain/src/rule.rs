@@ -1,4 +1,5 @@
-//! Rules: which events make which notifications. Conditions never coerce: unlike types compare false.
+//! Rules: which events cause which notifications. Conditions never convert types: values of different types are not
+//! equal.
 
 use std::{cmp::Ordering, collections::HashMap};
 
@@ -24,27 +25,27 @@ words!(
         Lte = "lte",
         /// One of a list.
         In = "in",
-        /// There at all, `null` included; compared with `false`: not there.
+        /// The field is present, `null` included; with the value `false`: the field is absent.
         Exists = "exists",
-        /// A text holds a text, a list an element.
+        /// A text contains a text, or a list contains an element.
         Contains = "contains",
     }
 );
 
-/// Where a condition may look: at the event itself, its data, or its person.
+/// The roots of a condition's path: the event itself, its data, its person.
 const ROOTS: [&str; 4] = ["type", "user_id", "data", "user"];
-/// What an event type ends in that stands for all below it.
+/// The end of a pattern that matches every type below a prefix.
 const BELOW: &str = ".*";
-/// The event type that stands for all.
+/// The pattern that matches every type.
 const ALL: &str = "*";
 
-/// Whether `path` leads to something in an event: `data.amount`, `user.attributes.tier`, `data.lines.0.sku`.
+/// Whether `path` names a place in an event: `data.amount`, `user.attributes.tier`, `data.lines.0.sku`.
 pub fn is_path(path: &str) -> bool {
     let mut steps = path.split('.');
     steps.next().is_some_and(|root| ROOTS.contains(&root)) && steps.all(|step| !step.is_empty())
 }
 
-/// What stands at `path` in an event.
+/// The value at `path` in an event.
 pub fn look_up<'a>(event: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(event, |here, step| match here {
         Value::Object(members) => members.get(step),
@@ -76,7 +77,7 @@ impl Condition {
         found.is_some_and(|found| self.op.compare(found, &self.value))
     }
 
-    /// Why it could never hold, whatever happens: `value` is of no use to `op`.
+    /// Why it could never hold: `op` cannot use this `value`.
     pub fn fault(&self) -> Option<&'static str> {
         match (self.op, &self.value) {
             (Operator::In, Value::Array(_)) => None,
@@ -111,7 +112,7 @@ impl Operator {
     }
 }
 
-/// Whether two values are of one type. Anything may be compared with `null`.
+/// Whether two values have one type. `null` may be compared with anything.
 fn is_like(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Null, _) | (_, Value::Null) => true,
@@ -142,7 +143,7 @@ fn order(one: &Value, other: &Value) -> Option<Ordering> {
     }
 }
 
-/// Whole numbers are compared as such: as fractions the largest of them would run into each other.
+/// Whole numbers are compared as whole numbers: as fractions, the largest ones would become equal.
 fn order_numbers(one: &Number, other: &Number) -> Option<Ordering> {
     if let (Some(one), Some(other)) = (one.as_i64(), other.as_i64()) {
         return Some(one.cmp(&other));
@@ -157,27 +158,27 @@ fn order_numbers(one: &Number, other: &Number) -> Option<Ordering> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Throttle {
-    /// So many times.
+    /// The number of messages.
     pub limit: u32,
-    /// Within any so many seconds.
+    /// The period, in seconds.
     pub window_seconds: u32,
 }
 
-/// What a rule says, but for its name and event type.
+/// The body of a rule, without its name and event type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleDefinition {
     /// All of them must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// What is written.
+    /// The template of the notification.
     pub template_name: String,
     /// By which ways.
     pub channels: Vec<Channel>,
     /// The type of the notification; unset: the event's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification_type: Option<String>,
-    /// What it is about; unset: the type's, else the template's.
+    /// Its category; unset: the type's, else the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<String>,
     /// How urgent it is.
@@ -189,25 +190,25 @@ pub struct RuleDefinition {
     /// Whether events gather.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<DigestRule>,
-    /// How often one person gets a message.
+    /// Limits how often one person gets a message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttle: Option<Throttle>,
 }
 
 impl RuleDefinition {
-    /// The place of the first condition that does not hold for `event`; `None`: all hold.
+    /// The index of the first condition that does not hold for `event`; `None`: all hold.
     pub fn unmet(&self, event: &Value) -> Option<usize> {
         self.conditions.iter().position(|condition| !condition.holds(event))
     }
 }
 
-/// Whether a text can be what a rule says about the types it hears: a type, a beginning with `.*`, or `*`.
+/// Whether a text is a valid pattern of event types: a type, a prefix with `.*`, or `*`.
 pub fn is_pattern(text: &str) -> bool {
     let name = text.strip_suffix(BELOW).unwrap_or(text);
     text == ALL || (!name.is_empty() && !name.contains('*'))
 }
 
-/// Which rules hear of which types of events: found by the type, however many rules there are.
+/// Finds the rules for a type of event. The time does not grow with the number of rules.
 #[derive(Clone, Debug, Default)]
 pub struct RuleIndex {
     exact: HashMap<String, Vec<usize>>,
@@ -216,7 +217,7 @@ pub struct RuleIndex {
 }
 
 impl RuleIndex {
-    /// Of rules by what each says about the types it hears.
+    /// The index of rules by their patterns.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
         let mut index = Self::default();
         for (place, pattern) in patterns.into_iter().enumerate() {
@@ -230,7 +231,7 @@ impl RuleIndex {
         index
     }
 
-    /// The places of the rules that hear of `event_type`, in order.
+    /// The indexes of the rules that match `event_type`, in order.
     pub fn matching(&self, event_type: &str) -> Vec<usize> {
         let beginnings = event_type.match_indices('.').filter_map(|(end, _)| event_type.get(..end));
         let below = beginnings.filter_map(|beginning| self.below.get(beginning));

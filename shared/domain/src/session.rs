@@ -1,12 +1,12 @@
-//! WhatsApp sessions: the words they are set up with.
+//! The words of the settings of WhatsApp sessions.
 
 use super::word::words;
 
-/// The state in which a session sends; every other one shuts its line.
+/// The state in which a session sends. Every other state stops its line.
 pub const WORKING: &str = "WORKING";
 
 words!(
-    /// What happens to a message that finds its session's pace used up.
+    /// What happens to a message over the session's pace.
     #[derive(Default)]
     OnLimit {
         /// It waits for its turn.
@@ -18,14 +18,14 @@ words!(
 );
 
 words!(
-    /// Which signatures may vouch for a webhook of a session.
+    /// The signatures that are accepted for a webhook of a session.
     #[derive(Default)]
     SignatureRule {
-        /// WAHA's own: `X-Webhook-Hmac`, SHA-512.
+        /// WAHA's own signature: `X-Webhook-Hmac`, SHA-512.
         Waha = "waha",
         /// `X-Waha-Signature: sha256=…`.
         Seed = "seed",
-        /// Either; where both are sent, both must hold.
+        /// Either of them; if both are sent, both must verify.
         #[default]
         Both = "both",
     }

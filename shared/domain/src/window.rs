@@ -1,4 +1,5 @@
-//! Windows in which events gather into one notification: of a fixed length, sliding, or up to an hour on the person's wall.
+//! Digest windows: they collect events into one notification. A window has a fixed length, slides, or ends at a local
+//! time.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
@@ -8,29 +9,29 @@ use croner::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A window holds so many events at most.
+/// The largest number of events in a window.
 pub const ITEMS_MAX: u32 = 1000;
 
-/// How events gather into one notification.
+/// How events are collected into one notification.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DigestRule {
-    /// How long a window is, in seconds; a sliding one after its last event.
+    /// The length of a window in seconds. A sliding window lasts so long after its last event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_seconds: Option<u32>,
-    /// A path in the event whose value keeps windows apart, such as `data.project`.
+    /// A path in the event, such as `data.project`. Events with different values there get windows of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// Closes a window early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_items: Option<u32>,
-    /// Makes the window slide: each event prolongs it, up to this many seconds after the first.
+    /// Makes the window slide: each event extends it, up to this many seconds after the first event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_window_seconds: Option<u32>,
-    /// Tells the first event at once and gathers only what follows.
+    /// Sends the first event at once and collects only those that follow.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub first_immediately: bool,
-    /// Closes windows by the person's clock instead, such as `0 8 * * *`.
+    /// Closes windows by a schedule in the person's local time instead, such as `0 8 * * *`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<String>,
 }
@@ -40,12 +41,12 @@ pub struct DigestRule {
 pub struct Closing {
     /// If nothing more comes.
     pub closes_at: DateTime<Utc>,
-    /// Whatever comes.
+    /// The latest time at which it closes.
     pub latest_at: DateTime<Utc>,
 }
 
 impl DigestRule {
-    /// When a window closes that opens at `opened_at` for a person in `zone`. Where there is a schedule it decides.
+    /// When a window that opens at `opened_at` closes for a person in `zone`. A schedule has precedence.
     pub fn closing(&self, opened_at: DateTime<Utc>, zone: Tz) -> Closing {
         if let Some(closes_at) = self.scheduled(opened_at, zone) {
             return Closing { closes_at, latest_at: closes_at };
@@ -56,31 +57,31 @@ impl DigestRule {
         Closing { closes_at: after(window), latest_at: after(latest) }
     }
 
-    /// When the schedule closes such a window; `None`: it has none.
+    /// When the schedule closes such a window; `None`: there is no schedule.
     pub fn scheduled(&self, opened_at: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
         let schedule = LocalSchedule::parse(self.cron.as_deref()?).ok()?;
         schedule.next(opened_at, zone)
     }
 
-    /// So many events fill a window.
+    /// The number of events that fills a window.
     pub fn fill(&self) -> u32 {
         self.max_items.unwrap_or(ITEMS_MAX).clamp(1, ITEMS_MAX)
     }
 }
 
-/// A schedule as cron writes it, in the person's local time.
+/// A cron schedule in the person's local time.
 #[derive(Clone, Debug)]
 pub struct LocalSchedule(Cron);
 
 impl LocalSchedule {
-    /// Reads five fields, or six with seconds before them; says what is wrong otherwise.
+    /// Reads five fields, or six with seconds first. The error says why it is invalid.
     pub fn parse(text: &str) -> Result<Self, String> {
         let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
         parser.parse(text).map(Self).map_err(|error| error.to_string())
     }
 
-    /// The next moment after `after` that it means. An hour that is left out when clocks go forward counts as the first moment
-    /// after the gap, and one that is there twice when they go back counts once.
+    /// The next time after `after`. A local time that clocks skip counts as the first moment after the skip; one that
+    /// comes twice counts once.
     pub fn next(&self, after: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
         self.0.find_next_occurrence(&after.with_timezone(&zone), false).ok().map(|at| at.with_timezone(&Utc))
     }
@@ -137,7 +138,7 @@ mod tests {
         // On 25 October 2026 they go from 3:00 back to 2:00 (1:00 UTC).
         assert_eq!(next("2026-10-24T12:00:00Z"), utc("2026-10-25T00:30:00Z"), "the first of both");
         assert_eq!(next("2026-10-25T00:30:00Z"), utc("2026-10-26T01:30:00Z"), "not a second time");
-        // A window that lies across the change is as long as the day is.
+        // A window over the clock change is as long as that day.
         let morning = LocalSchedule::parse("0 8 * * *").unwrap();
         let next = |after: &str| morning.next(utc(after), Tz::Europe__Vienna).unwrap();
         assert_eq!(next("2026-03-28T07:00:00Z"), utc("2026-03-29T06:00:00Z"), "23 hours");

@@ -1,6 +1,7 @@
-//! One macro for the closed word lists of the domain: enum, text form, parser, serde, all from one table.
+//! One macro for the closed word lists of the domain: it makes the enum, text form, parser and serde code from one
+//! list.
 
-/// Defines a closed list of words: each variant with the one spelling used in code, columns, queues, logs and docs.
+/// Defines a closed list of words. Each variant has one text form, used in code, columns, queues, logs and docs.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal $(| $alias:literal)*),+ $(,)? }) => {
         $(#[$meta])*
@@ -11,7 +12,7 @@ macro_rules! words {
             /// Every word of the list, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The one spelling of this word.
+            /// The text form of this word.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
             }

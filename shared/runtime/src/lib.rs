@@ -1,4 +1,4 @@
-//! The life of a process: its settings, logs, metrics, health and signals, and what reconnects, batches and wakes.
+//! The life of a process: settings, logs, metrics, health, signals, reconnecting, batching and waking.
 
 pub mod batch;
 pub mod config;

@@ -13,7 +13,7 @@ pub struct Metric {
     pub help: &'static str,
     /// Counter, gauge or histogram.
     pub kind: Kind,
-    /// The unit of the value, where it has one that `metrics` knows.
+    /// The unit of the value, if `metrics` knows it.
     pub unit: Option<Unit>,
     /// The names of its labels.
     pub labels: &'static [&'static str],
@@ -38,7 +38,7 @@ pub enum Kind {
 pub enum Start {
     /// [`start_at_zero`] of this service, with each combination of these values, in the order of the labels.
     Service(Service, &'static [Values]),
-    /// The code that counts: the values of a label are not known here, such as names of queues.
+    /// The code that counts starts it, because it alone knows the values of the labels, such as names of queues.
     Owner,
     /// Nothing: a gauge, a histogram, or a counter that appears with its first increment.
     Unset,
@@ -50,7 +50,7 @@ pub type Values = fn() -> Vec<&'static str>;
 /// A service that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// Accepts messages, and takes webhooks and reports of providers.
+    /// Accepts messages, webhooks and reports of providers.
     Ingest,
     /// Sends.
     Worker,
@@ -187,18 +187,18 @@ table! {
     EVENTS: "posthaste_events_total" = counter(&[], ingest(&[]));
     /// Rules that matched such events.
     RULES_MATCHED: "posthaste_rules_matched_total" = counter(&[], ingest(&[]));
-    /// Rules that matched and could not say anything.
+    /// Rules that matched an event but could not make their message.
     RULE_ERRORS: "posthaste_rule_errors_total" = counter(&[], ingest(&[]));
-    /// Events that lacked what keeps the windows of their digest apart.
+    /// Events without a value for the key that separates the windows of their digest.
     DIGEST_KEYS_MISSING: "posthaste_digest_keys_missing_total" = counter(&[], ingest(&[]));
     /// Events of providers that verified, by provider and whether they were new.
     PROVIDER_EVENTS: "posthaste_provider_events_total" =
         counter(&["provider", "duplicate"], ingest(&[event_sources, booleans]));
-    /// Requests of providers that nothing vouched for, by source.
+    /// Webhooks and reports of providers without a valid signature, by source.
     SIGNATURE_FAILURES: "posthaste_signature_failures_total" = counter(&["source"], ingest(&[signature_sources]));
     /// Webhooks of WAHA that verified, by whether they were new.
     WAHA_WEBHOOKS: "posthaste_waha_webhooks_total" = counter(&["duplicate"], ingest(&[booleans]));
-    /// Opens and clicks that could not be written down.
+    /// Opens and clicks that could not be stored.
     TRACKING_LOST: "posthaste_tracking_lost_total" = counter(&[], ingest(&[]));
     /// Times an audit entry could not be written; it is tried again until it is.
     AUDIT_RETRIED: "posthaste_audit_retried_total" = counter(&[], ingest(&[]));
@@ -211,14 +211,14 @@ table! {
     WS_CONNECTIONS: "posthaste_ws_connections" = gauge(&[]);
     /// Notifications shown on sockets.
     WS_PUSHED: "posthaste_ws_pushed_total" = counter(&[], ingest(&[]));
-    /// Sockets that ended, by reason; `slow`: a client did not read.
+    /// Sockets that closed, by reason; `slow`: the client did not read.
     WS_CLOSED: "posthaste_ws_closed_total" = counter(&["reason"], Start::Unset);
-    /// Reads of inbox items that the delivery log was not told of.
+    /// Reads of inbox items that are missing in the delivery log.
     READS_LOST: "posthaste_reads_lost_total" = counter(&[], ingest(&[]));
 
     // Between PostgreSQL and RabbitMQ.
 
-    /// Whether a connection to the broker stands: 1 or 0.
+    /// Whether there is a connection to the broker: 1 or 0.
     BROKER_CONNECTED: "posthaste_broker_connected" = gauge(&["connection"]);
     /// Whether the broker takes no publishes because it is short of memory or disk: 1 or 0.
     BROKER_BLOCKED: "posthaste_broker_blocked" = gauge(&["connection"]);
@@ -226,7 +226,7 @@ table! {
     BROKER_RECONNECTS: "posthaste_broker_reconnects_total" = counter(&["connection"], Start::Unset);
     /// Whether a queue is read: 1 or 0.
     CONSUMER_REGISTERED: "posthaste_consumer_registered" = gauge(&["queue"]);
-    /// When a queue last brought a message, in seconds since 1970.
+    /// When a queue last delivered a message, in seconds since 1970.
     CONSUMER_LAST_DELIVERY: "posthaste_consumer_last_delivery_timestamp_seconds" = gauge(&["queue"]).seconds();
     /// Messages that may have been delivered before, by queue.
     REDELIVERED: "posthaste_redelivered_total" = counter(&["queue"], Start::Owner);
@@ -262,19 +262,19 @@ table! {
         counter(&["channel", "provider", "outcome"], Start::Owner);
     /// How long a provider call took.
     DELIVERY_SECONDS: "posthaste_delivery_seconds" = histogram(&["channel", "provider"]).seconds();
-    /// From acceptance to the provider's yes, for deliveries sent on the first attempt.
+    /// From acceptance to the provider's acceptance, for deliveries sent on the first attempt.
     END_TO_END_SECONDS: "posthaste_end_to_end_seconds" = histogram(&["channel", "lane"]).seconds();
     /// Deliveries by how they were claimed: with their acceptance, or from a queue, won or lost.
     CLAIMS: "posthaste_claims_total" = counter(&["result"], worker(&[claim_results]));
-    /// Provider calls of which it is not known whether they sent.
+    /// Provider calls that may or may not have sent the message.
     AMBIGUOUS: "posthaste_ambiguous_total" = counter(&["channel"], Start::Owner);
     /// Deliveries that went on to the next provider of their channel.
     FAILOVERS: "posthaste_failovers_total" = counter(&["channel", "from"], Start::Owner);
     /// Deliveries claimed and not yet answered by their provider.
     WORKER_IN_FLIGHT: "posthaste_worker_in_flight" = gauge(&["channel", "lane"]);
-    /// Slots of WhatsApp sessions whose call ended late, and which count from then.
+    /// Slots of WhatsApp sessions whose call ended late. Their minute counts from that end.
     LATE_SLOTS: "posthaste_late_slots_total" = counter(&[], worker(&[]));
-    /// Webhooks not sent because they lead inside.
+    /// Webhooks not sent because their address is in a network that is not allowed.
     EGRESS_BLOCKED: "posthaste_egress_blocked_total" = counter(&[], worker(&[]));
     /// Calls to webhook configurations missing in their log.
     WEBHOOK_CALLS_NOT_LOGGED: "posthaste_webhook_calls_not_logged_total" = counter(&[], worker(&[]));
@@ -295,17 +295,18 @@ table! {
     OUTCOMES_IN_LETTERS: "posthaste_outcomes_in_letters" = gauge(&[]);
     /// Retries that were planned, by channel.
     RETRIES_SCHEDULED: "posthaste_retries_scheduled_total" = counter(&["channel"], scheduler(&[channels]));
-    /// Deliveries that were given up, by reason.
+    /// Deliveries that became dead letters, by reason.
     DEAD_LETTERED: "posthaste_dead_lettered_total" = counter(&["reason"], scheduler(&[dead_reasons]));
     /// Dead letters that were replayed or dropped.
     LETTERS_MOVED: "posthaste_letters_moved_total" = counter(&["action"], Start::Owner);
-    /// Claims whose worker was taken for lost, and reported so.
+    /// Claims whose worker counted as lost, by channel.
     WORKERS_LOST: "posthaste_workers_lost_total" = counter(&["channel"], scheduler(&[channels]));
-    /// 1 while no claim without an outcome is doubted, since outcomes cannot come in or the log is behind.
+    /// 1 while doubt is suspended, because outcomes cannot arrive or the log is behind.
     DOUBT_SUSPENDED: "posthaste_doubt_suspended" = gauge(&[]);
-    /// Claims past lease and grace that wait until all has been well for as long as the grace, counted up to 10,000.
+    /// Claims past lease and grace that wait until the broker and the log have worked for one grace; counted up to
+    /// 10,000.
     DOUBT_HELD: "posthaste_doubt_held" = gauge(&[]);
-    /// Deliveries handed to the broker when due, or in their tenant's turn.
+    /// Deliveries handed to the broker because they were due, or because their tenant had its turn.
     RELEASED: "posthaste_released_total" = counter(&[], scheduler(&[]));
     /// How late the oldest retry or scheduled message is.
     SCHEDULER_LAG_SECONDS: "posthaste_scheduler_lag_seconds" = gauge(&[]).seconds();
@@ -317,15 +318,15 @@ table! {
     TASK_SECONDS: "posthaste_task_seconds" = histogram(&["task"]).seconds();
     /// Turns of scheduler loops that failed, by task.
     TASK_FAILURES: "posthaste_task_failures_total" = counter(&["task"], Start::Owner);
-    /// Windows that ended, by how: told, empty, dropped …
+    /// Digest windows that closed, by end: told (a message was made), empty, dropped …
     DIGESTS_CLOSED: "posthaste_digests_closed_total" = counter(&["end"], Start::Owner);
-    /// How late the oldest window is that should be closed.
+    /// How long the oldest window that should be closed is overdue.
     DIGEST_LAG_SECONDS: "posthaste_digest_lag_seconds" = gauge(&[]).seconds();
     /// People told by broadcasts.
     BROADCAST_PEOPLE: "posthaste_broadcast_people_total" = counter(&[], scheduler(&[]));
     /// Events turned into webhooks of configurations.
     WEBHOOK_EVENTS: "posthaste_webhook_events_total" = counter(&[], scheduler(&[]));
-    /// Events of providers that have no meaning for us.
+    /// Events of providers that have no meaning for Posthaste.
     PROVIDER_EVENTS_IGNORED: "posthaste_provider_events_ignored_total" = counter(&[], scheduler(&[]));
     /// Days for which partitions exist, beyond today.
     PARTITION_DAYS_AHEAD: "posthaste_partition_days_ahead" = gauge(&[]);
@@ -336,17 +337,17 @@ table! {
 
     // WhatsApp.
 
-    /// Messages from people, taken from WAHA.
+    /// Messages from people, received through WAHA.
     WAHA_INBOUND: "posthaste_waha_inbound_total" = counter(&[], scheduler(&[]));
     /// Messages from people that had to be fetched from WAHA.
     WAHA_FETCHED: "posthaste_waha_fetched_total" = counter(&[], scheduler(&[]));
-    /// Sessions that work and send no webhooks, by what shows it.
+    /// Sessions that work but send no webhooks, by the missing kind.
     WAHA_SILENT: "posthaste_waha_silent_total" = counter(&["why"], scheduler(&[waha_silences]));
     /// Sessions by state.
     WAHA_SESSIONS: "posthaste_waha_sessions" = gauge(&["state"]);
     /// Sessions whose WAHA does not answer.
     WAHA_UNREACHABLE_SESSIONS: "posthaste_waha_unreachable_sessions" = gauge(&[]);
-    /// Configurations of sessions that WAHA had forgotten and got again.
+    /// Sessions whose configuration WAHA had lost and got again.
     WAHA_RESTORED: "posthaste_waha_restored_total" = counter(&[], scheduler(&[]));
     /// Comparisons of a session with its WAHA that failed.
     WAHA_CHECK_FAILURES: "posthaste_waha_check_failures_total" = counter(&[], scheduler(&[]));

@@ -125,7 +125,7 @@ pub enum Status {
 pub struct PartReport {
     /// Its status.
     pub status: Status,
-    /// What is wrong with it.
+    /// The fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }

@@ -1,9 +1,9 @@
-//! Logs, metrics and the trace that a request leaves through every process.
+//! Logs, metrics and the trace context that goes through every process.
 //!
-//! Logs go to stderr: readable lines on a terminal, JSON lines anywhere else. Metrics are kept for whoever serves
-//! `/metrics`; nothing here listens. Spans are not exported; the trace context is only carried on.
+//! Logs go to stderr: readable lines on a terminal, JSON lines otherwise. Metrics are collected here and served
+//! elsewhere. Spans are not exported; the trace context is only passed on.
 //!
-//! Every line goes through `mask`, panics included: nothing that is logged shows an address or a number of a person.
+//! Every line goes through `mask`, panics included, so no log line shows an address or a number of a person.
 
 mod mask;
 
@@ -39,10 +39,10 @@ use crate::metric;
 const SECONDS_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 /// How often histograms are drained into their buckets, as the exporter's own listener does.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
-/// A longer `X-Request-Id` would only fill logs and headers.
+/// The longest `X-Request-Id`; a longer one would only fill logs and headers.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// Starts logging for a process; `log` is in the syntax of `RUST_LOG`. Does nothing where logging is set up already.
+/// Starts logging for a process; `log` is in the syntax of `RUST_LOG`. Does nothing if logging is already set up.
 pub fn init(service: &str, log: &str) {
     let filter = filter(log);
     let layer = if std::io::stderr().is_terminal() {
@@ -50,13 +50,13 @@ pub fn init(service: &str, log: &str) {
     } else {
         json_layer(service, Masking(std::io::stderr)).boxed()
     };
-    // Refused only where a subscriber stands already: in tests, or when one process runs several services.
+    // It fails only if there is a subscriber: in tests, or when one process runs several services.
     if tracing_subscriber::registry().with(filter).with(layer).try_init().is_ok() {
         std::panic::set_hook(Box::new(log_panic));
     }
 }
 
-/// A panic is a log line like any other: masked, and with the spans it happened in.
+/// Logs a panic like any other line: masked, and with its spans.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
@@ -64,7 +64,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     tracing::error!(panic = panic.payload_as_str(), location, thread = thread.name(), backtrace, "a thread panicked");
 }
 
-/// What is logged, less what others would log of people: lapin writes returned messages out, bodies and all.
+/// The log filter, without lines that show people: lapin logs returned messages with their bodies.
 fn filter(log: &str) -> EnvFilter {
     let asked =
         EnvFilter::try_new(log).unwrap_or_else(|_| EnvFilter::default().add_directive(LevelFilter::INFO.into()));
@@ -108,7 +108,7 @@ where
     }
 }
 
-/// What has been counted so far, for whoever serves `/metrics`.
+/// The metrics collected so far.
 #[derive(Clone)]
 pub struct MetricsHandle(PrometheusHandle);
 
@@ -118,7 +118,7 @@ impl std::fmt::Debug for MetricsHandle {
     }
 }
 
-/// Starts counting, and describes every metric. Called again, it gives the same handle, so that services of one process
+/// Starts the metrics and describes each of them. A second call returns the same handle, so services of one process
 /// share their metrics.
 pub fn install_metrics() -> MetricsHandle {
     static INSTALLED: OnceLock<MetricsHandle> = OnceLock::new();
@@ -145,12 +145,12 @@ impl MetricsHandle {
         self.0.render()
     }
 
-    /// Drains what histograms gathered since the last time; without it, memory grows between two scrapes.
+    /// Drains the histograms; without this, memory grows between two scrapes.
     pub fn run_upkeep(&self) {
         self.0.run_upkeep();
     }
 
-    /// Does the upkeep, again and again, until stopped.
+    /// Repeats the upkeep until `stop`.
     pub async fn keep_up(self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(UPKEEP_EVERY)).await.is_some() {
             self.run_upkeep();
@@ -173,8 +173,8 @@ pub fn at_zero(name: &'static str, label: &'static str, values: impl IntoIterato
     }
 }
 
-/// Where a piece of work came from: the caller's request id and W3C trace context, taken or made, and carried on
-/// through the broker into logs and outbound calls.
+/// The origin of a piece of work: the caller's request id and W3C trace context. Both are taken from the caller or
+/// made, and go through the broker into logs and outbound calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     /// `X-Request-Id`.
@@ -184,7 +184,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Takes what the caller sent where it is valid, and makes the rest.
+    /// Takes the valid parts of the caller's values and makes the rest.
     pub fn take_or_make(request_id: Option<&str>, traceparent: Option<&str>) -> Self {
         let request_id =
             request_id.filter(|id| is_request_id(id)).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
@@ -197,7 +197,7 @@ impl TraceContext {
         Parent::parse(&self.traceparent).map(|parent| parent.trace_id).unwrap_or_default()
     }
 
-    /// The context for a call made on behalf of this one: the same trace and request, another span.
+    /// The context for a call on behalf of this one: the same trace and request, another span.
     pub fn child(&self) -> Self {
         let span_id = span_id();
         let made = Parent::parse(&self.traceparent).map(|parent| Parent { span_id: &span_id, ..parent }.to_string());
@@ -218,7 +218,7 @@ struct Parent<'a> {
 }
 
 impl<'a> Parent<'a> {
-    /// Reads version 00, and of later versions the parts that 00 has, as the W3C asks.
+    /// Reads version 00. Of a later version it reads the parts that 00 has, as the W3C requires.
     fn parse(text: &'a str) -> Option<Self> {
         let mut parts = text.split('-');
         let (version, trace_id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -229,7 +229,7 @@ impl<'a> Parent<'a> {
         (shaped && ended && named).then_some(Self { trace_id, span_id, flags })
     }
 
-    /// A trace of our own, marked as sampled so that receivers which follow the mark keep their part of it.
+    /// A new trace, marked as sampled so that receivers which respect the mark keep their part of it.
     fn made() -> String {
         Parent { trace_id: &trace_id(), span_id: &span_id(), flags: "01" }.to_string()
     }
@@ -257,7 +257,7 @@ fn span_id() -> String {
     format!("{:016x}", u64::from_be_bytes(random()))
 }
 
-/// Random bytes, never all zero. Where the system has no randomness to give, the tail of a UUIDv7 has enough for a name.
+/// Random bytes, never all zero. If the system has none, the tail of a UUIDv7 is enough for a name.
 fn random<const SIZE: usize>() -> [u8; SIZE] {
     let mut bytes = [0; SIZE];
     if aws_lc_rs::rand::fill(&mut bytes).is_err() || bytes == [0; SIZE] {

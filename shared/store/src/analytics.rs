@@ -1,9 +1,10 @@
-//! What deliveries came to, per day of their acceptance: counted in the commit that writes the log, so that nothing is ever scanned.
+//! Counts of deliveries by outcome, per day of acceptance. The commit that writes the log also writes the counts, so no
+//! query scans deliveries.
 //!
-//! A delivery counts once for each kind of event it ever had, however often it is replayed. Its row says which kinds those are
-//! (`reached`) and which of them the last change added (`fresh`); both are written under the row's lock, so two writers never
-//! count the same. A statement that writes to the delivery log sets both in its update and
-//! adds them to the counts in its part `daily`.
+//! A delivery counts once for each kind of event it ever had, however often it is replayed. Its row holds these kinds
+//! (`reached`) and the kinds that the last change added (`fresh`). Both are written under the row's lock, so two
+//! writers never count the same kind. A statement that writes to the delivery log sets both in its update and adds them
+//! to the counts in its part `daily`.
 
 use chrono::NaiveDate;
 use diesel::sql_types::{Array, Date, Int4, Int8, Nullable, Text};
@@ -16,10 +17,10 @@ use super::{
 
 /// Counts deliveries that a provider took, or that went wrong.
 pub const TRIED: &str = "tried";
-/// Counts deliveries that failed, came back or died.
+/// Counts deliveries that failed, bounced or died.
 pub const WRONG: &str = "wrong";
 
-/// Which deliveries; what is `None` does not restrict.
+/// Selects deliveries; `None` does not restrict.
 #[derive(Clone, Debug)]
 pub struct AnalyticsFilter {
     /// Accepted on this day or later.
@@ -37,10 +38,10 @@ pub struct AnalyticsFilter {
 }
 
 row! {
-    /// How many deliveries ever had an event of a kind.
+    /// The number of deliveries that ever had an event of a kind.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct KindCount {
-        /// By what they are gathered: `total`, `day`, `channel`, `provider`, `template` or `category`.
+        /// The grouping: `total`, `day`, `channel`, `provider`, `template` or `category`.
         pub by: String as Text,
         /// Which of those; empty: none.
         pub key: String as Text,
@@ -52,7 +53,7 @@ row! {
 }
 
 impl Store {
-    /// What a tenant's deliveries came to: in all, and by each of `by`.
+    /// The counts of a tenant's deliveries, in total and by each of `by`.
     pub async fn delivery_counts(
         &self,
         tenant: TenantId,

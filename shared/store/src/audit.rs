@@ -19,11 +19,11 @@ use super::{
 /// Something that was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deed {
-    /// To whose things; `None`: to those of no tenant or of several.
+    /// The tenant that the action concerns; `None`: no tenant, or several.
     pub tenant: Option<TenantId>,
-    /// Who did it: a role and a subject, or `cli:` and a user of the machine.
+    /// The actor: a role and a subject, or `cli:` and a user of the machine.
     pub actor: String,
-    /// What: a method and a route, or a command.
+    /// The action: a method and a route, or a command.
     pub action: String,
     /// To which thing.
     pub target: String,
@@ -41,9 +41,9 @@ row! {
         pub at: DateTime<Utc> as Timestamptz,
         /// The slug of the tenant.
         pub tenant: Option<String> as Nullable<Text>,
-        /// Who.
+        /// The actor.
         pub actor: String as Text,
-        /// What.
+        /// The action.
         pub action: String as Text,
         /// To which thing.
         pub target: String as Text,
@@ -52,7 +52,7 @@ row! {
     }
 }
 
-/// Which entries. What is `None` does not restrict.
+/// Selects entries; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct AuditFilter {
     /// By exactly this actor.
@@ -83,7 +83,7 @@ impl Link {
     }
 }
 
-/// An entry with everything its hash is made of.
+/// An entry with all inputs of its hash.
 pub struct Chained {
     id: i64,
     tenant: Option<i32>,
@@ -114,7 +114,7 @@ impl Chained {
         self.id
     }
 
-    /// The link after `last`, if this entry is what stood there when it was written.
+    /// The link after `last`, if this entry has its original values.
     pub fn follow(&self, last: &Link) -> Option<Link> {
         let sound = self.id == last.id + 1 && self.prev_hash == last.hash && self.hash == self.work_out();
         sound.then(|| Link { id: self.id, hash: self.hash.clone() })
@@ -150,8 +150,8 @@ impl Chained {
     }
 }
 
-/// The name of a person in the log, which outlives the person. The encryption key keys it, so that an erased person cannot be
-/// found again by guessing ids without the key; where there is no key it is a plain hash.
+/// The name of a person in the log. It outlives the person. It is keyed with the encryption key, so an erased person
+/// cannot be found again by guessing ids without the key. Without an encryption key it is a plain hash.
 pub fn person(sealer: &Sealer, tenant: TenantId, id: &str) -> String {
     let hash = sealer.fingerprint(&format!("audit/{tenant}"), id);
     let start = hash.first_chunk().copied().unwrap_or_default();
@@ -166,7 +166,8 @@ impl Store {
         Append { tenant, actor, action, target, request_id }.query().row(self).await
     }
 
-    /// Up to `limit` entries of a tenant, or of all, newest first; those before the entry `before`, if given.
+    /// Up to `limit` entries of a tenant, or of all tenants, newest first; only those before the entry `before`, if
+    /// given.
     pub async fn audit_list(
         &self,
         tenant: Option<TenantId>,
@@ -183,12 +184,12 @@ impl Store {
         query.within(tenant).rows(self).await
     }
 
-    /// Where the chain ends by its own account.
+    /// The end of the chain, as the database records it.
     pub async fn audit_head(&self) -> DbResult<Link> {
         Head {}.query().row(self).await
     }
 
-    /// Up to `limit` entries after the one with number `after`, oldest first, as they are chained.
+    /// Up to `limit` entries after the number `after`, oldest first, in the order of the chain.
     pub async fn audit_chain(&self, after: i64, limit: i64) -> DbResult<Vec<Chained>> {
         let rows = Chain { after, limit }.query().rows(self).await?;
         let chained = |row: ChainRow| Chained {

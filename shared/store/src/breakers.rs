@@ -1,4 +1,4 @@
-//! Circuit breakers: their state is shared by every worker, and the lines behind an open one stand still.
+//! Circuit breakers. All workers share their state, and the lines behind an open breaker stop.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -13,7 +13,7 @@ use super::{
 /// A breaker as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Breaker {
-    /// What it stands before.
+    /// The key of the calls that it guards.
     pub key: String,
     /// Its state.
     pub state: BreakerState,
@@ -23,7 +23,7 @@ pub struct Breaker {
     pub since: DateTime<Utc>,
     /// Open: when a probe may be made. Half open: when the probe counts as lost.
     pub retry_at: DateTime<Utc>,
-    /// Until when the other side asked to be left alone, if it did and that is not over.
+    /// The end of the pause that the provider asked for, while it lasts.
     pub paused_until: Option<DateTime<Utc>>,
 }
 
@@ -47,8 +47,8 @@ row! {
 }
 
 impl Breaker {
-    /// How long it keeps calls back at `now`. A probe may take as long as a call, or be over soon: no call waits for it longer
-    /// than `patience`.
+    /// How long it holds calls back at `now`. While a probe is under way, no call waits longer than `patience`: the
+    /// probe may take as long as a call, or end soon.
     pub fn holds_back(&self, now: DateTime<Utc>, patience: std::time::Duration) -> Option<std::time::Duration> {
         let left = (self.retry_at - now).to_std().ok();
         let open = match self.state {
@@ -65,7 +65,8 @@ pub fn session_key(session: Uuid) -> String {
     format!("waha/session/{session}")
 }
 
-/// The key of a WAHA host's breaker: one for each tenant, because a wrong session of one says nothing about the host to others.
+/// The key of the breaker of a WAHA host. Each tenant has one of its own, because one tenant's wrong session shows
+/// nothing about the host to the others.
 pub fn host_key(tenant: TenantId, base_url: &str) -> String {
     let origin = url::Url::parse(base_url).map(|url| url.origin().ascii_serialization());
     format!("{HOST}{tenant}/{}", origin.unwrap_or_default())
@@ -74,19 +75,19 @@ pub fn host_key(tenant: TenantId, base_url: &str) -> String {
 const HOST: &str = "waha/host/";
 
 impl Store {
-    /// The breakers with these keys that ever were in trouble.
+    /// The breakers with these keys that have a stored state.
     pub async fn breakers(&self, keys: Vec<String>) -> DbResult<Vec<Breaker>> {
         let rows = ByKeys { keys }.query().rows(self).await?;
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
-    /// Every breaker that is not as if it had never been there.
+    /// Every breaker that differs from a new one.
     pub async fn troubled_breakers(&self) -> DbResult<Vec<Breaker>> {
         let rows = Troubled {}.query().rows(self).await?;
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
-    /// The breakers of these providers, whatever credential or target they stand before.
+    /// The breakers of these providers, for every credential and target.
     pub async fn breakers_of(&self, providers: Vec<ProviderName>) -> DbResult<Vec<(ProviderName, Breaker)>> {
         let names = providers.iter().map(|name| name.as_str()).collect();
         let rows = OfProviders { providers: names }.query().rows(self).await?;
@@ -94,56 +95,58 @@ impl Store {
         Ok(rows.into_iter().filter_map(breaker).filter_map(named).collect())
     }
 
-    /// The breakers whose keys begin like this.
+    /// The breakers whose keys have this prefix.
     pub async fn breakers_before(&self, prefix: &str) -> DbResult<Vec<Breaker>> {
         let rows = Before { prefix: prefix.to_owned() }.query().rows(self).await?;
         Ok(rows.into_iter().filter_map(breaker).collect())
     }
 
-    /// How many breakers in trouble are in each state, by what they stand before: `session` or `host` of WAHA, else the provider.
+    /// The number of breakers in each state that differ from a new one, by `session` or `host` for WAHA, else by
+    /// provider.
     pub async fn count_breakers(&self) -> DbResult<Vec<(String, BreakerState, i64)>> {
         let rows = Count {}.query().rows(self).await?;
         let known = |Counted { scope, state, number }| Some((scope, state.parse().ok()?, number));
         Ok(rows.into_iter().filter_map(known).collect())
     }
 
-    /// Forgets up to `limit` breakers without meaning; returns how many. These are the ones that have been closed for an hour, and
-    /// others without a call for a week.
+    /// Deletes up to `limit` breakers that no longer matter; returns their number. These have been closed for an hour,
+    /// or had no call for a week.
     pub async fn forget_breakers(&self, limit: i64) -> DbResult<usize> {
         Forget { limit }.query().run(self).await
     }
 
-    /// Counts a failure. The breaker opens for `open_ms` at the `failures_max`th in a row, or where the probe failed; the lines
-    /// behind it then wait that long.
+    /// Counts a failure. At the `failures_max`th failure in a row, or a failed probe, the breaker opens for `open_ms`,
+    /// and the lines behind it wait that long.
     pub async fn breaker_failed(&self, key: &str, failures_max: i32, open_ms: i32) -> DbResult<Option<Breaker>> {
         let rows = Failed { key: key.to_owned(), failures_max, open_ms, host: HOST }.query().rows(self).await?;
         Ok(rows.into_iter().find_map(breaker))
     }
 
-    /// The other side asked to be left alone for `wait_ms`.
+    /// Pauses calls for `wait_ms`, as the provider asked.
     pub async fn breaker_paused(&self, key: &str, wait_ms: i32) -> DbResult<Option<Breaker>> {
         let rows = Paused { key: key.to_owned(), wait_ms }.query().rows(self).await?;
         Ok(rows.into_iter().find_map(breaker))
     }
 
-    /// A call got through: the breaker closes, and the lines behind it move again.
+    /// Records a successful call: the breaker closes, and the lines behind it continue.
     pub async fn breaker_passed(&self, key: &str) -> DbResult<()> {
         Passed { key: key.to_owned(), host: HOST }.query().run(self).await.map(drop)
     }
 
-    /// Asks to make the one probe of a breaker whose time has come; at most one caller may, until `probe_ms` are over.
+    /// Asks for permission to make the one probe of a breaker that is due. At most one caller gets it within
+    /// `probe_ms`.
     pub async fn breaker_probe(&self, key: &str, probe_ms: i32) -> DbResult<bool> {
         let allowed = Probe { probe_ms, key: key.to_owned() }.query().first(self).await?;
         Ok(allowed.is_some())
     }
 
-    /// WAHA said, in answer to a call that began at `began`, that a session does not work: its line is shut until it does.
-    /// What was heard of the session since then is newer and stands.
+    /// Stops the line of a session until it works: WAHA answered to a call that began at `began` that the session does
+    /// not work. A newer report about the session takes precedence.
     pub async fn shut_session(&self, session: Uuid, state: &str, began: DateTime<Utc>) -> DbResult<()> {
         ShutSession { state: state.to_owned(), session, began }.query().run(self).await.map(drop)
     }
 
-    /// Keeps a line still for a while, as its provider asked.
+    /// Stops a line for a while, as its provider asked.
     pub async fn block_line(&self, line: Uuid, wait_ms: i32) -> DbResult<()> {
         BlockLine { line, wait_ms }.query().run(self).await.map(drop)
     }

@@ -1,8 +1,8 @@
 //! Broadcasts: their notification (sealed), their progress, and the states of their deliveries.
 //!
 //! Messages are accepted in pages, in the order of the people's ids. One commit accepts a page's messages and moves the
-//! cursor behind it, so that after a crash no person gets a second message and none is left out. Each page keeps counts
-//! of its own deliveries: a broadcast to millions is counted piece by piece, and a finished page is not counted again.
+//! cursor past it, so after a crash no person gets a second message and none is left out. Each page keeps the counts
+//! of its own deliveries: a broadcast to millions is counted page by page, and a finished page is not counted again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -28,21 +28,21 @@ use super::{
 
 /// People of one page.
 const PAGE: i64 = 1000;
-/// People looked at for one page; most of them may not be meant.
+/// People read for one page; most of them may not be in the target.
 const WINDOW: i64 = 20_000;
 /// People counted by one statement.
 const COUNT_WINDOW: i64 = 50_000;
-/// The same where conditions are looked at here.
+/// The same, if conditions are checked in this process.
 const COUNT_WINDOW_HERE: i64 = 5000;
-/// Up to so many pages a broadcast is counted at each request.
+/// A broadcast of at most this many pages is counted at each request.
 const LIVE_PAGES: i32 = 20;
 
-/// A broadcast that goes on.
+/// A running broadcast.
 #[derive(Clone, Debug)]
 pub struct OpenBroadcast {
     /// Its id.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the broadcast.
     pub tenant: TenantId,
     /// The notification and its target.
     pub definition: Definition,
@@ -50,12 +50,12 @@ pub struct OpenBroadcast {
     pub is_counted: bool,
 }
 
-/// People of a broadcast whose turn it is, as they were read.
+/// The next people of a broadcast, as they were read.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The people, in the order of their ids.
     pub people: Vec<Person>,
-    /// Behind whom it goes on; `None`: they are the last ones.
+    /// The person after whom the next page begins; `None`: this is the last page.
     next: Option<String>,
     after: String,
     stored: Vec<u8>,
@@ -69,11 +69,11 @@ pub struct PageDone {
     pub told: usize,
     /// Whether there may be more.
     pub more: bool,
-    /// Deliveries to hand to the broker at once.
+    /// Deliveries to hand to the broker now.
     pub dispatch: Option<Dispatch>,
 }
 
-/// Where the deliveries of a broadcast stand.
+/// The states of a broadcast's deliveries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BroadcastCounts {
     /// Without an end.
@@ -82,7 +82,7 @@ pub struct BroadcastCounts {
     pub sent: i64,
     /// They arrived.
     pub delivered: i64,
-    /// They failed, came back, died or ran out of time.
+    /// Failed, bounced, dead or expired.
     pub failed: i64,
     /// They were switched off.
     pub suppressed: i64,
@@ -101,7 +101,7 @@ pub struct StoredBroadcast {
     pub status: BroadcastStatus,
     /// When it begins, if it was to begin later.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// People it is meant for, once they are counted.
+    /// The number of people in the target, once they are counted.
     pub total: Option<i64>,
     /// People told so far.
     pub told: i64,
@@ -122,13 +122,13 @@ pub struct StoredBroadcast {
 pub enum Steering {
     /// It stops for a while.
     Pause,
-    /// It goes on.
+    /// It continues.
     Resume,
     /// It ends, and its waiting deliveries are cancelled.
     Cancel,
 }
 
-/// A page whose deliveries are to be counted.
+/// A page whose deliveries are due to be counted.
 #[derive(Clone, Copy, Debug)]
 pub struct DuePage {
     broadcast: Uuid,
@@ -138,7 +138,7 @@ pub struct DuePage {
     is_cancelled: bool,
 }
 
-/// The people of a page, and where the next one begins; `None`: nowhere.
+/// The people of a page, and the start of the next one; `None`: this is the last page.
 struct Audience {
     people: Vec<Person>,
     next: Option<String>,
@@ -154,7 +154,7 @@ row! {
 }
 
 row! {
-    /// People that were looked at: how many are meant, how many there were, and the last one's id.
+    /// A part of the people: how many are in the target, how many were read, and the id of the last one.
     struct CountRow {
         meant: i64 as Int8,
         seen: i64 as Int8,
@@ -221,17 +221,17 @@ row! {
 }
 
 impl Store {
-    /// Begins broadcasts whose time has come; says how many.
+    /// Starts broadcasts that are due; returns their number.
     pub async fn begin_broadcasts(&self) -> DbResult<usize> {
         Begin {}.query().run(self).await
     }
 
-    /// Broadcasts that run, in the order of their ids and from `after` on.
+    /// Running broadcasts in the order of their ids, after `after`.
     pub async fn running_broadcasts(&self, after: Uuid, limit: i64) -> DbResult<Vec<OpenBroadcast>> {
         let rows = Running { after, limit }.query().rows(self).await?;
         let open = |RunningRow { id, tenant_id, definition, is_counted }: RunningRow| {
             let tenant = TenantId(tenant_id);
-            // One that cannot be read must not hold up the others.
+            // A broadcast that cannot be read must not delay the others.
             let definition = self
                 .definition(tenant, definition)
                 .inspect_err(|error| tracing::error!(broadcast = %id, %error, "a broadcast cannot be read"));
@@ -244,7 +244,7 @@ impl Store {
         Ok(serde_json::from_slice(&self.sealer().open(sealed::BROADCAST.of(tenant), stored)?).ok())
     }
 
-    /// How many deliveries of this kind wait for their turn already.
+    /// The number of deliveries of this kind that already wait for their turn.
     pub async fn ahead_of(&self, broadcast: &OpenBroadcast) -> DbResult<i64> {
         let OpenBroadcast { tenant, definition, .. } = broadcast;
         let shares = definition.channels.iter().map(|&channel| share(*tenant, Route { channel, lane: Lane::Bulk }));
@@ -252,7 +252,7 @@ impl Store {
         Ahead { lines }.query().within(Some(*tenant)).row(self).await
     }
 
-    /// Counts whom a broadcast is meant for, a part of the people at a time, and notes it down.
+    /// Counts the people of a broadcast, one part at a time, and stores the number.
     pub async fn count_audience(&self, broadcast: &OpenBroadcast) -> DbResult<()> {
         let OpenBroadcast { id, tenant, definition, .. } = broadcast;
         let total = match &definition.target {
@@ -297,15 +297,15 @@ impl Store {
     }
 
     /// The next people of a broadcast, to write messages for; `None`: it does not run. No message is accepted yet, and
-    /// nothing is locked.
+    /// no row is locked.
     pub async fn next_page(&self, broadcast: &OpenBroadcast) -> DbResult<Option<Page>> {
         let mut conn = self.within(Some(broadcast.tenant)).await?;
         let page = Step { store: self, broadcast, relay_after_ms: 0 }.read(&mut conn).await;
         conn.finish(page).await
     }
 
-    /// Accepts the messages to the people of a page, one for each of the first of them, and moves the cursor behind
-    /// those: one commit. Changes nothing where the broadcast was changed since the page was read.
+    /// Accepts messages to people of a page, one for each person from the first on, and moves the cursor past them, in
+    /// one commit. Changes nothing if the broadcast was changed after the page was read.
     pub async fn tell_page(
         &self,
         broadcast: &OpenBroadcast,
@@ -321,7 +321,7 @@ impl Store {
         Ok(done)
     }
 
-    /// Up to `limit` pages to be counted now; others leave them alone for a while.
+    /// Up to `limit` pages that are due to be counted. Other callers do not get them for a while.
     pub async fn due_pages(&self, limit: i64) -> DbResult<Vec<DuePage>> {
         let rows = Due { limit }.query().rows(self).await?;
         let page = |row: DueRow| DuePage {
@@ -334,8 +334,8 @@ impl Store {
         Ok(rows.into_iter().map(page).collect())
     }
 
-    /// Counts where the deliveries of a page stand; those of a cancelled broadcast that still wait are taken back
-    /// first.
+    /// Counts the states of a page's deliveries. If the broadcast is cancelled, the deliveries that still wait are
+    /// cancelled first.
     pub async fn count_page(&self, page: &DuePage) -> DbResult<()> {
         let DuePage { broadcast, no, tenant, range, is_cancelled } = *page;
         if is_cancelled {
@@ -356,7 +356,7 @@ impl Store {
     ) -> DbResult<Vec<StoredBroadcast>> {
         let query = List { tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit }.query();
         let rows = query.within(Some(tenant)).rows(self).await?;
-        // One that cannot be read is left out.
+        // A broadcast that cannot be read is left out.
         let read = |row: BroadcastRow| {
             let broadcast = self.broadcast_of(tenant, row);
             broadcast.inspect_err(|error| tracing::error!(%error, "a broadcast is left out")).ok().flatten()
@@ -364,7 +364,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(read).collect())
     }
 
-    /// A broadcast of a tenant. A small one is counted at this moment.
+    /// A broadcast of a tenant. A small one is counted now.
     pub async fn broadcast(&self, tenant: TenantId, id: Uuid) -> DbResult<Option<StoredBroadcast>> {
         let query = Show { tenant: tenant.0, id, live_pages: LIVE_PAGES }.query();
         let row = query.within(Some(tenant)).first(self).await?;
@@ -397,7 +397,7 @@ impl Store {
         }))
     }
 
-    /// Pauses, resumes or cancels a broadcast; says whether its state allowed that.
+    /// Pauses, resumes or cancels a broadcast; returns whether its state allowed that.
     pub async fn steer_broadcast(&self, tenant: TenantId, id: Uuid, steering: Steering) -> DbResult<bool> {
         let query = match steering {
             Steering::Pause => Pause { tenant: tenant.0, id }.query(),
@@ -421,7 +421,7 @@ impl Store {
         conn.finish(cancelled).await
     }
 
-    /// Whom a broadcast that has ended named need not be known any more.
+    /// Deletes the list of named people of a broadcast that has ended.
     async fn forget_named(
         &self,
         conn: &mut AsyncPgConnection,
@@ -448,7 +448,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a person out of the unfinished broadcasts of a tenant: from the named people, and from the cursor.
+    /// Removes a person from the unfinished broadcasts of a tenant: from the list of named people, and from the cursor.
     pub(super) async fn erase_from_broadcasts(&self, tenant: TenantId, user_id: &str) -> DbResult<()> {
         let mut conn = self.within(Some(tenant)).await?;
         let erased = async {
@@ -461,7 +461,7 @@ impl Store {
                     continue;
                 }
                 ids.retain(|one| one != user_id);
-                // The people before it have their messages as well.
+                // The people before this one already have their messages.
                 let before = ids.iter().rfind(|one| **one < after).cloned().unwrap_or_default();
                 let after = if after == user_id { before } else { after };
                 self.rewrite(&mut conn, (tenant, id), &definition, &after).await?;
@@ -474,7 +474,7 @@ impl Store {
     }
 }
 
-/// The attribute that decides who is meant, as statements take it.
+/// The attribute that selects people, as statements take it.
 fn wanted(target: &Target) -> (Option<String>, Option<Value>) {
     target.attribute().map(|(name, value)| (name.to_owned(), value)).unzip()
 }
@@ -509,11 +509,11 @@ impl Step<'_> {
         let id = self.broadcast.id;
         let locked = Lock { id }.query().rows_on(conn).await?;
         let Some(cursor) = locked.into_iter().next() else { return Ok(PageDone::default()) };
-        // Another scheduler accepted this page, or a person was taken out of the broadcast: it is read once more.
+        // Another scheduler accepted this page, or a person was removed from the broadcast: read the page again.
         if cursor.definition != page.stored || cursor.after_user != page.after {
             return Ok(PageDone { more: true, ..PageDone::default() });
         }
-        // Where there was no time for all of the page, the others are the next one.
+        // If time ran out within the page, the rest belongs to the next page.
         let told = messages.len().min(page.people.len());
         let last = page.people.get(told.saturating_sub(1)).filter(|_| told < page.people.len());
         let next = last.map(|person| person.id.clone()).or(page.next);
@@ -539,7 +539,7 @@ impl Step<'_> {
         Ok(PageDone { told, more: next.is_some(), dispatch })
     }
 
-    /// Leaves out those who were erased since the page was read.
+    /// Leaves out people who were erased after the page was read.
     async fn drop_erased(&self, conn: &mut AsyncPgConnection, messages: &mut Vec<NewMessage>) -> DbResult<()> {
         let ids: Vec<String> = messages.iter().filter_map(|message| message.user_id.clone()).collect();
         let there = StillThere { tenant: self.broadcast.tenant.0, ids }.query().rows_on(conn).await?;
@@ -565,7 +565,7 @@ impl Step<'_> {
         self.store.accept_on(conn, &[acceptance], self.relay_after_ms).await
     }
 
-    /// The next of those that a target names; they are in order. An unknown person can still get it in the app.
+    /// The next people that a target names, in order. A person unknown to the tenant can still get it in the app.
     async fn named(&self, conn: &mut AsyncPgConnection, ids: &[String], after: &str) -> DbResult<Audience> {
         let from = ids.partition_point(|id| id.as_str() <= after);
         let size = usize::try_from(PAGE).unwrap_or_default();
@@ -579,7 +579,7 @@ impl Step<'_> {
         })
     }
 
-    /// The next of those the tenant knows whom a target means.
+    /// The next people of the tenant that a target selects.
     async fn known(&self, conn: &mut AsyncPgConnection, target: &Target, after: String) -> DbResult<Audience> {
         let TenantId(tenant) = self.broadcast.tenant;
         let (name, value) = wanted(target);

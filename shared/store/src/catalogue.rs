@@ -64,12 +64,12 @@ row! {
 }
 
 impl Store {
-    /// The version of a tenant's catalogue; 0: nothing was ever managed.
+    /// The version of a tenant's catalogue; 0: it was never changed.
     pub async fn catalogue_version(&self, tenant: TenantId) -> DbResult<i64> {
         Version { tenant: tenant.0 }.query().within(Some(tenant)).row(self).await
     }
 
-    /// A tenant's catalogue. `version` was read before, so that a change meanwhile makes it old, not wrong.
+    /// A tenant's catalogue. `version` was read first, so a concurrent change makes the copy old but not wrong.
     pub async fn catalogue(&self, tenant: TenantId, version: i64) -> DbResult<Catalogue> {
         let (templates, unread_templates) = self.template_sources(tenant).await?;
         let templates = template::compile(templates);
@@ -87,7 +87,7 @@ impl Store {
         })
     }
 
-    /// Those that can be read, and the names of the others.
+    /// The templates that can be read, and the names of the others.
     async fn template_sources(&self, tenant: TenantId) -> DbResult<(Vec<TemplateSource>, HashSet<String>)> {
         let rows = Templates { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
         let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());
@@ -124,7 +124,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(|row| Some((row.name, row.class.parse().ok()?))).collect())
     }
 
-    /// Those that can be read, and the ids of the others.
+    /// The rules that can be read, and the ids of the others.
     async fn active_rules(&self, tenant: TenantId) -> DbResult<(Vec<Arc<Rule>>, HashSet<Uuid>)> {
         let rows = Rules { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
         let (mut read, mut unread) = (Vec::with_capacity(rows.len()), HashSet::new());

@@ -37,7 +37,7 @@ pub struct Claim {
     pub tries: Tries,
     /// The providers that were called since the last pause.
     pub round: FailoverRound,
-    /// Since when no provider could be called for it, without an attempt.
+    /// The time since which no provider could be called for it.
     pub waiting_since: Option<DateTime<Utc>>,
     /// The suppressions of its address.
     pub suppressed: Vec<(SuppressionScope, SuppressionReason)>,

@@ -1,4 +1,5 @@
-//! Where tenants want to hear of events: URL, events, further headers, and a secret of its own (sealed).
+//! Webhook configurations: where tenants receive events. Each has a URL, events, headers, and a secret of its own
+//! (sealed).
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -23,7 +24,7 @@ pub struct ConfigurationSettings {
     pub events: Option<Vec<String>>,
     /// Further headers, as texts.
     pub headers: Map<String, Value>,
-    /// Whether events go there at present.
+    /// Whether events are sent there now.
     pub is_active: bool,
 }
 
@@ -39,31 +40,31 @@ impl std::fmt::Debug for ConfigurationSettings {
 pub struct Configuration {
     /// Its id.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the configuration.
     pub tenant: TenantId,
     /// The admin's settings.
     pub settings: ConfigurationSettings,
-    /// Signs what goes there: `whsec_…`, and behind a space `whsk_…` where it signs by Ed25519 as well.
+    /// The secret that signs its webhooks: `whsec_…`, and after a space `whsk_…` if it also signs with Ed25519.
     pub secret: SecretString,
-    /// Signed before, and still does until `previous_until`.
+    /// The former secret, which also signs until `previous_until`.
     pub previous_secret: Option<SecretString>,
-    /// Until when the previous secret signs too.
+    /// The time until which the former secret also signs.
     pub previous_until: Option<DateTime<Utc>>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// When it was last changed by an admin.
+    /// The time of the last change by an admin.
     pub updated_at: DateTime<Utc>,
-    /// When it was switched off, and why: `admin`, `gone` or `failing`.
+    /// When and why it was switched off: `admin`, `gone` or `failing`.
     pub disabled: Option<(DateTime<Utc>, String)>,
 }
 
 impl Configuration {
-    /// The public key of its Ed25519 signatures, `whpk_…`, if it makes any.
+    /// The public key of its Ed25519 signatures, `whpk_…`, if it has one.
     pub fn public_key(&self) -> Option<String> {
         self.secret.expose_secret().split(' ').find_map(token::webhook_public_key)
     }
 
-    /// The secret as receivers take it, `whsec_…`.
+    /// The secret for receivers, `whsec_…`.
     pub fn shared_secret(&self) -> &str {
         self.secret.expose_secret().split(' ').next().unwrap_or_default()
     }
@@ -119,7 +120,7 @@ impl Store {
         Ok(id)
     }
 
-    /// Writes the settings of a configuration anew; says whether the tenant has it.
+    /// Replaces the settings of a configuration; returns whether the tenant has it.
     pub async fn update_configuration(
         &self,
         tenant: TenantId,
@@ -138,7 +139,7 @@ impl Store {
         Ok(update.query().within(Some(tenant)).run(self).await? > 0)
     }
 
-    /// Removes a configuration; says whether the tenant had it.
+    /// Removes a configuration; returns whether the tenant had it.
     pub async fn remove_configuration(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
         Ok(Remove { tenant: tenant.0, id }.query().within(Some(tenant)).run(self).await? > 0)
     }
@@ -160,8 +161,8 @@ impl Store {
         Ok(self.opened_configurations(list.query().within(Some(tenant)).rows(self).await?))
     }
 
-    /// Gives a configuration another secret; the former one signs too for `grace_seconds`. Says whether the tenant has
-    /// it.
+    /// Gives a configuration a new secret; the former one also signs for `grace_seconds`. Returns whether the tenant
+    /// has the configuration.
     pub async fn replace_secret(
         &self,
         tenant: TenantId,
@@ -175,7 +176,7 @@ impl Store {
         Ok(replace.query().within(Some(tenant)).run(self).await? > 0)
     }
 
-    /// When the configurations of tenants were last changed, of those that were within `seconds`.
+    /// The tenants whose configurations changed within `seconds`, with the time of the last change.
     pub async fn changed_configurations(&self, seconds: i32) -> DbResult<Vec<(TenantId, DateTime<Utc>)>> {
         let rows = Changed { seconds }.query().rows(self).await?;
         Ok(rows.into_iter().map(|Change { tenant_id, at }| (TenantId(tenant_id), at)).collect())

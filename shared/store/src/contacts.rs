@@ -1,4 +1,4 @@
-//! Contacts: people as an admin sees and changes them, one or a thousand at a time.
+//! Contacts: people as an admin reads and changes them, up to a thousand at a time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,10 +17,10 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// A person, and since when they are known.
+/// A person, and since when the tenant knows them.
 #[derive(Clone, Debug)]
 pub struct Contact {
-    /// The person; devices stand beside.
+    /// The person, without devices.
     pub person: Person,
     /// Their devices, the oldest first.
     pub devices: Vec<DeviceRow>,
@@ -41,18 +41,18 @@ pub struct DeviceRow {
     pub created_at: DateTime<Utc>,
 }
 
-/// Which people a list shows; what is `None` does not restrict.
+/// Selects people for a list; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct ContactFilter {
     /// With this language tag.
     pub locale: Option<String>,
     /// By this zone's clock.
     pub time_zone: Option<String>,
-    /// With the attributes of one of these JSON objects.
+    /// People whose attributes contain one of these JSON objects.
     pub attribute: Option<Vec<String>>,
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Saved {
     /// The person was not known before.
@@ -77,7 +77,7 @@ row! {
 }
 
 row! {
-    /// A person; the devices are four columns of one order.
+    /// A person; the devices are four columns in the same order.
     struct ContactRow {
         user_id: String as Text,
         profile: Option<Vec<u8>> as Nullable<Binary>,
@@ -104,14 +104,14 @@ impl From<LockedRow> for PersonRow {
 }
 
 impl Store {
-    /// A person who is known by more than preferences.
+    /// A person of whom more than preferences is known.
     pub async fn contact(&self, tenant: TenantId, id: &str) -> DbResult<Option<Contact>> {
         let query = One { tenant: tenant.0, user_id: id.to_owned() }.query();
         let row = query.within(Some(tenant)).first(self).await?;
         row.map(|row| self.contact_of(tenant, row)).transpose()
     }
 
-    /// Up to `limit` people of a tenant, newest first; those that come after `after`, if given.
+    /// Up to `limit` people of a tenant, newest first; only those after `after`, if given.
     pub async fn contacts(
         &self,
         tenant: TenantId,
@@ -132,7 +132,7 @@ impl Store {
     }
 
     fn contact_of(&self, tenant: TenantId, row: ContactRow) -> DbResult<Contact> {
-        // A device whose token cannot be read is shown all the same: it can be taken away.
+        // A device whose token cannot be read is still shown, so that it can be removed.
         let devices = row.device_ids.into_iter().zip(row.platforms.clone()).zip(row.device_times);
         let device = |((id, platform), created_at)| DeviceRow { id, platform, created_at };
         let (created_at, updated_at) = (row.created_at, row.updated_at);
@@ -151,8 +151,8 @@ impl Store {
         Ok(Contact { devices: devices.map(device).collect(), person, created_at, updated_at })
     }
 
-    /// Changes people, in order; one answer for each change. Unknown people are made. Known ones stay locked from reading to
-    /// writing, and of two callers that make the same person the second changes what the first has made.
+    /// Changes people, in order; one answer per change. Unknown people are created. Known people are locked from the
+    /// read to the write. If two callers create the same person, the second one changes the first one's row.
     pub async fn save_contacts(&self, tenant: TenantId, changes: Vec<ContactChange>) -> DbResult<Vec<Saved>> {
         let mut answers: Vec<Option<Saved>> = vec![None; changes.len()];
         let mut open: Vec<(usize, ContactChange)> = changes.into_iter().enumerate().collect();
@@ -170,7 +170,8 @@ impl Store {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    /// Returns the answers, and those people whom another caller made at the same moment: they are to be tried again.
+    /// Returns the answers, and the people that another caller created at the same time: their changes must be
+    /// repeated.
     async fn save_once(
         &self,
         conn: &mut AsyncPgConnection,
@@ -183,7 +184,7 @@ impl Store {
             let draft = people.entry(change.id.clone()).or_insert_with(|| Draft::of_nobody(&change.id));
             answers.push(draft.take(change.clone()));
         }
-        // One order for all, so that two writers cannot wait for each other.
+        // Every writer uses the same order, so that no two writers wait for each other.
         let mut drafts: Vec<Draft> = people.into_values().filter(|draft| draft.is_changed).collect();
         drafts.sort_by(|one, other| one.person.id.cmp(&other.person.id));
         let mut overtaken: HashSet<String> =
@@ -198,7 +199,7 @@ impl Store {
         Ok((answers, overtaken))
     }
 
-    /// Those of the people that there are, locked.
+    /// Those of these people that exist, locked.
     async fn locked(
         &self,
         conn: &mut AsyncPgConnection,
@@ -217,7 +218,7 @@ impl Store {
     }
 }
 
-/// A person about to be written.
+/// A person before the write.
 struct Draft {
     person: Person,
     is_row: bool,

@@ -1,4 +1,4 @@
-//! How many things of a kind a tenant has, where that is bounded.
+//! The number of rows of a kind that a tenant has, for kinds with a limit.
 
 use diesel::sql_types::{Int4, Int8};
 use domain::TenantId;
@@ -8,7 +8,7 @@ use super::{
     sql::{sql, statements},
 };
 
-/// A kind of thing of which a tenant may have only so many.
+/// A kind of row with a limit per tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
     /// Rules.
@@ -22,7 +22,7 @@ pub enum Counted {
 }
 
 impl Store {
-    /// How many of them a tenant has.
+    /// The number of rows of this kind that a tenant has.
     pub async fn count_of(&self, tenant: TenantId, what: Counted) -> DbResult<i64> {
         let query = match what {
             Counted::Rules => Rules { tenant: tenant.0 }.query(),

@@ -1,5 +1,4 @@
-//! Devices of people: registered, and taken away. A token that comes again moves to the person that it is given for now, if
-//! the caller may move it.
+//! The devices of people. A token that is registered again moves to the new person, if the caller may move it.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -14,7 +13,7 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// Devices of one person; one more, and the oldest goes.
+/// The maximum of devices of a person. One more removes the oldest.
 const DEVICES_MAX: i64 = 50;
 
 /// A device that was registered.
@@ -40,8 +39,8 @@ row! {
 }
 
 impl Store {
-    /// Registers a device for a person, who is known from then on. `None`: it is another person's, and the caller may not
-    /// move it (`may_move`).
+    /// Registers a device for a person, who is created if unknown. `None`: the device belongs to another person, and
+    /// the caller may not move it (`may_move`).
     pub async fn register_device(
         &self,
         tenant: TenantId,
@@ -83,7 +82,7 @@ impl Store {
         Ok(Some(Registered { id, platform: platform.and_then(|word| word.parse().ok()), created_at, is_new }))
     }
 
-    /// Takes a device away; says whether the person had it.
+    /// Removes a device; returns whether the person had it.
     pub async fn remove_device(&self, tenant: TenantId, user_id: &str, id: Uuid) -> DbResult<bool> {
         let query = Remove { tenant: tenant.0, user_id: user_id.to_owned(), id }.query();
         Ok(query.within(Some(tenant)).run(self).await? > 0)

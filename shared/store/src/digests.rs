@@ -1,5 +1,5 @@
-//! Digests: windows in which events gather, and their closing. A window is a row that closes once, in the transaction that
-//! accepts what became of it.
+//! Digests: windows that collect events, and their closing. A window is a row that closes once, in the transaction that
+//! accepts its message.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -22,7 +22,7 @@ use super::{
     throttles::{Ask, Granted},
 };
 
-/// Data of one digest that is read to be told, in bytes; what goes beyond is counted only.
+/// The data of one digest that is read for its message, in bytes. Events beyond it are only counted.
 const ITEMS_BYTES_MAX: i64 = 2 * 1024 * 1024;
 
 /// The key of a window.
@@ -45,18 +45,18 @@ impl Group {
 pub struct DueDigest {
     /// Its id.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the window.
     pub tenant: TenantId,
     /// The person.
     pub user_id: String,
 }
 
-/// A window that is held for its closing.
+/// A window that is held for closing.
 #[derive(Clone, Debug)]
 pub struct HeldDigest {
     /// Its id.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the window.
     pub tenant: TenantId,
     /// The rule.
     pub rule: Uuid,
@@ -72,20 +72,20 @@ pub struct HeldDigest {
     pub opened_at: DateTime<Utc>,
     /// When it was to close.
     pub closes_at: DateTime<Utc>,
-    /// When it was to close at the latest.
+    /// The latest time at which it closes.
     pub latest_at: DateTime<Utc>,
-    /// The data of the events as JSON, in order; without the last ones where they are too much.
+    /// The data of the events as JSON, in order. If they are too large together, the last ones are left out.
     pub items: Vec<Vec<u8>>,
 }
 
 /// The end of a window.
 #[derive(Clone, Debug)]
 pub enum Ending {
-    /// It is told.
+    /// It closes, and its message is accepted.
     Told(Box<Acceptance>),
     /// It closes and says nothing.
     Silent,
-    /// It does not close yet, but at another moment; where that is the end it was always meant to have, whatever comes.
+    /// It stays open and closes later: at the end that it always had, or at another time.
     Later {
         /// The moment.
         at: DateTime<Utc>,
@@ -94,7 +94,7 @@ pub enum Ending {
     },
 }
 
-/// Windows held for their closing, in a transaction that lets nobody else have them.
+/// Windows held for closing, in a transaction that keeps them from other callers.
 pub struct Closing {
     store: Store,
     conn: Scoped,
@@ -151,7 +151,7 @@ row! {
 }
 
 impl Store {
-    /// Opens a window with nothing in it; says whether there was none. Of several who try at once one does.
+    /// Opens an empty window; returns whether it is new. Of several concurrent callers, one opens it.
     pub async fn open_window(&self, tenant: TenantId, item: &NewDigestItem) -> DbResult<bool> {
         let open = Open {
             id: item.digest,
@@ -168,7 +168,8 @@ impl Store {
         Ok(open.query().within(Some(tenant)).run(self).await? > 0)
     }
 
-    /// How many events the open windows of a person hold, and when they close. `asked` names each by its rule and key.
+    /// The number of events in a person's open windows, and when these close. `asked` names each window by rule and
+    /// key.
     pub async fn open_digests(
         &self,
         tenant: TenantId,
@@ -181,8 +182,8 @@ impl Store {
         Ok(rows.into_iter().map(|window| (window.rule_id, (window.items, window.closes_at))).collect())
     }
 
-    /// Locks the open windows that events are going to be put into, in one order, before anything else is locked that the closing
-    /// of a window needs as well.
+    /// Locks the open windows that will take events, in one order. This comes before any other lock that the closing of
+    /// a window also takes.
     pub(super) async fn lock_windows(
         &self,
         conn: &mut AsyncPgConnection,
@@ -206,8 +207,8 @@ impl Store {
         Ok(())
     }
 
-    /// Puts events into their windows, within the transaction that accepts them. Windows that have a fill get one event at a
-    /// time, so that none takes more.
+    /// Puts events into their windows, in the transaction that accepts them. A window with a limit gets one event at a
+    /// time, so that it never takes more.
     pub(super) async fn gather(
         &self,
         conn: &mut AsyncPgConnection,
@@ -255,14 +256,14 @@ impl Store {
         Ok(())
     }
 
-    /// Up to `limit` windows that close now and that nobody holds, the oldest first.
+    /// Up to `limit` windows that are due to close and not held, oldest first.
     pub async fn due_digests(&self, limit: i64, floors: &Floors) -> DbResult<Vec<DueDigest>> {
         let rows = Due { from: floor_of(floors, WorkKind::Digests), limit }.query().rows(self).await?;
         let due = |DueWindow { id, tenant_id, user_id }| DueDigest { id, tenant: TenantId(tenant_id), user_id };
         Ok(rows.into_iter().map(due).collect())
     }
 
-    /// Windows that close now, with what gathered in them: to write their messages before they are held.
+    /// Windows that are due to close, with their events. Their messages are written before the windows are held.
     pub async fn closing_digests(&self, ids: Vec<Uuid>) -> DbResult<Vec<HeldDigest>> {
         let rows = ClosingOnes { ids }.query().rows(self).await?;
         let tenants: HashMap<Uuid, i32> = rows.iter().map(|window| (window.id, window.tenant_id)).collect();
@@ -276,8 +277,8 @@ impl Store {
         Ok(rows.into_iter().map(|row| digest(row, &mut items)).collect())
     }
 
-    /// Takes hold of windows for their closing: those that nobody else holds and that are still to be closed. What gathered in them
-    /// is not read again.
+    /// Holds windows for closing: those that no other caller holds and that are still due. Their events are not read
+    /// again.
     pub async fn hold_digests(&self, ids: Vec<Uuid>) -> DbResult<Closing> {
         let mut conn = self.transaction().await?;
         match held(&mut conn, ids).await {
@@ -286,7 +287,7 @@ impl Store {
         }
     }
 
-    /// Forgets up to `limit` windows that closed more than `days` ago; says how many.
+    /// Deletes up to `limit` windows that closed more than `days` ago; returns their number.
     pub async fn forget_digests(&self, days: i32, limit: i64) -> DbResult<usize> {
         Forget { days, limit }.query().run(self).await
     }
@@ -319,7 +320,7 @@ fn window(row: GatheredWindow) -> (Group, Uuid) {
 }
 
 impl HeldDigest {
-    /// Whether a window is as it was: nothing came into it, and nothing moved its end.
+    /// Whether a window is unchanged: it has no new event and the same end.
     pub fn is_still(&self, before: &Self) -> bool {
         let shape = |one: &Self| (one.count, one.is_full, one.opened_at, one.closes_at, one.latest_at);
         shape(self) == shape(before)
@@ -327,12 +328,12 @@ impl HeldDigest {
 }
 
 impl Closing {
-    /// Takes a place of a throttle for a window; given back if the closing fails.
+    /// Takes a permit of a throttle for a window. It is released if the closing fails.
     pub async fn take_throttles(&mut self, ask: Ask) -> DbResult<Granted> {
         self.store.take_throttles_on(&mut self.conn, ask).await
     }
 
-    /// Closes the windows or puts them off, and accepts what they became: all of it or nothing. Returns what to publish now.
+    /// Closes or delays the windows and accepts their messages, in one commit. Returns the deliveries to publish now.
     pub async fn end(mut self, endings: Vec<(Uuid, Ending)>, relay_after_ms: i32) -> DbResult<Option<Dispatch>> {
         let ended = self.write(endings, relay_after_ms).await;
         faultpoint::pass(faultpoint::BEFORE_CLOSE);
@@ -372,11 +373,12 @@ impl Closing {
     }
 }
 
-/// A window with less room than this must not take more; others take what comes at once, and a few more than their fill.
+/// A window with less room than this takes no event beyond its limit. Others take all events at once, and may exceed
+/// their limit by a few.
 const ROOMY: i32 = 1000;
 
 impl Gather {
-    /// A window that opens is the first item's; one that is open is prolonged by the last.
+    /// The first item opens a window; the last item extends an open one.
     fn push(&mut self, group: &Group, items: &[&NewDigestItem]) {
         let (Some(first), Some(last)) = (items.first(), items.last()) else { return };
         self.id.push(first.digest);
@@ -394,7 +396,7 @@ impl Gather {
 }
 
 sql!(
-    /// Windows turned on their side.
+    /// Windows as columns.
     #[derive(Default)]
     Gather in "digests/gather.sql" {
         id: Vec<Uuid> as Array<SqlUuid>,

@@ -1,4 +1,4 @@
-//! Deliveries that wait for a moment, and crashed claims.
+//! Deliveries that wait for a time, and crashed claims.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Bool, Double, Int2, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};

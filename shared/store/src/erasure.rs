@@ -1,8 +1,8 @@
-//! Erasure: a person is forgotten everywhere, while the facts of the log and the counters stay.
+//! Erasure: a person is removed everywhere; the facts of the log and the counters stay.
 //!
-//! A request is a row; it is carried out in steps, by the request itself as long as its client waits, then by a scheduler. A delivery
-//! that a worker holds comes in a later step: its message expires at once, so that no further try follows. An outcome that the database
-//! refused is given up, or its delivery would be held for as long as the letter is open.
+//! A request is a row. It is carried out in steps: by the request itself while its client waits, then by a scheduler. A
+//! delivery that a worker holds is erased in a later step; its message expires at once, so no further try follows. An
+//! outcome that the database refused is dropped; otherwise its open dead letter would keep the delivery from ending.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,9 +25,9 @@ use super::{
 const BATCH: i64 = 100;
 /// Bodies opened at once.
 const OPENED: i64 = 200;
-/// How long a request has its erasure to itself: its answer counts what was erased, so no scheduler may take part.
+/// How long a request works on its erasure alone. Its answer counts the erased rows, so no scheduler may take part.
 pub const ATTENDED: Duration = Duration::from_secs(10);
-/// How long an erasure that was taken is its taker's: longer than a step takes.
+/// How long a taken erasure belongs to its caller: longer than a step takes.
 const LEASE: Duration = Duration::from_secs(300);
 
 /// The erased rows.
@@ -35,26 +35,26 @@ const LEASE: Duration = Duration::from_secs(300);
 pub struct Erased {
     /// Messages whose content is gone.
     pub messages: i64,
-    /// Deliveries whose recipient is gone.
+    /// Deliveries whose recipient was removed.
     pub deliveries: i64,
     /// Entries of the inbox.
     pub inbox: i64,
-    /// Contents of bulks without another recipient.
+    /// Contents of bulks that have no other recipient.
     pub bulks: i64,
-    /// Kept answers from which the person was taken out.
+    /// Stored answers that the person was removed from.
     pub idempotency_responses: i64,
     /// Dead letters that were emptied or closed.
     pub dead_letters: i64,
-    /// Messages from the person, and what WhatsApp told about them.
+    /// Messages from the person, and reports of WhatsApp about them.
     pub inbound: i64,
-    /// What was known of the person (1), and devices.
+    /// The contact of the person (1), and devices.
     pub contact: i64,
-    /// Events from other systems, and what gathered for the person's digests.
+    /// Events from other systems, and events in the person's digests.
     pub events: i64,
 }
 
 impl Erased {
-    /// Adds what another step erased.
+    /// Adds the counts of another step.
     pub const fn add(&mut self, other: Self) {
         self.messages += other.messages;
         self.deliveries += other.deliveries;
@@ -68,16 +68,16 @@ impl Erased {
     }
 }
 
-/// A person who is to be erased.
+/// A person whose erasure was requested.
 #[derive(Clone, Debug)]
 pub struct Erasure {
-    /// Whose person.
+    /// The tenant of the person.
     pub tenant: TenantId,
     /// The person.
     pub user_id: String,
-    /// What was accepted after this moment is not meant.
+    /// Messages accepted after this time are not erased.
     pub asked_at: DateTime<Utc>,
-    /// Also data that only an address of the person leads to.
+    /// Whether to erase data that is linked to the person only by an address.
     pub by_address: bool,
 }
 
@@ -86,15 +86,15 @@ pub struct Erasure {
 pub enum Step {
     /// There is more to do at once.
     More,
-    /// Only what a worker holds is left.
+    /// Only deliveries that a worker holds are left.
     Held,
     /// Nothing of the person is left.
     Done,
 }
 
 impl Store {
-    /// Notes down that a person is to be erased, `by_address` too: see [`Erasure::by_address`]. That they turned advertising
-    /// down is not forgotten with them.
+    /// Stores the request to erase a person; for `by_address` see [`Erasure::by_address`]. The refusal of advertising
+    /// is kept.
     pub async fn begin_erasure(&self, tenant: TenantId, user_id: &str, by_address: bool) -> DbResult<Erasure> {
         self.keep_opt_out_of(tenant, user_id).await?;
         let begun = Begin { tenant: tenant.0, user_id: user_id.to_owned(), by_address };
@@ -102,8 +102,8 @@ impl Store {
         Ok(Erasure { tenant, user_id: user_id.to_owned(), asked_at, by_address })
     }
 
-    /// Takes up to `limit` erasures that no process works on, longest due first. They are the caller's for a while: no other process
-    /// decrypts the same meanwhile.
+    /// Takes up to `limit` erasures that no process works on, longest due first. They belong to the caller for a while,
+    /// so no other process decrypts the same rows.
     pub async fn take_erasures(&self, limit: i64) -> DbResult<Vec<Erasure>> {
         let take = Take { lease: LEASE.as_secs_f64(), attended: ATTENDED.as_secs_f64(), limit };
         let taken = take.query().rows(self).await?;
@@ -116,21 +116,21 @@ impl Store {
         Ok(taken.into_iter().map(erasure).collect())
     }
 
-    /// Gives an erasure back, to go on after `pause`.
+    /// Gives an erasure back, to continue after `pause`.
     pub async fn resume_erasure(&self, person: &Erasure, pause: Duration) -> DbResult<()> {
         let Erasure { tenant, user_id, .. } = person;
         let resume = Resume { pause: pause.as_secs_f64(), tenant: tenant.0, user_id: user_id.clone() };
         resume.query().within(Some(*tenant)).run(self).await.map(drop)
     }
 
-    /// Gives an erasure back whose step failed: each further failure doubles the pause, up to three quarters of an hour.
+    /// Gives an erasure back after a failed step. Each further failure doubles the pause, up to 45 minutes.
     pub async fn put_off_erasure(&self, person: &Erasure) -> DbResult<()> {
         let Erasure { tenant, user_id, .. } = person;
         let put_off = PutOff { tenant: tenant.0, user_id: user_id.clone() };
         put_off.query().within(Some(*tenant)).run(self).await.map(drop)
     }
 
-    /// Takes one step; adds what it erased to `erased`. Any number of callers may do so at once.
+    /// Takes one step and adds its counts to `erased`. Several callers may do so at once.
     pub async fn erase_step(&self, person: &Erasure, erased: &mut Erased) -> DbResult<Step> {
         let Erasure { tenant, asked_at, .. } = *person;
         let user_id = || person.user_id.clone();
@@ -172,7 +172,7 @@ struct Eraser<'a> {
     store: &'a Store,
     person: &'a Erasure,
     erased: &'a mut Erased,
-    /// Where the person could be reached, as far as this step has learnt.
+    /// The person's addresses found so far in this step.
     recipients: BTreeSet<String>,
 }
 
@@ -194,7 +194,7 @@ impl Eraser<'_> {
         }
     }
 
-    /// Cancels the waiting deliveries of these messages and empties all that no worker holds; says how many.
+    /// Cancels the waiting deliveries of these messages and empties all that no worker holds; returns the number.
     async fn empty(&mut self, picked: Vec<Picked>) -> DbResult<i64> {
         let tenant = self.person.tenant;
         let alive: Vec<Uuid> = picked.iter().filter(|message| message.is_alive).map(|message| message.id).collect();
@@ -226,10 +226,10 @@ impl Eraser<'_> {
         Ok(emptied.messages)
     }
 
-    /// Gives up the outcomes of these messages that are in dead letters. Their deliveries are then doubted, and end without a call:
-    /// their messages have expired.
+    /// Drops the outcomes of these messages that are in dead letters. Their deliveries then count as crashed, and end
+    /// without a call because their messages have expired.
     async fn give_up_outcomes(&mut self, messages: Vec<Uuid>) -> DbResult<()> {
-        // The letter of an outcome names no tenant, so this statement sees the rows of all.
+        // The letter of an outcome names no tenant, so this statement runs over the rows of all tenants.
         let give_up = GiveUpOutcomes { tenant: self.person.tenant.0, ids: messages };
         self.erased.dead_letters += give_up.query().row(self.store).await?;
         Ok(())
@@ -246,8 +246,8 @@ impl Eraser<'_> {
         echoes.query().within(Some(tenant)).run(self.store).await.map(drop)
     }
 
-    /// Takes the person out of the answers that are kept for repeated bulk calls. The answers stay: without them a repeat
-    /// would send again.
+    /// Removes the person from the stored answers of bulk calls. The answers stay: without them a repeated call would
+    /// send again.
     async fn answers(&mut self, bulks: Vec<Uuid>) -> DbResult<()> {
         let tenant = self.person.tenant;
         let place = sealed::RESPONSE.of(tenant);
@@ -266,7 +266,7 @@ impl Eraser<'_> {
         Ok(())
     }
 
-    /// Whether there was something to take out.
+    /// Whether there was a mention to remove.
     fn take_out(&self, answer: &mut Value) -> bool {
         let mut changed = false;
         for result in answer.get_mut("results").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -288,7 +288,7 @@ impl Eraser<'_> {
         is_user || named.into_iter().any(|name| name == self.person.user_id || self.recipients.contains(name))
     }
 
-    /// What other systems told about the person.
+    /// Events that other systems sent about the person.
     async fn happenings(&mut self) -> DbResult<()> {
         let Erasure { tenant, asked_at, .. } = *self.person;
         let user_id = || self.person.user_id.clone();
@@ -300,7 +300,7 @@ impl Eraser<'_> {
         throttles.query().within(Some(tenant)).run(self.store).await.map(drop)
     }
 
-    /// Where the person can be reached as the tenant knows it.
+    /// The person's addresses that the tenant knows.
     async fn addresses(&mut self) -> DbResult<Vec<(Channel, Address)>> {
         let Erasure { tenant, user_id, .. } = self.person;
         let Some(person) = self.store.people(*tenant, vec![user_id.clone()]).await?.remove(user_id) else {
@@ -314,8 +314,7 @@ impl Eraser<'_> {
         Ok(addresses)
     }
 
-    /// Forgets what is known of the person. Who wanted no advertising gets none later either: that stays, by the fingerprints
-    /// of the addresses.
+    /// Deletes the contact of the person. A refusal of advertising stays, by the fingerprints of the addresses.
     async fn contact(&mut self, addresses: Vec<(Channel, Address)>) -> DbResult<()> {
         let Erasure { tenant, user_id, asked_at, .. } = self.person;
         let read = KnownPreferences { tenant: tenant.0, user_id: user_id.clone() };
@@ -370,7 +369,7 @@ impl Eraser<'_> {
         }
     }
 
-    /// A suppression outlives its person, without saying whose it is.
+    /// A suppression outlives its person, without the address.
     async fn suppressions(&mut self) -> DbResult<()> {
         let tenant = self.person.tenant;
         let realm = tenant.to_string();
@@ -383,8 +382,8 @@ impl Eraser<'_> {
         empty.query().within(Some(tenant)).run(self.store).await.map(drop)
     }
 
-    /// What is known by the person's numbers: messages from them, what WhatsApp told about them, and messages to them that
-    /// name no person.
+    /// Data that is found by the person's numbers: messages from them, reports of WhatsApp about them, and messages to
+    /// them that name no person.
     async fn numbers(&mut self) -> DbResult<()> {
         let phones: Vec<String> = self.recipients.iter().filter(|text| text.starts_with('+')).cloned().collect();
         if phones.is_empty() {
@@ -450,16 +449,16 @@ row! {
 }
 
 row! {
-    /// A message that is to be emptied.
+    /// A message to empty.
     struct Picked {
         id: Uuid as SqlUuid,
-        /// It has a delivery that is not over.
+        /// Whether it has a delivery without an end.
         is_alive: bool as Bool,
     }
 }
 
 row! {
-    /// How many messages and deliveries were emptied and letters closed, and what leads on.
+    /// The number of emptied messages and deliveries and of closed letters, and the keys for further rows.
     struct Emptied {
         messages: i64 as Int8,
         deliveries: i64 as Int8,

@@ -1,8 +1,8 @@
-//! Deliveries that wait in a line and are no longer worth sending: a claim would say so, but behind a session that does not work no
-//! claim comes.
+//! Deliveries that expire while they wait in a line. A claim would end them, but the line of a session that does not
+//! work has no claims.
 //!
-//! Deliveries of the version before, and those that its processes park during an upgrade, come without a time. [`Store::fill_expiry`]
-//! takes it from their messages.
+//! Deliveries of the version before, and those that its processes park during an upgrade, have no expiry in their rows.
+//! [`Store::fill_expiry`] copies it from their messages.
 
 use diesel::sql_types::{Array, Int4, Int8, Uuid as SqlUuid};
 use domain::DeliveryId;
@@ -21,21 +21,21 @@ row! {
 }
 
 impl Store {
-    /// Takes up to `limit` waiting deliveries whose time has run out, with the run that their rows are at. They are the caller's
-    /// for `lease_ms`; then the next one gets them.
+    /// Takes up to `limit` expired deliveries that wait, with the runs of their rows. No other caller gets them for
+    /// `lease_ms`.
     pub async fn take_expired(&self, limit: i64, lease_ms: i32) -> DbResult<Vec<(DeliveryId, i32)>> {
         let rows = Take { lease_ms, limit }.query().rows(self).await?;
         Ok(rows.into_iter().map(|row| (DeliveryId(row.id), row.run)).collect())
     }
 
-    /// Looks at up to `limit` waiting deliveries behind `after`, in the order of their ids, and gives those that lack their message's
-    /// time that time. Returns the last one that was looked at; `None`: there are no more.
+    /// Reads up to `limit` waiting deliveries after `after`, in the order of their ids, and copies a missing expiry
+    /// from their messages. Returns the last one read; `None`: there are no more.
     pub async fn fill_expiry(&self, after: DeliveryId, limit: i64) -> DbResult<Option<DeliveryId>> {
         let last = Fill { after: after.0, limit }.query().row(self).await?;
         Ok(last.first().copied().map(DeliveryId))
     }
 
-    /// Takes deliveries out of their lines, where they wait at these runs.
+    /// Removes deliveries from the lines in which they wait at these runs.
     pub async fn unpark(&self, deliveries: &[(DeliveryId, i32)]) -> DbResult<()> {
         let (ids, runs) = deliveries.iter().map(|(id, run)| (id.0, *run)).unzip();
         Unpark { ids, runs }.query().run(self).await.map(drop)

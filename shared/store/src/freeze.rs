@@ -1,5 +1,5 @@
-//! The partitions of a day that is over are vacuumed and frozen once, while the server still has them at hand: left alone, all days
-//! would ask for it at the same moment, when their transaction ids get too old.
+//! Vacuums and freezes the partitions of a past day once, while the server still caches them. Otherwise all days would
+//! need it at the same time, when their transaction ids get too old.
 
 use diesel::sql_types::{Array, Bool, Text};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection, pooled_connection::deadpool::Object};
@@ -10,20 +10,22 @@ use super::{
     sqlstate,
 };
 
-/// A partition that was worked on.
+/// The partition that was processed.
 #[derive(Debug)]
 pub struct Frozen {
     /// Its name.
     pub partition: String,
-    /// Why the server would not freeze it.
+    /// Why the server refused to freeze it.
     pub refused: Option<diesel::result::Error>,
 }
 
 impl Store {
-    /// Vacuums and freezes one partition of a day that ended at least an hour ago, outside any transaction, and none of `passed`.
-    /// `None`: there is none, another process is at one, or the login may not vacuum our tables. It may take hours.
+    /// Vacuums and freezes one partition of a day that ended at least an hour ago and that is not in `passed`, outside
+    /// any transaction. `None`: there is none, another process works on one, or the login may not vacuum our tables. It
+    /// may take hours.
     pub async fn freeze_partition(&self, passed: Vec<String>) -> DbResult<Option<Frozen>> {
-        // It gets another role and other limits, so it never goes back into the pool. Closing it frees its lock as well.
+        // This connection gets another role and other limits, so it never returns to the pool. Closing it releases its
+        // lock.
         let mut conn = Object::take(self.conn().await?);
         Ok(freeze(&mut conn, passed).await?)
     }

@@ -1,6 +1,7 @@
-//! Calls whose end may stay unknown, and the echoes that settle them.
+//! Calls whose result may stay unknown, and the echoes that settle them.
 //!
-//! A row stands from before the call, so that an echo finds it even if the worker dies or the echo overtakes the answer.
+//! The row is written before the call, so an echo finds it even if the worker dies or the echo arrives before the
+//! answer.
 
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Uuid as SqlUuid};
 use domain::{Channel, DeliveryId, ProviderName, TenantId};
@@ -11,23 +12,23 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// Whose, what, at which run, on which channel: what an event is about.
+/// The subject of an event: tenant, delivery, run, channel.
 pub type About = (TenantId, DeliveryId, i32, Channel);
 
-/// A call that is about to be made.
+/// A call about to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Begun<'a> {
     /// The delivery.
     pub delivery: DeliveryId,
-    /// Whose it is.
+    /// The tenant of the delivery.
     pub tenant: TenantId,
     /// The session that carries it.
     pub session: Uuid,
     /// The chat it goes to.
     pub chat_id: &'a str,
-    /// What it says.
+    /// The text of the message.
     pub body: &'a str,
-    /// How long an unknown end is waited for.
+    /// How long to wait if the result is unknown.
     pub hold_ms: i32,
 }
 
@@ -41,7 +42,7 @@ row! {
 }
 
 impl Store {
-    /// Notes a call before it is made. Says whether an earlier one of the same delivery has an unknown end.
+    /// Records a call before it is made. Returns whether an earlier call of the same delivery has an unknown result.
     pub async fn begin_hold(&self, begun: Begun<'_>) -> DbResult<bool> {
         let (chat, body) =
             (self.chat_hashes(begun.session, begun.chat_id), self.body_hashes(begun.session, begun.body));
@@ -51,19 +52,19 @@ impl Store {
         begin.query().in_partition_of([&delivery]).row(self).await
     }
 
-    /// The end of a call is known: `provider_ref` names the message if it was taken. The name stands before the delivery
-    /// log has it, so that no echo of this message can be taken for another's.
+    /// Records the result of a call: `provider_ref` names the message if it was accepted. It is stored before the
+    /// delivery log has it, so no echo of this message can be taken for another one's.
     pub async fn end_hold(&self, tenant: TenantId, delivery: DeliveryId, provider_ref: Option<String>) -> DbResult<()> {
         let provider = ProviderName::Waha.as_str();
         let end = End { delivery: delivery.0, provider, provider_ref, tenant: tenant.0 };
         end.query().run(self).await.map(drop)
     }
 
-    /// A message that was sent through the session's interface came back: finds the call that made it. Returned is a delivery
-    /// that waits for just that; write the event `sent` down for it. Nothing is returned for a call that is under way, and
-    /// for messages whose names are known already. `provider_ref` is `<session id>/<id at WAHA>`.
+    /// Finds the call of a message that came back from the session's interface. Returns the delivery if it waits for
+    /// this echo; the caller then writes the event `sent`. Returns nothing for a call that is under way, and for a
+    /// message whose reference is already known. `provider_ref` is `<session id>/<id at WAHA>`.
     ///
-    /// A hidden id (`…@lid`) of a chat does not show its number; there the text alone must identify one call.
+    /// A hidden chat id (`…@lid`) does not show its number; there the text alone must identify one call.
     pub async fn resolve_hold(
         &self,
         session: Uuid,
@@ -82,8 +83,8 @@ impl Store {
         Ok(rows.into_iter().find_map(about))
     }
 
-    /// Looks at up to `limit` calls that should have ended: forgets those of deliveries that did, and returns the deliveries
-    /// that wait although their message came back.
+    /// Reads up to `limit` calls that should have ended. Deletes those of deliveries that ended, and returns the
+    /// deliveries that still wait although their message came back.
     pub async fn sweep_holds(&self, limit: i64) -> DbResult<Vec<About>> {
         let rows = Sweep { limit }.query().rows(self).await?;
         Ok(rows.into_iter().filter_map(about).collect())
@@ -94,14 +95,14 @@ impl Store {
         hashes.iter().map(|hash| hash.to_vec()).collect()
     }
 
-    /// WhatsApp trims what it sends.
+    /// WhatsApp trims the text that it sends.
     fn body_hashes(&self, session: Uuid, body: &str) -> Vec<Vec<u8>> {
         let hashes = self.sealer().fingerprints(&format!("hold/body/{session}"), body.trim());
         hashes.iter().map(|hash| hash.to_vec()).collect()
     }
 }
 
-/// Whether a chat is named by an id behind which WhatsApp hides the number.
+/// Whether the id of a chat hides its number.
 fn is_hidden(chat_id: &str) -> bool {
     chat_id.ends_with("@lid")
 }

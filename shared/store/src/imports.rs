@@ -1,4 +1,4 @@
-//! Bulk imports of people: how far each got. Nothing in them says who was imported.
+//! Bulk imports of people and their progress. The rows hold no data of the people.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Int4, Int8, Text, Timestamptz, Uuid as SqlUuid};
@@ -10,7 +10,7 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// An import that says nothing for so long is over: its process died.
+/// An import without progress for this long has ended: its process died.
 const SILENCE_SECONDS: i32 = 120;
 
 /// How far an import got.
@@ -65,7 +65,7 @@ impl Store {
         Ok(id)
     }
 
-    /// Writes down how far an import got; `status`: `running`, `completed` or `failed`.
+    /// Stores the progress of an import; `status`: `running`, `completed` or `failed`.
     pub async fn note_import(
         &self,
         tenant: TenantId,
@@ -89,7 +89,7 @@ impl Store {
         }))
     }
 
-    /// Forgets imports older than `days`, at most `limit` of them; says how many.
+    /// Deletes imports older than `days`, at most `limit` of them; returns their number.
     pub async fn forget_imports(&self, days: i32, limit: i64) -> DbResult<usize> {
         Forget { days, limit }.query().run(self).await
     }

@@ -1,7 +1,7 @@
-//! In-app notifications: one row per delivery, read, put away and removed by the person it belongs to.
+//! In-app notifications: one row per delivery. Its person reads, archives and removes it.
 //!
-//! Every statement names tenant and person, so no caller reaches the rows of another person. Within an inbox the rows are numbered
-//! in the order of their commits: a reader that has read up to a number has seen every smaller one.
+//! Every statement names tenant and person, so no caller reaches the rows of another person. Within an inbox the rows
+//! are numbered in the order of their commits: a reader that has read up to a number has seen every smaller one.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -16,15 +16,15 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// What keeps the fingerprints of persons apart from all others.
+/// The realm that separates the fingerprints of persons from all others.
 const REALM: &str = "inbox";
 
-/// By what a person's inbox is known where the id must not be shown, such as on the broker.
+/// The fingerprint of a person's inbox, for places where the id must not be shown, such as the broker.
 pub fn person(sealer: &Sealer, tenant: TenantId, user_id: &str) -> Fingerprint {
     sealer.fingerprint(&realm(tenant), user_id)
 }
 
-/// Every fingerprint by which another process may know it, while a key is replaced.
+/// Every fingerprint that another process may use for it while a key is replaced.
 pub fn persons(sealer: &Sealer, tenant: TenantId, user_id: &str) -> Vec<Fingerprint> {
     sealer.fingerprints(&realm(tenant), user_id)
 }
@@ -33,12 +33,12 @@ fn realm(tenant: TenantId) -> String {
     format!("{REALM}/{tenant}")
 }
 
-/// A row to put into a person's inbox.
+/// A new row of a person's inbox.
 #[derive(Clone, Debug)]
 pub struct NewItem {
-    /// The delivery: a repeat of it changes nothing.
+    /// The delivery. Inserting it again changes nothing.
     pub delivery: DeliveryId,
-    /// Whose it is.
+    /// The tenant of the delivery.
     pub tenant: TenantId,
     /// The person.
     pub user_id: String,
@@ -46,14 +46,14 @@ pub struct NewItem {
     pub content: Vec<u8>,
     /// Its kind.
     pub kind: Option<String>,
-    /// What it is about.
+    /// The category of the notification.
     pub category: Option<String>,
 }
 
 /// A row of a person's inbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboxItem {
-    /// The id of the delivery that made it.
+    /// The id of its delivery.
     pub id: Uuid,
     /// Its number in its inbox.
     pub seq: i64,
@@ -68,9 +68,9 @@ pub struct InboxItem {
 /// Which part of an inbox.
 #[derive(Clone, Debug, Default)]
 pub struct InboxFilter {
-    /// Read ones, or those that are not; `None`: both.
+    /// Whether it is read; `None`: both.
     pub is_read: Option<bool>,
-    /// Those put away, or those that are not; `None`: both.
+    /// Whether it is archived; `None`: both.
     pub is_archived: Option<bool>,
     /// Of this kind.
     pub kind: Option<String>,
@@ -91,10 +91,10 @@ pub enum InboxChange {
     Delete,
 }
 
-/// A client that is about to follow an inbox.
+/// A client that begins to follow an inbox.
 #[derive(Clone, Debug)]
 pub struct Follower {
-    /// Whose person.
+    /// The tenant of the person.
     pub tenant: TenantId,
     /// The person.
     pub user_id: String,
@@ -102,19 +102,19 @@ pub struct Follower {
     pub start: Start,
 }
 
-/// Where a client begins to follow an inbox.
+/// The item after which a client begins to follow an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// With what comes from now on.
     Now,
-    /// After this item; where it is unknown, with the newest ones.
+    /// After this item; if it is unknown, after the newest item.
     After(Option<Uuid>),
 }
 
 /// A client that has seen an inbox up to a number.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    /// Whose person.
+    /// The tenant of the person.
     pub tenant: TenantId,
     /// The person.
     pub user_id: String,
@@ -145,8 +145,8 @@ row! {
 }
 
 impl Store {
-    /// Puts all of `items` into their inboxes in one commit; those that stand there already are left as they are.
-    /// Returns how many are new.
+    /// Puts all of `items` into their inboxes in one commit. Items that exist stay as they are. Returns the number of
+    /// new items.
     pub async fn inbox_insert(&self, items: Vec<NewItem>) -> DbResult<usize> {
         let sealed: Result<Vec<_>, _> =
             items.iter().map(|item| self.sealer().seal(sealed::INBOX.of(item.tenant), &item.content)).collect();
@@ -161,7 +161,7 @@ impl Store {
         insert.query().run(self).await
     }
 
-    /// Up to `limit` items of a person, newest first; those with numbers below `before`, if given.
+    /// Up to `limit` items of a person, newest first; only those with numbers below `before`, if given.
     pub async fn inbox_list(
         &self,
         tenant: TenantId,
@@ -187,27 +187,27 @@ impl Store {
         query.within(Some(tenant)).row(self).await
     }
 
-    /// How many items a person has not read, without those put away.
+    /// The number of a person's unread items that are not archived.
     pub async fn inbox_unread(&self, tenant: TenantId, user_id: &str) -> DbResult<i64> {
         let query = Unread { tenant: tenant.0, user_id: user_id.to_owned() }.query();
         query.within(Some(tenant)).row(self).await
     }
 
-    /// Marks items of a person as read; says which were unread before.
+    /// Marks items of a person as read; returns those that were unread before.
     pub async fn inbox_mark_read(&self, tenant: TenantId, user_id: &str, ids: Vec<Uuid>) -> DbResult<Vec<DeliveryId>> {
         let query = MarkRead { tenant: tenant.0, user_id: user_id.to_owned(), ids }.query();
         let rows = query.within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().map(DeliveryId).collect())
     }
 
-    /// Marks every item of a person as read but those put away; says which were unread before.
+    /// Marks every item of a person as read, except archived ones; returns those that were unread before.
     pub async fn inbox_mark_all_read(&self, tenant: TenantId, user_id: &str) -> DbResult<Vec<DeliveryId>> {
         let query = MarkAllRead { tenant: tenant.0, user_id: user_id.to_owned() }.query();
         let rows = query.within(Some(tenant)).rows(self).await?;
         Ok(rows.into_iter().map(DeliveryId).collect())
     }
 
-    /// Changes items of a person; says how many were otherwise before.
+    /// Changes items of a person; returns the number of items that changed.
     pub async fn inbox_change(
         &self,
         tenant: TenantId,
@@ -225,7 +225,7 @@ impl Store {
         query.within(Some(tenant)).run(self).await
     }
 
-    /// After which number each follower begins. `newest` is what an unknown item stands for.
+    /// The number after which each follower begins. An unknown item stands for `newest`.
     pub async fn inbox_starts(&self, followers: &[Follower], newest: i64) -> DbResult<Vec<i64>> {
         let since = |follower: &Follower| match follower.start {
             Start::Now => None,
@@ -241,7 +241,7 @@ impl Store {
         starts.query().rows(self).await
     }
 
-    /// What each reader has not seen yet, oldest first, at most `limit` items for each.
+    /// The items that each reader has not seen, oldest first, at most `limit` for each.
     pub async fn inbox_after(&self, readers: &[Reader], limit: i64) -> DbResult<Vec<Vec<InboxItem>>> {
         let after = After {
             tenant: readers.iter().map(|one| one.tenant.0).collect(),

@@ -10,16 +10,16 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// A key that holds, as its bearer is known by.
+/// A valid key, with its tenant and role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {
     /// The key.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the key.
     pub tenant_id: TenantId,
     /// That tenant's name.
     pub tenant_slug: String,
-    /// What it may do.
+    /// Its role.
     pub role: Role,
 }
 
@@ -31,9 +31,9 @@ row! {
         pub id: Uuid as SqlUuid,
         /// Its tenant's name.
         pub tenant_slug: String as Text,
-        /// What it may do, as stored.
+        /// Its role, as stored.
         pub role: String as Text,
-        /// What its owner calls it.
+        /// The name that its owner gave it.
         pub name: String as Text,
         /// When it was made.
         pub created_at: DateTime<Utc> as Timestamptz,
@@ -60,18 +60,18 @@ impl Store {
         Ok(id)
     }
 
-    /// The keys of a tenant, or of all, newest first.
+    /// The keys of a tenant, or of all tenants, newest first.
     pub async fn list_keys(&self, tenant: Option<TenantId>) -> DbResult<Vec<KeyListing>> {
         List { tenant: tenant.map(|it| it.0) }.query().within(tenant).rows(self).await
     }
 
-    /// Ends a key, of this tenant if one is given; says whose it was, if there was one that held.
+    /// Revokes a key, of this tenant if one is given; returns its tenant if the key was valid.
     pub async fn revoke_key(&self, id: Uuid, tenant: Option<TenantId>) -> DbResult<Option<TenantId>> {
         let revoked = Revoke { id, tenant: tenant.map(|it| it.0) }.query().within(tenant).first(self).await?;
         Ok(revoked.map(TenantId))
     }
 
-    /// The key with this hash, if it holds and its role is one this version knows.
+    /// The key with this hash, if it is valid and this version knows its role.
     pub async fn key_by_hash(&self, hash: &Hash) -> DbResult<Option<KeyRow>> {
         let found = ByHash { hash: hash.to_vec() }.query().first(self).await?;
         Ok(found.and_then(held))

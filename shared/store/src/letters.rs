@@ -1,6 +1,6 @@
-//! Dead letters: what a person must look at, from deliveries that died and from publishes that were refused.
+//! Dead letters: dead deliveries and refused publishes that a person must look at.
 //!
-//! A tenant sees its own, an operator (no scope) those of all tenants, unknown ones included. Replaying and dropping
+//! A tenant sees its own, an operator (no scope) those of all tenants and of unknown ones. Replaying and dropping
 //! them is in `replay`.
 
 mod filter;
@@ -28,11 +28,11 @@ use super::{
 };
 use domain::{Channel, DeadOrigin, DeadReason, TenantId};
 
-/// Largest body that is kept for a replay: four times what the intake takes.
+/// The largest body that is kept for a replay: four times the limit of the intake.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 row! {
-    /// A dead letter as people see it; the body stays in the database.
+    /// A dead letter without its body, which stays in the database.
     #[derive(Clone, Debug, PartialEq, Eq, Serialize, Queryable)]
     pub struct DeadLetter {
         /// Its id.
@@ -43,13 +43,13 @@ row! {
         pub message_id: Option<Uuid> as Nullable<SqlUuid>,
         /// The delivery that died.
         pub delivery_id: Option<Uuid> as Nullable<SqlUuid>,
-        /// The channel, as far as it is known.
+        /// The channel, if it is known.
         pub channel: Option<String> as Nullable<Text>,
         /// `delivery`, `intake` or `broker`.
         pub origin: String as Text,
         /// A word of [`DeadReason`].
         pub reason: String as Text,
-        /// What happened, as a clause.
+        /// The cause, as a clause.
         pub detail: String as Text,
         /// The `message_id` property of a refused publish.
         pub amqp_id: Option<String> as Nullable<Text>,
@@ -66,16 +66,16 @@ row! {
     }
 }
 
-/// A letter to write down that belongs to no delivery.
+/// A new letter that belongs to no delivery.
 #[derive(Clone, Debug)]
 pub struct NewLetter {
-    /// Its id; a second letter with the same one is not written.
+    /// Its id. A second letter with the same id is not stored.
     pub id: Uuid,
-    /// The slug of the tenant it names; an unknown one is left out.
+    /// The slug of its tenant; an unknown one is left out.
     pub tenant: Option<String>,
     /// The channel it names.
     pub channel: Option<Channel>,
-    /// Who gave it up.
+    /// The part that gave it up.
     pub origin: DeadOrigin,
     /// Why.
     pub reason: DeadReason,
@@ -85,9 +85,9 @@ pub struct NewLetter {
     pub amqp_id: Option<String>,
     /// The routing key it was published with; `None` if it was no submission.
     pub routing_key: Option<String>,
-    /// The broker user that published it, if it was a submission; empty: it did not say.
+    /// The broker user that published it, if it was a submission; empty: the publisher gave none.
     pub amqp_user: Option<String>,
-    /// The body, to be replayed; cut off letters beyond [`BODY_BYTES_MAX`].
+    /// The body, for a replay. A body beyond [`BODY_BYTES_MAX`] is left out.
     pub body: Option<Vec<u8>>,
 }
 
@@ -114,12 +114,12 @@ macro_rules! columns {
 }
 
 impl NewLetter {
-    /// The id of a letter that brings none along: the same parts give the same id (a UUIDv8, RFC 9562), so a message
+    /// The id of a letter that has none of its own. The same parts give the same id (a UUIDv8, RFC 9562), so a message
     /// that the broker delivers twice becomes one letter.
     pub fn id_of(parts: &[&[u8]]) -> Uuid {
         let mut context = Context::new(&SHA256);
         for part in parts {
-            // With its length, no part can pass for the end of the one before.
+            // Each part follows its length, so the end of a part cannot be taken for the start of the next.
             context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
             context.update(part);
         }
@@ -130,8 +130,8 @@ impl NewLetter {
 }
 
 impl Store {
-    /// Up to `limit` letters, newest first; `before` is the id of the last one of the page before (an unknown id gives
-    /// an empty page).
+    /// Up to `limit` letters, newest first. `before` is the id of the last letter of the previous page; an unknown id
+    /// gives an empty page.
     pub async fn letters_list(
         &self,
         scope: Option<TenantId>,
@@ -158,7 +158,7 @@ impl Store {
         Ok(letter.map(|letter| self.letter_opened(letter)))
     }
 
-    /// The detail of a delivery is one of its log as well, and plain.
+    /// The detail of a delivery's letter is also in its log, and not encrypted.
     fn letter_opened(&self, mut letter: DeadLetter) -> DeadLetter {
         if letter.delivery_id.is_none() {
             let detail = self.opened_text(sealed::LETTER_DETAIL.of_nobody(), letter.detail);
@@ -167,7 +167,7 @@ impl Store {
         letter
     }
 
-    /// How many open letters match: what `action` with this filter would move.
+    /// The number of open letters that match: those that `action` with this filter would move.
     pub async fn letters_match(
         &self,
         scope: Option<TenantId>,
@@ -179,19 +179,19 @@ impl Store {
         conn.done(count).await
     }
 
-    /// Writes letters down, each id once, and returns the ids that were new. A letter that was replayed or dropped and
-    /// comes once more is open again, and counts as written now: whatever was done about it did not help. So does one that comes
-    /// back from a replay that has not noted yet that the letter has moved.
+    /// Stores letters, each id once, and returns the ids that were new. A letter that was replayed or dropped and is
+    /// stored again is open again, with the present time: the action did not help. The same holds for a letter that
+    /// comes back from a replay before the replay has recorded it as moved.
     pub async fn insert_letters(&self, mut letters: Vec<NewLetter>) -> DbResult<Vec<Uuid>> {
-        // A statement may touch a row once only, and writers that overlap must take the rows in one order.
+        // A statement may touch a row only once, and overlapping writers must take the rows in one order.
         letters.sort_by_key(|letter| letter.id);
         letters.dedup_by_key(|letter| letter.id);
-        // What a refused publish says, and what was wrong with it, is as private as what was accepted.
+        // A refused publish and its fault are as private as an accepted message.
         for letter in &mut letters {
             letter.detail = self
                 .sealer()
                 .seal_text(sealed::LETTER_DETAIL.of_nobody(), &clean(Some(&letter.detail)).unwrap_or_default())?;
-            // One that is too long is better left out than kept in half: half of it would replay as something else.
+            // A body that is too long is left out: half of it would be replayed as another message.
             let body = letter.body.take().filter(|body| body.len() <= BODY_BYTES_MAX);
             letter.body = body.map(|body| self.sealer().seal(sealed::LETTER_BODY.of_nobody(), &body)).transpose()?;
         }
@@ -212,7 +212,7 @@ impl Store {
     }
 }
 
-/// PostgreSQL's text knows no NUL, and what strangers publish may hold one.
+/// PostgreSQL's text has no NUL, and a refused publish may contain one.
 fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', ""))
 }

@@ -1,4 +1,4 @@
-//! What a tenant may have beyond or below what the settings say.
+//! Limits of a tenant that differ from the settings.
 
 use diesel::sql_types::{Int4, Nullable};
 use domain::TenantId;
@@ -9,7 +9,7 @@ use super::{
 };
 
 row! {
-    /// Limits of a tenant; `None`: as the settings say.
+    /// The limits of a tenant; `None`: the setting applies.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct TenantLimits {
         /// HTTP requests of each credential in a minute.

@@ -1,8 +1,8 @@
-//! Messages as their producers ask for them: one, its log, a filtered list, a bulk's counts, and taking one back.
+//! Messages as producers query them: one message, its log, a filtered list, the counts of a bulk, and cancelling.
 //!
-//! A scope of `None` means every tenant. Deliveries are made right after their message, and messages right after their
-//! bulk, by one process: their ids lie within a minute of each other. With that range given, only the partitions in
-//! question are opened, and even a poor plan reads no more than a minute's rows.
+//! A scope of `None` means every tenant. A delivery is created right after its message, and a message right after its
+//! bulk, by one process, so their ids lie within a minute of each other. The statements name that range: then only the
+//! partitions in question are opened, and even a poor plan reads no more than a minute's rows.
 
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use super::{
     statement::Query,
 };
 
-/// Messages looked at by the first statement of a search; enough for any page without a filter.
+/// Messages read by the first statement of a search; enough for any page without a filter.
 const WINDOW_MIN: i64 = 1000;
-/// Messages looked at by one statement: about a quarter of a second.
+/// Messages read by one statement: about a quarter of a second.
 const WINDOW_MAX: i64 = 16_000;
-/// How long a search goes on before it answers with what it has.
+/// A search answers with the messages found so far after this time.
 const SEARCH_TIME: Duration = Duration::from_secs(2);
-/// Sealed messages opened at once in a search: their contents are in memory together.
+/// Sealed messages decrypted together in a search: their contents are in memory at the same time.
 const OPENED_TOGETHER: usize = 200;
 
 /// A message with its deliveries.
@@ -31,13 +31,13 @@ const OPENED_TOGETHER: usize = 200;
 pub struct StoredMessage {
     /// Its id.
     pub id: MessageId,
-    /// Whose it is.
+    /// The tenant of the message.
     pub tenant: TenantId,
     /// The bulk it belongs to.
     pub bulk: Option<BulkId>,
     /// The person.
     pub user_id: Option<String>,
-    /// What it is about.
+    /// The category of the message.
     pub category: Option<String>,
     /// As asked.
     pub priority: String,
@@ -45,11 +45,11 @@ pub struct StoredMessage {
     pub source: String,
     /// The producer's request id.
     pub request_id: Option<String>,
-    /// The content as JSON; a list leaves out what is larger than a few pages.
+    /// The content as JSON. A list leaves out content larger than a few pages.
     pub content: Option<Vec<u8>>,
     /// When it is to be sent.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
@@ -68,15 +68,15 @@ pub struct StoredDelivery {
     pub recipient: Address,
     /// Where it stands.
     pub state: State,
-    /// What the recipient did with it.
+    /// The recipient's actions.
     pub engagement: Vec<EventKind>,
-    /// Who carried it last.
+    /// The provider of the last attempt.
     pub provider: Option<String>,
     /// Calls to providers so far.
     pub attempts: i64,
     /// Why it waits or ended without a provider call, as a word.
     pub reason: Option<String>,
-    /// When it is sent, if it waits for a moment.
+    /// When it is sent, if it waits for a time.
     pub due_at: Option<DateTime<Utc>>,
     /// When it last changed.
     pub updated_at: DateTime<Utc>,
@@ -85,24 +85,24 @@ pub struct StoredDelivery {
 /// A row of the delivery log.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
-    /// Whose.
+    /// The delivery of the event.
     pub delivery: DeliveryId,
     /// The run that made it.
     pub run: i32,
-    /// What happened.
+    /// The kind of the event.
     pub kind: EventKind,
     /// When.
     pub at: DateTime<Utc>,
     /// The provider call behind it.
     pub attempt: Option<StoredAttempt>,
-    /// One clause on why, also for what no provider call stands behind.
+    /// One clause on the cause, also if there was no provider call.
     pub detail: Option<String>,
 }
 
 /// A call to a provider.
 #[derive(Clone, Debug)]
 pub struct StoredAttempt {
-    /// Who was called.
+    /// The provider that was called.
     pub provider: String,
     /// How it ended.
     pub outcome: Option<OutcomeClass>,
@@ -114,12 +114,12 @@ pub struct StoredAttempt {
     pub provider_ref: Option<String>,
 }
 
-/// Which messages a list shows; what is `None` does not restrict.
+/// Selects messages for a list; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct MessageFilter {
-    /// A delivery of it stands there.
+    /// It has a delivery in this state.
     pub status: Option<State>,
-    /// A delivery of it takes this channel.
+    /// It has a delivery on this channel.
     pub channel: Option<Channel>,
     /// The person.
     pub user_id: Option<String>,
@@ -129,31 +129,31 @@ pub struct MessageFilter {
     pub to: Option<DateTime<Utc>>,
     /// Exactly to there.
     pub recipient: Option<String>,
-    /// A part of the recipient or the content, in any case.
+    /// Part of the recipient or the content; case does not matter.
     pub text: Option<String>,
 }
 
 /// Which part of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
-    /// Only what is older than this.
+    /// Only messages older than this.
     pub before: Option<MessageId>,
     /// Skipped before the first.
     pub skip: usize,
-    /// At most so many.
+    /// The maximum number.
     pub limit: usize,
 }
 
 /// A part of a list.
 #[derive(Clone, Debug)]
 pub struct MessagePage {
-    /// Newest first. Fewer than asked for, although there are more, when the search took too long.
+    /// Newest first. If the search took too long, there are fewer than requested although more match.
     pub messages: Vec<StoredMessage>,
-    /// What the next part begins before; `None`: there is no more.
+    /// The start of the next page, which is before this message; `None`: this is the last page.
     pub next: Option<MessageId>,
 }
 
-/// A bulk and where its deliveries stand.
+/// A bulk and the states of its deliveries.
 #[derive(Clone, Debug)]
 pub struct BulkCounts {
     /// Recipients that were refused.
@@ -198,7 +198,7 @@ row! {
 }
 
 row! {
-    /// A message, whose it is, its content and its recipients, as stored.
+    /// A message with its tenant, content and recipients, as stored.
     struct SealedRow {
         id: Uuid as SqlUuid,
         tenant_id: i32 as Int4,
@@ -223,7 +223,7 @@ row! {
 }
 
 row! {
-    /// A bulk with one of the states of its deliveries.
+    /// A bulk, and one state of its deliveries.
     struct BulkRow {
         refused: i32 as Int4,
         created_at: DateTime<Utc> as Timestamptz,
@@ -239,8 +239,8 @@ impl Store {
         Ok(self.with_deliveries(scope, rows).await?.pop())
     }
 
-    /// A page of messages of the tenant, newest first. A filter that hardly anything passes could read through every
-    /// message there is; the search ends when its time is up, and says where to go on.
+    /// A page of the tenant's messages, newest first. A filter that few messages pass could read every message. So the
+    /// search ends when its time is up, and returns where to continue.
     pub async fn messages(&self, scope: Option<TenantId>, filter: MessageFilter, page: Page) -> DbResult<MessagePage> {
         let wanted = page.skip + page.limit;
         let search = Search::new(scope, filter, page.before);
@@ -254,12 +254,12 @@ impl Store {
         Ok(MessagePage { messages: self.with_deliveries(scope, rows).await?, next: next.map(MessageId) })
     }
 
-    /// The ids of the first `wanted` messages that match, and where to go on if there may be more.
+    /// The ids of the first `wanted` messages that match, and where to continue if there may be more.
     async fn search(&self, search: &Search, wanted: usize) -> DbResult<(Vec<Uuid>, Option<Uuid>)> {
         let (started, mut high, mut window) = (Instant::now(), search.high, WINDOW_MIN);
         let mut ids: Vec<Uuid> = Vec::new();
         loop {
-            // One more than wanted tells whether there are more.
+            // One more than wanted shows whether there are more.
             let missing = wanted + 1 - ids.len();
             ids.extend(match &search.filter.text {
                 Some(text) if self.sealer().is_on() => self.opened_matches(search, text, high, window).await?,
@@ -279,10 +279,10 @@ impl Store {
         }
     }
 
-    /// Where recipients are sealed: the fingerprints of the one recipient that is asked for; none if it is a part of
-    /// something that is asked for.
+    /// If recipients are sealed: the fingerprints of the recipient to search for; none if the text is only part of a
+    /// recipient.
     async fn exactly(&self, search: &Search) -> DbResult<Option<Vec<Vec<u8>>>> {
-        // A fingerprint is made for one tenant.
+        // A fingerprint belongs to one tenant.
         let Some(tenant) = search.scope else { return Ok(None) };
         let hashes = |text: &str| -> Vec<Vec<u8>> {
             self.sealer().fingerprints(&tenant.to_string(), text).iter().map(|hash| hash.to_vec()).collect()
@@ -295,7 +295,7 @@ impl Store {
         Ok(is_recipient.then(|| hashes(text)))
     }
 
-    /// As [`Store::search`], for messages to one recipient: an index knows them all.
+    /// As [`Store::search`], for messages to one recipient, which an index finds.
     async fn search_recipient(
         &self,
         search: &Search,
@@ -319,7 +319,7 @@ impl Store {
         Ok((ids, last))
     }
 
-    /// Those of the `window` messages below `high` whose recipients or content hold `text`, once they are opened.
+    /// Those of the `window` messages below `high` whose decrypted recipients or content contain `text`.
     async fn opened_matches(&self, search: &Search, text: &str, high: Uuid, window: i64) -> DbResult<Vec<Uuid>> {
         let candidates: Vec<Uuid> = Search { filter: MessageFilter { text: None, ..search.filter.clone() }, ..*search }
             .matches(high, window, window)
@@ -344,7 +344,7 @@ impl Store {
         Ok(found)
     }
 
-    /// What the log says about a message's deliveries, oldest first; `None` if the tenant has no such message.
+    /// The log of a message's deliveries, oldest first; `None` if the tenant has no such message.
     pub async fn timeline(
         &self,
         scope: Option<TenantId>,
@@ -356,8 +356,8 @@ impl Store {
         Ok(Some((message, rows.into_iter().filter_map(event).collect())))
     }
 
-    /// Up to `limit` messages to a person with their log, newest first; those older than `before`. Content beyond a few pages
-    /// is left out, see [`Store::message`].
+    /// Up to `limit` messages to a person with their log, newest first; only those older than `before`. Content beyond
+    /// a few pages is left out, see [`Store::message`].
     pub async fn messages_to(
         &self,
         tenant: TenantId,
@@ -382,8 +382,8 @@ impl Store {
         Ok(messages.into_iter().map(&mut own).collect())
     }
 
-    /// Takes back whatever of a message waits to be sent, with its log row and counter; says how many deliveries.
-    /// What a worker has claimed meanwhile is left alone.
+    /// Cancels the deliveries of a message that wait to be sent, with log rows and counters; returns their number.
+    /// Deliveries that a worker has claimed are not changed.
     pub async fn cancel(&self, scope: Option<TenantId>, id: MessageId) -> DbResult<i64> {
         self.cancel_all(scope, WaitingOfMessage { id: id.0, tenant: number(scope) }.query()).await
     }
@@ -407,7 +407,7 @@ impl Store {
         conn.done(cancelled).await.map(|cancelled| count(cancelled.len()))
     }
 
-    /// Where the deliveries of a bulk stand.
+    /// The states of a bulk's deliveries.
     pub async fn bulk_counts(&self, scope: Option<TenantId>, id: BulkId) -> DbResult<Option<BulkCounts>> {
         let rows = Bulk { id: id.0, tenant: number(scope) }.query().within(scope).rows(self).await?;
         let Some(&BulkRow { refused, created_at, .. }) = rows.first() else { return Ok(None) };
@@ -435,7 +435,7 @@ impl Store {
     }
 }
 
-/// A list that is being searched, window by window.
+/// A search through a list, window by window.
 struct Search {
     scope: Option<TenantId>,
     filter: MessageFilter,
@@ -468,7 +468,7 @@ impl Search {
         query.within(scope)
     }
 
-    /// The last of the `window` messages below `high`; none if there are not so many.
+    /// The last of the `window` messages below `high`; none if there are fewer.
     fn end_of(&self, high: Uuid, window: i64) -> Query<Uuid, SqlUuid> {
         let (tenant, low, skip) = (number(self.scope), self.low, window - 1);
         let query = match self.scope {
@@ -487,13 +487,13 @@ fn number(scope: Option<TenantId>) -> Option<i32> {
     scope.map(|tenant| tenant.0)
 }
 
-/// The smallest UUIDv7 of a moment, as `uuid7_floor` of the schema has it.
+/// The smallest UUIDv7 of a time, as the SQL function `uuid7_floor` returns it.
 pub(super) fn floor(at: DateTime<Utc>) -> Uuid {
     let millis = u128::try_from(at.timestamp_millis()).unwrap_or_default();
     Uuid::from_u128(millis.min((1 << 48) - 1) << 80)
 }
 
-/// How a text reads inside stored JSON.
+/// The form of a text inside stored JSON.
 fn as_stored(text: &str) -> String {
     let json = serde_json::to_string(text).unwrap_or_default();
     json.trim_start_matches('"').strip_suffix('"').unwrap_or_default().to_owned()

@@ -17,13 +17,14 @@ use super::{
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
 
-/// One migration at a time, whoever starts it.
+/// Only one migration runs at a time, whichever process starts it.
 const LOCK: i64 = 0x706f_7374_6861_7374;
-/// From one try for the lock to the next. A session that waits inside the server holds a snapshot, and `CREATE INDEX CONCURRENTLY`
-/// waits for every snapshot: both would wait for each other.
+/// The pause between two tries for the lock. A session that waits for the lock inside the server holds a snapshot, and
+/// `CREATE INDEX CONCURRENTLY` waits for every snapshot: they would wait for each other.
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
-/// A table that the policies do not cover yet may be in use. Then the command fails after a while, and nothing waits behind it.
+/// A table that has no policies yet may be in use. Then the command fails after a while, and no statement queues behind
+/// it.
 const SECURE: &str = "SET lock_timeout = '5s'; SELECT secure_tables()";
 
 /// The tables with a partition for each day.
@@ -38,10 +39,10 @@ pub enum MigrateError {
     /// The lock could not be taken.
     #[error("failed to lock the schema")]
     Lock(#[from] diesel::result::Error),
-    /// A migration failed; those before it stand.
+    /// A migration failed; the earlier ones are applied.
     #[error("failed to migrate the schema")]
     Migrate(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The role of the services, its rights or its policies could not be put in place.
+    /// The role of the services, its rights or its policies could not be created.
     #[error("failed to put row-level security in place")]
     Secure(#[source] diesel::result::Error),
     /// The task was torn down.
@@ -52,25 +53,26 @@ pub enum MigrateError {
 /// Runs every pending migration on its own connection; returns the versions that ran.
 pub async fn migrate(url: &SecretString) -> Result<Vec<String>, MigrateError> {
     let mut conn = dial(url.expose_secret()).await?;
-    // Policies bind the owner as well: what a migration changes, it changes for every tenant.
+    // Policies also bind the owner, so a migration names all tenants.
     conn.batch_execute("SET posthaste.tenant = '*'").await?;
     while !(TryLock { lock: LOCK }.query().row_on(&mut conn).await?) {
         tokio::time::sleep(LOCK_PAUSE).await;
     }
-    // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection frees the lock.
+    // The harness blocks on its connection, so it must not run on an async worker thread. Closing the connection
+    // releases the lock.
     let (ran, mut conn) = tokio::task::spawn_blocking(move || {
         let mut harness = AsyncMigrationHarness::new(conn);
         let ran = run_pending(&mut harness).map_err(MigrateError::Migrate)?;
         Ok::<_, MigrateError>((ran, harness.into_inner()))
     })
     .await??;
-    // Tables that have just been made are under the policies before anybody fills them.
+    // New tables get their policies before any row is written.
     conn.batch_execute(SECURE).await.map_err(MigrateError::Secure)?;
     Ok(ran)
 }
 
-/// Runs what is pending. A migration outside a transaction may have been killed before its version was noted, and an index that
-/// `CREATE INDEX CONCURRENTLY` did not finish stays, invalid: its `down.sql` first removes what is there.
+/// Runs pending migrations. A migration outside a transaction may have been killed before its version was stored, and
+/// `CREATE INDEX CONCURRENTLY` may have left an invalid index: its `down.sql` runs first and removes that.
 fn run_pending(harness: &mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel::migration::Result<Vec<String>> {
     let mut ran = Vec::new();
     for migration in harness.pending_migrations(MIGRATIONS)? {
@@ -82,28 +84,28 @@ fn run_pending(harness: &mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel
     Ok(ran)
 }
 
-/// Why a service must not go on with the database it has.
+/// Why a service must not continue with its database.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The database is behind.
     #[error("the database lacks {}: run `posthaste migrate`, then start again", .0.join(", "))]
     Pending(Vec<String>),
-    /// Row-level security would not bind us.
+    /// Row-level security does not bind the login.
     #[error(
         "the database login may not act as the role posthaste_services, which keeps tenants apart: run `posthaste migrate` as \
          the owner of the database; for another login than the owner's, also GRANT posthaste_services TO it"
     )]
     Role,
-    /// The keys do not fit what is stored.
+    /// The keys do not match the stored values.
     #[error(transparent)]
     Keys(KeyError),
-    /// The database refused the question.
+    /// The query failed.
     #[error("the schema could not be compared")]
     Refused(#[from] super::DbError),
 }
 
 impl Store {
-    /// Waits for the database, however long it stays away, and refuses to go on if its schema is not ours.
+    /// Waits for the database without a limit, and fails if its schema is not the expected one.
     pub async fn await_schema(&self) -> Result<(), SchemaError> {
         let mut reconnect = Reconnect::new();
         loop {
@@ -128,7 +130,7 @@ impl Store {
         }
     }
 
-    /// Whether role and keys are those the database needs.
+    /// Whether role and keys match the database.
     async fn fit(&self) -> Result<(), SchemaError> {
         let floor = self.floor().await?;
         if !floor.is_bound {
@@ -143,7 +145,7 @@ impl Store {
         self.check_keys().await.map_err(SchemaError::Keys)
     }
 
-    /// Names of migrations this version has and the database lacks.
+    /// The migrations of this version that the database lacks.
     pub async fn pending_migrations(&self) -> DbResult<Vec<String>> {
         use diesel::migration::MigrationSource;
         let applied = Applied {}.query().rows(self).await;
@@ -157,8 +159,8 @@ impl Store {
         Ok(versions.filter(|version| !applied.contains(version)).collect())
     }
 
-    /// Makes the daily partitions up to `ahead` days from now, one table per transaction; returns how many it made. A table that
-    /// another caller works on, or that is locked against it, is left for the next call.
+    /// Creates the daily partitions up to `ahead` days from now, one table per transaction; returns their number. A
+    /// table that another caller works on or has locked is left for the next call.
     pub async fn ensure_partitions(&self, ahead: i32) -> DbResult<i32> {
         let mut made = 0;
         for parent in PARTITIONED {
@@ -167,8 +169,8 @@ impl Store {
         Ok(made)
     }
 
-    /// For how many days after today there are partitions without a gap, as the catalogue has them: what `ensure_partitions`
-    /// claims to have made is worth checking. -1: none for today either.
+    /// The number of days after today that have partitions without a gap, as the database's catalogue shows. It checks
+    /// the result of `ensure_partitions`. -1: today has none either.
     pub async fn partition_days_ahead(&self) -> DbResult<i64> {
         DaysAhead {}.query().row(self).await
     }

@@ -1,4 +1,5 @@
-//! Kinds of notifications, their categories and templates, as an admin imports them: all in one commit, and again without effect.
+//! Types of notifications, their categories and templates. An admin imports them in one commit; a repeated import
+//! changes nothing.
 
 use content::{catalogue::NotificationType, template::TemplateSource};
 use diesel::sql_types::{Array, Bool, Int4, Nullable, Text, Uuid as SqlUuid};
@@ -19,11 +20,11 @@ pub struct Category {
     pub name: String,
     /// For people.
     pub label: Option<String>,
-    /// Its class; `None`: as its name says, or as it was.
+    /// Its class; `None`: the default of its name, or the class it already has.
     pub class: Option<Class>,
 }
 
-/// What is to be there afterwards.
+/// The types, categories and templates that exist after the import.
 #[derive(Clone, Debug, Default)]
 pub struct Import {
     /// Categories.
@@ -34,12 +35,12 @@ pub struct Import {
     pub templates: Vec<TemplateSource>,
 }
 
-/// What an import did with things of one sort, by name; what it left as it was is not among them.
+/// The changes of an import to one sort of things, by name. Unchanged ones are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// What was not there before.
+    /// The names that are new.
     pub created: Vec<String>,
-    /// What was otherwise before.
+    /// The names that changed.
     pub changed: Vec<String>,
 }
 
@@ -70,7 +71,7 @@ row! {
 }
 
 impl Store {
-    /// Imports everything, or nothing.
+    /// Imports all of it or nothing.
     pub async fn import_types(&self, tenant: TenantId, import: Import) -> DbResult<Imported> {
         let mut conn = self.within(Some(tenant)).await?;
         let imported = async {
@@ -94,7 +95,7 @@ impl Store {
         Ok(rows.into_iter().map(category).collect())
     }
 
-    /// Removes a type, or the category of that name where there is no such type; says whether there was one.
+    /// Removes a type, or the category of that name if there is no such type; returns whether there was one.
     pub async fn remove_type(&self, tenant: TenantId, name: &str) -> DbResult<bool> {
         let (tenant_id, name) = (tenant.0, name.to_owned());
         let of_type = RemoveType { tenant: tenant_id, name: name.clone() };

@@ -1,4 +1,4 @@
-//! The outbox: every batch for the broker, from its commit until the audit has seen all its deliveries move on.
+//! The outbox: every batch for the broker, from its commit until the audit has seen that all its deliveries moved on.
 
 use diesel::sql_types::{Array, Bool, Double, Int4, Int8, Text, Uuid as SqlUuid};
 use domain::{DeliveryId, channel::Route};
@@ -14,7 +14,7 @@ use super::{
 pub struct Dispatch {
     /// The outbox row.
     pub outbox_id: i64,
-    /// What to publish.
+    /// The deliveries to publish.
     pub items: Vec<DispatchItem>,
 }
 

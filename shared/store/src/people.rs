@@ -1,4 +1,4 @@
-//! People: contact data (sealed), by whose clock they live, what else a tenant knows of them, and their devices.
+//! People: contact data (sealed), time zone, attributes and devices.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// What is sealed of a person.
+/// The sealed values of a person.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct Profile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,7 +23,7 @@ pub(super) struct Profile {
 }
 
 row! {
-    /// A person as stored; the devices are two columns of one order.
+    /// A person as stored; the devices are two columns in the same order.
     pub(super) struct PersonRow {
         pub(super) user_id: String as Text,
         pub(super) profile: Option<Vec<u8>> as Nullable<Binary>,
@@ -38,13 +38,13 @@ row! {
 }
 
 impl Store {
-    /// These people of a tenant, with their devices; unknown ones are left out.
+    /// These people of a tenant with their devices; unknown people are left out.
     pub async fn people(&self, tenant: TenantId, ids: Vec<String>) -> DbResult<HashMap<String, Person>> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
         let rows = People { ids, tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
-        // A person that cannot be decrypted counts as unknown, and delays no other.
+        // A person that cannot be decrypted counts as unknown, and delays no others.
         let read = |row: PersonRow| {
             let person = self.person_of(tenant, row);
             person.inspect_err(|error| tracing::error!(%error, "a person is left out")).ok()

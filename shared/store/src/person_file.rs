@@ -1,4 +1,4 @@
-//! What is kept about one person beside messages and inbox, page by page: for the person, who may ask for all of it.
+//! The data of one person beside messages and inbox, page by page: the person may ask for all of it.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -51,7 +51,7 @@ row! {
 }
 
 impl Store {
-    /// The person's preferences, as they are stored.
+    /// The person's preferences, as stored.
     pub async fn preferences_as_stored(&self, tenant: TenantId, user_id: &str) -> DbResult<Option<Value>> {
         let query = Preferences { tenant: tenant.0, user_id: user_id.to_owned() }.query();
         let json = query.within(Some(tenant)).first(self).await?.flatten();
@@ -69,7 +69,7 @@ impl Store {
         Ok(rows.into_iter().map(device).collect())
     }
 
-    /// Events from other systems about a person, newest first; those older than `before`.
+    /// Events from other systems about a person, newest first; only those older than `before`.
     pub async fn events_about(
         &self,
         tenant: TenantId,
@@ -86,7 +86,7 @@ impl Store {
         Ok(rows.into_iter().map(event).collect())
     }
 
-    /// Digests of a person with what gathered in them, newest first; those older than `before`.
+    /// Digests of a person with their events, newest first; only those older than `before`.
     pub async fn digests_of(
         &self,
         tenant: TenantId,
@@ -106,7 +106,7 @@ impl Store {
         Ok(rows.into_iter().map(digest).collect())
     }
 
-    /// WhatsApp messages from a number, newest first; those older than `before`.
+    /// WhatsApp messages from a number, newest first; only those older than `before`.
     pub async fn inbound_from(
         &self,
         tenant: TenantId,

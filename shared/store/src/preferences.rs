@@ -1,4 +1,4 @@
-//! What people want, and what outlives it: who said no to advertising is kept by the fingerprint of the address.
+//! The preferences of people. A refusal of advertising outlives the person, by the fingerprint of the address.
 
 use std::collections::BTreeSet;
 
@@ -19,12 +19,12 @@ use super::{
     suppressions::NewSuppression,
 };
 
-/// What becomes of addresses when preferences change.
+/// The changes to addresses that follow from a change of preferences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Consequences {
-    /// This is kept from the person's e-mail address from now on.
+    /// The e-mail address of the person is suppressed for these from now on.
     pub suppress: Vec<SuppressionScope>,
-    /// This no more, if the person had unsubscribed from it.
+    /// Suppressions to lift, if the person had unsubscribed.
     pub lift: Vec<SuppressionScope>,
 }
 
@@ -33,7 +33,7 @@ pub struct Consequences {
 pub struct OptOut {
     /// The channel.
     pub channel: Channel,
-    /// What is kept from the address.
+    /// The notifications that the address does not get.
     pub scope: SuppressionScope,
     /// Why.
     pub reason: SuppressionReason,
@@ -57,22 +57,22 @@ row! {
     }
 }
 
-/// What is stored of a person, as far as it matters here.
+/// The stored values of a person that matter here.
 struct Stored {
     preferences: Option<Preferences>,
     email: Option<Address>,
 }
 
 impl Store {
-    /// What a person chose; `None`: nothing was ever said.
+    /// The preferences of a person; `None`: the person never set any.
     pub async fn preferences(&self, tenant: TenantId, user_id: &str) -> DbResult<Option<Preferences>> {
         let query = Read { tenant: tenant.0, user_id: user_id.to_owned() }.query();
         let json = query.within(Some(tenant)).first(self).await?;
         Ok(json.flatten().map(|json| serde_json::from_str(&json).unwrap_or_default()))
     }
 
-    /// Changes what a person chose; a change at the same time comes before or after this one, and none is lost. Answers what
-    /// holds now, or what `change` said against it.
+    /// Changes the preferences of a person. Concurrent changes are applied one after the other, and none is lost.
+    /// Returns the new preferences, or the refusal of `change`.
     pub async fn change_preferences<E: Send>(
         &self,
         tenant: TenantId,
@@ -82,7 +82,7 @@ impl Store {
         let mut conn = self.within(Some(tenant)).await?;
         let result = self.change_within(&mut conn, tenant, user_id, change).await;
         match result {
-            // Nothing of it stands, the row that was made for it neither.
+            // Everything is rolled back, including a row created for this change.
             Ok(Err(refused)) => {
                 drop(conn.done::<()>(Err(diesel::result::Error::RollbackTransaction)).await);
                 Ok(Err(refused))
@@ -139,8 +139,8 @@ impl Store {
         self.suppress_within(conn, &new).await
     }
 
-    /// Forgets what a person chose. Who turned advertising down stays so: by fingerprint, at every address that is known to
-    /// be theirs.
+    /// Deletes the preferences of a person. A refusal of advertising stays, by fingerprint, at every known address of
+    /// the person.
     pub async fn erase_preferences(&self, tenant: TenantId, user_id: &str) -> DbResult<()> {
         let mut conn = self.within(Some(tenant)).await?;
         let erasing = async {
@@ -153,7 +153,7 @@ impl Store {
         conn.finish(result).await
     }
 
-    /// Before a person is forgotten: if they turned advertising down, that is kept by the fingerprints of their addresses.
+    /// Before a person is erased: a refusal of advertising is kept, by the fingerprints of their addresses.
     pub(super) async fn keep_opt_out_of(&self, tenant: TenantId, user_id: &str) -> DbResult<()> {
         let mut conn = self.within(Some(tenant)).await?;
         let result = self.keep_opt_out(&mut conn, tenant, user_id).await;
@@ -174,7 +174,7 @@ impl Store {
         self.suppress_within(conn, &emails.into_iter().map(keep).collect::<Vec<_>>()).await
     }
 
-    /// Silences a category on e-mail, for the person and for the address. A repeat changes nothing.
+    /// Unsubscribes from a category by e-mail, for the person and for the address. A repeat changes nothing.
     pub async fn unsubscribe(&self, said: &UnsubscribeToken) -> DbResult<()> {
         let tenant = said.tenant;
         let mut conn = self.within(Some(tenant)).await?;
@@ -194,7 +194,7 @@ impl Store {
         conn.finish(result).await
     }
 
-    /// What is kept from the addresses of a person.
+    /// The suppressions of a person's addresses.
     pub async fn opt_outs(&self, tenant: TenantId, user_id: &str) -> DbResult<Vec<OptOut>> {
         let people = self.people(tenant, vec![user_id.to_owned()]).await?;
         let Some(person) = people.get(user_id) else { return Ok(Vec::new()) };
@@ -218,7 +218,7 @@ impl Store {
         Ok(())
     }
 
-    /// The row of a person, locked until the end of the transaction; made if there is none.
+    /// The row of a person, locked until the end of the transaction. It is created if it does not exist.
     async fn lock(&self, conn: &mut AsyncPgConnection, tenant: TenantId, user_id: &str) -> DbResult<Stored> {
         let locked = Lock { tenant: tenant.0, user_id: user_id.to_owned() }.query().rows_on(conn).await?;
         let stored = locked.into_iter().next().map(|row| self.stored(tenant, row)).transpose()?;

@@ -1,4 +1,4 @@
-//! What providers told afterwards: each event kept once, sealed, and worked through by the scheduler.
+//! Reports of providers after the call. Each event is stored once, sealed, and processed by the scheduler.
 
 use aws_lc_rs::rand;
 use chrono::{DateTime, Utc};
@@ -18,7 +18,7 @@ use super::{
 
 /// Soft bounces in a row after which an address is suppressed.
 pub const SOFT_BOUNCES_MAX: i64 = 5;
-/// How long an event that was worked through is remembered, so that a repeat is known: longer than any vendor tries.
+/// How long a processed event is kept, so that a repeat is recognized: longer than any vendor retries.
 const REMEMBERED: &str = "30 days";
 /// The secret that signs the links of tracked mails.
 const TRACKING: i32 = 1;
@@ -31,9 +31,9 @@ const SECRET_BYTES: usize = 32;
 /// An event as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderEvent {
-    /// Who told it.
+    /// The source of the event.
     pub source: EventSource,
-    /// What makes it the same event.
+    /// The hash that identifies the event.
     pub dedup: Hash,
     /// The event as its provider sent it: JSON.
     pub body: Vec<u8>,
@@ -44,28 +44,28 @@ pub struct ProviderEvent {
 pub struct PendingProviderEvent {
     /// Its row.
     pub id: Uuid,
-    /// Who told it; `None`: a later version knows.
+    /// The source of the event; `None`: a word of a later version.
     pub source: Option<EventSource>,
-    /// What it says; `None`: it cannot be decrypted any more.
+    /// The event; `None`: it cannot be decrypted.
     pub body: Option<Vec<u8>>,
-    /// How often it was taken up, this time included.
+    /// How often it was taken, including now.
     pub tries: i16,
     /// When it came.
     pub created_at: DateTime<Utc>,
 }
 
-/// A delivery that an event is about, as it stands.
+/// The state of a delivery that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
-    /// What an event of it names.
+    /// The subject that an event of it names.
     pub about: About,
     /// Its state.
     pub state: State,
-    /// Who was called last.
+    /// The provider of the last call.
     pub provider: Option<ProviderName>,
-    /// What that provider calls it, as far as the log has it.
+    /// The provider's id of the message, if the log has it.
     pub reference: Option<String>,
-    /// Whether the end of the last call is unknown.
+    /// Whether the result of the last call is unknown.
     pub in_doubt: bool,
 }
 
@@ -116,7 +116,7 @@ row! {
 }
 
 impl Store {
-    /// Keeps events in one commit. Says of each, in order, whether it is new.
+    /// Stores events in one commit. Returns for each, in order, whether it is new.
     pub async fn keep_provider_events(&self, events: Vec<ProviderEvent>) -> DbResult<Vec<bool>> {
         let ids: Vec<Uuid> = events.iter().map(|_| Uuid::now_v7()).collect();
         let mut rows = Vec::with_capacity(events.len());
@@ -128,7 +128,7 @@ impl Store {
                 self.sealer().seal(sealed::PROVIDER_EVENT.of_nobody(), &event.body)?,
             ));
         }
-        // One lock order for all who keep the same events at once.
+        // All callers that store the same events use one lock order.
         rows.sort_by_key(|(_, _, dedup, _)| *dedup);
         let keep = Keep {
             ids: rows.iter().map(|row| row.0).collect(),
@@ -154,7 +154,7 @@ impl Store {
         Ok(rows.into_iter().map(event).collect())
     }
 
-    /// The deliveries that a provider knows by these names.
+    /// The deliveries with these ids at a provider.
     pub async fn ids_by_ref(&self, provider: ProviderName, refs: Vec<String>) -> DbResult<Vec<(String, DeliveryId)>> {
         if refs.is_empty() {
             return Ok(Vec::new());
@@ -163,7 +163,7 @@ impl Store {
         Ok(rows.into_iter().map(|Referred { name, delivery }| (name, DeliveryId(delivery))).collect())
     }
 
-    /// Those of these deliveries that exist, of whatever tenant: what names them was signed by a provider.
+    /// Those of these deliveries that exist, of any tenant: a provider signed the report that names them.
     pub async fn subjects(&self, ids: Vec<DeliveryId>) -> DbResult<Vec<Subject>> {
         if ids.is_empty() {
             return Ok(Vec::new());
@@ -173,7 +173,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(subject).collect())
     }
 
-    /// Counts soft bounces, each event once, and returns the deliveries whose addresses have had too many in a row.
+    /// Counts soft bounces, each event once, and returns the deliveries whose addresses had too many in a row.
     pub async fn count_soft_bounces(&self, bounces: Vec<(Uuid, DeliveryId)>) -> DbResult<Vec<DeliveryId>> {
         let addresses = self.address_hashes(bounces.iter().map(|(_, delivery)| *delivery).collect()).await?;
         let rows: Vec<(Uuid, &Addressed)> = bounces
@@ -197,7 +197,7 @@ impl Store {
         Ok(many.map(|bounces| DeliveryId(bounces.delivery)).collect())
     }
 
-    /// The addresses of these deliveries work: what came back before counts no more.
+    /// Resets the soft bounces of these deliveries' addresses, because they work.
     pub async fn forget_soft_bounces(&self, deliveries: Vec<DeliveryId>) -> DbResult<()> {
         let addresses = self.address_hashes(deliveries).await?;
         if addresses.is_empty() {
@@ -211,23 +211,23 @@ impl Store {
         forget.query().run(self).await.map(drop)
     }
 
-    /// Forgets events too old to be repeated, and old soft bounces. Bounded; says whether there are more.
+    /// Deletes events too old to be repeated, and old soft bounces, up to a limit; returns whether there are more.
     pub async fn forget_provider_events(&self, limit: i64) -> DbResult<bool> {
         let gone = Forget { remembered: REMEMBERED, limit }.query().row(self).await?;
         Ok(gone >= limit)
     }
 
-    /// The key that signs the pixels and links of tracked mails; made on first use.
+    /// The key that signs the pixels and links of tracked mails; created on first use.
     pub async fn tracking_secret(&self) -> DbResult<Vec<u8>> {
         self.service_secret(TRACKING).await
     }
 
-    /// The key of the links that unsubscribe; made on first use.
+    /// The key of unsubscribe links; created on first use.
     pub async fn unsubscribe_key(&self) -> DbResult<unsubscribe::Key> {
         Ok(unsubscribe::Key::new(&self.service_secret(UNSUBSCRIBING).await?)?)
     }
 
-    /// The key that proves replays of refused submissions; made on first use.
+    /// The key that proves replays of refused submissions; created on first use.
     pub async fn replay_key(&self) -> DbResult<replay::Key> {
         Ok(replay::Key::new(&self.service_secret(REPLAYING).await?))
     }

@@ -1,5 +1,5 @@
-//! What may prevent sending: suppressed addresses, and people's preferences. One query loads them for a whole batch
-//! of claims; there is no query if no claim can have any.
+//! The facts that may prevent sending: suppressed addresses, and people's preferences. One query loads them for a whole
+//! batch of claims; there is no query if no claim can have any.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,7 +18,7 @@ use super::{
 };
 
 row! {
-    /// A suppression of an address, or what a person set; the columns of the other are empty.
+    /// A suppression of an address, or the preferences of a person; the columns of the other kind are empty.
     struct PolicyRow {
         address_hash: Option<Vec<u8>> as Nullable<Binary>,
         scope: Option<String> as Nullable<Text>,

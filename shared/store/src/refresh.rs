@@ -1,4 +1,4 @@
-//! Families of refresh tokens: each token works once, and an old one that comes back ends its family.
+//! Families of refresh tokens. Each token works once; if a used one comes back, its family is revoked.
 
 use std::time::Duration;
 
@@ -22,9 +22,9 @@ use super::{
 pub struct Grant {
     /// The tenant's name.
     pub tenant: String,
-    /// Whom its access tokens speak for.
+    /// The subject of its access tokens.
     pub subject: String,
-    /// What they may do.
+    /// Their role.
     pub role: Role,
     /// How long each access token holds.
     pub ttl: Duration,
@@ -41,17 +41,17 @@ pub struct NewFamily {
     pub hash: Hash,
     /// The key that asks for it.
     pub key: Uuid,
-    /// Whom its access tokens speak for.
+    /// The subject of its access tokens.
     pub subject: String,
-    /// What they may do.
+    /// Their role.
     pub role: Role,
     /// How long each access token holds.
     pub ttl: Duration,
 }
 
 impl Store {
-    /// Stores a new family under the hash of its first token; returns the name of the tenant. It begins with the key `key`
-    /// and ends with it: `None` if that is revoked.
+    /// Stores a new family under the hash of its first token; returns the name of the tenant. The family is valid as
+    /// long as the key `key`: `None` if that is revoked.
     pub async fn begin_family(&self, family: NewFamily, holds: Duration) -> DbResult<Option<String>> {
         let begin = Begin {
             id: family.id,
@@ -65,23 +65,23 @@ impl Store {
         begin.query().first(self).await
     }
 
-    /// Puts the token `new` into the place of `old` and returns what the family grants; `None` if `old` does not hold.
-    /// An `old` that was replaced before revokes the family. Of two callers with the same token the first gets a new one
-    /// and the second revokes it: a used token may be a stolen one.
+    /// Replaces the token `old` by `new` and returns the claims of the family; `None` if `old` is not valid. An `old`
+    /// that was already replaced revokes the family: a used token may be stolen. So of two callers with the same token,
+    /// the first gets a new one and the second revokes it.
     pub async fn rotate_family(&self, family: Uuid, old: Hash, new: Hash, holds: Duration) -> DbResult<Option<Grant>> {
         let (old, new, holds) = (old.to_vec(), new.to_vec(), interval(holds));
         let rotated = Rotate { old, new, holds, family }.query().first(self).await?;
         Ok(rotated.and_then(granted))
     }
 
-    /// Forgets families whose last token has expired, at most `limit` of them; says how many.
+    /// Deletes families whose last token has expired, at most `limit` of them; returns their number.
     pub async fn forget_families(&self, limit: i64) -> DbResult<usize> {
         Forget { limit }.query().run(self).await
     }
 }
 
 row! {
-    /// A rotation as the database answers it: whether it took place, and what the family grants.
+    /// The result of a rotation: whether it took place, and the claims of the family.
     struct Rotated {
         is_new: bool as Bool,
         tenant: String as Text,

@@ -1,9 +1,9 @@
-//! Retention: removes what tenants no longer keep.
+//! Retention: removes the rows that tenants no longer keep.
 //!
-//! Two loops share it. [`days`] drops the partitions of days that no tenant keeps: it asks indexed questions first, and reads the
-//! deliveries of a day only if nothing else keeps it. [`rows`] deletes the rest: it goes through the tables in groups of tenants,
-//! then through the days that stay, and goes on where it ended. Deliveries without an end stay, with their messages; a dead letter
-//! goes with its message, open or not.
+//! Two loops do this. [`days`] drops the partitions of days that no tenant keeps. It runs queries with an index first,
+//! and reads the deliveries of a day only if nothing else keeps it. [`rows`] deletes the other rows: it goes through
+//! the tables in groups of tenants, then through the remaining days, and continues where it ended. Deliveries without
+//! an end stay, with their messages. A dead letter goes with its message, open or not.
 
 pub(super) mod days;
 pub(super) mod rows;
@@ -28,50 +28,50 @@ row! {
     pub struct Keeping {
         /// The tenant.
         pub tenant: String as Text,
-        /// Its own number of days; `None`: the default holds.
+        /// The tenant's own number of days; `None`: the default.
         pub days: Option<i32> as Nullable<Int4>,
     }
 }
 
-/// What a pass removed, or would remove, from one table.
+/// The rows that a pass removed, or would remove, from one table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Removed {
-    /// Whose rows; `None`: of all tenants, or of an unknown one.
+    /// The tenant of the rows; `None`: all tenants, or an unknown one.
     pub tenant: Option<String>,
-    /// The table, or the partition that went as a whole.
+    /// The table, or the partition that was dropped.
     pub table: String,
-    /// How many rows; of a large partition an estimate.
+    /// The number of rows; an estimate for a large partition.
     pub rows: i64,
 }
 
-/// What a pass did.
+/// The result of a pass.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Pass {
-    /// What went, or would go.
+    /// The rows that were removed, or would be.
     pub removed: Vec<Removed>,
-    /// Days that stay as a whole although no tenant keeps them, since something in them is alive.
+    /// Days that no tenant keeps but that stay, because they hold deliveries without an end.
     pub kept: Vec<NaiveDate>,
-    /// There was more than the time allowed.
+    /// Whether time ran out before the work.
     pub more: bool,
-    /// A day could not be dropped, because its tables were in use at that moment.
+    /// Whether a day could not be dropped because its tables were in use.
     pub busy: bool,
 }
 
-/// For each day, up to where its deliveries were found to be over: a block of the partition. A later pass goes on there.
+/// For each day, the block of the partition up to which all deliveries were found ended. A later pass continues there.
 pub type Surveyed = HashMap<NaiveDate, i64>;
 
-/// A tenant whose older rows go.
+/// A tenant with a retention time.
 struct Expiry {
     tenant: TenantId,
     slug: String,
     before: DateTime<Utc>,
 }
 
-/// Who removes how much, and until when.
+/// The options of a pass: its limits and its end.
 #[derive(Clone, Copy)]
 struct RunOptions<'a> {
     store: &'a Store,
-    /// Days that a tenant without a number of its own keeps things.
+    /// Days of retention for a tenant without a value of its own.
     default_days: Option<i32>,
     /// Only says what would go.
     dry: bool,
@@ -83,7 +83,7 @@ impl RunOptions<'_> {
         self.until.is_some_and(|until| Instant::now() >= until)
     }
 
-    /// The tenants that keep things for a time only, by their ids.
+    /// The tenants with a retention time, in the order of their ids.
     async fn expiries(&self) -> DbResult<Vec<Expiry>> {
         let rows = Expiries { default_days: self.default_days }.query().rows(self.store).await?;
         let expiry = |ExpiryRow { tenant, slug, before }| Expiry { tenant: TenantId(tenant), slug, before };
@@ -110,12 +110,12 @@ impl Pass {
 }
 
 impl Store {
-    /// How long every tenant keeps its messages.
+    /// The retention of every tenant.
     pub async fn retention_list(&self) -> DbResult<Vec<Keeping>> {
         List {}.query().rows(self).await
     }
 
-    /// Sets how many days a tenant keeps its messages; `None`: the default.
+    /// Sets the days for which a tenant keeps its messages; `None`: the default.
     pub async fn set_retention(&self, tenant: TenantId, days: Option<i32>) -> DbResult<()> {
         let query = match days {
             Some(days) => Set { tenant: tenant.0, days }.query(),
@@ -125,7 +125,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what is kept no longer, or only says what that would be (`dry`), from the beginning to the end.
+    /// Removes the expired rows in one run, or only reports them (`dry`).
     pub async fn retain(&self, default_days: Option<i32>, dry: bool) -> DbResult<Pass> {
         let options = RunOptions { store: self, default_days, dry, until: None };
         let mut pass = Pass::default();
@@ -134,7 +134,7 @@ impl Store {
         Ok(pass)
     }
 
-    /// Drops the days that no tenant keeps, until a moment. `surveyed` is for the next call.
+    /// Drops the days that no tenant keeps, until a time. `surveyed` is for the next call.
     pub async fn drop_days(
         &self,
         default_days: Option<i32>,
@@ -147,18 +147,18 @@ impl Store {
         Ok(pass)
     }
 
-    /// Deletes the rows that their tenants no longer keep, from where the last call ended, until a moment.
+    /// Deletes the rows that their tenants no longer keep, from the end of the last call, until a time.
     pub async fn remove_rows(&self, default_days: Option<i32>, until: Instant) -> DbResult<Pass> {
         let options = RunOptions { store: self, default_days, dry: false, until: Some(until) };
         let (mut position, mut pass) = (self.load_position().await?, Pass::default());
         let ended = rows::run(options, &mut position, &[], &mut pass).await;
-        // What failed is passed over as well: the next pass comes to it again, and nothing behind it waits.
+        // A failed step is passed over too: the next pass reaches it again, and the steps after it do not wait.
         self.save_position(&position).await?;
         ended.map(|()| pass)
     }
 
-    /// A transaction that holds the lock of this name until it ends; `None`: another process holds it. The transaction has no
-    /// snapshot, so it keeps nothing from being vacuumed. The server ends it if it is idle for five minutes, far longer than a turn.
+    /// A transaction that holds the lock of this name until it ends; `None`: another process holds it. It has no
+    /// snapshot, so it delays no vacuum. The server ends it after five idle minutes, far longer than a turn takes.
     pub async fn alone(&self, name: &'static str) -> DbResult<Option<Scoped>> {
         let mut conn = self.transaction().await?;
         let got = Lock { name }.query().row_on(&mut conn).await;
@@ -170,7 +170,7 @@ impl Store {
 
     async fn load_position(&self) -> DbResult<Position> {
         let json = LoadPosition {}.query().first(self).await?;
-        // One of another version that cannot be read: from the beginning.
+        // A position of another version that cannot be read: begin at the start.
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default())
     }
 

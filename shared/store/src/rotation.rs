@@ -1,7 +1,7 @@
-//! Key rotation: everything that is sealed, written anew with the newest key, in small steps while services run.
+//! Key rotation: encrypts every sealed value again with the newest key, in small steps while services run.
 //!
-//! The progress of a rotation is not stored: each value shows its key. A step reads a few rows, seals them and writes them
-//! back only where they have not changed since, so that no change is lost.
+//! The progress of a rotation is not stored: each value names its key. A step reads a few rows, seals them and writes
+//! them back only if they have not changed since, so no change is lost.
 
 use diesel::{
     QueryableByName,
@@ -16,14 +16,14 @@ use runtime::reconnect::Reconnect;
 
 use super::{DbResult, Store, sealed};
 
-/// Keys looked at by one statement.
+/// Rows read by one statement.
 const SCAN: i64 = 2000;
-/// Values written anew by one statement.
+/// Values written by one statement.
 const ROWS: usize = 200;
-/// Their bytes together; a single larger one goes alone.
+/// Their bytes together; a single larger value goes alone.
 const BYTES: i64 = 8 * 1024 * 1024;
 
-/// How the rows of a table are named and walked.
+/// The key of a table's rows, by which they are read in order.
 #[derive(Clone, Copy)]
 enum Key {
     Uuid,
@@ -65,14 +65,14 @@ impl Key {
         }
     }
 
-    /// The text `k` as a key again.
+    /// The text `k` as a key.
     fn parsed(self, k: &str) -> String {
         match self {
             Self::Uuid => format!("{k}::uuid"),
             Self::Number => format!("{k}::int4"),
             Self::Idempotency => format!("(split_part({k}, ':', 1)::int4, decode(split_part({k}, ':', 2), 'hex'))"),
             Self::Item => format!("(split_part({k}, ':', 1)::uuid, split_part({k}, ':', 2)::uuid)"),
-            // The id may hold colons of its own.
+            // The id may contain colons.
             Self::Person => format!("(split_part({k}, ':', 1)::int4, substr({k}, strpos({k}, ':') + 1))"),
         }
     }
@@ -94,13 +94,13 @@ struct Column {
     name: &'static str,
     key: Key,
     is_text: bool,
-    /// Under which name its values are bound.
+    /// The place to which its values are bound.
     place: seal::Column,
-    /// Whether they belong to their row's tenant, or to none.
+    /// Whether its values belong to their row's tenant, or to no tenant.
     is_tenants: bool,
-    /// The column with the fingerprint of the value among those of its tenant.
+    /// The column with the fingerprint of the value, unique within its tenant.
     hash: Option<&'static str>,
-    /// Which rows; all of them where it is empty.
+    /// The condition on its rows; empty: all rows.
     only: &'static str,
 }
 
@@ -116,7 +116,8 @@ const fn of_nobody(column: Column) -> Column {
     Column { is_tenants: false, ..column }
 }
 
-/// Every column whose values are sealed. A new one must be added here; the test of rotation looks through the whole database.
+/// Every column whose values are sealed. A new one must be added here; the test of rotation looks through the whole
+/// database.
 const COLUMNS: &[Column] = &[
     of_nobody(Column { key: Key::Number, ..text("tenants", "webhook_secret", sealed::TENANT_SECRET) }),
     bytes("messages", "content", sealed::CONTENT),
@@ -172,7 +173,7 @@ struct Value {
 }
 
 impl Column {
-    /// The next keys after one, and whether their values are of the newest key.
+    /// The next keys after one, and whether their values have the newest key.
     fn scan(&self) -> String {
         let Self { table, name, key, is_text, only, .. } = self;
         let head = if *is_text {
@@ -199,7 +200,7 @@ impl Column {
         )
     }
 
-    /// Writes only over what was read.
+    /// Writes only if the row still has the value that was read.
     fn update(&self) -> String {
         let Self { table, name, key, is_text, hash, .. } = self;
         let value = |new: &str| if *is_text { format!("convert_from({new}, 'UTF8')") } else { new.to_owned() };
@@ -218,7 +219,7 @@ impl Column {
         if self.is_text { text.clone() } else { bytes.iter().map(|byte| format!("{byte:02x}")).collect() }
     }
 
-    /// What is to be written in place of `value`, and its fingerprint.
+    /// The new value in place of `value`, and its fingerprint.
     fn renewed(&self, sealer: &Sealer, value: &Value) -> Result<(Vec<u8>, Option<Vec<u8>>), SealError> {
         let place = self.place.of(TenantId(value.tenant));
         if !self.is_text {
@@ -234,8 +235,8 @@ impl Column {
         Ok((sealer.seal_text(place, &plain)?.into_bytes(), hash))
     }
 
-    /// Whether a text that looks sealed was stored without a key, by a version that did not escape it: then its fingerprint is that of
-    /// the text itself, made without a key, or there is none.
+    /// Whether a text that looks sealed was stored without a key, by a version that did not escape it. Then its
+    /// fingerprint is that of the text itself without a key, or there is none.
     fn is_plain(&self, value: &Value, stored: &str) -> bool {
         let print = || Sealer::default().fingerprint(&value.tenant.to_string(), stored);
         self.hash.is_some() && value.hash.as_ref().is_none_or(|hash| *hash == print())
@@ -243,8 +244,8 @@ impl Column {
 }
 
 impl Store {
-    /// How many values are not sealed with the newest key and bound to their place: those of older keys or of the former format, and
-    /// those stored without a key.
+    /// The number of values that are not sealed with the newest key and bound to their place: values of older keys, of
+    /// the former format, or stored without a key.
     pub async fn stale_values(&self) -> DbResult<u64> {
         let mut count = 0;
         for column in COLUMNS {
@@ -257,8 +258,9 @@ impl Store {
         Ok(count)
     }
 
-    /// Seals with the newest key whatever is not; tells `written` after each step how many values that was. Returns how
-    /// many are left, written by services that do not know the key yet, or unreadable; none: older keys are needed no more.
+    /// Seals every other value with the newest key; passes the number of values to `written` after each step. Returns
+    /// the number of values that are left: services that do not know the key yet wrote them, or they are unreadable. 0:
+    /// older keys are no longer needed.
     pub async fn rotate(&self, mut written: impl FnMut(u64)) -> DbResult<u64> {
         self.begin_bound().await?;
         for column in COLUMNS {
@@ -278,7 +280,7 @@ impl Store {
         Ok(left)
     }
 
-    /// Of the next rows after one: the stale ones with their sizes, and the last one of all; `None` when there are no more.
+    /// The stale rows among the next ones with their sizes, and the last row of all; `None` when there are no more.
     async fn scan(&self, column: &Column, after: &str) -> DbResult<Option<(Vec<(String, i64)>, String)>> {
         let Some(heads) = self.sealer().heads() else { return Ok(None) };
         let query = diesel::sql_query(column.scan()).bind::<Text, _>(after).bind::<Text, _>(column.head(&heads));
@@ -287,7 +289,7 @@ impl Store {
         Ok(Some((rows.into_iter().filter(|row| row.stale).map(|row| (row.k, row.size)).collect(), last)))
     }
 
-    /// Writes the values of a few rows anew; lost races against the services are run again.
+    /// Writes the values of a few rows again; repeats rows that a service changed at the same time.
     async fn renew(&self, column: &Column, keys: Vec<String>) -> DbResult<u64> {
         let mut reconnect = Reconnect::new();
         loop {
@@ -312,7 +314,7 @@ impl Store {
                     keys.push(value.k);
                     old.push(value.v);
                 }
-                // It stays as it is and is counted among those that are left.
+                // It stays as it is and counts as left.
                 Err(error) => {
                     let Column { table, name, .. } = column;
                     tracing::error!(table, column = name, row = value.k, %error, "a value cannot be written anew");
@@ -329,7 +331,7 @@ impl Store {
     }
 }
 
-/// The keys in groups whose values fit into memory together.
+/// Groups of keys whose values fit into memory together.
 fn bounded(keys: Vec<(String, i64)>) -> Vec<Vec<String>> {
     let mut groups: Vec<Vec<String>> = Vec::new();
     let mut bytes = 0;

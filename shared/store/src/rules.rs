@@ -1,4 +1,4 @@
-//! Rules as an admin manages them. What runs reads them from the catalogue.
+//! Rules as an admin manages them. The services read them from the catalogue.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -15,11 +15,11 @@ use super::{
 pub struct RuleSettings {
     /// Its name.
     pub name: String,
-    /// A type of events, or a beginning with `.*`.
+    /// A type of events, or a prefix with `.*`.
     pub event_type: String,
-    /// What it says.
+    /// The body of the rule.
     pub definition: RuleDefinition,
-    /// Whether it hears of events at present.
+    /// Whether it is switched on.
     pub is_active: bool,
 }
 
@@ -65,14 +65,14 @@ impl Store {
         Ok(id)
     }
 
-    /// Writes the settings of a rule anew; says whether the tenant has it.
+    /// Replaces the settings of a rule; returns whether the tenant has it.
     pub async fn update_rule(&self, tenant: TenantId, id: Uuid, settings: &RuleSettings) -> DbResult<bool> {
         let RuleSettings { name, event_type, definition, is_active } = settings.clone();
         let update = Update { name, event_type, definition: json(&definition), is_active, tenant: tenant.0, id };
         Ok(update.query().within(Some(tenant)).run(self).await? > 0)
     }
 
-    /// Removes a rule; says whether the tenant had it.
+    /// Removes a rule; returns whether the tenant had it.
     pub async fn remove_rule(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
         Ok(Remove { tenant: tenant.0, id }.query().within(Some(tenant)).run(self).await? > 0)
     }
@@ -83,7 +83,7 @@ impl Store {
         Ok(rows.into_iter().find_map(stored))
     }
 
-    /// Up to `limit` rules of a tenant, newest first; those older than `before`, if given.
+    /// Up to `limit` rules of a tenant, newest first; only those older than `before`, if given.
     pub async fn list_rules(&self, tenant: TenantId, before: Option<Uuid>, limit: i64) -> DbResult<Vec<StoredRule>> {
         let list = List { tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit };
         let rows = list.query().within(Some(tenant)).rows(self).await?;
@@ -96,13 +96,13 @@ impl Store {
         Ok(rows.into_iter().map(|Named { id, name }| (id, name)).collect())
     }
 
-    /// Whether a tenant has a template of this name. The copies of catalogues may be a moment too old to ask.
+    /// Whether a tenant has a template of this name. The cached catalogues may be too old for this.
     pub async fn has_template(&self, tenant: TenantId, name: &str) -> DbResult<bool> {
         let has = HasTemplate { tenant: tenant.0, name: name.to_owned() };
         has.query().within(Some(tenant)).row(self).await
     }
 
-    /// What a person chose, as far as anything is known.
+    /// The preferences of a person, if known.
     pub async fn chosen_preferences(&self, tenant: TenantId, user: &str) -> DbResult<Preferences> {
         let of_person = PreferencesOf { tenant: tenant.0, user_id: user.to_owned() };
         let rows = of_person.query().within(Some(tenant)).rows(self).await?;
@@ -110,7 +110,7 @@ impl Store {
         Ok(chosen.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default())
     }
 
-    /// The WhatsApp session that carries what names none: the tenant's only one, or the one called `default`.
+    /// The WhatsApp session of messages that name none: the tenant's only one, or the one called `default`.
     pub async fn usual_session(&self, tenant: TenantId) -> DbResult<Option<Uuid>> {
         let some = Sessions { tenant: tenant.0 }.query().within(Some(tenant)).rows(self).await?;
         let only = some.first().filter(|_| some.len() == 1);
@@ -118,7 +118,7 @@ impl Store {
     }
 }
 
-/// The session that carries what names none, where a tenant has several.
+/// The session of messages that name none, if a tenant has several.
 const USUAL_SESSION: &str = "default";
 
 /// A definition as JSON.

@@ -1,5 +1,5 @@
-//! The one table that the query builder reads: the filter of dead letters is made at run time. The migrations are its home;
-//! [`dead_letters_columns`] is compared with them.
+//! The one table for the query builder: the filter of dead letters is made at run time. The migrations define it; a
+//! test compares [`dead_letters_columns`] with them.
 #![expect(missing_docs, reason = "diesel's macro makes items that cannot carry doc comments")]
 
 diesel::table! {

@@ -1,4 +1,4 @@
-//! Which rows a connection sees. Row-level security is the second barrier below every `WHERE tenant_id = …`.
+//! The rows that a connection sees. Row-level security is the second barrier behind every `WHERE tenant_id = …`.
 //!
 //! A connection of the pool sees all tenants: it accepts, claims and records for all of them at once. A statement for
 //! one tenant runs in a transaction that names the tenant, so a forgotten condition shows no rows of other tenants.
@@ -86,8 +86,8 @@ row! {
     pub struct Floor {
         /// The services' connections use a role to which it applies.
         pub is_bound: bool as Bool,
-        /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the tables:
-        /// after `RESET ROLE` the session is not bound by the role.
+        /// The login behind that role is a superuser, bypasses row-level security or may act as the owner of the
+        /// tables: after `RESET ROLE` the session is not bound by the role.
         pub login_is_privileged: bool as Bool,
         /// Tables with tenants' rows that row-level security does not cover.
         pub open_tables: Vec<String> as Array<Text>,

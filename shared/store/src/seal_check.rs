@@ -1,4 +1,5 @@
-//! Which keys the database was written with, so that a wrong or missing one is told at the start and not by garbage later.
+//! The keys that the database was written with. A wrong or missing key is reported at the start, and not by unreadable
+//! values later.
 
 use diesel::sql_types::Binary;
 use domain::seal::{self, Required, SealError};
@@ -8,7 +9,7 @@ use super::{
     sql::{sql, statements},
 };
 
-/// What is sealed to try a key on.
+/// The text that is sealed to test a key.
 const CANARY: &str = "posthaste";
 /// Its realm among fingerprints.
 const REALM: &str = "seal_check";
@@ -16,24 +17,24 @@ const REALM: &str = "seal_check";
 /// Why the configured keys do not fit the database.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Values are encrypted, and there is no key.
+    /// Values are encrypted, and no key is configured.
     #[error(
         "the database holds encrypted values and POSTHASTE_ENCRYPTION_KEY is not set: set it to the key they were written with"
     )]
     Missing,
-    /// Values are encrypted with a key that is not there.
+    /// Values are encrypted with a key that is not configured.
     #[error(
         "the database holds values encrypted with another key: set POSTHASTE_ENCRYPTION_KEY to it, or name it in \
          POSTHASTE_ENCRYPTION_KEY_PREVIOUS and run `posthaste rotate-keys`"
     )]
     Wrong,
-    /// Values may be left in the format that the settings refuse.
+    /// Values may exist in the format that the settings refuse.
     #[error(
         "the database may hold values in the format of former versions: set POSTHASTE_ENCRYPTION_REQUIRED to true, run \
          `posthaste rotate-keys` until it says that nothing is left, then set it to bound"
     )]
     Unbound,
-    /// The database could not be asked.
+    /// The query failed.
     #[error(transparent)]
     Database(#[from] DbError),
 }
@@ -55,13 +56,14 @@ struct Canary {
 }
 
 impl Store {
-    /// Refuses keys that cannot open what is stored; a new key is noted down, so that nothing is written with it unnoticed.
+    /// Refuses keys that cannot open the stored values. A new key is recorded before any value is written with it.
     pub async fn check_keys(&self) -> Result<(), KeyError> {
         let sealed = List {}.query().rows(self).await.map_err(KeyError::Database)?;
         if !sealed.is_empty() && !self.sealer().is_on() {
             return Err(KeyError::Missing);
         }
-        // Former versions know only the former format. They may still read beside us, until a rotation says that they do not.
+        // Former versions know only the former format. They may still run beside us, until a rotation shows that they
+        // do not.
         self.sealer().set_bound(sealed.is_empty() || sealed.iter().any(|sealed| seal::is_bound(sealed)));
         // A finished rotation leaves one row, which is bound.
         if self.sealer().required() >= Required::Bound && !sealed.iter().all(|sealed| seal::is_bound(sealed)) {
@@ -75,7 +77,7 @@ impl Store {
         Ok(self.register_key().await?)
     }
 
-    /// Notes down that values are sealed with the newest key.
+    /// Records that values are sealed with the newest key.
     async fn register_key(&self) -> DbResult<()> {
         if let Some(Canary { fingerprint, sealed }) = self.canary()? {
             Register { fingerprint, sealed }.query().run(self).await?;
@@ -83,7 +85,7 @@ impl Store {
         Ok(())
     }
 
-    /// From now on values are bound to their place; a former version, which could not read them, does not start any more.
+    /// From now on values are bound to their place. A former version cannot read them, and no longer starts.
     pub(super) async fn begin_bound(&self) -> DbResult<()> {
         self.sealer().set_bound(true);
         if let Some(Canary { fingerprint, sealed }) = self.canary()? {
@@ -92,7 +94,7 @@ impl Store {
         Ok(())
     }
 
-    /// The canary, as the newest key makes it; `None`: there is no key.
+    /// The canary under the newest key; `None`: there is no key.
     fn canary(&self) -> DbResult<Option<Canary>> {
         if !self.sealer().is_on() {
             return Ok(None);
@@ -102,7 +104,7 @@ impl Store {
         Ok(Some(Canary { fingerprint, sealed }))
     }
 
-    /// Notes down that nothing is sealed with any other key than the newest.
+    /// Records that no value is sealed with another key than the newest.
     pub(super) async fn forget_old_keys(&self) -> DbResult<usize> {
         let fingerprint = self.sealer().fingerprint(REALM, CANARY).to_vec();
         ForgetOthers { fingerprint }.query().run(self).await

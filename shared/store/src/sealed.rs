@@ -1,12 +1,11 @@
-//! Which columns are sealed, and what happens to a value that does not open: it is logged and left out, so that it holds up nothing
-//! beside it.
+//! The sealed columns. A value that does not open is logged and left out, so that it delays no other rows.
 
 use domain::seal::{Column, Place};
 
 use super::Store;
 
 pub(super) const TENANT_SECRET: Column = Column("tenants.webhook_secret");
-/// Of messages and bulks: a claim reads one or the other.
+/// The content of messages and bulks: a claim reads one or the other.
 pub(super) const CONTENT: Column = Column("messages.content");
 pub(super) const RECIPIENT: Column = Column("deliveries.recipient");
 pub(super) const RESPONSE: Column = Column("idempotency_keys.response");
@@ -17,7 +16,7 @@ pub(super) const SESSION_KEY: Column = Column("wa_sessions.api_key");
 /// The former one as well.
 pub(super) const SESSION_SECRET: Column = Column("wa_sessions.webhook_secret");
 pub(super) const CONFIGURATION_HEADERS: Column = Column("webhook_configurations.headers");
-/// The former one as well: a statement moves it.
+/// The former secret as well: a statement moves it.
 pub(super) const CONFIGURATION_SECRET: Column = Column("webhook_configurations.secret");
 pub(super) const WAHA_EVENT: Column = Column("waha_events.body");
 pub(super) const PROVIDER_EVENT: Column = Column("provider_events.body");
@@ -36,7 +35,7 @@ pub(super) const DEVICE: Column = Column("devices.token");
 pub(super) const BROADCAST: Column = Column("broadcasts.definition");
 
 impl Store {
-    /// What a value says, if it opens.
+    /// The plain value, if it opens.
     pub(super) fn opened(&self, place: Place, stored: Vec<u8>) -> Option<Vec<u8>> {
         let opened = self.sealer().open(place, stored);
         opened.inspect_err(|error| tracing::error!(?place, %error, "a stored value is left out")).ok()

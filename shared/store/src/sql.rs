@@ -1,11 +1,11 @@
-//! Statements: each is a file in `sql/` with named binds, and a struct that names what it takes and what it returns.
+//! Statements: each is a file in `sql/` with named binds, and a struct that names its binds and its columns.
 //!
-//! [`sql!`] declares a statement, [`row!`] a row that is read by the names of its columns. A statement's text is resolved
-//! once; its prepared form is kept by each connection. A test prepares every statement against the migrated schema and
-//! compares the types of its binds and columns with what is declared here (`tests/tests/statements.rs`).
+//! [`sql!`] declares a statement, [`row!`] a row that is read by the names of its columns. A statement's text is
+//! resolved once; each connection keeps its prepared form. A test prepares every statement against the migrated schema
+//! and compares the types of its binds and columns with the declaration (`tests/tests/statements.rs`).
 //!
-//! In a file, `:name` is a bind, and `@` after the name of a partitioned table stands for the suffix of the partition, if
-//! there is exactly one.
+//! In a file, `:name` is a bind, and `@` after the name of a partitioned table stands for the suffix of the partition,
+//! if there is exactly one.
 
 use std::{collections::BTreeMap, iter::Peekable, str::CharIndices};
 
@@ -23,7 +23,7 @@ pub const DAY: char = '@';
 pub(crate) enum Piece {
     /// SQL.
     Text(String),
-    /// The first place of a bind, by its place in the list of binds.
+    /// The first place of a bind, by its index in the list of binds.
     Bind(usize),
     /// Another place of a bind, by the number of its parameter.
     Again(usize),
@@ -174,7 +174,7 @@ macro_rules! row {
     };
 }
 
-/// Declares a statement: its struct, its file, its binds as `name: Rust type as SQL type`, and what it returns: rows of a
+/// Declares a statement: its struct, its file, its binds as `name: Rust type as SQL type`, and its result: rows of a
 /// struct of [`row!`], one column as `Rust type as SQL type`, or nothing.
 macro_rules! sql {
     ($(#[$about:meta])* $vis:vis $name:ident in $file:literal { $($fields:tt)* } -> $row:ty as $sql:ty) => {

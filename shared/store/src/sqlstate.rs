@@ -1,8 +1,9 @@
-//! SQLSTATE: whose fault a refused statement is.
+//! SQLSTATE: whether the server or the values caused an error.
 //!
-//! diesel keeps the text of a server's error and drops its code, and no text can be relied on: servers speak many languages.
-//! So the stream below a connection writes each error's code in front of its message, as `psql` does with `VERBOSITY verbose`:
-//! `53100: could not extend file`. Once diesel hands the code on (diesel-rs/diesel#5232), the stream can go.
+//! diesel keeps the text of a server's error and drops its code, and the text is no help: servers speak many languages.
+//! So the stream below a connection writes each error's code in front of its message, as `psql` does with `VERBOSITY
+//! verbose`: `53100: could not extend file`. Once diesel passes the code on (diesel-rs/diesel#5232), the stream can be
+//! removed.
 
 use std::{
     io,
@@ -17,7 +18,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsStream};
 pub(super) const SERIALIZATION_FAILURE: &str = "40001";
 pub(super) const DEADLOCK_DETECTED: &str = "40P01";
 pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// The server ended the statement, mostly for its time limit.
+/// The server ended the statement, usually because of its time limit.
 pub(super) const QUERY_CANCELED: &str = "57014";
 pub(super) const DATA_CORRUPTED: &str = "XX001";
 pub(super) const INDEX_CORRUPTED: &str = "XX002";
@@ -40,7 +41,7 @@ pub(super) fn code(error: &Error) -> Option<&str> {
     }
 }
 
-/// Whether the code says that the schema lacks something a statement names.
+/// Whether the code means that the schema lacks an object that a statement names.
 pub(super) fn is_schema_missing(code: &str) -> bool {
     matches!(code, UNDEFINED_TABLE | UNDEFINED_COLUMN | UNDEFINED_FUNCTION)
 }
@@ -51,17 +52,17 @@ fn code_of(message: &str) -> Option<&str> {
     (is_code && rest.starts_with(SEPARATOR)).then_some(code)
 }
 
-/// Whether the statement failed through no fault of the values it carries, so that the same statement may pass later.
+/// Whether the values of the statement are not the cause, so the same statement may succeed later.
 ///
-/// | SQLSTATE | whose fault |
+/// | SQLSTATE | cause |
 /// |---|---|
-/// | 21, 22, 23, 44, P0 | the values': cardinality, data, integrity, check option, a `RAISE` of a trigger |
-/// | 54 | the values': too large, nested too deeply |
-/// | 54 with a hint and without a table | the server's: no transaction ids are left, and the hint says to vacuum |
-/// | everything else | the server's: connection, read-only, deadlock, time-out, disk or memory full, schema (42: a partition or column that is missing, a right that was taken), operator, I/O, internal |
+/// | 21, 22, 23, 44, P0 | the values: cardinality, data, integrity, check option, a `RAISE` of a trigger |
+/// | 54 | the values: too large, nested too deeply |
+/// | 54 with a hint and without a table | the server: no transaction ids are left, and the hint says to vacuum |
+/// | everything else | the server: connection, read-only, deadlock, timeout, disk or memory full, schema (42: a partition or column is missing, a right was revoked), operator, I/O, internal |
 ///
-/// A code that is not listed counts as the server's: to wait loses nothing. Errors of diesel itself are never the server's,
-/// except for those that say that the connection is gone.
+/// A code that is not listed counts as the server's: waiting loses nothing. Errors of diesel itself are never the
+/// server's, except those that say that the connection is gone.
 pub(super) fn is_servers_fault(error: &Error) -> bool {
     match error {
         Error::DatabaseError(kind, info) => match code_of(info.message()) {
@@ -84,7 +85,7 @@ fn is_values_fault(code: &str, info: &(dyn DatabaseErrorInformation + Send + Syn
     }
 }
 
-/// What diesel tells apart by itself, for an error whose code did not come along.
+/// The errors that diesel classifies, for an error without a code.
 const fn is_violation(kind: &DatabaseErrorKind) -> bool {
     use DatabaseErrorKind::{
         CheckViolation, ExclusionViolation, ForeignKeyViolation, NotNullViolation, RestrictViolation, UniqueViolation,
@@ -159,12 +160,12 @@ impl<S: TlsStream + Unpin> TlsStream for Coded<S> {
     }
 }
 
-/// Follows the messages of a server through whatever pieces they arrive in.
+/// Follows the messages of a server, however the stream splits them.
 #[derive(Default)]
 struct Rewriter {
-    /// Bytes of the current message that go through as they are.
+    /// Bytes of the current message that pass unchanged.
     passing: usize,
-    /// The beginning of a message that is not known well enough yet: of a header, or of an error.
+    /// The start of a message that is not complete enough yet: of a header, or of an error.
     held: Vec<u8>,
 }
 
@@ -184,13 +185,13 @@ impl Rewriter {
         }
     }
 
-    /// How many bytes are missing until the message that is held can be settled; never 0.
+    /// The number of bytes missing until the held message can be passed on; never 0.
     fn wanted(&self) -> usize {
         let whole = body_len(&self.held).map_or(HEADER_LEN, |body| HEADER_LEN + body);
         whole.saturating_sub(self.held.len()).max(1)
     }
 
-    /// Lets go of what is held as soon as it is a whole error, or the header of any other message.
+    /// Passes the held bytes on as soon as they are a complete error, or the header of any other message.
     fn settle(&mut self, out: &mut Vec<u8>) {
         let Some(body) = body_len(&self.held) else { return };
         if self.held.first() != Some(&ERROR_RESPONSE) {
@@ -203,7 +204,7 @@ impl Rewriter {
     }
 }
 
-/// How long the body of a message is, if its header is there.
+/// The length of a message's body, if its header is complete.
 fn body_len(message: &[u8]) -> Option<usize> {
     let (_, rest) = message.split_first()?;
     let length = u32::from_be_bytes(*rest.first_chunk::<LENGTH_LEN>()?);

@@ -1,4 +1,4 @@
-//! Addresses that nothing is sent to any more. They are found by fingerprint.
+//! Suppressed addresses: nothing is sent to them any more. They are found by fingerprint.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -14,12 +14,12 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// What a delivery showed about its address.
+/// A fact about an address that a delivery showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The delivery.
     pub delivery: DeliveryId,
-    /// What is kept from its address from now on.
+    /// The notifications that its address does not get from now on.
     pub scope: SuppressionScope,
     /// Why.
     pub reason: SuppressionReason,
@@ -36,7 +36,7 @@ pub struct Suppression {
     pub channel: Channel,
     /// The address; `None`: its person was erased.
     pub address: Option<String>,
-    /// What is kept from it.
+    /// The notifications that it does not get.
     pub scope: SuppressionScope,
     /// Why.
     pub reason: SuppressionReason,
@@ -70,7 +70,7 @@ row! {
     }
 }
 
-/// Which suppressions are asked for.
+/// Selects suppressions.
 #[derive(Clone, Debug, Default)]
 pub struct SuppressionFilter {
     /// This address, as producers write it.
@@ -80,8 +80,8 @@ pub struct SuppressionFilter {
 }
 
 impl Store {
-    /// Suppresses the addresses of deliveries. Repeats change nothing; says how many are new. What cannot be suppressed (a
-    /// webhook), and a recipient that was erased, is passed over.
+    /// Suppresses the addresses of deliveries. Repeats change nothing; returns the number of new ones. An address that
+    /// cannot be suppressed (a webhook) and an erased recipient are skipped.
     pub async fn suppress(&self, findings: &[Finding]) -> DbResult<usize> {
         let ids: Vec<Uuid> = findings.iter().map(|finding| finding.delivery.0).collect();
         if ids.is_empty() {
@@ -91,7 +91,7 @@ impl Store {
         let mut new = Vec::new();
         for RecipientRow { id, tenant_id: tenant, channel, recipient } in rows {
             let Ok(channel) = channel.parse::<Channel>() else { continue };
-            // One address of an unknown key must not hold up the others, and what is written down beside them.
+            // An address under an unknown key must not delay the others, nor the records beside them.
             let opened = self.sealer().open_text(sealed::RECIPIENT.of(TenantId(tenant)), recipient);
             let opened = opened.inspect_err(|error| {
                 tracing::error!(delivery.id = %id, %error, "the address of a delivery cannot be opened and is not suppressed");
@@ -114,7 +114,7 @@ impl Store {
         }
     }
 
-    /// What writes suppressions; `None`: none of these can be written.
+    /// The statement that writes suppressions; `None`: none of these can be suppressed.
     pub(super) fn suppressing(&self, new: &[NewSuppression]) -> DbResult<Option<Insert>> {
         let is_possible = |one: &&NewSuppression| is_suppressible(one.channel) && !one.form().is_empty();
         let new: Vec<&NewSuppression> = new.iter().filter(is_possible).collect();
@@ -142,7 +142,7 @@ impl Store {
         }))
     }
 
-    /// Up to `limit` suppressions of a tenant, newest first; those older than `before`, if given.
+    /// Up to `limit` suppressions of a tenant, newest first; only those older than `before`, if given.
     pub async fn list_suppressions(
         &self,
         tenant: TenantId,
@@ -161,7 +161,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(|row| self.suppression(tenant, row)).collect())
     }
 
-    /// Lifts a suppression; says whether the tenant had it.
+    /// Lifts a suppression; returns whether the tenant had it.
     pub async fn lift_suppression(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
         Ok(Lift { tenant: tenant.0, id }.query().within(Some(tenant)).run(self).await? > 0)
     }
@@ -182,7 +182,7 @@ impl Store {
     }
 }
 
-/// An address that is to be suppressed.
+/// An address to suppress.
 pub(super) struct NewSuppression {
     pub(super) tenant: TenantId,
     pub(super) channel: Channel,

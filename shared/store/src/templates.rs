@@ -1,4 +1,4 @@
-//! Templates as an admin manages them: the current version, and every one before.
+//! Templates as an admin manages them: the current version and all earlier ones.
 
 use chrono::{DateTime, Utc};
 use content::template::{Sources, TemplateSource};
@@ -16,7 +16,7 @@ use super::{
 pub struct StoredTemplate {
     /// Its id.
     pub id: Uuid,
-    /// What it says.
+    /// The source of the template.
     pub source: TemplateSource,
     /// Whether it can be used.
     pub is_active: bool,
@@ -31,9 +31,9 @@ pub struct StoredTemplate {
 pub struct TemplateVersion {
     /// Which version.
     pub version: i32,
-    /// What each send must give.
+    /// The variables that each send must give.
     pub variables: Vec<String>,
-    /// What it says.
+    /// The parts of the template.
     pub parts: Sources,
     /// When it was made.
     pub created_at: DateTime<Utc>,
@@ -63,7 +63,7 @@ row! {
 }
 
 impl Store {
-    /// Makes a template; `None`: the name is taken.
+    /// Creates a template; `None`: the name is taken.
     pub async fn create_template(
         &self,
         tenant: TenantId,
@@ -84,7 +84,8 @@ impl Store {
         Ok((made > 0).then_some(id))
     }
 
-    /// Makes the version after `source.version` of a template; says whether that was the newest, and the name free.
+    /// Creates the version after `source.version` of a template; returns whether that was the newest, and the name
+    /// free.
     pub async fn update_template(
         &self,
         tenant: TenantId,
@@ -106,7 +107,7 @@ impl Store {
         Ok(changed > 0)
     }
 
-    /// Removes a template with all its versions; says whether the tenant had it.
+    /// Removes a template with all its versions; returns whether the tenant had it.
     pub async fn remove_template(&self, tenant: TenantId, id: Uuid) -> DbResult<bool> {
         let removed = Remove { tenant: tenant.0, id }.query().within(Some(tenant)).row(self).await?;
         Ok(removed > 0)
@@ -118,7 +119,7 @@ impl Store {
         Ok(found.map(StoredTemplate::from))
     }
 
-    /// Up to `limit` templates of a tenant, newest first; those older than `before`, if given.
+    /// Up to `limit` templates of a tenant, newest first; only those older than `before`, if given.
     pub async fn list_templates(
         &self,
         tenant: TenantId,
@@ -130,7 +131,7 @@ impl Store {
         Ok(rows.into_iter().map(StoredTemplate::from).collect())
     }
 
-    /// Up to `limit` versions of a template, newest first; those before `before`, if given.
+    /// Up to `limit` versions of a template, newest first; only those before `before`, if given.
     pub async fn template_versions(
         &self,
         tenant: TenantId,

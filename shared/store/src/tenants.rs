@@ -1,4 +1,4 @@
-//! Tenants, and the broker users that speak for one tenant only.
+//! Tenants, and the broker users that are mapped to one tenant.
 
 use chrono::{DateTime, Utc};
 use diesel::{
@@ -15,7 +15,7 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// Whoever owns messages, keys and settings; nothing crosses from one to another.
+/// The owner of messages, keys and settings. No row belongs to two tenants.
 #[derive(Clone, Debug)]
 pub struct Tenant {
     /// Its row number.
@@ -37,7 +37,7 @@ pub enum CreateTenantError {
     /// The name does not fit into a routing key.
     #[error("`{0}` cannot name a tenant: use 1 to 63 lower-case letters, digits and hyphens, and no hyphen first")]
     Name(String),
-    /// The database did not take it.
+    /// The statement failed.
     #[error("failed to create tenant `{0}`")]
     Database(String, #[source] DbError),
 }
@@ -77,14 +77,14 @@ impl Store {
     }
 
     async fn insert_tenant(&self, slug: &str, webhook_secret: &SecretString) -> DbResult<Tenant> {
-        // The first thing that is ever sealed: from here on the database knows the key.
+        // This is the first value that is sealed: from here on the database knows the key.
         self.check_keys().await.map_err(KeyError::into_db)?;
         let sealed = self.sealer().seal_text(sealed::TENANT_SECRET.of_nobody(), webhook_secret.expose_secret())?;
         let row = Create { slug: slug.to_owned(), webhook_secret: sealed }.query().row(self).await?;
         self.tenant(row)
     }
 
-    /// Whether this is the first tenant, which is the operator's own.
+    /// Whether this is the first tenant, which belongs to the operator.
     pub async fn is_first_tenant(&self, tenant: TenantId) -> DbResult<bool> {
         IsFirst { tenant: tenant.0 }.query().row(self).await
     }
@@ -100,8 +100,8 @@ impl Store {
         Ok(Tenant { id: TenantId(row.id), slug: row.slug, webhook_secret, created_at: row.created_at })
     }
 
-    /// The row number of the tenant of that name. Its secret is not decrypted: one that cannot be keeps nothing from the tenant's keys
-    /// and publishers.
+    /// The row number of the tenant of that name. Its secret is not decrypted: an unreadable secret must not lock out
+    /// the tenant's keys and publishers.
     pub async fn tenant_id(&self, slug: &str) -> DbResult<Option<TenantId>> {
         Ok(IdBySlug { slug: slug.to_owned() }.query().first(self).await?.map(TenantId))
     }
@@ -118,12 +118,12 @@ impl Store {
         row.map(|row| self.tenant(row)).transpose()
     }
 
-    /// Lets a broker user speak for this tenant, and for no other.
+    /// Maps a broker user to this tenant; it can then publish for no other.
     pub async fn map_amqp_user(&self, username: &str, tenant: TenantId) -> DbResult<()> {
         MapAmqpUser { username: username.to_owned(), tenant: tenant.0 }.query().run(self).await.map(drop)
     }
 
-    /// Takes the mapping of a broker user back; says whether there was one.
+    /// Removes the mapping of a broker user; returns whether there was one.
     pub async fn unmap_amqp_user(&self, username: &str) -> DbResult<bool> {
         Ok(UnmapAmqpUser { username: username.to_owned() }.query().run(self).await? > 0)
     }
@@ -133,7 +133,7 @@ impl Store {
         Ok(AmqpMapping { username: username.to_owned() }.query().first(self).await?.map(TenantId))
     }
 
-    /// Every mapped broker user and its tenant, by name: a small table, for whoever keeps it in memory.
+    /// Every mapped broker user and its tenant, by name: a small table that callers cache.
     pub async fn amqp_users(&self) -> DbResult<Vec<(String, TenantId)>> {
         let rows = AmqpUsers {}.query().rows(self).await?;
         Ok(rows.into_iter().map(|row| (row.username, TenantId(row.tenant_id))).collect())

@@ -1,4 +1,4 @@
-//! Throttles: how often a rule told a person something lately, counted where all replicas see it.
+//! Throttles: how often a rule has recently sent to a person, counted for all replicas.
 
 use std::collections::HashMap;
 
@@ -16,17 +16,17 @@ use super::{
 /// A person, and the rules that want to send to them.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// Whose rules.
+    /// The tenant of the rules.
     pub tenant: TenantId,
     /// The person.
     pub user_id: String,
     /// The rules with their throttles; each once.
     pub rules: Vec<(Uuid, Throttle)>,
-    /// What asks: an event or a digest; never the same one twice.
+    /// The event or digest that asks; never the same one twice.
     pub taker: Uuid,
 }
 
-/// The rules that may tell, each with the moment that was taken for it.
+/// The rules that may send, each with the time recorded for it.
 pub type Granted = HashMap<Uuid, DateTime<Utc>>;
 
 row! {
@@ -45,9 +45,9 @@ row! {
 }
 
 impl Ask {
-    /// Takes a place for each rule that has one; the rows stay locked until the end of the transaction.
+    /// Takes a permit for each rule that has one; the rows stay locked until the end of the transaction.
     fn take(mut self) -> Take {
-        // Those who ask for the same rules must lock them in one order.
+        // Callers that ask for the same rules must lock them in one order.
         self.rules.sort_by_key(|(rule, _)| *rule);
         let number = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
         Take {
@@ -66,7 +66,7 @@ fn granted(rows: Vec<Taken>) -> Granted {
 }
 
 impl Store {
-    /// Takes a place of each throttle that has one left.
+    /// Takes a permit of each throttle that has one left.
     pub async fn take_throttles(&self, ask: Ask) -> DbResult<Granted> {
         if ask.rules.is_empty() {
             return Ok(Granted::new());
@@ -80,7 +80,7 @@ impl Store {
         Ok(granted(ask.take().query().rows_on(conn).await?))
     }
 
-    /// Gives places back: no message was sent after all.
+    /// Gives permits back, because no message was sent.
     pub async fn give_back_throttles(&self, tenant: TenantId, user: &str, granted: Granted) -> DbResult<()> {
         if granted.is_empty() {
             return Ok(());
@@ -90,7 +90,7 @@ impl Store {
         give_back.query().within(Some(tenant)).run(self).await.map(drop)
     }
 
-    /// How often these rules told a person something within their windows.
+    /// How often these rules sent to a person within their windows.
     pub async fn throttles_used(
         &self,
         tenant: TenantId,
@@ -107,7 +107,7 @@ impl Store {
         Ok(rows.into_iter().map(|UsedThrottle { rule_id, used }| (rule_id, used)).collect())
     }
 
-    /// Forgets up to `limit` throttles that say nothing any more; says how many.
+    /// Deletes up to `limit` throttles whose window is over; returns their number.
     pub async fn forget_throttles(&self, limit: i64) -> DbResult<usize> {
         Forget { limit }.query().run(self).await
     }

@@ -1,7 +1,7 @@
-//! Messages from people over WhatsApp: each once, numbers and content sealed.
+//! Messages from people over WhatsApp: each is stored once, with number and content sealed.
 //!
-//! A chat is found by the fingerprint of its number. Content cannot be searched in the database: a search opens the
-//! newest messages that match everything else, up to a bound, and looks into them.
+//! A chat is found by the fingerprint of its number. Content cannot be searched in the database: a search decrypts the
+//! newest messages that match everything else, up to a limit, and looks into them.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -20,7 +20,7 @@ pub const SEARCH_MAX: i64 = 5_000;
 /// Messages opened at once.
 const SEARCH_STEP: i64 = 500;
 
-/// What a message says.
+/// The content of a message.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct InboundContent {
     /// Its text, or the caption of its file.
@@ -32,7 +32,7 @@ pub struct InboundContent {
 }
 
 impl std::fmt::Debug for InboundContent {
-    /// Content never shows in a log.
+    /// A log never shows content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("InboundContent(…)")
     }
@@ -41,19 +41,19 @@ impl std::fmt::Debug for InboundContent {
 /// A message to keep.
 #[derive(Clone)]
 pub struct NewInbound {
-    /// Whose it is.
+    /// The tenant of the message.
     pub tenant: TenantId,
     /// The session it came to.
     pub session: Uuid,
     /// Its id at WAHA.
     pub waha_id: String,
-    /// From whom: E.164 where the number is known, else the chat id.
+    /// The sender: E.164 if the number is known, else the chat id.
     pub sender: String,
-    /// To whom, in the same form; empty where WAHA does not say.
+    /// The recipient, in the same form; empty if WAHA does not name it.
     pub recipient: String,
     /// `text`, `image`, `document`, …
     pub kind: String,
-    /// What it says.
+    /// The content.
     pub content: InboundContent,
     /// The sender's country prefix, `+49`.
     pub country: Option<String>,
@@ -68,7 +68,7 @@ pub struct NewInbound {
 pub struct Inbound {
     /// Our id.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the message.
     pub tenant: TenantId,
     /// The session it came to.
     pub session: Uuid,
@@ -80,7 +80,7 @@ pub struct Inbound {
     pub recipient: String,
     /// `text`, `image`, `document`, …
     pub kind: String,
-    /// What it says.
+    /// The content.
     pub content: InboundContent,
     /// The sender's country prefix.
     pub country: Option<String>,
@@ -92,18 +92,18 @@ pub struct Inbound {
     pub created_at: DateTime<Utc>,
 }
 
-/// Which messages. What is not given does not restrict.
+/// Selects messages; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct InboundFilter {
     /// The session they came to.
     pub session: Option<Uuid>,
-    /// Who wrote them: E.164 or a chat id.
+    /// The sender: E.164 or a chat id.
     pub sender: Option<String>,
     /// Received at this time or later.
     pub from: Option<DateTime<Utc>>,
     /// Received before this time.
     pub to: Option<DateTime<Utc>>,
-    /// Words of the content, or part of a number, in any case; looked for in the newest [`SEARCH_MAX`] messages.
+    /// Words of the content, or part of a number; case does not matter. Searched in the newest [`SEARCH_MAX`] messages.
     pub search: Option<String>,
 }
 
@@ -124,13 +124,13 @@ row! {
     }
 }
 
-/// The realm of a tenant's fingerprints: that of its recipients, so that one number is found in both directions.
+/// The realm of a tenant's fingerprints. It is that of its recipients, so one number is found in both directions.
 fn realm(tenant: TenantId) -> String {
     tenant.to_string()
 }
 
 impl Store {
-    /// Keeps messages in one commit; those that are kept already are left as they are. Says how many are new.
+    /// Stores messages in one commit; messages that exist stay unchanged. Returns the number of new ones.
     pub async fn keep_inbound(&self, messages: Vec<NewInbound>) -> DbResult<usize> {
         if messages.is_empty() {
             return Ok(0);
@@ -215,7 +215,7 @@ impl Store {
         Ok(self.opened_inbound(rows).into_iter().next())
     }
 
-    /// These messages, as far as they are still there.
+    /// Those of these messages that still exist.
     pub async fn inbound_messages(&self, ids: Vec<Uuid>) -> DbResult<Vec<Inbound>> {
         Ok(self.opened_inbound(These { ids }.query().rows(self).await?))
     }
@@ -245,7 +245,7 @@ impl Store {
 }
 
 impl Inbound {
-    /// Whether it, or a number of it, says `words` (in small letters).
+    /// Whether its text or a number contains `words` (in lower case).
     fn says(&self, words: &str) -> bool {
         [&self.content.body, &self.sender, &self.recipient].iter().any(|text| text.to_lowercase().contains(words))
     }

@@ -1,8 +1,8 @@
-//! What was sent through WhatsApp sessions, as the list of a session's messages shows it, and the counts of both
+//! Messages sent through WhatsApp sessions, as the list of a session's messages shows them, and the counts of both
 //! directions.
 //!
-//! As with messages from people, content is sealed: a search opens the newest messages that match everything else, up
-//! to a bound, and looks into them.
+//! As with messages from people, content is sealed: a search decrypts the newest messages that match everything else,
+//! up to a limit, and looks into them.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Date, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -39,17 +39,17 @@ pub struct Outbound {
     pub kind: String,
     /// `low`, `normal`, `high` or `urgent`.
     pub priority: String,
-    /// What it says; `None` where it is too large for a list.
+    /// The content; `None` if it is too large for a list.
     pub content: Option<Content>,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
     pub updated_at: DateTime<Utc>,
-    /// When it is to be sent, if later than that.
+    /// When it is sent, if not at once.
     pub scheduled_at: Option<DateTime<Utc>>,
 }
 
-/// Which messages. What is not given does not restrict.
+/// Selects messages; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct OutboundFilter {
     /// The session that carries them.
@@ -60,11 +60,11 @@ pub struct OutboundFilter {
     pub from: Option<DateTime<Utc>>,
     /// Accepted at this time or earlier.
     pub to: Option<DateTime<Utc>>,
-    /// Words of the content, or part of a number, in any case; looked for in the newest [`SEARCH_MAX`] messages.
+    /// Words of the content, or part of a number; case does not matter. Searched in the newest [`SEARCH_MAX`] messages.
     pub search: Option<String>,
 }
 
-/// How many messages have these properties in common.
+/// The number of messages with these properties.
 #[derive(Clone, Debug)]
 pub struct Counted {
     /// Whether they came from people.
@@ -73,7 +73,7 @@ pub struct Counted {
     pub day: NaiveDate,
     /// The session.
     pub session: Uuid,
-    /// Where they stand; `None`: they came from people.
+    /// Their state; `None`: they came from people.
     pub state: Option<State>,
     /// `text`, `image`, …
     pub kind: String,
@@ -160,14 +160,14 @@ impl Store {
         Ok(self.unsealed(tenant, list.query().within(Some(tenant)).rows(self).await?))
     }
 
-    /// One message of a tenant that a WhatsApp session carries.
+    /// One message of a tenant that goes through a WhatsApp session.
     pub async fn outbound(&self, tenant: TenantId, message: Uuid) -> DbResult<Option<Outbound>> {
         let one = One { content_bytes_max: CONTENT_BYTES_MAX, message, tenant: tenant.0 };
         let rows = one.query().within(Some(tenant)).rows(self).await?;
         Ok(self.unsealed(tenant, rows).into_iter().next())
     }
 
-    /// How many WhatsApp messages of a tenant there were, both ways, by what statistics tell apart.
+    /// The number of WhatsApp messages of a tenant, in both directions, by the properties of the statistics.
     pub async fn count_whatsapp(
         &self,
         tenant: TenantId,
@@ -186,7 +186,7 @@ impl Store {
                 delivery: row.delivery,
                 session: row.session,
                 recipient: self.opened_text(sealed::RECIPIENT.of(tenant), row.recipient).unwrap_or_default(),
-                // A word of a later version is shown as what it is not yet: an end.
+                // A word of a later version is shown as `queued`, because its meaning is unknown.
                 state: row.state.parse().unwrap_or(State::Queued),
                 is_read: row.is_read,
                 kind: row.kind.unwrap_or_else(|| "text".to_owned()),

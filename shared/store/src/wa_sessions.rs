@@ -1,4 +1,4 @@
-//! WhatsApp sessions: where their WAHA is, its secrets (sealed), and the line in which their deliveries wait.
+//! WhatsApp sessions: the address of their WAHA, their secrets (sealed), and the line in which their deliveries wait.
 //!
 //! A session and its line have one id and are written together.
 
@@ -16,21 +16,21 @@ use super::{
     sql::{row, sql, statements},
 };
 
-/// Messages a minute unless a session is given another pace: WhatsApp bans numbers that write faster.
+/// Messages a minute for a session without a pace of its own: WhatsApp bans numbers that write faster.
 pub const RATE_DEFAULT: i32 = 20;
 /// How long a replaced webhook secret still verifies.
 const ROTATION: TimeDelta = TimeDelta::hours(24);
 
-/// How its deliveries are paced.
+/// The pace of its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pace {
     /// Messages in any 60 seconds.
     pub rate: i32,
-    /// Messages in a UTC day, if there is a cap.
+    /// Messages in a UTC day, if there is a limit.
     pub daily_cap: Option<i32>,
     /// Least pause between two messages.
     pub gap_ms: i32,
-    /// Chance lengthens a pause by up to this.
+    /// A random addition to each pause, up to this.
     pub jitter_ms: i32,
 }
 
@@ -47,28 +47,28 @@ pub struct Settings {
     pub name: String,
     /// Where WAHA is.
     pub base_url: String,
-    /// What WAHA wants to see.
+    /// The API key for WAHA.
     pub api_key: Option<SecretString>,
     /// Signs what WAHA tells us.
     pub webhook_secret: Option<SecretString>,
-    /// Which signatures vouch for a webhook.
+    /// The signatures that are accepted for a webhook.
     pub signature: SignatureRule,
     /// Networks or addresses webhooks may come from; empty: any.
     pub allow_ips: Vec<String>,
-    /// What happens over the pace.
+    /// What happens to a message over the pace.
     pub on_limit: OnLimit,
     /// The pace.
     pub pace: Pace,
 }
 
-/// A WhatsApp session of a tenant. Its id is its line's as well.
+/// A WhatsApp session of a tenant. Its line has the same id.
 #[derive(Clone, Debug)]
 pub struct Session {
     /// Our id.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the session.
     pub tenant: TenantId,
-    /// Whether that is the first tenant, which is the operator's own.
+    /// Whether that is the first tenant, which belongs to the operator.
     pub is_operators: bool,
     /// The admin's settings.
     pub settings: Settings,
@@ -80,23 +80,23 @@ pub struct Session {
     pub state: String,
     /// Since when.
     pub state_at: DateTime<Utc>,
-    /// Whether its admin started it: what WAHA forgot is put back.
+    /// Whether its admin started it. Then a configuration that WAHA has lost is restored.
     pub is_wanted: bool,
     /// When a webhook of it came last.
     pub last_event_at: Option<DateTime<Utc>>,
-    /// When it was last compared with WAHA.
+    /// The time of the last comparison with WAHA.
     pub checked_at: Option<DateTime<Utc>>,
-    /// Messages from people up to here are known.
+    /// Messages from people up to this time are known.
     pub fetched_until: Option<DateTime<Utc>>,
     /// Where its webhooks go.
     pub hook_url: Option<String>,
-    /// Since when its WAHA does not answer.
+    /// Since when its WAHA has not answered.
     pub unreachable_since: Option<DateTime<Utc>>,
-    /// Messages from people may have been missed.
+    /// Whether messages from people may have been missed.
     pub needs_fetch: bool,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// When its settings were last changed.
+    /// The time of the last change of its settings.
     pub updated_at: DateTime<Utc>,
 }
 
@@ -106,20 +106,20 @@ impl Session {
         self.state == WORKING
     }
 
-    /// The webhook secrets that verify at `now`, the present one first.
+    /// The webhook secrets that are valid at `now`, the newest first.
     pub fn secrets(&self, now: DateTime<Utc>) -> impl Iterator<Item = &SecretString> {
         let previous = self.previous_secret.as_ref().filter(|_| self.previous_until.is_some_and(|until| now < until));
         self.settings.webhook_secret.iter().chain(previous)
     }
 }
 
-/// Why a session was not written.
+/// Why a session was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
-    /// The tenant has one of that name.
+    /// The tenant has a session of that name.
     #[error("there is a session of that name")]
     Taken,
-    /// The database did not take it.
+    /// The statement failed.
     #[error(transparent)]
     Database(DbError),
 }
@@ -138,7 +138,7 @@ impl From<DbError> for SaveError {
 pub enum Removed {
     /// It is gone, and its line.
     Yes,
-    /// So many deliveries wait in its line.
+    /// Not removed: this many deliveries wait in its line.
     Busy(i32),
     /// The tenant has no such session.
     Unknown,
@@ -192,7 +192,7 @@ row! {
 }
 
 impl Store {
-    /// Makes a session with its line; it is shut until WAHA says that it works.
+    /// Creates a session with its line, which is stopped until WAHA reports that the session works.
     pub async fn create_session(&self, tenant: TenantId, settings: &Settings) -> Result<Uuid, SaveError> {
         let id = Uuid::now_v7();
         let create = Create {
@@ -214,7 +214,7 @@ impl Store {
         create.query().row(self).await.map_err(SaveError::from)
     }
 
-    /// Writes the settings of a session anew. A webhook secret that is replaced holds 24 hours more.
+    /// Replaces the settings of a session. A replaced webhook secret stays valid for 24 hours.
     pub async fn update_session(&self, before: &Session, settings: &Settings) -> Result<(), SaveError> {
         let plain = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
         let is_replaced = plain(&before.settings.webhook_secret) != plain(&settings.webhook_secret);
@@ -267,33 +267,33 @@ impl Store {
     pub async fn session_of(&self, tenant: TenantId, id_or_name: &str) -> DbResult<Option<Session>> {
         let query = ByReference { tenant: tenant.0, id: id_or_name.parse().ok(), name: id_or_name.to_owned() }.query();
         let found = self.open_sessions(query.within(Some(tenant)).rows(self).await?);
-        // A name may look like another session's id: the id goes first.
+        // A name may equal another session's id: the id takes precedence.
         let is_named = |session: &Session| session.settings.name == id_or_name;
         let (by_id, by_name): (Vec<_>, Vec<_>) = found.into_iter().partition(|session| !is_named(session));
         Ok(by_id.into_iter().chain(by_name).next())
     }
 
-    /// Sessions of this name, of whatever tenant, up to a hundred, those that told something last first: the signature
+    /// Sessions of this name, of any tenant, up to a hundred, those with the latest webhook first. The signature
     /// decides which one is meant.
     pub async fn sessions_named(&self, name: &str) -> DbResult<Vec<Session>> {
         Ok(self.open_sessions(ByName { name: name.to_owned() }.query().rows(self).await?))
     }
 
-    /// Up to `limit` sessions of a tenant, newest first; those older than `before`, if given.
+    /// Up to `limit` sessions of a tenant, newest first; only those older than `before`, if given.
     pub async fn list_sessions(&self, tenant: TenantId, before: Option<Uuid>, limit: i64) -> DbResult<Vec<Session>> {
         let list = List { tenant: tenant.0, before: before.unwrap_or(Uuid::max()), limit };
         Ok(self.open_sessions(list.query().within(Some(tenant)).rows(self).await?))
     }
 
-    /// Notes the state of a session. `told_at`: when WAHA says it came about, in a webhook; webhooks may overtake each
-    /// other, and the latest holds. `None`: WAHA was asked, and this is its answer. The session's line opens and shuts
-    /// with it; what waits in a line that opens is looked at at once.
+    /// Stores the state of a session. `told_at`: the time of the change, as a webhook of WAHA reports it. Webhooks may
+    /// arrive out of order, and the latest one counts. `None`: it is WAHA's answer to a request. The session's line
+    /// opens and stops with the state; deliveries in a line that opens are released at once.
     pub async fn set_state(&self, id: Uuid, state: &str, told_at: Option<DateTime<Utc>>) -> DbResult<()> {
         self.write_state(id, state, told_at, None).await
     }
 
-    /// Notes what WAHA answered to a comparison that began with this session, unless its state has changed meanwhile:
-    /// who noted that knew something newer than an answer that was long on its way.
+    /// Stores WAHA's answer to a comparison that began with this session, unless the state has changed meanwhile: the
+    /// newer state is more reliable than an answer that took long.
     pub async fn note_answer(&self, session: &Session, state: &str) -> DbResult<()> {
         self.write_state(session.id, state, None, Some(session.state_at)).await
     }
@@ -314,33 +314,33 @@ impl Store {
         Want { id, is_wanted }.query().run(self).await.map(drop)
     }
 
-    /// Marks the operator's own sessions. A process of the version before makes them without the mark; to mark twice
+    /// Marks the operator's own sessions. A process of the version before creates them without the mark; marking twice
     /// changes nothing.
     pub async fn mark_operators_sessions(&self) -> DbResult<usize> {
         MarkOperators {}.query().run(self).await
     }
 
-    /// Whoever takes webhooks begins to, at one URL for each session below `base`. Those before may have missed
-    /// messages from people: they are fetched for every started session. Says how many sessions there are, started or
-    /// not.
+    /// Starts webhooks at one URL for each session below `base`. Before that, messages from people may have been
+    /// missed: they are fetched for every started session. Returns the number of sessions, started or not.
     pub async fn begin_hooks(&self, base: &str) -> DbResult<i64> {
         MoveHooks { base: base.to_owned() }.query().run(self).await?;
         MarkMissed {}.query().row(self).await
     }
 
-    /// Notes where the webhooks of a session go.
+    /// Stores the URL of the webhooks of a session.
     pub async fn set_hook(&self, id: Uuid, hook_url: &str) -> DbResult<()> {
         SetHook { id, hook_url: hook_url.to_owned() }.query().run(self).await.map(drop)
     }
 
-    /// Takes up to `limit` sessions that are to be compared with WAHA now; nobody else gets them before the next time.
+    /// Takes up to `limit` sessions that are due for a comparison with WAHA; no other caller gets them before the next
+    /// one is due.
     pub async fn take_checks(&self, limit: i64) -> DbResult<Vec<Session>> {
         let ids = TakeChecks { limit }.query().rows(self).await?;
         if ids.is_empty() { Ok(Vec::new()) } else { self.sessions_by_id(ids).await }
     }
 
-    /// Notes what a comparison with WAHA came to: whether it answers, whether messages from people may have been
-    /// missed, and up to when they were fetched.
+    /// Stores the result of a comparison with WAHA: whether it answers, whether messages from people may have been
+    /// missed, and until when they were fetched.
     pub async fn note_check(
         &self,
         id: Uuid,
@@ -351,7 +351,7 @@ impl Store {
         NoteCheck { id, is_reachable, needs_fetch, fetched_until }.query().run(self).await.map(drop)
     }
 
-    /// How many sessions are in each state.
+    /// The number of sessions in each state.
     pub async fn count_sessions(&self) -> DbResult<Vec<(String, i64)>> {
         let counts = CountByState {}.query().rows(self).await?;
         Ok(counts.into_iter().map(|StateCount { state, n }| (state, n)).collect())
@@ -363,7 +363,7 @@ impl Store {
     }
 
     fn open_sessions(&self, rows: Vec<SessionRow>) -> Vec<Session> {
-        // One that cannot be read holds up none beside it.
+        // A session that cannot be read must not delay the others.
         let read = |row: SessionRow| {
             let session = self.open_session(row);
             session.inspect_err(|error| tracing::error!(%error, "a session is left out")).ok()
@@ -378,7 +378,7 @@ impl Store {
             base_url: row.base_url,
             api_key: self.open_secret(sealed::SESSION_KEY.of(tenant), row.api_key)?,
             webhook_secret: self.open_secret(sealed::SESSION_SECRET.of(tenant), row.webhook_secret)?,
-            // The words are ours alone; one of a later version means the strictest we know.
+            // A word of a later version means the strictest rule that we know.
             signature: row.signature.parse().unwrap_or(SignatureRule::Waha),
             allow_ips: row.allow_ips,
             on_limit: row.on_limit.parse().unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! The webhooks of WAHA: each kept once, sealed, and worked through by the scheduler.
+//! The webhooks of WAHA: each is stored once, sealed, and processed by the scheduler.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Int2, Int4, Int8, Text, Timestamptz, Uuid as SqlUuid};
@@ -13,11 +13,11 @@ use super::{
 /// A webhook to keep.
 #[derive(Clone)]
 pub struct NewEvent {
-    /// Whose it is.
+    /// The tenant of the session.
     pub tenant: TenantId,
     /// The session.
     pub session: Uuid,
-    /// What makes it the same event.
+    /// The hash that identifies the event.
     pub dedup: Hash,
     /// Its name.
     pub event: String,
@@ -30,15 +30,15 @@ pub struct NewEvent {
 pub struct PendingEvent {
     /// Its row.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant of the session.
     pub tenant: TenantId,
     /// The session.
     pub session: Uuid,
     /// Its name.
     pub event: String,
-    /// The body as it came; `None`: it cannot be decrypted any more.
+    /// The body as received; `None`: it cannot be decrypted.
     pub body: Option<Vec<u8>>,
-    /// How often it was taken up, this time included.
+    /// How often it was taken, including now.
     pub tries: i16,
     /// When it came.
     pub created_at: DateTime<Utc>,
@@ -57,7 +57,7 @@ row! {
 }
 
 impl Store {
-    /// Keeps `events` in one commit. Says of each, in order, whether it is new.
+    /// Stores `events` in one commit. Returns for each, in order, whether it is new.
     pub async fn keep_events(&self, events: Vec<NewEvent>) -> DbResult<Vec<bool>> {
         let ids: Vec<Uuid> = events.iter().map(|_| Uuid::now_v7()).collect();
         let mut rows = Vec::with_capacity(events.len());
@@ -65,7 +65,7 @@ impl Store {
             let body = self.sealer().seal(sealed::WAHA_EVENT.of(event.tenant), &event.body)?;
             rows.push((*id, NewEvent { body, ..event }));
         }
-        // One lock order for all who keep the same events at once.
+        // All callers that store the same events use one lock order.
         rows.sort_by_key(|(_, event)| (event.session, event.dedup));
         let keep = Keep {
             ids: rows.iter().map(|(id, _)| *id).collect(),
@@ -91,7 +91,7 @@ impl Store {
         Ok(rows.into_iter().map(event).collect())
     }
 
-    /// Notes that webhooks of these sessions came.
+    /// Records that webhooks of these sessions arrived.
     pub async fn note_heard(&self, sessions: Vec<Uuid>) -> DbResult<()> {
         if sessions.is_empty() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Calls to the receivers of webhook configurations: a receiver that is gone, or fails for days, is switched off.
+//! Calls to the receivers of webhook configurations. A receiver that is gone, or fails for days, is switched off.
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Binary, Bool, Int4, Int8, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -19,7 +19,7 @@ use super::{
 pub struct NewCall {
     /// Its id.
     pub id: Uuid,
-    /// Whose configuration.
+    /// The tenant of the configuration.
     pub tenant: TenantId,
     /// The configuration.
     pub configuration: Uuid,
@@ -33,9 +33,9 @@ pub struct NewCall {
     pub status: Option<i32>,
     /// Whether the receiver took it.
     pub is_taken: bool,
-    /// What was sent, masked and cut off.
+    /// The request, masked and cut off.
     pub request: Value,
-    /// What was answered, masked and cut off.
+    /// The response, masked and cut off.
     pub response: Option<Value>,
     /// How long it took.
     pub duration_ms: i32,
@@ -44,7 +44,7 @@ pub struct NewCall {
 }
 
 impl std::fmt::Debug for NewCall {
-    /// What was sent never shows in a log.
+    /// A log never shows the request.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NewCall")
             .field("delivery", &self.delivery)
@@ -66,9 +66,9 @@ pub struct Call {
     pub attempt: i32,
     /// The status of the answer.
     pub status: Option<i32>,
-    /// What was sent.
+    /// The request.
     pub request: Value,
-    /// What was answered.
+    /// The response.
     pub response: Option<Value>,
     /// How long it took.
     pub duration_ms: i32,
@@ -98,8 +98,9 @@ row! {
 }
 
 impl Store {
-    /// Writes calls down, each once. A configuration that answered 410, or whose calls all failed for
-    /// `disable_after_ms`, is switched off, and the tenant's others hear of it; returns which, and why.
+    /// Stores calls, each once. A configuration that answered 410, or whose calls all failed for `disable_after_ms`, is
+    /// switched off, and the tenant's other configurations get an event about it. Returns the configurations switched
+    /// off, and why.
     pub async fn log_calls(&self, calls: &[NewCall], disable_after_ms: i64) -> DbResult<Vec<(Uuid, String)>> {
         let seal = |place: Place, value: &Value| self.sealer().seal(place, value.to_string().as_bytes());
         let request = |call: &NewCall| seal(sealed::LOG_REQUEST.of(call.tenant), &call.request);
@@ -127,7 +128,7 @@ impl Store {
         Ok(disabled.into_iter().map(|Disabled { id, why }| (id, why)).collect())
     }
 
-    /// Up to `limit` calls of a configuration, newest first; those before `before`, if given.
+    /// Up to `limit` calls of a configuration, newest first; only those before `before`, if given.
     pub async fn calls(
         &self,
         tenant: TenantId,

@@ -1,8 +1,8 @@
 //! Acceptance: many concurrent requests share one commit.
 //!
-//! Requests that arrive during a commit go into the next one. A request that has waited too long, or whose client has hung
-//! up, is removed before its commit begins, so that nothing answered with 503 is stored. Once a commit has begun, the
-//! request waits for its end, so that the answer is true.
+//! Requests that arrive during a commit go into the next one. A request that has waited too long, or whose client has
+//! hung up, is removed before its commit begins, so that nothing answered with 503 is stored. Once a commit has begun,
+//! the request waits for its end, so that the answer is true.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ use crate::fair_share::FairShare;
 /// Two commits at once: one gathers rows while the other waits for the disk. 256 rows take about 10 ms. [`QUEUE_WAIT`]
 /// bounds the time in the queue; the number bounds memory.
 const LIMITS: Limits = Limits { batch_max: 256, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(3) };
-/// Bulks committed at once. Each is one statement over thousands of rows.
+/// Bulks that are committed at the same time. Each is one statement over thousands of rows.
 const BULKS_PARALLEL_MAX: usize = 2;
 /// Connections for commits that requests share.
 pub const SHARED_CONNECTIONS: usize = LIMITS.parallel_max;
@@ -41,8 +41,8 @@ pub const OTHER_CONNECTIONS: usize = BULKS_PARALLEL_MAX + 2;
 /// How long a request waits for its commit to begin. The statement of a shared commit ends within 1.2 s
 /// ([`Store::open_prompt`]), so that a caller has its answer within two seconds.
 const QUEUE_WAIT: Duration = Duration::from_millis(700);
-/// After this long a failed shared commit is not retried, neither whole nor in halves. PostgreSQL looks for deadlocks after
-/// a second.
+/// After this long a failed shared commit is not retried, neither whole nor in halves. PostgreSQL looks for deadlocks
+/// after a second.
 const TRY_AGAIN_WITHIN: Duration = Duration::from_millis(1150);
 /// The same for a batch of the intake. Its publishers do not wait for an answer.
 const INTAKE_TRY_AGAIN_WITHIN: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ const COMMIT_WAIT: Duration = Duration::from_secs(15);
 /// Why an acceptance failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AcceptError {
-    /// Too many requests wait already; nothing was stored.
+    /// Too many requests wait; nothing was stored.
     #[error("too much is waiting to be stored")]
     Full,
     /// Its commit did not begin in time; nothing was stored.
@@ -127,8 +127,8 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Starts accepting, on the caller's runtime. Commits that requests share go through `shared`, a
-    /// [`Store::open_prompt`]; all others go through `store`. `local_dispatch` hands a worker pool of this process what it
-    /// can send at once.
+    /// [`Store::open_prompt`]; all others go through `store`. `local_dispatch` hands a worker pool of this process what
+    /// it can send at once.
     pub fn start(
         shared: Store,
         store: Store,
@@ -163,8 +163,8 @@ impl Acceptor {
         result
     }
 
-    /// Accepts a request with thousands of messages, in a commit of its own. The commit runs in a task, so that a client
-    /// that hangs up does not interrupt it.
+    /// Accepts a request with thousands of messages, in a commit of its own. The commit runs in a task, so that a
+    /// client that hangs up does not interrupt it.
     pub async fn accept_bulk(&self, acceptance: Acceptance) -> AcceptResult {
         let permit = match timeout(BULK_WAIT, Arc::clone(&self.bulks).acquire_owned()).await {
             Ok(permit) => permit.map_err(|_| AcceptError::Stopping)?,
@@ -205,8 +205,8 @@ impl Committer {
     }
 
     /// Commits `batch`. If it lost a race, it is retried once as a whole. If it fails again, or the database refused
-    /// values, each half is retried alone, down to single requests. A bad row costs about two statements for each time the
-    /// batch can be halved.
+    /// values, each half is retried alone, down to single requests. A bad row costs about two statements for each time
+    /// the batch can be halved.
     fn commit_part<'a>(&'a self, batch: &'a [Acceptance], budget: RetryBudget) -> BoxFuture<'a, Vec<AcceptResult>> {
         Box::pin(async move {
             let error = match self.commit_once(batch).await {
@@ -257,8 +257,8 @@ impl Committer {
         Ok(stored.results.into_iter().map(result).collect())
     }
 
-    /// Reservations for messages that a worker pool of this process can send at once. Messages of a bulk are left out: they
-    /// have no content of their own, and no caller waits for them.
+    /// Reservations for messages that a worker pool of this process can send at once. Messages of a bulk are left out:
+    /// they have no content of their own, and no caller waits for them.
     fn reservations(&self, batch: &[Acceptance], crowding: &Crowding) -> HashMap<DeliveryId, Reservation> {
         let candidates = batch.iter().flat_map(|acceptance| at_once(acceptance, crowding));
         let own = candidates.filter(|(message, _)| message.content.is_some());
@@ -275,7 +275,8 @@ struct RetryBudget {
     once_more: bool,
 }
 
-/// The result if nothing of `batch` was accepted. If a batch of several was refused, it is not known which values are bad.
+/// The result if nothing of `batch` was accepted. If a batch of several was refused, it is not known which values are
+/// bad.
 fn failed(batch: &[Acceptance], error: &DbError) -> Vec<AcceptResult> {
     let source = std::error::Error::source(error).map(ToString::to_string);
     let result = match AcceptError::of(error) {

@@ -1,4 +1,4 @@
-//! Which WhatsApp session carries a message, and whether it may be accepted for it now.
+//! Chooses the WhatsApp session of a message, and checks whether it may be accepted for it now.
 
 use domain::{
     Channel, OnLimit, TenantId,
@@ -10,17 +10,17 @@ use web::problem::{Code, Problem};
 
 use crate::Submissions;
 
-/// The session that carries what names none, where a tenant has several.
+/// The session of messages that name none, if a tenant has several.
 const DEFAULT_SESSION: &str = "default";
 
-/// How many messages are asked for, and when they are to be sent.
+/// The number of messages, and when they are sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// The number of messages.
     pub messages: usize,
-    /// Later: the state of the session at that time is not known yet.
+    /// Sent later: the state of the session at that time is unknown.
     pub is_scheduled: bool,
-    /// There is no caller who could come back: it waits for its session in any state.
+    /// No caller could try again: the message waits for its session in any state.
     pub must_wait: bool,
 }
 
@@ -31,12 +31,12 @@ impl Wanted {
     }
 }
 
-/// The session that carries a message.
+/// The session of a message.
 #[derive(Clone, Debug)]
 pub struct Carrier {
     /// The session.
     pub session: Session,
-    /// Whether the message is refused rather than kept waiting for a slot.
+    /// Whether the message is refused if it would have to wait for a slot.
     is_strict: bool,
 }
 
@@ -46,13 +46,13 @@ impl Carrier {
         self.session.id
     }
 
-    /// The line in which the message must find room at once.
+    /// The line that must have a free slot for the message now.
     pub fn room_in(&self) -> Option<Uuid> {
         self.is_strict.then_some(self.session.id)
     }
 }
 
-/// The session for messages on `channel`; `None` for other channels, and where WhatsApp only pretends.
+/// The session for messages on `channel`; `None` for other channels, and if WhatsApp is only simulated.
 pub async fn choose(
     submissions: &Submissions,
     tenant: TenantId,
@@ -110,7 +110,7 @@ fn required(message: &str) -> Problem {
     Problem::validation(vec![FieldError::new("session_id", message)])
 }
 
-/// A first look, so that what has no chance is not even tried; the commit has the last word.
+/// An early check, so that a message without a chance is not tried; the commit decides.
 async fn require_room(submissions: &Submissions, session: &Session, messages: usize) -> Result<(), Problem> {
     let line = session.id;
     let (room, wait) = submissions.web.queries.run(async move |store| store.line_room(line).await).await?;

@@ -1,4 +1,4 @@
-//! Builds what is stored for a validated submission, and its answer; shared by HTTP and AMQP.
+//! Builds the rows of a validated submission, and its answer; shared by HTTP and AMQP.
 
 use domain::{
     Address, Channel, DeliveryId, MessageId, Route, State, TenantId,
@@ -10,18 +10,18 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Who submits, and how.
+/// The submitter and the source.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The tenant that owns the message.
     pub tenant: TenantId,
     /// `http` or `amqp`.
     pub source: &'static str,
-    /// Trace context that the message carries along.
+    /// The trace context that goes with the message.
     pub trace: TraceContext,
 }
 
-/// An idempotency key and the request it stands for.
+/// An idempotency key and the request that it identifies.
 #[derive(Clone, Copy, Debug)]
 pub struct Hashes {
     /// SHA-256 of the key.
@@ -31,7 +31,7 @@ pub struct Hashes {
 }
 
 impl Hashes {
-    /// The key as stored, with the answer to replay.
+    /// The key as stored, with the answer for a repeated request.
     pub fn with(self, response: &[u8]) -> Key {
         Key { key_hash: self.key, request_hash: self.request, response: response.to_vec() }
     }
@@ -46,7 +46,7 @@ pub struct SendAnswer {
     /// `queued`, or `scheduled` for a later `scheduled_at`.
     #[schema(value_type = String, example = "queued")]
     pub status: State,
-    /// What will be sent: one delivery for each address.
+    /// The deliveries: one for each address.
     pub deliveries: Vec<DeliveryAnswer>,
 }
 
@@ -66,8 +66,8 @@ pub struct DeliveryAnswer {
 
 /// Builds what to store for a draft, and the answer to give once it is stored.
 ///
-/// `recipients` get one delivery each; an empty recipient means a person without an address. `line` is the WhatsApp session
-/// that sends it.
+/// `recipients` get one delivery each; an empty recipient means a person without an address. `line` is the WhatsApp
+/// session that sends it.
 pub fn build_acceptance(
     draft: Draft,
     recipients: Vec<Address>,

@@ -1,4 +1,4 @@
-//! FairShare a validated request into an accepted message: finds its session and addresses, builds what is stored, commits it. HTTP and
+//! Turns a validated request into an accepted message: finds its session and addresses, builds its rows, commits them. HTTP and
 //! AMQP share it.
 
 pub mod accept;

@@ -1,4 +1,4 @@
-//! The shapes of submissions, for the OpenAPI document.
+//! The schemas of submissions, for the OpenAPI document.
 
 use chrono::{DateTime, Utc};
 use utoipa::ToSchema;
@@ -30,12 +30,12 @@ pub enum PriorityWord {
 
 /// The fields that all submissions share.
 ///
-/// Accepted spellings beside these: `subject` for `title`, `text` for `message`, `payload` for `data`, `userId`, `eventType` and
-/// `event_type` for `type`, `actionUrl`, `scheduledAt` and `scheduled_for`, `expiresAt`.
+/// Accepted spellings beside these: `subject` for `title`, `text` for `message`, `payload` for `data`, `userId`,
+/// `eventType` and `event_type` for `type`, `actionUrl`, `scheduledAt` and `scheduled_for`, `expiresAt`.
 #[derive(ToSchema)]
 #[schema(as = SubmissionHead)]
 pub struct SharedBody {
-    /// What kind of address it goes to; `in-app` is accepted for `in_app`.
+    /// The kind of address; `in-app` is accepted for `in_app`.
     pub channel: ChannelWord,
     /// The person.
     #[schema(max_length = 200)]
@@ -47,20 +47,20 @@ pub struct SharedBody {
     pub message: Option<String>,
     /// The HTML part, of a mail.
     pub html: Option<String>,
-    /// What it is about.
+    /// The category.
     #[schema(max_length = 200)]
     pub category: Option<String>,
-    /// Picks the lane; `normal` unless given.
+    /// Selects the lane; default `normal`.
     pub priority: Option<PriorityWord>,
-    /// Data for the recipient's program; a webhook's whole body when it is the only content.
+    /// Data for the recipient's program. If it is the only content, it is a webhook's whole body.
     #[schema(value_type = Option<serde_json::Value>)]
     pub data: Option<serde_json::Value>,
-    /// Notes of the producer, given back as they are; at most 8 KiB.
+    /// The producer's own notes, returned unchanged; at most 8 KiB.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<serde_json::Value>,
     /// When to send it, within a year; a past time means now.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
     /// Files that travel with a mail, 20 MB together.
     #[schema(max_items = 50, required = false)]
@@ -68,38 +68,39 @@ pub struct SharedBody {
     /// The kind of notification, shown in the inbox and in webhook bodies.
     #[schema(max_length = 200)]
     pub r#type: Option<String>,
-    /// Where a click on an in-app notification leads.
+    /// The target of a click on an in-app notification.
     #[schema(max_length = 2048)]
     pub action_url: Option<String>,
-    /// As the header `Idempotency-Key`.
+    /// Like the header `Idempotency-Key`.
     #[schema(min_length = 1, max_length = 200)]
     pub idempotency_key: Option<String>,
-    /// WhatsApp: the session that carries it, by id or name; unless given, the only one or the one called `default`.
+    /// WhatsApp: the session that sends it, by id or name; default: the only one, or the one called `default`.
     #[schema(max_length = 200)]
     pub session_id: Option<String>,
-    /// WhatsApp: over the session's pace `queue` (it waits) or `reject` (429); unless given, as the session has it.
+    /// WhatsApp: over the session's pace `queue` (it waits) or `reject` (429); default: the session's setting.
     #[schema(example = "queue")]
     pub on_limit: Option<String>,
-    /// WhatsApp: accept it although the session is not WORKING; it waits until it is.
+    /// WhatsApp: accept it although the session is not WORKING; it waits until the session works.
     pub queue_when_offline: Option<bool>,
     /// WhatsApp: a file; the text is its caption.
     pub media: Option<MediaBody>,
-    /// When it may disturb the person by e-mail, text message, push or WhatsApp; unless given, as its type has it.
+    /// When it may disturb the person by e-mail, text message, push or WhatsApp; default: the window of its type.
     pub send_window: Option<SendWindowBody>,
 }
 
-/// On some days from one time of day to another, by the clock on the wall of the person it is for (no zone: UTC). Outside of it a
-/// delivery is `scheduled` for its next opening, `reason` `send_window`.
+/// On some days from one time of day to another, in the recipient's local time (no zone: UTC). Outside of it a delivery
+/// is `scheduled` for the next opening, with the `reason` `send_window`.
 #[derive(ToSchema)]
 #[schema(as = SendWindow)]
 pub struct SendWindowBody {
-    /// The days on which it opens, of `mon`, `tue`, `wed`, `thu`, `fri`, `sat`, `sun`; every day unless given.
+    /// The days on which it opens, of `mon`, `tue`, `wed`, `thu`, `fri`, `sat`, `sun`; default: every day.
     #[schema(min_items = 1, example = json!(["mon", "tue", "wed", "thu", "fri"]))]
     pub days: Option<Vec<String>>,
     /// The first minute in it.
     #[schema(example = "09:00")]
     pub from: String,
-    /// The first minute that is in it no more: another than `from`, before it across midnight, or `24:00`.
+    /// The first minute after the window. It differs from `from`; it is before `from` if the window crosses midnight;
+    /// `24:00` is the end of the day.
     #[schema(example = "17:00")]
     pub to: String,
 }
@@ -139,9 +140,9 @@ pub struct AttachmentBody {
 #[schema(as = Recipient)]
 #[serde(untagged)]
 pub enum RecipientBody {
-    /// Address, phone number (E.164), device token, URL or user id; a subscription may also be the text of its JSON.
+    /// Address, phone number (E.164), device token, URL or user id; a subscription may also be given as JSON text.
     Text(String),
-    /// What `PushSubscription.toJSON()` gives in a browser.
+    /// The result of `PushSubscription.toJSON()` in a browser.
     Subscription(SubscriptionBody),
 }
 
@@ -149,8 +150,8 @@ pub enum RecipientBody {
 #[derive(ToSchema)]
 #[schema(as = Submission)]
 pub struct SendBody {
-    /// To whom. `to` and `url` are accepted too. May be left out where `user_id` is given: it then goes to the person's inbox,
-    /// address, phone or devices; not for `webhook`.
+    /// The recipient. `to` and `url` are accepted too. It can be left out if `user_id` is given, except for `webhook`:
+    /// the message then goes to the person's inbox, address, phone or devices.
     pub recipient: Option<RecipientBody>,
     /// The rest.
     #[schema(inline)]
@@ -165,7 +166,7 @@ pub struct BulkBody {
     /// To whom, by address.
     #[schema(min_items = 1, max_items = 10_000)]
     pub recipients: Option<Vec<RecipientBody>>,
-    /// To whom, by user id: inboxes, or the addresses, phones or devices that are known of them.
+    /// The recipients, by user id: inboxes, or the known addresses, phones or devices of the people.
     #[schema(min_items = 1, max_items = 10_000)]
     pub user_ids: Option<Vec<String>>,
     /// The rest.

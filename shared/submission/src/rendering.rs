@@ -30,7 +30,7 @@ impl Renderers {
     ) -> Result<T, Problem> {
         let permit = self.0.enter(tenant, PATIENCE).await.ok_or_else(Problem::overloaded)?;
         let working = move || {
-            // If the client hangs up, the work goes on, and the permit is held until it is done.
+            // If the client hangs up, the work continues, and the permit is held until it ends.
             let _permit = permit;
             work()
         };

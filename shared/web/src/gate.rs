@@ -1,11 +1,11 @@
 //! The gate: middleware around every request that authenticates, limits the rate and records audit entries.
 //!
-//! The gate checks the credential once; the extractors of `auth` read the result. A request with a valid credential counts
-//! against that credential. Every other request, also one with an invented credential, counts against its address. The
-//! credential is checked even if the address has used up its requests: several callers may share one address, and one that
-//! guesses must not lock the others out. Only an API key that this process has not seen lately counts its look-up against
-//! the address, in a bucket for nothing else. If that bucket is empty, the key is still looked up if a permit is free at
-//! once: another caller's guesses must not block real keys behind the same address.
+//! The gate checks the credential once; the extractors of `auth` read the result. A request with a valid credential
+//! counts against that credential. Every other request, also one with an invented credential, counts against its
+//! address. The credential is checked even if the address has used up its requests: several callers may share one
+//! address, and one that guesses must not lock the others out. Only an API key that this process has not seen lately
+//! counts its look-up against the address, in a bucket for nothing else. If that bucket is empty, the key is still
+//! looked up if a permit is free at once: another caller's guesses must not block real keys behind the same address.
 //!
 //! Every decision by path uses the path as the router reads it.
 
@@ -31,8 +31,8 @@ use crate::{
 /// Specifications, health and metrics are not limited: other callers' requests must not lock their readers out. Nor are
 /// links of tracked mails limited: few addresses may fetch them for many readers, and checking one costs an HMAC.
 const FREE: [&str; 6] = ["/health", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml", "/t"];
-/// Called by providers, with many events from one address; their signature is their credential. For an unsubscribe link it
-/// is the token, and few mail services follow the links of many readers.
+/// Called by providers, with many events from one address; their signature is their credential. The credential of an
+/// unsubscribe link is its token; few mail services follow the links of many readers.
 const WEBHOOKS: [&str; 3] = ["/webhooks/", "/api/notifications/webhook/", "/api/notifications/unsubscribe/"];
 
 /// Where refresh tokens are renewed. Each token family also has a bucket of its own.
@@ -47,7 +47,7 @@ pub struct Gate {
     pub limits: Data<Limits>,
     /// Writes the audit log.
     pub recorder: Data<Recorder>,
-    /// Networks whose forwarding headers are believed.
+    /// Networks whose forwarding headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -111,7 +111,7 @@ async fn admit(
     (Some(Caller::new(identified)), decision)
 }
 
-/// Whether no rate limit holds for a path.
+/// Whether a path has no rate limit.
 pub fn is_free(path: &str) -> bool {
     let below = |free: &&str| path.strip_prefix(*free).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     FREE.iter().any(below)

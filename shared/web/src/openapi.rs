@@ -1,4 +1,4 @@
-//! Shapes that several areas share, for the OpenAPI document.
+//! Schemas that several areas share, for the OpenAPI document.
 
 use utoipa::ToSchema;
 
@@ -6,15 +6,15 @@ use utoipa::ToSchema;
 #[derive(ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody {
-    /// Where the kind is explained.
+    /// The URL of the explanation.
     #[schema(example = "/docs/problems#validation_failed")]
     pub r#type: String,
-    /// What the kind means.
+    /// The meaning of the kind.
     pub title: String,
     /// The HTTP status.
     #[schema(example = 400)]
     pub status: u16,
-    /// What to do about it.
+    /// How to correct it.
     pub detail: String,
     /// The kind; see the closed list at `/docs/problems`.
     #[schema(example = "validation_failed")]
@@ -28,10 +28,10 @@ pub struct ProblemBody {
 #[derive(ToSchema)]
 #[schema(as = FieldError)]
 pub struct FieldErrorBody {
-    /// The field, in the producer's own spelling; `body` for the whole.
+    /// The field as the producer spells it; `body` for the whole body.
     #[schema(example = "recipient")]
     pub field: String,
-    /// What is wrong with it.
+    /// The fault, and how to correct it.
     #[schema(example = "must be one e-mail address such as ada@example.com")]
     pub message: String,
 }
@@ -40,7 +40,7 @@ pub struct FieldErrorBody {
 #[derive(ToSchema)]
 #[schema(as = PushSubscription)]
 pub struct SubscriptionBody {
-    /// Where its push service takes messages: https, and no private address.
+    /// The URL at which its push service takes messages: https, and no private address.
     #[schema(example = "https://push.example.com/abc")]
     pub endpoint: String,
     /// Its keys.

@@ -61,7 +61,7 @@ impl<K: Copy + Eq + Hash> PerKey<K> {
         let mut semaphores = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
         let Semaphores { by_key, sweep_at } = &mut *semaphores;
         if by_key.len() >= *sweep_at {
-            // Each permit, and each wait for one, holds a reference in addition to the map's.
+            // Each permit, and each wait for one, holds a reference besides the map's.
             by_key.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
             *sweep_at = SWEEP_MIN.max(by_key.len() * 2);
         }

@@ -1,7 +1,7 @@
 //! Every way a request can fail, as RFC 9457 problem details.
 //!
-//! The list is closed: clients match on `code`, and the OpenAPI document is generated from the same table. `detail` says
-//! what to do. Internal causes go to the log and never to the caller.
+//! The list is closed: clients match on `code`, and the OpenAPI document is generated from the same table. `detail`
+//! says what to do. Internal causes go to the log and never to the caller.
 
 use std::{borrow::Cow, fmt};
 
@@ -64,35 +64,35 @@ macro_rules! codes {
 codes! {
     /// The body is no JSON, or a field has the wrong type or an unknown name.
     MalformedBody = "malformed_body", 400, "The body cannot be read";
-    /// The body can be read but says something impossible; `errors` names every field.
+    /// The body can be read but a value is not possible; `errors` names every field.
     ValidationFailed = "validation_failed", 400, "Some fields are not valid";
     /// A parameter of the path or query is unknown or not valid.
     InvalidParameter = "invalid_parameter", 400, "A parameter is not valid";
-    /// The webhook target lies inside a private or special network.
+    /// The webhook target is in a private or special network.
     TargetNotAllowed = "target_not_allowed", 400, "The target is not allowed";
     /// The idempotency key is too long or given twice with different values.
     InvalidIdempotencyKey = "invalid_idempotency_key", 400, "The idempotency key is not valid";
     /// The WhatsApp session does not work at the moment.
     SessionNotWorking = "session_not_working", 400, "The WhatsApp session is not working";
-    /// No credential, or one that does not hold.
+    /// No credential, or one that is not valid.
     Unauthenticated = "unauthenticated", 401, "A valid credential is needed";
     /// The credential's role may not do this.
     Forbidden = "forbidden", 403, "The role of the credential does not allow this";
-    /// There is no such thing, or it belongs to another tenant.
+    /// There is no such object, or it belongs to another tenant.
     NotFound = "not_found", 404, "There is no such thing";
     /// The path exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", 405, "The path does not take this method";
     /// The body did not arrive in time.
     RequestTimeout = "request_timeout", 408, "The request took too long to arrive";
-    /// The thing is in a state in which this cannot be done.
+    /// The state of the object does not allow this.
     StateConflict = "state_conflict", 409, "The state does not allow this";
     /// The body is larger than the limit.
     PayloadTooLarge = "payload_too_large", 413, "The body is too large";
-    /// The body is not JSON by its headers.
+    /// The headers do not declare the body as JSON.
     UnsupportedMediaType = "unsupported_media_type", 415, "The media type is not supported";
     /// The idempotency key was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "The idempotency key belongs to another request";
-    /// A target on another host, without the secrets that go there.
+    /// A change moves a target to another host without new values for its secrets.
     SecretsRequired = "secrets_required", 422, "Stored secrets do not go to another host";
     /// The path speaks WebSocket only.
     UpgradeRequired = "upgrade_required", 426, "A WebSocket is needed";
@@ -106,7 +106,7 @@ codes! {
     WahaRefused = "waha_refused", 502, "WAHA refused the call";
     /// WAHA does not answer.
     WahaUnavailable = "waha_unavailable", 503, "WAHA cannot be reached";
-    /// More is waiting than can be stored in time.
+    /// Too much waits to be stored in time.
     Overloaded = "overloaded", 503, "Too much is waiting";
     /// The database cannot do its work: it is away, full, read-only or overloaded.
     Unavailable = "unavailable", 503, "The service is not available at the moment";

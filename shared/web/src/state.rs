@@ -34,7 +34,7 @@ use crate::{
 pub struct Web {
     /// The database.
     pub queries: QueryRunner,
-    /// Whether the database has our schema.
+    /// Whether the database has the schema of this version.
     pub migrations: MigrationState,
     /// Authenticates callers.
     pub credentials: Data<Credentials>,
@@ -49,12 +49,12 @@ pub struct Web {
     recorder: Data<Recorder>,
     bodies: BodyBudget,
     guards: Guards,
-    /// One search per tenant at a time that has to decrypt what it searches.
+    /// Permits for searches that decrypt: one at a time per tenant.
     searches: PerTenant,
     runtime: Handle,
 }
 
-/// The networks that addresses from outside may lead to.
+/// The networks that addresses of tenants may be in.
 struct Guards {
     webhooks: Guard,
     media: Guard,

@@ -30,7 +30,7 @@ use crate::{
 const CONNECTIONS: &str = "32";
 /// How long our processes may take to get ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// What is reported, in this order.
+/// The reported figures, in this order.
 const FIGURES: &[&str] = &["e2e_per_s", "accept_rps", "accept_p99_ms", "cpu_us_msg_stack"];
 const OPEN_FIGURES: &[&str] = &["e2e_p50_ms", "e2e_p99_ms", "accept_p99_ms"];
 
@@ -55,7 +55,7 @@ pub struct Args {
     /// Worker processes beside one ingest and one scheduler; 0 runs everything in one process.
     #[arg(long, default_value_t = 0)]
     workers: u32,
-    /// What is measured.
+    /// The scenario.
     #[arg(long, value_enum, default_value_t = Scenario::Delivery)]
     scenario: Scenario,
     /// Store this many delivered messages first, to see whether a full database is slower than an empty one.
@@ -63,7 +63,7 @@ pub struct Args {
     stored: u64,
 }
 
-/// What is measured.
+/// The scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Scenario {
     /// One webhook after the other, end to end, beside the peers.
@@ -203,7 +203,7 @@ impl BenchServers {
         command
     }
 
-    /// What `servers.sh` wrote for the others, and where it is.
+    /// The file that `servers.sh` wrote for the others.
     fn environment(&self) -> Result<Vec<(String, String)>> {
         let text = fs::read_to_string(self.dir.join("env"))?;
         let pairs = text.split_whitespace().filter_map(|pair| pair.split_once('='));

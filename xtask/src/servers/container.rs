@@ -16,9 +16,9 @@ pub(super) struct Container {
     /// Unique to our directory, so no other container ever has it.
     pub(super) name: String,
     pub(super) image: &'static str,
-    /// What goes between `docker run` and the image: ports, volume, environment.
+    /// The arguments between `docker run` and the image: ports, volume, environment.
     pub(super) options: Vec<String>,
-    /// What goes after the image.
+    /// The arguments after the image.
     pub(super) arguments: Vec<String>,
     pub(super) pid_file: PathBuf,
 }

@@ -26,6 +26,6 @@ pub(super) trait Host: Debug + Send + Sync {
     fn kill_all(&self) -> Result<()>;
     /// Gives the running server out of hand: dropping the host no longer ends it.
     fn detach(&self);
-    /// What the server said last, for an error message.
+    /// The last output of the server, for an error message.
     fn last_words(&self) -> String;
 }

@@ -88,7 +88,7 @@ fn complete(found: Located) -> Result<Located> {
 
 /// Debian's package manager, with the rights to use it.
 pub(crate) struct AptGet {
-    /// What comes before the command: nothing for root.
+    /// The words before the command: none for root.
     prefix: &'static [&'static str],
 }
 

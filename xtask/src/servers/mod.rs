@@ -43,7 +43,7 @@ use crate::progress::Progress;
 use crate::stop::Stop;
 use ports::ServerPorts;
 
-/// What to start and where.
+/// The servers to start, and their directory.
 #[derive(Clone, Debug)]
 pub struct ServersConfig {
     /// The directory of the data, logs (`logs/`), process ids (`pids/`) and remembered ports.

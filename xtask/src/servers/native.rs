@@ -20,7 +20,7 @@ const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
 pub(super) struct Native {
     /// Where the data is.
     pub(super) data: PathBuf,
-    /// What must be there before a start; does nothing if it is.
+    /// Prepares the start; does nothing if all is prepared.
     pub(super) prepare: Box<dyn Fn() -> Result<()> + Send + Sync>,
     pub(super) command: Box<dyn Fn() -> Command + Send + Sync>,
     pub(super) mark: Mark,

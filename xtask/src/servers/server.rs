@@ -41,7 +41,7 @@ pub struct Server {
 pub(super) trait Probe: fmt::Debug + Send + Sync {
     /// Whether it answers as it should.
     fn is_ready(&self) -> bool;
-    /// What is left to do once it answers for the first time.
+    /// The steps once it answers for the first time.
     fn finish(&self) -> Result<()> {
         Ok(())
     }

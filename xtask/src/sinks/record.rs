@@ -1,4 +1,4 @@
-//! What a sink has received, and waiting for it.
+//! The records of a sink, and waiting for them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -15,7 +15,7 @@ const DATABASE_PARTS: [&str; 5] = ["DB_HOST", "DB_PORT", "DB_USERNAME", "DB_PASS
 pub(super) struct Backing {
     pub(super) database_url: String,
     pub(super) amqp_url: String,
-    /// What to start, unless the person named servers.
+    /// The servers to start, unless the person named some.
     pub(super) private: Option<ServersConfig>,
 }
 

@@ -49,7 +49,7 @@ async fn next(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>) -> Result
     anyhow::bail!("the socket ended")
 }
 
-/// What a page would show; nothing for messages of other types.
+/// The text that a page would show; nothing for messages of other types.
 fn toast(message: &Value) -> Option<String> {
     let data = message.get("data").filter(|_| message.get("type").is_some_and(|kind| kind == "notification"))?;
     let text = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or_default();

@@ -33,7 +33,7 @@ use services::Services;
 use settings::Settings;
 use supervise::Watched;
 
-/// What `cargo xtask up --help` says.
+/// The text of `cargo xtask up --help`.
 pub const LONG_ABOUT: &str = "Builds and runs the whole platform until Ctrl-C.\n\n\
     PostgreSQL and RabbitMQ are found on this machine or installed (Debian packages, as root or with a sudo that \
     asks for no password; else a Docker engine serves), and run privately with their data below `.local/`. With \

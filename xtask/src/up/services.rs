@@ -22,7 +22,7 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long a service may take to finish what it has begun. It promises twenty seconds.
 const STOP_GRACE: Duration = Duration::from_secs(22);
 
-/// What may stand in `.local/pids`, and the program that it names.
+/// The possible names in `.local/pids`, each with its program.
 const PROGRAMS: [(&str, &str); 4] = [
     ("posthaste", "posthaste"),
     ("ingest", "posthaste-ingest"),
@@ -141,7 +141,7 @@ impl Drop for Services {
     }
 }
 
-/// What all services have in common.
+/// The parts that all services share.
 struct Planner<'a> {
     local: &'a Path,
     programs: &'a Path,

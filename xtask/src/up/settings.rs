@@ -50,7 +50,7 @@ const MAIL_SETTINGS: [&str; 9] = [
     "EMAIL_USER",
 ];
 
-/// What the services find in their environment beyond what they inherit.
+/// The environment of the services, beyond the inherited one.
 pub(super) struct Settings {
     pub(super) values: BTreeMap<&'static str, String>,
     pub(super) api_url: String,

@@ -1,4 +1,4 @@
-//! What a person sees once everything runs: where it is, how to get in, what to try.
+//! The summary once everything runs: addresses, credentials, examples.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Calls to hosts that tenants name: how such a client is made, and what an error without an answer means.
+//! Calls to hosts that tenants name: the client for them, and the meaning of an error without an answer.
 
 pub mod resolver;
 pub mod retry_after;
@@ -11,8 +11,8 @@ use url::Url;
 
 use resolver::ResolveError;
 
-/// A client that follows nothing, repeats nothing, trusts no proxy setting and unpacks nothing; give it a
-/// [`resolver::GuardedResolver`] before it calls what a tenant names.
+/// A client that follows no redirect, repeats nothing, ignores proxy settings and decompresses nothing. Give it a
+/// [`resolver::GuardedResolver`] before it calls a tenant's URL.
 pub fn client(connect_timeout: Duration) -> ClientBuilder {
     Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -23,15 +23,16 @@ pub fn client(connect_timeout: Duration) -> ClientBuilder {
         .connect_timeout(connect_timeout)
 }
 
-/// Whether two URLs lead to one host: scheme, name and port are the same. What is no URL leads nowhere.
+/// Whether two URLs have the same scheme, host name and port. A text that is not a URL has none.
 pub fn same_origin(one: &str, other: &str) -> bool {
     matches!((Url::parse(one), Url::parse(other)), (Ok(one), Ok(other)) if one.origin() == other.origin())
 }
 
-/// Why a call has no answer. Before the connection stands nothing was sent; after that it is unknown.
+/// Why a call has no answer. Before the connection is established nothing was sent; after that, the request may have
+/// arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The target is not allowed, or no URL.
+    /// The target is not allowed, or not a URL.
     Refused(Refusal),
     /// Its name could not be resolved.
     Dns,
@@ -39,16 +40,16 @@ pub enum Trouble {
     Tls,
     /// It could not be connected to.
     Connect,
-    /// It did not answer in time; it may have taken the request.
+    /// It did not answer in time; the request may have arrived.
     Timeout,
-    /// The connection broke before an answer; it may have taken the request.
+    /// The connection broke before an answer; the request may have arrived.
     Reset,
-    /// What came back was no HTTP answer; it may have taken the request.
+    /// The answer was not HTTP; the request may have arrived.
     BadAnswer,
 }
 
 impl Trouble {
-    /// What `error` means.
+    /// The meaning of `error`.
     pub fn of(error: &reqwest::Error) -> Self {
         if error.is_builder() {
             return Self::Refused(Refusal::NotHttp);
@@ -90,26 +91,26 @@ impl Trouble {
     }
 }
 
-/// The TLS library reports through I/O errors of this kind; the sockets below it never do.
+/// The TLS library reports its errors as I/O errors of this kind; the sockets below it never do.
 fn is_tls(error: &reqwest::Error) -> bool {
     causes(error)
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
-/// The HTTP library's own error type cannot be named from here, so its text has to tell an end without an answer from
-/// an answer that could not be read.
+/// The HTTP library's own error type has no public name, so its text must distinguish a missing answer from an
+/// unreadable one.
 fn broken(error: &reqwest::Error) -> bool {
     cause::<io::Error>(error).is_some()
         || causes(error).any(|cause| cause.to_string().contains("before message completed"))
 }
 
-/// The first of an error's causes that is of this type.
+/// The first cause of an error that has this type.
 pub fn cause<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// An I/O error leaves what it wraps out of its sources, so it is looked into.
+/// An I/O error does not list its inner error as a source, so it is examined here.
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
     std::iter::successors(error.source(), |cause| {
         let cause: &(dyn Error + 'static) = *cause;

@@ -1,8 +1,8 @@
-//! Names of webhook targets, resolved and vetted in one step: what was checked is what is dialled.
+//! Resolves and checks the names of webhook targets in one step: the client dials the checked addresses.
 //!
-//! A name that is public when it is submitted may lead inside when it is dialled (DNS rebinding), so the check belongs
-//! here. The HTTP client connects to nothing but the addresses returned; it does not ask for IP literals, which
-//! therefore have to be checked before.
+//! A name that is public at submission may have a private address when it is dialled (DNS rebinding), so the check
+//! belongs here. The HTTP client connects only to the returned addresses. It does not ask for IP literals, so the
+//! caller checks them before.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -13,7 +13,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 /// Finds the addresses of a name.
 pub type LookUp = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
-/// Resolves names and lets nothing pass that the guard refuses.
+/// Resolves names and refuses addresses that the guard refuses.
 pub struct GuardedResolver {
     guard: Guard,
     look_up: LookUp,
@@ -25,7 +25,7 @@ pub enum ResolveError {
     /// It has no address, or no name server answered.
     #[error("the name could not be resolved")]
     Unknown(#[source] io::Error),
-    /// One of its addresses is forbidden. One is enough: which of them is dialled is chance.
+    /// One of its addresses is forbidden. One is enough, because any of them may be dialled.
     #[error("{0}")]
     Refused(Refusal),
 }
@@ -41,17 +41,17 @@ impl Resolve for GuardedResolver {
 }
 
 impl GuardedResolver {
-    /// The resolver as the HTTP client takes it; it asks the system's.
+    /// A resolver for the HTTP client, which asks the system's resolver.
     pub fn shared(guard: Guard) -> Arc<Self> {
         Self::asking(guard, Arc::new(|name| Box::pin(system(name))))
     }
 
-    /// The same, asking something else.
+    /// A resolver with another source of addresses.
     pub fn asking(guard: Guard, look_up: LookUp) -> Arc<Self> {
         Arc::new(Self { guard, look_up })
     }
 
-    /// What it lets pass.
+    /// The guard that decides.
     pub const fn guard(&self) -> &Guard {
         &self.guard
     }

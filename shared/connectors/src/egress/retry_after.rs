@@ -1,19 +1,19 @@
-//! The header `Retry-After` (RFC 9110, section 10.2.3), which every HTTP vendor and every webhook receiver may send.
+//! The header `Retry-After` (RFC 9110, section 10.2.3). Every HTTP vendor and webhook receiver may send it.
 
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 
-/// The wait that `value` asks for at the time `now`: whole seconds or an HTTP date, of which only the IMF-fixdate form
-/// is understood (the two older ones have been obsolete since 1999). A date in the past asks for no wait. `None`: the
-/// value is neither.
+/// The wait that `value` requests at the time `now`: whole seconds or an HTTP date. Of dates only the IMF-fixdate form
+/// is read; the two older forms have been obsolete since 1999. A date in the past requests no wait. `None`: the value
+/// is neither.
 pub fn parse(value: &str, now: DateTime<Utc>) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Only too many digits can fail now, and that many mean "for ever".
+        // This fails only for too many digits, which mean "for ever".
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
-    // The weekday is left out: a receiver that gets it wrong still says clearly when to come back.
+    // The weekday is ignored: with a wrong weekday, the rest of the date is still clear.
     let (_, date) = value.split_once(", ")?;
     let at = NaiveDateTime::parse_from_str(date, "%d %b %Y %H:%M:%S GMT").ok()?.and_utc();
     Some((at - now).to_std().unwrap_or(Duration::ZERO))

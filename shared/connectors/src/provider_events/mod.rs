@@ -1,7 +1,7 @@
-//! What providers tell afterwards: whether it is genuine, and what it means.
+//! Reports of providers after a call: verifies them and reads their meaning.
 //!
-//! One file per vendor. Each verifies the raw request, splits it into events that are kept one by one, and reads a kept event.
-//! Ids of our own inside an event are believed only because the signature around them holds.
+//! There is one file per vendor. It verifies the raw request, splits it into events that are stored one by one, and
+//! reads a stored event. Our own ids inside an event are trusted only because the signature covers them.
 
 pub mod sendgrid;
 pub mod sns;
@@ -19,7 +19,7 @@ use store::provider_events::ProviderEvent;
 use url::Url;
 use uuid::Uuid;
 
-/// What signs with a time may be this old. Vendors try for a day; a request that comes once more within that time is found
+/// The largest age of a signed time. Vendors retry for a day; a request that is repeated within that time is recognized
 /// by the ids of its events.
 const AGE_MAX: TimeDelta = TimeDelta::hours(25);
 /// Clocks differ.
@@ -28,24 +28,24 @@ const AHEAD_MAX: TimeDelta = TimeDelta::minutes(10);
 /// An event with the SHA-256 of its identity.
 fn provider_event(source: EventSource, identity: &[&[u8]], body: Vec<u8>) -> ProviderEvent {
     let mut dedup = [0; 32];
-    // Lengths keep parts apart that differ only in where one ends.
+    // The length of each part keeps apart parts that differ only in where one ends.
     let framed: Vec<u8> =
         identity.iter().flat_map(|part| [part.len().to_be_bytes().as_slice(), part].concat()).collect();
     dedup.copy_from_slice(digest(&SHA256, &framed).as_ref());
     ProviderEvent { source, dedup, body }
 }
 
-/// A verified request that is none of the vendor's.
+/// A verified request that is not of the vendor's form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not what this provider sends")]
 pub struct Malformed;
 
-/// The messages and digest items that an event leads to.
+/// The content of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meaning {
     /// News of a delivery.
     Report(Report),
-    /// The vendor asks whether it may tell us events: fetched, this confirms it.
+    /// The vendor asks to confirm a subscription: fetching this URL confirms it.
     Subscribe(Url),
     /// Nothing.
     Nothing,
@@ -54,34 +54,34 @@ pub enum Meaning {
 /// News of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// What became of it; `None`: only its address is affected.
+    /// The event for the delivery; `None`: it only affects the address.
     pub kind: Option<EventKind>,
     /// When.
     pub at: DateTime<Utc>,
-    /// The delivery, where the event carries our own id.
+    /// The delivery, if the event carries our own id.
     pub delivery: Option<DeliveryId>,
-    /// What the provider may call it: one of these.
+    /// The possible ids of the message at the provider: one of these.
     pub references: Vec<String>,
     /// One clause for people; no address, no content.
     pub detail: Option<String>,
-    /// What it says about the address.
+    /// The consequence for the address.
     pub address: AddressNews,
 }
 
-/// What an event says about an address.
+/// The consequence of an event for an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressNews {
     /// Nothing.
     None,
     /// It works.
     Works,
-    /// It did not take the message this time.
+    /// It did not accept the message this time.
     Weak,
-    /// This is kept from it from now on.
+    /// The address is suppressed for these notifications from now on.
     Suppress(SuppressionScope, SuppressionReason),
 }
 
-/// Reads a kept event. Whatever cannot be read means nothing: it was verified, and it is not ours to complain about.
+/// Reads a stored event. An event that cannot be read has no meaning: it was verified, and its sender could not correct it.
 pub fn meaning(source: EventSource, body: &[u8], received_at: DateTime<Utc>) -> Meaning {
     let Ok(value) = serde_json::from_slice::<Value>(body) else { return Meaning::Nothing };
     let found = match source {
@@ -98,7 +98,7 @@ fn is_timely(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     now - at <= AGE_MAX && at - now <= AHEAD_MAX
 }
 
-/// A moment in the past or just now: no clock of others moves ours forward.
+/// A time that is not in the future: a vendor's clock never moves ours forward.
 fn moment(at: Option<DateTime<Utc>>, received_at: DateTime<Utc>) -> DateTime<Utc> {
     at.unwrap_or(received_at).min(received_at)
 }
@@ -114,13 +114,13 @@ fn id_of_mail(text: &str) -> Option<DeliveryId> {
     own_id(text.trim().trim_start_matches('<').split_once('@')?.0)
 }
 
-/// A status of a vendor, if it is just that: digits, dots and at most a word.
+/// A vendor's status, if it consists of digits, dots and at most a word.
 fn plain_code(text: &str) -> Option<&str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=40).contains(&text.len()).then_some(text).filter(|text| text.chars().all(plain))
 }
 
-/// `what`, and the vendor's code behind it.
+/// `what`, followed by the vendor's code.
 fn detail(what: &str, code: Option<&str>) -> Option<String> {
     Some(match code.and_then(plain_code) {
         Some(code) => format!("{what} ({code})"),

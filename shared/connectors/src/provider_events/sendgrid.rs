@@ -16,13 +16,13 @@ use super::{
 
 /// The signature: base64 of DER.
 pub const SIGNATURE: &str = "x-twilio-email-event-webhook-signature";
-/// The time it was made, in seconds since 1970.
+/// The time of the signature, in seconds since 1970.
 pub const TIMESTAMP: &str = "x-twilio-email-event-webhook-timestamp";
 
-/// Reasons of a drop that will hold for every mail to the address.
+/// Reasons of a drop that apply to every mail to the address.
 const DEAD: &[&str] = &["bounced address", "invalid", "invalid address", "invalid email address"];
 
-/// Whether the headers vouch for the body now.
+/// Whether the headers are a valid signature of the body now.
 pub fn verifies(key: &PublicKey, signature: &str, timestamp: &str, body: &[u8], now: DateTime<Utc>) -> bool {
     let made_at = timestamp.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
     let signed = || [timestamp.as_bytes(), body].concat();
@@ -50,7 +50,7 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
     let (kind, said, address) = match text("event")? {
         "delivered" => (Some(EventKind::Delivered), None, AddressNews::Works),
         "bounce" => match text("type") {
-            // A block says no to this mail, not to the address.
+            // A block concerns this mail, not the address.
             Some("blocked") => bounced("the receiver blocked the mail", text("status"), AddressNews::Weak),
             _ => bounced(
                 "the address does not take mail",
@@ -58,7 +58,7 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
                 AddressNews::Suppress(Scope::All, Reason::HardBounce),
             ),
         },
-        // The name of some accounts for a block.
+        // Some accounts use this name for a block.
         "blocked" => bounced("the receiver blocked the mail", text("status"), AddressNews::Weak),
         "dropped" => {
             let is_dead =
@@ -70,7 +70,7 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
         "click" => (Some(EventKind::Clicked), None, AddressNews::None),
         "spamreport" => (Some(EventKind::Complained), None, AddressNews::Suppress(Scope::Marketing, Reason::Complaint)),
         "unsubscribe" => (None, None, AddressNews::Suppress(Scope::Marketing, Reason::Unsubscribed)),
-        // On its way: `processed` and `deferred`.
+        // Still on its way: `processed` and `deferred`.
         _ => return None,
     };
     let at = event.get("timestamp").and_then(Value::as_i64).and_then(|seconds| DateTime::from_timestamp(seconds, 0));
@@ -84,8 +84,8 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
     }))
 }
 
-/// What the answer to the call may have named a mail whose events name it `id`: a part of that up to a dot, most likely the
-/// first.
+/// The possible ids in the answer to the call for a mail whose events name it `id`: the parts of `id` up to a dot, most
+/// likely the first.
 fn names(id: &str) -> Vec<String> {
     const PARTS_MAX: usize = 6;
     let ends = id.match_indices('.').map(|(at, _)| at).chain([id.len()]).take(PARTS_MAX);
@@ -105,7 +105,7 @@ mod tests {
     use crate::provider_events;
     use domain::DeliveryId;
 
-    // The vector that SendGrid's own library is tested with.
+    // The test vector of SendGrid's own library.
     const PUBLIC_KEY: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eNEc6wEA3F+g==";
     const OTHER_KEY: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEqTxd43gyp8IOEto2LdIfjRQrIbsd4SXZkLW6jDutdhXSJCWHw8REntlo7aNDthvj+y7GjUuFDb/R1NGe1OPzpA==";
     const SIGNED: &str =

@@ -1,7 +1,7 @@
 //! Messages of Amazon SNS over HTTP, which carry the events of SES.
 //!
-//! Every AWS account can have SNS sign messages with the very same certificates, so a signature shows only that SNS sent it. The
-//! topic, which must be one of `SNS_TOPIC_ARNS`, shows that it is ours.
+//! Every AWS account can get messages signed by SNS with the same certificates, so a signature shows only that SNS sent
+//! the message. The topic, which must be one of `SNS_TOPIC_ARNS`, shows that it is ours.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use super::{
     provider_event,
 };
 
-/// The header of a mail in which it comes back too, where SES is set to include the headers.
+/// The header of our mails with the id. SES returns it if it is set to include headers.
 const DELIVERY_HEADER: &str = "x-posthaste-delivery-id";
 
 /// A message of SNS.
@@ -34,15 +34,15 @@ const DELIVERY_HEADER: &str = "x-posthaste-delivery-id";
 pub struct Envelope {
     /// `Notification`, `SubscriptionConfirmation` or `UnsubscribeConfirmation`.
     pub r#type: String,
-    /// What tells it apart.
+    /// The id of the message.
     pub message_id: String,
     /// The topic.
     pub topic_arn: String,
-    /// What it says.
+    /// The content of the message.
     pub message: String,
     /// When it was published.
     pub timestamp: String,
-    /// Which hash is signed: 1 is SHA-1, 2 is SHA-256.
+    /// The hash of the signature: 1 is SHA-1, 2 is SHA-256.
     pub signature_version: String,
     /// The signature, in base64.
     pub signature: String,
@@ -63,7 +63,7 @@ impl Envelope {
         serde_json::from_slice(body).map_err(|_| Malformed)
     }
 
-    /// Whether the key vouches for it now.
+    /// Whether the certificate's key signed it, and the certificate is valid now.
     pub fn is_signed_by(&self, certificate: &Certificate, now: DateTime<Utc>) -> bool {
         let published = DateTime::parse_from_rfc3339(&self.timestamp).map(|at| at.to_utc());
         let key = match self.signature_version.as_str() {
@@ -75,12 +75,12 @@ impl Envelope {
         published.is_ok_and(|at| is_timely(at, now)) && key.verify_sig(text.as_bytes(), &signature).is_ok()
     }
 
-    /// Whether it is signed by SHA-1, for which others may one day make a second text.
+    /// Whether it is signed with SHA-1. A second text with the same hash may become possible.
     pub fn uses_sha1(&self) -> bool {
         self.signature_version == "1"
     }
 
-    /// Names and values, a line each, in the order of the alphabet. `None`: something that is signed is missing.
+    /// Names and values, a line each, in alphabetical order. `None`: a signed field is missing.
     fn signed_text(&self) -> Option<String> {
         let (common, id) = (("Message", self.message.as_str()), ("MessageId", self.message_id.as_str()));
         let (time, topic) = (("Timestamp", self.timestamp.as_str()), ("TopicArn", self.topic_arn.as_str()));
@@ -99,7 +99,7 @@ impl Envelope {
         Some(lines.iter().map(|(name, value)| format!("{name}\n{value}\n")).collect())
     }
 
-    /// Where its certificate may be fetched: at SNS itself, and nowhere else.
+    /// The URL of its certificate, if it is at SNS itself.
     pub fn certificate_url(&self) -> Option<Url> {
         let url: Url = self.signing_cert_url.parse().ok()?;
         (is_sns(&url) && url.path().ends_with(".pem")).then_some(url)
@@ -115,7 +115,7 @@ impl Envelope {
     }
 }
 
-/// Whether a URL is one of SNS, over TLS and on its usual port: `sns.<region>.amazonaws.com`, in China with `.cn` behind it.
+/// Whether a URL belongs to SNS, with TLS and the usual port: `sns.<region>.amazonaws.com`, in China followed by `.cn`.
 fn is_sns(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let region = host.strip_prefix("sns.").map(|rest| rest.strip_suffix(".cn").unwrap_or(rest));
@@ -148,7 +148,7 @@ impl Certificate {
         })
     }
 
-    /// Whether it is neither too young nor too old.
+    /// Whether the certificate is valid at this time.
     pub fn holds_at(&self, now: DateTime<Utc>) -> bool {
         (self.holds.0..=self.holds.1).contains(&now.timestamp())
     }
@@ -193,7 +193,7 @@ fn of_ses(event: &Value, received_at: DateTime<Utc>) -> Option<Meaning> {
         }
         "Open" => ("open", EventKind::Opened, None, AddressNews::None),
         "Click" => ("click", EventKind::Clicked, None, AddressNews::None),
-        // `DeliveryDelay`: on its way.
+        // Still on its way: `DeliveryDelay`.
         _ => return None,
     };
     let told_at = part(own).get("timestamp").and_then(Value::as_str);
@@ -209,12 +209,12 @@ fn of_ses(event: &Value, received_at: DateTime<Utc>) -> Option<Meaning> {
     }))
 }
 
-/// The status of the first recipient; we send to one.
+/// The status of the first recipient; our mails have one.
 fn status(bounce: &Value) -> Option<&str> {
     bounce.get("bouncedRecipients")?.get(0)?.get("status")?.as_str()
 }
 
-/// Our id: in a tag, in our header, or in the `Message-ID` that the mail had before SES gave it another.
+/// Our id: in a tag, in our header, or in the original `Message-ID`, before SES replaced it.
 fn delivery(mail: &Value) -> Option<domain::DeliveryId> {
     let tag = || mail.get("tags")?.get(DELIVERY_TAG)?.get(0)?.as_str().and_then(own_id);
     let header = |name: &str| {

@@ -1,7 +1,7 @@
-//! Opens and clicks of our own mails: signed links, and what following one means.
+//! Opens and clicks of our own mails: signed links, and the events of following them.
 //!
-//! A link carries the delivery and, for a click, the target, under an HMAC of a key that the database keeps: the services
-//! share it without a setting, and an outsider cannot make a link that leads elsewhere.
+//! A link holds the delivery and, for a click, the target, signed by an HMAC under a key that the database keeps. So
+//! the services share the key without a setting, and outsiders cannot make a link to another target.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use super::{AddressNews, Meaning, ProviderEvent, Report, own_id, provider_event};
 
-/// Below the public URL: what records an opened mail.
+/// The path below the public URL that records opened mails.
 pub const OPEN_PATH: &str = "t/o/";
-/// Below the public URL: what records a followed link.
+/// The path below the public URL that records clicks.
 pub const CLICK_PATH: &str = "t/c/";
 
-/// Half a SHA-256 cannot be guessed, and keeps links short.
+/// Half a SHA-256 cannot be guessed and keeps links short.
 const TAG_BYTES: usize = 16;
 const ID_BYTES: usize = 16;
 const OPEN: u8 = b'o';
@@ -35,22 +35,22 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// What a link says.
+/// The content of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The mail it was in.
     pub delivery: DeliveryId,
-    /// Where it leads; `None`: it is the pixel.
+    /// The target; `None`: it is the pixel.
     pub target: Option<String>,
 }
 
 impl Key {
-    /// The key of these random bytes.
+    /// Makes the key from these random bytes.
     pub fn new(bytes: &[u8]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
 
-    /// The key that every process of this database shares.
+    /// Loads the key that all processes of this database share.
     pub async fn load(store: &Store) -> DbResult<Self> {
         Ok(Self::new(&store.tracking_secret().await?))
     }
@@ -90,15 +90,15 @@ impl Key {
 }
 
 impl Link {
-    /// Whether its mail is past its tenant's data at `now`: it was accepted more than `kept_days` ago, and as long again as a message
-    /// may wait for its time.
+    /// Whether the data of its mail is past its tenant's retention at `now`: the mail was accepted more than
+    /// `kept_days` ago, plus the longest time for which a message can be scheduled.
     pub fn is_over(&self, now: DateTime<Utc>, kept_days: i32) -> bool {
         let accepted = self.delivery.0.get_timestamp().map(|at| at.to_unix());
         let accepted = accepted.and_then(|(seconds, _)| DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0));
         accepted.is_some_and(|at| at + SCHEDULE_AHEAD_MAX + TimeDelta::days(kept_days.into()) < now)
     }
 
-    /// The event of following it; opening a mail twice is one event, and so is a second click in it.
+    /// The event of following it. Opening a mail twice is one event, and so is a second click.
     pub fn events(&self, at: DateTime<Utc>) -> ProviderEvent {
         let kind = if self.target.is_some() { EventKind::Clicked } else { EventKind::Opened };
         let body = json!({"delivery": self.delivery, "kind": kind, "at": at}).to_string();
@@ -110,7 +110,7 @@ impl Link {
     }
 }
 
-/// Whether a link may be led through us: a web address, and short enough for every mail reader.
+/// Whether a link may be replaced by a tracked one: a web address, short enough for every mail program.
 pub fn is_followable(target: &str) -> bool {
     const BYTES_MAX: usize = 1400;
     let is_web = Url::parse(target).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());

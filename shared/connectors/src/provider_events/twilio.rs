@@ -1,7 +1,7 @@
-//! Twilio's status callbacks: HMAC-SHA1 over the URL that it was given and the sorted parameters.
+//! Twilio's status callbacks: HMAC-SHA1 over the callback's URL and the sorted parameters.
 //!
-//! The URL is the one others see, so it is made of `PUBLIC_URL` and never of what a request says about its host. There is
-//! no time in the signature: what comes again is found by message and status.
+//! The signed URL is the public one, so it is made from `PUBLIC_URL` and never from the request's host. The signature
+//! has no time: a repeated callback is recognized by message and status.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,10 +25,10 @@ use super::{AddressNews, Malformed, Meaning, ProviderEvent, Report, detail, own_
 pub const SIGNATURE: &str = "x-twilio-signature";
 /// The parameter of the callback's URL that carries our id.
 pub const DELIVERY: &str = "delivery";
-/// The parameter of the URL that vouches for a body which is no form.
+/// The parameter of the URL that signs a body which is not a form.
 const BODY_HASH: &str = "bodySHA256";
 
-/// Codes that will come back for every message to the number: it is unknown, invalid, no mobile, or has said STOP.
+/// Codes that apply to every message to the number: it is unknown, invalid, no mobile, or has sent STOP.
 const DEAD: &[&str] = &["21211", "21610", "21614", "30005", "30006"];
 
 /// The auth token of the account.
@@ -55,16 +55,16 @@ pub struct Callback<'a> {
 }
 
 impl Token {
-    /// The key that this token is.
+    /// Makes the key from this token.
     pub fn new(token: &SecretString) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, token.expose_secret().as_bytes()))
     }
 
-    /// Whether `signature` vouches for the callback.
+    /// Whether `signature` signs the callback.
     pub fn verifies(&self, signature: &str, callback: Callback<'_>) -> bool {
         let Ok(tag) = STANDARD.decode(signature) else { return false };
         let Some(params) = callback.signed_params() else { return false };
-        // Twilio leaves the port out, or puts it in, as its product and protocol have it.
+        // Twilio leaves the port out or includes it, depending on product and protocol.
         callback.urls().iter().any(|url| hmac::verify(&self.0, format!("{url}{params}").as_bytes(), &tag).is_ok())
     }
 }
@@ -78,8 +78,8 @@ impl Callback<'_> {
         [format!("{}://{host}{rest}", base.scheme()), format!("{}://{host}:{port}{rest}", base.scheme())]
     }
 
-    /// What of the body is signed: a form's parameters one after the other, each name and value once; of any other body only
-    /// the hash in the URL. `None`: nothing vouches for the body.
+    /// The signed part of the body: the parameters of a form one after the other, each name and value once. For any
+    /// other body only the hash in the URL is signed. `None`: nothing signs the body.
     fn signed_params(&self) -> Option<String> {
         if self.is_form {
             let mut params: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
@@ -119,7 +119,7 @@ impl Callback<'_> {
         }
         let (code, delivery) = (field(&["ErrorCode"]), self.query(DELIVERY).unwrap_or_default());
         let identity = [b"twilio", sid.as_bytes(), status.as_bytes(), code.as_bytes(), delivery.as_bytes()];
-        // Numbers and texts stay behind: nothing here needs them.
+        // Numbers and texts are not stored: nothing here needs them.
         let body = json!({"sid": sid, "status": status, "code": code, "delivery": delivery}).to_string();
         Ok(vec![provider_event(EventSource::Twilio, &identity, body.into_bytes())])
     }
@@ -129,7 +129,7 @@ pub(super) fn meaning(event: &Value, received_at: DateTime<Utc>) -> Option<Meani
     let text = |name: &str| event.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     let code = text("code");
     let kind = match text("status")? {
-        // Twilio has it; for a call without an answer that is all there is to know.
+        // Twilio has it; after a call without an answer, no more is known.
         "accepted" | "scheduled" | "queued" | "sending" | "sent" => EventKind::Sent,
         "delivered" => EventKind::Delivered,
         "read" => EventKind::Read,
@@ -160,7 +160,7 @@ mod tests {
     use crate::provider_events;
     use domain::{DeliveryId, clock};
 
-    // The vectors that Twilio's own library is tested with.
+    // The test vectors of Twilio's own library.
     const FORM: &[u8] =
         b"CallSid=CA1234567890ABCDE&Digits=1234&From=%2B14158675309&To=%2B18005551212&Caller=%2B14158675309";
     const PATH: &str = "/myapp.php?foo=1&bar=2";

@@ -1,4 +1,4 @@
-//! Every way a call to WAHA can fail.
+//! The ways in which a call to WAHA can fail.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use crate::egress::Trouble;
 /// A call to WAHA that failed. Nothing in it holds an address, content or secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WahaError {
-    /// Certainly not called: refused by the address guard, not resolved, not connected.
+    /// WAHA was certainly not called: refused by the address guard, not resolved, or not connected.
     #[error("WAHA could not be reached ({})", .0.as_str())]
     Unreachable(Trouble),
-    /// No answer although the request went out: it may have been carried out.
+    /// The request was sent and there is no answer: it may have been carried out.
     #[error("WAHA did not answer ({})", .0.as_str())]
     Unanswered(Trouble),
-    /// 401 or 403: the API key does not hold.
+    /// 401 or 403: the API key is not valid.
     #[error("WAHA refused the API key")]
     BadKey,
     /// 404: there is no such session (or chat, or path).
@@ -22,22 +22,22 @@ pub enum WahaError {
     /// 422: the session is not in the state that the call needs.
     #[error("the session is {status}, not WORKING")]
     SessionStatus {
-        /// The state it is in, as WAHA says it.
+        /// Its state, as WAHA reports it.
         status: String,
     },
     /// 422 or 501: the session's engine, or this edition of WAHA, cannot do it.
     #[error("WAHA cannot do this with the session's engine")]
     NotImplemented,
-    /// 429, with the wait it asked for.
+    /// 429, with the wait that WAHA requests.
     #[error("WAHA asked to wait")]
     TooMany(Option<Duration>),
-    /// Another 4xx, or an answer where none of its kind was expected.
+    /// Another 4xx, or an answer of an unexpected kind.
     #[error("WAHA refused the call with {0}")]
     Refused(u16),
-    /// 5xx, with the wait it asked for.
+    /// 5xx, with the wait that WAHA requests.
     #[error("WAHA failed with {0}")]
     Failed(u16, Option<Duration>),
-    /// 2xx with a body that cannot be read: it was carried out.
+    /// 2xx with a body that cannot be read: the call was carried out.
     #[error("WAHA's answer cannot be read")]
     Unreadable,
 }
@@ -48,7 +48,7 @@ impl WahaError {
         if trouble.is_unsent() { Self::Unreachable(trouble) } else { Self::Unanswered(trouble) }
     }
 
-    /// What an answer that is no success means.
+    /// The meaning of an answer that is not a success.
     pub(super) fn answered(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Self {
         match status {
             401 | 403 => Self::BadKey,
@@ -76,8 +76,8 @@ impl WahaError {
     }
 }
 
-/// WAHA answers 422 for the state of the session (fields `status` and `expected`), for what the engine lacks, and for
-/// what it cannot make sense of.
+/// WAHA answers 422 for the state of the session (fields `status` and `expected`), for features that the engine lacks,
+/// and for values that it does not understand.
 fn unprocessable(body: &[u8]) -> WahaError {
     let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     if let (Some(status), Some(_)) = (body.get("status").and_then(|status| status.as_str()), body.get("expected")) {

@@ -1,6 +1,6 @@
-//! What WAHA tells in its webhooks: the envelope, what makes two of them the same, and what a body means.
+//! The events in WAHA's webhooks: the envelope, the identity of an event, and the meaning of a body.
 //!
-//! The names are those of WAHA and those that were printed before it: both mean the same things here.
+//! Events have WAHA's names or those of the seed documents; both are accepted.
 
 use std::borrow::Cow;
 
@@ -14,22 +14,22 @@ use uuid::Uuid;
 
 use super::message_id;
 
-/// Longest id that can be one; ids of WhatsApp have some 60 bytes.
+/// The longest accepted id; ids of WhatsApp have some 60 bytes.
 const ID_BYTES_MAX: usize = 512;
-/// Longest name of an event or kind.
+/// The longest name of an event or kind.
 const NAME_BYTES_MAX: usize = 100;
 /// Numbers above this are milliseconds: as seconds they would be after the year 5000.
 const SECONDS_MAX: f64 = 1e11;
-/// Events that have nothing to tell them apart are the same within this many seconds.
+/// Events without an identity of their own count as the same within this many seconds.
 const ALIKE_SECONDS: i64 = 10;
 
-/// What stands around every event.
+/// The envelope of every event.
 #[derive(Deserialize)]
 pub struct Envelope<'a> {
     /// Its id; versions before 2025 have none.
     #[serde(borrow, default)]
     pub id: Option<Cow<'a, str>>,
-    /// What happened.
+    /// The name of the event.
     #[serde(borrow)]
     pub event: Cow<'a, str>,
     /// The name of the session.
@@ -52,7 +52,7 @@ impl<'a> Envelope<'a> {
         if is_name(&envelope.event) { Ok(envelope) } else { Err("`event` is no name".to_owned()) }
     }
 
-    /// SHA-256 of what makes it the same event: its id; else, where it is about a message, what it says of which message; else
+    /// SHA-256 of the event's identity: its id; else, for an event about a message, the message and its content; else
     /// the body. Only signed data counts: otherwise a captured webhook could be repeated with another header.
     pub fn dedup(&self, body: &[u8], now: DateTime<Utc>) -> Hash {
         #[derive(Deserialize)]
@@ -72,14 +72,14 @@ impl<'a> Envelope<'a> {
             let level = head.map(|head| format!("{:?}/{:?}", head.ack, head.status)).unwrap_or_default();
             return hash(&[topic.word(), id.as_bytes(), level.as_bytes()]);
         }
-        // A state comes back, and an old WAHA then says exactly what it said before.
+        // A state can come back, and an old WAHA then sends exactly the same body.
         let is_dated = topic != Topic::State || self.timestamp.is_some();
         let moment = if is_dated { 0 } else { now.timestamp() / ALIKE_SECONDS };
         hash(&[b"body", &moment.to_be_bytes(), body])
     }
 }
 
-/// Each part with its length before it, so that no two lists hash alike.
+/// Each part follows its length, so two lists never hash alike.
 fn hash(parts: &[&[u8]]) -> Hash {
     let mut text = Vec::new();
     for part in parts {
@@ -89,7 +89,7 @@ fn hash(parts: &[&[u8]]) -> Hash {
     digest(&SHA256, &text).as_ref().try_into().unwrap_or_default()
 }
 
-/// What an event is about, by its name.
+/// The topic of an event, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Topic {
     Message,
@@ -124,7 +124,7 @@ impl Topic {
     }
 }
 
-/// The progress of an outgoing message; later ones outrank earlier ones, but for an error.
+/// The progress of an outgoing message. A later state outranks an earlier one, except for an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ack {
     /// WhatsApp refused it.
@@ -178,13 +178,13 @@ impl Ack {
 pub struct FromPerson {
     /// Its id at WAHA.
     pub waha_id: String,
-    /// From whom: E.164 where the number is known, else the chat id.
+    /// The sender: E.164 if the number is known, else the chat id.
     pub sender: String,
     /// To whom: our number, or the group.
     pub recipient: String,
     /// `text`, `image`, …
     pub kind: String,
-    /// What it says.
+    /// The content.
     pub content: InboundContent,
     /// When it was sent.
     pub sent_at: DateTime<Utc>,
@@ -199,15 +199,15 @@ pub struct FromUs {
     pub waha_id: String,
     /// The chat it went to.
     pub chat_id: String,
-    /// What it said.
+    /// Its text.
     pub body: String,
-    /// Whether it was sent through WAHA's interface, not typed on the phone.
+    /// Whether it was sent through WAHA's interface, and not typed on the phone.
     pub by_api: bool,
     /// When.
     pub sent_at: DateTime<Utc>,
 }
 
-/// What an event means.
+/// The meaning of an event.
 #[derive(Clone, Debug)]
 pub enum Meaning {
     /// A message from a person.
@@ -227,7 +227,7 @@ pub enum Meaning {
     State {
         /// In WAHA's words.
         state: String,
-        /// When it came about, by WAHA's clock.
+        /// The time of the change, by WAHA's clock.
         at: DateTime<Utc>,
     },
     /// WAHA had an error.
@@ -236,7 +236,7 @@ pub enum Meaning {
     Nothing,
 }
 
-/// What a body means that came at `came_at`. What cannot be read means nothing.
+/// The meaning of a body that arrived at `came_at`. An unreadable body has none.
 pub fn meaning(body: &[u8], came_at: DateTime<Utc>) -> Meaning {
     let Ok(envelope) = Envelope::read(body) else { return Meaning::Nothing };
     let payload: Value =
@@ -278,7 +278,7 @@ fn message(event: &str, payload: &Value, told_at: DateTime<Utc>) -> Meaning {
     if from.is_empty() || from == "status@broadcast" {
         return Meaning::Nothing;
     }
-    // In a group `from` is the group, and who wrote stands beside it.
+    // In a group `from` is the group, and a second field names the sender.
     let (sender, recipient) = match text(payload, "participant") {
         participant if participant.is_empty() || !from.ends_with("@g.us") => (from, to),
         participant => (participant, from),
@@ -315,13 +315,13 @@ fn state(event: &str, payload: &Value, told_at: DateTime<Utc>) -> Meaning {
     Meaning::State { state, at: at.unwrap_or(told_at) }
 }
 
-/// The id of a message: as WAHA writes it, or the printed `messageId`.
+/// The id of a message: as WAHA writes it, or the `messageId` of the seed documents.
 fn id_of(payload: &Value) -> Option<String> {
     let id = message_id(payload).or_else(|| Some(payload.get("messageId")?.as_str()?.to_owned()))?;
     (id.len() <= ID_BYTES_MAX && !id.is_empty() && !id.contains('\0')).then_some(id)
 }
 
-/// A short text of the payload, fit for a column.
+/// A short text of the payload that fits into a column.
 fn text(payload: &Value, name: &str) -> String {
     let text = payload.get(name).and_then(|value| value.as_str().or_else(|| value.get("_serialized")?.as_str()));
     let text = text.unwrap_or_default();
@@ -337,7 +337,7 @@ fn said(payload: &Value) -> String {
     ["body", "caption", "text"].iter().find_map(|name| payload.get(*name)?.as_str()).unwrap_or_default().to_owned()
 }
 
-/// The kind of a message: as its event or payload says, else by what it carries.
+/// The kind of a message: from its event or payload, else from its content.
 fn kind(event: &str, payload: &Value) -> String {
     let named = event.strip_prefix("message.").filter(|kind| *kind != "any").map(str::to_owned);
     let typed = || Some(clipped(payload.get("type")?.as_str()?)).filter(|kind| !kind.is_empty() && kind != "chat");
@@ -359,12 +359,12 @@ fn kind(event: &str, payload: &Value) -> String {
     named.or_else(typed).or_else(carried).or_else(shown).unwrap_or_else(|| "text".to_owned())
 }
 
-/// A moment as WAHA writes it: seconds or milliseconds, with or without fractions, or a text.
+/// A time as WAHA writes it: seconds or milliseconds, with or without fractions, or a text.
 pub fn moment(raw: &str) -> Option<DateTime<Utc>> {
     let bare = raw.trim().trim_matches('"');
     let Ok(number) = bare.parse::<f64>() else { return parse_time(bare) };
     let millis = if number > SECONDS_MAX { number } else { number * 1000.0 };
-    // Further than any calendar: not a moment.
+    // Beyond any calendar: not a time.
     if !millis.is_finite() || millis.abs() > 1e14 {
         return None;
     }
@@ -372,8 +372,8 @@ pub fn moment(raw: &str) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(text.parse().ok()?)
 }
 
-/// The part of a message's id that tells messages of a session apart. The chat before it may be written as a number in one
-/// event and as a hidden id in the next, and a number must not stand anywhere in the open.
+/// The part of a message's id that is unique within a session. The chat before it may be a number in one event and a
+/// hidden id in the next, and a number must not be stored unencrypted.
 pub fn own_id(waha_id: &str) -> &str {
     let mut parts = waha_id.split('_');
     match (parts.next(), parts.next(), parts.next()) {
@@ -382,7 +382,7 @@ pub fn own_id(waha_id: &str) -> &str {
     }
 }
 
-/// Under what a message of a session stands in `provider_refs`.
+/// The reference of a session's message in `provider_refs`.
 pub fn reference(session: Uuid, waha_id: &str) -> String {
     format!("{session}/{}", own_id(waha_id))
 }

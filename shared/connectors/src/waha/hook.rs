@@ -1,4 +1,4 @@
-//! How a session must be set up at WAHA for its webhooks to reach us.
+//! The configuration that a session needs at WAHA, so that its webhooks reach us.
 
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
@@ -6,20 +6,20 @@ use uuid::Uuid;
 
 use super::{Hmac, Retries, SessionConfig, WebhookSpec};
 
-/// Where WAHA's webhooks go, below the public URL.
+/// The path of WAHA's webhooks below the public URL.
 const PATH: &str = "webhooks/waha";
-/// WAHA's word for all events; only the engine's own raw ones are left out.
+/// WAHA's word for all events except the engine's raw ones.
 const ALL_EVENTS: &str = "*";
-/// WAHA's usual two seconds fifteen times would give up within half a minute.
+/// WAHA's default, fifteen tries at intervals of two seconds, would give up within half a minute.
 const RETRIES: Retries = Retries { policy: None, delay_seconds: Some(4), attempts: Some(30) };
 
-/// The URL below which every session has its own, where others reach us at `public_url`. Webhooks are still taken there, from
-/// a WAHA that was set up before, or by hand.
+/// The URL below which every session has its own, for our `public_url`. Webhooks to this URL itself are also accepted,
+/// from a WAHA that was configured earlier or by hand.
 pub fn base(public_url: &Url) -> String {
     public_url.join(PATH).map_or_else(|_| format!("{public_url}{PATH}"), String::from)
 }
 
-/// The URL that WAHA sends a session's webhooks to. It names the session, so that one key is tried and no other's.
+/// The URL of a session's webhooks. It names the session, so only that session's key is tried.
 pub fn url(public_url: &Url, session: Uuid) -> String {
     format!("{}/{session}", base(public_url))
 }
@@ -29,18 +29,18 @@ fn base_of(url: &str) -> &str {
     url.rsplit_once('/').filter(|(_, last)| last.parse::<Uuid>().is_ok()).map_or(url, |(base, _)| base)
 }
 
-/// What a session's configuration lacks.
+/// The missing part of a session's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lack {
     /// Nothing.
     Nothing,
-    /// The webhook, or its key, is not the one it should be.
+    /// The webhook or its key differs from the expected one.
     Webhook,
     /// It shows no key. It may have none; some versions do not show it.
     Key,
 }
 
-/// What `config` lacks for webhooks to be sent to `url`, signed with `secret`.
+/// The part that `config` lacks so that webhooks go to `url`, signed with `secret`.
 pub fn lack(config: Option<&SessionConfig>, url: &str, secret: Option<&SecretString>) -> Lack {
     let webhook = config.and_then(|config| config.webhooks.iter().find(|webhook| webhook.url == url));
     let Some(webhook) = webhook.filter(|webhook| !webhook.events.is_empty()) else { return Lack::Webhook };
@@ -60,7 +60,7 @@ fn is_masked(key: &str) -> bool {
     !key.is_empty() && key.chars().all(|c| matches!(c, '*' | '•' | 'x'))
 }
 
-/// `config` with our webhook in it, signed with `secret`; everything else stays as it is. `previous`: the secret before, which
+/// `config` with our webhook, signed with `secret`; the rest stays unchanged. `previous`: the former secret, which
 /// identifies our webhook at a former URL.
 pub fn with_webhook(
     config: Option<SessionConfig>,

@@ -1,7 +1,7 @@
-//! Whether a webhook of WAHA is genuine.
+//! Verifies webhooks of WAHA.
 //!
-//! WAHA signs the raw body with HMAC-SHA512 and says so in two headers; the older printed form is HMAC-SHA256 in one. Where
-//! both are sent, both must hold. Whatever is not exactly of one of these forms is no signature.
+//! WAHA signs the raw body with HMAC-SHA512 in two headers. The form of the seed documents is HMAC-SHA256 in one
+//! header. If both are sent, both must verify. A value in any other form is no signature.
 
 use aws_lc_rs::hmac::{HMAC_SHA256, HMAC_SHA512, Key, verify};
 use chrono::{DateTime, Utc};
@@ -10,15 +10,15 @@ use secrecy::{ExposeSecret, SecretString};
 
 /// WAHA's own signature.
 pub const HMAC: &str = "x-webhook-hmac";
-/// Names the algorithm of that signature.
+/// The header that names the algorithm of that signature.
 pub const HMAC_ALGORITHM: &str = "x-webhook-hmac-algorithm";
-/// The printed form: `sha256=<hex>`.
+/// The header of the seed documents: `sha256=<hex>`.
 pub const SIGNATURE: &str = "x-waha-signature";
 
 const SHA512_BYTES: usize = 64;
 const SHA256_BYTES: usize = 32;
 
-/// What the headers of a webhook claim.
+/// The signatures in the headers of a webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     sha512: Option<Vec<u8>>,
@@ -26,7 +26,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Reads the values of the three headers. `None`: there is no signature, or something is no signature: given twice, cut
+    /// Reads the values of the three headers. `None`: there is no signature, or a header is invalid: given twice, cut
     /// off, or of an unknown algorithm.
     pub fn read(hmac: &[&[u8]], algorithm: &[&[u8]], signature: &[&[u8]]) -> Option<Self> {
         let sha512 = match (hmac, algorithm) {
@@ -42,7 +42,7 @@ impl Claims {
         (sha512.is_some() || sha256.is_some()).then_some(Self { sha512, sha256 })
     }
 
-    /// Whether every claim holds for `body` under one of `keys`, and one is of a kind that `rule` asks for.
+    /// Whether every signature is valid for `body` under one of `keys`, and one has a kind that `rule` accepts.
     pub fn hold<'a>(
         &self,
         mut keys: impl Iterator<Item = &'a Keys>,
@@ -77,7 +77,7 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// The keys of a secret that verifies until then, or for good.
+    /// The keys of a secret, valid until this time, or without an end.
     pub fn new(secret: &SecretString, until: Option<DateTime<Utc>>) -> Self {
         let secret = secret.expose_secret().as_bytes();
         Self { sha512: Key::new(HMAC_SHA512, secret), sha256: Key::new(HMAC_SHA256, secret), until }
@@ -88,7 +88,7 @@ impl Keys {
     }
 }
 
-/// The bytes of exactly so many pairs of hexadecimal digits.
+/// The bytes of exactly this many pairs of hexadecimal digits.
 fn unhex(text: &[u8], bytes: usize) -> Option<Vec<u8>> {
     if text.len() != bytes * 2 {
         return None;

@@ -1,4 +1,4 @@
-//! Messages as WAHA takes them, and the ids it gives them.
+//! Messages in WAHA's form, and their ids.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::to_value;
 
-/// What is sent.
+/// The content of a message to send.
 #[derive(Clone)]
 pub enum Outgoing {
     /// Text.
@@ -23,7 +23,7 @@ pub enum Outgoing {
 }
 
 impl std::fmt::Debug for Outgoing {
-    /// Content never shows in a log.
+    /// A log never shows content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Outgoing({})", self.path())
     }
@@ -43,8 +43,8 @@ pub enum MediaKind {
 }
 
 impl MediaKind {
-    /// The kind that fits a media type. Only formats that WhatsApp itself plays are more than a document: it refuses the
-    /// others where a picture, film or voice note is expected.
+    /// The kind for a media type. Only formats that WhatsApp itself plays are sent as picture, film or voice note,
+    /// because it refuses other formats there; all others are documents.
     pub fn of(mimetype: &str) -> Self {
         let plain = mimetype.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match plain.as_str() {
@@ -63,7 +63,7 @@ pub struct OutgoingFile {
     pub mimetype: String,
     /// The name shown.
     pub filename: Option<String>,
-    /// Its bytes in base64. WAHA could fetch an URL itself, past the address guard, so it is never given one.
+    /// Its bytes in base64. WAHA never gets a URL, because it would fetch it without the address guard.
     pub data: Arc<str>,
 }
 
@@ -109,10 +109,10 @@ impl OutgoingFile {
     }
 }
 
-/// What WAHA answered to a message that it took.
+/// WAHA's answer to an accepted message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentMessage {
-    /// Its id there, where it could be read.
+    /// The message's id at WAHA, if it could be read.
     pub id: Option<String>,
 }
 
@@ -131,7 +131,7 @@ impl Chat {
     }
 }
 
-/// The chat of a phone number in E.164 form; what is a chat id already stays as it is.
+/// The chat of a phone number in E.164 form; a chat id stays unchanged.
 pub fn chat_id_of(recipient: &str) -> String {
     match recipient.strip_prefix('+') {
         Some(digits) => format!("{digits}@c.us"),

@@ -1,8 +1,8 @@
-//! WAHA (WhatsApp HTTP API): the part of its interface that is used here, typed.
+//! WAHA (WhatsApp HTTP API): a typed client for the part of its interface that we use.
 //!
-//! Tenants name the hosts, so every call goes through the address guard. Exempt is the host of `WAHA_BASE_URL`, which the operator
-//! named, and only for the sessions of the first tenant, which is the operator's own: to the others it is an address inside.
-//! Nothing is followed, repeated or logged here.
+//! Tenants name the hosts, so every call goes through the address guard. The host of `WAHA_BASE_URL` is exempt, because
+//! the operator named it, but only for sessions of the first tenant, which belongs to the operator: other tenants may
+//! not call it. The client follows no redirect, repeats nothing and logs nothing.
 
 mod error;
 pub mod event;
@@ -34,18 +34,19 @@ pub use error::WahaError;
 pub use message::{Chat, MediaKind, Outgoing, OutgoingFile, SentMessage, chat_id_of, message_id};
 pub use session::{Hmac, Me, NumberCheck, Qr, Retries, Session, SessionConfig, WebhookSpec};
 
-/// A host that cannot be connected to within this will not answer in time either.
+/// A host that accepts no connection within this time will not answer in time either.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Below the 5 s after which Node.js, on which WAHA runs, closes an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections to one host.
 const IDLE_PER_HOST_MAX: usize = 64;
-/// Largest answer that is read: a list of hundreds of sessions stays below.
+/// The largest answer that is read: a list of hundreds of sessions is smaller.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// The same for a page of chats or messages, which some engines send with small pictures. Read, it takes some times its size.
+/// The same for a page of chats or messages, in which some engines include small pictures. Parsed, it takes several
+/// times its size.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Who named a base URL.
+/// The author of a base URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamedBy {
     /// The operator: in the settings, or for the first tenant.
@@ -71,8 +72,8 @@ pub struct Waha {
 }
 
 impl Waha {
-    /// Clients that keep to `guard`, except towards the host of `operator_url` (`WAHA_BASE_URL`). The error is that of the
-    /// TLS set-up.
+    /// Clients that obey `guard`, except towards the host of `operator_url` (`WAHA_BASE_URL`). It fails if TLS cannot
+    /// be set up.
     pub fn new(guard: Guard, operator_url: Option<&Url>) -> reqwest::Result<Self> {
         let client = || {
             egress::client(CONNECT_TIMEOUT)
@@ -88,7 +89,7 @@ impl Waha {
         })
     }
 
-    /// Checks what shows in a base URL itself.
+    /// Checks a base URL as written.
     pub fn check_base_url(&self, text: &str, named_by: NamedBy) -> Result<(), Refusal> {
         let url = Url::parse(text).map_err(|_| Refusal::NotHttp)?;
         if self.is_exempt(&url, named_by) { Ok(()) } else { self.guard.check_url(text) }
@@ -128,11 +129,11 @@ impl Waha {
 pub struct MessagePage {
     /// The messages, the newest first.
     pub messages: Vec<Value>,
-    /// The size of the answer that they came in.
+    /// The size of the answer.
     pub bytes: usize,
 }
 
-/// One WAHA, with the key to it.
+/// A WAHA, with its API key.
 #[derive(Clone, Debug)]
 pub struct Host {
     client: Client,
@@ -152,7 +153,7 @@ impl Host {
         self.read(self.query(&["api", "sessions"], &[("all", "true")])).await
     }
 
-    /// One session; [`WahaError::NotFound`] where WAHA does not know it.
+    /// One session; [`WahaError::NotFound`] if WAHA does not know it.
     pub async fn session(&self, name: &str) -> Result<Session, WahaError> {
         self.read(self.request(Method::GET, &["api", "sessions", name])).await
     }
@@ -169,7 +170,7 @@ impl Host {
         self.read(self.request(Method::PUT, &["api", "sessions", name]).json(&body)).await
     }
 
-    /// Deletes a session with all WAHA knows of it.
+    /// Deletes a session and all its data at WAHA.
     pub async fn delete_session(&self, name: &str) -> Result<(), WahaError> {
         self.call(self.request(Method::DELETE, &["api", "sessions", name])).await.map(drop)
     }
@@ -209,7 +210,7 @@ impl Host {
         self.read(self.query(&["api", "contacts", "check-exists"], &[("phone", phone), ("session", session)])).await
     }
 
-    /// Sends one message. An answer of success that cannot be read is a success without an id.
+    /// Sends one message. A success whose body cannot be read is a success without an id.
     pub async fn send(&self, session: &str, chat_id: &str, message: &Outgoing) -> Result<SentMessage, WahaError> {
         let body = message.body(session, chat_id);
         match self.read::<Value>(self.request(Method::POST, &["api", message.path()]).json(&body)).await {
@@ -261,7 +262,7 @@ impl Host {
 
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
-        // Fails only for URLs that cannot be a base, which http and https ones always can.
+        // It fails only for a URL that cannot be a base; http and https URLs always can.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
         }
@@ -286,7 +287,7 @@ impl Host {
         self.call_within(request, ANSWER_BYTES_MAX).await
     }
 
-    /// The same, of at most so many bytes.
+    /// The same, with a limit of bytes.
     async fn call_within(&self, request: RequestBuilder, bytes_max: usize) -> Result<Vec<u8>, WahaError> {
         let response = request.send().await.map_err(|error| WahaError::unanswered(&error))?;
         let (status, wait) = (response.status(), wait(&response));
@@ -303,7 +304,7 @@ fn wait(response: &Response) -> Option<Duration> {
     retry_after::parse(value, clock::now())
 }
 
-/// `None`: it broke off, or is too long.
+/// `None`: the body broke off, or is too long.
 async fn body(mut response: Response, bytes_max: usize) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.ok()? {
@@ -315,7 +316,7 @@ async fn body(mut response: Response, bytes_max: usize) -> Option<Vec<u8>> {
     Some(body)
 }
 
-/// Serialised the way WAHA reads it.
+/// Serialized in WAHA's form.
 fn to_value(value: &impl Serialize) -> Value {
     serde_json::to_value(value).unwrap_or_default()
 }

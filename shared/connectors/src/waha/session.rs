@@ -1,4 +1,4 @@
-//! Sessions as WAHA shows and takes them.
+//! Sessions in WAHA's form.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 pub struct Session {
     /// Its name.
     pub name: String,
-    /// `STOPPED`, `STARTING`, `SCAN_QR_CODE`, `WORKING`, `FAILED` and what later versions add.
+    /// `STOPPED`, `STARTING`, `SCAN_QR_CODE`, `WORKING`, `FAILED`, or a state of a later version.
     pub status: String,
-    /// Its configuration; some versions answer none for a session that was never given any.
+    /// Its configuration; some versions return none for a session that never got one.
     #[serde(default)]
     pub config: Option<SessionConfig>,
     /// The account, once linked.
@@ -25,7 +25,7 @@ pub struct Me {
     pub id: String,
 }
 
-/// A session's configuration. What is not used here is kept, so that writing it back loses nothing.
+/// A session's configuration. Unknown parts are kept, so writing it back loses nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SessionConfig {
     /// Where events go.
@@ -58,7 +58,7 @@ pub struct WebhookSpec {
 /// The key that signs webhooks.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hmac {
-    /// The key; some versions answer none, or only stars.
+    /// The key; some versions return none, or only stars.
     #[serde(default)]
     pub key: Option<String>,
 }
@@ -69,7 +69,7 @@ impl std::fmt::Debug for Hmac {
     }
 }
 
-/// How often a webhook is tried.
+/// The retries of a webhook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retries {
     /// `constant`, `linear` or `exponential`.

@@ -1,4 +1,4 @@
-//! What one rendering may use: items it goes through, bytes it writes, time.
+//! The limits of one rendering: items, bytes, time.
 
 use std::{
     io,
@@ -17,14 +17,14 @@ use serde_json::Value;
 
 use super::OUTPUT_BYTES_MAX;
 
-/// How long one text may take.
+/// The longest time for one text.
 const TIME_MAX: Duration = Duration::from_millis(200);
-/// Items that all `each` of one text go through together.
+/// The items of all `each` blocks of one text together.
 const ITEMS_MAX: usize = 100_000;
-/// Steps between two looks at the clock.
+/// Steps between two checks of the clock.
 const CLOCK_EVERY: usize = 8;
 
-/// What is left for one rendering.
+/// The rest of the budget of one rendering.
 pub(super) struct Budget {
     until: Instant,
     steps: AtomicUsize,
@@ -42,7 +42,7 @@ impl Budget {
         }
     }
 
-    /// What was used up, if anything was.
+    /// The limit that was reached, if any.
     pub(super) fn spent(&self) -> Option<&'static str> {
         self.spent.get().copied()
     }
@@ -67,7 +67,7 @@ impl Budget {
     }
 }
 
-/// Takes what is written, up to a bound.
+/// Collects the output, up to a limit.
 pub(super) struct Capped<'a> {
     pub(super) text: String,
     pub(super) budget: &'a Budget,
@@ -84,7 +84,7 @@ impl Output for Capped<'_> {
     }
 }
 
-/// Looks whether the rendering may go on, and writes nothing.
+/// Checks whether the rendering may continue, and writes nothing.
 pub(super) struct Tick<'a>(pub(super) &'a Budget);
 
 impl HelperDef for Tick<'_> {
@@ -100,7 +100,7 @@ impl HelperDef for Tick<'_> {
     }
 }
 
-/// The usual `each`, which counts its items.
+/// The usual `each`, with a count of its items.
 pub(super) struct Each<'a>(pub(super) &'a Budget);
 
 impl HelperDef for Each<'_> {
@@ -143,7 +143,7 @@ impl HelperDef for Each<'_> {
     }
 }
 
-/// Points a block at one item, by its path where it has one: then nothing is copied.
+/// Points a block at one item, by its path if it has one: then nothing is copied.
 fn enter<'rc>(
     block: &mut BlockContext<'rc>,
     helper: &Helper<'rc>,

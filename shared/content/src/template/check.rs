@@ -1,22 +1,22 @@
-//! The look at templates that are to be saved, together with those that stay.
+//! Checks templates before they are saved, together with those that stay.
 
 use domain::{Channel, contract::submission::Part};
 
 use super::{DEFAULT, Family, Kind, Reading, TAGS_MAX, TemplateSource};
 
-/// What is wrong with a template that is to be saved.
+/// A fault of a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Which one.
     pub template: String,
     /// The part, and which text of it.
     pub place: (String, Kind),
-    /// What is wrong, as a clause.
+    /// The fault, as a clause.
     pub message: String,
 }
 
-/// Looks whether `changed` can be used beside `kept`, and these still can: every text, with all that it includes. Those of
-/// `kept` that did not work before are left out.
+/// Checks that `changed` can be used together with `kept`, and that these still work: every text with all its includes.
+/// Templates of `kept` that did not work before are left out.
 pub fn check(changed: &[TemplateSource], kept: &[TemplateSource]) -> Vec<Fault> {
     let is_kept = |one: &&TemplateSource| !changed.iter().any(|other| other.name == one.name);
     let before = Family::new(kept.iter());
@@ -35,7 +35,7 @@ pub fn check(changed: &[TemplateSource], kept: &[TemplateSource]) -> Vec<Fault> 
     faults
 }
 
-/// Counts tags, which is cheap for all templates at each change; the elements that they become are what memory is needed for.
+/// Counts tags, which is cheap for all templates at each change. A tag becomes elements, which need memory.
 fn too_many(changed: &[TemplateSource], all: &Family) -> Option<Fault> {
     let tags = |part: &Part| {
         Kind::ALL.iter().filter_map(|kind| kind.of(part)).map(|text| text.matches("{{").count()).sum::<usize>()
@@ -47,7 +47,7 @@ fn too_many(changed: &[TemplateSource], all: &Family) -> Option<Fault> {
     Some(Fault { template: source.name.clone(), place, message })
 }
 
-/// Whether every template that stays works without the one called `name`; the faults of those that do not.
+/// Whether every other template works without the one called `name`; returns the faults of those that do not.
 pub fn check_without(name: &str, all: &[TemplateSource]) -> Vec<Fault> {
     let family = Family::new(all.iter().filter(|one| one.name != name));
     let missing = format!("includes `{name}`, ");
@@ -82,7 +82,7 @@ fn faults_of(source: &TemplateSource, family: &Family) -> Vec<Fault> {
                 .iter()
                 .take(if has_include { channels.len() } else { 1 })
                 .map(|channel| Reading { family, channel: *channel, kind }.closure(&source.name, text));
-            // What it includes may say nothing on some of the channels that the default serves.
+            // An included template may have no part for some of the channels that the default part serves.
             let Some(Err(first)) = read.next() else { continue };
             if !first.contains("for channel") || read.all(|read| read.is_err()) {
                 faults.push(Fault { template: source.name.clone(), place: (key.clone(), kind), message: first });
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(check(&[source("t0", "{{a}}")], &kept), [], "it replaces one of them");
     }
 
-    /// Two partials as large as they may be together, on every channel and in both texts: each is parsed once.
+    /// Two partials of the largest size, on every channel and in both texts: each is parsed once.
     #[test]
     fn full_partials_are_quickly_saved() {
         let full = |name: &str| source(name, &format!("{name}{}", "{{a}} ".repeat(3000)));
@@ -123,7 +123,7 @@ mod tests {
             assert_eq!(check(&[full("one"), full("two")], &[]), []);
             parsed < started.elapsed() * 4
         };
-        // The machine may stand still once, but not every time.
+        // The machine may stall once, but not every time.
         assert!((0..3).any(|_| is_quick()), "it takes as long as the two alone, not as that for each channel and text");
     }
 }

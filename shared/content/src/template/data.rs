@@ -1,15 +1,15 @@
-//! What goes into a template: as deep and as large as is sane, and numbers as people write them.
+//! The variables of a template: their limits in depth and size, and the text form of numbers.
 
 use serde_json::{Map, Number, Value};
 
 use super::TemplateError;
 
-/// Lists and objects in each other.
+/// The depth of nested lists and objects.
 const DEPTH_MAX: usize = 32;
-/// Texts and keys together, and so many bytes for each value; a copy of it is made for each include.
+/// Bytes of texts and keys together, plus a few for each value. Each include copies them.
 const BYTES_MAX: usize = 2 * 1024 * 1024;
 const VALUE_BYTES: usize = 16;
-/// Up to here a number with a fraction of zero is a whole one in every language.
+/// Up to this value, a number with the fraction zero is a whole number in every language.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// A copy for the engine.
@@ -48,7 +48,7 @@ impl Preparing {
     }
 }
 
-/// `5.0` is written `5`, as in JavaScript.
+/// `5.0` becomes `5`, as in JavaScript.
 fn whole(number: &Number) -> Number {
     let is_whole = |float: &f64| float.fract() == 0.0 && float.abs() <= WHOLE_MAX;
     let text = number.as_f64().filter(|float| number.is_f64() && is_whole(float)).map(|float| format!("{float:.0}"));

@@ -1,4 +1,4 @@
-//! What belongs together: a text and every template that it includes, bounded as a whole.
+//! A text and every template that it includes, with limits for all together.
 
 use std::{
     collections::HashMap,
@@ -14,16 +14,16 @@ use super::{
     scan::DEPTH_MAX,
 };
 
-/// Elements of a text and all that it includes, each as often as it is included. The sum bounds what a rendering does besides
-/// going through lists.
+/// Elements of a text and its includes, each as often as it is included. The sum limits the work of a rendering, apart
+/// from loops over lists.
 const ELEMENTS_MAX: usize = 20_000;
 
 /// Of a name and a text.
 type Hash = [u8; 32];
 type Outcome = Result<Arc<Parsed>, String>;
 
-/// Every active template of a tenant, by name, and what was parsed of them. A text is parsed and kept once, however many texts include
-/// it and on however many channels it serves.
+/// Every active template of a tenant, by name, and its parsed texts. A text is parsed once and kept, however many texts
+/// include it and however many channels it serves.
 #[derive(Debug, Default)]
 pub(super) struct Family {
     sources: HashMap<String, Arc<TemplateSource>>,
@@ -36,7 +36,7 @@ impl Family {
         Self { sources, parsed: Arc::default() }
     }
 
-    /// Other templates, with what was parsed of these.
+    /// The same with other templates, keeping the parsed texts of these.
     pub(super) fn with<'a>(&self, sources: impl Iterator<Item = &'a TemplateSource>) -> Self {
         Self { parsed: Arc::clone(&self.parsed), ..Self::new(sources) }
     }
@@ -45,7 +45,7 @@ impl Family {
         self.sources.values().map(Arc::as_ref)
     }
 
-    /// `included`: the name under which other texts include it, which its errors tell.
+    /// `included`: the name under which other texts include it; its errors mention the name.
     fn parse(&self, included: Option<&str>, text: &str) -> Outcome {
         let key = [included.unwrap_or_default(), text].join("\0");
         let Ok(key) = Hash::try_from(digest(&SHA256, key.as_bytes()).as_ref()) else {
@@ -55,7 +55,7 @@ impl Family {
         if let Some(known) = kept().get(&key) {
             return known.clone();
         }
-        // Others need not wait for it meanwhile.
+        // The lock is not held meanwhile, so others do not wait.
         let parsed = parse(text).map(|mut parsed| {
             parsed.template.name = included.map(str::to_owned);
             Arc::new(parsed)
@@ -64,7 +64,7 @@ impl Family {
     }
 }
 
-/// Where an include finds its text: the same channel and kind of another template.
+/// The place of an include's text: the same channel and kind in another template.
 #[derive(Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub(super) family: &'a Family,
@@ -72,7 +72,7 @@ pub(super) struct Reading<'a> {
     pub(super) kind: Kind,
 }
 
-/// A text and all it includes.
+/// A text and its includes.
 #[derive(Debug)]
 pub(super) struct Closure {
     pub(super) main: Arc<Parsed>,
@@ -86,7 +86,7 @@ struct Cost {
 }
 
 impl Reading<'_> {
-    /// Collects what the text `text` of the template `name` includes.
+    /// Collects the includes of the text `text` of the template `name`.
     pub(super) fn closure(&self, name: &str, text: &str) -> Result<Closure, String> {
         let main = self.family.parse(None, text)?;
         let mut collecting = Collecting { reading: *self, others: HashMap::new(), costs: HashMap::new() };

@@ -1,7 +1,7 @@
-//! Styles: mail programs drop `<style>`, so its rules are written into the elements they are for.
+//! Styles: mail programs drop `<style>`, so its rules are written into the elements that they match.
 //!
-//! That is the dearest step of a rendering, and it cannot be interrupted, so what goes in is bounded by what it costs: each rule
-//! is compared with each element.
+//! This is the most expensive step of a rendering, and it cannot be interrupted. So its input is limited by its cost:
+//! each rule is compared with each element.
 
 use std::{sync::LazyLock, thread};
 
@@ -15,15 +15,15 @@ const WORK_MAX: usize = 1_000_000;
 const STYLE_BYTES_MAX: usize = 64 * 1024;
 /// Elements in each other.
 const DEPTH_MAX: usize = 256;
-/// For the deepest page that is let through.
+/// Enough for the deepest page that is accepted.
 const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 static INLINER: LazyLock<CSSInliner<'static>> = LazyLock::new(|| {
-    // What depends on the screen cannot stand in an element and stays where it was.
+    // Rules that depend on the screen cannot be written into an element, so they stay.
     CSSInliner::options().load_remote_stylesheets(false).keep_at_rules(true).build()
 });
 
-/// Writes style sheets into the elements they are for. HTML without one stays as it is, byte for byte.
+/// Writes style sheets into the elements that they match. HTML without a style sheet is returned unchanged.
 pub(super) fn styles(html: String) -> Result<String, TemplateError> {
     let too_large = |what: &str| {
         TemplateError::TooLarge(format!("its HTML is too large to have its styles written into it: {what}"))
@@ -50,7 +50,7 @@ pub(super) fn styles(html: String) -> Result<String, TemplateError> {
     }
 }
 
-/// What inlining costs.
+/// The cost of inlining.
 #[derive(Default)]
 struct Shape {
     style_bytes: usize,
@@ -60,7 +60,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// `None`: there is no style sheet. An element that is never closed counts as around all that follows.
+    /// `None`: there is no style sheet. An element that is never closed counts as the parent of all that follows.
     fn of(lower: &str) -> Option<Self> {
         let mut shape = Self::default();
         let mut styles = lower.split("<style").skip(1).peekable();
@@ -86,7 +86,7 @@ impl Shape {
     }
 }
 
-/// Elements that have no end, and those whose end people leave out.
+/// Elements without an end tag, and those whose end tag is often left out.
 fn is_void(tag: &str) -> bool {
     let name = tag.split(|char: char| !char.is_ascii_alphanumeric()).next().unwrap_or_default();
     ["area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr", "p", "li", "td", "tr", "th"]
@@ -134,7 +134,7 @@ mod tests {
             assert!(styles(untidy).is_ok());
             begun.elapsed() < std::time::Duration::from_secs(20)
         };
-        // The machine may stand still once, but not every time.
+        // The machine may stall once, but not every time.
         assert!((0..3).any(|_| is_quick()));
     }
 }

@@ -1,8 +1,9 @@
-//! Templates: Handlebars, strict, compiled once for each version, and bounded so that none can stop a process.
+//! Templates: Handlebars, strict, compiled once for each version, with limits so that none can stop a process.
 //!
-//! A tenant writes templates, and other people's data goes through them; neither may cost more than a moment. What bounds
-//! them: `scan` (before the parser sees a text), `parse` (what a text may do), `include` (circles, depth and size of all that
-//! belongs together), `budget` (items, output and time of one rendering, and the time of all that belong together), `data` (what goes in), `inline` (styles).
+//! Tenants write templates, and data of other people goes through them; each rendering has limits: `scan` (before the
+//! parser reads a text), `parse` (the allowed features), `include` (circles, depth and size of all includes together),
+//! `budget` (items, output and time of one rendering, and the time of a group of renderings), `data` (variables),
+//! `inline` (styles).
 
 mod budget;
 mod check;
@@ -35,24 +36,24 @@ use unit::Unit;
 
 pub use check::{Fault, check, check_without};
 
-/// The part that serves every channel without one of its own.
+/// The part for every channel that has no part of its own.
 pub const DEFAULT: &str = "default";
 /// Longest source of one title, text or HTML, in bytes.
 pub const SOURCE_BYTES_MAX: usize = 256 * 1024;
-/// Longest text that comes out of one.
+/// Longest rendered text, in bytes.
 pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
 
-/// Tags (`{{…}}`) of all templates of a tenant: compiled, one needs about a kilobyte.
+/// Tags (`{{…}}`) of all templates of a tenant; a compiled tag needs about a kilobyte.
 pub const TAGS_MAX: usize = 150_000;
-/// How long all texts of one request, event or window may take together.
+/// The longest time for all texts of one request, event or window.
 pub const TIME_MAX: Duration = Duration::from_millis(500);
 
-/// The moment at which everything that is rendered for one request, event or window must be done.
+/// The time by which all renderings of one request, event or window must end.
 pub fn deadline() -> Instant {
     Instant::now() + TIME_MAX
 }
 
-/// The sources of a template: by channel, or under `default` what every other channel takes.
+/// The sources of a template by channel; `default` is for every other channel.
 pub type Sources = BTreeMap<String, Part>;
 
 /// A template as it is stored.
@@ -62,16 +63,16 @@ pub struct TemplateSource {
     pub name: String,
     /// Its version.
     pub version: i32,
-    /// What it is about.
+    /// The category of its notifications.
     pub category: Option<String>,
-    /// What each send must give.
+    /// The variables that each send must give.
     pub variables: Vec<String>,
-    /// What it says.
+    /// The parts of the template.
     pub parts: Sources,
 }
 
 impl TemplateSource {
-    /// What it says on a channel, before anything is filled in.
+    /// The source for a channel.
     pub fn part(&self, channel: Channel) -> Option<&Part> {
         self.parts.get(channel.as_str()).or_else(|| self.parts.get(DEFAULT))
     }
@@ -115,7 +116,7 @@ impl Kind {
 
 type Units = HashMap<(Channel, Kind), OnceLock<Result<Unit, TemplateError>>>;
 
-/// A template, ready to render. What it says is compiled when it is first rendered.
+/// A template that is ready to render. Its texts are compiled when they are first rendered.
 #[derive(Debug)]
 pub struct Template {
     /// As it is stored.
@@ -127,13 +128,13 @@ pub struct Template {
 /// Why a template cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// It is not well formed, or leads in a circle.
+    /// It is not well formed, or includes itself.
     #[error("{0}")]
     Source(String),
     /// A variable is not given.
     #[error("variable `{0}` is missing")]
     Missing(String),
-    /// It says nothing on this channel.
+    /// It has no part for this channel.
     #[error("it has no part for channel {0}")]
     NoPart(Channel),
     /// It grew beyond a bound.
@@ -142,12 +143,12 @@ pub enum TemplateError {
 }
 
 impl Template {
-    /// What it says on `channel` with these variables.
+    /// Renders the text for `channel` with these variables.
     pub fn render(&self, channel: Channel, variables: &Value) -> Result<Part, TemplateError> {
         self.render_until(channel, variables, deadline())
     }
 
-    /// The same as one of several that have a deadline in common.
+    /// As [`Template::render`], with a deadline that several renderings share.
     pub fn render_until(&self, channel: Channel, variables: &Value, until: Instant) -> Result<Part, TemplateError> {
         if let Some(name) = self.missing(variables).first() {
             return Err(TemplateError::Missing((*name).to_owned()));
@@ -157,7 +158,7 @@ impl Template {
         let context = Context::from(data::prepared(variables)?);
         let render = |kind: Kind| -> Result<Option<String>, TemplateError> {
             let Some(text) = kind.of(part) else { return Ok(None) };
-            // Most titles and texts of in-app notifications and the like are no templates at all.
+            // Most titles and texts of in-app notifications and the like contain no tags.
             if !text.contains("{{") {
                 return Ok(Some(text.to_owned()));
             }
@@ -167,12 +168,12 @@ impl Template {
         if title.as_ref().is_some_and(|title| title.len() > TITLE_BYTES_MAX) {
             return Err(TemplateError::TooLarge(format!("its title becomes longer than {TITLE_BYTES_MAX} bytes")));
         }
-        // HTML is shown in mails alone.
+        // Only mails have HTML.
         let html = if channel == Channel::Email { render(Kind::Html)? } else { None };
         Ok(Part { title, message, html: html.map(inline::styles).transpose()? })
     }
 
-    /// The declared variables that are not given.
+    /// The declared variables that are missing.
     pub fn missing(&self, variables: &Value) -> Vec<&str> {
         let is_given = |name: &str| name.split('.').try_fold(variables, |value, key| value.get(key)).is_some();
         self.source.variables.iter().map(String::as_str).filter(|name| !is_given(name)).collect()
@@ -196,7 +197,7 @@ fn says_something(part: &Part, channel: Channel) -> bool {
     }
 }
 
-/// A title becomes a header of a mail, so nothing that was filled in may begin another line.
+/// A title becomes a mail header, so a variable must not begin another line.
 fn one_line(title: String) -> String {
     if title.chars().any(char::is_control) {
         title.split(char::is_control).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
@@ -205,7 +206,7 @@ fn one_line(title: String) -> String {
     }
 }
 
-/// Makes all templates of a tenant ready together: they may include each other.
+/// Compiles all templates of a tenant together, because they may include each other.
 pub fn compile(sources: Vec<TemplateSource>) -> Vec<Template> {
     let family = Arc::new(Family::new(sources.iter()));
     let places = || {
@@ -368,7 +369,7 @@ mod tests {
         let nothing = "{{#each xs}}{{#each ../xs}}{{#each ../../xs}}{{#if 0}}x{{/if}}{{/each}}{{/each}}{{/each}}";
         let why = too_large(nothing, many.clone());
         assert!(why.contains("100,000 items") || why.contains("too long"), "{why}");
-        // Its time may be over first where the machine stands still, but not every time.
+        // If the machine stalls, its time may end first, but not every time.
         let grows = || too_large("{{#each xs}}{{../big}}{{/each}}", many.clone());
         assert!((0..10).any(|_| grows().contains("1 MiB")));
         let slow = "{{#each xs}}{{#if (eq @root.ys @root.zs)}}{{/if}}{{/each}}".repeat(10);

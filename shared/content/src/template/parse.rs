@@ -1,4 +1,4 @@
-//! From a source to a compiled template, and what it may do.
+//! Compiles a source, and limits the features that it may use.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -12,17 +12,17 @@ use handlebars::{
 
 use super::scan::scan;
 
-/// What a template may call.
+/// The helpers that a template may call.
 pub(super) const HELPERS: [&str; 15] =
     ["if", "unless", "each", "with", "lookup", "eq", "ne", "gt", "gte", "lt", "lte", "and", "or", "not", "len"];
-/// Called between the elements of a template to see whether it may go on.
+/// Called between the elements of a template to check whether it may continue.
 pub(super) const TICK: &str = "$tick";
-/// Elements between two looks at the clock at most.
+/// The most elements between two checks of the clock.
 const STRIDE: usize = 32;
-/// The parser's own stack; it needs a tenth of it.
+/// The parser's own stack; the parser needs a tenth of it.
 const STACK_BYTES: usize = 8 * 1024 * 1024;
 
-/// A compiled source and what there is to know of it.
+/// A compiled source and its properties.
 #[derive(Clone, Debug)]
 pub(super) struct Parsed {
     pub(super) template: Template,
@@ -41,7 +41,7 @@ pub(super) struct Include {
     pub(super) depth: usize,
 }
 
-/// Compiles a source. The parser is recursive, so it gets a stack that is known to suffice.
+/// Compiles a source. The parser is recursive, so it gets a stack that suffices.
 pub(super) fn parse(source: &str) -> Result<Parsed, String> {
     scan(source)?;
     let template = thread::scope(|scope| {
@@ -66,8 +66,8 @@ fn compile(source: &str) -> Result<Template, String> {
     })
 }
 
-/// Only a partial that has its line to itself hands its indentation on; the parser takes the blanks before it away then. Elsewhere
-/// it hands them on as well, and should not.
+/// Only a partial on a line of its own passes its indentation on; the parser then removes the blanks before it.
+/// Elsewhere the parser passes them on too, and should not.
 fn keep_indent_to_lines(template: &mut Template) {
     let (mut begins_line, mut may_begin) = (true, true);
     for element in &mut template.elements {
@@ -82,7 +82,7 @@ fn keep_indent_to_lines(template: &mut Template) {
         match element {
             TemplateElement::RawString(text) => begins_line = text.ends_with('\n') || text.is_empty() && may_begin,
             _ => {
-                // What had its line to itself took the end of that line along.
+                // An element on a line of its own also took the end of that line.
                 may_begin = !matches!(element, TemplateElement::Expression(_) | TemplateElement::HtmlExpression(_));
                 begins_line = may_begin;
             }
@@ -149,7 +149,7 @@ impl Walk {
     }
 }
 
-/// Puts a look at the clock before everything, and between every so many elements. The renderer has no other place for it.
+/// Adds a check of the clock before everything, and after every few elements. The renderer has no other place for it.
 fn add_ticks(template: &mut Template, tick: &Template, at_start: bool) {
     let (Some(element), Some(mapping)) = (tick.elements.first(), tick.mapping.first()) else { return };
     for element in &mut template.elements {

@@ -1,4 +1,4 @@
-//! Whatever template and data a tenant writes, a rendering ends soon, and within its bounds.
+//! For any template and data of a tenant, a rendering ends soon and within its limits.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::{OUTPUT_BYTES_MAX, TemplateSource, check, compile};
 
-/// Far above the bound of one text, since the machine that runs the tests does other things as well.
+/// Far above the limit of one text, since the test machine has other work too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Pieces that templates are made of, well formed and not.
+/// Parts of templates, well formed or not.
 const PIECES: [&str; 48] = [
     "{{a}}",
     "{{ a.b }}",
@@ -68,7 +68,7 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![4 => pieces.clone(), 1 => well_formed(), 1 => (pieces, ".{0,40}").prop_map(|(a, b)| a + &b)]
 }
 
-/// Blocks that are closed where they should be.
+/// Blocks that are closed correctly.
 fn well_formed() -> impl Strategy<Value = String> {
     let leaf = select(vec!["{{a}}", "{{this}}", "x\n", "{{> t1}}", "{{> t2}}", "{{#each xs}}{{/each}}"])
         .prop_map(str::to_owned);
@@ -111,7 +111,7 @@ fn source(name: &str, text: &str) -> TemplateSource {
     TemplateSource { name: name.to_owned(), version: 1, category: None, variables: Vec::new(), parts }
 }
 
-/// Renders everything by every kind, and holds it to the bounds.
+/// Renders each text of each kind, and checks the limits.
 fn hold(sources: &[TemplateSource], variables: &Value) {
     let begun = Instant::now();
     let found = check(sources, &[]);
@@ -132,7 +132,7 @@ fn hold(sources: &[TemplateSource], variables: &Value) {
 #[test]
 fn random_templates_and_data_never_end_the_process() {
     let strategy = (vec(text(), 3), variables());
-    // PROPTEST_CASES asks for more.
+    // PROPTEST_CASES sets more cases.
     let mut runner = TestRunner::new(proptest::test_runner::Config::default());
     let outcome = runner.run(&strategy, |(texts, variables)| {
         let sources: Vec<_> =

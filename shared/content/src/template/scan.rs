@@ -1,18 +1,19 @@
-//! The look at a source before the parser sees it, in one pass. The parser goes down one level of its own stack for each block
-//! and parenthesis, and looks from every tag back to the beginning; this bounds both. What it lets pass may still be wrong.
+//! Checks a source in one pass before the parser reads it. The parser uses one level of its stack for each block and
+//! parenthesis, and reads from every tag back to the start; this pass limits both. A source that passes may still be
+//! invalid.
 
 use super::SOURCE_BYTES_MAX;
 
-/// Blocks in blocks, each `else if` counting as one more: so deep the parser and the renderer go down.
+/// Nested blocks, each `else if` counting as one more: the depth to which parser and renderer go.
 pub(super) const DEPTH_MAX: usize = 32;
-/// Subexpressions in subexpressions.
+/// Nested subexpressions.
 const PARENTHESES_MAX: usize = 8;
-/// Longest tag, but for comments.
+/// Longest tag, except comments.
 const TAG_BYTES_MAX: usize = 4096;
-/// The parser counts lines from the beginning for each tag, so its work grows with the product of both.
+/// The parser counts lines from the start for each tag, so its work grows with the product of both.
 const WORK_MAX: usize = 64 * 1024 * 1024;
 
-/// Looks at a source; the error says what is wrong with it and where.
+/// Checks a source; the error names the fault and its place.
 pub(super) fn scan(source: &str) -> Result<(), String> {
     if source.len() > SOURCE_BYTES_MAX {
         return Err("must have at most 256 KiB".to_owned());
@@ -30,7 +31,7 @@ pub(super) fn scan(source: &str) -> Result<(), String> {
 struct Scanner<'a> {
     source: &'a str,
     at: usize,
-    /// For each open block, how many levels it takes.
+    /// The number of levels of each open block.
     blocks: Vec<usize>,
 }
 
@@ -41,7 +42,7 @@ impl<'a> Scanner<'a> {
             let before = self.source.get(self.at..start).unwrap_or_default();
             let backslashes = before.bytes().rev().take_while(|byte| *byte == b'\\').count();
             self.at = start;
-            // One backslash makes it text; more of them are text themselves.
+            // One backslash makes it text; more backslashes are text themselves.
             if backslashes == 1 {
                 let escaped = if self.rest().starts_with("{{{{") { 4 } else { 2 };
                 self.at += escaped;
@@ -86,7 +87,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// The length of a tag with its braces. Texts and names in brackets may hold braces.
+    /// The length of a tag with its braces. Texts and names in brackets may contain braces.
     fn length(&self, tag: &str) -> Result<Option<usize>, String> {
         let mut parentheses = 0_usize;
         let mut quote = None;
@@ -144,7 +145,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A branch with a condition of its own is a block in the block.
+    /// A branch with a condition is a block inside the block.
     fn add_branch(&mut self, condition: &str) -> Result<(), String> {
         if condition.contains(is_name) {
             if let Some(block) = self.blocks.last_mut() {

@@ -1,4 +1,4 @@
-//! One text, compiled with all that it includes, and its rendering.
+//! One text, compiled with all its includes, and its rendering.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use super::{
     parse::{Parsed, TICK},
 };
 
-/// A compiled text. What it includes is shared with the other texts that include it.
+/// A compiled text. Its includes are shared with the other texts that include them.
 pub(super) struct Unit {
     main: Arc<Parsed>,
     others: HashMap<String, Arc<Parsed>>,
@@ -52,10 +52,11 @@ impl Unit {
         Ok(Self { main, others, engine })
     }
 
-    /// Fills in what there is to fill in, until `until` at the latest.
+    /// Renders the text, until `until` at the latest.
     pub(super) fn render(&self, context: &Context, until: Instant) -> Result<String, TemplateError> {
         let budget = Budget::new(until);
-        // Whatever the engine does not expect of a template or of data, it is a fault of those and not the process's end.
+        // If the engine panics on a template or on data, this is reported as a fault of these and does not end the
+        // process.
         let rendered = catch_unwind(AssertUnwindSafe(|| {
             let mut rc = RenderContext::new(None);
             if let Some(block) = rc.block_mut() {

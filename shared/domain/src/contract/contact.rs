@@ -1,7 +1,8 @@
-//! What a producer writes about a person: the body of `PUT /api/users/{id}` and the rows of an import, checked once by one validator.
+//! The changes that a producer makes to a person: the body of `PUT /api/users/{id}` and the rows of an import. One
+//! validator checks both.
 //!
-//! A field that is given is set, `null` removes it, what is absent stays; attributes follow the same rule, each by its name.
-//! No message quotes what was written: it may end up in a list of faults that is kept.
+//! A given field is set, `null` removes it, and an absent field stays. Each attribute follows the same rule.
+//! No message repeats a value of the input, because lists of faults are stored.
 
 use chrono_tz::Tz;
 use serde_json::{Map, Value};
@@ -20,7 +21,7 @@ const LOCALE_BYTES_MAX: usize = 35;
 /// Longest part of a language tag.
 const SUBTAG_BYTES_MAX: usize = 8;
 
-/// What happens to a field.
+/// The change of a field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Change<T> {
     /// It stays as it is.
@@ -42,14 +43,14 @@ impl<T> Change<T> {
     }
 }
 
-/// A checked change of what is known of a person.
+/// A checked change of a person.
 #[derive(Clone, Default)]
 pub struct ContactChange {
     /// The tenant's own id of the person.
     pub id: String,
     /// Where mails go.
     pub email: Change<String>,
-    /// Where text and WhatsApp messages go, in E.164.
+    /// The number for text and WhatsApp messages, in E.164.
     pub phone: Change<String>,
     /// How they are called.
     pub name: Change<String>,
@@ -59,20 +60,20 @@ pub struct ContactChange {
     pub time_zone: Change<Tz>,
     /// When they are not disturbed.
     pub quiet_hours: Change<QuietHours>,
-    /// What else is known; a `null` within removes one.
+    /// Other facts; a `null` inside removes one.
     pub attributes: Change<Map<String, Value>>,
 }
 
 impl std::fmt::Debug for ContactChange {
-    /// Who it is never shows in a log.
+    /// A log never shows who it is.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ContactChange(…)")
     }
 }
 
 impl ContactChange {
-    /// Checks the members of an object; reports every fault at once. `id`: the person, where something else than the object
-    /// says who it is.
+    /// Checks the members of an object and reports every fault at once. `id` is the person, if the object does not name
+    /// it.
     pub fn read(members: Map<String, Value>, id: Option<&str>) -> Result<Self, Vec<FieldError>> {
         let mut reader = Reader::default();
         let mut change = Self { id: id.unwrap_or_default().to_owned(), ..Self::default() };
@@ -85,7 +86,7 @@ impl ContactChange {
         if reader.faults.is_empty() { Ok(change) } else { Err(reader.faults) }
     }
 
-    /// Changes `person`; fails where the attributes would grow too large together.
+    /// Changes `person`. Fails if all attributes together would be too large.
     pub fn apply(self, person: &mut Person) -> Result<(), FieldError> {
         if let Change::Set(given) = &self.attributes {
             let mut merged = person.attributes.clone();
@@ -150,7 +151,7 @@ impl Reader {
         }
     }
 
-    /// The id in the object must not contradict what says already who it is.
+    /// The id in the object must equal the id that is already known.
     fn id(&mut self, known: &mut String, value: &Value) {
         match value.as_str() {
             Some(id) if known.is_empty() && is_user_id(id) => id.clone_into(known),

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A Web Push subscription, as `PushSubscription.toJSON()` of a browser gives it. Written in one form only, so that the same
-/// subscription is the same address however it came.
+/// A Web Push subscription, as a browser's `PushSubscription.toJSON()` returns it. It has one written form, so the same
+/// subscription is always the same address.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subscription {
-    /// Where its push service takes messages.
+    /// The URL at which its push service takes messages.
     pub endpoint: String,
-    /// What only the browser can read is encrypted with these.
+    /// The keys that encrypt messages for this browser.
     pub keys: SubscriptionKeys,
 }
 
@@ -22,7 +22,7 @@ pub struct SubscriptionKeys {
 }
 
 impl std::fmt::Debug for Subscription {
-    /// A secret: with it one can write to a person's browser.
+    /// It is a secret: its holder can write to a person's browser.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Subscription(…)")
     }
@@ -35,13 +35,13 @@ impl std::fmt::Debug for SubscriptionKeys {
 }
 
 impl Subscription {
-    /// Reads a recipient; `None`: it is something else, or not whole.
+    /// Reads a recipient; `None` if it is no complete subscription.
     pub fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
 }
 
-/// Whether a recipient means to be a subscription.
+/// Whether a recipient looks like a subscription.
 pub fn is_subscription(recipient: &str) -> bool {
     recipient.starts_with('{')
 }

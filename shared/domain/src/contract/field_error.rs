@@ -1,14 +1,14 @@
-//! What is wrong with something that was written: the field, and what to do about it.
+//! A fault in a request: the field, and how to correct it.
 
 use serde::Serialize;
 
-/// One thing wrong with a submission.
+/// One fault of a submission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct FieldError {
-    /// The field, in the producer's own spelling; `body` for the whole.
+    /// The field as the producer spells it; `body` for the whole body.
     pub field: String,
-    /// What to do about it, as a clause.
+    /// How to correct it, as a clause.
     pub message: String,
 }
 
@@ -19,7 +19,7 @@ impl FieldError {
     }
 }
 
-/// The name of an unknown field, where it looks like a name: a misplaced value must not be repeated.
+/// The name of an unknown field, if it looks like a name. A misplaced value must not be repeated.
 pub(super) fn shown(name: String) -> String {
     let is_name = (1..=60).contains(&name.len())
         && name.chars().all(|letter| letter.is_ascii_alphabetic() || letter == '_' || letter == '-');

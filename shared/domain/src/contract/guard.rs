@@ -15,24 +15,24 @@ use url::{Host, Url};
 /// Why a target is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// No absolute http or https URL.
+    /// The URL is not an absolute http or https URL.
     #[error("must be an absolute http or https URL such as https://example.com/hook")]
     NotHttp,
     /// The URL carries a user or password.
     #[error("must not carry a user or password")]
     UserInfo,
-    /// Port zero cannot be dialled.
+    /// Port 0 cannot be dialled.
     #[error("must not use port 0")]
     Port,
-    /// Plain text to where only https will do.
+    /// The target takes https only, and this URL is plain text.
     #[error("must be an https URL")]
     NotEncrypted,
-    /// An address inside some network.
+    /// The address lies in a network that is not public.
     #[error("target_not_allowed: private, loopback, link-local and other special addresses cannot be webhook targets")]
     Private,
 }
 
-/// The private-address guard: every global address passes, others only when the operator exempts their network.
+/// The guard of private addresses. Every global address passes; others pass only if the operator exempts their network.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     allowed: std::sync::Arc<[IpNet]>,
@@ -45,12 +45,12 @@ impl Guard {
         Self { allowed: allowed.into(), exempt_only: false }
     }
 
-    /// Lets pass what the operator exempts, and nothing else: for what must not cross the Internet in plain text.
+    /// Lets only exempt networks pass: for traffic that must not cross the Internet in plain text.
     pub fn exempt_only(&self) -> Self {
         Self { allowed: self.allowed.clone(), exempt_only: true }
     }
 
-    /// Checks the address of a browser's push service, as far as it shows: https, unless the operator exempts its network.
+    /// Checks the URL of a browser's push service: it must be https, unless the operator exempts its network.
     pub fn check_push_url(&self, text: &str) -> Result<(), Refusal> {
         self.check_url(text)?;
         let plain = Url::parse(text).is_ok_and(|url| url.scheme() == "http");
@@ -58,7 +58,7 @@ impl Guard {
         if plain && !may_be_exempt { Err(Refusal::NotEncrypted) } else { Ok(()) }
     }
 
-    /// Checks what shows in the URL itself; names are checked again, resolved, when they are dialled.
+    /// Checks a URL as written. Host names are checked again, resolved, when they are dialled.
     pub fn check_url(&self, text: &str) -> Result<(), Refusal> {
         let url = Url::parse(text).map_err(|_| Refusal::NotHttp)?;
         if !matches!(url.scheme(), "http" | "https") {
@@ -77,7 +77,7 @@ impl Guard {
         }
     }
 
-    /// Checks one address, as dialled.
+    /// Checks one address that is about to be dialled.
     pub fn check_ip(&self, ip: IpAddr) -> Result<(), Refusal> {
         let exempt = self.allowed.iter().any(|net| net.contains(&ip) || net.contains(&unmapped(ip)));
         if exempt || (!self.exempt_only && is_global(ip)) { Ok(()) } else { Err(Refusal::Private) }
@@ -107,7 +107,7 @@ fn is_global(ip: IpAddr) -> bool {
     }
 }
 
-/// Only 2000::/3 is routed, and not all of it. NAT64 of a global IPv4 address counts as that address.
+/// Only 2000::/3 is routed, and parts of it are not. A NAT64 form of a global IPv4 address counts as that address.
 fn is_global_v6(ip: Ipv6Addr) -> bool {
     if let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = ip.segments() {
         let [a, b] = high.to_be_bytes();
@@ -137,7 +137,7 @@ const SPECIAL_V4_TEXT: &[&str] = &[
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
-    // A cloud's own service, in the middle of global addresses.
+    // A cloud's own service inside global addresses.
     "168.63.129.16/32",
     "169.254.0.0/16",
     "172.16.0.0/12",
@@ -241,7 +241,7 @@ mod tests {
             assert_eq!(Guard::default().check_push_url(url), guarded, "{url}");
             assert_eq!(exempt.check_push_url(url), exempted, "{url}");
         }
-        // A name says nothing yet: what it leads to is looked at when it is dialled.
+        // A name passes here: its addresses are checked when they are dialled.
         assert_eq!(exempt.exempt_only().check_ip(IpAddr::V4(Ipv4Addr::new(93, 184, 216, 34))), Err(Refusal::Private));
         assert_eq!(exempt.exempt_only().check_ip(IpAddr::V4(Ipv4Addr::LOCALHOST)), Ok(()));
     }

@@ -1,4 +1,4 @@
-//! What crosses a boundary: bodies on the broker, the submission every producer writes, the provider trait.
+//! The types that cross a boundary: bodies on the broker, the submission of a producer, the provider trait.
 
 pub mod contact;
 pub mod device;

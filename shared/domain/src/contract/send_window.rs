@@ -1,4 +1,4 @@
-//! Send windows as they are written and shown: `{"days": ["mon", "fri"], "from": "09:00", "to": "17:00"}`.
+//! The written form of send windows: `{"days": ["mon", "fri"], "from": "09:00", "to": "17:00"}`.
 
 use serde_json::{Value, json};
 
@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{Day, SendWindow, UnknownWord};
 
-/// The last minute of a day and one more, which no clock shows.
+/// The end of the day, a minute after 23:59. No clock shows it.
 const END_OF_DAY: (&str, u16) = ("24:00", 24 * 60);
 
-/// Reads a window that stands at `field`; each fault names its place.
+/// Reads the window in the field `field`; each fault names its place.
 pub fn read(field: &str, value: Value) -> Result<SendWindow, Vec<FieldError>> {
     let fault = |member: &str, message: &str| FieldError::new(format!("{field}{member}"), message);
     let Value::Object(mut members) = value else {
@@ -59,7 +59,7 @@ pub fn read(field: &str, value: Value) -> Result<SendWindow, Vec<FieldError>> {
     }
 }
 
-/// The other way round; every day is no list of days.
+/// The written form of a window. A window of every day has no list of days.
 pub fn show(window: &SendWindow) -> Value {
     let (from, to) = (time_of_day(window.from), time_of_day(window.to));
     if window.days.len() == Day::ALL.len() {

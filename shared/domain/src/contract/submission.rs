@@ -1,4 +1,4 @@
-//! What a producer writes: the body of `send`, from HTTP or AMQP, checked once by one validator.
+//! The submission of a producer: the body of `send`, from HTTP or AMQP. One validator checks both.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,7 @@ pub const WHATSAPP_CHARS_MAX: usize = 4096;
 pub const KEY_BYTES_MAX: usize = 200;
 /// Longest `html`, in bytes: mail programs show far less (Gmail cuts off at 100 KiB).
 pub const HTML_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Why a text that looks like an encrypted value is no address, token or name.
+/// Why a text that looks like an encrypted value is refused as address, token or name.
 pub const LOOKS_SEALED: &str = "must not begin with phs0: or phs1:, which mark encrypted values";
 /// How far ahead a message may be scheduled.
 pub const SCHEDULE_AHEAD_MAX: chrono::TimeDelta = chrono::TimeDelta::days(366);
@@ -73,19 +73,19 @@ pub struct Media {
     /// The bytes, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
-    /// Where they are fetched from, instead of `data`.
+    /// The URL that it is fetched from, if `data` is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
 
 impl std::fmt::Debug for Media {
-    /// Content never shows in a log.
+    /// A log never shows content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Media(…)")
     }
 }
 
-/// What is said, stored once per message and read by the provider.
+/// The content of a message, stored once and read by the provider.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Content {
     /// Subject of a mail, title of a notification.
@@ -97,49 +97,49 @@ pub struct Content {
     /// The HTML part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub html: Option<String>,
-    /// The producer's data; the whole body of a webhook when it is the only content.
+    /// The producer's data. If it is the only content, it is the whole body of a webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Box<serde_json::value::RawValue>>,
     /// The kind of notification (`type`), shown in the inbox and in webhook bodies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// What the message is about, for preferences and statistics.
+    /// The subject area of the message, for preferences and statistics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<String>,
-    /// Where a click on an in-app notification leads.
+    /// The target of a click on an in-app notification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action_url: Option<String>,
-    /// The producer's own notes, given back as they are.
+    /// The producer's own notes, returned unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,
     /// Files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Attachment>,
-    /// The webhook configuration it goes to, which signs it; never a producer's to say.
+    /// The webhook configuration that it goes to, which signs it. A producer cannot set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<uuid::Uuid>,
     /// The file of a WhatsApp message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media: Option<Media>,
-    /// Where a mail program unsubscribes its reader with one click (RFC 8058); never a producer's to say.
+    /// The URL for one-click unsubscription in a mail program (RFC 8058). A producer cannot set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsubscribe_url: Option<String>,
-    /// Its class, where that is not the one of its category's name; pinned when it is accepted.
+    /// Its class, if it differs from the default of its category. It is fixed at acceptance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
-    /// Whether only those want it who said so: its type is off unless switched on.
+    /// Whether its type is off by default, so only people who switched it on get it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub opt_in: bool,
-    /// When it may disturb somebody: its own, else its type's; pinned when it is accepted.
+    /// When it may disturb the recipient: its own window, else its type's. It is fixed at acceptance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_window: Option<SendWindow>,
-    /// Why it is not told to anybody although it was accepted; the worker ends it with that.
+    /// Why it is accepted but not sent. The worker ends the delivery with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Reason>,
-    /// The template it was rendered from, and in which version.
+    /// The template that it was rendered from, and the version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateRef>,
-    /// What one channel says instead of title, message and HTML.
+    /// The content of one channel, in place of title, message and HTML.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<Channel, Part>,
 }
@@ -153,7 +153,7 @@ pub struct TemplateRef {
     pub version: i32,
 }
 
-/// What is said on one channel.
+/// The content of one channel.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// Subject of a mail, title of a notification.
@@ -168,7 +168,7 @@ pub struct Part {
 }
 
 impl std::fmt::Debug for Part {
-    /// Content never shows in a log.
+    /// A log never shows content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Part(…)")
     }
@@ -183,12 +183,12 @@ impl Content {
         self
     }
 
-    /// How firmly a person may say no to it.
+    /// How far a person may refuse it.
     pub fn class(&self) -> Class {
         self.class.unwrap_or_else(|| Class::of(self.category.as_deref()))
     }
 
-    /// How a WhatsApp message of this reads in statistics.
+    /// The kind of this WhatsApp message in statistics.
     pub fn kind_of_message(&self) -> &'static str {
         let Some(media) = &self.media else { return "text" };
         match media.mimetype.split('/').next().unwrap_or_default() {
@@ -201,20 +201,20 @@ impl Content {
 }
 
 impl std::fmt::Debug for Content {
-    /// Content never shows in a log.
+    /// A log never shows content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Content(…)")
     }
 }
 
-/// The body of `POST /api/notifications/send` and of a message on `posthaste.ingress`, as written by the producer.
-/// The spellings of the seed documents are accepted beside ours.
+/// The body of `POST /api/notifications/send` and of a message on `posthaste.ingress`, as the producer writes it. It
+/// takes our names of fields and those of the seed documents.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Submission {
     /// `email`, `sms`, `push`, `webhook`, `in_app` or `whatsapp`.
     pub channel: Option<String>,
-    /// To whom: address, phone number, device token, URL or user id; a Web Push subscription as JSON text.
+    /// The recipient: address, phone number, device token, URL or user id; a Web Push subscription as JSON text.
     #[serde(default, alias = "to", alias = "url", deserialize_with = "recipient")]
     pub recipient: Option<String>,
     /// The person.
@@ -228,7 +228,7 @@ pub struct Submission {
     pub message: Option<String>,
     /// The HTML part.
     pub html: Option<String>,
-    /// What it is about.
+    /// The category.
     pub category: Option<String>,
     /// `low`, `normal`, `high` or `urgent`.
     pub priority: Option<String>,
@@ -240,7 +240,7 @@ pub struct Submission {
     /// When to send it; past or absent means now.
     #[serde(alias = "scheduledAt", alias = "scheduled_for")]
     pub scheduled_at: Option<String>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     #[serde(alias = "expiresAt")]
     pub expires_at: Option<String>,
     /// Files.
@@ -254,34 +254,34 @@ pub struct Submission {
     pub action_url: Option<String>,
     /// As the header `Idempotency-Key`.
     pub idempotency_key: Option<String>,
-    /// The WhatsApp session that carries it, by id or name.
+    /// The WhatsApp session that sends it, by id or name.
     #[serde(alias = "sessionId", alias = "session")]
     pub session_id: Option<String>,
-    /// What happens over the session's pace: `queue` or `reject`; unset: as the session has it.
+    /// What happens to a message over the session's pace: `queue` or `reject`. Unset: the session's own setting.
     #[serde(alias = "onLimit")]
     pub on_limit: Option<String>,
-    /// Whether it may wait for a session that does not work at the moment.
+    /// Whether it may wait while its session is offline.
     #[serde(alias = "queueWhenOffline")]
     pub queue_when_offline: Option<bool>,
     /// The file of a WhatsApp message.
     pub media: Option<Media>,
-    /// When it may disturb a person; unless given, as its type has it.
+    /// When it may disturb a person. Unset: the window of its type.
     #[serde(alias = "sendWindow")]
     pub send_window: Option<Value>,
 }
 
-/// What a WhatsApp message asks of its session.
+/// The wishes of a WhatsApp message about its session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionAsk {
     /// Which one, by id or name; `None`: the tenant's only one, or the one called `default`.
     pub session: Option<String>,
-    /// What happens over its pace; `None`: as the session has it.
+    /// What happens over its pace; `None`: the session's own setting.
     pub on_limit: Option<OnLimit>,
-    /// Whether it may wait for a session that does not work at the moment.
+    /// Whether it may wait while its session is offline.
     pub queue_when_offline: bool,
 }
 
-/// A checked submission: everything but whose it is and under which key.
+/// A checked submission, without its tenant and its key.
 #[derive(Clone, Debug)]
 pub struct Draft {
     /// The channel.
@@ -290,21 +290,21 @@ pub struct Draft {
     pub lane: Lane,
     /// As asked.
     pub priority: Priority,
-    /// To whom; `None`: to the addresses that are known of the person.
+    /// The recipient; `None`: the known addresses of the person.
     pub recipient: Option<Address>,
     /// The person.
     pub user_id: Option<String>,
-    /// What to say.
+    /// The content of the message.
     pub content: Content,
     /// When to send it, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// What it asks of its WhatsApp session; empty on other channels.
+    /// The session that it asks for; empty on other channels.
     pub session: SessionAsk,
 }
 
-/// What the validator needs to know beside the body.
+/// The inputs of the validator beside the body.
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// The current time.
@@ -316,7 +316,7 @@ pub struct Rules {
 }
 
 impl Submission {
-    /// Reads a JSON body; an unknown or ill-typed field is named.
+    /// Reads a JSON body. The error names an unknown field or a field of a wrong type.
     pub fn parse(body: &[u8]) -> Result<Self, FieldError> {
         parse_json(body)
     }
@@ -410,13 +410,13 @@ pub struct Shared {
     pub priority: Priority,
     /// The person.
     pub user_id: Option<String>,
-    /// What to say.
+    /// The content of the message.
     pub content: Content,
     /// When to send it, if later than now.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// When it is no longer worth sending.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// What it asks of its WhatsApp session; empty on other channels.
+    /// The session that it asks for; empty on other channels.
     pub session: SessionAsk,
 }
 
@@ -438,7 +438,7 @@ impl Shared {
 
 /// Reads JSON; the error names the path of the field, such as `recipients[2]`, and `body` where the text is no JSON.
 pub fn parse_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FieldError> {
-    // Following the path costs time, so a body is read a second time to find it.
+    // Tracking the path costs time, so only a bad body is read a second time for it.
     serde_json::from_slice(body).map_err(|error| field_of::<T>(body).unwrap_or_else(|| no_json(&error)))
 }
 
@@ -469,7 +469,7 @@ fn field_of<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<FieldError> {
     Some(FieldError::new(field, text))
 }
 
-/// A time as producers write it: RFC 3339, or without a zone, which is taken as UTC.
+/// A time as producers write it: RFC 3339. A time without a zone is UTC.
 pub fn parse_time(text: &str) -> Option<DateTime<Utc>> {
     let zoned = DateTime::parse_from_rfc3339(text).map(|at| at.with_timezone(&Utc));
     zoned.ok().or_else(|| {
@@ -622,7 +622,8 @@ fn check_attachments(attachments: &[Attachment], channel: Option<Channel>, fault
     }
 }
 
-/// What is named by URL is fetched by the worker. Here the guard checks what shows in the URL; names are checked when they are dialled.
+/// The worker fetches a file that is named by URL. Here the guard checks the URL as written; host names are checked
+/// when they are dialled.
 fn check_media(media: Option<&Media>, rules: &Rules, faults: &mut Faults) {
     let Some(media) = media else { return };
     faults.name("media.mimetype", Some(&media.mimetype));
@@ -642,7 +643,7 @@ fn check_media(media: Option<&Media>, rules: &Rules, faults: &mut Faults) {
     }
 }
 
-/// Whether `channel` can carry what is said; every fault is named.
+/// Whether `channel` can carry this content; every fault is named.
 pub fn check_said(channel: Channel, content: &Content) -> Vec<FieldError> {
     let mut faults = Faults::default();
     faults.text("title", content.title.as_deref(), TITLE_BYTES_MAX);
@@ -673,7 +674,7 @@ fn check_content(channel: Channel, content: &Content, faults: &mut Faults) {
     }
 }
 
-/// Collects what is wrong, so that the producer sees everything at once.
+/// Collects faults, so that the producer sees all of them at once.
 #[derive(Default)]
 struct Faults(Vec<FieldError>);
 

@@ -1,4 +1,4 @@
-//! Times of day as they are written and shown: `22:00`.
+//! The written form of a time of day: `22:00`.
 
 /// `22:00` in minutes after midnight.
 pub fn minute_of_day(text: &str) -> Option<u16> {

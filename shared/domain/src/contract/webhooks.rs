@@ -6,30 +6,32 @@ use crate::{EventKind, WebhookRule};
 pub const RECEIVED: &str = "message.received";
 /// A dead letter was written.
 pub const DEAD_LETTER: &str = "dead_letter.created";
-/// A configuration was switched off, since its receiver is gone or keeps failing.
+/// A configuration was switched off, because its receiver is gone or keeps failing.
 pub const ENDPOINT_DISABLED: &str = "endpoint.disabled";
-/// A provider that keeps failing is left alone.
+/// The breaker of a provider opened, because the provider keeps failing.
 pub const BREAKER_OPENED: &str = "breaker.opened";
 /// It works again.
 pub const BREAKER_CLOSED: &str = "breaker.closed";
-/// What an admin sends to see whether a configuration works.
+/// A test event that an admin sends to check a configuration.
 pub const TEST: &str = "test";
-/// `source` of the messages that carry events. Nothing is reported about them: that would go on for ever.
+/// `source` of the messages that carry events. Their own events are not reported, because each report would cause
+/// another.
 pub const SOURCE: &str = "event";
 
-/// What stands for the value of a secret header.
+/// The text shown in place of a secret header's value.
 pub const MASK: &str = "***";
 
 const OTHERS: &[&str] = &[RECEIVED, DEAD_LETTER, ENDPOINT_DISABLED, BREAKER_OPENED, BREAKER_CLOSED];
 
 /// Whether events of this name are ever reported: `message.<status>`, engagement included, and a few more.
 pub fn is_event(name: &str) -> bool {
+    // A delivery is replayed or ambiguous only in its own log. Outside, the word is `queued` or `retrying`.
     let is_reported = |kind: EventKind| kind.info().webhooks != WebhookRule::Never;
     let of_message = name.strip_prefix("message.").and_then(|word| word.parse().ok());
     of_message.is_some_and(is_reported) || OTHERS.contains(&name)
 }
 
-/// Headers that say how the request is read or sent, and our own.
+/// Headers of the HTTP protocol, and our own.
 const RESERVED: &[&str] = &[
     "accept-encoding",
     "connection",
@@ -61,8 +63,8 @@ pub fn is_reserved_header(name: &str) -> bool {
 /// Parts of the names of headers whose values are secret.
 const SECRET_PARTS: &[&str] = &["auth", "cookie", "key", "token", "secret", "signature", "password", "session"];
 
-/// Whether the value of this header of an answer is masked wherever it is shown. What a configuration adds to requests is
-/// masked by any name.
+/// Whether the value of this response header is masked wherever it is shown. Headers that a configuration adds to
+/// requests are masked under any name.
 pub fn is_secret_header(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_PARTS.iter().any(|part| name.contains(part))

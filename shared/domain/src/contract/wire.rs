@@ -25,7 +25,7 @@ pub struct WorkItem {
     pub v: u8,
     /// The delivery.
     pub d: DeliveryId,
-    /// The run the row must still have for the claim to succeed.
+    /// The run that the row must have for the claim to succeed.
     pub r: i32,
 }
 
@@ -43,14 +43,14 @@ impl WorkItem {
 /// One call to one provider, as the log keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptRecord {
-    /// Who was called.
+    /// The provider that was called.
     pub provider: ProviderName,
     /// How it ended.
     pub outcome: OutcomeClass,
     /// The provider's status or reply code, or a short word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// One clause on what went wrong; no address, no content.
+    /// One clause on the failure; it holds no address and no content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// How long the call took.
@@ -60,18 +60,18 @@ pub struct AttemptRecord {
     pub provider_ref: Option<String>,
 }
 
-/// A fact for the delivery log, and what follows from it. Its identity is (delivery, run, kind).
+/// A fact for the delivery log, and its consequence. Its identity is (delivery, run, kind).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Whose delivery it is.
+    /// The tenant of the delivery.
     pub tenant: TenantId,
     /// The delivery.
     pub delivery: DeliveryId,
-    /// The run that made it; a row at another run is left alone.
+    /// The run that made it. A row at another run does not change.
     pub run: i32,
     /// The delivery's channel, for the counters.
     pub channel: Channel,
-    /// What happened.
+    /// The kind of the event.
     pub kind: EventKind,
     /// When.
     pub at: DateTime<Utc>,
@@ -80,14 +80,14 @@ pub struct Event {
     pub attempt: Option<AttemptRecord>,
     /// The delivery's next state.
     pub state: State,
-    /// With state `retrying`: milliseconds from when the log writer applies it to the next try. With state `scheduled`:
-    /// milliseconds from `at`.
+    /// With state `retrying`: milliseconds to the next try, from the time when the log writer applies the event. With
+    /// state `scheduled`: milliseconds from `at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<i64>,
-    /// One clause for people where no provider call says it; no address, no content.
+    /// One clause for people, if no provider call gives one; it holds no address and no content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Why it waits or ended without a provider call, as a word of a closed list.
+    /// Why it waits or ended without a provider call: a word of a closed list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// With state `dead`: why.
@@ -95,19 +95,20 @@ pub struct Event {
     pub dead: Option<DeadReason>,
     /// Whether the attempt counts towards the channel's maximum.
     pub spent: bool,
-    /// Which providers were asked since the last pause, for the next try.
+    /// The providers that were tried since the last pause, for the next try.
     #[serde(default, skip_serializing_if = "FailoverRound::is_empty")]
     pub round: FailoverRound,
-    /// Whether a worker died on it. Such an event only stands while the row still says `sending`: a real outcome wins.
+    /// Whether a worker died while it held the delivery. Such an event counts only while the row is `sending`: a real
+    /// outcome wins.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crash: bool,
-    /// Whether the provider told it afterwards: that it arrived, was read, bounced. A state never moves backwards.
+    /// Whether the provider reported it after the call (arrived, read, bounced). A state never moves backwards.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub report: bool,
 }
 
 impl Event {
-    /// What a provider told about a delivery after the call, at the run that made the call.
+    /// A provider's report about a delivery, at the run that made the call.
     pub const fn report(about: (TenantId, DeliveryId, i32, Channel), kind: EventKind, at: DateTime<Utc>) -> Self {
         let (tenant, delivery, run, channel) = about;
         // No other kind without a state is reported; a report shows at least that the message arrived.
@@ -160,17 +161,18 @@ impl EventBatch {
     }
 }
 
-/// "Look into these inboxes": there is something new. A hint; a listener that misses it looks by itself after a while.
+/// "Look into these inboxes": there is something new. It is a hint: a listener that misses it looks by itself later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InboxHints {
     /// Version.
     pub v: u8,
-    /// The inboxes, by the beginnings of the fingerprints of their persons; none: any of them.
+    /// The inboxes, by the first bytes of their persons' fingerprints. Empty: any inbox.
     pub p: Vec<InboxHint>,
 }
 
-/// The beginning of a person's fingerprint, in hexadecimal: enough to find the right sockets, and it identifies no person.
+/// The first bytes of a person's fingerprint, in hexadecimal: enough to find the right sockets, not enough to identify
+/// the person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InboxHint(pub u64);
 
@@ -189,7 +191,7 @@ impl InboxHints {
 }
 
 impl InboxHint {
-    /// The hint at the inbox of the person with this fingerprint.
+    /// The hint for the inbox of the person with this fingerprint.
     pub fn of(fingerprint: &Fingerprint) -> Self {
         Self(u64::from_be_bytes(fingerprint.first_chunk().copied().unwrap_or_default()))
     }

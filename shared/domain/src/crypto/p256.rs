@@ -16,7 +16,7 @@ impl PublicKey {
         ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, der).ok().map(|key| Self(key.into()))
     }
 
-    /// Whether `signature`, the base64 of a DER signature, is of `message`.
+    /// Whether `signature`, the base64 of a DER signature, signs `message`.
     pub fn verifies(&self, message: &[u8], signature: &str) -> bool {
         STANDARD.decode(signature).is_ok_and(|signature| self.0.verify_sig(message, &signature).is_ok())
     }

@@ -1,19 +1,20 @@
-//! Encryption at rest: what people wrote and where they can be reached is unreadable in the database and its dumps.
+//! Encryption at rest: contents and addresses of people are unreadable in the database and its dumps.
 //!
-//! A sealed value is `MAGIC ‖ key id (4 bytes) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`; in a text column it is the same in base64
-//! behind `phs1:`. The last byte of the magic is the format:
+//! A sealed value is `MAGIC ‖ key id (4 bytes) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`; a text column holds the same in
+//! base64 after `phs1:`. The last byte of the magic is the format:
 //!
-//! * 2: AES-256-GCM-SIV (RFC 8452) with a random nonce. Its associated data are the column and the tenant, so a value that is moved to
-//!   another place does not open. A nonce that comes twice shows only whether two values are equal, so no count of values has to be kept.
+//! * 2: AES-256-GCM-SIV (RFC 8452) with a random nonce. Its associated data are the column and the tenant, so a value
+//!   that is moved to another place does not open. A repeated nonce shows only whether two values are equal, so values
+//!   need not be counted.
 //! * 1: AES-256-GCM (NIST SP 800-38D) without associated data, as former versions wrote it. It is written until
-//!   `posthaste rotate-keys` says that no former version reads any more: [`Sealer::set_bound`]. It opens unless the settings refuse it:
-//!   [`Required::Bound`].
-//! * 0: no encryption, an escape: what follows is plain and only looks sealed.
+//!   `posthaste rotate-keys` says that no former version reads any more: [`Sealer::set_bound`]. It opens unless the
+//!   settings refuse it: [`Required::Bound`].
+//! * 0: no encryption, an escape: the rest is a plain value that looks like a sealed one.
 //!
-//! The key id is the beginning of the key's SHA-256, so that values of an old key are still read while
-//! `posthaste rotate-keys` writes them anew. Without a key everything is stored as it is, and read as it is.
+//! The key id is the beginning of the key's SHA-256. It lets values of an old key be read while
+//! `posthaste rotate-keys` writes them again. Without a key every value is stored and read as it is.
 //!
-//! The [`store`] layer alone seals and opens; everybody above it sees plain values.
+//! Only the [`store`] layer seals and opens; the layers above it see plain values.
 
 use std::{
     fmt,
@@ -36,14 +37,15 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::TenantId;
 
-/// What every value begins with that is not stored as it is; the format follows. No JSON text does, since it cannot begin with a NUL.
+/// The first bytes of every value that is not stored as it is; the format follows. No JSON text begins so, since it
+/// cannot begin with a NUL.
 const MAGIC: [u8; 3] = [0, b'p', b'h'];
 const ESCAPED: u8 = 0;
 const FREE: u8 = 1;
 const BOUND: u8 = 2;
-/// What a sealed text begins with.
+/// The prefix of a sealed text.
 const TEXT_PREFIX: &str = "phs1:";
-/// What a plain text begins with that looks sealed or escaped; it follows.
+/// The prefix of a plain text that looks sealed or escaped.
 const TEXT_ESCAPE: &str = "phs0:";
 const KEY_BYTES: usize = 32;
 const KEY_ID_BYTES: usize = 4;
@@ -60,13 +62,13 @@ impl Column {
         Place { column: self.0, tenant: tenant.0 }
     }
 
-    /// Rows of no tenant, or whose tenant is not known where they are sealed.
+    /// The place of rows without a tenant, or whose tenant is unknown when they are sealed.
     pub const fn of_nobody(self) -> Place {
         Place { column: self.0, tenant: 0 }
     }
 }
 
-/// Where a sealed value is stored; it opens there and nowhere else.
+/// The place of a sealed value. The value opens only there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     column: &'static str,
@@ -84,13 +86,14 @@ pub fn is_bound(stored: &[u8]) -> bool {
     stored.strip_prefix(&MAGIC).and_then(|rest| rest.first()) == Some(&BOUND)
 }
 
-/// Whether a text looks like a sealed or escaped one. It is stored safely all the same; as an address, token or name it is refused.
+/// Whether a text looks sealed or escaped. Such a text can be stored safely, but is refused as an address, token or
+/// name.
 pub fn looks_sealed(text: &str) -> bool {
     text.starts_with(TEXT_PREFIX) || text.starts_with(TEXT_ESCAPE)
 }
 
-/// Which stored values open where there is a key. It is a setting and no row of the database: it is there against those who write to
-/// the database. Each is refused besides what is refused before it.
+/// Which stored values open if there is a key. This is a setting and not a row, because it protects against people who
+/// can write to the database. Each level also refuses the values that the level before refuses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Required {
     /// All of them.
@@ -98,11 +101,11 @@ pub enum Required {
     Nothing,
     /// Encrypted ones; no plain ones.
     Encrypted,
-    /// Those of format 2; none of format 1.
+    /// Only values of format 2.
     Bound,
 }
 
-/// A fingerprint: equal for equal values under one key, and it tells nothing else without the key.
+/// A fingerprint: equal for equal values under one key. Without the key it reveals nothing else.
 pub type Fingerprint = [u8; 32];
 
 /// Why a value could not be sealed or opened.
@@ -111,7 +114,7 @@ pub enum SealError {
     /// A key is not 32 bytes in base64.
     #[error("an encryption key must be 32 bytes in base64: make one with `openssl rand -base64 32`")]
     BadKey,
-    /// The value is of a key that is not configured.
+    /// The value was sealed with a key that is not configured.
     #[error("a stored value was encrypted with another key: add that key to POSTHASTE_ENCRYPTION_KEY_PREVIOUS")]
     UnknownKey,
     /// The value was changed or cut off.
@@ -126,7 +129,7 @@ pub enum SealError {
          `posthaste rotate-keys`, then set it to bound again"
     )]
     Unbound,
-    /// The system gave no random numbers.
+    /// The system returned no random numbers.
     #[error("the system has no random numbers to give")]
     NoRandom,
 }
@@ -140,11 +143,11 @@ struct Key {
     fingerprints: hmac::Key,
 }
 
-/// Seals with the newest key and opens with any of them. Cheap to clone; without keys it passes everything through.
+/// Seals with the newest key and opens with any key. Cheap to clone; without keys it passes values through.
 #[derive(Clone, Default)]
 pub struct Sealer {
     keys: Arc<[Key]>,
-    /// Whether values are written in format 2; clones share it.
+    /// Whether values are written in format 2; clones share this.
     bound: Arc<AtomicBool>,
     required: Required,
 }
@@ -156,15 +159,15 @@ impl fmt::Debug for Sealer {
 }
 
 impl Sealer {
-    /// Seals with the first of `keys`, each 32 bytes in base64, and opens with all of them. No keys: nothing is sealed. What it seals is
-    /// not bound until [`Sealer::set_bound`] says so: that every version can read.
+    /// Seals with the first of `keys`, each 32 bytes in base64, and opens with all of them. No keys: nothing is sealed.
+    /// Values are sealed in format 1, which every version reads, until [`Sealer::set_bound`].
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a SecretString>) -> Result<Self, SealError> {
         let keys: Result<Vec<Key>, SealError> = keys.into_iter().map(Key::parse).collect();
         Ok(Self { keys: keys?.into(), ..Self::default() })
     }
 
-    /// The same; what is not as `required` does not open, so that no writer to the database can put it in the place of a sealed
-    /// value. Without keys it changes nothing.
+    /// The same, with `required`: other values do not open, so a writer to the database cannot replace a sealed value
+    /// with one of them. Without keys it changes nothing.
     #[must_use]
     pub fn requiring(self, required: Required) -> Self {
         Self { required, ..self }
@@ -185,13 +188,13 @@ impl Sealer {
         self.bound.load(Ordering::Relaxed)
     }
 
-    /// Whether new values are bound to their place, for this sealer and its clones: not before every process that reads them knows
-    /// format 2.
+    /// Sets whether new values are bound to their place, for this sealer and its clones. Set it only when every process
+    /// that reads them knows format 2.
     pub fn set_bound(&self, is_bound: bool) {
         self.bound.store(is_bound, Ordering::Relaxed);
     }
 
-    /// `plain` as it is to be stored at `place`.
+    /// The stored form of `plain` at `place`.
     pub fn seal(&self, place: Place, plain: &[u8]) -> Result<Vec<u8>, SealError> {
         match self.keys.first() {
             Some(key) if self.is_bound() => key.seal(BOUND, &key.bound, place.aad(), plain),
@@ -201,7 +204,7 @@ impl Sealer {
         }
     }
 
-    /// What `stored` says, which stands at `place`. What was stored without a key comes back as it was.
+    /// The plain value of `stored` at `place`. A value that was stored without a key comes back unchanged.
     pub fn open(&self, place: Place, mut stored: Vec<u8>) -> Result<Vec<u8>, SealError> {
         let format = stored.strip_prefix(&MAGIC).and_then(|rest| rest.first().copied());
         match format {
@@ -254,24 +257,24 @@ impl Sealer {
         }
     }
 
-    /// Whether a stored value would be written otherwise once all are bound: it is plain though there is a key, of an older key, or of
+    /// Whether a stored value needs to be written again: it is plain although there is a key, it has an older key, or
     /// format 1.
     pub fn is_stale(&self, stored: &[u8]) -> bool {
         self.heads().is_some_and(|(head, _)| !stored.starts_with(&head))
     }
 
-    /// What every value of format 2 begins with that is sealed with the newest key, in a byte column and in a text column; `None`
+    /// The first bytes of every value of format 2 under the newest key, in a byte column and in a text column; `None`
     /// without a key.
     pub fn heads(&self) -> Option<(Vec<u8>, String)> {
         let head = [&MAGIC[..], &[BOUND], &self.keys.first()?.id].concat();
         let mut text = format!("{TEXT_PREFIX}{}", STANDARD_NO_PAD.encode(&head));
-        // The last digit also holds bits of what follows.
+        // The last digit also holds bits of the value after it.
         text.pop();
         Some((head, text))
     }
 
-    /// The fingerprint under which `value` is found again in its stored rows; `realm` keeps equal values of two tenants, or
-    /// of two kinds, apart. Without a key it is a plain SHA-256: it hides nothing then, and neither does the row.
+    /// The fingerprint that finds `value` in its stored rows. `realm` separates equal values of two tenants or two
+    /// kinds. Without a key it is a plain SHA-256, which hides nothing; the row itself is plain then too.
     pub fn fingerprint(&self, realm: &str, value: &str) -> Fingerprint {
         let text = framed(realm, value);
         let tag = self.keys.first().map(|key| hmac::sign(&key.fingerprints, &text));
@@ -279,7 +282,8 @@ impl Sealer {
         hash.try_into().unwrap_or_default()
     }
 
-    /// Every fingerprint under which `value` may be stored: one for each key, the newest first, and the one without a key.
+    /// Every fingerprint under which `value` may be stored: one for each key, the newest first, then the one without a
+    /// key.
     pub fn fingerprints(&self, realm: &str, value: &str) -> Vec<Fingerprint> {
         let text = framed(realm, value);
         let signed = self.keys.iter().filter_map(|key| hmac::sign(&key.fingerprints, &text).as_ref().try_into().ok());
@@ -287,7 +291,7 @@ impl Sealer {
     }
 }
 
-/// Length first, so that no two pairs frame alike.
+/// The length comes first, so two pairs never give the same bytes.
 fn framed(realm: &str, value: &str) -> Vec<u8> {
     format!("{}:{realm}{value}", realm.len()).into_bytes()
 }
@@ -298,7 +302,7 @@ impl Key {
         let bytes: [u8; KEY_BYTES] = bytes.try_into().map_err(|_| SealError::BadKey)?;
         let hash = digest(&SHA256, &bytes);
         let id = hash.as_ref().first_chunk().copied().ok_or(SealError::BadKey)?;
-        // A key of its own for each use: derived, so that an operator keeps just one.
+        // Each use has a key of its own, derived from the operator's single key.
         let derived = |usage: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &bytes), usage);
         Ok(Self {
             id,

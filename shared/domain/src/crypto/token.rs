@@ -1,6 +1,6 @@
 //! Credentials: access tokens (JWT), API keys and webhook secrets, made and checked in one place.
 //!
-//! It knows nothing of tenants that exist or keys that were revoked: that is the database's business.
+//! The database, not this module, knows which tenants exist and which keys are revoked.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -20,26 +20,26 @@ use uuid::Uuid;
 
 use crate::{UnknownWord, clock};
 
-/// Both `iss` and `aud` of every token: we make them for ourselves.
+/// Both `iss` and `aud` of every token: we issue and accept our own tokens only.
 pub const ISSUER: &str = "posthaste";
 /// How far the clocks of two machines may differ before a token is refused.
 pub const LEEWAY_SECONDS: u64 = 30;
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
-/// What every API key starts with, so that people and secret scanners know one when they see it.
+/// The prefix of every API key, so that people and secret scanners recognize one.
 pub const KEY_PREFIX: &str = "ph_";
-/// What every refresh token starts with.
+/// The prefix of every refresh token.
 pub const REFRESH_PREFIX: &str = "phr_";
-/// What every webhook secret starts with (Standard Webhooks).
+/// The prefix of every webhook secret (Standard Webhooks).
 pub const WEBHOOK_SECRET_PREFIX: &str = "whsec_";
-/// Bytes of chance in a key or secret: as many as SHA-256 has.
+/// Random bytes in a key or secret: as many as SHA-256 has.
 const RANDOM_BYTES: usize = 32;
-/// Characters of chance in an API key.
+/// Random characters in an API key.
 const KEY_RANDOM_CHARS: usize = 43;
 /// Characters of its checksum.
 const KEY_CHECKSUM_CHARS: usize = 6;
 
-/// What the bearer of a credential may do.
+/// The role of a credential, which decides its rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -59,7 +59,7 @@ impl Role {
     /// Every role, in order.
     pub const ALL: &'static [Self] = &[Self::Admin, Self::Producer, Self::Agent, Self::User, Self::Operator];
 
-    /// The one spelling of this role.
+    /// The text form of this role.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Admin => "admin",
@@ -95,7 +95,7 @@ pub enum TokenError {
     /// The secret is too short to sign with.
     #[error("the token secret has {0} bytes; it must have at least {SECRET_BYTES_MIN}")]
     WeakSecret(usize),
-    /// Its time is over.
+    /// It has expired.
     #[error("the token has expired")]
     Expired,
     /// Its time has not come.
@@ -121,23 +121,23 @@ impl From<jsonwebtoken::errors::Error> for TokenError {
 pub struct Via {
     /// Its id.
     pub key: Uuid,
-    /// Its role, which may be more than the token's.
+    /// The key's role, which may allow more than the token's.
     pub role: Role,
 }
 
-/// What a token says. Times are seconds since 1970.
+/// The claims of a token. Times are seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     /// The person or program; of a `user`, the user id.
     pub sub: String,
     /// The tenant's slug.
     pub tenant: String,
-    /// What it may do.
+    /// Its role.
     pub role: Role,
-    /// The API key that made it; absent where the owner of the secret did.
+    /// The API key that made it; absent if the owner of the secret made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<Via>,
-    /// Who made it.
+    /// The issuer.
     pub iss: String,
     /// For whom.
     #[serde(deserialize_with = "audience")]
@@ -153,12 +153,12 @@ pub struct Claims {
     pub nbf: Option<i64>,
 }
 
-/// Makes a token that holds for `ttl` from now, in the name of the secret's owner.
+/// Makes a token that is valid for `ttl` from now, in the name of the secret's owner.
 pub fn encode(secret: &SecretString, sub: &str, tenant: &str, role: Role, ttl: Duration) -> Result<String, TokenError> {
     encode_via(secret, (sub, tenant), role, ttl, None)
 }
 
-/// As [`encode`], for a subject and a tenant, with the API key that asks for it.
+/// As [`encode`], for a subject and a tenant, with the API key that requests it.
 pub fn encode_via(
     secret: &SecretString,
     (sub, tenant): (&str, &str),
@@ -183,7 +183,7 @@ pub fn encode_via(
     Ok(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)?)
 }
 
-/// Checks a token and returns what it says. Only HS256; `exp`, `iss` and `aud` are required, `nbf` is honoured.
+/// Checks a token and returns its claims. Only HS256; `exp`, `iss` and `aud` are required, `nbf` is respected.
 pub fn decode(secret: &SecretString, token: &str) -> Result<Claims, TokenError> {
     let key = DecodingKey::from_secret(strong(secret)?);
     Ok(jsonwebtoken::decode::<Claims>(token, &key, &validation())?.claims)
@@ -215,7 +215,7 @@ fn optional_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     seconds(deserializer).map(Some)
 }
 
-/// One audience or a list of them; that ours is among them was checked already.
+/// One audience or a list of them. Ours was already found among them.
 fn audience<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -234,17 +234,17 @@ fn audience<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
 #[error("the system has no random numbers to give")]
 pub struct NoRandomness;
 
-/// How far a text can be an API key by itself.
+/// Which form of API key a text has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyForm {
     /// Its checksum holds.
     Checked,
-    /// It is of the older form, which has no checksum.
+    /// The older form, which has no checksum.
     Unchecked,
 }
 
 impl KeyForm {
-    /// The form of a text; `None`: it is no API key, which costs no question to the database.
+    /// The form of a text; `None`: it is no API key, and no query of the database is needed.
     pub fn of(text: &str) -> Option<Self> {
         let body = text.strip_prefix(KEY_PREFIX)?;
         if !body.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
@@ -261,8 +261,8 @@ impl KeyForm {
     }
 }
 
-/// The checksum of a key: six characters of base64 for the first four bytes of a SHA-256. It is no secret: it tells a
-/// mistyped key, and secret scanners a real one.
+/// The checksum of a key: six characters of base64 for the first four bytes of a SHA-256. It is not secret: it shows
+/// that a key is mistyped, and shows secret scanners that a key is real.
 fn checksum(random: &str) -> String {
     let hash = hash_key(random);
     URL_SAFE_NO_PAD.encode(hash.first_chunk::<4>().copied().unwrap_or_default())
@@ -273,7 +273,7 @@ fn checksum(random: &str) -> String {
 pub struct ApiKey {
     /// `ph_`, 43 characters of URL-safe base64 and a checksum of six.
     pub text: SecretString,
-    /// What is stored.
+    /// The hash that is stored.
     pub hash: [u8; 32],
 }
 
@@ -293,15 +293,15 @@ pub fn hash_key(text: &str) -> [u8; 32] {
     hash
 }
 
-/// A new refresh token: shown to its owner once, and stored as its hash. It names its family, so that an old one is known
-/// for what it is although only the hash of the newest is stored.
+/// A new refresh token: shown to its owner once, and stored as its hash. It names its family, so an old token is
+/// recognized although only the hash of the newest is stored.
 #[derive(Clone, Debug)]
 pub struct RefreshToken {
     /// The family.
     pub family: Uuid,
     /// `phr_` and 64 characters of URL-safe base64.
     pub text: SecretString,
-    /// What is stored.
+    /// The hash that is stored.
     pub hash: [u8; 32],
 }
 
@@ -311,7 +311,7 @@ impl RefreshToken {
         Self::of(uuid::Builder::from_random_bytes(random()?).into_uuid())
     }
 
-    /// Another one of this family.
+    /// Makes another token of this family.
     pub fn of(family: Uuid) -> Result<Self, NoRandomness> {
         let mut bytes = family.into_bytes().to_vec();
         bytes.extend_from_slice(&random::<RANDOM_BYTES>()?);
@@ -332,13 +332,13 @@ pub fn webhook_secret() -> Result<SecretString, NoRandomness> {
     Ok(format!("{WEBHOOK_SECRET_PREFIX}{}", STANDARD.encode(random::<RANDOM_BYTES>()?)).into())
 }
 
-/// What every private key for webhooks starts with (Standard Webhooks, Ed25519).
+/// The prefix of every private key for webhooks (Standard Webhooks, Ed25519).
 pub const WEBHOOK_KEY_PREFIX: &str = "whsk_";
-/// What every public key for webhooks starts with.
+/// The prefix of every public key for webhooks.
 pub const WEBHOOK_PUBLIC_PREFIX: &str = "whpk_";
 const ED25519_BYTES: usize = 32;
 
-/// A new private key for webhooks: the 32 bytes of the key, and of the public one, in base64.
+/// Makes a private key for webhooks: the 32 bytes of the private key and those of the public key, in base64.
 pub fn webhook_key() -> Result<SecretString, NoRandomness> {
     let seed = random::<ED25519_BYTES>()?;
     let pair = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| NoRandomness)?;
@@ -346,7 +346,7 @@ pub fn webhook_key() -> Result<SecretString, NoRandomness> {
     Ok(format!("{WEBHOOK_KEY_PREFIX}{}", STANDARD.encode(both)).into())
 }
 
-/// The key that a `whsk_…` stands for; `None`: it is none.
+/// The key pair of a `whsk_…`; `None` if the text is not one.
 pub fn webhook_key_pair(key: &str) -> Option<Ed25519KeyPair> {
     let bytes = STANDARD.decode(key.strip_prefix(WEBHOOK_KEY_PREFIX)?).ok()?;
     let (seed, public) = bytes.split_at_checked(ED25519_BYTES)?;

@@ -1,9 +1,9 @@
-//! Who tells what became of a message.
+//! The sources of events about messages after the call.
 
 use crate::word::words;
 
 words!(
-    /// Who told an event.
+    /// The source of an event.
     EventSource {
         /// SendGrid's Event Webhook.
         Sendgrid = "sendgrid",

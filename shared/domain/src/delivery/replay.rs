@@ -1,7 +1,7 @@
-//! What a submission carries that is published again from a dead letter: the letter, its publisher, and a proof that the
-//! scheduler wrote both.
+//! The headers of a submission that is published again from a dead letter: the letter, its publisher, and a proof that
+//! the scheduler wrote both.
 //!
-//! The proof is an HMAC under a key that the database keeps. Without it the headers mean nothing.
+//! The proof is an HMAC under a key that the database keeps. Without it the headers are ignored.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ pub struct Replayed<'a> {
     pub routing_key: &'a str,
     /// The property `message_id`.
     pub message_id: &'a str,
-    /// Who published it, as the broker checked it when it first came. Empty: the publisher did not say; `None`: the letter was
+    /// The publisher, as the broker checked it the first time. Empty: the publisher gave none. `None`: the letter was
     /// written before users were kept, and its user was checked.
     pub user: Option<&'a str>,
     /// The body.
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    /// The key of these random bytes.
+    /// Makes the key from these random bytes.
     pub fn new(bytes: &[u8]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
@@ -50,7 +50,7 @@ impl Key {
         URL_SAFE_NO_PAD.encode(hmac::sign(&self.0, &replayed.framed()))
     }
 
-    /// Whether `proof` is the one of this submission.
+    /// Whether `proof` belongs to this submission.
     pub fn holds(&self, replayed: &Replayed<'_>, proof: &str) -> bool {
         let tag = URL_SAFE_NO_PAD.decode(proof);
         tag.is_ok_and(|tag| hmac::verify(&self.0, &replayed.framed(), &tag).is_ok())
@@ -58,7 +58,7 @@ impl Key {
 }
 
 impl Replayed<'_> {
-    /// Each part with its length, so that no two submissions read alike.
+    /// Each part follows its length, so two submissions never give the same bytes.
     fn framed(&self) -> Vec<u8> {
         let user = self.user.map_or(Cow::Borrowed("-"), |user| Cow::Owned(format!("={user}")));
         let parts = [self.letter, self.routing_key, self.message_id, &user].map(str::as_bytes);

@@ -1,4 +1,4 @@
-//! A recipient's address. It never shows itself in a log.
+//! A recipient's address. Logs show a masked form only.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Address(String);
 
 impl Address {
-    /// Wraps an address that was validated where it came in.
+    /// Wraps an address that was validated on its way in.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -18,12 +18,12 @@ impl Address {
         &self.0
     }
 
-    /// The address itself, taken out.
+    /// The address itself, by value.
     pub fn into_inner(self) -> String {
         self.0
     }
 
-    /// The first character and what kind of thing it is: enough to tell two apart in a log, not enough to use.
+    /// The first character and the kind of the address: enough to tell two apart in a log, not enough to use one.
     pub fn masked(&self) -> String {
         let first = self.0.chars().next().map(String::from).unwrap_or_default();
         let tail = match self.0.split_once("://") {

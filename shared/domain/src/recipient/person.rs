@@ -1,4 +1,4 @@
-//! A person: where they can be reached, and by whose clock they live.
+//! A person: addresses and time zone.
 
 use chrono_tz::Tz;
 use serde_json::{Map, Value};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::{Address, Channel, QuietHours, word::words};
 
 words!(
-    /// What kind of device a push token is for.
+    /// The kind of device that a push token belongs to.
     Platform {
         /// Apple's.
         Ios = "ios" | "apns",
@@ -22,7 +22,7 @@ words!(
 pub struct Device {
     /// Its token, or a browser's subscription in JSON.
     pub token: Address,
-    /// What kind of device it is, where that was said.
+    /// The kind of device, if it was given.
     pub platform: Option<Platform>,
 }
 
@@ -33,36 +33,36 @@ pub struct Person {
     pub id: String,
     /// Where mails go.
     pub email: Option<String>,
-    /// Where text and WhatsApp messages go, in E.164.
+    /// The number for text and WhatsApp messages, in E.164.
     pub phone: Option<String>,
     /// How they are called.
     pub name: Option<String>,
     /// A language tag such as `de-AT`.
     pub locale: Option<String>,
-    /// By whose clock they live; `None`: UTC.
+    /// Their time zone; `None`: UTC.
     pub time_zone: Option<Tz>,
     /// When they are not disturbed.
     pub quiet_hours: Option<QuietHours>,
-    /// What else the tenant knows, such as `tier`.
+    /// Other facts that the tenant knows, such as `tier`.
     pub attributes: Map<String, Value>,
     /// Where push notifications go.
     pub devices: Vec<Device>,
 }
 
 impl std::fmt::Debug for Person {
-    /// Who it is never shows in a log.
+    /// A log never shows who it is.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Person(…)")
     }
 }
 
 impl Person {
-    /// A person of whom only the id is known.
+    /// A person with an id and nothing else.
     pub fn unknown(id: impl Into<String>) -> Self {
         Self { id: id.into(), ..Self::default() }
     }
 
-    /// Where they can be reached on a channel; nowhere, or on several devices.
+    /// Their addresses on a channel: none, one, or one per device.
     pub fn addresses(&self, channel: Channel) -> Vec<Address> {
         let one = |address: &Option<String>| address.iter().map(Address::new).collect();
         match channel {
@@ -79,14 +79,14 @@ impl Person {
         self.time_zone.unwrap_or(Tz::UTC)
     }
 
-    /// What a template sees as `username`.
+    /// The variable `username` of templates.
     pub fn username(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.id)
     }
 }
 
-/// A push recipient taken apart: the platform that was named when the device was registered, and the token. Tokens of Google
-/// may hold colons; only a word of [`Platform`] before the first colon is a platform.
+/// Splits a push recipient into the platform that was named when the device was registered, and the token. Tokens of
+/// Google may hold colons, so only a word of [`Platform`] before the first colon is a platform.
 pub fn push_target(recipient: &str) -> (Option<Platform>, &str) {
     let named = |platform: &Platform| {
         recipient
@@ -101,7 +101,7 @@ pub fn push_target(recipient: &str) -> (Option<Platform>, &str) {
 }
 
 impl Device {
-    /// Its address: the token, behind its platform where the token alone does not tell. See [`Platform`].
+    /// Its address: the token, with its platform in front where the token does not show it. See [`Platform`].
     fn address(&self) -> Address {
         match self.platform {
             Some(platform) if !self.token.reveal().starts_with('{') => {

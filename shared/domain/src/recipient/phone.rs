@@ -1,4 +1,4 @@
-//! Phone numbers in E.164 form, and the chats they have on WhatsApp.
+//! Phone numbers in E.164 form, and their chats on WhatsApp.
 
 /// Country codes of two digits (ITU-T E.164 assignments); 1 and 7 stand alone, all others have three.
 const TWO_DIGITS: &[&str] = &[
@@ -13,7 +13,7 @@ pub fn is_e164(text: &str) -> bool {
         .is_some_and(|digits| (7..=15).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The country prefix of a number, such as `+49`; `None` for what is no number in E.164 form.
+/// The country prefix of a number, such as `+49`; `None` if it is not in E.164 form.
 pub fn country_prefix(number: &str) -> Option<&str> {
     let digits = number.strip_prefix('+')?;
     if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -27,17 +27,17 @@ pub fn country_prefix(number: &str) -> Option<&str> {
     number.get(..=length)
 }
 
-/// Whether a number is Brazilian with a ninth digit. WhatsApp knows some of these under the form without it, so only WAHA
-/// can tell the chat.
+/// Whether this is a Brazilian number with a ninth digit. WhatsApp knows some of these without that digit, so only WAHA
+/// can find the chat.
 pub fn is_brazilian_mobile(number: &str) -> bool {
     let national = number.strip_prefix("+55").filter(|rest| rest.len() == 11);
     national.and_then(|rest| rest.get(2..3)) == Some("9")
 }
 
-/// The number behind a chat id of WhatsApp, in E.164 form; whatever is no number's chat (a group, a hidden id) stays as it is.
+/// The number of a WhatsApp chat id, in E.164 form. The chat id of a group or a hidden id stays as it is.
 pub fn number_of_chat(chat: &str) -> String {
     let user = chat.strip_suffix("@c.us").or_else(|| chat.strip_suffix("@s.whatsapp.net"));
-    // A colon leads to one device of the person.
+    // The part after a colon names one device of the person.
     let number = user.map(|user| format!("+{}", user.split(':').next().unwrap_or_default()));
     number.filter(|number| is_e164(number)).unwrap_or_else(|| chat.to_owned())
 }

@@ -1,4 +1,4 @@
-//! The preferences of a person: which notifications, on which channels. Any "off" wins; essential ones pass.
+//! The preferences of a person: which notifications, on which channels. Any "off" wins; essential notifications pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Channel, Class, QuietHours, Reason, SendWindow, category::MARKETING};
 
-/// What a person chose about one type or category.
+/// A person's choice about one type or category.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
-    /// Whether it is wanted at all; `None`: nothing was said.
+    /// Whether it is wanted at all; `None`: no choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// The only channels it may take; `None`: any.
+    /// The only channels that it may use; `None`: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<BTreeSet<Channel>>,
     /// Channels it may not take.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub off: BTreeSet<Channel>,
-    /// Channels that were switched on: a "yes" to categories that are off by default.
+    /// Channels that were switched on: an explicit "yes" to types that are off by default.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub on: BTreeSet<Channel>,
 }
@@ -28,16 +28,16 @@ pub struct Choice {
 /// Everything a person chose.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preferences {
-    /// Switches of whole channels; a channel that is not named is on.
+    /// Switches of whole channels; a channel without a switch is on.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub channels: BTreeMap<Channel, bool>,
-    /// Whether advertising is unwanted.
+    /// Whether all advertising is off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_marketing: bool,
-    /// Whether everything but the essential is unwanted.
+    /// Whether everything except essential notifications is off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_essential: bool,
-    /// By type, or by a category of that name.
+    /// Choices by type, or by category.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, Choice>,
 }
@@ -53,36 +53,36 @@ pub struct Topic<'a> {
     pub class: Class,
     /// The channel it would take.
     pub channel: Channel,
-    /// Whether its type is on for those who said nothing about it.
+    /// Whether its type is on for people who made no choice about it.
     pub default_enabled: bool,
 }
 
-/// What is known of a person when something is about to be sent to them.
+/// The facts about a person that decide whether and when something is sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecipientPolicy {
-    /// What they chose.
+    /// The person's choices.
     pub preferences: Preferences,
-    /// By whose clock they live; `None`: UTC.
+    /// Their time zone; `None`: UTC.
     pub zone: Option<Tz>,
     /// When they are not disturbed.
     pub quiet: Option<QuietHours>,
 }
 
-/// That something has to wait.
+/// A wait before a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait {
-    /// Until when; `None`: quiet hours leave no moment of the send window.
+    /// The end of the wait; `None`: the quiet hours cover the whole send window.
     pub until: Option<DateTime<Utc>>,
-    /// For what: of two things for that which ends last.
+    /// The reason of the wait. Of two reasons, the one that ends last.
     pub reason: Reason,
 }
 
-/// How far ahead a moment is looked for that quiet hours and a send window both allow: a window that opens once a week may lie in
-/// a gap of the clock once.
+/// How far ahead to look for a moment that both quiet hours and a send window allow. A window that opens once a week
+/// may fall once into the hour that a clock change skips.
 const AHEAD_MAX: TimeDelta = TimeDelta::days(15);
 
 impl Choice {
-    /// Whether it was switched off, as a whole or for a channel.
+    /// Whether it was switched off, for all channels or this one.
     pub fn refuses(&self, channel: Channel) -> bool {
         let is_left_out = self.channels.as_ref().is_some_and(|channels| !channels.contains(&channel));
         self.enabled == Some(false) || is_left_out || self.off.contains(&channel)
@@ -93,7 +93,7 @@ impl Choice {
         self.enabled == Some(true) || self.on.contains(&channel)
     }
 
-    /// Switches one channel. On, where all of it was off, means: by this channel alone.
+    /// Switches one channel. Switching a channel on while everything is off allows this channel only.
     fn switch(&mut self, channel: Channel, on: bool) {
         if !on {
             self.on.remove(&channel);
@@ -125,7 +125,7 @@ impl Preferences {
             && (topic.default_enabled || about().any(|choice| choice.asks(topic.channel)))
     }
 
-    /// What was chosen about a type, its category, and advertising where it is that.
+    /// The choices about a type, its category, and advertising if it is advertising.
     fn about<'a>(
         &'a self,
         kind: Option<&'a str>,
@@ -136,13 +136,13 @@ impl Preferences {
         [kind, category, as_advertising].into_iter().flatten().filter_map(|key| self.keys.get(key))
     }
 
-    /// Whether the person has turned advertising down, on every channel.
+    /// Whether the person refuses advertising on every channel.
     pub fn refuses_marketing(&self) -> bool {
         let by_key = self.keys.get(MARKETING).is_some_and(|choice| choice.enabled == Some(false));
         self.no_marketing || self.only_essential || by_key
     }
 
-    /// Whether the person has turned advertising by mail down, in whatever way.
+    /// Whether the person refuses advertising by mail, by any setting.
     pub fn refuses_marketing_mail(&self) -> bool {
         self.refuses_marketing() || self.keys.get(MARKETING).is_some_and(|choice| choice.refuses(Channel::Email))
     }
@@ -165,7 +165,7 @@ impl Preferences {
         choice.switch(channel, on);
     }
 
-    /// Says by which channels alone a type or category may come; `None`: by any.
+    /// Restricts a type or category to these channels; `None`: any channel.
     pub fn restrict(&mut self, key: &str, channels: Option<BTreeSet<Channel>>) {
         let choice = self.keys.entry(key.to_owned()).or_default();
         choice.off.clear();
@@ -175,7 +175,7 @@ impl Preferences {
 }
 
 impl RecipientPolicy {
-    /// For what something has to wait that disturbs, and until when; `None`: it need not.
+    /// The wait of a delivery that disturbs: its reason and end. `None`: it need not wait.
     pub fn wait(
         &self,
         class: Class,
@@ -202,7 +202,7 @@ impl RecipientPolicy {
     }
 }
 
-/// Whether something of this class can disturb a person on this channel. What is essential may always.
+/// Whether something of this class can disturb a person on this channel. Essential notifications need not wait.
 const fn disturbs(class: Class, channel: Channel) -> bool {
     match channel {
         Channel::Email | Channel::Sms | Channel::Push | Channel::Whatsapp => !matches!(class, Class::Essential),
@@ -263,7 +263,7 @@ mod tests {
             (r#"{"no_marketing": true, "keys": {"promo": {"enabled": true}}}"#, AD, false),
             (r#"{"only_essential": true}"#, ALL, false),
             (r#"{"only_essential": true}"#, AD, false),
-            // The key of advertising is about all of it, whatever its category is called.
+            // The key of advertising covers all advertising, whatever its category is called.
             (r#"{"keys": {"marketing": {"enabled": false}}}"#, AD, false),
             (r#"{"keys": {"marketing": {"off": ["email"]}}}"#, AD, false),
             (r#"{"keys": {"marketing": {"off": ["email"]}}}"#, Topic { channel: Channel::Push, ..AD }, true),
@@ -371,7 +371,7 @@ mod tests {
         let office = window(&weekdays, 9, 17);
         let quiet = |start: u16, end: u16| Some(QuietHours { start: start * 60, end: end * 60 });
         let vienna: Tz = "Europe/Vienna".parse().unwrap();
-        // 1 June 2026 is a Monday. An empty end: it need not wait.
+        // 1 June 2026 is a Monday. An empty end: no wait.
         let table = [
             // The window opens after the quiet, and the quiet ends within the window.
             (quiet(22, 8), None, &office, "2026-06-01T23:00:00Z", "2026-06-02T09:00:00Z", Reason::SendWindow),
@@ -379,10 +379,10 @@ mod tests {
             (quiet(12, 13), None, &office, "2026-06-01T12:30:00Z", "2026-06-01T13:00:00Z", Reason::QuietHours),
             (quiet(12, 13), None, &office, "2026-06-01T13:00:00Z", "", Reason::QuietHours),
             (None, None, &office, "2026-06-01T16:59:00Z", "", Reason::SendWindow),
-            // The quiet goes on over the end of the window, and over the weekend.
+            // The quiet hours last beyond the end of the window, and over the weekend.
             (quiet(16, 8), None, &office, "2026-06-05T16:30:00Z", "2026-06-08T09:00:00Z", Reason::SendWindow),
             (quiet(16, 10), None, &office, "2026-06-05T16:30:00Z", "2026-06-08T10:00:00Z", Reason::QuietHours),
-            // By the clock of the person.
+            // In the person's time zone.
             (quiet(22, 8), Some(vienna), &office, "2026-06-01T06:30:00Z", "2026-06-01T07:00:00Z", Reason::SendWindow),
             (quiet(22, 10), Some(vienna), &office, "2026-06-01T06:30:00Z", "2026-06-01T08:00:00Z", Reason::QuietHours),
         ];

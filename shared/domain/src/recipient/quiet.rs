@@ -1,25 +1,26 @@
-//! Quiet hours: when a person does not want to be disturbed, by the clock on their wall.
+//! Quiet hours: when a person does not want to be disturbed, by local time.
 
 use chrono::{DateTime, Days, LocalResult, NaiveDateTime, NaiveTime, Offset, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-/// From one local time of day to another, in minutes after midnight; it may lie across midnight.
+/// From one local time of day to another, in minutes after midnight. It may cross midnight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuietHours {
     /// The first quiet minute.
     pub start: u16,
-    /// The first minute that is quiet no more.
+    /// The first minute that is not quiet.
     pub end: u16,
 }
 
-/// A window that is quiet again right where it ended (a clock that was put forward over the loud minutes) is followed for so
-/// many windows; no calendar needs more than two.
+/// If a clock change skips the minutes between two windows, the second window follows at once. The search goes through
+/// at most this many windows; no time zone needs more than two.
 const WINDOWS_MAX: usize = 4;
 
 impl QuietHours {
-    /// When the quiet that `now` lies in ends; `None`: it is not quiet. Where the clock is put back, the minutes that come
-    /// twice are quiet twice; where it is put forward over the end, quiet ends with the jump.
+    /// When the quiet hours around `now` end; `None`: it is not quiet. When clocks go back, both copies of a repeated
+    /// minute are quiet. When clocks skip the end, quiet hours end with the skip. Example: 22:00-02:30, and clocks go
+    /// from 02:00 to 03:00: they end at 03:00.
     pub fn until(self, now: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
         let mut at = now;
         for _ in 0..WINDOWS_MAX {
@@ -31,7 +32,7 @@ impl QuietHours {
         (at > now).then_some(at)
     }
 
-    /// Whether a minute of the day is quiet. A window that ends where it starts is empty.
+    /// Whether a minute of the day is quiet. A window whose end equals its start is empty.
     const fn has(self, minute: u16) -> bool {
         if self.start <= self.end {
             self.start <= minute && minute < self.end
@@ -40,7 +41,7 @@ impl QuietHours {
         }
     }
 
-    /// The end of the window that `at` lies in.
+    /// The end of the window that contains `at`.
     fn end_after(self, at: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
         let local = at.with_timezone(&zone).naive_local();
         let minute = u16::try_from(local.hour() * 60 + local.minute()).ok().filter(|minute| self.has(*minute))?;
@@ -51,7 +52,7 @@ impl QuietHours {
     }
 }
 
-/// When the wall clock next shows `local`, seen from `at`, which is before that.
+/// The next time after `at` at which local time is `local`.
 fn moment(local: NaiveDateTime, at: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
     match zone.from_local_datetime(&local) {
         LocalResult::Single(moment) => Some(moment.to_utc()),
@@ -59,7 +60,7 @@ fn moment(local: NaiveDateTime, at: DateTime<Utc>, zone: Tz) -> Option<DateTime<
             let (first, second) = (first.to_utc().min(second.to_utc()), first.to_utc().max(second.to_utc()));
             Some(if first > at { first } else { second })
         }
-        // The clock jumps over it. Read by the offset before the jump it lies behind the jump.
+        // The clock skips this time. With the offset before the skip, it is a time after the skip.
         LocalResult::None => {
             let before = zone.offset_from_utc_datetime(&at.naive_utc()).fix();
             jump(at, before.from_local_datetime(&local).single()?.to_utc(), zone)
@@ -67,7 +68,7 @@ fn moment(local: NaiveDateTime, at: DateTime<Utc>, zone: Tz) -> Option<DateTime<
     }
 }
 
-/// The moment between two others from which on the zone has another offset than at the first. Offsets change at whole seconds.
+/// The moment between these two at which the zone's offset changes. Offsets change at whole seconds.
 pub(super) fn jump(before: DateTime<Utc>, mut after: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
     let offset = |at: DateTime<Utc>| zone.offset_from_utc_datetime(&at.naive_utc()).fix();
     let mut before = DateTime::from_timestamp(before.timestamp(), 0)?;
@@ -102,7 +103,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Window, zone, now, end of the quiet; an empty end: it is not quiet.
+    /// Window, zone, now, end of the quiet hours; an empty end: it is not quiet.
     type Row = (&'static str, &'static str, &'static str, &'static str);
 
     fn assert_ends(table: &[Row]) {
@@ -156,36 +157,36 @@ mod tests {
     #[test]
     fn quiet_follows_a_clock_that_is_put_forward_or_back() {
         assert_ends(&[
-            // Put forward during the quiet: it is an hour shorter.
+            // Clocks go forward during the window: it is an hour shorter.
             ("22:00-08:00", "Europe/Vienna", "2026-03-28T22:00:00Z", "2026-03-29T06:00:00Z"),
-            // Put forward over its end (02:00 becomes 03:00): it ends with the jump.
+            // Clocks skip its end (02:00 becomes 03:00): it ends with the skip.
             ("22:00-02:30", "Europe/Vienna", "2026-03-29T00:00:00Z", "2026-03-29T01:00:00Z"),
             ("22:00-02:30", "Europe/Vienna", "2026-03-29T00:59:59.500Z", "2026-03-29T01:00:00Z"),
             ("22:00-02:30", "Europe/Vienna", "2026-03-29T01:00:00Z", ""),
             ("22:00-03:00", "Europe/Vienna", "2026-03-29T00:30:00Z", "2026-03-29T01:00:00Z"),
-            // Put forward over all of it: there is none that day.
+            // Clocks skip all of it: there is no window on that day.
             ("02:10-02:50", "Europe/Vienna", "2026-03-29T00:59:00Z", ""),
             ("02:10-02:50", "Europe/Vienna", "2026-03-29T01:00:00Z", ""),
-            // Put forward over its beginning.
+            // Clocks skip its beginning.
             ("02:30-04:00", "Europe/Vienna", "2026-03-29T01:00:00Z", "2026-03-29T02:00:00Z"),
-            // Put forward over the loud minutes: one quiet goes over into the next.
+            // Clocks skip the minutes between two windows: the second follows the first.
             ("03:00-02:30", "Europe/Vienna", "2026-03-29T00:00:00Z", "2026-03-30T00:30:00Z"),
-            // Put back during the quiet: it is an hour longer.
+            // Clocks go back during the window: it is an hour longer.
             ("22:00-08:00", "Europe/Vienna", "2026-10-24T20:00:00Z", "2026-10-25T07:00:00Z"),
-            // Put back over its end (03:00 becomes 02:00): it ends twice, and between them it is not quiet.
+            // Clocks go back over its end (03:00 becomes 02:00): it ends twice, and it is not quiet in between.
             ("22:00-02:30", "Europe/Vienna", "2026-10-24T23:00:00Z", "2026-10-25T00:30:00Z"),
             ("22:00-02:30", "Europe/Vienna", "2026-10-25T00:30:00Z", ""),
             ("22:00-02:30", "Europe/Vienna", "2026-10-25T01:00:00Z", "2026-10-25T01:30:00Z"),
             ("22:00-02:30", "Europe/Vienna", "2026-10-25T01:30:00Z", ""),
-            // Half an hour back (02:00 becomes 01:30).
+            // Clocks go back by half an hour (02:00 becomes 01:30).
             ("22:00-01:45", "Australia/Lord_Howe", "2026-04-04T14:40:00Z", "2026-04-04T14:45:00Z"),
             ("22:00-01:45", "Australia/Lord_Howe", "2026-04-04T15:00:00Z", "2026-04-04T15:15:00Z"),
-            // Put forward at midnight, so that a day begins at one.
+            // Clocks go forward at midnight: a day begins at 01:00.
             ("22:00-00:30", "Africa/Cairo", "2026-04-23T21:00:00Z", "2026-04-23T22:00:00Z"),
-            // Put back at midnight, so that the same evening comes twice.
+            // Clocks go back at midnight: the same evening comes twice.
             ("22:00-23:30", "Africa/Cairo", "2026-10-29T20:10:00Z", "2026-10-29T20:30:00Z"),
             ("22:00-23:30", "Africa/Cairo", "2026-10-29T21:10:00Z", "2026-10-29T21:30:00Z"),
-            // A whole day that never was.
+            // A whole day that the zone skipped.
             ("22:00-08:00", "Pacific/Apia", "2011-12-30T09:00:00Z", "2011-12-30T18:00:00Z"),
         ]);
     }

@@ -1,4 +1,4 @@
-//! Send windows: when something may disturb the person it is for, by the clock on their wall.
+//! Send windows: when something may disturb its recipient, by local time.
 
 use std::collections::BTreeSet;
 
@@ -29,26 +29,27 @@ words!(
     }
 );
 
-/// On some days from one local time of day to another, in minutes after midnight; it may lie across midnight, and then belongs to
-/// the day on which it opens.
+/// On some days, from one local time of day to another, in minutes after midnight. It may cross midnight; then it
+/// belongs to the day on which it opens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendWindow {
     /// The days on which it opens.
     pub days: BTreeSet<Day>,
     /// The first minute in it.
     pub from: u16,
-    /// The first minute that is in it no more; 1440: the end of the day. Another than `from`.
+    /// The first minute after the window; 1440: the end of the day. It differs from `from`.
     pub to: u16,
 }
 
-/// The next time a window opens is looked for in so many steps: one to each opening, and one to each change of the clock before.
+/// The search for the next opening takes at most this many steps: one per opening, and one per clock change before it.
 const STEPS_MAX: usize = 16;
-/// How many days ahead a window opens at the latest: a week from today.
+/// A window opens within this many days: a week from today.
 const DAYS_AHEAD: u64 = 7;
 
 impl SendWindow {
-    /// The first moment from `now` on that lies in it, `now` itself where that does; `None`: there is none. Where the clock is put
-    /// back, the minutes that come twice are in it twice; where it is put forward over the opening, it opens with the jump.
+    /// The first moment from `now` on that lies in the window; that is `now` itself if the window is open. `None`:
+    /// there is none. When clocks go back, both copies of a repeated minute are in the window. When clocks skip the
+    /// opening, it opens with the skip.
     pub fn opening(&self, now: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
         let offset = |at: DateTime<Utc>| zone.offset_from_utc_datetime(&at.naive_utc()).fix();
         let mut at = now;
@@ -57,14 +58,14 @@ impl SendWindow {
             if self.has(local) {
                 return Some(at);
             }
-            // If the clock is not changed before.
+            // If no clock change comes before.
             let opens = at + (self.next(local)? - local);
             at = if offset(at) == offset(opens) { opens } else { jump(at, opens, zone)? };
         }
         None
     }
 
-    /// Whether it is open when the clock shows this.
+    /// Whether it is open at this local time.
     fn has(&self, local: NaiveDateTime) -> bool {
         let Ok(minute) = u16::try_from(local.hour() * 60 + local.minute()) else { return false };
         let today = Day::of(local.weekday());
@@ -75,7 +76,7 @@ impl SendWindow {
             || (minute < self.to && self.days.contains(&Day::of(local.weekday().pred())))
     }
 
-    /// What the clock shows when it opens next.
+    /// The local time at which it opens next.
     fn next(&self, local: NaiveDateTime) -> Option<NaiveDateTime> {
         let time = NaiveTime::from_num_seconds_from_midnight_opt(u32::from(self.from) * 60, 0)?;
         let dates = (0..=DAYS_AHEAD).filter_map(|ahead| local.date().checked_add_days(Days::new(ahead)));
@@ -126,7 +127,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Window, zone, now, its next opening; an empty one: it is open. 1 June 2026 is a Monday.
+    /// Window, zone, now, its next opening; an empty opening: it is open. 1 June 2026 is a Monday.
     type Row = (&'static str, &'static str, &'static str, &'static str);
 
     fn assert_opens(table: &[Row]) {
@@ -185,30 +186,30 @@ mod tests {
     #[test]
     fn a_window_follows_a_clock_that_is_put_forward_or_back() {
         assert_opens(&[
-            // The clock is changed while it is closed: the night is an hour shorter, or longer.
+            // Clocks change while it is closed: the night is an hour shorter, or longer.
             ("09:00-17:00", "Europe/Vienna", "2026-03-28T17:00:00Z", "2026-03-29T07:00:00Z"),
             ("09:00-17:00", "Europe/Vienna", "2026-10-24T17:00:00Z", "2026-10-25T08:00:00Z"),
-            // Put forward over the opening (02:00 becomes 03:00): it opens with the jump.
+            // Clocks skip the opening (02:00 becomes 03:00): it opens with the skip.
             ("02:30-05:00", "Europe/Vienna", "2026-03-29T00:30:00.500Z", "2026-03-29T01:00:00Z"),
             ("sun 02:30-05:00", "Europe/Vienna", "2026-03-26T00:00:00Z", "2026-03-29T01:00:00Z"),
-            // Put forward over all of it: there is none that day.
+            // Clocks skip all of it: there is no window on that day.
             ("02:10-02:50", "Europe/Vienna", "2026-03-29T00:30:00Z", "2026-03-30T00:10:00Z"),
             ("sun 02:10-02:50", "Europe/Vienna", "2026-03-29T00:30:00Z", "2026-04-05T00:10:00Z"),
             // Put forward over its end.
             ("01:00-02:30", "Europe/Vienna", "2026-03-29T00:59:59Z", ""),
             ("01:00-02:30", "Europe/Vienna", "2026-03-29T01:00:00Z", "2026-03-29T23:00:00Z"),
-            // Put back over its end (03:00 becomes 02:00): it opens twice.
+            // Clocks go back over its end (03:00 becomes 02:00): it opens twice.
             ("01:00-02:30", "Europe/Vienna", "2026-10-25T00:29:00Z", ""),
             ("01:00-02:30", "Europe/Vienna", "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z"),
             ("01:00-02:30", "Europe/Vienna", "2026-10-25T01:30:00Z", "2026-10-26T00:00:00Z"),
-            // Put back over its opening: the first of both counts, and the second as well.
+            // Clocks go back over its opening: both openings count.
             ("02:30-05:00", "Europe/Vienna", "2026-10-24T23:00:00Z", "2026-10-25T00:30:00Z"),
             ("02:30-05:00", "Europe/Vienna", "2026-10-25T01:10:00Z", "2026-10-25T01:30:00Z"),
-            // Half an hour back (02:00 becomes 01:30).
+            // Clocks go back by half an hour (02:00 becomes 01:30).
             ("01:40-01:45", "Australia/Lord_Howe", "2026-04-04T14:45:00Z", "2026-04-04T15:10:00Z"),
-            // Put forward at midnight, so that a day begins at one.
+            // Clocks go forward at midnight: a day begins at 01:00.
             ("fri 00:00-08:00", "Africa/Cairo", "2026-04-23T21:00:00Z", "2026-04-23T22:00:00Z"),
-            // Put back at midnight, so that the evening of a day comes again after it was over.
+            // Clocks go back at midnight: the evening of a day comes a second time.
             ("thu 20:00-23:30", "Africa/Cairo", "2026-10-29T20:45:00Z", "2026-10-29T21:00:00Z"),
             // A Friday that never was.
             ("fri 09:00-17:00", "Pacific/Apia", "2011-12-30T09:00:00Z", "2012-01-05T19:00:00Z"),
@@ -232,7 +233,7 @@ mod tests {
         ) {
             prop_assume!(from != to);
             let (window, now) = (SendWindow { days, from, to }, DateTime::from_timestamp(seconds, 0).unwrap());
-            // Said in other words: which days and minutes are in it, each on its own.
+            // The same rule, written differently: each day and minute is tested on its own.
             let is_open = |at: DateTime<Utc>| {
                 let local = at.with_timezone(&zone).naive_local();
                 let minute = u16::try_from(local.hour() * 60 + local.minute()).unwrap();
@@ -241,7 +242,7 @@ mod tests {
                 let since = (minute + 1440 - from) % 1440;
                 since < length && window.days.iter().any(|one| one.as_str() == day.to_string().to_lowercase())
             };
-            // A window that lies in a gap opens a week later.
+            // A window that clocks skip opens a week later.
             let opening = window.opening(now, zone).unwrap();
             prop_assert!(opening >= now && opening - now < TimeDelta::days(15));
             prop_assert!(is_open(opening), "{opening}");

@@ -1,4 +1,4 @@
-//! Addresses that nothing is sent to any more.
+//! Suppressed addresses: nothing is sent to them any more.
 
 use std::{fmt, str::FromStr};
 
@@ -6,19 +6,19 @@ use serde::{Serialize, Serializer};
 
 use crate::{Channel, Class, UnknownWord, category::MARKETING, push_target, word::words};
 
-/// What is kept from an address.
+/// The notifications that an address does not get.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SuppressionScope {
     /// Everything.
     All,
-    /// What is of class `marketing`.
+    /// Those of class `marketing`.
     Marketing,
-    /// What is of this category, or of a type of that name.
+    /// Those of this category, or of a type of that name.
     Category(String),
 }
 
 const ALL: &str = "all";
-/// Before the name of a category, so that none can be taken for another word.
+/// The prefix of a category's name, so that no category can be mistaken for another word.
 const CATEGORY: &str = "category:";
 
 impl SuppressionScope {
@@ -27,8 +27,8 @@ impl SuppressionScope {
         if category == MARKETING { Self::Marketing } else { Self::Category(category.to_owned()) }
     }
 
-    /// Whether something of this class, category and type is kept from the address. What is essential only a dead address
-    /// keeps back.
+    /// Whether something of this class, category and type is not sent to the address. Only a dead address stops an
+    /// essential notification.
     pub fn concerns(&self, class: Class, category: Option<&str>, kind: Option<&str>) -> bool {
         match self {
             Self::All => true,
@@ -74,21 +74,21 @@ impl Serialize for SuppressionScope {
 words!(
     /// Why an address is suppressed.
     SuppressionReason {
-        /// The provider said, when it was called, that the address does not exist (any more).
+        /// The provider answered the call: the address does not exist.
         AddressDead = "address_dead",
-        /// A mail or message came back for good.
+        /// A mail or message bounced permanently.
         HardBounce = "hard_bounce",
-        /// Several in a row came back for the time being.
+        /// Several in a row bounced temporarily.
         SoftBounces = "soft_bounces",
-        /// The person called a message unwanted.
+        /// The person reported a message as spam.
         Complaint = "complaint",
         /// The person unsubscribed.
         Unsubscribed = "unsubscribed",
     }
 );
 
-/// Whether addresses of a channel can be suppressed: those that belong to people and that providers know to be dead. A webhook
-/// that is gone is its configuration's business, an inbox cannot die, and a WhatsApp number may be registered tomorrow.
+/// Whether addresses of a channel can be suppressed: those that belong to people and that providers can report as dead.
+/// A dead webhook is a matter of its configuration, an inbox cannot die, and a WhatsApp number may be registered later.
 pub const fn is_suppressible(channel: Channel) -> bool {
     match channel {
         Channel::Email | Channel::Sms | Channel::Push => true,
@@ -96,8 +96,8 @@ pub const fn is_suppressible(channel: Channel) -> bool {
     }
 }
 
-/// The form of an address under which it is suppressed: no mail server has mailboxes that differ in case only, a browser's
-/// subscription is its endpoint, and a token is dead whatever platform was named with it.
+/// The form under which an address is suppressed. Mail addresses ignore case, a browser's subscription counts by its
+/// endpoint, and a device token counts without its platform.
 pub fn suppressed_form(channel: Channel, address: &str) -> String {
     match channel {
         Channel::Email => address.trim().to_ascii_lowercase(),

@@ -1,11 +1,11 @@
-//! How the settings of Amazon Web Services fit together; Amazon SES and SNS share them.
+//! The rules between the settings of Amazon Web Services, which Amazon SES and SNS share.
 
 use secrecy::SecretString;
 use url::Url;
 
 use super::{reader::Reader, table};
 
-/// Amazon Web Services; region, key and secret are always there when a backend needs them.
+/// Amazon Web Services. Region, key and secret are set if a backend needs them.
 #[derive(Clone, Debug)]
 pub struct AwsConfig {
     /// The region.
@@ -14,9 +14,9 @@ pub struct AwsConfig {
     pub access_key_id: Option<String>,
     /// The key.
     pub secret_access_key: Option<SecretString>,
-    /// What a key for a time has beside it.
+    /// The session token of a temporary key.
     pub session_token: Option<SecretString>,
-    /// Where the services are, instead of Amazon's own address; ends in a slash.
+    /// The address of the services, if it is not Amazon's own; it ends in a slash.
     pub endpoint_url: Option<Url>,
 }
 
@@ -30,7 +30,7 @@ pub(super) fn read(reader: &mut Reader) -> AwsConfig {
     }
 }
 
-/// Notes what is missing for a backend; `asked` says which, such as `SMS_BACKEND names sns`.
+/// Reports the settings that a backend lacks; `asked` names it, such as `SMS_BACKEND names sns`.
 pub(super) fn check(reader: &mut Reader, asked: &str) {
     let why = format!("is missing, and {asked}");
     for setting in [&table::AWS_REGION, &table::AWS_ACCESS_KEY_ID] {

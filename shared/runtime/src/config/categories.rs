@@ -1,6 +1,6 @@
-//! Mails picked by their category.
+//! Mails selected by their category.
 
-/// Some of all mails, by their category.
+/// A selection of mails by their category.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Categories {
     /// None of them.
@@ -13,7 +13,7 @@ pub enum Categories {
 }
 
 impl Categories {
-    /// Whether a mail is among them.
+    /// Whether a mail is in the selection.
     pub fn have(&self, category: Option<&str>) -> bool {
         match self {
             Self::None => false,

@@ -1,4 +1,4 @@
-//! Where the database is: one URL, or its five parts.
+//! The address of the database: one URL, or its five parts.
 
 use domain::seal::Sealer;
 use secrecy::{ExposeSecret, SecretString};
@@ -11,14 +11,14 @@ use super::{postgres::decoded, reader::Reader, setting::Setting, table};
 pub struct DatabaseConfig {
     /// Its URL, password included.
     pub url: SecretString,
-    /// Connections that one process holds at most.
+    /// The maximum number of connections of one process.
     pub pool_size: usize,
-    /// Seals what people wrote and where they can be reached.
+    /// Encrypts contents and addresses of people.
     pub sealer: Sealer,
 }
 
 impl DatabaseConfig {
-    /// One that seals nothing, for tools and tests.
+    /// A configuration without encryption, for tools and tests.
     pub fn plain(url: &Url) -> Self {
         Self { url: url.to_string().into(), pool_size: 1, sealer: Sealer::default() }
     }
@@ -55,7 +55,7 @@ fn sealer(reader: &mut Reader) -> Option<Sealer> {
     let newest = reader.get(&table::ENCRYPTION_KEY);
     let previous = reader.get(&table::ENCRYPTION_KEY_PREVIOUS).unwrap_or_default();
     let required = reader.get(&table::ENCRYPTION_REQUIRED)?;
-    // Each key was checked when it was read; an old one without a new one only opens what it sealed.
+    // Each key was checked when it was read. An old key without a new one only opens values that it sealed.
     Some(Sealer::new(newest.iter().chain(&previous)).ok()?.requiring(required))
 }
 
@@ -69,7 +69,7 @@ fn parts(reader: &mut Reader) -> Parts {
     }
 }
 
-/// A part may be given beside the URL (many images set both), but not say something else.
+/// A part may be set beside the URL, as many images do, but it must not differ from the URL.
 fn compare(reader: &mut Reader, url: &Url, parts: &Parts) {
     let differs = |one: Option<&str>, other: Option<&str>| one.is_some() && one != other;
     let text = |part| decoded(part);
@@ -91,7 +91,7 @@ fn compare(reader: &mut Reader, url: &Url, parts: &Parts) {
     }
 }
 
-/// The URL made of the parts; where none is given, `DATABASE_URL` is what is missing.
+/// The URL made of the parts. If no part is set, `DATABASE_URL` is reported as missing.
 fn compose(reader: &mut Reader, parts: &Parts) -> Option<Url> {
     let set = [&table::DB_HOST, &table::DB_USERNAME, &table::DB_DATABASE].map(|setting| reader.is_set(setting));
     if set == [false; 3] {

@@ -1,4 +1,4 @@
-//! How the mail settings fit together.
+//! The rules between the mail settings.
 
 use std::net::IpAddr;
 
@@ -8,33 +8,33 @@ use url::Url;
 
 use super::{aws, kind::TlsWord, reader::Reader, table};
 
-/// What sends e-mail, and as whom.
+/// The backends and the sender of e-mail.
 #[derive(Clone, Debug)]
 pub struct EmailConfig {
-    /// The backends, first one first; empty where e-mail is not set up.
+    /// The backends in order; empty if e-mail is not configured.
     pub backends: Vec<ProviderName>,
-    /// The mail server, where `SMTP_HOST` is set; always there when `backends` names smtp.
+    /// The mail server, if `SMTP_HOST` is set; it is always set if `backends` names smtp.
     pub smtp: Option<SmtpConfig>,
-    /// The sender, bare or as `Name <address>`; always there when `backends` names more than sandbox.
+    /// The sender, bare or as `Name <address>`; it is always set if `backends` names more than sandbox.
     pub from: Option<String>,
-    /// What signs mails over SMTP, where `DKIM_DOMAIN` is set.
+    /// The DKIM key for mails over SMTP, if `DKIM_DOMAIN` is set.
     pub dkim: Option<DkimConfig>,
     /// SendGrid.
     pub sendgrid: SendgridConfig,
-    /// The configuration set that mails through Amazon SES name.
+    /// The configuration set named in mails through Amazon SES.
     pub ses_configuration_set: Option<String>,
 }
 
 /// SendGrid.
 #[derive(Clone, Debug)]
 pub struct SendgridConfig {
-    /// The key to it; always there when `EMAIL_BACKEND` names sendgrid.
+    /// Its API key; it is always set if `EMAIL_BACKEND` names sendgrid.
     pub api_key: Option<SecretString>,
     /// Where it is; ends in a slash.
     pub base_url: Url,
 }
 
-/// What signs mails.
+/// The DKIM key that signs mails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DkimConfig {
     /// The domain that answers for them.
@@ -52,9 +52,9 @@ pub struct SmtpConfig {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// The user to log in as; without one there is no login.
+    /// The user to log in as; without a user there is no login.
     pub user: Option<String>,
-    /// That user's password; there exactly when `user` is.
+    /// The user's password; set exactly if `user` is.
     pub password: Option<SecretString>,
     /// Encryption.
     pub tls: SmtpTls,
@@ -129,7 +129,7 @@ fn smtp(reader: &mut Reader) -> Option<SmtpConfig> {
     Some(SmtpConfig { host, port, user, password, tls })
 }
 
-/// What the two settings ask for; they have different words for it, but must mean the same.
+/// The encryption that the two settings request. They use different words, but must mean the same.
 fn asked_tls(reader: &mut Reader, word: Option<TlsWord>, secure: Option<bool>, port: Option<u16>) -> Option<SmtpTls> {
     let word = word.map(|word| named_tls(word, port));
     let secure = secure.map(|secure| nodemailer_tls(secure, port));
@@ -148,7 +148,8 @@ fn named_tls(word: TlsWord, port: Option<u16>) -> SmtpTls {
     }
 }
 
-/// In nodemailer `secure: false` still upgrades; on the submission port, where plain text is not welcome, so do we.
+/// nodemailer upgrades to TLS even with `secure: false`. So do we on the submission port, where plain text is not
+/// usual.
 fn nodemailer_tls(secure: bool, port: Option<u16>) -> SmtpTls {
     match (secure, port.unwrap_or(SUBMISSION_PORT)) {
         (true, _) => SmtpTls::Tls,
@@ -157,7 +158,7 @@ fn nodemailer_tls(secure: bool, port: Option<u16>) -> SmtpTls {
     }
 }
 
-/// What the port is for; and a password never leaves the machine in plain text unless that was asked for.
+/// The usual encryption of the port. A password never leaves the machine in plain text unless that was requested.
 fn usual_tls(port: u16, password_leaves: bool) -> SmtpTls {
     match port {
         IMPLICIT_TLS_PORT => SmtpTls::Tls,

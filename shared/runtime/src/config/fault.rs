@@ -1,4 +1,4 @@
-//! What is wrong with the settings, all of it at once.
+//! The faults of the settings, all of them at once.
 
 use std::fmt::{Display, Formatter, Result};
 
@@ -9,14 +9,14 @@ pub struct ConfigError {
     pub faults: Vec<ConfigFault>,
 }
 
-/// One fault: the variable, its value unless secret, what is expected of it and an example.
+/// One fault: the variable, its value unless secret, the expected value and an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigFault {
     /// The variable as it was set, or its first name where it is missing.
     pub name: String,
-    /// What it was set to; `***` for a secret, nothing where it is missing or the value says nothing.
+    /// Its value; `***` for a secret, `None` if it is missing or the value does not help.
     pub value: Option<String>,
-    /// What is wrong and what is expected, as the rest of a sentence that starts with the name.
+    /// The fault and the expected value, as the rest of a sentence that starts with the name.
     pub problem: String,
     /// A value that would do.
     pub example: Option<&'static str>,

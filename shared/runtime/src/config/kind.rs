@@ -1,4 +1,4 @@
-//! What a setting may look like: each kind pairs a parser with the sentence that says what it takes.
+//! The kinds of settings: each kind pairs a parser with the sentence that describes its values.
 
 use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 
@@ -18,7 +18,7 @@ use super::{
 };
 use Expects::Text;
 
-/// A parser and what it expects.
+/// A parser and its expectation.
 pub(super) struct Kind<T> {
     pub(super) expects: Expects,
     pub(super) parse: fn(&str) -> Result<T, Bad>,
@@ -28,7 +28,7 @@ pub(super) struct Kind<T> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expects {
     Text(&'static str),
-    /// Providers of a channel, and what follows their list.
+    /// Providers of a channel, and the words after their list.
     Backends(Channel, &'static str),
 }
 
@@ -44,23 +44,23 @@ impl fmt::Display for Expects {
     }
 }
 
-/// Why a text is not of its kind.
+/// Why a text does not fit its kind.
 pub(super) enum Bad {
     /// The expectation says it all.
     Shape,
-    /// There is more to say than the expectation.
+    /// A reason beyond the expectation.
     Because(String),
 }
 
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
 const JWT_SECRET_BYTES_MIN: usize = 32;
-/// Longer pauses, in milliseconds, would outlive the retention of what they hold up: a week.
+/// The longest pause, in milliseconds: a week. A longer one would outlive the retention of the deliveries that wait.
 const DELAY_MS_MAX: u64 = 604_800_000;
-/// Longer waits, in milliseconds, on one call are a hang, not patience: ten minutes, a third of RabbitMQ's own limit.
+/// The longest wait for one call, in milliseconds: ten minutes, a third of RabbitMQ's own limit. A longer call hangs.
 const TIMEOUT_MS_MAX: u64 = 600_000;
-/// Longer windows, in milliseconds, are quotas, which a restart must not forget: a day.
+/// The longest window, in milliseconds: a day. A longer one would be a quota, which a restart must not reset.
 const WINDOW_MS_MAX: u64 = 86_400_000;
-/// Tokens that live longer, in seconds, are keys, and those can be revoked: a year.
+/// The longest life of a token, in seconds: a year. A longer one needs a key, which can be revoked.
 const LIFETIME_SECONDS_MAX: u64 = 31_536_000;
 
 macro_rules! between {
@@ -100,7 +100,7 @@ pub(super) const WINDOW: Kind<Duration> = Kind {
 pub(super) const LIFETIME: Kind<Duration> =
     Kind { expects: Text("seconds, or a number with s, m, h, d or w, from 1s to 365d"), parse: lifetime };
 
-/// The expectation that says nothing.
+/// An expectation that allows any text.
 pub(super) const ANY_TEXT: Expects = Text("any text");
 pub(super) const TEXT: Kind<String> = Kind { expects: ANY_TEXT, parse: |text| Ok(text.to_owned()) };
 pub(super) const SECRET: Kind<SecretString> = Kind { expects: ANY_TEXT, parse: |text| Ok(text.into()) };
@@ -209,7 +209,7 @@ pub(super) const WEBHOOK_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::
 pub(super) const IN_APP_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::InApp, "");
 pub(super) const WHATSAPP_BACKENDS: Kind<Vec<ProviderName>> = backends!(Channel::Whatsapp, "");
 
-/// How `SMTP_USE_TLS` may be put; which TLS `On` means depends on the port.
+/// The values of `SMTP_USE_TLS`. The kind of TLS for `On` depends on the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TlsWord {
     On,
@@ -220,7 +220,7 @@ pub(super) enum TlsWord {
 pub(super) const TLS_WORD: Kind<TlsWord> =
     Kind { expects: Text("true, false, starttls, tls or none"), parse: |text| tls_word(text).ok_or(Bad::Shape) };
 
-/// What to do about an attempt that may have been sent, before the waiting time is known.
+/// The policy after an ambiguous attempt, before the waiting time is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InDoubt {
     Resend,
@@ -278,7 +278,7 @@ fn lifetime(text: &str) -> Result<Duration, Bad> {
     within(number, 1, most).map(|count| Duration::from_secs(count * seconds)).ok_or(Bad::Shape)
 }
 
-/// An address in brackets is taken without them.
+/// An address in brackets is stored without them.
 fn host(text: &str) -> Result<String, Bad> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
@@ -298,13 +298,13 @@ fn encryption_key(text: &str) -> Result<SecretString, Bad> {
     Sealer::new([&key]).map(|_| key).map_err(|_| Bad::Shape)
 }
 
-/// Written without padding, whichever way it came.
+/// The result has no padding, whether or not the input has.
 fn base64url(text: &str, bytes: usize) -> Result<String, Bad> {
     let decoded = URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('=')).map_err(|_| Bad::Shape)?;
     if decoded.len() == bytes { Ok(URL_SAFE_NO_PAD.encode(decoded)) } else { Err(Bad::Shape) }
 }
 
-/// What may stand in a path or a header as it is.
+/// A text that can be part of a path or a header unchanged.
 fn word(text: &str) -> Result<String, Bad> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if text.chars().all(plain) { Ok(text.to_owned()) } else { Err(Bad::Shape) }
@@ -327,7 +327,7 @@ fn mail_from(text: &str) -> Result<String, Bad> {
     if broken || host(domain).is_err() { Err(Bad::Shape) } else { Ok(text.to_owned()) }
 }
 
-/// It becomes a part of a host name.
+/// The region becomes part of a host name.
 fn aws_region(text: &str) -> Result<String, Bad> {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.chars().all(good) && !text.starts_with('-') { Ok(text.to_owned()) } else { Err(Bad::Shape) }
@@ -348,7 +348,7 @@ fn sns_sender(text: &str) -> Result<String, Bad> {
     if fits && text.bytes().any(|byte| byte.is_ascii_alphabetic()) { Ok(text.to_owned()) } else { Err(Bad::Shape) }
 }
 
-/// It goes into a mail's header, so nothing but a name will do.
+/// The domain goes into a mail header, so it must be a plain name.
 fn domain(text: &str) -> Result<String, Bad> {
     let label = |label: &str| {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -384,14 +384,14 @@ fn postgres_url(text: &str) -> Result<Url, Bad> {
     PostgresUrl::parse(text).map(|_| url).map_err(|error| Bad::Because(error.to_string()))
 }
 
-/// PostgreSQL takes the host from the query as well (a socket's folder has no other place).
+/// PostgreSQL also reads the host from the query; the folder of a socket can only be there.
 fn names_database(url: &Url) -> bool {
     let asks = |name| url.query_pairs().any(|(key, value)| key == name && !value.is_empty());
     let host = url.host_str().is_some_and(|host| !host.is_empty()) || asks("host");
     host && (url.path().len() > 1 || asks("dbname"))
 }
 
-/// Ends in a slash, so that `join` appends to its path.
+/// It ends in a slash, so that `join` appends to its path.
 fn public_url(text: &str) -> Result<Url, Bad> {
     let mut url = url_of(text, &["http", "https"]).ok_or(Bad::Shape)?;
     if url.query().is_some() || url.fragment().is_some() {
@@ -409,7 +409,7 @@ fn net(text: &str) -> Result<IpNet, Bad> {
     text.parse().or_else(|_| address()).map_err(|_| Bad::Because(format!("`{text}` is no network")))
 }
 
-/// The parts of a comma list; an empty part or a doubled one is a slip.
+/// The parts of a comma-separated list. An empty or repeated part is an error.
 fn list<T: PartialEq>(text: &str, part: impl Fn(&str) -> Result<T, Bad>) -> Result<Vec<T>, Bad> {
     let mut parts = Vec::new();
     for word in text.split(',').map(str::trim) {

@@ -1,6 +1,6 @@
-//! The settings: read once from the environment, at the start, into typed structs that are passed down.
+//! The settings: read once from the environment at the start, into typed structs that are passed down.
 //!
-//! Nothing else reads the environment. A bad start names every fault at once. The table in `table.rs` is the single
+//! No other code reads the environment. A failed start names every fault at once. The table in `table.rs` is the single
 //! home of names, defaults and sentences; `.env.example` and `posthaste config check` are made from it.
 
 mod aws;
@@ -49,7 +49,8 @@ pub use timing::{REPORT_TIME, TimingConfig};
 use domain::{Channel, ProviderName, RequireMapping, RetryPolicy};
 use reader::Reader;
 
-/// Threads that serve HTTP unless told otherwise: the work is in the database, and two hide its pauses.
+/// The default number of threads that serve HTTP. The work is in the database; a second thread fills the waits of the
+/// first.
 const HTTP_WORKERS_USUAL: usize = 2;
 
 /// Every setting of every process.
@@ -67,7 +68,7 @@ pub struct Config {
     pub email: EmailConfig,
     /// Text messages.
     pub sms: SmsConfig,
-    /// What vouches for the events of providers.
+    /// The keys that verify the events of providers.
     pub provider_events: ProviderEventsConfig,
     /// Which mails are tracked.
     pub track: TrackConfig,
@@ -77,25 +78,25 @@ pub struct Config {
     pub push: PushConfig,
     /// Webhooks to others.
     pub webhook: WebhookConfig,
-    /// What delivers to the inbox.
+    /// The backends of the inbox.
     pub in_app: Vec<ProviderName>,
-    /// What sends WhatsApp messages; empty where nothing does.
+    /// The backends of WhatsApp; empty if it is not configured.
     pub whatsapp: Vec<ProviderName>,
     /// The WAHA of the session `default`.
     pub waha: WahaConfig,
-    /// When a provider that keeps failing is left alone.
+    /// When a provider that keeps failing is not called for a while.
     pub breaker: BreakerConfig,
-    /// How long one call to a provider other than a webhook may take.
+    /// The longest call to a provider other than a webhook.
     pub provider_timeout: Duration,
-    /// What a worker takes on.
+    /// The limits of a worker.
     pub worker: WorkerConfig,
-    /// What is logged, in the syntax of `RUST_LOG`.
+    /// The log filter, in the syntax of `RUST_LOG`.
     pub log: String,
     /// When each channel is tried again.
     pub retry: RetryConfig,
-    /// Days that tenants without a number of their own keep messages; `None`: for ever.
+    /// Days for which messages are kept, for tenants without a value of their own; `None`: for ever.
     pub retention_days: Option<i32>,
-    /// Waits that hold the parts together.
+    /// The waits that depend on each other.
     pub timing: TimingConfig,
     shown: Vec<Shown>,
 }
@@ -116,22 +117,22 @@ pub struct HttpConfig {
     pub host: String,
     /// The port to bind.
     pub port: u16,
-    /// Where others reach it; ends in a slash, so that `join("webhooks/waha")` appends.
+    /// The URL under which others reach it. It ends in a slash, so that `join("webhooks/waha")` appends.
     pub public_url: Url,
     /// Threads that serve.
     pub workers: usize,
     /// How often a caller may ask.
     pub rate: RateConfig,
-    /// Whose word for the address of a caller is believed.
+    /// The proxies whose header names the address of a caller.
     pub trusted_proxies: Vec<IpNet>,
-    /// Bytes of bodies that all requests hold at once.
+    /// The bytes of request bodies that all requests may hold at once.
     pub body_bytes: usize,
 }
 
-/// How often a caller may ask, unless its tenant has a limit of its own.
+/// The rate limit of a caller, unless its tenant has one of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateConfig {
-    /// The time that `requests` are counted in.
+    /// The time in which `requests` are counted.
     pub window: Duration,
     /// Requests of each credential.
     pub requests: u32,
@@ -151,50 +152,51 @@ pub struct AuthConfig {
 /// Webhooks to others.
 #[derive(Clone, Debug)]
 pub struct WebhookConfig {
-    /// What calls them.
+    /// The backends of webhooks.
     pub backends: Vec<ProviderName>,
-    /// How long a receiver may take to answer.
+    /// The time that a receiver has to answer.
     pub timeout: Duration,
-    /// Private networks they may reach all the same.
+    /// Private networks that webhooks may reach.
     pub allow_nets: Vec<IpNet>,
-    /// How long every call to a configuration may fail before it is switched off.
+    /// A configuration is switched off after every call failed for this long.
     pub disable_after: Duration,
     /// Days that logs of configurations, and events held for them, are kept.
     pub keep_days: i32,
 }
 
-/// The WAHA of the session `default` (the sessions that tenants make have their own), and what holds for every session.
+/// The WAHA of the session `default` and the settings for every session. Sessions that tenants make have their own
+/// WAHA.
 #[derive(Clone, Debug)]
 pub struct WahaConfig {
     /// Where it is; ends in a slash.
     pub base_url: Option<Url>,
     /// The key to it.
     pub api_key: Option<SecretString>,
-    /// Signs what it tells us.
+    /// Signs its webhooks.
     pub webhook_secret: Option<SecretString>,
-    /// Private networks that media may be fetched from all the same.
+    /// Private networks that media may be fetched from.
     pub media_nets: Vec<IpNet>,
 }
 
-/// When a provider that keeps failing is left alone.
+/// When a provider that keeps failing is not called for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerConfig {
-    /// After so many failures in a row.
+    /// The number of failures in a row.
     pub failures: i32,
-    /// For so long, before one probe is made.
+    /// The pause before one probe is made.
     pub open: Duration,
 }
 
-/// What a worker takes on.
+/// The limits of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
     /// The channels it serves.
     pub channels: Vec<Channel>,
-    /// Deliveries it attempts at once, for each channel and lane.
+    /// Deliveries that it attempts at once, per channel and lane.
     pub concurrency: usize,
 }
 
-/// The environment of this process. A value that is not UTF-8 comes with its broken bytes replaced.
+/// The environment of this process. In a value that is not UTF-8 the invalid bytes are replaced.
 #[expect(clippy::disallowed_methods, reason = "the one legal caller: everything else is handed its settings")]
 pub fn environment() -> BTreeMap<String, String> {
     std::env::vars_os()
@@ -220,12 +222,12 @@ impl Config {
         Ok(Self { shown, ..config })
     }
 
-    /// When and how often a channel is tried again.
+    /// The retry policy of a channel.
     pub fn retry_policy(&self, channel: Channel) -> RetryPolicy {
         self.retry.get(channel).clone()
     }
 
-    /// What carries a channel, first one first; empty where the channel is not set up.
+    /// The backends of a channel in order; empty if the channel is not configured.
     pub fn backends(&self, channel: Channel) -> &[ProviderName] {
         match channel {
             Channel::Email => &self.email.backends,
@@ -237,12 +239,12 @@ impl Config {
         }
     }
 
-    /// How long one call on a channel may take.
+    /// The longest call on a channel.
     pub fn call_timeout(&self, channel: Channel) -> Duration {
         if channel == Channel::Webhook { self.webhook.timeout } else { self.provider_timeout }
     }
 
-    /// The secret for tokens, or the sentence that ingest refuses to start with.
+    /// The secret for tokens, or the reason why ingest does not start.
     pub fn require_jwt_secret(&self) -> Result<&SecretString, ConfigError> {
         self.auth.jwt_secret.as_ref().ok_or_else(|| {
             let (name, example) = (table::JWT_SECRET.spec.name.to_owned(), table::JWT_SECRET.spec.example_value());
@@ -251,15 +253,15 @@ impl Config {
         })
     }
 
-    /// Every setting by name, its value with secrets masked, and where that came from: the variable that is set, or
-    /// `default`, `derived`, `unset`.
+    /// Every setting by name, its value with secrets masked, and its source: the variable that is set, or `default`,
+    /// `derived`, `unset`.
     pub fn describe(&self) -> Vec<Shown> {
         self.shown.clone()
     }
 }
 
 impl DatabaseConfig {
-    /// Reads only where the database is, for commands that need nothing else.
+    /// Reads only the settings of the database, for commands that need nothing else.
     pub fn from_env_map<N, V>(vars: impl IntoIterator<Item = (N, V)>) -> Result<Self, ConfigError>
     where
         N: Into<String>,
@@ -362,7 +364,7 @@ fn http(reader: &mut Reader) -> Option<HttpConfig> {
     Some(HttpConfig { host, port, public_url: public_url?, workers, rate, trusted_proxies, body_bytes: body_bytes? })
 }
 
-/// Where this machine reaches what listens there: who listens on every address is reached on the loopback one.
+/// The URL of a local listener. A listener on every address is reached on the loopback address.
 fn own_url(host: &str, port: u16) -> Option<Url> {
     let host = match host.parse() {
         Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => Ipv4Addr::LOCALHOST.to_string(),

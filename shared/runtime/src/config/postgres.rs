@@ -1,4 +1,4 @@
-//! What a PostgreSQL URL says: hosts and login, read by `tokio_postgres`, and `sslmode` and `sslrootcert`, read here because
+//! Reads a PostgreSQL URL. `tokio_postgres` reads hosts and login. `sslmode` and `sslrootcert` are read here, because
 //! `tokio_postgres` knows only half of the modes. The meanings are those of libpq.
 
 use std::{borrow::Cow, path::PathBuf, str::FromStr};
@@ -7,15 +7,15 @@ use tokio_postgres::config::Host;
 use url::Url;
 
 const POSTGRES_PORT: &str = "5432";
-/// The `sslrootcert` that stands for the certificates the machine trusts.
+/// The value of `sslrootcert` for the certificates that the machine trusts.
 const SYSTEM: &str = "system";
 
-/// How a connection to PostgreSQL is encrypted, and what the server must prove.
+/// The encryption of a connection to PostgreSQL, and the checks of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SslMode {
     /// Never encrypted.
     Disable,
-    /// Encrypted where the server offers it; its certificate is not checked.
+    /// Encrypted if the server offers it; its certificate is not checked.
     Prefer,
     /// Encrypted or refused; its certificate is not checked.
     Require,
@@ -40,7 +40,7 @@ impl FromStr for SslMode {
     }
 }
 
-/// Where the certificates come from that may vouch for the server.
+/// The source of the certificates that the server's certificate is checked against.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootCert {
     /// The machine's.
@@ -56,11 +56,11 @@ pub struct PostgresUrl {
     pub config: tokio_postgres::Config,
     /// The encryption asked for.
     pub mode: SslMode,
-    /// What vouches for the server; `None` where nothing has to.
+    /// The trusted certificates; `None` if the server's certificate is not checked.
     pub roots: Option<RootCert>,
 }
 
-/// Why a text is no URL that can be connected to. No part of the URL is in it.
+/// Why a URL cannot be used. The error holds no part of the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresUrlError {
     /// Not a URL.
@@ -69,7 +69,7 @@ pub enum PostgresUrlError {
     /// An unknown mode.
     #[error("has an sslmode other than disable, prefer, require, verify-ca and verify-full")]
     Mode,
-    /// `verify-ca` without a file: certificates that the machine trusts are free for all.
+    /// `verify-ca` without a file: anybody can get a certificate that the machine trusts.
     #[error("has sslmode=verify-ca without the file of a certificate in sslrootcert (or use sslmode=verify-full)")]
     NoRoot,
     /// An option is unknown or has a wrong value.
@@ -115,7 +115,7 @@ impl PostgresUrl {
     }
 }
 
-/// The mode that holds, and what vouches for the server in it. As in libpq, `require` with a certificate is `verify-ca`.
+/// The mode in effect, and its trusted certificates. As in libpq, `require` with a certificate is `verify-ca`.
 fn trust(mode: Option<SslMode>, root: Option<String>) -> Result<(SslMode, Option<RootCert>), PostgresUrlError> {
     let roots = root.filter(|path| !path.is_empty()).map(|path| match path.as_str() {
         SYSTEM => RootCert::System,
@@ -134,8 +134,8 @@ fn trust(mode: Option<SslMode>, root: Option<String>) -> Result<(SslMode, Option
     }
 }
 
-/// A URL with several hosts (`postgres://user@one:5432,two:5432/name`), with all but the first in its query: there `Url` lets
-/// them stand, and `tokio_postgres` finds them.
+/// Moves all hosts but the first of a URL with several (`postgres://user@one:5432,two:5432/name`) into its query. `Url`
+/// accepts them there, and `tokio_postgres` finds them.
 pub(super) fn one_authority(text: &str) -> Cow<'_, str> {
     move_hosts(text).map_or(Cow::Borrowed(text), Cow::Owned)
 }
@@ -158,7 +158,7 @@ fn move_hosts(text: &str) -> Option<String> {
     Some(format!("{scheme}://{login}{at}{first}{tail}{more}"))
 }
 
-/// A host and its port, where one stands behind it.
+/// A host and its port, if it names one.
 fn split_port(host: &str) -> (&str, Option<&str>) {
     match host.rsplit_once(':') {
         Some((name, port)) if !port.contains(']') => (name, Some(port)),

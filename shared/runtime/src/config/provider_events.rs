@@ -1,19 +1,19 @@
-//! What vouches for the events of providers, and which mails are tracked.
+//! The keys that verify the events of providers, and the selection of tracked mails.
 
 use domain::p256::PublicKey;
 
 use super::{categories::Categories, reader::Reader, table};
 
-/// What vouches for the events of providers. Twilio's token is in [`super::TwilioConfig`].
+/// The keys that verify the events of providers. Twilio's token is in [`super::TwilioConfig`].
 #[derive(Clone, Debug)]
 pub struct ProviderEventsConfig {
-    /// The key of SendGrid's event webhook; without one its events are refused.
+    /// The key of SendGrid's event webhook. Without a key its events are refused.
     pub sendgrid_key: Option<PublicKey>,
-    /// The topics of SNS that are ours; without one everything SNS sends is refused.
+    /// Our topics of SNS. Without a topic all messages of SNS are refused.
     pub sns_topics: Vec<String>,
-    /// The file of the certificate to trust instead of fetching those of SNS.
+    /// The file of the certificate that is trusted instead of those that SNS names.
     pub sns_cert_path: Option<String>,
-    /// Signatures of SNS by SHA-1 are refused.
+    /// Whether SHA-1 signatures of SNS are refused.
     pub sns_requires_sha256: bool,
 }
 
@@ -22,7 +22,7 @@ pub struct ProviderEventsConfig {
 pub struct TrackConfig {
     /// Those whose opening is recorded.
     pub opens: Categories,
-    /// Those whose followed links are recorded.
+    /// The mails whose clicks are recorded.
     pub clicks: Categories,
 }
 

@@ -1,4 +1,4 @@
-//! How the settings of push notifications fit together.
+//! The rules between the settings of push notifications.
 
 use std::path::PathBuf;
 
@@ -10,16 +10,16 @@ use url::Url;
 
 use super::{reader::Reader, setting::Setting, table};
 
-/// What sends push notifications.
+/// The backends of push notifications.
 #[derive(Clone, Debug)]
 pub struct PushConfig {
-    /// The backends, first one first; each serves its own kind of device. Empty where push is not set up.
+    /// The backends in order; each serves its own kind of device. Empty if push is not configured.
     pub backends: Vec<ProviderName>,
-    /// Firebase Cloud Messaging; always there when `backends` names fcm.
+    /// Firebase Cloud Messaging; always set if `backends` names fcm.
     pub fcm: Option<FcmConfig>,
-    /// Apple's push service; always there when `backends` names apns.
+    /// Apple's push service; always set if `backends` names apns.
     pub apns: Option<ApnsConfig>,
-    /// Web Push; always there when `backends` names webpush.
+    /// Web Push; always set if `backends` names webpush.
     pub webpush: Option<VapidConfig>,
 }
 
@@ -28,7 +28,7 @@ pub struct PushConfig {
 pub struct FcmConfig {
     /// The file of the service account.
     pub credentials_path: PathBuf,
-    /// The project, where it is not the one of the file.
+    /// The project, if it differs from that of the file.
     pub project_id: Option<String>,
     /// Where the API is; ends in a slash.
     pub base_url: Url,
@@ -37,13 +37,13 @@ pub struct FcmConfig {
 /// Apple's push service.
 #[derive(Clone, Debug)]
 pub struct ApnsConfig {
-    /// A token key (`.p8`) where `signer` is there, else a certificate and its key.
+    /// A token key (`.p8`) if `signer` is set, else a certificate and its key.
     pub certificate_path: PathBuf,
-    /// Whose token key it is; `None`: a certificate proves who we are.
+    /// The owner of the token key; `None`: we identify ourselves with a certificate.
     pub signer: Option<ApnsSigner>,
     /// The app's bundle id.
     pub topic: String,
-    /// Where the service is; ends in a slash.
+    /// The address of the service; it ends in a slash.
     pub base_url: Url,
 }
 
@@ -56,14 +56,14 @@ pub struct ApnsSigner {
     pub team_id: String,
 }
 
-/// The keys that tell browsers' push services who sends (RFC 8292).
+/// The keys that identify us to browsers' push services (RFC 8292).
 #[derive(Clone, Debug)]
 pub struct VapidConfig {
     /// An uncompressed point on P-256, in base64url.
     pub public_key: String,
     /// Its scalar, in base64url.
     pub private_key: SecretString,
-    /// Whom a push service may write to: a mailto: or https: URL.
+    /// The contact for a push service: a mailto: or https: URL.
     pub subject: String,
 }
 
@@ -128,7 +128,7 @@ fn webpush(reader: &mut Reader) -> Option<VapidConfig> {
 }
 
 impl VapidConfig {
-    /// What signs; `None`: the two keys do not belong together.
+    /// The pair that signs; `None` if the two keys do not match.
     pub fn key_pair(&self) -> Option<EcdsaKeyPair> {
         let private = URL_SAFE_NO_PAD.decode(self.private_key.expose_secret()).ok()?;
         let public = URL_SAFE_NO_PAD.decode(&self.public_key).ok()?;

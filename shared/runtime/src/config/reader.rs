@@ -13,15 +13,15 @@ use super::{
     table,
 };
 
-/// What stands for a secret wherever it would be shown.
+/// The text shown in place of a secret.
 const MASK: &str = "***";
-/// A name this many letters away from a known one is taken for a slip of it.
+/// An unknown name that differs from a known one in at most this many letters is taken for a typing error.
 const SLIP_LETTERS_MAX: usize = 3;
 
-/// A setting as `posthaste config check` shows it: its name, its value with secrets masked, where that came from.
+/// A setting as `posthaste config check` shows it: its name, its value with secrets masked, its source.
 pub type Shown = (&'static str, String, &'static str);
 
-/// The variables, and what came up while reading them.
+/// The variables, and the faults and sources found so far.
 pub(super) struct Reader {
     vars: BTreeMap<String, String>,
     faults: Vec<ConfigFault>,
@@ -37,7 +37,7 @@ impl Reader {
         reader
     }
 
-    /// `NAME_FILE` names a file that holds the secret `NAME`, which is how containers are given secrets.
+    /// `NAME_FILE` names a file that holds the secret `NAME`. Containers get secrets in this way.
     fn read_files(&mut self) {
         let secrets = table::all().filter(|setting| setting.spec().secrecy != Secrecy::Open);
         for name in secrets.flat_map(|setting| names(setting.spec())) {
@@ -53,7 +53,7 @@ impl Reader {
         }
     }
 
-    /// The setting's value: what is set, else its default. A fault is noted and gives nothing.
+    /// The value of the setting or its default. A fault is recorded and gives `None`.
     pub(super) fn get<T>(&mut self, setting: &'static Setting<T>) -> Option<T> {
         let spec = &setting.spec;
         let Some((name, text)) = self.find(spec) else { return self.default(setting) };
@@ -72,38 +72,38 @@ impl Reader {
         }
     }
 
-    /// The value for each channel, where one is set.
+    /// The value for each channel that has one.
     pub(super) fn get_each<T>(&mut self, settings: &'static ByChannel<Setting<T>>) -> ByChannel<Option<T>> {
         ByChannel::make(|channel: Channel| self.get(settings.get(channel)))
     }
 
-    /// Whether the setting is set, to whatever.
+    /// Whether the setting has any value.
     pub(super) fn is_set<T>(&self, setting: &Setting<T>) -> bool {
         names(&setting.spec).any(|name| self.vars.contains_key(name))
     }
 
-    /// Whether something has already been said about the setting.
+    /// Whether a fault of the setting is already recorded.
     pub(super) fn is_missing<T>(&self, setting: &Setting<T>) -> bool {
         self.faults.iter().any(|fault| fault.name == setting.spec.name)
     }
 
-    /// Notes that a setting is missing; `why` follows its name.
+    /// Records that a setting is missing; `why` follows its name.
     pub(super) fn missing<T>(&mut self, setting: &Setting<T>, why: &str) {
         let problem = format!("{why}: set it to {}", setting.kind.expects);
         self.fault(setting.spec.name, None, problem, setting.spec.example_value());
     }
 
-    /// Notes that a setting, of the right kind by itself, does not fit the others; `why` follows its name.
+    /// Records that a valid value does not fit the other settings; `why` follows its name.
     pub(super) fn unfit<T>(&mut self, setting: &Setting<T>, why: &str) {
         self.fault(setting.spec.name, None, why.to_owned(), None);
     }
 
-    /// Notes that two settings contradict each other.
+    /// Records that two settings contradict each other.
     pub(super) fn disagree(&mut self, one: &str, other: &str) {
         self.fault(&format!("{one} and {other}"), None, "disagree: set one of them, or both alike".to_owned(), None);
     }
 
-    /// Ends the reading: what was built, or everything that is wrong.
+    /// Ends the reading: returns the built value, or every fault.
     pub(super) fn finish<T>(self, built: Option<T>) -> Result<(T, Vec<Shown>), ConfigError> {
         match built {
             Some(value) if self.faults.is_empty() => Ok((value, self.shown)),
@@ -133,7 +133,7 @@ impl Reader {
         }
     }
 
-    /// The first of the setting's names that is set, and its value; the others must not say something else.
+    /// The first of the setting's names that is set, and its value. The others must not have another value.
     fn find(&mut self, spec: &Spec) -> Option<(&'static str, String)> {
         let set: Vec<_> = names(spec).filter_map(|name| Some((name, self.vars.get(name)?.clone()))).collect();
         let (first, text) = set.first()?.clone();
@@ -181,7 +181,7 @@ fn is_known(name: &str) -> bool {
     foreign || table::all().any(|setting| setting.spec().name == name)
 }
 
-/// The known name that a mistyped one was most likely meant to be, with or without the needless `POSTHASTE_`.
+/// The known name closest to a mistyped one, with or without a superfluous `POSTHASTE_`.
 fn nearest(name: &str) -> Option<&'static str> {
     let bare = name.strip_prefix("POSTHASTE_").unwrap_or(name);
     let known = table::all().flat_map(|setting| names(setting.spec())).chain(table::FOREIGN.iter().copied());
@@ -220,7 +220,7 @@ fn shown(spec: &Spec, text: &str) -> String {
     }
 }
 
-/// The URL with its password masked; the query goes too, since a password can stand there as well.
+/// The URL with its password masked and without its query, which may also hold a password.
 fn without_password(text: &str) -> Option<String> {
     let mut url = Url::parse(text).ok()?;
     if url.password().is_some() {

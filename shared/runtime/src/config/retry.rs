@@ -1,4 +1,4 @@
-//! How the retry settings become one policy per channel.
+//! Makes one retry policy per channel from the settings.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const STANDARD_WEBHOOKS: [u64; 9] =
 /// Attempts of that schedule: the first one and a retry after each pause.
 const STANDARD_WEBHOOKS_ATTEMPTS: u16 = 10;
 
-/// What one channel's policy is made of.
+/// The parts of one channel's policy.
 struct Parts {
     attempts: u16,
     base: Option<Duration>,
@@ -51,7 +51,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<RetryConfig> {
 }
 
 impl Parts {
-    /// Doubling pauses where a first one is given, else the standard ones, cut to what the attempts can use.
+    /// Doubling pauses if a first one is set, else the standard ones, cut to the number of attempts.
     fn schedule(&self) -> Schedule {
         match self.base {
             Some(base) => Schedule::Exponential { base, max: self.max.unwrap_or(self.longest) },
@@ -86,7 +86,7 @@ impl Common {
     }
 }
 
-/// `WEBHOOK_MAX_RETRIES` and `WEBHOOK_RETRY_DELAY`, which count retries and know no longest pause of their own.
+/// `WEBHOOK_MAX_RETRIES` and `WEBHOOK_RETRY_DELAY`. They count retries and have no longest pause of their own.
 struct Webhook {
     retries: Option<u16>,
     delay: Option<Duration>,
@@ -103,7 +103,8 @@ impl Webhook {
     }
 }
 
-/// Text messages and WhatsApp wait for the provider's word by default: people notice, and pay for, a doubled one.
+/// Text messages and WhatsApp wait for the provider's report by default, because a repeated message annoys people and
+/// costs money.
 fn in_doubt(reader: &mut Reader) -> Option<ByChannel<AmbiguousPolicy>> {
     let set = reader.get_each(&table::AMBIGUOUS_POLICY_ON);
     let wait = reader.get(&table::AMBIGUOUS_HOLD_MS)?;

@@ -1,4 +1,4 @@
-//! One setting: everything there is to know about a variable, except its value.
+//! One setting: every fact about a variable, except its value.
 
 use domain::Channel;
 
@@ -7,7 +7,7 @@ use super::{
     kind::{Expects, Kind},
 };
 
-/// Stands in `.env.example` where no example would do. It is refused as the value of any setting.
+/// Stands in `.env.example` where no example is possible. It is refused as a value.
 pub(super) const PLACEHOLDER: &str = "make-your-own";
 
 /// How much of a value may be shown.
@@ -19,16 +19,16 @@ pub(super) enum Secrecy {
     Hidden,
 }
 
-/// What holds when a setting is not set.
+/// The value of a setting that is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unset {
-    /// Nothing: the feature that needs it reports that it is missing.
+    /// No value. A feature that needs it reports that it is missing.
     Nothing,
     /// The start is refused.
     Required,
-    /// This text, read as if it had been set.
+    /// This text, read like a set value.
     Value(&'static str),
-    /// Something worked out from other settings or the machine, in words.
+    /// A value derived from other settings or the machine, described in words.
     Derived(&'static str),
 }
 

@@ -1,4 +1,4 @@
-//! How the settings of text messages fit together.
+//! The rules between the settings of text messages.
 
 use domain::ProviderName;
 use secrecy::SecretString;
@@ -6,10 +6,10 @@ use url::Url;
 
 use super::{aws, reader::Reader, table};
 
-/// What sends text messages, and as whom.
+/// The backends and the sender of text messages.
 #[derive(Clone, Debug)]
 pub struct SmsConfig {
-    /// The backends, first one first; empty where text messages are not set up.
+    /// The backends in order; empty if text messages are not configured.
     pub backends: Vec<ProviderName>,
     /// Twilio.
     pub twilio: TwilioConfig,
@@ -17,12 +17,12 @@ pub struct SmsConfig {
     pub sns_sender_id: Option<String>,
 }
 
-/// Twilio; account, token and sender are always there when `SMS_BACKEND` names it.
+/// Twilio. Account, token and sender are set if `SMS_BACKEND` names it.
 #[derive(Clone, Debug)]
 pub struct TwilioConfig {
     /// The account.
     pub account_sid: Option<String>,
-    /// Its token, which also signs what Twilio reports.
+    /// Its token, which also signs Twilio's reports.
     pub auth_token: Option<SecretString>,
     /// A phone number, a name, or the id of a messaging service (`MG…`).
     pub from: Option<String>,

@@ -1,4 +1,4 @@
-//! The settings as tables: what goes in, what comes out.
+//! The settings as tables: variables in, values or faults out.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -78,7 +78,7 @@ fn two_settings_are_enough_to_start() {
 fn every_default_and_every_example_is_of_its_kind() {
     for setting in table::all() {
         let spec = setting.spec();
-        // What must be kept secret is made by its owner, once: a command in its place would make another one at each load.
+        // The owner creates a secret once. A command in its place would create another one at each load.
         assert!(!spec.example.contains("$("), "{}", spec.name);
         assert_eq!(setting.accepts(spec.example), spec.example != PLACEHOLDER, "{}", spec.name);
         if let Unset::Value(text) = spec.unset {

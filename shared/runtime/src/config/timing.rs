@@ -1,15 +1,15 @@
-//! The waits that hold the parts together, and the order they have to be in.
+//! The waits that depend on each other, and their required order.
 //!
 //! ```text
 //! publish_timeout                       <  relay_after    a row is not relayed while its publish may still succeed
-//! longest call + REPORT_TIME            <= drain          an orderly end cuts no call before its own time-out
+//! longest call + REPORT_TIME            <= drain          an orderly stop cuts no call before the call's own timeout
 //! 3 × heartbeat + publish_timeout       <= doubt_grace    no send is doubted while its outcome may be on its way
 //! ```
 //!
-//! A claim ends with its lease (call + `lease_margin`): from then on its worker begins no call. Whether the worker is lost is another
-//! question, and it is asked `doubt_grace` later: an outcome may wait for a confirm (`publish_timeout`), and then in the hands of
-//! a log writer whose machine is gone, which the broker notices after up to three heartbeats. `audit_after` has no place in the order: the
-//! audit only finds claims, and doubts none.
+//! A claim ends with its lease (call + `lease_margin`); after that its worker begins no call. `doubt_grace` later its
+//! worker counts as lost. In between, the outcome may wait for a confirm (`publish_timeout`), and then be held by a log
+//! writer whose machine is gone, which the broker notices after up to three heartbeats. `audit_after` has no place in
+//! the order: the audit finds claims and doubts none.
 
 use std::time::Duration;
 
@@ -17,47 +17,47 @@ use url::Url;
 
 use super::{reader::Reader, table};
 
-/// Of the time to stop, this much is for writing down what became of the last calls.
+/// The part of the time to stop that is for storing the outcomes of the last calls.
 pub const REPORT_TIME: Duration = Duration::from_secs(3);
-/// Beyond the longest call, a process takes this long to stop by default.
+/// By default a process may take this much longer to stop than its longest call.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
-/// RabbitMQ looks for traffic once per heartbeat and gives a connection up at the second look without any.
+/// RabbitMQ checks for traffic once per heartbeat, and closes a connection at the second check without any.
 const HEARTBEATS_UNTIL_LOST: u32 = 3;
-/// Healthy brokers confirm within milliseconds; after this the outbox is the better place for a message.
+/// A healthy broker confirms within milliseconds. After this time a message waits in the outbox instead.
 const PUBLISH_TIMEOUT_MAX: Duration = Duration::from_secs(10);
-/// A shorter one would take a busy machine for a broker that is away. Only where `RELAY_AFTER_MS` is below it as well is a row
-/// relayed while its publish may still succeed, which costs a repeat that the claim drops.
+/// With a shorter timeout a busy machine would look like a lost broker. If `RELAY_AFTER_MS` is even shorter, a row may
+/// be relayed while its publish still succeeds; the claim drops the repeat.
 const PUBLISH_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// How far the log may be behind before doubt is suspended, unless the heartbeat or the publish time-out asks for more.
+/// How far the log may be behind before doubt is suspended, unless the heartbeat or the publish timeout needs more.
 const LAG_USUAL: Duration = Duration::from_secs(15);
 
-/// The waits that hold the parts together.
+/// The waits that depend on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimingConfig {
     /// The heartbeat of connections to the broker.
     pub heartbeat: Duration,
-    /// A message that is not confirmed by then counts as not published.
+    /// A message that is not confirmed within this time counts as not published.
     pub publish_timeout: Duration,
     /// An outbox row that is not published is relayed after this long.
     pub relay_after: Duration,
-    /// A dispatch without a result is looked into this long after it was published.
+    /// A dispatch without a result is audited this long after it was published.
     pub audit_after: Duration,
-    /// A worker's claim outlives the provider's timeout by this.
+    /// A worker's claim lasts this much longer than the provider's timeout.
     pub lease_margin: Duration,
-    /// An outcome is waited for this long after its claim ended, before its worker counts as lost.
+    /// The time to wait for an outcome after its claim ended, before its worker counts as lost.
     pub doubt_grace: Duration,
-    /// A stopping process finishes what it holds for this long.
+    /// The time in which a stopping process finishes its work.
     pub drain: Duration,
 }
 
 impl TimingConfig {
-    /// The longest time until the broker knows that a node is gone, and hands to others what that node held.
+    /// The longest time until the broker notices that a node is gone and redelivers its messages.
     pub fn lost_after(&self) -> Duration {
         lost_after(self.heartbeat)
     }
 
-    /// How old the outcomes may be that are being written down while crashes are reported: what was published before them has then
-    /// been with a log writer for as long as the broker needs to notice that it is gone.
+    /// The largest age of the outcomes that are being stored while crashes are reported. If it is smaller, every
+    /// earlier outcome has been with a log writer for as long as the broker needs to notice a lost one.
     pub fn lag_max(&self) -> Duration {
         self.doubt_grace.saturating_sub(self.lost_after())
     }
@@ -67,7 +67,7 @@ fn lost_after(heartbeat: Duration) -> Duration {
     heartbeat.saturating_mul(HEARTBEATS_UNTIL_LOST)
 }
 
-/// The broker's URL with the heartbeat of the settings, unless it names one itself; and the heartbeat that holds.
+/// The broker's URL with the heartbeat of the settings, unless the URL names one; and the heartbeat in effect.
 pub(super) fn with_heartbeat(mut url: Url, seconds: u16) -> (Url, u16) {
     let named = url.query_pairs().find(|(name, _)| name == "heartbeat").and_then(|(_, value)| value.parse().ok());
     match named.filter(|seconds| *seconds > 0) {
@@ -79,7 +79,7 @@ pub(super) fn with_heartbeat(mut url: Url, seconds: u16) -> (Url, u16) {
     }
 }
 
-/// Reads the waits. What is not set is made to fit; what is set and does not fit is a fault.
+/// Reads the waits. An unset wait is made to fit; a set one that does not fit is a fault.
 pub(super) fn read(
     reader: &mut Reader,
     heartbeat: Option<u16>,
@@ -106,7 +106,7 @@ pub(super) fn read(
     Some(timing)
 }
 
-/// The order above, for what was set.
+/// Checks the order above for the waits that are set.
 fn check(reader: &mut Reader, timing: &TimingConfig, longest_call: Duration) {
     let least = longest_call + REPORT_TIME;
     if timing.drain < least {

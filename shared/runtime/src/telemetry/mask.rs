@@ -1,7 +1,7 @@
-//! Takes people out of what is logged: e-mail addresses, phone numbers, card numbers and IBANs.
+//! Masks people in log lines: e-mail addresses, phone numbers, card numbers and IBANs.
 //!
-//! Works on a finished line, whatever its form, so that nothing can be logged past it. The line is read once, byte by byte;
-//! where nothing is found, nothing is copied. What looks like ours stays: UUIDs, trace ids, times, durations, ports.
+//! It works on a finished line of any form, so nothing is logged past it. The line is read once, byte by byte, and
+//! copied only if something is found. Our own values stay: UUIDs, trace ids, times, durations, ports.
 
 use std::{borrow::Cow, io, ops::Range};
 
@@ -12,10 +12,10 @@ const PHONE: &[u8] = b"+***";
 const CARD: &[u8] = b"[card]";
 const IBAN: &[u8] = b"[iban]";
 
-/// Digits after the `+` of a phone number at least.
+/// The minimum of digits after the `+` of a phone number.
 const PHONE_DIGITS_MIN: usize = 7;
 const CARD_DIGITS: Range<usize> = 13..20;
-/// Digits of one group of a card number that is written in groups, the first of which has four.
+/// The digits of a group in a card number that is written in groups; the first group has four.
 const CARD_GROUP: Range<usize> = 2..8;
 const IBAN_LETTERS: Range<usize> = 15..35;
 
@@ -43,11 +43,11 @@ pub fn mask(line: &[u8]) -> Cow<'_, [u8]> {
 
 type Matches = Vec<(Range<usize>, &'static [u8])>;
 
-/// Everything to mask, in order, without overlaps.
+/// The parts to mask, in order, without overlaps.
 fn find(line: &[u8]) -> Matches {
     let mut found = Matches::new();
-    // `local`: where the name before an `@` would begin. `fresh`: a word begins here, whatever stands before. `seen`: up to
-    // here something was found already.
+    // `local`: the start of a name before an `@`. `fresh`: a word begins here, whatever precedes it. `seen`: the end of
+    // the last match.
     let (mut at, mut local, mut fresh, mut seen) = (0, 0, 0, 0);
     while let Some(byte) = line.get(at).copied() {
         if let Some(sign) = sign(line, at, b'@', *b"40") {
@@ -79,7 +79,7 @@ fn find(line: &[u8]) -> Matches {
     found
 }
 
-/// An address swallows what was found inside its name, such as a number.
+/// An address includes earlier matches inside its name, such as a number.
 fn add_email(found: &mut Matches, mut range: Range<usize>) {
     while let Some((last, _)) = found.last().filter(|(last, _)| last.end > range.start) {
         range.start = range.start.min(last.start);
@@ -88,7 +88,7 @@ fn add_email(found: &mut Matches, mut range: Range<usize>) {
     found.push((range, EMAIL));
 }
 
-/// The length of a sign, plain or percent-encoded, that stands at `at`.
+/// The length of the sign at `at`, plain or percent-encoded.
 fn sign(line: &[u8], at: usize, plain: u8, encoded: [u8; 2]) -> Option<usize> {
     match line.get(at)? {
         byte if *byte == plain => Some(1),
@@ -97,7 +97,7 @@ fn sign(line: &[u8], at: usize, plain: u8, encoded: [u8; 2]) -> Option<usize> {
     }
 }
 
-/// The length of an escape of JSON that stands at `at`. Its letters belong to no word, and must not be torn from it.
+/// The length of the JSON escape at `at`. Its letters belong to no word, and must not be separated from it.
 fn escape(line: &[u8], at: usize) -> Option<usize> {
     if line.get(at) != Some(&b'\\') {
         return None;
@@ -105,14 +105,14 @@ fn escape(line: &[u8], at: usize) -> Option<usize> {
     Some(if line.get(at + 1) == Some(&b'u') { 6 } else { 2 })
 }
 
-/// What a name before an `@` is made of, less the signs that more often stand between a name and what is before it.
+/// The characters of a name before an `@`, except those that usually separate a name from the text before it.
 const fn is_local(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || byte >= 0x80
         || matches!(byte, b'.' | b'_' | b'%' | b'+' | b'-' | b'!' | b'#' | b'$' | b'\'' | b'*' | b'^' | b'`' | b'~')
 }
 
-/// Where the domain ends that begins at `start`; a dot or hyphen at its end is punctuation.
+/// The end of the domain that begins at `start`. A dot or hyphen at its end is punctuation.
 fn domain_end(line: &[u8], start: usize) -> Option<usize> {
     let rest = line.get(start..)?;
     if rest.first() == Some(&b'[') {
@@ -126,7 +126,7 @@ fn domain_end(line: &[u8], start: usize) -> Option<usize> {
     Some(start + end)
 }
 
-/// The end and the mask of a number of a person that begins at `at`, where a word may begin.
+/// The end and the mask of a person's number that begins at `at`, where a word may begin.
 fn number(line: &[u8], at: usize, byte: u8, begins: bool) -> Option<(usize, &'static [u8])> {
     match byte {
         b'+' | b'%' => {
@@ -156,7 +156,7 @@ fn phone_end(line: &[u8], start: usize) -> Option<usize> {
     (digits >= PHONE_DIGITS_MIN).then_some(end)
 }
 
-/// Thirteen to nineteen digits, in one piece or in groups with one kind of sign between them, whose check digit is right.
+/// Thirteen to nineteen digits with a valid check digit, in one piece or in groups with one kind of sign between them.
 fn card_end(line: &[u8], at: usize) -> Option<usize> {
     let first = digits_end(line, at);
     let separator = line.get(first).copied().filter(|byte| matches!(byte, b' ' | b'-'));
@@ -194,7 +194,7 @@ fn grouped_card_end(line: &[u8], at: usize, separator: u8) -> Option<usize> {
     best
 }
 
-/// Whether digits are a part of something longer: a hexadecimal number, a word, a fraction. What begins a word has no
+/// Whether digits are part of something longer: a hexadecimal number, a word, a fraction. The start of a word has no
 /// letter before it.
 fn touches(line: &[u8], start: usize, end: usize) -> bool {
     let at = |place: Option<usize>| place.and_then(|place| line.get(place)).copied().unwrap_or(b' ');
@@ -203,7 +203,7 @@ fn touches(line: &[u8], start: usize, end: usize) -> bool {
     is_fraction || goes_on
 }
 
-/// Milli-, micro- and nanoseconds since 1970 begin with a one until 2033; cards of those lengths do not.
+/// Milli-, micro- and nanoseconds since 1970 begin with 1 until 2033; card numbers of those lengths do not.
 fn is_epoch(digits: &[u8]) -> bool {
     digits.first() == Some(&b'1') && matches!(digits.len(), 13 | 16 | 19)
 }
@@ -280,7 +280,7 @@ fn is_mod_97<'a>(letters: impl Iterator<Item = &'a u8> + Clone) -> bool {
     remainder == Some(1)
 }
 
-/// Writes lines without people.
+/// Writes lines with people masked.
 #[derive(Clone, Copy, Debug)]
 pub struct Masking<W>(pub W);
 
@@ -293,7 +293,7 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Masking<W> {
 }
 
 impl<W: io::Write> io::Write for Masking<W> {
-    /// Takes a whole line: the formatter hands it over in one piece.
+    /// Takes a whole line: the formatter passes it in one piece.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.write_all(&mask(line))?;
         Ok(line.len())

@@ -1,5 +1,5 @@
--- The younger a page, the sooner it is counted again. What was sent may still arrive or come back, and what died be
--- replayed, for three days; where rows went with their retention, what was counted before stays.
+-- The younger a page, the sooner it is counted again. For three days, sent deliveries may still arrive or bounce, and
+-- dead ones be replayed. If rows were removed by retention, the earlier counts stay.
 UPDATE broadcast_pages p
 SET waiting = c.waiting, sent = c.sent, delivered = c.delivered, failed = c.failed, suppressed = c.suppressed,
     cancelled = c.cancelled, count_at = c.count_at
@@ -17,7 +17,7 @@ FROM (
     FROM (SELECT :broadcast::uuid AS broadcast_id, :no::int4 AS no) f
     JOIN broadcast_pages q ON q.broadcast_id = f.broadcast_id AND q.no = f.no
     CROSS JOIN LATERAL (
-        -- Where the deliveries of the page stand: those between its first and its last that belong to the broadcast.
+        -- The states of the page's deliveries: those between its first and its last that belong to the broadcast.
         SELECT count(*)::int4 AS n,
                count(*) FILTER (WHERE d.state IN ('scheduled', 'queued', 'sending', 'retrying'))::int4 AS waiting,
                count(*) FILTER (WHERE d.state = 'sent')::int4 AS sent,

@@ -1,4 +1,4 @@
--- Broadcasts with what was last counted, newest first.
+-- Broadcasts with their last counts, newest first.
 SELECT b.id, b.definition, b.status, b.scheduled_at, b.total, b.told, b.accepted, b.created_at, b.updated_at,
        b.finished_at, c.waiting, c.sent, c.delivered, c.failed, c.suppressed, c.cancelled
 FROM (

@@ -1,5 +1,6 @@
--- People in the order of their ids, and whether they are meant: known by more than preferences, and with the attribute
--- that decides. The constants are one row that the planner folds in, so that it walks the key and sorts nothing.
+-- People in the order of their ids, and whether they are in the target: more than preferences is known of them, and
+-- they have the attribute. The constants are one row that the planner folds in, so that it walks the key without a
+-- sort.
 SELECT p.user_id FROM (
     SELECT u.user_id, u.profile IS NOT NULL AND (f.name IS NULL OR (u.attributes -> f.name) = f.value) AS is_meant
     FROM (SELECT :tenant::int4 AS tenant_id, :after::text AS after, :name::text AS name, :value::jsonb AS value) f

@@ -1,4 +1,4 @@
--- Without a next page the broadcast is over, and its total is the number of people with a message.
+-- Without a next page the broadcast has ended, and its total is the number of people with a message.
 WITH f AS (
     SELECT :next::text AS next, :told::int8 AS told, :accepted::int4 AS accepted, :first::uuid AS first,
            :last::uuid AS last, :id::uuid AS id

@@ -1,4 +1,4 @@
--- A broadcast with what was last counted. Pages that may still change are counted at this moment, where they are few.
+-- A broadcast with its last counts. If few pages may still change, they are counted now.
 SELECT b.id, b.definition, b.status, b.scheduled_at, b.total, b.told, b.accepted, b.created_at, b.updated_at,
        b.finished_at, c.waiting, c.sent, c.delivered, c.failed, c.suppressed, c.cancelled
 FROM (SELECT :tenant::int4 AS tenant_id, :id::uuid AS id, :live_pages::int4 AS live_pages) f
@@ -11,7 +11,7 @@ CROSS JOIN LATERAL (
            coalesce(sum(CASE WHEN s.n = p.accepted THEN s.suppressed ELSE p.suppressed END), 0)::int8 AS suppressed,
            coalesce(sum(CASE WHEN s.n = p.accepted THEN s.cancelled ELSE p.cancelled END), 0)::int8 AS cancelled
     FROM broadcast_pages p LEFT JOIN LATERAL (
-        -- Where the deliveries of the page stand: those between its first and its last that belong to the broadcast.
+        -- The states of the page's deliveries: those between its first and its last that belong to the broadcast.
         SELECT count(*)::int4 AS n,
                count(*) FILTER (WHERE d.state IN ('scheduled', 'queued', 'sending', 'retrying'))::int4 AS waiting,
                count(*) FILTER (WHERE d.state = 'sent')::int4 AS sent,

@@ -1,4 +1,4 @@
--- Where the cursor is at a person, it goes behind the people before.
+-- If the cursor is at the person, it moves to the person before.
 UPDATE broadcasts b
 SET after_user = coalesce((SELECT u.user_id FROM users u WHERE u.tenant_id = b.tenant_id AND u.user_id < b.after_user
                            ORDER BY u.user_id DESC LIMIT 1), '')

@@ -1,5 +1,5 @@
--- Takes what was cancelled out of its line, so that it does not hold up paging. The lines are locked first, as by
--- their release.
+-- Removes cancelled deliveries from their line, so that they do not delay the others. The lines are locked first, as in
+-- a release.
 WITH over AS MATERIALIZED (
     SELECT k.delivery_id, k.line
     FROM (SELECT :tenant::int4 AS tenant_id, :first::uuid AS first, :last::uuid AS last) f

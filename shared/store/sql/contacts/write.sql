@@ -1,4 +1,4 @@
--- People that were found are changed; others are made, unless another caller has done so meanwhile.
+-- People that were found are changed. The others are created, unless another caller has created them meanwhile.
 WITH given AS MATERIALIZED (
     SELECT f.tenant_id, g.* FROM (SELECT :tenant::int4 AS tenant_id) f CROSS JOIN
         unnest(:id::text[], :profile::bytea[], :locale::text[], :time_zone::text[], :quiet_start::int2[],

@@ -1,4 +1,4 @@
--- While keys are rotated, a token may stand there under the fingerprint of an older key: `known` has all of them.
+-- During a key rotation a token may be stored under the fingerprint of an older key: `known` has all fingerprints.
 WITH given AS MATERIALIZED (
     SELECT :id::uuid AS id, :tenant::int4 AS tenant_id, :user_id::text AS user_id, :token::text AS token,
         :token_hash::bytea AS token_hash, :platform::text AS platform, :known::bytea[] AS known,

@@ -1,5 +1,5 @@
--- Groups come in order, so that two who gather at once lock windows in one order. A full window closes at once and lets
--- the next one open.
+-- Groups come in order, so that concurrent callers lock windows in one order. A full window closes at once and lets the
+-- next one open.
 INSERT INTO digests AS d
     (id, tenant_id, rule_id, user_id, key, items, max_items, event_type, opened_at, closes_at, latest_at, state)
 SELECT g.id, g.tenant_id, g.rule_id, g.user_id, g.key, g.items, g.max_items, g.event_type, g.opened_at,

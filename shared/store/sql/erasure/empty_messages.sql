@@ -3,7 +3,8 @@ WITH free AS MATERIALIZED (
     FROM (SELECT :tenant::int4 AS tenant_id, :ids::uuid[] AS ids, :blank::bytea AS blank) f
     CROSS JOIN unnest(f.ids) AS asked(id)
     JOIN messages m ON m.id = asked.id
-    -- None with a delivery that is not over. The ids of a message's deliveries are within the minute after its own.
+    -- Only messages whose deliveries have all ended. The ids of a message's deliveries are within the minute after its
+    -- own.
     WHERE m.tenant_id = f.tenant_id AND NOT EXISTS (
         SELECT 1 FROM deliveries d
         WHERE d.message_id = m.id AND d.id >= m.id
@@ -23,7 +24,7 @@ WITH free AS MATERIALIZED (
     UPDATE dead_letters l SET status = 'dropped' FROM theirs t
     WHERE l.delivery_id = t.id AND l.status = 'open' RETURNING 1
 ), emptied AS (
-    -- The message keeps content of its own, an empty one: the bulk's is no longer its.
+    -- The message gets empty content of its own, and no longer refers to the bulk's.
     UPDATE messages m SET user_id = NULL, content = f.blank FROM free f WHERE m.id = f.id RETURNING 1
 )
 SELECT (SELECT count(*) FROM emptied) AS messages,

@@ -10,7 +10,7 @@ WITH theirs AS MATERIALIZED (
         OFFSET 0) d
 ), gone AS (DELETE FROM unread_events u USING theirs t WHERE u.delivery_id = t.id AND u.body = '' RETURNING u.id
 ), emptied AS (
-    -- The note of an outcome has the id of its letter. A letter that is replayed stays so: its outcome is on its way.
+    -- The note of an outcome has the id of its letter. A replayed letter stays, because its outcome is on its way.
     UPDATE dead_letters l
     SET body = NULL, detail = '', status = CASE l.status WHEN 'open' THEN 'dropped' ELSE l.status END
     FROM gone g WHERE l.id = g.id RETURNING 1)

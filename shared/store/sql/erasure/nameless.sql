@@ -1,4 +1,4 @@
--- Messages to these numbers that name no person, and whether a delivery of each is not over. The ids of a message's
+-- Messages to these numbers that name no person, and whether a delivery of each has not ended. The ids of a message's
 -- deliveries are within the minute after its own.
 SELECT m.id, EXISTS (
         SELECT 1 FROM deliveries d

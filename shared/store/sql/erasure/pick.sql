@@ -1,5 +1,5 @@
--- Messages to the person, and whether a delivery of each is not over. The ids of a message's deliveries are within the
--- minute after its own.
+-- Messages to the person, and whether a delivery of each has not ended. The ids of a message's deliveries are within
+-- the minute after its own.
 SELECT m.id, EXISTS (
         SELECT 1 FROM deliveries d
         WHERE d.message_id = m.id AND d.id >= m.id

@@ -1,5 +1,4 @@
--- Takes back those of the deliveries that wait, with their due rows, log rows and counts. It ends deliveries whatever their
--- run; `record.sql` ends them by an event of one run.
+-- Cancels the waiting deliveries of a broadcast between two ids, with their log rows and counts.
 WITH moved AS (
     UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp(),
         reached = d.reached | reached_bits('cancelled'), fresh = reached_bits('cancelled') & ~d.reached
@@ -7,8 +6,8 @@ WITH moved AS (
     WHERE d.id = asked.id AND d.state IN ('scheduled', 'queued', 'retrying')
     RETURNING d.id, d.run, d.tenant_id, d.channel, d.provider, d.category, d.template, d.fresh
 ), gone AS (
-    -- Due rows that the release is taking at this moment are left to it: it drops what is no longer waiting, and
-    -- waiting for its lock while holding the delivery's could deadlock.
+    -- Due rows that a release is taking now are left to it: it drops deliveries that no longer wait. Waiting for its
+    -- lock while holding the delivery's could deadlock.
     DELETE FROM due WHERE delivery_id = ANY (ARRAY(
         SELECT delivery_id FROM due WHERE delivery_id = ANY (ARRAY(SELECT id FROM moved)) FOR UPDATE SKIP LOCKED))
 ), logged AS (
@@ -35,8 +34,8 @@ WITH moved AS (
           SELECT 1 FROM deliveries d JOIN messages m ON m.id = d.message_id
           WHERE d.id = x.delivery AND m.source = 'event'))
 ), daily AS (
-    -- Adds to the counts what the update has added to deliveries. Rows are taken in one order, so that two writers
-    -- never wait for each other in a circle.
+    -- Adds the kinds that the update has added to deliveries to the counts. Rows are taken in one order, so that two
+    -- writers never wait for each other in a circle.
     INSERT INTO daily_counts (day, tenant_id, channel, provider, category, template, kind, n)
     SELECT uuid7_day(id), tenant_id, channel, coalesce(provider, ''), coalesce(category, ''), coalesce(template, ''),
            'cancelled', count(*)

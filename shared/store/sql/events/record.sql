@@ -1,18 +1,17 @@
 -- `moved` checks run and state, so applying an event twice changes nothing.
 --
--- * A real outcome that arrives after its worker was taken for dead still wins while no later run has started. A crash
+-- * A real outcome that arrives after its worker counted as dead still wins while no later run has started. A crash
 --   report never overrides an outcome, not even one that is stored because this version cannot read it.
 -- * If the outcome comes after the crash report, `told` removes the supposed attempt from the log: there was one call,
 --   so there is one attempt. Only a delivery that has crashed, or was not moved, can have such a row.
--- * If reports arrive together, the one wins that would win if they arrived one after the other: what arrived cannot
---   have failed, but can bounce.
--- * `bits` are the kinds that are logged with it, as far as they are known before; `touched` is what is logged of
---   deliveries that were not moved. The statement returns what moved the delivery, and what a provider reported later
---   unless something better was known.
--- * A delivery that is held until a moment waits for exactly that moment, and counts as neither tried nor deferred. One
---   that found no provider to call has waited since the first time it found none.
--- * `referenced` are the providers whose references are stored, `webhooks_always` the kinds of events that webhook
---   configurations get although the delivery did not move.
+-- * If reports arrive together, the one wins that would win if they arrived one after the other: a message that
+--   arrived cannot have failed, but can bounce.
+-- * `bits` are the kinds that are logged with the move, if they are known before; `touched` are the kinds that are
+--   logged for deliveries that were not moved. The statement returns the events that moved a delivery, and later
+--   reports of a provider unless something better was known.
+-- * A delivery that is held until a time waits for exactly that time, and counts as neither tried nor deferred. One
+--   that found no provider to call has waited since the first time that it found none.
+-- * `referenced` are the providers whose references are stored.
 WITH e AS MATERIALIZED (
     SELECT * FROM unnest(:deliveries::uuid[], :runs::int4[], :kinds::text[], :tenants::int4[], :channels::text[],
                          :times::timestamptz[], :providers::text[], :outcomes::text[], :codes::text[], :details::text[],

@@ -1,7 +1,7 @@
 WITH page AS MATERIALIZED (
     SELECT delivery_id, line, expires_at FROM parked WHERE delivery_id > :after ORDER BY delivery_id LIMIT :limit
 ), missing AS MATERIALIZED (
-    -- Rows that another transaction holds are left out: their deliveries are just being released.
+    -- Rows that another transaction holds are left out: their deliveries are being released.
     SELECT p.delivery_id FROM parked p
     WHERE p.delivery_id = ANY (ARRAY(
         SELECT g.delivery_id FROM page g JOIN lines l ON l.id = g.line JOIN deliveries d ON d.id = g.delivery_id

@@ -1,5 +1,6 @@
--- A partition that ended and was not vacuumed since. Deliveries that end soon after midnight are waited for, and a week is made up
--- for. A server that does not count (`track_counts`) knows of no vacuum: there only the caller knows.
+-- A partition of a past day that was not vacuumed since its end. Deliveries that end soon after midnight get some time,
+-- and up to a week is caught up. A server without statistics (`track_counts`) reports no vacuum; then only the caller
+-- knows.
 SELECT x.oid::regclass::text
 FROM (
     SELECT c.oid, c.relowner, (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' AS ended

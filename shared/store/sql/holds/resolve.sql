@@ -7,7 +7,7 @@ WITH echo AS (SELECT :provider::text AS provider, :provider_ref::text AS ref
     SELECT a.delivery_id FROM alike a CROSS JOIN (SELECT :chat_hashes::bytea[] AS hashes) chat
     WHERE CASE WHEN chat.hashes IS NULL THEN (SELECT count(*) FROM alike) = 1 ELSE a.chat_hash = ANY (chat.hashes) END
 ), found AS MATERIALIZED (
-    -- The oldest call of the same words first: echoes come in the order of the calls.
+    -- Of calls with the same text, the oldest first: echoes come in the order of the calls.
     SELECT h.delivery_id FROM holds h
     WHERE h.delivery_id = ANY (ARRAY(SELECT delivery_id FROM meant)) AND h.echo IS NULL
     ORDER BY h.at LIMIT 1 FOR UPDATE SKIP LOCKED

@@ -1,5 +1,5 @@
 SELECT i.id,
-       -- An import that says nothing for so long is over: its process died.
+       -- An import without progress for this long has ended: its process died.
        CASE WHEN i.status = 'running' AND i.updated_at < now() - :silence_seconds::int4 * interval '1 second'
            THEN 'failed' ELSE i.status END AS status,
        i.bytes, i.rows, i.imported, i.refused, i.faults::text AS faults, i.created_at, i.updated_at

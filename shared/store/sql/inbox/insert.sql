@@ -9,7 +9,7 @@ WITH clock AS MATERIALIZED (SELECT (extract(epoch FROM now()) * 1000)::int8 AS b
     SELECT g.*, row_number() OVER (PARTITION BY g.tenant_id, g.user_id ORDER BY g.place DESC) - 1 AS from_end
     FROM given g
 ), taken AS (
-    -- The persons are locked in one order, so that two batches wait for each other at most.
+    -- The persons are locked in one order, so that two batches cannot deadlock.
     INSERT INTO inboxes AS b (tenant_id, user_id, last_seq)
     SELECT g.tenant_id, g.user_id, c.begin + count(*) FROM given g CROSS JOIN clock c
     GROUP BY g.tenant_id, g.user_id, c.begin ORDER BY g.tenant_id, g.user_id

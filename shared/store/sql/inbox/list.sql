@@ -1,4 +1,4 @@
--- A page of an inbox; what the filter leaves open does not restrict.
+-- A page of an inbox; an empty filter does not restrict.
 SELECT i.id, i.seq, i.content, i.read_at, i.created_at
 FROM (SELECT :is_read::bool AS is_read, :is_archived::bool AS is_archived, :kind::text AS kind,
              :category::text AS category) f

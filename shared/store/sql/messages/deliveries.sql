@@ -1,5 +1,5 @@
--- Fenced in, so that each message looks up its own deliveries instead of all together reading a range of them. A
--- delivery's id is less than a minute after its message's.
+-- The fence makes each message look up its own deliveries, instead of reading a range for all together. A delivery's id
+-- is less than a minute after its message's.
 SELECT d.message_id, d.id, d.channel, d.recipient, d.state, d.provider,
        (SELECT count(*) FROM delivery_events e WHERE e.delivery_id = d.id AND e.provider IS NOT NULL) AS attempts,
        d.updated_at,

@@ -1,2 +1,2 @@
--- Whether something was ever sent exactly there.
+-- Whether any delivery went to exactly this recipient.
 SELECT EXISTS (SELECT 1 FROM deliveries d WHERE d.recipient_hash = ANY (:hashes::bytea[])) AS found

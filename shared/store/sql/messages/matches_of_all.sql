@@ -1,5 +1,5 @@
--- Walks the ids downwards, at most a window of them, and stops at the limit: a list costs what it shows. `f` is one row
--- of constants that the planner folds in.
+-- Walks the ids downwards, at most a window of them, and stops at the limit: a list costs as much as it shows. `f` is
+-- one row of constants that the planner folds in.
 SELECT m.id
 FROM (SELECT :status::text AS status, :channel::text AS channel, :user_id::text AS user_id,
              :recipient::text AS recipient, lower(:part::text) AS part, lower(:json_part::text) AS json_part) f

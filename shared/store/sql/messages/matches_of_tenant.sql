@@ -1,7 +1,7 @@
--- Walks the ids downwards, at most a window of them, and stops at the limit: a list costs what it shows. `f` is one row
--- of constants that the planner folds in. Messages are compared and ordered by (tenant, id): were the tenant a mere
--- equation, the planner could walk the ids of all tenants instead, and a quiet tenant's list would read through a busy
--- one's.
+-- Walks the ids downwards, at most a window of them, and stops at the limit: a list costs as much as it shows. `f` is
+-- one row of constants that the planner folds in. Messages are compared and ordered by (tenant, id). With a plain
+-- equality on the tenant, the planner could walk the ids of all tenants instead, and the list of a quiet tenant would
+-- read through the messages of a busy one.
 SELECT m.id
 FROM (SELECT :status::text AS status, :channel::text AS channel, :user_id::text AS user_id,
              :recipient::text AS recipient, lower(:part::text) AS part, lower(:json_part::text) AS json_part) f

@@ -1,4 +1,4 @@
--- The content that a search decrypts. Content beyond a few pages is not looked into.
+-- The content that a search decrypts. Content beyond a few pages is not searched.
 SELECT m.id, m.tenant_id,
        CASE WHEN octet_length(coalesce(m.content, b.content)) <= 65536
             THEN coalesce(m.content, b.content) END AS content,

@@ -1,4 +1,4 @@
--- A day stands at its place, counted from today, as long as no day before it is missing.
+-- The number of a day, counted from today, equals its rank as long as no day before it is missing.
 SELECT min(days)
 FROM (
     SELECT p.oid, count(*) FILTER (WHERE d.day = d.today + d.place) - 1 AS days

@@ -1,4 +1,4 @@
--- Of whom nothing else is known, nothing stays.
+-- Deletes the row of a person of whom nothing else is known.
 DELETE FROM users u
 WHERE tenant_id = :tenant AND user_id = :user_id AND profile IS NULL AND preferences IS NULL AND locale IS NULL
   AND time_zone IS NULL AND quiet_start IS NULL AND attributes = '{}'

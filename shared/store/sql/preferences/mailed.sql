@@ -1,4 +1,4 @@
--- Where the newest mails to a person went.
+-- The addresses of the newest mails to a person.
 SELECT d.recipient
 FROM (SELECT :tenant::int4 AS tenant_id, :user_id::text AS user_id) f
 CROSS JOIN LATERAL (

@@ -11,7 +11,7 @@ WITH asked AS MATERIALIZED (
 SELECT a.delivery_id AS delivery,
        (SELECT count(*) FROM soft_bounces b
         WHERE b.address_hash = a.address_hash AND b.tenant_id = a.tenant_id AND b.channel = a.channel)
-       -- A bounce that is written only now is not among the rows that this statement sees.
+       -- A bounce that this statement writes is not among the rows that it sees.
        + (SELECT count(*) FROM written w
           WHERE w.address_hash = a.address_hash AND w.tenant_id = a.tenant_id AND w.channel = a.channel) AS n
 FROM asked a

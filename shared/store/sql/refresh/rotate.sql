@@ -1,4 +1,4 @@
--- One statement decides: the second caller waits for the row and then sees another hash in it.
+-- One statement decides: a second caller waits for the row and then sees another hash in it.
 UPDATE token_families f SET
     revoked_at = CASE WHEN f.hash = :old THEN NULL ELSE now() END,
     hash = CASE WHEN f.hash = :old THEN :new ELSE f.hash END,

@@ -8,6 +8,6 @@ WHERE NOT EXISTS (
     SELECT FROM generate_series(0, octet_length(n.known) / 32 - 1) i
     JOIN suppressions s ON s.address_hash = substr(n.known, i * 32 + 1, 32)
     WHERE s.tenant_id = n.tenant_id AND s.channel = n.channel AND s.scope = n.scope)
--- The rows come in the order of the unique key, so that two writers cannot wait for each other.
+-- The rows come in the order of the unique key, so that two writers cannot deadlock.
 ORDER BY address_hash, tenant_id, channel, scope
 ON CONFLICT (address_hash, tenant_id, channel, scope) DO NOTHING

@@ -1,4 +1,4 @@
--- A row is locked before its moments are counted, so of two who ask at once the second counts what the first took.
+-- A row is locked before its times are counted, so of two concurrent callers the second counts the first one's permit.
 INSERT INTO throttles AS t (rule_id, tenant_id, user_id, taken, most, seconds, taker, until)
 SELECT a.rule_id, x.tenant_id, x.user_id, ARRAY[clock_timestamp()], a.most, a.seconds, x.taker,
        clock_timestamp() + a.seconds * interval '1 second'

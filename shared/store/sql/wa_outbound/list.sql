@@ -10,7 +10,7 @@ FROM (
     WHERE line = ANY (ARRAY(
             SELECT id FROM lines WHERE tenant_id = :tenant AND kind = 'session' AND id = coalesce(:session, id)))
       AND tenant_id = :tenant
-      -- A delivery lies right behind its message, so one range of ids bounds both.
+      -- A delivery's id follows its message's, so one range of ids bounds both.
       AND id < :before
       AND id >= coalesce(uuid7_floor(:from::timestamptz), '00000000-0000-0000-0000-000000000000'::uuid)
       AND id < coalesce(uuid7_floor(:to::timestamptz + interval '1 millisecond'),

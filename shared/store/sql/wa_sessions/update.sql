@@ -3,7 +3,7 @@ WITH s AS (
     SET name = :name, base_url = :base_url, api_key = :api_key, webhook_secret = :webhook_secret,
         signature = :signature, allow_ips = :allow_ips, on_limit = :on_limit,
         previous_secret = :previous_secret, previous_until = :previous_until,
-        -- A session that is said to be elsewhere must be looked at anew.
+        -- A session with another address must be checked again.
         checked_at = NULL, updated_at = now()
     WHERE id = :id
     RETURNING id

@@ -27,7 +27,7 @@ WITH l AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT coalesce(NOT s.taken AND o.failing_since < now() - :disable_after_ms::int8 * interval '1 millisecond',
                         false) AS failing) v
-    -- Only what changes anything is updated.
+    -- Only rows that change are updated.
     WHERE c.id = s.configuration_id AND c.is_active
       AND (s.gone OR v.failing OR s.taken = (c.failing_since IS NOT NULL))
     RETURNING c.id, c.tenant_id, c.name, c.url, c.is_active, c.disabled_why

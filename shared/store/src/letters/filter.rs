@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::LetterAction;
 use crate::schema::dead_letters;
 
-/// What has become of a dead letter.
+/// The status of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LetterStatus {
@@ -24,7 +24,7 @@ pub enum LetterStatus {
     Open,
     /// It was started again.
     Replayed,
-    /// It was decided that it is not worth a replay.
+    /// Dropped, because it is not worth a replay.
     Dropped,
 }
 
@@ -44,7 +44,7 @@ impl LetterStatus {
 impl FromStr for LetterStatus {
     type Err = UnknownWord;
 
-    /// Case does not matter, as with every status filter.
+    /// Case does not matter, as in every status filter.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|status| status.as_str().eq_ignore_ascii_case(text));
         found.ok_or_else(|| UnknownWord { expected: Self::ALL.map(Self::as_str).join(", ") })
@@ -57,14 +57,14 @@ impl<'de> Deserialize<'de> for LetterStatus {
     }
 }
 
-/// Which letters are meant; what is `None` does not restrict. Stored with each replay, as it was given.
+/// Selects letters; `None` does not restrict. It is stored with each replay as given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LetterFilter {
     /// One of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<Uuid>>,
-    /// With this status; only for lists, since nothing but open letters can be moved.
+    /// With this status. For lists only, since only open letters can be moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<LetterStatus>,
     /// On this channel.
@@ -79,16 +79,17 @@ pub struct LetterFilter {
     /// Of the tenant with this slug; for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// Written down at this moment or later.
+    /// Stored at this time or later.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "time")]
     pub since: Option<DateTime<Utc>>,
-    /// Written down before this moment.
+    /// Stored before this time.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "time")]
     pub until: Option<DateTime<Utc>>,
-    /// "Yes, I mean all of them": must stand where nothing else does.
+    /// Confirms that all letters are meant; required if nothing else is set.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
-    /// A replay takes what was refused because its publisher may not publish for the tenant, too. Naming that reason does the same.
+    /// Also replays letters that were refused because their publisher may not publish for the tenant. Filtering by that
+    /// reason does the same.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub despite_tenant: bool,
 }
@@ -107,7 +108,7 @@ impl LetterFilter {
         *self == Self { all: self.all, despite_tenant: self.despite_tenant, ..Self::default() }
     }
 
-    /// The letters that `scope` may see and the filter means.
+    /// The letters that `scope` may see and the filter selects.
     pub(super) fn query(&self, scope: Option<TenantId>) -> LetterQuery {
         let mut query = dead_letters::table.into_boxed();
         if let Some(TenantId(tenant)) = scope {
@@ -124,13 +125,13 @@ impl LetterFilter {
         self.restrict(query)
     }
 
-    /// Of those, the open ones that stand by now and that `action` moves.
+    /// Those of them that are open by now and that `action` moves.
     pub(super) fn open(&self, scope: Option<TenantId>, action: LetterAction) -> LetterQuery {
         let open = Self { status: Some(LetterStatus::Open), ..self.clone() };
         open.moved_by(action, scope).filter(dead_letters::created_at.le(now.into_sql::<Timestamptz>()))
     }
 
-    /// The letters that `scope` may see, the filter means and `action` moves.
+    /// The letters that `scope` may see, the filter selects and `action` moves.
     pub(super) fn moved_by(&self, action: LetterAction, scope: Option<TenantId>) -> LetterQuery {
         let query = self.query(scope);
         let takes_all = self.despite_tenant || self.reason == Some(DeadReason::Tenant);

@@ -1,8 +1,8 @@
-//! What is done about dead letters: replaying or dropping many, at a rate, with a row that says who, why and how far.
+//! Replaying and dropping many dead letters, at a rate. A row records who did it, why, and how far it got.
 //!
-//! A replay is a row. Any scheduler takes a pass at it: it locks the row, picks the next open letters that match, moves
-//! them and notes the progress, all in one commit. Since only open letters move, and in an update that checks it, two
-//! replays over the same letters move each of them once.
+//! A replay is a row. Any scheduler may do a pass of it: it locks the row, picks the next open letters that match,
+//! moves them and stores the progress, in one commit. Only open letters move, and the update checks that, so two
+//! replays over the same letters move each letter once.
 
 use chrono::{DateTime, Utc};
 use diesel::{
@@ -28,10 +28,10 @@ use crate::{
     sql::{Columns, Typed, oid, row, sql, statements},
 };
 
-/// Bodies that one pass takes into memory, in bytes; a single larger one goes alone.
+/// The bodies that one pass loads into memory, in bytes; a single larger one goes alone.
 const PASS_BYTES_MAX: i64 = 8 * 1024 * 1024;
 
-/// What to do about letters.
+/// The action of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LetterAction {
@@ -52,40 +52,40 @@ impl LetterAction {
 }
 
 row! {
-    /// What somebody did to dead letters, and how far it got.
+    /// A replay or drop of dead letters, and its progress.
     #[derive(Clone, Debug, PartialEq, Serialize)]
     pub struct Replay {
         /// Its id.
         pub id: Uuid as SqlUuid,
-        /// Whose letters; `None`: an operator's, across tenants.
+        /// The tenant whose letters it moves; `None`: an operator's replay across tenants.
         #[serde(skip)]
         pub tenant_id: Option<i32> as Nullable<Int4>,
         /// `replay` or `drop`.
         pub action: String as Text,
         /// Which letters were meant.
         pub filter: serde_json::Value as Jsonb,
-        /// Who asked for it.
+        /// The person who requested it.
         pub actor: String as Text,
         /// Why.
         pub note: String as Text,
-        /// Letters a second; `None`: as fast as it goes.
+        /// Letters a second; `None`: no limit.
         pub rate: Option<i32> as Nullable<Int4>,
         /// Open letters that matched when it began.
         pub matched: i32 as Int4,
         /// Letters moved so far.
         pub replayed: i32 as Int4,
-        /// Letters that could not be moved: nothing to replay, or somebody else was first.
+        /// Letters that could not be moved: there is nothing to replay, or another replay moved them first.
         pub skipped: i32 as Int4,
         /// `running`, `done` or `cancelled`.
         pub status: String as Text,
-        /// When it was asked for; later letters are not touched.
+        /// The time of the request; later letters are not touched.
         pub created_at: DateTime<Utc> as Timestamptz,
         /// When it ended.
         pub finished_at: Option<DateTime<Utc>> as Nullable<Timestamptz>,
     }
 }
 
-/// A replay that runs, with what its rate is measured by.
+/// A running replay, with the values that its rate is computed from.
 #[derive(Clone, Debug, PartialEq, QueryableByName)]
 #[diesel(check_for_backend(Pg))]
 pub struct RunningReplay {
@@ -106,36 +106,36 @@ impl Columns for RunningReplay {
 }
 
 row! {
-    /// A refused publish that is to be published again.
+    /// A refused publish to publish again.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct IntakeLetter {
         /// The letter.
         pub id: Uuid as SqlUuid,
         /// Its `message_id` property, which is its idempotency key.
         pub amqp_id: Option<String> as Nullable<Text>,
-        /// The key a producer published it with; `None`: it is no submission.
+        /// The routing key of the producer; `None`: it is no submission.
         pub routing_key: Option<String> as Nullable<Text>,
-        /// Who published it; empty: nobody said; `None`: it is not known any more, but was checked.
+        /// The publisher; empty: the publisher gave none; `None`: unknown today, but it was checked.
         pub amqp_user: Option<String> as Nullable<Text>,
         /// Its body.
         pub body: Vec<u8> as Binary,
     }
 }
 
-/// What one pass over a replay did.
+/// The result of one pass of a replay.
 #[derive(Clone, Debug, Default)]
 pub struct Pass {
-    /// Letters looked at; none: the replay is over, or somebody else is at it.
+    /// Letters read; 0: the replay has ended, or another process works on it.
     pub seen: usize,
     /// Letters moved.
     pub moved: i64,
-    /// The last letter looked at: where the next pass may begin. `None`: from the start.
+    /// The last letter read, after which the next pass may begin. `None`: begin at the start.
     pub last: Option<Uuid>,
-    /// Outbox rows of deliveries that were started again and wait in no line, to be handed to the broker.
+    /// Outbox rows of restarted deliveries that wait in no line, to hand to the broker.
     pub dispatches: Vec<Dispatch>,
-    /// Refused publishes to publish again; they stay open until [`Store::letters_republished`].
+    /// Refused publishes to publish again. They stay open until [`Store::letters_republished`].
     pub intake: Vec<IntakeLetter>,
-    /// Those whose body cannot be decrypted any more.
+    /// Letters whose body cannot be decrypted.
     pub unreadable: Vec<Uuid>,
 }
 
@@ -149,12 +149,12 @@ struct Candidate {
 }
 
 const CANDIDATE_BYTES: &str = "coalesce(octet_length(body), 0)::int8";
-/// A body that can be published again, as `publishable.sql` has it.
+/// The condition for a body that can be published again, as in `publishable.sql`.
 const IS_PUBLISHABLE: &str =
     "delivery_id IS NULL AND body IS NOT NULL AND (routing_key IS NOT NULL OR origin = 'broker')";
 
 impl Store {
-    /// Begins to replay or drop the open letters that match; returns the replay's id and how many there are.
+    /// Starts to replay or drop the open letters that match; returns the replay's id and their number.
     pub async fn start_replay(
         &self,
         scope: Option<TenantId>,
@@ -168,7 +168,7 @@ impl Store {
         let stored = serde_json::to_value(filter).map_err(|error| Error::SerializationError(Box::new(error)))?;
         let tenant = scope.map(|tenant| tenant.0);
         let (actor, note) = (actor.to_owned(), note.to_owned());
-        // One transaction has one `now()`: what is counted here is what the passes will find.
+        // A transaction has one `now()`: the letters counted here are those that the passes find.
         let begin = async |conn: &mut AsyncPgConnection| {
             if let Some(tenant) = scope {
                 narrow(conn, tenant).await?;
@@ -189,19 +189,19 @@ impl Store {
         ById { id, tenant: scope.map(|tenant| tenant.0) }.query().within(scope).first(self).await
     }
 
-    /// Ends a running replay where it is; says whether there was one. What has moved stays moved.
+    /// Cancels a running replay; returns whether there was one. Letters that have moved stay moved.
     pub async fn cancel_replay(&self, scope: Option<TenantId>, id: Uuid) -> DbResult<bool> {
         let cancel = Cancel { id, tenant: scope.map(|tenant| tenant.0) };
         Ok(cancel.query().within(scope).run(self).await? > 0)
     }
 
-    /// The oldest replays that run.
+    /// The oldest running replays.
     pub async fn replays_running(&self, limit: i64) -> DbResult<Vec<RunningReplay>> {
         Running { limit }.query().rows(self).await
     }
 
-    /// Moves up to `limit` letters of a replay, beginning after `after`. When none is left from the start on, the
-    /// replay is done.
+    /// Moves up to `limit` letters of a replay, beginning after `after`. If none is left from the start on, the replay
+    /// is done.
     pub async fn replay_pass(
         &self,
         replay: &Replay,
@@ -229,8 +229,8 @@ impl Store {
         Ok(pass)
     }
 
-    /// Notes which refused publishes of a replay are with the broker again, and which can never be (`hopeless`). One that was
-    /// refused anew meanwhile stays open.
+    /// Records which refused publishes of a replay are with the broker again, and which can never be published
+    /// (`hopeless`). One that was refused again meanwhile stays open.
     pub async fn letters_republished(&self, replay: Uuid, done: Vec<Uuid>, hopeless: Vec<Uuid>) -> DbResult<()> {
         Republished { replay, done, hopeless }.query().run(self).await.map(drop)
     }
@@ -267,7 +267,7 @@ impl Step<'_> {
         if self.replay.action == LetterAction::Drop.as_str() { LetterAction::Drop } else { LetterAction::Replay }
     }
 
-    /// Keeps other schedulers from the same pass; false if one is at it, or the replay is over.
+    /// Locks the pass against other schedulers; false if one works on it, or the replay has ended.
     async fn lock(&self, conn: &mut AsyncPgConnection) -> Result<bool, Error> {
         Ok(Lock { replay: self.replay.id }.query().run_on(conn).await? > 0)
     }
@@ -284,7 +284,7 @@ impl Step<'_> {
         let mut query = open
             .moved_by(self.action(), self.replay.tenant_id.map(TenantId))
             .filter(dead_letters::created_at.le(self.replay.created_at))
-            // What was skipped stays open for a later replay, but not for this one.
+            // A skipped letter stays open for a later replay, but not for this one.
             .filter(dead_letters::replay_id.is_distinct_from(self.replay.id));
         if let Some(after) = after {
             query = query.filter(dead_letters::id.gt(after));
@@ -299,7 +299,7 @@ impl Step<'_> {
         Ok(bounded(letters))
     }
 
-    /// Starts dead deliveries again. The run goes up, so that nothing said about the run that died can touch the new one.
+    /// Restarts dead deliveries. The run goes up, so late events of the old run cannot touch the new one.
     async fn revive(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<Released, Error> {
         if letters.is_empty() {
             return Ok(Released::default());
@@ -319,7 +319,7 @@ impl Step<'_> {
         DropLetters { replay: self.replay.id, letters: ids(candidates, |_| true) }.query().row_on(conn).await
     }
 
-    /// Marks what is still open of `letters` as looked at by this replay.
+    /// Marks the open letters among `letters` as read by this replay.
     async fn skip(&self, conn: &mut AsyncPgConnection, letters: Vec<Uuid>) -> Result<(), Error> {
         Skip { replay: self.replay.id, letters }.query().run_on(conn).await.map(drop)
     }
@@ -337,7 +337,7 @@ fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// The first letters whose bodies fit into memory together, and at least one.
+/// The first letters whose bodies fit into memory together; at least one.
 fn bounded(letters: Vec<Candidate>) -> Vec<Candidate> {
     let mut bytes = 0;
     let fits = |letter: &Candidate| {

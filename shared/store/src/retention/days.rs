@@ -15,19 +15,19 @@ use crate::{
 const BLOCKS: i64 = 8192;
 /// Dead letters deleted in one statement.
 const LETTERS: i64 = 1000;
-/// How often a day whose tables are in use is tried, and the pause before the next try. A try takes no lock or all of them, and
+/// How often to try a day whose tables are in use, and the pause between tries. A try takes all locks or none, and
 /// waits for none.
 const TRIES: usize = 25;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// What becomes of a day.
+/// The decision about a day.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DayOutcome {
     /// It was dropped, or would be.
     Dropped,
     /// Something in it is alive.
     Alive,
-    /// A tenant keeps it, or it is gone already.
+    /// A tenant keeps it, or it is already dropped.
     StillNeeded,
     /// Its tables were in use.
     Busy,
@@ -35,8 +35,8 @@ enum DayOutcome {
     Late,
 }
 
-/// Goes over all days that are old enough for some tenant; returns those that were dropped, or would be. A day that stays does not
-/// keep the next one from being looked at.
+/// Goes through all days that are old enough for some tenant; returns those that were dropped, or would be. A day that
+/// stays does not stop the next one.
 pub(super) async fn run(options: RunOptions<'_>, surveyed: &mut Surveyed, pass: &mut Pass) -> DbResult<Vec<NaiveDate>> {
     let mut dropped = Vec::new();
     let Some(newest) = options.expiries().await?.into_iter().map(|expiry| expiry.before).max() else {
@@ -91,8 +91,8 @@ async fn one(
     Ok(outcome)
 }
 
-/// Reads the day's deliveries, a part at a time, for one without an end. What waits is found by its due row and never gets here;
-/// this is for deliveries that nothing points at, which would be a defect.
+/// Reads the day's deliveries in parts and looks for one without an end. A waiting delivery is found earlier, by its
+/// due row. This finds deliveries without any such row, which would be a defect.
 async fn survey(options: RunOptions<'_>, day: NaiveDate, surveyed: &mut Surveyed) -> DbResult<DayOutcome> {
     let blocks = Blocks {}.query().in_partition(day).row(options.store).await?;
     let first = surveyed.entry(day).or_default();
@@ -125,8 +125,8 @@ async fn drop_day(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> D
     Ok(DayOutcome::Busy)
 }
 
-/// The dead letters of the day's deliveries go with them: a deleted delivery cannot be replayed. Says whether all are gone; else the
-/// time was up.
+/// Deletes the dead letters of the day's deliveries, because a deleted delivery cannot be replayed. Returns whether all
+/// are deleted; otherwise time ran out.
 async fn forget_letters(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass) -> DbResult<bool> {
     loop {
         let (low, high) = bounds(day);
@@ -141,7 +141,7 @@ async fn forget_letters(options: RunOptions<'_>, day: NaiveDate, pass: &mut Pass
     }
 }
 
-/// The smallest id of a day, and that of the next one.
+/// The smallest id of a day, and of the next day.
 pub(super) fn bounds(day: NaiveDate) -> (Uuid, Uuid) {
     (floor(start_of(day)), floor(start_of(day.checked_add_days(Days::new(1)).unwrap_or(day))))
 }
@@ -151,7 +151,7 @@ pub(super) fn start_of(day: NaiveDate) -> DateTime<Utc> {
 }
 
 row! {
-    /// Rows of the three partitions: counted where that is quick.
+    /// The rows of the three partitions, counted if that is quick.
     struct Size {
         messages: i64 as Int8,
         deliveries: i64 as Int8,

@@ -18,25 +18,25 @@ use crate::{
 
 /// Rows that one statement deletes.
 const BATCH: i64 = 1000;
-/// Tenants that one statement asks about: some milliseconds.
+/// Tenants per statement: some milliseconds of work.
 const GROUP: usize = 500;
 
-/// How far a pass got; the beginning by default.
+/// The position of a pass; the default is the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Position {
     /// Tables before this one are done.
     table: usize,
-    /// Of this table or day, tenants up to this one are done.
+    /// In this table or day, the tenants up to this one are done.
     tenant: i32,
-    /// With all tables done: days before this one are done.
+    /// After all tables: the days before this one are done.
     day: Option<NaiveDate>,
-    /// Of this tenant and day, messages up to this one are done.
+    /// For this tenant and day, the messages up to this one are done.
     message: Uuid,
 }
 
-/// Goes on from `position` until the end, which is the beginning of the next pass, or until the time is up. Where a step fails,
-/// `position` is behind it. Days in `dropped` are left out.
+/// Continues from `position` until the end, which is the start of the next pass, or until time runs out. If a step
+/// fails, `position` is after it. Days in `dropped` are left out.
 pub(super) async fn run(
     options: RunOptions<'_>,
     position: &mut Position,
@@ -71,7 +71,7 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Everything but messages and what hangs on them.
+    /// All tables except messages and their rows.
     async fn tables(&mut self) -> DbResult<Step> {
         while let Some(table) = TABLES.get(self.position.table) {
             if self.groups(table).await? == Step::Late {
@@ -94,7 +94,7 @@ impl Rows<'_> {
             let Some(&(last, _)) = group.last() else { return Ok(Step::Done) };
             let before = std::mem::replace(&mut self.position.tenant, last);
             let rows = self.group(table, group).await?;
-            // A full batch: there may be more of the same group.
+            // A full batch means that the same group may have more.
             if !self.options.dry && rows >= BATCH {
                 self.position.tenant = before;
             }
@@ -120,7 +120,7 @@ impl Rows<'_> {
         Ok(found.into_iter().map(|(_, rows)| rows).sum())
     }
 
-    /// Rows of no tenant that is known go after the default time.
+    /// Rows without a known tenant expire after the default time.
     async fn of_nobody(&mut self, table: &str, [delete, count]: [&'static str; 2]) -> DbResult<()> {
         let Some(days) = self.options.default_days else { return Ok(()) };
         loop {
@@ -134,7 +134,7 @@ impl Rows<'_> {
         }
     }
 
-    /// The messages of days that were not dropped, because a tenant keeps them or something in them is alive.
+    /// The messages of days that were not dropped, because a tenant keeps them or they hold deliveries without an end.
     async fn days(&mut self) -> DbResult<Step> {
         let Some(newest) = self.expiries.iter().map(|expiry| expiry.before).max() else { return Ok(Step::Done) };
         loop {
@@ -184,7 +184,8 @@ impl Rows<'_> {
         present
     }
 
-    /// Deliveries of messages of the last minute may be of the next day: there the statements open all partitions.
+    /// A delivery of the last minute's messages may belong to the next day: for these the statements open all
+    /// partitions.
     async fn messages(&mut self, day: NaiveDate, tenant: i32, slug: &str) -> DbResult<Step> {
         let (low, high) = bounds(day);
         let last_minute = floor(start_of(day) + TimeDelta::hours(24) - TimeDelta::minutes(1));
@@ -200,7 +201,7 @@ impl Rows<'_> {
         Ok(Step::Done)
     }
 
-    /// The last message that was looked at; `None`: there are no more.
+    /// The last message that was read; `None`: there are no more.
     async fn batch(
         &mut self,
         day: NaiveDate,
@@ -239,13 +240,14 @@ impl Rows<'_> {
 
 struct Table {
     name: &'static str,
-    /// Deletes, or counts, the old rows of some tenants; returns how many of each.
+    /// Deletes or counts the old rows of some tenants; returns the number of each.
     texts: [&'static str; 2],
     /// The same for rows of no tenant.
     of_nobody: Option<[&'static str; 2]>,
 }
 
-/// The rows of tenants that are older than a moment of each. `$old` compares with it by an index that begins with the tenant.
+/// The rows that are older than their tenants' limits. `$old` compares with the limit through an index that begins with
+/// the tenant.
 macro_rules! older {
     ($table:literal, $old:literal, $over:literal) => {
         Table {
@@ -302,7 +304,8 @@ SELECT count(*) FROM gone"
     };
 }
 
-/// A bulk stays as long as a message needs its content, and a dead letter as long as it holds the only known outcome of a delivery.
+/// A bulk stays while a message needs its content. A dead letter stays while it holds the only known outcome of a
+/// delivery.
 const TABLES: [Table; 12] = [
     older!("bulks", "x.created_at < f.before", " AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.bulk_id = x.id)"),
     older!(
@@ -336,7 +339,7 @@ const TABLES: [Table; 12] = [
 ];
 
 row! {
-    /// What was deleted, or counted, of the messages that were looked at.
+    /// The deleted or counted rows of a batch of messages.
     struct Batch {
         /// The last of these messages; empty if there are no more.
         last: Vec<Uuid> as Array<SqlUuid>,

@@ -34,7 +34,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     while let Ok(Next::KeepOpen) = connection.exchange().await {}
 }
 
-/// What happens to the connection after a request.
+/// The state of the connection after a request.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Next {
     KeepOpen,

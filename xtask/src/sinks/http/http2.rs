@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, sync::Notify};
 
 use super::{Reply, Request, Shared, path_of};
 
-/// What a client writes first (RFC 9113, section 3.4).
+/// The first bytes of a client (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
 /// Whether the client begins as HTTP/2 does; nothing is taken from the connection.
@@ -125,7 +125,7 @@ impl Exchange {
         for (name, value) in headers {
             head = head.header(name, value);
         }
-        // What cannot be said in HTTP is a mistake of the test, which sees the stream end.
+        // A reply that is not valid HTTP is a mistake of the test, which sees the stream end.
         let Ok(head) = head.body(()) else { return Ok(()) };
         let mut stream = self.answer.send_response(head, whole && body.is_empty())?;
         if !body.is_empty() {

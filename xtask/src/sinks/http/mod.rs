@@ -85,7 +85,7 @@ pub struct HttpSink {
     shared: Arc<Shared>,
 }
 
-/// What the connections share with the sink.
+/// The state that the connections share with the sink.
 #[derive(Debug, Default)]
 struct Shared {
     routes: Mutex<Routes>,

@@ -1,4 +1,4 @@
-//! What the sink does with a request, and for which path.
+//! The sink's reactions to a request, by path.
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -30,7 +30,7 @@ use super::Listening;
 use super::record::Record;
 use reply::{Occasion, Replies};
 
-/// What the server demands and allows.
+/// The requirements and limits of the server.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// User and password. When set, mail is taken only after AUTH PLAIN or AUTH LOGIN with these.
@@ -95,7 +95,7 @@ pub struct SmtpSink {
     shared: Arc<Shared>,
 }
 
-/// What the sessions share with the sink.
+/// The state that the sessions share with the sink.
 #[derive(Debug)]
 struct Shared {
     options: Options,

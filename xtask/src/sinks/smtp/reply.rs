@@ -1,4 +1,4 @@
-//! What the server says, and to what.
+//! The replies of the server, by command.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -40,7 +40,7 @@ impl Reply {
     }
 }
 
-/// What can be replied to.
+/// The commands that can have a reply of their own.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Occasion {
     /// A client has connected.

@@ -19,7 +19,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let _ = session.run().await;
 }
 
-/// What happens to the connection after a command.
+/// The state of the connection after a command.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Next {
     Continue,
@@ -40,7 +40,7 @@ impl From<Answer> for Next {
     }
 }
 
-/// What MAIL and RCPT have said so far.
+/// The arguments of MAIL and RCPT so far.
 struct Envelope {
     sender: String,
     parameters: Vec<String>,
@@ -138,7 +138,7 @@ impl Session {
         Ok(user.zip(password))
     }
 
-    /// What the client answers to a prompt, or has already said along with the command.
+    /// The client's answer to a prompt, or the one that it sent along with the command.
     async fn response(&mut self, initial: Option<&str>, prompt: &str) -> Result<Option<String>> {
         let encoded = match initial {
             Some(initial) => initial.to_owned(),

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::provider_events;
 
-// Made with openssl from a key that was thrown away.
+// Made with openssl; the key was deleted.
 const PEM: &[u8] = include_bytes!("signing.pem");
 const OTHER_PEM: &[u8] = include_bytes!("other.pem");
 const SHA1: &str = "RbILzU6dtMbfNf9wkQu2UJqY5hEycFr56gsOioyF/APRH8vOdWfMdBSukM0Dg5akwKnv2jZOXluZ2CO3bJUp7JjM7A+MPVnaj3QbQH/zHa2S+HckrB4KenQtyj+ULz5r1PdwZ7JwxGoKnM+EbJS97W3FPNJLHWg2ZVFHuqum6GZ51PtGBWlTqLhbwIM+3MC75GTQlFTp2s7WyrxU4t3pE3EtTN6eASZ9x9qlt6Xr+gIxa0/MfWic7cnmKU3wmTyznkAtCi+UYpaW5j+umeZLlgjZNCVdtVMbQlRhGAAe4e6z8lw0FFl/7nBvENF/7tzF5bbH+J2/T4vWSuN9+D0DvA==";

@@ -92,7 +92,8 @@ fn a_line_of_usual_length_is_read_in_microseconds() {
         }
         start.elapsed()
     };
-    // A debug build on a busy machine needs some 10 µs a line. The machine may stand still in some hundred, but not in each.
+    // A debug build on a busy machine needs about 10 µs a line. The machine may stall in some hundreds, but not in
+    // each.
     let quickest = (0..20).map(|_| hundred()).min().unwrap();
     assert!(quickest < std::time::Duration::from_millis(50), "{quickest:?} for 100 lines");
 }
@@ -106,7 +107,7 @@ fn with_mod_97(country: &str, account: &str) -> String {
     (2..99).map(|check| format!("{country}{check:02}{account}")).find(|iban| is_mod_97(iban.as_bytes().iter())).unwrap()
 }
 
-/// What may stand around a value in a line.
+/// The text around a value in a line.
 fn around() -> impl Strategy<Value = (&'static str, &'static str)> {
     prop_oneof![
         Just((" ", " ")),
@@ -184,7 +185,7 @@ proptest! {
 
     #[test]
     fn masking_twice_is_masking_once(text in "(\\PC|[@+ 0-9.%-]){0,80}") {
-        // Behind a mask another sign makes a new address out of it: more is masked then, never less.
+        // After a mask, another sign makes a new address of it: then more is masked, never less.
         prop_assume!(!text.split_whitespace().any(|word| word.matches(['@', '%']).count() > 1));
         let once = masked(&text);
         prop_assert_eq!(masked(&once), once.clone());

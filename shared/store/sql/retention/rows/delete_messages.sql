@@ -1,10 +1,11 @@
--- Deletes messages of a tenant in the order of their ids, and what hangs on them.
+-- Deletes messages of a tenant in the order of their ids, with their deliveries and logs.
 WITH picked AS MATERIALIZED (
     SELECT m.id FROM messages@ m
     WHERE m.tenant_id = :tenant AND m.id >= :low AND m.id > :after AND m.id < :high
     ORDER BY m.id LIMIT :limit
 ), over AS MATERIALIZED (
-    -- Those whose every delivery is over. The ids of a message's deliveries are within the minute after its own.
+    -- Only messages whose deliveries have all ended. The ids of a message's deliveries are within the minute after its
+    -- own.
     SELECT p.id FROM picked p WHERE NOT EXISTS (
         SELECT 1 FROM deliveries@ d
         WHERE d.message_id = p.id AND d.id >= p.id

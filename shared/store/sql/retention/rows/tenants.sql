@@ -1,4 +1,4 @@
--- From one tenant to the next by the index, however many messages each has.
+-- The index leads from one tenant to the next, however many messages each has.
 WITH RECURSIVE t(id) AS (
     (SELECT m.tenant_id FROM messages@ m WHERE m.tenant_id > :after ORDER BY m.tenant_id LIMIT 1)
     UNION ALL
