@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use providers::{in_app::hints::Hints, registry::Registry};
 use runtime::config::{Config, ConfigError, ConfigFault, Shown, env_example};
 use serde_json::{Value, json};
 use store::Store;
-use worker::{providers::in_app::hints::Hints, registry::Registry};
 
 use crate::output::{Output, table};
 

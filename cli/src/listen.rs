@@ -9,9 +9,9 @@ use actix_web::{
 };
 use anyhow::Context;
 use domain::clock;
+use providers::webhook::standard_webhooks::sign;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use worker::providers::webhook::standard_webhooks::sign;
 
 use crate::{
     output::{Output, time},

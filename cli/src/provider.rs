@@ -5,11 +5,11 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use domain::{Channel, Fault, contract::Provider};
+use providers::{in_app::hints::Hints, registry::Registry};
 use runtime::config::Config;
 use serde::Serialize;
 use store::Store;
 use tokio::{task::JoinSet, time::timeout};
-use worker::{providers::in_app::hints::Hints, registry::Registry};
 
 use crate::output::{Output, table_or};
 

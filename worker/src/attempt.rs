@@ -23,18 +23,17 @@ use domain::{
     suppression::SuppressionReason,
 };
 use futures_util::FutureExt;
+use providers::{
+    breakers::{Breakers, News, tenant_key},
+    counters,
+    email::{tracking::Tracking, unsubscribing::Unsubscribing},
+    registry::{Providers, backend_setting},
+    secrets::{Secrets, Signing},
+};
 use runtime::faultpoint;
 use store::claim::Claim;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-
-use crate::{
-    breakers::{Breakers, News, tenant_key},
-    measures,
-    providers::email::{tracking::Tracking, unsubscribing::Unsubscribing},
-    registry::{Providers, backend_setting},
-    secrets::{Secrets, Signing},
-};
 
 /// A provider ends a call that takes too long itself, because it knows how far the call got. If it does not, this module cancels
 /// the call this much later.
@@ -355,16 +354,16 @@ impl DeliveryRef {
     fn after_call(self, context: &ChannelContext, choice: &Choice, outcome: Outcome, took: Duration) -> Event {
         let now = clock::now();
         let provider = choice.provider.name();
-        measures::attempted(context.route.channel, provider, outcome.class(), took);
+        counters::attempted(context.route.channel, provider, outcome.class(), took);
         if outcome.class() == OutcomeClass::Sent && self.run == 1 {
-            measures::sent_at_once(context.route, (now - self.accepted_at).to_std().unwrap_or_default());
+            counters::sent_at_once(context.route, (now - self.accepted_at).to_std().unwrap_or_default());
         }
         let may_recover = outcome.class() != OutcomeClass::Misconfigured;
         let progress = ProviderProgress { round: choice.progress.round.with(provider, may_recover), ..choice.progress };
         let decision = self.decide(context, &outcome, now, progress);
         let round = match decision.delay {
             Some(Duration::ZERO) => {
-                measures::failed_over(context.route.channel, provider);
+                counters::failed_over(context.route.channel, provider);
                 progress.round
             }
             // The outcome is unknown: the delivery stays with this provider until it reports, or until the hold ends.

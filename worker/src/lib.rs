@@ -3,24 +3,17 @@
 //! It keeps no state of its own. The claim (a row in the database) decides what it may send. The log writer stores the results
 //! from the events that the worker publishes. A worker that is killed at any moment therefore loses nothing.
 //!
-//! `pool` moves deliveries, `attempt` makes one attempt, `providers` holds the vendors' clients, `outcomes` publishes events.
+//! `pool` moves deliveries, `attempt` makes one attempt, the crate `providers` holds the vendors' clients, `outcomes` publishes events.
 
 mod attempt;
-mod breakers;
 mod health;
-mod measures;
 mod outcomes;
 mod pool;
-pub mod providers;
-pub mod registry;
-mod secrets;
-#[cfg(test)]
-mod testing;
 
 use std::{sync::Arc, time::Duration};
 
 use broker::{Broker, BrokerPart, ConsumerHealth, Publisher};
-use domain::{Channel, Lane, Route};
+use domain::{Channel, Route};
 use engine::local_dispatch::LocalDispatch;
 use runtime::{
     config::{Config, REPORT_TIME},
@@ -35,12 +28,12 @@ pub use health::ConsumersPart;
 use attempt::ChannelContext;
 use outcomes::Outcomes;
 use pool::{Pool, PoolDeps};
+use providers::registry::{Registry, RegistryError};
+use providers::secrets::Secrets;
 use providers::{
     email::{tracking::Tracking, unsubscribing::Unsubscribing},
     in_app::hints::Hints,
 };
-use registry::{Registry, RegistryError};
-use secrets::Secrets;
 
 /// Closing a broker connection takes a round trip. A broker that is away must not delay the shutdown by more than this.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -107,7 +100,9 @@ impl Worker {
     ) -> Result<Self, WorkerError> {
         let hints = Hints::default();
         let registry = Registry::build(config, &store, &hints)?;
-        measures::start_at_zero(config.worker.channels.iter().map(|channel| (*channel, config.backends(*channel))));
+        providers::counters::start_at_zero(
+            config.worker.channels.iter().map(|channel| (*channel, config.backends(*channel))),
+        );
         let disconnect = CancellationToken::new();
         let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", disconnect.clone());
         let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", disconnect.clone());
@@ -130,7 +125,7 @@ impl Worker {
                 unsubscribing,
                 ..context(config, &registry, route, &secrets, cut_short.clone())
             };
-            let concurrency = concurrency(config.worker.concurrency, route.lane);
+            let concurrency = providers::concurrency(config.worker.concurrency, route.lane);
             let pool = Pool::open(&consuming, deps.clone(), context, concurrency, local_dispatch);
             consumers.push(pool.health());
             let give_up = give_up.clone();
@@ -205,14 +200,5 @@ fn context(
         tracking: None,
         unsubscribing: None,
         cut_short,
-    }
-}
-
-/// How many attempts a lane makes at once, out of at most `max`. Bulk gets half: it is not urgent, and its attempts compete
-/// with the other lanes for the same providers.
-fn concurrency(max: usize, lane: Lane) -> usize {
-    match lane {
-        Lane::High | Lane::Normal => max,
-        Lane::Bulk => (max / 2).max(1),
     }
 }

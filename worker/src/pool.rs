@@ -26,6 +26,7 @@ use domain::{
     retry::AmbiguousPolicy,
 };
 use engine::local_dispatch::{LocalClaim, LocalDispatch, PoolLimits};
+use providers::counters;
 use runtime::{faultpoint, reconnect::Reconnect};
 use store::{DbError, Store, claim::Claim};
 use tokio::{
@@ -38,7 +39,6 @@ use uuid::Uuid;
 
 use crate::{
     attempt::{ChannelContext, SLOT_ALLOWANCE, attempt, give_back},
-    measures,
     outcomes::Outcomes,
 };
 
@@ -152,7 +152,7 @@ impl Pool {
             capacity_usual: CLAIM_USUAL.min(concurrency / 2).max(1),
             claims_in_flight: Arc::new(Semaphore::new(CLAIMS_IN_FLIGHT_MAX)),
             tasks: TaskTracker::new(),
-            in_flight: measures::in_flight(context.route),
+            in_flight: counters::in_flight(context.route),
             deps,
             context,
         };
@@ -246,7 +246,7 @@ impl PoolState {
             return batch.iter().for_each(|item| self.acker.requeue(item.tag));
         };
         drop(claim_permit);
-        measures::claimed(claims.len(), items.len());
+        counters::claimed(claims.len(), items.len());
         let mut won: HashMap<(DeliveryId, i32), Claim> =
             claims.into_iter().map(|claim| ((claim.delivery, claim.run), claim)).collect();
         let mut lost = Vec::new();
@@ -273,7 +273,7 @@ impl PoolState {
 
     /// Loads the recipient policies of deliveries from local dispatch, then starts an attempt for each.
     async fn start_local(self: Arc<Self>, batch: Vec<LocalClaim>) {
-        measures::came_claimed(batch.len());
+        counters::came_claimed(batch.len());
         let (mut claims, rest): (Vec<Claim>, Vec<_>) = batch
             .into_iter()
             .map(|LocalClaim { claim, claimed_at, room: attempt_permit, in_flight_permit }| {
@@ -404,7 +404,7 @@ impl PoolState {
 
     /// Moves a slot to the time of its late call. Otherwise the next minute's slots come too soon after that message.
     async fn charge_late_slot(&self, line: Uuid, delivery: DeliveryId) {
-        measures::slot_used_late();
+        counters::slot_used_late();
         if let Err(error) = self.deps.store.charge_late_slot(line, delivery).await {
             tracing::warn!(session.id = %line, %error, "a slot that was used late could not be moved: the session's next minute may hold more");
         }

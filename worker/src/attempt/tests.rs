@@ -4,7 +4,9 @@ use domain::{
 };
 
 use super::*;
-use crate::testing::SECRET;
+
+/// A webhook secret of the right form.
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// The stub provider's reaction to a call.
 enum Act {
@@ -363,5 +365,5 @@ fn jitter_differs_between_deliveries_and_runs_and_stays_below_one() {
 
 #[test]
 fn the_secret_of_the_tests_has_the_form_of_a_real_one() {
-    assert!(crate::providers::webhook::standard_webhooks::sign(SECRET, "id", 0, b"").is_some());
+    assert!(providers::webhook::standard_webhooks::sign(SECRET, "id", 0, b"").is_some());
 }

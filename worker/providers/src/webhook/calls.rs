@@ -12,7 +12,7 @@ use runtime::{
 use serde_json::{Map, Value, json};
 use store::{Store, webhook_logs::NewCall};
 
-use crate::measures;
+use crate::counters;
 
 /// What is logged of a request's body.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -35,7 +35,7 @@ impl Calls {
     /// Takes a call down. A log that cannot keep up has gaps; no delivery waits for it.
     pub fn log(&self, call: NewCall) {
         if self.0.post(call).is_err() {
-            measures::call_not_logged();
+            counters::call_not_logged();
         }
     }
 }

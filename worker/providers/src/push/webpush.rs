@@ -30,8 +30,8 @@ use serde_json::{json, value::RawValue};
 
 use super::{Notice, PushSetupError, is_for, signed, time_to_live};
 use crate::{
-    measures,
-    providers::vendor::{self, Answer},
+    counters,
+    vendor::{self, Answer},
 };
 
 const WHO: &str = "the push service";
@@ -169,7 +169,7 @@ fn rejected(code: &str, detail: &str) -> Outcome {
 
 fn refused(refusal: Refusal) -> Outcome {
     if refusal == Refusal::Private {
-        measures::egress_blocked();
+        counters::egress_blocked();
         return rejected("target_not_allowed", "the endpoint lies inside a network that may not be reached");
     }
     rejected("bad_url", &format!("the endpoint {refusal}"))

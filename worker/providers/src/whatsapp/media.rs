@@ -26,7 +26,7 @@ use futures_util::{
 use reqwest::{Client, StatusCode, Url, header::RETRY_AFTER, redirect};
 use tokio::time::timeout_at;
 
-use crate::measures;
+use crate::counters;
 
 /// A host that cannot be connected to within this will not answer in time either.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -184,7 +184,7 @@ impl Failure {
         let rejected = |code: &str, detail: String| Outcome::Rejected(Fault::new(code, detail));
         match self {
             Self::Refused(Refusal::Private) => {
-                measures::egress_blocked();
+                counters::egress_blocked();
                 let detail = "media.url leads into a network that may not be reached";
                 rejected("target_not_allowed", detail.to_owned())
             }

@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::{Notice, PushSetupError, file, is_for, signed, time_to_live, token, word};
-use crate::providers::vendor::{self, Answer};
+use crate::vendor::{self, Answer};
 
 const WHO: &str = "fcm";
 const TOKENS: &str = "the token endpoint of fcm";

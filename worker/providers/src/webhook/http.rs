@@ -33,7 +33,7 @@ use super::{
     crowd::Crowd,
     standard_webhooks,
 };
-use crate::measures;
+use crate::counters;
 
 /// A receiver that cannot be connected to within this will not answer in time either.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -317,7 +317,7 @@ fn judge(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
 
 fn refused(refusal: Refusal) -> Outcome {
     if refusal == Refusal::Private {
-        measures::egress_blocked();
+        counters::egress_blocked();
         return Outcome::Rejected(Fault::new(
             "target_not_allowed",
             "the address lies inside a network that webhooks may not reach",

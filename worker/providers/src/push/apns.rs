@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Notice, PushSetupError, file, forget_at, is_for, signed, token, word};
-use crate::providers::vendor::{self, Answer};
+use crate::vendor::{self, Answer};
 
 const WHO: &str = "apns";
 const CERTIFICATE: &str = "APNS_CERTIFICATE_PATH";

@@ -8,20 +8,18 @@ use store::Store;
 
 use crate::{
     breakers::Breakers,
-    providers::{
-        email::{
-            sendgrid::Sendgrid,
-            ses::Ses,
-            smtp::{Smtp, SmtpSetupError},
-        },
-        in_app::{hints::Hints, inbox::Inbox},
-        push::{PushSetupError, apns::Apns, fcm::Fcm, webpush::Webpush},
-        sandbox::Sandbox,
-        sms::{sns::Sns, twilio::Twilio},
-        vendor::SetupError,
-        webhook::http::Http,
-        whatsapp::waha::Waha,
+    email::{
+        sendgrid::Sendgrid,
+        ses::Ses,
+        smtp::{Smtp, SmtpSetupError},
     },
+    in_app::{hints::Hints, inbox::Inbox},
+    push::{PushSetupError, apns::Apns, fcm::Fcm, webpush::Webpush},
+    sandbox::Sandbox,
+    sms::{sns::Sns, twilio::Twilio},
+    vendor::SetupError,
+    webhook::http::Http,
+    whatsapp::waha::Waha,
 };
 
 /// Providers in the order in which they are tried.
