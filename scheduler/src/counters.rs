@@ -7,7 +7,7 @@ use runtime::{
 };
 use store::letters::LetterAction;
 
-use crate::digests::End;
+use crate::release::digests::End;
 
 /// Starts each counter of a scheduler, with each value of its label. Tasks start the counters whose labels they know.
 pub fn start() {

@@ -4,38 +4,18 @@
 //! A periodic loop is a [`task::Task`]. The log writer and the dead letter drainer consume a queue instead. Each loop
 //! has a file of its own and does not call the others: they share only the database.
 
-mod audit;
-mod broadcasts;
 mod counters;
-mod crashes;
-mod dead_letter_drainer;
-mod dead_letter_message;
-mod digests;
-mod expiry;
 mod failure_streak;
-mod holds;
-mod inbound_webhooks;
-mod incoming;
-mod log_progress;
-mod log_writer;
-mod outbox_relay;
+mod log;
 mod outlook;
-mod partitions;
 mod poller;
 mod probe;
-mod provider_events;
-mod pruning;
-mod quiet;
-mod release_due;
-mod release_lines;
-mod replays;
-mod retention;
+mod recovery;
+mod release;
+mod storage;
 mod supervisor;
 pub mod task;
-mod unread_events;
-mod waha_events;
-mod waha_sessions;
-mod webhook_events;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,12 +30,12 @@ use runtime::{
 use store::{DatabasePart, Store, migrate::SchemaError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use log_progress::LogProgress;
+use log::log_progress::LogProgress;
 use outlook::Outlook;
 use poller::Poller;
-use provider_events::Subscriber;
 use supervisor::Supervisor;
 use task::millis;
+use webhooks::provider_events::Subscriber;
 
 /// The longest call to WAHA. WAHA answers from memory.
 const WAHA_TIMEOUT_MAX: Duration = Duration::from_secs(6);
@@ -143,7 +123,7 @@ impl Services {
         let Self { store, publisher, dispatcher, .. } = self;
         let relay_after = millis(config.timing.relay_after);
         let (tracker, depths) = (&self.tracker, Depths::new(self.consuming.clone()));
-        supervisor.spawn(release_due::ReleaseDue::new(
+        supervisor.spawn(release::due::ReleaseDue::new(
             store.clone(),
             dispatcher.clone(),
             tracker.clone(),
@@ -152,60 +132,67 @@ impl Services {
             relay_after,
         ));
         let (sessions, shares) =
-            release_lines::tasks(store.clone(), dispatcher.clone(), tracker.clone(), depths, relay_after);
+            release::lines::tasks(store.clone(), dispatcher.clone(), tracker.clone(), depths, relay_after);
         supervisor.spawn(sessions);
         supervisor.spawn(shares);
-        supervisor.spawn(waha_events::WahaEvents::new(store.clone(), publisher.clone()));
-        supervisor.spawn(provider_events::ProviderEvents::new(
+        supervisor.spawn(webhooks::waha_events::WahaEvents::new(store.clone(), publisher.clone()));
+        supervisor.spawn(webhooks::provider_events::ProviderEvents::new(
             store.clone(),
             publisher.clone(),
             self.subscriber.clone(),
         ));
         let call_timeout = config.provider_timeout.min(WAHA_TIMEOUT_MAX);
-        supervisor.spawn(waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
-        supervisor.spawn(webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
-        supervisor.spawn(webhook_events::WebhookHolds::new(store.clone()));
-        supervisor.spawn(broadcasts::Broadcasts::new(store.clone(), dispatcher.clone(), relay_after));
-        supervisor.spawn(broadcasts::BroadcastAudiences(store.clone()));
-        supervisor.spawn(broadcasts::BroadcastCounts(store.clone()));
-        supervisor.spawn(webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
-        supervisor.spawn(digests::Digests::new(store.clone(), dispatcher.clone(), outlook.clone(), relay_after));
-        supervisor.spawn(digests::DigestForgets(store.clone()));
-        let events = Consumer::open(&self.consuming, EVENTS_LOG, log_writer::PREFETCH, supervisor.stop());
+        supervisor.spawn(webhooks::waha_sessions::WahaSessions::new(store.clone(), self.waha.clone(), call_timeout));
+        supervisor.spawn(webhooks::webhook_events::WebhookEvents::new(store.clone(), dispatcher.clone(), relay_after));
+        supervisor.spawn(webhooks::webhook_events::WebhookHolds::new(store.clone()));
+        supervisor.spawn(release::broadcasts::Broadcasts::new(store.clone(), dispatcher.clone(), relay_after));
+        supervisor.spawn(release::broadcasts::BroadcastAudiences(store.clone()));
+        supervisor.spawn(release::broadcasts::BroadcastCounts(store.clone()));
+        supervisor
+            .spawn(webhooks::webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
+        supervisor.spawn(release::digests::Digests::new(
+            store.clone(),
+            dispatcher.clone(),
+            outlook.clone(),
+            relay_after,
+        ));
+        supervisor.spawn(release::digests::DigestForgets(store.clone()));
+        let events = Consumer::open(&self.consuming, EVENTS_LOG, log::log_writer::PREFETCH, supervisor.stop());
         let log = LogProgress::default();
-        let watched = quiet::Watched {
+        let watched = log::quiet::Watched {
             publishing: self.publishing.clone(),
             consuming: self.consuming.clone(),
             consumer: events.health(),
             log: log.clone(),
         };
-        let quiet = quiet::Quiet::new(watched, publisher.clone(), config.timing);
-        supervisor.spawn(crashes::Crashes::new(store.clone(), publisher.clone(), quiet, Arc::clone(config)));
-        supervisor.spawn(holds::Holds::new(store.clone(), publisher.clone()));
-        supervisor.spawn(outbox_relay::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
-        supervisor.spawn(outbox_relay::OutboxGauge(store.clone()));
-        supervisor.spawn(audit::Audit::new(store.clone(), self.consuming.clone()));
-        supervisor.spawn(replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
-        supervisor.spawn(unread_events::UnreadEvents::new(store.clone(), publisher.clone()));
-        supervisor.spawn(unread_events::LetteredOutcomes::new(store.clone()));
-        supervisor.spawn(partitions::Partitions(store.clone()));
-        supervisor.spawn(pruning::Pruning(store.clone()));
-        supervisor.spawn(pruning::Freeze::new(store.clone()));
-        supervisor.spawn(pruning::LineGauges(store.clone()));
-        supervisor.spawn(expiry::Expiry(store.clone()));
-        supervisor.spawn(expiry::ExpiryFill::new(store.clone()));
-        supervisor.spawn(retention::RetentionDays::new(store.clone(), config.retention_days));
-        supervisor.spawn(retention::Retention { store: store.clone(), days: config.retention_days });
-        supervisor.spawn(retention::Erasures(store.clone()));
+        let quiet = log::quiet::Quiet::new(watched, publisher.clone(), config.timing);
+        supervisor.spawn(recovery::crashes::Crashes::new(store.clone(), publisher.clone(), quiet, Arc::clone(config)));
+        supervisor.spawn(webhooks::holds::Holds::new(store.clone(), publisher.clone()));
+        supervisor.spawn(release::outbox::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
+        supervisor.spawn(release::outbox::OutboxGauge(store.clone()));
+        supervisor.spawn(recovery::audit::Audit::new(store.clone(), self.consuming.clone()));
+        supervisor.spawn(log::replays::Replays::new(store.clone(), publisher.clone(), dispatcher.clone(), relay_after));
+        supervisor.spawn(log::unread_events::UnreadEvents::new(store.clone(), publisher.clone()));
+        supervisor.spawn(log::unread_events::LetteredOutcomes::new(store.clone()));
+        supervisor.spawn(storage::partitions::Partitions(store.clone()));
+        supervisor.spawn(storage::pruning::Pruning(store.clone()));
+        supervisor.spawn(storage::pruning::Freeze::new(store.clone()));
+        supervisor.spawn(storage::pruning::LineGauges(store.clone()));
+        supervisor.spawn(release::expiry::Expiry(store.clone()));
+        supervisor.spawn(release::expiry::ExpiryFill::new(store.clone()));
+        supervisor.spawn(storage::retention::RetentionDays::new(store.clone(), config.retention_days));
+        supervisor.spawn(storage::retention::Retention { store: store.clone(), days: config.retention_days });
+        supervisor.spawn(storage::retention::Erasures(store.clone()));
         supervisor.spawn_consumer("log_writer", events, |consumer, failures, stop| {
             let (store, publisher, lost_after) = (store.clone(), publisher.clone(), config.timing.lost_after());
-            log_writer::LogWriter::new(store, publisher, consumer, log, lost_after, failures, stop).run()
+            log::log_writer::LogWriter::new(store, publisher, consumer, log, lost_after, failures, stop).run()
         });
-        let letters = Consumer::open(&self.consuming, DLQ, dead_letter_drainer::PREFETCH, supervisor.stop());
+        let letters = Consumer::open(&self.consuming, DLQ, log::dead_letter_drainer::PREFETCH, supervisor.stop());
         supervisor.spawn_consumer("dead_letter_drainer", letters, |consumer, failures, stop| {
             let (store, publisher) = (store.clone(), publisher.clone());
-            let deps = dead_letter_drainer::Deps { store, publisher, require_mapping: config.broker.require_mapping };
-            dead_letter_drainer::DeadLetterDrainer::new(deps, consumer, failures, stop).run()
+            let deps =
+                log::dead_letter_drainer::Deps { store, publisher, require_mapping: config.broker.require_mapping };
+            log::dead_letter_drainer::DeadLetterDrainer::new(deps, consumer, failures, stop).run()
         });
     }
 

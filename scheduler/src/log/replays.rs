@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     failure_streak::chain,
-    incoming,
+    log::incoming,
     task::{Report, Task, TaskError},
 };
 

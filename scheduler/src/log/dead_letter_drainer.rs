@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    dead_letter_message::{DeadLetterMessage, Kind, ROUNDS},
     failure_streak::{FailureStreak, chain},
-    log_writer::tell_dead,
-    replays::outgoing,
+    log::{
+        dead_letter_message::{DeadLetterMessage, Kind, ROUNDS},
+        log_writer::tell_dead,
+        replays::outgoing,
+    },
 };
 
 /// Unacknowledged messages. Few, because a body may have many megabytes.

@@ -18,8 +18,8 @@ use store::{
 use uuid::Uuid;
 
 use crate::{
-    inbound_webhooks::{self, LEASE_MS, LIMIT, TRIES_MAX, WebhookTable, pause_ms},
     task::{Report, Task, TaskError, count_of},
+    webhooks::inbound_webhooks::{self, LEASE_MS, LIMIT, TRIES_MAX, WebhookTable, pause_ms},
 };
 
 /// The task that processes WAHA events.

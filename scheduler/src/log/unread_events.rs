@@ -12,8 +12,7 @@ use store::{Store, letters::NewLetter, unread_events::KeptEvent};
 use uuid::Uuid;
 
 use crate::{
-    incoming,
-    log_writer::tell_dead,
+    log::{incoming, log_writer::tell_dead},
     task::{Report, Task, TaskError, count_of, gauge_of},
 };
 

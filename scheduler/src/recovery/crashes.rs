@@ -1,7 +1,7 @@
 //! Finds claims whose worker died, and reports them as crashes.
 //!
 //! An ended lease ends the claim, but is only a reason to check. A crash is reported after the outcome has had enough
-//! time to arrive (see [`crate::quiet`]). The report goes through the log queue and not straight into the database, so
+//! time to arrive (see [`crate::log::quiet`]). The report goes through the log queue and not straight into the database, so
 //! that an outcome that waits there is applied first. It applies only while the delivery is still `sending`.
 
 use std::{sync::Arc, time::Duration};
@@ -18,9 +18,9 @@ use runtime::{config::Config, metric};
 use store::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind};
 
 use crate::{
-    inbound_webhooks::publish_as,
-    quiet::Quiet,
+    log::quiet::Quiet,
     task::{Report, Task, TaskError, gauge_of, jitter, millis},
+    webhooks::inbound_webhooks::publish_as,
 };
 
 /// Watches checked in one turn.

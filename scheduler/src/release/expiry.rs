@@ -10,7 +10,7 @@ use store::Store;
 use uuid::Uuid;
 
 use crate::{
-    log_writer::tell,
+    log::log_writer::tell,
     task::{Report, Task, TaskError},
 };
 

@@ -18,7 +18,7 @@ use runtime::config::TimingConfig;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::log_progress::LogProgress;
+use crate::log::log_progress::LogProgress;
 
 /// The routing key of messages that only test whether the broker takes any.
 const ROUTING_KEY: &str = "events.probe";

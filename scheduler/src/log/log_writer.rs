@@ -27,12 +27,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    dead_letter_message::LETTER_ID,
     failure_streak::{FailureStreak, chain},
-    inbound_webhooks::publish,
-    incoming::{self, Incoming},
-    log_progress::LogProgress,
+    log::{
+        dead_letter_message::LETTER_ID,
+        incoming::{self, Incoming},
+        log_progress::LogProgress,
+    },
     task::count_of,
+    webhooks::inbound_webhooks::publish,
 };
 
 /// Unacknowledged broker messages, each with up to 64 events. The limit lets the next batch arrive while one is

@@ -29,8 +29,8 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    inbound_webhooks::{self, LEASE_MS, LIMIT, TRIES_MAX, WebhookTable, pause_ms},
     task::{Report, Task, TaskError},
+    webhooks::inbound_webhooks::{self, LEASE_MS, LIMIT, TRIES_MAX, WebhookTable, pause_ms},
 };
 
 /// The longest confirmation of a subscription.

@@ -12,8 +12,8 @@ use runtime::metric;
 use store::{Store, holds::About};
 
 use crate::{
-    inbound_webhooks::publish_as,
     task::{Report, Task, TaskError},
+    webhooks::inbound_webhooks::publish_as,
 };
 
 /// Calls checked in one turn.

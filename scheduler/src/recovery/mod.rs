@@ -1,0 +1,4 @@
+//! Work of processes that died.
+
+pub mod audit;
+pub mod crashes;
