@@ -5,9 +5,9 @@
 //! has a file of its own and does not call the others: they share only the database.
 
 mod counters;
+mod due_times;
 mod failure_streak;
 mod log;
-mod outlook;
 mod poller;
 mod probe;
 mod recovery;
@@ -30,8 +30,8 @@ use runtime::{
 use store::{DatabasePart, Store, migrate::SchemaError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use due_times::DueTimes;
 use log::log_progress::LogProgress;
-use outlook::Outlook;
 use poller::Poller;
 use supervisor::Supervisor;
 use task::millis;
@@ -72,11 +72,11 @@ pub async fn run(config: Arc<Config>, parts: Parts, stop: CancellationToken) -> 
     let subscriber = Subscriber::new().map_err(|error| RunError::Client(Box::new(error)))?;
     let services = Services::start(&config, store, waha, subscriber);
     parts.add(BrokerPart { broker: services.publishing.clone(), needed: true });
-    let (poller, outlook) = Poller::new(services.store.clone());
-    let mut supervisor = Supervisor::new(outlook.clone(), &stop);
+    let (poller, due_times) = Poller::new(services.store.clone());
+    let mut supervisor = Supervisor::new(due_times.clone(), &stop);
     supervisor.spawn(poller);
-    services.spawn_loops(&mut supervisor, &config, &outlook);
-    supervisor.show(&parts);
+    services.spawn_loops(&mut supervisor, &config, &due_times);
+    supervisor.register_health(&parts);
     let ended = supervisor.join(&services.tracker, config.timing.drain).await;
     services.end().await;
     ended
@@ -119,7 +119,7 @@ impl Services {
     }
 
     /// Spawns every loop.
-    fn spawn_loops(&self, supervisor: &mut Supervisor, config: &Arc<Config>, outlook: &Outlook) {
+    fn spawn_loops(&self, supervisor: &mut Supervisor, config: &Arc<Config>, due_times: &DueTimes) {
         let Self { store, publisher, dispatcher, .. } = self;
         let relay_after = millis(config.timing.relay_after);
         let (tracker, depths) = (&self.tracker, Depths::new(self.consuming.clone()));
@@ -128,7 +128,7 @@ impl Services {
             dispatcher.clone(),
             tracker.clone(),
             depths.clone(),
-            outlook.clone(),
+            due_times.clone(),
             relay_after,
         ));
         let (sessions, shares) =
@@ -149,24 +149,24 @@ impl Services {
         supervisor.spawn(release::broadcasts::BroadcastAudiences(store.clone()));
         supervisor.spawn(release::broadcasts::BroadcastCounts(store.clone()));
         supervisor
-            .spawn(webhooks::webhook_events::WebhookForgets { store: store.clone(), days: config.webhook.keep_days });
+            .spawn(webhooks::webhook_events::WebhookPruning { store: store.clone(), days: config.webhook.keep_days });
         supervisor.spawn(release::digests::Digests::new(
             store.clone(),
             dispatcher.clone(),
-            outlook.clone(),
+            due_times.clone(),
             relay_after,
         ));
-        supervisor.spawn(release::digests::DigestForgets(store.clone()));
+        supervisor.spawn(release::digests::DigestPruning(store.clone()));
         let events = Consumer::open(&self.consuming, EVENTS_LOG, log::log_writer::PREFETCH, supervisor.stop());
         let log = LogProgress::default();
-        let watched = log::quiet::Watched {
+        let path = log::crash_gate::OutcomePath {
             publishing: self.publishing.clone(),
             consuming: self.consuming.clone(),
             consumer: events.health(),
             log: log.clone(),
         };
-        let quiet = log::quiet::Quiet::new(watched, publisher.clone(), config.timing);
-        supervisor.spawn(recovery::crashes::Crashes::new(store.clone(), publisher.clone(), quiet, Arc::clone(config)));
+        let gate = log::crash_gate::CrashGate::new(path, publisher.clone(), config.timing);
+        supervisor.spawn(recovery::crashes::Crashes::new(store.clone(), publisher.clone(), gate, Arc::clone(config)));
         supervisor.spawn(webhooks::holds::Holds::new(store.clone(), publisher.clone()));
         supervisor.spawn(release::outbox::OutboxRelay::new(store.clone(), dispatcher.clone(), self.publishing.clone()));
         supervisor.spawn(release::outbox::OutboxGauge(store.clone()));

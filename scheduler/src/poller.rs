@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    outlook::{LastPoll, Outlook},
+    due_times::{DueTimes, LastPoll},
     task::{Report, Task, TaskError},
 };
 
@@ -30,10 +30,10 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// The task, and the outlook for the other tasks.
-    pub fn new(store: Store) -> (Self, Outlook) {
-        let (seen, outlook) = watch::channel(LastPoll::default());
-        (Self { store, seen, full_at: None }, Outlook::new(outlook))
+    /// The task, and the due_times for the other tasks.
+    pub fn new(store: Store) -> (Self, DueTimes) {
+        let (seen, due_times) = watch::channel(LastPoll::default());
+        (Self { store, seen, full_at: None }, DueTimes::new(due_times))
     }
 }
 
@@ -46,16 +46,16 @@ impl Task for Poller {
         let at = Instant::now();
         let is_full = self.full_at.is_none_or(|whole| whole.elapsed() >= FULL_EVERY);
         let floors = if is_full { Floors::new() } else { self.seen.borrow().floors() };
-        let poll = self.store.poll(&floors).await.inspect_err(|_| show_lag(None))?;
+        let poll = self.store.poll(&floors).await.inspect_err(|_| set_lag(None))?;
         if is_full {
             self.full_at = Some(at);
         }
-        show_lag(Some(&poll));
+        set_lag(Some(&poll));
         self.seen.send_replace(LastPoll::of(&poll, at, Instant::now()));
         Ok(Report::Done)
     }
 
-    async fn rest(&mut self, pause: Duration) {
+    async fn sleep(&mut self, pause: Duration) {
         sleep(SPACING).await;
         // It polls whether it was woken or not.
         let _ = timeout(pause.saturating_sub(SPACING), wake::called()).await;
@@ -64,7 +64,7 @@ impl Task for Poller {
 
 /// Sets the lag of the oldest due delivery and the oldest due digest. After a failed poll the lag is unknown: NaN
 /// replaces the old number, which would look current.
-fn show_lag(poll: Option<&Poll>) {
+fn set_lag(poll: Option<&Poll>) {
     let lag = |work| poll.map_or(f64::NAN, |poll| poll.lag_seconds(work));
     gauge!(metric::SCHEDULER_LAG_SECONDS).set(lag(WorkKind::Due));
     gauge!(metric::DIGEST_LAG_SECONDS).set(lag(WorkKind::Digests));
@@ -79,9 +79,9 @@ mod tests {
     #[test]
     fn a_poll_that_failed_leaves_no_lag_of_an_earlier_one() {
         let metrics = runtime::telemetry::install_metrics();
-        show_lag(Some(&Poll { now: chrono::DateTime::UNIX_EPOCH, due: HashMap::new() }));
+        set_lag(Some(&Poll { now: chrono::DateTime::UNIX_EPOCH, due: HashMap::new() }));
         assert!(metrics.render().contains("posthaste_scheduler_lag_seconds 0"));
-        show_lag(None);
+        set_lag(None);
         assert!(metrics.render().contains("posthaste_scheduler_lag_seconds NaN"), "{}", metrics.render());
     }
 }

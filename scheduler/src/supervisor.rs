@@ -9,8 +9,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     RunError,
+    due_times::DueTimes,
     failure_streak::FailureStreak,
-    outlook::Outlook,
     probe::{ConsumersPart, Heartbeat, TasksPart},
     task::{Task, run_until_stopped},
 };
@@ -18,17 +18,17 @@ use crate::{
 /// All loops of this process.
 pub struct Supervisor {
     stop: CancellationToken,
-    outlook: Outlook,
+    due_times: DueTimes,
     loops: JoinSet<&'static str>,
     heartbeats: Vec<Arc<Heartbeat>>,
     consumers: Vec<Arc<ConsumerHealth>>,
 }
 
 impl Supervisor {
-    /// A supervisor without loops. Its loops stop with `stop`, and `outlook` wakes them.
-    pub fn new(outlook: Outlook, stop: &CancellationToken) -> Self {
+    /// A supervisor without loops. Its loops stop with `stop`, and `due_times` wakes them.
+    pub fn new(due_times: DueTimes, stop: &CancellationToken) -> Self {
         let (heartbeats, consumers) = (Vec::new(), Vec::new());
-        Self { stop: stop.child_token(), outlook, loops: JoinSet::new(), heartbeats, consumers }
+        Self { stop: stop.child_token(), due_times, loops: JoinSet::new(), heartbeats, consumers }
     }
 
     /// The token that stops every loop.
@@ -40,7 +40,7 @@ impl Supervisor {
     pub fn spawn<T: Task>(&mut self, task: T) {
         let heartbeat = Arc::new(Heartbeat::new(T::NAME, T::PERIOD));
         self.heartbeats.push(Arc::clone(&heartbeat));
-        let running = run_until_stopped(task, heartbeat, self.outlook.clone(), self.stop.clone());
+        let running = run_until_stopped(task, heartbeat, self.due_times.clone(), self.stop.clone());
         self.loops.spawn(async move {
             running.await;
             T::NAME
@@ -64,7 +64,7 @@ impl Supervisor {
     }
 
     /// Adds the health of the loops to `parts`.
-    pub fn show(&self, parts: &Parts) {
+    pub fn register_health(&self, parts: &Parts) {
         parts.add(TasksPart(self.heartbeats.clone()));
         parts.add(ConsumersPart(self.consumers.clone()));
     }

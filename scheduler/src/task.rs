@@ -17,7 +17,7 @@ use store::{DbError, poll::WorkKind};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{failure_streak::FailureStreak, outlook::Outlook, probe::Heartbeat};
+use crate::{due_times::DueTimes, failure_streak::FailureStreak, probe::Heartbeat};
 
 /// A pause differs from the period by at most this share, so that schedulers do not run in lockstep.
 const JITTER_SHARE: f64 = 0.1;
@@ -77,7 +77,7 @@ pub trait Task: Send + 'static {
     fn run(&mut self) -> impl Future<Output = Result<Report, TaskError>> + Send;
 
     /// Waits between two turns.
-    fn rest(&mut self, pause: Duration) -> impl Future<Output = ()> + Send {
+    fn sleep(&mut self, pause: Duration) -> impl Future<Output = ()> + Send {
         tokio::time::sleep(pause)
     }
 }
@@ -86,37 +86,37 @@ pub trait Task: Send + 'static {
 pub async fn run_until_stopped<T: Task>(
     mut task: T,
     heartbeat: Arc<Heartbeat>,
-    mut outlook: Outlook,
+    mut due_times: DueTimes,
     stop: CancellationToken,
 ) {
     let mut failures = FailureStreak::new(heartbeat);
     while !stop.is_cancelled() {
         let started = Instant::now();
         let turn = task.run().await;
-        let turned = Instant::now();
-        histogram!(metric::TASK_SECONDS, "task" => T::NAME).record(turned - started);
+        let ended_at = Instant::now();
+        histogram!(metric::TASK_SECONDS, "task" => T::NAME).record(ended_at - started);
         let pause = match &turn {
             Ok(report) => {
                 failures.record_success();
-                rest(*report, T::PERIOD, jitter())
+                pause_after(*report, T::PERIOD, jitter())
             }
             Err(error) => failures.record_failure(error),
         };
         let work = T::WORK.filter(|_| matches!(turn, Ok(Report::Done)));
-        let resting = async {
+        let sleeping = async {
             // Even a pause of zero yields to other tasks.
-            task.rest(pause).await;
+            task.sleep(pause).await;
             if let Some(work) = work {
-                outlook.wait(work, turned).await;
+                due_times.wait(work, ended_at).await;
             }
         };
-        if stop.run_until_cancelled(resting).await.is_none() {
+        if stop.run_until_cancelled(sleeping).await.is_none() {
             return;
         }
     }
 }
 
-fn rest(report: Report, period: Duration, jitter: f64) -> Duration {
+fn pause_after(report: Report, period: Duration, jitter: f64) -> Duration {
     match report {
         Report::Done => period.mul_f64(1.0 + JITTER_SHARE * (2.0 * jitter - 1.0)),
         Report::More => Duration::ZERO,
@@ -154,11 +154,11 @@ mod tests {
 
     #[test]
     fn a_rest_is_about_a_period_or_until_what_is_expected_or_none() {
-        assert_eq!(rest(Report::Done, PERIOD, 0.0), Duration::from_millis(90));
-        assert!(rest(Report::Done, PERIOD, 0.999) < Duration::from_millis(110));
-        assert_eq!(rest(Report::More, PERIOD, 0.5), Duration::ZERO);
-        assert_eq!(rest(Report::Expect(Duration::from_millis(7)), PERIOD, 0.5), Duration::from_millis(7));
-        assert_eq!(rest(Report::Expect(PERIOD * 9), PERIOD, 0.5), PERIOD);
+        assert_eq!(pause_after(Report::Done, PERIOD, 0.0), Duration::from_millis(90));
+        assert!(pause_after(Report::Done, PERIOD, 0.999) < Duration::from_millis(110));
+        assert_eq!(pause_after(Report::More, PERIOD, 0.5), Duration::ZERO);
+        assert_eq!(pause_after(Report::Expect(Duration::from_millis(7)), PERIOD, 0.5), Duration::from_millis(7));
+        assert_eq!(pause_after(Report::Expect(PERIOD * 9), PERIOD, 0.5), PERIOD);
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_failed_is_tried_again_until_it_is_stopped() {
         let (stop, heartbeat) = (CancellationToken::new(), Arc::new(Heartbeat::new("failing", PERIOD)));
-        run_until_stopped(Failing(0, stop.clone()), Arc::clone(&heartbeat), Outlook::default(), stop).await;
+        run_until_stopped(Failing(0, stop.clone()), Arc::clone(&heartbeat), DueTimes::default(), stop).await;
         assert_eq!(heartbeat.health(), Health::Up);
     }
 }

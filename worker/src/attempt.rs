@@ -24,9 +24,9 @@ use domain::{
 };
 use futures_util::FutureExt;
 use providers::{
-    breakers::{Breakers, News, tenant_key},
+    breakers::{Breakers, CallResult, tenant_key},
     counters,
-    email::{tracking::Tracking, unsubscribing::Unsubscribing},
+    email::{tracking::Tracking, unsubscribe_links::UnsubscribeLinks},
     registry::{Providers, backend_setting},
     secrets::{Secrets, Signing},
 };
@@ -64,7 +64,7 @@ pub struct ChannelContext {
     /// Adds tracking to mails; set on the email channel if the settings enable it.
     pub tracking: Option<Arc<Tracking>>,
     /// Adds unsubscribe links to mails; set on the email channel only.
-    pub unsubscribing: Option<Arc<Unsubscribing>>,
+    pub unsubscribe_links: Option<Arc<UnsubscribeLinks>>,
     /// Cancels provider calls that a stopping process can no longer wait for.
     pub cut_short: CancellationToken,
 }
@@ -74,20 +74,20 @@ pub struct ChannelContext {
 pub async fn attempt(context: &ChannelContext, claim: Claim, claimed_at: Instant) -> Event {
     let delivery_ref = DeliveryRef::of(&claim);
     let start_window = context.lease_margin.saturating_sub(GRACE).max(GRACE);
-    let late_at = claimed_at + if claim.line.is_some() { start_window.min(SLOT_TTL) } else { start_window };
-    let ready = prepare(context, claim, late_at).await;
+    let start_deadline = claimed_at + if claim.line.is_some() { start_window.min(SLOT_TTL) } else { start_window };
+    let ready = prepare(context, claim, start_deadline).await;
     faultpoint::pass(faultpoint::AFTER_CLAIM);
     let order = match ready {
         Ok(order) => order,
         Err(skip) => return delivery_ref.without_call(context, skip),
     };
-    let choice = match choose(context, &order, delivery_ref, late_at).await {
+    let choice = match choose_provider(context, &order, delivery_ref, start_deadline).await {
         Ok(choice) => choice,
         Err(skip) => return delivery_ref.without_call(context, skip),
     };
     // The gates may also have waited for the database.
-    if Instant::now() >= late_at {
-        return delivery_ref.without_call(context, SkipReason::Late);
+    if Instant::now() >= start_deadline {
+        return delivery_ref.without_call(context, SkipReason::ClaimTooOld);
     }
     tracing::Span::current().record("provider", choice.provider.name().as_str());
     let started = Instant::now();
@@ -99,7 +99,7 @@ pub async fn attempt(context: &ChannelContext, claim: Claim, claimed_at: Instant
 
 /// Returns the event that gives a claim back because this process has no time left to use it.
 pub fn give_back(context: &ChannelContext, claim: &Claim) -> Event {
-    DeliveryRef::of(claim).without_call(context, SkipReason::Late)
+    DeliveryRef::of(claim).without_call(context, SkipReason::ClaimTooOld)
 }
 
 /// Why an attempt calls no provider.
@@ -110,7 +110,7 @@ enum SkipReason {
     /// The channel has no provider.
     NoProvider,
     /// No provider of the channel serves this kind of device.
-    NoFit,
+    NoMatchingProvider,
     /// The person has no address on this channel.
     NoAddress,
     /// The message was accepted but must not be sent.
@@ -118,23 +118,23 @@ enum SkipReason {
     /// The address is suppressed.
     Suppressed(SuppressionReason),
     /// The person's preferences exclude it.
-    Unwanted,
+    OptedOut,
     /// The delivery must wait until this time: for the end of quiet hours or the start of its send window.
-    Early(DateTime<Utc>, Reason),
+    NotYet(DateTime<Utc>, Reason),
     /// The person's quiet hours cover the whole send window.
-    NoMoment,
+    WindowNeverOpens,
     /// The stored content is not valid JSON.
     BadContent,
     /// The stored content has a field or value that this version does not know.
     NewerContent,
     /// The call could outlive the claim's lease (the process was suspended, or waited for the database), and another worker could
     /// then make the same call. Or this process is about to end.
-    Late,
+    ClaimTooOld,
     /// Every remaining provider of this round is held back, by its breaker or by its own gate.
     HeldBack(HeldBack, FailoverRound),
 }
 
-async fn prepare(context: &ChannelContext, claim: Claim, late_at: Instant) -> Result<Order, SkipReason> {
+async fn prepare(context: &ChannelContext, claim: Claim, start_deadline: Instant) -> Result<Order, SkipReason> {
     if claim.expires_at.is_some_and(|at| at <= clock::now()) {
         return Err(SkipReason::Expired);
     }
@@ -148,19 +148,19 @@ async fn prepare(context: &ChannelContext, claim: Claim, late_at: Instant) -> Re
     }
     check_recipient(context.route.channel, &claim, &content)?;
     if let Some(tracking) = &context.tracking {
-        let applying = timeout_at(late_at.into(), tracking.apply(claim.delivery, &mut content));
-        applying.await.ok().flatten().ok_or(SkipReason::Late)?;
+        let applying = timeout_at(start_deadline.into(), tracking.apply(claim.delivery, &mut content));
+        applying.await.ok().flatten().ok_or(SkipReason::ClaimTooOld)?;
     }
-    if let Some(unsubscribing) = &context.unsubscribing {
-        let applying = unsubscribing.apply(&claim, &mut content);
-        let applying = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(applying));
-        applying.await.ok().flatten().flatten().ok_or(SkipReason::Late)?;
+    if let Some(unsubscribe_links) = &context.unsubscribe_links {
+        let applying = unsubscribe_links.apply(&claim, &mut content);
+        let applying = timeout_at(start_deadline.into(), context.cut_short.run_until_cancelled(applying));
+        applying.await.ok().flatten().flatten().ok_or(SkipReason::ClaimTooOld)?;
     }
     let signing = signing(context, &claim, &content);
-    let signing = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(signing));
-    let signing = signing.await.ok().flatten().ok_or(SkipReason::Late)?;
-    if Instant::now() >= late_at || context.cut_short.is_cancelled() {
-        return Err(SkipReason::Late);
+    let signing = timeout_at(start_deadline.into(), context.cut_short.run_until_cancelled(signing));
+    let signing = signing.await.ok().flatten().ok_or(SkipReason::ClaimTooOld)?;
+    if Instant::now() >= start_deadline || context.cut_short.is_cancelled() {
+        return Err(SkipReason::ClaimTooOld);
     }
     Ok(Order {
         delivery: claim.delivery,
@@ -169,7 +169,7 @@ async fn prepare(context: &ChannelContext, claim: Claim, late_at: Instant) -> Re
         channel: context.route.channel,
         lane: context.route.lane,
         recipient: claim.recipient,
-        slot: claim.line.map(|line| Slot { line, until: late_at }),
+        slot: claim.line.map(|line| Slot { line, until: start_deadline }),
         user_id: claim.user_id,
         content: Arc::new(content),
         accepted_at: claim.accepted_at,
@@ -203,7 +203,7 @@ fn check_recipient(channel: Channel, claim: &Claim, content: &Content) -> Result
         default_enabled: !content.opt_in,
     };
     if policy.is_some_and(|policy| !policy.preferences.allow(topic)) {
-        return Err(SkipReason::Unwanted);
+        return Err(SkipReason::OptedOut);
     }
     if claim.recipient.reveal().is_empty() {
         return Err(SkipReason::NoAddress);
@@ -213,13 +213,13 @@ fn check_recipient(channel: Channel, claim: &Claim, content: &Content) -> Result
     }
     match policy.unwrap_or(&defaults).wait(topic.class, channel, content.send_window.as_ref(), clock::now()) {
         None => Ok(()),
-        Some(Wait { until: Some(until), reason }) => Err(SkipReason::Early(until, reason)),
-        Some(Wait { until: None, .. }) => Err(SkipReason::NoMoment),
+        Some(Wait { until: Some(until), reason }) => Err(SkipReason::NotYet(until, reason)),
+        Some(Wait { until: None, .. }) => Err(SkipReason::WindowNeverOpens),
     }
 }
 
 /// The chosen provider, and the delivery's failover progress once it was called.
-struct Choice {
+struct ProviderChoice {
     provider: Arc<dyn Provider>,
     /// The key of the provider's breaker.
     breaker: Option<Arc<str>>,
@@ -230,12 +230,12 @@ struct Choice {
 }
 
 /// Chooses the first provider that was not tried in this round and is not held back. If all were tried, a new round begins.
-async fn choose(
+async fn choose_provider(
     context: &ChannelContext,
     order: &Order,
     delivery_ref: DeliveryRef,
-    late_at: Instant,
-) -> Result<Choice, SkipReason> {
+    start_deadline: Instant,
+) -> Result<ProviderChoice, SkipReason> {
     if context.providers.is_empty() {
         return Err(SkipReason::NoProvider);
     }
@@ -248,13 +248,13 @@ async fn choose(
     let (mut shortest, mut skipped): (Option<HeldBack>, _) = (None, None);
     for provider in fitting.iter().copied().filter(is_untried(round)) {
         let breaker = provider.breaker_key(order);
-        match gate(context, &**provider, breaker.as_ref(), order, delivery_ref.jitter(), late_at).await {
+        match gate(context, &**provider, breaker.as_ref(), order, delivery_ref.jitter(), start_deadline).await {
             Ok(()) => {
                 let after = round.with(provider.name(), false);
                 let others_left = fitting.iter().copied().any(|other| is_untried(after)(&other));
                 let providers = u16::try_from(fitting.len()).unwrap_or(u16::MAX);
                 let progress = ProviderProgress { providers, others_left, round: after };
-                return Ok(Choice { provider: Arc::clone(provider), breaker, progress, skipped });
+                return Ok(ProviderChoice { provider: Arc::clone(provider), breaker, progress, skipped });
             }
             Err(held) => {
                 skipped = skipped.or(Some(provider.name()));
@@ -262,7 +262,7 @@ async fn choose(
             }
         }
     }
-    Err(shortest.map_or(SkipReason::NoFit, |held| SkipReason::HeldBack(held, round)))
+    Err(shortest.map_or(SkipReason::NoMatchingProvider, |held| SkipReason::HeldBack(held, round)))
 }
 
 async fn signing(context: &ChannelContext, claim: &Claim, content: &Content) -> Signing {
@@ -278,7 +278,7 @@ const SLOT_TTL: Duration = Duration::from_secs(1);
 /// later than this after its slot was taken, the message may have arrived late too, and the slot must be moved.
 pub const SLOT_ALLOWANCE: Duration = Duration::from_secs(2);
 
-/// Checks the provider's breaker, then its own gate. A check that does not finish before `late_at` lets the call through: the
+/// Checks the provider's breaker, then its own gate. A check that does not finish before `start_deadline` lets the call through: the
 /// call itself then shows whether the provider works.
 async fn gate(
     context: &ChannelContext,
@@ -286,7 +286,7 @@ async fn gate(
     breaker: Option<&Arc<str>>,
     order: &Order,
     jitter: f64,
-    late_at: Instant,
+    start_deadline: Instant,
 ) -> Result<(), HeldBack> {
     let check = async {
         if let (Some(breakers), Some(key)) = (&context.breakers, breaker) {
@@ -297,24 +297,24 @@ async fn gate(
         }
         provider.gate(order).await
     };
-    let check = timeout_at(late_at.into(), context.cut_short.run_until_cancelled(check));
+    let check = timeout_at(start_deadline.into(), context.cut_short.run_until_cancelled(check));
     check.await.ok().flatten().unwrap_or(Ok(()))
 }
 
 /// Tells the breaker how the call ended. This runs in the background: neither this delivery nor the next one waits for it.
-fn record_in_breaker(context: &ChannelContext, choice: &Choice, tenant: TenantId, outcome: &Outcome) {
+fn record_in_breaker(context: &ChannelContext, choice: &ProviderChoice, tenant: TenantId, outcome: &Outcome) {
     let (Some(breakers), Some(key)) = (&context.breakers, &choice.breaker) else { return };
-    let news = match outcome {
-        Outcome::Sent(_) | Outcome::Rejected(_) | Outcome::AddressDead(_) => News::Passed,
+    let result = match outcome {
+        Outcome::Sent(_) | Outcome::Rejected(_) | Outcome::AddressDead(_) => CallResult::Success,
         Outcome::Throttled(fault, Some(wait)) => match choice.provider.throttle_scope(fault) {
-            ThrottleScope::Provider => News::Paused(*wait),
-            ThrottleScope::Tenant => return breakers.tell(&tenant_key(key, tenant), News::Paused(*wait)),
+            ThrottleScope::Provider => CallResult::Paused(*wait),
+            ThrottleScope::Tenant => return breakers.record(&tenant_key(key, tenant), CallResult::Paused(*wait)),
             ThrottleScope::Recipient => return,
         },
-        Outcome::Transient(..) | Outcome::Unknown(_) if choice.provider.is_down(outcome) => News::Failed,
+        Outcome::Transient(..) | Outcome::Unknown(_) if choice.provider.is_down(outcome) => CallResult::Failure,
         Outcome::Transient(..) | Outcome::Unknown(_) | Outcome::Throttled(..) | Outcome::Misconfigured(_) => return,
     };
-    breakers.tell(key, news);
+    breakers.record(key, result);
 }
 
 /// Calls the provider. Returns an outcome even if the provider panics, hangs or is cut short.
@@ -351,7 +351,7 @@ impl DeliveryRef {
         Self { tenant, delivery, run, tries, round, waiting_since, accepted_at, expires_at }
     }
 
-    fn after_call(self, context: &ChannelContext, choice: &Choice, outcome: Outcome, took: Duration) -> Event {
+    fn after_call(self, context: &ChannelContext, choice: &ProviderChoice, outcome: Outcome, took: Duration) -> Event {
         let now = clock::now();
         let provider = choice.provider.name();
         counters::attempted(context.route.channel, provider, outcome.class(), took);
@@ -370,7 +370,7 @@ impl DeliveryRef {
             Some(_) if outcome.class() == OutcomeClass::Unknown && progress.others_left => self.round,
             Some(_) | None => FailoverRound::NEW,
         };
-        let attempt = record(provider, outcome, took, choice.skipped);
+        let attempt = attempt_record(provider, outcome, took, choice.skipped);
         let event = Event { attempt: Some(attempt), round, ..self.event(context, decision, now) };
         log(&event, event.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref()));
         event
@@ -384,20 +384,21 @@ impl DeliveryRef {
         let decision = match skip {
             SkipReason::Expired => RetryDecision::end(EventKind::Expired, State::Expired),
             SkipReason::NoAddress => RetryDecision::end(EventKind::Failed, State::Failed),
-            SkipReason::Withheld(_) | SkipReason::Suppressed(_) | SkipReason::Unwanted | SkipReason::NoMoment => {
-                RetryDecision::end(EventKind::Suppressed, State::Suppressed)
-            }
+            SkipReason::Withheld(_)
+            | SkipReason::Suppressed(_)
+            | SkipReason::OptedOut
+            | SkipReason::WindowNeverOpens => RetryDecision::end(EventKind::Suppressed, State::Suppressed),
             // The delivery expires before it may be sent.
-            SkipReason::Early(until, _) if self.expires_at.is_some_and(|at| at <= until) => {
+            SkipReason::NotYet(until, _) if self.expires_at.is_some_and(|at| at <= until) => {
                 RetryDecision::end(EventKind::Expired, State::Expired)
             }
-            SkipReason::Early(until, _) => RetryDecision::hold((until - now).to_std().unwrap_or_default()),
-            SkipReason::NoProvider | SkipReason::NoFit => {
+            SkipReason::NotYet(until, _) => RetryDecision::hold((until - now).to_std().unwrap_or_default()),
+            SkipReason::NoProvider | SkipReason::NoMatchingProvider => {
                 RetryDecision::dead(EventKind::Dead, DeadReason::Misconfigured)
             }
             SkipReason::BadContent => RetryDecision::dead(EventKind::Dead, DeadReason::Schema),
             // This spends no attempt. `wait_max` bounds how long the delivery can wait.
-            SkipReason::Late => later(None),
+            SkipReason::ClaimTooOld => later(None),
             // A worker of a newer version can read it.
             SkipReason::NewerContent => later(Some(UPGRADE_WAIT)),
             // Other providers were already tried in this round, and may recover within the usual pause.
@@ -407,7 +408,7 @@ impl DeliveryRef {
             }
             SkipReason::HeldBack(HeldBack { wait, .. }, _) => later(Some(wait)),
         };
-        let round = if matches!(skip, SkipReason::Late) { self.round } else { FailoverRound::NEW };
+        let round = if matches!(skip, SkipReason::ClaimTooOld) { self.round } else { FailoverRound::NEW };
         let event = Event { spent: false, detail: Some(detail), reason, round, ..self.event(context, decision, now) };
         log(&event, event.detail.as_deref());
         event
@@ -464,7 +465,7 @@ impl SkipReason {
     const fn reason(&self) -> Option<Reason> {
         match self {
             Self::NoAddress => Some(Reason::NoAddress),
-            Self::Withheld(reason) | Self::Early(_, reason) => Some(*reason),
+            Self::Withheld(reason) | Self::NotYet(_, reason) => Some(*reason),
             Self::Suppressed(reason) => Some(match reason {
                 SuppressionReason::AddressDead => Reason::AddressDead,
                 SuppressionReason::HardBounce => Reason::HardBounce,
@@ -472,14 +473,14 @@ impl SkipReason {
                 SuppressionReason::Complaint => Reason::Complaint,
                 SuppressionReason::Unsubscribed => Reason::Unsubscribed,
             }),
-            Self::Unwanted => Some(Reason::Preference),
-            Self::NoMoment => Some(Reason::SendWindow),
+            Self::OptedOut => Some(Reason::Preference),
+            Self::WindowNeverOpens => Some(Reason::SendWindow),
             Self::Expired
             | Self::NoProvider
-            | Self::NoFit
+            | Self::NoMatchingProvider
             | Self::BadContent
             | Self::NewerContent
-            | Self::Late
+            | Self::ClaimTooOld
             | Self::HeldBack(..) => None,
         }
     }
@@ -491,27 +492,30 @@ impl SkipReason {
             Self::Expired => "it expired before it could be sent".to_owned(),
             Self::NoProvider => format!("no provider for channel `{channel}`: set {}", backend_setting(channel)),
             Self::BadContent => "its stored content cannot be read".to_owned(),
-            Self::NewerContent => {
-                "its content has a form that this version cannot read: it waits for a newer worker".to_owned()
-            }
-            Self::NoFit => format!(
+            Self::NewerContent => "its content says something that this version does not know: it waits".to_owned(),
+            Self::NoMatchingProvider => format!(
                 "no provider of channel `{channel}` serves its kind of device: see {}",
                 backend_setting(channel)
             ),
             Self::NoAddress => "no_address: this person has no address on the channel".to_owned(),
             Self::Withheld(reason) => format!("{reason}: accepted, but not sent to this person"),
             Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
-            Self::Unwanted => "preference: the person switched it off".to_owned(),
-            Self::Early(_, Reason::SendWindow) => "send_window: it is sent when the window opens".to_owned(),
-            Self::Early(_, reason) => format!("{reason}: it is sent when they end"),
-            Self::NoMoment => "send_window: the person's quiet hours cover the whole window".to_owned(),
+            Self::OptedOut => "preference: its person does not want it".to_owned(),
+            Self::NotYet(_, Reason::SendWindow) => "send_window: it goes on when it opens".to_owned(),
+            Self::NotYet(_, reason) => format!("{reason}: it goes on when they end"),
+            Self::WindowNeverOpens => "send_window: its person's quiet hours leave no moment of it".to_owned(),
             Self::HeldBack(held, _) => held.reason.to_owned(),
-            Self::Late => "its claim could have ended before the provider's answer".to_owned(),
+            Self::ClaimTooOld => "its claim could have ended before the provider's answer".to_owned(),
         }
     }
 }
 
-fn record(provider: ProviderName, outcome: Outcome, took: Duration, skipped: Option<ProviderName>) -> AttemptRecord {
+fn attempt_record(
+    provider: ProviderName,
+    outcome: Outcome,
+    took: Duration,
+    skipped: Option<ProviderName>,
+) -> AttemptRecord {
     let class = outcome.class();
     let (code, detail, provider_ref) = match outcome {
         Outcome::Sent(receipt) => (receipt.code, receipt.note, receipt.provider_ref),
@@ -530,15 +534,15 @@ fn record(provider: ProviderName, outcome: Outcome, took: Duration, skipped: Opt
     AttemptRecord {
         provider,
         outcome: class,
-        code: code.map(|code| clipped(code, CODE_BYTES_MAX)),
-        detail: detail.map(|detail| clipped(detail, DETAIL_BYTES_MAX)),
+        code: code.map(|code| sanitized(code, CODE_BYTES_MAX)),
+        detail: detail.map(|detail| sanitized(detail, DETAIL_BYTES_MAX)),
         duration_ms: i32::try_from(took.as_millis()).unwrap_or(i32::MAX),
-        provider_ref: provider_ref.map(|id| clipped(id, CODE_BYTES_MAX)),
+        provider_ref: provider_ref.map(|id| sanitized(id, CODE_BYTES_MAX)),
     }
 }
 
 /// Truncates `text` and removes control characters. It may come from a vendor, and a database column may refuse such characters.
-fn clipped(mut text: String, bytes_max: usize) -> String {
+fn sanitized(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     if text.contains(char::is_control) {
         text.retain(|c| !c.is_control());

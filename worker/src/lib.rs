@@ -31,7 +31,7 @@ use pool::{Pool, PoolDeps};
 use providers::registry::{Registry, RegistryError};
 use providers::secrets::Secrets;
 use providers::{
-    email::{tracking::Tracking, unsubscribing::Unsubscribing},
+    email::{tracking::Tracking, unsubscribe_links::UnsubscribeLinks},
     in_app::hints::Hints,
 };
 
@@ -86,7 +86,7 @@ pub async fn run(
     let Some(checked) = stop.run_until_cancelled(store.await_schema()).await else { return Ok(()) };
     checked?;
     let worker = Worker::start(&config, store, &local_dispatch, stop)?;
-    worker.show(&parts);
+    worker.register_health(&parts);
     worker.finished().await
 }
 
@@ -106,23 +106,23 @@ impl Worker {
         let disconnect = CancellationToken::new();
         let publishing = Broker::start(&config.broker.url, "posthaste worker publishing", disconnect.clone());
         let consuming = Broker::start(&config.broker.url, "posthaste worker consuming", disconnect.clone());
-        let (cut_short, give_up) = countdown(config.timing.drain, &stop);
+        let (cut_short, give_up) = start_drain_timers(config.timing.drain, &stop);
         let publisher = Publisher::start(&publishing).waiting(config.timing.publish_timeout);
-        tokio::spawn(hints.tell(publisher.clone(), give_up.clone()));
+        tokio::spawn(hints.publish_until(publisher.clone(), give_up.clone()));
         let outcomes = Outcomes::start(publisher.clone(), give_up.clone());
         let reporting = publishing.clone();
         let deps = PoolDeps { store: store.clone(), publisher, outcomes, reporting, stop: stop.clone() };
         let secrets = Arc::new(Secrets::new(store.clone()));
         let tracking = Tracking::of(config, &store).map(Arc::new);
-        let unsubscribing = Arc::new(Unsubscribing::new(config, &store));
+        let unsubscribe_links = Arc::new(UnsubscribeLinks::new(config, &store));
         let mut pools = JoinSet::new();
         let mut consumers = Vec::new();
         for route in Route::all().filter(|route| config.worker.channels.contains(&route.channel)) {
             let tracking = tracking.clone().filter(|_| route.channel == Channel::Email);
-            let unsubscribing = (route.channel == Channel::Email).then(|| Arc::clone(&unsubscribing));
+            let unsubscribe_links = (route.channel == Channel::Email).then(|| Arc::clone(&unsubscribe_links));
             let context = ChannelContext {
                 tracking,
-                unsubscribing,
+                unsubscribe_links,
                 ..context(config, &registry, route, &secrets, cut_short.clone())
             };
             let concurrency = providers::concurrency(config.worker.concurrency, route.lane);
@@ -135,7 +135,7 @@ impl Worker {
     }
 
     /// Adds this worker's dependencies to `parts`: its broker connection and its consumers.
-    pub fn show(&self, parts: &Parts) {
+    pub fn register_health(&self, parts: &Parts) {
         parts.add(BrokerPart { broker: self.consuming.clone(), needed: true });
         parts.add(self.health());
     }
@@ -166,7 +166,7 @@ impl Worker {
 
 /// Starts the shutdown timers. They cancel the first token [`REPORT_TIME`] before the drain time ends, to cut provider calls
 /// short, and the second at its end, to leave the remaining work to the next worker.
-fn countdown(drain: Duration, stop: &CancellationToken) -> (CancellationToken, CancellationToken) {
+fn start_drain_timers(drain: Duration, stop: &CancellationToken) -> (CancellationToken, CancellationToken) {
     let (cut_short, give_up) = (CancellationToken::new(), CancellationToken::new());
     let (cutting_short, giving_up, stop) = (cut_short.clone(), give_up.clone(), stop.clone());
     tokio::spawn(async move {
@@ -198,7 +198,7 @@ fn context(
         lease_margin: config.timing.lease_margin,
         secrets: (route.channel == Channel::Webhook).then(|| Arc::clone(secrets)),
         tracking: None,
-        unsubscribing: None,
+        unsubscribe_links: None,
         cut_short,
     }
 }

@@ -273,7 +273,7 @@ impl PoolState {
 
     /// Loads the recipient policies of deliveries from local dispatch, then starts an attempt for each.
     async fn start_local(self: Arc<Self>, batch: Vec<LocalClaim>) {
-        counters::came_claimed(batch.len());
+        counters::claimed_with_acceptance(batch.len());
         let (mut claims, rest): (Vec<Claim>, Vec<_>) = batch
             .into_iter()
             .map(|LocalClaim { claim, claimed_at, room: attempt_permit, in_flight_permit }| {

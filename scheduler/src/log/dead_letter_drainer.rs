@@ -20,7 +20,7 @@ use crate::{
     failure_streak::{FailureStreak, chain},
     log::{
         dead_letter_message::{DeadLetterMessage, Kind, ROUNDS},
-        log_writer::tell_dead,
+        log_writer::count_dead_letters,
         replays::outgoing,
     },
 };
@@ -83,13 +83,13 @@ impl DeadLetterDrainer {
             let queue = dead_letter.queue().to_owned();
             let letter = match dead_letter.kind() {
                 Kind::Letter(letter) => letter,
-                Kind::Hint => {
+                Kind::WorkHint => {
                     tracing::warn!(queue, "a work message was returned too often: the audit finds its delivery");
                     counter!(metric::HINTS_GIVEN_UP).increment(1);
                     self.acker.done(tag);
                     continue;
                 }
-                Kind::Again(letter, round) => match self.again(&letter, round).await? {
+                Kind::Republish(letter, round) => match self.republished(&letter, round).await? {
                     Some(message) => {
                         tracing::warn!(queue, round, "a message was returned too often and is published again");
                         counter!(metric::RETURNED_AGAIN, "queue" => label_of(&queue)).increment(1);
@@ -106,7 +106,7 @@ impl DeadLetterDrainer {
     }
 
     /// The message to republish. `None`: it is neither a submission nor a batch of events.
-    async fn again(&mut self, letter: &NewLetter, round: u32) -> Result<Option<Outgoing>, Stopped> {
+    async fn republished(&mut self, letter: &NewLetter, round: u32) -> Result<Option<Outgoing>, Stopped> {
         let NewLetter { id, amqp_id, routing_key, amqp_user, body, .. } = letter.clone();
         let letter = IntakeLetter { id, amqp_id, routing_key, amqp_user, body: body.unwrap_or_default() };
         let message = outgoing(&self.key().await?, letter);
@@ -188,7 +188,10 @@ async fn insert(deps: &Deps, letters: &[NewLetter]) -> DbResult<()> {
     let mut letters = letters.to_vec();
     remove_unproven_tenants(&deps.store, &mut letters, deps.require_mapping).await?;
     let written: HashSet<Uuid> = deps.store.insert_letters(letters.clone()).await?.into_iter().collect();
-    letters.iter().filter(|letter| written.contains(&letter.id)).for_each(|letter| tell_dead(letter.reason, 1));
+    letters
+        .iter()
+        .filter(|letter| written.contains(&letter.id))
+        .for_each(|letter| count_dead_letters(letter.reason, 1));
     Ok(())
 }
 

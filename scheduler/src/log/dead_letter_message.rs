@@ -37,9 +37,9 @@ pub enum Kind {
     Letter(NewLetter),
     /// The broker gave up a work message. Drop it, because it is only a hint: the audit finds its delivery, which is
     /// still queued.
-    Hint,
+    WorkHint,
     /// The broker returned the only copy of some content too often. Publish it again, as round number `.1`.
-    Again(NewLetter, u32),
+    Republish(NewLetter, u32),
 }
 
 /// Who dead-lettered the message.
@@ -72,10 +72,10 @@ impl DeadLetterMessage {
     /// The drainer's action for this message.
     pub fn kind(self) -> Kind {
         if self.is_hint() {
-            Kind::Hint
+            Kind::WorkHint
         } else if self.is_returned_copy() && self.rounds() < ROUNDS_MAX {
             let round = self.rounds() + 1;
-            Kind::Again(self.into_row(), round)
+            Kind::Republish(self.into_row(), round)
         } else {
             Kind::Letter(self.into_row())
         }
@@ -257,8 +257,8 @@ mod tests {
 
     fn letter(found: DeadLetterMessage) -> NewLetter {
         match found.kind() {
-            Kind::Letter(letter) | Kind::Again(letter, _) => letter,
-            Kind::Hint => panic!("a hint"),
+            Kind::Letter(letter) | Kind::Republish(letter, _) => letter,
+            Kind::WorkHint => panic!("a hint"),
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
     fn a_work_message_the_broker_gave_up_is_only_a_hint() {
         let body = serde_json::to_vec(&WorkItem::new(DeliveryId::generate(), 4)).unwrap();
         let work = found(topology::DLX, "sms.high", given_up("posthaste.work.sms.high"), &body);
-        assert!(matches!(work.kind(), Kind::Hint));
+        assert!(matches!(work.kind(), Kind::WorkHint));
         let unreadable = letter_of_queue("posthaste.work.sms.high", b"garbage");
         assert_eq!((unreadable.origin, unreadable.reason), (DeadOrigin::Broker, DeadReason::Poison));
     }
@@ -322,7 +322,7 @@ mod tests {
             headers[ROUNDS] = json!(rounds.to_string());
             found(topology::DLX, "events.attempt", headers, b"{}").kind()
         };
-        let Kind::Again(letter, round) = returned(3) else { panic!("it was not published again") };
+        let Kind::Republish(letter, round) = returned(3) else { panic!("it was not published again") };
         assert_eq!((letter.routing_key, letter.body, round), (None, Some(b"{}".to_vec()), 4));
         let Kind::Letter(letter) = returned(ROUNDS_MAX) else { panic!("it goes round for ever") };
         assert_eq!((letter.origin, letter.reason), (DeadOrigin::Broker, DeadReason::Poison));

@@ -23,14 +23,14 @@ struct Batch {
 impl LogProgress {
     /// Records that `events` are being written. Provider reports are left out, because their time says nothing about
     /// the age of the queue.
-    pub fn begin<'a>(&self, events: impl IntoIterator<Item = &'a Event>) {
+    pub fn start_batch<'a>(&self, events: impl IntoIterator<Item = &'a Event>) {
         let outcomes = events.into_iter().filter(|event| !event.report).map(|event| event.at);
         let oldest = outcomes.min().unwrap_or_else(clock::now);
         *self.lock() = Some(Batch { since: Instant::now(), oldest });
     }
 
     /// Records that the batch is written.
-    pub fn end(&self) {
+    pub fn finish_batch(&self) {
         *self.lock() = None;
     }
 
@@ -65,11 +65,11 @@ mod tests {
         let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
         let crash = Event { report: false, crash: true, at: clock::now() - TimeDelta::minutes(1), ..report.clone() };
         let log = LogProgress::default();
-        log.begin([&crash, &report]);
+        log.start_batch([&crash, &report]);
         assert!(log.lag() >= minute && log.lag() < hour, "{:?}", log.lag());
-        log.begin([&report]);
+        log.start_batch([&report]);
         assert!(log.lag() < minute, "what a provider reports has no age");
-        log.end();
+        log.finish_batch();
         assert_eq!(log.lag(), Duration::ZERO);
     }
 }

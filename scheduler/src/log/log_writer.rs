@@ -121,7 +121,7 @@ impl LogWriter {
             "the database does not answer, and outcomes go back to the broker"
         );
         self.consumer.give_back().await;
-        self.progress.end();
+        self.progress.finish_batch();
         let mut is_stopping = self.stop.run_until_cancelled(sleep(RETURN_PAUSE)).await.is_none();
         while !is_stopping && let Err(error) = ping(&self.store).await {
             is_stopping = !self.failures.wait_out(error.as_ref(), &self.stop).await;
@@ -149,7 +149,7 @@ impl LogWriter {
             return Ok(());
         }
         histogram!(metric::LOG_WRITER_BATCH_SIZE).record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
-        self.progress.begin(batch.events.iter().chain(&batch.crashes));
+        self.progress.start_batch(batch.events.iter().chain(&batch.crashes));
         // A call on a connection that was cut silently never returns, so the batch is cancelled from outside.
         let cut_off = cut_off(self.store.clone(), self.lost_after);
         tokio::select! {
@@ -158,7 +158,7 @@ impl LogWriter {
         }
         faultpoint::pass(faultpoint::AFTER_RECORD);
         self.acker.done_all(batch.tags);
-        self.progress.end();
+        self.progress.finish_batch();
         self.failures.record_success();
         Ok(())
     }
@@ -362,7 +362,7 @@ async fn write_in_parts(store: &Store, events: &[Event]) -> WriteResult {
     while let Some(part) = parts.pop() {
         let error = match store.record(part.to_vec()).await {
             Ok(recorded) => {
-                tell(&recorded);
+                count_recorded(&recorded);
                 continue;
             }
             Err(error) => error,
@@ -402,7 +402,7 @@ async fn ping(store: &Store) -> Result<(), Box<dyn std::error::Error + Send + Sy
 }
 
 /// Counts the written events, retries and dead letters.
-pub fn tell(recorded: &Recorded) {
+pub fn count_recorded(recorded: &Recorded) {
     for (kind, n) in &recorded.written {
         counter!(metric::EVENTS_WRITTEN, "kind" => kind.as_str()).increment(*n);
     }
@@ -410,12 +410,12 @@ pub fn tell(recorded: &Recorded) {
         counter!(metric::RETRIES_SCHEDULED, "channel" => channel.as_str()).increment(*n);
     }
     for (reason, n) in &recorded.dead {
-        tell_dead(*reason, *n);
+        count_dead_letters(*reason, *n);
     }
 }
 
 /// Counts dead letters.
-pub fn tell_dead(reason: DeadReason, n: u64) {
+pub fn count_dead_letters(reason: DeadReason, n: u64) {
     counter!(metric::DEAD_LETTERED, "reason" => reason.as_str()).increment(n);
 }
 

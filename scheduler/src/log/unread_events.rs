@@ -12,7 +12,7 @@ use store::{Store, letters::NewLetter, unread_events::KeptEvent};
 use uuid::Uuid;
 
 use crate::{
-    log::{incoming, log_writer::tell_dead},
+    log::{incoming, log_writer::count_dead_letters},
     task::{Report, Task, TaskError, count_of, gauge_of},
 };
 
@@ -68,7 +68,7 @@ impl UnreadEvents {
             tracing::error!(letter.id = %event.id, detail = TOO_OLD, "an event becomes a dead letter");
         }
         let written = self.store.insert_letters(too_old.into_iter().map(letter).collect()).await?;
-        tell_dead(REASON, count_of(written.len()));
+        count_dead_letters(REASON, count_of(written.len()));
         Ok(())
     }
 }

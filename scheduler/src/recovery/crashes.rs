@@ -18,7 +18,7 @@ use runtime::{config::Config, metric};
 use store::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind};
 
 use crate::{
-    log::quiet::Quiet,
+    log::crash_gate::CrashGate,
     task::{Report, Task, TaskError, gauge_of, jitter, millis},
     webhooks::inbound_webhooks::publish_as,
 };
@@ -26,17 +26,17 @@ use crate::{
 /// Watches checked in one turn.
 const LIMIT: i64 = 500;
 /// A reported crash is reported again after this time unless it is written.
-const AGAIN_MS: i32 = 30_000;
+const REPORT_AGAIN_MS: i32 = 30_000;
 /// A crash that cannot be reported yet is checked again after this time.
-const SOON_MS: i32 = 1_000;
+const RECHECK_MS: i32 = 1_000;
 /// Held claims are counted up to this number: a gauge need not be exact, and counting all may be slow.
 const HELD_MAX: i64 = 10_000;
 /// Deliveries that were lost together are retried one after the other, with this distance, because one of them may be
 /// what crashes workers.
-const DISTANCE: Duration = Duration::from_millis(100);
+const SPACING: Duration = Duration::from_millis(100);
 /// The same for deliveries that were lost before. Each is then alone with a worker, unless a call takes longer than
 /// this.
-const DISTANCE_AGAIN: Duration = Duration::from_secs(2);
+const SPACING_REPEATED: Duration = Duration::from_secs(2);
 /// The most that the last one waits longer than the first one, however many were lost.
 const SPREAD_MAX: Duration = Duration::from_secs(300);
 /// The routing key of crash reports.
@@ -46,16 +46,16 @@ const ROUTING_KEY: &str = "events.crash";
 pub struct Crashes {
     store: Store,
     publisher: Publisher,
-    quiet: Quiet,
+    gate: CrashGate,
     config: Arc<Config>,
 }
 
 impl Crashes {
     /// Publishes reports through `publisher` when `quiet` allows it. The channel's policy in `config` decides what
     /// follows a crash.
-    pub fn new(store: Store, publisher: Publisher, quiet: Quiet, config: Arc<Config>) -> Self {
-        show_doubt(Some(false), Some(0));
-        Self { store, publisher, quiet, config }
+    pub fn new(store: Store, publisher: Publisher, gate: CrashGate, config: Arc<Config>) -> Self {
+        set_gauges(Some(false), Some(0));
+        Self { store, publisher, gate, config }
     }
 
     fn report(&self, (position, crash): (u32, &Crash)) -> Event {
@@ -74,27 +74,28 @@ impl Crashes {
 
     /// The ended claims without an outcome. Also shows how many of them wait to be reported, and whether reports are
     /// suspended.
-    async fn look_up(&self, is_quiet: bool) -> DbResult<Vec<Crash>> {
-        let waits = self.quiet.is_asked() && !is_quiet;
-        let held = if waits { self.store.watches_due(SOON_MS, HELD_MAX).await? } else { 0 };
-        show_doubt(Some(self.quiet.is_suspended()), Some(held));
-        let (again, grace) = (if is_quiet { AGAIN_MS } else { SOON_MS }, millis(self.config.timing.doubt_grace));
+    async fn load_crashes(&self, is_open: bool) -> DbResult<Vec<Crash>> {
+        let waits = self.gate.has_waiting() && !is_open;
+        let held = if waits { self.store.watches_due(RECHECK_MS, HELD_MAX).await? } else { 0 };
+        set_gauges(Some(self.gate.is_suspended()), Some(held));
+        let (again, grace) =
+            (if is_open { REPORT_AGAIN_MS } else { RECHECK_MS }, millis(self.config.timing.doubt_grace));
         self.store.crashed(LIMIT, grace, again).await
     }
 
     /// Without an answer from the database the number of waiting claims is unknown. The claims that waited before still
     /// wait.
-    fn show_unknown(&mut self) {
-        let is_asked = self.quiet.is_asked();
-        if is_asked {
-            self.quiet.ask();
+    fn set_gauges_unknown(&mut self) {
+        let has_waiting = self.gate.has_waiting();
+        if has_waiting {
+            self.gate.expect_crashes();
         }
-        show_doubt(is_asked.then(|| self.quiet.is_suspended()), None);
+        set_gauges(has_waiting.then(|| self.gate.is_suspended()), None);
     }
 }
 
 /// `None`: unknown.
-fn show_doubt(is_suspended: Option<bool>, held: Option<i64>) {
+fn set_gauges(is_suspended: Option<bool>, held: Option<i64>) {
     let suspended = is_suspended.map_or(f64::NAN, |is_suspended| f64::from(u8::from(is_suspended)));
     gauge!(metric::DOUBT_SUSPENDED).set(suspended);
     gauge!(metric::DOUBT_HELD).set(held.map_or(f64::NAN, gauge_of));
@@ -106,14 +107,14 @@ impl Task for Crashes {
     const WORK: Option<WorkKind> = Some(WorkKind::Watches);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let is_quiet = self.quiet.look().await;
-        let held = self.look_up(is_quiet).await.inspect_err(|_| self.show_unknown())?;
+        let is_open = self.gate.check().await;
+        let held = self.load_crashes(is_open).await.inspect_err(|_| self.set_gauges_unknown())?;
         if held.is_empty() {
             // While claims wait to be reported, the task checks every period, whatever is due.
-            return Ok(if self.quiet.is_asked() { Report::Expect(Self::PERIOD) } else { Report::Done });
+            return Ok(if self.gate.has_waiting() { Report::Expect(Self::PERIOD) } else { Report::Done });
         }
-        self.quiet.ask();
-        if !is_quiet {
+        self.gate.expect_crashes();
+        if !is_open {
             return Ok(Report::Expect(Self::PERIOD));
         }
         let crashes = held.iter().filter(|crash| crash.is_late);
@@ -126,8 +127,8 @@ impl Task for Crashes {
 /// Delays a crash by its `position` among the deliveries that were lost together, so that they are not retried at the
 /// same time.
 fn spread_out(event: Event, position: u32, crashes: u16) -> Event {
-    let distance = if crashes > 1 { DISTANCE_AGAIN } else { DISTANCE };
-    let wait = i64::from(millis(distance.saturating_mul(position).min(SPREAD_MAX)));
+    let spacing = if crashes > 1 { SPACING_REPEATED } else { SPACING };
+    let wait = i64::from(millis(spacing.saturating_mul(position).min(SPREAD_MAX)));
     Event { delay_ms: event.delay_ms.map(|delay| delay.saturating_add(wait)), ..event }
 }
 

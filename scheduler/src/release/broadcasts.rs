@@ -47,7 +47,7 @@ pub struct Broadcasts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// It is finished, or another scheduler holds it.
-    Rest,
+    Idle,
     /// Enough of its deliveries wait for release.
     Ahead,
     /// More recipients may follow.
@@ -69,7 +69,7 @@ impl Broadcasts {
             self.catalogues.forget(broadcast.tenant);
             catalogue = self.catalogues.get(broadcast.tenant).await?;
         }
-        let Some(mut page) = self.store.next_page(broadcast).await? else { return Ok(Step::Rest) };
+        let Some(mut page) = self.store.next_page(broadcast).await? else { return Ok(Step::Idle) };
         let (people, definition) = (std::mem::take(&mut page.people), broadcast.definition.clone());
         // Rendering takes time: it runs on a blocking thread, and while no row is locked.
         let composing = move || (definition.messages(&catalogue, &people, template::deadline()), people);
@@ -79,7 +79,7 @@ impl Broadcasts {
         let PageDone { told, more, dispatch } = done;
         dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
         counter!(metric::BROADCAST_PEOPLE).increment(count_of(told));
-        Ok(if more { Step::More } else { Step::Rest })
+        Ok(if more { Step::More } else { Step::Idle })
     }
 
     /// The next broadcasts, in round-robin order.

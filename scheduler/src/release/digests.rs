@@ -31,14 +31,14 @@ use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::{
-    outlook::Outlook,
+    due_times::DueTimes,
     task::{Report, Task, TaskError, count_of},
 };
 
 /// Windows closed in one transaction. It must be short, because new events of these windows wait for it.
 const LIMIT: i64 = 50;
 /// Rows deleted in one turn.
-const FORGET_LIMIT: i64 = 1000;
+const PRUNE_LIMIT: i64 = 1000;
 /// How long closed windows are kept, so that their result can be looked up.
 const KEEP_DAYS: i32 = 7;
 /// The pause before a window that cannot be rendered is retried: someone may fix the template.
@@ -57,12 +57,12 @@ pub struct Digests {
     store: Store,
     catalogues: Catalogues,
     dispatcher: Dispatcher,
-    outlook: Outlook,
+    due_times: DueTimes,
     relay_after_ms: i32,
 }
 
 /// Data about the windows of a turn, loaded before they are locked.
-struct Known {
+struct WindowContext {
     catalogues: HashMap<TenantId, Arc<Catalogue>>,
     people: HashMap<(TenantId, String), Person>,
     sessions: HashMap<TenantId, Option<Uuid>>,
@@ -71,11 +71,11 @@ struct Known {
 /// How a window ended, as a metric label.
 #[derive(Clone, Copy)]
 pub enum End {
-    Told,
+    Sent,
     Empty,
     Dropped,
     Unrenderable,
-    PutOff,
+    Postponed,
 }
 
 /// Why windows could not be closed.
@@ -90,28 +90,28 @@ enum CloseError {
 
 impl End {
     /// Every value of the metric label.
-    pub const ALL: [Self; 5] = [Self::Told, Self::Empty, Self::Dropped, Self::Unrenderable, Self::PutOff];
+    pub const ALL: [Self; 5] = [Self::Sent, Self::Empty, Self::Dropped, Self::Unrenderable, Self::Postponed];
 
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Told => "told",
+            Self::Sent => "told",
             Self::Empty => "empty",
             Self::Dropped => "dropped",
             Self::Unrenderable => "unrenderable",
-            Self::PutOff => "put_off",
+            Self::Postponed => "put_off",
         }
     }
 }
 
 impl Digests {
     /// The relay publishes what this task has not published after `relay_after_ms`.
-    pub fn new(store: Store, dispatcher: Dispatcher, outlook: Outlook, relay_after_ms: i32) -> Self {
-        Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, outlook, relay_after_ms }
+    pub fn new(store: Store, dispatcher: Dispatcher, due_times: DueTimes, relay_after_ms: i32) -> Self {
+        Self { catalogues: Catalogues::new(store.clone()), store, dispatcher, due_times, relay_after_ms }
     }
 
     /// Loads everything that needs a connection of its own, before windows are locked.
-    async fn known(&self, due: &[DueDigest]) -> DbResult<Known> {
-        let mut known = Known { catalogues: HashMap::new(), people: HashMap::new(), sessions: HashMap::new() };
+    async fn load_context(&self, due: &[DueDigest]) -> DbResult<WindowContext> {
+        let mut known = WindowContext { catalogues: HashMap::new(), people: HashMap::new(), sessions: HashMap::new() };
         let tenants: HashSet<TenantId> = due.iter().map(|digest| digest.tenant).collect();
         for tenant in tenants {
             // A cached copy might not have the rule yet, and its window would be dropped.
@@ -140,7 +140,7 @@ impl Digests {
                 }
                 Ok(())
             }
-            Err(error) => self.put_off(due, &error).await,
+            Err(error) => self.postpone(due, &error).await,
             Ok(()) => Ok(()),
         }
     }
@@ -149,13 +149,13 @@ impl Digests {
         let due = std::slice::from_ref(one);
         match self.close_together(due).await {
             Err(CloseError::Database(error)) if error.is_unavailable() => Err(error),
-            Err(error) => self.put_off(due, &error).await,
+            Err(error) => self.postpone(due, &error).await,
             Ok(()) => Ok(()),
         }
     }
 
     /// Delays windows that failed alone. After an hour of failures they end without a message.
-    async fn put_off(&self, due: &[DueDigest], error: &CloseError) -> DbResult<()> {
+    async fn postpone(&self, due: &[DueDigest], error: &CloseError) -> DbResult<()> {
         counter!(metric::TASK_FAILURES, "task" => Self::NAME).increment(1);
         let closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
@@ -172,7 +172,7 @@ impl Digests {
     }
 
     async fn close_together(&self, due: &[DueDigest]) -> Result<(), CloseError> {
-        let known = Arc::new(self.known(due).await?);
+        let known = Arc::new(self.load_context(due).await?);
         // Rendering takes time: it runs on a blocking thread, and while no window is locked.
         let windows = self.store.closing_digests(due.iter().map(|digest| digest.id).collect()).await?;
         let deciding = Arc::clone(&known);
@@ -237,7 +237,7 @@ impl Decision {
             beside: Vec::new(),
             room_in: None,
         };
-        Ok((End::Told, Ending::Told(Box::new(acceptance))))
+        Ok((End::Sent, Ending::Told(Box::new(acceptance))))
     }
 }
 
@@ -248,7 +248,7 @@ struct ReadyDigest {
     throttle: Option<Throttle>,
 }
 
-impl Known {
+impl WindowContext {
     /// Renders windows. The time for each tenant is bounded, so that slow templates of one tenant do not delay the
     /// others: its other windows wait for [`TENANT_PAUSE`].
     fn decide_all(&self, windows: Vec<HeldDigest>) -> HashMap<Uuid, (HeldDigest, Decision)> {
@@ -259,7 +259,9 @@ impl Known {
             let began = Instant::now();
             let decision = match *spent < TENANT_TIME_MAX {
                 true => self.decide(&window, clock::now()),
-                false => Decision::Ended(End::PutOff, Ending::Later { at: clock::now() + TENANT_PAUSE, is_end: false }),
+                false => {
+                    Decision::Ended(End::Postponed, Ending::Later { at: clock::now() + TENANT_PAUSE, is_end: false })
+                }
             };
             *spent += began.elapsed();
             decided.insert(window.id, (window, decision));
@@ -275,7 +277,7 @@ impl Known {
         let Some((catalogue, rule)) = self.rule(digest) else {
             let (rule, items) = (digest.rule, digest.count);
             if self.catalogues.get(&digest.tenant).is_some_and(|catalogue| catalogue.unread_rules.contains(&rule)) {
-                return put_off(digest, "rule", now);
+                return postpone(digest, "rule", now);
             }
             tracing::info!(%rule, items, "dropped a window: its rule is gone or switched off");
             return Decision::Ended(End::Dropped, Ending::Silent);
@@ -283,12 +285,12 @@ impl Known {
         let unknown = || Person::unknown(&digest.user_id);
         let person = self.people.get(&(digest.tenant, digest.user_id.clone())).cloned().unwrap_or_else(unknown);
         if let Some(at) = rescheduled_at(digest, &rule, &person, now) {
-            return Decision::Ended(End::PutOff, Ending::Later { at, is_end: true });
+            return Decision::Ended(End::Postponed, Ending::Later { at, is_end: true });
         }
         let mut notice = match notice(catalogue, &rule, digest, &person, now) {
             Ok(notice) => notice,
             Err(_) if catalogue.unread_templates.contains(&rule.definition.template_name) => {
-                return put_off(digest, "template", now);
+                return postpone(digest, "template", now);
             }
             Err(error) => {
                 let (end, ending) = unrenderable(digest, &error, now);
@@ -326,10 +328,10 @@ fn notice(
 }
 
 /// Delays a window whose rule or template a newer version wrote, until a scheduler can read it. Nothing is dropped.
-fn put_off(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Decision {
+fn postpone(digest: &HeldDigest, what: &str, now: DateTime<Utc>) -> Decision {
     let (rule, items) = (digest.rule, digest.count);
     tracing::warn!(%rule, items, what, "a window waits: this version cannot read its rule or template");
-    Decision::Ended(End::PutOff, Ending::Later { at: now + RETRY_PAUSE, is_end: false })
+    Decision::Ended(End::Postponed, Ending::Later { at: now + RETRY_PAUSE, is_end: false })
 }
 
 fn unrenderable(digest: &HeldDigest, error: &RenderError, now: DateTime<Utc>) -> (End, Ending) {
@@ -348,7 +350,7 @@ fn retry_or_end(digest: &HeldDigest, now: DateTime<Utc>) -> (End, Ending) {
     if now > digest.latest_at + RETRY_MAX {
         return (End::Unrenderable, Ending::Silent);
     }
-    (End::PutOff, Ending::Later { at: now + RETRY_PAUSE, is_end: false })
+    (End::Postponed, Ending::Later { at: now + RETRY_PAUSE, is_end: false })
 }
 
 async fn is_granted(closing: &mut Closing, digest: &HeldDigest, throttle: Throttle) -> DbResult<bool> {
@@ -363,7 +365,7 @@ impl Task for Digests {
     const WORK: Option<WorkKind> = Some(WorkKind::Digests);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let due = self.store.due_digests(LIMIT, &self.outlook.floors()).await?;
+        let due = self.store.due_digests(LIMIT, &self.due_times.floors()).await?;
         if !due.is_empty() {
             self.close(&due).await?;
         }
@@ -372,16 +374,16 @@ impl Task for Digests {
 }
 
 /// The task that deletes closed windows and expired throttles.
-pub struct DigestForgets(pub Store);
+pub struct DigestPruning(pub Store);
 
-impl Task for DigestForgets {
+impl Task for DigestPruning {
     const NAME: &'static str = "digest_forgets";
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let windows = self.0.forget_digests(KEEP_DAYS, FORGET_LIMIT).await?;
-        let throttles = self.0.forget_throttles(FORGET_LIMIT).await?;
-        let is_full = |rows: usize| count_of(rows) >= FORGET_LIMIT.unsigned_abs();
+        let windows = self.0.forget_digests(KEEP_DAYS, PRUNE_LIMIT).await?;
+        let throttles = self.0.forget_throttles(PRUNE_LIMIT).await?;
+        let is_full = |rows: usize| count_of(rows) >= PRUNE_LIMIT.unsigned_abs();
         Ok(if is_full(windows) || is_full(throttles) { Report::More } else { Report::Done })
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    outlook::Outlook,
+    due_times::DueTimes,
     task::{Report, Task, TaskError, count_of},
 };
 
@@ -36,7 +36,7 @@ pub struct ReleaseDue {
     dispatcher: Dispatcher,
     tracker: TaskTracker,
     depths: Depths,
-    outlook: Outlook,
+    due_times: DueTimes,
     relay_after_ms: i32,
     limit: i64,
     permits: Arc<Semaphore>,
@@ -49,16 +49,16 @@ impl ReleaseDue {
         dispatcher: Dispatcher,
         tracker: TaskTracker,
         depths: Depths,
-        outlook: Outlook,
+        due_times: DueTimes,
         relay_after_ms: i32,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(PUBLISHES_MAX));
-        Self { store, dispatcher, tracker, depths, outlook, relay_after_ms, limit: LIMIT_MIN, permits }
+        Self { store, dispatcher, tracker, depths, due_times, relay_after_ms, limit: LIMIT_MIN, permits }
     }
 
     async fn release(&mut self, permit: OwnedSemaphorePermit) -> Result<Report, TaskError> {
         let full = self.full_routes().await;
-        let floors = self.outlook.floors();
+        let floors = self.due_times.floors();
         let released = self.store.release_due(self.limit, &floors, &full, self.relay_after_ms).await;
         let released = released.inspect_err(|_| self.limit = (self.limit / 2).max(LIMIT_MIN))?;
         if released.picked == 0 {

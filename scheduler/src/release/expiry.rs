@@ -10,7 +10,7 @@ use store::Store;
 use uuid::Uuid;
 
 use crate::{
-    log::log_writer::tell,
+    log::log_writer::count_recorded,
     task::{Report, Task, TaskError},
 };
 
@@ -38,7 +38,7 @@ impl Task for Expiry {
         let owners: HashMap<_, _> = owners.into_iter().map(|(id, tenant, channel)| (id, (tenant, channel))).collect();
         let event =
             |(id, run): &(DeliveryId, i32)| owners.get(id).map(|(tenant, channel)| event(*id, *run, *tenant, *channel));
-        tell(&self.0.record(expired.iter().filter_map(event).collect()).await?);
+        count_recorded(&self.0.record(expired.iter().filter_map(event).collect()).await?);
         self.0.unpark(&expired).await?;
         Ok(if i64::try_from(expired.len()).is_ok_and(|taken| taken >= LIMIT) { Report::More } else { Report::Done })
     }

@@ -76,14 +76,14 @@ impl Task for OutboxGauge {
     const PERIOD: Duration = Duration::from_secs(2);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let (pending, age) = self.0.outbox_pending().await.inspect_err(|_| show(f64::NAN, f64::NAN))?;
-        show(gauge_of(pending), age);
+        let (pending, age) = self.0.outbox_pending().await.inspect_err(|_| set_gauges(f64::NAN, f64::NAN))?;
+        set_gauges(gauge_of(pending), age);
         Ok(Report::Done)
     }
 }
 
 /// Both are NaN if the database does not answer.
-fn show(pending: f64, oldest_seconds: f64) {
+fn set_gauges(pending: f64, oldest_seconds: f64) {
     gauge!(metric::OUTBOX_PENDING).set(pending);
     gauge!(metric::OUTBOX_OLDEST_SECONDS).set(oldest_seconds);
 }

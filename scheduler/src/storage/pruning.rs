@@ -112,14 +112,14 @@ impl Task for LineGauges {
     const PERIOD: Duration = Duration::from_secs(5);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let (waiting, lines) = self.0.waiting_in_lines().await.inspect_err(|_| show(f64::NAN, f64::NAN))?;
-        show(gauge_of(waiting), gauge_of(lines));
+        let (waiting, lines) = self.0.waiting_in_lines().await.inspect_err(|_| set_gauges(f64::NAN, f64::NAN))?;
+        set_gauges(gauge_of(waiting), gauge_of(lines));
         Ok(Report::Done)
     }
 }
 
 /// Both are NaN if the database does not answer.
-fn show(waiting: f64, lines: f64) {
+fn set_gauges(waiting: f64, lines: f64) {
     gauge!(metric::LINES_WAITING).set(waiting);
     gauge!(metric::LINES).set(lines);
 }

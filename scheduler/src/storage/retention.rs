@@ -43,7 +43,7 @@ impl Task for RetentionDays {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let drop_days = self.store.drop_days(self.days, Instant::now() + TURN_MAX, &mut self.surveyed);
-        alone(&self.store, "posthaste.retention_days", drop_days).await
+        run_exclusively(&self.store, "posthaste.retention_days", drop_days).await
     }
 }
 
@@ -62,20 +62,20 @@ impl Task for Retention {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let remove_rows = self.store.remove_rows(self.days, Instant::now() + TURN_MAX);
-        alone(&self.store, "posthaste.retention", remove_rows).await
+        run_exclusively(&self.store, "posthaste.retention", remove_rows).await
     }
 }
 
 /// Runs a pass under a lock, so that only one scheduler runs it at a time.
-async fn alone(
+async fn run_exclusively(
     store: &Store,
     lock: &'static str,
     pass: impl Future<Output = DbResult<Pass>> + Send,
 ) -> Result<Report, TaskError> {
-    let Some(alone) = store.alone(lock).await? else { return Ok(Report::Done) };
+    let Some(lock) = store.alone(lock).await? else { return Ok(Report::Done) };
     let pass = pass.await;
     // The lock also ends with its connection.
-    if let Err(error) = alone.undo().await {
+    if let Err(error) = lock.undo().await {
         tracing::debug!(%error, "the connection that held a task's lock is gone");
     }
     let pass = pass?;

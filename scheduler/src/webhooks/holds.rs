@@ -39,7 +39,7 @@ impl Holds {
         publish_as(&self.publisher, ROUTING_KEY, &events).await
     }
 
-    async fn show_breakers(&self) -> Result<(), TaskError> {
+    async fn set_breaker_gauges(&self) -> Result<(), TaskError> {
         let counts = self.store.count_breakers().await?;
         for scope in ["session", "host"] {
             for state in BreakerState::ALL {
@@ -59,7 +59,7 @@ impl Task for Holds {
     async fn run(&mut self) -> Result<Report, TaskError> {
         let sent = self.store.sweep_holds(LIMIT).await?;
         self.settle(sent).await?;
-        self.show_breakers().await?;
+        self.set_breaker_gauges().await?;
         Ok(Report::Done)
     }
 }

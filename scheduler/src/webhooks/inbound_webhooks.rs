@@ -18,7 +18,7 @@ pub const LEASE_MS: i32 = 30_000;
 pub const PERIOD: Duration = Duration::from_millis(200);
 /// A report about a message may arrive before the outcome of its sending. A report that matches nothing after this time
 /// is about a message that Posthaste did not send.
-const PATIENCE: TimeDelta = TimeDelta::minutes(10);
+const MATCH_WINDOW: TimeDelta = TimeDelta::minutes(10);
 /// The first pause before an event is retried. Each later pause is twice as long.
 const PAUSE_MS: i32 = 250;
 const PAUSE_MS_MAX: i32 = 60_000;
@@ -28,8 +28,8 @@ pub const TRIES_MAX: i16 = 50;
 const ROUTING_KEY: &str = "events.report";
 
 /// True if an event that arrived at `created_at` need not wait any longer.
-pub fn is_over(created_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
-    now - created_at > PATIENCE
+pub fn is_expired(created_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    now - created_at > MATCH_WINDOW
 }
 
 /// The pause after this many tries.
@@ -49,18 +49,18 @@ pub trait WebhookTable: Sync {
     fn row(event: &Self::Event) -> (Uuid, i16);
 
     /// Applies the events and marks them as done. May be repeated.
-    fn work_through(&self, events: Vec<Self::Event>) -> impl Future<Output = Result<(), TaskError>> + Send;
+    fn process(&self, events: Vec<Self::Event>) -> impl Future<Output = Result<(), TaskError>> + Send;
 }
 
 /// Processes taken events. If a server is down, which no event caused, all of them are given back. If an event caused
 /// the error, each event is tried alone: the failing one is delayed longer each time and ends after [`TRIES_MAX`].
-pub async fn work_through<I: WebhookTable>(table: &I, store: &Store, events: Vec<I::Event>) -> Result<(), TaskError> {
-    let Err(error) = table.work_through(events.clone()).await else { return Ok(()) };
+pub async fn process<I: WebhookTable>(table: &I, store: &Store, events: Vec<I::Event>) -> Result<(), TaskError> {
+    let Err(error) = table.process(events.clone()).await else { return Ok(()) };
     if error.is_servers_fault() {
         return give_back::<I>(store, &events, error).await;
     }
     for (n, event) in events.iter().enumerate() {
-        let Err(error) = table.work_through(vec![event.clone()]).await else { continue };
+        let Err(error) = table.process(vec![event.clone()]).await else { continue };
         if error.is_servers_fault() {
             return give_back::<I>(store, events.get(n..).unwrap_or_default(), error).await;
         }

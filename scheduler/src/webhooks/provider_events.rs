@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use broker::Publisher;
 use connectors::{
     egress::{self, resolver::GuardedResolver},
-    provider_events::{AddressNews, Meaning, Report as News, meaning},
+    provider_events::{AddressNews, Meaning, Report as ProviderReport, meaning},
 };
 use domain::{
     Channel, DeliveryId, EventKind, EventSource, ProviderName, State, clock,
@@ -37,7 +37,7 @@ use crate::{
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often old events are deleted, and how many at once.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
-const FORGET_LIMIT: i64 = 5000;
+const PRUNE_LIMIT: i64 = 5000;
 
 /// Confirms SNS subscriptions.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ pub struct ProviderEvents {
 struct ParsedEvent {
     event: PendingProviderEvent,
     source: EventSource,
-    news: News,
+    report: ProviderReport,
 }
 
 /// The events of one turn, sorted by what to do with them.
@@ -105,13 +105,13 @@ impl ProviderEvents {
                 work.done.push(event.id);
             } else {
                 tracing::warn!(host, "a subscription could not be confirmed yet");
-                work.put_off(event);
+                work.retry_later(event);
             }
         }
     }
 
     async fn report(&self, work: &mut Work) -> Result<(), TaskError> {
-        let named = self.named(&work.parsed).await?;
+        let named = self.resolve_references(&work.parsed).await?;
         let ids = work.parsed.iter().filter_map(|parsed| named.delivery(parsed)).collect();
         let subjects = self.store.subjects(ids).await?;
         let (mut events, mut addresses) = (Vec::new(), Vec::new());
@@ -119,33 +119,33 @@ impl ProviderEvents {
             let delivery = named.delivery(&parsed);
             let subject = subjects.iter().find(|subject| Some(subject.about.1) == delivery);
             let Some(subject) = subject else {
-                work.put_off(parsed.event);
+                work.retry_later(parsed.event);
                 continue;
             };
             match decide_report(&parsed, subject) {
-                ReportDecision::Early if !inbound_webhooks::is_over(parsed.event.created_at, clock::now()) => {
-                    work.put_off(parsed.event);
+                ReportDecision::Early if !inbound_webhooks::is_expired(parsed.event.created_at, clock::now()) => {
+                    work.retry_later(parsed.event);
                     continue;
                 }
                 ReportDecision::Reported => {
-                    events.extend(parsed.news.kind.map(|kind| report_event(subject, kind, &parsed.news)))
+                    events.extend(parsed.report.kind.map(|kind| report_event(subject, kind, &parsed.report)))
                 }
                 ReportDecision::Early | ReportDecision::Stale => {}
             }
             work.done.push(parsed.event.id);
-            addresses.push((parsed.event.id, subject.about.1, parsed.news.address, parsed.news.detail));
+            addresses.push((parsed.event.id, subject.about.1, parsed.report.address, parsed.report.detail));
         }
         inbound_webhooks::publish(&self.publisher, &events).await?;
         self.apply_address_news(addresses).await
     }
 
     /// Finds the deliveries of events that carry only the provider's own reference.
-    async fn named(&self, parsed: &[ParsedEvent]) -> Result<ReferencedDeliveries, TaskError> {
+    async fn resolve_references(&self, parsed: &[ParsedEvent]) -> Result<ReferencedDeliveries, TaskError> {
         let mut named = ReferencedDeliveries::default();
         for provider in ProviderName::ALL.iter().copied() {
             let Some(source) = provider.info().reported_by else { continue };
-            let own = parsed.iter().filter(|parsed| parsed.source == source && parsed.news.delivery.is_none());
-            let refs = own.flat_map(|parsed| parsed.news.references.clone()).collect();
+            let own = parsed.iter().filter(|parsed| parsed.source == source && parsed.report.delivery.is_none());
+            let refs = own.flat_map(|parsed| parsed.report.references.clone()).collect();
             let found = self.store.ids_by_ref(provider, refs).await?;
             named.0.extend(found.into_iter().map(|(name, id)| (source, name, id)));
         }
@@ -185,7 +185,7 @@ impl ProviderEvents {
 
     async fn forget(&mut self) -> Result<(), TaskError> {
         if self.forgot_at.is_none_or(|at| at.elapsed() >= FORGET_EVERY)
-            && !self.store.forget_provider_events(FORGET_LIMIT).await?
+            && !self.store.forget_provider_events(PRUNE_LIMIT).await?
         {
             self.forgot_at = Some(Instant::now());
         }
@@ -204,16 +204,16 @@ impl ReferencedDeliveries {
             let named = |name: &String| {
                 self.0.iter().find(|(source, own, _)| *source == parsed.source && own == name).map(|(.., id)| *id)
             };
-            parsed.news.references.iter().find_map(named)
+            parsed.report.references.iter().find_map(named)
         };
-        parsed.news.delivery.or_else(by_ref)
+        parsed.report.delivery.or_else(by_ref)
     }
 }
 
 impl Work {
     /// Retries an event later, unless it has waited for long enough.
-    fn put_off(&mut self, event: PendingProviderEvent) {
-        match inbound_webhooks::is_over(event.created_at, clock::now()) {
+    fn retry_later(&mut self, event: PendingProviderEvent) {
+        match inbound_webhooks::is_expired(event.created_at, clock::now()) {
             true => self.ignored.push(event.id),
             false => self.later.push(event),
         }
@@ -228,8 +228,8 @@ impl WebhookTable for ProviderEvents {
         (event.id, event.tries)
     }
 
-    async fn work_through(&self, events: Vec<PendingProviderEvent>) -> Result<(), TaskError> {
-        let mut work = sort(events);
+    async fn process(&self, events: Vec<PendingProviderEvent>) -> Result<(), TaskError> {
+        let mut work = classify(events);
         self.subscribe(&mut work).await;
         self.report(&mut work).await?;
         let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
@@ -252,19 +252,19 @@ impl Task for ProviderEvents {
             return Ok(Report::Done);
         }
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
-        inbound_webhooks::work_through(&*self, &self.store, events).await?;
+        inbound_webhooks::process(&*self, &self.store, events).await?;
         Ok(report)
     }
 }
 
 /// Sorts events by what to do with them.
-fn sort(events: Vec<PendingProviderEvent>) -> Work {
+fn classify(events: Vec<PendingProviderEvent>) -> Work {
     let mut work = Work::default();
     for event in events {
         let readable = event.source.zip(event.body.as_deref()).filter(|_| event.tries < TRIES_MAX);
         let understood = readable.map(|(source, body)| (source, meaning(source, body, event.created_at)));
         match understood {
-            Some((source, Meaning::Report(news))) => work.parsed.push(ParsedEvent { event, source, news }),
+            Some((source, Meaning::Report(report))) => work.parsed.push(ParsedEvent { event, source, report }),
             Some((_, Meaning::Subscribe(url))) => work.subscriptions.push((event, url)),
             Some((_, Meaning::Nothing)) | None => {
                 counter!(metric::PROVIDER_EVENTS_IGNORED).increment(1);
@@ -281,7 +281,7 @@ fn sort(events: Vec<PendingProviderEvent>) -> Work {
 /// delivery that waits for another call only if that call's outcome was unknown, and it does not change a delivery that
 /// another call sent.
 fn decide_report(parsed: &ParsedEvent, subject: &Subject) -> ReportDecision {
-    let Some(kind) = parsed.news.kind else { return ReportDecision::Stale };
+    let Some(kind) = parsed.report.kind else { return ReportDecision::Stale };
     let is_bad = matches!(kind, EventKind::Failed | EventKind::Bounced);
     if !is_bad && kind != EventKind::Sent {
         return ReportDecision::Reported;
@@ -302,7 +302,7 @@ fn is_about_last_call(parsed: &ParsedEvent, subject: &Subject) -> bool {
     }
     match subject.provider {
         Some(provider) if provider.is_reported_by(parsed.source) => {
-            let names = &parsed.news.references;
+            let names = &parsed.report.references;
             names.is_empty() || subject.reference.as_ref().is_none_or(|known| names.contains(known))
         }
         // A service that sends mail also takes it over SMTP, and reports on it in the same way.
@@ -312,8 +312,8 @@ fn is_about_last_call(parsed: &ParsedEvent, subject: &Subject) -> bool {
     }
 }
 
-fn report_event(subject: &Subject, kind: EventKind, news: &News) -> Event {
-    Event { detail: news.detail.clone(), ..Event::report(subject.about, kind, news.at) }
+fn report_event(subject: &Subject, kind: EventKind, report: &ProviderReport) -> Event {
+    Event { detail: report.detail.clone(), ..Event::report(subject.about, kind, report.at) }
 }
 
 #[cfg(test)]
@@ -330,7 +330,7 @@ mod tests {
             tries: 1,
             created_at: clock::now(),
         };
-        let news = News {
+        let report = ProviderReport {
             kind: Some(kind),
             at: clock::now(),
             delivery: None,
@@ -338,7 +338,7 @@ mod tests {
             detail: None,
             address: AddressNews::None,
         };
-        ParsedEvent { event, source, news }
+        ParsedEvent { event, source, report }
     }
 
     fn subject(state: State, provider: Option<ProviderName>, reference: Option<&str>, in_doubt: bool) -> Subject {

@@ -33,14 +33,14 @@ pub struct WahaEvents {
 struct Work {
     inbound: Vec<NewInbound>,
     states: Vec<(Uuid, String, DateTime<Utc>)>,
-    acks: Vec<Acked>,
+    acks: Vec<PendingAck>,
     echoes: Vec<(PendingEvent, FromUs)>,
     done: Vec<Uuid>,
     ignored: Vec<Uuid>,
     later: Vec<PendingEvent>,
 }
 
-struct Acked {
+struct PendingAck {
     event: PendingEvent,
     waha_id: String,
     ack: Ack,
@@ -58,18 +58,18 @@ impl WahaEvents {
         if work.acks.is_empty() {
             return Ok(());
         }
-        let asked = work.acks.iter().flat_map(|acked| names(acked.event.session, &acked.waha_id)).collect();
+        let asked = work.acks.iter().flat_map(|acked| reference_forms(acked.event.session, &acked.waha_id)).collect();
         let known = self.store.deliveries_by_ref(ProviderName::Waha, asked).await?;
         let now = clock::now();
         let mut events = Vec::new();
         for acked in std::mem::take(&mut work.acks) {
-            let own = names(acked.event.session, &acked.waha_id);
+            let own = reference_forms(acked.event.session, &acked.waha_id);
             let found: Vec<&Referred> = known
                 .iter()
                 .filter(|referred| own.contains(&referred.name) && referred.about.0 == acked.event.tenant)
                 .collect();
             if found.is_empty() {
-                match inbound_webhooks::is_over(acked.event.created_at, now) {
+                match inbound_webhooks::is_expired(acked.event.created_at, now) {
                     true => work.ignored.push(acked.event.id),
                     false => work.later.push(acked.event),
                 }
@@ -108,8 +108,8 @@ impl WebhookTable for WahaEvents {
         (event.id, event.tries)
     }
 
-    async fn work_through(&self, events: Vec<PendingEvent>) -> Result<(), TaskError> {
-        let mut work = sort(events);
+    async fn process(&self, events: Vec<PendingEvent>) -> Result<(), TaskError> {
+        let mut work = classify(events);
         let (people, new) = (work.inbound.len(), self.store.keep_inbound(std::mem::take(&mut work.inbound)).await?);
         counter!(metric::WAHA_INBOUND).increment(count_of(new));
         tracing::debug!(people, new, "kept messages from people");
@@ -140,13 +140,13 @@ impl Task for WahaEvents {
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
         let sessions: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
         self.store.note_heard(sessions.into_iter().collect()).await?;
-        inbound_webhooks::work_through(&*self, &self.store, events).await?;
+        inbound_webhooks::process(&*self, &self.store, events).await?;
         Ok(report)
     }
 }
 
 /// Sorts events by what to do with them.
-fn sort(events: Vec<PendingEvent>) -> Work {
+fn classify(events: Vec<PendingEvent>) -> Work {
     let mut work = Work::default();
     for event in events {
         let body = event.body.as_deref().filter(|_| event.tries < TRIES_MAX);
@@ -160,7 +160,7 @@ fn sort(events: Vec<PendingEvent>) -> Work {
                 work.done.push(event.id);
                 work.states.push((event.session, state, at));
             }
-            Meaning::Ack { waha_id, ack, at } => work.acks.push(Acked { event, waha_id, ack, at }),
+            Meaning::Ack { waha_id, ack, at } => work.acks.push(PendingAck { event, waha_id, ack, at }),
             Meaning::Echo(echo) => work.echoes.push((event, echo)),
             Meaning::Failure => {
                 counter!(metric::WAHA_ERRORS).increment(1);
@@ -182,7 +182,7 @@ fn inbound(event: &PendingEvent, message: FromPerson) -> NewInbound {
 }
 
 /// The two possible names of a message: its distinguishing part, or its id as WAHA writes it.
-fn names(session: Uuid, waha_id: &str) -> [String; 2] {
+fn reference_forms(session: Uuid, waha_id: &str) -> [String; 2] {
     [reference(session, waha_id), format!("{session}/{waha_id}")]
 }
 
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn each_event_goes_where_it_belongs_and_what_is_not_known_is_ignored() {
-        let work = sort(vec![
+        let work = classify(vec![
             event(
                 &json!({"event": "message", "session": "s", "payload": {"id": "1", "from": "4915112345678@c.us", "body": "hi"}}),
             ),
@@ -240,8 +240,10 @@ mod tests {
     #[test]
     fn what_cannot_be_decrypted_or_was_tried_too_often_is_ignored() {
         let body = json!({"event": "message", "session": "s", "payload": {"id": "1", "from": "4915112345678@c.us"}});
-        let work =
-            sort(vec![PendingEvent { body: None, ..event(&body) }, PendingEvent { tries: TRIES_MAX, ..event(&body) }]);
+        let work = classify(vec![
+            PendingEvent { body: None, ..event(&body) },
+            PendingEvent { tries: TRIES_MAX, ..event(&body) },
+        ]);
         assert_eq!((work.inbound.len(), work.ignored.len()), (0, 2));
     }
 

@@ -61,7 +61,7 @@ const RESTORE_DOUBLINGS_MAX: u32 = 6;
 const CHATS_PAGE: usize = 50;
 const CHATS_MAX: usize = 500;
 /// Chats come newest first. After this many without new messages, the rest has none either.
-const QUIET_CHATS_MAX: usize = 20;
+const UNCHANGED_CHATS_MAX: usize = 20;
 const MESSAGES_PAGE: usize = 50;
 const MESSAGES_MAX: usize = 1000;
 
@@ -127,8 +127,8 @@ impl WahaSessions {
     /// Compares the sessions of one tenant.
     async fn compare_tenant(&self, sessions: Vec<Session>) -> DbResult<()> {
         let comparing = async {
-            let asked = self.ask(sessions).await;
-            let checks = asked.into_iter().map(|(session, host, shown)| self.check(session, host, shown));
+            let states = self.fetch_states(sessions).await;
+            let checks = states.into_iter().map(|(session, host, remote)| self.check(session, host, remote));
             let results: Vec<DbResult<()>> = stream::iter(checks).buffer_unordered(CALLS_MAX).collect().await;
             results.into_iter().collect()
         };
@@ -136,17 +136,17 @@ impl WahaSessions {
     }
 
     /// Asks WAHA for each session.
-    async fn ask(&self, sessions: Vec<Session>) -> Vec<(Session, Host, Result<WahaSession, WahaError>)> {
+    async fn fetch_states(&self, sessions: Vec<Session>) -> Vec<(Session, Host, Result<WahaSession, WahaError>)> {
         let mut hosts: HashMap<(String, String), Vec<Session>> = HashMap::new();
         for session in sessions {
             let key = session.settings.api_key.as_ref().map(|key| key.expose_secret().to_owned());
             hosts.entry((session.settings.base_url.clone(), key.unwrap_or_default())).or_default().push(session);
         }
-        let groups = hosts.into_values().map(|group| self.ask_host(group));
+        let groups = hosts.into_values().map(|group| self.fetch_host_states(group));
         stream::iter(groups).buffer_unordered(CALLS_MAX).concat().await
     }
 
-    async fn ask_host(&self, group: Vec<Session>) -> Vec<(Session, Host, Result<WahaSession, WahaError>)> {
+    async fn fetch_host_states(&self, group: Vec<Session>) -> Vec<(Session, Host, Result<WahaSession, WahaError>)> {
         if group.first().is_some_and(|session| self.is_hanging(&session.settings.base_url)) {
             return Vec::new();
         }
@@ -156,23 +156,23 @@ impl WahaSessions {
             return Vec::new();
         };
         if group.len() < LIST_MIN {
-            let asked = group.into_iter().map(|session| async {
-                let shown = host.session(&session.settings.name).await;
-                (session, host.clone(), shown)
+            let states = group.into_iter().map(|session| async {
+                let remote = host.session(&session.settings.name).await;
+                (session, host.clone(), remote)
             });
-            return futures_util::future::join_all(asked).await;
+            return futures_util::future::join_all(states).await;
         }
         let list = host.sessions().await;
         let of = |session: &Session| match &list {
             Ok(list) => {
-                list.iter().find(|shown| shown.name == session.settings.name).cloned().ok_or(WahaError::NotFound)
+                list.iter().find(|remote| remote.name == session.settings.name).cloned().ok_or(WahaError::NotFound)
             }
             Err(error) => Err(error.clone()),
         };
         group
             .into_iter()
             .map(|session| (of(&session), session))
-            .map(|(shown, session)| (session, host.clone(), shown))
+            .map(|(remote, session)| (session, host.clone(), remote))
             .collect()
     }
 
@@ -187,7 +187,7 @@ impl WahaSessions {
     }
 
     /// Records whether a call to the host timed out. A host that refuses at once costs nothing and is called again.
-    fn note_host(&self, base_url: &str, hangs: bool) {
+    fn record_timeout(&self, base_url: &str, hangs: bool) {
         let mut hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
         hanging.retain(|_, (until, _)| until.elapsed() < HANG_FORGET);
         if !hangs {
@@ -199,19 +199,19 @@ impl WahaSessions {
         hanging.insert(base_url.to_owned(), (Instant::now() + pause, count + 1));
     }
 
-    async fn check(&self, session: Session, host: Host, shown: Result<WahaSession, WahaError>) -> DbResult<()> {
+    async fn check(&self, session: Session, host: Host, remote: Result<WahaSession, WahaError>) -> DbResult<()> {
         let id = session.id;
-        if shown.is_ok() && self.is_hanging(&session.settings.base_url) {
+        if remote.is_ok() && self.is_hanging(&session.settings.base_url) {
             return Ok(());
         }
-        let checked = match timeout(CHECK_TIMEOUT, self.compare(&session, &host, shown)).await {
+        let checked = match timeout(CHECK_TIMEOUT, self.compare(&session, &host, remote)).await {
             Ok(Ok(checked)) => {
-                self.note_host(&session.settings.base_url, false);
+                self.record_timeout(&session.settings.base_url, false);
                 checked
             }
             Ok(Err(CompareError::Waha(error))) => {
                 let hangs = matches!(error, WahaError::Unanswered(egress::Trouble::Timeout));
-                self.note_host(&session.settings.base_url, hangs);
+                self.record_timeout(&session.settings.base_url, hangs);
                 let error_text = error.to_string();
                 tracing::warn!(session.id = %id, error = error_text, "a session could not be compared with WAHA");
                 counter!(metric::WAHA_CHECK_FAILURES).increment(1);
@@ -220,7 +220,7 @@ impl WahaSessions {
             }
             Ok(Err(CompareError::Database(error))) => return Err(error),
             Err(_) => {
-                self.note_host(&session.settings.base_url, true);
+                self.record_timeout(&session.settings.base_url, true);
                 Checked { is_reachable: true, needs_fetch: true, fetched_until: None }
             }
         };
@@ -231,12 +231,12 @@ impl WahaSessions {
         &self,
         session: &Session,
         host: &Host,
-        shown: Result<WahaSession, WahaError>,
+        remote: Result<WahaSession, WahaError>,
     ) -> Result<Checked, CompareError> {
         let (name, id) = (session.settings.name.as_str(), session.id);
         let secret = session.settings.webhook_secret.as_ref();
         let mut needs_fetch = session.needs_fetch || session.unreachable_since.is_some();
-        let shown = match shown {
+        let remote = match remote {
             Err(WahaError::NotFound) if session.is_wanted && session.hook_url.is_some() => {
                 tracing::info!(session.id = %id, "WAHA has forgotten a session: it is made again");
                 counter!(metric::WAHA_RESTORED).increment(1);
@@ -249,11 +249,11 @@ impl WahaSessions {
                 self.note_state(session, "STOPPED").await?;
                 return Ok(Checked { is_reachable: true, needs_fetch, fetched_until: None });
             }
-            shown => shown?,
+            remote => remote?,
         };
-        let mut state = shown.status.clone();
+        let mut state = remote.status.clone();
         if session.is_wanted {
-            if self.restore_webhook(session, host, &shown).await? {
+            if self.restore_webhook(session, host, &remote).await? {
                 needs_fetch = true;
                 state = host.session(name).await?.status;
             }
@@ -276,11 +276,16 @@ impl WahaSessions {
     }
 
     /// Adds our webhook to the session's configuration if it is missing. Returns true if it was missing.
-    async fn restore_webhook(&self, session: &Session, host: &Host, shown: &WahaSession) -> Result<bool, CompareError> {
+    async fn restore_webhook(
+        &self,
+        session: &Session,
+        host: &Host,
+        remote: &WahaSession,
+    ) -> Result<bool, CompareError> {
         let (Some(url), secret) = (session.hook_url.as_deref(), session.settings.webhook_secret.as_ref()) else {
             return Ok(false);
         };
-        let is_missing = match hook::lack(shown.config.as_ref(), url, secret) {
+        let is_missing = match hook::lack(remote.config.as_ref(), url, secret) {
             Lack::Nothing => false,
             Lack::Webhook => true,
             // The key may be set although WAHA does not show it. The limit avoids restarting the session again and
@@ -290,7 +295,7 @@ impl WahaSessions {
         if is_missing {
             tracing::info!(session.id = %session.id, "WAHA does not know where to send a session's events: it is told");
             counter!(metric::WAHA_RESTORED).increment(1);
-            let config = hook::with_webhook(shown.config.clone(), url, secret, session.previous_secret.as_ref());
+            let config = hook::with_webhook(remote.config.clone(), url, secret, session.previous_secret.as_ref());
             host.update_session(&session.settings.name, &config).await?;
         }
         Ok(is_missing)
@@ -351,7 +356,7 @@ impl WahaSessions {
     /// Stores new messages of the session's chats as events, page by page. Returns true if it reached the end.
     async fn fetch(&self, fetch: &mut Fetch<'_>) -> Result<bool, CompareError> {
         let mut chats_without_news = 0;
-        while fetch.cursor.chats < CHATS_MAX && chats_without_news < QUIET_CHATS_MAX {
+        while fetch.cursor.chats < CHATS_MAX && chats_without_news < UNCHANGED_CHATS_MAX {
             let chats = fetch.host.chats(&fetch.session.settings.name, CHATS_PAGE, fetch.cursor.chats).await?;
             for chat in &chats {
                 let has_news = self.fetch_chat(fetch, &chat.id).await?;
@@ -360,7 +365,7 @@ impl WahaSessions {
                 }
                 fetch.cursor = FetchCursor { chats: fetch.cursor.chats + 1, messages: 0 };
                 chats_without_news = if has_news { 0 } else { chats_without_news + 1 };
-                if chats_without_news >= QUIET_CHATS_MAX {
+                if chats_without_news >= UNCHANGED_CHATS_MAX {
                     break;
                 }
             }
@@ -407,15 +412,15 @@ impl WahaSessions {
         let (last, count) = restores.get(&id).copied().map_or((None, 0), |(last, count)| (Some(last), count));
         let pause = RESTORE_PAUSE * 2_u32.pow(count.saturating_sub(1).min(RESTORE_DOUBLINGS_MAX));
         // After a long quiet time the next failure starts a new series.
-        let is_over = last.is_some_and(|last| last.elapsed() > pause * 4);
+        let is_new_series = last.is_some_and(|last| last.elapsed() > pause * 4);
         let may = last.is_none_or(|last| last.elapsed() >= pause);
         if may {
-            restores.insert(id, (Instant::now(), if is_over { 1 } else { count + 1 }));
+            restores.insert(id, (Instant::now(), if is_new_series { 1 } else { count + 1 }));
         }
         may
     }
 
-    async fn show(&self) -> DbResult<()> {
+    async fn set_gauges(&self) -> DbResult<()> {
         for (state, count) in self.store.count_sessions().await? {
             gauge!(metric::WAHA_SESSIONS, "state" => state).set(gauge_of(count));
         }
@@ -442,7 +447,7 @@ impl Task for WahaSessions {
         let turns = tenants.into_values().map(|sessions| this.compare_tenant(sessions));
         let results: Vec<DbResult<()>> = stream::iter(turns).buffer_unordered(TENANTS_MAX).collect().await;
         results.into_iter().collect::<DbResult<()>>()?;
-        self.show().await?;
+        self.set_gauges().await?;
         Ok(report)
     }
 }

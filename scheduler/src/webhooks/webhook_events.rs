@@ -26,7 +26,7 @@ const LIMIT: i64 = 200;
 /// Events of a configuration checked in one turn.
 const HOLD_LIMIT: i64 = 2000;
 /// Rows deleted in one turn.
-const FORGET_LIMIT: i64 = 5000;
+const PRUNE_LIMIT: i64 = 5000;
 
 /// The task that sends events.
 pub struct WebhookEvents {
@@ -86,7 +86,7 @@ impl Task for WebhookEvents {
             let stored = self.store.accept(&batch, self.relay_after_ms, &crowding, &Leases::default()).await?;
             stored.dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
             for ((id, delivery), accepted) in ids.into_iter().zip(stored.results) {
-                sent.extend(carrier(accepted, delivery.0).map(|carrier| (id, Some(carrier))));
+                sent.extend(accepted_delivery(accepted, delivery.0).map(|delivery_id| (id, Some(delivery_id))));
             }
         }
         counter!(metric::WEBHOOK_EVENTS).increment(count_of(sent.len()));
@@ -102,7 +102,7 @@ impl Task for WebhookEvents {
 
 /// The delivery that carries the event. If an earlier run accepted it before a crash, that is the id in the stored
 /// response. `None`: the stored response cannot be read, so the event stays pending.
-fn carrier(accepted: Accepted, ours: Uuid) -> Option<Uuid> {
+fn accepted_delivery(accepted: Accepted, ours: Uuid) -> Option<Uuid> {
     match accepted {
         Accepted::Replayed(first) => Some(Uuid::from_slice(&first).unwrap_or(ours)),
         Accepted::New | Accepted::KeyTaken | Accepted::NoRoom { .. } => Some(ours),
@@ -134,19 +134,19 @@ impl Task for WebhookHolds {
 }
 
 /// The task that deletes old events and logs.
-pub struct WebhookForgets {
+pub struct WebhookPruning {
     /// The database.
     pub store: Store,
     /// The days that they are kept.
     pub days: i32,
 }
 
-impl Task for WebhookForgets {
+impl Task for WebhookPruning {
     const NAME: &'static str = "webhook_forgets";
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let forgotten = self.store.forget_webhooks(self.days, FORGET_LIMIT).await?;
-        Ok(if i64::try_from(forgotten).is_ok_and(|rows| rows >= FORGET_LIMIT) { Report::More } else { Report::Done })
+        let forgotten = self.store.forget_webhooks(self.days, PRUNE_LIMIT).await?;
+        Ok(if i64::try_from(forgotten).is_ok_and(|rows| rows >= PRUNE_LIMIT) { Report::More } else { Report::Done })
     }
 }

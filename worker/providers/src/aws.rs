@@ -16,7 +16,7 @@ use runtime::config::Config;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::vendor::{self, Answer, SetupError};
+use super::vendor::{self, SetupError, VendorResponse};
 
 /// What Amazon's own programs call the id of one piece of work: the same on each of its attempts.
 const INVOCATION: HeaderName = HeaderName::from_static("amz-sdk-invocation-id");
@@ -70,20 +70,20 @@ impl Aws {
     /// Makes the one call of an attempt.
     pub async fn send(
         &self,
-        who: &str,
+        name: &str,
         order: &Order,
         path: &str,
         kind: &str,
         body: Vec<u8>,
-    ) -> Result<Answer, Outcome> {
+    ) -> Result<VendorResponse, Outcome> {
         let request = self.request(Method::POST, path, kind, body)?;
-        vendor::call(who, request.header(INVOCATION, order.delivery.to_string()).timeout(order.timeout)).await
+        vendor::call(name, request.header(INVOCATION, order.delivery.to_string()).timeout(order.timeout)).await
     }
 
     /// Makes a call that sends nothing.
     pub async fn check(
         &self,
-        who: &str,
+        name: &str,
         method: Method,
         path: &str,
         kind: &str,
@@ -91,7 +91,7 @@ impl Aws {
     ) -> Result<String, Fault> {
         let request = self.request(method, path, kind, body);
         let request = request.map_err(|outcome| outcome.fault().cloned().unwrap_or_default())?;
-        vendor::check(who, request).await
+        vendor::check(name, request).await
     }
 }
 
@@ -179,15 +179,15 @@ fn encode(text: &str) -> String {
 }
 
 /// The code of an error, wherever the service has put it: a header, JSON or XML.
-pub fn error_code(answer: &Answer) -> Option<String> {
+pub fn error_code(response: &VendorResponse) -> Option<String> {
     #[derive(Deserialize)]
-    struct Said {
+    struct ErrorBody {
         #[serde(rename = "__type", alias = "code", alias = "Code")]
         kind: String,
     }
-    let in_header = answer.header("x-amzn-errortype").map(str::to_owned);
-    let in_json = || answer.json::<Said>().map(|said| said.kind);
-    let found = in_header.or_else(in_json).or_else(|| element(answer, "Code"))?;
+    let in_header = response.header("x-amzn-errortype").map(str::to_owned);
+    let in_json = || response.json::<ErrorBody>().map(|error| error.kind);
+    let found = in_header.or_else(in_json).or_else(|| element(response, "Code"))?;
     // `MessageRejected:http://…` and `com.amazonaws.sesv2#MessageRejected` are both in use.
     let code = found.split(':').next()?.rsplit('#').next()?;
     let good =
@@ -196,20 +196,22 @@ pub fn error_code(answer: &Answer) -> Option<String> {
 }
 
 /// The text of the first XML element of that name.
-pub fn element(answer: &Answer, name: &str) -> Option<String> {
-    let text = std::str::from_utf8(answer.body.as_deref()?).ok()?;
+pub fn element(response: &VendorResponse, name: &str) -> Option<String> {
+    let text = std::str::from_utf8(response.body.as_deref()?).ok()?;
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     rest.split_once(&format!("</{name}>")).map(|(value, _)| value.trim().to_owned())
 }
 
 /// What an answer other than success means, for all services alike.
-pub fn judge(who: &str, answer: &Answer) -> Outcome {
-    let Some(code) = error_code(answer).filter(|_| !answer.status.is_success()) else { return answer.judge(who, None) };
-    let fault = |why: &str| Fault::new(code.as_str(), format!("{who} answered {code}{why}"));
+pub fn classify(name: &str, response: &VendorResponse) -> Outcome {
+    let Some(code) = error_code(response).filter(|_| !response.status.is_success()) else {
+        return response.classify(name, None);
+    };
+    let fault = |why: &str| Fault::new(code.as_str(), format!("{name} answered {code}{why}"));
     let plain = code.strip_suffix("Exception").unwrap_or(&code);
     match plain {
         "Throttling" | "Throttled" | "TooManyRequests" | "LimitExceeded" | "RequestLimitExceeded" => {
-            Outcome::Throttled(fault(": too much at once"), answer.retry_after())
+            Outcome::Throttled(fault(": too much at once"), response.retry_after())
         }
         "UnrecognizedClient"
         | "InvalidClientTokenId"
@@ -224,7 +226,7 @@ pub fn judge(who: &str, answer: &Answer) -> Outcome {
         | "NotAuthorized"
         | "OptInRequired"
         | "InvalidSecurity" => Outcome::Misconfigured(fault(": the credentials are refused")),
-        _ => answer.judge(who, Some(&code)),
+        _ => response.classify(name, Some(&code)),
     }
 }
 

@@ -37,16 +37,16 @@ pub struct Breakers {
 struct Snapshot {
     /// When it was loaded. `None`: never, or it must be reloaded.
     at: Option<Instant>,
-    troubled: HashMap<String, Breaker>,
+    unhealthy: HashMap<String, Breaker>,
 }
 
 /// The result of a call, as far as it concerns the call's breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum CallResult {
     /// The provider works.
-    Passed,
+    Success,
     /// The call failed because of the provider.
-    Failed,
+    Failure,
     /// The provider asked for a pause of this length.
     Paused(Duration),
 }
@@ -67,16 +67,16 @@ impl Breakers {
     /// maximum duration.
     pub async fn gate(&self, keys: &[impl AsRef<str>], call: Duration) -> Result<(), HeldBack> {
         self.reload_if_stale().await;
-        let breakers: Vec<Breaker> = keys.iter().filter_map(|key| self.troubled(key.as_ref())).collect();
+        let breakers: Vec<Breaker> = keys.iter().filter_map(|key| self.unhealthy(key.as_ref())).collect();
         let now = clock::now();
         if let Some(wait) = breakers.iter().filter_map(|breaker| breaker.holds_back(now, self.open)).max() {
-            return Err(held(wait));
+            return Err(held_back(wait));
         }
         for breaker in breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed) {
             let probes = self.store.breaker_probe(&breaker.key, millis(call)).await;
             self.invalidate();
             if !probes.unwrap_or(true) {
-                return Err(held(PROBE_PAUSE));
+                return Err(held_back(PROBE_PAUSE));
             }
         }
         Ok(())
@@ -85,30 +85,32 @@ impl Breakers {
     /// Checks whether the provider behind `key` asked only this tenant to wait. It uses the snapshot of [`Breakers::gate`].
     pub fn tenant_gate(&self, key: &str, tenant: TenantId) -> Result<(), HeldBack> {
         let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
-        if snapshot.troubled.is_empty() {
+        if snapshot.unhealthy.is_empty() {
             return Ok(());
         }
-        let paused = snapshot.troubled.get(&*tenant_key(key, tenant));
-        paused.and_then(|breaker| breaker.holds_back(clock::now(), self.open)).map_or(Ok(()), |wait| Err(held(wait)))
+        let paused = snapshot.unhealthy.get(&*tenant_key(key, tenant));
+        paused
+            .and_then(|breaker| breaker.holds_back(clock::now(), self.open))
+            .map_or(Ok(()), |wait| Err(held_back(wait)))
     }
 
     /// Records the result of a call behind `key` in the background. A success costs nothing if the breaker is not in trouble.
-    pub fn tell(self: &Arc<Self>, key: &Arc<str>, news: News) {
-        if news == News::Passed && self.troubled(key).is_none() {
+    pub fn record(self: &Arc<Self>, key: &Arc<str>, result: CallResult) {
+        if result == CallResult::Success && self.unhealthy(key).is_none() {
             return;
         }
         let (this, key) = (Arc::clone(self), Arc::clone(key));
         tokio::spawn(async move {
-            match news {
-                News::Passed => this.passed(&key).await,
-                News::Failed => this.failed(&key).await,
-                News::Paused(wait) => this.paused(&key, wait).await,
+            match result {
+                CallResult::Success => this.record_success(&key).await,
+                CallResult::Failure => this.record_failure(&key).await,
+                CallResult::Paused(wait) => this.record_pause(&key, wait).await,
             }
         });
     }
 
     /// Records that a call behind `key` failed because of the provider.
-    pub async fn failed(&self, key: &str) {
+    pub async fn record_failure(&self, key: &str) {
         match self.store.breaker_failed(key, self.failures, millis(self.open)).await {
             Ok(Some(breaker)) => {
                 if breaker.state == BreakerState::Open {
@@ -118,7 +120,7 @@ impl Breakers {
                         "a breaker is open: what is behind it waits"
                     );
                 }
-                self.remember(breaker);
+                self.cache(breaker);
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, breaker = key, "a failure could not be counted"),
@@ -126,8 +128,8 @@ impl Breakers {
     }
 
     /// Records that a call behind `key` succeeded. It writes nothing if the breaker is not in trouble.
-    pub async fn passed(&self, key: &str) {
-        if self.troubled(key).is_none() {
+    pub async fn record_success(&self, key: &str) {
+        if self.unhealthy(key).is_none() {
             return;
         }
         if let Err(error) = self.store.breaker_passed(key).await {
@@ -136,9 +138,9 @@ impl Breakers {
         self.invalidate();
     }
 
-    async fn paused(&self, key: &str, wait: Duration) {
+    async fn record_pause(&self, key: &str, wait: Duration) {
         match self.store.breaker_paused(key, millis(wait.min(RETRY_AFTER_MAX))).await {
-            Ok(Some(breaker)) => self.remember(breaker),
+            Ok(Some(breaker)) => self.cache(breaker),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, breaker = key, "a pause could not be noted"),
         }
@@ -152,9 +154,9 @@ impl Breakers {
         let Ok(_guard) = self.reload_lock.try_lock() else { return };
         match self.store.troubled_breakers().await {
             Ok(found) => {
-                let troubled = found.into_iter().map(|breaker| (breaker.key.clone(), breaker)).collect();
+                let unhealthy = found.into_iter().map(|breaker| (breaker.key.clone(), breaker)).collect();
                 *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) =
-                    Snapshot { at: Some(Instant::now()), troubled };
+                    Snapshot { at: Some(Instant::now()), unhealthy };
             }
             Err(error) => tracing::debug!(%error, "the breakers cannot be asked"),
         }
@@ -166,13 +168,13 @@ impl Breakers {
         snapshot.at.is_some_and(|at| at.elapsed() < ttl)
     }
 
-    fn troubled(&self, key: &str) -> Option<Breaker> {
-        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).troubled.get(key).cloned()
+    fn unhealthy(&self, key: &str) -> Option<Breaker> {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).unhealthy.get(key).cloned()
     }
 
-    fn remember(&self, breaker: Breaker) {
+    fn cache(&self, breaker: Breaker) {
         let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
-        snapshot.troubled.insert(breaker.key.clone(), breaker);
+        snapshot.unhealthy.insert(breaker.key.clone(), breaker);
     }
 
     /// Makes the next call reload the snapshot.
@@ -186,8 +188,8 @@ pub fn tenant_key(key: &str, tenant: TenantId) -> Arc<str> {
     format!("{key}/tenant/{tenant}").into()
 }
 
-const fn held(wait: Duration) -> HeldBack {
-    HeldBack { reason: "its provider keeps failing and is not called for a while", wait }
+const fn held_back(wait: Duration) -> HeldBack {
+    HeldBack { reason: "its provider keeps failing and is left alone for a while", wait }
 }
 
 fn millis(duration: Duration) -> i32 {

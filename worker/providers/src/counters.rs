@@ -61,7 +61,7 @@ pub fn claimed(won: usize, asked: usize) {
 }
 
 /// Counts `n` deliveries that were claimed with their acceptance.
-pub fn came_claimed(n: usize) {
+pub fn claimed_with_acceptance(n: usize) {
     count_claims("early", n);
 }
 

@@ -91,7 +91,7 @@ fn provider(
         Name::Smtp => Ok(Arc::new(Smtp::new(&config.email).map_err(RegistryError::Smtp)?)),
         Name::Http => {
             let http = Http::new(&config.webhook, config.worker.concurrency).map_err(RegistryError::Http)?;
-            Ok(Arc::new(http.logging(store.clone(), &config.webhook)))
+            Ok(Arc::new(http.with_call_log(store.clone(), &config.webhook)))
         }
         Name::Inbox => Ok(Arc::new(Inbox::start(store.clone(), hints.clone()))),
         Name::Sandbox => Ok(Arc::new(Sandbox)),

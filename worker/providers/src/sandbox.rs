@@ -28,7 +28,7 @@ pub struct Sandbox;
 
 /// What a recipient asks to see.
 #[derive(Clone, Copy)]
-enum Act {
+enum Simulation {
     Transient,
     Throttled,
     Rejected,
@@ -39,27 +39,27 @@ enum Act {
     FailFirst(u16),
 }
 
-const WORDS: &[(&str, Act)] = &[
-    ("fail-transient", Act::Transient),
-    ("fail-500", Act::Transient),
-    ("fail-429", Act::Throttled),
-    ("fail-reject", Act::Rejected),
-    ("fail-dead", Act::AddressDead),
-    ("fail-misconfigured", Act::Misconfigured),
-    ("fail-timeout", Act::Unknown),
-    ("fail-once", Act::FailFirst(1)),
-    ("fail-twice", Act::FailFirst(2)),
+const BY_WORD: &[(&str, Simulation)] = &[
+    ("fail-transient", Simulation::Transient),
+    ("fail-500", Simulation::Transient),
+    ("fail-429", Simulation::Throttled),
+    ("fail-reject", Simulation::Rejected),
+    ("fail-dead", Simulation::AddressDead),
+    ("fail-misconfigured", Simulation::Misconfigured),
+    ("fail-timeout", Simulation::Unknown),
+    ("fail-once", Simulation::FailFirst(1)),
+    ("fail-twice", Simulation::FailFirst(2)),
 ];
 
-const DIGITS: &[(&str, Act)] = &[
-    ("0500", Act::Transient),
-    ("0429", Act::Throttled),
-    ("0400", Act::Rejected),
-    ("0410", Act::AddressDead),
-    ("0401", Act::Misconfigured),
-    ("0408", Act::Unknown),
-    ("0001", Act::FailFirst(1)),
-    ("0002", Act::FailFirst(2)),
+const BY_LAST_DIGITS: &[(&str, Simulation)] = &[
+    ("0500", Simulation::Transient),
+    ("0429", Simulation::Throttled),
+    ("0400", Simulation::Rejected),
+    ("0410", Simulation::AddressDead),
+    ("0401", Simulation::Misconfigured),
+    ("0408", Simulation::Unknown),
+    ("0001", Simulation::FailFirst(1)),
+    ("0002", Simulation::FailFirst(2)),
 ];
 
 impl Provider for Sandbox {
@@ -68,32 +68,32 @@ impl Provider for Sandbox {
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
-        Box::pin(std::future::ready(pretend(order)))
+        Box::pin(std::future::ready(simulate(order)))
     }
 }
 
-fn pretend(order: &Order) -> Outcome {
+fn simulate(order: &Order) -> Outcome {
     let fault = |code: &str| Fault::new(code, "the sandbox was asked for this outcome");
-    match act(order.recipient.reveal()) {
-        Some(Act::Transient) => Outcome::Transient(fault("500"), None),
-        Some(Act::Throttled) => Outcome::Throttled(fault("429"), None),
-        Some(Act::Rejected) => Outcome::Rejected(fault("400")),
-        Some(Act::AddressDead) => Outcome::AddressDead(fault("410")),
-        Some(Act::Misconfigured) => Outcome::Misconfigured(fault("401")),
-        Some(Act::Unknown) => Outcome::Unknown(fault("timeout")),
-        Some(Act::FailFirst(attempts)) if order.attempt <= attempts => Outcome::Transient(fault("500"), None),
-        Some(Act::FailFirst(_)) | None => sent(order),
+    match simulation(order.recipient.reveal()) {
+        Some(Simulation::Transient) => Outcome::Transient(fault("500"), None),
+        Some(Simulation::Throttled) => Outcome::Throttled(fault("429"), None),
+        Some(Simulation::Rejected) => Outcome::Rejected(fault("400")),
+        Some(Simulation::AddressDead) => Outcome::AddressDead(fault("410")),
+        Some(Simulation::Misconfigured) => Outcome::Misconfigured(fault("401")),
+        Some(Simulation::Unknown) => Outcome::Unknown(fault("timeout")),
+        Some(Simulation::FailFirst(attempts)) if order.attempt <= attempts => Outcome::Transient(fault("500"), None),
+        Some(Simulation::FailFirst(_)) | None => sent(order),
     }
 }
 
-fn act(recipient: &str) -> Option<Act> {
+fn simulation(recipient: &str) -> Option<Simulation> {
     let phone = recipient.strip_prefix('+').is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()));
-    let find = |table: &[(&str, Act)], fits: &dyn Fn(&str) -> bool| {
-        table.iter().find(|(key, _)| fits(key)).map(|(_, act)| *act)
+    let find = |table: &[(&str, Simulation)], fits: &dyn Fn(&str) -> bool| {
+        table.iter().find(|(key, _)| fits(key)).map(|(_, simulation)| *simulation)
     };
     match phone {
-        true => find(DIGITS, &|digits| recipient.ends_with(digits)),
-        false => find(WORDS, &|word| recipient.contains(word)),
+        true => find(BY_LAST_DIGITS, &|digits| recipient.ends_with(digits)),
+        false => find(BY_WORD, &|word| recipient.contains(word)),
     }
 }
 

@@ -50,33 +50,33 @@ pub fn order(channel: Channel, recipient: &str, content: &str) -> Order {
     }
 }
 
-/// Stands before a server and counts who comes.
-pub struct Doorman {
+/// A proxy that counts connections.
+pub struct CountingProxy {
     /// Where it listens.
     pub address: SocketAddr,
-    visitors: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
 }
 
-impl Doorman {
-    /// Lets every connection through to `server`.
-    pub async fn before(server: SocketAddr) -> Self {
+impl CountingProxy {
+    /// Starts a proxy before `server`.
+    pub async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let (address, visitors) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
-        let count = Arc::clone(&visitors);
+        let (address, connections) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+        let count = Arc::clone(&connections);
         tokio::spawn(async move {
-            while let Ok((mut visitor, _)) = listener.accept().await {
+            while let Ok((mut client, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move {
-                    let mut inside = TcpStream::connect(server).await?;
-                    copy_bidirectional(&mut visitor, &mut inside).await
+                    let mut upstream = TcpStream::connect(server).await?;
+                    copy_bidirectional(&mut client, &mut upstream).await
                 });
             }
         });
-        Self { address, visitors }
+        Self { address, connections }
     }
 
     /// Connections so far.
-    pub fn visitors(&self) -> usize {
-        self.visitors.load(Ordering::Relaxed)
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 }

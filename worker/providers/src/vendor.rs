@@ -15,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Below the shortest time after which the usual load balancers close an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// An answer is read this far: errors of vendors are short.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 /// How long a check of credentials may take.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest id of a vendor that is kept.
@@ -56,15 +56,15 @@ pub fn reference(text: &str) -> Option<String> {
 }
 
 /// The vendor took it.
-pub fn sent(answer: &Answer, provider_ref: Option<String>) -> Outcome {
-    Outcome::Sent(Receipt { provider_ref, code: Some(answer.status.as_str().to_owned()), ..Receipt::default() })
+pub fn sent(response: &VendorResponse, provider_ref: Option<String>) -> Outcome {
+    Outcome::Sent(Receipt { provider_ref, code: Some(response.status.as_str().to_owned()), ..Receipt::default() })
 }
 
 /// Makes a call that sends no message, and says whether the vendor accepts our credentials.
-pub async fn check(who: &str, request: RequestBuilder) -> Result<String, Fault> {
-    let outcome = match call(who, request.timeout(CHECK_TIMEOUT)).await {
-        Ok(answer) if answer.status.is_success() => return Ok(format!("{who} takes the credentials")),
-        Ok(answer) => answer.judge(who, None),
+pub async fn check(name: &str, request: RequestBuilder) -> Result<String, Fault> {
+    let outcome = match call(name, request.timeout(CHECK_TIMEOUT)).await {
+        Ok(response) if response.status.is_success() => return Ok(format!("{name} takes the credentials")),
+        Ok(response) => response.classify(name, None),
         Err(outcome) => outcome,
     };
     Err(outcome.fault().cloned().unwrap_or_default())
@@ -77,7 +77,7 @@ pub fn client(timeout: Duration) -> ClientBuilder {
 
 /// What a vendor answered.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct VendorResponse {
     /// The status.
     pub status: StatusCode,
     /// The headers.
@@ -86,7 +86,7 @@ pub struct Answer {
     pub body: Option<Vec<u8>>,
 }
 
-impl Answer {
+impl VendorResponse {
     /// The wait that the vendor asked for, in seconds or as a date.
     pub fn retry_after(&self) -> Option<Duration> {
         let value = self.headers.get(RETRY_AFTER)?.to_str().ok()?;
@@ -103,12 +103,12 @@ impl Answer {
         serde_json::from_slice(self.body.as_deref()?).ok()
     }
 
-    /// The outcome by the status alone, with `code` and a detail that names `who`, such as `sendgrid`. The caller has to read a status
+    /// The outcome by the status alone, with `code` and a detail that names the vendor, such as `sendgrid`. The caller has to read a status
     /// of success; here it counts as an answer that cannot be understood.
-    pub fn judge(&self, who: &str, code: Option<&str>) -> Outcome {
+    pub fn classify(&self, name: &str, code: Option<&str>) -> Outcome {
         let status = self.status.as_u16();
         let code = code.unwrap_or(self.status.as_str());
-        let fault = |rest: &str| Fault::new(code, format!("{who} answered {status}{rest}"));
+        let fault = |rest: &str| Fault::new(code, format!("{name} answered {status}{rest}"));
         match status {
             200..=299 => Outcome::Unknown(fault(" and something that cannot be read")),
             300..=399 => Outcome::Transient(fault("; redirects are not followed"), self.retry_after()),
@@ -122,31 +122,31 @@ impl Answer {
 }
 
 /// Makes the call and reads the answer, within the time that `request` has; an outcome where there is none.
-pub async fn call(who: &str, request: RequestBuilder) -> Result<Answer, Outcome> {
+pub async fn call(name: &str, request: RequestBuilder) -> Result<VendorResponse, Outcome> {
     match request.header(USER_AGENT, AGENT).send().await {
         Ok(response) => Ok(read(response).await),
-        Err(error) => Err(unanswered(who, &error)),
+        Err(error) => Err(transport_outcome(name, &error)),
     }
 }
 
 /// The answer, read as far as it matters.
-pub async fn read(mut response: Response) -> Answer {
+pub async fn read(mut response: Response) -> VendorResponse {
     let (status, headers) = (response.status(), response.headers().clone());
     let mut body = Vec::new();
     let body = loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_BYTES_MAX => body.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= RESPONSE_BYTES_MAX => body.extend_from_slice(&chunk),
             Ok(None) => break Some(body),
             Ok(Some(_)) | Err(_) => break None,
         }
     };
-    Answer { status, headers, body }
+    VendorResponse { status, headers, body }
 }
 
 /// The outcome of a call without an answer: before the connection stands nothing was sent; after that it is unknown.
-pub fn unanswered(who: &str, error: &reqwest::Error) -> Outcome {
+pub fn transport_outcome(name: &str, error: &reqwest::Error) -> Outcome {
     let trouble = Trouble::of(error);
-    let fault = |rest: &str| Fault::new(trouble.as_str(), format!("{who} {rest}"));
+    let fault = |rest: &str| Fault::new(trouble.as_str(), format!("{name} {rest}"));
     match trouble {
         Trouble::Refused(_) => Outcome::Misconfigured(fault("is set to an address that is no HTTP URL")),
         Trouble::Dns => Outcome::Transient(fault("has a name that cannot be resolved"), None),

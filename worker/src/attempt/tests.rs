@@ -52,7 +52,7 @@ fn context_with(acts: Vec<(ProviderName, Act)>) -> ChannelContext {
         breakers: None,
         secrets: None,
         tracking: None,
-        unsubscribing: None,
+        unsubscribe_links: None,
         cut_short: CancellationToken::new(),
     }
 }

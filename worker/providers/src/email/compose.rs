@@ -82,7 +82,7 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
     let head = Message::builder()
         .from(from.clone())
         .to(Mailbox::new(None, recipient.clone()))
-        .subject(said(&content.title).unwrap_or(SUBJECT_DEFAULT))
+        .subject(non_empty(&content.title).unwrap_or(SUBJECT_DEFAULT))
         .message_id(Some(message_id(from, order)))
         .date_now();
     let head = extra_headers(order).into_iter().fold(head, |head, (name, value)| {
@@ -101,7 +101,7 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
 
 /// Writes a mail, elsewhere if it is a large one: megabytes of attachments take long enough to encode that others should
 /// not wait for it.
-pub(super) async fn aside<F>(order: &Order, write: F) -> Result<Mail, ComposeError>
+pub(super) async fn compose_blocking<F>(order: &Order, write: F) -> Result<Mail, ComposeError>
 where
     F: FnOnce(&Order) -> Result<Mail, ComposeError> + Send + 'static,
 {
@@ -135,12 +135,12 @@ enum Text {
     Both(MultiPart),
 }
 
-pub(super) fn said(text: &Option<String>) -> Option<&str> {
+pub(super) fn non_empty(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 
 fn text(content: &Content) -> Text {
-    match (said(&content.message), said(&content.html)) {
+    match (non_empty(&content.message), non_empty(&content.html)) {
         (Some(plain), Some(html)) => Text::Both(MultiPart::alternative_plain_html(plain.to_owned(), html.to_owned())),
         (None, Some(html)) => Text::Single(SinglePart::html(html.to_owned())),
         (plain, None) => Text::Single(SinglePart::plain(plain.unwrap_or_default().to_owned())),

@@ -23,10 +23,10 @@ const SIGNED: &[&str] = &[
     "list-unsubscribe-post",
 ];
 /// Signed once more often than they are present, so that no further one can be added.
-const SEALED: &str = "from";
+const OVERSIGNED: &str = "from";
 /// Characters of a signature in one line.
 const FOLD_AT: usize = 72;
-const WHITE: [char; 4] = [' ', '\t', '\r', '\n'];
+const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
 /// Why a key cannot sign.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,7 @@ impl Signer {
         let (head, body) = split(mail)?;
         let fields = fields(head);
         let mut names: Vec<_> = SIGNED.iter().copied().filter(|name| fields.iter().any(|f| f.is(name))).collect();
-        names.push(SEALED);
+        names.push(OVERSIGNED);
         let unsigned = format!(
             "v=1; a={}; c=relaxed/relaxed; d={}; s={};\r\n t={}; h={};\r\n bh={};\r\n b=",
             self.key.algorithm(),
@@ -88,7 +88,7 @@ impl Key {
         let (_, rest) = pem.split_once("-----BEGIN ")?;
         let (kind, rest) = rest.split_once("-----")?;
         let (text, _) = rest.split_once("-----END ")?;
-        let der = STANDARD.decode(text.split(WHITE).collect::<String>()).ok()?;
+        let der = STANDARD.decode(text.split(WHITESPACE).collect::<String>()).ok()?;
         let rsa = |key: RsaKeyPair| Self::Rsa(Box::new(key));
         match kind {
             "RSA PRIVATE KEY" => RsaKeyPair::from_der(&der).ok().map(rsa),
@@ -167,7 +167,7 @@ fn signed_text(fields: &[Field<'_>], names: &[&str], signature: &str) -> String 
 }
 
 fn relaxed(value: &str) -> String {
-    value.split(WHITE).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    value.split(WHITESPACE).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 fn body_hash(body: &[u8]) -> String {
@@ -183,28 +183,28 @@ fn relaxed_body(body: &[u8]) -> Vec<u8> {
         let end = rest.windows(2).position(|window| window == b"\r\n");
         let (line, next) = rest.split_at(end.unwrap_or(rest.len()));
         rest = next.get(2..).unwrap_or_default();
-        let kept = line.iter().rposition(|byte| !is_white(*byte)).map_or(0, |last| last + 1);
+        let kept = line.iter().rposition(|byte| !is_whitespace(*byte)).map_or(0, |last| last + 1);
         let line = line.get(..kept).unwrap_or_default();
         if line.is_empty() {
             empty_lines += 1;
             continue;
         }
         text.extend(b"\r\n".repeat(std::mem::take(&mut empty_lines)));
-        let mut after_white = false;
+        let mut after_whitespace = false;
         for byte in line {
-            if !is_white(*byte) {
+            if !is_whitespace(*byte) {
                 text.push(*byte);
-            } else if !after_white {
+            } else if !after_whitespace {
                 text.push(b' ');
             }
-            after_white = is_white(*byte);
+            after_whitespace = is_whitespace(*byte);
         }
         text.extend_from_slice(b"\r\n");
     }
     text
 }
 
-const fn is_white(byte: u8) -> bool {
+const fn is_whitespace(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
@@ -281,7 +281,7 @@ mod tests {
                 ["from", "to", "subject", "date", "message-id", "list-unsubscribe", "list-unsubscribe-post", "from"];
             assert!(relaxed(value).contains(&format!("h={};", names.join(": "))), "{value}");
             let (unsigned, signature) = value.split_at(value.find(" b=").unwrap() + 3);
-            let signature = STANDARD.decode(signature.split(WHITE).collect::<String>()).unwrap();
+            let signature = STANDARD.decode(signature.split(WHITESPACE).collect::<String>()).unwrap();
             let (head, _) = split(mail.as_bytes()).unwrap();
             let text = signed_text(&fields(head), &names, unsigned);
             let held = match signer.key {

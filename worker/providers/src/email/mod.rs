@@ -8,4 +8,4 @@ pub mod smtp;
 mod smtp_connection;
 mod smtp_reply;
 pub mod tracking;
-pub mod unsubscribing;
+pub mod unsubscribe_links;

@@ -18,11 +18,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::vendor::{self, Answer, SetupError},
-    compose::{self, said},
+    super::vendor::{self, SetupError, VendorResponse},
+    compose::{self, non_empty},
 };
 
-const WHO: &str = "sendgrid";
+const NAME: &str = "sendgrid";
 /// What an attachment without a usable type is.
 const UNKNOWN_BYTES: &str = "application/octet-stream";
 
@@ -56,8 +56,8 @@ impl Sendgrid {
 
     async fn post(&self, order: &Order) -> Outcome {
         let request = self.client.post(self.send_url.clone()).bearer_auth(self.key.expose_secret());
-        match vendor::call(WHO, request.json(&mail(&self.from, order)).timeout(order.timeout)).await {
-            Ok(answer) => judge(&answer),
+        match vendor::call(NAME, request.json(&mail(&self.from, order)).timeout(order.timeout)).await {
+            Ok(response) => classify(&response),
             Err(outcome) => outcome,
         }
     }
@@ -74,7 +74,7 @@ impl Provider for Sendgrid {
 
     fn check(&self) -> Checking<'_> {
         let request = self.client.get(self.scopes_url.clone()).bearer_auth(self.key.expose_secret());
-        Box::pin(vendor::check(WHO, request))
+        Box::pin(vendor::check(NAME, request))
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -127,7 +127,7 @@ fn mail<'a>(from: &'a Mailbox, order: &'a Order) -> Mail<'a> {
     let content = &order.content;
     let mut headers = BTreeMap::from_iter(compose::extra_headers(order));
     headers.insert("Message-ID", compose::message_id(from, order));
-    let parts = [("text/plain", said(&content.message)), ("text/html", said(&content.html))];
+    let parts = [("text/plain", non_empty(&content.message)), ("text/html", non_empty(&content.html))];
     let mut parts: Vec<_> = parts.into_iter().filter_map(|(kind, text)| Some(Part { kind, value: text? })).collect();
     if parts.is_empty() {
         // SendGrid wants a part, and a part of at least one character.
@@ -136,7 +136,7 @@ fn mail<'a>(from: &'a Mailbox, order: &'a Order) -> Mail<'a> {
     Mail {
         personalizations: [Personalization { to: [Person { email: order.recipient.reveal(), name: None }] }],
         from: Person { email: from.email.as_ref(), name: from.name.as_deref() },
-        subject: said(&content.title).unwrap_or(compose::SUBJECT_DEFAULT),
+        subject: non_empty(&content.title).unwrap_or(compose::SUBJECT_DEFAULT),
         content: parts,
         attachments: content.attachments.iter().map(file).collect(),
         headers,
@@ -155,37 +155,39 @@ fn file(file: &Attachment) -> File<'_> {
     }
 }
 
-fn judge(answer: &Answer) -> Outcome {
-    let status = answer.status.as_u16();
-    let fault = |detail: &str| Fault::new(answer.status.as_str(), format!("{WHO} answered {status}: {detail}"));
+fn classify(response: &VendorResponse) -> Outcome {
+    let status = response.status.as_u16();
+    let fault = |detail: &str| Fault::new(response.status.as_str(), format!("{NAME} answered {status}: {detail}"));
     match status {
         // 200 is the answer to mails that are only looked at, so it is none here.
-        202 => vendor::sent(answer, answer.header("x-message-id").and_then(vendor::reference)),
-        400 | 403 if is_about_the_sender(answer) => Outcome::Misconfigured(fault("the sender (EMAIL_FROM) is refused")),
+        202 => vendor::sent(response, response.header("x-message-id").and_then(vendor::reference)),
+        400 | 403 if is_about_the_sender(response) => {
+            Outcome::Misconfigured(fault("the sender (EMAIL_FROM) is refused"))
+        }
         404 | 405 => Outcome::Misconfigured(fault("SENDGRID_BASE_URL is not the address of its API")),
-        429 => Outcome::Throttled(fault("too much at once"), answer.retry_after().or_else(|| reset(answer))),
-        _ => answer.judge(WHO, None),
+        429 => Outcome::Throttled(fault("too much at once"), response.retry_after().or_else(|| reset(response))),
+        _ => response.classify(NAME, None),
     }
 }
 
 /// What SendGrid says about a mail it refuses; the sentences in it can quote the mail and are not read.
 #[derive(Deserialize)]
-struct Refusal {
-    errors: Vec<Said>,
+struct ErrorBody {
+    errors: Vec<FieldError>,
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct FieldError {
     field: Option<String>,
 }
 
-fn is_about_the_sender(answer: &Answer) -> bool {
-    let fields = answer.json::<Refusal>().into_iter().flat_map(|refusal| refusal.errors).filter_map(|said| said.field);
+fn is_about_the_sender(response: &VendorResponse) -> bool {
+    let fields = response.json::<ErrorBody>().into_iter().flat_map(|body| body.errors).filter_map(|error| error.field);
     fields.into_iter().any(|field| field == "from" || field.starts_with("from."))
 }
 
 /// SendGrid names the second in which its limit starts anew.
-fn reset(answer: &Answer) -> Option<Duration> {
-    let at = DateTime::from_timestamp(answer.header("x-ratelimit-reset")?.parse().ok()?, 0)?;
+fn reset(response: &VendorResponse) -> Option<Duration> {
+    let at = DateTime::from_timestamp(response.header("x-ratelimit-reset")?.parse().ok()?, 0)?;
     (at - clock::now()).to_std().ok()
 }

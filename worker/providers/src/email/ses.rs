@@ -19,12 +19,12 @@ use serde_json::{Value, json};
 use super::{
     super::{
         aws::{self, Aws},
-        vendor::{self, Answer, SetupError},
+        vendor::{self, SetupError, VendorResponse},
     },
-    compose::{self, ComposeError, said},
+    compose::{self, ComposeError, non_empty},
 };
 
-const WHO: &str = "ses";
+const NAME: &str = "ses";
 const JSON: &str = "application/json";
 
 /// Amazon SES, with one key.
@@ -48,8 +48,8 @@ impl Ses {
             Ok(body) => body,
             Err(error) => return error.into_outcome(),
         };
-        match self.aws.send(WHO, order, "v2/email/outbound-emails", JSON, body).await {
-            Ok(answer) => judge(&answer),
+        match self.aws.send(NAME, order, "v2/email/outbound-emails", JSON, body).await {
+            Ok(response) => classify(&response),
             Err(outcome) => outcome,
         }
     }
@@ -59,7 +59,7 @@ impl Ses {
             simple(order)
         } else {
             let from = self.from.clone();
-            let mail = compose::aside(order, move |order| compose::compose(&from, order)).await?;
+            let mail = compose::compose_blocking(order, move |order| compose::compose(&from, order)).await?;
             json!({"Raw": {"Data": STANDARD.encode(mail.bytes)}})
         };
         let mut body = json!({
@@ -85,7 +85,7 @@ impl Provider for Ses {
     }
 
     fn check(&self) -> Checking<'_> {
-        Box::pin(self.aws.check(WHO, Method::GET, "v2/email/account", JSON, Vec::new()))
+        Box::pin(self.aws.check(NAME, Method::GET, "v2/email/account", JSON, Vec::new()))
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -97,15 +97,15 @@ fn simple(order: &Order) -> Value {
     let content = &order.content;
     let text = |text: &str| json!({"Data": text, "Charset": "UTF-8"});
     let mut body = serde_json::Map::new();
-    for (part, said) in [("Text", said(&content.message)), ("Html", said(&content.html))] {
-        body.extend(said.map(|said| (part.to_owned(), text(said))));
+    for (name, part) in [("Text", non_empty(&content.message)), ("Html", non_empty(&content.html))] {
+        body.extend(part.map(|part| (name.to_owned(), text(part))));
     }
     if body.is_empty() {
         body.insert("Text".to_owned(), text(""));
     }
     let headers = compose::extra_headers(order).into_iter().map(|(name, value)| json!({"Name": name, "Value": value}));
     json!({"Simple": {
-        "Subject": text(said(&content.title).unwrap_or(compose::SUBJECT_DEFAULT)),
+        "Subject": text(non_empty(&content.title).unwrap_or(compose::SUBJECT_DEFAULT)),
         "Body": body,
         "Headers": headers.collect::<Vec<_>>(),
     }})
@@ -120,33 +120,34 @@ fn sender(from: &Mailbox) -> String {
 }
 
 #[derive(Deserialize)]
-struct Taken {
+struct Accepted {
     #[serde(rename = "MessageId")]
     message_id: String,
 }
 
 /// SES says in words only why it refuses a mail. They are read and never repeated: they quote addresses.
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorBody {
     #[serde(alias = "Message")]
     message: String,
 }
 
-fn judge(answer: &Answer) -> Outcome {
-    if answer.status.is_success()
-        && let Some(taken) = answer.json::<Taken>()
-        && let Some(id) = vendor::reference(&taken.message_id)
+fn classify(response: &VendorResponse) -> Outcome {
+    if response.status.is_success()
+        && let Some(accepted) = response.json::<Accepted>()
+        && let Some(id) = vendor::reference(&accepted.message_id)
     {
-        return vendor::sent(answer, Some(id));
+        return vendor::sent(response, Some(id));
     }
-    let code = aws::error_code(answer).unwrap_or_default();
-    let misconfigured = |why: &str| Outcome::Misconfigured(Fault::new(&*code, format!("{WHO} answered {code}: {why}")));
-    let unverified = || answer.json::<Refusal>().is_some_and(|refusal| refusal.message.contains("not verified"));
+    let code = aws::error_code(response).unwrap_or_default();
+    let misconfigured =
+        |why: &str| Outcome::Misconfigured(Fault::new(&*code, format!("{NAME} answered {code}: {why}")));
+    let unverified = || response.json::<ErrorBody>().is_some_and(|body| body.message.contains("not verified"));
     match &*code {
         "AccountSuspendedException" | "SendingPausedException" => misconfigured("the account may not send"),
         "MailFromDomainNotVerifiedException" => misconfigured("the sender's MAIL FROM domain is not verified"),
         "NotFoundException" => misconfigured("SES_CONFIGURATION_SET is not known there"),
         "MessageRejected" if unverified() => misconfigured("an address is not verified"),
-        _ => aws::judge(WHO, answer),
+        _ => aws::classify(NAME, response),
     }
 }

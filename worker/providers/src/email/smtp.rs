@@ -70,7 +70,7 @@ pub struct Smtp {
     from: Mailbox,
     dkim: Option<Arc<Signer>>,
     connections: Connections,
-    room: Semaphore,
+    permits: Semaphore,
     breaker_key: Arc<str>,
 }
 
@@ -84,28 +84,28 @@ impl Smtp {
             from,
             dkim: dkim.map(Arc::new),
             connections: Connections::new(server(smtp)?),
-            room: Semaphore::new(CONNECTIONS_MAX),
+            permits: Semaphore::new(CONNECTIONS_MAX),
             breaker_key: format!("smtp/{}:{}", smtp.host, smtp.port).into(),
         })
     }
 
     async fn mail(&self, order: &Order) -> Outcome {
         let (from, dkim) = (self.from.clone(), self.dkim.clone());
-        let mail = match compose::aside(order, move |order| write(&from, dkim.as_deref(), order)).await {
+        let mail = match compose::compose_blocking(order, move |order| write(&from, dkim.as_deref(), order)).await {
             Ok(mail) => mail,
             Err(error) => return error.into_outcome(),
         };
-        let handed_over = AtomicBool::new(false);
-        match timeout(order.timeout, self.transmit(order, &mail, &handed_over)).await {
-            Ok(Ok(response)) => taken(&response),
+        let content_sent = AtomicBool::new(false);
+        match timeout(order.timeout, self.transmit(order, &mail, &content_sent)).await {
+            Ok(Ok(response)) => sent(&response),
             Ok(Err(failure)) => failure.into_outcome(),
-            Err(_) => timed_out(handed_over.load(Ordering::Relaxed)),
+            Err(_) => timed_out(content_sent.load(Ordering::Relaxed)),
         }
     }
 
     /// Connects and logs in as for a mail, and leaves.
-    async fn greet(&self) -> Result<String, Fault> {
-        match timeout(CHECK_TIMEOUT, self.connections.try_out()).await {
+    async fn check_login(&self) -> Result<String, Fault> {
+        match timeout(CHECK_TIMEOUT, self.connections.check_login()).await {
             Ok(Ok(())) => Ok("the mail server takes the credentials".to_owned()),
             Ok(Err(failure)) => Err(failure.into_outcome().fault().cloned().unwrap_or_default()),
             Err(_) => Err(Fault::new("timeout", "the mail server did not answer in time")),
@@ -113,17 +113,17 @@ impl Smtp {
     }
 
     /// Waits for a connection to be free; half the time there is must be left for using it.
-    async fn turn(&self, order: &Order) -> Result<Option<SemaphorePermit<'_>>, Failure> {
+    async fn acquire(&self, order: &Order) -> Result<Option<SemaphorePermit<'_>>, Failure> {
         let busy = || Outcome::Throttled(Fault::new("busy", "every connection to the mail server is in use"), None);
-        timeout(order.timeout / 2, self.room.acquire()).await.map(Result::ok).map_err(|_| Failure::Unable(busy()))
+        timeout(order.timeout / 2, self.permits.acquire()).await.map(Result::ok).map_err(|_| Failure::Unable(busy()))
     }
 
-    /// Sets `handed_over` right before the content goes out. Being dropped half-way closes the connection.
-    async fn transmit(&self, order: &Order, mail: &Mail, handed_over: &AtomicBool) -> Result<Response, Failure> {
-        let _turn = self.turn(order).await?;
-        let mut connection = self.connections.announce(mail).await?;
-        let result = hand_over(&mut connection, mail, handed_over).await;
-        self.connections.put_back(connection, result.as_ref().err());
+    /// Sets `content_sent` right before the content goes out. Being dropped half-way closes the connection.
+    async fn transmit(&self, order: &Order, mail: &Mail, content_sent: &AtomicBool) -> Result<Response, Failure> {
+        let _permit = self.acquire(order).await?;
+        let mut connection = self.connections.start_mail(mail).await?;
+        let result = send_mail(&mut connection, mail, content_sent).await;
+        self.connections.release(connection, result.as_ref().err());
         result
     }
 }
@@ -144,7 +144,7 @@ impl Provider for Smtp {
     }
 
     fn check(&self) -> Checking<'_> {
-        Box::pin(self.greet())
+        Box::pin(self.check_login())
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -172,25 +172,25 @@ fn server(config: &SmtpConfig) -> Result<Server, SmtpSetupError> {
     Ok(Server { host: config.host.clone(), port: config.port, hello: ClientId::default(), encryption, credentials })
 }
 
-async fn hand_over(
+async fn send_mail(
     connection: &mut AsyncSmtpConnection,
     mail: &Mail,
-    handed_over: &AtomicBool,
+    content_sent: &AtomicBool,
 ) -> Result<Response, Failure> {
     let broken = |step| move |error| Failure::Broken(step, error);
     connection.command(Rcpt::new(mail.recipient.clone(), Vec::new())).await.map_err(broken(Step::Recipient))?;
     connection.command(Data).await.map_err(broken(Step::Data))?;
-    handed_over.store(true, Ordering::Relaxed);
+    content_sent.store(true, Ordering::Relaxed);
     connection.message(&mail.bytes).await.map_err(broken(Step::Content))
 }
 
-fn taken(response: &Response) -> Outcome {
+fn sent(response: &Response) -> Outcome {
     let provider_ref = response.message().find_map(queue_id);
     Outcome::Sent(Receipt { provider_ref, code: Some(response.code().to_string()), ..Receipt::default() })
 }
 
-fn timed_out(handed_over: bool) -> Outcome {
-    match handed_over {
+fn timed_out(content_sent: bool) -> Outcome {
+    match content_sent {
         true => Outcome::Unknown(Fault::new("timeout", "the mail server did not confirm the mail in time")),
         false => Outcome::Transient(
             Fault::new("timeout", "the mail server did not get as far as taking the mail in time"),

@@ -44,7 +44,7 @@ pub(super) enum Failure {
 
 impl Failure {
     /// Whether the server said no and waits for the next command.
-    pub(super) fn leaves_in_order(&self) -> bool {
+    pub(super) fn is_reusable(&self) -> bool {
         let Self::Broken(_, error) = self else { return matches!(self, Self::Unable(_)) };
         error.status().is_some_and(|code| u16::from(code) != 421)
     }
@@ -54,12 +54,12 @@ impl Failure {
         match self {
             Self::Unreachable(code, detail) => Outcome::Transient(Fault::new(code, detail), None),
             Self::Unable(outcome) => outcome,
-            Self::Broken(step, error) => broken(step, &error),
+            Self::Broken(step, error) => step_outcome(step, &error),
         }
     }
 }
 
-fn broken(step: Step, error: &lettre::transport::smtp::Error) -> Outcome {
+fn step_outcome(step: Step, error: &lettre::transport::smtp::Error) -> Outcome {
     let text = || std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     if let Some(code) = error.status() {
         return refusal(step, code.into(), &text());
@@ -146,25 +146,25 @@ impl Server {
 /// The server and the connections that are free.
 pub(super) struct Connections {
     server: Server,
-    free: Mutex<Vec<Free>>,
+    idle: Mutex<Vec<IdleConnection>>,
 }
 
-struct Free {
+struct IdleConnection {
     connection: AsyncSmtpConnection,
     since: Instant,
     /// Whether the last mail was refused half-way, so that the connection needs a RSET.
-    half_way: bool,
+    needs_reset: bool,
 }
 
 impl Connections {
     pub(super) fn new(server: Server) -> Self {
-        Self { server, free: Mutex::default() }
+        Self { server, idle: Mutex::default() }
     }
 
     /// A connection on which the mail has been announced. A kept one that turns out to be dead is replaced.
-    pub(super) async fn announce(&self, mail: &Mail) -> Result<AsyncSmtpConnection, Failure> {
-        if let Some(free) = self.take()
-            && let Ok(Ok(connection)) = timeout(REUSE_TIMEOUT, reuse(free, mail)).await
+    pub(super) async fn start_mail(&self, mail: &Mail) -> Result<AsyncSmtpConnection, Failure> {
+        if let Some(idle) = self.take()
+            && let Ok(Ok(connection)) = timeout(REUSE_TIMEOUT, reuse(idle, mail)).await
         {
             return Ok(connection);
         }
@@ -172,14 +172,14 @@ impl Connections {
         match mail_from(&mut connection, mail).await {
             Ok(()) => Ok(connection),
             Err(failure) => {
-                self.put_back(connection, Some(&failure));
+                self.release(connection, Some(&failure));
                 Err(failure)
             }
         }
     }
 
     /// Connects, logs in and leaves.
-    pub(super) async fn try_out(&self) -> Result<(), Failure> {
+    pub(super) async fn check_login(&self) -> Result<(), Failure> {
         let mut connection = self.server.connect().await?;
         // Whatever it says to a goodbye, it has let us in.
         let _ = connection.quit().await;
@@ -187,27 +187,27 @@ impl Connections {
     }
 
     /// Keeps a connection for the next mail, if the way its last one ended allows.
-    pub(super) fn put_back(&self, connection: AsyncSmtpConnection, failure: Option<&Failure>) {
-        if failure.is_none_or(Failure::leaves_in_order) {
-            self.lock().push(Free { connection, since: Instant::now(), half_way: failure.is_some() });
+    pub(super) fn release(&self, connection: AsyncSmtpConnection, failure: Option<&Failure>) {
+        if failure.is_none_or(Failure::is_reusable) {
+            self.lock().push(IdleConnection { connection, since: Instant::now(), needs_reset: failure.is_some() });
         }
     }
 
     /// The connection used last: what is too many for the load then grows old and is dropped.
-    fn take(&self) -> Option<Free> {
-        let mut free = self.lock();
-        free.retain(|free| free.since.elapsed() < IDLE_MAX);
-        free.pop()
+    fn take(&self) -> Option<IdleConnection> {
+        let mut idle = self.lock();
+        idle.retain(|idle| idle.since.elapsed() < IDLE_MAX);
+        idle.pop()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Free>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<IdleConnection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn reuse(free: Free, mail: &Mail) -> Result<AsyncSmtpConnection, Failure> {
-    let mut connection = free.connection;
-    if free.half_way {
+async fn reuse(idle: IdleConnection, mail: &Mail) -> Result<AsyncSmtpConnection, Failure> {
+    let mut connection = idle.connection;
+    if idle.needs_reset {
         connection.command(Rset).await.map_err(|error| Failure::Broken(Step::Sender, error))?;
     }
     mail_from(&mut connection, mail).await?;

@@ -11,9 +11,9 @@ use tokio::{sync::OnceCell, task::spawn_blocking};
 use url::Url;
 
 /// Elements whose content is text, whatever it looks like.
-const RAW: [&str; 5] = ["script", "style", "textarea", "title", "xmp"];
+const RAW_TEXT_ELEMENTS: [&str; 5] = ["script", "style", "textarea", "title", "xmp"];
 /// A link that says this is for going away, and must work without us.
-const GOODBYE: &str = "unsubscribe";
+const UNSUBSCRIBE_WORD: &str = "unsubscribe";
 
 /// Longest target that is replaced, in bytes: no browser follows much longer ones, and each is encrypted into its link.
 const TARGET_BYTES_MAX: usize = 8 * 1024;
@@ -50,15 +50,15 @@ impl Tracking {
                 return Some(());
             }
         };
-        let marks = Marks { key, public_url: self.public_url.to_string(), delivery, opens, clicks };
+        let links = TrackingLinks { key, public_url: self.public_url.to_string(), delivery, opens, clicks };
         // A long page takes milliseconds, which no other attempt on this thread should wait for.
-        content.html = Some(spawn_blocking(move || rewritten(html, |html| marks.put_into(html))).await.ok()?);
+        content.html = Some(spawn_blocking(move || rewrite_or_keep(html, |html| links.insert_into(html))).await.ok()?);
         Some(())
     }
 }
 
 /// `html` as `rewrite` makes it, or as it was given if that panics: a fault of ours takes nothing out of a mail.
-fn rewritten(html: String, rewrite: impl FnOnce(&str) -> String) -> String {
+fn rewrite_or_keep(html: String, rewrite: impl FnOnce(&str) -> String) -> String {
     catch_unwind(AssertUnwindSafe(|| rewrite(&html))).unwrap_or_else(|_panic| {
         tracing::error!("the links of a mail could not be replaced, it goes out untracked");
         html
@@ -66,7 +66,7 @@ fn rewritten(html: String, rewrite: impl FnOnce(&str) -> String) -> String {
 }
 
 /// What is put into one mail.
-struct Marks {
+struct TrackingLinks {
     key: Key,
     public_url: String,
     delivery: DeliveryId,
@@ -74,15 +74,15 @@ struct Marks {
     clicks: bool,
 }
 
-impl Marks {
-    fn put_into(&self, html: &str) -> String {
+impl TrackingLinks {
+    fn insert_into(&self, html: &str) -> String {
         let pixel = self.opens.then(|| {
             let url = format!("{}{OPEN_PATH}{}", self.public_url, self.key.open(self.delivery));
             format!("<img src=\"{url}\" width=\"1\" height=\"1\" alt=\"\" style=\"border:0\">")
         });
         let own = format!("{}t/", self.public_url);
         let link = |target: &str| {
-            let is_ours = target.starts_with(&own) || target.to_ascii_lowercase().contains(GOODBYE);
+            let is_ours = target.starts_with(&own) || target.to_ascii_lowercase().contains(UNSUBSCRIBE_WORD);
             (self.clicks && !is_ours && is_followable(target))
                 .then(|| format!("{}{CLICK_PATH}{}", self.public_url, self.key.click(self.delivery, target)))
         };
@@ -101,7 +101,9 @@ fn rewrite(html: &str, pixel: Option<&str>, link: impl Fn(&str) -> Option<String
         } else if starts_with_word(found, "</body") {
             body_end = Some(out.len());
             end_of(found, ">")
-        } else if let Some(name) = RAW.iter().find(|name| starts_with_word(found.get(1..).unwrap_or_default(), name)) {
+        } else if let Some(name) =
+            RAW_TEXT_ELEMENTS.iter().find(|name| starts_with_word(found.get(1..).unwrap_or_default(), name))
+        {
             let close = format!("</{name}");
             let end =
                 found.char_indices().find(|(at, _)| starts_with_word(found.get(*at..).unwrap_or_default(), &close));
@@ -272,8 +274,8 @@ mod tests {
     #[test]
     fn a_mail_keeps_its_html_where_rewriting_it_fails() {
         let html = "<a href=\"https://a.example\">x</a>";
-        assert_eq!(rewritten(html.to_owned(), |_| panic!("a fault")), html);
-        assert_eq!(rewritten(html.to_owned(), str::to_uppercase), html.to_uppercase());
+        assert_eq!(rewrite_or_keep(html.to_owned(), |_| panic!("a fault")), html);
+        assert_eq!(rewrite_or_keep(html.to_owned(), str::to_uppercase), html.to_uppercase());
     }
 
     #[test]

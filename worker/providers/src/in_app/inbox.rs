@@ -29,7 +29,7 @@ impl Inbox {
         Self { rows: Batcher::start(LIMITS, move |items| write(store.clone(), hints.clone(), items)) }
     }
 
-    async fn put(&self, order: &Order) -> Outcome {
+    async fn insert(&self, order: &Order) -> Outcome {
         let Ok(content) = serde_json::to_vec(&*order.content) else {
             return Outcome::Rejected(Fault::new("content", "the content has no JSON form"));
         };
@@ -51,7 +51,7 @@ impl Provider for Inbox {
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
-        Box::pin(self.put(order))
+        Box::pin(self.insert(order))
     }
 }
 
@@ -65,7 +65,7 @@ async fn write(store: Store, hints: Hints, items: Vec<NewItem>) -> Vec<bool> {
         tracing::warn!(%error, count, "inbox rows could not be written");
     }
     if written.is_ok() {
-        hints.give(people);
+        hints.push(people);
     }
     vec![written.is_ok(); count]
 }

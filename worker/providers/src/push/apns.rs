@@ -18,10 +18,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Notice, PushSetupError, file, forget_at, is_for, signed, token, word};
-use crate::vendor::{self, Answer};
+use super::{Notice, PushSetupError, error_word, expiry_time, file, is_for, signed, token};
+use crate::vendor::{self, VendorResponse};
 
-const WHO: &str = "apns";
+const NAME: &str = "apns";
 const CERTIFICATE: &str = "APNS_CERTIFICATE_PATH";
 /// Apple's limit.
 const PAYLOAD_BYTES_MAX: usize = 4096;
@@ -29,7 +29,7 @@ const PAYLOAD_BYTES_MAX: usize = 4096;
 const TOKEN_MINUTES: i64 = 40;
 const NEW_TOKEN_MINUTES_MIN: i64 = 20;
 /// Of the right shape, and no device's.
-const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+const UNKNOWN_TOKEN: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// Apple's push service.
 pub struct Apns {
@@ -39,12 +39,12 @@ pub struct Apns {
     /// Signs tokens; without it the certificate of the connection says who we are.
     signer: Option<Signer>,
     breaker: Arc<str>,
-    alone: bool,
+    is_only_provider: bool,
 }
 
 impl Apns {
-    /// Reads the key or the certificate that the settings name; `alone` where no other push service is set up.
-    pub fn new(config: &Config, alone: bool) -> Result<Self, PushSetupError> {
+    /// Reads the key or the certificate that the settings name; `is_only_provider`: no other push service is set up.
+    pub fn new(config: &Config, is_only_provider: bool) -> Result<Self, PushSetupError> {
         let apns = config.push.apns.as_ref().ok_or(PushSetupError::Missing(CERTIFICATE))?;
         let pem = file(CERTIFICATE, &apns.certificate_path)?;
         // Apple speaks nothing else; without TLS there is nothing to agree on it with.
@@ -68,7 +68,7 @@ impl Apns {
             topic: apns.topic.clone(),
             signer,
             breaker: vendor::breaker_key(ProviderName::Apns, &credential),
-            alone,
+            is_only_provider,
         })
     }
 
@@ -85,7 +85,7 @@ impl Apns {
             ("apns-id", order.delivery.to_string()),
             ("apns-push-type", "alert".to_owned()),
             ("apns-priority", "10".to_owned()),
-            ("apns-expiration", forget_at(order).timestamp().to_string()),
+            ("apns-expiration", expiry_time(order).timestamp().to_string()),
             // Sent again, it replaces what the device shows instead of joining it.
             ("apns-collapse-id", order.delivery.to_string()),
         ];
@@ -111,13 +111,13 @@ impl Apns {
             request = request.header(AUTHORIZATION, format!("bearer {}", token.expose_secret()));
             used = Some((signer, token));
         }
-        match vendor::call(WHO, request).await {
-            Ok(answer) => {
-                let reason = reason(&answer);
+        match vendor::call(NAME, request).await {
+            Ok(response) => {
+                let reason = reason(&response);
                 if let (Some("ExpiredProviderToken"), Some((signer, token))) = (reason.as_deref(), used) {
                     signer.drop_expired(&token, clock::now());
                 }
-                judge(&answer, reason.as_deref())
+                classify(&response, reason.as_deref())
             }
             Err(outcome) => outcome,
         }
@@ -130,8 +130,8 @@ impl Apns {
     }
 
     /// Sends to a token that no device has: Apple refuses wrong credentials before it looks for the token.
-    async fn prove(&self) -> Result<String, Fault> {
-        let url = self.url(NOBODY).ok_or_else(|| Fault::new("bad_url", "APNS_BASE_URL is no base of URLs"))?;
+    async fn check_credentials(&self) -> Result<String, Fault> {
+        let url = self.url(UNKNOWN_TOKEN).ok_or_else(|| Fault::new("bad_url", "APNS_BASE_URL is no base of URLs"))?;
         let headers = [("apns-push-type", "background".to_owned()), ("apns-priority", "5".to_owned())];
         let nothing = json!({"aps": {"content-available": 1}}).to_string();
         match self.call(url, &headers, nothing, vendor::CHECK_TIMEOUT).await {
@@ -151,7 +151,7 @@ impl Provider for Apns {
     }
 
     fn fits(&self, order: &Order) -> bool {
-        is_for(order, ProviderName::Apns, self.alone)
+        is_for(order, ProviderName::Apns, self.is_only_provider)
     }
 
     fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
@@ -168,7 +168,7 @@ impl Provider for Apns {
     }
 
     fn check(&self) -> Checking<'_> {
-        Box::pin(self.prove())
+        Box::pin(self.check_credentials())
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -181,11 +181,11 @@ struct Signer {
     key: EcdsaKeyPair,
     key_id: String,
     team_id: String,
-    held: Mutex<Held>,
+    cache: Mutex<TokenCache>,
 }
 
 #[derive(Default)]
-struct Held {
+struct TokenCache {
     token: Option<(Arc<SecretString>, DateTime<Utc>)>,
     /// When Apple last called one expired that should not have been.
     dropped_at: Option<DateTime<Utc>>,
@@ -197,30 +197,30 @@ impl Signer {
         let der = PrivateKeyDer::from_pem_slice(pem).map_err(|_| wrong())?;
         let key = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_der());
         let (key_id, team_id) = (names.key_id.clone(), names.team_id.clone());
-        Ok(Self { key: key.map_err(|_| wrong())?, key_id, team_id, held: Mutex::default() })
+        Ok(Self { key: key.map_err(|_| wrong())?, key_id, team_id, cache: Mutex::default() })
     }
 
     fn token(&self, now: DateTime<Utc>) -> Option<Arc<SecretString>> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let holds =
             |since: &DateTime<Utc>| (TimeDelta::zero()..TimeDelta::minutes(TOKEN_MINUTES)).contains(&(now - *since));
-        if let Some((token, _)) = held.token.as_ref().filter(|(_, since)| holds(since)) {
+        if let Some((token, _)) = cache.token.as_ref().filter(|(_, since)| holds(since)) {
             return Some(Arc::clone(token));
         }
         let header = json!({"alg": "ES256", "kid": self.key_id.as_str()});
         let claims = json!({"iss": self.team_id.as_str(), "iat": now.timestamp()});
         let token = Arc::new(SecretString::from(signed::es256(&self.key, &header, &claims)?));
-        held.token = Some((Arc::clone(&token), now));
+        cache.token = Some((Arc::clone(&token), now));
         Some(token)
     }
 
     /// Makes room for a new one; if that is refused as well, the clock is wrong, and more of them would not help.
     fn drop_expired(&self, token: &Arc<SecretString>, now: DateTime<Utc>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let lately = held.dropped_at.is_some_and(|at| now - at < TimeDelta::minutes(NEW_TOKEN_MINUTES_MIN));
-        let is_held = held.token.as_ref().is_some_and(|(held, _)| Arc::ptr_eq(held, token));
-        if is_held && !lately {
-            *held = Held { token: None, dropped_at: Some(now) };
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = cache.dropped_at.is_some_and(|at| now - at < TimeDelta::minutes(NEW_TOKEN_MINUTES_MIN));
+        let is_current = cache.token.as_ref().is_some_and(|(cached, _)| Arc::ptr_eq(cached, token));
+        if is_current && !is_recent {
+            *cache = TokenCache { token: None, dropped_at: Some(now) };
         }
     }
 }
@@ -238,28 +238,28 @@ fn payload(order: &Order) -> String {
     Value::Object(members).to_string()
 }
 
-fn reason(answer: &Answer) -> Option<String> {
+fn reason(response: &VendorResponse) -> Option<String> {
     #[derive(Deserialize)]
-    struct Refused {
+    struct ErrorBody {
         reason: String,
     }
-    word(&answer.json::<Refused>()?.reason).map(str::to_owned)
+    error_word(&response.json::<ErrorBody>()?.reason).map(str::to_owned)
 }
 
-fn judge(answer: &Answer, reason: Option<&str>) -> Outcome {
-    let status = answer.status.as_u16();
+fn classify(response: &VendorResponse, reason: Option<&str>) -> Outcome {
+    let status = response.status.as_u16();
     let fault =
-        |what: &str| Fault::new(reason.unwrap_or(answer.status.as_str()), format!("apns answered {status}{what}"));
+        |what: &str| Fault::new(reason.unwrap_or(response.status.as_str()), format!("apns answered {status}{what}"));
     match (status, reason) {
         // Apple answers with the id alone; any other answer is not Apple's.
-        (200, _) if answer.header("apns-id").is_some() || answer.body.as_ref().is_some_and(Vec::is_empty) => {
-            vendor::sent(answer, answer.header("apns-id").and_then(vendor::reference))
+        (200, _) if response.header("apns-id").is_some() || response.body.as_ref().is_some_and(Vec::is_empty) => {
+            vendor::sent(response, response.header("apns-id").and_then(vendor::reference))
         }
         (410, _) | (_, Some("BadDeviceToken" | "Unregistered" | "ExpiredToken")) => {
             Outcome::AddressDead(fault(": the device token is dead"))
         }
         (_, Some("ExpiredProviderToken")) => {
-            Outcome::Transient(fault(": our token is too old by its clock; a new one is made"), answer.retry_after())
+            Outcome::Transient(fault(": our token is too old by its clock; a new one is made"), response.retry_after())
         }
         (_, Some("BadTopic" | "MissingTopic" | "TopicDisallowed")) => {
             Outcome::Misconfigured(fault(": APNS_TOPIC is not ours"))
@@ -267,8 +267,8 @@ fn judge(answer: &Answer, reason: Option<&str>) -> Outcome {
         (_, Some("BadCertificate" | "BadCertificateEnvironment")) => {
             Outcome::Misconfigured(fault(": the certificate is refused"))
         }
-        (_, Some("IdleTimeout")) => Outcome::Transient(fault(": the connection stood idle"), answer.retry_after()),
-        _ => answer.judge(WHO, reason),
+        (_, Some("IdleTimeout")) => Outcome::Transient(fault(": the connection stood idle"), response.retry_after()),
+        _ => response.classify(NAME, reason),
     }
 }
 

@@ -24,11 +24,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use super::{Notice, PushSetupError, file, is_for, signed, time_to_live, token, word};
-use crate::vendor::{self, Answer};
+use super::{Notice, PushSetupError, error_word, file, is_for, signed, time_to_live, token};
+use crate::vendor::{self, VendorResponse};
 
-const WHO: &str = "fcm";
-const TOKENS: &str = "the token endpoint of fcm";
+const NAME: &str = "fcm";
+const TOKEN_ENDPOINT: &str = "the token endpoint of fcm";
 const CREDENTIALS: &str = "FCM_CREDENTIALS_PATH";
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 const GRANT: &str = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
@@ -46,9 +46,9 @@ pub struct Fcm {
     client: Client,
     send: Url,
     project: String,
-    tokens: Tokens,
+    tokens: TokenSource,
     breaker: Arc<str>,
-    alone: bool,
+    is_only_provider: bool,
 }
 
 /// The file of a service account, as far as it matters.
@@ -62,8 +62,8 @@ struct ServiceAccount {
 }
 
 impl Fcm {
-    /// Reads the file that the settings name; `alone` where no other push service is set up.
-    pub fn new(config: &Config, alone: bool) -> Result<Self, PushSetupError> {
+    /// Reads the file that the settings name; `is_only_provider`: no other push service is set up.
+    pub fn new(config: &Config, is_only_provider: bool) -> Result<Self, PushSetupError> {
         let fcm = config.push.fcm.as_ref().ok_or(PushSetupError::Missing(CREDENTIALS))?;
         let text = file(CREDENTIALS, &fcm.credentials_path)?;
         let account: ServiceAccount = serde_json::from_str(&text)
@@ -73,8 +73,15 @@ impl Fcm {
         let path = format!("v1/projects/{project}/messages:send");
         let send = fcm.base_url.join(&path).map_err(|_| PushSetupError::Missing("FCM_PROJECT_ID"))?;
         let client = vendor::client(config.provider_timeout).build()?;
-        let tokens = Tokens::new(account, client.clone())?;
-        Ok(Self { client, send, project, tokens, breaker: vendor::breaker_key(ProviderName::Fcm, &text), alone })
+        let tokens = TokenSource::new(account, client.clone())?;
+        Ok(Self {
+            client,
+            send,
+            project,
+            tokens,
+            breaker: vendor::breaker_key(ProviderName::Fcm, &text),
+            is_only_provider,
+        })
     }
 
     async fn post(&self, order: &Order) -> Outcome {
@@ -84,7 +91,10 @@ impl Fcm {
             Ok(Ok(token)) => token,
             Ok(Err(outcome)) => return outcome,
             Err(_) => {
-                return Outcome::Transient(Fault::new("timeout", format!("{TOKENS} did not answer in time")), None);
+                return Outcome::Transient(
+                    Fault::new("timeout", format!("{TOKEN_ENDPOINT} did not answer in time")),
+                    None,
+                );
             }
         };
         let request = self
@@ -93,51 +103,51 @@ impl Fcm {
             .bearer_auth(token.value.expose_secret())
             .json(&message(order))
             .timeout(order.timeout.saturating_sub(started.elapsed()));
-        match vendor::call(WHO, request).await {
-            Ok(answer) => self.judge(&answer, &token),
+        match vendor::call(NAME, request).await {
+            Ok(response) => self.classify(&response, &token),
             Err(outcome) => outcome,
         }
     }
 
-    fn judge(&self, answer: &Answer, token: &Arc<Token>) -> Outcome {
+    fn classify(&self, response: &VendorResponse, token: &Arc<Token>) -> Outcome {
         #[derive(Deserialize)]
-        struct Taken {
+        struct Accepted {
             name: String,
         }
-        let status = answer.status.as_u16();
-        if answer.status.is_success() {
-            token.proven.store(true, Ordering::Relaxed);
-            return match answer.json::<Taken>() {
-                Some(taken) => vendor::sent(answer, vendor::reference(&taken.name)),
-                None => answer.judge(WHO, None),
+        let status = response.status.as_u16();
+        if response.status.is_success() {
+            token.was_accepted.store(true, Ordering::Relaxed);
+            return match response.json::<Accepted>() {
+                Some(accepted) => vendor::sent(response, vendor::reference(&accepted.name)),
+                None => response.classify(NAME, None),
             };
         }
-        let code = error_code(answer);
+        let code = error_code(response);
         let code = code.as_deref();
         let fault =
-            |what: &str| Fault::new(code.unwrap_or(answer.status.as_str()), format!("fcm answered {status}{what}"));
+            |what: &str| Fault::new(code.unwrap_or(response.status.as_str()), format!("fcm answered {status}{what}"));
         match (status, code) {
             (_, Some("UNREGISTERED")) => Outcome::AddressDead(fault(": the device token is dead")),
             (_, Some("SENDER_ID_MISMATCH")) => Outcome::Rejected(fault(": the device token is of another project")),
             (_, Some("INVALID_ARGUMENT")) => Outcome::Rejected(fault(": the token or the message is not valid")),
-            (_, Some("QUOTA_EXCEEDED")) => Outcome::Throttled(fault(": too much at once"), answer.retry_after()),
-            (_, Some("UNAVAILABLE" | "INTERNAL")) => Outcome::Transient(fault(""), answer.retry_after()),
+            (_, Some("QUOTA_EXCEEDED")) => Outcome::Throttled(fault(": too much at once"), response.retry_after()),
+            (_, Some("UNAVAILABLE" | "INTERNAL")) => Outcome::Transient(fault(""), response.retry_after()),
             (_, Some("THIRD_PARTY_AUTH_ERROR")) => {
                 Outcome::Misconfigured(fault(": the project's own credentials at Apple or for Web Push are refused"))
             }
             (401, _) => {
                 self.tokens.drop_refused(token);
-                match token.proven.load(Ordering::Relaxed) {
+                match token.was_accepted.load(Ordering::Relaxed) {
                     true => Outcome::Transient(fault(": the token holds no longer; a new one is fetched"), None),
-                    false => answer.judge(WHO, code),
+                    false => response.classify(NAME, code),
                 }
             }
-            _ => answer.judge(WHO, code),
+            _ => response.classify(NAME, code),
         }
     }
 
-    async fn prove(&self) -> Result<String, Fault> {
-        let silent = || Fault::new("timeout", format!("{TOKENS} did not answer in time"));
+    async fn check_credentials(&self) -> Result<String, Fault> {
+        let silent = || Fault::new("timeout", format!("{TOKEN_ENDPOINT} did not answer in time"));
         let outcome = match timeout(vendor::CHECK_TIMEOUT, self.tokens.fetch()).await.map_err(|_| silent())? {
             Ok(_) => return Ok(format!("the service account got a token, for project {}", self.project)),
             Err(outcome) => outcome,
@@ -152,7 +162,7 @@ impl Provider for Fcm {
     }
 
     fn fits(&self, order: &Order) -> bool {
-        is_for(order, ProviderName::Fcm, self.alone)
+        is_for(order, ProviderName::Fcm, self.is_only_provider)
     }
 
     fn breaker_key(&self, _order: &Order) -> Option<Arc<str>> {
@@ -165,7 +175,7 @@ impl Provider for Fcm {
     }
 
     fn check(&self) -> Checking<'_> {
-        Box::pin(self.prove())
+        Box::pin(self.check_credentials())
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -179,21 +189,21 @@ struct Token {
     renew_at: Instant,
     ends_at: Instant,
     /// Something was sent with it: if it is refused after that, it ended early, and the credentials are not to blame.
-    proven: AtomicBool,
+    was_accepted: AtomicBool,
 }
 
 /// Fetches tokens, one at a time, and keeps the last one.
-struct Tokens {
+struct TokenSource {
     client: Client,
     endpoint: String,
     account: String,
     key: RsaKeyPair,
     key_id: Option<String>,
-    held: Mutex<Option<Arc<Token>>>,
-    turn: tokio::sync::Mutex<()>,
+    cached: Mutex<Option<Arc<Token>>>,
+    refresh_lock: tokio::sync::Mutex<()>,
 }
 
-impl Tokens {
+impl TokenSource {
     fn new(account: ServiceAccount, client: Client) -> Result<Self, PushSetupError> {
         let wrong = || PushSetupError::Content(CREDENTIALS, "the file of a service account with an RSA key");
         let ServiceAccount { private_key_id: key_id, private_key, client_email: account, token_uri: endpoint, .. } =
@@ -201,15 +211,15 @@ impl Tokens {
         let der = PrivateKeyDer::from_pem_slice(private_key.as_bytes()).map_err(|_| wrong())?;
         let key = RsaKeyPair::from_pkcs8(der.secret_der()).or_else(|_| RsaKeyPair::from_der(der.secret_der()));
         let key = key.map_err(|_| wrong())?;
-        Ok(Self { client, endpoint, account, key, key_id, held: Mutex::default(), turn: Default::default() })
+        Ok(Self { client, endpoint, account, key, key_id, cached: Mutex::default(), refresh_lock: Default::default() })
     }
 
     /// The token held, or a new one; an outcome where there is none. Nothing was sent to any device by then.
     async fn get(&self) -> Result<Arc<Token>, Outcome> {
-        let Some(token) = self.held() else {
-            let _turn = self.turn.lock().await;
+        let Some(token) = self.cached() else {
+            let _guard = self.refresh_lock.lock().await;
             // The task before this one may have fetched one.
-            return match self.held() {
+            return match self.cached() {
                 Some(token) => Ok(token),
                 None => self.fetch().await,
             };
@@ -218,26 +228,26 @@ impl Tokens {
             return Ok(token);
         }
         // One renews it; the others go on with what still holds, as does that one if nothing comes of it.
-        match self.turn.try_lock() {
-            Ok(_turn) => Ok(self.fetch().await.unwrap_or(token)),
+        match self.refresh_lock.try_lock() {
+            Ok(_guard) => Ok(self.fetch().await.unwrap_or(token)),
             Err(_) => Ok(token),
         }
     }
 
-    fn held(&self) -> Option<Arc<Token>> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().filter(|token| Instant::now() < token.ends_at).cloned()
+    fn cached(&self) -> Option<Arc<Token>> {
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().filter(|token| Instant::now() < token.ends_at).cloned()
     }
 
     /// Forgets a token that was refused, unless there is a newer one by now.
     fn drop_refused(&self, token: &Arc<Token>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.take_if(|held| Arc::ptr_eq(held, token));
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.take_if(|cached| Arc::ptr_eq(cached, token));
     }
 
     async fn fetch(&self) -> Result<Arc<Token>, Outcome> {
         #[derive(Deserialize)]
-        struct Given {
+        struct TokenBody {
             access_token: String,
             expires_in: Option<u64>,
         }
@@ -249,16 +259,19 @@ impl Tokens {
             .post(self.endpoint.as_str())
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(format!("{GRANT}&assertion={assertion}"));
-        let answer = vendor::call(TOKENS, request).await.map_err(unsent)?;
-        let given = answer.json::<Given>().filter(|_| answer.status.is_success()).ok_or_else(|| refused(&answer))?;
-        let life = Duration::from_secs(given.expires_in.unwrap_or(TOKEN_SECONDS));
+        let response = vendor::call(TOKEN_ENDPOINT, request).await.map_err(nothing_sent)?;
+        let body = response
+            .json::<TokenBody>()
+            .filter(|_| response.status.is_success())
+            .ok_or_else(|| token_error(&response))?;
+        let life = Duration::from_secs(body.expires_in.unwrap_or(TOKEN_SECONDS));
         let token = Arc::new(Token {
-            value: given.access_token.into(),
+            value: body.access_token.into(),
             renew_at: asked_at + life.saturating_sub(RENEWED_BEFORE.min(life / 10)),
             ends_at: asked_at + life,
-            proven: AtomicBool::new(false),
+            was_accepted: AtomicBool::new(false),
         });
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
         Ok(token)
     }
 
@@ -273,7 +286,7 @@ impl Tokens {
 }
 
 /// However a call for a token ended, no device was sent anything.
-fn unsent(outcome: Outcome) -> Outcome {
+fn nothing_sent(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Unknown(fault) => Outcome::Transient(fault, None),
         other => other,
@@ -281,26 +294,26 @@ fn unsent(outcome: Outcome) -> Outcome {
 }
 
 /// A token endpoint that answers with something else than a token.
-fn refused(answer: &Answer) -> Outcome {
+fn token_error(response: &VendorResponse) -> Outcome {
     #[derive(Deserialize)]
-    struct Refused {
+    struct ErrorBody {
         error: String,
     }
-    let code = answer.json::<Refused>().and_then(|refused| word(&refused.error).map(str::to_owned));
-    match answer.judge(TOKENS, code.as_deref()) {
+    let code = response.json::<ErrorBody>().and_then(|body| error_word(&body.error).map(str::to_owned));
+    match response.classify(TOKEN_ENDPOINT, code.as_deref()) {
         // `invalid_grant` and its like: the account, its key, or the clock.
         Outcome::Rejected(fault) => Outcome::Misconfigured(fault),
-        other => unsent(other),
+        other => nothing_sent(other),
     }
 }
 
 /// The code of FCM, else the one that all of Google's services have.
-fn error_code(answer: &Answer) -> Option<String> {
-    let body: Value = answer.json()?;
+fn error_code(response: &VendorResponse) -> Option<String> {
+    let body: Value = response.json()?;
     let error = body.get("error")?;
     let details = error.get("details").and_then(Value::as_array).into_iter().flatten();
     let own = details.filter_map(|detail| detail.get("errorCode")?.as_str()).next();
-    own.or_else(|| error.get("status")?.as_str()).and_then(word).map(str::to_owned)
+    own.or_else(|| error.get("status")?.as_str()).and_then(error_word).map(str::to_owned)
 }
 
 fn message(order: &Order) -> Value {

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 /// A device that is away longer than this misses what has no expiry of its own: the longest that every service keeps.
-const KEPT_FOR: Duration = Duration::from_hours(28 * 24);
+const TTL_MAX: Duration = Duration::from_hours(28 * 24);
 /// Hexadecimal digits of the shortest token of Apple; no other service writes tokens like that.
 const APPLE_DIGITS_MIN: usize = 64;
 
@@ -47,12 +47,12 @@ fn file(setting: &'static str, path: &Path) -> Result<String, PushSetupError> {
 
 /// What the producer's data say to the services.
 #[derive(Default, Deserialize)]
-struct Hints {
+struct PushOptions {
     platform: Option<Value>,
     badge: Option<Value>,
 }
 
-impl Hints {
+impl PushOptions {
     fn of(order: &Order) -> Self {
         let data = order.content.data.as_deref().map(RawValue::get);
         data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default()
@@ -81,20 +81,20 @@ const fn service_of(platform: Platform) -> ProviderName {
     }
 }
 
-/// Whether the device of `order` is for `service`. A subscription is for Web Push and nothing else; where a service is `alone`
+/// Whether the device of `order` is for `service`. A subscription is for Web Push and nothing else; a service that is the only one
 /// it takes every token, else the platform decides under which the device was registered, then the one that the producer
 /// named, or the shape of the token.
-fn is_for(order: &Order, service: ProviderName, alone: bool) -> bool {
+fn is_for(order: &Order, service: ProviderName, is_only_provider: bool) -> bool {
     let (platform, device) = push_target(order.recipient.reveal());
     if is_subscription(device) {
         return service == ProviderName::Webpush;
     }
-    if alone {
+    if is_only_provider {
         return service != ProviderName::Webpush;
     }
     let is_apple = device.len() >= APPLE_DIGITS_MIN && device.bytes().all(|byte| byte.is_ascii_hexdigit());
     let by_shape = || if is_apple { ProviderName::Apns } else { ProviderName::Fcm };
-    let named = platform.map(service_of).or_else(|| Hints::of(order).service());
+    let named = platform.map(service_of).or_else(|| PushOptions::of(order).service());
     named.unwrap_or_else(by_shape) == service
 }
 
@@ -108,12 +108,18 @@ struct Notice<'a> {
 
 impl<'a> Notice<'a> {
     fn of(order: &'a Order) -> Self {
-        fn said(text: &Option<String>) -> Option<&str> {
+        fn non_empty(text: &Option<String>) -> Option<&str> {
             text.as_deref().filter(|text| !text.is_empty())
         }
         let content = &order.content;
-        let badge = Hints::of(order).badge.and_then(|badge| badge.as_u64()).and_then(|badge| badge.try_into().ok());
-        Self { title: said(&content.title), body: said(&content.message), badge, data: content.data.as_deref() }
+        let badge =
+            PushOptions::of(order).badge.and_then(|badge| badge.as_u64()).and_then(|badge| badge.try_into().ok());
+        Self {
+            title: non_empty(&content.title),
+            body: non_empty(&content.message),
+            badge,
+            data: content.data.as_deref(),
+        }
     }
 
     /// The data by name; what has no names stands under `data`.
@@ -129,16 +135,16 @@ impl<'a> Notice<'a> {
 /// For how long a service should keep it for a device that is away.
 fn time_to_live(order: &Order) -> Duration {
     let left = order.expires_at.map(|at| (at - clock::now()).to_std().unwrap_or_default());
-    left.map_or(KEPT_FOR, |left| left.min(KEPT_FOR))
+    left.map_or(TTL_MAX, |left| left.min(TTL_MAX))
 }
 
 /// When a service should forget it.
-fn forget_at(order: &Order) -> DateTime<Utc> {
+fn expiry_time(order: &Order) -> DateTime<Utc> {
     clock::now() + time_to_live(order)
 }
 
 /// A vendor's word for what is wrong, if it is one: whatever else stands there is not repeated.
-fn word(text: &str) -> Option<&str> {
+fn error_word(text: &str) -> Option<&str> {
     let plain = |c: char| c.is_ascii_alphabetic() || c == '_';
     (!text.is_empty() && text.len() <= 60 && text.chars().all(plain)).then_some(text)
 }
@@ -150,10 +156,14 @@ mod tests {
     use super::*;
     use crate::testing::order;
 
-    fn takers(device: &str, data: &str, alone: bool) -> Vec<&'static str> {
+    fn takers(device: &str, data: &str, is_only_provider: bool) -> Vec<&'static str> {
         let order = order(Channel::Push, device, &format!(r#"{{"message":"m","data":{data}}}"#));
         let services = [ProviderName::Fcm, ProviderName::Apns, ProviderName::Webpush];
-        services.into_iter().filter(|service| is_for(&order, *service, alone)).map(|name| name.as_str()).collect()
+        services
+            .into_iter()
+            .filter(|service| is_for(&order, *service, is_only_provider))
+            .map(|name| name.as_str())
+            .collect()
     }
 
     #[test]
@@ -221,6 +231,9 @@ mod tests {
 
     #[test]
     fn only_words_of_vendors_are_repeated() {
-        assert_eq!((word("BadDeviceToken"), word("a token 1"), word("")), (Some("BadDeviceToken"), None, None));
+        assert_eq!(
+            (error_word("BadDeviceToken"), error_word("a token 1"), error_word("")),
+            (Some("BadDeviceToken"), None, None)
+        );
     }
 }

@@ -31,10 +31,10 @@ use serde_json::{json, value::RawValue};
 use super::{Notice, PushSetupError, is_for, signed, time_to_live};
 use crate::{
     counters,
-    vendor::{self, Answer},
+    vendor::{self, VendorResponse},
 };
 
-const WHO: &str = "the push service";
+const NAME: &str = "the push service";
 /// Services need not take more than 4096 bytes (RFC 8030, section 7.2); of those the encryption's head, end and tag take these.
 const PLAIN_BYTES_MAX: usize = 4096 - 86 - 1 - 16;
 /// The whole message is one record of at most this.
@@ -51,12 +51,12 @@ pub struct Webpush {
     keys: EcdsaKeyPair,
     public_key: String,
     subject: String,
-    alone: bool,
+    is_only_provider: bool,
 }
 
 impl Webpush {
-    /// Takes the keys of the settings; `alone` where no other push service is set up.
-    pub fn new(config: &Config, alone: bool) -> Result<Self, PushSetupError> {
+    /// Takes the keys of the settings; `is_only_provider`: no other push service is set up.
+    pub fn new(config: &Config, is_only_provider: bool) -> Result<Self, PushSetupError> {
         let vapid = config.push.webpush.as_ref().ok_or(PushSetupError::Missing("PUSH_VAPID_PRIVATE_KEY"))?;
         let keys = vapid.key_pair().ok_or(PushSetupError::Missing("PUSH_VAPID_PRIVATE_KEY"))?;
         let guard = Guard::new(config.webhook.allow_nets.clone());
@@ -71,7 +71,7 @@ impl Webpush {
             keys,
             public_key: vapid.public_key.clone(),
             subject: vapid.subject.clone(),
-            alone,
+            is_only_provider,
         })
     }
 
@@ -106,10 +106,10 @@ impl Webpush {
             .timeout(order.timeout)
             .body(body);
         match request.header(reqwest::header::USER_AGENT, vendor::AGENT).send().await {
-            Ok(response) => judge(&vendor::read(response).await),
+            Ok(response) => classify(&vendor::read(response).await),
             Err(error) => match Trouble::of(&error) {
                 Trouble::Refused(refusal) => refused(refusal),
-                _ => vendor::unanswered(WHO, &error),
+                _ => vendor::transport_outcome(NAME, &error),
             },
         }
     }
@@ -130,7 +130,7 @@ impl Provider for Webpush {
     }
 
     fn fits(&self, order: &Order) -> bool {
-        is_for(order, ProviderName::Webpush, self.alone)
+        is_for(order, ProviderName::Webpush, self.is_only_provider)
     }
 
     /// One for each service: whether one is there says nothing about the next.
@@ -175,15 +175,15 @@ fn refused(refusal: Refusal) -> Outcome {
     rejected("bad_url", &format!("the endpoint {refusal}"))
 }
 
-fn judge(answer: &Answer) -> Outcome {
-    match answer.status.as_u16() {
+fn classify(response: &VendorResponse) -> Outcome {
+    match response.status.as_u16() {
         // Whatever is in the body: the service promises nothing there.
-        200..=299 => vendor::sent(answer, None),
+        200..=299 => vendor::sent(response, None),
         status @ (404 | 410) => Outcome::AddressDead(Fault::new(
-            answer.status.as_str(),
-            format!("{WHO} answered {status}: the subscription is gone"),
+            response.status.as_str(),
+            format!("{NAME} answered {status}: the subscription is gone"),
         )),
-        _ => answer.judge(WHO, None),
+        _ => response.classify(NAME, None),
     }
 }
 

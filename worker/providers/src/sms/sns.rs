@@ -15,10 +15,10 @@ use url::form_urlencoded;
 
 use super::super::{
     aws::{self, Aws},
-    vendor::{self, Answer, FORM, SetupError},
+    vendor::{self, FORM, SetupError, VendorResponse},
 };
 
-const WHO: &str = "sns";
+const NAME: &str = "sns";
 const VERSION: &str = "2010-03-31";
 /// The category that SNS may carry by its cheaper, less certain ways.
 const MARKETING: &str = "marketing";
@@ -37,8 +37,8 @@ impl Sns {
     }
 
     async fn publish(&self, order: &Order) -> Outcome {
-        match self.aws.send(WHO, order, "", FORM, self.form(order).into_bytes()).await {
-            Ok(answer) => judge(&answer),
+        match self.aws.send(NAME, order, "", FORM, self.form(order).into_bytes()).await {
+            Ok(response) => classify(&response),
             Err(outcome) => outcome,
         }
     }
@@ -73,7 +73,7 @@ impl Provider for Sns {
 
     fn check(&self) -> Checking<'_> {
         let form = format!("Action=GetSMSAttributes&Version={VERSION}");
-        Box::pin(self.aws.check(WHO, Method::POST, "", FORM, form.into_bytes()))
+        Box::pin(self.aws.check(NAME, Method::POST, "", FORM, form.into_bytes()))
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -81,18 +81,18 @@ impl Provider for Sns {
     }
 }
 
-fn judge(answer: &Answer) -> Outcome {
-    if answer.status.is_success()
-        && let Some(id) = aws::element(answer, "MessageId").and_then(|id| vendor::reference(&id))
+fn classify(response: &VendorResponse) -> Outcome {
+    if response.status.is_success()
+        && let Some(id) = aws::element(response, "MessageId").and_then(|id| vendor::reference(&id))
     {
-        return vendor::sent(answer, Some(id));
+        return vendor::sent(response, Some(id));
     }
-    match aws::error_code(answer).as_deref() {
+    match aws::error_code(response).as_deref() {
         Some("OptedOut" | "OptedOutException") => {
             let detail = "sns answered OptedOut: the recipient has opted out";
             Outcome::AddressDead(Fault::new("OptedOut", detail))
         }
-        _ => aws::judge(WHO, answer),
+        _ => aws::classify(NAME, response),
     }
 }
 

@@ -15,9 +15,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use url::form_urlencoded;
 
-use super::super::vendor::{self, Answer, FORM, SetupError};
+use super::super::vendor::{self, FORM, SetupError, VendorResponse};
 
-const WHO: &str = "twilio";
+const NAME: &str = "twilio";
 
 /// Twilio, with one account.
 pub struct Twilio {
@@ -64,8 +64,8 @@ impl Twilio {
         let request = self.client.post(self.messages_url.clone());
         let request = request.basic_auth(&self.account, Some(self.token.expose_secret()));
         let request = request.header(CONTENT_TYPE, FORM).body(self.form(order)).timeout(order.timeout);
-        match vendor::call(WHO, request).await {
-            Ok(answer) => judge(&answer),
+        match vendor::call(NAME, request).await {
+            Ok(response) => classify(&response),
             Err(outcome) => outcome,
         }
     }
@@ -94,7 +94,7 @@ impl Provider for Twilio {
 
     fn check(&self) -> Checking<'_> {
         let request = self.client.get(self.account_url.clone());
-        Box::pin(vendor::check(WHO, request.basic_auth(&self.account, Some(self.token.expose_secret()))))
+        Box::pin(vendor::check(NAME, request.basic_auth(&self.account, Some(self.token.expose_secret()))))
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -108,26 +108,26 @@ fn is_messaging_service(from: &str) -> bool {
 }
 
 #[derive(Deserialize)]
-struct Taken {
+struct Accepted {
     sid: String,
 }
 
 /// The sentence beside the code quotes the number and is not read.
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorBody {
     code: u32,
 }
 
-fn judge(answer: &Answer) -> Outcome {
-    if answer.status.is_success() {
-        let sid = answer.json::<Taken>().and_then(|taken| vendor::reference(&taken.sid));
+fn classify(response: &VendorResponse) -> Outcome {
+    if response.status.is_success() {
+        let sid = response.json::<Accepted>().and_then(|accepted| vendor::reference(&accepted.sid));
         return match sid {
-            Some(sid) => vendor::sent(answer, Some(sid)),
-            None => answer.judge(WHO, None),
+            Some(sid) => vendor::sent(response, Some(sid)),
+            None => response.classify(NAME, None),
         };
     }
-    let Some(Refusal { code }) = answer.json() else { return judge_status(answer, None) };
-    let fault = |why: &str| Fault::new(code.to_string(), format!("{WHO} answered {code}: {why}"));
+    let Some(ErrorBody { code }) = response.json() else { return classify_status(response, None) };
+    let fault = |why: &str| Fault::new(code.to_string(), format!("{NAME} answered {code}: {why}"));
     match code {
         21211 => Outcome::AddressDead(fault("this is no phone number")),
         21610 => Outcome::AddressDead(fault("the recipient has opted out")),
@@ -140,19 +140,19 @@ fn judge(answer: &Answer) -> Outcome {
         21608 => Outcome::Misconfigured(fault("a trial account writes to numbers that it verified only")),
         21609 => Outcome::Misconfigured(fault("PUBLIC_URL cannot be reached from outside")),
         21408 => Outcome::Misconfigured(fault("the account may not send to this country")),
-        20429 | 21611 => Outcome::Throttled(fault("too much at once"), answer.retry_after()),
-        _ => judge_status(answer, Some(code)),
+        20429 | 21611 => Outcome::Throttled(fault("too much at once"), response.retry_after()),
+        _ => classify_status(response, Some(code)),
     }
 }
 
-fn judge_status(answer: &Answer, code: Option<u32>) -> Outcome {
-    match answer.status.as_u16() {
+fn classify_status(response: &VendorResponse, code: Option<u32>) -> Outcome {
+    match response.status.as_u16() {
         404 | 405 => {
             let detail =
-                format!("{WHO} answered {}: TWILIO_BASE_URL is not the address of its API", answer.status.as_u16());
-            Outcome::Misconfigured(Fault::new(answer.status.as_str(), detail))
+                format!("{NAME} answered {}: TWILIO_BASE_URL is not the address of its API", response.status.as_u16());
+            Outcome::Misconfigured(Fault::new(response.status.as_str(), detail))
         }
-        _ => answer.judge(WHO, code.map(|code| code.to_string()).as_deref()),
+        _ => response.classify(NAME, code.map(|code| code.to_string()).as_deref()),
     }
 }
 

@@ -23,9 +23,9 @@ const LIMITS: Limits = Limits { batch_max: 128, parallel_max: 1, queue_max: 2048
 const TRIES_MAX: u32 = 20;
 
 /// Writes calls down.
-pub struct Calls(Batcher<NewCall, ()>);
+pub struct CallLog(Batcher<NewCall, ()>);
 
-impl Calls {
+impl CallLog {
     /// Writes to `store`, which switches off what fails for longer than `disable_after`.
     pub fn start(store: Store, disable_after: Duration) -> Self {
         let disable_after_ms = i64::try_from(disable_after.as_millis()).unwrap_or(i64::MAX);
@@ -65,26 +65,26 @@ pub fn request(url: &str, headers: &HeaderMap, secret: impl Fn(&str) -> bool, bo
     json!({
         "method": "POST",
         "url": url,
-        "headers": shown(headers, secret),
-        "body": cut(body.as_bytes(), REQUEST_BYTES_MAX),
+        "headers": headers_json(headers, secret),
+        "body": truncated(body.as_bytes(), REQUEST_BYTES_MAX),
         "truncated": body.len() > REQUEST_BYTES_MAX,
     })
 }
 
 /// An answer as it is logged.
 pub fn response(headers: &HeaderMap, body: &[u8]) -> Value {
-    json!({ "headers": shown(headers, is_secret_header), "body": cut(body, RESPONSE_BYTES_MAX) })
+    json!({ "headers": headers_json(headers, is_secret_header), "body": truncated(body, RESPONSE_BYTES_MAX) })
 }
 
-fn shown(headers: &HeaderMap, secret: impl Fn(&str) -> bool) -> Map<String, Value> {
+fn headers_json(headers: &HeaderMap, secret: impl Fn(&str) -> bool) -> Map<String, Value> {
     let value = |name: &str, value: &[u8]| match secret(name) {
         true => MASK.to_owned(),
-        false => cut(value, 1024),
+        false => truncated(value, 1024),
     };
     headers.iter().map(|(name, text)| (name.to_string(), value(name.as_str(), text.as_bytes()).into())).collect()
 }
 
 /// The beginning of a text; what is no UTF-8 is replaced, a NUL too, which the database does not take.
-fn cut(text: &[u8], bytes_max: usize) -> String {
+fn truncated(text: &[u8], bytes_max: usize) -> String {
     String::from_utf8_lossy(text.get(..bytes_max).unwrap_or(text)).replace('\0', "\u{fffd}")
 }

@@ -29,8 +29,8 @@ use uuid::Uuid;
 
 use super::{
     super::vendor::AGENT,
-    calls::{self, Calls, RESPONSE_BYTES_MAX},
-    crowd::Crowd,
+    calls::{self, CallLog, RESPONSE_BYTES_MAX},
+    origin_limiter::OriginLimiter,
     standard_webhooks,
 };
 use crate::counters;
@@ -51,12 +51,12 @@ const ANSWER_BODY_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Http {
     client: Client,
     guard: Guard,
-    crowd: Crowd,
-    calls: Option<Calls>,
+    limiter: OriginLimiter,
+    calls: Option<CallLog>,
 }
 
 /// What the log of calls says of an answer.
-struct Answer {
+struct LoggedResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Vec<u8>,
@@ -64,18 +64,18 @@ struct Answer {
 
 impl Http {
     /// A client for these settings, in a worker that makes `places` calls at once. The error is that of the TLS set-up.
-    pub fn new(config: &WebhookConfig, places: usize) -> reqwest::Result<Self> {
+    pub fn new(config: &WebhookConfig, permits: usize) -> reqwest::Result<Self> {
         let guard = Guard::new(config.allow_nets.clone());
-        Self::resolving(config, places, GuardedResolver::shared(guard))
+        Self::with_resolver(config, permits, GuardedResolver::shared(guard))
     }
 
     /// The same with a log of the calls to configurations.
-    pub fn logging(mut self, store: Store, config: &WebhookConfig) -> Self {
-        self.calls = Some(Calls::start(store, config.disable_after));
+    pub fn with_call_log(mut self, store: Store, config: &WebhookConfig) -> Self {
+        self.calls = Some(CallLog::start(store, config.disable_after));
         self
     }
 
-    fn resolving(config: &WebhookConfig, places: usize, resolver: Arc<GuardedResolver>) -> reqwest::Result<Self> {
+    fn with_resolver(config: &WebhookConfig, permits: usize, resolver: Arc<GuardedResolver>) -> reqwest::Result<Self> {
         let guard = resolver.guard().clone();
         let client = egress::client(CONNECT_TIMEOUT.min(config.timeout.mul_f64(0.8)))
             .http1_only()
@@ -83,7 +83,7 @@ impl Http {
             .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
             .dns_resolver(resolver)
             .build()?;
-        Ok(Self { client, guard, crowd: Crowd::new(places), calls: None })
+        Ok(Self { client, guard, limiter: OriginLimiter::new(permits), calls: None })
     }
 
     async fn post(&self, order: &Order) -> Outcome {
@@ -99,12 +99,12 @@ impl Http {
             return Outcome::Misconfigured(Fault::new("secret", detail));
         };
         let log = self.calls.as_ref().zip(order.webhook_configuration);
-        let logged = log.map(|(calls, configuration)| (calls, entry(order, configuration, &headers, &body)));
+        let logged = log.map(|(calls, configuration)| (calls, log_entry(order, configuration, &headers, &body)));
         let began = Instant::now();
         let request = self.client.post(url).headers(headers).body(body.into_owned()).timeout(order.timeout);
         let (outcome, answer) = match request.send().await {
-            Ok(response) => answered(response).await,
-            Err(error) => (failed(&error), None),
+            Ok(response) => response_outcome(response).await,
+            Err(error) => (error_outcome(&error), None),
         };
         if let Some((calls, call)) = logged {
             calls.log(NewCall {
@@ -120,22 +120,22 @@ impl Http {
 
     async fn enter(&self, order: &Order) -> Result<(), HeldBack> {
         match origin(order) {
-            Some(origin) => self.crowd.enter(&(order.lane, origin), order.delivery, order.timeout).await,
+            Some(origin) => self.limiter.acquire(&(order.lane, origin), order.delivery, order.timeout).await,
             None => Ok(()),
         }
     }
 }
 
 /// Gives the place of a call back, however the call ends.
-struct Place<'a> {
+struct PermitGuard<'a> {
     http: &'a Http,
     order: &'a Order,
 }
 
-impl Drop for Place<'_> {
+impl Drop for PermitGuard<'_> {
     fn drop(&mut self) {
         if let Some(origin) = origin(self.order) {
-            self.http.crowd.leave(&(self.order.lane, origin), self.order.delivery);
+            self.http.limiter.release(&(self.order.lane, origin), self.order.delivery);
         }
     }
 }
@@ -147,7 +147,7 @@ fn origin(order: &Order) -> Option<Arc<str>> {
 }
 
 /// What the log says of a call before its answer is known. Every header that the configuration adds may be a secret.
-fn entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) -> NewCall {
+fn log_entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) -> NewCall {
     let is_added = |name: &str| order.webhook_headers.iter().any(|(added, _)| added.eq_ignore_ascii_case(name));
     let id = Uuid::now_v7();
     // The moment of the id, so that the list, which goes by ids, is in the order of its moments.
@@ -195,7 +195,7 @@ impl Provider for Http {
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
         Box::pin(async move {
-            let _place = Place { http: self, order };
+            let _permit = PermitGuard { http: self, order };
             self.post(order).await
         })
     }
@@ -221,8 +221,8 @@ struct Envelope<'a> {
 /// The producer's data byte for byte where it stands alone, else the envelope.
 fn body(order: &Order) -> serde_json::Result<Cow<'_, str>> {
     let content: &Content = &order.content;
-    let said = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    if let Some(data) = content.data.as_deref().filter(|_| !said(&content.title) && !said(&content.message)) {
+    let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if let Some(data) = content.data.as_deref().filter(|_| !is_set(&content.title) && !is_set(&content.message)) {
         return Ok(Cow::Borrowed(data.get()));
     }
     let envelope = Envelope {
@@ -272,31 +272,31 @@ fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     Some(headers)
 }
 
-async fn answered(mut response: Response) -> (Outcome, Option<Answer>) {
+async fn response_outcome(mut response: Response) -> (Outcome, Option<LoggedResponse>) {
     let status = response.status();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let outcome = judge(status, retry_after.and_then(|value| retry_after::parse(value, clock::now())));
-    let mut answer = Answer { status, headers: std::mem::take(response.headers_mut()), body: Vec::new() };
+    let outcome = classify(status, retry_after.and_then(|value| retry_after::parse(value, clock::now())));
+    let mut answer = LoggedResponse { status, headers: std::mem::take(response.headers_mut()), body: Vec::new() };
     // Whatever comes of the body changes nothing.
-    let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, read_away(response, &mut answer.body)).await;
+    let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, drain_body(response, &mut answer.body)).await;
     (outcome, Some(answer))
 }
 
 /// Keeps the beginning.
-async fn read_away(mut response: Response, beginning: &mut Vec<u8>) {
-    let mut room = ANSWER_BYTES_MAX;
+async fn drain_body(mut response: Response, beginning: &mut Vec<u8>) {
+    let mut budget = ANSWER_BYTES_MAX;
     while let Ok(Some(chunk)) = response.chunk().await {
         let wanted = RESPONSE_BYTES_MAX.saturating_sub(beginning.len()).min(chunk.len());
         beginning.extend_from_slice(chunk.get(..wanted).unwrap_or_default());
-        match room.checked_sub(chunk.len()) {
-            Some(left) => room = left,
+        match budget.checked_sub(chunk.len()) {
+            Some(left) => budget = left,
             None => return,
         }
     }
 }
 
 /// What a status means; `retry_after` is the wait that came with it.
-fn judge(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
+fn classify(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
     let code = status.as_u16();
     let fault = |detail: String| Fault::new(status.as_str(), detail);
     let plain = || fault(format!("the receiver answered {code}"));
@@ -327,7 +327,7 @@ fn refused(refusal: Refusal) -> Outcome {
 }
 
 /// An error without an answer. Before the connection stands nothing was sent; after that it is unknown.
-fn failed(error: &reqwest::Error) -> Outcome {
+fn error_outcome(error: &reqwest::Error) -> Outcome {
     let trouble = Trouble::of(error);
     let fault = |detail: &str| Fault::new(trouble.as_str(), detail);
     let (later, unknown) = (|detail| Outcome::Transient(fault(detail), None), |detail| Outcome::Unknown(fault(detail)));

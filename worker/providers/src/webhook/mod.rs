@@ -1,6 +1,6 @@
 //! Webhooks: HTTP requests to addresses that tenants name.
 
 mod calls;
-mod crowd;
 pub mod http;
+mod origin_limiter;
 pub mod standard_webhooks;

@@ -33,17 +33,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Redirects that are followed; the guard checks each target.
 const REDIRECTS_MAX: usize = 3;
 /// How long a fetched file is kept: the recipients of one bulk share one fetch.
-const KEPT_FOR: Duration = Duration::from_secs(60);
+const CACHE_TTL: Duration = Duration::from_secs(60);
 /// How long a failed fetch answers for the next ones.
-const FAILED_FOR: Duration = Duration::from_secs(1);
+const FAILURE_TTL: Duration = Duration::from_secs(1);
 /// Fetched files that are kept, in bytes of base64.
-const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
+const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Fetches of one tenant at once: hosts that hang take no places from other tenants.
 const FETCHES_OF_TENANT_MAX: usize = 2;
 /// Fetches at once. Together they hold at most this often 20 MB.
 const FETCHES_MAX: usize = 8;
 /// When a delivery whose file is still on its way looks again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const PENDING_RETRY: Duration = Duration::from_secs(1);
 
 type Fetched = Result<Arc<str>, Failure>;
 
@@ -68,15 +68,15 @@ pub struct Fetcher {
 }
 
 struct File {
-    begun: Instant,
+    started_at: Instant,
     fetched: Shared<BoxFuture<'static, Fetched>>,
 }
 
 impl Fetcher {
     /// Fetches what the guard of `resolver` allows, within `timeout`. The error is that of the TLS set-up.
     pub fn new(resolver: Arc<GuardedResolver>, timeout: Duration) -> reqwest::Result<Self> {
-        let (guard, judge) = (resolver.guard().clone(), resolver.guard().clone());
-        let follow = redirect::Policy::custom(move |attempt| match judge.check_url(attempt.url().as_str()) {
+        let (guard, redirect_guard) = (resolver.guard().clone(), resolver.guard().clone());
+        let follow = redirect::Policy::custom(move |attempt| match redirect_guard.check_url(attempt.url().as_str()) {
             Err(refusal) => attempt.error(refusal),
             Ok(()) if attempt.previous().len() > REDIRECTS_MAX => attempt.stop(),
             Ok(()) => attempt.follow(),
@@ -101,7 +101,7 @@ impl Fetcher {
     /// The fetch of this file, begun now unless there is one; `None`: too many are under way.
     fn fetch(&self, tenant: TenantId, url: Url) -> Option<Shared<BoxFuture<'static, Fetched>>> {
         let mut files = self.files();
-        forget_old(&mut files);
+        evict_old(&mut files);
         let key = (tenant, url.to_string());
         if let Some(known) = files.get(&key) {
             return Some(known.fetched.clone());
@@ -115,7 +115,7 @@ impl Fetcher {
         let fetched = fetch(self.client.clone(), url).boxed().shared();
         // A task of its own goes on without the attempt that began it.
         tokio::spawn(fetched.clone());
-        files.insert(key, File { begun: Instant::now(), fetched: fetched.clone() });
+        files.insert(key, File { started_at: Instant::now(), fetched: fetched.clone() });
         Some(fetched)
     }
 
@@ -126,21 +126,21 @@ impl Fetcher {
 
 /// Forgets what is old. While all together are too large, the tenant with the most bytes loses its oldest file: no tenant pushes
 /// out the files of one that keeps less.
-fn forget_old(files: &mut HashMap<(TenantId, String), File>) {
+fn evict_old(files: &mut HashMap<(TenantId, String), File>) {
     files.retain(|_, file| match file.fetched.peek() {
         None => true,
-        Some(Ok(_)) => file.begun.elapsed() < KEPT_FOR,
-        Some(Err(_)) => file.begun.elapsed() < FAILED_FOR,
+        Some(Ok(_)) => file.started_at.elapsed() < CACHE_TTL,
+        Some(Err(_)) => file.started_at.elapsed() < FAILURE_TTL,
     });
     let size = |file: &File| file.fetched.peek().and_then(|fetched| fetched.as_ref().ok()).map_or(0, |data| data.len());
-    while files.values().map(size).sum::<usize>() > KEPT_BYTES_MAX {
+    while files.values().map(size).sum::<usize>() > CACHE_BYTES_MAX {
         let mut bytes_of: HashMap<TenantId, usize> = HashMap::new();
         for ((tenant, _), file) in files.iter() {
             *bytes_of.entry(*tenant).or_default() += size(file);
         }
         let largest = bytes_of.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(tenant, _)| tenant);
         let theirs = files.iter().filter(|((tenant, _), file)| Some(*tenant) == largest && size(file) > 0);
-        let Some(oldest) = theirs.min_by_key(|(_, file)| file.begun).map(|(key, _)| key.clone()) else { return };
+        let Some(oldest) = theirs.min_by_key(|(_, file)| file.started_at).map(|(key, _)| key.clone()) else { return };
         files.remove(&oldest);
     }
 }
@@ -168,7 +168,7 @@ async fn fetch(client: Client, url: Url) -> Fetched {
 
 /// The file is still on its way: the delivery waits without having spent an attempt.
 fn pending() -> Outcome {
-    Outcome::Throttled(Fault::new("media_pending", "its media is still being fetched"), Some(LOOK_AGAIN))
+    Outcome::Throttled(Fault::new("media_pending", "its media is still being fetched"), Some(PENDING_RETRY))
 }
 
 impl Failure {

@@ -46,7 +46,7 @@ const SESSION_TTL: Duration = Duration::from_secs(3);
 /// How long a number is taken to be where it was found.
 const NUMBER_TTL: Duration = Duration::from_secs(3600);
 /// Sessions and numbers remembered; beyond it all are forgotten and looked up again.
-const REMEMBERED_MAX: usize = 10_000;
+const CACHE_ENTRIES_MAX: usize = 10_000;
 
 /// The provider.
 pub struct Waha {
@@ -55,8 +55,8 @@ pub struct Waha {
     media: Fetcher,
     breakers: Arc<Breakers>,
     hold: Duration,
-    sessions: Remembered<Uuid, Option<Arc<Session>>>,
-    numbers: Remembered<(Uuid, String), String>,
+    sessions: TtlCache<Uuid, Option<Arc<Session>>>,
+    numbers: TtlCache<(Uuid, String), String>,
 }
 
 /// What a call is made with.
@@ -83,8 +83,8 @@ impl Waha {
             breakers,
             store,
             hold,
-            sessions: Remembered::new(SESSION_TTL),
-            numbers: Remembered::new(NUMBER_TTL),
+            sessions: TtlCache::new(SESSION_TTL),
+            numbers: TtlCache::new(NUMBER_TTL),
         })
     }
 
@@ -102,9 +102,9 @@ impl Waha {
         Ok(session.filter(|session| session.tenant == order.tenant))
     }
 
-    async fn held_back(&self, order: &Order) -> Result<(), HeldBack> {
+    async fn check_breakers(&self, order: &Order) -> Result<(), HeldBack> {
         let Ok(Some(session)) = self.session(order).await else { return Ok(()) };
-        self.breakers.gate(&keys(&session), order.timeout).await
+        self.breakers.gate(&breaker_keys(&session), order.timeout).await
     }
 
     async fn attempt(&self, order: &Order) -> Outcome {
@@ -114,7 +114,7 @@ impl Waha {
             Ok(None) => {
                 return Outcome::Misconfigured(Fault::new("no_session", "it has no WhatsApp session, or that is gone"));
             }
-            Err(_) => return unread(),
+            Err(_) => return settings_unavailable(),
         };
         let call = match self.prepare(order, session).await {
             Ok(call) => call,
@@ -129,7 +129,7 @@ impl Waha {
             hold_ms: i32::try_from(self.hold.as_millis()).unwrap_or(i32::MAX),
         };
         // Without its row a lost answer could never be settled, so there is no call without it.
-        let Ok(is_again) = self.store.begin_hold(begun).await else { return unread() };
+        let Ok(is_again) = self.store.begin_hold(begun).await else { return settings_unavailable() };
         // What came before may have waited for the database.
         if order.slot.is_some_and(|slot| Instant::now() >= slot.until) {
             if !is_again {
@@ -215,9 +215,9 @@ impl Waha {
         let session = &call.session;
         let outcome = match result {
             Ok(id) => {
-                in_passing(until, async {
-                    for key in keys(session) {
-                        self.breakers.passed(&key).await;
+                best_effort(until, async {
+                    for key in breaker_keys(session) {
+                        self.breakers.record_success(&key).await;
                     }
                 })
                 .await;
@@ -239,7 +239,7 @@ impl Waha {
 
     /// A row that is left behind is swept up once the delivery has ended.
     async fn end_hold(&self, order: &Order, provider_ref: Option<String>, until: Instant) {
-        in_passing(until, async {
+        best_effort(until, async {
             if let Err(error) = self.store.end_hold(order.tenant, order.delivery, provider_ref).await {
                 tracing::debug!(%error, "the end of a call could not be noted");
             }
@@ -250,51 +250,51 @@ impl Waha {
     /// What a failed call means, for the delivery, for its session's line and for the breakers.
     async fn failed(&self, session: &Session, began: DateTime<Utc>, error: WahaError) -> Outcome {
         let fault = |detail: &str| Fault::new(error.code(), detail);
-        let [own, host] = keys(session);
+        let [own, host] = breaker_keys(session);
         match &error {
             WahaError::SessionStatus { status } => {
-                self.shut(session, status, began).await;
+                self.close_line(session, status, began).await;
                 Outcome::Throttled(fault("the session is not WORKING; it waits until it is"), None)
             }
             WahaError::NotFound => {
-                self.shut(session, "STOPPED", began).await;
+                self.close_line(session, "STOPPED", began).await;
                 Outcome::Throttled(fault("WAHA does not know the session; it waits until it does"), None)
             }
             WahaError::NotImplemented => Outcome::Rejected(fault("the session's engine cannot send this")),
             WahaError::BadKey => Outcome::Misconfigured(fault("WAHA refused the session's api_key")),
             WahaError::TooMany(wait) => {
                 let pause = wait.unwrap_or(TOO_MANY_WAIT);
-                self.block(session, pause).await;
+                self.pause_line(session, pause).await;
                 Outcome::Throttled(fault("WAHA asked to wait"), Some(pause))
             }
             WahaError::Refused(status) => Outcome::Rejected(fault(&format!("WAHA refused the message with {status}"))),
             WahaError::Failed(status, wait) => {
-                self.breakers.failed(&own).await;
+                self.breakers.record_failure(&own).await;
                 Outcome::Transient(fault(&format!("WAHA failed with {status}")), *wait)
             }
             WahaError::Unreachable(connectors::egress::Trouble::Refused(_)) => {
                 Outcome::Misconfigured(fault("the session's base_url lies inside a network that may not be reached"))
             }
             WahaError::Unreachable(_) => {
-                self.breakers.failed(&host).await;
+                self.breakers.record_failure(&host).await;
                 Outcome::Transient(fault("WAHA could not be reached"), None)
             }
             WahaError::Unanswered(_) => {
-                self.breakers.failed(&own).await;
-                self.breakers.failed(&host).await;
+                self.breakers.record_failure(&own).await;
+                self.breakers.record_failure(&host).await;
                 Outcome::Unknown(fault("WAHA did not answer; it waits for the message to come back"))
             }
             WahaError::Unreadable => Outcome::Unknown(fault("WAHA's answer cannot be read")),
         }
     }
 
-    async fn shut(&self, session: &Session, status: &str, began: DateTime<Utc>) {
+    async fn close_line(&self, session: &Session, status: &str, began: DateTime<Utc>) {
         if let Err(error) = self.store.shut_session(session.id, status, began).await {
             tracing::warn!(%error, session.id = %session.id, "a session's line could not be shut");
         }
     }
 
-    async fn block(&self, session: &Session, wait: Duration) {
+    async fn pause_line(&self, session: &Session, wait: Duration) {
         let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         if let Err(error) = self.store.block_line(session.id, wait_ms).await {
             tracing::warn!(%error, session.id = %session.id, "a session's line could not be kept still");
@@ -311,7 +311,7 @@ impl Provider for Waha {
     }
 
     fn gate<'a>(&'a self, order: &'a Order) -> Asking<'a> {
-        Box::pin(self.held_back(order))
+        Box::pin(self.check_breakers(order))
     }
 
     fn send<'a>(&'a self, order: &'a Order) -> Sending<'a> {
@@ -321,27 +321,27 @@ impl Provider for Waha {
 
 /// Does what may as well be left out: what the provider said is known, and a database that is away must not turn it into
 /// an unknown end.
-async fn in_passing(until: Instant, note: impl Future<Output = ()>) {
+async fn best_effort(until: Instant, note: impl Future<Output = ()>) {
     if tokio::time::timeout_at((until + NOTE_GRACE).into(), note).await.is_err() {
         tracing::warn!("a note on a call that ended took too long and was left out");
     }
 }
 
-fn keys(session: &Session) -> [String; 2] {
+fn breaker_keys(session: &Session) -> [String; 2] {
     [session_key(session.id), host_key(session.tenant, &session.settings.base_url)]
 }
 
-fn unread() -> Outcome {
+fn settings_unavailable() -> Outcome {
     Outcome::Transient(Fault::new("database", "the session's settings could not be read"), None)
 }
 
 /// Answers that hold for a while.
-struct Remembered<K, V> {
+struct TtlCache<K, V> {
     ttl: Duration,
     entries: Mutex<HashMap<K, (Instant, V)>>,
 }
 
-impl<K: Eq + std::hash::Hash, V: Clone> Remembered<K, V> {
+impl<K: Eq + std::hash::Hash, V: Clone> TtlCache<K, V> {
     fn new(ttl: Duration) -> Self {
         Self { ttl, entries: Mutex::default() }
     }
@@ -353,7 +353,7 @@ impl<K: Eq + std::hash::Hash, V: Clone> Remembered<K, V> {
 
     fn put(&self, key: K, value: V) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= REMEMBERED_MAX {
+        if entries.len() >= CACHE_ENTRIES_MAX {
             entries.clear();
         }
         entries.insert(key, (Instant::now(), value));

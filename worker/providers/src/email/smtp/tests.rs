@@ -5,7 +5,7 @@ use runtime::config::Config;
 use xtask::sinks::smtp::{Options, Reply, SmtpSink};
 
 use super::*;
-use crate::testing::{Doorman, config, order};
+use crate::testing::{CountingProxy, config, order};
 
 const WAIT: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(300);
@@ -64,13 +64,13 @@ async fn a_mail_arrives_as_it_was_meant() {
 #[tokio::test]
 async fn one_connection_carries_many_mails_even_after_refusals() {
     let sink = SmtpSink::start_local().await.unwrap();
-    let door = Doorman::before(sink.address()).await;
+    let door = CountingProxy::start(sink.address()).await;
     let smtp = smtp_at(door.address, None);
     sink.reply_to_recipient("gone@example.org", said(550, "5.1.1 no such person"));
     for recipient in ["ada@example.org", "gone@example.org", "bob@example.org"] {
         smtp.mail(&to(recipient, "m")).await;
     }
-    assert_eq!((sink.mails().len(), door.visitors()), (2, 1));
+    assert_eq!((sink.mails().len(), door.connections()), (2, 1));
 }
 
 #[tokio::test]
@@ -207,19 +207,19 @@ async fn a_mail_cut_short_does_not_spoil_the_next_one() {
 #[tokio::test]
 async fn a_kept_connection_that_died_is_replaced_without_an_attempt_lost() {
     let sink = SmtpSink::start_local().await.unwrap();
-    let door = Doorman::before(sink.address()).await;
+    let door = CountingProxy::start(sink.address()).await;
     let smtp = smtp_at(door.address, None);
     assert_eq!(smtp.mail(&to("ada@example.org", "m")).await.class(), OutcomeClass::Sent);
     sink.reply_to_sender(Reply::Sequence(vec![Reply::Drop, Reply::Accept]));
     assert_eq!(smtp.mail(&to("ada@example.org", "m")).await.class(), OutcomeClass::Sent);
-    assert_eq!((sink.mails().len(), door.visitors()), (2, 2));
+    assert_eq!((sink.mails().len(), door.connections()), (2, 2));
 }
 
 #[tokio::test]
 async fn a_mail_that_gets_no_turn_in_time_spends_no_attempt() {
     let sink = SmtpSink::start_local().await.unwrap();
     let smtp = smtp(&sink, None);
-    let all = smtp.room.acquire_many(u32::try_from(CONNECTIONS_MAX).unwrap()).await.unwrap();
+    let all = smtp.permits.acquire_many(u32::try_from(CONNECTIONS_MAX).unwrap()).await.unwrap();
     let outcome = smtp.mail(&within(SHORT, to("ada@example.org", "m"))).await;
     assert_eq!(code(&outcome), (OutcomeClass::Throttled, "busy"));
     drop(all);

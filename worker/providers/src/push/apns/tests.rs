@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use xtask::sinks::http::{HttpSink, Reply, Request};
 
 use super::{super::testing, *};
-use crate::testing::{Doorman, config, order};
+use crate::testing::{CountingProxy, config, order};
 
 const DEVICE: &str = "00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0";
 const WAIT: Duration = Duration::from_secs(60);
@@ -72,13 +72,13 @@ async fn a_notification_says_who_sends_what_to_whom_until_when() {
 #[tokio::test]
 async fn all_notifications_share_a_connection_and_a_token() {
     let sink = HttpSink::start_local().await.unwrap();
-    let door = Doorman::before(sink.address()).await;
+    let door = CountingProxy::start(sink.address()).await;
     let apns = apns(&format!("http://{}", door.address));
     assert_eq!(apns.post(&hello()).await.class(), Sent);
     let orders: Vec<Order> = (0..50).map(|_| hello()).collect();
     let outcomes = join_all(orders.iter().map(|order| apns.post(order))).await;
     assert!(outcomes.iter().all(|outcome| outcome.class() == Sent), "{outcomes:?}");
-    assert_eq!(door.visitors(), 1);
+    assert_eq!(door.connections(), 1);
     let mut tokens: Vec<String> = sink.requests().iter().map(|request| token(request)).collect();
     assert_eq!(tokens.len(), 51);
     tokens.dedup();
@@ -148,8 +148,8 @@ fn a_token_is_kept_between_twenty_and_sixty_minutes() {
     // The clock was set back: by it, the token would be from the future.
     assert!(!Arc::ptr_eq(&second, &at(0)));
     // One that was dropped lately is not dropped again, a day later it is.
-    let held = at(1);
-    signer.drop_expired(&held, now);
+    let cache = at(1);
+    signer.drop_expired(&cache, now);
     let next = at(2);
     signer.drop_expired(&next, now + TimeDelta::minutes(2));
     assert!(Arc::ptr_eq(&next, &at(3)));

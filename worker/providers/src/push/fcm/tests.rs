@@ -25,11 +25,11 @@ fn hello() -> Order {
     notification(&json!({"message": "m"}))
 }
 
-fn given(token: &str, seconds: u64) -> Reply {
+fn body(token: &str, seconds: u64) -> Reply {
     Reply::json(200, &json!({"access_token": token, "expires_in": seconds, "token_type": "Bearer"}))
 }
 
-fn taken() -> Reply {
+fn accepted() -> Reply {
     Reply::json(200, &json!({"name": "projects/project-1/messages/0:1500415314455276%31bd1c9631bd1c96"}))
 }
 
@@ -43,8 +43,8 @@ fn refusal(code: u16, status: &str, error: Option<&str>) -> Reply {
 /// A Google that gives the token `t1` and takes everything.
 async fn google() -> (HttpSink, Fcm) {
     let sink = HttpSink::start_local().await.unwrap();
-    sink.reply_to(TOKEN, given("t1", 3600));
-    sink.reply_to(MESSAGES, taken());
+    sink.reply_to(TOKEN, body("t1", 3600));
+    sink.reply_to(MESSAGES, accepted());
     let fcm = fcm(&sink.url("/"));
     (sink, fcm)
 }
@@ -162,7 +162,7 @@ async fn without_a_token_nothing_is_sent_and_the_outcome_says_whose_fault_it_is(
         assert_eq!(outcome.class(), class, "{reply:?}: {outcome:?}");
         assert_eq!(outcome.fault().unwrap().code.as_deref(), Some(code), "{reply:?}");
         assert!(sink.requests_to(MESSAGES).is_empty(), "{reply:?}");
-        sink.reply_to(TOKEN, given("t2", 3600));
+        sink.reply_to(TOKEN, body("t2", 3600));
         assert_eq!(fcm.post(&hello()).await.class(), Sent, "{reply:?} is not kept");
     }
 }
@@ -170,12 +170,12 @@ async fn without_a_token_nothing_is_sent_and_the_outcome_says_whose_fault_it_is(
 #[tokio::test]
 async fn a_token_that_worked_and_is_refused_is_replaced_once() {
     let (sink, fcm) = google().await;
-    sink.reply_to(TOKEN, Reply::Sequence(vec![given("t1", 3600), given("t2", 3600), given("t3", 3600)]));
+    sink.reply_to(TOKEN, Reply::Sequence(vec![body("t1", 3600), body("t2", 3600), body("t3", 3600)]));
     assert_eq!(fcm.post(&hello()).await.class(), Sent);
     sink.reply_to(MESSAGES, refusal(401, "UNAUTHENTICATED", None));
     assert_eq!(fcm.post(&hello()).await.class(), Transient);
     assert_eq!(fcm.post(&hello()).await.class(), Misconfigured, "the new one is refused as well");
-    sink.reply_to(MESSAGES, taken());
+    sink.reply_to(MESSAGES, accepted());
     assert_eq!(fcm.post(&hello()).await.class(), Sent);
     let used: Vec<String> = sink.requests_to(MESSAGES).iter().map(|request| bearer(request).to_owned()).collect();
     assert_eq!(used, ["t1", "t1", "t2", "t3"]);
@@ -184,14 +184,14 @@ async fn a_token_that_worked_and_is_refused_is_replaced_once() {
 #[tokio::test]
 async fn a_token_is_renewed_before_its_end_and_used_to_it_if_that_fails() {
     let (sink, fcm) = google().await;
-    sink.reply_to(TOKEN, Reply::Sequence(vec![given("t1", 3600), Reply::status(503), given("t2", 3600)]));
+    sink.reply_to(TOKEN, Reply::Sequence(vec![body("t1", 3600), Reply::status(503), body("t2", 3600)]));
     assert_eq!(fcm.post(&hello()).await.class(), Sent);
     let aged = |fcm: &Fcm| {
-        let mut held = fcm.tokens.held.lock().unwrap();
-        let token = held.take().unwrap();
+        let mut cached = fcm.tokens.cached.lock().unwrap();
+        let token = cached.take().unwrap();
         let value = token.value.expose_secret().into();
-        let (renew_at, proven) = (Instant::now(), AtomicBool::new(true));
-        *held = Some(Arc::new(Token { value, renew_at, ends_at: token.ends_at, proven }));
+        let (renew_at, was_accepted) = (Instant::now(), AtomicBool::new(true));
+        *cached = Some(Arc::new(Token { value, renew_at, ends_at: token.ends_at, was_accepted }));
     };
     aged(&fcm);
     assert_eq!(fcm.post(&hello()).await.class(), Sent);

@@ -6,7 +6,7 @@ use xtask::sinks::{
 };
 
 use super::*;
-use crate::testing::{Doorman, SECRET, order};
+use crate::testing::{CountingProxy, SECRET, order};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -129,7 +129,7 @@ fn each_status_has_its_meaning() {
         (504, Transient),
         (599, Transient),
     ] {
-        let outcome = judge(StatusCode::from_u16(status).unwrap(), None);
+        let outcome = classify(StatusCode::from_u16(status).unwrap(), None);
         assert_eq!(outcome.class(), class, "{status}");
         let said = match &outcome {
             Outcome::Sent(receipt) => receipt.code.as_deref(),
@@ -196,7 +196,7 @@ async fn no_way_leads_inside() {
     }
     // As if the name had been public when it was submitted: only the resolver stands in the way now.
     let error = guarded.client.post(format!("http://localhost:{port}/")).send().await.unwrap_err();
-    assert_eq!(code(&failed(&error)), (OutcomeClass::Rejected, "target_not_allowed"));
+    assert_eq!(code(&error_outcome(&error)), (OutcomeClass::Rejected, "target_not_allowed"));
     assert_eq!(canary.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody came");
 }
 
@@ -248,7 +248,7 @@ async fn a_name_that_leads_inside_the_second_time_is_not_dialled_the_second_time
     let look_up = name_server(vec![vec![out], vec![inside], vec![out, inside], vec![], vec![out]]).await;
     let config = config(&["127.0.0.2/32"]);
     let resolver = GuardedResolver::asking(Guard::new(config.allow_nets.clone()), look_up);
-    let http = Http::resolving(&config, 64, resolver).unwrap();
+    let http = Http::with_resolver(&config, 64, resolver).unwrap();
     let order = webhook(&format!("http://rebind.example.com:{port}/"), &json!({"data": 1}));
     let refused = (OutcomeClass::Rejected, "target_not_allowed");
     assert_eq!(http.post(&order).await.class(), OutcomeClass::Sent, "outside");
@@ -263,18 +263,18 @@ async fn a_name_that_leads_inside_the_second_time_is_not_dialled_the_second_time
 #[tokio::test]
 async fn a_connection_is_used_again_after_a_small_answer_and_a_large_one_is_not_read_to_its_end() {
     let sink = HttpSink::start_local().await.unwrap();
-    let door = Doorman::before(sink.address()).await;
+    let door = CountingProxy::start(sink.address()).await;
     let (http, order) = (local(), webhook(&format!("http://{}/", door.address), &json!({"data": 1})));
     sink.reply_to("/", Reply::Status(200, Vec::new(), vec![b'x'; 1000]));
     for _ in 0..5 {
         assert_eq!(http.post(&order).await.class(), OutcomeClass::Sent);
     }
-    assert_eq!(door.visitors(), 1);
+    assert_eq!(door.connections(), 1);
     sink.reply_to("/", Reply::Status(200, Vec::new(), vec![b'x'; 10 * 1024 * 1024]));
     for _ in 0..2 {
         assert_eq!(http.post(&order).await.class(), OutcomeClass::Sent);
     }
-    assert_eq!(door.visitors(), 2);
+    assert_eq!(door.connections(), 2);
 }
 
 #[tokio::test]

@@ -96,21 +96,21 @@ async fn a_slow_file_goes_on_coming_when_its_attempt_gives_up_and_takes_no_place
 
 #[tokio::test]
 async fn a_tenant_with_many_files_pushes_out_its_own_and_not_those_of_others() {
-    let file = |begun: Instant, bytes: usize| {
+    let file = |started_at: Instant, bytes: usize| {
         let fetched: Fetched = Ok("x".repeat(bytes).into());
-        (begun, async { fetched }.boxed().shared())
+        (started_at, async { fetched }.boxed().shared())
     };
     let (now, mut files) = (Instant::now(), HashMap::new());
     let mut keep = |tenant: i32, name: &str, seconds_ago: u64, bytes: usize| {
-        let (begun, fetched) = file(now - Duration::from_secs(seconds_ago), bytes);
+        let (started_at, fetched) = file(now - Duration::from_secs(seconds_ago), bytes);
         assert!(fetched.clone().now_or_never().is_some());
-        files.insert((TenantId(tenant), name.to_owned()), File { begun, fetched });
+        files.insert((TenantId(tenant), name.to_owned()), File { started_at, fetched });
     };
     keep(1, "old and small", 30, 1024);
     for n in 0..5 {
-        keep(2, &format!("large{n}"), 20 - n, KEPT_BYTES_MAX / 4);
+        keep(2, &format!("large{n}"), 20 - n, CACHE_BYTES_MAX / 4);
     }
-    forget_old(&mut files);
+    evict_old(&mut files);
     let mut left: Vec<&str> = files.keys().map(|(_, name)| name.as_str()).collect();
     left.sort_unstable();
     assert_eq!(left, ["large2", "large3", "large4", "old and small"]);

@@ -1,7 +1,7 @@
-//! One receiver that hangs must delay no other: how many of a lane's places calls to one origin may take.
+//! Limits the calls of a lane to one origin, so that one slow receiver delays no other.
 //!
-//! Three quarters of them; the others wait for one of those, which is a moment while it answers. Once calls to it that are under
-//! way for more than a second hold an eighth, further ones are held back, each a little longer than the one before.
+//! Calls to one origin take at most three quarters of the permits of a lane; further calls wait for one. Once slow calls, those
+//! that last for more than a second, hold an eighth, further calls are held back, each a little longer than the one before.
 
 use std::{
     collections::HashMap,
@@ -15,19 +15,19 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// A call that takes longer is slow; no call waits longer for a place.
+/// A call that takes longer is slow. No call waits longer for a permit.
 const SLOW: Duration = Duration::from_secs(1);
-/// The longest time something is held back: short enough to find a receiver well again, long enough that whatever waits for a
-/// slow one is not put off so often that it is given up.
+/// The longest time a call is held back: short enough to notice a receiver that works again, long enough that a delivery to a
+/// slow one is not held back so often that it is given up.
 const WAIT_MAX: Duration = Duration::from_secs(600);
-/// In a worker with few places the shares are no smaller than this.
+/// The least share of an origin, for workers with few permits.
 const SHARE_MIN: usize = 4;
-/// By how much a place outlives the time of its call, should the call never have been made.
+/// A permit of a call that is never made ends this long after the time of the call.
 const MARGIN: Duration = Duration::from_secs(5);
 
 /// The calls under way, by origin.
-pub struct Crowd {
-    places: usize,
+pub struct OriginLimiter {
+    permits: usize,
     origins: Mutex<HashMap<Key, Origin>>,
 }
 
@@ -35,29 +35,29 @@ pub struct Crowd {
 pub type Key = (Lane, Arc<str>);
 
 struct Origin {
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     slow_max: usize,
     calls: HashMap<DeliveryId, Call>,
     waiting: usize,
-    /// When what is held back next may come again.
+    /// When the next call that is held back may come again.
     next: Instant,
 }
 
 struct Call {
     since: Instant,
     until: Instant,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Crowd {
-    /// For a worker that makes `places` calls at once in its widest lane.
-    pub fn new(places: usize) -> Self {
-        Self { places, origins: Mutex::default() }
+impl OriginLimiter {
+    /// For a worker that makes `permits` calls at once in its widest lane.
+    pub fn new(permits: usize) -> Self {
+        Self { permits, origins: Mutex::default() }
     }
 
-    /// Takes a place for a call, which may last for `time`.
-    pub async fn enter(&self, key: &Key, delivery: DeliveryId, time: Duration) -> Result<(), HeldBack> {
-        let places = {
+    /// Takes a permit for a call, which may last for `time`.
+    pub async fn acquire(&self, key: &Key, delivery: DeliveryId, time: Duration) -> Result<(), HeldBack> {
+        let permits = {
             let mut origins = self.lock();
             let one = self.origin(&mut origins, key);
             let now = Instant::now();
@@ -65,21 +65,21 @@ impl Crowd {
             if one.slow(now) >= one.slow_max {
                 return Err(one.hold(now));
             }
-            if let Ok(place) = Arc::clone(&one.places).try_acquire_owned() {
-                one.calls.insert(delivery, Call::new(place, time));
+            if let Ok(permit) = Arc::clone(&one.permits).try_acquire_owned() {
+                one.calls.insert(delivery, Call::new(permit, time));
                 return Ok(());
             }
             one.waiting += 1;
-            Arc::clone(&one.places)
+            Arc::clone(&one.permits)
         };
-        let waiting = Waiting { crowd: self, key };
-        let place = timeout(SLOW, places.acquire_owned()).await;
+        let waiting = Waiting { limiter: self, key };
+        let permit = timeout(SLOW, permits.acquire_owned()).await;
         drop(waiting);
         let mut origins = self.lock();
         let one = self.origin(&mut origins, key);
-        match place {
-            Ok(Ok(place)) => {
-                one.calls.insert(delivery, Call::new(place, time));
+        match permit {
+            Ok(Ok(permit)) => {
+                one.calls.insert(delivery, Call::new(permit, time));
                 Ok(())
             }
             _ => Err(one.hold(Instant::now())),
@@ -87,11 +87,11 @@ impl Crowd {
     }
 
     fn origin<'a>(&self, origins: &'a mut HashMap<Key, Origin>, key: &Key) -> &'a mut Origin {
-        origins.entry(key.clone()).or_insert_with(|| Origin::new(crate::concurrency(self.places, key.0)))
+        origins.entry(key.clone()).or_insert_with(|| Origin::new(crate::concurrency(self.permits, key.0)))
     }
 
-    /// Gives the place back.
-    pub fn leave(&self, key: &Key, delivery: DeliveryId) {
+    /// Returns the permit.
+    pub fn release(&self, key: &Key, delivery: DeliveryId) {
         let mut origins = self.lock();
         let Some(one) = origins.get_mut(key) else { return };
         let now = Instant::now();
@@ -108,27 +108,27 @@ impl Crowd {
     }
 }
 
-/// Counts one who waits, however the wait ends.
+/// Counts a waiting call, however its wait ends.
 struct Waiting<'a> {
-    crowd: &'a Crowd,
+    limiter: &'a OriginLimiter,
     key: &'a Key,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(one) = self.crowd.lock().get_mut(self.key) {
+        if let Some(one) = self.limiter.lock().get_mut(self.key) {
             one.waiting = one.waiting.saturating_sub(1);
         }
     }
 }
 
 impl Origin {
-    /// In a lane of so many places.
-    fn new(places: usize) -> Self {
-        let share = (places - places / 4).max(SHARE_MIN);
+    /// In a lane of so many permits.
+    fn new(permits: usize) -> Self {
+        let share = (permits - permits / 4).max(SHARE_MIN);
         Self {
-            places: Arc::new(Semaphore::new(share)),
-            slow_max: (places / 8).max(1),
+            permits: Arc::new(Semaphore::new(share)),
+            slow_max: (permits / 8).max(1),
             calls: HashMap::new(),
             waiting: 0,
             next: Instant::now(),
@@ -149,9 +149,9 @@ impl Origin {
 }
 
 impl Call {
-    fn new(place: OwnedSemaphorePermit, time: Duration) -> Self {
+    fn new(permit: OwnedSemaphorePermit, time: Duration) -> Self {
         let since = Instant::now();
-        Self { since, until: since + time + MARGIN, _place: place }
+        Self { since, until: since + time + MARGIN, _permit: permit }
     }
 }
 
@@ -165,54 +165,54 @@ mod tests {
         (Lane::Normal, Arc::from(name))
     }
 
-    async fn enter(crowd: &Crowd, name: &str) -> Result<DeliveryId, HeldBack> {
+    async fn acquire(limiter: &OriginLimiter, name: &str) -> Result<DeliveryId, HeldBack> {
         let delivery = DeliveryId::generate();
-        crowd.enter(&origin(name), delivery, Duration::from_secs(10)).await.map(|()| delivery)
+        limiter.acquire(&origin(name), delivery, Duration::from_secs(10)).await.map(|()| delivery)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_hangs_gets_most_places_and_then_none_and_others_are_not_held() {
-        let crowd = Arc::new(Crowd::new(64));
+        let limiter = Arc::new(OriginLimiter::new(64));
         let all = (0..64).map(|_| {
-            let crowd = Arc::clone(&crowd);
-            async move { enter(&crowd, "hangs").await }
+            let limiter = Arc::clone(&limiter);
+            async move { acquire(&limiter, "hangs").await }
         });
         let begun = Instant::now();
         let ended = futures_util::future::join_all(all).await;
         assert_eq!(ended.iter().filter(|entered| entered.is_ok()).count(), 48);
         assert!(begun.elapsed() < 3 * SLOW, "nobody waits long");
-        assert!(enter(&crowd, "answers").await.is_ok());
+        assert!(acquire(&limiter, "answers").await.is_ok());
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let held = enter(&crowd, "hangs").await.unwrap_err();
+        let held = acquire(&limiter, "hangs").await.unwrap_err();
         assert!(held.wait >= SLOW && held.wait <= WAIT_MAX, "{held:?}");
-        assert!(enter(&crowd, "hangs").await.unwrap_err().wait > held.wait, "each a little longer");
+        assert!(acquire(&limiter, "hangs").await.unwrap_err().wait > held.wait, "each a little longer");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_answers_at_once_is_never_held() {
-        let crowd = Arc::new(Crowd::new(64));
+        let limiter = Arc::new(OriginLimiter::new(64));
         let calls = (0..300).map(|_| {
-            let crowd = Arc::clone(&crowd);
+            let limiter = Arc::clone(&limiter);
             async move {
-                let delivery = enter(&crowd, "quick").await?;
+                let delivery = acquire(&limiter, "quick").await?;
                 tokio::time::sleep(Duration::from_millis(5)).await;
-                crowd.leave(&origin("quick"), delivery);
+                limiter.release(&origin("quick"), delivery);
                 Ok::<_, HeldBack>(())
             }
         });
         assert!(futures_util::future::join_all(calls).await.into_iter().all(|ended| ended.is_ok()));
-        assert!(crowd.lock().is_empty(), "nothing is left of it");
+        assert!(limiter.lock().is_empty(), "nothing is left of it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_place_that_was_never_used_comes_back() {
-        let crowd = Crowd::new(8);
+        let limiter = OriginLimiter::new(8);
         for _ in 0..6 {
-            crowd.enter(&origin("o"), DeliveryId::generate(), Duration::ZERO).await.unwrap();
+            limiter.acquire(&origin("o"), DeliveryId::generate(), Duration::ZERO).await.unwrap();
         }
-        for call in crowd.lock().values_mut().flat_map(|one| one.calls.values_mut()) {
+        for call in limiter.lock().values_mut().flat_map(|one| one.calls.values_mut()) {
             call.until = Instant::now();
         }
-        assert!(enter(&crowd, "o").await.is_ok());
+        assert!(acquire(&limiter, "o").await.is_ok());
     }
 }

@@ -16,13 +16,13 @@ use url::Url;
 const URL_BYTES_MAX: usize = 960;
 
 /// Makes the links.
-pub struct Unsubscribing {
+pub struct UnsubscribeLinks {
     public_url: Url,
     store: Store,
     key: OnceCell<Key>,
 }
 
-impl Unsubscribing {
+impl UnsubscribeLinks {
     /// With links to the public URL of the settings.
     pub fn new(config: &Config, store: &Store) -> Self {
         Self { public_url: config.http.public_url.clone(), store: store.clone(), key: OnceCell::new() }

@@ -24,7 +24,7 @@ use crate::log::log_progress::LogProgress;
 const ROUTING_KEY: &str = "events.probe";
 
 /// The parts that are checked.
-pub struct Watched {
+pub struct OutcomePath {
     /// The connection that this process publishes on.
     pub publishing: Broker,
     /// The connection of its log writer.
@@ -36,48 +36,48 @@ pub struct Watched {
 }
 
 /// Tracks for how long all parts have been well.
-pub struct Quiet {
-    watched: Watched,
+pub struct CrashGate {
+    path: OutcomePath,
     publisher: Publisher,
     timing: TimingConfig,
     /// Claims wait to be reported until then.
-    asked_until: Option<Instant>,
+    waiting_until: Option<Instant>,
     /// Every check since then found all parts well.
-    since: Option<Instant>,
+    healthy_since: Option<Instant>,
     /// Why reports are suspended, as of the last check.
     suspended: Option<&'static str>,
     generations: [u64; 2],
 }
 
-impl Quiet {
+impl CrashGate {
     /// Checks the parts of `watched`, and tests through `publisher` whether the broker takes messages.
-    pub const fn new(watched: Watched, publisher: Publisher, timing: TimingConfig) -> Self {
-        Self { watched, publisher, timing, asked_until: None, since: None, suspended: None, generations: [0; 2] }
+    pub const fn new(path: OutcomePath, publisher: Publisher, timing: TimingConfig) -> Self {
+        Self { path, publisher, timing, waiting_until: None, healthy_since: None, suspended: None, generations: [0; 2] }
     }
 
     /// Records that claims wait to be reported. For twice the doubt grace, checks run and may publish test messages.
-    pub fn ask(&mut self) {
-        self.asked_until = Some(Instant::now() + self.timing.doubt_grace * 2);
+    pub fn expect_crashes(&mut self) {
+        self.waiting_until = Some(Instant::now() + self.timing.doubt_grace * 2);
     }
 
     /// True if claims wait to be reported.
-    pub fn is_asked(&self) -> bool {
-        self.asked_until.is_some_and(|until| until >= Instant::now())
+    pub fn has_waiting(&self) -> bool {
+        self.waiting_until.is_some_and(|until| until >= Instant::now())
     }
 
     /// Checks all parts, and returns true if they have been well for the doubt grace. Must be called often.
-    pub async fn look(&mut self) -> bool {
-        if !self.is_asked() {
-            (self.since, self.generations) = (None, self.generations_now());
-            self.note(None);
+    pub async fn check(&mut self) -> bool {
+        if !self.has_waiting() {
+            (self.healthy_since, self.generations) = (None, self.generations_now());
+            self.log_change(None);
             return false;
         }
         // The result of the check holds from its start.
         let now = Instant::now();
         let suspension_reason = self.suspension_reason().await;
-        self.since = if suspension_reason.is_none() { self.since.or(Some(now)) } else { None };
-        self.note(suspension_reason);
-        self.since.is_some_and(|since| since.elapsed() >= self.timing.doubt_grace)
+        self.healthy_since = if suspension_reason.is_none() { self.healthy_since.or(Some(now)) } else { None };
+        self.log_change(suspension_reason);
+        self.healthy_since.is_some_and(|healthy_since| healthy_since.elapsed() >= self.timing.doubt_grace)
     }
 
     /// True if the last check found that outcomes may still be on their way.
@@ -86,11 +86,11 @@ impl Quiet {
     }
 
     /// Logs when reports are suspended and when they resume, because claims without an outcome wait that long.
-    fn note(&mut self, suspension_reason: Option<&'static str>) {
+    fn log_change(&mut self, suspension_reason: Option<&'static str>) {
         if self.suspended == suspension_reason {
             return;
         }
-        match (suspension_reason, self.is_asked()) {
+        match (suspension_reason, self.has_waiting()) {
             (Some(why), _) => tracing::warn!(why, "claims without an outcome are not doubted, and wait"),
             (None, true) => tracing::info!("all is well again: claims without an outcome are doubted after the grace"),
             (None, false) => tracing::info!("no claim waits to be doubted any more"),
@@ -99,14 +99,14 @@ impl Quiet {
     }
 
     fn generations_now(&self) -> [u64; 2] {
-        [self.watched.publishing.generation(), self.watched.consuming.generation()]
+        [self.path.publishing.generation(), self.path.consuming.generation()]
     }
 
     /// Why outcomes may not get written. `None`: all parts are well.
     async fn suspension_reason(&mut self) -> Option<&'static str> {
         let generations = self.generations_now();
         let is_same = std::mem::replace(&mut self.generations, generations) == generations;
-        let Watched { publishing, consumer, .. } = &self.watched;
+        let OutcomePath { publishing, consumer, .. } = &self.path;
         if !publishing.is_usable() || !is_same {
             Some("the broker was away or takes no messages")
         } else if !consumer.is_consuming() {
@@ -124,12 +124,12 @@ impl Quiet {
     /// may never be idle: so either its batch is young enough, or no message waits behind it.
     async fn log_keeps_up(&self) -> bool {
         let lag_max = self.timing.lag_max();
-        let log = &self.watched.log;
+        let log = &self.path.log;
         log.stuck_for() <= lag_max && (log.lag() <= lag_max || self.is_log_queue_empty(lag_max).await)
     }
 
     async fn is_log_queue_empty(&self, patience: Duration) -> bool {
-        let Some(connection) = self.watched.consuming.connection() else { return false };
+        let Some(connection) = self.path.consuming.connection() else { return false };
         matches!(timeout(patience, ready(&connection, EVENTS_LOG)).await, Ok(Ok(Some(0))))
     }
 

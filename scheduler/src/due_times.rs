@@ -1,5 +1,5 @@
-//! A task's view of the polls: a task without work rests until a poll finds some, and wakes at the exact time if the
-//! work is due later.
+//! When work is due, as the last poll found it. A task without work sleeps until a poll finds some; if the work is due later,
+//! the task wakes at that time.
 
 use std::{
     collections::HashMap,
@@ -25,13 +25,13 @@ pub struct LastPoll {
     floors: Floors,
 }
 
-/// A task's view of the polls.
+/// When each kind of work is due, as the last poll found it.
 #[derive(Clone)]
-pub struct Outlook(watch::Receiver<LastPoll>);
+pub struct DueTimes(watch::Receiver<LastPoll>);
 
-/// An outlook without a poller: a task with a kind of work then runs every period.
+/// Due times without a poller: a task with a kind of work then runs every period.
 #[cfg(test)]
-impl Default for Outlook {
+impl Default for DueTimes {
     fn default() -> Self {
         Self(watch::channel(LastPoll::default()).1)
     }
@@ -52,7 +52,7 @@ impl LastPoll {
     }
 }
 
-impl Outlook {
+impl DueTimes {
     /// Sees what the poller sends.
     pub const fn new(polls: watch::Receiver<LastPoll>) -> Self {
         Self(polls)
@@ -108,9 +108,9 @@ mod tests {
     #[tokio::test]
     async fn a_task_waits_until_its_work_is_due_by_a_poll_after_its_turn() {
         let (poller, receiver) = watch::channel(LastPoll::default());
-        let (mut outlook, start) = (Outlook(receiver), Instant::now());
+        let (mut due_times, start) = (DueTimes(receiver), Instant::now());
         let turned = start + Duration::from_millis(5);
-        let mut wait = pin!(outlook.wait(WorkKind::Due, turned));
+        let mut wait = pin!(due_times.wait(WorkKind::Due, turned));
         for (at, due) in [(start, Some(Duration::ZERO)), (turned, None), (turned, Some(Duration::from_secs(3600)))] {
             poller.send_replace(seen(at, due));
             assert!(wait.as_mut().now_or_never().is_none(), "an old poll, one that found nothing, one for later");
