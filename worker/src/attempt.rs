@@ -492,7 +492,9 @@ impl SkipReason {
             Self::Expired => "it expired before it could be sent".to_owned(),
             Self::NoProvider => format!("no provider for channel `{channel}`: set {}", backend_setting(channel)),
             Self::BadContent => "its stored content cannot be read".to_owned(),
-            Self::NewerContent => "its content says something that this version does not know: it waits".to_owned(),
+            Self::NewerContent => {
+                "its content has a form that this version cannot read: it waits for a newer worker".to_owned()
+            }
             Self::NoMatchingProvider => format!(
                 "no provider of channel `{channel}` serves its kind of device: see {}",
                 backend_setting(channel)
@@ -500,10 +502,10 @@ impl SkipReason {
             Self::NoAddress => "no_address: this person has no address on the channel".to_owned(),
             Self::Withheld(reason) => format!("{reason}: accepted, but not sent to this person"),
             Self::Suppressed(reason) => format!("its address is suppressed: {reason}"),
-            Self::OptedOut => "preference: its person does not want it".to_owned(),
-            Self::NotYet(_, Reason::SendWindow) => "send_window: it goes on when it opens".to_owned(),
-            Self::NotYet(_, reason) => format!("{reason}: it goes on when they end"),
-            Self::WindowNeverOpens => "send_window: its person's quiet hours leave no moment of it".to_owned(),
+            Self::OptedOut => "preference: the person switched it off".to_owned(),
+            Self::NotYet(_, Reason::SendWindow) => "send_window: it is sent when the window opens".to_owned(),
+            Self::NotYet(_, reason) => format!("{reason}: it is sent when they end"),
+            Self::WindowNeverOpens => "send_window: the person's quiet hours cover the whole window".to_owned(),
             Self::HeldBack(held, _) => held.reason.to_owned(),
             Self::ClaimTooOld => "its claim could have ended before the provider's answer".to_owned(),
         }

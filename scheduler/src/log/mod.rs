@@ -1,4 +1,4 @@
-//! The log writer, and all that reads or refills its queue.
+//! The log queue: its writer, and the tasks that handle dead letters, replays and events that an earlier version could not read.
 
 pub mod crash_gate;
 pub mod dead_letter_drainer;

@@ -1,4 +1,4 @@
-//! Work of processes that died.
+//! Recovery: deliveries of workers that died, and deliveries that the broker lost.
 
 pub mod audit;
 pub mod crashes;

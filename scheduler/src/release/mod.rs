@@ -1,4 +1,4 @@
-//! Work that becomes due: it goes to the broker, or becomes messages.
+//! Due work: deliveries are published to the broker; digests and broadcasts become messages; deliveries expire.
 
 pub mod broadcasts;
 pub mod digests;

@@ -1,4 +1,4 @@
-//! Webhooks that come in, and events that go out to webhook configurations.
+//! Inbound webhooks of providers and WAHA, and events for webhook configurations.
 
 pub mod holds;
 pub mod inbound_webhooks;

@@ -1,4 +1,4 @@
-//! Calls to Amazon Web Services: signed by Signature Version 4, and what their error codes mean.
+//! Calls to Amazon Web Services: Signature Version 4, and the outcomes of the common error codes.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ use serde::Deserialize;
 
 use super::vendor::{self, SetupError, VendorResponse};
 
-/// What Amazon's own programs call the id of one piece of work: the same on each of its attempts.
+/// The header in which Amazon's SDKs send an id that stays the same on each attempt.
 const INVOCATION: HeaderName = HeaderName::from_static("amz-sdk-invocation-id");
-/// Longest error code that is passed on.
+/// The longest error code that is stored.
 const CODE_BYTES_MAX: usize = 64;
 
 /// One service of Amazon.
@@ -28,7 +28,7 @@ pub struct Aws {
     client: Client,
     signer: Signer,
     base: Url,
-    /// What the breaker in front of it is called.
+    /// The key of the service's breaker.
     pub breaker: Arc<str>,
 }
 
@@ -95,7 +95,7 @@ impl Aws {
     }
 }
 
-/// Signature Version 4: a key made for the day, the region and the service signs what the request is.
+/// Signs requests by Signature Version 4. The signing key is derived from the day, the region and the service.
 struct Signer {
     key_id: String,
     secret: SecretString,
@@ -156,13 +156,13 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// As the HTTP client writes it: a port that goes without saying is not said.
+/// The `Host` header as the HTTP client writes it: without a default port.
 fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// What stands in the URL encoded is encoded once more; of what we call nothing is.
+/// The canonical path. Each segment is encoded a second time, as the signature requires.
 fn path(url: &Url) -> String {
     url.path().split('/').map(encode).collect::<Vec<_>>().join("/")
 }
@@ -178,7 +178,7 @@ fn encode(text: &str) -> String {
     text.bytes().map(|byte| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-/// The code of an error, wherever the service has put it: a header, JSON or XML.
+/// The error code, from a header, JSON or XML.
 pub fn error_code(response: &VendorResponse) -> Option<String> {
     #[derive(Deserialize)]
     struct ErrorBody {
@@ -202,7 +202,7 @@ pub fn element(response: &VendorResponse, name: &str) -> Option<String> {
     rest.split_once(&format!("</{name}>")).map(|(value, _)| value.trim().to_owned())
 }
 
-/// What an answer other than success means, for all services alike.
+/// The outcome of an error response, the same for all services.
 pub fn classify(name: &str, response: &VendorResponse) -> Outcome {
     let Some(code) = error_code(response).filter(|_| !response.status.is_success()) else {
         return response.classify(name, None);

@@ -117,7 +117,7 @@ impl Breakers {
                     tracing::warn!(
                         breaker = key,
                         failures = breaker.failures,
-                        "a breaker is open: what is behind it waits"
+                        "a breaker is open: deliveries behind it wait"
                     );
                 }
                 self.cache(breaker);
@@ -142,7 +142,7 @@ impl Breakers {
         match self.store.breaker_paused(key, millis(wait.min(RETRY_AFTER_MAX))).await {
             Ok(Some(breaker)) => self.cache(breaker),
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, breaker = key, "a pause could not be noted"),
+            Err(error) => tracing::warn!(%error, breaker = key, "a pause could not be recorded"),
         }
     }
 
@@ -158,7 +158,7 @@ impl Breakers {
                 *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) =
                     Snapshot { at: Some(Instant::now()), unhealthy };
             }
-            Err(error) => tracing::debug!(%error, "the breakers cannot be asked"),
+            Err(error) => tracing::debug!(%error, "the breakers cannot be loaded"),
         }
     }
 
@@ -189,7 +189,7 @@ pub fn tenant_key(key: &str, tenant: TenantId) -> Arc<str> {
 }
 
 const fn held_back(wait: Duration) -> HeldBack {
-    HeldBack { reason: "its provider keeps failing and is left alone for a while", wait }
+    HeldBack { reason: "its provider keeps failing and is not called for a while", wait }
 }
 
 fn millis(duration: Duration) -> i32 {

@@ -1,4 +1,4 @@
-//! One suite for every vendor that is called over HTTP: what goes wrong means the same everywhere, every attempt names the
+//! One test suite for every vendor with an HTTP API: failures have the same outcome everywhere, every attempt names the
 //! delivery, and nothing personal comes back in an outcome. A vendor joins with one entry in [`vendors`].
 
 use std::{sync::Arc, time::Duration};
@@ -26,7 +26,7 @@ const SHORT: Duration = Duration::from_millis(400);
 const CANARY: &str = "canary";
 const CONTENT: &str = r#"{"title": "subject-canary", "message": "text-canary"}"#;
 
-/// What the suite knows about a vendor.
+/// The data of a vendor that the suite needs.
 struct Vendor {
     name: ProviderName,
     channel: Channel,

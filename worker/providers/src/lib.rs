@@ -1,5 +1,5 @@
-//! Providers: one vendor, one file. `registry` makes those that the settings name, and knows the order of failover; `breakers` keeps
-//! calls from one that keeps failing.
+//! The providers: one file per vendor. `registry` creates those that the settings name, in their order of failover. `breakers`
+//! holds calls back from a provider that keeps failing. `secrets` caches the secrets that sign webhooks.
 
 pub mod aws;
 pub mod breakers;

@@ -1,6 +1,6 @@
-//! A provider that only pretends, on every channel, so that each way an attempt can end may be tried without a vendor.
+//! A provider for every channel that simulates each outcome without a vendor.
 //!
-//! What happens is decided by the recipient alone, and so is the same each time. A word anywhere in the recipient
+//! The recipient alone decides the outcome, so it is the same each time. A word anywhere in the recipient
 //! counts, such as `fail-429@example.com` or `https://example.com/fail-once`; of a phone number (`+` and digits) the
 //! last four digits count, such as `+4915100000429`.
 //!
@@ -26,7 +26,7 @@ use domain::{
 /// The sandbox.
 pub struct Sandbox;
 
-/// What a recipient asks to see.
+/// The outcome that a recipient selects.
 #[derive(Clone, Copy)]
 enum Simulation {
     Transient,

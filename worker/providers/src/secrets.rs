@@ -112,7 +112,7 @@ impl Secrets {
     async fn evict_changed(&self) {
         let changed = match self.store.changed_configurations(CHANGES_WINDOW_SECONDS).await {
             Ok(changed) => changed,
-            Err(error) => return tracing::debug!(%error, "nobody can say whether webhook secrets have changed"),
+            Err(error) => return tracing::debug!(%error, "changed webhook secrets cannot be queried"),
         };
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         for (tenant, at) in changed {

@@ -1,4 +1,4 @@
-//! Calls to vendors over HTTP: how a client is made, and what an answer, or its absence, means unless the vendor says more.
+//! HTTP calls to vendors: the client, and the outcome by status or transport error. A vendor's module adds the vendor's own codes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,57 +10,57 @@ use reqwest::{
     header::{HeaderMap, RETRY_AFTER, USER_AGENT},
 };
 
-/// A vendor that cannot be connected to within this will not answer in time either.
+/// The longest time to connect to a vendor.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Below the shortest time after which the usual load balancers close an idle connection.
+/// Less than the shortest time after which common load balancers close an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// An answer is read this far: errors of vendors are short.
+/// The most bytes read of a response: vendors' errors are short.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
-/// How long a check of credentials may take.
+/// The longest check of credentials.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest id of a vendor that is kept.
+/// The longest message id of a vendor that is stored.
 const REFERENCE_BYTES_MAX: usize = 128;
 /// The content type of forms.
 pub const FORM: &str = "application/x-www-form-urlencoded";
-/// How we call ourselves.
+/// The `User-Agent` of all calls.
 pub const AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
 
 /// Why a vendor could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// It is named as a backend, and something it needs is not set.
+    /// A setting that the vendor needs is missing.
     #[error("{0} must be set")]
     Incomplete(&'static str),
     /// The sender is no address.
     #[error("EMAIL_FROM must be an e-mail address, bare or as `Name <address>`")]
     From(#[source] lettre::address::AddressError),
-    /// A setting has no form that the vendor could be called with.
+    /// A setting has an invalid value.
     #[error("{0} cannot be used")]
     Unusable(&'static str),
-    /// The HTTP client could not be made.
+    /// The HTTP client could not be created.
     #[error("failed to prepare the HTTP client")]
     Client(#[source] reqwest::Error),
 }
 
-/// What the breaker in front of a vendor is called: a fingerprint tells credentials apart and gives none away.
+/// The key of a vendor's breaker. It holds a fingerprint of the credentials, which tells them apart without exposing them.
 pub fn breaker_key(name: ProviderName, credential: &str) -> Arc<str> {
     let digest = digest(&SHA256, credential.as_bytes());
     let print: String = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     format!("{name}/{print}").into()
 }
 
-/// A vendor's own id for what it took, where `text` can be one: an id has no room for an address or a text.
+/// A vendor's message id, if `text` has the form of one. The form excludes addresses and content.
 pub fn reference(text: &str) -> Option<String> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':' | b'/' | b'%');
     ((1..=REFERENCE_BYTES_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| text.to_owned())
 }
 
-/// The vendor took it.
+/// The outcome of a message that the vendor accepted.
 pub fn sent(response: &VendorResponse, provider_ref: Option<String>) -> Outcome {
     Outcome::Sent(Receipt { provider_ref, code: Some(response.status.as_str().to_owned()), ..Receipt::default() })
 }
 
-/// Makes a call that sends no message, and says whether the vendor accepts our credentials.
+/// Checks the credentials with a call that sends no message.
 pub async fn check(name: &str, request: RequestBuilder) -> Result<String, Fault> {
     let outcome = match call(name, request.timeout(CHECK_TIMEOUT)).await {
         Ok(response) if response.status.is_success() => return Ok(format!("{name} takes the credentials")),
@@ -70,19 +70,19 @@ pub async fn check(name: &str, request: RequestBuilder) -> Result<String, Fault>
     Err(outcome.fault().cloned().unwrap_or_default())
 }
 
-/// A client for one vendor whose calls may take `timeout`. Its address comes from the operator, so no guard looks at it.
+/// A client for calls of up to `timeout`. The operator sets the vendor's address, so the egress guard does not check it.
 pub fn client(timeout: Duration) -> ClientBuilder {
     egress::client(CONNECT_TIMEOUT.min(timeout.mul_f64(0.8))).pool_idle_timeout(IDLE_TIMEOUT)
 }
 
-/// What a vendor answered.
+/// A vendor's response.
 #[derive(Clone, Debug)]
 pub struct VendorResponse {
     /// The status.
     pub status: StatusCode,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body, up to 64 KiB; `None`: it broke off.
+    /// The body, up to 64 KiB. `None`: it is longer, or the connection broke.
     pub body: Option<Vec<u8>>,
 }
 
@@ -98,13 +98,13 @@ impl VendorResponse {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The body as JSON of type `T`; `None` where it is none.
+    /// The body as JSON of type `T`. `None`: it has another form.
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(self.body.as_deref()?).ok()
     }
 
-    /// The outcome by the status alone, with `code` and a detail that names the vendor, such as `sendgrid`. The caller has to read a status
-    /// of success; here it counts as an answer that cannot be understood.
+    /// The outcome by status, with `code` and a detail that names the vendor. The caller handles success; here it counts as a
+    /// response that cannot be read.
     pub fn classify(&self, name: &str, code: Option<&str>) -> Outcome {
         let status = self.status.as_u16();
         let code = code.unwrap_or(self.status.as_str());
@@ -121,7 +121,7 @@ impl VendorResponse {
     }
 }
 
-/// Makes the call and reads the answer, within the time that `request` has; an outcome where there is none.
+/// Makes the call and reads the response within the timeout of `request`. Without a response it returns the outcome.
 pub async fn call(name: &str, request: RequestBuilder) -> Result<VendorResponse, Outcome> {
     match request.header(USER_AGENT, AGENT).send().await {
         Ok(response) => Ok(read(response).await),
@@ -129,7 +129,7 @@ pub async fn call(name: &str, request: RequestBuilder) -> Result<VendorResponse,
     }
 }
 
-/// The answer, read as far as it matters.
+/// Reads a response, up to 64 KiB of its body.
 pub async fn read(mut response: Response) -> VendorResponse {
     let (status, headers) = (response.status(), response.headers().clone());
     let mut body = Vec::new();
@@ -143,7 +143,7 @@ pub async fn read(mut response: Response) -> VendorResponse {
     VendorResponse { status, headers, body }
 }
 
-/// The outcome of a call without an answer: before the connection stands nothing was sent; after that it is unknown.
+/// The outcome of a call without a response: transient if there was no connection, unknown after that.
 pub fn transport_outcome(name: &str, error: &reqwest::Error) -> Outcome {
     let trouble = Trouble::of(error);
     let fault = |rest: &str| Fault::new(trouble.as_str(), format!("{name} {rest}"));

@@ -1,5 +1,5 @@
-//! From a delivery to a mail (RFC 5322, MIME). Nothing here can be talked into another header or recipient: values are
-//! encoded by the mail library, never pasted into text.
+//! Composes the mail of a delivery (RFC 5322, MIME). The mail library encodes every value, so no value can add a header or a
+//! recipient.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use domain::{
@@ -18,7 +18,7 @@ use lettre::{
 };
 use tokio::task::spawn_blocking;
 
-/// What a mail without a title is about.
+/// The subject of a mail without a title.
 pub(super) const SUBJECT_DEFAULT: &str = "Notification";
 /// Names the message to the readers of the mail.
 const MESSAGE_HEADER: &str = "X-Posthaste-Message-Id";
@@ -99,8 +99,8 @@ pub(super) fn compose(from: &Mailbox, order: &Order) -> Result<Mail, ComposeErro
     Ok(Mail { sender: from.email.clone(), recipient, bytes })
 }
 
-/// Writes a mail, elsewhere if it is a large one: megabytes of attachments take long enough to encode that others should
-/// not wait for it.
+/// Composes a mail. One with attachments is composed on a blocking thread: encoding megabytes would delay the other tasks of this
+/// thread.
 pub(super) async fn compose_blocking<F>(order: &Order, write: F) -> Result<Mail, ComposeError>
 where
     F: FnOnce(&Order) -> Result<Mail, ComposeError> + Send + 'static,
@@ -163,7 +163,7 @@ fn attachment(file: &submission::Attachment) -> Result<SinglePart, ComposeError>
     let bytes = STANDARD.decode(&file.content).map_err(|_| ComposeError::Attachment)?;
     // An unreadable type becomes that of unknown bytes; the file still arrives.
     let kind = ContentType::parse(&file.content_type).or_else(|_| ContentType::parse("application/octet-stream"));
-    // Left to choose, the library sends what looks like text as text, and line ends in it change on the way.
+    // By default the library sends a text file as text, and mail servers then change its line ends.
     let body = Body::new_with_encoding(bytes, ContentTransferEncoding::Base64).map_err(|_| ComposeError::Attachment)?;
     Ok(Attachment::new(file.filename.clone()).body(body, kind.map_err(|_| ComposeError::Attachment)?))
 }

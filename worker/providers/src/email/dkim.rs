@@ -22,7 +22,7 @@ const SIGNED: &[&str] = &[
     "list-unsubscribe",
     "list-unsubscribe-post",
 ];
-/// Signed once more often than they are present, so that no further one can be added.
+/// Signed once more than it occurs, so that no second one can be added ("oversigning").
 const OVERSIGNED: &str = "from";
 /// Characters of a signature in one line.
 const FOLD_AT: usize = 72;
@@ -114,7 +114,7 @@ impl Key {
                 key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text, &mut signature).ok()?;
                 Some(STANDARD.encode(signature))
             }
-            // Its signature is over the hash (RFC 8463, section 3).
+            // Ed25519 signs the hash (RFC 8463, section 3).
             Self::Ed25519(key) => Some(STANDARD.encode(key.sign(digest(&SHA256, text).as_ref()))),
         }
     }

@@ -23,7 +23,7 @@ use super::{
 };
 
 const NAME: &str = "sendgrid";
-/// What an attachment without a usable type is.
+/// The content type of an attachment without a valid one.
 const UNKNOWN_BYTES: &str = "application/octet-stream";
 
 /// SendGrid, with one key.
@@ -37,7 +37,7 @@ pub struct Sendgrid {
 }
 
 impl Sendgrid {
-    /// SendGrid as the settings have it; nothing is dialled yet.
+    /// Creates the provider from the settings. It opens no connection.
     pub fn new(config: &Config) -> Result<Self, SetupError> {
         let email = &config.email;
         let key = email.sendgrid.api_key.clone().ok_or(SetupError::Incomplete("SENDGRID_API_KEY"))?;
@@ -159,7 +159,7 @@ fn classify(response: &VendorResponse) -> Outcome {
     let status = response.status.as_u16();
     let fault = |detail: &str| Fault::new(response.status.as_str(), format!("{NAME} answered {status}: {detail}"));
     match status {
-        // 200 is the answer to mails that are only looked at, so it is none here.
+        // SendGrid answers 200 only in sandbox mode, which Posthaste does not use.
         202 => vendor::sent(response, response.header("x-message-id").and_then(vendor::reference)),
         400 | 403 if is_about_the_sender(response) => {
             Outcome::Misconfigured(fault("the sender (EMAIL_FROM) is refused"))
@@ -170,7 +170,7 @@ fn classify(response: &VendorResponse) -> Outcome {
     }
 }
 
-/// What SendGrid says about a mail it refuses; the sentences in it can quote the mail and are not read.
+/// SendGrid's error body. Its messages can quote the mail, so they are not read.
 #[derive(Deserialize)]
 struct ErrorBody {
     errors: Vec<FieldError>,
@@ -186,7 +186,7 @@ fn is_about_the_sender(response: &VendorResponse) -> bool {
     fields.into_iter().any(|field| field == "from" || field.starts_with("from."))
 }
 
-/// SendGrid names the second in which its limit starts anew.
+/// The time until SendGrid's rate limit resets.
 fn reset(response: &VendorResponse) -> Option<Duration> {
     let at = DateTime::from_timestamp(response.header("x-ratelimit-reset")?.parse().ok()?, 0)?;
     (at - clock::now()).to_std().ok()

@@ -35,7 +35,7 @@ pub struct Ses {
 }
 
 impl Ses {
-    /// SES as the settings have it; nothing is dialled yet.
+    /// Creates the provider from the settings. It opens no connection.
     pub fn new(config: &Config) -> Result<Self, SetupError> {
         let aws = Aws::new(config, (ProviderName::Ses, Channel::Email), ("email", "ses"))?;
         let from = config.email.from.as_deref().ok_or(SetupError::Incomplete("EMAIL_FROM"))?;
@@ -111,7 +111,7 @@ fn simple(order: &Order) -> Value {
     }})
 }
 
-/// SES takes the sender as it stands in the header, so a name beyond ASCII is encoded (RFC 2047).
+/// The sender in header form: SES expects a name beyond ASCII to be encoded (RFC 2047).
 fn sender(from: &Mailbox) -> String {
     match from.name.as_deref().filter(|name| !name.is_ascii()) {
         Some(name) => format!("=?utf-8?b?{}?= <{}>", STANDARD.encode(name), from.email),
@@ -125,7 +125,7 @@ struct Accepted {
     message_id: String,
 }
 
-/// SES says in words only why it refuses a mail. They are read and never repeated: they quote addresses.
+/// SES gives the reason only as text. The text quotes addresses, so it is read and never stored.
 #[derive(Deserialize)]
 struct ErrorBody {
     #[serde(alias = "Message")]

@@ -1,7 +1,7 @@
 //! E-mail through an SMTP server.
 //!
-//! The conversation is led step by step instead of by the mail library's transport, because only the step tells an
-//! attempt that certainly failed from one that may have been sent.
+//! This module sends each SMTP command itself instead of using the mail library's transport, because only the step at which a
+//! mail failed tells whether it may have been sent.
 
 use std::{
     sync::{
@@ -42,7 +42,7 @@ use super::{
     smtp_reply::{Step, queue_id},
 };
 
-/// Connections at once. Servers limit them per client, often to twenty; a mail waits its turn within its timeout.
+/// Concurrent connections. Servers limit them per client, often to 20. A mail waits for one within its timeout.
 const CONNECTIONS_MAX: usize = 16;
 
 /// How long a check of the settings may take.
@@ -103,7 +103,7 @@ impl Smtp {
         }
     }
 
-    /// Connects and logs in as for a mail, and leaves.
+    /// Connects, logs in and quits.
     async fn check_login(&self) -> Result<String, Fault> {
         match timeout(CHECK_TIMEOUT, self.connections.check_login()).await {
             Ok(Ok(())) => Ok("the mail server takes the credentials".to_owned()),
@@ -112,7 +112,7 @@ impl Smtp {
         }
     }
 
-    /// Waits for a connection to be free; half the time there is must be left for using it.
+    /// Waits for a free connection, for at most half of the timeout.
     async fn acquire(&self, order: &Order) -> Result<Option<SemaphorePermit<'_>>, Failure> {
         let busy = || Outcome::Throttled(Fault::new("busy", "every connection to the mail server is in use"), None);
         timeout(order.timeout / 2, self.permits.acquire()).await.map(Result::ok).map_err(|_| Failure::Unable(busy()))
@@ -137,7 +137,7 @@ impl Provider for Smtp {
         Some(Arc::clone(&self.breaker_key))
     }
 
-    /// A reply with a number came from a server at work: what it puts off is this mail, or this recipient.
+    /// A reply code comes from a working server: it defers this mail or this recipient only.
     fn is_down(&self, failure: &Outcome) -> bool {
         let code = failure.fault().and_then(|fault| fault.code.as_deref());
         code.is_none_or(|code| code.parse::<u16>().is_err())

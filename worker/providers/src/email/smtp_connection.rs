@@ -1,8 +1,8 @@
 //! Connections to one mail server, kept for the next mail.
 //!
-//! The mail library has a pool of its own, but one that puts a connection back even when its user was cut short by a
-//! timeout. The next mail then reads the replies to the one before it, and a mail counts as sent that never was. Here a
-//! connection goes back only from a known place in the conversation; in any other case it is dropped, which closes it.
+//! The mail library's pool also takes back a connection whose user was cancelled by a timeout. The next mail then reads the
+//! replies to the previous one, and may count as sent although it was not. Here a connection is reused only from a known
+//! state; otherwise it is dropped, which closes it.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -26,24 +26,24 @@ use super::{
     smtp_reply::{Step, refusal},
 };
 
-/// Servers close idle connections after a minute or more, many after less.
+/// How long an idle connection is kept. Many servers close one after less than a minute.
 const IDLE_MAX: Duration = Duration::from_secs(20);
-/// An old connection that does not answer at once is not worth waiting for.
+/// The longest time to test an idle connection before a new one is opened.
 const REUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a mail did not get through.
+/// Why a mail was not accepted.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// There was no connection; nothing was sent.
     Unreachable(&'static str, &'static str),
     /// The connection cannot do what the settings or the mail ask for.
     Unable(Outcome),
-    /// The server said no, or the conversation broke off.
+    /// The server refused a command, or the connection broke.
     Broken(Step, lettre::transport::smtp::Error),
 }
 
 impl Failure {
-    /// Whether the server said no and waits for the next command.
+    /// True if the server refused a command and waits for the next one.
     pub(super) fn is_reusable(&self) -> bool {
         let Self::Broken(_, error) = self else { return matches!(self, Self::Unable(_)) };
         error.status().is_some_and(|code| u16::from(code) != 421)
@@ -129,7 +129,8 @@ impl Server {
         opened.map_err(|error| Failure::Broken(Step::Connect, error))
     }
 
-    /// The library would leave Nagle's algorithm on, and the final dot, a write of its own, waiting for a delayed ACK.
+    /// Opens the connection without Nagle's algorithm. The library leaves it on, and the final dot, a separate write, then waits for
+    /// a delayed ACK.
     async fn dial(&self) -> Result<TcpStream, Failure> {
         let unreachable = |_| Failure::Unreachable("connect", "the mail server could not be connected to");
         let addresses = tokio::net::lookup_host((&*self.host, self.port));
@@ -152,7 +153,7 @@ pub(super) struct Connections {
 struct IdleConnection {
     connection: AsyncSmtpConnection,
     since: Instant,
-    /// Whether the last mail was refused half-way, so that the connection needs a RSET.
+    /// The last mail was refused, so the next one starts with RSET.
     needs_reset: bool,
 }
 
@@ -161,7 +162,7 @@ impl Connections {
         Self { server, idle: Mutex::default() }
     }
 
-    /// A connection on which the mail has been announced. A kept one that turns out to be dead is replaced.
+    /// Returns a connection on which MAIL FROM was accepted. An idle connection that is dead is replaced.
     pub(super) async fn start_mail(&self, mail: &Mail) -> Result<AsyncSmtpConnection, Failure> {
         if let Some(idle) = self.take()
             && let Ok(Ok(connection)) = timeout(REUSE_TIMEOUT, reuse(idle, mail)).await
@@ -178,22 +179,22 @@ impl Connections {
         }
     }
 
-    /// Connects, logs in and leaves.
+    /// Connects, logs in and quits.
     pub(super) async fn check_login(&self) -> Result<(), Failure> {
         let mut connection = self.server.connect().await?;
-        // Whatever it says to a goodbye, it has let us in.
+        // The reply to QUIT does not matter: the login succeeded.
         let _ = connection.quit().await;
         Ok(())
     }
 
-    /// Keeps a connection for the next mail, if the way its last one ended allows.
+    /// Keeps a connection for the next mail if it can be reused.
     pub(super) fn release(&self, connection: AsyncSmtpConnection, failure: Option<&Failure>) {
         if failure.is_none_or(Failure::is_reusable) {
             self.lock().push(IdleConnection { connection, since: Instant::now(), needs_reset: failure.is_some() });
         }
     }
 
-    /// The connection used last: what is too many for the load then grows old and is dropped.
+    /// Takes the connection that was used last, so that surplus ones expire.
     fn take(&self) -> Option<IdleConnection> {
         let mut idle = self.lock();
         idle.retain(|idle| idle.since.elapsed() < IDLE_MAX);

@@ -2,7 +2,7 @@
 
 use domain::{Fault, Outcome};
 
-/// How far a mail had come.
+/// A step of sending a mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Connecting, greeting, encryption.
@@ -15,7 +15,7 @@ pub(super) enum Step {
     Recipient,
     /// DATA, before its content.
     Data,
-    /// The content: from here on the server may have taken the mail, whatever we hear or do not hear.
+    /// The content: from here on the server may have accepted the mail, whatever the reply.
     Content,
 }
 
@@ -34,7 +34,7 @@ impl Step {
 
 /// The outcome of a refusal with reply code `code` (4xx or 5xx) and the server's words.
 ///
-/// The words are read, never repeated: servers put addresses into them.
+/// The server's text is read and never stored, because servers put addresses into it.
 pub(super) fn refusal(step: Step, code: u16, text: &str) -> Outcome {
     let status = enhanced(text);
     let detail = format!("the mail server refused {} with {code}", step.subject());
@@ -70,7 +70,7 @@ fn names_dead_address(status: &str) -> bool {
     matches!(status, "5.1.1" | "5.1.2" | "5.1.3" | "5.1.6" | "5.1.10" | "5.2.1")
 }
 
-/// Without an enhanced status the words decide, and only clear ones: a living address taken for dead gets no mail again.
+/// Without an enhanced status, only clear words count: an address that is wrongly taken for dead gets no mail again.
 fn is_dead(status: Option<&str>, text: &str) -> bool {
     const WORDS: &[&str] = &[
         "unknown",

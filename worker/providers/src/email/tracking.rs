@@ -1,5 +1,5 @@
-//! Tracked mails: a pixel that tells of opening, links that tell of clicks. Only HTML is touched, and only where the settings
-//! ask for the mail's category; every other mail goes out as it was given.
+//! Tracking of mails: a pixel reports that a mail was opened, links report clicks. It changes only HTML, and only for the
+//! categories that the settings name.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -10,9 +10,9 @@ use store::Store;
 use tokio::{sync::OnceCell, task::spawn_blocking};
 use url::Url;
 
-/// Elements whose content is text, whatever it looks like.
+/// Elements whose content is text, not markup.
 const RAW_TEXT_ELEMENTS: [&str; 5] = ["script", "style", "textarea", "title", "xmp"];
-/// A link that says this is for going away, and must work without us.
+/// A link that contains this word is not tracked, because unsubscribing must work without Posthaste.
 const UNSUBSCRIBE_WORD: &str = "unsubscribe";
 
 /// Longest target that is replaced, in bytes: no browser follows much longer ones, and each is encrypted into its link.
@@ -41,7 +41,7 @@ impl Tracking {
         let category = content.category.as_deref();
         let (opens, clicks) = (self.rules.opens.have(category), self.rules.clicks.have(category));
         let Some(html) = content.html.take_if(|html| !html.is_empty() && (opens || clicks)) else { return Some(()) };
-        // A mail that is not counted is better than one that is not sent.
+        // Without the key the mail is sent untracked.
         let key = match self.key.get_or_try_init(|| Key::load(&self.store)).await {
             Ok(key) => key.clone(),
             Err(error) => {
@@ -51,13 +51,13 @@ impl Tracking {
             }
         };
         let links = TrackingLinks { key, public_url: self.public_url.to_string(), delivery, opens, clicks };
-        // A long page takes milliseconds, which no other attempt on this thread should wait for.
+        // A long page takes milliseconds, which would delay the other tasks of this thread.
         content.html = Some(spawn_blocking(move || rewrite_or_keep(html, |html| links.insert_into(html))).await.ok()?);
         Some(())
     }
 }
 
-/// `html` as `rewrite` makes it, or as it was given if that panics: a fault of ours takes nothing out of a mail.
+/// Rewrites `html`, and returns it unchanged if `rewrite` panics.
 fn rewrite_or_keep(html: String, rewrite: impl FnOnce(&str) -> String) -> String {
     catch_unwind(AssertUnwindSafe(|| rewrite(&html))).unwrap_or_else(|_panic| {
         tracing::error!("the links of a mail could not be replaced, it goes out untracked");
@@ -65,7 +65,7 @@ fn rewrite_or_keep(html: String, rewrite: impl FnOnce(&str) -> String) -> String
     })
 }
 
-/// What is put into one mail.
+/// The tracking links of one mail.
 struct TrackingLinks {
     key: Key,
     public_url: String,
@@ -126,7 +126,7 @@ fn rewrite(html: &str, pixel: Option<&str>, link: impl Fn(&str) -> Option<String
     out
 }
 
-/// What stands before the next `<`, and what begins with it.
+/// Splits before the next `<`.
 fn split_at_tag(text: &str) -> Option<(&str, &str)> {
     text.split_at_checked(text.find('<')?)
 }

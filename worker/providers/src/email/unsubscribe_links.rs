@@ -1,5 +1,5 @@
-//! The way out of every mail that is not essential: a link of our own, with which a mail program unsubscribes its reader by
-//! one click (RFC 8058).
+//! Adds an unsubscribe link to every mail that is not essential. With it a mail program unsubscribes its reader by one click (RFC
+//! 8058).
 
 use domain::{
     Channel, Class,
@@ -28,7 +28,7 @@ impl UnsubscribeLinks {
         Self { public_url: config.http.public_url.clone(), store: store.clone(), key: OnceCell::new() }
     }
 
-    /// Gives a mail its link, unless it is essential. `None`: not now, and a mail without its way out must not leave.
+    /// Adds the link to a mail, unless the mail is essential. `None`: the key cannot be loaded, and the mail must not be sent yet.
     pub async fn apply(&self, claim: &Claim, content: &mut Content) -> Option<()> {
         if content.class() == Class::Essential {
             return Some(());
@@ -52,7 +52,7 @@ impl UnsubscribeLinks {
             Some(format!("{}{PATH}{}", self.public_url, key.token(unsubscribe_token).ok()?))
         };
         let url = link(&full)?;
-        // Of a person with a very long id the address alone is silenced.
+        // A very long user id does not fit into a link: then the link unsubscribes the address only.
         let url = if url.len() <= URL_BYTES_MAX { url } else { link(&UnsubscribeToken { user_id: None, ..full })? };
         content.unsubscribe_url = Some(url).filter(|url| url.len() <= URL_BYTES_MAX);
         Some(())

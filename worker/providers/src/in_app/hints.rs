@@ -1,5 +1,4 @@
-//! Says into whose inboxes something came, so that open sockets look. Only hints: nothing waits for them and nothing fails
-//! with them, since a socket also looks by itself after a while.
+//! Publishes hints about new inbox rows, so that open sockets reload. Hints may be lost: a socket also reloads periodically.
 
 use std::{
     collections::HashSet,
@@ -14,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Hints for inboxes that wait while the broker is away; with more of them one hint for all sockets is sent.
+/// Hints kept while the broker is away. More are replaced by one hint for all sockets.
 const WAITING_MAX: usize = 10_000;
 
 /// The queue of hints for open sockets. Cheap to clone.
@@ -68,7 +67,7 @@ impl Waiting {
         hints
     }
 
-    /// These hints could not be sent.
+    /// Takes back hints that were not published.
     fn put_back(&mut self, hints: InboxHints) {
         if hints.p.is_empty() {
             (self.people, self.all_people) = (HashSet::new(), true);
@@ -77,7 +76,7 @@ impl Waiting {
     }
 }
 
-/// One batch at a time: hints that come meanwhile share the next one, and a person is in it once.
+/// Publishes one batch at a time. Hints that arrive meanwhile form the next batch, each person once.
 async fn publish_loop(queue: &HintQueue, publisher: &Publisher) {
     let mut reconnect = Reconnect::new();
     loop {

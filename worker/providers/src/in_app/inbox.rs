@@ -14,8 +14,8 @@ use store::{
 
 use super::hints::Hints;
 
-/// One commit takes as many rows as a claim brings; a second one hides the first one's round trip. More items wait
-/// than all lanes together attempt at once.
+/// A batch has as many rows as a claim has deliveries. The second commit hides the round trip of the first. The queue is longer
+/// than the number of attempts that all lanes make at once.
 const LIMITS: Limits = Limits { batch_max: 64, parallel_max: 2, queue_max: 1024, spacing: Duration::ZERO };
 
 /// Puts notifications into the inbox of the person named by the recipient.
@@ -24,7 +24,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// An inbox in `store` that takes down with `hints` whose open sockets to tell. Needs a Tokio runtime, on which its writer runs.
+    /// Writes to `store` and sends hints for open sockets through `hints`. Needs a Tokio runtime for its writer.
     pub fn start(store: Store, hints: Hints) -> Self {
         Self { rows: Batcher::start(LIMITS, move |items| write(store.clone(), hints.clone(), items)) }
     }
@@ -39,7 +39,7 @@ impl Inbox {
         let item = NewItem { delivery, tenant, user_id, content, kind, category };
         match self.rows.submit(item).await {
             Ok(true) => Outcome::Sent(Receipt { arrived: true, ..Receipt::default() }),
-            // Certain enough: should the row stand all the same, the next attempt finds it and changes nothing.
+            // The row may exist all the same. Then the next attempt changes nothing, so the failure counts as transient.
             Ok(false) | Err(_) => Outcome::Transient(Fault::new("database", "the inbox could not be written"), None),
         }
     }
@@ -55,7 +55,7 @@ impl Provider for Inbox {
     }
 }
 
-/// Rows that were there already get a hint again: their writer may have died before it sent one.
+/// Writes rows and sends their hints. Existing rows get a hint again: their writer may have died before it sent one.
 async fn write(store: Store, hints: Hints, items: Vec<NewItem>) -> Vec<bool> {
     let count = items.len();
     let person = |item: &NewItem| InboxHint::of(&inbox::person(store.sealer(), item.tenant, &item.user_id));

@@ -1,4 +1,4 @@
-//! Apple's push service over HTTP/2, known to it by a signed token or by a certificate.
+//! Apple's push service over HTTP/2, with a signed token or a client certificate.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,12 +23,12 @@ use crate::vendor::{self, VendorResponse};
 
 const NAME: &str = "apns";
 const CERTIFICATE: &str = "APNS_CERTIFICATE_PATH";
-/// Apple's limit.
+/// The largest payload that Apple accepts.
 const PAYLOAD_BYTES_MAX: usize = 4096;
 /// Apple takes a token for 60 minutes and wants no new one before 20.
 const TOKEN_MINUTES: i64 = 40;
 const NEW_TOKEN_MINUTES_MIN: i64 = 20;
-/// Of the right shape, and no device's.
+/// A well-formed token that belongs to no device.
 const UNKNOWN_TOKEN: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// Apple's push service.
@@ -36,7 +36,7 @@ pub struct Apns {
     client: Client,
     devices: Url,
     topic: String,
-    /// Signs tokens; without it the certificate of the connection says who we are.
+    /// Signs tokens. `None`: the client certificate authenticates.
     signer: Option<Signer>,
     breaker: Arc<str>,
     is_only_provider: bool,
@@ -47,7 +47,7 @@ impl Apns {
     pub fn new(config: &Config, is_only_provider: bool) -> Result<Self, PushSetupError> {
         let apns = config.push.apns.as_ref().ok_or(PushSetupError::Missing(CERTIFICATE))?;
         let pem = file(CERTIFICATE, &apns.certificate_path)?;
-        // Apple speaks nothing else; without TLS there is nothing to agree on it with.
+        // Apple supports only HTTP/2, and a connection without TLS cannot negotiate it.
         let client = vendor::client(config.provider_timeout).http2_prior_knowledge();
         let (client, signer) = match &apns.signer {
             Some(names) => (client, Some(Signer::new(names, pem.as_bytes())?)),
@@ -123,7 +123,7 @@ impl Apns {
         }
     }
 
-    /// `None`: whatever it is, it must not stand in a path.
+    /// The URL of a device. `None`: the token has characters that a path must not contain.
     fn url(&self, token: &str) -> Option<Url> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':');
         token.chars().all(plain).then(|| self.devices.join(&format!("./{token}")).ok())?
@@ -176,7 +176,7 @@ impl Provider for Apns {
     }
 }
 
-/// Signs tokens, seldom: Apple refuses who makes many.
+/// Signs tokens and caches the last one, because Apple refuses clients that create many.
 struct Signer {
     key: EcdsaKeyPair,
     key_id: String,
@@ -187,7 +187,7 @@ struct Signer {
 #[derive(Default)]
 struct TokenCache {
     token: Option<(Arc<SecretString>, DateTime<Utc>)>,
-    /// When Apple last called one expired that should not have been.
+    /// When Apple last refused a current token as expired.
     dropped_at: Option<DateTime<Utc>>,
 }
 
@@ -214,7 +214,7 @@ impl Signer {
         Some(token)
     }
 
-    /// Makes room for a new one; if that is refused as well, the clock is wrong, and more of them would not help.
+    /// Drops a token that was refused as expired, at most every 20 minutes: if a new one is refused too, the clock is wrong.
     fn drop_expired(&self, token: &Arc<SecretString>, now: DateTime<Utc>) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let is_recent = cache.dropped_at.is_some_and(|at| now - at < TimeDelta::minutes(NEW_TOKEN_MINUTES_MIN));
@@ -233,7 +233,7 @@ fn payload(order: &Order) -> String {
     alert.extend(notice.body.map(|body| ("body".to_owned(), Value::from(body))));
     let mut aps = serde_json::Map::from_iter([("alert".to_owned(), Value::Object(alert))]);
     aps.extend(notice.badge.map(|badge| ("badge".to_owned(), Value::from(badge))));
-    // Apple's word, whatever the producer calls so.
+    // Apple reserves this member, so it replaces the producer's.
     members.insert("aps".to_owned(), Value::Object(aps));
     Value::Object(members).to_string()
 }
@@ -251,7 +251,7 @@ fn classify(response: &VendorResponse, reason: Option<&str>) -> Outcome {
     let fault =
         |what: &str| Fault::new(reason.unwrap_or(response.status.as_str()), format!("apns answered {status}{what}"));
     match (status, reason) {
-        // Apple answers with the id alone; any other answer is not Apple's.
+        // Apple's response has an id and no body. Any other response is from another server.
         (200, _) if response.header("apns-id").is_some() || response.body.as_ref().is_some_and(Vec::is_empty) => {
             vendor::sent(response, response.header("apns-id").and_then(vendor::reference))
         }

@@ -32,9 +32,9 @@ const TOKEN_ENDPOINT: &str = "the token endpoint of fcm";
 const CREDENTIALS: &str = "FCM_CREDENTIALS_PATH";
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 const GRANT: &str = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
-/// Google's longest for an assertion.
+/// The longest lifetime of an assertion that Google accepts.
 const ASSERTION_SECONDS: i64 = 3600;
-/// How long a token holds whose answer does not say.
+/// The lifetime of a token whose response does not name one.
 const TOKEN_SECONDS: u64 = 300;
 /// The share of an attempt's time that getting a token may take.
 const TOKEN_SHARE: f64 = 0.75;
@@ -86,7 +86,7 @@ impl Fcm {
 
     async fn post(&self, order: &Order) -> Outcome {
         let started = Instant::now();
-        // Not all of the time, so that the call itself is not cut off.
+        // Only a part of the time, so that some is left for the call.
         let token = match timeout(order.timeout.mul_f64(TOKEN_SHARE), self.tokens.get()).await {
             Ok(Ok(token)) => token,
             Ok(Err(outcome)) => return outcome,
@@ -188,7 +188,7 @@ struct Token {
     value: SecretString,
     renew_at: Instant,
     ends_at: Instant,
-    /// Something was sent with it: if it is refused after that, it ended early, and the credentials are not to blame.
+    /// A message was sent with it. If it is refused later, it expired early, and the credentials are valid.
     was_accepted: AtomicBool,
 }
 
@@ -214,7 +214,7 @@ impl TokenSource {
         Ok(Self { client, endpoint, account, key, key_id, cached: Mutex::default(), refresh_lock: Default::default() })
     }
 
-    /// The token held, or a new one; an outcome where there is none. Nothing was sent to any device by then.
+    /// The cached token, or a new one. On failure, the outcome; no device was sent anything yet.
     async fn get(&self) -> Result<Arc<Token>, Outcome> {
         let Some(token) = self.cached() else {
             let _guard = self.refresh_lock.lock().await;
@@ -227,7 +227,7 @@ impl TokenSource {
         if Instant::now() < token.renew_at {
             return Ok(token);
         }
-        // One renews it; the others go on with what still holds, as does that one if nothing comes of it.
+        // One task renews the token. The others, and this one if the renewal fails, use the current token, which is still valid.
         match self.refresh_lock.try_lock() {
             Ok(_guard) => Ok(self.fetch().await.unwrap_or(token)),
             Err(_) => Ok(token),
@@ -239,7 +239,7 @@ impl TokenSource {
         cached.as_ref().filter(|token| Instant::now() < token.ends_at).cloned()
     }
 
-    /// Forgets a token that was refused, unless there is a newer one by now.
+    /// Drops a refused token, unless a newer one is cached.
     fn drop_refused(&self, token: &Arc<Token>) {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         cached.take_if(|cached| Arc::ptr_eq(cached, token));
@@ -275,7 +275,7 @@ impl TokenSource {
         Ok(token)
     }
 
-    /// What the token is given for (RFC 7523).
+    /// The signed assertion that is exchanged for a token (RFC 7523).
     fn assertion(&self) -> Option<String> {
         let now = clock::now().timestamp();
         let header = json!({"alg": "RS256", "typ": "JWT", "kid": self.key_id.as_deref()});
@@ -285,7 +285,7 @@ impl TokenSource {
     }
 }
 
-/// However a call for a token ended, no device was sent anything.
+/// An unknown outcome of a token call is transient: no device was sent anything.
 fn nothing_sent(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Unknown(fault) => Outcome::Transient(fault, None),
@@ -293,7 +293,7 @@ fn nothing_sent(outcome: Outcome) -> Outcome {
     }
 }
 
-/// A token endpoint that answers with something else than a token.
+/// The outcome of a token endpoint's error response.
 fn token_error(response: &VendorResponse) -> Outcome {
     #[derive(Deserialize)]
     struct ErrorBody {
@@ -301,13 +301,13 @@ fn token_error(response: &VendorResponse) -> Outcome {
     }
     let code = response.json::<ErrorBody>().and_then(|body| error_word(&body.error).map(str::to_owned));
     match response.classify(TOKEN_ENDPOINT, code.as_deref()) {
-        // `invalid_grant` and its like: the account, its key, or the clock.
+        // For example `invalid_grant`: the account, its key or the clock is wrong.
         Outcome::Rejected(fault) => Outcome::Misconfigured(fault),
         other => nothing_sent(other),
     }
 }
 
-/// The code of FCM, else the one that all of Google's services have.
+/// FCM's own error code, or else the general one of Google's services.
 fn error_code(response: &VendorResponse) -> Option<String> {
     let body: Value = response.json()?;
     let error = body.get("error")?;
@@ -348,7 +348,7 @@ fn message(order: &Order) -> Value {
     json!({"message": message})
 }
 
-/// FCM's data are texts.
+/// FCM accepts only strings as data values.
 fn text(value: Value) -> Value {
     match value {
         Value::String(_) => value,

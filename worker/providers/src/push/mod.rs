@@ -18,9 +18,9 @@ use domain::{
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-/// A device that is away longer than this misses what has no expiry of its own: the longest that every service keeps.
+/// How long a service keeps a message without an expiry for a device that is offline: the most that every service allows.
 const TTL_MAX: Duration = Duration::from_hours(28 * 24);
-/// Hexadecimal digits of the shortest token of Apple; no other service writes tokens like that.
+/// Hexadecimal digits of Apple's shortest token. No other service's tokens are hexadecimal.
 const APPLE_DIGITS_MIN: usize = 64;
 
 /// Why a push provider could not be set up.
@@ -35,7 +35,7 @@ pub enum PushSetupError {
     /// A file holds something else.
     #[error("{0} names a file that is not {1}")]
     Content(&'static str, &'static str),
-    /// The HTTP client could not be made.
+    /// The HTTP client could not be created.
     #[error("the HTTP client could not be made")]
     Client(#[from] reqwest::Error),
 }
@@ -45,7 +45,7 @@ fn file(setting: &'static str, path: &Path) -> Result<String, PushSetupError> {
     std::fs::read_to_string(path).map_err(|error| PushSetupError::File(setting, error))
 }
 
-/// What the producer's data say to the services.
+/// Options for push services in the producer's data.
 #[derive(Default, Deserialize)]
 struct PushOptions {
     platform: Option<Value>,
@@ -68,12 +68,12 @@ impl PushOptions {
     }
 }
 
-/// What the vendor knows the device by.
+/// The device token, without the platform.
 fn token(order: &Order) -> &str {
     push_target(order.recipient.reveal()).1
 }
 
-/// Whose tokens a platform has. A token of a browser, which is no subscription, is one of Firebase's.
+/// The service whose tokens a platform uses. A browser's token that is no subscription is Firebase's.
 const fn service_of(platform: Platform) -> ProviderName {
     match platform {
         Platform::Ios => ProviderName::Apns,
@@ -81,9 +81,9 @@ const fn service_of(platform: Platform) -> ProviderName {
     }
 }
 
-/// Whether the device of `order` is for `service`. A subscription is for Web Push and nothing else; a service that is the only one
-/// it takes every token, else the platform decides under which the device was registered, then the one that the producer
-/// named, or the shape of the token.
+/// True if `service` is the one for the device of `order`. Web Push gets the subscriptions and nothing else. A service that is the
+/// only provider gets every token. Otherwise these decide, in this order: the platform under which the device was registered, the
+/// platform that the producer named, the form of the token.
 fn is_for(order: &Order, service: ProviderName, is_only_provider: bool) -> bool {
     let (platform, device) = push_target(order.recipient.reveal());
     if is_subscription(device) {
@@ -98,7 +98,7 @@ fn is_for(order: &Order, service: ProviderName, is_only_provider: bool) -> bool 
     named.unwrap_or_else(by_shape) == service
 }
 
-/// What a device shows, and what its program gets.
+/// The text that a device shows, and the data for its app.
 struct Notice<'a> {
     title: Option<&'a str>,
     body: Option<&'a str>,
@@ -132,18 +132,18 @@ impl<'a> Notice<'a> {
     }
 }
 
-/// For how long a service should keep it for a device that is away.
+/// How long a service keeps the message for a device that is offline.
 fn time_to_live(order: &Order) -> Duration {
     let left = order.expires_at.map(|at| (at - clock::now()).to_std().unwrap_or_default());
     left.map_or(TTL_MAX, |left| left.min(TTL_MAX))
 }
 
-/// When a service should forget it.
+/// When a service drops the message.
 fn expiry_time(order: &Order) -> DateTime<Utc> {
     clock::now() + time_to_live(order)
 }
 
-/// A vendor's word for what is wrong, if it is one: whatever else stands there is not repeated.
+/// A vendor's error code, if `text` is a single word. Any other text may hold personal data and is dropped.
 fn error_word(text: &str) -> Option<&str> {
     let plain = |c: char| c.is_ascii_alphabetic() || c == '_';
     (!text.is_empty() && text.len() <= 60 && text.chars().all(plain)).then_some(text)

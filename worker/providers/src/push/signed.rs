@@ -1,4 +1,4 @@
-//! The signed texts (RFC 7519) by which Google, Apple and browsers' push services know who sends.
+//! Signed tokens (JWT, RFC 7519) that authenticate Posthaste at Google, Apple and browsers' push services.
 
 use aws_lc_rs::{
     rand::SystemRandom,

@@ -39,13 +39,13 @@ const NAME: &str = "the push service";
 const PLAIN_BYTES_MAX: usize = 4096 - 86 - 1 - 16;
 /// The whole message is one record of at most this.
 const RECORD_BYTES: u32 = 4096;
-/// A signature may hold for 24 hours (RFC 8292, section 2); half of that forgives every clock.
+/// A token may be valid for 24 hours (RFC 8292, section 2). Half of that tolerates wrong clocks.
 const SIGNATURE_HOURS: i64 = 12;
 
-/// Browsers' push services. Browsers name them, so the guard of webhooks stands before them.
+/// Browsers' push services. Browsers name their addresses, so the egress guard checks them.
 pub struct Webpush {
     client: Client,
-    /// For plain text, which only networks that the operator exempts may be sent.
+    /// The client for plain HTTP, which is allowed only to networks that the operator exempts.
     plain: Client,
     guard: Guard,
     keys: EcdsaKeyPair,
@@ -114,7 +114,7 @@ impl Webpush {
         }
     }
 
-    /// Says who sends, to this service only.
+    /// The authorization for this service.
     fn authorization(&self, url: &Url) -> Option<String> {
         let ends = clock::now() + chrono::TimeDelta::hours(SIGNATURE_HOURS);
         let claims =
@@ -133,19 +133,19 @@ impl Provider for Webpush {
         is_for(order, ProviderName::Webpush, self.is_only_provider)
     }
 
-    /// One for each service: whether one is there says nothing about the next.
+    /// One breaker per push service.
     fn breaker_key(&self, order: &Order) -> Option<Arc<str>> {
         let url = Url::parse(&Subscription::parse(order.recipient.reveal())?.endpoint).ok()?;
         Some(format!("{}/{}", ProviderName::Webpush, url.origin().ascii_serialization()).into())
     }
 
-    /// A push service limits subscriptions, and any browser may have named it.
+    /// A browser names the push service, so its throttling must not affect other tenants.
     fn throttle_scope(&self, _fault: &Fault) -> ThrottleScope {
         ThrottleScope::Tenant
     }
 
     fn check(&self) -> Checking<'_> {
-        // That the keys belong together was checked at the start; there is no service to call until a browser names one.
+        // The keys were checked at the start, and there is no service to call before a browser names one.
         Box::pin(std::future::ready(Ok("the VAPID keys belong together; browsers name the services".to_owned())))
     }
 
@@ -177,7 +177,7 @@ fn refused(refusal: Refusal) -> Outcome {
 
 fn classify(response: &VendorResponse) -> Outcome {
     match response.status.as_u16() {
-        // Whatever is in the body: the service promises nothing there.
+        // The body does not matter: the standard defines none.
         200..=299 => vendor::sent(response, None),
         status @ (404 | 410) => Outcome::AddressDead(Fault::new(
             response.status.as_str(),
@@ -202,7 +202,7 @@ fn payload(order: &Order) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&Payload { title, body, data })
 }
 
-/// For the holder of `keys` only. `None`: they are no keys.
+/// Encrypts for the holder of `keys`. `None`: the keys are invalid.
 fn encrypted(keys: &SubscriptionKeys, plain: Vec<u8>) -> Option<Vec<u8>> {
     let mut salt = [0; 16];
     rand::fill(&mut salt).ok()?;

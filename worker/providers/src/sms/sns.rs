@@ -20,7 +20,7 @@ use super::super::{
 
 const NAME: &str = "sns";
 const VERSION: &str = "2010-03-31";
-/// The category that SNS may carry by its cheaper, less certain ways.
+/// The category that SNS may send as promotional: cheaper and less reliable.
 const MARKETING: &str = "marketing";
 
 /// Amazon SNS, with one key.
@@ -30,7 +30,7 @@ pub struct Sns {
 }
 
 impl Sns {
-    /// SNS as the settings have it; nothing is dialled yet.
+    /// Creates the provider from the settings. It opens no connection.
     pub fn new(config: &Config) -> Result<Self, SetupError> {
         let aws = Aws::new(config, (ProviderName::Sns, Channel::Sms), ("sns", "sns"))?;
         Ok(Self { aws, sender: config.sms.sns_sender_id.clone() })

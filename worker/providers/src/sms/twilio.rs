@@ -27,13 +27,13 @@ pub struct Twilio {
     from: String,
     account_url: Url,
     messages_url: Url,
-    /// Where Twilio reports to; a delivery's id is added, so that a report also settles an answer that was lost.
+    /// Twilio sends its reports here. The delivery's id is added, so that a report also resolves a call whose response was lost.
     reports_url: Url,
     breaker: Arc<str>,
 }
 
 impl Twilio {
-    /// Twilio as the settings have it; nothing is dialled yet.
+    /// Creates the provider from the settings. It opens no connection.
     pub fn new(config: &Config) -> Result<Self, SetupError> {
         let twilio = &config.sms.twilio;
         let account = twilio.account_sid.clone().ok_or(SetupError::Incomplete("TWILIO_ACCOUNT_SID"))?;
@@ -102,7 +102,7 @@ impl Provider for Twilio {
     }
 }
 
-/// The id of one, as told apart from a name or a number by its length alone.
+/// True for the id of a messaging service: only its length tells it from a name or a number.
 fn is_messaging_service(from: &str) -> bool {
     from.len() == 34 && from.starts_with("MG")
 }
@@ -112,7 +112,7 @@ struct Accepted {
     sid: String,
 }
 
-/// The sentence beside the code quotes the number and is not read.
+/// The message beside the code quotes the phone number, so it is not read.
 #[derive(Deserialize)]
 struct ErrorBody {
     code: u32,

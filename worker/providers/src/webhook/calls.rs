@@ -1,5 +1,5 @@
-//! The log of calls to webhook configurations: masked, cut off, and written in batches straight into the database, since what it
-//! holds may not travel through the broker.
+//! The log of calls to webhook configurations. Calls are masked, truncated and written to the database in batches. They bypass the
+//! broker, because broker messages hold no personal data.
 
 use std::time::Duration;
 
@@ -14,25 +14,25 @@ use store::{Store, webhook_logs::NewCall};
 
 use crate::counters;
 
-/// What is logged of a request's body.
+/// Logged bytes of a request's body.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
-/// What is logged of an answer's body.
+/// Logged bytes of a response's body.
 pub const RESPONSE_BYTES_MAX: usize = 4 * 1024;
 const LIMITS: Limits = Limits { batch_max: 128, parallel_max: 1, queue_max: 2048, spacing: Duration::from_millis(20) };
-/// Times a batch is tried before it is left out of the log.
+/// Tries to write a batch before it is dropped.
 const TRIES_MAX: u32 = 20;
 
-/// Writes calls down.
+/// Logs calls.
 pub struct CallLog(Batcher<NewCall, ()>);
 
 impl CallLog {
-    /// Writes to `store`, which switches off what fails for longer than `disable_after`.
+    /// Writes to `store`, which switches off a configuration that fails for longer than `disable_after`.
     pub fn start(store: Store, disable_after: Duration) -> Self {
         let disable_after_ms = i64::try_from(disable_after.as_millis()).unwrap_or(i64::MAX);
         Self(Batcher::start(LIMITS, move |calls| write(store.clone(), disable_after_ms, calls)))
     }
 
-    /// Takes a call down. A log that cannot keep up has gaps; no delivery waits for it.
+    /// Logs a call. The call is dropped if the queue is full: no delivery waits for the log.
     pub fn log(&self, call: NewCall) {
         if self.0.post(call).is_err() {
             counters::call_not_logged();
@@ -60,7 +60,7 @@ async fn write(store: Store, disable_after_ms: i64, calls: Vec<NewCall>) -> Vec<
     vec![(); calls.len()]
 }
 
-/// A request as it is logged; `secret` says whether the value of a header is masked.
+/// The log entry of a request. `secret` decides whether a header's value is masked.
 pub fn request(url: &str, headers: &HeaderMap, secret: impl Fn(&str) -> bool, body: &str) -> Value {
     json!({
         "method": "POST",
@@ -71,7 +71,7 @@ pub fn request(url: &str, headers: &HeaderMap, secret: impl Fn(&str) -> bool, bo
     })
 }
 
-/// An answer as it is logged.
+/// The log entry of a response.
 pub fn response(headers: &HeaderMap, body: &[u8]) -> Value {
     json!({ "headers": headers_json(headers, is_secret_header), "body": truncated(body, RESPONSE_BYTES_MAX) })
 }
@@ -84,7 +84,7 @@ fn headers_json(headers: &HeaderMap, secret: impl Fn(&str) -> bool) -> Map<Strin
     headers.iter().map(|(name, text)| (name.to_string(), value(name.as_str(), text.as_bytes()).into())).collect()
 }
 
-/// The beginning of a text; what is no UTF-8 is replaced, a NUL too, which the database does not take.
+/// The first `bytes_max` bytes of a text. Invalid UTF-8 and NUL are replaced, because the database refuses them.
 fn truncated(text: &[u8], bytes_max: usize) -> String {
     String::from_utf8_lossy(text.get(..bytes_max).unwrap_or(text)).replace('\0', "\u{fffd}")
 }

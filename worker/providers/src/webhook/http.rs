@@ -35,19 +35,19 @@ use super::{
 };
 use crate::counters;
 
-/// A receiver that cannot be connected to within this will not answer in time either.
+/// The longest time to connect to a receiver.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Below the 5 s after which the most common servers close an idle connection: writing into one that is just being
-/// closed is an attempt of unknown outcome. A receiver in steady use keeps its connections all the same.
+/// Less than the 5 s after which the most common servers close an idle connection. A request on a connection that is being closed
+/// has an unknown outcome. A receiver in steady use keeps its connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Idle connections to one receiver; more than all lanes together attempt at once are of no use.
+/// Idle connections to one receiver: as many as all lanes together can use.
 const IDLE_PER_HOST_MAX: usize = 256;
-/// An answer is read this far, so that its connection can be used again.
+/// The most bytes read of a response. A response that is read to its end leaves its connection reusable.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// The status is the answer; its body is not worth a longer wait than a new connection would cost.
+/// The longest time to read a response's body. Only the status decides the outcome, and a new connection takes about this long.
 const ANSWER_BODY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The HTTP client for addresses that tenants name: it follows nothing, trusts no proxy setting, unpacks nothing.
+/// The HTTP client for addresses that tenants name. It follows no redirect, uses no proxy and decompresses nothing.
 pub struct Http {
     client: Client,
     guard: Guard,
@@ -55,7 +55,7 @@ pub struct Http {
     calls: Option<CallLog>,
 }
 
-/// What the log of calls says of an answer.
+/// The part of a response that is logged.
 struct LoggedResponse {
     status: StatusCode,
     headers: HeaderMap,
@@ -63,13 +63,13 @@ struct LoggedResponse {
 }
 
 impl Http {
-    /// A client for these settings, in a worker that makes `places` calls at once. The error is that of the TLS set-up.
+    /// A client for a worker that makes up to `permits` calls at once. Fails if TLS cannot be set up.
     pub fn new(config: &WebhookConfig, permits: usize) -> reqwest::Result<Self> {
         let guard = Guard::new(config.allow_nets.clone());
         Self::with_resolver(config, permits, GuardedResolver::shared(guard))
     }
 
-    /// The same with a log of the calls to configurations.
+    /// Logs the calls to webhook configurations in `store`.
     pub fn with_call_log(mut self, store: Store, config: &WebhookConfig) -> Self {
         self.calls = Some(CallLog::start(store, config.disable_after));
         self
@@ -126,7 +126,7 @@ impl Http {
     }
 }
 
-/// Gives the place of a call back, however the call ends.
+/// Releases the permit of a call when it is dropped.
 struct PermitGuard<'a> {
     http: &'a Http,
     order: &'a Order,
@@ -146,11 +146,11 @@ fn origin(order: &Order) -> Option<Arc<str>> {
     Some(Arc::from(url.origin().ascii_serialization()))
 }
 
-/// What the log says of a call before its answer is known. Every header that the configuration adds may be a secret.
+/// The log entry of a call without its response. Every header that the configuration adds may be a secret.
 fn log_entry(order: &Order, configuration: Uuid, headers: &HeaderMap, body: &str) -> NewCall {
     let is_added = |name: &str| order.webhook_headers.iter().any(|(added, _)| added.eq_ignore_ascii_case(name));
     let id = Uuid::now_v7();
-    // The moment of the id, so that the list, which goes by ids, is in the order of its moments.
+    // The time of the id: the log is sorted by id, and so also by time.
     let moment = id.get_timestamp().map(|at| at.to_unix());
     let at = moment.and_then(|(seconds, nanos)| DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos));
     NewCall {
@@ -174,17 +174,17 @@ impl Provider for Http {
         ProviderName::Http
     }
 
-    /// One receiver that hangs delays no other; what two tenants do to one receiver stays between each of them and it.
+    /// One breaker per tenant and origin: neither another receiver nor another tenant's calls open it.
     fn breaker_key(&self, order: &Order) -> Option<Arc<str>> {
         origin(order).map(|origin| Arc::from(format!("http/{}/{origin}", order.tenant)))
     }
 
-    /// Only a receiver that hangs takes places from others; one that refuses or fails is retried as its schedule says.
+    /// Only timeouts count: a receiver that hangs holds permits, one that refuses or fails does not.
     fn is_down(&self, failure: &Outcome) -> bool {
         failure.fault().and_then(|fault| fault.code.as_deref()) == Some(Trouble::Timeout.as_str())
     }
 
-    /// A receiver asks for a pause of one address, and the breaker stands before its whole origin.
+    /// A receiver throttles one URL, and the breaker guards its whole origin.
     fn throttle_scope(&self, _fault: &Fault) -> ThrottleScope {
         ThrottleScope::Recipient
     }
@@ -201,7 +201,7 @@ impl Provider for Http {
     }
 }
 
-/// The body of a webhook that has more to say than its data.
+/// The body of a webhook with a title or a message.
 #[derive(Serialize)]
 struct Envelope<'a> {
     id: MessageId,
@@ -218,7 +218,7 @@ struct Envelope<'a> {
     created_at: String,
 }
 
-/// The producer's data byte for byte where it stands alone, else the envelope.
+/// The producer's data, byte for byte, if the content has nothing else; otherwise the envelope.
 fn body(order: &Order) -> serde_json::Result<Cow<'_, str>> {
     let content: &Content = &order.content;
     let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
@@ -244,13 +244,13 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// `None`: the secret cannot sign.
+/// The headers of a webhook. `None`: the secret cannot sign.
 fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     let id = order.delivery.to_string();
     let sign = |secret| standard_webhooks::sign(secret, &id, now.timestamp(), body.as_bytes());
     let signatures = order.webhook_secret.split(' ').map(sign).collect::<Option<Vec<String>>>()?;
     let mut headers = HeaderMap::with_capacity(12 + order.webhook_headers.len());
-    // First, so that none of them replaces a header of Posthaste.
+    // These come first, so that none of them replaces a header of Posthaste.
     for (name, value) in &*order.webhook_headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             headers.insert(name, value);
@@ -263,7 +263,7 @@ fn headers(order: &Order, body: &str, now: DateTime<Utc>) -> Option<HeaderMap> {
     let id = HeaderValue::try_from(id).ok()?;
     headers.insert(IDEMPOTENCY_KEY, id.clone());
     headers.insert(WEBHOOK_ID, id);
-    // Text of the producer: an invalid header value is left out.
+    // The producer chose these values: an invalid one is left out.
     for (name, value) in [(REQUEST_ID, &order.request_id), (TRACEPARENT, &order.traceparent)] {
         if let Some(value) = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
             headers.insert(name, value);
@@ -277,12 +277,12 @@ async fn response_outcome(mut response: Response) -> (Outcome, Option<LoggedResp
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let outcome = classify(status, retry_after.and_then(|value| retry_after::parse(value, clock::now())));
     let mut answer = LoggedResponse { status, headers: std::mem::take(response.headers_mut()), body: Vec::new() };
-    // Whatever comes of the body changes nothing.
+    // The body does not change the outcome.
     let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, drain_body(response, &mut answer.body)).await;
     (outcome, Some(answer))
 }
 
-/// Keeps the beginning.
+/// Reads a body and keeps its beginning.
 async fn drain_body(mut response: Response, beginning: &mut Vec<u8>) {
     let mut budget = ANSWER_BYTES_MAX;
     while let Ok(Some(chunk)) = response.chunk().await {
@@ -295,7 +295,7 @@ async fn drain_body(mut response: Response, beginning: &mut Vec<u8>) {
     }
 }
 
-/// What a status means; `retry_after` is the wait that came with it.
+/// The outcome by status. `retry_after` is the pause that the receiver asked for.
 fn classify(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
     let code = status.as_u16();
     let fault = |detail: String| Fault::new(status.as_str(), detail);
@@ -326,7 +326,7 @@ fn refused(refusal: Refusal) -> Outcome {
     Outcome::Rejected(Fault::new("bad_url", format!("the URL {refusal}")))
 }
 
-/// An error without an answer. Before the connection stands nothing was sent; after that it is unknown.
+/// The outcome of a call without a response: transient if there was no connection, unknown after that.
 fn error_outcome(error: &reqwest::Error) -> Outcome {
     let trouble = Trouble::of(error);
     let fault = |detail: &str| Fault::new(trouble.as_str(), detail);

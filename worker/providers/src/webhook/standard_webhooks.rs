@@ -1,4 +1,4 @@
-//! The signature of an outgoing webhook, as the Standard Webhooks specification 1.0 wants it.
+//! The signature of an outgoing webhook, by the Standard Webhooks specification 1.0.
 //!
 //! Signed is `<id>.<timestamp>.<body>`: with HMAC-SHA256 and the bytes that a `whsec_…` stands for (v1), or with Ed25519 and
 //! the key that a `whsk_…` stands for (v1a). The id stays the same over all attempts; the timestamp is each attempt's own.

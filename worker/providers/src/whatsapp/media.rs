@@ -1,8 +1,8 @@
-//! Media that a message names by URL. It is fetched here, through the address guard, because WAHA would fetch it from inside the
-//! operator's network without one.
+//! Fetches media that a message names by URL, through the egress guard. WAHA would fetch it from inside the operator's network
+//! without a guard.
 //!
-//! A slot of a session holds for a second and a file may take longer, so a fetch goes on when its attempt gives up, and the next
-//! attempt of the delivery finds the file.
+//! A slot lasts for a second and a file may take longer. So a fetch continues after its attempt gave up, and the delivery's next
+//! attempt finds the file.
 
 use std::{
     collections::HashMap,
@@ -28,21 +28,21 @@ use tokio::time::timeout_at;
 
 use crate::counters;
 
-/// A host that cannot be connected to within this will not answer in time either.
+/// The longest time to connect to a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Redirects that are followed; the guard checks each target.
 const REDIRECTS_MAX: usize = 3;
 /// How long a fetched file is kept: the recipients of one bulk share one fetch.
 const CACHE_TTL: Duration = Duration::from_secs(60);
-/// How long a failed fetch answers for the next ones.
+/// How long a failed fetch is cached.
 const FAILURE_TTL: Duration = Duration::from_secs(1);
 /// Fetched files that are kept, in bytes of base64.
 const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Fetches of one tenant at once: hosts that hang take no places from other tenants.
+/// Concurrent fetches of one tenant: slow hosts of one tenant leave capacity for the others.
 const FETCHES_OF_TENANT_MAX: usize = 2;
-/// Fetches at once. Together they hold at most this often 20 MB.
+/// Concurrent fetches. Each holds up to 20 MB.
 const FETCHES_MAX: usize = 8;
-/// When a delivery whose file is still on its way looks again.
+/// The pause of a delivery whose file is still being fetched.
 const PENDING_RETRY: Duration = Duration::from_secs(1);
 
 type Fetched = Result<Arc<str>, Failure>;
@@ -73,7 +73,7 @@ struct File {
 }
 
 impl Fetcher {
-    /// Fetches what the guard of `resolver` allows, within `timeout`. The error is that of the TLS set-up.
+    /// Fetches from addresses that the guard of `resolver` allows, within `timeout`. Fails if TLS cannot be set up.
     pub fn new(resolver: Arc<GuardedResolver>, timeout: Duration) -> reqwest::Result<Self> {
         let (guard, redirect_guard) = (resolver.guard().clone(), resolver.guard().clone());
         let follow = redirect::Policy::custom(move |attempt| match redirect_guard.check_url(attempt.url().as_str()) {
@@ -89,7 +89,7 @@ impl Fetcher {
         Ok(Self { client, guard, files: Mutex::default() })
     }
 
-    /// The file at `url` in base64, if it is there by `until`; else what that means for the delivery.
+    /// The file at `url` in base64, if it arrives by `until`; otherwise the delivery's outcome.
     pub async fn get(&self, tenant: TenantId, url: &str, until: Instant) -> Result<Arc<str>, Outcome> {
         self.guard.check_url(url).map_err(|refusal| Failure::Refused(refusal).into_outcome())?;
         let target = Url::parse(url).map_err(|_| Failure::Refused(Refusal::NotHttp).into_outcome())?;
@@ -98,7 +98,7 @@ impl Fetcher {
         fetched.map_err(Failure::into_outcome)
     }
 
-    /// The fetch of this file, begun now unless there is one; `None`: too many are under way.
+    /// The running fetch of this file, or a new one. `None`: too many fetches are running.
     fn fetch(&self, tenant: TenantId, url: Url) -> Option<Shared<BoxFuture<'static, Fetched>>> {
         let mut files = self.files();
         evict_old(&mut files);
@@ -113,7 +113,7 @@ impl Fetcher {
             return None;
         }
         let fetched = fetch(self.client.clone(), url).boxed().shared();
-        // A task of its own goes on without the attempt that began it.
+        // A separate task continues the fetch after its attempt gave up.
         tokio::spawn(fetched.clone());
         files.insert(key, File { started_at: Instant::now(), fetched: fetched.clone() });
         Some(fetched)
@@ -124,8 +124,8 @@ impl Fetcher {
     }
 }
 
-/// Forgets what is old. While all together are too large, the tenant with the most bytes loses its oldest file: no tenant pushes
-/// out the files of one that keeps less.
+/// Evicts expired files. While the cache is too large, the tenant with the most bytes loses its oldest file, so no tenant evicts
+/// the files of a tenant with fewer bytes.
 fn evict_old(files: &mut HashMap<(TenantId, String), File>) {
     files.retain(|_, file| match file.fetched.peek() {
         None => true,
@@ -199,7 +199,7 @@ impl Failure {
     }
 }
 
-/// What an answer without a file means for the delivery.
+/// The outcome of a response without a file.
 fn answered(status: StatusCode, wait: Option<Duration>) -> Outcome {
     let code = status.as_u16();
     let fault = Fault::new("media", format!("media.url answered {code}"));

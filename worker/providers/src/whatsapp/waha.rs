@@ -1,7 +1,7 @@
-//! WhatsApp through WAHA: each delivery goes out by the session whose line gave it a slot.
+//! WhatsApp through WAHA. Each delivery is sent by the session whose pacing queue gave it a slot.
 //!
-//! WAHA takes no idempotency key, so an answer that is lost leaves open whether the message was sent. A row in `holds` is
-//! written before each call; the message's own echo (`message.any`, `source: api`) finds it there.
+//! WAHA has no idempotency keys, so a lost response leaves the outcome unknown. A row in `holds` is written before each call. WAHA
+//! echoes each message it sent (`message.any`, `source: api`), and the echo is matched with that row.
 
 use std::{
     collections::HashMap,
@@ -37,15 +37,15 @@ use uuid::Uuid;
 use super::media::Fetcher;
 use crate::breakers::Breakers;
 
-/// How much longer than the call a note beside its outcome may take: less than the grace that the attempt gives.
+/// How much longer than the call the best-effort writes after it may take. Less than the grace of the attempt.
 const NOTE_GRACE: Duration = Duration::from_millis(40);
-/// How much of a slot's time is kept for what comes after its media is there: a row of the database, and the start of the call.
+/// The part of a slot's time reserved for the steps after the media fetch: one database write and the start of the call.
 const MEDIA_RESERVE: Duration = Duration::from_millis(200);
-/// How long a session's settings are used without asking again.
+/// How long a session's settings are cached.
 const SESSION_TTL: Duration = Duration::from_secs(3);
-/// How long a number is taken to be where it was found.
+/// How long the chat id of a number is cached.
 const NUMBER_TTL: Duration = Duration::from_secs(3600);
-/// Sessions and numbers remembered; beyond it all are forgotten and looked up again.
+/// Cached entries. A full cache is cleared.
 const CACHE_ENTRIES_MAX: usize = 10_000;
 
 /// The provider.
@@ -59,7 +59,7 @@ pub struct Waha {
     numbers: TtlCache<(Uuid, String), String>,
 }
 
-/// What a call is made with.
+/// The arguments of a call.
 struct Call {
     session: Arc<Session>,
     host: Host,
@@ -69,7 +69,7 @@ struct Call {
 }
 
 impl Waha {
-    /// Sends through the sessions in `store`. The error is that of the TLS set-up.
+    /// Sends through the sessions in `store`. Fails if TLS cannot be set up.
     pub fn new(config: &Config, store: Store, breakers: Arc<Breakers>) -> reqwest::Result<Self> {
         let guard = Guard::new(config.webhook.allow_nets.clone());
         let media_guard = GuardedResolver::shared(Guard::new(config.waha.media_nets.clone()));
@@ -98,7 +98,7 @@ impl Waha {
                 found
             }
         };
-        // A line is its tenant's own; that a delivery can only name such a line is checked where it is accepted.
+        // Acceptance checks that a delivery names a session of its tenant. This check is a second barrier.
         Ok(session.filter(|session| session.tenant == order.tenant))
     }
 
@@ -128,9 +128,9 @@ impl Waha {
             body: order.content.message.as_deref().unwrap_or_default(),
             hold_ms: i32::try_from(self.hold.as_millis()).unwrap_or(i32::MAX),
         };
-        // Without its row a lost answer could never be settled, so there is no call without it.
+        // Without this row a lost response could not be resolved, so no call is made without it.
         let Ok(is_again) = self.store.begin_hold(begun).await else { return settings_unavailable() };
-        // What came before may have waited for the database.
+        // The steps before may have waited for the database.
         if order.slot.is_some_and(|slot| Instant::now() >= slot.until) {
             if !is_again {
                 self.end_hold(order, None, began + order.timeout).await;
@@ -176,7 +176,7 @@ impl Waha {
         Ok(Outgoing::File { kind: MediaKind::of(&media.mimetype), file, caption: text })
     }
 
-    /// Where a number is on WhatsApp. Asked only where it may be elsewhere than its digits say.
+    /// The chat id of a number. WAHA is asked only for numbers whose chat id may differ from their digits.
     async fn chat_id(&self, order: &Order, session: &Session, host: &Host) -> Result<String, Outcome> {
         let recipient = order.recipient.reveal();
         if !is_brazilian_mobile(recipient) {
@@ -196,7 +196,7 @@ impl Waha {
                 Ok(chat_id)
             }
             Err(WahaError::NotImplemented) => Ok(chat_id_of(recipient)),
-            // Nothing was sent, whatever became of the question.
+            // The lookup sends no message, so its failure is transient.
             Err(WahaError::Unanswered(trouble)) => {
                 let detail = "WAHA did not say where the number is on WhatsApp";
                 Err(Outcome::Transient(Fault::new(trouble.as_str(), detail), None))
@@ -229,7 +229,7 @@ impl Waha {
         };
         match &outcome {
             Outcome::Unknown(_) => {}
-            // An earlier call of unknown end may still come back: its row stays.
+            // The echo of an earlier call with an unknown outcome may still arrive: its row stays.
             other if is_again && !matches!(other, Outcome::Sent(_)) => {}
             Outcome::Sent(receipt) => self.end_hold(order, receipt.provider_ref.clone(), until).await,
             _ => self.end_hold(order, None, until).await,
@@ -237,7 +237,7 @@ impl Waha {
         outcome
     }
 
-    /// A row that is left behind is swept up once the delivery has ended.
+    /// Deletes the row of a call. The scheduler deletes a row that is left behind once the delivery has ended.
     async fn end_hold(&self, order: &Order, provider_ref: Option<String>, until: Instant) {
         best_effort(until, async {
             if let Err(error) = self.store.end_hold(order.tenant, order.delivery, provider_ref).await {
@@ -247,7 +247,7 @@ impl Waha {
         .await;
     }
 
-    /// What a failed call means, for the delivery, for its session's line and for the breakers.
+    /// Handles a failed call: returns its outcome, and updates the session's pacing queue and the breakers.
     async fn failed(&self, session: &Session, began: DateTime<Utc>, error: WahaError) -> Outcome {
         let fault = |detail: &str| Fault::new(error.code(), detail);
         let [own, host] = breaker_keys(session);
@@ -302,7 +302,7 @@ impl Waha {
     }
 }
 
-/// How long a session rests that WAHA wants to rest without saying how long.
+/// The pause after WAHA throttles a session without naming one.
 const TOO_MANY_WAIT: Duration = Duration::from_secs(10);
 
 impl Provider for Waha {
@@ -319,8 +319,8 @@ impl Provider for Waha {
     }
 }
 
-/// Does what may as well be left out: what the provider said is known, and a database that is away must not turn it into
-/// an unknown end.
+/// Runs a write that may be lost. The provider's response is known, and a database that is down must not make the outcome
+/// unknown.
 async fn best_effort(until: Instant, note: impl Future<Output = ()>) {
     if tokio::time::timeout_at((until + NOTE_GRACE).into(), note).await.is_err() {
         tracing::warn!("a note on a call that ended took too long and was left out");
@@ -335,7 +335,7 @@ fn settings_unavailable() -> Outcome {
     Outcome::Transient(Fault::new("database", "the session's settings could not be read"), None)
 }
 
-/// Answers that hold for a while.
+/// A cache whose entries expire.
 struct TtlCache<K, V> {
     ttl: Duration,
     entries: Mutex<HashMap<K, (Instant, V)>>,
