@@ -2,13 +2,14 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use deliveries::{
+    Deliveries,
+    messages::{MessageFilter, Page, StoredAttempt, StoredDelivery, StoredEvent, StoredMessage},
+};
 use domain::{Channel, DeliveryId, EventKind, MessageId, State};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use store::{
-    Store,
-    messages::{MessageFilter, Page, StoredAttempt, StoredDelivery, StoredEvent, StoredMessage},
-};
+use store::Store;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use web::{
@@ -146,7 +147,7 @@ impl From<StoredMessage> for MessageView {
     responses((status = 200, description = "The message", body = MessageView)))]
 pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (reader.0.scope(), MessageId(id.0));
-    let found = web.queries.run(async move |store| store.message(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.messages().find(scope, id).await).await?;
     let message = found.ok_or_else(|| Problem::not_found("message"))?;
     Ok(HttpResponse::Ok().json(MessageView::from(message)))
 }
@@ -222,7 +223,7 @@ pub struct EventView {
     responses((status = 200, description = "The timeline, oldest first", body = Timeline)))]
 pub async fn timeline(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (reader.0.scope(), MessageId(id.0));
-    let found = web.queries.run(async move |store| store.timeline(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.messages().timeline(scope, id).await).await?;
     let (message, events) = found.ok_or_else(|| Problem::not_found("message"))?;
     Ok(HttpResponse::Ok().json(build_timeline(&message, events)))
 }
@@ -356,7 +357,7 @@ pub async fn list(reader: Reader, query: Params<ListQuery>, web: Data<Web>) -> R
     let (scope, (filter, page)) = (reader.0.scope(), query.0.read()?);
     let turn = if filter.text.is_some() { web.search_turn(reader.0.tenant).await? } else { None };
     let searching = async move |store: Store| {
-        let found = store.messages(scope, filter, page).await;
+        let found = store.messages().list(scope, filter, page).await;
         drop(turn);
         found
     };
@@ -377,7 +378,9 @@ pub async fn cancel(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpRespon
     let (scope, id) = (reader.0.scope(), MessageId(id.0));
     let (cancelled, found) = web
         .queries
-        .run(async move |store| Ok((store.cancel(scope, id).await?, store.message(scope, id).await?)))
+        .run(async move |store| {
+            Ok((store.messages().cancel(scope, id).await?, store.messages().find(scope, id).await?))
+        })
         .await?;
     let message = MessageView::from(found.ok_or_else(|| Problem::not_found("message"))?);
     if cancelled > 0 {

@@ -1,7 +1,7 @@
 //! The largest number of rows of a kind that a tenant may have.
 
 use domain::TenantId;
-use store::counts::Counted;
+use records::{Records, counts::Counted};
 use web::{Web, problem::Problem};
 
 /// The largest number for a tenant, and the name of the kind.
@@ -16,7 +16,7 @@ const fn most(what: Counted) -> (i64, &'static str) {
 
 /// Refuses one more than a tenant may have. Concurrent calls may exceed the limit by their number.
 pub async fn require_quota(web: &Web, tenant: TenantId, what: Counted) -> Result<(), Problem> {
-    let has = web.queries.run(async move |store| store.count_of(tenant, what).await).await?;
+    let has = web.queries.run(async move |store| store.counts().of(tenant, what).await).await?;
     let (most, called) = most(what);
     if has < most {
         return Ok(());

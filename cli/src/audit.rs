@@ -4,8 +4,9 @@ use std::{process::ExitCode, str::FromStr};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use records::{Records, audit::Link};
 use serde_json::json;
-use store::{Store, audit::Link};
+use store::Store;
 
 use crate::{output::Output, progress, settings};
 
@@ -93,7 +94,7 @@ impl Verify {
 
 async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<ChainCheck> {
     // Read first, because new entries are added after it meanwhile.
-    let head = store.audit_head().await?;
+    let head = store.audit_log().head().await?;
     let bar = progress::bar(u64::try_from(head.id).unwrap_or_default(), "checking entries");
     let found = follow(store, &head, anchor, |id| bar.set_position(u64::try_from(id).unwrap_or_default())).await;
     bar.finish_and_clear();
@@ -103,7 +104,7 @@ async fn walk(store: &Store, anchor: Option<&Anchor>) -> anyhow::Result<ChainChe
 async fn follow(store: &Store, head: &Link, anchor: Option<&Anchor>, seen: impl Fn(i64)) -> anyhow::Result<ChainCheck> {
     let mut last = Link::origin();
     loop {
-        let batch = store.audit_chain(last.id, BATCH).await?;
+        let batch = store.audit_log().chain(last.id, BATCH).await?;
         if batch.is_empty() {
             break;
         }

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use domain::token::{ApiKey, Role};
+use records::{Records, keys::KeyListing};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use store::keys::KeyListing;
 use uuid::Uuid;
 
 use crate::{
@@ -74,8 +74,11 @@ impl Create {
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
         let key = ApiKey::generate()?;
-        let id =
-            store.create_key(tenant.id, self.role, &self.name, key.hash).await.context("failed to store the key")?;
+        let id = store
+            .api_keys()
+            .create(tenant.id, self.role, &self.name, key.hash)
+            .await
+            .context("failed to store the key")?;
         let recorded = settings::record(&store, "key create", id, Some(tenant.id)).await;
         let text = key.text.expose_secret();
         let created = json!({ "id": id, "key": text, "role": self.role, "tenant": tenant.slug });
@@ -93,7 +96,7 @@ impl List {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let store = settings::store()?;
         let tenant = settings::tenant_id(&store, self.tenant.as_deref()).await?;
-        let keys = store.list_keys(tenant).await.context("failed to list the keys")?;
+        let keys = store.api_keys().list(tenant).await.context("failed to list the keys")?;
         out.print(&keys.iter().map(json_of).collect::<Vec<_>>(), |_| {
             let header = ["ID", "TENANT", "ROLE", "NAME", "CREATED", "REVOKED"];
             table_or(
@@ -119,7 +122,7 @@ impl Revoke {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let id = self.id;
         let store = settings::store()?;
-        let revoked = store.revoke_key(id, None).await.context("failed to revoke the key")?;
+        let revoked = store.api_keys().revoke(id, None).await.context("failed to revoke the key")?;
         ensure!(revoked.is_some(), "there is no key {id}, or it is revoked already: see `posthaste key list`");
         settings::record(&store, "key revoke", id, revoked).await?;
         out.print(&json!({ "id": id, "revoked": true }), |_| format!("revoked {id}"))

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use maintenance::{Maintenance, retention::Pass};
 use runtime::config::Config;
 use serde_json::json;
-use store::retention::Pass;
 
 use crate::{
     output::{Output, table, table_or},
@@ -71,10 +71,10 @@ fn default_days() -> anyhow::Result<Option<i32>> {
 
 async fn list(out: Output) -> anyhow::Result<()> {
     let (store, default_days) = (settings::store()?, default_days()?);
-    let tenants = store.retention_list().await.context("failed to read the retention")?;
+    let tenants = store.retention().list().await.context("failed to read the retention")?;
     let days = |days: Option<i32>| days.map_or_else(|| "for ever".to_owned(), |days| days.to_string());
     out.print(&json!({ "default_days": default_days, "tenants": tenants }), |_| {
-        let row = |keeping: &store::retention::Keeping| {
+        let row = |keeping: &maintenance::retention::Keeping| {
             let from = if keeping.days.is_some() { "its own" } else { "RETENTION_DAYS" };
             vec![keeping.tenant.clone(), days(keeping.days.or(default_days)), from.to_owned()]
         };
@@ -86,7 +86,7 @@ impl Set {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
-        store.set_retention(tenant.id, self.days).await.context("failed to store the days")?;
+        store.retention().set(tenant.id, self.days).await.context("failed to store the days")?;
         let days = self.days.map_or_else(|| "as RETENTION_DAYS says".to_owned(), |days| format!("{days} days"));
         settings::record(&store, "retention set", days, Some(tenant.id)).await?;
         out.print(&json!({ "tenant": tenant.slug, "days": self.days }), |_| match self.days {
@@ -99,21 +99,21 @@ impl Set {
 impl Run {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let (store, default_days) = (settings::store()?, default_days()?);
-        let keeping = store.retention_list().await.context("failed to read the retention")?;
+        let keeping = store.retention().list().await.context("failed to read the retention")?;
         if default_days.is_none() && keeping.iter().all(|tenant| tenant.days.is_none()) {
             bail!(
                 "everything is kept for ever: set RETENTION_DAYS, or `posthaste retention set --tenant NAME --days N`"
             );
         }
         let spinner = progress::spinner(if self.dry_run { "counting" } else { "removing" });
-        let pass = store.retain(default_days, self.dry_run).await.context("failed to remove old things")?;
+        let pass = store.retention().retain(default_days, self.dry_run).await.context("failed to remove old things")?;
         spinner.finish_and_clear();
         if !self.dry_run {
             settings::record(&store, "retention run", "", None).await?;
         }
         let Pass { removed, kept, .. } = &pass;
         out.print(&json!({ "dry_run": self.dry_run, "removed": removed, "kept": kept }), |_| {
-            let row = |one: &store::retention::Removed| {
+            let row = |one: &maintenance::retention::Removed| {
                 vec![one.tenant.clone().unwrap_or_else(|| "(all)".to_owned()), one.table.clone(), one.rows.to_string()]
             };
             let head = if self.dry_run { "WOULD GO" } else { "GONE" };

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
+use maintenance::Maintenance;
 use serde_json::json;
 
 use crate::{output::Output, progress, settings};
@@ -29,14 +30,14 @@ impl Args {
         ensure!(store.sealer().is_on(), "POSTHASTE_ENCRYPTION_KEY is not set: set it to the key to encrypt with");
         store.check_keys().await?;
         let spinner = progress::spinner("counting");
-        let stale = store.stale_values().await.context("failed to count what is to be encrypted")?;
+        let stale = store.key_rotation().stale_values().await.context("failed to count what is to be encrypted")?;
         spinner.finish_and_clear();
         if self.dry_run {
             out.print(&json!({ "stale": stale }), |_| format!("{stale} values are not encrypted with the newest key"))?;
             return Ok(ExitCode::SUCCESS);
         }
         let (bar, mut written) = (progress::bar(stale, "encrypting"), 0);
-        let rotated = store.rotate(|count| {
+        let rotated = store.key_rotation().rotate(|count| {
             written += count;
             bar.inc(count);
         });

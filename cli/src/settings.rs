@@ -4,9 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use domain::{RequireMapping, TenantId};
+use records::{Records, audit::Deed, tenants::Tenant};
 use runtime::config::{self, BrokerConfig, DatabaseConfig};
 use secrecy::{ExposeSecret, SecretString};
-use store::{Store, audit::Deed, tenants::Tenant};
+use store::Store;
 use url::Url;
 
 /// A command runs one statement after the other.
@@ -89,13 +90,13 @@ pub async fn record(
 ) -> anyhow::Result<()> {
     let (action, target) = (action.to_owned(), target.to_string());
     let deed = Deed { tenant, actor: actor(), action, target, request_id: None };
-    store.audit_append(deed).await.context("it was done, but could not be written into the audit log")?;
+    store.audit_log().append(deed).await.context("it was done, but could not be written into the audit log")?;
     Ok(())
 }
 
 /// The tenant with this name.
 pub async fn tenant(store: &Store, slug: &str) -> anyhow::Result<Tenant> {
-    match store.tenant_by_slug(slug).await.context("failed to look the tenant up")? {
+    match store.tenants().by_slug(slug).await.context("failed to look the tenant up")? {
         Some(tenant) => Ok(tenant),
         None => {
             bail!("there is no tenant `{slug}`: see `posthaste tenant list`, or run `posthaste tenant create {slug}`")

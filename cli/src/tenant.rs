@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use domain::token;
+use records::{Records, tenants::Tenant};
 use secrecy::ExposeSecret;
 use serde_json::json;
-use store::tenants::Tenant;
 
 use crate::{
     output::{Output, table_or, time},
@@ -72,7 +72,7 @@ impl Create {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let secret = token::webhook_secret()?;
         let store = settings::store()?;
-        let tenant = store.create_tenant(&self.name, &secret).await?;
+        let tenant = store.tenants().create(&self.name, &secret).await?;
         let recorded = settings::record(&store, "tenant create", &tenant.slug, Some(tenant.id)).await;
         let secret = tenant.webhook_secret.expose_secret();
         let created = json!({ "id": tenant.id, "slug": tenant.slug, "webhook_secret": secret });
@@ -89,8 +89,8 @@ impl Create {
 impl List {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let store = settings::store()?;
-        let tenants = store.list_tenants().await.context("failed to list the tenants")?;
-        let users = store.amqp_users().await.context("failed to list the broker users")?;
+        let tenants = store.tenants().list().await.context("failed to list the tenants")?;
+        let users = store.tenants().amqp_users().await.context("failed to list the broker users")?;
         let users_of = |tenant: &Tenant| -> Vec<&str> {
             users.iter().filter(|(_, id)| *id == tenant.id).map(|(user, _)| user.as_str()).collect()
         };
@@ -113,7 +113,7 @@ impl MapAmqpUser {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
-        store.map_amqp_user(&self.user, tenant.id).await.context("failed to store the mapping")?;
+        store.tenants().map_amqp_user(&self.user, tenant.id).await.context("failed to store the mapping")?;
         settings::record(&store, "tenant map-amqp-user", &self.user, Some(tenant.id)).await?;
         let (user, slug) = (self.user, tenant.slug);
         out.print(&json!({ "user": user, "tenant": slug }), |_| {
@@ -126,8 +126,8 @@ impl UnmapAmqpUser {
     async fn run(self, out: Output) -> anyhow::Result<()> {
         let user = self.user;
         let store = settings::store()?;
-        let tenant = store.amqp_mapping(&user).await.context("failed to look the mapping up")?;
-        let removed = store.unmap_amqp_user(&user).await.context("failed to remove the mapping")?;
+        let tenant = store.tenants().amqp_mapping(&user).await.context("failed to look the mapping up")?;
+        let removed = store.tenants().unmap_amqp_user(&user).await.context("failed to remove the mapping")?;
         anyhow::ensure!(removed, "broker user `{user}` is not mapped to a tenant: see `posthaste tenant list`");
         settings::record(&store, "tenant unmap-amqp-user", &user, tenant).await?;
         out.print(&json!({ "user": user, "tenant": null }), |_| {

@@ -9,16 +9,17 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use maintenance::{
+    Maintenance,
+    erasure::{Erased, Step},
+};
 use people::{
     imports::job::{self, Format, ImportError, RowFault, Summary},
     person_file,
 };
+use records::{Records, audit::person};
 use serde_json::json;
-use store::{
-    Store,
-    audit::person,
-    erasure::{Erased, Step},
-};
+use store::Store;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -102,7 +103,7 @@ impl Import {
         let length = file.metadata().map(|file| file.len()).unwrap_or_default();
         let store = settings::store()?;
         let tenant = settings::tenant(&store, &self.tenant).await?;
-        let id = store.begin_import(tenant.id).await.context("failed to begin the import")?;
+        let id = store.imports().insert(tenant.id).await.context("failed to begin the import")?;
         let bar = progress::bar(length, "importing");
         let imported = job::import(&store, tenant.id, id, format, bar.wrap_read(file)).await;
         bar.finish_and_clear();
@@ -183,9 +184,9 @@ impl Erase {
 
 async fn erase(store: &Store, asked: &Erase, tenant: domain::TenantId) -> anyhow::Result<(Erased, bool)> {
     let mut erased = Erased::default();
-    let person = store.begin_erasure(tenant, &asked.id, true).await?;
+    let person = store.erasure().begin(tenant, &asked.id, true).await?;
     loop {
-        let step = store.erase_step(&person, &mut erased).await?;
+        let step = store.erasure().step(&person, &mut erased).await?;
         if step != Step::More {
             return Ok((erased, step != Step::Done));
         }

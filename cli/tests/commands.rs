@@ -8,9 +8,10 @@ use domain::{
     TenantId,
     token::{self, Role, hash_key},
 };
+use records::{Records, audit::AuditFilter};
 use runtime::config::DatabaseConfig;
 use serde_json::Value;
-use store::{Store, audit::AuditFilter, statement};
+use store::{Store, statement};
 use url::Url;
 use uuid::Uuid;
 
@@ -121,11 +122,11 @@ async fn a_tenant_is_created_once_and_found_by_name() {
     }
     assert_eq!(desk.json(&["tenant", "list"])[0]["slug"], "acme");
     let (store, id) = (desk.store(), made["id"].as_i64().unwrap());
-    let found = store.tenant_by_slug("acme").await.unwrap().unwrap();
+    let found = store.tenants().by_slug("acme").await.unwrap().unwrap();
     assert_eq!(i64::from(found.id.0), id);
-    assert_eq!(store.tenant_by_id(found.id).await.unwrap().unwrap().slug, "acme");
-    assert!(store.tenant_by_slug("nobody").await.unwrap().is_none());
-    assert!(store.tenant_by_id(TenantId(-1)).await.unwrap().is_none());
+    assert_eq!(store.tenants().by_id(found.id).await.unwrap().unwrap().slug, "acme");
+    assert!(store.tenants().by_slug("nobody").await.unwrap().is_none());
+    assert!(store.tenants().by_id(TenantId(-1)).await.unwrap().is_none());
     desk.gone().await;
 }
 
@@ -137,12 +138,12 @@ async fn a_broker_user_speaks_for_one_tenant_at_a_time() {
     desk.ok(&["tenant", "map-amqp-user", "shop", "--tenant", "acme"]);
     desk.ok(&["tenant", "map-amqp-user", "shop", "--tenant", "globex"]);
     let store = desk.store();
-    let globex = store.tenant_by_slug("globex").await.unwrap().unwrap().id;
-    assert_eq!(store.amqp_mapping("shop").await.unwrap(), Some(globex));
-    assert_eq!(store.amqp_users().await.unwrap(), [("shop".to_owned(), globex)]);
+    let globex = store.tenants().by_slug("globex").await.unwrap().unwrap().id;
+    assert_eq!(store.tenants().amqp_mapping("shop").await.unwrap(), Some(globex));
+    assert_eq!(store.tenants().amqp_users().await.unwrap(), [("shop".to_owned(), globex)]);
     assert!(desk.fails(1, &["tenant", "map-amqp-user", "shop", "--tenant", "nobody"]).contains("no tenant `nobody`"));
     desk.ok(&["tenant", "unmap-amqp-user", "shop"]);
-    assert_eq!(store.amqp_mapping("shop").await.unwrap(), None);
+    assert_eq!(store.tenants().amqp_mapping("shop").await.unwrap(), None);
     desk.fails(1, &["tenant", "unmap-amqp-user", "shop"]);
     desk.gone().await;
 }
@@ -154,13 +155,13 @@ async fn a_key_holds_until_it_is_revoked_and_is_never_shown_again() {
     let made = desk.json(&["key", "create", "--tenant", "acme", "--role", "producer", "--name", "shop"]);
     let (id, key) = (made["id"].as_str().unwrap(), made["key"].as_str().unwrap());
     let store = desk.store();
-    let held = store.key_by_hash(&hash_key(key)).await.unwrap().unwrap();
+    let held = store.api_keys().by_hash(&hash_key(key)).await.unwrap().unwrap();
     assert_eq!((held.id.to_string().as_str(), held.tenant_slug.as_str(), held.role), (id, "acme", Role::Producer));
     assert!(!desk.ok(&["key", "list"]).contains(key));
     let other = TenantId(held.tenant_id.0 + 1);
-    assert!(store.revoke_key(held.id, Some(other)).await.unwrap().is_none(), "the key of another tenant");
+    assert!(store.api_keys().revoke(held.id, Some(other)).await.unwrap().is_none(), "the key of another tenant");
     desk.ok(&["key", "revoke", id]);
-    assert!(store.key_by_hash(&hash_key(key)).await.unwrap().is_none());
+    assert!(store.api_keys().by_hash(&hash_key(key)).await.unwrap().is_none());
     assert!(desk.fails(1, &["key", "revoke", id]).contains("revoked already"));
     assert_eq!(desk.json(&["key", "list", "--tenant", "acme"])[0]["name"], "shop");
     desk.gone().await;
@@ -218,7 +219,7 @@ async fn commands_that_change_something_are_in_the_audit_log_and_a_tampered_log_
     statement::<()>(letter).run(&store).await.unwrap();
     let begun = desk.json(&["dead", "drop", "--all", "--note", "a test", "--no-wait"]);
     desk.ok(&["dead", "cancel", begun["replay_id"].as_str().unwrap()]);
-    let entries = store.audit_list(None, AuditFilter::default(), None, 100).await.unwrap();
+    let entries = store.audit_log().list(None, AuditFilter::default(), None, 100).await.unwrap();
     let actions: Vec<&str> = entries.iter().rev().map(|entry| entry.action.as_str()).collect();
     let wanted = [
         "tenant create",

@@ -24,6 +24,7 @@ use connectors::waha::{Waha, hook};
 use domain::contract::guard::Guard;
 use engine::{dispatch::Dispatcher, local_dispatch::LocalDispatch};
 use people::live;
+use records::Records;
 use runtime::{
     config::{Config, ConfigError},
     probe::Parts,
@@ -224,10 +225,10 @@ async fn keep_limits(web: Data<Web>, store: Store, stop: CancellationToken) {
 
 /// Runs once the tables exist. WAHA may have given up on webhooks while ingest was down: their events are fetched.
 async fn run_once_migrated(state: &AppState, config: &Arc<Config>, store: Store, stop: &CancellationToken) {
-    if let Err(error) = store.mark_operators_sessions().await {
+    if let Err(error) = store.whatsapp_sessions().mark_operators_sessions().await {
         tracing::warn!(%error, "the operator's WhatsApp sessions are not marked");
     }
-    match store.begin_hooks(&hook::base(&state.web.public_url)).await {
+    match store.whatsapp_sessions().begin_hooks(&hook::base(&state.web.public_url)).await {
         Ok(0) if !state.sessions.has_host() => {}
         Ok(_) => state.sessions.show_health(),
         Err(error) => tracing::warn!(%error, "the WhatsApp sessions are not known yet"),

@@ -10,9 +10,9 @@ use domain::{
     contract::submission::{FieldError, NAME_BYTES_MAX},
     suppression::SuppressionScope,
 };
+use records::preferences::Consequences;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use store::preferences::Consequences;
 
 /// The most types and categories that one person's preferences may hold.
 const KEYS_MAX: usize = 500;

@@ -11,14 +11,15 @@ use domain::{
     },
     token::Role,
 };
+use records::Records;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
-use web::openapi::SubscriptionBody;
 use web::{
     Web, audit,
     auth::{Anyone, Identity},
     body::JsonBody,
+    openapi::SubscriptionBody,
     params::{Id, PathUser},
     problem::{Code, Problem},
 };
@@ -127,7 +128,7 @@ pub async fn register(caller: Anyone, web: Data<Web>, body: JsonBody) -> Result<
     // A leaked token must not redirect another person's notifications.
     let may_move = caller.0.role != Role::User;
     let made =
-        web.queries.run(async move |store| store.register_device(tenant, &whose, &device, may_move).await).await?;
+        web.queries.run(async move |store| store.devices().register(tenant, &whose, &device, may_move).await).await?;
     let taken =
         || Problem::conflict("This device is another person's: let the backend register it, or remove it there.");
     let made = made.ok_or_else(taken)?;
@@ -145,7 +146,7 @@ pub async fn register(caller: Anyone, web: Data<Web>, body: JsonBody) -> Result<
 pub async fn remove(caller: Anyone, user: PathUser, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, user, id) = (caller.0.tenant, user.0.into_inner(), id.0);
     require_access(&caller.0, &user)?;
-    let was_there = web.queries.run(async move |store| store.remove_device(tenant, &user, id).await).await?;
+    let was_there = web.queries.run(async move |store| store.devices().remove(tenant, &user, id).await).await?;
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(Problem::not_found("device")) }
 }
 

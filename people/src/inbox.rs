@@ -5,12 +5,13 @@ use std::sync::Arc;
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
 use domain::{TenantId, token::Role};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
-use store::{
-    Store,
+use records::{
+    Records,
     inbox::{InboxChange as Change, InboxFilter, InboxItem},
 };
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
+use store::Store;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use web::{
@@ -219,8 +220,8 @@ impl Inbox {
         };
         let Self { tenant, user } = self;
         let asking = async move |store: Store| {
-            let rows = store.inbox_list(tenant, &user, filter, before, limit + 1).await?;
-            Ok((rows, store.inbox_unread(tenant, &user).await?))
+            let rows = store.inbox().list(tenant, &user, filter, before, limit + 1).await?;
+            Ok((rows, store.inbox().count_unread(tenant, &user).await?))
         };
         let (rows, unread_count) = web.queries.run(asking).await?;
         let (rows, next_cursor) = params::page_after(rows, limit, |item| params::number_cursor_after(item.seq));
@@ -230,7 +231,7 @@ impl Inbox {
 
     async fn unread(self, web: &Web) -> Result<HttpResponse, Problem> {
         let Self { tenant, user } = self;
-        let unread_count = web.queries.run(async move |store| store.inbox_unread(tenant, &user).await).await?;
+        let unread_count = web.queries.run(async move |store| store.inbox().count_unread(tenant, &user).await).await?;
         Ok(HttpResponse::Ok().json(UnreadCount { unread_count }))
     }
 
@@ -238,10 +239,10 @@ impl Inbox {
         let Self { tenant, user } = self;
         let asking = async move |store: Store| {
             let read = match ids {
-                Some(ids) => store.inbox_mark_read(tenant, &user, ids).await?,
-                None => store.inbox_mark_all_read(tenant, &user).await?,
+                Some(ids) => store.inbox().mark_read(tenant, &user, ids).await?,
+                None => store.inbox().mark_all_read(tenant, &user).await?,
             };
-            Ok((read, store.inbox_unread(tenant, &user).await?))
+            Ok((read, store.inbox().count_unread(tenant, &user).await?))
         };
         let (read, unread_count) = web.queries.run(asking).await?;
         reads.tell(&read);
@@ -251,8 +252,8 @@ impl Inbox {
     async fn change(self, web: &Web, change: Change, ids: Vec<Uuid>) -> Result<InboxChange, Problem> {
         let Self { tenant, user } = self;
         let asking = async move |store: Store| {
-            let updated = store.inbox_change(tenant, &user, change, ids).await?;
-            Ok(InboxChange { updated, unread_count: store.inbox_unread(tenant, &user).await? })
+            let updated = store.inbox().change(tenant, &user, change, ids).await?;
+            Ok(InboxChange { updated, unread_count: store.inbox().count_unread(tenant, &user).await? })
         };
         web.queries.run(asking).await
     }
@@ -271,7 +272,7 @@ impl Inbox {
     /// Refuses a notification of another inbox.
     async fn require(&self, web: &Web, id: Id) -> Result<(), Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
-        let has = web.queries.run(async move |store| store.inbox_has(tenant, &user, id.0).await).await?;
+        let has = web.queries.run(async move |store| store.inbox().contains(tenant, &user, id.0).await).await?;
         if has { Ok(()) } else { Err(Problem::not_found("notification")) }
     }
 }

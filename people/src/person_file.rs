@@ -3,16 +3,20 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use deliveries::{
+    Deliveries,
+    messages::{StoredDelivery, StoredEvent, StoredMessage},
+};
 use domain::{Channel, TenantId, clock, contract::time_of_day::time_of_day};
-use serde::Serialize;
-use serde_json::{Value, json};
-use store::{
-    DbResult, Store,
+use records::{
+    Records,
     contacts::Contact,
     inbox::{InboxFilter, InboxItem},
-    messages::{StoredDelivery, StoredEvent, StoredMessage},
     suppressions::{Suppression, SuppressionFilter},
 };
+use serde::Serialize;
+use serde_json::{Value, json};
+use store::{DbResult, Store};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -109,23 +113,23 @@ impl File<'_> {
         let (store, tenant, user_id) = (self.store, self.tenant, self.user_id);
         self.put(format!("{{\"user_id\":{},\"exported_at\":{}", json!(user_id), json!(clock::now())).into_bytes())
             .await?;
-        let contact = store.contact(tenant, user_id).await?;
-        let known = store.people(tenant, vec![user_id.to_owned()]).await?.remove(user_id).unwrap_or_default();
+        let contact = store.contacts().find(tenant, user_id).await?;
+        let known = store.people().load(tenant, vec![user_id.to_owned()]).await?.remove(user_id).unwrap_or_default();
         for channel in [Channel::Email, Channel::Sms, Channel::Push] {
             self.addresses.extend(known.addresses(channel).iter().map(|address| address.reveal().to_owned()));
         }
         self.member("user", &contact.as_ref().map(person_json)).await?;
-        self.member("devices", &store.devices_as_stored(tenant, user_id).await?).await?;
-        self.member("preferences", &store.preferences_as_stored(tenant, user_id).await?).await?;
+        self.member("devices", &store.person_files().devices_as_stored(tenant, user_id).await?).await?;
+        self.member("preferences", &store.person_files().preferences_as_stored(tenant, user_id).await?).await?;
         list!(self, "inbox", i64::MAX, |before| {
-            let items = store.inbox_list(tenant, user_id, InboxFilter::default(), Some(before), PAGE).await?;
+            let items = store.inbox().list(tenant, user_id, InboxFilter::default(), Some(before), PAGE).await?;
             items.into_iter().map(|item| (item.seq, inbox_item(&item))).collect()
         });
         list!(self, "messages", |before| self.messages(before).await?);
-        list!(self, "events", |before| store.events_about(tenant, user_id, before, PAGE).await?);
-        list!(self, "digests", |before| store.digests_of(tenant, user_id, before, PAGE).await?);
+        list!(self, "events", |before| store.person_files().events_about(tenant, user_id, before, PAGE).await?);
+        list!(self, "digests", |before| store.person_files().digests_of(tenant, user_id, before, PAGE).await?);
         list!(self, "whatsapp_received", |before| match &known.phone {
-            Some(phone) if self.by_address => store.inbound_from(tenant, phone, before, PAGE).await?,
+            Some(phone) if self.by_address => store.person_files().inbound_from(tenant, phone, before, PAGE).await?,
             _ => Vec::new(),
         });
         if !self.by_address {
@@ -137,9 +141,9 @@ impl File<'_> {
 
     async fn messages(&mut self, before: Uuid) -> DbResult<Vec<(Uuid, Value)>> {
         let mut page = Vec::new();
-        for (mut message, events) in self.store.messages_to(self.tenant, self.user_id, before, MESSAGES).await? {
+        for (mut message, events) in self.store.messages().sent_to(self.tenant, self.user_id, before, MESSAGES).await? {
             if message.content.is_none() {
-                let whole = self.store.message(Some(self.tenant), message.id).await?;
+                let whole = self.store.messages().find(Some(self.tenant), message.id).await?;
                 message.content = whole.and_then(|whole| whole.content);
             }
             for delivery in &message.deliveries {
@@ -156,7 +160,7 @@ impl File<'_> {
         let mut found = Vec::new();
         for address in self.addresses.iter().filter(|address| !address.is_empty()) {
             let filter = SuppressionFilter { recipient: Some(address.clone()), channel: None };
-            let rows = self.store.list_suppressions(self.tenant, &filter, None, PAGE).await?;
+            let rows = self.store.suppressions().list(self.tenant, &filter, None, PAGE).await?;
             found.extend(rows.iter().map(|row| suppression(address, row)));
         }
         Ok(found)

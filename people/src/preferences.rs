@@ -13,9 +13,12 @@ use domain::{
     suppression::{SuppressionReason, SuppressionScope},
     token::Role,
 };
+use records::{
+    Records,
+    preferences::{Consequences, OptOut},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use store::preferences::{Consequences, OptOut};
 use utoipa::{IntoParams, ToSchema};
 use web::{
     Web, audit,
@@ -136,7 +139,7 @@ impl PreferencesAccess {
 
     async fn stored(&self, web: &Web) -> Result<Option<Preferences>, Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
-        web.queries.run(async move |store| store.preferences(tenant, &user).await).await
+        web.queries.run(async move |store| store.preferences().load(tenant, &user).await).await
     }
 
     async fn view(&self, web: &Web, stored: &Preferences) -> Result<PreferencesView, Problem> {
@@ -156,7 +159,8 @@ impl PreferencesAccess {
         change: impl FnOnce(&mut Preferences) -> Result<Consequences, FieldError> + Send + 'static,
     ) -> Result<HttpResponse, Problem> {
         let (tenant, user) = (self.tenant, self.user.clone());
-        let changed = web.queries.run(async move |store| store.change_preferences(tenant, &user, change).await).await?;
+        let changed =
+            web.queries.run(async move |store| store.preferences().change(tenant, &user, change).await).await?;
         let stored = changed.map_err(|fault| Problem::validation(vec![fault]))?;
         let view = self.view(web, &stored).await?;
         Ok(audit::about(HttpResponse::Ok().json(view), tenant, &self.user))
@@ -165,7 +169,7 @@ impl PreferencesAccess {
     async fn erase(self, web: &Web) -> Result<HttpResponse, Problem> {
         let Self { tenant, user } = self;
         let erased = user.clone();
-        web.queries.run(async move |store| store.erase_preferences(tenant, &erased).await).await?;
+        web.queries.run(async move |store| store.preferences().erase(tenant, &erased).await).await?;
         Ok(audit::about(HttpResponse::NoContent().finish(), tenant, &user))
     }
 }
@@ -369,7 +373,7 @@ pub async fn opt_out_of_all(
 pub async fn export(caller: Anyone, query: Params<PersonQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let whose = PreferencesAccess::of(&caller.0, query.0.user_id)?;
     let (tenant, user) = (whose.tenant, whose.user.clone());
-    let opt_outs = web.queries.run(async move |store| store.opt_outs(tenant, &user).await).await?;
+    let opt_outs = web.queries.run(async move |store| store.preferences().opt_outs(tenant, &user).await).await?;
     let stored = whose.stored(&web).await?;
     let preferences = whose.view(&web, &stored.clone().unwrap_or_default()).await?;
     let view =

@@ -6,12 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use broker::{Outgoing, Publisher, topology};
+use deliveries::{Deliveries, provider_events::Subject};
 use domain::{
     DeliveryId, EventKind, State, clock,
     contract::{Event, EventBatch, wire::EVENTS_MAX},
 };
 use runtime::metric;
-use store::{DbResult, Store, provider_events::Subject};
+use store::{DbResult, Store};
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use uuid::Uuid;
 
@@ -74,7 +75,7 @@ async fn attempt(
     read: &[DeliveryId],
     at: chrono::DateTime<chrono::Utc>,
 ) -> DbResult<Vec<DeliveryId>> {
-    let subjects = store.subjects(read.to_vec()).await?;
+    let subjects = store.provider_events().subjects(read.to_vec()).await?;
     let early = |subject: &Subject| matches!(subject.state, State::Scheduled | State::Queued | State::Sending);
     let (early, ready): (Vec<Subject>, Vec<Subject>) = subjects.into_iter().partition(early);
     let mut left: Vec<DeliveryId> = early.iter().map(|subject| subject.about.1).collect();

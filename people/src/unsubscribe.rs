@@ -14,11 +14,13 @@ use actix_web::{
     },
     web::Data,
 };
+use deliveries::Deliveries;
 use domain::{
     Channel,
     category::MARKETING,
     unsubscribe::{Key, PATH, UnsubscribeToken},
 };
+use records::Records;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use web::{
@@ -47,7 +49,7 @@ impl UnsubscribeKey {
     async fn key<'a>(&'a self, web: &Web) -> Result<&'a Key, Problem> {
         if self.0.get().is_none() {
             web.migrations.require_current()?;
-            let key = web.queries.run(async move |store| store.unsubscribe_key().await).await?;
+            let key = web.queries.run(async move |store| store.provider_events().unsubscribe_key().await).await?;
             // Every process loads the same key.
             let _ = self.0.set(key);
         }
@@ -120,7 +122,7 @@ pub async fn act(
     let Some(said) = read(&web, &links, &request).await? else { return unknown(&request) };
     body.read(ANONYMOUS).await?;
     let (unsubscribe_token, category) = (said.clone(), said.category);
-    web.queries.run(async move |store| store.unsubscribe(&unsubscribe_token).await).await?;
+    web.queries.run(async move |store| store.preferences().unsubscribe(&unsubscribe_token).await).await?;
     if !is_browser(&request) {
         return Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Unsubscribed {
             unsubscribed: true,

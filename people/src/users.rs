@@ -9,13 +9,17 @@ use domain::{
     contract::{contact::ContactChange, submission::FieldError},
     token::Role,
 };
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use store::{
-    Store,
-    contacts::{Contact, ContactFilter, Saved},
+use maintenance::{
+    Maintenance,
     erasure::{Erased, Step},
 };
+use records::{
+    Records,
+    contacts::{Contact, ContactFilter, Saved},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use store::Store;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use web::{
@@ -85,7 +89,7 @@ fn named(user: PathUser) -> Result<String, Problem> {
 pub async fn show(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, user) = (caller.0.tenant, named(user)?);
     require_access(&caller.0, &user)?;
-    let found = web.queries.run(async move |store| store.contact(tenant, &user).await).await?;
+    let found = web.queries.run(async move |store| store.contacts().find(tenant, &user).await).await?;
     let contact = found.ok_or_else(|| Problem::not_found("person"))?;
     Ok(HttpResponse::Ok().json(person_file::person_json(&contact)))
 }
@@ -108,8 +112,8 @@ pub async fn put(caller: Anyone, user: PathUser, web: Data<Web>, body: JsonBody)
     require_own(&caller.0, &members)?;
     let change = ContactChange::read(members, Some(&user)).map_err(Problem::validation)?;
     let saving = async move |store: Store| {
-        let saved = store.save_contacts(tenant, vec![change]).await?;
-        Ok((saved, store.contact(tenant, &user).await?))
+        let saved = store.contacts().save(tenant, vec![change]).await?;
+        Ok((saved, store.contacts().find(tenant, &user).await?))
     };
     let (saved, contact) = web.queries.run(saving).await?;
     let mut answer = match saved.into_iter().next() {
@@ -157,7 +161,8 @@ pub async fn list(producer: Producer, query: Params<UsersQuery>, web: Data<Web>)
         attribute: attribute(query.attribute)?,
     };
     let (after, limit) = (cursor(query.cursor)?, params::limit(query.limit)?);
-    let found = web.queries.run(async move |store| store.contacts(tenant, &filter, after, limit + 1).await).await?;
+    let found =
+        web.queries.run(async move |store| store.contacts().list(tenant, &filter, after, limit + 1).await).await?;
     let (found, next_cursor) = params::page_after(found, limit, cursor_after);
     let users: Vec<Value> = found.iter().map(person_file::person_json).collect();
     Ok(HttpResponse::Ok().json(json!({ "users": users, "next_cursor": next_cursor })))
@@ -329,9 +334,9 @@ pub async fn erase(caller: Anyone, user: PathUser, web: Data<Web>) -> Result<Htt
     let by_address = require_ownership(&caller.0, &user)?;
     let erasing = async move |store: Store| {
         let (started, mut erased) = (Instant::now(), Erased::default());
-        let person = store.begin_erasure(tenant, &user, by_address).await?;
+        let person = store.erasure().begin(tenant, &user, by_address).await?;
         loop {
-            let step = store.erase_step(&person, &mut erased).await?;
+            let step = store.erasure().step(&person, &mut erased).await?;
             if step != Step::More || started.elapsed() > PATIENCE {
                 return Ok(Erasure { erased, pending: step != Step::Done });
             }

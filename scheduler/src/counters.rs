@@ -1,11 +1,11 @@
 //! The counters that start at 0. A counter that appeared with its first increment would hide that increment from
 //! alerts.
 
+use deliveries::letters::LetterAction;
 use runtime::{
     metric::{self, Service},
     telemetry::at_zero,
 };
-use store::letters::LetterAction;
 
 use crate::release::digests::End;
 

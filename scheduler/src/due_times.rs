@@ -7,7 +7,7 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use store::poll::{Floors, Poll, WorkKind};
+use deliveries::poll::{Floors, Poll, WorkKind};
 use tokio::{
     sync::watch,
     time::{timeout, timeout_at},

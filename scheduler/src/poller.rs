@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use metrics::gauge;
-use runtime::{metric, wake};
-use store::{
-    Store,
+use deliveries::{
+    Deliveries,
     poll::{Floors, Poll, WorkKind},
 };
+use metrics::gauge;
+use runtime::{metric, wake};
+use store::Store;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -46,7 +47,7 @@ impl Task for Poller {
         let at = Instant::now();
         let is_full = self.full_at.is_none_or(|whole| whole.elapsed() >= FULL_EVERY);
         let floors = if is_full { Floors::new() } else { self.seen.borrow().floors() };
-        let poll = self.store.poll(&floors).await.inspect_err(|_| set_lag(None))?;
+        let poll = self.store.polls().poll(&floors).await.inspect_err(|_| set_lag(None))?;
         if is_full {
             self.full_at = Some(at);
         }

@@ -11,9 +11,10 @@ use std::{
 };
 
 use broker::PublishError;
+use deliveries::poll::WorkKind;
 use metrics::histogram;
 use runtime::metric;
-use store::{DbError, poll::WorkKind};
+use store::DbError;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

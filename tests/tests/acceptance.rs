@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::TimeDelta;
+use deliveries::{Deliveries, accept::Accepted, digests::Ending};
 use domain::{
     Address, Channel, DeliveryId, Lane, MessageId, Route, TenantId,
     acceptance::{Acceptance, Crowding, Leases, NewDelivery, NewDigestItem, NewMessage, SideRecord},
@@ -25,7 +26,7 @@ use harness::{
 use reqwest::Method;
 use runtime::config::DatabaseConfig;
 use serde_json::{Value, json};
-use store::{Store, accept::Accepted, digests::Ending};
+use store::Store;
 use uuid::Uuid;
 
 fn note(user: &str) -> Value {
@@ -228,14 +229,14 @@ async fn an_acceptance_and_the_closing_of_a_window_take_their_locks_in_one_order
         latest_at: now,
         max_items: 1000,
     };
-    assert!(store.open_window(TENANT, &item).await?);
-    let closing = store.hold_digests(vec![item.digest]).await?;
+    assert!(store.digests().open_window(TENANT, &item).await?);
+    let closing = store.digests().hold(vec![item.digest]).await?;
     assert_eq!(closing.digests.len(), 1);
     // The acceptance parks in the tenant's share and gathers into the window that is being closed.
     let accepting = tokio::spawn({
         let event = NewDigestItem { digest: Uuid::now_v7(), ..item.clone() };
         let (store, batch) = (store.clone(), vec![low(vec![SideRecord::DigestItem(event)])]);
-        async move { store.accept(&batch, 1000, &Crowding::default(), &Leases::new()).await }
+        async move { store.acceptance().accept(&batch, 1000, &Crowding::default(), &Leases::new()).await }
     });
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually("the acceptance waits", SOON, || async { (stack.count(waits).await.ok()? == 1).then_some(()) }).await?;

@@ -9,6 +9,7 @@ use harness::{
     api::{Answer, SOON},
     eventually,
 };
+use records::Records;
 use reqwest::Method;
 use runtime::config::DatabaseConfig;
 use serde_json::{Value, json};
@@ -114,7 +115,11 @@ async fn what_is_no_refresh_token_or_asks_for_more_than_the_key_is_refused() -> 
     assert_eq!(refresh(&stack, &tokens["refresh_token"]).await?.status.as_u16(), 401, "expired");
     let store = Store::open(&DatabaseConfig::plain(&stack.database_url.parse()?), 1)?;
     stack.producer().post("/api/auth/token", &json!({})).await?.ok()?;
-    assert_eq!((store.forget_families(10).await?, store.forget_families(10).await?), (1, 0), "the other one holds");
+    assert_eq!(
+        (store.refresh_tokens().prune(10).await?, store.refresh_tokens().prune(10).await?),
+        (1, 0),
+        "the other one holds"
+    );
     Ok(())
 }
 

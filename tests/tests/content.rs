@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use deliveries::{Deliveries, breakers::host_key};
 use domain::{TenantId, seal};
 use harness::{
     Role, Stack, TestServers,
@@ -15,7 +16,7 @@ use harness::{
 use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use store::{Store, breakers::host_key};
+use store::Store;
 
 const KEY: &str = "POSTHASTE_ENCRYPTION_KEY";
 
@@ -228,7 +229,7 @@ async fn an_encrypted_value_opens_in_its_column_and_tenant_only_once_no_former_v
     for admin in [stack.admin(), beta] {
         admin.post("/sessions", &session).await?.ok()?;
     }
-    store.breaker_failed(&host_key(TenantId(1), host), 1, 600_000).await?;
+    store.breakers().record_failure(&host_key(TenantId(1), host), 1, 600_000).await?;
     let blocked =
         "SELECT sum(s.tenant_id)::int8 FROM lines l JOIN wa_sessions s USING (id) WHERE l.blocked_until > now()";
     assert_eq!(stack.count(blocked).await?, 1, "the line of the first tenant");

@@ -6,10 +6,10 @@ use std::{path::Path, process::Command};
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use harness::{Stack, TestServers};
+use records::{Records, audit::Deed};
 use runtime::config::DatabaseConfig;
 use store::{
     Store,
-    audit::Deed,
     migrate::{SchemaError, migrate},
     statement,
 };
@@ -237,7 +237,7 @@ async fn a_login_that_may_not_act_as_the_role_gets_no_connection() -> Result<()>
         ))
         .await?;
     let url = as_login(&stack.database_url, &name)?;
-    let tenants = async |store: Store| store.list_tenants().await;
+    let tenants = async |store: Store| store.tenants().list().await;
     assert_eq!(tenants(store(&url)?).await?.len(), 1, "a member serves");
     client.batch_execute(&format!("REVOKE posthaste_services FROM {name}")).await?;
     let refused = tenants(store(&url)?).await.unwrap_err();
@@ -288,6 +288,6 @@ async fn the_services_role_can_append_to_the_audit_log_and_nothing_else() -> Res
     stack.cli(&["migrate"])?;
     assert!(services.batch_execute("DELETE FROM public.audit_head").await.is_err());
     let deed = Deed { tenant: None, actor: "cli".into(), action: "x".into(), target: "x".into(), request_id: None };
-    assert_eq!(store(&stack.database_url)?.audit_append(deed).await?, before + 2);
+    assert_eq!(store(&stack.database_url)?.audit_log().append(deed).await?, before + 2);
     Ok(())
 }

@@ -5,21 +5,19 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, SubsecRound, Utc};
+use deliveries::{Deliveries, claim::Claim, outbox::PENDING_MAX, poll::Floors};
 use domain::{
     Channel, DeliveryId, EventKind, FailoverRound, OutcomeClass, ProviderName, State, TenantId, Trigger,
     contract::{AttemptRecord, Event, WorkItem},
     state::TRANSITIONS,
 };
 use harness::{Stack, TestServers};
-use runtime::config::DatabaseConfig;
-use store::{
-    Store,
-    claim::Claim,
+use maintenance::{
+    Maintenance,
     erasure::{Erased, Step},
-    outbox::PENDING_MAX,
-    poll::Floors,
-    statement,
 };
+use runtime::config::DatabaseConfig;
+use store::{Store, statement};
 use uuid::Uuid;
 
 /// A migrated database without processes, and a store that always speaks on the same connection.
@@ -53,13 +51,13 @@ async fn an_audit_looks_at_so_many_deliveries_however_large_the_rows_are() -> Re
         SELECT now(), now(), array_agg(gen_random_uuid()), array_agg(0), array_agg('in_app.bulk'::text)
         FROM generate_series(1, 5) row_no, generate_series(1, 900) GROUP BY row_no";
     stack.sql().await?.batch_execute(rows).await?;
-    let first = store.audit(200, 2_000, &[]).await?;
+    let first = store.outbox().audit(200, 2_000, &[]).await?;
     assert_eq!(
         (first.seen, first.is_more),
         (3, true),
         "the third row goes beyond the bound, the fourth is for the next pass"
     );
-    let rest = store.audit(200, 2_000, &[]).await?;
+    let rest = store.outbox().audit(200, 2_000, &[]).await?;
     assert_eq!((rest.seen, rest.is_more), (2, false));
     assert_eq!(stack.count("SELECT count(*) FROM outbox").await?, 0);
     Ok(())
@@ -70,7 +68,7 @@ async fn an_old_row_is_audited_again_within_minutes() -> Result<()> {
     let (stack, store) = prepared().await?;
     delivery(&stack, "queued", 0).await?;
     stack.sql().await?.batch_execute("UPDATE outbox SET created_at = now() - interval '10 hours'").await?;
-    assert_eq!(store.audit(200, 2_000, &[]).await?.seen, 1);
+    assert_eq!(store.outbox().audit(200, 2_000, &[]).await?.seen, 1);
     let soon = "SELECT count(*) FROM outbox WHERE act_at BETWEEN now() + interval '1 minute' AND now() + interval '10 minutes'";
     assert_eq!(stack.count(soon).await?, 1, "a queue that is lost after hours of backlog is noticed in minutes");
     Ok(())
@@ -81,7 +79,7 @@ async fn rows_that_wait_for_the_broker_are_counted_up_to_a_bound() -> Result<()>
     let (stack, store) = prepared().await?;
     let rows = "INSERT INTO outbox (act_at, deliveries, runs, routes) SELECT now(), '{}', '{}', '{}' FROM generate_series(1, 10100)";
     stack.sql().await?.batch_execute(rows).await?;
-    assert_eq!(store.outbox_pending().await?.0, PENDING_MAX);
+    assert_eq!(store.outbox().count_pending().await?.0, PENDING_MAX);
     Ok(())
 }
 
@@ -92,15 +90,15 @@ async fn a_session_that_lost_its_settings_is_refused_and_takes_nothing_for_done(
     let held = delivery(&stack, "sending", 1).await?;
     let (hint, lost) = (WorkItem::new(queued, 0), WorkItem::new(held, 0));
     statement::<()>("SELECT set_config('posthaste.tenant', '', false)").run(&store).await?;
-    assert!(store.audit(200, 2_000, &[]).await.is_err());
-    assert!(store.claim(Channel::InApp, &[hint], 1_000).await.is_err());
-    assert!(store.watch(&[lost]).await.is_err());
+    assert!(store.outbox().audit(200, 2_000, &[]).await.is_err());
+    assert!(store.claims().claim(Channel::InApp, &[hint], 1_000).await.is_err());
+    assert!(store.claims().watch(&[lost]).await.is_err());
     assert_eq!(stack.count("SELECT count(*) FROM outbox").await?, 2, "no row went");
 
     statement::<()>("SELECT set_config('posthaste.tenant', '*', false)").run(&store).await?;
-    assert_eq!(store.watch(&[lost]).await?, 1);
-    assert_eq!(store.claim(Channel::InApp, &[hint], 1_000).await?.len(), 1);
-    assert_eq!(store.audit(200, 2_000, &[]).await?.watched, 1);
+    assert_eq!(store.claims().watch(&[lost]).await?, 1);
+    assert_eq!(store.claims().claim(Channel::InApp, &[hint], 1_000).await?.len(), 1);
+    assert_eq!(store.outbox().audit(200, 2_000, &[]).await?.watched, 1);
     Ok(())
 }
 
@@ -108,17 +106,17 @@ async fn a_session_that_lost_its_settings_is_refused_and_takes_nothing_for_done(
 async fn a_claim_is_doubted_a_grace_after_its_lease_and_not_at_its_end() -> Result<()> {
     let (stack, store) = prepared().await?;
     let held = delivery(&stack, "sending", 1).await?;
-    store.watch(&[WorkItem::new(held, 0)]).await?;
-    let crashes = store.crashed(10, 60_000, 1_000).await?;
+    store.claims().watch(&[WorkItem::new(held, 0)]).await?;
+    let crashes = store.due().crashed(10, 60_000, 1_000).await?;
     assert_eq!(crashes.iter().map(|crash| crash.is_late).collect::<Vec<_>>(), [false], "its outcome may be on its way");
-    assert!(store.crashed(10, 60_000, 1_000).await?.is_empty(), "it is looked at again when the grace is over");
+    assert!(store.due().crashed(10, 60_000, 1_000).await?.is_empty(), "it is looked at again when the grace is over");
     let again = "SELECT count(*) FROM due u JOIN deliveries d ON d.id = u.delivery_id
         WHERE u.why = 'watch' AND u.due_at = d.lease_until + interval '60 s'";
     assert_eq!(stack.count(again).await?, 1, "not before, and not later");
     let sql = stack.sql().await?;
     sql.batch_execute("UPDATE deliveries SET lease_until = now() - interval '61 s'; UPDATE due SET due_at = now()")
         .await?;
-    let crashes = store.crashed(10, 60_000, 1_000).await?;
+    let crashes = store.due().crashed(10, 60_000, 1_000).await?;
     assert_eq!(crashes.iter().map(|crash| crash.is_late).collect::<Vec<_>>(), [true]);
     Ok(())
 }
@@ -128,9 +126,9 @@ async fn a_claim_is_doubted_a_grace_after_its_lease_and_not_at_its_end() -> Resu
 async fn a_claim_whose_message_is_gone_is_doubted_as_well() -> Result<()> {
     let (stack, store) = prepared().await?;
     let held = delivery(&stack, "sending", 1).await?;
-    store.watch(&[WorkItem::new(held, 0)]).await?;
+    store.claims().watch(&[WorkItem::new(held, 0)]).await?;
     stack.sql().await?.batch_execute("DELETE FROM messages").await?;
-    let crashes = store.crashed(10, 0, 1_000).await?;
+    let crashes = store.due().crashed(10, 0, 1_000).await?;
     assert_eq!(crashes.iter().map(|crash| (crash.delivery, crash.expires_at)).collect::<Vec<_>>(), [(held, None)]);
     Ok(())
 }
@@ -139,34 +137,34 @@ async fn a_claim_whose_message_is_gone_is_doubted_as_well() -> Result<()> {
 async fn a_claim_whose_outcome_is_in_a_dead_letter_is_not_doubted_before_the_letter_is_dropped() -> Result<()> {
     let (stack, store) = prepared().await?;
     let (held, letter, sql) = (delivery(&stack, "sending", 1).await?, Uuid::now_v7(), stack.sql().await?);
-    store.watch(&[WorkItem::new(held, 0)]).await?;
+    store.claims().watch(&[WorkItem::new(held, 0)]).await?;
     for _ in 0..2 {
-        store.keep_lettered_event(letter, held, 1).await?;
+        store.unread_events().keep_lettered_event(letter, held, 1).await?;
     }
-    assert_eq!(store.forget_lettered_events(Uuid::nil(), 10).await?, (Some(letter), 1));
-    assert_eq!(store.forget_lettered_events(letter, 10).await?, (None, 0), "behind the last one");
-    assert_eq!(store.unread_events(Uuid::nil(), 10).await?, [], "there is nothing to read");
+    assert_eq!(store.unread_events().forget_lettered_events(Uuid::nil(), 10).await?, (Some(letter), 1));
+    assert_eq!(store.unread_events().forget_lettered_events(letter, 10).await?, (None, 0), "behind the last one");
+    assert_eq!(store.unread_events().list(Uuid::nil(), 10).await?, [], "there is nothing to read");
     let overdue = "UPDATE deliveries SET lease_until = now() - interval '61 s'; UPDATE due SET due_at = now()";
     sql.batch_execute(overdue).await?;
-    assert_eq!(store.watches_due(1_000, 10).await?, 1);
-    assert!(store.crashed(10, 60_000, 1_000).await?.is_empty(), "its outcome is known");
-    assert_eq!(store.watches_due(1_000, 10).await?, 0, "it is looked at again, but not at once");
+    assert_eq!(store.due().watches_due(1_000, 10).await?, 1);
+    assert!(store.due().crashed(10, 60_000, 1_000).await?.is_empty(), "its outcome is known");
+    assert_eq!(store.due().watches_due(1_000, 10).await?, 0, "it is looked at again, but not at once");
     let dropped = format!(
         "INSERT INTO dead_letters (id, origin, reason, status) VALUES ('{letter}', 'broker', 'poison', 'dropped')"
     );
     sql.batch_execute(&dropped).await?;
-    assert_eq!(store.forget_lettered_events(Uuid::nil(), 10).await?, (Some(letter), 0));
+    assert_eq!(store.unread_events().forget_lettered_events(Uuid::nil(), 10).await?, (Some(letter), 0));
     sql.batch_execute(overdue).await?;
-    assert_eq!(store.crashed(10, 60_000, 1_000).await?.len(), 1, "its outcome was given up");
+    assert_eq!(store.due().crashed(10, 60_000, 1_000).await?.len(), 1, "its outcome was given up");
 
     // An open letter keeps no erasure from its end.
-    store.keep_lettered_event(letter, held, 1).await?;
+    store.unread_events().keep_lettered_event(letter, held, 1).await?;
     sql.batch_execute("UPDATE messages SET user_id = 'ada'; UPDATE dead_letters SET status = 'open', body = 'x'")
         .await?;
-    let (person, mut erased) = (store.begin_erasure(TenantId(1), "ada", false).await?, Erased::default());
-    assert_eq!((store.erase_step(&person, &mut erased).await?, erased.dead_letters), (Step::Held, 1));
+    let (person, mut erased) = (store.erasure().begin(TenantId(1), "ada", false).await?, Erased::default());
+    assert_eq!((store.erasure().step(&person, &mut erased).await?, erased.dead_letters), (Step::Held, 1));
     sql.batch_execute(overdue).await?;
-    let crashes = store.crashed(10, 60_000, 1_000).await?;
+    let crashes = store.due().crashed(10, 60_000, 1_000).await?;
     let expiries: Vec<_> = crashes.iter().map(|crash| crash.expires_at.is_some()).collect();
     assert_eq!(expiries, [true], "it ends without a call");
     let closed = "SELECT count(*) FROM dead_letters WHERE status = 'dropped' AND body IS NULL";
@@ -211,21 +209,21 @@ async fn looks_at_a_provider_that_may_not_be_called_are_not_counted_and_the_wait
     let id = delivery(&stack, "queued", 0).await?;
     let (mut run, began) = (0, DateTime::<Utc>::from(SystemTime::now()).trunc_subsecs(6));
     let claimed = async |run: i32| -> Result<Claim> {
-        let claims = store.claim(Channel::InApp, &[WorkItem::new(id, run)], 10_000).await?;
+        let claims = store.claims().claim(Channel::InApp, &[WorkItem::new(id, run)], 10_000).await?;
         claims.into_iter().next().with_context(|| format!("run {run} is not claimed"))
     };
     for look in 0..110 {
         let claim = claimed(run).await?;
         assert_eq!(claim.waiting_since, (look > 0).then_some(began), "look {look}");
         let at = began + chrono::TimeDelta::minutes(look);
-        store.record(vec![put_off(&claim, at, None)]).await?;
-        let released = store.release_due(10, &Floors::new(), &[], 60_000).await?.dispatches;
+        store.delivery_log().record(vec![put_off(&claim, at, None)]).await?;
+        let released = store.due().release(10, &Floors::new(), &[], 60_000).await?.dispatches;
         run = released.first().and_then(|row| row.items.first()).context("nothing is released")?.run;
     }
     assert_eq!(stack.count("SELECT deferrals::int8 FROM deliveries").await?, 0);
     let claim = claimed(run).await?;
     assert_eq!((claim.tries.attempts, claim.waiting_since), (1, Some(began)));
-    store.record(vec![put_off(&claim, began, Some(ProviderName::Inbox))]).await?;
+    store.delivery_log().record(vec![put_off(&claim, began, Some(ProviderName::Inbox))]).await?;
     assert_eq!(
         stack.count("SELECT count(*) FROM deliveries WHERE waiting_since IS NULL").await?,
         1,
@@ -272,7 +270,7 @@ async fn an_event_makes_the_transitions_of_the_table_and_no_other() -> Result<()
             }
         }
     }
-    store.record(events).await?;
+    store.delivery_log().record(events).await?;
     for (id, from, cause, to) in cases {
         let row = sql.query_one("SELECT state FROM deliveries WHERE id = $1::text::uuid", &[&id.to_string()]).await?;
         let wanted = if cause.moves(Some(from), to) { to } else { from };

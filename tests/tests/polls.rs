@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use harness::{Stack, TestServers, eventually};
-use runtime::config::DatabaseConfig;
-use store::{
-    Store,
+use deliveries::{
+    Deliveries,
     poll::{Floors, WorkKind},
 };
+use harness::{Stack, TestServers, eventually};
+use runtime::config::DatabaseConfig;
+use store::Store;
 
 /// Statements that commit by themselves are transactions; a process that does everything makes no more than this a second.
 const STATEMENTS_MAX: f64 = 30.0;
@@ -72,14 +73,14 @@ async fn a_poll_does_not_walk_over_rows_that_are_gone_while_a_transaction_may_st
     let cost = async |floors: &Floors| -> Result<i64> {
         let (scans, read) = blocks().await?;
         let (scans, read) = eventually("polls are counted", Duration::from_secs(60), || async {
-            store.poll(floors).await.ok()?;
+            store.polls().poll(floors).await.ok()?;
             let (scans_now, read_now) = blocks().await.ok()?;
             (scans_now > scans + 1).then_some((scans_now - scans, read_now - read))
         })
         .await?;
         Ok(read / scans)
     };
-    let poll = store.poll(&Floors::new()).await?;
+    let poll = store.polls().poll(&Floors::new()).await?;
     assert_eq!(poll.due.get(&WorkKind::Due), None);
     let whole = cost(&Floors::new()).await?;
     let floored = cost(&poll.floors()).await?;

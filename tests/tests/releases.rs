@@ -1,14 +1,15 @@
 //! Releases: what was scheduled, held, retried or replayed takes turns with other tenants, in outbox rows of a bounded size.
 
 use anyhow::Result;
-use domain::{Channel, DeliveryId, Lane, Route, TenantId, acceptance::share};
-use harness::{Stack, TestServers};
-use runtime::config::DatabaseConfig;
-use store::{
-    Store,
+use deliveries::{
+    Deliveries,
     letters::{LetterAction, LetterFilter},
     poll::Floors,
 };
+use domain::{Channel, DeliveryId, Lane, Route, TenantId, acceptance::share};
+use harness::{Stack, TestServers};
+use runtime::config::DatabaseConfig;
+use store::Store;
 
 const RELAY_AFTER_MS: i32 = 5000;
 const WEBHOOK: Route = Route { channel: Channel::Webhook, lane: Lane::Normal };
@@ -69,7 +70,7 @@ async fn invariant_f_a_release_parks_what_crowds_others_and_its_outbox_rows_are_
         due(&stack, tenant, WEBHOOK, "scheduled", 60).await?;
     }
 
-    let released = store.release_due(5000, &Floors::new(), &[SMS], RELAY_AFTER_MS).await?;
+    let released = store.due().release(5000, &Floors::new(), &[SMS], RELAY_AFTER_MS).await?;
     assert_eq!((released.picked, released.handed_over()), (325 + 20 * 60, 20 * 60), "quiet tenants go straight out");
     let sizes: Vec<usize> = released.dispatches.iter().map(|dispatch| dispatch.items.len()).collect();
     assert_eq!(sizes.iter().max(), Some(&500), "no outbox row holds more: {sizes:?}");
@@ -81,9 +82,9 @@ async fn invariant_f_a_release_parks_what_crowds_others_and_its_outbox_rows_are_
     assert_eq!(waiting(&stack, 1, SMS).await?, 5, "a full queue gets nothing more");
     assert_eq!(stack.count("SELECT count(*) FROM due").await?, 0);
 
-    let turn = store.release_shares(WEBHOOK, 250, RELAY_AFTER_MS).await?;
+    let turn = store.lines().release_shares(WEBHOOK, 250, RELAY_AFTER_MS).await?;
     assert_eq!((turn.picked, turn.handed_over()), (250, 250));
-    assert_eq!(store.release_due(5000, &Floors::new(), &[], RELAY_AFTER_MS).await?.picked, 0);
+    assert_eq!(store.due().release(5000, &Floors::new(), &[], RELAY_AFTER_MS).await?.picked, 0);
     Ok(())
 }
 
@@ -97,13 +98,13 @@ async fn invariant_f_a_replay_of_many_letters_takes_turns() -> Result<()> {
     }
     let filter = LetterFilter::default();
     let (id, matched) =
-        store.start_replay(Some(TenantId(1)), LetterAction::Replay, &filter, None, "again", "admin").await?;
+        store.replays().start(Some(TenantId(1)), LetterAction::Replay, &filter, None, "again", "admin").await?;
     assert_eq!(matched, 150);
-    let running = store.replays_running(1).await?.remove(0);
-    let few = store.replay_pass(&running.replay, 40, None, RELAY_AFTER_MS).await?;
+    let running = store.replays().running(1).await?.remove(0);
+    let few = store.replays().run_pass(&running.replay, 40, None, RELAY_AFTER_MS).await?;
     let handed_over = few.dispatches.iter().map(|dispatch| dispatch.items.len()).sum::<usize>();
     assert_eq!((few.moved, handed_over), (40, 40), "a few at a time go straight to the broker");
-    let many = store.replay_pass(&running.replay, 1000, few.last, RELAY_AFTER_MS).await?;
+    let many = store.replays().run_pass(&running.replay, 1000, few.last, RELAY_AFTER_MS).await?;
     assert_eq!((many.moved, many.dispatches.len()), (110, 0));
     assert_eq!(waiting(&stack, 1, WEBHOOK).await?, 110);
     let told = format!("SELECT replayed::int8 FROM replays WHERE id = '{id}'");

@@ -29,12 +29,12 @@ const HOT: [&str; 12] = [
 async fn every_statement_takes_and_returns_what_the_code_declares() -> Result<()> {
     let database = Database::create().await?;
     let mut faults = Vec::new();
-    for shape in store::statements() {
+    for shape in statements() {
         faults.extend(differences(&database.client, &shape).await);
     }
     anyhow::ensure!(faults.is_empty(), "\n{}", faults.join("\n"));
     // The query builder reads these columns.
-    let columns = store::schema::dead_letters_columns();
+    let columns = deliveries::schema::dead_letters_columns();
     database.client.prepare(columns.split(" -- binds").next().unwrap_or_default()).await?;
     Ok(())
 }
@@ -45,7 +45,7 @@ async fn every_statement_takes_and_returns_what_the_code_declares() -> Result<()
 async fn the_plans_of_the_hot_statements_are_known() -> Result<()> {
     let database = Database::create().await?;
     database.client.batch_execute("SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off").await?;
-    let shapes = store::statements();
+    let shapes = statements();
     let mut plans = String::new();
     for file in HOT {
         let shape = shapes.iter().find(|shape| shape.file == file).with_context(|| format!("no statement {file}"))?;
@@ -70,20 +70,23 @@ async fn the_bits_of_the_schema_are_those_of_the_table_of_event_kinds() -> Resul
 
 #[test]
 fn every_file_is_a_statement_and_every_statement_has_a_file_of_its_own() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/store/sql");
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let mut files = BTreeSet::new();
-    let mut folders = vec![root.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                files.insert(path.strip_prefix(&root).unwrap().to_string_lossy().into_owned());
+    for name in ["store", "records", "deliveries", "maintenance"] {
+        let root = shared.join(name).join("sql");
+        let mut folders = vec![root.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    files.insert(path.strip_prefix(&root).unwrap().to_string_lossy().into_owned());
+                }
             }
         }
     }
-    let shapes = store::statements();
+    let shapes = statements();
     let named: BTreeSet<String> = shapes.iter().map(|shape| shape.file.to_owned()).collect();
     assert_eq!(files.symmetric_difference(&named).collect::<Vec<_>>(), Vec::<&String>::new());
     assert_eq!(named.len(), shapes.len(), "two statements have one file");
@@ -180,4 +183,9 @@ async fn differences(client: &Client, shape: &Shape) -> Vec<String> {
         found.push(format!("{file}: returns {extra} columns that the code does not read"));
     }
     found
+}
+
+/// Every statement of every crate.
+fn statements() -> Vec<Shape> {
+    [store::statements(), records::statements(), deliveries::statements(), maintenance::statements()].concat()
 }

@@ -11,15 +11,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use deliveries::{Deliveries, webhook_events::Swept};
 use domain::{Channel, DeliveryId, TenantId, contract::WorkItem};
 use harness::{Role, Stack, TestServers, api::SOON, eventually, patient::LONG};
-use runtime::config::DatabaseConfig;
-use store::{
-    Store,
-    migrate::migrate,
+use maintenance::{
+    Maintenance,
     retention::{Pass, Surveyed},
-    webhook_events::Swept,
 };
+use records::Records;
+use runtime::config::DatabaseConfig;
+use store::{Store, migrate::migrate};
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
@@ -100,7 +101,7 @@ async fn claim_all(store: Store, deliveries: Vec<Uuid>, stop: Arc<AtomicBool>) -
     let (mut claimed, mut longest) = (0, Duration::ZERO);
     for delivery in deliveries {
         let started = Instant::now();
-        claimed += store.claim(Channel::InApp, &[hint(delivery)], 10_000).await?.len();
+        claimed += store.claims().claim(Channel::InApp, &[hint(delivery)], 10_000).await?.len();
         longest = longest.max(started.elapsed());
         if stop.load(Ordering::Relaxed) {
             break;
@@ -160,7 +161,7 @@ async fn locks_of_a_claim(base: &Base, hints: Vec<WorkItem>, held: Uuid) -> Resu
     let holder = base.stack.sql().await?;
     holder.batch_execute(&format!("BEGIN; SELECT 1 FROM deliveries WHERE id = '{held}' FOR UPDATE")).await?;
     let store = base.store.clone();
-    let claim = tokio::spawn(async move { store.claim(Channel::InApp, &hints, 10_000).await });
+    let claim = tokio::spawn(async move { store.claims().claim(Channel::InApp, &hints, 10_000).await });
     let locks = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
         WHERE a.datname = current_database() AND a.wait_event_type = 'Lock' AND l.locktype = 'relation' AND a.query LIKE '%UPDATE deliveries%'";
     let locks = eventually("the claim waits for the row", SOON, || async {
@@ -187,11 +188,11 @@ async fn a_claim_opens_the_days_of_its_deliveries_however_many_are_kept() -> Res
     assert!(locks <= 40, "a claim of two days holds {locks} locks");
     // Accepted a moment before midnight, delivered after it.
     let late = base.stored_later(1, 86_399.9, 1, "queued", 0.2).await?;
-    let claims = base.store.claim(Channel::InApp, &[hint(late)], 10_000).await?;
+    let claims = base.store.claims().claim(Channel::InApp, &[hint(late)], 10_000).await?;
     assert_eq!(claims.first().map(|claim| claim.content.clone()), Some(br#"{"n": 1}"#.to_vec()));
     // A hint of a day that is gone is a hint of nothing.
     let gone = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, 1_000_000_000, 0));
-    assert!(base.store.claim(Channel::InApp, &[hint(gone)], 10_000).await?.is_empty());
+    assert!(base.store.claims().claim(Channel::InApp, &[hint(gone)], 10_000).await?.is_empty());
     Ok(())
 }
 
@@ -203,7 +204,7 @@ fn soon() -> Instant {
 async fn remove_all(store: &Store) -> Result<usize> {
     let (started, mut failures) = (Instant::now(), 0);
     while started.elapsed() < LONG {
-        match store.remove_rows(Some(6), soon()).await {
+        match store.retention().remove_rows(Some(6), soon()).await {
             Ok(Pass { more: false, .. }) => return Ok(failures),
             Ok(_) => {}
             Err(_) => failures += 1,
@@ -233,10 +234,10 @@ async fn a_day_that_stays_keeps_no_other_day_and_no_row_from_going() -> Result<(
     base.stored(45, 1.0, 1, "queued").await?;
     let (before, mut surveyed) = (base.days().await?, Surveyed::new());
     let reader = base.reader("deliveries").await?;
-    let pass = base.store.drop_days(Some(6), soon(), &mut surveyed).await?;
+    let pass = base.store.retention().drop_days(Some(6), soon(), &mut surveyed).await?;
     assert!(pass.busy && base.days().await? == before, "not while a session reads: {pass:?}");
     reader.batch_execute("COMMIT").await?;
-    let pass = base.store.drop_days(Some(6), soon(), &mut surveyed).await?;
+    let pass = base.store.retention().drop_days(Some(6), soon(), &mut surveyed).await?;
     assert_eq!((pass.kept.len(), pass.busy, base.days().await?), (2, false, before - 2), "{pass:?}");
     assert_eq!(base.count("SELECT count(*) FROM dead_letters").await?, 0, "a letter goes with its message");
     // Ended messages are removed from the day that stays.
@@ -299,7 +300,7 @@ async fn a_partition_that_cannot_be_frozen_keeps_no_other_one_from_it() -> Resul
     holder.batch_execute(&format!("BEGIN; LOCK TABLE {old} IN SHARE UPDATE EXCLUSIVE MODE")).await?;
     // As on a server that does not say when a table was vacuumed, the caller names what it has had.
     let (mut passed, mut refused) = (Vec::new(), Vec::new());
-    while let Some(frozen) = base.store.freeze_partition(passed.clone()).await? {
+    while let Some(frozen) = base.store.partitions().freeze(passed.clone()).await? {
         refused.extend(frozen.refused.map(|_| frozen.partition.clone()));
         passed.push(frozen.partition);
     }
@@ -318,8 +319,8 @@ async fn sessions_of_the_operator_that_the_version_before_made_are_marked() -> R
                  SELECT gen_random_uuid(), id, 's', 'http://127.0.0.1:1' FROM tenants",
         )
         .await?;
-    assert_eq!(base.store.mark_operators_sessions().await?, 1);
-    assert_eq!(base.store.mark_operators_sessions().await?, 0);
+    assert_eq!(base.store.whatsapp_sessions().mark_operators_sessions().await?, 1);
+    assert_eq!(base.store.whatsapp_sessions().mark_operators_sessions().await?, 0);
     let marked = "SELECT count(*) FROM wa_sessions WHERE is_operators AND tenant_id = (SELECT min(id) FROM tenants)";
     assert_eq!(base.count(marked).await?, 1);
     Ok(())
@@ -348,14 +349,14 @@ async fn the_doctor_names_tenants_that_the_mapping_of_others_shuts_out() -> Resu
 #[tokio::test]
 async fn one_scheduler_at_a_time_and_another_one_once_it_is_gone() -> Result<()> {
     let base = Base::new().await?;
-    let first = base.store.alone("test").await?.context("it is free")?;
-    assert!(base.store.alone("test").await?.is_none());
-    assert!(base.store.alone("another").await?.is_some());
+    let first = base.store.retention().alone("test").await?.context("it is free")?;
+    assert!(base.store.retention().alone("test").await?.is_none());
+    assert!(base.store.retention().alone("another").await?.is_some());
     // A turn may take longer than a transaction may be idle otherwise.
     tokio::time::sleep(Duration::from_secs(11)).await;
-    assert!(base.store.alone("test").await?.is_none());
+    assert!(base.store.retention().alone("test").await?.is_none());
     first.undo().await?;
-    assert!(base.store.alone("test").await?.is_some());
+    assert!(base.store.retention().alone("test").await?.is_some());
     Ok(())
 }
 
@@ -375,7 +376,7 @@ async fn events_of_a_configuration_that_went_off_are_taken_back_page_by_page() -
         .await?;
     let mut swept = Swept::new();
     for more in [true, true, false, false] {
-        assert_eq!(base.store.hold_back(100, &mut swept).await?, more);
+        assert_eq!(base.store.webhook_events().hold_back(100, &mut swept).await?, more);
     }
     assert!(swept.is_empty());
     assert_eq!(base.count("SELECT count(*) FROM deliveries WHERE state = 'cancelled'").await?, 1);
@@ -422,7 +423,7 @@ async fn a_scheduler_gets_past_what_fails_ends_what_expired_and_forgets_what_is_
     );
     base.sql.batch_execute(&park).await?;
     let (session, tenant) = ("0191d8a0-0000-7000-8000-0000000000aa".parse()?, TenantId(1));
-    let removed = base.store.remove_session(tenant, session).await?;
+    let removed = base.store.whatsapp_sessions().remove(tenant, session).await?;
     assert_eq!(format!("{removed:?}"), "Busy(2)");
     base.stack.launch("scheduler", Role::Scheduler, &[]).await?;
     let wanted = [
@@ -456,7 +457,7 @@ async fn a_scheduler_gets_past_what_fails_ends_what_expired_and_forgets_what_is_
     let shown =
         ["posthaste_events_written_total{kind=\"expired\"} 2", "posthaste_task_failures_total{task=\"freeze\"} "];
     base.stack.until_measured("scheduler", &shown).await?;
-    let removed = base.store.remove_session(tenant, session).await?;
+    let removed = base.store.whatsapp_sessions().remove(tenant, session).await?;
     assert_eq!(format!("{removed:?}"), "Yes");
     Ok(())
 }

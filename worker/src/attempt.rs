@@ -10,6 +10,7 @@ use std::{
 };
 
 use chrono::{DateTime, SubsecRound, Utc};
+use deliveries::claim::Claim;
 use domain::{
     Channel, DeadReason, DeliveryId, EventKind, FailoverRound, Fault, Outcome, OutcomeClass, ProviderName,
     ProviderProgress, Reason, RecipientPolicy, RetryDecision, RetryPolicy, Route, State, TenantId, Topic, Tries, Wait,
@@ -31,7 +32,6 @@ use providers::{
     secrets::{Secrets, Signing},
 };
 use runtime::faultpoint;
-use store::claim::Claim;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 

@@ -17,6 +17,7 @@ use std::{
 };
 
 use broker::{Acker, Broker, Consumer, ConsumerHealth, Delivery, Publisher, Tag, dead_letter};
+use deliveries::{Deliveries, claim::Claim};
 use domain::{
     DeadReason, DeliveryId,
     contract::{
@@ -28,7 +29,7 @@ use domain::{
 use engine::local_dispatch::{LocalClaim, LocalDispatch, PoolLimits};
 use providers::counters;
 use runtime::{faultpoint, reconnect::Reconnect};
-use store::{DbError, Store, claim::Claim};
+use store::{DbError, Store};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc::Receiver},
     time::sleep_until,
@@ -294,7 +295,7 @@ impl PoolState {
     async fn load_policies(&self, claims: &mut [Claim]) -> bool {
         let loading = async {
             let mut reconnect = Reconnect::new();
-            while let Err(error) = self.deps.store.load_policies(self.context.route.channel, claims).await {
+            while let Err(error) = self.deps.store.recipient_policies().load(self.context.route.channel, claims).await {
                 self.wait_out(&error, &mut reconnect).await?;
             }
             Some(())
@@ -339,7 +340,7 @@ impl PoolState {
         let mut reconnect = Reconnect::new();
         loop {
             let claimed_at = Instant::now();
-            match self.deps.store.claim(self.context.route.channel, items, self.lease_ms).await {
+            match self.deps.store.claims().claim(self.context.route.channel, items, self.lease_ms).await {
                 Ok(mut claims) => {
                     let has_policies = self.load_policies(&mut claims).await;
                     return Some(ClaimBatch { claims, claimed_at, has_policies });
@@ -405,7 +406,7 @@ impl PoolState {
     /// Moves a slot to the time of its late call. Otherwise the next minute's slots come too soon after that message.
     async fn charge_late_slot(&self, line: Uuid, delivery: DeliveryId) {
         counters::slot_used_late();
-        if let Err(error) = self.deps.store.charge_late_slot(line, delivery).await {
+        if let Err(error) = self.deps.store.lines().charge_late_slot(line, delivery).await {
             tracing::warn!(session.id = %line, %error, "a slot that was used late could not be moved: the session's next minute may hold more");
         }
     }
@@ -435,7 +436,7 @@ impl PoolState {
         }
         let items: Vec<WorkItem> = lost.iter().map(|item| item.work).collect();
         let mut reconnect = Reconnect::new();
-        while let Err(error) = self.deps.store.watch(&items).await {
+        while let Err(error) = self.deps.store.claims().watch(&items).await {
             if self.wait_out(&error, &mut reconnect).await.is_none() {
                 return lost.iter().for_each(|item| self.acker.requeue(item.tag));
             }

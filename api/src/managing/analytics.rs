@@ -9,9 +9,12 @@ use actix_web::{
 };
 use chrono::{Days, NaiveDate};
 use domain::{EventKind, clock};
+use records::{
+    Records,
+    analytics::{AnalyticsFilter, KindCount, TRIED, WRONG},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::analytics::{AnalyticsFilter, KindCount, TRIED, WRONG};
 use utoipa::{IntoParams, ToSchema};
 use web::{
     Web,
@@ -153,7 +156,10 @@ pub async fn delivery(
     };
     let (tenant, by) = (admin.0.tenant, groups.clone().unwrap_or_else(|| GROUPS.to_vec()));
     let asked = by.clone();
-    let rows = web.queries.run(async move |store| store.delivery_counts(tenant, filter, asked.clone()).await).await?;
+    let rows = web
+        .queries
+        .run(async move |store| store.analytics().delivery_counts(tenant, filter, asked.clone()).await)
+        .await?;
     if is_csv {
         let group = groups.and_then(|groups| groups.first().copied()).unwrap_or(BY_DAY);
         let text = csv_of(group, &gathered(&rows, group)).map_err(|_| Problem::internal())?;

@@ -1,8 +1,11 @@
 //! Lists the audit log.
 
 use actix_web::{HttpResponse, web::Data};
+use records::{
+    Records,
+    audit::{AuditEntry, AuditFilter},
+};
 use serde::{Deserialize, Serialize};
-use store::audit::{AuditEntry, AuditFilter};
 use utoipa::{IntoParams, ToSchema};
 use web::{
     Web,
@@ -69,7 +72,8 @@ pub async fn list(admin: Admin, query: Params<AuditQuery>, web: Data<Web>) -> Re
         until: params::time("until", query.until)?,
     };
     let (before, limit) = (params::number_cursor(query.cursor)?, params::limit(query.limit)?);
-    let rows = web.queries.run(async move |store| store.audit_list(scope, filter, before, limit + 1).await).await?;
+    let rows =
+        web.queries.run(async move |store| store.audit_log().list(scope, filter, before, limit + 1).await).await?;
     let (entries, next_cursor) = params::page_after(rows, limit, |entry| params::number_cursor_after(entry.id));
     Ok(HttpResponse::Ok().json(AuditList { entries, next_cursor }))
 }

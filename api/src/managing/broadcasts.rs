@@ -5,6 +5,11 @@ use std::collections::BTreeSet;
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
 use content::broadcast::Definition;
+use deliveries::{
+    Deliveries,
+    accept::Accepted,
+    broadcasts::{Steering, StoredBroadcast},
+};
 use domain::{
     BroadcastStatus, Channel, Priority, Target, TenantId,
     acceptance::{Acceptance, NewBroadcast, SideRecord},
@@ -13,10 +18,6 @@ use domain::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use store::{
-    accept::Accepted,
-    broadcasts::{Steering, StoredBroadcast},
-};
 use submission::{
     HTTP, Submissions,
     carrier::{self, Wanted},
@@ -421,8 +422,11 @@ pub struct BroadcastList {
 pub async fn list(admin: Admin, page: Params<Page>, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = admin.0.tenant;
-    let found =
-        submissions.web.queries.run(async move |store| store.list_broadcasts(tenant, before, limit + 1).await).await?;
+    let found = submissions
+        .web
+        .queries
+        .run(async move |store| store.broadcasts().list(tenant, before, limit + 1).await)
+        .await?;
     let (found, next_cursor) = params::page_of(found, limit, |broadcast| broadcast.id);
     let broadcasts = found.into_iter().map(BroadcastView::from).collect();
     Ok(HttpResponse::Ok().json(BroadcastList { broadcasts, next_cursor }))
@@ -433,7 +437,7 @@ fn unknown() -> Problem {
 }
 
 async fn find(submissions: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredBroadcast, Problem> {
-    submissions.web.queries.run(async move |store| store.broadcast(tenant, id).await).await?.ok_or_else(unknown)
+    submissions.web.queries.run(async move |store| store.broadcasts().find(tenant, id).await).await?.ok_or_else(unknown)
 }
 
 /// A broadcast and its progress.
@@ -458,7 +462,7 @@ async fn steer(
 ) -> Result<HttpResponse, Problem> {
     let tenant = admin.0.tenant;
     let steered =
-        submissions.web.queries.run(async move |store| store.steer_broadcast(tenant, id, steering).await).await?;
+        submissions.web.queries.run(async move |store| store.broadcasts().steer(tenant, id, steering).await).await?;
     let found = find(submissions, tenant, id).await?;
     if !steered {
         let needed = match steering {

@@ -2,13 +2,15 @@
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use domain::{BreakerState, Channel, ProviderName, TenantId};
-use runtime::config::Config;
-use serde::Serialize;
-use store::{
-    DbResult, Store,
+use deliveries::{
+    Deliveries,
     breakers::{Breaker, host_key, session_key},
 };
+use domain::{BreakerState, Channel, ProviderName, TenantId};
+use records::Records;
+use runtime::config::Config;
+use serde::Serialize;
+use store::{DbResult, Store};
 use utoipa::ToSchema;
 use web::{Web, auth::Admin, problem::Problem};
 
@@ -87,12 +89,12 @@ pub async fn list(admin: Admin, web: Data<Web>, backends: Data<Backends>) -> Res
 /// The breakers for the tenant's calls, without those of other tenants' sessions and receivers.
 async fn breakers(store: &Store, tenant: TenantId, names: Vec<ProviderName>) -> DbResult<Vec<(ProviderName, Breaker)>> {
     let shared = names.into_iter().filter(|name| !matches!(name, ProviderName::Waha | ProviderName::Http)).collect();
-    let mut found = store.breakers_of(shared).await?;
-    let sessions = store.list_sessions(tenant, None, SESSIONS_MAX).await?;
+    let mut found = store.breakers().of_scope(shared).await?;
+    let sessions = store.whatsapp_sessions().list(tenant, None, SESSIONS_MAX).await?;
     let keys =
         sessions.iter().flat_map(|session| [session_key(session.id), host_key(tenant, &session.settings.base_url)]);
-    found.extend(store.breakers(keys.collect()).await?.into_iter().map(|breaker| (ProviderName::Waha, breaker)));
-    let receivers = store.breakers_before(&format!("http/{tenant}/")).await?;
+    found.extend(store.breakers().list(keys.collect()).await?.into_iter().map(|breaker| (ProviderName::Waha, breaker)));
+    let receivers = store.breakers().before(&format!("http/{tenant}/")).await?;
     found.extend(receivers.into_iter().map(|breaker| (ProviderName::Http, breaker)));
     Ok(found)
 }

@@ -5,6 +5,10 @@ use std::time::Duration;
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
 use connectors::egress::same_origin;
+use deliveries::{
+    Deliveries,
+    webhook_events::{Again, carrier},
+};
 use domain::{
     Channel, State, clock,
     contract::{
@@ -13,16 +17,16 @@ use domain::{
     },
     token,
 };
+use records::{
+    Records,
+    configurations::{Configuration, ConfigurationSettings},
+    counts::Counted,
+    webhook_logs::Call,
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use store::{
-    Store,
-    configurations::{Configuration, ConfigurationSettings},
-    counts::Counted,
-    webhook_events::{Again, carrier},
-    webhook_logs::Call,
-};
+use store::Store;
 use submission::{
     Submissions,
     envelope::{DeliveryAnswer, SendAnswer},
@@ -270,7 +274,7 @@ pub async fn list(admin: Admin, page: Params<Page>, submissions: Data<Submission
     let found = submissions
         .web
         .queries
-        .run(async move |store| store.list_configurations(tenant, before, limit + 1).await)
+        .run(async move |store| store.webhook_configurations().list(tenant, before, limit + 1).await)
         .await?;
     let (found, next_cursor) = params::page_of(found, limit, |configuration| configuration.id);
     let configurations = found.into_iter().map(ConfigurationView::from).collect();
@@ -292,8 +296,8 @@ pub async fn create(admin: Admin, submissions: Data<Submissions>, body: JsonBody
     let (tenant, settings) = (admin.0.tenant, body.apply(&submissions, None)?);
     require_quota(&submissions.web, tenant, Counted::Configurations).await?;
     let saving = async move |store: Store| {
-        let id = store.create_configuration(tenant, &settings, &secret).await?;
-        store.configuration(tenant, id).await
+        let id = store.webhook_configurations().create(tenant, &settings, &secret).await?;
+        store.webhook_configurations().find(tenant, id).await
     };
     let made = submissions.web.queries.run(saving).await?.ok_or_else(Problem::internal)?;
     let secret = Some(made.shared_secret().to_owned());
@@ -314,7 +318,7 @@ pub async fn show(admin: Admin, id: Id, submissions: Data<Submissions>) -> Resul
     let found = submissions
         .web
         .queries
-        .run(async move |store| store.configuration(tenant, id).await)
+        .run(async move |store| store.webhook_configurations().find(tenant, id).await)
         .await?
         .ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(ConfigurationView::from(found)))
@@ -342,17 +346,17 @@ pub async fn update(
     let before = submissions
         .web
         .queries
-        .run(async move |store| store.configuration(tenant, id).await)
+        .run(async move |store| store.webhook_configurations().find(tenant, id).await)
         .await?
         .ok_or_else(unknown)?;
     let secret = body.secret(Some(&before))?;
     let settings = body.apply(&submissions, Some(before.settings))?;
     let saving = async move |store: Store| {
-        store.update_configuration(tenant, id, &settings).await?;
+        store.webhook_configurations().update(tenant, id, &settings).await?;
         if let Some(secret) = secret {
-            store.replace_secret(tenant, id, &secret, seconds(GRACE_SECONDS)).await?;
+            store.webhook_configurations().replace_secret(tenant, id, &secret, seconds(GRACE_SECONDS)).await?;
         }
-        store.configuration(tenant, id).await
+        store.webhook_configurations().find(tenant, id).await
     };
     let changed = submissions.web.queries.run(saving).await?.ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(ConfigurationView::from(changed)))
@@ -367,7 +371,7 @@ pub async fn update(
 pub async fn remove(admin: Admin, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
     let was_there =
-        submissions.web.queries.run(async move |store| store.remove_configuration(tenant, id).await).await?;
+        submissions.web.queries.run(async move |store| store.webhook_configurations().remove(tenant, id).await).await?;
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(unknown()) }
 }
 
@@ -422,13 +426,13 @@ pub async fn regenerate(
     let before = submissions
         .web
         .queries
-        .run(async move |store| store.configuration(tenant, id).await)
+        .run(async move |store| store.webhook_configurations().find(tenant, id).await)
         .await?
         .ok_or_else(unknown)?;
     let secret = new_secret(before.public_key().is_some())?;
     let saving = async move |store: Store| {
-        store.replace_secret(tenant, id, &secret, seconds(grace)).await?;
-        store.configuration(tenant, id).await
+        store.webhook_configurations().replace_secret(tenant, id, &secret, seconds(grace)).await?;
+        store.webhook_configurations().find(tenant, id).await
     };
     let changed = submissions.web.queries.run(saving).await?.ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(RegeneratedSecret {
@@ -450,7 +454,7 @@ pub async fn test(admin: Admin, id: Id, submissions: Data<Submissions>) -> Resul
     let found = submissions
         .web
         .queries
-        .run(async move |store| store.configuration(tenant, id).await)
+        .run(async move |store| store.webhook_configurations().find(tenant, id).await)
         .await?
         .ok_or_else(unknown)?;
     let data =
@@ -519,8 +523,8 @@ pub async fn logs(
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let (tenant, id) = (admin.0.tenant, id.0);
     let reading = async move |store: Store| {
-        let is_known = store.configuration(tenant, id).await?.is_some();
-        let calls = if is_known { store.calls(tenant, id, before, limit + 1).await? } else { Vec::new() };
+        let is_known = store.webhook_configurations().find(tenant, id).await?.is_some();
+        let calls = if is_known { store.webhook_logs().list(tenant, id, before, limit + 1).await? } else { Vec::new() };
         Ok((is_known, calls))
     };
     let (is_known, calls) = submissions.web.queries.run(reading).await?;
@@ -609,13 +613,14 @@ pub async fn replay(
     let found = submissions
         .web
         .queries
-        .run(async move |store| store.configuration(tenant, id).await)
+        .run(async move |store| store.webhook_configurations().find(tenant, id).await)
         .await?
         .ok_or_else(unknown)?;
     if !found.settings.is_active {
         return Err(Problem::new(Code::StateConflict, "Switch the configuration on first: PUT `{\"active\": true}`."));
     }
-    let telling = async move |store: Store| store.replay_webhook_events(tenant, id, again, REPLAY_MAX).await;
+    let telling =
+        async move |store: Store| store.webhook_events().replay_webhook_events(tenant, id, again, REPLAY_MAX).await;
     let matched = submissions.web.queries.run_within(REPLAY_TIMEOUT, telling).await?;
     Ok(HttpResponse::Accepted().json(EventReplay { matched }))
 }

@@ -1,9 +1,12 @@
 //! Dead letters: reading them, and replaying or dropping many of them at once.
 
 use actix_web::{HttpResponse, web::Data};
+use deliveries::{
+    Deliveries,
+    letters::{DeadLetter, LetterAction, LetterFilter},
+};
 use domain::contract::submission::FieldError;
 use serde::{Deserialize, Serialize};
-use store::letters::{DeadLetter, LetterAction, LetterFilter};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use web::{
@@ -96,7 +99,8 @@ pub struct DeadLetterList {
     responses((status = 200, description = "A page of dead letters", body = DeadLetterList)))]
 pub async fn list(admin: Admin, query: Params<ListQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, (filter, before, limit)) = (admin.0.scope(), query.0.read()?);
-    let rows = web.queries.run(async move |store| store.letters_list(scope, &filter, before, limit + 1).await).await?;
+    let rows =
+        web.queries.run(async move |store| store.dead_letters().list(scope, &filter, before, limit + 1).await).await?;
     let (dead_letters, next_cursor) = params::page_of(rows, limit, |letter| letter.id);
     Ok(HttpResponse::Ok().json(DeadLetterList { dead_letters, next_cursor }))
 }
@@ -108,7 +112,7 @@ pub async fn list(admin: Admin, query: Params<ListQuery>, web: Data<Web>) -> Res
     responses((status = 200, description = "The dead letter", body = DeadLetterBody)))]
 pub async fn show(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (admin.0.scope(), id.0);
-    let found = web.queries.run(async move |store| store.letter(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.dead_letters().find(scope, id).await).await?;
     Ok(HttpResponse::Ok().json(found.ok_or_else(|| Problem::not_found("dead letter"))?))
 }
 
@@ -221,12 +225,15 @@ async fn start(web: &Web, caller: &Identity, action: LetterAction, body: JsonBod
     let (scope, dry_run, rate) = (caller.scope(), body.dry_run, body.rate);
     let (filter, reason) = body.check()?;
     if dry_run {
-        let matched = web.queries.run(async move |store| store.letters_match(scope, &filter, action).await).await?;
+        let matched = web
+            .queries
+            .run(async move |store| store.dead_letters().letters_match(scope, &filter, action).await)
+            .await?;
         return Ok(audit::unchanged(HttpResponse::Ok().json(Matched { matched })));
     }
     let actor = caller.actor();
     let starting =
-        async move |store: store::Store| store.start_replay(scope, action, &filter, rate, &reason, &actor).await;
+        async move |store: store::Store| store.replays().start(scope, action, &filter, rate, &reason, &actor).await;
     let (replay_id, matched) = web.queries.run(starting).await?;
     Ok(audit::made(HttpResponse::Accepted().json(MoveStarted { replay_id, matched }), replay_id))
 }
@@ -238,7 +245,7 @@ async fn start(web: &Web, caller: &Identity, action: LetterAction, body: JsonBod
     responses((status = 200, description = "Its progress", body = ReplayStateBody)))]
 pub async fn progress(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (admin.0.scope(), id.0);
-    let found = web.queries.run(async move |store| store.replay(scope, id).await).await?;
+    let found = web.queries.run(async move |store| store.replays().replay(scope, id).await).await?;
     Ok(HttpResponse::Ok().json(found.ok_or_else(|| Problem::not_found("replay"))?))
 }
 

@@ -6,9 +6,9 @@ use domain::{
     contract::submission::{FieldError, NAME_BYTES_MAX},
     token::{ApiKey, Role},
 };
+use records::{Records, counts::Counted, keys::KeyListing};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use store::{counts::Counted, keys::KeyListing};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use web::{
@@ -89,7 +89,7 @@ pub async fn list(admin: Admin, query: Params<KeysQuery>, web: Data<Web>) -> Res
         Some(slug) => Some(tenant_of_query(&web, &admin.0, Some(slug)).await?),
         None => admin.0.scope(),
     };
-    let all = web.queries.run(async move |store| store.list_keys(scope).await).await?;
+    let all = web.queries.run(async move |store| store.api_keys().list(scope).await).await?;
     let older = all.into_iter().filter(|key| before.is_none_or(|before| key.id < before));
     let wanted = usize::try_from(limit).unwrap_or_default() + 1;
     let (keys, next_cursor) = params::page_of(older.take(wanted).map(KeyView::from).collect(), limit, |key| key.id);
@@ -148,7 +148,7 @@ pub async fn create(
     require_quota(&web, tenant, Counted::Keys).await?;
     let key = ApiKey::generate().map_err(|_| Problem::internal())?;
     let (hash, called) = (key.hash, name.clone());
-    let id = web.queries.run(async move |store| store.create_key(tenant, role, &called, hash).await).await?;
+    let id = web.queries.run(async move |store| store.api_keys().create(tenant, role, &called, hash).await).await?;
     let created = KeyCreated { id, key: key.text.expose_secret().to_owned(), role, name };
     Ok(audit::of_tenant(audit::made(HttpResponse::Created().json(created), id), tenant))
 }
@@ -162,7 +162,7 @@ pub async fn create(
     responses((status = 204, description = "Revoked")))]
 pub async fn revoke(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (scope, id) = (admin.0.scope(), id.0);
-    let revoked = web.queries.run(async move |store| store.revoke_key(id, scope).await).await?;
+    let revoked = web.queries.run(async move |store| store.api_keys().revoke(id, scope).await).await?;
     web.credentials.forget_key(id);
     let tenant = revoked.ok_or_else(|| Problem::not_found("key that holds"))?;
     Ok(audit::of_tenant(HttpResponse::NoContent().finish(), tenant))

@@ -11,9 +11,12 @@ use domain::{
         submission::{FieldError, NAME_BYTES_MAX},
     },
 };
+use records::{
+    Records,
+    notification_types::{Category, Done, Import, Imported},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use store::notification_types::{Category, Done, Import, Imported};
 use submission::{Submissions, openapi::SendWindowBody};
 use utoipa::ToSchema;
 use web::{
@@ -371,7 +374,7 @@ pub async fn import(
         import.templates.iter().map(|one: &TemplateSource| one.name.clone()).collect(),
     );
     let Imported { categories, types, templates } =
-        submissions.web.queries.run(async move |store| store.import_types(tenant, import).await).await?;
+        submissions.web.queries.run(async move |store| store.notification_types().import(tenant, import).await).await?;
     submissions.web.catalogues.forget(tenant);
     let view = ImportedView {
         categories: DoneView::of(categories, names.0),
@@ -450,7 +453,9 @@ async fn all(submissions: &Submissions, tenant: TenantId) -> Result<Notification
     let (types, categories) = submissions
         .web
         .queries
-        .run(async move |store| Ok((store.notification_types(tenant).await?, store.categories(tenant).await?)))
+        .run(async move |store| {
+            Ok((store.catalogue().types(tenant).await?, store.notification_types().categories(tenant).await?))
+        })
         .await?;
     let class_of = |name: Option<&str>| {
         let own = categories.iter().find(|category| Some(category.name.as_str()) == name);
@@ -485,7 +490,8 @@ async fn all(submissions: &Submissions, tenant: TenantId) -> Result<Notification
     responses((status = 204, description = "Removed")))]
 pub async fn remove(admin: Admin, name: PathName, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (tenant, name) = (admin.0.tenant, name.0.into_inner());
-    let was_there = submissions.web.queries.run(async move |store| store.remove_type(tenant, &name).await).await?;
+    let was_there =
+        submissions.web.queries.run(async move |store| store.notification_types().remove(tenant, &name).await).await?;
     submissions.web.catalogues.forget(tenant);
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(Problem::not_found("notification type")) }
 }

@@ -8,13 +8,14 @@ use domain::{
     contract::submission::{FieldError, NAME_BYTES_MAX},
     rule, window,
 };
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
-use store::{
-    Store,
+use records::{
+    Records,
     counts::Counted,
     rules::{RuleSettings, StoredRule},
 };
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use store::Store;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use web::{
@@ -261,7 +262,7 @@ impl RuleBody {
         let settings = self.merge(before, &mut faults);
         if let Some(name) = template {
             let asked = name.clone();
-            if !web.queries.run(async move |store| store.has_template(tenant, &asked).await).await? {
+            if !web.queries.run(async move |store| store.rules().has_template(tenant, &asked).await).await? {
                 faults.add("template_name", "must be the name of a template of this tenant");
             }
         }
@@ -439,7 +440,7 @@ fn unknown() -> Problem {
 pub async fn list(reader: Reader, page: Params<Page>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = reader.0.tenant;
-    let found = web.queries.run(async move |store| store.list_rules(tenant, before, limit + 1).await).await?;
+    let found = web.queries.run(async move |store| store.rules().list(tenant, before, limit + 1).await).await?;
     let (found, next_cursor) = params::page_of(found, limit, |rule| rule.id);
     Ok(HttpResponse::Ok().json(RuleList { rules: found.into_iter().map(RuleView::from).collect(), next_cursor }))
 }
@@ -459,8 +460,8 @@ pub async fn create(admin: Admin, web: Data<Web>, body: JsonBody) -> Result<Http
     require_quota(&web, tenant, Counted::Rules).await?;
     let settings = body.apply(&web, tenant, None).await?;
     let saving = async move |store: Store| {
-        let id = store.create_rule(tenant, &settings).await?;
-        store.stored_rule(tenant, id).await
+        let id = store.rules().create(tenant, &settings).await?;
+        store.rules().find(tenant, id).await
     };
     let made = web.queries.run(saving).await?.ok_or_else(Problem::internal)?;
     web.catalogues.forget(tenant);
@@ -474,7 +475,7 @@ pub async fn create(admin: Admin, web: Data<Web>, body: JsonBody) -> Result<Http
     responses((status = 200, description = "The rule", body = RuleView)))]
 pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (reader.0.tenant, id.0);
-    let found = web.queries.run(async move |store| store.stored_rule(tenant, id).await).await?.ok_or_else(unknown)?;
+    let found = web.queries.run(async move |store| store.rules().find(tenant, id).await).await?.ok_or_else(unknown)?;
     Ok(HttpResponse::Ok().json(RuleView::from(found)))
 }
 
@@ -489,11 +490,11 @@ pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse
 pub async fn update(admin: Admin, id: Id, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let body: RuleBody = body.parse().await?;
     let (tenant, id) = (admin.0.tenant, id.0);
-    let before = web.queries.run(async move |store| store.stored_rule(tenant, id).await).await?.ok_or_else(unknown)?;
+    let before = web.queries.run(async move |store| store.rules().find(tenant, id).await).await?.ok_or_else(unknown)?;
     let settings = body.apply(&web, tenant, Some(before.settings)).await?;
     let saving = async move |store: Store| {
-        store.update_rule(tenant, id, &settings).await?;
-        store.stored_rule(tenant, id).await
+        store.rules().update(tenant, id, &settings).await?;
+        store.rules().find(tenant, id).await
     };
     let changed = web.queries.run(saving).await?.ok_or_else(unknown)?;
     web.catalogues.forget(tenant);
@@ -507,7 +508,7 @@ pub async fn update(admin: Admin, id: Id, web: Data<Web>, body: JsonBody) -> Res
     responses((status = 204, description = "Removed")))]
 pub async fn remove(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let was_there = web.queries.run(async move |store| store.remove_rule(tenant, id).await).await?;
+    let was_there = web.queries.run(async move |store| store.rules().remove(tenant, id).await).await?;
     web.catalogues.forget(tenant);
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(unknown()) }
 }

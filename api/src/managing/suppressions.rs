@@ -6,8 +6,11 @@ use domain::{
     Channel, DeliveryId,
     suppression::{SuppressionReason, SuppressionScope},
 };
+use records::{
+    Records,
+    suppressions::{Suppression, SuppressionFilter},
+};
 use serde::{Deserialize, Serialize};
-use store::suppressions::{Suppression, SuppressionFilter};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use web::{
@@ -91,7 +94,7 @@ pub async fn list(reader: Reader, query: Params<SuppressionsQuery>, web: Data<We
     let (limit, before) = (params::limit(limit)?, params::cursor(cursor)?);
     let filter = SuppressionFilter { recipient: params::given(recipient), channel: params::word("channel", channel)? };
     let tenant = reader.0.tenant;
-    let reading = async move |store: store::Store| store.list_suppressions(tenant, &filter, before, limit + 1).await;
+    let reading = async move |store: store::Store| store.suppressions().list(tenant, &filter, before, limit + 1).await;
     let (found, next_cursor) = params::page_of(web.queries.run(reading).await?, limit, |suppression| suppression.id);
     let suppressions = found.into_iter().map(SuppressionView::from).collect();
     Ok(HttpResponse::Ok().json(SuppressionList { suppressions, next_cursor }))
@@ -104,6 +107,6 @@ pub async fn list(reader: Reader, query: Params<SuppressionsQuery>, web: Data<We
     responses((status = 204, description = "Lifted")))]
 pub async fn lift(admin: Admin, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (admin.0.tenant, id.0);
-    let was_there = web.queries.run(async move |store| store.lift_suppression(tenant, id).await).await?;
+    let was_there = web.queries.run(async move |store| store.suppressions().lift(tenant, id).await).await?;
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(Problem::not_found("suppression")) }
 }

@@ -9,9 +9,12 @@ use domain::{
     Channel, TenantId,
     contract::submission::{FieldError, Submission, TemplateRef},
 };
+use records::{
+    Records,
+    templates::{StoredTemplate, TemplateVersion},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use store::templates::{StoredTemplate, TemplateVersion};
 use submission::{
     Submissions,
     envelope::{SendAnswer, to_json},
@@ -98,7 +101,7 @@ pub async fn list(reader: Reader, page: Params<Page>, submissions: Data<Submissi
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = reader.0.tenant;
     let found =
-        submissions.web.queries.run(async move |store| store.list_templates(tenant, before, limit + 1).await).await?;
+        submissions.web.queries.run(async move |store| store.templates().list(tenant, before, limit + 1).await).await?;
     let (found, next_cursor) = params::page_of(found, limit, |template| template.id);
     Ok(HttpResponse::Ok()
         .json(TemplateList { templates: found.into_iter().map(TemplateView::from).collect(), next_cursor }))
@@ -134,8 +137,8 @@ pub async fn create(
     }
     check((&submissions, tenant), all, vec![source.clone()], None).await?;
     let name = source.name.clone();
-    let saving = async move |store: store::Store| match store.create_template(tenant, &source, is_active).await? {
-        Some(id) => store.template(tenant, id).await,
+    let saving = async move |store: store::Store| match store.templates().create(tenant, &source, is_active).await? {
+        Some(id) => store.templates().find(tenant, id).await,
         None => Ok(None),
     };
     let made = submissions.web.queries.run(saving).await?.ok_or_else(|| taken(&name))?;
@@ -147,7 +150,7 @@ pub async fn create(
 /// All templates of a tenant, active or not.
 pub async fn all_templates(submissions: &Submissions, tenant: TenantId) -> Result<Vec<StoredTemplate>, Problem> {
     let most = i64::try_from(TEMPLATES_MAX).unwrap_or(i64::MAX) + 1;
-    submissions.web.queries.run(async move |store| store.list_templates(tenant, None, most).await).await
+    submissions.web.queries.run(async move |store| store.templates().list(tenant, None, most).await).await
 }
 
 /// Checks whether `changed` can be saved beside the others. `but`: one that is removed or renamed.
@@ -212,7 +215,7 @@ pub async fn show(reader: Reader, id: Id, submissions: Data<Submissions>) -> Res
 }
 
 async fn stored(submissions: &Submissions, tenant: TenantId, id: Uuid) -> Result<StoredTemplate, Problem> {
-    submissions.web.queries.run(async move |store| store.template(tenant, id).await).await?.ok_or_else(unknown)
+    submissions.web.queries.run(async move |store| store.templates().find(tenant, id).await).await?.ok_or_else(unknown)
 }
 
 /// Creates another version of a template. An absent field stays.
@@ -243,8 +246,9 @@ pub async fn update(
         check_unused((&submissions, tenant), all.clone(), before.source.name).await?;
     }
     check((&submissions, tenant), all, vec![source.clone()], Some(id)).await?;
-    let saving = async move |store: store::Store| match store.update_template(tenant, id, &source, is_active).await? {
-        true => store.template(tenant, id).await,
+    let saving = async move |store: store::Store| match store.templates().update(tenant, id, &source, is_active).await?
+    {
+        true => store.templates().find(tenant, id).await,
         false => Ok(None),
     };
     let changed = submissions.web.queries.run(saving).await?;
@@ -265,7 +269,7 @@ pub async fn remove(admin: Admin, id: Id, submissions: Data<Submissions>) -> Res
     if found.is_active {
         check_unused((&submissions, tenant), all_templates(&submissions, tenant).await?, found.source.name).await?;
     }
-    let was_there = submissions.web.queries.run(async move |store| store.remove_template(tenant, id).await).await?;
+    let was_there = submissions.web.queries.run(async move |store| store.templates().remove(tenant, id).await).await?;
     submissions.web.catalogues.forget(tenant);
     if was_there { Ok(HttpResponse::NoContent().finish()) } else { Err(unknown()) }
 }
@@ -315,7 +319,7 @@ pub async fn versions(
     let found = submissions
         .web
         .queries
-        .run(async move |store| store.template_versions(tenant, id, before, limit + 1).await)
+        .run(async move |store| store.templates().versions(tenant, id, before, limit + 1).await)
         .await?;
     let (found, next_cursor) =
         params::page_after(found, limit, |one| params::number_cursor_after(i64::from(one.version)));
@@ -395,7 +399,7 @@ async fn ready(
         let found = submissions
             .web
             .queries
-            .run(async move |store| store.template_versions(tenant, id, Some(next), 1).await)
+            .run(async move |store| store.templates().versions(tenant, id, Some(next), 1).await)
             .await?;
         let found = found.into_iter().find(|one| one.version == version);
         let found =

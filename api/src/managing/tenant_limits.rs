@@ -1,9 +1,11 @@
 //! The limits of a tenant.
 
 use actix_web::{HttpResponse, web::Data};
+use deliveries::Deliveries;
 use domain::{contract::submission::FieldError, token::Role};
+use records::{Records, limits::TenantLimits};
 use serde::{Deserialize, Deserializer, Serialize};
-use store::{Store, limits::TenantLimits};
+use store::Store;
 use utoipa::ToSchema;
 use web::{Web, audit, auth::Admin, body::JsonBody, params::Params, problem::Problem};
 
@@ -80,7 +82,7 @@ impl LimitsBody {
     responses((status = 200, description = "The limits", body = LimitsView)))]
 pub async fn show(admin: Admin, query: Params<TenantQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let tenant = tenant_of_query(&web, &admin.0, query.0.tenant).await?;
-    let limits = web.queries.run(async move |store| store.tenant_limits(tenant).await).await?;
+    let limits = web.queries.run(async move |store| store.limits().of_tenant(tenant).await).await?;
     Ok(HttpResponse::Ok().json(LimitsView::from(limits)))
 }
 
@@ -103,11 +105,11 @@ pub async fn set(
     let asked: LimitsBody = body.parse().await?;
     let usual = i64::try_from(web.limits.usual_per_minute()).unwrap_or(i64::MAX);
     let http_max = if admin.0.role == Role::Operator { PER_MINUTE_MAX } else { usual.min(PER_MINUTE_MAX) };
-    let old = web.queries.run(async move |store| store.tenant_limits(tenant).await).await?;
+    let old = web.queries.run(async move |store| store.limits().of_tenant(tenant).await).await?;
     let limits = asked.onto(old, http_max)?;
     let store_both = async move |store: Store| {
-        store.set_tenant_limits(tenant, limits).await?;
-        store.limit_sessions(tenant, limits.whatsapp_per_minute).await
+        store.limits().set(tenant, limits).await?;
+        store.lines().limit_sessions(tenant, limits.whatsapp_per_minute).await
     };
     web.queries.run(store_both).await?;
     web.refresh_limits().await;

@@ -7,9 +7,12 @@ use domain::{
     contract::submission::FieldError,
     token::{self, Role},
 };
+use records::{
+    Records,
+    tenants::{CreateTenantError, Tenant},
+};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use store::tenants::{CreateTenantError, Tenant};
 use utoipa::{IntoParams, ToSchema};
 use web::{
     Web, audit,
@@ -85,7 +88,7 @@ pub struct TenantList {
     responses((status = 200, description = "A page of tenants", body = TenantList)))]
 pub async fn list(_: Operator, query: Params<PageQuery>, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(query.0.limit)?, params::number_cursor(query.0.cursor)?);
-    let all = web.queries.run(async move |store| store.list_tenants().await).await?;
+    let all = web.queries.run(async move |store| store.tenants().list().await).await?;
     let older = all.iter().rev().filter(|tenant| before.is_none_or(|before| i64::from(tenant.id.0) < before));
     let wanted = usize::try_from(limit).unwrap_or_default() + 1;
     let rows: Vec<TenantView> = older.take(wanted).map(TenantView::from).collect();
@@ -129,7 +132,7 @@ pub struct TenantCreated {
 pub async fn create(operator: Operator, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let asked: TenantBody = body.parse().await?;
     let secret = token::webhook_secret().map_err(|_| Problem::internal())?;
-    let created = web.queries.run(async move |store| Ok(store.create_tenant(&asked.slug, &secret).await)).await?;
+    let created = web.queries.run(async move |store| Ok(store.tenants().create(&asked.slug, &secret).await)).await?;
     let tenant = created.map_err(|error| match error {
         CreateTenantError::Taken(_) => Problem::conflict("Choose another name: there is a tenant of this one."),
         CreateTenantError::Name(_) => Problem::validation(vec![FieldError::new(

@@ -11,10 +11,13 @@ use domain::{
     contract::submission::FieldError,
     token::{self, KEY_PREFIX, RefreshToken, Role, Via},
 };
+use records::{
+    Records,
+    refresh::{Grant, NewFamily},
+};
 use runtime::config::AuthConfig;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use store::refresh::{Grant, NewFamily};
 use utoipa::ToSchema;
 use uuid::Uuid;
 use web::{
@@ -110,7 +113,7 @@ pub async fn issue(
     let (subject, role, ttl) = asked;
     let family = NewFamily { id: refresh.family, hash: refresh.hash, key, subject: subject.clone(), role, ttl };
     let holds = issuer.refresh;
-    let begun = web.queries.run(async move |store| store.begin_family(family, holds).await).await?;
+    let begun = web.queries.run(async move |store| store.refresh_tokens().insert(family, holds).await).await?;
     let revoked = || Problem::new(Code::Unauthenticated, "This API key is revoked; use another one.");
     let via = Via { key, role: caller.0.role };
     issuer.answer(&Grant { tenant: begun.ok_or_else(revoked)?, subject, role, ttl, via }, &refresh)
@@ -193,7 +196,8 @@ pub async fn renew(web: Data<Web>, issuer: Data<Issuer>, body: JsonBody<ANONYMOU
     }
     let next = RefreshToken::of(family).map_err(|_| Problem::internal())?;
     let (new, holds) = (next.hash, issuer.refresh);
-    let grant = web.queries.run(async move |store| store.rotate_family(family, old, new, holds).await).await?;
+    let grant =
+        web.queries.run(async move |store| store.refresh_tokens().rotate(family, old, new, holds).await).await?;
     issuer.answer(&grant.ok_or_else(refused)?, &next)
 }
 

@@ -1,6 +1,7 @@
 //! The secret for receivers of our webhooks.
 
 use actix_web::{HttpResponse, web::Data};
+use records::Records;
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -23,7 +24,7 @@ pub struct SigningSecret {
     responses((status = 200, description = "The secret", body = SigningSecret)))]
 pub async fn signing_secret(admin: Admin, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let tenant = admin.0.tenant;
-    let found = web.queries.run(async move |store| store.tenant_by_id(tenant).await).await?;
+    let found = web.queries.run(async move |store| store.tenants().by_id(tenant).await).await?;
     let tenant = found.ok_or_else(|| Problem::not_found("tenant"))?;
     Ok(HttpResponse::Ok().json(SigningSecret { secret: tenant.webhook_secret.expose_secret().to_owned() }))
 }

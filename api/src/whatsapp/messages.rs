@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 
 use actix_web::{HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use domain::{State, TenantId};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use store::{
-    Store,
-    wa_inbound::{Inbound, InboundFilter},
+use deliveries::{
+    Deliveries,
     wa_outbound::{Counted, Outbound, OutboundFilter},
+};
+use domain::{State, TenantId};
+use records::{
+    Records,
+    wa_inbound::{Inbound, InboundFilter},
     wa_sessions::Session,
 };
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use store::Store;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use web::{
@@ -221,7 +225,7 @@ async fn page(
 ) -> store::DbResult<SessionMessageList> {
     if let Some(named) = session {
         // An unknown session has no messages.
-        let Some(found) = store.session_of(message_search.tenant, &named).await? else {
+        let Some(found) = store.whatsapp_sessions().session_of(message_search.tenant, &named).await? else {
             return Ok(SessionMessageList { messages: Vec::new(), next_cursor: None });
         };
         message_search.session = Some(found.id);
@@ -231,12 +235,14 @@ async fn page(
     let mut rows: Vec<(Uuid, Row)> = Vec::new();
     if let Some(filter) = message_search.sent {
         let filter = OutboundFilter { session: message_search.session, ..filter };
-        let sent = store.list_outbound(message_search.tenant, &filter, message_search.before, 0, wanted).await?;
+        let sent =
+            store.whatsapp_outbound().list(message_search.tenant, &filter, message_search.before, 0, wanted).await?;
         rows.extend(sent.into_iter().map(|message| (message.delivery, Row::Sent(Box::new(message)))));
     }
     if let Some(filter) = message_search.received {
         let filter = InboundFilter { session: message_search.session, ..filter };
-        let received = store.list_inbound(message_search.tenant, &filter, message_search.before, 0, wanted).await?;
+        let received =
+            store.whatsapp_inbound().list(message_search.tenant, &filter, message_search.before, 0, wanted).await?;
         rows.extend(received.into_iter().map(|message| (message.id, Row::Received(Box::new(message)))));
     }
     rows.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
@@ -245,7 +251,7 @@ async fn page(
     let mut ids: Vec<Uuid> = rows.iter().map(|(_, row)| row.session()).collect();
     ids.sort_unstable();
     ids.dedup();
-    let sessions = store.sessions_by_id(ids).await?;
+    let sessions = store.whatsapp_sessions().by_ids(ids).await?;
     let messages = rows.into_iter().map(|(_, row)| row.view(&sessions)).collect();
     Ok(SessionMessageList { messages, next_cursor })
 }
@@ -326,12 +332,12 @@ fn received(message: Inbound, session: Option<String>) -> SessionMessageView {
 pub async fn show(reader: Reader, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (reader.0.tenant, id.0);
     let found = web.queries.run(async move |store| {
-        let row = match store.outbound(tenant, id).await? {
+        let row = match store.whatsapp_outbound().find(tenant, id).await? {
             Some(message) => Some(Row::Sent(Box::new(message))),
-            None => store.inbound(tenant, id).await?.map(|message| Row::Received(Box::new(message))),
+            None => store.whatsapp_inbound().find(tenant, id).await?.map(|message| Row::Received(Box::new(message))),
         };
         let Some(row) = row else { return Ok(None) };
-        let sessions = store.sessions_by_id(vec![row.session()]).await?;
+        let sessions = store.whatsapp_sessions().by_ids(vec![row.session()]).await?;
         Ok(Some(row.view(&sessions)))
     });
     let view = found.await?.ok_or_else(|| Problem::not_found("message"))?;
@@ -385,7 +391,7 @@ pub async fn stats(reader: Reader, query: Params<StatsQuery>, web: Data<Web>) ->
     let tenant = reader.0.tenant;
     let from = params::time("fromDate", query.0.from_date)?;
     let to = params::time("toDate", query.0.to_date)?;
-    let counted = web.queries.run(async move |store| store.count_whatsapp(tenant, from, to).await).await?;
+    let counted = web.queries.run(async move |store| store.whatsapp_outbound().count(tenant, from, to).await).await?;
     Ok(HttpResponse::Ok().json(summed(counted)))
 }
 

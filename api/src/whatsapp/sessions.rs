@@ -14,14 +14,15 @@ use connectors::{
 };
 use domain::{OnLimit, SignatureRule, TenantId, contract::submission::FieldError};
 use ipnet::IpNet;
-use runtime::config::WahaConfig;
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Deserializer, Serialize};
-use store::{
-    Store,
+use records::{
+    Records,
     counts::Counted,
     wa_sessions::{Pace, Removed, SaveError, Session, Settings},
 };
+use runtime::config::WahaConfig;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, Serialize};
+use store::Store;
 use url::Url;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -289,8 +290,11 @@ pub struct SessionList {
 pub async fn list(reader: Reader, page: Params<Page>, sessions: Data<Sessions>) -> Result<HttpResponse, Problem> {
     let (limit, before) = (params::limit(page.0.limit)?, params::cursor(page.0.cursor)?);
     let tenant = reader.0.tenant;
-    let found =
-        sessions.web.queries.run(async move |store| store.list_sessions(tenant, before, limit + 1).await).await?;
+    let found = sessions
+        .web
+        .queries
+        .run(async move |store| store.whatsapp_sessions().list(tenant, before, limit + 1).await)
+        .await?;
     let (found, next_cursor) = params::page_of(found, limit, |session| session.id);
     let sessions = found.into_iter().map(|session| SessionView::of(&sessions, session)).collect();
     Ok(HttpResponse::Ok().json(SessionList { sessions, next_cursor }))
@@ -307,14 +311,14 @@ pub async fn list(reader: Reader, page: Params<Page>, sessions: Data<Sessions>) 
     responses((status = 201, description = "Created", body = SessionView), (status = 409, description = "The name is taken")))]
 pub async fn create(admin: Admin, sessions: Data<Sessions>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let (tenant, body) = (admin.0.tenant, body.parse::<SessionBody>().await?);
-    let is_first = sessions.web.queries.run(async move |store| store.is_first_tenant(tenant).await).await?;
+    let is_first = sessions.web.queries.run(async move |store| store.tenants().is_first(tenant).await).await?;
     let settings = body.apply(&sessions, None, NamedBy::operator(is_first))?;
     let public_url = sessions.web.public_url.clone();
     require_quota(&sessions.web, tenant, Counted::Sessions).await?;
-    let saving = async move |store: Store| match store.create_session(tenant, &settings).await {
+    let saving = async move |store: Store| match store.whatsapp_sessions().create(tenant, &settings).await {
         Ok(id) => {
-            store.set_hook(id, &hook::url(&public_url, id)).await?;
-            Ok(Ok(store.session(id).await?))
+            store.whatsapp_sessions().set_hook(id, &hook::url(&public_url, id)).await?;
+            Ok(Ok(store.whatsapp_sessions().find(id).await?))
         }
         Err(SaveError::Taken) => Ok(Err(name_taken())),
         Err(SaveError::Database(error)) => Err(error),
@@ -330,7 +334,8 @@ fn name_taken() -> Problem {
 }
 
 async fn find(sessions: &Sessions, tenant: TenantId, id: SessionRef) -> Result<Session, Problem> {
-    let found = sessions.web.queries.run(async move |store| store.session_of(tenant, &id.0).await).await?;
+    let found =
+        sessions.web.queries.run(async move |store| store.whatsapp_sessions().session_of(tenant, &id.0).await).await?;
     found.ok_or_else(unknown)
 }
 
@@ -364,8 +369,8 @@ pub async fn update(
     let before = find(&sessions, admin.0.tenant, id).await?;
     let settings = body.apply(&sessions, Some(&before.settings), NamedBy::operator(before.is_operators))?;
     let (id, names) = (before.id, [before.settings.name.clone(), settings.name.clone()]);
-    let saving = async move |store: Store| match store.update_session(&before, &settings).await {
-        Ok(()) => Ok(Ok(store.session(id).await?)),
+    let saving = async move |store: Store| match store.whatsapp_sessions().update(&before, &settings).await {
+        Ok(()) => Ok(Ok(store.whatsapp_sessions().find(id).await?)),
         Err(SaveError::Taken) => Ok(Err(name_taken())),
         Err(SaveError::Database(error)) => Err(error),
     };
@@ -386,7 +391,7 @@ pub async fn remove(admin: Admin, id: SessionRef, sessions: Data<Sessions>) -> R
     let tenant = admin.0.tenant;
     let session = find(&sessions, tenant, id).await?;
     let id = session.id;
-    match sessions.web.queries.run(async move |store| store.remove_session(tenant, id).await).await? {
+    match sessions.web.queries.run(async move |store| store.whatsapp_sessions().remove(tenant, id).await).await? {
         Removed::Unknown => return Err(unknown()),
         Removed::Busy(waiting) => {
             let detail = format!("Cancel the messages that wait for this session first: there are {waiting}.");
@@ -509,8 +514,8 @@ where
     if let Some(is_wanted) = is_wanted {
         let url = hook::url(&sessions.web.public_url, id);
         let noting = async move |store: Store| {
-            store.set_hook(id, &url).await?;
-            store.want_session(id, is_wanted).await
+            store.whatsapp_sessions().set_hook(id, &url).await?;
+            store.whatsapp_sessions().want(id, is_wanted).await
         };
         sessions.web.queries.run(noting).await?;
     }
@@ -520,8 +525,8 @@ where
         Err(error) => return Ok(audit::in_part(refused(&error).error_response())),
     };
     let noting = async move |store: Store| {
-        store.set_state(id, &state, None).await?;
-        store.session(id).await
+        store.whatsapp_sessions().set_state(id, &state, None).await?;
+        store.whatsapp_sessions().find(id).await
     };
     match sessions.web.queries.run(noting).await? {
         Some(session) => Ok(HttpResponse::Ok().json(SessionView::of(sessions, session))),
@@ -588,16 +593,16 @@ pub async fn keep_default(sessions: &Sessions, config: &WahaConfig, store: &Stor
     };
     sessions.changed(session, DEFAULT);
     // It was created after this process had stored its public URL.
-    if let Err(error) = store.begin_hooks(&hook::base(&sessions.web.public_url)).await {
+    if let Err(error) = store.whatsapp_sessions().begin_hooks(&hook::base(&sessions.web.public_url)).await {
         tracing::warn!(%error, "the session `default` does not know yet where its webhooks go");
     }
 }
 
 /// The error is `None` while there is no tenant.
 async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result<Uuid, Option<SaveError>> {
-    let tenants = store.list_tenants().await.map_err(SaveError::Database)?;
+    let tenants = store.tenants().list().await.map_err(SaveError::Database)?;
     let tenant = tenants.first().ok_or(None)?.id;
-    let before = store.session_of(tenant, DEFAULT).await.map_err(SaveError::Database)?;
+    let before = store.whatsapp_sessions().session_of(tenant, DEFAULT).await.map_err(SaveError::Database)?;
     let Some(before) = before else {
         let settings = Settings {
             name: DEFAULT.to_owned(),
@@ -609,8 +614,8 @@ async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result
             on_limit: OnLimit::default(),
             pace: Pace::default(),
         };
-        let id = store.create_session(tenant, &settings).await?;
-        store.want_session(id, true).await.map_err(SaveError::Database)?;
+        let id = store.whatsapp_sessions().create(tenant, &settings).await?;
+        store.whatsapp_sessions().want(id, true).await.map_err(SaveError::Database)?;
         return Ok(id);
     };
     let plain = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
@@ -623,7 +628,7 @@ async fn ensure_default(url: &Url, config: &WahaConfig, store: &Store) -> Result
     };
     let is_same = settings.base_url == before.settings.base_url && secrets(&settings) == secrets(&before.settings);
     if !is_same {
-        store.update_session(&before, &settings).await?;
+        store.whatsapp_sessions().update(&before, &settings).await?;
     }
     Ok(before.id)
 }

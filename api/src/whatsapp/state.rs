@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use actix_web::web::Data;
 use connectors::waha::{Host, NamedBy, Waha, WahaError};
+use records::Records;
 use runtime::{
     config::Config,
     probe::{Checking, Health, Part, Parts},
@@ -91,7 +92,7 @@ impl Part for WahaPart {
                     return Health::Degraded(format!("WAHA_BASE_URL: {error}"));
                 }
             }
-            match self.queries.run(async |store| store.unreachable_sessions().await).await {
+            match self.queries.run(async |store| store.whatsapp_sessions().unreachable().await).await {
                 Ok(0) => Health::Up,
                 Ok(count) => Health::Degraded(format!("the WAHA of {count} started sessions does not answer")),
                 Err(_) => Health::Degraded("the sessions are not known while the database is away".to_owned()),

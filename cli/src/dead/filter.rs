@@ -1,7 +1,8 @@
 //! The options that select dead letters.
 
+use deliveries::letters::LetterFilter;
 use domain::{Channel, DeadReason, clock};
-use store::{Store, letters::LetterFilter};
+use store::Store;
 
 use crate::{moment::Moment, settings};
 

@@ -7,8 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use deliveries::{
+    Deliveries,
+    letters::{DeadLetter, LetterAction, Replay},
+};
 use serde_json::json;
-use store::letters::{DeadLetter, LetterAction, Replay};
 use uuid::Uuid;
 
 use crate::{
@@ -51,7 +54,7 @@ pub struct List {
     filter: Filter,
     /// open, replayed or dropped
     #[arg(long)]
-    status: Option<store::letters::LetterStatus>,
+    status: Option<deliveries::letters::LetterStatus>,
     /// The most letters to list
     #[arg(long, default_value = LIST_USUAL, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
@@ -100,8 +103,11 @@ impl List {
         let store = settings::store()?;
         let mut filter = self.filter.letters(&store).await?;
         filter.status = self.status;
-        let letters =
-            store.letters_list(None, &filter, None, self.limit).await.context("failed to list the dead letters")?;
+        let letters = store
+            .dead_letters()
+            .list(None, &filter, None, self.limit)
+            .await
+            .context("failed to list the dead letters")?;
         out.print(&letters, |letters| lines(letters))?;
         if i64::try_from(letters.len()).is_ok_and(|length| length == self.limit) {
             out.note(&format!("only the newest {} are shown; narrow the list down, or raise --limit", self.limit));
@@ -131,7 +137,8 @@ fn lines(letters: &[DeadLetter]) -> String {
 
 impl Show {
     async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
-        let found = settings::store()?.letter(None, self.id).await.context("failed to look the dead letter up")?;
+        let found =
+            settings::store()?.dead_letters().find(None, self.id).await.context("failed to look the dead letter up")?;
         let letter =
             found.with_context(|| format!("there is no dead letter {}: see `posthaste dead list`", self.id))?;
         out.print(&letter, facts)?;
@@ -162,7 +169,7 @@ fn facts(letter: &DeadLetter) -> String {
 
 impl Status {
     async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
-        let found = settings::store()?.replay(None, self.id).await.context("failed to look the replay up")?;
+        let found = settings::store()?.replays().replay(None, self.id).await.context("failed to look the replay up")?;
         let replay = found.with_context(|| format!("there is no replay {}", self.id))?;
         out.print(&replay, progress_line)?;
         Ok(ExitCode::SUCCESS)
@@ -179,7 +186,7 @@ impl Cancel {
     async fn run(self, out: Output) -> anyhow::Result<ExitCode> {
         let id = self.id;
         let store = settings::store()?;
-        let cancelled = store.cancel_replay(None, id).await.context("failed to cancel the replay")?;
+        let cancelled = store.replays().cancel(None, id).await.context("failed to cancel the replay")?;
         anyhow::ensure!(cancelled, "no replay {id} is running: see `posthaste dead status {id}`");
         settings::record(&store, "dead cancel", id, None).await?;
         out.print(&json!({ "replay_id": id, "status": "cancelled" }), |_| {

@@ -6,11 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use serde_json::json;
-use store::{
-    Store,
+use deliveries::{
+    Deliveries,
     letters::{LetterAction, LetterFilter, Replay},
 };
+use serde_json::json;
+use store::Store;
 use uuid::Uuid;
 
 use super::{
@@ -70,7 +71,7 @@ impl Args {
         if self.dry_run {
             return preview(&store, &filter, action, out).await;
         }
-        let begun = store.start_replay(None, action, &filter, rate, &note, &settings::actor()).await;
+        let begun = store.replays().start(None, action, &filter, rate, &note, &settings::actor()).await;
         let (id, matched) = begun.with_context(|| format!("failed to begin the {}", action.as_str()))?;
         settings::record(&store, &format!("dead {}", action.as_str()), id, tenant).await?;
         if wait { watch(&store, id, out).await } else { leave(id, matched, out) }
@@ -80,8 +81,10 @@ impl Args {
 /// Prints how many letters a replay leaves out because of their publisher.
 async fn note_left_out(store: &Store, filter: &LetterFilter, out: Output) -> anyhow::Result<()> {
     let [all, taken] = [LetterAction::Drop, LetterAction::Replay];
-    let all = store.letters_match(None, filter, all).await.context("failed to count the dead letters")?;
-    let taken = store.letters_match(None, filter, taken).await.context("failed to count the dead letters")?;
+    let all =
+        store.dead_letters().letters_match(None, filter, all).await.context("failed to count the dead letters")?;
+    let taken =
+        store.dead_letters().letters_match(None, filter, taken).await.context("failed to count the dead letters")?;
     if all > taken {
         let left = count(all - taken, "letter");
         out.note(&format!("{left} of reason tenant stay where they are; --despite-tenant takes them along"));
@@ -90,7 +93,8 @@ async fn note_left_out(store: &Store, filter: &LetterFilter, out: Output) -> any
 }
 
 async fn preview(store: &Store, filter: &LetterFilter, action: LetterAction, out: Output) -> anyhow::Result<ExitCode> {
-    let matched = store.letters_match(None, filter, action).await.context("failed to count the dead letters")?;
+    let matched =
+        store.dead_letters().letters_match(None, filter, action).await.context("failed to count the dead letters")?;
     out.print(&json!({ "matched": matched }), |_| {
         format!("{} would be taken by this {}; nothing was changed", count(matched, "open letter"), action.as_str())
     })?;
@@ -120,7 +124,7 @@ async fn follow(store: &Store, id: Uuid) -> anyhow::Result<Replay> {
     let bar = progress::bar(0, "moving letters");
     let mut moved = (Instant::now(), -1);
     loop {
-        let found = store.replay(None, id).await.context("failed to see how far it is")?;
+        let found = store.replays().replay(None, id).await.context("failed to see how far it is")?;
         let replay = found.with_context(|| format!("{id} has vanished"))?;
         bar.set_length(u64::try_from(replay.matched).unwrap_or_default());
         bar.set_position(u64::try_from(replay.replayed).unwrap_or_default());

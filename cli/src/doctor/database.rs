@@ -2,16 +2,17 @@
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::sql_types::{Bool, Int4, Text, Timestamptz};
-use domain::{Publishers, clock};
-use runtime::config::{PostgresUrl, SslMode};
-use secrecy::ExposeSecret;
-use store::{
-    DbResult, Floor, Store,
+use deliveries::{
+    Deliveries,
     letters::{LetterAction, LetterFilter},
     outbox::PENDING_MAX,
-    statement,
 };
+use diesel::sql_types::{Bool, Int4, Text, Timestamptz};
+use domain::{Publishers, clock};
+use records::Records;
+use runtime::config::{PostgresUrl, SslMode};
+use secrecy::ExposeSecret;
+use store::{DbResult, Floor, Store, statement};
 
 use super::{broker::shortened, finding::Finding};
 use crate::{output::count, settings};
@@ -209,8 +210,8 @@ fn broker_users(open: &[String], shut_out: &[String]) -> Finding {
 /// The tenants for which every broker user may publish, and those for which no user may publish although some did
 /// recently.
 async fn publishing_tenants(store: &Store) -> anyhow::Result<(Vec<String>, Vec<String>)> {
-    let users = store.amqp_users().await.context("failed to list the broker users")?;
-    let tenants = store.list_tenants().await.context("failed to list the tenants")?;
+    let users = store.tenants().amqp_users().await.context("failed to list the broker users")?;
+    let tenants = store.tenants().list().await.context("failed to list the tenants")?;
     let unmapped: Vec<String> =
         statement::<Text>(UNMAPPED).rows(store).await.context("failed to look for publishes without a mapping")?;
     let publishers = Publishers::new(users, settings::require_mapping()?);
@@ -248,7 +249,7 @@ fn partition_days(days: i64) -> Finding {
 }
 
 async fn outbox(store: &Store) -> Finding {
-    let pending = store.outbox_pending().await.context("failed to read the outbox");
+    let pending = store.outbox().count_pending().await.context("failed to read the outbox");
     settled(
         "outbox",
         pending.map(|(rows, age)| {
@@ -267,7 +268,7 @@ async fn outbox(store: &Store) -> Finding {
 }
 
 async fn due(store: &Store) -> Finding {
-    let next = store.due_in_seconds().await.context("failed to read what is due");
+    let next = store.due().due_in_seconds().await.context("failed to read what is due");
     settled("due", next.map(|seconds| due_lag(-seconds.unwrap_or_default())))
 }
 
@@ -279,7 +280,11 @@ fn due_lag(late: f64) -> Finding {
 
 async fn letters(store: &Store) -> Finding {
     let every = LetterFilter { all: true, ..LetterFilter::default() };
-    let open = store.letters_match(None, &every, LetterAction::Drop).await.context("failed to count the dead letters");
+    let open = store
+        .dead_letters()
+        .letters_match(None, &every, LetterAction::Drop)
+        .await
+        .context("failed to count the dead letters");
     settled(
         "dead letters",
         open.map(|open| match open {

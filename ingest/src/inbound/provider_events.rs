@@ -18,6 +18,7 @@ use connectors::{
         twilio::{self, Callback},
     },
 };
+use deliveries::{Deliveries, provider_events::ProviderEvent};
 use domain::{EventSource, clock, contract::guard::Guard, p256::PublicKey};
 use futures_util::future::join_all;
 use reqwest::Client;
@@ -27,7 +28,7 @@ use runtime::{
     metric,
 };
 use serde::Serialize;
-use store::{Store, provider_events::ProviderEvent};
+use store::Store;
 use tokio::{sync::Semaphore, time::timeout};
 use url::Url;
 use utoipa::ToSchema;
@@ -165,7 +166,7 @@ impl EventWriter {
         let flush = move |events: Vec<ProviderEvent>| {
             let (store, size) = (store.clone(), events.len());
             async move {
-                match store.keep_provider_events(events).await {
+                match store.provider_events().insert(events).await {
                     Ok(kept) => kept.into_iter().map(Ok).collect(),
                     Err(error) => {
                         let source = std::error::Error::source(&error).map(ToString::to_string);

@@ -17,9 +17,9 @@ use actix_web::{
     web::Data,
 };
 use connectors::provider_events::tracking::{Key, Link};
+use deliveries::provider_events::ProviderEvent;
 use domain::clock;
 use runtime::metric;
-use store::provider_events::ProviderEvent;
 use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use web::{Web, client, problem::Problem};
 

@@ -22,12 +22,13 @@ use connectors::waha::{
 };
 use domain::{SignatureRule, TenantId, clock};
 use ipnet::IpNet;
+use records::{Records, wa_sessions::Session, waha_events::NewEvent};
 use runtime::{
     batch::{Batcher, Limits, SubmitError},
     metric,
 };
 use serde::Serialize;
-use store::{Store, wa_sessions::Session, waha_events::NewEvent};
+use store::Store;
 use tokio::{sync::Semaphore, time::timeout};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -158,7 +159,7 @@ impl WahaWebhooks {
         let flush = move |events: Vec<NewEvent>| {
             let (store, size) = (store.clone(), events.len());
             async move {
-                match store.keep_events(events).await {
+                match store.waha_events().insert(events).await {
                     Ok(kept) => kept.into_iter().map(Ok).collect(),
                     Err(error) => {
                         let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -237,8 +238,8 @@ impl WahaWebhooks {
         // The permits move into the query, which may outlive the caller's timeout.
         let reading = async move |store: Store| {
             let found = match &asked {
-                Reference::Id(id) => store.session(*id).await.map(|found| found.into_iter().collect()),
-                Reference::Name(name) => store.sessions_named(name).await,
+                Reference::Id(id) => store.whatsapp_sessions().find(*id).await.map(|found| found.into_iter().collect()),
+                Reference::Name(name) => store.whatsapp_sessions().named(name).await,
             };
             drop(permits);
             found

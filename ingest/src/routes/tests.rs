@@ -11,8 +11,8 @@ use actix_web::{
     test::{TestRequest, call_service, init_service},
 };
 use domain::{TenantId, seal::Sealer};
+use records::audit::person;
 use runtime::telemetry::masked;
-use store::audit::person;
 use web::{
     audit::{answered_action, fits, ids, is_recorded, recorded_action},
     gate::is_free,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
+use deliveries::{Deliveries, messages::BulkCounts};
 use domain::{
     Address, BulkId, Channel, DeliveryId, Lane, MessageId, Person, Route, State,
     acceptance::{Acceptance, NewBulk, NewDelivery, NewMessage},
@@ -11,7 +12,6 @@ use domain::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use store::messages::BulkCounts;
 use submission::{
     Submissions,
     addresses::{self, is_looked_up},
@@ -359,7 +359,8 @@ pub struct BulkView {
     responses((status = 200, description = "The counts at this moment", body = BulkView)))]
 pub async fn show(reader: Reader, id: Id, submissions: Data<Submissions>) -> Result<HttpResponse, Problem> {
     let (scope, bulk) = (reader.0.scope(), BulkId(id.0));
-    let counts = submissions.web.queries.run(async move |store| store.bulk_counts(scope, bulk).await).await?;
+    let counts =
+        submissions.web.queries.run(async move |store| store.messages().bulk_counts(scope, bulk).await).await?;
     let counts = counts.ok_or_else(|| Problem::not_found("bulk"))?;
     Ok(HttpResponse::Ok().json(view(bulk, &counts)))
 }

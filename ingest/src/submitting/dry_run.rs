@@ -9,12 +9,14 @@ use content::{
     compose::Notice,
     event_messages::{self, RenderError},
 };
+use deliveries::Deliveries;
 use domain::{
     Channel, Condition, Person, Reason, RecipientPolicy, TenantId, Throttle, Topic,
     acceptance::NewDigestItem,
     clock,
     contract::submission::{Content, Part},
 };
+use records::Records;
 use serde::Serialize;
 use store::Store;
 use submission::Submissions;
@@ -143,9 +145,9 @@ pub async fn run(
     let catalogue = submissions.web.catalogue(tenant).await?;
     let user = event.user_id.clone();
     let query = async move |store: Store| {
-        let person = store.people(tenant, vec![user.clone()]).await?.remove(&user);
-        let preferences = store.chosen_preferences(tenant, &user).await?;
-        Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.switched_off_rules(tenant).await?))
+        let person = store.people().load(tenant, vec![user.clone()]).await?.remove(&user);
+        let preferences = store.rules().chosen_preferences(tenant, &user).await?;
+        Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.rules().switched_off(tenant).await?))
     };
     let (person, preferences, switched_off) = submissions.web.queries.run(query).await?;
     let wishes = RecipientPolicy { preferences, zone: person.time_zone, quiet: person.quiet_hours };
@@ -279,7 +281,7 @@ impl EventDryRun<'_> {
             .submissions
             .web
             .queries
-            .run(async move |store: Store| store.open_digests(tenant, &user, asked).await)
+            .run(async move |store: Store| store.digests().open_digests(tenant, &user, asked).await)
             .await?;
         let window = |(item, first_immediately): (NewDigestItem, bool)| {
             let open = open.get(&item.rule).copied();
@@ -302,7 +304,7 @@ impl EventDryRun<'_> {
             .submissions
             .web
             .queries
-            .run(async move |store: Store| store.throttles_used(tenant, &user, asked).await)
+            .run(async move |store: Store| store.throttles().used(tenant, &user, asked).await)
             .await?;
         let verdict = |(rule, Throttle { limit, window_seconds }): (Uuid, Throttle)| {
             let used = u32::try_from(used.get(&rule).copied().unwrap_or_default()).unwrap_or(u32::MAX);

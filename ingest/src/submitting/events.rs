@@ -11,6 +11,11 @@ use content::{
     event_messages::{self, EventInput, RenderError},
     template,
 };
+use deliveries::{
+    Deliveries,
+    accept::Accepted,
+    throttles::{Ask, Granted},
+};
 use domain::{
     Channel, DigestRule, Person, Reason, State, TenantId, Throttle,
     acceptance::{Acceptance, NewDigestItem, NewEvent, NewMessage, SideRecord},
@@ -18,14 +23,11 @@ use domain::{
     contract::submission::{FieldError, NAME_BYTES_MAX, parse_json},
     rule::look_up,
 };
+use records::Records;
 use runtime::metric;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use store::{
-    Store,
-    accept::Accepted,
-    throttles::{Ask, Granted},
-};
+use store::Store;
 use submission::{
     Submissions,
     envelope::{DeliveryAnswer, Hashes, Origin, status, to_json},
@@ -204,7 +206,7 @@ pub async fn receive(
         && let Some(first) = submissions
             .web
             .queries
-            .run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await)
+            .run(async move |store| store.acceptance().answered(tenant, &hashes.key, &hashes.request).await)
             .await?
     {
         return respond(Ok(Accepted::Replayed(first)), Vec::new());
@@ -229,7 +231,11 @@ pub async fn receive(
         Err(error) => error.is_not_stored(),
     };
     if is_unstored && !granted.is_empty() {
-        submissions.web.queries.run(async move |store| store.give_back_throttles(tenant, &user, granted).await).await?;
+        submissions
+            .web
+            .queries
+            .run(async move |store| store.throttles().give_back(tenant, &user, granted).await)
+            .await?;
     }
     respond(result, answer)
 }
@@ -259,7 +265,7 @@ pub async fn match_rules(submissions: &Submissions, tenant: TenantId, event: &Ev
         return Ok(MatchedRules { catalogue, person: unknown(), matched: Vec::new() });
     }
     let ids = vec![event.user_id.clone()];
-    let mut known = submissions.web.queries.run(async move |store| store.people(tenant, ids).await).await?;
+    let mut known = submissions.web.queries.run(async move |store| store.people().load(tenant, ids).await).await?;
     let person = known.remove(&event.user_id).unwrap_or_else(unknown);
     let facts = event_messages::facts(event.event_input(), &person);
     let matched = listening.into_iter().filter(|rule| rule.definition.unmet(&facts).is_none()).collect();
@@ -366,7 +372,7 @@ fn refused(rule: &Rule, error: RenderError) -> RuleError {
 /// Opens a digest window with the event. Returns whether the event is the first of the window.
 async fn opens(submissions: &Submissions, tenant: TenantId, item: &NewDigestItem) -> Result<bool, Problem> {
     let item = item.clone();
-    submissions.web.queries.run(async move |store: Store| store.open_window(tenant, &item).await).await
+    submissions.web.queries.run(async move |store: Store| store.digests().open_window(tenant, &item).await).await
 }
 
 /// Charges the throttle of each rule that has one.
@@ -382,7 +388,7 @@ async fn take(
         return Ok(Granted::new());
     }
     let ask = Ask { tenant, user_id: event.user_id.clone(), rules, taker: event.id };
-    submissions.web.queries.run(async move |store| store.take_throttles(ask).await).await
+    submissions.web.queries.run(async move |store| store.throttles().take(ask).await).await
 }
 
 /// The session for WhatsApp messages, if there are any and they are not only simulated.
@@ -394,7 +400,7 @@ async fn session(
     if !to_send.iter().any(|(_, notice)| notice.channels.contains(&Channel::Whatsapp)) {
         return Ok(None);
     }
-    submissions.web.queries.run(async move |store| store.usual_session(tenant).await).await
+    submissions.web.queries.run(async move |store| store.rules().usual_session(tenant).await).await
 }
 
 /// The event as an item of a digest.

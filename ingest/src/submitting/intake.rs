@@ -11,6 +11,7 @@ use broker::{
     self, Acker, Broker, Consumer, ConsumerHealth, Delivery, Headers, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher,
     USER_ID,
 };
+use deliveries::{Deliveries, accept::Accepted};
 use domain::{
     Channel, DeadReason, Lane, Publishers, RequireMapping, TenantId,
     acceptance::Acceptance,
@@ -18,8 +19,8 @@ use domain::{
     replay::{self, Replayed},
 };
 use futures_util::{StreamExt, stream};
+use records::Records;
 use runtime::{metric, reconnect::Reconnect, telemetry::TraceContext};
-use store::accept::Accepted;
 use submission::{
     AMQP, Submissions,
     accept::{AcceptError, AcceptResult},
@@ -84,7 +85,7 @@ impl Users {
         if let Some(publishers) = self.remembered.get(&()) {
             return Ok(publishers);
         }
-        let users = self.queries.run(async |store| store.amqp_users().await).await?;
+        let users = self.queries.run(async |store| store.tenants().amqp_users().await).await?;
         let publishers = Arc::new(Publishers::new(users, self.require));
         self.remembered.put((), Arc::clone(&publishers), USERS_TTL);
         Ok(publishers)
@@ -416,7 +417,8 @@ impl Intake {
     }
 
     async fn load_replay_key(&self) -> Result<(), Problem> {
-        let load = async || self.submissions.web.queries.run(async |store| store.replay_key().await).await;
+        let load =
+            async || self.submissions.web.queries.run(async |store| store.provider_events().replay_key().await).await;
         self.replay_key.get_or_try_init(load).await.map(drop)
     }
 

@@ -13,6 +13,7 @@ use domain::{
     Channel, Person, Priority, TenantId,
     contract::submission::{Content, FieldError, Part, Rules, Shared, Submission, TemplateRef, check_said, parse_json},
 };
+use records::Records;
 use serde_json::{Value, json, value::RawValue};
 use submission::{
     Submissions,
@@ -218,7 +219,7 @@ async fn compose(
 ) -> Result<(Notice, Person, Option<Carrier>), Problem> {
     let CheckedNotification { channels, user, kind, shared } = checked;
     let id = user.clone();
-    let mut known = submissions.web.queries.run(async move |store| store.people(tenant, vec![id]).await).await?;
+    let mut known = submissions.web.queries.run(async move |store| store.people().load(tenant, vec![id]).await).await?;
     let person = known.remove(&user).unwrap_or_else(|| Person::unknown(user));
     let Shared { priority, mut content, scheduled_at, expires_at, session, .. } = shared;
     if let Some(template) = catalogue.templates.get(&kind) {

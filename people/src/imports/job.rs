@@ -6,9 +6,10 @@
 use std::{io::Read, time::Duration};
 
 use domain::{TenantId, contract::submission::FieldError};
+use records::{Records, contacts::Saved, imports::Progress};
 use runtime::reconnect::Reconnect;
 use serde::{Deserialize, Serialize};
-use store::{DbError, DbResult, Store, contacts::Saved, imports::Progress};
+use store::{DbError, DbResult, Store};
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
@@ -108,7 +109,7 @@ pub async fn import(
     let ended = saved.map_err(ImportError::Db).and_then(|()| read.map_err(ImportError::from));
     let status = if ended.is_ok() { "completed" } else { "failed" };
     let so_far = summary.progress();
-    let noted = patiently(|| store.note_import(tenant, id, status, &so_far)).await;
+    let noted = patiently(|| store.imports().record_progress(tenant, id, status, &so_far)).await;
     ended?;
     noted?;
     Ok(summary)
@@ -124,7 +125,7 @@ async fn save_all(
     while let Some(chunk) = chunks.recv().await {
         save(store, tenant, chunk, summary).await?;
         let so_far = summary.progress();
-        patiently(|| store.note_import(tenant, id, "running", &so_far)).await?;
+        patiently(|| store.imports().record_progress(tenant, id, "running", &so_far)).await?;
     }
     Ok(())
 }
@@ -136,7 +137,7 @@ async fn save(store: &Store, tenant: TenantId, chunk: Chunk, summary: &mut Summa
     summary.failed += refused;
     let mut faults = faults;
     // A retry is safe: the same change twice gives the same person.
-    let saved = patiently(|| store.save_contacts(tenant, changes.clone())).await?;
+    let saved = patiently(|| store.contacts().save(tenant, changes.clone())).await?;
     for (line, saved) in lines.into_iter().zip(saved) {
         match saved {
             Saved::Made | Saved::Changed => summary.imported += 1,

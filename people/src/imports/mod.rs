@@ -17,8 +17,8 @@ use actix_web::{
 use chrono::{DateTime, Utc};
 use domain::contract::submission::FieldError;
 use futures_util::{StreamExt, future::join};
+use records::{Records, imports::ImportRow};
 use serde::Serialize;
-use store::imports::ImportRow;
 use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
@@ -157,7 +157,7 @@ pub async fn create(
     let busy = || Problem::new(Code::Overloaded, "Wait until another import is over, then send the file again.");
     let turn = slots.by_tenant.try_enter(tenant).ok_or_else(busy)?;
     let permit = Arc::clone(&slots.all).try_acquire_owned().map_err(|_| busy())?;
-    let id = web.queries.run(async move |store| store.begin_import(tenant).await).await?;
+    let id = web.queries.run(async move |store| store.imports().insert(tenant).await).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
     let source = Source { pieces, current: Bytes::new(), is_over: false };
     let importing = web.queries.run_within(IMPORT_TIMEOUT, async move |store| {
@@ -305,7 +305,7 @@ impl Read for Source {
     responses((status = 200, description = "The import", body = ImportView)))]
 pub async fn show(producer: Producer, id: Id, web: Data<Web>) -> Result<HttpResponse, Problem> {
     let (tenant, id) = (producer.0.tenant, id.0);
-    let found = web.queries.run(async move |store| store.import(tenant, id).await).await?;
+    let found = web.queries.run(async move |store| store.imports().find(tenant, id).await).await?;
     let found = found.ok_or_else(|| Problem::not_found("import"))?;
     Ok(HttpResponse::Ok().json(ImportView::from(found)))
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use runtime::batch::{Batcher, Limits};
-use store::{
-    Store,
+use records::{
+    Records,
     inbox::{Follower, InboxItem, Reader},
 };
+use runtime::batch::{Batcher, Limits};
+use store::Store;
 
 /// Items sent to a client whose position is unknown.
 pub const NEWEST: i64 = 100;
@@ -46,7 +47,7 @@ impl Feed {
 
 async fn starts(store: Store, followers: Vec<Follower>) -> Vec<Option<i64>> {
     let count = followers.len();
-    match store.inbox_starts(&followers, NEWEST).await {
+    match store.inbox().starts(&followers, NEWEST).await {
         Ok(starts) => starts.into_iter().map(Some).collect(),
         Err(error) => {
             tracing::warn!(%error, count, "inboxes could not be opened for sockets");
@@ -57,7 +58,7 @@ async fn starts(store: Store, followers: Vec<Follower>) -> Vec<Option<i64>> {
 
 async fn pages(store: Store, readers: Vec<Reader>) -> Vec<Option<Vec<InboxItem>>> {
     let count = readers.len();
-    match store.inbox_after(&readers, PAGE).await {
+    match store.inbox().after(&readers, PAGE).await {
         Ok(pages) => pages.into_iter().map(Some).collect(),
         Err(error) => {
             tracing::warn!(%error, count, "inboxes could not be read for sockets");

@@ -7,8 +7,8 @@ use actix_web::{
     web::{Data, Payload},
 };
 use domain::{clock, contract::wire::InboxHint};
+use records::inbox::{Follower, Reader, Start, persons};
 use serde::Deserialize;
-use store::inbox::{Follower, Reader, Start, persons};
 use tokio::time::Instant;
 use utoipa::IntoParams;
 use web::{

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use actix_web::web::{Bytes, Data};
 use actix_ws::{CloseCode, CloseReason, Closed, Message, MessageStream, ProtocolError, Session};
+use records::inbox::Reader;
 use runtime::metric;
 use serde::Serialize;
-use store::inbox::Reader;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use web::problem::Code;
 

@@ -6,13 +6,15 @@
 use std::{collections::HashSet, time::Duration};
 
 use broker::{Acker, Consumer, Delivery, EVENTS_LOG, INTAKE_HIGH, INTAKE_STD, Outgoing, Publisher, Tag};
-use domain::{DeadOrigin, DeadReason, Publishers, RequireMapping, replay};
-use metrics::counter;
-use runtime::{metric, telemetry::at_zero};
-use store::{
-    DbResult, Store,
+use deliveries::{
+    Deliveries,
     letters::{IntakeLetter, NewLetter},
 };
+use domain::{DeadOrigin, DeadReason, Publishers, RequireMapping, replay};
+use metrics::counter;
+use records::Records;
+use runtime::{metric, telemetry::at_zero};
+use store::{DbResult, Store};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -121,7 +123,7 @@ impl DeadLetterDrainer {
             if let Some(key) = &self.key {
                 return Ok(key.clone());
             }
-            match self.deps.store.replay_key().await {
+            match self.deps.store.provider_events().replay_key().await {
                 Ok(key) => self.key = Some(key),
                 Err(error) => self.pause(&error).await?,
             }
@@ -187,7 +189,7 @@ async fn insert(deps: &Deps, letters: &[NewLetter]) -> DbResult<()> {
     }
     let mut letters = letters.to_vec();
     remove_unproven_tenants(&deps.store, &mut letters, deps.require_mapping).await?;
-    let written: HashSet<Uuid> = deps.store.insert_letters(letters.clone()).await?.into_iter().collect();
+    let written: HashSet<Uuid> = deps.store.dead_letters().insert(letters.clone()).await?.into_iter().collect();
     letters
         .iter()
         .filter(|letter| written.contains(&letter.id))
@@ -209,10 +211,10 @@ async fn remove_unproven_tenants(
     if unseen.peek().is_none() {
         return Ok(());
     }
-    let publishers = Publishers::new(store.amqp_users().await?, require_mapping);
+    let publishers = Publishers::new(store.tenants().amqp_users().await?, require_mapping);
     for letter in unseen {
         let Some(slug) = &letter.tenant else { continue };
-        let tenant = store.tenant_id(slug).await?;
+        let tenant = store.tenants().id(slug).await?;
         let user = letter.amqp_user.as_deref().filter(|user| !user.is_empty());
         letter.tenant.take_if(|_| tenant.is_none_or(|tenant| publishers.check(tenant, user).is_err()));
     }

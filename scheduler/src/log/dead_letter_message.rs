@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use broker::{DETAIL, DLQ, Delivery, EVENTS_LOG, QUEUE, REASON, ROUTING_KEY, USER_ID, topology};
+use deliveries::letters::NewLetter;
 use domain::{Channel, DeadOrigin, DeadReason, contract::WorkItem};
 use serde_json::Value;
-use store::letters::NewLetter;
 use uuid::Uuid;
 
 /// Header: the id of the letter, if the sender of the message chose one.

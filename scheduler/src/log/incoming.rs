@@ -1,13 +1,13 @@
 //! Reads messages of the log queue event by event, because a newer worker may use values that this version does not
 //! know.
 
+use deliveries::unread_events::UnreadEvent;
 use domain::contract::{
     Event, EventBatch,
     wire::{VERSION, Wire},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use store::unread_events::UnreadEvent;
 use uuid::Uuid;
 
 /// The content of a message.

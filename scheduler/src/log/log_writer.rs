@@ -14,14 +14,16 @@ use broker::{
     Acker, Consumer, DETAIL, Delivery, EVENTS_LOG, Outgoing, PublishError, Publisher, QUEUE, REASON, Tag, dead_letter,
     topology,
 };
+use deliveries::{Deliveries, events::Recorded, letters::NewLetter, unread_events::UnreadEvent};
 use domain::{
     DeadReason, OutcomeClass,
     contract::{Event, EventBatch},
     suppression::{SuppressionReason, SuppressionScope},
 };
 use metrics::{counter, histogram};
+use records::{Records, suppressions::Finding};
 use runtime::{faultpoint, metric};
-use store::{DbError, Store, events::Recorded, letters::NewLetter, suppressions::Finding, unread_events::UnreadEvent};
+use store::{DbError, Store};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -190,7 +192,7 @@ impl LogWriter {
     async fn record(&mut self, events: &[Event]) -> Result<WriteResult, Interrupted> {
         // Suppressed before the outcome is written: after a crash in between, both are repeated.
         let dead = dead_addresses(events);
-        while let Err(error) = self.store.suppress(&dead).await {
+        while let Err(error) = self.store.suppressions().suppress(&dead).await {
             if !error.is_unavailable() {
                 // The outcomes of all tenants wait behind this one. The address is reported dead again by its next
                 // delivery.
@@ -227,7 +229,7 @@ impl LogWriter {
 
     /// Stores the events that this version cannot read.
     async fn store_unread(&mut self, unread: &[UnreadEvent]) -> Result<(), Interrupted> {
-        while let Err(error) = self.store.keep_unread_events(unread).await {
+        while let Err(error) = self.store.unread_events().insert(unread).await {
             self.pause(&error).await?;
         }
         counter!(metric::EVENTS_UNREAD_KEPT).increment(count_of(unread.len()));
@@ -252,7 +254,7 @@ impl LogWriter {
     }
 
     async fn note_outcome(&mut self, letter: Uuid, event: &Event) -> Result<(), Interrupted> {
-        while let Err(error) = self.store.keep_lettered_event(letter, event.delivery, event.run).await {
+        while let Err(error) = self.store.unread_events().keep_lettered_event(letter, event.delivery, event.run).await {
             if !error.is_unavailable() {
                 tracing::error!(delivery.id = %event.delivery, error = chain(&error), "a delivery with an outcome may be doubted");
                 break;
@@ -360,7 +362,7 @@ async fn write_in_parts(store: &Store, events: &[Event]) -> WriteResult {
     let mut result = WriteResult::default();
     let mut parts = vec![events];
     while let Some(part) = parts.pop() {
-        let error = match store.record(part.to_vec()).await {
+        let error = match store.delivery_log().record(part.to_vec()).await {
             Ok(recorded) => {
                 count_recorded(&recorded);
                 continue;

@@ -6,15 +6,16 @@ use std::{
 };
 
 use broker::{EVENTS_LOG, Headers, Outgoing, PublishError, Publisher, USER_ID, topology};
+use deliveries::{
+    Deliveries,
+    letters::{IntakeLetter, Pass, Replay, RunningReplay},
+    poll::WorkKind,
+};
 use domain::replay::{self, Replayed};
 use engine::dispatch::Dispatcher;
 use metrics::counter;
 use runtime::metric;
-use store::{
-    Store,
-    letters::{IntakeLetter, Pass, Replay, RunningReplay},
-    poll::WorkKind,
-};
+use store::Store;
 use uuid::Uuid;
 
 use crate::{
@@ -76,7 +77,7 @@ impl Replays {
         }
         // If this pass fails, the next one starts from the first letter.
         self.progress.insert(replay.id, Progress { after: None, passed: now });
-        let pass = self.store.replay_pass(replay, limit, after, self.relay_after_ms).await?;
+        let pass = self.store.replays().run_pass(replay, limit, after, self.relay_after_ms).await?;
         let (seen, last) = (pass.seen, pass.last);
         self.publish_pass(replay, pass).await?;
         self.progress.insert(replay.id, Progress { after: last, passed: now });
@@ -104,7 +105,7 @@ impl Replays {
     ) -> Result<(), TaskError> {
         let key = match &self.key {
             Some(key) => key,
-            None => self.key.insert(self.store.replay_key().await?),
+            None => self.key.insert(self.store.provider_events().replay_key().await?),
         };
         let (mut ids, mut messages) = (Vec::new(), Vec::new());
         for letter in letters {
@@ -126,7 +127,7 @@ impl Replays {
                 Err(error) => failure = Some(error),
             }
         }
-        self.store.letters_republished(replay.id, done, unpublishable).await?;
+        self.store.replays().mark_republished(replay.id, done, unpublishable).await?;
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 }
@@ -137,7 +138,7 @@ impl Task for Replays {
     const WORK: Option<WorkKind> = Some(WorkKind::Replays);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let running = self.store.replays_running(REPLAYS_MAX).await?;
+        let running = self.store.replays().running(REPLAYS_MAX).await?;
         self.progress.retain(|id, _| running.iter().any(|running| running.replay.id == *id));
         let (mut more, mut failed) = (false, 0);
         for running in &running {

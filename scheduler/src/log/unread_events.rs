@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use broker::{EVENTS_LOG, Outgoing, Publisher};
 use chrono::TimeDelta;
+use deliveries::{Deliveries, letters::NewLetter, unread_events::KeptEvent};
 use domain::{DeadOrigin, DeadReason, clock};
 use metrics::gauge;
 use runtime::metric;
-use store::{Store, letters::NewLetter, unread_events::KeptEvent};
+use store::Store;
 use uuid::Uuid;
 
 use crate::{
@@ -67,7 +68,7 @@ impl UnreadEvents {
         for event in &too_old {
             tracing::error!(letter.id = %event.id, detail = TOO_OLD, "an event becomes a dead letter");
         }
-        let written = self.store.insert_letters(too_old.into_iter().map(letter).collect()).await?;
+        let written = self.store.dead_letters().insert(too_old.into_iter().map(letter).collect()).await?;
         count_dead_letters(REASON, count_of(written.len()));
         Ok(())
     }
@@ -95,13 +96,14 @@ impl Task for UnreadEvents {
     async fn run(&mut self) -> Result<Report, TaskError> {
         let kept = self
             .store
-            .unread_events(self.after, LIMIT)
+            .unread_events()
+            .list(self.after, LIMIT)
             .await
             .inspect_err(|_| gauge!(metric::EVENTS_UNREAD).set(f64::NAN))?;
         let (n, last) = (kept.len(), kept.last().map(|event| event.id));
         let handled = self.handle(kept).await?;
         self.unread += n - handled.len();
-        self.store.forget_unread_events(handled).await?;
+        self.store.unread_events().prune(handled).await?;
         if count_of(n) >= LIMIT.unsigned_abs() {
             self.after = last.unwrap_or_default();
             return Ok(Report::More);
@@ -134,7 +136,7 @@ impl Task for LetteredOutcomes {
     const PERIOD: Duration = Duration::from_secs(60);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let page = self.store.forget_lettered_events(self.after, LIMIT).await;
+        let page = self.store.unread_events().forget_lettered_events(self.after, LIMIT).await;
         let (last, stay) = page.inspect_err(|_| gauge!(metric::OUTCOMES_IN_LETTERS).set(f64::NAN))?;
         self.open += stay;
         if let Some(last) = last {

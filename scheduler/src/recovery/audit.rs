@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use broker::{Broker, declare::depths, work_queue};
+use deliveries::{Deliveries, outbox::Audited};
 use domain::Route;
 use metrics::counter;
 use runtime::metric;
-use store::{Store, outbox::Audited};
+use store::Store;
 use tokio::time::timeout;
 
 use crate::task::{Report, Task, TaskError};
@@ -40,7 +41,7 @@ impl Audit {
 
     /// Runs one pass. A failed pass, most likely one that took too long, halves the size of the next one.
     async fn pass(&mut self, empty: &[Route]) -> Result<Audited, TaskError> {
-        let audited = self.store.audit(ROWS_MAX, self.deliveries, empty).await;
+        let audited = self.store.outbox().audit(ROWS_MAX, self.deliveries, empty).await;
         self.deliveries = match audited {
             Ok(_) => (self.deliveries * 2).min(DELIVERIES_MAX),
             Err(_) => (self.deliveries / 2).max(DELIVERIES_MIN),
@@ -65,7 +66,7 @@ impl Task for Audit {
     const PERIOD: Duration = Duration::from_secs(5);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        if !self.store.audit_waits().await? {
+        if !self.store.outbox().audit_waits().await? {
             return Ok(Report::Done);
         }
         let empty = self.empty_routes().await;

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use broker::Publisher;
 use chrono::{DateTime, Utc};
+use deliveries::{Deliveries, due::Crash, events::WORKER_LOST, poll::WorkKind};
 use domain::{
     FailoverRound, OutcomeClass, ProviderName, RetryPolicy, clock,
     contract::{AttemptRecord, Event},
@@ -15,7 +16,7 @@ use domain::{
 };
 use metrics::{counter, gauge};
 use runtime::{config::Config, metric};
-use store::{DbResult, Store, due::Crash, events::WORKER_LOST, poll::WorkKind};
+use store::{DbResult, Store};
 
 use crate::{
     log::crash_gate::CrashGate,
@@ -76,11 +77,11 @@ impl Crashes {
     /// suspended.
     async fn load_crashes(&self, is_open: bool) -> DbResult<Vec<Crash>> {
         let waits = self.gate.has_waiting() && !is_open;
-        let held = if waits { self.store.watches_due(RECHECK_MS, HELD_MAX).await? } else { 0 };
+        let held = if waits { self.store.due().watches_due(RECHECK_MS, HELD_MAX).await? } else { 0 };
         set_gauges(Some(self.gate.is_suspended()), Some(held));
         let (again, grace) =
             (if is_open { REPORT_AGAIN_MS } else { RECHECK_MS }, millis(self.config.timing.doubt_grace));
-        self.store.crashed(LIMIT, grace, again).await
+        self.store.due().crashed(LIMIT, grace, again).await
     }
 
     /// Without an answer from the database the number of waiting claims is unknown. The claims that waited before still

@@ -7,15 +7,16 @@
 use std::time::Duration;
 
 use content::template;
-use engine::dispatch::Dispatcher;
-use metrics::counter;
-use runtime::metric;
-use store::{
-    Store,
+use deliveries::{
+    Deliveries,
     broadcasts::{OpenBroadcast, PageDone},
-    catalogue::Catalogues,
     poll::WorkKind,
 };
+use engine::dispatch::Dispatcher;
+use metrics::counter;
+use records::catalogue::Catalogues;
+use runtime::metric;
+use store::Store;
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
@@ -61,7 +62,7 @@ impl Broadcasts {
     }
 
     async fn advance(&self, broadcast: &OpenBroadcast) -> Result<Step, TaskError> {
-        if self.store.ahead_of(broadcast).await? >= AHEAD_MAX {
+        if self.store.broadcasts().ahead_of(broadcast).await? >= AHEAD_MAX {
             return Ok(Step::Ahead);
         }
         let mut catalogue = self.catalogues.get(broadcast.tenant).await?;
@@ -69,13 +70,13 @@ impl Broadcasts {
             self.catalogues.forget(broadcast.tenant);
             catalogue = self.catalogues.get(broadcast.tenant).await?;
         }
-        let Some(mut page) = self.store.next_page(broadcast).await? else { return Ok(Step::Idle) };
+        let Some(mut page) = self.store.broadcasts().next_page(broadcast).await? else { return Ok(Step::Idle) };
         let (people, definition) = (std::mem::take(&mut page.people), broadcast.definition.clone());
         // Rendering takes time: it runs on a blocking thread, and while no row is locked.
         let composing = move || (definition.messages(&catalogue, &people, template::deadline()), people);
         let (messages, people) = spawn_blocking(composing).await.map_err(|_| TaskError::Broadcasts(1))?;
         page.people = people;
-        let done = self.store.tell_page(broadcast, page, messages, self.relay_after_ms).await?;
+        let done = self.store.broadcasts().tell_page(broadcast, page, messages, self.relay_after_ms).await?;
         let PageDone { told, more, dispatch } = done;
         dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
         counter!(metric::BROADCAST_PEOPLE).increment(count_of(told));
@@ -84,9 +85,9 @@ impl Broadcasts {
 
     /// The next broadcasts, in round-robin order.
     async fn next(&mut self) -> Result<Vec<OpenBroadcast>, TaskError> {
-        let mut running = self.store.running_broadcasts(self.after, BROADCASTS_MAX).await?;
+        let mut running = self.store.broadcasts().running(self.after, BROADCASTS_MAX).await?;
         if running.is_empty() && !self.after.is_nil() {
-            running = self.store.running_broadcasts(Uuid::nil(), BROADCASTS_MAX).await?;
+            running = self.store.broadcasts().running(Uuid::nil(), BROADCASTS_MAX).await?;
         }
         let is_full = i64::try_from(running.len()).is_ok_and(|count| count >= BROADCASTS_MAX);
         self.after = running.last().filter(|_| is_full).map_or(Uuid::nil(), |last| last.id);
@@ -100,7 +101,7 @@ impl Task for Broadcasts {
     const WORK: Option<WorkKind> = Some(WorkKind::Broadcasts);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        self.store.begin_broadcasts().await?;
+        self.store.broadcasts().begin().await?;
         let running = self.next().await?;
         let (mut steps, mut failed) = (Vec::with_capacity(running.len()), 0);
         for broadcast in &running {
@@ -134,9 +135,9 @@ impl Task for BroadcastAudiences {
     async fn run(&mut self) -> Result<Report, TaskError> {
         let (mut after, mut failed) = (Uuid::nil(), 0);
         loop {
-            let running = self.0.running_broadcasts(after, BROADCASTS_MAX).await?;
+            let running = self.0.broadcasts().running(after, BROADCASTS_MAX).await?;
             for broadcast in running.iter().filter(|broadcast| !broadcast.is_counted) {
-                if let Err(error) = self.0.count_audience(broadcast).await {
+                if let Err(error) = self.0.broadcasts().count_audience(broadcast).await {
                     tracing::warn!(broadcast = %broadcast.id, error = chain(&error), "the people of a broadcast could not be counted");
                     failed += 1;
                 }
@@ -159,9 +160,9 @@ impl Task for BroadcastCounts {
     const WORK: Option<WorkKind> = Some(WorkKind::BroadcastPages);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let pages = self.0.due_pages(PAGES_MAX).await?;
+        let pages = self.0.broadcasts().due_pages(PAGES_MAX).await?;
         for page in &pages {
-            self.0.count_page(page).await?;
+            self.0.broadcasts().count_page(page).await?;
         }
         let is_full = i64::try_from(pages.len()).is_ok_and(|count| count >= PAGES_MAX);
         Ok(if is_full { Report::More } else { Report::Done })

@@ -16,17 +16,18 @@ use content::{
     event_messages::{self, RenderError},
     template,
 };
-use domain::{Channel, Person, Reason, TenantId, Throttle, acceptance::Acceptance, clock};
-use engine::dispatch::Dispatcher;
-use metrics::counter;
-use runtime::{faultpoint, metric};
-use store::{
-    DbError, DbResult, Store,
-    catalogue::Catalogues,
+use deliveries::{
+    Deliveries,
     digests::{Closing, DueDigest, Ending, HeldDigest},
     poll::WorkKind,
     throttles::Ask,
 };
+use domain::{Channel, Person, Reason, TenantId, Throttle, acceptance::Acceptance, clock};
+use engine::dispatch::Dispatcher;
+use metrics::counter;
+use records::{Records, catalogue::Catalogues};
+use runtime::{faultpoint, metric};
+use store::{DbError, DbResult, Store};
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
@@ -118,12 +119,12 @@ impl Digests {
             let catalogue = self.catalogues.newest(tenant).await?;
             let by_whatsapp = |rule: &Arc<Rule>| rule.definition.channels.contains(&Channel::Whatsapp);
             if catalogue.rules.iter().any(by_whatsapp) {
-                known.sessions.insert(tenant, self.store.usual_session(tenant).await?);
+                known.sessions.insert(tenant, self.store.rules().usual_session(tenant).await?);
             }
             known.catalogues.insert(tenant, catalogue);
             let theirs = due.iter().filter(|digest| digest.tenant == tenant).map(|digest| digest.user_id.clone());
             let ids: HashSet<String> = theirs.collect();
-            let people = self.store.people(tenant, ids.into_iter().collect()).await?;
+            let people = self.store.people().load(tenant, ids.into_iter().collect()).await?;
             known.people.extend(people.into_iter().map(|(id, person)| ((tenant, id), person)));
         }
         Ok(known)
@@ -157,7 +158,7 @@ impl Digests {
     /// Delays windows that failed alone. After an hour of failures they end without a message.
     async fn postpone(&self, due: &[DueDigest], error: &CloseError) -> DbResult<()> {
         counter!(metric::TASK_FAILURES, "task" => Self::NAME).increment(1);
-        let closing = self.store.hold_digests(due.iter().map(|digest| digest.id).collect()).await?;
+        let closing = self.store.digests().hold(due.iter().map(|digest| digest.id).collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
         for digest in &closing.digests {
             let (end, ending) = retry_or_end(digest, clock::now());
@@ -174,10 +175,10 @@ impl Digests {
     async fn close_together(&self, due: &[DueDigest]) -> Result<(), CloseError> {
         let known = Arc::new(self.load_context(due).await?);
         // Rendering takes time: it runs on a blocking thread, and while no window is locked.
-        let windows = self.store.closing_digests(due.iter().map(|digest| digest.id).collect()).await?;
+        let windows = self.store.digests().closing(due.iter().map(|digest| digest.id).collect()).await?;
         let deciding = Arc::clone(&known);
         let mut decided = spawn_blocking(move || deciding.decide_all(windows)).await?;
-        let mut closing = self.store.hold_digests(decided.keys().copied().collect()).await?;
+        let mut closing = self.store.digests().hold(decided.keys().copied().collect()).await?;
         let (mut endings, mut ends) = (Vec::new(), Vec::new());
         // All schedulers take throttle permits in the same order, which avoids deadlocks.
         let mut digests = std::mem::take(&mut closing.digests);
@@ -365,7 +366,7 @@ impl Task for Digests {
     const WORK: Option<WorkKind> = Some(WorkKind::Digests);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let due = self.store.due_digests(LIMIT, &self.due_times.floors()).await?;
+        let due = self.store.digests().due(LIMIT, &self.due_times.floors()).await?;
         if !due.is_empty() {
             self.close(&due).await?;
         }
@@ -381,8 +382,8 @@ impl Task for DigestPruning {
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let windows = self.0.forget_digests(KEEP_DAYS, PRUNE_LIMIT).await?;
-        let throttles = self.0.forget_throttles(PRUNE_LIMIT).await?;
+        let windows = self.0.digests().prune(KEEP_DAYS, PRUNE_LIMIT).await?;
+        let throttles = self.0.throttles().prune(PRUNE_LIMIT).await?;
         let is_full = |rows: usize| count_of(rows) >= PRUNE_LIMIT.unsigned_abs();
         Ok(if is_full(windows) || is_full(throttles) { Report::More } else { Report::Done })
     }

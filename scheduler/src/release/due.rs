@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use broker::Depths;
+use deliveries::{Deliveries, poll::WorkKind, release::Released};
 use domain::Route;
 use engine::dispatch::Dispatcher;
 use metrics::counter;
 use runtime::{faultpoint, metric, wake};
-use store::{Store, poll::WorkKind, release::Released};
+use store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -59,7 +60,7 @@ impl ReleaseDue {
     async fn release(&mut self, permit: OwnedSemaphorePermit) -> Result<Report, TaskError> {
         let full = self.full_routes().await;
         let floors = self.due_times.floors();
-        let released = self.store.release_due(self.limit, &floors, &full, self.relay_after_ms).await;
+        let released = self.store.due().release(self.limit, &floors, &full, self.relay_after_ms).await;
         let released = released.inspect_err(|_| self.limit = (self.limit / 2).max(LIMIT_MIN))?;
         if released.picked == 0 {
             return Ok(Report::Done);

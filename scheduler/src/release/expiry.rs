@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use deliveries::Deliveries;
 use domain::{Channel, DeliveryId, EventKind, State, TenantId, clock, contract::Event};
 use store::Store;
 use uuid::Uuid;
@@ -29,17 +30,17 @@ impl Task for Expiry {
     const PERIOD: Duration = Duration::from_secs(2);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let expired = self.0.take_expired(LIMIT, LEASE_MS).await?;
+        let expired = self.0.expiry().take_expired(LIMIT, LEASE_MS).await?;
         if expired.is_empty() {
             return Ok(Report::Done);
         }
         let ids: Vec<DeliveryId> = expired.iter().map(|(id, _)| *id).collect();
-        let owners = self.0.delivery_owners(&ids).await?;
+        let owners = self.0.delivery_log().delivery_owners(&ids).await?;
         let owners: HashMap<_, _> = owners.into_iter().map(|(id, tenant, channel)| (id, (tenant, channel))).collect();
         let event =
             |(id, run): &(DeliveryId, i32)| owners.get(id).map(|(tenant, channel)| event(*id, *run, *tenant, *channel));
-        count_recorded(&self.0.record(expired.iter().filter_map(event).collect()).await?);
-        self.0.unpark(&expired).await?;
+        count_recorded(&self.0.delivery_log().record(expired.iter().filter_map(event).collect()).await?);
+        self.0.expiry().unpark(&expired).await?;
         Ok(if i64::try_from(expired.len()).is_ok_and(|taken| taken >= LIMIT) { Report::More } else { Report::Done })
     }
 }
@@ -75,7 +76,7 @@ impl Task for ExpiryFill {
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let last = self.store.fill_expiry(self.passed, FILL_LIMIT).await?;
+        let last = self.store.expiry().fill_expiry(self.passed, FILL_LIMIT).await?;
         self.passed = last.unwrap_or(DeliveryId(Uuid::nil()));
         Ok(if last.is_some() { Report::More } else { Report::Done })
     }

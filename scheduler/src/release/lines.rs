@@ -11,11 +11,12 @@ use std::{
 };
 
 use broker::Depths;
+use deliveries::{Deliveries, poll::WorkKind, release::Released};
 use domain::{Lane, Route};
 use engine::dispatch::Dispatcher;
 use metrics::counter;
 use runtime::metric;
-use store::{Store, poll::WorkKind, release::Released};
+use store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -91,7 +92,7 @@ impl Task for ReleaseSessions {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let permit = self.0.permit().await;
-        let released = self.0.store.release_sessions(SESSIONS_MAX, self.0.relay_after_ms).await?;
+        let released = self.0.store.lines().release_sessions(SESSIONS_MAX, self.0.relay_after_ms).await?;
         if released.picked == 0 {
             return Ok(Report::Done);
         }
@@ -106,13 +107,13 @@ impl Task for ReleaseShares {
     const WORK: Option<WorkKind> = Some(WorkKind::Shares);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let routes = self.deps.store.routes_with_shares().await?;
+        let routes = self.deps.store.lines().routes_with_shares().await?;
         if routes.is_empty() {
             return Ok(Report::Done);
         }
         for (route, capacity) in self.capacities(&routes).await {
             let permit = self.deps.permit().await;
-            let released = self.deps.store.release_shares(route, capacity, self.deps.relay_after_ms).await?;
+            let released = self.deps.store.lines().release_shares(route, capacity, self.deps.relay_after_ms).await?;
             self.released_at.insert(route, Instant::now());
             self.deps.publish(released, permit);
         }

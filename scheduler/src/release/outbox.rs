@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use broker::Broker;
+use deliveries::{Deliveries, outbox::Dispatch, poll::WorkKind};
 use engine::dispatch::Dispatcher;
 use metrics::{counter, gauge};
 use runtime::metric;
-use store::{Store, outbox::Dispatch, poll::WorkKind};
+use store::Store;
 
 use crate::task::{Report, Task, TaskError, count_of, gauge_of};
 
@@ -42,7 +43,7 @@ impl OutboxRelay {
             return Ok(());
         }
         let count = failed.len();
-        self.store.give_back_unpublished(failed).await?;
+        self.store.outbox().give_back(failed).await?;
         Err(TaskError::Unpublished(count))
     }
 }
@@ -57,7 +58,7 @@ impl Task for OutboxRelay {
         if !self.broker.is_usable() {
             return Ok(Report::Done);
         }
-        let rows = self.store.take_unpublished(i64::try_from(self.rows).unwrap_or(i64::MAX), LEASE_MS).await?;
+        let rows = self.store.outbox().take(i64::try_from(self.rows).unwrap_or(i64::MAX), LEASE_MS).await?;
         let (taken, deliveries) = (rows.len(), rows.iter().map(|row| row.items.len()).sum());
         counter!(metric::OUTBOX_RELAYED).increment(count_of(deliveries));
         self.relay(rows).await?;
@@ -76,7 +77,7 @@ impl Task for OutboxGauge {
     const PERIOD: Duration = Duration::from_secs(2);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let (pending, age) = self.0.outbox_pending().await.inspect_err(|_| set_gauges(f64::NAN, f64::NAN))?;
+        let (pending, age) = self.0.outbox().count_pending().await.inspect_err(|_| set_gauges(f64::NAN, f64::NAN))?;
         set_gauges(gauge_of(pending), age);
         Ok(Report::Done)
     }

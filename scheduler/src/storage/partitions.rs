@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use deliveries::Deliveries;
 use metrics::{counter, gauge};
+use records::Records;
 use runtime::metric;
 use store::Store;
 
@@ -38,10 +40,10 @@ impl Task for Partitions {
         }
         let ahead = self.0.partition_days_ahead().await?;
         gauge!(metric::PARTITION_DAYS_AHEAD).set(gauge_of(ahead));
-        let forgotten = count_of(self.0.forget_keys(KEY_HOURS, KEYS_LIMIT).await?);
+        let forgotten = count_of(self.0.acceptance().forget_keys(KEY_HOURS, KEYS_LIMIT).await?);
         counter!(metric::IDEMPOTENCY_KEYS_FORGOTTEN).increment(forgotten);
-        self.0.forget_families(KEYS_LIMIT).await?;
-        self.0.forget_imports(IMPORT_DAYS, KEYS_LIMIT).await?;
+        self.0.refresh_tokens().prune(KEYS_LIMIT).await?;
+        self.0.imports().prune(IMPORT_DAYS, KEYS_LIMIT).await?;
         Ok(match (forgotten >= KEYS_LIMIT.unsigned_abs(), ahead < DAYS_LOW) {
             (true, _) => Report::More,
             (false, true) => Report::Expect(RETRY_PAUSE),

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use deliveries::Deliveries;
 use futures_util::future::BoxFuture;
+use maintenance::{Maintenance, freeze::Frozen};
 use metrics::{counter, gauge};
+use records::Records;
 use runtime::metric;
-use store::{DbResult, Store, freeze::Frozen};
+use store::{DbResult, Store};
 use tokio::time::timeout;
 
 use crate::task::{Report, Task, TaskError, gauge_of};
@@ -31,9 +34,11 @@ impl Task for Pruning {
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        self.0.mark_operators_sessions().await?;
+        self.0.whatsapp_sessions().mark_operators_sessions().await?;
         let forgotten =
-            [self.0.forget_breakers(LIMIT).await?, self.0.forget_shares(SHARE_IDLE_S, LIMIT).await?].into_iter().max();
+            [self.0.breakers().prune(LIMIT).await?, self.0.lines().prune_shares(SHARE_IDLE_S, LIMIT).await?]
+                .into_iter()
+                .max();
         let is_full = forgotten.and_then(|rows| i64::try_from(rows).ok()).is_some_and(|rows| rows >= LIMIT);
         Ok(if is_full { Report::More } else { Report::Done })
     }
@@ -64,7 +69,7 @@ impl Freeze {
     async fn next(&mut self) -> Option<DbResult<Option<Frozen>>> {
         let (freezing, until) = self.freezing.get_or_insert_with(|| {
             let (store, passed) = (self.store.clone(), [self.frozen.clone(), self.refused.clone()].concat());
-            (Box::pin(async move { store.freeze_partition(passed).await }), Instant::now() + FREEZE_MAX)
+            (Box::pin(async move { store.partitions().freeze(passed).await }), Instant::now() + FREEZE_MAX)
         });
         let ended = timeout(FREEZE_TURN, freezing).await.ok();
         let hangs = ended.is_none() && Instant::now() >= *until;
@@ -112,7 +117,8 @@ impl Task for LineGauges {
     const PERIOD: Duration = Duration::from_secs(5);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let (waiting, lines) = self.0.waiting_in_lines().await.inspect_err(|_| set_gauges(f64::NAN, f64::NAN))?;
+        let (waiting, lines) =
+            self.0.lines().waiting_in_lines().await.inspect_err(|_| set_gauges(f64::NAN, f64::NAN))?;
         set_gauges(gauge_of(waiting), gauge_of(lines));
         Ok(Report::Done)
     }

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use metrics::counter;
-use runtime::metric;
-use store::{
-    DbResult, Store,
+use maintenance::{
+    Maintenance,
     erasure::{Erased, Erasure, Step},
     retention::{Pass, Surveyed},
 };
+use metrics::counter;
+use runtime::metric;
+use store::{DbResult, Store};
 
 use crate::task::{Report, Task, TaskError};
 
@@ -42,7 +43,7 @@ impl Task for RetentionDays {
     const PERIOD: Duration = Duration::from_secs(3600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let drop_days = self.store.drop_days(self.days, Instant::now() + TURN_MAX, &mut self.surveyed);
+        let drop_days = self.store.retention().drop_days(self.days, Instant::now() + TURN_MAX, &mut self.surveyed);
         run_exclusively(&self.store, "posthaste.retention_days", drop_days).await
     }
 }
@@ -61,7 +62,7 @@ impl Task for Retention {
     const PERIOD: Duration = Duration::from_secs(3600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let remove_rows = self.store.remove_rows(self.days, Instant::now() + TURN_MAX);
+        let remove_rows = self.store.retention().remove_rows(self.days, Instant::now() + TURN_MAX);
         run_exclusively(&self.store, "posthaste.retention", remove_rows).await
     }
 }
@@ -72,7 +73,7 @@ async fn run_exclusively(
     lock: &'static str,
     pass: impl Future<Output = DbResult<Pass>> + Send,
 ) -> Result<Report, TaskError> {
-    let Some(lock) = store.alone(lock).await? else { return Ok(Report::Done) };
+    let Some(lock) = store.retention().alone(lock).await? else { return Ok(Report::Done) };
     let pass = pass.await;
     // The lock also ends with its connection.
     if let Err(error) = lock.undo().await {
@@ -103,16 +104,16 @@ impl Erasures {
     /// block the others.
     async fn step(&self, person: &Erasure) -> Result<bool, TaskError> {
         let mut erased = Erased::default();
-        match self.0.erase_step(person, &mut erased).await {
-            Ok(Step::More) => self.0.resume_erasure(person, Duration::ZERO).await?,
+        match self.0.erasure().step(person, &mut erased).await {
+            Ok(Step::More) => self.0.erasure().resume(person, Duration::ZERO).await?,
             Ok(Step::Held) => {
-                self.0.resume_erasure(person, HELD_PAUSE).await?;
+                self.0.erasure().resume(person, HELD_PAUSE).await?;
                 return Ok(false);
             }
             Ok(Step::Done) => return Ok(false),
             Err(error) => {
                 tracing::warn!(%error, tenant.id = %person.tenant, "an erasure failed and is put off");
-                self.0.put_off_erasure(person).await?;
+                self.0.erasure().put_off(person).await?;
                 return Ok(false);
             }
         }
@@ -127,7 +128,7 @@ impl Task for Erasures {
 
     async fn run(&mut self) -> Result<Report, TaskError> {
         let mut report = Report::Done;
-        for person in self.0.take_erasures(ERASURES).await? {
+        for person in self.0.erasure().take(ERASURES).await? {
             if self.step(&person).await? {
                 report = Report::More;
             }

@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use broker::Publisher;
+use deliveries::{Deliveries, holds::About};
 use domain::{BreakerState, EventKind, clock, contract::Event};
 use metrics::gauge;
 use runtime::metric;
-use store::{Store, holds::About};
+use store::Store;
 
 use crate::{
     task::{Report, Task, TaskError},
@@ -40,7 +41,7 @@ impl Holds {
     }
 
     async fn set_breaker_gauges(&self) -> Result<(), TaskError> {
-        let counts = self.store.count_breakers().await?;
+        let counts = self.store.breakers().count().await?;
         for scope in ["session", "host"] {
             for state in BreakerState::ALL {
                 let found = counts.iter().find(|(of, is, _)| of == scope && is == state).map_or(0, |(.., n)| *n);
@@ -57,7 +58,7 @@ impl Task for Holds {
     const PERIOD: Duration = Duration::from_secs(1);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let sent = self.store.sweep_holds(LIMIT).await?;
+        let sent = self.store.holds().sweep(LIMIT).await?;
         self.settle(sent).await?;
         self.set_breaker_gauges().await?;
         Ok(Report::Done)

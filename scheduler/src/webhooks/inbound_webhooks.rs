@@ -5,7 +5,8 @@ use std::time::Duration;
 use broker::{Outgoing, Publisher, topology};
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::contract::{Event, EventBatch, wire::EVENTS_MAX};
-use store::{Store, inbound_webhooks::InboundWebhook};
+use records::{Records, inbound_webhooks::InboundWebhook};
+use store::Store;
 use uuid::Uuid;
 
 use crate::{failure_streak::chain, task::TaskError};
@@ -66,14 +67,14 @@ pub async fn process<I: WebhookTable>(table: &I, store: &Store, events: Vec<I::E
         }
         let (id, tries) = I::row(event);
         tracing::error!(event.id = %id, tries, error = chain(&error), "what a provider told cannot be worked through");
-        store.put_off_events(I::TABLE, vec![id], vec![pause_ms(tries)]).await?;
+        store.inbound_webhooks().put_off(I::TABLE, vec![id], vec![pause_ms(tries)]).await?;
     }
     Ok(())
 }
 
 async fn give_back<I: WebhookTable>(store: &Store, events: &[I::Event], error: TaskError) -> Result<(), TaskError> {
     let rows = events.iter().map(|event| I::row(event).0).collect();
-    store.give_back_events(I::TABLE, rows).await?;
+    store.inbound_webhooks().give_back(I::TABLE, rows).await?;
     Err(error)
 }
 

@@ -10,21 +10,21 @@ use connectors::{
     egress::{self, resolver::GuardedResolver},
     provider_events::{AddressNews, Meaning, Report as ProviderReport, meaning},
 };
+use deliveries::{
+    Deliveries,
+    poll::WorkKind,
+    provider_events::{PendingProviderEvent, Subject},
+};
 use domain::{
     Channel, DeliveryId, EventKind, EventSource, ProviderName, State, clock,
     contract::{Event, guard::Guard},
     suppression::{SuppressionReason, SuppressionScope},
 };
 use metrics::counter;
+use records::{Records, inbound_webhooks::InboundWebhook, suppressions::Finding};
 use reqwest::Client;
 use runtime::metric;
-use store::{
-    Store,
-    inbound_webhooks::InboundWebhook,
-    poll::WorkKind,
-    provider_events::{PendingProviderEvent, Subject},
-    suppressions::Finding,
-};
+use store::Store;
 use url::Url;
 use uuid::Uuid;
 
@@ -113,7 +113,7 @@ impl ProviderEvents {
     async fn report(&self, work: &mut Work) -> Result<(), TaskError> {
         let named = self.resolve_references(&work.parsed).await?;
         let ids = work.parsed.iter().filter_map(|parsed| named.delivery(parsed)).collect();
-        let subjects = self.store.subjects(ids).await?;
+        let subjects = self.store.provider_events().subjects(ids).await?;
         let (mut events, mut addresses) = (Vec::new(), Vec::new());
         for parsed in std::mem::take(&mut work.parsed) {
             let delivery = named.delivery(&parsed);
@@ -146,7 +146,7 @@ impl ProviderEvents {
             let Some(source) = provider.info().reported_by else { continue };
             let own = parsed.iter().filter(|parsed| parsed.source == source && parsed.report.delivery.is_none());
             let refs = own.flat_map(|parsed| parsed.report.references.clone()).collect();
-            let found = self.store.ids_by_ref(provider, refs).await?;
+            let found = self.store.provider_events().ids_by_ref(provider, refs).await?;
             named.0.extend(found.into_iter().map(|(name, id)| (source, name, id)));
         }
         Ok(named)
@@ -164,8 +164,8 @@ impl ProviderEvents {
                 .map(|(event, delivery, ..)| (*event, *delivery))
         };
         let works: Vec<DeliveryId> = with(AddressNews::Works).map(|(_, delivery)| delivery).collect();
-        self.store.forget_soft_bounces(works).await?;
-        let weak = self.store.count_soft_bounces(with(AddressNews::Weak).collect()).await?;
+        self.store.provider_events().prune_soft_bounces(works).await?;
+        let weak = self.store.provider_events().count_soft_bounces(with(AddressNews::Weak).collect()).await?;
         let mut findings: Vec<Finding> = weak
             .into_iter()
             .map(|delivery| Finding {
@@ -179,13 +179,13 @@ impl ProviderEvents {
             AddressNews::Suppress(scope, reason) => Some(Finding { delivery, scope, reason, detail }),
             AddressNews::None | AddressNews::Works | AddressNews::Weak => None,
         }));
-        self.store.suppress(&findings).await?;
+        self.store.suppressions().suppress(&findings).await?;
         Ok(())
     }
 
     async fn forget(&mut self) -> Result<(), TaskError> {
         if self.forgot_at.is_none_or(|at| at.elapsed() >= FORGET_EVERY)
-            && !self.store.forget_provider_events(PRUNE_LIMIT).await?
+            && !self.store.provider_events().prune(PRUNE_LIMIT).await?
         {
             self.forgot_at = Some(Instant::now());
         }
@@ -234,8 +234,8 @@ impl WebhookTable for ProviderEvents {
         self.report(&mut work).await?;
         let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
         let later = work.later.iter().map(|event| event.id).collect();
-        self.store.put_off_events(InboundWebhook::Provider, later, waits).await?;
-        self.store.end_events(InboundWebhook::Provider, work.done, work.ignored).await?;
+        self.store.inbound_webhooks().put_off(InboundWebhook::Provider, later, waits).await?;
+        self.store.inbound_webhooks().end(InboundWebhook::Provider, work.done, work.ignored).await?;
         Ok(())
     }
 }
@@ -246,7 +246,7 @@ impl Task for ProviderEvents {
     const WORK: Option<WorkKind> = Some(WorkKind::ProviderEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let events = self.store.take_provider_events(LIMIT, LEASE_MS).await?;
+        let events = self.store.provider_events().take(LIMIT, LEASE_MS).await?;
         if events.is_empty() {
             self.forget().await?;
             return Ok(Report::Done);

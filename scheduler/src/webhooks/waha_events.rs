@@ -8,13 +8,12 @@ use std::{collections::BTreeSet, time::Duration};
 use broker::Publisher;
 use chrono::{DateTime, Utc};
 use connectors::waha::event::{Ack, FromPerson, FromUs, Meaning, meaning, own_id, reference};
+use deliveries::{Deliveries, events::Referred, poll::WorkKind};
 use domain::{EventKind, ProviderName, clock, contract::Event, phone::country_prefix};
 use metrics::counter;
+use records::{Records, inbound_webhooks::InboundWebhook, wa_inbound::NewInbound, waha_events::PendingEvent};
 use runtime::metric;
-use store::{
-    Store, events::Referred, inbound_webhooks::InboundWebhook, poll::WorkKind, wa_inbound::NewInbound,
-    waha_events::PendingEvent,
-};
+use store::Store;
 use uuid::Uuid;
 
 use crate::{
@@ -59,7 +58,7 @@ impl WahaEvents {
             return Ok(());
         }
         let asked = work.acks.iter().flat_map(|acked| reference_forms(acked.event.session, &acked.waha_id)).collect();
-        let known = self.store.deliveries_by_ref(ProviderName::Waha, asked).await?;
+        let known = self.store.delivery_log().deliveries_by_ref(ProviderName::Waha, asked).await?;
         let now = clock::now();
         let mut events = Vec::new();
         for acked in std::mem::take(&mut work.acks) {
@@ -93,7 +92,7 @@ impl WahaEvents {
             }
             work.done.push(event.id);
             let name = reference(event.session, &echo.waha_id);
-            let settled = self.store.resolve_hold(event.session, &echo.chat_id, &echo.body, &name).await?;
+            let settled = self.store.holds().resolve(event.session, &echo.chat_id, &echo.body, &name).await?;
             events.extend(settled.map(|about| Event::report(about, EventKind::Sent, echo.sent_at)));
         }
         inbound_webhooks::publish(&self.publisher, &events).await
@@ -110,19 +109,21 @@ impl WebhookTable for WahaEvents {
 
     async fn process(&self, events: Vec<PendingEvent>) -> Result<(), TaskError> {
         let mut work = classify(events);
-        let (people, new) = (work.inbound.len(), self.store.keep_inbound(std::mem::take(&mut work.inbound)).await?);
+        let (people, new) =
+            (work.inbound.len(), self.store.whatsapp_inbound().insert(std::mem::take(&mut work.inbound)).await?);
         counter!(metric::WAHA_INBOUND).increment(count_of(new));
         tracing::debug!(people, new, "kept messages from people");
         for (session, state, at) in std::mem::take(&mut work.states) {
-            self.store.set_state(session, &state, Some(at)).await?;
+            self.store.whatsapp_sessions().set_state(session, &state, Some(at)).await?;
         }
         self.echo(&mut work).await?;
         self.report(&mut work).await?;
         let waits = work.later.iter().map(|event| pause_ms(event.tries)).collect();
         self.store
-            .put_off_events(InboundWebhook::Waha, work.later.iter().map(|event| event.id).collect(), waits)
+            .inbound_webhooks()
+            .put_off(InboundWebhook::Waha, work.later.iter().map(|event| event.id).collect(), waits)
             .await?;
-        self.store.end_events(InboundWebhook::Waha, work.done, work.ignored).await?;
+        self.store.inbound_webhooks().end(InboundWebhook::Waha, work.done, work.ignored).await?;
         Ok(())
     }
 }
@@ -133,13 +134,13 @@ impl Task for WahaEvents {
     const WORK: Option<WorkKind> = Some(WorkKind::WahaEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let events = self.store.take_events(LIMIT, LEASE_MS).await?;
+        let events = self.store.waha_events().take(LIMIT, LEASE_MS).await?;
         if events.is_empty() {
             return Ok(Report::Done);
         }
         let report = if i64::try_from(events.len()) == Ok(LIMIT) { Report::More } else { Report::Done };
         let sessions: BTreeSet<Uuid> = events.iter().map(|event| event.session).collect();
-        self.store.note_heard(sessions.into_iter().collect()).await?;
+        self.store.waha_events().note_heard(sessions.into_iter().collect()).await?;
         inbound_webhooks::process(&*self, &self.store, events).await?;
         Ok(report)
     }

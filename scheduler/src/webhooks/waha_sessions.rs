@@ -19,10 +19,11 @@ use connectors::{
 use domain::{TenantId, clock, session::WORKING};
 use futures_util::{StreamExt, stream};
 use metrics::{counter, gauge};
+use records::{Records, wa_sessions::Session, waha_events::NewEvent};
 use runtime::metric;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use store::{DbResult, Store, wa_sessions::Session, waha_events::NewEvent};
+use store::{DbResult, Store};
 use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
@@ -224,7 +225,10 @@ impl WahaSessions {
                 Checked { is_reachable: true, needs_fetch: true, fetched_until: None }
             }
         };
-        self.store.note_check(id, checked.is_reachable, checked.needs_fetch, checked.fetched_until).await
+        self.store
+            .whatsapp_sessions()
+            .note_check(id, checked.is_reachable, checked.needs_fetch, checked.fetched_until)
+            .await
     }
 
     async fn compare(
@@ -309,7 +313,7 @@ impl WahaSessions {
             // The session stopped working, and no webhook reported it.
             counter!(metric::WAHA_SILENT, "why" => "state").increment(1);
         }
-        self.store.note_answer(session, state).await
+        self.store.whatsapp_sessions().note_answer(session, state).await
     }
 
     /// Fetches messages that may have been missed.
@@ -401,7 +405,7 @@ impl WahaSessions {
             return Ok(false);
         }
         fetch.people += events.iter().filter(|event| event.event == "message").count();
-        let stored = self.store.keep_events(events).await?;
+        let stored = self.store.waha_events().insert(events).await?;
         fetch.new += stored.iter().filter(|is_new| **is_new).count();
         Ok(true)
     }
@@ -421,10 +425,10 @@ impl WahaSessions {
     }
 
     async fn set_gauges(&self) -> DbResult<()> {
-        for (state, count) in self.store.count_sessions().await? {
+        for (state, count) in self.store.whatsapp_sessions().count().await? {
             gauge!(metric::WAHA_SESSIONS, "state" => state).set(gauge_of(count));
         }
-        gauge!(metric::WAHA_UNREACHABLE_SESSIONS).set(gauge_of(self.store.unreachable_sessions().await?));
+        gauge!(metric::WAHA_UNREACHABLE_SESSIONS).set(gauge_of(self.store.whatsapp_sessions().unreachable().await?));
         Ok(())
     }
 }
@@ -434,7 +438,7 @@ impl Task for WahaSessions {
     const PERIOD: Duration = Duration::from_secs(2);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let sessions = self.store.take_checks(LIMIT).await?;
+        let sessions = self.store.whatsapp_sessions().take_checks(LIMIT).await?;
         if sessions.is_empty() {
             return Ok(Report::Done);
         }

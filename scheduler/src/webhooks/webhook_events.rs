@@ -5,18 +5,19 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use domain::acceptance::{Leases, crowding_in};
-use engine::dispatch::Dispatcher;
-use metrics::counter;
-use runtime::metric;
-use store::{
-    Store,
+use deliveries::{
+    Deliveries,
     accept::Accepted,
     poll::WorkKind,
     release::CROWD_MAX,
-    wa_inbound::Inbound,
     webhook_events::{PendingWebhook, Swept, is_received},
 };
+use domain::acceptance::{Leases, crowding_in};
+use engine::dispatch::Dispatcher;
+use metrics::counter;
+use records::{Records, wa_inbound::Inbound};
+use runtime::metric;
+use store::Store;
 use uuid::Uuid;
 
 use crate::task::{Report, Task, TaskError, count_of};
@@ -48,7 +49,7 @@ impl WebhookEvents {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let found = self.store.inbound_messages(ids).await?;
+        let found = self.store.whatsapp_inbound().messages(ids).await?;
         Ok(found.into_iter().map(|message| (message.id, message)).collect())
     }
 }
@@ -59,8 +60,8 @@ impl Task for WebhookEvents {
     const WORK: Option<WorkKind> = Some(WorkKind::WebhookEvents);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let received = self.store.enqueue_received(LIMIT).await?;
-        let events = self.store.pending_webhooks(LIMIT).await?;
+        let received = self.store.webhook_events().enqueue_received(LIMIT).await?;
+        let events = self.store.webhook_events().pending(LIMIT).await?;
         let more = received >= LIMIT || i64::try_from(events.len()).is_ok_and(|count| count >= LIMIT);
         if events.is_empty() {
             return Ok(if more { Report::More } else { Report::Done });
@@ -83,7 +84,8 @@ impl Task for WebhookEvents {
         }
         if !batch.is_empty() {
             let crowding = crowding_in(&batch, CROWD_MAX);
-            let stored = self.store.accept(&batch, self.relay_after_ms, &crowding, &Leases::default()).await?;
+            let stored =
+                self.store.acceptance().accept(&batch, self.relay_after_ms, &crowding, &Leases::default()).await?;
             stored.dispatch.into_iter().for_each(|dispatch| self.dispatcher.post(dispatch));
             for ((id, delivery), accepted) in ids.into_iter().zip(stored.results) {
                 sent.extend(accepted_delivery(accepted, delivery.0).map(|delivery_id| (id, Some(delivery_id))));
@@ -91,10 +93,10 @@ impl Task for WebhookEvents {
         }
         counter!(metric::WEBHOOK_EVENTS).increment(count_of(sent.len()));
         if !sent.is_empty() {
-            self.store.told(sent).await?;
+            self.store.webhook_events().mark_sent(sent).await?;
         }
         if !dropped.is_empty() {
-            self.store.drop_events(dropped).await?;
+            self.store.webhook_events().discard(dropped).await?;
         }
         Ok(if more { Report::More } else { Report::Done })
     }
@@ -128,7 +130,7 @@ impl Task for WebhookHolds {
     const PERIOD: Duration = Duration::from_secs(1);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let more = self.store.hold_back(HOLD_LIMIT, &mut self.swept).await?;
+        let more = self.store.webhook_events().hold_back(HOLD_LIMIT, &mut self.swept).await?;
         Ok(if more { Report::More } else { Report::Done })
     }
 }
@@ -146,7 +148,7 @@ impl Task for WebhookPruning {
     const PERIOD: Duration = Duration::from_secs(600);
 
     async fn run(&mut self) -> Result<Report, TaskError> {
-        let forgotten = self.store.forget_webhooks(self.days, PRUNE_LIMIT).await?;
+        let forgotten = self.store.webhook_events().prune(self.days, PRUNE_LIMIT).await?;
         Ok(if i64::try_from(forgotten).is_ok_and(|rows| rows >= PRUNE_LIMIT) { Report::More } else { Report::Done })
     }
 }

@@ -6,16 +6,17 @@
 use std::time::Duration;
 
 use broker::{Outgoing, PublishError, Publisher, topology};
+use deliveries::{
+    Deliveries,
+    outbox::{Dispatch, DispatchItem},
+};
 use domain::contract::WorkItem;
 use futures_util::future::join_all;
 use runtime::{
     batch::{Batcher, Limits},
     faultpoint, metric,
 };
-use store::{
-    Store,
-    outbox::{Dispatch, DispatchItem},
-};
+use store::Store;
 
 /// One flush publishes the rows of up to 64 commits and waits once for all their confirms. Two flushes overlap their round trips;
 /// more would only make each flush smaller.
@@ -81,7 +82,7 @@ async fn publish(publisher: Publisher, marks: Batcher<i64, ()>, rows: Vec<Dispat
 async fn mark(store: Store, audit_after_ms: i32, published: Vec<i64>) -> Vec<()> {
     tokio::time::sleep(MARK_LINGER).await;
     let answers = vec![(); published.len()];
-    if let Err(error) = store.mark_published(published, audit_after_ms).await {
+    if let Err(error) = store.outbox().mark_published(published, audit_after_ms).await {
         tracing::warn!(%error, "published outbox rows could not be marked");
     }
     answers

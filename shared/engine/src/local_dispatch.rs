@@ -11,8 +11,8 @@ use std::{
 };
 
 use broker::{BrokerState, ConsumerHealth};
+use deliveries::claim::Claim;
 use domain::Route;
-use store::claim::Claim;
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
     mpsc::{Receiver, Sender, channel},

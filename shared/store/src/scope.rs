@@ -121,8 +121,8 @@ impl Store {
     }
 }
 
-/// Lasts until the end of the transaction.
-pub(super) async fn narrow(conn: &mut AsyncPgConnection, tenant: TenantId) -> Result<(), Error> {
+/// Narrows a connection to the rows of a tenant, until the end of its transaction.
+pub async fn narrow(conn: &mut AsyncPgConnection, tenant: TenantId) -> Result<(), Error> {
     Narrow { tenant: tenant.to_string() }.query().row_on(conn).await.map(drop)
 }
 

@@ -40,7 +40,8 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    pub(super) fn into_db(self) -> DbError {
+    /// The error as one of the database.
+    pub fn into_db(self) -> DbError {
         match self {
             Self::Database(error) => error,
             Self::Missing | Self::Wrong => DbError::Sealed(SealError::UnknownKey),
@@ -86,7 +87,7 @@ impl Store {
     }
 
     /// From now on values are bound to their place. A former version cannot read them, and no longer starts.
-    pub(super) async fn begin_bound(&self) -> DbResult<()> {
+    pub async fn begin_bound(&self) -> DbResult<()> {
         self.sealer().set_bound(true);
         if let Some(Canary { fingerprint, sealed }) = self.canary()? {
             RegisterAnew { fingerprint, sealed }.query().run(self).await?;
@@ -105,7 +106,7 @@ impl Store {
     }
 
     /// Records that no value is sealed with another key than the newest.
-    pub(super) async fn forget_old_keys(&self) -> DbResult<usize> {
+    pub async fn forget_old_keys(&self) -> DbResult<usize> {
         let fingerprint = self.sealer().fingerprint(REALM, CANARY).to_vec();
         ForgetOthers { fingerprint }.query().run(self).await
     }

@@ -20,7 +20,7 @@ pub const DAY: char = '@';
 
 /// A piece of a statement's text.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Piece {
+pub enum Piece {
     /// SQL.
     Text(String),
     /// The first place of a bind, by its index in the list of binds.
@@ -33,7 +33,7 @@ pub(crate) enum Piece {
 
 /// A text that is resolved.
 #[derive(Debug)]
-pub(crate) struct Resolved(pub(crate) Vec<Piece>);
+pub struct Resolved(pub(crate) Vec<Piece>);
 
 impl Resolved {
     /// Resolves the text of `file` for these binds.
@@ -41,7 +41,7 @@ impl Resolved {
     /// # Panics
     ///
     /// Panics if the text names another bind, or not each of them.
-    pub(crate) fn new(file: &str, text: &str, binds: &[&str]) -> Self {
+    pub fn new(file: &str, text: &str, binds: &[&str]) -> Self {
         let mut pieces = Vec::new();
         let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();
         let mut plain = String::new();
@@ -114,7 +114,7 @@ fn name<'a>(text: &'a str, start: usize, rest: &mut Peekable<CharIndices<'_>>) -
 pub type Typed = (&'static str, u32);
 
 /// The binds and columns of a statement, for the test that compares it with the database.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shape {
     /// The file below `sql/`.
     pub file: &'static str,
@@ -127,14 +127,15 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub(crate) fn new(file: &'static str, text: &Resolved, binds: &[Typed], columns: Option<Vec<Typed>>) -> Self {
+    /// The shape of a statement of `file`.
+    pub fn new(file: &'static str, text: &Resolved, binds: &[Typed], columns: Option<Vec<Typed>>) -> Self {
         let (text, order) = text.numbered();
         Self { file, text, binds: order.into_iter().filter_map(|bind| binds.get(bind).copied()).collect(), columns }
     }
 }
 
 /// The OID of an SQL type.
-pub(crate) fn oid<St>() -> u32
+pub fn oid<St>() -> u32
 where
     Pg: HasSqlType<St>,
 {
@@ -155,6 +156,7 @@ pub trait Columns {
 }
 
 /// Declares a row: `name: Rust type as SQL type`. It is read by the names of its columns.
+#[macro_export]
 macro_rules! row {
     ($(#[$about:meta])* $vis:vis struct $name:ident {
         $($(#[$doc:meta])* $field_vis:vis $field:ident: $rust:ty as $sql:ty),+ $(,)?
@@ -176,6 +178,7 @@ macro_rules! row {
 
 /// Declares a statement: its struct, its file, its binds as `name: Rust type as SQL type`, and its result: rows of a
 /// struct of [`row!`], one column as `Rust type as SQL type`, or nothing.
+#[macro_export]
 macro_rules! sql {
     ($(#[$about:meta])* $vis:vis $name:ident in $file:literal { $($fields:tt)* } -> $row:ty as $sql:ty) => {
         $crate::sql::sql!(@ [$(#[$about])*] [$vis] $name $file { $($fields)* }
@@ -216,6 +219,7 @@ macro_rules! sql {
 }
 
 /// Lists the statements of a module for the test that prepares them all.
+#[macro_export]
 macro_rules! statements {
     ($($name:ident),+ $(,)?) => {
         pub(crate) fn shapes() -> Vec<$crate::sql::Shape> {
@@ -224,7 +228,31 @@ macro_rules! statements {
     };
 }
 
-pub(crate) use {row, sql, statements};
+/// Declares a trait over [`crate::Store`] that is the table of contents of a crate: each method returns a handle, a
+/// reference to the store whose methods are the statements of one file.
+#[macro_export]
+macro_rules! handles {
+    ($(#[$about:meta])* pub trait $trait:ident { $($(#[$doc:meta])* $method:ident: $handle:ident),+ $(,)? }) => {
+        $(#[$about])*
+        pub trait $trait {
+            $($(#[$doc])* fn $method(&self) -> $handle<'_>;)+
+        }
+
+        impl $trait for $crate::Store {
+            $(fn $method(&self) -> $handle<'_> {
+                $handle { store: self }
+            })+
+        }
+
+        $($(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub struct $handle<'a> {
+            store: &'a $crate::Store,
+        })+
+    };
+}
+
+pub use crate::{row, sql, statements};
 
 #[cfg(test)]
 mod tests {

@@ -15,13 +15,13 @@ use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
-pub(super) const SERIALIZATION_FAILURE: &str = "40001";
-pub(super) const DEADLOCK_DETECTED: &str = "40P01";
-pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
+pub(crate) const SERIALIZATION_FAILURE: &str = "40001";
+pub(crate) const DEADLOCK_DETECTED: &str = "40P01";
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// The server ended the statement, usually because of its time limit.
-pub(super) const QUERY_CANCELED: &str = "57014";
-pub(super) const DATA_CORRUPTED: &str = "XX001";
-pub(super) const INDEX_CORRUPTED: &str = "XX002";
+pub(crate) const QUERY_CANCELED: &str = "57014";
+pub(crate) const DATA_CORRUPTED: &str = "XX001";
+pub(crate) const INDEX_CORRUPTED: &str = "XX002";
 const UNDEFINED_TABLE: &str = "42P01";
 const UNDEFINED_COLUMN: &str = "42703";
 const UNDEFINED_FUNCTION: &str = "42883";
@@ -34,7 +34,7 @@ const ERROR_RESPONSE: u8 = b'E';
 const READ_LEN: usize = 8192;
 
 /// The code of a refused statement, if the server sent one.
-pub(super) fn code(error: &Error) -> Option<&str> {
+pub fn code(error: &Error) -> Option<&str> {
     match error {
         Error::DatabaseError(_, info) => code_of(info.message()),
         _ => None,
@@ -42,7 +42,7 @@ pub(super) fn code(error: &Error) -> Option<&str> {
 }
 
 /// Whether the code means that the schema lacks an object that a statement names.
-pub(super) fn is_schema_missing(code: &str) -> bool {
+pub fn is_schema_missing(code: &str) -> bool {
     matches!(code, UNDEFINED_TABLE | UNDEFINED_COLUMN | UNDEFINED_FUNCTION)
 }
 
@@ -63,7 +63,7 @@ fn code_of(message: &str) -> Option<&str> {
 ///
 /// A code that is not listed counts as the server's: waiting loses nothing. Errors of diesel itself are never the
 /// server's, except those that say that the connection is gone.
-pub(super) fn is_servers_fault(error: &Error) -> bool {
+pub fn is_servers_fault(error: &Error) -> bool {
     match error {
         Error::DatabaseError(kind, info) => match code_of(info.message()) {
             Some(code) => !is_values_fault(code, info.as_ref()),
@@ -102,7 +102,7 @@ const fn is_violation(kind: &DatabaseErrorKind) -> bool {
 }
 
 /// A stream from a PostgreSQL server whose errors carry their code in their message.
-pub(super) struct Coded<S> {
+pub struct Coded<S> {
     inner: S,
     chunk: Box<[u8]>,
     rewriter: Rewriter,
@@ -113,7 +113,7 @@ pub(super) struct Coded<S> {
 
 impl<S> Coded<S> {
     /// A stream of which nothing was read yet.
-    pub(super) fn new(inner: S) -> Self {
+    pub fn new(inner: S) -> Self {
         let chunk = vec![0; READ_LEN].into_boxed_slice();
         Self { inner, chunk, rewriter: Rewriter::default(), ready: Vec::new(), taken: 0 }
     }

@@ -48,7 +48,7 @@ pub const fn statement<SqlTypes>(text: &'static str) -> Statement<SqlTypes> {
 }
 
 /// A value for a bind.
-pub(crate) fn bind<St, V>(value: V) -> Box<dyn QueryFragment<Pg> + Send>
+pub fn bind<St, V>(value: V) -> Box<dyn QueryFragment<Pg> + Send>
 where
     Pg: HasSqlType<St>,
     V: ToSql<St, Pg> + Send + 'static,
@@ -59,7 +59,7 @@ where
 
 impl<SqlTypes> Statement<SqlTypes> {
     /// A statement of a file; `binds` are in the order of its struct.
-    pub(crate) const fn resolved(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
+    pub const fn resolved(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
         let text = Source::Named(text);
         Self { text, partition: String::new(), is_rare: false, binds, scope: None, types: PhantomData }
     }
@@ -194,7 +194,8 @@ pub struct Query<Row, SqlTypes> {
 }
 
 impl<Row, SqlTypes> Query<Row, SqlTypes> {
-    pub(crate) fn new(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
+    /// The statement of a file; `binds` are in the order of its struct.
+    pub fn new(text: &'static Resolved, binds: Vec<Box<dyn QueryFragment<Pg> + Send>>) -> Self {
         Self { statement: Statement::resolved(text, binds), row: PhantomData }
     }
 
@@ -283,7 +284,7 @@ fn suffix(day: NaiveDate) -> String {
 }
 
 /// The UTC day in which a UUIDv7 was created.
-pub(super) fn day(id: &Uuid) -> Option<NaiveDate> {
+pub fn day(id: &Uuid) -> Option<NaiveDate> {
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
     Some(DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?.date_naive())
 }

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use deliveries::{Deliveries, accept::Accepted};
 use domain::{
     Channel, DeliveryId,
     acceptance::{Acceptance, Crowding, at_once},
@@ -23,7 +24,7 @@ use runtime::{
     batch::{Batcher, Limits, SubmitError},
     faultpoint, metric,
 };
-use store::{DbError, Store, accept::Accepted};
+use store::{DbError, Store};
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 use web::problem::Problem;
 
@@ -238,7 +239,7 @@ impl Committer {
         let mut reservations = self.reservations(batch, &crowding);
         let leases = reservations.iter().map(|(id, reservation)| (*id, reservation.lease_ms())).collect();
         let claimed_at = Instant::now();
-        let stored = self.store.accept(batch, self.relay_after_ms, &crowding, &leases).await?;
+        let stored = self.store.acceptance().accept(batch, self.relay_after_ms, &crowding, &leases).await?;
         faultpoint::pass(faultpoint::AFTER_COMMIT);
         for claim in stored.claims {
             if let Some(reservation) = reservations.remove(&claim.delivery) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use domain::{Address, Channel, Person, TenantId, contract::submission::Draft};
+use records::Records;
 use web::problem::Problem;
 
 use crate::Submissions;
@@ -25,7 +26,7 @@ pub async fn people(
     tenant: TenantId,
     ids: Vec<String>,
 ) -> Result<HashMap<String, Person>, Problem> {
-    submissions.web.queries.run(async move |store| store.people(tenant, ids).await).await
+    submissions.web.queries.run(async move |store| store.people().load(tenant, ids).await).await
 }
 
 /// Whether addresses of people on this channel are looked up.

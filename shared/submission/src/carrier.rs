@@ -1,10 +1,11 @@
 //! Chooses the WhatsApp session of a message, and checks whether it may be accepted for it now.
 
+use deliveries::Deliveries;
 use domain::{
     Channel, OnLimit, TenantId,
     contract::submission::{Draft, FieldError, SessionAsk},
 };
-use store::wa_sessions::Session;
+use records::{Records, wa_sessions::Session};
 use uuid::Uuid;
 use web::problem::{Code, Problem};
 
@@ -82,17 +83,21 @@ pub async fn choose(
 
 async fn find(submissions: &Submissions, tenant: TenantId, named: Option<String>) -> Result<Option<Session>, Problem> {
     if let Some(name) = named {
-        let found = submissions.web.queries.run(async move |store| store.session_of(tenant, &name).await).await?;
+        let found = submissions
+            .web
+            .queries
+            .run(async move |store| store.whatsapp_sessions().session_of(tenant, &name).await)
+            .await?;
         return found.map(Some).ok_or_else(|| Problem::not_found("session"));
     }
     let found = submissions
         .web
         .queries
         .run(async move |store| {
-            let mut some = store.list_sessions(tenant, None, 2).await?;
+            let mut some = store.whatsapp_sessions().list(tenant, None, 2).await?;
             match some.len() {
                 0 | 1 => Ok((some.pop(), false)),
-                _ => Ok((store.session_of(tenant, DEFAULT_SESSION).await?, true)),
+                _ => Ok((store.whatsapp_sessions().session_of(tenant, DEFAULT_SESSION).await?, true)),
             }
         })
         .await?;
@@ -113,7 +118,7 @@ fn required(message: &str) -> Problem {
 /// An early check, so that a message without a chance is not tried; the commit decides.
 async fn require_room(submissions: &Submissions, session: &Session, messages: usize) -> Result<(), Problem> {
     let line = session.id;
-    let (room, wait) = submissions.web.queries.run(async move |store| store.line_room(line).await).await?;
+    let (room, wait) = submissions.web.queries.run(async move |store| store.lines().line_room(line).await).await?;
     let fits = i32::try_from(messages).is_ok_and(|messages| messages <= room);
     if fits { Ok(()) } else { Err(no_room(wait)) }
 }

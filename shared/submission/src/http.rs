@@ -1,8 +1,8 @@
 //! Functions that submission handlers share.
 
 use actix_web::HttpResponse;
+use deliveries::{Deliveries, accept::Accepted};
 use domain::{TenantId, contract::submission::Draft};
-use store::accept::Accepted;
 use web::{
     auth::Identity,
     observe::Trace,
@@ -48,7 +48,7 @@ pub async fn repeat(
     let stored = submissions
         .web
         .queries
-        .run(async move |store| store.answered(tenant, &hashes.key, &hashes.request).await)
+        .run(async move |store| store.acceptance().answered(tenant, &hashes.key, &hashes.request).await)
         .await?;
     stored.map_or(Err(problem), |first| respond(Ok(Accepted::Replayed(first)), Vec::new()))
 }

@@ -21,15 +21,16 @@ use actix_web::{
     web::Data,
 };
 use domain::{TenantId, seal::Sealer, token::Role};
+use records::{
+    Records,
+    audit::{Deed, person},
+};
 use runtime::{
     metric,
     reconnect::Reconnect,
     telemetry::{TraceContext, masked},
 };
-use store::{
-    Store,
-    audit::{Deed, person},
-};
+use store::Store;
 use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use uuid::Uuid;
 
@@ -320,7 +321,7 @@ async fn write(store: &Store, turn: &Semaphore, deed: Deed) {
     let mut is_reported = false;
     loop {
         let (error, goes_on) = match timeout(PATIENCE, turn.acquire()).await {
-            Ok(_turn) => match store.audit_append(deed.clone()).await {
+            Ok(_turn) => match store.audit_log().append(deed.clone()).await {
                 Ok(_) => return,
                 Err(error) => (error.to_string(), error.is_unavailable()),
             },

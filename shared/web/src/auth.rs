@@ -18,8 +18,9 @@ use domain::{
     contract::submission::NAME_BYTES_MAX,
     token::{self, KEY_PREFIX, KeyForm, Role, Via},
 };
+use records::{Records, keys::KeyRow};
 use secrecy::SecretString;
-use store::{Store, keys::KeyRow};
+use store::Store;
 use url::form_urlencoded;
 use uuid::Uuid;
 
@@ -173,7 +174,8 @@ impl Credentials {
             return Ok(Some(remembered));
         }
         let asked = slug.to_owned();
-        let found = self.queries.run_within(LOOK_UP_TIMEOUT, async move |store| store.tenant_id(&asked).await).await?;
+        let found =
+            self.queries.run_within(LOOK_UP_TIMEOUT, async move |store| store.tenants().id(&asked).await).await?;
         if let Some(tenant) = found {
             self.tenants.put(slug.to_owned(), tenant, FOUND_TTL);
         }
@@ -226,7 +228,7 @@ impl Credentials {
         };
         // The permits move into the query, which may outlive the caller's timeout.
         let query = async move |store: Store| {
-            let found = store.key_by_hash(&hash).await;
+            let found = store.api_keys().by_hash(&hash).await;
             drop(permits);
             found
         };

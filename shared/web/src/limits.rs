@@ -26,6 +26,7 @@ use governor::{
     nanos::Nanos,
     state::{StateStore, keyed::ShrinkableKeyedStateStore},
 };
+use records::Records;
 use runtime::config::RateConfig;
 use store::Store;
 use tokio_util::sync::CancellationToken;
@@ -146,7 +147,7 @@ impl Limits {
     /// Loads the tenants' own limits from the database.
     pub async fn read(&self, store: &Store) {
         let changes = self.changes.load(Ordering::Acquire);
-        match store.http_limits().await {
+        match store.limits().http().await {
             Ok(own) if self.changes.load(Ordering::Acquire) == changes => self.set(own),
             // A limit that was set during the query is newer than this result.
             Ok(_) => {}

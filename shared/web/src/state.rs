@@ -12,9 +12,10 @@ use domain::{
     },
     seal::Sealer,
 };
+use records::{Records, catalogue::Catalogues};
 use runtime::config::Config;
 use secrecy::SecretString;
-use store::{Store, catalogue::Catalogues};
+use store::Store;
 use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
 use url::Url;
 
@@ -142,7 +143,7 @@ impl Web {
 
     /// Reloads the tenants' own limits at once. If the database does not answer, the periodic reload catches up.
     pub async fn refresh_limits(&self) {
-        if let Ok(own) = self.queries.run(async move |store| store.http_limits().await).await {
+        if let Ok(own) = self.queries.run(async move |store| store.limits().http().await).await {
             self.limits.set(own);
         }
     }

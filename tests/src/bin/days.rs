@@ -5,10 +5,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use deliveries::Deliveries;
 use domain::{Channel, DeliveryId, contract::WorkItem};
 use harness::{Stack, TestServers};
+use maintenance::{Maintenance, retention::Surveyed};
 use runtime::config::DatabaseConfig;
-use store::{Store, retention::Surveyed};
+use store::Store;
 
 /// Claims of one measurement.
 const CLAIMS: usize = 2000;
@@ -40,7 +42,7 @@ async fn measure(stack: &Stack, store: &Store) -> Result<[u128; 2]> {
     let mut took = Vec::with_capacity(CLAIMS);
     for batch in hints.chunks(BATCH) {
         let started = Instant::now();
-        let claimed = store.claim(Channel::Sms, batch, 600_000).await?.len();
+        let claimed = store.claims().claim(Channel::Sms, batch, 600_000).await?.len();
         took.push(started.elapsed().as_micros());
         ensure!(claimed == batch.len(), "claimed {claimed} of {}", batch.len());
     }
@@ -58,7 +60,7 @@ async fn measure_beside_a_dump(stack: &Stack, store: &Store) -> Result<[u128; 2]
         let mut surveyed = Surveyed::new();
         while loops.ensure_partitions(7).await.is_ok() {
             let until = Instant::now() + Duration::from_secs(1);
-            if loops.drop_days(Some(1), until, &mut surveyed).await.is_err() {
+            if loops.retention().drop_days(Some(1), until, &mut surveyed).await.is_err() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use deliveries::Deliveries;
 use domain::{Channel, DeliveryId, contract::WorkItem};
 use harness::{Role, Stack, TestServers};
 use runtime::config::DatabaseConfig;
@@ -81,7 +82,7 @@ async fn claims(stack: &Stack) -> Result<()> {
     for batch in ids.chunks(BATCH) {
         let hints: Vec<WorkItem> = batch.iter().map(|id| WorkItem::new(DeliveryId(*id), 0)).collect();
         let started = Instant::now();
-        let won = store.claim(Channel::Whatsapp, &hints, 30_000).await?;
+        let won = store.claims().claim(Channel::Whatsapp, &hints, 30_000).await?;
         took.push(started.elapsed());
         anyhow::ensure!(won.len() == BATCH, "only {} of {BATCH} were claimed", won.len());
     }

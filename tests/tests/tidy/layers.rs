@@ -5,16 +5,19 @@ use std::fs;
 use super::{assert_clean, root};
 
 /// The crates of `shared`, the lowest first, each with those that it may depend on.
-const LAYERS: [(&str, &[&str]); 9] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("domain", &[]),
     ("runtime", &["domain"]),
     ("broker", &["domain", "runtime"]),
     ("content", &["domain"]),
-    ("store", &["domain", "runtime", "content"]),
-    ("connectors", &["domain", "store"]),
-    ("engine", &["domain", "runtime", "broker", "store"]),
-    ("web", &["domain", "runtime", "content", "store"]),
-    ("submission", &["domain", "runtime", "broker", "content", "store", "engine", "web"]),
+    ("store", &["domain", "runtime"]),
+    ("records", &["domain", "runtime", "content", "store"]),
+    ("deliveries", &["domain", "runtime", "content", "store", "records"]),
+    ("maintenance", &["domain", "runtime", "store", "records", "deliveries"]),
+    ("connectors", &["domain", "store", "records", "deliveries"]),
+    ("engine", &["domain", "runtime", "broker", "store", "deliveries"]),
+    ("web", &["domain", "runtime", "content", "store", "records"]),
+    ("submission", &["domain", "runtime", "broker", "content", "store", "records", "deliveries", "engine", "web"]),
 ];
 /// The crates that stand on them, each with those of its own kind that it may depend on.
 const SERVICES: [(&str, &[&str]); 6] = [

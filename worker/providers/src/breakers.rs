@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use deliveries::{Deliveries, breakers::Breaker};
 use domain::{BreakerState, TenantId, clock, contract::provider::HeldBack, retry::RETRY_AFTER_MAX};
 use runtime::config::BreakerConfig;
-use store::{Store, breakers::Breaker};
+use store::Store;
 use tokio::sync::Mutex;
 
 /// How long a snapshot is used.
@@ -73,7 +74,7 @@ impl Breakers {
             return Err(held_back(wait));
         }
         for breaker in breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed) {
-            let probes = self.store.breaker_probe(&breaker.key, millis(call)).await;
+            let probes = self.store.breakers().probe(&breaker.key, millis(call)).await;
             self.invalidate();
             if !probes.unwrap_or(true) {
                 return Err(held_back(PROBE_PAUSE));
@@ -111,7 +112,7 @@ impl Breakers {
 
     /// Records that a call behind `key` failed because of the provider.
     pub async fn record_failure(&self, key: &str) {
-        match self.store.breaker_failed(key, self.failures, millis(self.open)).await {
+        match self.store.breakers().record_failure(key, self.failures, millis(self.open)).await {
             Ok(Some(breaker)) => {
                 if breaker.state == BreakerState::Open {
                     tracing::warn!(
@@ -132,14 +133,14 @@ impl Breakers {
         if self.unhealthy(key).is_none() {
             return;
         }
-        if let Err(error) = self.store.breaker_passed(key).await {
+        if let Err(error) = self.store.breakers().record_success(key).await {
             tracing::warn!(%error, breaker = key, "a breaker could not be closed");
         }
         self.invalidate();
     }
 
     async fn record_pause(&self, key: &str, wait: Duration) {
-        match self.store.breaker_paused(key, millis(wait.min(RETRY_AFTER_MAX))).await {
+        match self.store.breakers().record_pause(key, millis(wait.min(RETRY_AFTER_MAX))).await {
             Ok(Some(breaker)) => self.cache(breaker),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, breaker = key, "a pause could not be recorded"),
@@ -152,7 +153,7 @@ impl Breakers {
             return;
         }
         let Ok(_guard) = self.reload_lock.try_lock() else { return };
-        match self.store.troubled_breakers().await {
+        match self.store.breakers().troubled().await {
             Ok(found) => {
                 let unhealthy = found.into_iter().map(|breaker| (breaker.key.clone(), breaker)).collect();
                 *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) =

@@ -8,9 +8,10 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use domain::{TenantId, clock};
+use records::{Records, configurations::Configuration};
 use runtime::reconnect::Reconnect;
 use secrecy::ExposeSecret;
-use store::{DbResult, Store, configurations::Configuration};
+use store::{DbResult, Store};
 use uuid::Uuid;
 
 /// A cached entry is reloaded after this long, even without a known change.
@@ -110,7 +111,7 @@ impl Secrets {
 
     /// Removes the tenants whose configurations have changed since they were loaded.
     async fn evict_changed(&self) {
-        let changed = match self.store.changed_configurations(CHANGES_WINDOW_SECONDS).await {
+        let changed = match self.store.webhook_configurations().changed(CHANGES_WINDOW_SECONDS).await {
             Ok(changed) => changed,
             Err(error) => return tracing::debug!(%error, "changed webhook secrets cannot be queried"),
         };
@@ -135,9 +136,9 @@ impl Secrets {
 
     /// Loads a tenant's secrets from the database into the cache.
     async fn read(&self, tenant: TenantId) -> DbResult<Arc<Entry>> {
-        let found = self.store.tenant_by_id(tenant).await?;
+        let found = self.store.tenants().by_id(tenant).await?;
         let secrets = found.map_or_else(|| Arc::from(""), |tenant| Arc::from(tenant.webhook_secret.expose_secret()));
-        let configurations = self.store.list_configurations(tenant, None, CONFIGURATIONS_MAX).await?;
+        let configurations = self.store.webhook_configurations().list(tenant, None, CONFIGURATIONS_MAX).await?;
         let entry = Arc::new(Entry {
             own: Signing { secrets, ..Signing::default() },
             changed_at: configurations.iter().map(|to| to.updated_at).max(),

@@ -10,12 +10,12 @@ pub mod twilio;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, TimeDelta, Utc};
+use deliveries::provider_events::ProviderEvent;
 use domain::{
     DeliveryId, EventKind, EventSource,
     suppression::{SuppressionReason, SuppressionScope},
 };
 use serde_json::Value;
-use store::provider_events::ProviderEvent;
 use url::Url;
 use uuid::Uuid;
 

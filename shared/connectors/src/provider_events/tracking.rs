@@ -6,6 +6,7 @@
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
+use deliveries::Deliveries;
 use domain::{DeliveryId, EventKind, EventSource, contract::submission::SCHEDULE_AHEAD_MAX};
 use serde_json::{Value, json};
 use store::{DbResult, Store};
@@ -52,7 +53,7 @@ impl Key {
 
     /// Loads the key that all processes of this database share.
     pub async fn load(store: &Store) -> DbResult<Self> {
-        Ok(Self::new(&store.tracking_secret().await?))
+        Ok(Self::new(&store.provider_events().tracking_secret().await?))
     }
 
     /// The token of the pixel of a mail.

@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
 use domain::{acceptance::Hash, contract::submission::parse_time, phone::number_of_chat, session::WORKING};
+use records::wa_inbound::InboundContent;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use store::wa_inbound::InboundContent;
 use uuid::Uuid;
 
 use super::message_id;

@@ -18,6 +18,7 @@ use domain::{
     clock,
     contract::guard::{Guard, Refusal},
 };
+use records::wa_sessions;
 use reqwest::{
     Client, Method, RequestBuilder, Response,
     header::{ACCEPT, HeaderValue, RETRY_AFTER},
@@ -25,7 +26,6 @@ use reqwest::{
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use store::wa_sessions;
 use url::{Origin, Url};
 
 use crate::egress::{self, Trouble, resolver::GuardedResolver, retry_after};

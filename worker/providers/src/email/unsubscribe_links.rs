@@ -1,6 +1,7 @@
 //! Adds an unsubscribe link to every mail that is not essential. With it a mail program unsubscribes its reader by one click (RFC
 //! 8058).
 
+use deliveries::{Deliveries, claim::Claim};
 use domain::{
     Channel, Class,
     category::MARKETING,
@@ -8,7 +9,7 @@ use domain::{
     unsubscribe::{Key, PATH, UnsubscribeToken},
 };
 use runtime::config::Config;
-use store::{Store, claim::Claim};
+use store::Store;
 use tokio::sync::OnceCell;
 use url::Url;
 
@@ -36,7 +37,7 @@ impl UnsubscribeLinks {
         // Boxed, because a query's future is large and this one is part of every attempt's.
         let key = match self.key.get() {
             Some(key) => key,
-            None => Box::pin(self.key.get_or_try_init(|| self.store.unsubscribe_key()))
+            None => Box::pin(self.key.get_or_try_init(|| self.store.provider_events().unsubscribe_key()))
                 .await
                 .inspect_err(|error| tracing::warn!(%error, "a mail waits for the key of its unsubscribe link"))
                 .ok()?,

@@ -6,11 +6,12 @@ use domain::{
     Fault, Outcome, ProviderName, Receipt,
     contract::{Order, Provider, provider::Sending, wire::InboxHint},
 };
-use runtime::batch::{Batcher, Limits};
-use store::{
-    Store,
+use records::{
+    Records,
     inbox::{self, NewItem},
 };
+use runtime::batch::{Batcher, Limits};
+use store::Store;
 
 use super::hints::Hints;
 
@@ -60,7 +61,7 @@ async fn write(store: Store, hints: Hints, items: Vec<NewItem>) -> Vec<bool> {
     let count = items.len();
     let person = |item: &NewItem| InboxHint::of(&inbox::person(store.sealer(), item.tenant, &item.user_id));
     let people: Vec<InboxHint> = items.iter().map(person).collect();
-    let written = store.inbox_insert(items).await;
+    let written = store.inbox().insert(items).await;
     if let Err(error) = &written {
         tracing::warn!(%error, count, "inbox rows could not be written");
     }

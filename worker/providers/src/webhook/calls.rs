@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use domain::contract::webhooks::{MASK, is_secret_header};
+use records::{Records, webhook_logs::NewCall};
 use reqwest::header::HeaderMap;
 use runtime::{
     batch::{Batcher, Limits},
     reconnect::Reconnect,
 };
 use serde_json::{Map, Value, json};
-use store::{Store, webhook_logs::NewCall};
+use store::Store;
 
 use crate::counters;
 
@@ -43,7 +44,7 @@ impl CallLog {
 async fn write(store: Store, disable_after_ms: i64, calls: Vec<NewCall>) -> Vec<()> {
     let mut reconnect = Reconnect::new();
     for _ in 0..TRIES_MAX {
-        match store.log_calls(&calls, disable_after_ms).await {
+        match store.webhook_logs().insert(&calls, disable_after_ms).await {
             Ok(disabled) => {
                 for (configuration, why) in disabled {
                     tracing::warn!(configuration.id = %configuration, why, "a webhook configuration was switched off");

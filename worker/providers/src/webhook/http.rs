@@ -17,6 +17,7 @@ use domain::{
         submission::Content,
     },
 };
+use records::webhook_logs::NewCall;
 use reqwest::{
     Client, Response, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
@@ -24,7 +25,7 @@ use reqwest::{
 use runtime::config::WebhookConfig;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use store::{Store, webhook_logs::NewCall};
+use store::Store;
 use uuid::Uuid;
 
 use super::{

@@ -14,6 +14,11 @@ use connectors::{
     egress::resolver::GuardedResolver,
     waha::{Host, MediaKind, Outgoing, OutgoingFile, Waha as Client, WahaError, chat_id_of, event},
 };
+use deliveries::{
+    Deliveries,
+    breakers::{host_key, session_key},
+    holds::Begun,
+};
 use domain::{
     Channel, Fault, Outcome, ProviderName, Receipt, clock,
     contract::{
@@ -25,13 +30,9 @@ use domain::{
     phone::is_brazilian_mobile,
     retry::AmbiguousPolicy,
 };
+use records::{Records, wa_sessions::Session};
 use runtime::config::Config;
-use store::{
-    DbResult, Store,
-    breakers::{host_key, session_key},
-    holds::Begun,
-    wa_sessions::Session,
-};
+use store::{DbResult, Store};
 use uuid::Uuid;
 
 use super::media::Fetcher;
@@ -93,7 +94,7 @@ impl Waha {
         let session = match self.sessions.get(&id) {
             Some(remembered) => remembered,
             None => {
-                let found = self.store.session(id).await?.map(Arc::new);
+                let found = self.store.whatsapp_sessions().find(id).await?.map(Arc::new);
                 self.sessions.put(id, found.clone());
                 found
             }
@@ -129,7 +130,7 @@ impl Waha {
             hold_ms: i32::try_from(self.hold.as_millis()).unwrap_or(i32::MAX),
         };
         // Without this row a lost response could not be resolved, so no call is made without it.
-        let Ok(is_again) = self.store.begin_hold(begun).await else { return settings_unavailable() };
+        let Ok(is_again) = self.store.holds().begin(begun).await else { return settings_unavailable() };
         // The steps before may have waited for the database.
         if order.slot.is_some_and(|slot| Instant::now() >= slot.until) {
             if !is_again {
@@ -240,7 +241,7 @@ impl Waha {
     /// Deletes the row of a call. The scheduler deletes a row that is left behind once the delivery has ended.
     async fn end_hold(&self, order: &Order, provider_ref: Option<String>, until: Instant) {
         best_effort(until, async {
-            if let Err(error) = self.store.end_hold(order.tenant, order.delivery, provider_ref).await {
+            if let Err(error) = self.store.holds().end(order.tenant, order.delivery, provider_ref).await {
                 tracing::debug!(%error, "the end of a call could not be noted");
             }
         })
@@ -289,14 +290,14 @@ impl Waha {
     }
 
     async fn close_line(&self, session: &Session, status: &str, began: DateTime<Utc>) {
-        if let Err(error) = self.store.shut_session(session.id, status, began).await {
+        if let Err(error) = self.store.breakers().shut_session(session.id, status, began).await {
             tracing::warn!(%error, session.id = %session.id, "a session's line could not be shut");
         }
     }
 
     async fn pause_line(&self, session: &Session, wait: Duration) {
         let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
-        if let Err(error) = self.store.block_line(session.id, wait_ms).await {
+        if let Err(error) = self.store.breakers().block_line(session.id, wait_ms).await {
             tracing::warn!(%error, session.id = %session.id, "a session's line could not be kept still");
         }
     }
