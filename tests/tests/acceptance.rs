@@ -16,17 +16,17 @@ use domain::{
     clock,
 };
 use futures_util::future::{join_all, try_join_all};
-use harness::{
+use reqwest::Method;
+use runtime::config::DatabaseConfig;
+use serde_json::{Value, json};
+use store::Store;
+use testkit::{
     Api, Role, Stack, TestServers,
     api::{Answer, SOON},
     eventually,
     half_answers::HalfAnswers,
     proxy::address_of,
 };
-use reqwest::Method;
-use runtime::config::DatabaseConfig;
-use serde_json::{Value, json};
-use store::Store;
 use uuid::Uuid;
 
 fn note(user: &str) -> Value {

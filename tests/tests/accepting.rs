@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
-use harness::{
+use serde_json::{Value, json};
+use testkit::{
     Api, HttpSink, Role, Stack, TestServers,
     api::{Answer, SOON},
     check,
     patient::PATIENT,
 };
-use serde_json::{Value, json};
 
 fn note(text: &str) -> Value {
     json!({"channel": "in_app", "recipient": "ada", "message": text})
@@ -179,9 +179,9 @@ async fn invariant_p_nothing_personal_is_in_logs_metrics_or_the_broker() -> Resu
         .send(&json!({"channel": "email", "recipient": "canary-address+fail-once@example.com", "title": "canary-title", "message": "canary-content", "metadata": {"token": "canary-secret"}}))
         .await?;
     // No worker runs, so the messages in the broker can be read.
-    let backend = harness::amqp::Backend::connect(&stack.amqp_url).await?;
+    let backend = testkit::amqp::Backend::connect(&stack.amqp_url).await?;
     let channel = backend.channel().await?;
-    let waiting = harness::eventually("the work arrives", SOON, || async {
+    let waiting = testkit::eventually("the work arrives", SOON, || async {
         channel
             .basic_get("posthaste.work.email.normal".into(), lapin::options::BasicGetOptions { no_ack: false })
             .await

@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::future::join_all;
-use harness::{
-    Api, HttpSink, Reply, Role, Stack, TestServers,
-    api::{Answer, SOON},
-    eventually,
-};
 use records::Records;
 use reqwest::Method;
 use runtime::config::DatabaseConfig;
 use serde_json::{Value, json};
 use store::Store;
+use testkit::{
+    Api, HttpSink, Reply, Role, Stack, TestServers,
+    api::{Answer, SOON},
+    eventually,
+};
 
 /// Within this every replica has noticed that a key was revoked.
 const REVOKED_WITHIN: Duration = Duration::from_secs(30);

@@ -7,9 +7,9 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{Api, HttpSink, Reply, Stack, api::SOON, check, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{Api, HttpSink, Reply, Stack, api::SOON, check, eventually};
 
 const ANALYTICS: &str = "/api/notifications/analytics/delivery";
 

@@ -1,9 +1,9 @@
 //! Broadcasts: each person of the target gets one message, whichever process dies; steering; counts.
 
 use anyhow::{Context, Result};
-use harness::{Api, Role, Stack, api::SOON, check, eventually, patient::LONG};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{Api, Role, Stack, api::SOON, check, eventually, patient::LONG};
 
 const BROADCAST: &str = "/api/admin/notifications/broadcast";
 
@@ -260,7 +260,7 @@ async fn a_broadcast_stops_goes_on_and_ends_as_its_admin_says() -> Result<()> {
 
 #[tokio::test]
 async fn the_printed_prefix_shows_and_steers_a_broadcast_too() -> Result<()> {
-    let mut stack = Stack::prepare(harness::TestServers::shared()?, &[]).await?;
+    let mut stack = Stack::prepare(testkit::TestServers::shared()?, &[]).await?;
     stack.launch("ingest", Role::Ingest, &[]).await?;
     let admin = stack.admin();
     let mut later = body(json!({"type": "users", "ids": ["ada"]}), &["in_app"]);

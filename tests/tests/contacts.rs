@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use anyhow::{Context, Result};
-use harness::{Api, Stack, amqp::Backend, api::Answer, api::SOON, eventually, patient, push::Services};
 use reqwest::{Method, header::CONTENT_TYPE};
 use serde_json::{Value, json};
+use testkit::{Api, Stack, amqp::Backend, api::Answer, api::SOON, eventually, patient, push::Services};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -7,16 +7,16 @@ use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use deliveries::{Deliveries, breakers::host_key};
 use domain::{TenantId, seal};
-use harness::{
+use reqwest::Method;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use store::Store;
+use testkit::{
     Role, Stack, TestServers,
     api::SOON,
     eventually, patient,
     rules::{event, rule, template, until_inbox_within},
 };
-use reqwest::Method;
-use secrecy::SecretString;
-use serde_json::{Value, json};
-use store::Store;
 
 const KEY: &str = "POSTHASTE_ENCRYPTION_KEY";
 

@@ -5,19 +5,19 @@ use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{Stack, TestServers};
 use records::{Records, audit::Deed};
 use runtime::config::DatabaseConfig;
+use servers::{
+    private::{Postgres, ServersConfig},
+    progress::Progress,
+};
 use store::{
     Store,
     migrate::{SchemaError, migrate},
     statement,
 };
+use testkit::{Stack, TestServers};
 use tokio_postgres::{Client, NoTls, error::SqlState};
-use xtask::{
-    progress::Progress,
-    servers::{Postgres, ServersConfig},
-};
 
 /// A store at this URL with one connection.
 fn store(url: &str) -> Result<Store> {
@@ -115,7 +115,7 @@ impl TlsServer {
     /// `pg_reload_conf` returns before the server has reloaded, so new connections are opened until one is encrypted.
     async fn reload(&self) -> Result<()> {
         sql(&self.url).await?.batch_execute("SELECT pg_reload_conf()").await?;
-        harness::eventually("the server offers TLS", harness::api::SOON, || async {
+        testkit::eventually("the server offers TLS", testkit::api::SOON, || async {
             (self.ask("localhost", "postgres", "?sslmode=require").await == Ok(true)).then_some(())
         })
         .await
@@ -173,7 +173,7 @@ async fn connections_are_encrypted_and_verified_as_sslmode_says() -> Result<()> 
         .await?
         .batch_execute("CREATE ROLE secret LOGIN SUPERUSER PASSWORD 'pw'; SELECT pg_reload_conf()")
         .await?;
-    harness::eventually("connections without TLS are refused", harness::api::SOON, || async {
+    testkit::eventually("connections without TLS are refused", testkit::api::SOON, || async {
         server.ask("localhost", "postgres", "?sslmode=disable").await.is_err().then_some(())
     })
     .await?;

@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
-use harness::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::{
     Role, Stack,
     api::SOON,
     eventually,
     patient::LONG,
     rules::{change, event, inbox, person, rule, template, until_inbox},
 };
-use reqwest::Method;
-use serde_json::{Value, json};
 
 const TEXT: &str = "{{count}}:{{#each items}} {{this.n}}{{/each}}";
 

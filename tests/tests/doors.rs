@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use domain::token;
 use futures_util::future::join_all;
-use harness::{
+use reqwest::Method;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use testkit::{
     Api, Role, Stack, TestServers,
     api::{Answer, SOON},
     eventually, patient,
 };
-use reqwest::Method;
-use secrecy::ExposeSecret;
-use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -9,15 +9,15 @@ use std::{
 };
 
 use anyhow::Result;
-use harness::{
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use testkit::{
     Api, HttpSink, Reply, Role, Stack, TestServers,
     api::SOON,
     check, eventually,
     patient::SHORT_LEASES,
     proxy::{self, Line, Proxy},
 };
-use nix::sys::signal::Signal;
-use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 const LATER: Duration = Duration::from_secs(180);

@@ -11,13 +11,13 @@ use domain::{
     contract::{AttemptRecord, Event, WorkItem},
     state::TRANSITIONS,
 };
-use harness::{Stack, TestServers};
 use maintenance::{
     Maintenance,
     erasure::{Erased, Step},
 };
 use runtime::config::DatabaseConfig;
 use store::{Store, statement};
+use testkit::{Stack, TestServers};
 use uuid::Uuid;
 
 /// A migrated database without processes, and a store that always speaks on the same connection.

@@ -3,11 +3,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Result;
-use harness::{Stack, TestServers, api::SOON, eventually};
 use reqwest::StatusCode;
 use serde_json::json;
+use servers::sinks::smtp::SmtpSink;
+use testkit::{Stack, TestServers, api::SOON, eventually};
 use tokio::net::TcpSocket;
-use xtask::sinks::smtp::SmtpSink;
 
 /// An address without a listener: connections are refused, and no other process gets the port while this lives. A listener of the test
 /// can still take it over.

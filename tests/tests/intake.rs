@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{HttpSink, Stack, amqp::Backend, api::SOON, check, eventually};
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use serde_json::{Value, json};
+use testkit::{HttpSink, Stack, amqp::Backend, api::SOON, check, eventually};
 
 async fn letters(stack: &Stack) -> Vec<Value> {
     let found = stack.admin().get("/api/admin/dead-letters?limit=100").await.ok().and_then(|answer| answer.ok().ok());

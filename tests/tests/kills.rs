@@ -4,16 +4,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use harness::{
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::{
     HttpSink, Reply, Role, Stack, TestServers,
     api::SOON,
     check, eventually,
     patient::{PATIENT, SHORT_LEASES},
     proxy::{self, Line, Proxy},
 };
-use nix::sys::signal::Signal;
-use reqwest::Method;
-use serde_json::{Value, json};
 
 const LATER: Duration = Duration::from_secs(180);
 
@@ -179,7 +179,7 @@ async fn row_10_invariant_d_every_work_message_three_times_and_out_of_order_is_o
     for _ in 0..50 {
         accepted.push(stack.producer().send(&webhook(&sink)).await?);
     }
-    let backend = harness::amqp::Backend::connect(&stack.amqp_url).await?;
+    let backend = testkit::amqp::Backend::connect(&stack.amqp_url).await?;
     let channel = backend.channel().await?;
     let mut bodies = Vec::new();
     while bodies.len() < accepted.len() {
@@ -194,7 +194,7 @@ async fn row_10_invariant_d_every_work_message_three_times_and_out_of_order_is_o
     }
     for body in bodies.iter().rev().chain(&bodies).chain(bodies.iter().rev()) {
         backend
-            .publish_to("posthaste.work", "webhook.normal", harness::amqp::Backend::properties("again")?, body)
+            .publish_to("posthaste.work", "webhook.normal", testkit::amqp::Backend::properties("again")?, body)
             .await?;
     }
     stack.launch("worker0", Role::Worker, &[]).await?;
@@ -218,7 +218,7 @@ async fn row_11_invariant_l_a_deleted_queue_is_declared_again_and_what_was_in_it
     eventually("all is with the broker", SOON, || async { (stack.count(published).await.ok()? == 0).then_some(()) })
         .await?;
     stack.launch("worker0", Role::Worker, &[("WORKER_CHANNELS", "email")]).await?;
-    let backend = harness::amqp::Backend::connect(&stack.amqp_url).await?;
+    let backend = testkit::amqp::Backend::connect(&stack.amqp_url).await?;
     backend.channel().await?.queue_delete("posthaste.work.webhook.normal".into(), Default::default()).await?;
     accepted.push(stack.producer().send(&webhook(&sink)).await?);
     stack.launch("worker1", Role::Worker, &[]).await?;

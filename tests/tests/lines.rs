@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use harness::{HttpSink, Reply, Stack, eventually};
 use serde_json::json;
+use testkit::{HttpSink, Reply, Stack, eventually};
 use tokio::task::JoinSet;
 
 /// A line in the stack's database, as a session of tenant 1 has one.
@@ -148,7 +148,7 @@ async fn invariant_f_a_tenant_with_a_long_queue_does_not_hold_up_another_ones_bu
     let long = busy.post("/api/notifications/send-bulk", &bulk(urls("busy", 8000))).await?.ok()?;
     let short = quiet.post("/api/notifications/send-bulk", &bulk(urls("quiet", 200))).await?.ok()?;
     assert_eq!((&long["sent"], &short["sent"]), (&json!(8000), &json!(200)));
-    let counts = async |api: &harness::Api, answer: &serde_json::Value| {
+    let counts = async |api: &testkit::Api, answer: &serde_json::Value| {
         let path = format!("/api/bulk/{}", answer["bulk_id"].as_str()?);
         api.get(&path).await.ok()?.body["delivered"].as_u64()
     };

@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures_util::future::try_join_all;
-use harness::{Api, Live, Opening, Role, Stack, TestServers, amqp::Backend, api::SOON, eventually, live::Followed};
 use lapin::{
     options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions},
     types::FieldTable,
@@ -15,6 +14,7 @@ use lapin::{
 use nix::sys::signal::Signal;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use testkit::{Api, Live, Opening, Role, Stack, TestServers, amqp::Backend, api::SOON, eventually, live::Followed};
 use tokio_tungstenite::tungstenite::Message;
 
 /// The fields of an item, in lists and on sockets.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use harness::{Stack, TestServers};
+use testkit::{Stack, TestServers};
 use tokio_postgres::Client;
 
 /// The parts of a database as text: columns, indexes, functions and constraints. Partitions are left out: their days move on.

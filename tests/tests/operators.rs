@@ -1,9 +1,9 @@
 //! The work of operators and admins: dead letters, replays, commands, health.
 
 use anyhow::Result;
-use harness::{HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::SOON, check, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::SOON, check, eventually};
 use tokio_postgres::NoTls;
 
 /// `count` webhooks that died because the receiver always answered 500.

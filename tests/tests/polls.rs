@@ -7,9 +7,9 @@ use deliveries::{
     Deliveries,
     poll::{Floors, WorkKind},
 };
-use harness::{Stack, TestServers, eventually};
 use runtime::config::DatabaseConfig;
 use store::Store;
+use testkit::{Stack, TestServers, eventually};
 
 /// Statements that commit by themselves are transactions; a process that does everything makes no more than this a second.
 const STATEMENTS_MAX: f64 = 30.0;

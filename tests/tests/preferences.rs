@@ -4,14 +4,14 @@
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use futures_util::future::try_join_all;
-use harness::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use servers::sinks::smtp::Mail;
+use testkit::{
     Api, SmtpSink, Stack,
     api::{Answer, SOON},
     eventually,
 };
-use reqwest::Method;
-use serde_json::{Value, json};
-use xtask::sinks::smtp::Mail;
 
 const PREFERENCES: &str = "/api/notifications/preferences";
 
@@ -399,9 +399,9 @@ impl Post {
         let sink = SmtpSink::start_local().await?;
         let port = sink.address().port().to_string();
         let mut stack = Stack::prepare(
-            harness::TestServers::shared()?,
+            testkit::TestServers::shared()?,
             &[
-                harness::patient::PATIENT,
+                testkit::patient::PATIENT,
                 &[
                     ("EMAIL_BACKEND", "smtp"),
                     ("SMTP_HOST", "127.0.0.1"),
@@ -412,9 +412,9 @@ impl Post {
             .concat(),
         )
         .await?;
-        let port = xtask::servers::ports::find_free()?.to_string();
+        let port = servers::private::ports::find_free()?.to_string();
         stack.set("PUBLIC_URL", Some(&format!("http://127.0.0.1:{port}")));
-        stack.launch("all", harness::Role::All, &[("PORT", &port)]).await?;
+        stack.launch("all", testkit::Role::All, &[("PORT", &port)]).await?;
         Ok(Self { stack, sink })
     }
 

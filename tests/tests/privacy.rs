@@ -4,11 +4,11 @@ use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
-    Api, HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::Answer, api::SOON, eventually, patient,
-};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{
+    Api, HttpSink, Reply, Role, Stack, TestServers, amqp::Backend, api::Answer, api::SOON, eventually, patient,
+};
 
 const KEY: &str = "POSTHASTE_ENCRYPTION_KEY";
 const PREVIOUS: &str = "POSTHASTE_ENCRYPTION_KEY_PREVIOUS";

@@ -11,13 +11,13 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_SHA256},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::{
     Api, HttpSink, Reply, SmtpSink, Stack,
     api::{Answer, SOON},
     eventually,
 };
-use reqwest::Method;
-use serde_json::{Value, json};
 
 const SIGNATURE: &str = "x-twilio-email-event-webhook-signature";
 const TIMESTAMP: &str = "x-twilio-email-event-webhook-timestamp";
@@ -460,7 +460,7 @@ impl Tracking {
     async fn start() -> Result<Self> {
         let sink = SmtpSink::start_local().await?;
         let port = sink.address().port().to_string();
-        let base = format!("http://127.0.0.1:{}", xtask::servers::ports::find_free()?);
+        let base = format!("http://127.0.0.1:{}", servers::private::ports::find_free()?);
         let settings = [
             ("EMAIL_BACKEND", "smtp"),
             ("SMTP_HOST", "127.0.0.1"),

@@ -1,13 +1,13 @@
 //! Push notifications through the whole of it, each to the service that its device belongs to.
 
 use anyhow::Result;
-use harness::{
+use serde_json::{Value, json};
+use testkit::{
     Api, HttpSink, Reply, Stack,
     api::SOON,
     patient::PATIENT,
     push::{Browser, Services},
 };
-use serde_json::{Value, json};
 
 const IPHONE: &str = "00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0";
 

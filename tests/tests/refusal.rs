@@ -2,7 +2,12 @@
 
 use anyhow::{Context, Result};
 use domain::{Channel, EventKind, TenantId, clock, contract::Event};
-use harness::{
+use lapin::options::{BasicGetOptions, BasicNackOptions};
+use nix::sys::signal::Signal;
+use runtime::config::DatabaseConfig;
+use serde_json::{Value, json};
+use store::{DbError, Store, statement};
+use testkit::{
     HttpSink, Role, Stack, TestServers,
     amqp::Backend,
     api::SOON,
@@ -10,11 +15,6 @@ use harness::{
     patient::{LONG, PATIENT},
     rules::template,
 };
-use lapin::options::{BasicGetOptions, BasicNackOptions};
-use nix::sys::signal::Signal;
-use runtime::config::DatabaseConfig;
-use serde_json::{Value, json};
-use store::{DbError, Store, statement};
 use tokio::net::{TcpStream, UnixListener};
 
 /// A database with the schema and no process.

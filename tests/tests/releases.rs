@@ -7,9 +7,9 @@ use deliveries::{
     poll::Floors,
 };
 use domain::{Channel, DeliveryId, Lane, Route, TenantId, acceptance::share};
-use harness::{Stack, TestServers};
 use runtime::config::DatabaseConfig;
 use store::Store;
+use testkit::{Stack, TestServers};
 
 const RELAY_AFTER_MS: i32 = 5000;
 const WEBHOOK: Route = Route { channel: Channel::Webhook, lane: Lane::Normal };

@@ -2,7 +2,7 @@
 //! accepts and what it notices.
 //!
 //! * A call is `.get(PATH)`, `.post(PATH)`, `.put(PATH)`, `.delete(PATH)`, `.head(PATH)` or `.request(METHOD, PATH)`.
-//! * `PATH` begins with `/` (only [`harness::Api`] takes that) or with `http://127.0.0.1:{}/`, a process of the stack.
+//! * `PATH` begins with `/` (only [`testkit::Api`] takes that) or with `http://127.0.0.1:{}/`, a process of the stack.
 //!   A URL that each process serves does not count: the process may be a worker.
 //! * `METHOD` and `PATH` are literals, constants of the file, or `format!` of those. The rule follows them through
 //!   `let`, `for` over a list in the source, the functions of the file (arguments and results) and the fields of what
@@ -102,7 +102,7 @@ fn what_may_lead_elsewhere_is_no_call() {
 
 fn real_calls() -> BTreeSet<Call> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (tests, harness) = (sources(&root.join("tests"), true), sources(&root.join("src"), false));
+    let (tests, harness) = (sources(&root.join("tests"), true), sources(&root.join("../testkit/src"), false));
     assert!(tests.len() > 30 && harness.len() > 15, "{} tests, {} files of the harness", tests.len(), harness.len());
     calls(&tests, &harness)
 }

@@ -1,12 +1,12 @@
 //! Events become messages by rules: matched, rendered, throttled, delayed; each event once.
 
 use anyhow::{Context, Result};
-use harness::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::{
     Api, Role, Stack, eventually,
     rules::{change, event, inbox, keyed_event, person, rule, template, until_inbox},
 };
-use reqwest::Method;
-use serde_json::{Value, json};
 
 fn in_app(event_type: &str, template: &str) -> Value {
     json!({"name": format!("{event_type} by {template}"), "event_type": event_type, "template_name": template, "channels": ["in_app"]})
@@ -250,7 +250,7 @@ async fn invariant_k_an_event_under_a_key_happens_once() -> Result<()> {
     let limited = with(in_app("x", "plain"), json!({"throttle": {"limit": 2, "window_seconds": 3600}}));
     rule(&admin, &limited).await?;
     // The other process has made up its mind about rules a moment ago, and must have noticed by now.
-    eventually("both know the rules", harness::api::SOON, || async {
+    eventually("both know the rules", testkit::api::SOON, || async {
         let dry =
             other.post("/api/events/dry-run", &json!({"type": "x", "user_id": "a", "data": {"n": 1}})).await.ok()?;
         (ids(&dry.ok().ok()?["matched_rules"]).len() == 3).then_some(())
@@ -282,7 +282,7 @@ async fn a_throttle_holds_for_each_person_across_replicas_and_what_is_over_it_is
     let limited =
         rule(&admin, &with(in_app("x", "plain"), json!({"throttle": {"limit": 3, "window_seconds": 3600}}))).await?;
     let dry = json!({"type": "x", "user_id": "ada", "data": {"n": 1}});
-    eventually("both know the rule", harness::api::SOON, || async {
+    eventually("both know the rule", testkit::api::SOON, || async {
         let dry = other.post("/api/events/dry-run", &dry).await.ok()?.ok().ok()?;
         (dry["rules"][0]["throttle"]["left"] == 3).then_some(())
     })

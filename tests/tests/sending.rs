@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
+use serde_json::{Value, json};
+use testkit::{
     HttpSink, Reply, SmtpSink, Stack,
     api::SOON,
     check, eventually,
     patient::{LONG, PATIENT},
     smtp,
 };
-use serde_json::{Value, json};
 
 fn webhook(sink: &HttpSink, path: &str) -> Value {
     json!({"channel": "webhook", "recipient": sink.url(path), "data": {"order": 42, "note": "ü"}})
@@ -54,7 +54,7 @@ async fn a_webhook_arrives_signed_and_its_timeline_tells_what_happened() -> Resu
 }
 
 /// The scheme of Standard Webhooks, written down once more so that the signer does not check itself.
-fn is_signed(request: &xtask::sinks::http::Request, secret: &str) -> bool {
+fn is_signed(request: &servers::sinks::http::Request, secret: &str) -> bool {
     let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
     let header = |name| request.header(name).unwrap().to_owned();
     let mut content = format!("{}.{}.", header("webhook-id"), header("webhook-timestamp")).into_bytes();

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use harness::{
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use testkit::{
     HttpSink, Reply, Role, Stack, TestServers,
     api::SOON,
     check, eventually,
     patient::{PATIENT, SHORT_LEASES},
     proxy::{self, Line, Proxy},
 };
-use nix::sys::signal::Signal;
-use serde_json::{Value, json};
 
 const LATER: Duration = Duration::from_secs(180);
 

@@ -16,9 +16,9 @@ use domain::{
         wire::{InboxHint, InboxHints, Wire},
     },
 };
-use harness::programs;
 use runtime::metric::{Metric, TABLE};
 use serde_json::{Map, Value};
+use testkit::programs;
 use web::problem::{CONTENT_TYPE, Code};
 
 /// Each snapshot; the folder has no other files.

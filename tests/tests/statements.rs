@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
 use domain::EventKind;
-use harness::TestServers;
 use store::sql::Shape;
+use testkit::TestServers;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 /// The statements that run for each message, or many times a second.

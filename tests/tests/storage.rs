@@ -13,7 +13,6 @@ use std::{
 use anyhow::{Context, Result};
 use deliveries::{Deliveries, webhook_events::Swept};
 use domain::{Channel, DeliveryId, TenantId, contract::WorkItem};
-use harness::{Role, Stack, TestServers, api::SOON, eventually, patient::LONG};
 use maintenance::{
     Maintenance,
     retention::{Pass, Surveyed},
@@ -21,6 +20,7 @@ use maintenance::{
 use records::Records;
 use runtime::config::DatabaseConfig;
 use store::{Store, migrate::migrate};
+use testkit::{Role, Stack, TestServers, api::SOON, eventually, patient::LONG};
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 

@@ -1,9 +1,9 @@
 //! Templates and types of notifications: managed, previewed, and sent as what they said when the request was accepted.
 
 use anyhow::{Context, Result};
-use harness::{Api, SmtpSink, Stack, api::SOON, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use testkit::{Api, SmtpSink, Stack, api::SOON, eventually};
 
 const TEMPLATES: &str = "/api/notifications/templates";
 const TYPES: &str = "/api/notification-types";
@@ -12,7 +12,7 @@ fn text(value: &Value, name: &str) -> Result<String> {
     value[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {value}"))
 }
 
-async fn put(api: &Api, path: &str, body: &Value) -> Result<harness::api::Answer> {
+async fn put(api: &Api, path: &str, body: &Value) -> Result<testkit::api::Answer> {
     api.request(Method::PUT, path, &[], Some(serde_json::to_vec(body)?)).await
 }
 

@@ -7,7 +7,7 @@ use connectors::{
     waha::{Host, NamedBy, Outgoing, SessionConfig, Waha, WahaError, WebhookSpec},
 };
 use domain::contract::guard::Guard;
-use harness::waha::{IdShape, SendFault, Waha as Server};
+use testkit::waha::{IdShape, SendFault, Waha as Server};
 
 const KEY: &str = "secret";
 /// The time limit of a call in tests that are not about time.
@@ -79,7 +79,7 @@ async fn a_session_lives_through_its_states() -> anyhow::Result<()> {
     let config = SessionConfig { webhooks: vec![hook], ..SessionConfig::default() };
     assert_eq!(host.create_session("one", &config, true).await?.status, "STARTING");
     let scanning = || async { host.qr("one").await.ok() };
-    let qr = harness::eventually("a code can be scanned", Duration::from_secs(60), scanning).await?;
+    let qr = testkit::eventually("a code can be scanned", Duration::from_secs(60), scanning).await?;
     assert_eq!(qr.mimetype, "image/png");
     server.scan("one");
     let session = host.session("one").await?;

@@ -8,14 +8,14 @@ use aws_lc_rs::{
     signature::{ED25519, UnparsedPublicKey},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use servers::sinks::http::Request;
+use testkit::{
     Api, HttpSink, Reply, Stack,
     api::{Answer, SOON},
     eventually,
 };
-use reqwest::Method;
-use serde_json::{Value, json};
-use xtask::sinks::http::Request;
 
 const CONFIGURATIONS: &str = "/api/webhooks/configurations";
 

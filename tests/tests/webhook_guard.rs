@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, io::ErrorKind, net::TcpListener};
 
 use anyhow::Result;
 use domain::contract::guard::{Guard, Refusal};
-use harness::{HttpSink, Reply, Stack, api::SOON, eventually};
 use serde_json::json;
+use testkit::{HttpSink, Reply, Stack, api::SOON, eventually};
 
 /// Addresses of special networks, each registry's first, last or best known.
 const V4: &[&str] = &[

@@ -5,15 +5,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::{
     Api, HttpSink, Role, Stack, TestServers,
     api::{Answer, SOON},
     eventually,
     patient::PATIENT,
     waha::Waha,
 };
-use reqwest::Method;
-use serde_json::{Value, json};
 
 const API_KEY: &str = "canary-api-key-4711";
 const SECRET: &str = "canary-webhook-secret-0815";

@@ -6,16 +6,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use harness::{
+use nix::sys::signal::Signal;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use testkit::{
     Api, HttpSink, Reply, Role, Stack, TestServers, Waha,
     api::Answer,
     eventually,
     patient::{PATIENT, SHORT_LEASES},
     waha::{IdShape, SendFault, Sent},
 };
-use nix::sys::signal::Signal;
-use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
 
 const KEY: &str = "waha-key";
 /// The session id printed in the examples: here it is the name of a session.
@@ -45,7 +45,7 @@ impl Scene {
 
     /// One ingest, one scheduler and `workers` workers.
     async fn apart(workers: usize, settings: &[(&str, &str)], rate: u32) -> Result<Self> {
-        let port = xtask::servers::ports::find_free()?.to_string();
+        let port = servers::private::ports::find_free()?.to_string();
         let url = format!("http://127.0.0.1:{port}");
         let settings = [PATIENT, SETTINGS, settings, &[("PUBLIC_URL", url.as_str())]].concat();
         let mut stack = Stack::prepare(TestServers::shared()?, &settings).await?;

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Result, bail};
-
-use crate::stop::Stop;
-use crate::{environment, process};
+use servers::{environment, process, stop::Stop};
 
 /// The packages whose programs make up a running platform.
 const PROGRAM_PACKAGES: [&str; 4] = ["posthaste-cli", "posthaste-ingest", "posthaste-worker", "posthaste-scheduler"];

@@ -1,14 +1,11 @@
-//! `cargo xtask faults`: the long fault run. The run itself is a program of the test package, because it uses the harness.
+//! `cargo xtask faults`: the long fault run. The run itself is a program of `testkit`, because it uses the harness.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use servers::{process, stop::Stop};
 
-use crate::{
-    cargo::{self, Profile},
-    process,
-    stop::Stop,
-};
+use crate::cargo::{self, Profile};
 
 /// Options of `cargo xtask faults`.
 #[derive(Debug, clap::Args)]
@@ -23,7 +20,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let stop = Stop::default();
     let programs = cargo::build_programs(Profile::Release, &stop)?;
     let mut faults = cargo::cargo();
-    faults.args(["run", "--quiet", "--package", "posthaste-tests", "--bin", "faults", "--"]).args(&args.options);
+    faults.args(["run", "--quiet", "--package", "posthaste-testkit", "--bin", "faults", "--"]).args(&args.options);
     faults.env("POSTHASTE_TEST_BIN_DIR", programs);
     Ok(cargo::exit_code(process::run(&mut faults, &stop)?))
 }

@@ -1,23 +1,12 @@
 //! The commands for developers: `cargo xtask up`, `test`, `bench` and `faults`.
 //!
-//! The commands share three building blocks, which the end-to-end tests use as well:
-//! [`servers`] starts private PostgreSQL and RabbitMQ servers, [`sinks`] are small real receivers
-//! for webhooks and mail, and [`process`] starts and ends child processes without leaving any behind.
+//! The servers and sinks that they start come from `testkit/servers`, which the end-to-end tests use as well.
 //! Nothing here is part of the product: no service depends on this crate.
 
 pub mod bench;
 pub mod cargo;
-pub mod env_file;
-pub mod environment;
 pub mod faults;
-pub mod http;
 pub mod oracles;
-pub mod process;
-pub mod progress;
-pub mod random;
-pub mod servers;
-pub mod sinks;
-pub mod stop;
 pub mod test;
 pub mod up;
 

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use servers::{
+    private::{Install, install::AptGet},
+    process::{self, on_path},
+    progress::Progress,
+    stop::Stop,
+};
 
 use crate::cargo::{target_dir, workspace_root};
-use crate::process::{self, on_path};
-use crate::progress::Progress;
-use crate::servers::Install;
-use crate::servers::install::AptGet;
-use crate::stop::Stop;
 
 /// The files that list the packages, in the order of the comparison.
 const LISTS: [&str; 4] = ["requirements.txt", "constraints.txt", "package.json", "package-lock.json"];

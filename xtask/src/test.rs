@@ -9,15 +9,17 @@ use std::{
 };
 
 use anyhow::Result;
+use servers::{
+    private::{Install, Servers, ServersConfig},
+    process,
+    progress::Progress,
+    stop::Stop,
+};
 use tokio::runtime::Runtime;
 
 use crate::{
     cargo::{self, cargo},
     oracles::Oracles,
-    process,
-    progress::Progress,
-    servers::{Install, Servers, ServersConfig},
-    stop::Stop,
 };
 
 /// Every test may hold a pool of its own.

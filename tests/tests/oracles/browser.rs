@@ -1,14 +1,14 @@
 //! Pages, in a real browser.
 
 use anyhow::{Context, Result};
-use harness::{Role, Stack, TestServers, oracle::node};
 use serde_json::{Value, json};
+use testkit::{Role, Stack, TestServers, oracle::node};
 
 /// The button works by keyboard and without scripts, the page loads nothing else, and a forged link has no effect.
 #[tokio::test]
 async fn a_reader_unsubscribes_with_one_button_in_a_browser() -> Result<()> {
     let mut stack = Stack::prepare(TestServers::shared()?, &[("EMAIL_BACKEND", "sandbox")]).await?;
-    let port = xtask::servers::ports::find_free()?.to_string();
+    let port = servers::private::ports::find_free()?.to_string();
     stack.set("PUBLIC_URL", Some(&format!("http://127.0.0.1:{port}")));
     stack.launch("all", Role::All, &[("PORT", &port)]).await?;
     let api = stack.producer();

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
+use serde_json::{Value, json};
+use testkit::{
     HttpSink, Reply, Stack,
     api::SOON,
     eventually,
     oracle::{Server, interpreter, python, scripts},
 };
-use serde_json::{Value, json};
 
 use super::PATIENT;
 

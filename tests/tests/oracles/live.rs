@@ -1,8 +1,8 @@
 //! The live inbox, followed by a WebSocket client of other people.
 
 use anyhow::Result;
-use harness::{Stack, api::SOON, eventually, oracle::python};
 use serde_json::{Value, json};
+use testkit::{Stack, api::SOON, eventually, oracle::python};
 
 fn token(stack: &Stack, user: &str) -> Result<String> {
     Ok(stack.cli(&["token", "--tenant", "acme", "--sub", user, "--role", "user"])?.trim().to_owned())

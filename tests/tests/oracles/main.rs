@@ -11,13 +11,13 @@ mod tls;
 mod webhook;
 
 use anyhow::{Context, Result};
-use harness::{
+use serde_json::{Value, json};
+use testkit::{
     Stack,
     api::SOON,
     eventually,
     oracle::{Server, interpreter, python},
 };
-use serde_json::{Value, json};
 
 /// The outcomes of a message's attempts, once there is one.
 async fn first_attempt(stack: &Stack, id: &str) -> Result<Value> {

@@ -1,9 +1,9 @@
 //! Events of providers, signed by the providers' own libraries.
 
 use anyhow::{Context, Result};
-use harness::{Stack, api::Answer, oracle::python};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{Stack, api::Answer, oracle::python};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const BASE: &str = "https://notify.example.com:8443/base";

@@ -4,12 +4,12 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
+use serde_json::{Value, json};
+use testkit::{
     Stack,
     oracle::{Server, interpreter, python, scripts},
     push::{Browser, Services},
 };
-use serde_json::{Value, json};
 
 use super::{PATIENT, first_attempt};
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{HttpSink, Reply, Stack, api::SOON, oracle::python};
 use serde_json::{Value, json};
+use testkit::{HttpSink, Reply, Stack, api::SOON, oracle::python};
 
 const ACCOUNT: &str = "AC0123456789abcdef0123456789abcdef";
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";

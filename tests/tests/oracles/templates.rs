@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use content::template::{TemplateError, TemplateSource, compile};
 use domain::{Channel, contract::submission::Part};
-use harness::oracle::node;
 use serde_json::{Map, Value, json};
+use testkit::oracle::node;
 
 const CASES: u64 = 800;
 

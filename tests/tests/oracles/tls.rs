@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use harness::{
+use serde_json::{Value, json};
+use testkit::{
     Stack, TestServers,
     api::SOON,
     eventually,
     oracle::{Server, interpreter, python, scripts},
     stack::Role,
 };
-use serde_json::{Value, json};
 
 use super::{PATIENT, first_attempt};
 

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use harness::{
+use serde_json::{Value, json};
+use servers::sinks::http::Request;
+use testkit::{
     HttpSink, Stack,
     api::SOON,
     oracle::{node, python},
 };
-use serde_json::{Value, json};
-use xtask::sinks::http::Request;
 
 const HEADERS: [&str; 3] = ["webhook-id", "webhook-timestamp", "webhook-signature"];
 

@@ -28,7 +28,7 @@ const CLOCK: &str = "shared/domain/src/clock.rs";
 const EMPTY_NAMES: [&str; 9] =
     ["util", "utils", "helper", "helpers", "common", "misc", "types", "shared_types", "stuff"];
 /// The code that may sleep on a thread: the development stack polls processes that cannot be awaited.
-const MAY_SLEEP: &str = "xtask/";
+const MAY_SLEEP: [&str; 2] = ["testkit/servers/", "xtask/"];
 
 /// Names that ADR 0019 replaced.
 const OLD_WORDS: [&str; 53] = [
@@ -246,7 +246,10 @@ fn shortcuts(path: &str, code: &str) -> Vec<String> {
     found.extend(dense.contains("#[ignore").then_some("#[ignore]"));
     found.extend(has_path(code, "todo!").then_some("todo!"));
     found.extend(has_path(code, "unimplemented!").then_some("unimplemented!"));
-    found.extend((has_path(code, "thread::sleep") && !path.starts_with(MAY_SLEEP)).then_some("thread::sleep"));
+    found.extend(
+        (has_path(code, "thread::sleep") && !MAY_SLEEP.iter().any(|folder| path.starts_with(folder)))
+            .then_some("thread::sleep"),
+    );
     found.into_iter().map(|what| format!("{path} has {what}")).collect()
 }
 

@@ -11,7 +11,7 @@ use domain::{
     contract::{Order, Provider},
 };
 use runtime::config::Config;
-use xtask::sinks::http::{HttpSink, Reply, Request};
+use servers::sinks::http::{HttpSink, Reply, Request};
 
 use super::{
     email::{sendgrid::Sendgrid, ses::Ses},

@@ -17,14 +17,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-
-use crate::{
-    cargo::{self, Profile},
+use servers::{
     environment,
+    private::ports,
     process::{self, Process},
-    servers::ports,
     stop::Stop,
 };
+
+use crate::cargo::{self, Profile};
 
 /// Connections of the closed loop; the same for every side.
 const CONNECTIONS: &str = "32";
@@ -340,7 +340,7 @@ impl<'a> Settings<'a> {
 fn wait_ready(port: u16, log: &Path) -> Result<()> {
     let start = Instant::now();
     let url = format!("http://127.0.0.1:{port}/health/ready");
-    while !crate::http::get(&url, None).is_ok_and(|answer| answer.status == 200) {
+    while !servers::http::get(&url, None).is_ok_and(|answer| answer.status == 200) {
         if start.elapsed() > READY_LIMIT {
             bail!("not ready after {READY_LIMIT:?}; {}", process::log_tail(log, 20));
         }

@@ -4,12 +4,12 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use servers::{
+    private::ports,
+    process::{self, Process},
+};
 
 use super::{Bench, BenchServers, Ours, Settings, wait_ready};
-use crate::{
-    process::{self, Process},
-    servers::ports,
-};
 
 /// Deliveries of one bulk call.
 const BULK: usize = 1000;

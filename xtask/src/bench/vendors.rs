@@ -12,12 +12,12 @@ use aws_lc_rs::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
-
-use super::{Bench, BenchServers, Ours, Settings, scenarios::figures};
-use crate::{
-    servers::ports,
+use servers::{
+    private::ports,
     sinks::{http::HttpSink, smtp::SmtpSink},
 };
+
+use super::{Bench, BenchServers, Ours, Settings, scenarios::figures};
 
 /// Sent before anything is measured.
 const WARM_UP: u32 = 500;

@@ -11,9 +11,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aws_lc_rs::hmac;
 use serde_json::{Value, json};
+use servers::private::ports;
 
 use super::{Bench, BenchServers, Settings, wait_ready};
-use crate::servers::ports;
 
 const CONNECTIONS: usize = 32;
 /// The vector of WAHA's own documentation uses it too.

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-
-use crate::environment;
-use crate::servers::{Install, ServersConfig};
-use crate::stop::Stop;
+use servers::{
+    environment,
+    private::{Install, ServersConfig},
+    stop::Stop,
+};
 
 /// The other way to name a database. It would contradict the URL that the services are given.
 const DATABASE_PARTS: [&str; 5] = ["DB_HOST", "DB_PORT", "DB_USERNAME", "DB_PASSWORD", "DB_DATABASE"];

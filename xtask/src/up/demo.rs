@@ -4,13 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use servers::{env_file::EnvFile, http, progress::Progress, stop::Stop};
 use tokio::runtime::Handle;
 
 use super::{Sinks, live::Toasts};
-use crate::env_file::EnvFile;
-use crate::http;
-use crate::progress::Progress;
-use crate::stop::Stop;
 
 /// How long a message may take from acceptance to its end; normally it is a fraction of a second.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(30);

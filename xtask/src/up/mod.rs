@@ -18,15 +18,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use servers::{
+    env_file::EnvFile,
+    environment,
+    private::{Install, Ports, Servers, lock, ports},
+    progress::Progress,
+    sinks::{HttpSink, SmtpSink},
+    stop::Stop,
+};
 use tokio::runtime::Runtime;
 
 use crate::cargo::{self, Profile};
-use crate::env_file::EnvFile;
-use crate::environment;
-use crate::progress::Progress;
-use crate::servers::{Install, Ports, Servers, lock, ports};
-use crate::sinks::{HttpSink, SmtpSink};
-use crate::stop::Stop;
+
 use backing::Backing;
 use platform_cli::PlatformCli;
 use services::Services;
@@ -182,7 +185,7 @@ fn remember_basics(memory: &mut EnvFile, backing: &Backing, address: &settings::
         memory.remove(&tenant::NAMES)?;
     }
     let known = environment::get("JWT_SECRET").or_else(|| memory.get("JWT_SECRET").map(str::to_owned));
-    let jwt_secret = known.map_or_else(crate::random::secret, Ok)?;
+    let jwt_secret = known.map_or_else(servers::random::secret, Ok)?;
     memory.set([
         ("POSTHASTE_URL", address.url()),
         ("JWT_SECRET", jwt_secret.clone()),

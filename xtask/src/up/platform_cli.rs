@@ -5,9 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use servers::process::output_of;
 
 use super::settings::Settings;
-use crate::process::output_of;
 
 /// The command with the settings of this run.
 pub(super) struct PlatformCli<'a> {

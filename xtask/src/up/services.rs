@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
+use servers::{
+    http,
+    private::Ports,
+    process::{self, Mark, Process},
+    stop::Stop,
+};
+
+use crate::cargo::{self, Profile};
 
 use super::settings::Settings;
-use crate::cargo::{self, Profile};
-use crate::http;
-use crate::process::{self, Mark, Process};
-use crate::servers::Ports;
-use crate::stop::Stop;
 
 /// How long a service may take until it is ready; it connects and checks the schema.
 const READY_LIMIT: Duration = Duration::from_secs(60);

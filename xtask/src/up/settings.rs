@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use servers::environment;
 
 use super::Sinks;
 use super::backing::Backing;
-use crate::environment;
 
 const PORT_DEFAULT: u16 = 8080;
 

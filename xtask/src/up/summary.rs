@@ -1,9 +1,8 @@
 //! The summary once everything runs: addresses, credentials, examples.
 
-use std::path::Path;
+use servers::{env_file::EnvFile, sinks::HttpSink};
 
-use crate::env_file::EnvFile;
-use crate::sinks::HttpSink;
+use std::path::Path;
 
 /// Addresses, credentials and a first request to copy.
 pub(super) fn text(memory: &EnvFile, local: &Path, receiver: &HttpSink) -> String {

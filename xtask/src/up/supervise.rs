@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use servers::{private::Server, progress::Progress, stop::Stop};
 
 use super::services::Service;
-use crate::progress::Progress;
-use crate::servers::Server;
-use crate::stop::Stop;
 
 /// How often a process is looked at.
 const POLL: Duration = Duration::from_millis(250);

@@ -2,10 +2,9 @@
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use servers::{env_file::EnvFile, http};
 
 use super::platform_cli::PlatformCli;
-use crate::env_file::EnvFile;
-use crate::http;
 
 /// The slug of a tenant that has to be created.
 const DEFAULT_SLUG: &str = "demo";

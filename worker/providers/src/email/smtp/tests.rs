@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use domain::{Channel, OutcomeClass};
 use runtime::config::Config;
-use xtask::sinks::smtp::{Options, Reply, SmtpSink};
+use servers::sinks::smtp::{Options, Reply, SmtpSink};
 
 use super::*;
 use crate::testing::{CountingProxy, config, order};

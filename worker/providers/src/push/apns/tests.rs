@@ -5,7 +5,7 @@ use domain::{
     OutcomeClass::{self, AddressDead, Misconfigured, Rejected, Sent, Throttled, Transient},
 };
 use futures_util::future::join_all;
-use xtask::sinks::http::{HttpSink, Reply, Request};
+use servers::sinks::http::{HttpSink, Reply, Request};
 
 use super::{super::testing, *};
 use crate::testing::{CountingProxy, config, order};

@@ -3,7 +3,7 @@ use domain::{
     OutcomeClass::{AddressDead, Misconfigured, Rejected, Sent, Throttled, Transient, Unknown},
 };
 use futures_util::future::join_all;
-use xtask::sinks::http::{HttpSink, Reply, Request};
+use servers::sinks::http::{HttpSink, Reply, Request};
 
 use super::{
     super::testing::{self, MESSAGES, TOKEN},

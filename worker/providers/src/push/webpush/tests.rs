@@ -6,7 +6,7 @@ use domain::{
     OutcomeClass::{self, AddressDead, Misconfigured, Rejected, Sent, Throttled, Transient, Unknown},
 };
 use serde_json::Value;
-use xtask::sinks::http::{HttpSink, Reply};
+use servers::sinks::http::{HttpSink, Reply};
 
 use super::{super::testing, *};
 use crate::testing::{config, order};

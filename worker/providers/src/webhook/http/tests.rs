@@ -1,6 +1,6 @@
 use domain::{Channel, OutcomeClass};
 use serde_json::{Value, json};
-use xtask::sinks::{
+use servers::sinks::{
     SmtpSink,
     http::{HttpSink, Reply, Request},
 };

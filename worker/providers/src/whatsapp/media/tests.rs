@@ -1,6 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 
-use xtask::sinks::http::{HttpSink, Reply};
+use servers::sinks::http::{HttpSink, Reply};
 
 use super::*;
 
