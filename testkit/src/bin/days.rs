@@ -1,6 +1,6 @@
 //! Measures claims against the number of days kept, and beside a session that reads everything as `pg_dump` does while a scheduler's
 //! partition loops try their work: p50 and p99 of one claim of eight deliveries, and the ratio to few days without a reader.
-//! `cargo run --release -p posthaste-tests --bin days`, with PostgreSQL and RabbitMQ installed.
+//! `cargo run --release -p posthaste-testkit --bin days`, with PostgreSQL and RabbitMQ installed.
 
 use std::time::{Duration, Instant};
 
