@@ -14,7 +14,10 @@ use maintenance::{
     erasure::{Erased, Step},
 };
 use people::{
-    imports::job::{self, Format, ImportError, RowFault, Summary},
+    imports::{
+        job::{self, ImportError, Summary},
+        rows::{Format, RowFault},
+    },
     person_file,
 };
 use records::{Records, audit::person};

@@ -8,37 +8,17 @@ use std::{io::Read, time::Duration};
 use domain::{TenantId, contract::submission::FieldError};
 use records::{Records, contacts::Saved, imports::Progress};
 use runtime::reconnect::Reconnect;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use store::{DbError, DbResult, Store};
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
-use super::rows::{self, Broken, Chunk};
+use super::rows::{self, Broken, Chunk, Format, RowFault};
 
 /// The most faults that are reported; further ones are only counted.
 const FAULTS_MAX: usize = 100;
 /// How long to wait while the database is away.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How the rows are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// A header row, then a row for each person.
-    Csv,
-    /// A JSON object for each person, one a line.
-    Ndjson,
-}
-
-/// A fault of a row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowFault {
-    /// The line it begins at, from 1.
-    pub line: u64,
-    /// The field or column; `row` for the whole.
-    pub field: String,
-    /// How to correct it; never the value itself.
-    pub message: String,
-}
 
 /// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

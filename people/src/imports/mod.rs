@@ -1,7 +1,7 @@
 //! Bulk import of people over HTTP. The body is streamed.
 
 pub mod job;
-mod rows;
+pub mod rows;
 
 use std::{
     io::{self, Read},
@@ -33,7 +33,8 @@ use web::{
     problem::{Code, Problem},
 };
 
-use job::{Format, ImportError, RowFault, Summary};
+use job::{ImportError, Summary};
+use rows::{Format, RowFault};
 
 /// Largest file.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;

@@ -1,5 +1,6 @@
 //! Reads bytes and returns checked rows, in chunks.
 
+use serde::{Deserialize, Serialize};
 use std::{
     cell::Cell,
     io::{self, BufRead, BufReader, Read},
@@ -14,7 +15,25 @@ use domain::contract::{
 };
 use serde_json::{Map, Value};
 
-use super::job::{Format, RowFault};
+/// How the rows are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A header row, then a row for each person.
+    Csv,
+    /// A JSON object for each person, one a line.
+    Ndjson,
+}
+
+/// A fault of a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowFault {
+    /// The line it begins at, from 1.
+    pub line: u64,
+    /// The field or column; `row` for the whole.
+    pub field: String,
+    /// How to correct it; never the value itself.
+    pub message: String,
+}
 
 /// Rows of a chunk.
 const ROWS_MAX: usize = 1000;
