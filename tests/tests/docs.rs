@@ -108,7 +108,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     prose(text).flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
-/// The file and the name of a test, where `code` is one: `file::test` in `tests/tests`, or `path.rs::test`.
+/// The file and the name of a test, where `code` is one: `file::test` of `tests/tests` or a folder in it, or `path.rs::test`.
 fn named_test(code: &str) -> Option<(String, &str)> {
     let (file, name) = code.split_once("::")?;
     let is_word = |text: &str, beside: &str| {
@@ -124,8 +124,11 @@ fn named_test(code: &str) -> Option<(String, &str)> {
 }
 
 fn missing_test(page: &str, file: &str, name: &str) -> Option<String> {
-    let in_folder = || fs::read_to_string(root().join(file).with_extension("").join("main.rs"));
-    let source = fs::read_to_string(root().join(file)).or_else(|_| in_folder()).unwrap_or_default();
+    let path = root().join(file);
+    let folders = fs::read_dir(root().join("tests/tests")).unwrap().map(|entry| entry.unwrap().path());
+    let in_folders = folders.map(|folder| folder.join(path.file_name().unwrap_or_default()));
+    let places = [path.clone(), path.with_extension("").join("main.rs")].into_iter().chain(in_folders);
+    let source: String = places.filter_map(|path| fs::read_to_string(path).ok()).collect();
     (!is_named(name, &tests_of(&source))).then(|| format!("{page} names {file}::{name}"))
 }
 

@@ -188,7 +188,7 @@ async fn connections_are_encrypted_and_verified_as_sslmode_says() -> Result<()> 
 /// The roles of docker/compose.yaml, with names of their own: roles belong to the whole server.
 async fn compose_roles(servers: &TestServers) -> Result<(String, [String; 2])> {
     let id = uuid::Uuid::now_v7().simple().to_string();
-    let text = include_str!("../../docker/postgres/roles.sql")
+    let text = include_str!("../../../docker/postgres/roles.sql")
         .lines()
         .filter(|line| !line.starts_with('\\') && !line.starts_with("CREATE ROLE posthaste_services"))
         .map(|line| line.replace(":'owner_password'", "'pw'").replace(":'app_password'", "'pw'"))

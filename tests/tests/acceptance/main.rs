@@ -1,0 +1,7 @@
+//! How messages are accepted: over HTTP and AMQP, one by one and in bulk.
+
+mod acceptance;
+mod accepting;
+mod intake;
+mod sending;
+mod shortcut;

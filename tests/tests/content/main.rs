@@ -1,0 +1,4 @@
+//! Templates and stored contents.
+
+mod content;
+mod templates;

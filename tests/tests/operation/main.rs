@@ -1,0 +1,6 @@
+//! The work of operators: migrations, storage, dead letters, logins of the database.
+
+mod database_access;
+mod migrations;
+mod operators;
+mod storage;

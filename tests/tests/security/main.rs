@@ -1,0 +1,5 @@
+//! Roles, limits, and the isolation of tenants.
+
+mod access;
+mod doors;
+mod privacy;

@@ -1,0 +1,5 @@
+//! WhatsApp by WAHA: sessions, sending, receiving.
+
+mod waha_client;
+mod whatsapp_inbound;
+mod whatsapp_sending;
