@@ -373,7 +373,7 @@ mod tests {
         metric::start_at_zero(metric::Service::Ingest);
         let text = metrics.render();
         for line in [
-            "# HELP posthaste_late_slots_total Slots of WhatsApp sessions whose call ended late, and which count from then.",
+            "# HELP posthaste_late_slots_total Slots of WhatsApp sessions whose call ended late. Their minute counts from that end.",
             "posthaste_claims_total{result=\"early\"} 0",
             "posthaste_late_slots_total 0",
             "posthaste_provider_events_total{provider=\"ses\",duplicate=\"true\"} 0",

@@ -434,7 +434,7 @@ async fn a_tenant_has_one_import_at_a_time_and_bounded_numbers_of_other_things()
 #[tokio::test]
 async fn the_page_of_the_api_needs_no_other_server() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
-    let base = format!("http://127.0.0.1:{}", stack.port("ingest")?);
+    let base = format!("http://127.0.0.1:{}", stack.port("all")?);
     let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?;
     for (path, kind, is_gzip) in [
         ("/docs/", "text/html", false),
