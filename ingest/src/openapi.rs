@@ -26,8 +26,8 @@ use utoipa::{
     },
 };
 use web::{
-    openapi::{FieldErrorBody, ProblemBody},
-    problem::{CONTENT_TYPE, Code},
+    openapi::FieldErrorBody,
+    problem::{CONTENT_TYPE, Code, ProblemBody},
 };
 
 use crate::{

@@ -127,7 +127,7 @@ pub struct TenantCreated {
 #[utoipa::path(post, path = "/api/admin/tenants", tag = "managing",
     request_body(content = TenantBody, example = json!({"slug": "acme"})),
     responses((status = 201, description = "Created", body = TenantCreated),
-        (status = 409, description = "`state_conflict`: There is a tenant of that name", body = web::openapi::ProblemBody,
+        (status = 409, description = "`state_conflict`: There is a tenant of that name", body = web::problem::ProblemBody,
             content_type = "application/problem+json")))]
 pub async fn create(operator: Operator, web: Data<Web>, body: JsonBody) -> Result<HttpResponse, Problem> {
     let asked: TenantBody = body.parse().await?;

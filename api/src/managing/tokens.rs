@@ -179,7 +179,7 @@ pub struct RefreshBody {
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "tokens", security(()),
     request_body(content = RefreshBody, example = json!({"refresh_token": "phr_…"})),
     responses((status = 200, description = "The next tokens", body = Tokens),
-        (status = 401, description = "`unauthenticated`: A valid credential is needed", body = web::openapi::ProblemBody,
+        (status = 401, description = "`unauthenticated`: A valid credential is needed", body = web::problem::ProblemBody,
             content_type = "application/problem+json")))]
 pub async fn renew(web: Data<Web>, issuer: Data<Issuer>, body: JsonBody<ANONYMOUS>) -> Result<HttpResponse, Problem> {
     web.migrations.require_current()?;

@@ -130,6 +130,31 @@ impl SessionBody {
 
     /// The settings after the change, or every fault.
     fn apply(self, sessions: &Sessions, before: Option<&Settings>, named_by: NamedBy) -> Result<Settings, Problem> {
+        let faults = self.faults(sessions, before.is_none(), named_by);
+        if !faults.is_empty() {
+            return Err(Problem::validation(faults));
+        }
+        before.map_or(Ok(()), |before| self.require_secrets(before))?;
+        let pace = before.map(|before| before.pace.clone()).unwrap_or_default();
+        let kept = |of: fn(&Settings) -> &String| before.map(of).cloned().unwrap_or_default();
+        Ok(Settings {
+            name: self.name.unwrap_or_else(|| kept(|before| &before.name)),
+            base_url: self.base_url.unwrap_or_else(|| kept(|before| &before.base_url)),
+            api_key: self.api_key.map(Into::into).or_else(|| before?.api_key.clone()),
+            webhook_secret: self.webhook_secret.map(Into::into).or_else(|| before?.webhook_secret.clone()),
+            signature: self.signature.or(before.map(|before| before.signature)).unwrap_or_default(),
+            allow_ips: self.allow_ips.or_else(|| Some(before?.allow_ips.clone())).unwrap_or_default(),
+            on_limit: self.on_limit.or(before.map(|before| before.on_limit)).unwrap_or_default(),
+            pace: Pace {
+                rate: self.rate_per_minute.unwrap_or(pace.rate),
+                daily_cap: self.daily_cap.unwrap_or(pace.daily_cap),
+                gap_ms: self.gap_ms.unwrap_or(pace.gap_ms),
+                jitter_ms: self.jitter_ms.unwrap_or(pace.jitter_ms),
+            },
+        })
+    }
+
+    fn faults(&self, sessions: &Sessions, is_new: bool, named_by: NamedBy) -> Vec<FieldError> {
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
         for (field, is_given) in [
@@ -138,7 +163,7 @@ impl SessionBody {
             ("api_key", self.api_key.is_some()),
             ("webhook_secret", self.webhook_secret.is_some()),
         ] {
-            if before.is_none() && !is_given {
+            if is_new && !is_given {
                 fault(field, "is required");
             }
         }
@@ -179,27 +204,7 @@ impl SessionBody {
         if nets.len() > ALLOW_IPS_MAX || nets.iter().any(|net| parse_net(net).is_none()) {
             fault("allow_ips", "must be at most 100 networks or addresses such as 10.0.0.0/8");
         }
-        if !faults.is_empty() {
-            return Err(Problem::validation(faults));
-        }
-        before.map_or(Ok(()), |before| self.require_secrets(before))?;
-        let pace = before.map(|before| before.pace.clone()).unwrap_or_default();
-        let kept = |of: fn(&Settings) -> &String| before.map(of).cloned().unwrap_or_default();
-        Ok(Settings {
-            name: self.name.unwrap_or_else(|| kept(|before| &before.name)),
-            base_url: self.base_url.unwrap_or_else(|| kept(|before| &before.base_url)),
-            api_key: self.api_key.map(Into::into).or_else(|| before?.api_key.clone()),
-            webhook_secret: self.webhook_secret.map(Into::into).or_else(|| before?.webhook_secret.clone()),
-            signature: self.signature.or(before.map(|before| before.signature)).unwrap_or_default(),
-            allow_ips: self.allow_ips.or_else(|| Some(before?.allow_ips.clone())).unwrap_or_default(),
-            on_limit: self.on_limit.or(before.map(|before| before.on_limit)).unwrap_or_default(),
-            pace: Pace {
-                rate: self.rate_per_minute.unwrap_or(pace.rate),
-                daily_cap: self.daily_cap.unwrap_or(pace.daily_cap),
-                gap_ms: self.gap_ms.unwrap_or(pace.gap_ms),
-                jitter_ms: self.jitter_ms.unwrap_or(pace.jitter_ms),
-            },
-        })
+        faults
     }
 }
 

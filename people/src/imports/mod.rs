@@ -62,22 +62,7 @@ pub struct ImportAnswer {
     /// Rows refused.
     pub failed: i64,
     /// The first hundred faults; never a value of the file.
-    #[schema(value_type = Vec<RowFaultView>)]
     pub errors: Vec<RowFault>,
-}
-
-/// A fault of a row.
-#[derive(ToSchema)]
-#[schema(as = RowFault)]
-#[expect(dead_code, reason = "describes `RowFault`, which knows nothing of OpenAPI")]
-pub struct RowFaultView {
-    /// The line it begins at, from 1.
-    line: u64,
-    /// The field or column; `row` for the whole.
-    #[schema(example = "email")]
-    field: String,
-    /// How to correct it.
-    message: String,
 }
 
 /// An import as it stands.

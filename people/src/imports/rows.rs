@@ -1,6 +1,7 @@
 //! Reads bytes and returns checked rows, in chunks.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use std::{
     cell::Cell,
     io::{self, BufRead, BufReader, Read},
@@ -25,13 +26,14 @@ pub enum Format {
 }
 
 /// A fault of a row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RowFault {
     /// The line it begins at, from 1.
     pub line: u64,
     /// The field or column; `row` for the whole.
+    #[schema(example = "email")]
     pub field: String,
-    /// How to correct it; never the value itself.
+    /// How to correct it.
     pub message: String,
 }
 

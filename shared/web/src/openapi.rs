@@ -2,28 +2,6 @@
 
 use utoipa::ToSchema;
 
-/// A problem (RFC 9457).
-#[derive(ToSchema)]
-#[schema(as = Problem)]
-pub struct ProblemBody {
-    /// The URL of the explanation.
-    #[schema(example = "/docs/problems#validation_failed")]
-    pub r#type: String,
-    /// The meaning of the kind.
-    pub title: String,
-    /// The HTTP status.
-    #[schema(example = 400)]
-    pub status: u16,
-    /// How to correct it.
-    pub detail: String,
-    /// The kind; see the closed list at `/docs/problems`.
-    #[schema(example = "validation_failed")]
-    pub code: String,
-    /// Each field that is not valid.
-    #[schema(required = false)]
-    pub errors: Vec<FieldErrorBody>,
-}
-
 /// A field that is not valid.
 #[derive(ToSchema)]
 #[schema(as = FieldError)]

@@ -16,6 +16,9 @@ use domain::contract::submission::FieldError;
 use runtime::metric;
 use serde::Serialize;
 use store::DbError;
+use utoipa::ToSchema;
+
+use crate::openapi::FieldErrorBody;
 
 /// Media type of every problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
@@ -122,15 +125,27 @@ pub struct Problem {
     retry_after: Option<u64>,
 }
 
-/// The body of a problem.
-#[derive(Serialize)]
-struct Body<'a> {
+/// A problem (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody<'a> {
+    /// Where the kind is explained.
+    #[schema(value_type = String, example = "/docs/problems#validation_failed")]
     r#type: &'static str,
+    /// What the kind means.
+    #[schema(value_type = String)]
     title: &'static str,
+    /// The HTTP status.
+    #[schema(example = 400)]
     status: u16,
+    /// What to do about it.
     detail: &'a str,
+    /// The kind; see the closed list at `/docs/problems`.
+    #[schema(value_type = String, example = "validation_failed")]
     code: &'static str,
+    /// Each field that is not valid.
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
+    #[schema(value_type = Vec<FieldErrorBody>, required = false)]
     errors: &'a [FieldError],
 }
 
@@ -253,9 +268,16 @@ impl Problem {
         serde_json::to_value(self.body()).unwrap_or_default()
     }
 
-    fn body(&self) -> Body<'_> {
+    fn body(&self) -> ProblemBody<'_> {
         let Self { code, detail, errors, .. } = self;
-        Body { r#type: code.uri(), title: code.title(), status: code.status(), detail, code: code.as_str(), errors }
+        ProblemBody {
+            r#type: code.uri(),
+            title: code.title(),
+            status: code.status(),
+            detail,
+            code: code.as_str(),
+            errors,
+        }
     }
 }
 
