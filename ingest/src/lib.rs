@@ -2,8 +2,8 @@
 //! promise: when ingest answers 202, or acknowledges, the message is committed to disk.
 //!
 //! A request passes [`web::gate`] → [`routes`] → [`web::auth`] → [`web::body`] → a handler, of `submitting` or of [`api`] →
-//! [`submission::envelope`] → [`submission::accept`]. An AMQP message passes `intake` → `envelope` → `accept`. Queries go
-//! through [`web::QueryRunner`]. `state` composes what the handlers share.
+//! [`submission::http`] → [`submission::pipeline`] → [`submission::accept`]. An AMQP message passes `intake` → `pipeline` →
+//! `accept`. Queries go through [`web::QueryRunner`]. `state` composes what the handlers share.
 
 mod counters;
 mod docs;

@@ -33,7 +33,7 @@ use web::{
 use crate::{
     docs, health,
     inbound::{provider_events, tracking, waha},
-    submitting::{bulk, dry_run, events, notifications, templated, typed, whatsapp},
+    submitting::{bulk, dry_run, events, notifications, notify, templated, whatsapp},
 };
 
 const ABOUT: &str = "Durable notifications over e-mail, SMS, push, webhook, in-app inbox and WhatsApp. \
@@ -57,7 +57,7 @@ const ADMIN_NOTIFICATIONS_ALIAS: &str = "/__mozaiks/admin/notifications/";
 #[openapi(
     info(title = "Posthaste", description = ABOUT, license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     paths(
-        notifications::send, notifications::test, bulk::send, bulk::show, templated::send, typed::notify,
+        notifications::send, notifications::test, bulk::send, bulk::show, templated::send, notify::send,
         events::receive, dry_run::run,
         rules::list, rules::create, rules::show, rules::update, rules::remove,
         messages::list, messages::show, messages::timeline, messages::cancel,

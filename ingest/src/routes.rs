@@ -22,7 +22,7 @@ use web::{
 use crate::{
     docs, health,
     inbound::{provider_events, tracking, waha},
-    submitting::{bulk, dry_run, events, notifications, templated, typed, whatsapp},
+    submitting::{bulk, dry_run, events, notifications, notify, templated, whatsapp},
 };
 
 /// Generates the routes and, from the same lines, the table for tests and `Allow` headers.
@@ -71,7 +71,7 @@ routes! {
     "/api/messages/{id}"                             { GET messages::show }
     "/api/messages/{id}/timeline"                    { GET messages::timeline }
     "/api/messages/{id}/cancel"                      { POST messages::cancel }
-    "/api/notifications"                             { GET inbox::list, POST typed::notify, PUT preferences::update_all, DELETE preferences::erase }
+    "/api/notifications"                             { GET inbox::list, POST notify::send, PUT preferences::update_all, DELETE preferences::erase }
     "/api/notifications/register-device"             { POST devices::register }
     "/api/notifications/unread-count"                { GET inbox::unread }
     "/api/notifications/mark-as-read"                { POST inbox::mark }

@@ -1,13 +1,12 @@
 //! Broadcasts: one notification for every person of a target, with pause, resume and cancel.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use chrono::{DateTime, Utc};
-use content::broadcast::Definition;
+use content::{broadcast::Definition, catalogue::Catalogue};
 use deliveries::{
     Deliveries,
-    accept::Accepted,
     broadcasts::{Steering, StoredBroadcast},
 };
 use domain::{
@@ -19,12 +18,12 @@ use domain::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use submission::{
-    HTTP, Submissions,
-    carrier::{self, Wanted},
-    envelope::to_json,
-    http::{hashes, repeat, respond},
+    Submissions,
+    envelope::{Built, Origin, to_json},
+    http::{is_repeated, origin, submit},
     idempotency::{self, Kind},
     openapi::{ChannelWord, PriorityWord},
+    session::{self, ChosenSession, SessionDemand},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -260,52 +259,46 @@ pub async fn create(
     let bytes = body.read().await?;
     let mut asked: BroadcastBody = parse_json(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), asked.idempotency_key.take())?;
-    let tenant = admin.0.tenant;
-    let catalogue = submissions.web.catalogue(tenant).await?;
+    let origin = origin(&admin.0, trace, key, Kind::Broadcast, &bytes);
+    let catalogue = submissions.web.catalogue(origin.tenant).await?;
     let of_type = asked.notification_type.as_ref().and_then(|name| catalogue.types.get(name));
-    let Checked { mut definition, scheduled_at } =
-        asked.check(&submissions, of_type.map(|of_type| of_type.channels.clone()))?;
-    let hashes = hashes(key, Kind::Broadcast, &bytes);
+    let checked = asked.check(&submissions, of_type.map(|of_type| of_type.channels.clone()))?;
+    let id = Uuid::now_v7();
+    let response = submit(&submissions, origin.key, build(&submissions, catalogue, checked, id, origin)).await?;
+    Ok(if is_repeated(&response) { audit::unchanged(response) } else { audit::made(response, id) })
+}
+
+async fn build(
+    submissions: &Submissions,
+    catalogue: Arc<Catalogue>,
+    checked: Checked,
+    id: Uuid,
+    origin: Origin,
+) -> Result<Built, Problem> {
+    let Checked { mut definition, scheduled_at } = checked;
     if definition.channels.contains(&Channel::Whatsapp) {
-        definition.session = match session(&submissions, tenant).await {
-            Ok(session) => session,
-            Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
-        };
+        definition.session = session(submissions, origin.tenant).await?;
     }
-    let template = |error: content::template::TemplateError| {
+    let unusable = |error: content::template::TemplateError| {
         let message = format!("has a template that cannot be used: {error}");
         Problem::validation(vec![FieldError::new("notification_type", message)])
     };
     let completing = move || definition.complete(&catalogue).map(|()| definition);
-    let mut definition = submissions.renderers.run(tenant, completing).await?.map_err(template)?;
-    (definition.request_id, definition.traceparent) =
-        (Some(trace.0.request_id.clone()), Some(trace.0.traceparent.clone()));
+    let mut definition = submissions.renderers.run(origin.tenant, completing).await?.map_err(unusable)?;
+    definition.request_id = Some(origin.trace.request_id.clone());
+    definition.traceparent = Some(origin.trace.traceparent.clone());
     let status = if scheduled_at.is_some() { BroadcastStatus::Scheduled } else { BroadcastStatus::Running };
-    let id = Uuid::now_v7();
     let answer = to_json(&BroadcastAccepted { id, status });
     let broadcast = NewBroadcast { id, definition: to_json(&definition), scheduled_at };
-    let acceptance = Acceptance {
-        tenant,
-        source: HTTP,
-        request_id: Some(trace.0.request_id),
-        traceparent: Some(trace.0.traceparent),
-        key: hashes.map(|hashes| hashes.with(&answer)),
-        bulk: None,
-        messages: Vec::new(),
-        beside: vec![SideRecord::Broadcast(broadcast)],
-        room_in: None,
-    };
-    let verdict = submissions.acceptor.accept(acceptance).await;
-    let is_new = matches!(verdict, Ok(Accepted::New));
-    let response = respond(verdict, answer)?;
-    Ok(if is_new { audit::made(response, id) } else { audit::unchanged(response) })
+    let beside = vec![SideRecord::Broadcast(broadcast)];
+    Ok((Acceptance { beside, ..origin.acceptance(&answer) }, answer))
 }
 
-/// The session for WhatsApp messages that name none.
+/// The session that sends WhatsApp messages which name none.
 async fn session(submissions: &Submissions, tenant: TenantId) -> Result<Option<Uuid>, Problem> {
-    // The session may be offline now: messages wait until it works.
-    let wanted = Wanted { messages: 1, is_scheduled: false, must_wait: true };
-    let chosen = carrier::choose(submissions, tenant, Channel::Whatsapp, &SessionAsk::default(), wanted).await;
+    // It may not work at the moment: its waiting messages go out once it does.
+    let demand = SessionDemand { messages: 1, is_scheduled: false, must_wait: true };
+    let chosen = session::choose(submissions, tenant, Channel::Whatsapp, &SessionAsk::default(), demand).await;
     let refused = |problem: Problem| match problem.code() {
         web::problem::Code::ValidationFailed => Problem::validation(vec![FieldError::new(
             "channels",
@@ -313,7 +306,7 @@ async fn session(submissions: &Submissions, tenant: TenantId) -> Result<Option<U
         )]),
         _ => problem,
     };
-    Ok(chosen.map_err(refused)?.map(|carrier| carrier.line()))
+    Ok(chosen.map_err(refused)?.as_ref().map(ChosenSession::line))
 }
 
 /// A broadcast and its progress.

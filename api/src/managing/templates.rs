@@ -18,9 +18,8 @@ use serde_json::{Map, Value};
 use submission::{
     Submissions,
     envelope::{SendAnswer, to_json},
-    http::{accept, hashes, origin},
+    http::{origin, submit_message},
     idempotency::{self, Kind},
-    templates::render,
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -369,7 +368,8 @@ pub async fn preview(
     let variables = Value::Object(asked.template_vars);
     let mut said = Map::new();
     for (key, channel) in places(&template.source, channel) {
-        let part = render((&submissions, reader.0.tenant), Arc::clone(&template), channel, variables.clone()).await?;
+        let (tenant, variables) = (reader.0.tenant, variables.clone());
+        let part = submissions.renderers.render(tenant, Arc::clone(&template), channel, variables).await?;
         write_part(&key, &part, &mut said);
     }
     if said.is_empty() {
@@ -476,8 +476,10 @@ pub async fn test(
     let channel = channel_of(asked.channel.as_deref())?.unwrap_or(Channel::InApp);
     let tenant = admin.0.tenant;
     let template = ready(&submissions, tenant, id.0, None).await?;
-    let part =
-        render((&submissions, tenant), Arc::clone(&template), channel, Value::Object(asked.template_vars)).await?;
+    let part = submissions
+        .renderers
+        .render(tenant, Arc::clone(&template), channel, Value::Object(asked.template_vars))
+        .await?;
     let own = || (channel == Channel::InApp).then(|| admin.0.subject.clone());
     let submission = Submission {
         channel: Some(channel.to_string()),
@@ -493,7 +495,7 @@ pub async fn test(
     let TemplateSource { name, version, .. } = &template.source;
     draft.content.template = Some(TemplateRef { name: name.clone(), version: *version });
     let meant = to_json(&(id.0, String::from_utf8_lossy(&bytes)));
-    accept(&submissions, tenant, draft, origin(&admin.0, trace), hashes(key, Kind::TemplateTest, &meant)).await
+    submit_message(&submissions, draft, origin(&admin.0, trace, key, Kind::TemplateTest, &meant)).await
 }
 
 #[cfg(test)]

@@ -14,12 +14,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use submission::{
     Submissions,
-    addresses::{self, is_looked_up},
-    carrier::{self, Carrier, Wanted},
-    envelope::{Hashes, Origin, status, to_json},
-    http::{hashes, origin, repeat, respond},
+    envelope::{Built, Origin, status, to_json},
+    http::{origin, submit},
     idempotency::{self, Kind},
     openapi::BulkBody,
+    pipeline::{self, is_looked_up},
+    session::{self, ChosenSession, SessionDemand},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -102,29 +102,27 @@ pub async fn send(
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
     let rules = submissions.web.rules();
     let mut head = check(&people, submission, &rules)?;
-    let hashes = hashes(key, Kind::Bulk, &bytes);
-    let tenant = producer.0.tenant;
-    submissions.web.complete(tenant, &mut head.content).await?;
-    let carrier = match carrier::choose(&submissions, tenant, head.channel, &head.session, wanted(&people, &head)).await
-    {
-        Ok(carrier) => carrier,
-        Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
-    };
-    let known = match &people {
-        People::Users(ids) if is_looked_up(head.channel) => {
-            addresses::people(&submissions, tenant, ids.clone()).await?
-        }
-        People::Users(_) | People::Recipients(_) => HashMap::new(),
-    };
-    let batch = Batch { people, head, known, line: carrier.as_ref().map(Carrier::line) };
-    let (mut acceptance, answer) = build_bulk(batch, &rules, origin(&producer.0, trace), hashes);
-    acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
-    respond(submissions.acceptor.accept_bulk(acceptance).await, answer)
+    let origin = origin(&producer.0, trace, key, Kind::Bulk, &bytes);
+    submit(&submissions, origin.key, async {
+        let tenant = origin.tenant;
+        submissions.web.complete(tenant, &mut head.content).await?;
+        let demand = demand(&people, &head);
+        let session = session::choose(&submissions, tenant, head.channel, &head.session, demand).await?;
+        let known = match &people {
+            People::Users(ids) if is_looked_up(head.channel) => {
+                pipeline::people(&submissions, tenant, ids.clone()).await?
+            }
+            People::Users(_) | People::Recipients(_) => HashMap::new(),
+        };
+        let batch = Batch { people, head, known, session };
+        Ok(build_bulk(batch, &rules, origin, |answer| to_json(&answer)))
+    })
+    .await
 }
 
 /// How many slots of the WhatsApp session the bulk needs.
-pub fn wanted(people: &People, head: &Shared) -> Wanted {
-    Wanted { messages: people.list().len(), is_scheduled: head.scheduled_at.is_some(), must_wait: false }
+pub fn demand(people: &People, head: &Shared) -> SessionDemand {
+    SessionDemand { messages: people.list().len(), is_scheduled: head.scheduled_at.is_some(), must_wait: false }
 }
 
 /// The recipients, as submitted.
@@ -203,39 +201,24 @@ pub struct Batch {
     /// The known people among the recipients, if their addresses are looked up.
     pub known: HashMap<String, Person>,
     /// The WhatsApp session that sends it.
-    pub line: Option<Uuid>,
+    pub session: Option<ChosenSession>,
 }
 
-/// Builds what to store for the bulk, and the answer to give once it is stored.
-fn build_bulk(batch: Batch, rules: &Rules, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
-    build_bulk_with(batch, rules, origin, hashes, |answer| to_json(&answer))
-}
-
-/// As [`build_bulk`], with a custom form of the answer.
-pub fn build_bulk_with(
+/// Builds what to store for the bulk. `answer` gives the answer its form.
+pub fn build_bulk(
     mut batch: Batch,
     rules: &Rules,
     origin: Origin,
-    hashes: Option<Hashes>,
-    say: impl FnOnce(BulkAnswer) -> Vec<u8>,
-) -> (Acceptance, Vec<u8>) {
+    answer: impl FnOnce(BulkAnswer) -> Vec<u8>,
+) -> Built {
     let bulk = BulkId::generate();
     let (messages, results) = batch.messages(rules);
     let (sent, failed) = (messages.len(), results.len() - messages.len());
-    let answer = say(BulkAnswer { bulk_id: bulk.0, sent, failed, results });
+    let answer = answer(BulkAnswer { bulk_id: bulk.0, sent, failed, results });
     let refused = i32::try_from(failed).unwrap_or(i32::MAX);
-    let acceptance = Acceptance {
-        tenant: origin.tenant,
-        source: origin.source,
-        request_id: Some(origin.trace.request_id),
-        traceparent: Some(origin.trace.traceparent),
-        key: hashes.map(|hashes| hashes.with(&answer)),
-        bulk: Some(NewBulk { id: bulk, content: to_json(&batch.head.content), refused }),
-        messages,
-        beside: Vec::new(),
-        room_in: None,
-    };
-    (acceptance, answer)
+    let bulk = NewBulk { id: bulk, content: to_json(&batch.head.content), refused };
+    let room_in = batch.session.as_ref().and_then(ChosenSession::room_in);
+    (Acceptance { bulk: Some(bulk), messages, room_in, ..origin.acceptance(&answer) }, answer)
 }
 
 impl Batch {
@@ -281,12 +264,13 @@ impl Batch {
     }
 
     fn message(&self, lane: Lane, recipients: Vec<Address>, user_id: Option<String>) -> NewMessage {
-        let Self { head, line, .. } = self;
+        let Self { head, session, .. } = self;
+        let line = session.as_ref().map(ChosenSession::line);
         let delivery = |recipient: Address| NewDelivery {
             id: DeliveryId::generate(),
             route: Route { channel: head.channel, lane },
             recipient,
-            line: *line,
+            line,
             rank: head.priority.rank(),
             kind: head.content.kind_of_message(),
         };
@@ -389,15 +373,20 @@ mod tests {
     fn accept(body: &str) -> Result<(Acceptance, serde_json::Value), Problem> {
         let (people, submission) = split(body.as_bytes()).map_err(Problem::malformed)?;
         let head = check(&people, submission, &rules())?;
-        let origin =
-            Origin { tenant: TenantId(1), source: submission::HTTP, trace: TraceContext::take_or_make(None, None) };
+        let origin = Origin {
+            tenant: TenantId(1),
+            source: submission::HTTP,
+            trace: TraceContext::take_or_make(None, None),
+            key: None,
+        };
         let devices =
             ["a", "b"].map(|token| Device { token: Address::new(token), platform: Some(Platform::Ios) }).to_vec();
         let email = Some("ada@example.com".to_owned());
         let known =
             [("user1", Person { email, devices, ..Person::unknown("user1") }), ("user2", Person::unknown("user2"))];
         let known = known.into_iter().map(|(id, person)| (id.to_owned(), person)).collect();
-        let (acceptance, answer) = build_bulk(Batch { people, head, known, line: None }, &rules(), origin, None);
+        let (acceptance, answer) =
+            build_bulk(Batch { people, head, known, session: None }, &rules(), origin, |answer| to_json(&answer));
         Ok((acceptance, serde_json::from_slice(&answer).unwrap()))
     }
 

@@ -150,9 +150,9 @@ pub async fn run(
         Ok((person.unwrap_or_else(|| Person::unknown(user)), preferences, store.rules().switched_off(tenant).await?))
     };
     let (person, preferences, switched_off) = submissions.web.queries.run(query).await?;
-    let wishes = RecipientPolicy { preferences, zone: person.time_zone, quiet: person.quiet_hours };
+    let policy = RecipientPolicy { preferences, zone: person.time_zone, quiet: person.quiet_hours };
     let dry_run =
-        EventDryRun { submissions: &submissions, catalogue, tenant, event, person, wishes, now: clock::now() };
+        EventDryRun { submissions: &submissions, catalogue, tenant, event, person, policy, now: clock::now() };
     let mut rules = dry_run.rules().await?;
     rules.extend(switched_off.into_iter().map(|(id, name)| RuleVerdict::unmatched(id, &name, "inactive")));
     rules.sort_by_key(|verdict| verdict.rule_id);
@@ -166,7 +166,7 @@ struct EventDryRun<'a> {
     tenant: TenantId,
     event: Event,
     person: Person,
-    wishes: RecipientPolicy,
+    policy: RecipientPolicy,
     now: DateTime<Utc>,
 }
 
@@ -252,12 +252,12 @@ impl EventDryRun<'_> {
         let default_enabled = of_type.is_none_or(|of_type| of_type.default_enabled);
         let window = of_type.and_then(|of_type| of_type.send_window.as_ref());
         let topic = Topic { kind: Some(kind), category, class, channel, default_enabled };
-        let quiet = self.wishes.wait(class, channel, None, self.now);
-        let wait = self.wishes.wait(class, channel, window, at);
+        let quiet = self.policy.wait(class, channel, None, self.now);
+        let wait = self.policy.wait(class, channel, window, at);
         ChannelVerdict {
             channel,
             addresses: self.person.addresses(channel).len(),
-            allowed: self.wishes.preferences.allow(topic),
+            allowed: self.policy.preferences.allow(topic),
             quiet_until: quiet.and_then(|wait| wait.until),
             waits_for: wait.map(|wait| wait.reason),
             waits_until: wait.and_then(|wait| wait.until),

@@ -30,8 +30,8 @@ use serde_json::{Map, Value};
 use store::Store;
 use submission::{
     Submissions,
-    envelope::{DeliveryAnswer, Hashes, Origin, status, to_json},
-    http::{hashes, origin, respond},
+    envelope::{Built, DeliveryAnswer, Origin, status, to_json},
+    http::{origin, repeat, respond},
     idempotency::{self, Kind},
 };
 use utoipa::ToSchema;
@@ -45,8 +45,6 @@ use web::{
 
 /// Largest `data`, in bytes of JSON: the same limit as for AMQP bodies.
 const DATA_BYTES_MAX: usize = 256 * 1024;
-/// An event with more deliveries gets its own commit, so that it does not delay other requests.
-const SHARED_COMMIT_MAX: usize = 200;
 /// Most rules that one event may trigger: all of them are rendered within one deadline.
 pub const MATCHED_MAX: usize = 50;
 /// The key of a digest window is stored as this many bytes of its hash.
@@ -198,28 +196,20 @@ pub async fn receive(
     let mut body: EventBody = parse_json(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), body.idempotency_key.take())?;
     let event = body.check()?;
-    let hashes = hashes(key, Kind::Event, &bytes);
-    let tenant = producer.0.tenant;
+    let origin = origin(&producer.0, trace, key, Kind::Event, &bytes);
+    let tenant = origin.tenant;
     let matched_rules = match_rules(&submissions, tenant, &event).await?;
     // A repeated request must not charge a throttle again, nor open a window.
-    if let Some(hashes) = hashes.filter(|_| matched_rules.takes_beforehand())
-        && let Some(first) = submissions
-            .web
-            .queries
-            .run(async move |store| store.acceptance().answered(tenant, &hashes.key, &hashes.request).await)
-            .await?
+    if matched_rules.takes_beforehand()
+        && let Some(response) = repeat(&submissions, origin.key).await?
     {
-        return respond(Ok(Accepted::Replayed(first)), Vec::new());
+        return Ok(response);
     }
     let plan = matched_rules.plan(&submissions, tenant, &event).await?;
     let (granted, matched, errors) = (plan.granted.clone(), plan.matched.len(), plan.errors.len());
     let user = event.user_id.clone();
-    let (acceptance, answer) = plan.into_acceptance(event, origin(&producer.0, trace), hashes);
-    let deliveries: usize = acceptance.messages.iter().map(|message| message.deliveries.len()).sum();
-    let result = match deliveries {
-        0..=SHARED_COMMIT_MAX => submissions.acceptor.accept(acceptance).await,
-        _ => submissions.acceptor.accept_bulk(acceptance).await,
-    };
+    let (acceptance, answer) = plan.into_acceptance(event, origin);
+    let result = submissions.acceptor.accept(acceptance).await;
     let is_unstored = match &result {
         Ok(Accepted::New) => {
             count(matched, errors);
@@ -435,7 +425,7 @@ fn key(event: &Event, person: &Person, path: &str) -> String {
 
 impl Plan {
     /// Builds what to store for the event, and the answer to give once it is stored.
-    fn into_acceptance(self, event: Event, origin: Origin, hashes: Option<Hashes>) -> (Acceptance, Vec<u8>) {
+    fn into_acceptance(self, event: Event, origin: Origin) -> Built {
         let Self { person, matched, to_send, gathered, errors, .. } = self;
         let (mut messages, mut views) = (Vec::new(), Vec::new());
         for (rule, notice) in to_send {
@@ -458,18 +448,7 @@ impl Plan {
             matched,
         };
         let beside = std::iter::once(SideRecord::Event(logged)).chain(gathered.into_iter().map(SideRecord::DigestItem));
-        let acceptance = Acceptance {
-            tenant: origin.tenant,
-            source: origin.source,
-            request_id: Some(origin.trace.request_id),
-            traceparent: Some(origin.trace.traceparent),
-            key: hashes.map(|hashes| hashes.with(&answer)),
-            bulk: None,
-            messages,
-            beside: beside.collect(),
-            room_in: None,
-        };
-        (acceptance, answer)
+        (Acceptance { messages, beside: beside.collect(), ..origin.acceptance(&answer) }, answer)
     }
 }
 

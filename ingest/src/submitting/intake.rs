@@ -24,11 +24,10 @@ use runtime::{metric, reconnect::Reconnect, telemetry::TraceContext};
 use submission::{
     AMQP, Submissions,
     accept::{AcceptError, AcceptResult},
-    addresses,
-    carrier::{self, Carrier, Wanted},
-    envelope::{Hashes, Origin, build_acceptance},
+    envelope::{Origin, RequestKey},
     http::key_taken,
     idempotency::{self, Kind},
+    pipeline::{Prepared, build_message, prepare},
 };
 use tokio::{
     sync::OnceCell,
@@ -171,6 +170,8 @@ impl Held {
 /// The result of checking a message.
 enum Decision {
     Accept(Box<Acceptance>, Vec<u8>),
+    /// Its key was accepted before, with this answer.
+    Repeat(Vec<u8>),
     Refuse(Refusal),
     Later(HoldReason),
 }
@@ -349,7 +350,8 @@ impl Intake {
         };
         held.may_be_answered = admitted.may_be_answered;
         match timeout_at(until, self.check(delivery, &admitted)).await {
-            Ok(Ok((acceptance, answer))) => Decision::Accept(Box::new(acceptance), answer),
+            Ok(Ok(Prepared::Commit(acceptance, answer))) => Decision::Accept(acceptance, answer),
+            Ok(Ok(Prepared::Repeat(first))) => Decision::Repeat(first),
             Ok(Err(Unaccepted::Refused(refusal))) => Decision::Refuse(refusal),
             Ok(Err(Unaccepted::Later(reason))) => Decision::Later(reason),
             // A slow database does not count against the message.
@@ -374,21 +376,19 @@ impl Intake {
         Ok(admitted(publishers.may_be_answered(tenant, claim.user, queue)))
     }
 
-    async fn check(&self, delivery: &Delivery, admitted: &Admitted<'_>) -> Result<(Acceptance, Vec<u8>), Unaccepted> {
-        let tenant = admitted.tenant;
+    async fn check(&self, delivery: &Delivery, admitted: &Admitted<'_>) -> Result<Prepared, Unaccepted> {
         let key = Key::parse(admitted.key).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
         check_frame(delivery)?;
-        let (mut draft, origin, hashes) = self.read(delivery, &key, tenant)?;
-        self.submissions.web.complete(tenant, &mut draft.content).await?;
-        // A publisher cannot be asked to come back later, so the message waits for its session.
-        let wanted = Wanted { must_wait: true, ..Wanted::one(&draft) };
-        let session = carrier::choose(&self.submissions, tenant, draft.channel, &draft.session, wanted).await;
-        let session = session.map_err(|problem| match problem.status_code().is_client_error() {
+        let (mut draft, origin) = self.read(delivery, &key, admitted.tenant)?;
+        let prepared = prepare(&self.submissions, origin.key, async {
+            self.submissions.web.complete(origin.tenant, &mut draft.content).await?;
+            // A publisher cannot be asked to come back later, so the message waits for its session.
+            build_message(&self.submissions, draft, origin, true).await
+        });
+        prepared.await.map_err(|problem| match problem.status_code().is_client_error() {
             true => Unaccepted::from(Refusal::schema(problem.to_string(), problem)),
             false => Unaccepted::from(problem),
-        })?;
-        let recipients = addresses::recipients(&self.submissions, tenant, &draft).await?;
-        Ok(build_acceptance(draft, recipients, origin, Some(hashes), session.as_ref().map(Carrier::line)))
+        })
     }
 
     /// The publisher of a message, and its routing key. A replayed dead letter carries a proof. The same header without a
@@ -422,7 +422,7 @@ impl Intake {
         self.replay_key.get_or_try_init(load).await.map(drop)
     }
 
-    fn read(&self, delivery: &Delivery, key: &Key, tenant: TenantId) -> Result<(Draft, Origin, Hashes), Refusal> {
+    fn read(&self, delivery: &Delivery, key: &Key, tenant: TenantId) -> Result<(Draft, Origin), Refusal> {
         let id = message_id(delivery)?;
         let mut submission = Submission::parse(&delivery.body).map_err(Refusal::malformed)?;
         let in_body = submission.idempotency_key.take();
@@ -436,11 +436,11 @@ impl Intake {
         let mut draft = submission.check(&self.submissions.web.rules()).map_err(Refusal::invalid)?;
         draft.lane = key.lane;
         let request = idempotency::request_hash(Kind::Send, &delivery.body, &[("channel", key.channel.as_str())]);
-        let hashes = Hashes { key: idempotency::key_hash(&id), request };
+        let request_key = RequestKey { tenant, key: idempotency::key_hash(&id), request };
         let (request_id, traceparent) =
             (delivery.properties.header("x-request-id"), delivery.properties.header("traceparent"));
         let trace = TraceContext::take_or_make(request_id, traceparent);
-        Ok((draft, Origin { tenant, source: AMQP, trace }, hashes))
+        Ok((draft, Origin { tenant, source: AMQP, trace, key: Some(request_key) }))
     }
 }
 
@@ -534,6 +534,10 @@ impl QueueIntake<'_> {
                     valid.push(held);
                     acceptances.push(*acceptance);
                     answers.push(answer);
+                }
+                Decision::Repeat(first) => {
+                    self.accepted_at = Some(Instant::now());
+                    self.finish(&held, first);
                 }
                 Decision::Refuse(refusal) => refused.push((held, refusal)),
                 Decision::Later(reason) => refused.extend(self.put_off(held, reason)),

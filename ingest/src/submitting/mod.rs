@@ -5,6 +5,6 @@ pub mod dry_run;
 pub mod events;
 pub mod intake;
 pub mod notifications;
+pub mod notify;
 pub mod templated;
-pub mod typed;
 pub mod whatsapp;

@@ -6,9 +6,10 @@ use serde::Deserialize;
 use submission::{
     Submissions,
     envelope::{SendAnswer, to_json},
-    http::{accept, hashes, origin},
+    http::{origin, submit, submit_message},
     idempotency::{self, Kind},
     openapi::SendBody,
+    pipeline::build_message,
 };
 use utoipa::ToSchema;
 use web::{
@@ -52,10 +53,12 @@ pub async fn send(
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
     let mut draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
-    let hashes = hashes(key, Kind::Send, &bytes);
-    let tenant = producer.0.tenant;
-    submissions.web.complete(tenant, &mut draft.content).await?;
-    accept(&submissions, tenant, draft, origin(&producer.0, trace), hashes).await
+    let origin = origin(&producer.0, trace, key, Kind::Send, &bytes);
+    submit(&submissions, origin.key, async {
+        submissions.web.complete(origin.tenant, &mut draft.content).await?;
+        build_message(&submissions, draft, origin, false).await
+    })
+    .await
 }
 
 /// The body of `test`.
@@ -90,8 +93,7 @@ pub async fn test(
     let submission = test_submission(&caller.0, asked)?;
     let meant = to_json(&(submission.channel.as_deref(), submission.recipient.as_deref()));
     let draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
-    let tenant = caller.0.tenant;
-    accept(&submissions, tenant, draft, origin(&caller.0, trace), hashes(key, Kind::Test, &meant)).await
+    submit_message(&submissions, draft, origin(&caller.0, trace, key, Kind::Test, &meant)).await
 }
 
 fn test_submission(caller: &Identity, asked: TestBody) -> Result<Submission, Problem> {

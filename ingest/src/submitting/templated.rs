@@ -13,10 +13,10 @@ use serde_json::{Map, Value, value::RawValue};
 use submission::{
     Submissions,
     envelope::{SendAnswer, to_json},
-    http::{accept, hashes, origin, repeat},
+    http::{origin, submit},
     idempotency::{self, Kind},
     openapi::{RecipientBody, SharedBody},
-    templates::render,
+    pipeline::build_message,
 };
 use utoipa::ToSchema;
 use web::{
@@ -69,12 +69,12 @@ pub async fn send(
     let bytes = body.read().await?;
     let (template_use, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::Template, &bytes));
-    match draft(&submissions, tenant, template_use, submission).await {
-        Ok(draft) => accept(&submissions, tenant, draft, origin(&producer.0, trace), hashes).await,
-        // The template may have been deleted since a request with the same key was accepted.
-        Err(problem) => repeat(&submissions, tenant, hashes, problem).await,
-    }
+    let origin = origin(&producer.0, trace, key, Kind::Template, &bytes);
+    submit(&submissions, origin.key, async {
+        let draft = draft(&submissions, origin.tenant, template_use, submission).await?;
+        build_message(&submissions, draft, origin, false).await
+    })
+    .await
 }
 
 /// The template, and the variables to fill in.
@@ -108,7 +108,7 @@ async fn draft(
         return submission.check(&submissions.web.rules()).map_err(Problem::validation);
     };
     let template = find(submissions, tenant, &template_use.name).await?;
-    let part = render((submissions, tenant), Arc::clone(&template), channel, template_use.variables).await?;
+    let part = submissions.renderers.render(tenant, Arc::clone(&template), channel, template_use.variables).await?;
     (submission.title, submission.message, submission.html) = (part.title, part.message, part.html);
     let source = &template.source;
     submission.category = submission.category.or_else(|| source.category.clone());

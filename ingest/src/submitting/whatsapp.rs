@@ -8,18 +8,18 @@ use actix_web::{HttpRequest, HttpResponse, web::Data};
 use api::whatsapp::messages::shown;
 use chrono::{DateTime, Utc};
 use domain::{
-    Channel, clock,
-    contract::submission::{FieldError, Media, Submission, parse_json},
+    Channel, TenantId, clock,
+    contract::submission::{FieldError, Media, SessionAsk, Submission, parse_json},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use submission::{
     Submissions,
-    carrier::{self, Wanted},
-    envelope::{DeliveryAnswer, SendAnswer, build_acceptance_with, to_json},
-    http::{hashes, origin, repeat, respond},
+    envelope::{DeliveryAnswer, SendAnswer, build_acceptance, to_json},
+    http::{origin, submit},
     idempotency::{self, Kind},
     openapi::MediaBody,
+    session::{self, ChosenSession, SessionDemand},
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -168,29 +168,36 @@ pub async fn send(
     let to = asked.to.clone().unwrap_or_default();
     let named = asked.session_id.is_some();
     let draft = with_session(asked.into_submission().check(&submissions.web.rules()), named)?;
-    let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::SessionSend, &bytes));
-    let carrier =
-        match carrier::choose(&submissions, tenant, Channel::Whatsapp, &draft.session, Wanted::one(&draft)).await {
-            Ok(carrier) => carrier.ok_or_else(|| Problem::not_found("session"))?,
-            Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
+    let origin = origin(&producer.0, trace, key, Kind::SessionSend, &bytes);
+    submit(&submissions, origin.key, async {
+        let demand = SessionDemand { messages: 1, is_scheduled: draft.scheduled_at.is_some(), must_wait: false };
+        let session = choose(&submissions, origin.tenant, &draft.session, demand).await?;
+        let recipients = draft.recipient.iter().cloned().collect();
+        let answer = |made: SendAnswer| {
+            to_json(&SessionAccepted {
+                id: made.id,
+                session_id: session.session.id,
+                session: session.session.settings.name.clone(),
+                to,
+                status: shown(made.status),
+                created_at: clock::now(),
+                deliveries: made.deliveries,
+            })
         };
-    let answer = |made: SendAnswer| {
-        to_json(&SessionAccepted {
-            id: made.id,
-            session_id: carrier.session.id,
-            session: carrier.session.settings.name.clone(),
-            to,
-            status: shown(made.status),
-            created_at: clock::now(),
-            deliveries: made.deliveries,
-        })
-    };
-    let recipients = draft.recipient.iter().cloned().collect();
-    let origin = origin(&producer.0, trace);
-    let (mut acceptance, answer) =
-        build_acceptance_with(draft, recipients, origin, hashes, Some(carrier.line()), answer);
-    acceptance.room_in = carrier.room_in();
-    respond(submissions.acceptor.accept(acceptance).await, answer)
+        Ok(build_acceptance(draft, recipients, origin, Some(&session), answer))
+    })
+    .await
+}
+
+/// The session that these routes require.
+async fn choose(
+    submissions: &Submissions,
+    tenant: TenantId,
+    ask: &SessionAsk,
+    demand: SessionDemand,
+) -> Result<ChosenSession, Problem> {
+    let found = session::choose(submissions, tenant, Channel::Whatsapp, ask, demand).await?;
+    found.ok_or_else(|| Problem::not_found("session"))
 }
 
 /// Sends one text to many numbers through a session.
@@ -221,23 +228,19 @@ pub async fn send_bulk(
     let (people, named) = (People::Recipients(std::mem::take(&mut asked.recipients)), asked.session_id.is_some());
     let rules = submissions.web.rules();
     let head = with_session(bulk::check_parts(&people, asked.into_submission(), &rules), named)?;
-    let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::SessionBulk, &bytes));
-    let wanted = bulk::wanted(&people, &head);
-    let carrier = match carrier::choose(&submissions, tenant, Channel::Whatsapp, &head.session, wanted).await {
-        Ok(carrier) => carrier.ok_or_else(|| Problem::not_found("session"))?,
-        Err(problem) => return repeat(&submissions, tenant, hashes, problem).await,
-    };
-    let answer = |mut made: BulkAnswer| {
-        for result in &mut made.results {
-            result.status = if result.id.is_some() { "QUEUED" } else { "FAILED" };
-        }
-        to_json(&made)
-    };
-    let origin = origin(&producer.0, trace);
-    let batch = Batch { people, head, known: HashMap::new(), line: Some(carrier.line()) };
-    let (mut acceptance, answer) = bulk::build_bulk_with(batch, &rules, origin, hashes, answer);
-    acceptance.room_in = carrier.room_in();
-    respond(submissions.acceptor.accept_bulk(acceptance).await, answer)
+    let origin = origin(&producer.0, trace, key, Kind::SessionBulk, &bytes);
+    submit(&submissions, origin.key, async {
+        let session = choose(&submissions, origin.tenant, &head.session, bulk::demand(&people, &head)).await?;
+        let answer = |mut made: BulkAnswer| {
+            for result in &mut made.results {
+                result.status = if result.id.is_some() { "QUEUED" } else { "FAILED" };
+            }
+            to_json(&made)
+        };
+        let batch = Batch { people, head, known: HashMap::new(), session: Some(session) };
+        Ok(bulk::build_bulk(batch, &rules, origin, answer))
+    })
+    .await
 }
 
 impl SessionMessage {

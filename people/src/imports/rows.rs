@@ -1,13 +1,13 @@
 //! Reads bytes and returns checked rows, in chunks.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 use std::{
     cell::Cell,
     io::{self, BufRead, BufReader, Read},
     rc::Rc,
     time::{Duration, Instant},
 };
+use utoipa::ToSchema;
 
 use csv::{ByteRecord, ReaderBuilder, Trim};
 use domain::contract::{

@@ -39,6 +39,8 @@ const BULKS_PARALLEL_MAX: usize = 2;
 pub const SHARED_CONNECTIONS: usize = LIMITS.parallel_max;
 /// Connections for all other commits: the bulks, and two intake queues.
 pub const OTHER_CONNECTIONS: usize = BULKS_PARALLEL_MAX + 2;
+/// An acceptance with more deliveries gets a commit of its own, so that it does not delay other requests.
+const SHARED_DELIVERIES_MAX: usize = 200;
 /// How long a request waits for its commit to begin. The statement of a shared commit ends within 1.2 s
 /// ([`Store::open_prompt`]), so that a caller has its answer within two seconds.
 const QUEUE_WAIT: Duration = Duration::from_millis(700);
@@ -149,11 +151,10 @@ impl Acceptor {
         Self { batcher, committer, bulks: Arc::new(Semaphore::new(BULKS_PARALLEL_MAX)), runtime: Handle::current() }
     }
 
-    /// Accepts one request, in a commit shared with other waiting requests.
+    /// Accepts one request, in a commit shared with other waiting requests if it is small.
     pub async fn accept(&self, acceptance: Acceptance) -> AcceptResult {
-        if acceptance.room_in.is_some() {
-            // It may be refused if its session has no slot, and must not fail the commit of other requests.
-            return self.accept_bulk(acceptance).await;
+        if !may_share(&acceptance) {
+            return self.accept_alone(acceptance).await;
         }
         let started = Instant::now();
         let result = match timeout(COMMIT_WAIT, self.batcher.submit_within(acceptance, QUEUE_WAIT)).await {
@@ -164,9 +165,9 @@ impl Acceptor {
         result
     }
 
-    /// Accepts a request with thousands of messages, in a commit of its own. The commit runs in a task, so that a
-    /// client that hangs up does not interrupt it.
-    pub async fn accept_bulk(&self, acceptance: Acceptance) -> AcceptResult {
+    /// Accepts a request in a commit of its own: it may have thousands of messages. The commit runs in a task, so that a client
+    /// that hangs up does not interrupt it.
+    async fn accept_alone(&self, acceptance: Acceptance) -> AcceptResult {
         let permit = match timeout(BULK_WAIT, Arc::clone(&self.bulks).acquire_owned()).await {
             Ok(permit) => permit.map_err(|_| AcceptError::Stopping)?,
             Err(_) => return Err(AcceptError::Late),
@@ -265,6 +266,13 @@ impl Committer {
         let own = candidates.filter(|(message, _)| message.content.is_some());
         own.filter_map(|(_, delivery)| Some((delivery.id, self.local_dispatch.reserve(delivery.route)?))).collect()
     }
+}
+
+/// Whether a request may share its commit. One that needs a slot of its session may be refused, and must not fail the commit
+/// of other requests.
+fn may_share(acceptance: &Acceptance) -> bool {
+    let deliveries: usize = acceptance.messages.iter().map(|message| message.deliveries.len()).sum();
+    acceptance.bulk.is_none() && acceptance.room_in.is_none() && deliveries <= SHARED_DELIVERIES_MAX
 }
 
 /// Which retries a failed commit still has.

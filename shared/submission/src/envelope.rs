@@ -10,7 +10,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// The submitter and the source.
+use crate::session::ChosenSession;
+
+/// Who submits, how, and under which idempotency key.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The tenant that owns the message.
@@ -19,23 +21,41 @@ pub struct Origin {
     pub source: &'static str,
     /// The trace context that goes with the message.
     pub trace: TraceContext,
+    /// The key, if one was given.
+    pub key: Option<RequestKey>,
 }
 
-/// An idempotency key and the request that it identifies.
+impl Origin {
+    /// An acceptance that stores nothing yet but the key with `answer`.
+    pub fn acceptance(self, answer: &[u8]) -> Acceptance {
+        let stored = |key: RequestKey| Key { key_hash: key.key, request_hash: key.request, response: answer.to_vec() };
+        Acceptance {
+            tenant: self.tenant,
+            source: self.source,
+            request_id: Some(self.trace.request_id),
+            traceparent: Some(self.trace.traceparent),
+            key: self.key.map(stored),
+            bulk: None,
+            messages: Vec::new(),
+            beside: Vec::new(),
+            room_in: None,
+        }
+    }
+}
+
+/// A tenant's idempotency key and the request it stands for.
 #[derive(Clone, Copy, Debug)]
-pub struct Hashes {
+pub struct RequestKey {
+    /// The tenant.
+    pub tenant: TenantId,
     /// SHA-256 of the key.
     pub key: Hash,
     /// SHA-256 of the request's content.
     pub request: Hash,
 }
 
-impl Hashes {
-    /// The key as stored, with the answer for a repeated request.
-    pub fn with(self, response: &[u8]) -> Key {
-        Key { key_hash: self.key, request_hash: self.request, response: response.to_vec() }
-    }
-}
+/// What to store for a request, and the answer to give once it is stored.
+pub type Built = (Acceptance, Vec<u8>);
 
 /// The answer to an accepted message.
 #[derive(Debug, Serialize, ToSchema)]
@@ -64,31 +84,20 @@ pub struct DeliveryAnswer {
     pub status: State,
 }
 
-/// Builds what to store for a draft, and the answer to give once it is stored.
+/// Builds what to store for a draft.
 ///
-/// `recipients` get one delivery each; an empty recipient means a person without an address. `line` is the WhatsApp
-/// session that sends it.
+/// `recipients` get one delivery each; an empty recipient means a person without an address. `session` sends it, if it is a
+/// WhatsApp message. `answer` gives the answer its form.
 pub fn build_acceptance(
     draft: Draft,
     recipients: Vec<Address>,
     origin: Origin,
-    hashes: Option<Hashes>,
-    line: Option<Uuid>,
-) -> (Acceptance, Vec<u8>) {
-    build_acceptance_with(draft, recipients, origin, hashes, line, |answer| to_json(&answer))
-}
-
-/// As [`build_acceptance`], with a custom form of the answer.
-pub fn build_acceptance_with(
-    draft: Draft,
-    recipients: Vec<Address>,
-    origin: Origin,
-    hashes: Option<Hashes>,
-    line: Option<Uuid>,
-    say: impl FnOnce(SendAnswer) -> Vec<u8>,
-) -> (Acceptance, Vec<u8>) {
+    session: Option<&ChosenSession>,
+    answer: impl FnOnce(SendAnswer) -> Vec<u8>,
+) -> Built {
     // Generated before the ids of the deliveries, which are searched for among ids later than the message's.
     let id = MessageId::generate();
+    let line = session.map(ChosenSession::line);
     let delivery = |recipient: Address| NewDelivery {
         id: DeliveryId::generate(),
         route: Route { channel: draft.channel, lane: draft.lane },
@@ -109,32 +118,22 @@ pub fn build_acceptance_with(
         deliveries,
         template: draft.content.template.map(|template| template.name),
     };
-    acceptance_of(message, origin, hashes, say)
+    acceptance_of(message, origin, session, answer)
 }
 
-/// As [`build_acceptance_with`], for a message that is already built.
+/// As [`build_acceptance`], for a message that is already built.
 pub fn acceptance_of(
     message: NewMessage,
     origin: Origin,
-    hashes: Option<Hashes>,
-    say: impl FnOnce(SendAnswer) -> Vec<u8>,
-) -> (Acceptance, Vec<u8>) {
+    session: Option<&ChosenSession>,
+    answer: impl FnOnce(SendAnswer) -> Vec<u8>,
+) -> Built {
     let status = status(message.scheduled_at.is_some());
     let delivery = |of: &NewDelivery| DeliveryAnswer { id: of.id.0, channel: of.route.channel, status };
     let deliveries = message.deliveries.iter().map(delivery).collect();
-    let answer = say(SendAnswer { id: message.id.0, status, deliveries });
-    let acceptance = Acceptance {
-        tenant: origin.tenant,
-        source: origin.source,
-        request_id: Some(origin.trace.request_id),
-        traceparent: Some(origin.trace.traceparent),
-        key: hashes.map(|hashes| hashes.with(&answer)),
-        bulk: None,
-        messages: vec![message],
-        beside: Vec::new(),
-        room_in: None,
-    };
-    (acceptance, answer)
+    let answer = answer(SendAnswer { id: message.id.0, status, deliveries });
+    let room_in = session.and_then(ChosenSession::room_in);
+    (Acceptance { messages: vec![message], room_in, ..origin.acceptance(&answer) }, answer)
 }
 
 /// The status of a message that was just accepted.
@@ -163,8 +162,10 @@ mod tests {
         let rules = Rules { now, guard: Guard::default(), media_guard: Guard::default() };
         let body = br#"{"channel":"push","user_id":"ada","message":"m"}"#;
         let draft = Submission::parse(body).unwrap().check(&rules).unwrap();
-        let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace: TraceContext::take_or_make(None, None) };
-        let (acceptance, _) = build_acceptance(draft, ["a", "b"].map(Address::new).into(), origin, None, None);
+        let trace = TraceContext::take_or_make(None, None);
+        let origin = Origin { tenant: TenantId(1), source: crate::HTTP, trace, key: None };
+        let recipients = ["a", "b"].map(Address::new).into();
+        let (acceptance, _) = build_acceptance(draft, recipients, origin, None, |answer| to_json(&answer));
         let [message] = &acceptance.messages[..] else { panic!("one message") };
         assert_eq!(message.deliveries.len(), 2);
         assert!(message.deliveries.iter().all(|delivery| delivery.id.0 > message.id.0), "{message:?}");

@@ -1,8 +1,10 @@
-//! Functions that submission handlers share.
+//! The ends of the way over HTTP: a request's origin, and its response.
+
+use std::future::Future;
 
 use actix_web::HttpResponse;
-use deliveries::{Deliveries, accept::Accepted};
-use domain::{TenantId, contract::submission::Draft};
+use deliveries::accept::Accepted;
+use domain::contract::submission::Draft;
 use web::{
     auth::Identity,
     observe::Trace,
@@ -12,58 +14,47 @@ use web::{
 use crate::{
     HTTP, Submissions,
     accept::AcceptResult,
-    addresses,
-    carrier::{self, Carrier, Wanted, no_room},
-    envelope::{Hashes, Origin, build_acceptance},
+    envelope::{Built, Origin, RequestKey},
     idempotency::{self, Kind, REPLAYED},
+    pipeline::{Prepared, build_message, first_answer, prepare},
+    session::no_room,
 };
 
-/// Accepts one validated message: finds its session and its recipients, commits it and answers.
-pub async fn accept(
+/// Accepts what `build` makes of a request, and answers.
+pub async fn submit(
     submissions: &Submissions,
-    tenant: TenantId,
-    draft: Draft,
-    origin: Origin,
-    hashes: Option<Hashes>,
+    key: Option<RequestKey>,
+    build: impl Future<Output = Result<Built, Problem>>,
 ) -> Result<HttpResponse, Problem> {
-    let carrier = match carrier::choose(submissions, tenant, draft.channel, &draft.session, Wanted::one(&draft)).await {
-        Ok(carrier) => carrier,
-        Err(problem) => return repeat(submissions, tenant, hashes, problem).await,
+    match prepare(submissions, key, build).await? {
+        Prepared::Commit(acceptance, answer) => respond(submissions.acceptor.accept(*acceptance).await, answer),
+        Prepared::Repeat(first) => respond(Ok(Accepted::Replayed(first)), Vec::new()),
+    }
+}
+
+/// Accepts one validated message, and answers.
+pub async fn submit_message(submissions: &Submissions, draft: Draft, origin: Origin) -> Result<HttpResponse, Problem> {
+    submit(submissions, origin.key, build_message(submissions, draft, origin, false)).await
+}
+
+/// The response to a request whose key was used before for the same content.
+pub async fn repeat(submissions: &Submissions, key: Option<RequestKey>) -> Result<Option<HttpResponse>, Problem> {
+    let first = first_answer(submissions, key).await?;
+    first.map(|first| respond(Ok(Accepted::Replayed(first)), Vec::new())).transpose()
+}
+
+/// The origin of a request. `content` is what its key stands for; without a key nothing is hashed.
+pub fn origin(identity: &Identity, trace: Trace, key: Option<String>, kind: Kind, content: &[u8]) -> Origin {
+    let tenant = identity.tenant;
+    let hashed = |key: String| RequestKey {
+        tenant,
+        key: idempotency::key_hash(&key),
+        request: idempotency::request_hash(kind, content, &[]),
     };
-    let recipients = addresses::recipients(submissions, tenant, &draft).await?;
-    let line = carrier.as_ref().map(Carrier::line);
-    let (mut acceptance, answer) = build_acceptance(draft, recipients, origin, hashes, line);
-    acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
-    respond(submissions.acceptor.accept(acceptance).await, answer)
+    Origin { tenant, source: HTTP, trace: trace.0, key: key.map(hashed) }
 }
 
-/// Repeats the stored answer of an earlier request with the same key; without one, returns the problem.
-pub async fn repeat(
-    submissions: &Submissions,
-    tenant: TenantId,
-    hashes: Option<Hashes>,
-    problem: Problem,
-) -> Result<HttpResponse, Problem> {
-    let Some(hashes) = hashes else { return Err(problem) };
-    let stored = submissions
-        .web
-        .queries
-        .run(async move |store| store.acceptance().answered(tenant, &hashes.key, &hashes.request).await)
-        .await?;
-    stored.map_or(Err(problem), |first| respond(Ok(Accepted::Replayed(first)), Vec::new()))
-}
-
-/// The origin of an HTTP request.
-pub fn origin(identity: &Identity, trace: Trace) -> Origin {
-    Origin { tenant: identity.tenant, source: HTTP, trace: trace.0 }
-}
-
-/// The hashes of a request with an idempotency key; without a key nothing is hashed.
-pub fn hashes(key: Option<String>, kind: Kind, body: &[u8]) -> Option<Hashes> {
-    key.map(|key| Hashes { key: idempotency::key_hash(&key), request: idempotency::request_hash(kind, body, &[]) })
-}
-
-/// The answer to a submission.
+/// The response to a submission.
 pub fn respond(result: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, Problem> {
     let mut response = HttpResponse::Accepted();
     response.content_type("application/json");
@@ -74,6 +65,11 @@ pub fn respond(result: AcceptResult, answer: Vec<u8>) -> Result<HttpResponse, Pr
         Accepted::NoRoom { seconds } => Err(no_room(seconds)),
         Accepted::Unanswered => Err(Problem::unavailable()),
     }
+}
+
+/// Whether a response repeats the answer of an earlier request.
+pub fn is_repeated(response: &HttpResponse) -> bool {
+    response.headers().contains_key(REPLAYED)
 }
 
 /// The key belongs to another request.

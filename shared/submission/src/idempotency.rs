@@ -30,7 +30,7 @@ pub enum Kind {
     /// One message, rendered from a template.
     Template,
     /// One message of a type, on each channel that it takes.
-    Typed,
+    Notification,
     /// A test of a template.
     TemplateTest,
     /// An event of another system.
@@ -48,7 +48,7 @@ impl Kind {
             Self::SessionSend => "session_send",
             Self::SessionBulk => "session_bulk",
             Self::Template => "template",
-            Self::Typed => "typed",
+            Self::Notification => "typed",
             Self::TemplateTest => "template_test",
             Self::Event => "event",
             Self::Broadcast => "broadcast",

@@ -2,16 +2,15 @@
 //! AMQP share it.
 
 pub mod accept;
-pub mod addresses;
-pub mod carrier;
 pub mod envelope;
 pub mod fair_share;
 pub mod http;
 pub mod idempotency;
 pub mod openapi;
+pub mod pipeline;
 pub mod rendering;
+pub mod session;
 pub mod state;
-pub mod templates;
 
 pub use state::Submissions;
 

@@ -1,10 +1,15 @@
 //! Renders templates. Rendering keeps a thread busy for up to half a second, so it has threads of its own, and each tenant
 //! may use only a few of them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix_web::web::block;
-use domain::TenantId;
+use content::template::{Template, TemplateError};
+use domain::{
+    Channel, TenantId,
+    contract::submission::{FieldError, Part},
+};
+use serde_json::Value;
 use web::{permits::PerTenant, problem::Problem};
 
 /// Renderings of one tenant at once; further ones wait.
@@ -35,6 +40,39 @@ impl Renderers {
             work()
         };
         block(working).await.map_err(|_| Problem::internal())
+    }
+
+    /// Renders a template for a channel.
+    pub async fn render(
+        &self,
+        tenant: TenantId,
+        template: Arc<Template>,
+        channel: Channel,
+        variables: Value,
+    ) -> Result<Part, Problem> {
+        let rendering =
+            move || template.render(channel, &variables).map_err(|error| faults(&template, &variables, error));
+        self.run(tenant, rendering).await?.map_err(Problem::validation)
+    }
+}
+
+/// The faults for the caller, with every declared variable that is missing.
+pub fn faults(template: &Template, variables: &Value, error: TemplateError) -> Vec<FieldError> {
+    let missing = |name: &str| {
+        let message = TemplateError::Missing(name.to_owned()).to_string();
+        FieldError::new(format!("template_vars.{name}"), message)
+    };
+    match error {
+        TemplateError::Missing(name) => {
+            let mut all = template.missing(variables);
+            if !all.contains(&name.as_str()) {
+                all.push(&name);
+            }
+            all.into_iter().map(missing).collect()
+        }
+        TemplateError::NoPart(_) => vec![FieldError::new("channel", "is none that the template says anything on")],
+        TemplateError::TooLarge(why) => vec![FieldError::new("template_vars", format!("cannot be filled in: {why}"))],
+        TemplateError::Source(why) => vec![FieldError::new("template_name", format!("cannot be rendered: {why}"))],
     }
 }
 

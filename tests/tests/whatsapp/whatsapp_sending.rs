@@ -11,6 +11,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use testkit::{
     Api, HttpSink, Reply, Role, Stack, TestServers, Waha,
+    amqp::Backend,
     api::Answer,
     eventually,
     patient::{PATIENT, SHORT_LEASES},
@@ -598,6 +599,33 @@ async fn a_repeated_key_gives_the_first_answer_even_when_the_session_has_gone_aw
     let again = scene.api().post("/messages/send", &body).await?;
     assert_eq!((again.status, &again.body), (StatusCode::ACCEPTED, &first.body));
     assert_eq!(again.headers["idempotent-replayed"], "true");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_publish_under_a_used_key_is_no_dead_letter_although_its_session_is_gone() -> Result<()> {
+    let scene = Scene::start(&[]).await?;
+    let body = json!({"channel": "whatsapp", "recipient": "+4915112345678", "message": "once", "session_id": PRINTED});
+    let first = scene.api().send_keyed("k1", &body).await?;
+    assert_eq!(first.status, StatusCode::ACCEPTED, "{}", first.body);
+    scene.waha.wait_sent(1, SOON).await?;
+    eventually("the session is removed", SOON, || async {
+        let path = format!("/sessions/{}", scene.session);
+        let answer = scene.stack.admin().request(Method::DELETE, &path, &[], None).await.ok()?;
+        (answer.status == StatusCode::NO_CONTENT).then_some(())
+    })
+    .await?;
+    let backend = Backend::connect(&scene.stack.amqp_url).await?;
+    let bytes = body.to_string().into_bytes();
+    backend.publish("acme.whatsapp.normal", Backend::properties("k1")?, &bytes).await?;
+    backend.publish("acme.whatsapp.normal", Backend::properties("k2")?, &bytes).await?;
+    let letters = eventually("the other key is refused", SOON, || async {
+        let found = scene.stack.admin().get("/api/admin/dead-letters").await.ok()?.body;
+        found["dead_letters"].as_array().filter(|letters| !letters.is_empty()).cloned()
+    })
+    .await?;
+    let ids: Vec<_> = letters.iter().map(|letter| letter["amqp_id"].clone()).collect();
+    assert_eq!(ids, ["k2"]);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use deliveries::Deliveries;
 use domain::{
     Channel, OnLimit, TenantId,
-    contract::submission::{Draft, FieldError, SessionAsk},
+    contract::submission::{FieldError, SessionAsk},
 };
 use records::{Records, wa_sessions::Session};
 use uuid::Uuid;
@@ -14,40 +14,33 @@ use crate::Submissions;
 /// The session of messages that name none, if a tenant has several.
 const DEFAULT_SESSION: &str = "default";
 
-/// The number of messages, and when they are sent.
+/// How many messages need the session, and when.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct SessionDemand {
     /// The number of messages.
     pub messages: usize,
-    /// Sent later: the state of the session at that time is unknown.
+    /// They are sent later: the state of the session at that time is not known yet.
     pub is_scheduled: bool,
-    /// No caller could try again: the message waits for its session in any state.
+    /// No caller can come back: the messages wait for their session in any state.
     pub must_wait: bool,
 }
 
-impl Wanted {
-    /// One message.
-    pub const fn one(draft: &Draft) -> Self {
-        Self { messages: 1, is_scheduled: draft.scheduled_at.is_some(), must_wait: false }
-    }
-}
-
-/// The session of a message.
+/// The session that carries a message.
 #[derive(Clone, Debug)]
-pub struct Carrier {
+pub struct ChosenSession {
     /// The session.
     pub session: Session,
     /// Whether the message is refused if it would have to wait for a slot.
     is_strict: bool,
 }
 
-impl Carrier {
-    /// The session's line.
+impl ChosenSession {
+    /// The session's pacing queue.
     pub const fn line(&self) -> Uuid {
         self.session.id
     }
 
-    /// The line that must have a free slot for the message now.
+    /// The pacing queue in which the message must find room at once.
     pub fn room_in(&self) -> Option<Uuid> {
         self.is_strict.then_some(self.session.id)
     }
@@ -59,13 +52,13 @@ pub async fn choose(
     tenant: TenantId,
     channel: Channel,
     ask: &SessionAsk,
-    wanted: Wanted,
-) -> Result<Option<Carrier>, Problem> {
+    demand: SessionDemand,
+) -> Result<Option<ChosenSession>, Problem> {
     if channel != Channel::Whatsapp {
         return Ok(None);
     }
     let Some(session) = find(submissions, tenant, ask.session.clone()).await? else { return Ok(None) };
-    let waits = wanted.is_scheduled || wanted.must_wait || ask.queue_when_offline;
+    let waits = demand.is_scheduled || demand.must_wait || ask.queue_when_offline;
     if !session.is_working() && !waits {
         let detail = format!(
             "Start the session and scan its code first (it is {}), or set `queue_when_offline` to have the message wait.",
@@ -74,11 +67,11 @@ pub async fn choose(
         return Err(Problem::new(Code::SessionNotWorking, detail));
     }
     let rejects = ask.on_limit.unwrap_or(session.settings.on_limit) == OnLimit::Reject;
-    let is_strict = rejects && session.is_working() && !wanted.is_scheduled && !wanted.must_wait;
+    let is_strict = rejects && session.is_working() && !demand.is_scheduled && !demand.must_wait;
     if is_strict {
-        require_room(submissions, &session, wanted.messages).await?;
+        require_room(submissions, &session, demand.messages).await?;
     }
-    Ok(Some(Carrier { session, is_strict }))
+    Ok(Some(ChosenSession { session, is_strict }))
 }
 
 async fn find(submissions: &Submissions, tenant: TenantId, named: Option<String>) -> Result<Option<Session>, Problem> {
@@ -115,7 +108,7 @@ fn required(message: &str) -> Problem {
     Problem::validation(vec![FieldError::new("session_id", message)])
 }
 
-/// An early check, so that a message without a chance is not tried; the commit decides.
+/// Refuses early what has no chance. The commit decides.
 async fn require_room(submissions: &Submissions, session: &Session, messages: usize) -> Result<(), Problem> {
     let line = session.id;
     let (room, wait) = submissions.web.queries.run(async move |store| store.lines().line_room(line).await).await?;

@@ -17,12 +17,12 @@ use records::Records;
 use serde_json::{Value, json, value::RawValue};
 use submission::{
     Submissions,
-    carrier::{self, Carrier, Wanted},
-    envelope::{SendAnswer, acceptance_of, to_json},
-    http::{hashes, origin, repeat, respond},
+    envelope::{Built, Origin, SendAnswer, acceptance_of, to_json},
+    http::{origin, submit},
     idempotency::{self, Kind},
     openapi::{ChannelWord, PriorityWord, SendWindowBody},
-    templates::faults,
+    rendering::faults,
+    session::{self, ChosenSession, SessionDemand},
 };
 use utoipa::ToSchema;
 use web::{
@@ -98,7 +98,7 @@ pub struct NotifyBody {
         "message": "Please review immediately", "channels": ["in_app", "email", "push"], "metadata": {"priority": "high"}})),
     responses((status = 202, description = "Accepted: committed to disk", body = SendAnswer,
         headers(("Idempotent-Replayed" = String, description = "`true` when this is the first answer given again")))))]
-pub async fn notify(
+pub async fn send(
     producer: Producer,
     trace: Trace,
     submissions: Data<Submissions>,
@@ -108,20 +108,10 @@ pub async fn notify(
     let bytes = body.read().await?;
     let (channels, mut submission) = split(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let (tenant, hashes) = (producer.0.tenant, hashes(key, Kind::Typed, &bytes));
-    let catalogue = submissions.web.catalogue(tenant).await?;
+    let origin = origin(&producer.0, trace, key, Kind::Notification, &bytes);
+    let catalogue = submissions.web.catalogue(origin.tenant).await?;
     let checked = check(channels, submission, &catalogue, &submissions.web.rules()).map_err(Problem::validation)?;
-    match compose(&submissions, tenant, &catalogue, checked).await {
-        Ok((notice, person, carrier)) => {
-            let message = notice.to(&person, Some(to_json(&notice.content)));
-            let (mut acceptance, answer) =
-                acceptance_of(message, origin(&producer.0, trace), hashes, |answer| to_json(&answer));
-            acceptance.room_in = carrier.and_then(|carrier| carrier.room_in());
-            respond(submissions.acceptor.accept(acceptance).await, answer)
-        }
-        // A template or a session may have been deleted since a request with the same key was accepted.
-        Err(problem) => repeat(&submissions, tenant, hashes, problem).await,
-    }
+    submit(&submissions, origin.key, build(&submissions, &catalogue, checked, origin)).await
 }
 
 /// Separates the fields of this route from the body; the rest is an ordinary submission.
@@ -211,15 +201,15 @@ fn of_metadata(submission: &Submission) -> Option<Priority> {
     submission.metadata.as_ref()?.get("priority")?.as_str()?.parse().ok()
 }
 
-async fn compose(
+async fn build(
     submissions: &Submissions,
-    tenant: TenantId,
     catalogue: &Catalogue,
     checked: CheckedNotification,
-) -> Result<(Notice, Person, Option<Carrier>), Problem> {
+    origin: Origin,
+) -> Result<Built, Problem> {
     let CheckedNotification { channels, user, kind, shared } = checked;
-    let id = user.clone();
-    let mut known = submissions.web.queries.run(async move |store| store.people().load(tenant, vec![id]).await).await?;
+    let (tenant, id) = (origin.tenant, user.clone());
+    let mut known = submissions.web.queries.run(async move |store| store.people(tenant, vec![id]).await).await?;
     let person = known.remove(&user).unwrap_or_else(|| Person::unknown(user));
     let Shared { priority, mut content, scheduled_at, expires_at, session, .. } = shared;
     if let Some(template) = catalogue.templates.get(&kind) {
@@ -231,15 +221,16 @@ async fn compose(
     if !faults.is_empty() {
         return Err(Problem::validation(faults));
     }
-    let wanted = Wanted { messages: 1, is_scheduled: scheduled_at.is_some(), must_wait: false };
-    let by_session = channels.iter().find(|channel| **channel == Channel::Whatsapp);
-    let carrier = match by_session {
-        Some(channel) => carrier::choose(submissions, tenant, *channel, &session, wanted).await?,
+    let demand = SessionDemand { messages: 1, is_scheduled: scheduled_at.is_some(), must_wait: false };
+    let chosen = match channels.iter().find(|channel| **channel == Channel::Whatsapp) {
+        Some(channel) => session::choose(submissions, tenant, *channel, &session, demand).await?,
         None => None,
     };
-    let session = carrier.as_ref().map(Carrier::line);
+    let session = chosen.as_ref().map(ChosenSession::line);
     let lane = priority.lane();
-    Ok((Notice { channels, content, priority, lane, scheduled_at, expires_at, session }, person, carrier))
+    let notice = Notice { channels, content, priority, lane, scheduled_at, expires_at, session };
+    let message = notice.to(&person, Some(to_json(&notice.content)));
+    Ok(acceptance_of(message, origin, chosen.as_ref(), |answer| to_json(&answer)))
 }
 
 /// Renders the template for each channel that it has content for; elsewhere title and message stay as given.
