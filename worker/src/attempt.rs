@@ -85,8 +85,8 @@ pub async fn attempt(context: &ChannelContext, claim: Claim, claimed_at: Instant
         Ok(choice) => choice,
         Err(skip) => return delivery_ref.without_call(context, skip),
     };
-    // The gates may also have waited for the database.
-    if Instant::now() >= start_deadline {
+    // The gates may have waited for the database. A call that begins during the shutdown is interrupted, so it does not begin.
+    if Instant::now() >= start_deadline || context.cut_short.is_cancelled() {
         return delivery_ref.without_call(context, SkipReason::ClaimTooOld);
     }
     tracing::Span::current().record("provider", choice.provider.name().as_str());
@@ -278,8 +278,8 @@ const SLOT_TTL: Duration = Duration::from_secs(1);
 /// later than this after its slot was taken, the message may have arrived late too, and the slot must be moved.
 pub const SLOT_ALLOWANCE: Duration = Duration::from_secs(2);
 
-/// Checks the provider's breaker, then its own gate. A check that does not finish before `start_deadline` lets the call through: the
-/// call itself then shows whether the provider works.
+/// Checks the provider's breaker, then its own gate. A check that is not finished at `start_deadline` is dropped: the caller then
+/// gives the claim back.
 async fn gate(
     context: &ChannelContext,
     provider: &dyn Provider,
@@ -507,7 +507,9 @@ impl SkipReason {
             Self::NotYet(_, reason) => format!("{reason}: it is sent when they end"),
             Self::WindowNeverOpens => "send_window: the person's quiet hours cover the whole window".to_owned(),
             Self::HeldBack(held, _) => held.reason.to_owned(),
-            Self::ClaimTooOld => "its claim could have ended before the provider's answer".to_owned(),
+            Self::ClaimTooOld => {
+                "the worker had no time left for it, or could not prepare it: it is tried again".to_owned()
+            }
         }
     }
 }
@@ -573,9 +575,9 @@ fn log(event: &Event, detail: Option<&str>) {
             "the attempt failed, another one follows"
         ),
         State::Scheduled => {
-            tracing::debug!(state, detail, delay_ms, "held the delivery until its person may be disturbed")
+            tracing::debug!(state, detail, delay_ms, "held the delivery until its send time")
         }
-        _ => tracing::info!(state, outcome, code, detail, duration_ms, "ended the delivery without sending it"),
+        _ => tracing::info!(state, outcome, code, detail, duration_ms, "ended the delivery"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The worker takes deliveries that are due, sends them, and reports how each attempt ended.
+//! The worker takes queued deliveries, sends them, and reports how each attempt ended.
 //!
 //! It keeps no state of its own. The claim (a row in the database) decides what it may send. The log writer stores the results
 //! from the events that the worker publishes. A worker that is killed at any moment therefore loses nothing.
@@ -134,7 +134,7 @@ impl Worker {
         Ok(Self { publishing, consuming, pools, consumers, stop, give_up, disconnect })
     }
 
-    /// Adds this worker's dependencies to `parts`: its broker connection and its consumers.
+    /// Adds this worker's dependencies to `parts`: its consuming connection and its consumers.
     pub fn register_health(&self, parts: &Parts) {
         parts.add(BrokerPart { broker: self.consuming.clone(), needed: true });
         parts.add(self.health());

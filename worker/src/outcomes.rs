@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 /// The routing key of events that workers publish.
 const ROUTING_KEY: &str = "outcome";
-/// Two confirms in flight overlap the disk writes of a replicated queue. The deliveries that the consumers may hold bound the
-/// number of waiting events; `queue_max` lies above that bound.
+/// Two confirms in flight overlap the disk writes of a replicated queue. Beyond `queue_max` waiting events, attempts wait to
+/// add theirs.
 const LIMITS: Limits =
     Limits { batch_max: EVENTS_MAX, parallel_max: 2, queue_max: 4096, spacing: Duration::from_millis(8) };
 

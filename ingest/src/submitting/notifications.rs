@@ -24,8 +24,7 @@ use web::{
 /// The answer is a promise: with the `202` the message is committed to disk, and it will end as delivered, failed,
 /// dead, suppressed, cancelled or expired, even if processes crash. Give an `Idempotency-Key` to be able to repeat the
 /// request safely: the same key with the same body gives the first answer again (`Idempotent-Replayed: true`), with
-/// another body
-/// 422. Keys are kept for 72 hours and shared with AMQP.
+/// another body 422. Keys are kept for 72 hours and shared with AMQP.
 ///
 /// Without a `recipient` it goes to the known addresses of the person `user_id`: their e-mail address, their phone,
 /// each of their devices. If none is known the delivery ends `failed` with `reason` `no_address`.

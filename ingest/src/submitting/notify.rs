@@ -209,7 +209,7 @@ async fn build(
 ) -> Result<Built, Problem> {
     let CheckedNotification { channels, user, kind, shared } = checked;
     let (tenant, id) = (origin.tenant, user.clone());
-    let mut known = submissions.web.queries.run(async move |store| store.people(tenant, vec![id]).await).await?;
+    let mut known = submissions.web.queries.run(async move |store| store.people().load(tenant, vec![id]).await).await?;
     let person = known.remove(&user).unwrap_or_else(|| Person::unknown(user));
     let Shared { priority, mut content, scheduled_at, expires_at, session, .. } = shared;
     if let Some(template) = catalogue.templates.get(&kind) {

@@ -1,7 +1,7 @@
 //! Finds claims whose worker died, and reports them as crashes.
 //!
 //! An ended lease ends the claim, but is only a reason to check. A crash is reported after the outcome has had enough
-//! time to arrive (see [`crate::log::quiet`]). The report goes through the log queue and not straight into the database, so
+//! time to arrive (see [`crate::log::crash_gate`]). The report goes through the log queue and not straight into the database, so
 //! that an outcome that waits there is applied first. It applies only while the delivery is still `sending`.
 
 use std::{sync::Arc, time::Duration};
@@ -52,7 +52,7 @@ pub struct Crashes {
 }
 
 impl Crashes {
-    /// Publishes reports through `publisher` when `quiet` allows it. The channel's policy in `config` decides what
+    /// Publishes reports through `publisher` when `gate` allows it. The channel's policy in `config` decides what
     /// follows a crash.
     pub fn new(store: Store, publisher: Publisher, gate: CrashGate, config: Arc<Config>) -> Self {
         set_gauges(Some(false), Some(0));

@@ -83,6 +83,7 @@ row! {
 
 row! {
     /// The columns that a claim takes from its message.
+    #[derive(Clone)]
     struct MessageRow {
         id: Uuid as SqlUuid,
         user_id: Option<String> as Nullable<Text>,
@@ -134,7 +135,7 @@ impl ClaimStore<'_> {
         let rows = query.rows(self.store).await?;
         let missing = rows.iter().filter(|row| row.accepted_at.is_none()).map(|row| row.message_id);
         let found = self.messages_of(missing.collect()).await;
-        let (mut found, is_whole) = match found {
+        let (found, is_whole) = match found {
             Ok(found) => (found, true),
             // Keep the claims that have a message. The others end with their lease.
             Err(error) => {
@@ -143,8 +144,9 @@ impl ClaimStore<'_> {
             }
         };
         let claim = |row: ClaimRow| {
-            let row = match found.remove(&row.message_id) {
-                Some(message) => row.with(message),
+            // A message may have several deliveries in one batch.
+            let row = match found.get(&row.message_id) {
+                Some(message) => row.with(message.clone()),
                 None => row,
             };
             (is_whole || row.accepted_at.is_some()).then(|| Claim::of(row, self.store.sealer()))

@@ -3,7 +3,9 @@
 
 use std::{collections::HashMap, future::Future};
 
+use deliveries::Deliveries;
 use domain::{Address, Channel, Person, TenantId, acceptance::Acceptance, contract::submission::Draft};
+use records::Records;
 use web::problem::{Code, Problem};
 
 use crate::{
@@ -38,7 +40,7 @@ pub async fn prepare(
 /// The answer of an earlier request with the same key and content.
 pub async fn first_answer(submissions: &Submissions, key: Option<RequestKey>) -> Result<Option<Vec<u8>>, Problem> {
     let Some(RequestKey { tenant, key, request }) = key else { return Ok(None) };
-    submissions.web.queries.run(async move |store| store.answered(tenant, &key, &request).await).await
+    submissions.web.queries.run(async move |store| store.acceptance().answered(tenant, &key, &request).await).await
 }
 
 /// Finds the session and the recipients of a message, and builds what is stored. `must_wait`: it waits for its session in any
@@ -73,7 +75,7 @@ pub async fn people(
     tenant: TenantId,
     ids: Vec<String>,
 ) -> Result<HashMap<String, Person>, Problem> {
-    submissions.web.queries.run(async move |store| store.people(tenant, ids).await).await
+    submissions.web.queries.run(async move |store| store.people().load(tenant, ids).await).await
 }
 
 /// Whether addresses of people on this channel are looked up.

@@ -18,7 +18,7 @@ use maintenance::{
 use runtime::config::DatabaseConfig;
 use store::{Store, statement};
 use testkit::{Stack, TestServers};
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 /// A migrated database without processes, and a store that always speaks on the same connection.
 async fn prepared() -> Result<(Stack, Store)> {
@@ -99,6 +99,28 @@ async fn a_session_that_lost_its_settings_is_refused_and_takes_nothing_for_done(
     assert_eq!(store.claims().watch(&[lost]).await?, 1);
     assert_eq!(store.claims().claim(Channel::InApp, &[hint], 1_000).await?.len(), 1);
     assert_eq!(store.outbox().audit(200, 2_000, &[]).await?.watched, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn deliveries_of_one_message_of_another_day_all_get_its_content() -> Result<()> {
+    let (stack, store) = prepared().await?;
+    let tomorrow = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() + 24 * 60 * 60;
+    let created = || Uuid::new_v7(Timestamp::from_unix(NoContext, tomorrow, 0));
+    let (message, ids) = (Uuid::now_v7(), [created(), created()]);
+    let sql = stack.sql().await?;
+    let content = r#"{"message": "hello"}"#;
+    sql.batch_execute(&format!(
+        "INSERT INTO messages (id, tenant_id, priority, content, source) VALUES ('{message}', 1, 'normal', '{content}', 'http');
+         INSERT INTO deliveries (id, message_id, tenant_id, channel, lane, recipient, state)
+         SELECT id, '{message}', 1, 'push', 'normal', 'device', 'queued' FROM unnest('{{{},{}}}'::uuid[]) id",
+        ids[0], ids[1]
+    ))
+    .await?;
+    let hints = ids.map(|id| WorkItem::new(DeliveryId(id), 0));
+    let claims = store.claims().claim(Channel::Push, &hints, 1_000).await?;
+    let contents: Vec<&[u8]> = claims.iter().map(|claim| claim.content.as_slice()).collect();
+    assert_eq!(contents, [content.as_bytes(); 2]);
     Ok(())
 }
 

@@ -367,7 +367,8 @@ async fn events_of_a_configuration_that_went_off_are_taken_back_page_by_page() -
     let over = base.stored(0, 2.0, 1, "delivered").await?;
     base.sql
         .batch_execute(&format!(
-            "INSERT INTO webhook_configurations (id, tenant_id, name, url, headers, secret, is_active, disabled_at)
+            "UPDATE messages SET source = 'event'; UPDATE deliveries SET channel = 'webhook';
+             INSERT INTO webhook_configurations (id, tenant_id, name, url, headers, secret, is_active, disabled_at)
                  VALUES ('0191d8a0-0000-7000-8000-0000000000aa', 1, 'c', 'http://127.0.0.1:1', '{{}}', 'x', false, now());
              INSERT INTO webhook_events (tenant_id, configuration_id, event, at, fact, pending, carrier)
                  SELECT 1, '0191d8a0-0000-7000-8000-0000000000aa', 'message.sent', now() - interval '1 hour' + n / 2 * interval '1 ms', '{{}}', false,

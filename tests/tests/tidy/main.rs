@@ -31,7 +31,7 @@ const EMPTY_NAMES: [&str; 9] =
 const MAY_SLEEP: [&str; 2] = ["testkit/servers/", "xtask/"];
 
 /// Names that ADR 0019 replaced.
-const OLD_WORDS: [&str; 50] = [
+const OLD_WORDS: [&str; 60] = [
     "AsItIs",
     "Bell",
     "Beside",

@@ -1,6 +1,8 @@
 use domain::{
-    Address, Channel, Lane, MessageId, QuietHours, Receipt, Schedule, contract::provider::Sending,
-    retry::AmbiguousPolicy, suppression::SuppressionScope,
+    Address, Channel, Lane, MessageId, QuietHours, Receipt, Schedule,
+    contract::provider::{Asking, Sending},
+    retry::AmbiguousPolicy,
+    suppression::SuppressionScope,
 };
 
 use super::*;
@@ -140,6 +142,33 @@ async fn a_process_in_a_hurry_cuts_its_provider_short_and_calls_no_other() {
     let (event, ()) = tokio::join!(attempt(&patient, claim(1), Instant::now()), async { patient.cut_short.cancel() });
     assert_eq!(unknown_code(&event), Some("shutdown"));
     let event = attempt(&patient, claim(1), Instant::now()).await;
+    assert_eq!((event.state, event.attempt, event.spent), (State::Retrying, None, false));
+}
+
+/// Its gate waits until the process must end.
+struct SlowGate(CancellationToken);
+
+impl Provider for SlowGate {
+    fn name(&self) -> ProviderName {
+        ProviderName::Sandbox
+    }
+
+    fn gate<'a>(&'a self, _: &'a Order) -> Asking<'a> {
+        self.0.cancel();
+        Box::pin(std::future::pending())
+    }
+
+    fn send<'a>(&'a self, _: &'a Order) -> Sending<'a> {
+        panic!("a call begins after the shutdown did")
+    }
+}
+
+#[tokio::test]
+async fn no_call_begins_once_a_gate_was_cut_short() {
+    let context = context(None);
+    let providers: Vec<Arc<dyn Provider>> = vec![Arc::new(SlowGate(context.cut_short.clone()))];
+    let context = ChannelContext { providers: providers.into(), ..context };
+    let event = attempt(&context, claim(1), Instant::now()).await;
     assert_eq!((event.state, event.attempt, event.spent), (State::Retrying, None, false));
 }
 

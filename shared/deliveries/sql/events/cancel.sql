@@ -1,4 +1,4 @@
--- Cancels the waiting deliveries of a broadcast between two ids, with their log rows and counts.
+-- Cancels those of the given deliveries that still wait, with their log rows and counts.
 WITH moved AS (
     UPDATE deliveries d SET state = 'cancelled', lease_until = NULL, updated_at = clock_timestamp(),
         reached = d.reached | reached_bits('cancelled'), fresh = reached_bits('cancelled') & ~d.reached
