@@ -72,7 +72,6 @@ fn bodies_on_the_broker_change_knowingly() {
         words("reason", Reason::ALL),
         words("dead", DeadReason::ALL),
         words("outcome", OutcomeClass::ALL),
-        // The bits of `round` follow the order of this list.
         words("provider", ProviderName::ALL),
     ];
     assert_unchanged("bodies", &bodies.join("\n"));

@@ -3,5 +3,5 @@
 mod acceptance;
 mod accepting;
 mod intake;
+mod local_dispatch;
 mod sending;
-mod shortcut;
