@@ -125,7 +125,7 @@ async fn a_tenant_is_created_once_and_found_by_name() {
     let found = store.tenants().by_slug("acme").await.unwrap().unwrap();
     assert_eq!(i64::from(found.id.0), id);
     assert_eq!(store.tenants().by_id(found.id).await.unwrap().unwrap().slug, "acme");
-    assert!(store.tenants().by_slug("nobody").await.unwrap().is_none());
+    assert!(store.tenants().by_slug("unknown").await.unwrap().is_none());
     assert!(store.tenants().by_id(TenantId(-1)).await.unwrap().is_none());
     desk.gone().await;
 }

@@ -89,7 +89,7 @@ pub struct SessionBody {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<i32>, minimum = 1, maximum = 1_000_000)]
     daily_cap: Option<Option<i32>>,
-    /// What happens to a message over the pace: `queue` (it waits) or `reject` (429).
+    /// The treatment of a message over the pace: `queue` (it waits) or `reject` (429).
     #[schema(value_type = Option<String>, example = "queue")]
     on_limit: Option<OnLimit>,
     /// The accepted signatures of its webhooks: `waha` (`X-Webhook-Hmac`), `seed` (`X-Waha-Signature`) or `both`.
@@ -230,7 +230,7 @@ pub struct SessionView {
     pub rate_per_minute: i32,
     /// Messages in a UTC day.
     pub daily_cap: Option<i32>,
-    /// What happens to a message over the pace.
+    /// The treatment of a message over the pace.
     #[schema(value_type = String, example = "queue")]
     pub on_limit: OnLimit,
     /// The accepted signatures of its webhooks.

@@ -6,7 +6,7 @@ use super::word::words;
 pub const WORKING: &str = "WORKING";
 
 words!(
-    /// What happens to a message over the session's pace.
+    /// The treatment of a message over the session's pace.
     #[derive(Default)]
     OnLimit {
         /// It waits for its turn.

@@ -1,4 +1,4 @@
-//! What tenants manage and people own: one file per table or aggregate, its statements in `sql/`.
+//! The tables that tenants manage and people own: one file per table or aggregate, its statements in `sql/`.
 //!
 //! [`Records`] is the table of contents: each of its methods gives the statements of one file.
 
@@ -29,7 +29,7 @@ pub mod waha_events;
 pub mod webhook_logs;
 
 store::handles! {
-    /// What tenants manage and people own.
+    /// The tables that tenants manage and people own.
     pub trait Records {
         /// Counts of deliveries by day.
         analytics: AnalyticsStore,

@@ -56,7 +56,7 @@ pub struct Settings {
     pub signature: SignatureRule,
     /// Networks or addresses webhooks may come from; empty: any.
     pub allow_ips: Vec<String>,
-    /// What happens to a message over the pace.
+    /// The treatment of a message over the pace.
     pub on_limit: OnLimit,
     /// The pace.
     pub pace: Pace,

@@ -54,7 +54,7 @@ pub struct RequestKey {
     pub request: Hash,
 }
 
-/// What to store for a request, and the answer to give once it is stored.
+/// The rows of a request, and the answer that is given once they are stored.
 pub type Built = (Acceptance, Vec<u8>);
 
 /// The answer to an accepted message.

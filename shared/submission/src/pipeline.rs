@@ -14,9 +14,9 @@ use crate::{
     session::{self, SessionDemand},
 };
 
-/// What a request leads to.
+/// The result of preparing a request.
 pub enum Prepared {
-    /// What to commit, and the answer once it is committed.
+    /// An acceptance to commit, and the answer once it is committed.
     Commit(Box<Acceptance>, Vec<u8>),
     /// The answer of an earlier request with the same key.
     Repeat(Vec<u8>),

@@ -51,7 +51,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $status),+ }
             }
 
-            /// What the kind means; the same for every occurrence.
+            /// The meaning of the kind; the same for every occurrence.
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title),+ }
             }
@@ -129,16 +129,16 @@ pub struct Problem {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody<'a> {
-    /// Where the kind is explained.
+    /// The URL of the explanation.
     #[schema(value_type = String, example = "/docs/problems#validation_failed")]
     r#type: &'static str,
-    /// What the kind means.
+    /// The meaning of the kind.
     #[schema(value_type = String)]
     title: &'static str,
     /// The HTTP status.
     #[schema(example = 400)]
     status: u16,
-    /// What to do about it.
+    /// How to correct it.
     detail: &'a str,
     /// The kind; see the closed list at `/docs/problems`.
     #[schema(value_type = String, example = "validation_failed")]

@@ -497,7 +497,7 @@ async fn a_mail_can_be_unsubscribed_from_by_its_own_header() -> Result<()> {
     assert_eq!(one_click(&made).await?, 200);
     is_suppressed(&api, &mail("ada@example.com", Some("ada"), Some("promo")), "preference").await?;
 
-    // Whatever we did not make.
+    // Tokens that we did not make.
     let at = url.len() - 10;
     let other = if url[at..].starts_with('A') { 'B' } else { 'A' };
     let forged = format!("{}{other}{}", &url[..at], &url[at + 1..]);

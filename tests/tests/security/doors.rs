@@ -266,7 +266,7 @@ async fn made_up_keys_ask_the_database_little_or_nothing_and_real_ones_go_on() -
     let stack = ingest(&[]).await?;
     let admin = stack.admin();
     admin.get("/api/messages").await?.ok()?;
-    // Whatever asks for a key waits from here on.
+    // Each look-up of a key waits from here on.
     let sql = stack.sql().await?;
     sql.batch_execute("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE").await?;
     let wrong = format!("{}x", &stack.admin_key[..stack.admin_key.len() - 1]);

@@ -39,7 +39,7 @@ struct Vendor {
     /// The answer to a message that was taken, and the vendor's id in it.
     taken: fn() -> Reply,
     reference: &'static str,
-    /// What an answer is that says "taken" and breaks off in the middle of its body.
+    /// The outcome of an answer that says "taken" and breaks off in the middle of its body.
     broken_off: OutcomeClass,
     /// The vendor's own ways to refuse; they may quote the recipient and the content, as vendors do.
     refusals: fn() -> Vec<(Reply, OutcomeClass)>,
@@ -350,7 +350,7 @@ impl Vendor {
     }
 
     async fn answered(&self, reply: Reply) -> Outcome {
-        // What stays silent is waited for briefly, and what answers is given the time a busy machine needs.
+        // A silent server is waited for briefly; one that answers gets the time that a busy machine needs.
         let silent = matches!(reply, Reply::Hang | Reply::Stall(..));
         for timeout in if silent { [SHORT, 10 * SHORT, WAIT] } else { [WAIT; 3] } {
             let (sink, provider) = self.started().await;

@@ -257,7 +257,7 @@ pub struct Submission {
     /// The WhatsApp session that sends it, by id or name.
     #[serde(alias = "sessionId", alias = "session")]
     pub session_id: Option<String>,
-    /// What happens to a message over the session's pace: `queue` or `reject`. Unset: the session's own setting.
+    /// The treatment of a message over the session's pace: `queue` or `reject`. Unset: the session's own setting.
     #[serde(alias = "onLimit")]
     pub on_limit: Option<String>,
     /// Whether it may wait while its session is offline.
@@ -275,7 +275,7 @@ pub struct Submission {
 pub struct SessionAsk {
     /// Which one, by id or name; `None`: the tenant's only one, or the one called `default`.
     pub session: Option<String>,
-    /// What happens over its pace; `None`: the session's own setting.
+    /// The treatment of a message over its pace; `None`: the session's own setting.
     pub on_limit: Option<OnLimit>,
     /// Whether it may wait while its session is offline.
     pub queue_when_offline: bool,

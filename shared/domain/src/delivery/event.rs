@@ -40,7 +40,7 @@ const SENT_BIT: i16 = 1;
 macro_rules! event_kinds {
     ($($(#[$meta:meta])* $name:ident = $word:literal { $($field:ident: $value:expr),+ }),+ $(,)?) => {
         words!(
-            /// What a row of the delivery log says. With the delivery and its run it is the row's identity, so repeating
+            /// The kind of a row of the delivery log. With the delivery and its run it is the row's identity, so repeating
             /// an event changes nothing.
             EventKind { $($(#[$meta])* $name = $word),+ }
         );

@@ -64,7 +64,7 @@ pub(super) fn home(home: &Path, identity: &str, account: Option<&Account>) -> Re
     Ok(elsewhere)
 }
 
-/// Whatever is there already is data that nothing refers to any more: the link to it has been deleted.
+/// Existing data there is unused: the link to it has been deleted.
 fn link_to_new_directory(link: &Path, elsewhere: &Path, account: &Account) -> Result<()> {
     own(elsewhere, account)?;
     fs::remove_dir_all(elsewhere).with_context(|| format!("failed to empty {}", elsewhere.display()))?;

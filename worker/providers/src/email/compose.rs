@@ -65,7 +65,7 @@ impl ComposeError {
         }
     }
 
-    /// What it means for the delivery.
+    /// Its meaning for the delivery.
     pub(super) fn into_outcome(self) -> Outcome {
         let fault = Fault::new(self.code(), self.to_string());
         match self {

@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
 use runtime::config::DkimConfig;
 
-/// What is signed where a mail has it; one-click unsubscription must be (RFC 8058).
+/// Header fields that are signed where a mail has them; those of one-click unsubscription must be (RFC 8058).
 const SIGNED: &[&str] = &[
     "from",
     "to",

@@ -49,7 +49,7 @@ impl Failure {
         error.status().is_some_and(|code| u16::from(code) != 421)
     }
 
-    /// What it means for the delivery.
+    /// Its meaning for the delivery.
     pub(super) fn into_outcome(self) -> Outcome {
         match self {
             Self::Unreachable(code, detail) => Outcome::Transient(Fault::new(code, detail), None),

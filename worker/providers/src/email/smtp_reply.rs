@@ -1,4 +1,4 @@
-//! What the replies of a mail server mean (RFC 5321, RFC 3463).
+//! The meaning of the replies of a mail server (RFC 5321, RFC 3463).
 
 use domain::{Fault, Outcome};
 
@@ -20,7 +20,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// What the server refused.
+    /// The step that the server refused.
     const fn subject(self) -> &'static str {
         match self {
             Self::Connect => "the connection",

@@ -26,7 +26,7 @@ pub enum Reply {
     Stall(u16, Vec<(String, String)>, Vec<u8>),
     /// One after the other, request by request; the last one repeats.
     Sequence(Vec<Reply>),
-    /// Whatever the handler says once the request is read.
+    /// The reply that the handler makes from the request once it is read.
     With(Handler),
 }
 
@@ -80,7 +80,7 @@ impl Reply {
         Self::Delay(delay, Box::new(self))
     }
 
-    /// Whatever a function makes of the request.
+    /// The reply that a function makes from the request.
     pub fn with(handler: impl Fn(&Request) -> Self + Send + Sync + 'static) -> Self {
         Self::With(Arc::new(handler))
     }

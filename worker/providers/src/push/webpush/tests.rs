@@ -33,7 +33,7 @@ fn browser() -> SubscriptionKeys {
     SubscriptionKeys { p256dh: BROWSER.to_owned(), auth: AUTH.to_owned() }
 }
 
-/// What the browser does: the other direction of RFC 8291. `None`: it was not meant for this browser.
+/// Decrypts as a browser does (RFC 8291). `None`: it was not meant for this browser.
 fn decrypted(message: &[u8], auth: &str) -> Option<Vec<u8>> {
     let (salt, rest) = message.split_at(16);
     let (head, rest) = rest.split_at(5);
