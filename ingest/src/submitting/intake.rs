@@ -379,9 +379,8 @@ impl Intake {
     async fn check(&self, delivery: &Delivery, admitted: &Admitted<'_>) -> Result<Prepared, Unaccepted> {
         let key = Key::parse(admitted.key).map_err(|detail| refuse_schema(detail, Code::ValidationFailed))?;
         check_frame(delivery)?;
-        let (mut draft, origin) = self.read(delivery, &key, admitted.tenant)?;
+        let (draft, origin) = self.read(delivery, &key, admitted.tenant)?;
         let prepared = prepare(&self.submissions, origin.key, async {
-            self.submissions.web.complete(origin.tenant, &mut draft.content).await?;
             // A publisher cannot be asked to come back later, so the message waits for its session.
             build_message(&self.submissions, draft, origin, true).await
         });

@@ -6,10 +6,9 @@ use serde::Deserialize;
 use submission::{
     Submissions,
     envelope::{SendAnswer, to_json},
-    http::{origin, submit, submit_message},
+    http::{origin, submit_message},
     idempotency::{self, Kind},
     openapi::SendBody,
-    pipeline::build_message,
 };
 use utoipa::ToSchema;
 use web::{
@@ -51,13 +50,8 @@ pub async fn send(
     let bytes = body.read().await?;
     let mut submission = Submission::parse(&bytes).map_err(Problem::malformed)?;
     let key = idempotency::key(request.headers(), submission.idempotency_key.take())?;
-    let mut draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
-    let origin = origin(&producer.0, trace, key, Kind::Send, &bytes);
-    submit(&submissions, origin.key, async {
-        submissions.web.complete(origin.tenant, &mut draft.content).await?;
-        build_message(&submissions, draft, origin, false).await
-    })
-    .await
+    let draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
+    submit_message(&submissions, draft, origin(&producer.0, trace, key, Kind::Send, &bytes)).await
 }
 
 /// The body of `test`.

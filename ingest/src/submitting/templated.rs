@@ -114,7 +114,6 @@ async fn draft(
     submission.category = submission.category.or_else(|| source.category.clone());
     let mut draft = submission.check(&submissions.web.rules()).map_err(Problem::validation)?;
     draft.content.template = Some(TemplateRef { name: source.name.clone(), version: source.version });
-    submissions.web.complete(tenant, &mut draft.content).await?;
     Ok(draft)
 }
 

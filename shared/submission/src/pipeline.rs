@@ -43,14 +43,15 @@ pub async fn first_answer(submissions: &Submissions, key: Option<RequestKey>) ->
     submissions.web.queries.run(async move |store| store.acceptance().answered(tenant, &key, &request).await).await
 }
 
-/// Finds the session and the recipients of a message, and builds what is stored. `must_wait`: it waits for its session in any
-/// state, because no caller can come back.
+/// Fills in the settings of the message's type, finds its session and its recipients, and builds the rows. `must_wait`: it
+/// waits for its session in any state, because no caller can come back.
 pub async fn build_message(
     submissions: &Submissions,
-    draft: Draft,
+    mut draft: Draft,
     origin: Origin,
     must_wait: bool,
 ) -> Result<Built, Problem> {
+    submissions.web.complete(origin.tenant, &mut draft.content).await?;
     let demand = SessionDemand { messages: 1, is_scheduled: draft.scheduled_at.is_some(), must_wait };
     let session = session::choose(submissions, origin.tenant, draft.channel, &draft.session, demand).await?;
     let recipients = recipients(submissions, origin.tenant, &draft).await?;

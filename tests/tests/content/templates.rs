@@ -279,6 +279,23 @@ async fn an_included_template_stays_and_closes_no_circle() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_test_message_has_the_class_of_its_type() -> Result<()> {
+    let stack = Stack::start().await?;
+    let admin = stack.admin();
+    let of_tests =
+        json!({"id": "test", "label": "Test", "class": "marketing", "channels": ["in_app"], "default_enabled": true});
+    admin.post(TYPES, &of_tests).await?.ok()?;
+    make(&admin, &per_channel()).await?;
+    let (_, page) = make_including(&admin).await?;
+    admin.post(&format!("{page}/test"), &json!({"template_vars": {"n": "you"}})).await?.ok()?;
+    admin.post("/api/notifications/test", &json!({})).await?.ok()?;
+    let marketing =
+        "SELECT count(*) FROM messages WHERE convert_from(content, 'UTF8')::jsonb ->> 'class' = 'marketing'";
+    assert_eq!(stack.count(marketing).await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn templates_belong_to_the_admins_of_their_tenant() -> Result<()> {
     let stack = Stack::start().await?;
     let (admin, producer) = (stack.admin(), stack.producer());
